@@ -1,0 +1,385 @@
+//! Environments: what is asked for, what is known, what is told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{EnvironmentId, UserId};
+
+/// Where an environment is in its life. Ended is `Terminated` or `Failed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Pending,
+    Running,
+    Terminating,
+    Terminated,
+    Failed,
+}
+
+impl Status {
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Running,
+        Self::Terminating,
+        Self::Terminated,
+        Self::Failed,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
+            Self::Failed => "failed",
+        }
+    }
+
+    #[must_use]
+    pub const fn is_ended(self) -> bool {
+        matches!(self, Self::Terminated | Self::Failed)
+    }
+}
+
+/// Why an environment is where it is; a closed list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum StatusReason {
+    ImagePull,
+    ImageInvalid,
+    Unschedulable,
+    Quota,
+    RuntimeClass,
+    StartTimeout,
+    OomKilled,
+    Evicted,
+    NodeLost,
+    Exited,
+    Expired,
+    Deleted,
+}
+
+impl StatusReason {
+    pub const ALL: [Self; 12] = [
+        Self::ImagePull,
+        Self::ImageInvalid,
+        Self::Unschedulable,
+        Self::Quota,
+        Self::RuntimeClass,
+        Self::StartTimeout,
+        Self::OomKilled,
+        Self::Evicted,
+        Self::NodeLost,
+        Self::Exited,
+        Self::Expired,
+        Self::Deleted,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ImagePull => "IMAGE_PULL",
+            Self::ImageInvalid => "IMAGE_INVALID",
+            Self::Unschedulable => "UNSCHEDULABLE",
+            Self::Quota => "QUOTA",
+            Self::RuntimeClass => "RUNTIME_CLASS",
+            Self::StartTimeout => "START_TIMEOUT",
+            Self::OomKilled => "OOM_KILLED",
+            Self::Evicted => "EVICTED",
+            Self::NodeLost => "NODE_LOST",
+            Self::Exited => "EXITED",
+            Self::Expired => "EXPIRED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// CPU, memory and storage as the client wrote them; already validated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceRequest {
+    pub cpu: String,
+    pub memory: String,
+    pub storage: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Isolation {
+    /// A Kubernetes RuntimeClass or a CRI runtime handler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_class: Option<String>,
+    /// Absent: the deployment's default (the public internet only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<SecurityContext>,
+}
+
+/// Exactly what it says: an absent field is `false` or empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPolicy {
+    /// The public internet and DNS; never private ranges or the metadata address.
+    #[serde(default)]
+    pub allow_internet: bool,
+    #[serde(default)]
+    pub allowed_egress_cidrs: Vec<String>,
+    /// TCP ports of the box that others may connect to.
+    #[serde(default)]
+    pub allowed_ingress_ports: Vec<u16>,
+    /// Other boxes of the same cluster.
+    #[serde(default)]
+    pub allow_cluster_internal: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityContext {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_user: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_group: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_non_root: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only_root_filesystem: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_privilege_escalation: Option<bool>,
+}
+
+/// A Kubernetes toleration, with Kubernetes' own field names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toleration {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// `Equal` (the default) or `Exists`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<String>,
+    #[serde(default, rename = "tolerationSeconds", alias = "toleration_seconds", skip_serializing_if = "Option::is_none")]
+    pub toleration_seconds: Option<i64>,
+}
+
+/// What a client asked for, validated by the gateway and again by the scheduler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentRequest {
+    pub name: String,
+    pub image: String,
+    pub resources: ResourceRequest,
+    /// Seconds from `created_at`.
+    pub timeout_s: u64,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
+}
+
+/// One environment as the scheduler's table has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    pub id: EnvironmentId,
+    pub owner: UserId,
+    /// The owner's name when it was created.
+    pub owner_username: String,
+    pub cluster: String,
+    #[serde(flatten)]
+    pub request: EnvironmentRequest,
+    pub status: Status,
+    #[serde(default)]
+    pub status_reason: Option<StatusReason>,
+    #[serde(default)]
+    pub status_message: Option<String>,
+    pub created_at: DateTime<Utc>,
+    #[serde(default)]
+    pub started_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    pub ended_at: Option<DateTime<Utc>>,
+    pub expires_at: DateTime<Utc>,
+    /// Of the main command.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    pub endpoint: String,
+    pub namespace: String,
+    /// Where its boxd listens, while it runs.
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
+    /// Rises with each change of intent.
+    pub generation: i64,
+}
+
+/// What gateway replicas keep in memory of each environment that has not ended
+/// (KV bucket [`crate::subjects::ROUTES_BUCKET`], key: the id).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub owner: UserId,
+    pub status: Status,
+    pub cluster: String,
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    Created,
+    Updated,
+    Running,
+    Terminating,
+    Terminated,
+    Failed,
+}
+
+impl EventKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Running => "running",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The body of a message on `abx.v1.evt.env.<id>.<kind>`: the public feed for
+/// internal services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentEvent {
+    pub environment_id: EnvironmentId,
+    pub owner: UserId,
+    pub kind: EventKind,
+    pub status: Status,
+    #[serde(default)]
+    pub status_reason: Option<StatusReason>,
+    #[serde(default)]
+    pub status_message: Option<String>,
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    pub at: DateTime<Utc>,
+}
+
+/// Whose environments a caller may see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Visibility {
+    All,
+    Owner(UserId),
+    /// Those of `owner` that are also in `only`.
+    Listed { owner: UserId, only: Vec<EnvironmentId> },
+}
+
+pub mod rpc {
+    //! What the scheduler answers.
+
+    use super::{
+        BTreeMap, Deserialize, Environment, EnvironmentId, EnvironmentRequest, Serialize, Status,
+        UserId, Visibility,
+    };
+    use crate::rpc::rpc;
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct CreateRequest {
+        pub owner: UserId,
+        pub owner_username: String,
+        pub request: EnvironmentRequest,
+        #[serde(default)]
+        pub idempotency_key: Option<String>,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct GetRequest {
+        pub id: EnvironmentId,
+    }
+
+    /// Newest first.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListRequest {
+        pub visibility: Visibility,
+        #[serde(default)]
+        pub status: Option<Status>,
+        /// Kubernetes label selector syntax, validated by the scheduler.
+        #[serde(default)]
+        pub label_selector: Option<String>,
+        pub limit: u32,
+        pub offset: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListReply {
+        pub environments: Vec<Environment>,
+        pub total: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct PatchRequest {
+        pub id: EnvironmentId,
+        #[serde(default)]
+        pub name: Option<String>,
+        #[serde(default)]
+        pub labels: Option<BTreeMap<String, String>>,
+        #[serde(default)]
+        pub timeout_s: Option<u64>,
+    }
+
+    /// Durable when answered; the box goes afterwards.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct DeleteRequest {
+        pub id: EnvironmentId,
+        /// Skip the grace period.
+        pub force: bool,
+    }
+
+    /// Ends everything a user owns.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct DeleteOwnedRequest {
+        pub owner: UserId,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct Empty {}
+
+    /// One cluster as `/health` and placement see it.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ClusterHealth {
+        pub name: String,
+        pub driver: String,
+        pub connected: bool,
+        pub version: String,
+        pub nodes: u32,
+        pub available_cpu_milli: u64,
+        pub available_memory_bytes: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct HealthReply {
+        pub database: bool,
+        pub clusters: Vec<ClusterHealth>,
+    }
+
+    rpc!(Create: "scheduler", "create", CreateRequest => Environment);
+    rpc!(Get: "scheduler", "get", GetRequest => Environment);
+    rpc!(List: "scheduler", "list", ListRequest => ListReply);
+    rpc!(Patch: "scheduler", "patch", PatchRequest => Environment);
+    rpc!(Delete: "scheduler", "delete", DeleteRequest => Empty);
+    rpc!(DeleteOwned: "scheduler", "delete-owned", DeleteOwnedRequest => Empty);
+    rpc!(Health: "scheduler", "health", Empty => HealthReply);
+}

@@ -1,0 +1,116 @@
+//! The one table of what can go wrong, as a caller sees it.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $status:literal;)*) => {
+        /// A stable word a program can switch on, and the HTTP status it comes with.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ErrorCode {
+            $($(#[$doc])* #[serde(rename = $word)] $name,)*
+        }
+
+        impl ErrorCode {
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request cannot be read: not JSON, a malformed query or path.
+    BadRequest = "bad_request", 400;
+    /// A field is missing, unknown, of the wrong type or outside its rule; the message names it.
+    Validation = "validation_failed", 400;
+    /// No credential, or one that is wrong, expired or revoked.
+    Unauthorized = "unauthorized", 401;
+    /// The username and password do not match.
+    InvalidCredentials = "invalid_credentials", 401;
+    /// The caller may see the resource but not do this.
+    Forbidden = "forbidden", 403;
+    /// The caller's quota does not allow another.
+    QuotaExceeded = "quota_exceeded", 403;
+    /// It does not exist, or is not the caller's to see.
+    NotFound = "not_found", 404;
+    MethodNotAllowed = "method_not_allowed", 405;
+    /// The request's body or head did not arrive in time.
+    RequestTimeout = "request_timeout", 408;
+    /// It contradicts what is there: a taken name, an environment in another state.
+    Conflict = "conflict", 409;
+    /// The environment is not running.
+    NotRunning = "environment_not_running", 409;
+    /// The idempotency key was used with another body.
+    IdempotencyConflict = "idempotency_conflict", 409;
+    PayloadTooLarge = "payload_too_large", 413;
+    UnsupportedMediaType = "unsupported_media_type", 415;
+    RateLimited = "rate_limited", 429;
+    Internal = "internal", 500;
+    /// The box, or the part that talks to it, was lost while it worked for this request.
+    BoxLost = "box_lost", 502;
+    /// A part of the system cannot be reached; try again.
+    Unavailable = "unavailable", 503;
+    /// A part of the system did not answer in time.
+    Timeout = "timeout", 504;
+}
+
+/// An error on its way to a caller: safe to show, no operator detail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {message}", code = code.word())]
+pub struct Error {
+    pub code: ErrorCode,
+    pub message: String,
+    /// For 429 and 503: seconds after which to try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
+}
+
+impl Error {
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let retry_after_s = matches!(code, ErrorCode::Unavailable).then_some(1);
+        Self { code, message: message.into(), retry_after_s }
+    }
+
+    /// A field broke a rule. `field` as in the request, `rule` in words, `value` as given.
+    #[must_use]
+    pub fn field(field: &str, rule: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::Validation, format!("{field}: {rule}"))
+    }
+
+    #[must_use]
+    pub fn not_found(what: &str) -> Self {
+        Self::new(ErrorCode::NotFound, format!("{what} not found"))
+    }
+
+    /// The detail goes to the log, not to the caller.
+    #[must_use]
+    pub fn internal() -> Self {
+        Self::new(ErrorCode::Internal, "something went wrong on our side")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_unique_and_survives_the_wire() {
+        let mut words = std::collections::BTreeSet::new();
+        for code in ErrorCode::ALL {
+            assert!(words.insert(code.word()), "{}", code.word());
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(json, format!("\"{}\"", code.word()));
+            assert_eq!(serde_json::from_str::<ErrorCode>(&json).unwrap(), *code);
+            assert!((400..600).contains(&code.status()));
+        }
+    }
+}

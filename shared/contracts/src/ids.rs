@@ -1,0 +1,145 @@
+//! Identifiers. Each is a prefix and 16 characters of `[a-z0-9]`: a DNS label, safe in
+//! a NATS subject, a Kubernetes name and a URL. 80 random bits; a clash is a duplicate
+//! key in Postgres, never a silent overwrite.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const RANDOM_LEN: usize = 16;
+
+/// The text is not an identifier of the kind asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not an id of the form {prefix}<16 of a-z 0-9>")]
+pub struct InvalidId {
+    pub prefix: &'static str,
+    pub text: String,
+}
+
+fn random_text(prefix: &str) -> String {
+    let random: [u8; RANDOM_LEN] = rand::random();
+    let mut text = String::with_capacity(prefix.len() + RANDOM_LEN);
+    text.push_str(prefix);
+    text.extend(
+        random
+            .iter()
+            .map(|byte| char::from(ALPHABET[usize::from(byte & 31)])),
+    );
+    text
+}
+
+fn is_valid(text: &str, prefix: &str) -> bool {
+    text.strip_prefix(prefix).is_some_and(|rest| {
+        rest.len() == RANDOM_LEN
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    })
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            pub const PREFIX: &'static str = $prefix;
+
+            /// A new random id.
+            #[must_use]
+            pub fn random() -> Self {
+                Self(random_text($prefix))
+            }
+
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                if is_valid(text, $prefix) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidId { prefix: $prefix, text: text.chars().take(80).collect() })
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+id!(
+    /// An environment, and the box that runs it.
+    EnvironmentId,
+    "env-"
+);
+id!(UserId, "user-");
+id!(ApiKeyId, "key-");
+id!(
+    /// One login: the `jti` of its token.
+    LoginId,
+    "login-"
+);
+id!(
+    /// One run of a command in a box.
+    ExecId,
+    "exec-"
+);
+id!(
+    /// One process of a service; new at each start.
+    InstanceId,
+    "inst-"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_random_id_parses_back() {
+        let id = EnvironmentId::random();
+        assert_eq!(id.as_str().parse::<EnvironmentId>().unwrap(), id);
+        assert_ne!(id, EnvironmentId::random());
+    }
+
+    #[test]
+    fn what_is_not_an_id_is_refused() {
+        for text in [
+            "",
+            "env-",
+            "env-short",
+            "env-0123456789ABCDEF",
+            "user-0123456789abcdef",
+            "env-0123456789abcde.",
+            "env-0123456789abcdef0",
+        ] {
+            assert!(text.parse::<EnvironmentId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_with_its_namespace_prefix_is_a_dns_label() {
+        let namespace = format!("agentbox-{}", EnvironmentId::random());
+        assert!(namespace.len() <= 63);
+    }
+}

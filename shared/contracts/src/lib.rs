@@ -1,0 +1,9 @@
+//! What the services say to each other: subjects, headers, messages by noun,
+//! identifiers, units and error codes. Pure data; no I/O.
+
+pub mod environment;
+pub mod error;
+pub mod ids;
+pub mod logs;
+pub mod rpc;
+pub mod units;

@@ -1,0 +1,22 @@
+//! The runtime seam: what the scheduler and the exec-proxy ask of a cluster.
+//!
+//! Two traits, each with a driver per kind of cluster. Their documentation is the
+//! contract, and [`conformance`] is the suite that every driver passes.
+//!
+//! * [`Runtime`] is the scheduler's: boxes come and go.
+//! * [`BoxConnector`] is the exec-proxy's: a byte stream to a box's `boxd`, and the
+//!   last output of a box that has stopped.
+//!
+//! Nothing here knows a cluster's API, and nothing outside a driver does either.
+
+mod connector;
+mod error;
+mod observed;
+mod runtime;
+mod spec;
+
+pub use connector::{BoxConnector, BoxStream};
+pub use error::{PreflightError, RuntimeError};
+pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
+pub use runtime::{ChangeStream, Runtime};
+pub use spec::{BoxSpec, Isolation, NetworkPolicy, Resources, SecurityContext, Toleration};

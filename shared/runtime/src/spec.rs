@@ -1,0 +1,46 @@
+//! What a box shall be. A driver gets this and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use serde::{Deserialize, Serialize};
+
+pub use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
+
+/// One box, complete: applying the same spec twice changes nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoxSpec {
+    pub id: EnvironmentId,
+    /// Shown to operators as a label; never trusted.
+    pub owner: UserId,
+    /// Any reference the runtime accepts, `python:3.11-slim` or with registry and digest.
+    pub image: String,
+    /// The main command. `None`: the box idles until it is removed.
+    pub command: Option<Vec<String>>,
+    pub env: BTreeMap<String, String>,
+    /// The user's labels. A driver stores them under a prefix of its own, so that
+    /// they cannot forge the labels it selects by.
+    pub labels: BTreeMap<String, String>,
+    pub resources: Resources,
+    pub isolation: Isolation,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Toleration>,
+    /// The bearer token that this box's boxd accepts.
+    pub boxd_token: String,
+}
+
+/// Hard limits of one box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpu: MilliCpu,
+    pub memory: Bytes,
+    /// Of the writable layer: what the box has written to its root file system.
+    pub storage: Bytes,
+    /// Processes and threads together.
+    pub pids: u32,
+}
+
+/// Where a box's boxd listens.
+pub type BoxAddress = (IpAddr, u16);
