@@ -165,7 +165,12 @@ pub struct Toleration {
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<String>,
-    #[serde(default, rename = "tolerationSeconds", alias = "toleration_seconds", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "tolerationSeconds",
+        alias = "toleration_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub toleration_seconds: Option<i64>,
 }
 
@@ -284,7 +289,10 @@ pub enum Visibility {
     All,
     Owner(UserId),
     /// Those of `owner` that are also in `only`.
-    Listed { owner: UserId, only: Vec<EnvironmentId> },
+    Listed {
+        owner: UserId,
+        only: Vec<EnvironmentId>,
+    },
 }
 
 pub mod rpc {

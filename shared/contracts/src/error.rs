@@ -77,7 +77,11 @@ impl Error {
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let retry_after_s = matches!(code, ErrorCode::Unavailable).then_some(1);
-        Self { code, message: message.into(), retry_after_s }
+        Self {
+            code,
+            message: message.into(),
+            retry_after_s,
+        }
     }
 
     /// A field broke a rule. `field` as in the request, `rule` in words, `value` as given.

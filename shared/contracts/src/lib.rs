@@ -3,7 +3,11 @@
 
 pub mod environment;
 pub mod error;
+pub mod exec;
+pub mod identity;
 pub mod ids;
 pub mod logs;
+pub mod permissions;
 pub mod rpc;
+pub mod subjects;
 pub mod units;

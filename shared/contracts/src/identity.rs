@@ -1,0 +1,284 @@
+//! Who calls: users, logins, API keys, tickets, and what auth answers.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    User,
+    Admin,
+}
+
+/// What a key may do with one environment; each includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Permission {
+    /// View it and its logs.
+    Read,
+    /// Run commands in it.
+    Write,
+    /// Change and delete it.
+    Admin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TicketAction {
+    Logs,
+    Attach,
+}
+
+/// How the caller proved who it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Credential {
+    Login {
+        id: LoginId,
+    },
+    ApiKey {
+        id: ApiKeyId,
+    },
+    /// Good for one environment and one action only.
+    Ticket {
+        environment: EnvironmentId,
+        action: TicketAction,
+    },
+}
+
+/// What the credential reaches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// All that the user may.
+    Full,
+    /// Those environments only, at most so far.
+    Environments(BTreeMap<EnvironmentId, Permission>),
+}
+
+/// A caller whose credential was good a moment ago.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    pub user: UserId,
+    pub username: String,
+    pub role: Role,
+    pub credential: Credential,
+    pub scope: Scope,
+    /// When the credential ends by itself.
+    #[serde(default)]
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A user, without any secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub id: UserId,
+    pub username: String,
+    pub email: String,
+    pub role: Role,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentPermission {
+    pub environment_id: EnvironmentId,
+    pub permission: Permission,
+}
+
+/// An API key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub id: ApiKeyId,
+    pub owner: UserId,
+    #[serde(default)]
+    pub description: Option<String>,
+    pub created_at: DateTime<Utc>,
+    #[serde(default)]
+    pub expires_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    pub last_used_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    pub permissions: Vec<EnvironmentPermission>,
+}
+
+pub mod rpc {
+    //! What auth answers. Who may ask is decided by the gateway's `authorize`; auth
+    //! enforces what only it can know (ownership of keys, the last admin).
+
+    use super::{
+        ApiKey, ApiKeyId, Credential, DateTime, Deserialize, EnvironmentId, EnvironmentPermission,
+        Principal, Role, Serialize, TicketAction, User, UserId, Utc,
+    };
+    use crate::rpc::rpc;
+
+    /// A `Debug` that does not print it: tokens, passwords, tickets.
+    #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub struct Secret(pub String);
+
+    impl std::fmt::Debug for Secret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Secret(…)")
+        }
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum AuthenticateRequest {
+        /// A JWT or an API key, as in the Authorization header.
+        Bearer { token: Secret },
+        /// Used up by this call.
+        Ticket {
+            ticket: Secret,
+            environment: EnvironmentId,
+            action: TicketAction,
+        },
+        /// Is this credential of this user still good? For streams that run on.
+        Again {
+            user: UserId,
+            credential: Credential,
+        },
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct LoginRequest {
+        pub username: String,
+        pub password: Secret,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct LoginReply {
+        pub token: Secret,
+        pub expires_at: DateTime<Utc>,
+        pub user: User,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ChangePasswordRequest {
+        pub user: UserId,
+        pub current_password: Secret,
+        pub new_password: Secret,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct LogoutRequest {
+        pub principal: Principal,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct UserRequest {
+        pub id: UserId,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct CreateUserRequest {
+        pub username: String,
+        pub email: String,
+        pub password: Secret,
+        pub role: Role,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct PatchUserRequest {
+        pub id: UserId,
+        #[serde(default)]
+        pub email: Option<String>,
+        #[serde(default)]
+        pub role: Option<Role>,
+        #[serde(default)]
+        pub password: Option<Secret>,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct PageRequest {
+        pub limit: u32,
+        pub offset: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListUsersReply {
+        pub users: Vec<User>,
+        pub total: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct CreateKeyRequest {
+        pub owner: UserId,
+        pub description: Option<String>,
+        pub expires_in_days: Option<u32>,
+        pub permissions: Vec<EnvironmentPermission>,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct CreateKeyReply {
+        pub api_key: ApiKey,
+        /// The whole key; never shown again.
+        pub key: Secret,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListKeysRequest {
+        pub owner: UserId,
+        pub limit: u32,
+        pub offset: u64,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListKeysReply {
+        pub api_keys: Vec<ApiKey>,
+        pub total: u64,
+    }
+
+    /// A key of this owner; another's is not found.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct KeyRequest {
+        pub owner: UserId,
+        pub id: ApiKeyId,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct TicketRequest {
+        pub principal: Principal,
+        pub environment: EnvironmentId,
+        pub action: TicketAction,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct TicketReply {
+        pub ticket: Secret,
+        pub expires_at: DateTime<Utc>,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct Empty {}
+
+    /// The keys that verify tokens, as a JWK set (RFC 7517).
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct PublicKeysReply {
+        pub keys: Vec<serde_json::Value>,
+    }
+
+    rpc!(
+        /// Unauthorized when the credential is not good, for whatever reason.
+        Authenticate: "auth", "authenticate", AuthenticateRequest => Principal
+    );
+    rpc!(Login: "auth", "login", LoginRequest => LoginReply);
+    rpc!(Logout: "auth", "logout", LogoutRequest => Empty);
+    rpc!(ChangePassword: "auth", "change-password", ChangePasswordRequest => Empty);
+    rpc!(GetUser: "auth", "get-user", UserRequest => User);
+    rpc!(CreateUser: "auth", "create-user", CreateUserRequest => User);
+    rpc!(ListUsers: "auth", "list-users", PageRequest => ListUsersReply);
+    rpc!(PatchUser: "auth", "patch-user", PatchUserRequest => User);
+    rpc!(DeleteUser: "auth", "delete-user", UserRequest => Empty);
+    rpc!(CreateKey: "auth", "create-key", CreateKeyRequest => CreateKeyReply);
+    rpc!(ListKeys: "auth", "list-keys", ListKeysRequest => ListKeysReply);
+    rpc!(GetKey: "auth", "get-key", KeyRequest => ApiKey);
+    rpc!(RevokeKey: "auth", "revoke-key", KeyRequest => Empty);
+    rpc!(IssueTicket: "auth", "issue-ticket", TicketRequest => TicketReply);
+    rpc!(PublicKeys: "auth", "public-keys", Empty => PublicKeysReply);
+    rpc!(Ready: "auth", "ready", Empty => Empty);
+}
