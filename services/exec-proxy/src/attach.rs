@@ -1,0 +1,177 @@
+//! An interactive command: both directions at once.
+//!
+//! * I1. No byte is kept here: the output of a reader that does not read stays in the
+//!   session's window, then in HTTP/2's, then in boxd's ring, and then the command blocks.
+//!   Stdin likewise, the other way.
+//! * I2. When the other end goes, the command's process group is killed at once.
+//! * I3. The exit is boxd's; a lost box is an error.
+
+use agentbox_box_protocol::proto::{Empty, Resize, StartCommand, control_request, run_input};
+use agentbox_bus::{Session, SessionReceiver, SessionSender};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::{AttachRequest, Exit, FromBox, TerminalSize, ToBox};
+use agentbox_contracts::logs::OutputStream;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::boxes::run::{Controls, Inputs, Output, Run};
+use crate::boxes::{BoxError, Lease};
+use crate::exec::{capture, stdin, stopping_error};
+use crate::session::Outcome;
+
+/// Serves `request` in the leased box on `session`.
+pub async fn serve(
+    session: Session<FromBox, ToBox>,
+    lease: Lease,
+    request: AttachRequest,
+    stopping: CancellationToken,
+) -> Outcome {
+    let (mut sender, mut receiver) = session.split();
+    let mut run = match Run::start(lease, request.id.clone(), start_command(&request)).await {
+        Ok(run) => run,
+        Err(error) => return Outcome::failed(sender, &error).await,
+    };
+    let (inputs, controls) = (run.inputs(), run.controls());
+    let end = {
+        let inbound = forward_in(&mut receiver, &inputs, &controls);
+        let outbound = forward_out(&mut run, &mut sender, &request);
+        tokio::pin!(inbound, outbound);
+        let mut input_open = true;
+        loop {
+            tokio::select! {
+                end = &mut outbound => break end,
+                left = &mut inbound, if input_open => match left {
+                    Ok(()) => input_open = false,
+                    Err(_gone) => break End::Kill(None),
+                },
+                () = stopping.cancelled() => break End::Kill(Some(stopping_error())),
+            }
+        }
+    };
+    match end {
+        End::Exited(exit) => Outcome::finished(sender, FromBox::Exit(exit)).await,
+        End::Lost(error) => Outcome::failed(sender, &error).await,
+        End::Kill(error) => {
+            run.kill().await;
+            match error {
+                Some(error) => Outcome::refused(sender, error).await,
+                None => Outcome::PeerGone,
+            }
+        }
+    }
+}
+
+enum End {
+    Exited(Exit),
+    Lost(BoxError),
+    /// Kill the command and, when there is an error, tell it.
+    Kill(Option<Error>),
+}
+
+/// From the session into the box. Ends well when the command takes no more.
+async fn forward_in(
+    receiver: &mut SessionReceiver<ToBox>,
+    inputs: &Inputs,
+    controls: &Controls,
+) -> Result<(), Error> {
+    loop {
+        let sent = match receiver.recv().await? {
+            Some(ToBox::Stdin(bytes)) => stdin::send(inputs, bytes).await.is_ok(),
+            Some(ToBox::Eof) => {
+                let eof = stdin::input(run_input::Input::StdinEof(Empty {}));
+                inputs.send(eof).await.is_ok()
+            }
+            Some(ToBox::Resize(size)) => {
+                control(controls, control_request::Control::Resize(resize(size))).await
+            }
+            Some(ToBox::Signal(name)) => {
+                control(controls, control_request::Control::Signal(name)).await
+            }
+            // Nothing will follow: as when the terminal is closed.
+            None => {
+                return Err(Error::new(
+                    agentbox_contracts::error::ErrorCode::BoxLost,
+                    "closed",
+                ));
+            }
+        };
+        if !sent {
+            return Ok(());
+        }
+    }
+}
+
+/// `false` when the box is gone, which the output says better.
+async fn control(controls: &Controls, what: control_request::Control) -> bool {
+    match controls.send(what).await {
+        Ok(()) => true,
+        Err(BoxError::Refused(status)) => {
+            tracing::debug!(%status, "boxd refused a control");
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// From the box into the session.
+async fn forward_out(
+    run: &mut Run,
+    sender: &mut SessionSender<FromBox>,
+    request: &AttachRequest,
+) -> End {
+    if sender
+        .send(FromBox::Started(request.id.clone()))
+        .await
+        .is_err()
+    {
+        return End::Kill(None);
+    }
+    loop {
+        let next = tokio::select! {
+            next = run.next() => next,
+            () = sender.closed() => return End::Kill(None),
+        };
+        let (stream, bytes, exit) = match next {
+            Ok(Output::Data(stream, bytes)) => (stream, bytes, None),
+            Ok(Output::Exited { exit, start_error }) if start_error.is_empty() => {
+                return End::Exited(exit);
+            }
+            Ok(Output::Exited { exit, start_error }) => {
+                let (stream, line_end) = match request.tty {
+                    Some(_) => (OutputStream::Stdout, "\r\n"),
+                    None => (OutputStream::Stderr, "\n"),
+                };
+                (
+                    stream,
+                    Bytes::from(format!("{start_error}{line_end}")),
+                    Some(exit),
+                )
+            }
+            Err(error) => return End::Lost(error),
+        };
+        for message in capture::messages(stream, bytes) {
+            if sender.send(message).await.is_err() {
+                return End::Kill(None);
+            }
+        }
+        if let Some(exit) = exit {
+            return End::Exited(exit);
+        }
+    }
+}
+
+fn start_command(request: &AttachRequest) -> StartCommand {
+    StartCommand {
+        command: request.command.clone(),
+        tty: request.tty.map(resize),
+        stdin: true,
+        ..StartCommand::default()
+    }
+}
+
+fn resize(size: TerminalSize) -> Resize {
+    Resize {
+        cols: size.cols.into(),
+        rows: size.rows.into(),
+    }
+}

@@ -1,0 +1,164 @@
+//! What can go wrong between exec-proxy and a box.
+//!
+//! The line that matters is between "nothing was started" ([`BoxError::Unreachable`],
+//! [`BoxError::Busy`]) and "something was, and its end is unknown"
+//! ([`BoxError::Lost`]).
+
+use std::error::Error as _;
+
+use agentbox_box_protocol::client::ConnectError;
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_runtime::RuntimeError;
+use tonic::{Code, Status};
+
+#[derive(Debug, thiserror::Error)]
+pub enum BoxError {
+    /// Nothing listens at the box's address: it has ended, or has not begun.
+    #[error("the box cannot be reached: {0}")]
+    Unreachable(String),
+    /// The cluster itself does not answer.
+    #[error("the cluster does not answer: {0}")]
+    Cluster(String),
+    #[error("the box serves {0} sessions already")]
+    Busy(usize),
+    /// The connection was lost while the box worked for this call.
+    #[error("the box was lost: {0}")]
+    Lost(String),
+    /// boxd understood and said no.
+    #[error("boxd refused: {0}")]
+    Refused(Box<Status>),
+    /// No token can be made or it cannot be sent: a wrong secret.
+    #[error("no credential for the box: {0}")]
+    Credential(String),
+}
+
+impl BoxError {
+    /// What a failed call means: [`BoxError::Lost`] when the connection failed, else
+    /// what boxd said.
+    #[must_use]
+    pub fn from_status(status: Status) -> Self {
+        if is_transport(&status) {
+            Self::Lost(deepest_cause(&status))
+        } else {
+            Self::Refused(Box::new(status))
+        }
+    }
+
+    #[must_use]
+    pub fn is_refused_with(&self, code: Code) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == code)
+    }
+
+    /// As the caller sees it; the detail that is left out goes to the log.
+    #[must_use]
+    pub fn public(&self) -> Error {
+        match self {
+            Self::Unreachable(_) => Error::new(
+                ErrorCode::NotRunning,
+                "the environment is not running: its box cannot be reached",
+            ),
+            Self::Cluster(_) => Error::new(
+                ErrorCode::Unavailable,
+                "the environment's cluster does not answer",
+            ),
+            Self::Busy(limit) => Error::new(
+                ErrorCode::Unavailable,
+                format!("the environment serves {limit} sessions already; end one or try again"),
+            ),
+            Self::Lost(_) => Error::new(
+                ErrorCode::BoxLost,
+                "the connection to the environment's box was lost; how the command ended is not known",
+            ),
+            Self::Refused(status) => match status.code() {
+                Code::ResourceExhausted => Error::new(
+                    ErrorCode::Unavailable,
+                    "the environment runs as many commands as it may; try again",
+                ),
+                Code::InvalidArgument => Error::new(ErrorCode::Validation, status.message()),
+                _ => Error::internal(),
+            },
+            Self::Credential(_) => Error::internal(),
+        }
+    }
+}
+
+impl From<RuntimeError> for BoxError {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::Unreachable(message) => Self::Unreachable(message),
+            other => Self::Cluster(other.to_string()),
+        }
+    }
+}
+
+impl From<ConnectError> for BoxError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            // The peer accepted and then spoke no HTTP/2: the box is going.
+            ConnectError::Transport(error) => Self::Unreachable(deepest_cause(&error)),
+            ConnectError::Token(error) => Self::Credential(error.to_string()),
+        }
+    }
+}
+
+/// A status that this end made because the connection failed carries its cause; one that
+/// the server sent does not. A reset stream without boxd's say-so counts as lost too.
+fn is_transport(status: &Status) -> bool {
+    status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+}
+
+fn deepest_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_code_and_hides_the_detail() {
+        let refused = |code| BoxError::from_status(Status::new(code, "detail"));
+        for (error, code) in [
+            (
+                BoxError::Unreachable("detail".into()),
+                ErrorCode::NotRunning,
+            ),
+            (BoxError::Cluster("detail".into()), ErrorCode::Unavailable),
+            (BoxError::Busy(64), ErrorCode::Unavailable),
+            (BoxError::Lost("detail".into()), ErrorCode::BoxLost),
+            (refused(Code::Unavailable), ErrorCode::BoxLost),
+            (refused(Code::ResourceExhausted), ErrorCode::Unavailable),
+            (refused(Code::Unauthenticated), ErrorCode::Internal),
+            (BoxError::Credential("detail".into()), ErrorCode::Internal),
+        ] {
+            let public = error.public();
+            assert_eq!(public.code, code, "{error}");
+            assert!(!public.message.contains("detail"), "{error}");
+        }
+        assert_eq!(
+            refused(Code::InvalidArgument).public().code,
+            ErrorCode::Validation
+        );
+    }
+
+    #[test]
+    fn only_a_connection_refused_by_the_driver_means_not_running() {
+        for (error, code) in [
+            (RuntimeError::Unreachable("x".into()), ErrorCode::NotRunning),
+            (
+                RuntimeError::Unavailable("x".into()),
+                ErrorCode::Unavailable,
+            ),
+            (
+                RuntimeError::Deadline(std::time::Duration::from_secs(1)),
+                ErrorCode::Unavailable,
+            ),
+        ] {
+            assert_eq!(BoxError::from(error).public().code, code);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! An exec's stdin, from the request and from the messages that follow it, to the box.
+
+use agentbox_box_protocol::proto::{Empty, RunInput, run_input};
+use agentbox_bus::SessionReceiver;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::{MAX_CHUNK, ToBox};
+use bytes::Bytes;
+
+use crate::boxes::run::Inputs;
+use crate::metrics;
+
+/// Sends all of stdin and its end, as fast as the command reads it. Ends early when the
+/// command does not take more.
+///
+/// # Errors
+/// The session's, when the other end is gone before it has said that stdin is complete.
+pub async fn feed(
+    inputs: &Inputs,
+    inline: Option<Vec<u8>>,
+    follows: bool,
+    receiver: &mut SessionReceiver<ToBox>,
+) -> Result<(), Error> {
+    if inline.is_none() && !follows {
+        return Ok(());
+    }
+    if send(inputs, Bytes::from(inline.unwrap_or_default()))
+        .await
+        .is_err()
+    {
+        return Ok(());
+    }
+    if follows && forward(inputs, receiver).await?.is_err() {
+        return Ok(());
+    }
+    // Closed: the command has ended, which the output says.
+    let _ = inputs
+        .send(input(run_input::Input::StdinEof(Empty {})))
+        .await;
+    Ok(())
+}
+
+async fn forward(
+    inputs: &Inputs,
+    receiver: &mut SessionReceiver<ToBox>,
+) -> Result<Result<(), InputClosed>, Error> {
+    loop {
+        match receiver.recv().await? {
+            Some(ToBox::Stdin(bytes)) => {
+                if let Err(closed) = send(inputs, bytes).await {
+                    return Ok(Err(closed));
+                }
+            }
+            Some(ToBox::Eof) | None => return Ok(Ok(())),
+            // An exec has no terminal, and is ended by ending its session.
+            Some(ToBox::Resize(_) | ToBox::Signal(_)) => {}
+        }
+    }
+}
+
+/// The run takes no more input.
+pub struct InputClosed;
+
+/// Sends `bytes` in chunks.
+///
+/// # Errors
+/// [`InputClosed`] when the command has ended.
+pub async fn send(inputs: &Inputs, mut bytes: Bytes) -> Result<(), InputClosed> {
+    while !bytes.is_empty() {
+        let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
+        let count = chunk.len();
+        let sent = inputs.send(input(run_input::Input::Stdin(chunk))).await;
+        sent.map_err(|_| InputClosed)?;
+        metrics::bytes_in(count);
+    }
+    Ok(())
+}
+
+pub fn input(input: run_input::Input) -> RunInput {
+    RunInput { input: Some(input) }
+}

@@ -1,0 +1,88 @@
+//! Entries gathered into messages of a bounded size. Pure.
+
+use agentbox_contracts::logs::LogEntry;
+
+/// Of one message, as JSON; a session's frame holds it.
+const BATCH_BYTES: usize = 32 * 1024;
+const BATCH_ENTRIES: usize = 256;
+/// An entry's JSON without its line: names, sequence, timestamp, stream.
+const ENTRY_BYTES: usize = 112;
+
+/// Holds entries back until a message is full or nothing more is there.
+#[derive(Default)]
+pub struct Batches {
+    held: Vec<LogEntry>,
+    bytes: usize,
+}
+
+impl Batches {
+    /// Adds `entry`; returns the message that it did not fit into.
+    pub fn push(&mut self, entry: LogEntry) -> Option<Vec<LogEntry>> {
+        let bytes = ENTRY_BYTES + entry.line.len().div_ceil(3) * 4;
+        let fits = self.held.len() < BATCH_ENTRIES && self.bytes + bytes <= BATCH_BYTES;
+        let full = if fits { None } else { self.take() };
+        self.bytes += bytes;
+        self.held.push(entry);
+        full
+    }
+
+    /// What is held.
+    pub fn take(&mut self) -> Option<Vec<LogEntry>> {
+        self.bytes = 0;
+        let held = std::mem::take(&mut self.held);
+        (!held.is_empty()).then_some(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::exec::{FromBox, SessionMessage as _};
+    use agentbox_contracts::logs::OutputStream;
+
+    use super::*;
+
+    fn gather(lines: impl Iterator<Item = usize>) -> Vec<Vec<LogEntry>> {
+        let mut batches = Batches::default();
+        let mut out = Vec::new();
+        for (sequence, length) in lines.enumerate() {
+            out.extend(batches.push(LogEntry {
+                sequence: u64::MAX - sequence as u64,
+                timestamp: chrono::DateTime::from_timestamp_nanos(1_700_000_000_123_456_789),
+                stream: OutputStream::Stderr,
+                line: vec![b'x'; length],
+                partial: true,
+            }));
+        }
+        out.extend(batches.take());
+        out
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_entries_and_bytes_and_none_is_left_out() {
+        for lengths in [
+            vec![0; 1000],
+            vec![100; 1000],
+            vec![16 * 1024; 9],
+            vec![1, 16_384, 1, 16_384, 1],
+        ] {
+            let batches = gather(lengths.iter().copied());
+            let back: Vec<usize> = batches
+                .iter()
+                .flatten()
+                .map(|entry| entry.line.len())
+                .collect();
+            assert_eq!(back, lengths);
+            for batch in batches {
+                assert!(!batch.is_empty() && batch.len() <= BATCH_ENTRIES);
+                let (_, body) = FromBox::Logs(batch).encode();
+                // The estimate of an entry's JSON is close, not exact.
+                assert!(
+                    body.len() <= BATCH_BYTES + BATCH_ENTRIES * 48,
+                    "{}",
+                    body.len()
+                );
+            }
+        }
+        assert!(gather(std::iter::empty()).is_empty());
+    }
+}

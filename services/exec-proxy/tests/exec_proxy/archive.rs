@@ -1,0 +1,98 @@
+//! Output after the box.
+
+use std::time::Duration;
+
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::exec::LogsRequest;
+
+use crate::support::gateway::logs_of;
+use crate::support::{TestBox, World, proxy};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_environments_output_is_read_from_the_archive() {
+    let world = World::start().await;
+    let mut inside = TestBox::running("echo one; echo two >&2; exit 3").await;
+    inside.ended().await;
+    assert_eq!(world.gateway.archive(&inside).await.unwrap().entries, 2);
+    // The box is removed.
+    std::fs::remove_dir_all(proxy::output_dir(&inside.id)).unwrap();
+
+    for status in [Status::Failed, Status::Terminated] {
+        for follow in [false, true] {
+            let request = LogsRequest {
+                follow,
+                ..LogsRequest::default()
+            };
+            let logs = world
+                .gateway
+                .logs(&logs_of(&inside, status, request))
+                .await
+                .unwrap();
+            let mut lines = logs.lines();
+            lines.sort();
+            assert_eq!(lines, ["one", "two"]);
+            assert_eq!((logs.lost, logs.ended), (0, Some(true)));
+        }
+    }
+    let request = LogsRequest {
+        from_sequence: Some(2),
+        ..LogsRequest::default()
+    };
+    let logs = world
+        .gateway
+        .logs(&logs_of(&inside, Status::Failed, request))
+        .await
+        .unwrap();
+    assert_eq!(logs.entries.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archiving_again_when_the_box_is_gone_keeps_what_was_stored() {
+    let world = World::start().await;
+    let mut inside = TestBox::running("echo kept").await;
+    inside.ended().await;
+    for round in 0..3 {
+        let stored = world.gateway.archive(&inside).await.unwrap();
+        assert_eq!(stored.entries, 1, "round {round}");
+        let _ = std::fs::remove_dir_all(proxy::output_dir(&inside.id));
+    }
+    let open = logs_of(&inside, Status::Terminated, LogsRequest::default());
+    assert_eq!(world.gateway.logs(&open).await.unwrap().lines(), ["kept"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_that_printed_nothing_has_an_empty_archive() {
+    let world = World::start().await;
+    let mut inside = TestBox::idle().await;
+    inside.terminate();
+    inside.ended().await;
+    assert_eq!(world.gateway.archive(&inside).await.unwrap().entries, 0);
+    let open = logs_of(&inside, Status::Terminated, LogsRequest::default());
+    let logs = world.gateway.logs(&open).await.unwrap();
+    assert_eq!((logs.entries.len(), logs.ended), (0, Some(true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_much_output_the_newest_mebibyte_is_archived_and_what_is_missing_is_told() {
+    let world = World::start().await;
+    let script =
+        "i=0; while [ $i -lt 300 ]; do i=$((i+1)); head -c 8191 /dev/zero | tr '\\0' x; echo; done";
+    let mut inside = TestBox::running(script).await;
+    inside.ended().await;
+    let stored = world.gateway.archive(&inside).await.unwrap().entries;
+    assert!((100..=128).contains(&stored), "{stored}");
+    let request = LogsRequest {
+        from_sequence: Some(2),
+        ..LogsRequest::default()
+    };
+    let open = logs_of(&inside, Status::Terminated, request);
+    let asked = world.gateway.logs(&open);
+    let logs = tokio::time::timeout(Duration::from_secs(10), asked)
+        .await
+        .unwrap()
+        .unwrap();
+    let last = logs.entries.last().unwrap().sequence;
+    assert_eq!(last, 300);
+    assert_eq!(logs.entries.len() as u64, stored);
+    assert_eq!(logs.lost, logs.entries[0].sequence - 2);
+}

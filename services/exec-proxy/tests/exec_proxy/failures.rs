@@ -1,0 +1,188 @@
+//! Parts that die while a command runs: never an invented exit, never a lost command.
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::{AttachRequest, Open, OpenKind};
+
+use crate::support::gateway::{attach, command, result, shell};
+use crate::support::relay::Relay;
+use crate::support::{TestBox, World, eventually, is_alive, pattern};
+
+const LONG: &str = "echo $$ > pid; echo begun; exec sleep 600";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_dies_under_its_command_is_lost_and_has_no_exit_code() {
+    let world = World::start().await;
+    let mut inside = TestBox::idle().await;
+    let session = world
+        .gateway
+        .open(&inside, OpenKind::Exec(shell(LONG)))
+        .await
+        .unwrap();
+    let orphan = inside.number("pid").await;
+    let began = Instant::now();
+    inside.kill();
+    let error = result(session).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    // In a box it dies with its PID 1; here it is a process of this machine.
+    let orphan = nix::unistd::Pid::from_raw(orphan.try_into().unwrap());
+    let _ = nix::sys::signal::kill(orphan, nix::sys::signal::Signal::SIGKILL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_proxy_that_is_killed_leaves_an_error_at_one_end_and_no_command_at_the_other() {
+    let mut world = World::start().await;
+    let inside = TestBox::idle().await;
+    let session = world
+        .gateway
+        .open(&inside, OpenKind::Exec(shell(LONG)))
+        .await
+        .unwrap();
+    let pid = inside.number("pid").await;
+    let began = Instant::now();
+    world.proxy.kill();
+    let error = result(session).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    println!("told {:?} after the kill", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    eventually("the command is dead", Duration::from_secs(5), async || {
+        !is_alive(pid)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_stop_lets_the_short_finish_and_tells_the_long() {
+    let mut world = World::start().await;
+    let inside = TestBox::idle().await;
+    let long = world
+        .gateway
+        .open(&inside, OpenKind::Exec(shell(LONG)))
+        .await
+        .unwrap();
+    let terminal = OpenKind::Attach(attach(&["sleep", "600"], None));
+    let mut terminal = world.gateway.open(&inside, terminal).await.unwrap();
+    terminal.recv().await.unwrap();
+    let short = shell("echo $$ > short; sleep 0.7; echo finished");
+    let short = world
+        .gateway
+        .open(&inside, OpenKind::Exec(short))
+        .await
+        .unwrap();
+    let pid = inside.number("pid").await;
+    inside.number("short").await;
+    world.proxy.terminate();
+    let short = result(short).await.unwrap();
+    assert_eq!(short.stdout, b"finished\n");
+    let error = result(long).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost);
+    assert!(error.message.contains("shutting down"), "{error}");
+    let error = terminal.recv().await.unwrap_err();
+    assert!(error.message.contains("shutting down"), "{error}");
+    eventually("the command is dead", Duration::from_secs(5), async || {
+        !is_alive(pid)
+    })
+    .await;
+    let proxy = &mut world.proxy;
+    eventually("the process ends", Duration::from_secs(10), async || {
+        proxy.has_ended()
+    })
+    .await;
+    let refused = world
+        .gateway
+        .exec(&inside, command(&["true"]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused.code,
+        ErrorCode::Unavailable,
+        "nobody serves: {refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_mid_output_is_resumed_byte_for_byte() {
+    let world = World::start().await;
+    let inside = TestBox::idle().await;
+    let relay = Relay::to(inside.address).await;
+    let bytes = pattern(8 * 1024 * 1024);
+    std::fs::write(inside.path("bytes"), &bytes).unwrap();
+    let open = Open {
+        environment: inside.id.clone(),
+        address: Some(relay.address),
+        status: Status::Running,
+        kind: OpenKind::Exec(shell("cat bytes; echo end >&2; exit 5")),
+    };
+    let session = world.gateway.open_as(&open).await.unwrap();
+    let cutting = async {
+        for mebibytes in [1, 3, 6] {
+            eventually("output flows", Duration::from_secs(20), async || {
+                relay.bytes_from_box() > mebibytes * 1024 * 1024
+            })
+            .await;
+            relay.cut();
+        }
+    };
+    let (answer, ()) = tokio::join!(result(session), cutting);
+    let answer = answer.unwrap();
+    assert!(
+        answer.stdout == bytes,
+        "{} of {} bytes",
+        answer.stdout.len(),
+        bytes.len()
+    );
+    assert_eq!(
+        (answer.exit.exit_code, answer.stderr.as_slice()),
+        (5, &b"end\n"[..])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_that_died_unnoticed_does_not_fail_the_next_command() {
+    let world = World::start().await;
+    let inside = TestBox::idle().await;
+    let relay = Relay::to(inside.address).await;
+    for _ in 0..3 {
+        let open = Open {
+            environment: inside.id.clone(),
+            address: Some(relay.address),
+            status: Status::Running,
+            kind: OpenKind::Exec(shell("echo here")),
+        };
+        let answer = result(world.gateway.open_as(&open).await.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(answer.stdout, b"here\n");
+        relay.cut();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_whose_box_is_lost_ends_with_an_error() {
+    let world = World::start().await;
+    let inside = TestBox::idle().await;
+    let relay = Relay::to(inside.address).await;
+    let request: AttachRequest = attach(&["cat"], None);
+    let open = Open {
+        environment: inside.id.clone(),
+        address: Some(relay.address),
+        status: Status::Running,
+        kind: OpenKind::Attach(request),
+    };
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    session.recv().await.unwrap();
+    relay.cut();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+}

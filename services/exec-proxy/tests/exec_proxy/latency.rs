@@ -1,0 +1,35 @@
+//! What a short command costs. The bound is loose, for a debug build on a busy machine;
+//! the figures are printed.
+
+use std::time::{Duration, Instant};
+
+use crate::support::gateway::command;
+use crate::support::{TestBox, World};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_command_costs_a_few_milliseconds_end_to_end() {
+    let world = World::start().await;
+    let inside = TestBox::idle().await;
+    let mut times = Vec::new();
+    let first = Instant::now();
+    world
+        .gateway
+        .exec(&inside, command(&["true"]))
+        .await
+        .unwrap();
+    let first = first.elapsed();
+    for _ in 0..200 {
+        let began = Instant::now();
+        let answer = world
+            .gateway
+            .exec(&inside, command(&["true"]))
+            .await
+            .unwrap();
+        times.push(began.elapsed());
+        assert_eq!(answer.exit.exit_code, 0);
+    }
+    times.sort();
+    let (p50, p99) = (times[100], times[198]);
+    println!("exec true: first {first:?}, then p50 {p50:?}, p99 {p99:?}");
+    assert!(p50 < Duration::from_millis(50), "{p50:?}");
+}

@@ -1,0 +1,238 @@
+//! The main command's output, while the box lives, as it ends, and afterwards.
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::LogsRequest;
+use agentbox_contracts::logs::OutputStream;
+
+use crate::support::gateway::{Logs, logs_of};
+use crate::support::{TestBox, World, eventually};
+
+fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    range.map(|number| format!("line {number}")).collect()
+}
+
+fn following() -> LogsRequest {
+    LogsRequest {
+        follow: true,
+        ..LogsRequest::default()
+    }
+}
+
+const TEN_LINES: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do echo line $i; done; exec sleep 600";
+
+/// A box that has printed all of [`TEN_LINES`].
+async fn ten_lines(world: &World) -> TestBox {
+    let inside = TestBox::running(TEN_LINES).await;
+    eventually("ten lines are kept", Duration::from_secs(10), async || {
+        let open = logs_of(&inside, Status::Running, LogsRequest::default());
+        world.gateway.logs(&open).await.unwrap().entries.len() == 10
+    })
+    .await;
+    inside
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_lines_are_given_by_sequence_by_tail_and_by_time() {
+    let world = World::start().await;
+    let inside = ten_lines(&world).await;
+    let get = async |request| {
+        world
+            .gateway
+            .logs(&logs_of(&inside, Status::Running, request))
+            .await
+            .unwrap()
+    };
+    let all = get(LogsRequest::default()).await;
+    assert_eq!(all.lines(), numbers(1..=10));
+    assert_eq!((all.lost, all.ended), (0, Some(false)));
+    let sequences: Vec<u64> = all.entries.iter().map(|entry| entry.sequence).collect();
+    assert_eq!(sequences, (1..=10).collect::<Vec<u64>>());
+    assert!(
+        all.entries
+            .iter()
+            .all(|entry| entry.stream == OutputStream::Stdout)
+    );
+
+    let tail = get(LogsRequest {
+        tail: Some(3),
+        ..LogsRequest::default()
+    })
+    .await;
+    assert_eq!(tail.lines(), numbers(8..=10));
+    let rest = get(LogsRequest {
+        from_sequence: Some(7),
+        ..LogsRequest::default()
+    })
+    .await;
+    assert_eq!(rest.lines(), numbers(7..=10));
+    let since = all.entries[4].timestamp;
+    let since = get(LogsRequest {
+        since: Some(since),
+        ..LogsRequest::default()
+    })
+    .await;
+    assert!(
+        since.lines().ends_with(&numbers(5..=10)),
+        "{:?}",
+        since.lines()
+    );
+    let none = get(LogsRequest {
+        tail: Some(0),
+        ..LogsRequest::default()
+    })
+    .await;
+    assert!(none.entries.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_gets_each_line_when_it_is_printed() {
+    let world = World::start().await;
+    let script = "echo first; while ! [ -e go ]; do sleep 0.02; done; echo second; exec sleep 600";
+    let inside = TestBox::running(script).await;
+    let open = logs_of(&inside, Status::Running, following());
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut logs = Logs::default();
+    while logs.lines() != ["first"] {
+        assert!(!logs.take(session.recv().await.unwrap()));
+    }
+    let began = Instant::now();
+    std::fs::write(inside.path("go"), "").unwrap();
+    while logs.lines() != ["first", "second"] {
+        assert!(!logs.take(session.recv().await.unwrap()));
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_of_the_future_only_gets_nothing_of_the_past() {
+    let world = World::start().await;
+    let script = "echo past; while ! [ -e go ]; do sleep 0.02; done; echo future; exec sleep 600";
+    let inside = TestBox::running(script).await;
+    eventually("the past is kept", Duration::from_secs(10), async || {
+        let open = logs_of(&inside, Status::Running, LogsRequest::default());
+        world.gateway.logs(&open).await.unwrap().entries.len() == 1
+    })
+    .await;
+    let request = LogsRequest {
+        tail: Some(0),
+        ..following()
+    };
+    let open = logs_of(&inside, Status::Running, request);
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    // Nothing may come; only then is the future made.
+    let quiet = tokio::time::timeout(Duration::from_millis(500), session.recv()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    std::fs::write(inside.path("go"), "").unwrap();
+    let mut logs = Logs::default();
+    assert!(!logs.take(session.recv().await.unwrap()));
+    assert_eq!(logs.lines(), ["future"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_loses_nothing_when_the_main_command_ends() {
+    let world = World::start().await;
+    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; exit 3";
+    let mut inside =
+        TestBox::running(&format!("while ! [ -e go ]; do sleep 0.02; done; {script}")).await;
+    let open = logs_of(&inside, Status::Running, following());
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    std::fs::write(inside.path("go"), "").unwrap();
+    let follow = async {
+        let mut logs = Logs::default();
+        while !logs.take(session.recv().await.unwrap()) {}
+        logs
+    };
+    // As the scheduler does when it sees the exit.
+    let settle = async {
+        inside.ended().await;
+        world.gateway.archive(&inside).await.unwrap()
+    };
+    let (logs, archived) = tokio::join!(follow, settle);
+    assert_eq!(logs.lines(), numbers(1..=3000));
+    assert_eq!((logs.lost, logs.ended), (0, Some(true)));
+    assert_eq!(archived.entries, 3000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_loses_nothing_when_its_box_is_killed() {
+    let world = World::start().await;
+    let mut inside = ten_lines(&world).await;
+    let open = logs_of(&inside, Status::Running, following());
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut logs = Logs::default();
+    while logs.entries.len() < 10 {
+        assert!(!logs.take(session.recv().await.unwrap()));
+    }
+    inside.kill();
+    world.gateway.archive(&inside).await.unwrap();
+    while !logs.take(session.recv().await.unwrap()) {}
+    assert_eq!(logs.lines(), numbers(1..=10));
+    assert_eq!((logs.lost, logs.ended), (0, Some(true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_is_lost_without_an_archive_is_never_said_to_have_ended() {
+    let world = World::start().await;
+    let mut inside = ten_lines(&world).await;
+    let open = logs_of(&inside, Status::Running, following());
+    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut logs = Logs::default();
+    while logs.entries.len() < 10 {
+        assert!(!logs.take(session.recv().await.unwrap()));
+    }
+    inside.kill();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_has_not_begun_has_no_lines_yet() {
+    let world = World::start().await;
+    let inside = TestBox::idle().await;
+    let open = logs_of(&inside, Status::Pending, LogsRequest::default());
+    let logs = world.gateway.logs(&open).await.unwrap();
+    assert_eq!((logs.entries.len(), logs.ended), (0, Some(false)));
+    let open = logs_of(&inside, Status::Pending, following());
+    let error = world.gateway.logs(&open).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotRunning);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_and_binary_lines_survive() {
+    let world = World::start().await;
+    let script =
+        r"head -c 40000 /dev/zero | tr '\0' x; echo; printf '\377\376\n' >&2; exec sleep 600";
+    let inside = TestBox::running(script).await;
+    let mut logs = Logs::default();
+    eventually("all is kept", Duration::from_secs(10), async || {
+        let open = logs_of(&inside, Status::Running, LogsRequest::default());
+        logs = world.gateway.logs(&open).await.unwrap();
+        logs.entries
+            .iter()
+            .any(|entry| entry.stream == OutputStream::Stderr)
+            && logs
+                .entries
+                .iter()
+                .any(|entry| !entry.partial && entry.stream == OutputStream::Stdout)
+    })
+    .await;
+    let of = |stream| {
+        let entries = logs
+            .entries
+            .iter()
+            .filter(move |entry| entry.stream == stream);
+        entries
+            .flat_map(|entry| entry.line.clone())
+            .collect::<Vec<u8>>()
+    };
+    assert!(of(OutputStream::Stdout) == vec![b'x'; 40_000]);
+    assert_eq!(of(OutputStream::Stderr), [0xff, 0xfe]);
+    assert!(logs.entries.iter().any(|entry| entry.partial));
+}

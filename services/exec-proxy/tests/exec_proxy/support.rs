@@ -1,0 +1,66 @@
+//! The parts that a test starts, and what it says to them.
+
+pub mod boxes;
+pub mod gateway;
+pub mod nats;
+pub mod proxy;
+pub mod relay;
+
+use std::time::{Duration, Instant};
+
+pub use boxes::TestBox;
+pub use gateway::Gateway;
+pub use proxy::Proxy;
+
+/// One exec-proxy, its NATS server, and a gateway that talks to it.
+pub struct World {
+    pub proxy: Proxy,
+    pub gateway: Gateway,
+    _nats: std::sync::Arc<nats::Nats>,
+}
+
+impl World {
+    /// A cluster of its own on the NATS server that all tests share.
+    pub async fn start() -> Self {
+        let nats = nats::shared().await;
+        let cluster = format!("test-{}", agentbox_contracts::ids::EnvironmentId::random());
+        let proxy = Proxy::start(&nats, &cluster).await;
+        let gateway = Gateway::connect(&nats, &cluster).await;
+        Self {
+            proxy,
+            gateway,
+            _nats: nats,
+        }
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + within;
+    while !condition().await {
+        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Bytes whose order shows: no two neighbours repeat soon.
+pub fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+/// Whether the process runs; a zombie does not.
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or("")
+            .trim_start()
+            .starts_with('Z')
+    })
+}

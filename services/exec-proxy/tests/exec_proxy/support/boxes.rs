@@ -1,0 +1,142 @@
+//! Boxes: a real boxd each, as a plain process of this machine.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use agentbox_box_protocol::token::BoxToken;
+use agentbox_box_protocol::variables;
+use agentbox_contracts::ids::EnvironmentId;
+
+use super::{eventually, proxy};
+
+/// The static boxd that `make build` leaves; its absence fails loudly.
+fn boxd() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = std::env::var_os("AGENTBOX_BOXD").map_or_else(
+        || root.join("target/static/x86_64-unknown-linux-gnu/boxd/boxd"),
+        PathBuf::from,
+    );
+    assert!(
+        path.is_file(),
+        "{} is missing: build boxd first (make build)",
+        path.display()
+    );
+    path
+}
+
+pub struct TestBox {
+    pub id: EnvironmentId,
+    pub address: SocketAddr,
+    process: Child,
+    scratch: tempfile::TempDir,
+}
+
+impl TestBox {
+    /// A box that idles.
+    pub async fn idle() -> Self {
+        Self::start(&[]).await
+    }
+
+    /// A box whose main command is `sh -c script`.
+    pub async fn running(script: &str) -> Self {
+        Self::start(&["--", "sh", "-c", script]).await
+    }
+
+    async fn start(command: &[&str]) -> Self {
+        let id = EnvironmentId::random();
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let scratch = tempfile::tempdir().unwrap();
+        let output = proxy::output_dir(&id);
+        std::fs::create_dir_all(&output).unwrap();
+        let token = BoxToken::derive(&proxy::secret_bytes(), &id).unwrap();
+        let process = Command::new(boxd())
+            .arg("run")
+            .args(command)
+            .env(variables::TOKEN, token.expose())
+            .env(variables::LISTEN, address.to_string())
+            .env(variables::OUTPUT_DIR, &output)
+            .env(variables::TERMINATION_FILE, output.join("termination.json"))
+            .current_dir(scratch.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let this = Self {
+            id,
+            address,
+            process,
+            scratch,
+        };
+        eventually("boxd listens", Duration::from_secs(10), async || {
+            tokio::net::TcpStream::connect(address).await.is_ok()
+        })
+        .await;
+        this
+    }
+
+    /// A path that commands in the box can write to and the test can read.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// The number that a command wrote to `name`, once it has.
+    pub async fn number(&self, name: &str) -> u32 {
+        let path = self.path(name);
+        let mut number = None;
+        eventually(
+            "the command writes its number",
+            Duration::from_secs(10),
+            async || {
+                number = std::fs::read_to_string(&path)
+                    .ok()
+                    .and_then(|text| text.strip_suffix('\n').and_then(|text| text.parse().ok()));
+                number.is_some()
+            },
+        )
+        .await;
+        number.unwrap()
+    }
+
+    /// As a kernel or an operator would: nothing in the box can say goodbye.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// As a runtime stops it.
+    pub fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
+    pub async fn ended(&mut self) {
+        let process = &mut self.process;
+        eventually("boxd ends", Duration::from_secs(15), async || {
+            process.try_wait().unwrap().is_some()
+        })
+        .await;
+    }
+}
+
+impl Drop for TestBox {
+    fn drop(&mut self) {
+        // SIGTERM lets boxd end its commands, which are not in a PID namespace here.
+        if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.terminate();
+            for _ in 0..200 {
+                if self.process.try_wait().is_ok_and(|ended| ended.is_some()) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+        let _ = std::fs::remove_dir_all(proxy::output_dir(&self.id));
+    }
+}

@@ -1,0 +1,233 @@
+//! The other side: what api-gateway says to exec-proxy, over the real bus.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentbox_bus::{Bus, BusConfig, Session};
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::{
+    ARCHIVE, ArchiveReply, ArchiveRequest, AttachRequest, ExecRequest, ExecResult, FromBox,
+    LogsRequest, MAX_CHUNK, OPEN, Open, OpenKind, TerminalSize, ToBox, USAGE, UsageReply,
+    UsageRequest,
+};
+use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
+use agentbox_contracts::logs::LogEntry;
+use agentbox_contracts::subjects::exec_rpc;
+
+use super::nats::Nats;
+use super::{TestBox, proxy};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+pub type ClientSession = Session<ToBox, FromBox>;
+
+pub struct Gateway {
+    pub bus: Bus,
+    scheduler: Bus,
+    pub cluster: String,
+}
+
+pub fn command(words: &[&str]) -> ExecRequest {
+    ExecRequest {
+        id: ExecId::random(),
+        command: words.iter().map(|word| (*word).to_owned()).collect(),
+        working_dir: None,
+        env: BTreeMap::new(),
+        stdin: None,
+        stdin_follows: false,
+        timeout_ms: 30_000,
+        max_output_bytes: 10 * 1024 * 1024,
+    }
+}
+
+pub fn shell(script: &str) -> ExecRequest {
+    command(&["sh", "-c", script])
+}
+
+pub fn attach(words: &[&str], tty: Option<(u16, u16)>) -> AttachRequest {
+    AttachRequest {
+        id: ExecId::random(),
+        command: words.iter().map(|word| (*word).to_owned()).collect(),
+        tty: tty.map(|(cols, rows)| TerminalSize { cols, rows }),
+    }
+}
+
+impl Gateway {
+    pub async fn connect(nats: &Nats, cluster: &str) -> Self {
+        let connect = async |service: &'static str| {
+            let (user, password) = nats.credentials(service);
+            let instance = InstanceId::random();
+            Bus::connect(BusConfig {
+                url: nats.url(),
+                user,
+                password,
+                service,
+                instance,
+            })
+            .await
+            .unwrap()
+        };
+        let this = Self {
+            bus: connect("api-gateway").await,
+            scheduler: connect("scheduler").await,
+            cluster: cluster.to_owned(),
+        };
+        proxy::served(&this.scheduler, cluster).await;
+        this
+    }
+
+    /// A session into a running box.
+    pub async fn open(&self, into: &TestBox, kind: OpenKind) -> Result<ClientSession, Error> {
+        self.open_as(&Open {
+            environment: into.id.clone(),
+            address: Some(into.address),
+            status: Status::Running,
+            kind,
+        })
+        .await
+    }
+
+    pub async fn open_as(&self, open: &Open) -> Result<ClientSession, Error> {
+        self.bus
+            .open_session(exec_rpc(&self.cluster, OPEN), open, DEADLINE)
+            .await
+    }
+
+    pub async fn exec(&self, into: &TestBox, request: ExecRequest) -> Result<ExecResult, Error> {
+        let session = self.open(into, OpenKind::Exec(request)).await?;
+        result(session).await
+    }
+
+    /// An exec whose stdin follows in messages.
+    pub async fn exec_with(
+        &self,
+        into: &TestBox,
+        mut request: ExecRequest,
+        stdin: &[u8],
+    ) -> Result<ExecResult, Error> {
+        request.stdin_follows = true;
+        let session = self.open(into, OpenKind::Exec(request)).await?;
+        let (mut sender, mut receiver) = session.split();
+        let send = async {
+            for chunk in stdin.chunks(MAX_CHUNK) {
+                sender
+                    .send(ToBox::Stdin(bytes::Bytes::copy_from_slice(chunk)))
+                    .await?;
+            }
+            sender.send(ToBox::Eof).await?;
+            // Kept open until the answer is there.
+            std::future::pending::<Result<ExecResult, Error>>().await
+        };
+        let receive = async {
+            let mut gathered = Gathered::default();
+            loop {
+                if let Some(result) = gathered.take(receiver.recv().await?) {
+                    return Ok(result);
+                }
+            }
+        };
+        tokio::select! { sent = send => sent, received = receive => received }
+    }
+
+    /// All entries, what was lost, and whether the environment was said to have ended.
+    pub async fn logs(&self, open: &Open) -> Result<Logs, Error> {
+        let mut session = self.open_as(open).await?;
+        let mut logs = Logs::default();
+        while !logs.take(session.recv().await?) {}
+        Ok(logs)
+    }
+
+    pub async fn archive(&self, of: &TestBox) -> Result<ArchiveReply, Error> {
+        let request = ArchiveRequest {
+            environment: of.id.clone(),
+            address: Some(of.address),
+        };
+        self.scheduler
+            .call_on(exec_rpc(&self.cluster, ARCHIVE), &request, DEADLINE)
+            .await
+    }
+
+    pub async fn usage(&self, of: &TestBox) -> Result<UsageReply, Error> {
+        let request = UsageRequest {
+            environment: of.id.clone(),
+            address: of.address,
+        };
+        self.bus
+            .call_on(exec_rpc(&self.cluster, USAGE), &request, DEADLINE)
+            .await
+    }
+}
+
+pub fn logs_of(of: &TestBox, status: Status, request: LogsRequest) -> Open {
+    let address = (!status.is_ended()).then_some(of.address);
+    let environment: EnvironmentId = of.id.clone();
+    Open {
+        environment,
+        address,
+        status,
+        kind: OpenKind::Logs(request),
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Logs {
+    pub entries: Vec<LogEntry>,
+    pub lost: u64,
+    pub ended: Option<bool>,
+}
+
+impl Logs {
+    /// `true` after the last message.
+    pub fn take(&mut self, message: Option<FromBox>) -> bool {
+        match message {
+            Some(FromBox::Logs(entries)) => {
+                assert!(!entries.is_empty() && entries.len() <= 256);
+                self.entries.extend(entries);
+            }
+            Some(FromBox::LogsLost(count)) => self.lost += count,
+            Some(FromBox::LogsEnd { ended }) => self.ended = Some(ended),
+            other => panic!("not of a log stream: {other:?}"),
+        }
+        self.ended.is_some()
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        let text = |entry: &LogEntry| String::from_utf8_lossy(&entry.line).into_owned();
+        self.entries.iter().map(text).collect()
+    }
+}
+
+/// Waits for an exec's end; what came in messages is put into the result.
+pub async fn result(mut session: ClientSession) -> Result<ExecResult, Error> {
+    let mut gathered = Gathered::default();
+    loop {
+        if let Some(result) = gathered.take(session.recv().await?) {
+            return Ok(result);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Gathered {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Gathered {
+    fn take(&mut self, message: Option<FromBox>) -> Option<ExecResult> {
+        match message {
+            Some(FromBox::Stdout(chunk)) => self.stdout.extend_from_slice(&chunk),
+            Some(FromBox::Stderr(chunk)) => self.stderr.extend_from_slice(&chunk),
+            Some(FromBox::Result(mut result)) => {
+                self.stdout.append(&mut result.stdout);
+                self.stderr.append(&mut result.stderr);
+                result.stdout = std::mem::take(&mut self.stdout);
+                result.stderr = std::mem::take(&mut self.stderr);
+                return Some(result);
+            }
+            other => panic!("not of an exec: {other:?}"),
+        }
+        None
+    }
+}

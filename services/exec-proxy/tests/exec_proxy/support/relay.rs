@@ -1,0 +1,92 @@
+//! A stretch of network between exec-proxy and a box, which a test can cut.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub struct Relay {
+    pub address: SocketAddr,
+    /// Bytes that came from the box so far.
+    from_box: Arc<AtomicU64>,
+    cuts: watch::Sender<u64>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cuts = watch::Sender::new(0);
+        let from_box = Arc::new(AtomicU64::new(0));
+        let (cut, count) = (cuts.clone(), Arc::clone(&from_box));
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((near, _)) = listener.accept().await else {
+                    return;
+                };
+                tokio::spawn(carry(near, target, cut.subscribe(), Arc::clone(&count)));
+            }
+        });
+        Self {
+            address,
+            from_box,
+            cuts,
+            task,
+        }
+    }
+
+    /// Ends every connection that goes through here now.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    pub fn bytes_from_box(&self) -> u64 {
+        self.from_box.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.cut();
+    }
+}
+
+async fn carry(
+    near: TcpStream,
+    target: SocketAddr,
+    mut cut: watch::Receiver<u64>,
+    count: Arc<AtomicU64>,
+) {
+    let Ok(far) = TcpStream::connect(target).await else {
+        return;
+    };
+    let (mut near_read, mut near_write) = near.into_split();
+    let (mut far_read, mut far_write) = far.into_split();
+    let there = async {
+        tokio::io::copy(&mut near_read, &mut far_write)
+            .await
+            .map(drop)
+    };
+    let back = async {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let read = far_read.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok::<_, std::io::Error>(());
+            }
+            near_write.write_all(&buffer[..read]).await?;
+            count.fetch_add(read as u64, Ordering::Relaxed);
+        }
+    };
+    tokio::select! {
+        _ = there => {}
+        _ = back => {}
+        _ = cut.changed() => {}
+    }
+}
