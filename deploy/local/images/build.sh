@@ -1,0 +1,126 @@
+# Builds one container image from Debian packages, as a docker-archive.
+#
+#   bash build.sh python|busybox|pause OUT.tar
+#
+# Run by `agentbox-local` where no registry can be reached; as root, since device nodes
+# and file owners belong to the result. The archive's names are the official ones:
+# what is built here stands in for them.
+set -euo pipefail
+
+image=$1
+out=$2
+export PATH="$PATH:/usr/sbin:/sbin"
+umask 022
+work=$(mktemp -d "${TMPDIR:-/tmp}/agentbox-image.XXXXXX")
+trap 'rm -rf --one-file-system "$work"' EXIT
+
+case $(uname -m) in
+  x86_64) architecture=amd64 ;;
+  aarch64) architecture=arm64 ;;
+  *) echo "no image recipe for $(uname -m)" >&2; exit 1 ;;
+esac
+
+# Wraps $work/layer.tar: $1 is the full name, $2 the image's `config` object.
+archive() {
+  local name=$1 config=$2 diff_id digest
+  diff_id=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
+  printf '{"architecture":"%s","os":"linux","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%s"]},"history":[{"created_by":"agentbox-local, from Debian packages"}]}' \
+    "$architecture" "$config" "$diff_id" > "$work/config.json"
+  digest=$(sha256sum "$work/config.json" | cut -d' ' -f1)
+  mv "$work/config.json" "$work/$digest.json"
+  printf '[{"Config":"%s.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' \
+    "$digest" "$name" > "$work/manifest.json"
+  tar -C "$work" -cf "$out.partial" manifest.json "$digest.json" layer.tar
+  mv "$out.partial" "$out"
+}
+
+pack_root() {
+  tar -C "$work/root" --numeric-owner --owner=0 --group=0 -cf "$work/layer.tar" .
+}
+
+build_pause() {
+  mkdir -p "$work/root"
+  gcc -static -Os -s -o "$work/root/pause" "$PAUSE_SOURCE"
+  pack_root
+  archive agentbox.local/pause:1 '{"Entrypoint":["/pause"],"Env":["PATH=/"]}'
+}
+
+build_busybox() {
+  local root=$work/root applet
+  mkdir -p "$root"/{bin,dev,etc,home,proc,root,sys,tmp,usr/bin,usr/sbin,var/spool/mail,var/www}
+  chmod 1777 "$root/tmp"
+  chmod 700 "$root/root"
+  cp "$(command -v busybox)" "$root/bin/busybox"
+  for applet in $("$root/bin/busybox" --list); do
+    [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+  done
+  ln -s ../../bin/env "$root/usr/bin/env"
+  cat > "$root/etc/passwd" <<'EOF'
+root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+bin:x:2:2:bin:/bin:/bin/false
+sys:x:3:3:sys:/dev:/bin/false
+sync:x:4:100:sync:/bin:/bin/sync
+mail:x:8:8:mail:/var/spool/mail:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+operator:x:37:37:Operator:/var:/bin/false
+nobody:x:65534:65534:nobody:/home:/bin/false
+EOF
+  cat > "$root/etc/group" <<'EOF'
+root:x:0:
+daemon:x:1:
+bin:x:2:
+sys:x:3:
+adm:x:4:
+tty:x:5:
+disk:x:6:
+mail:x:8:
+utmp:x:43:
+www-data:x:33:
+users:x:100:
+nobody:x:65534:
+EOF
+  printf 'root:*::0:::::\n' > "$root/etc/shadow"
+  chmod 640 "$root/etc/shadow"
+  printf 'hosts: files dns\n' > "$root/etc/nsswitch.conf"
+  pack_root
+  archive docker.io/library/busybox:latest \
+    '{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["sh"]}'
+}
+
+build_python() {
+  local root=$work/root version
+  mmdebstrap --quiet --variant=minbase --mode=root \
+    --include=python3,python3-pip,python3-venv,ca-certificates \
+    --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/info/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' \
+    bookworm "$root"
+  # As the official image: `python` and `pip` first on PATH, and pip installs as root
+  # without a flag.
+  ln -s /usr/bin/python3 "$root/usr/local/bin/python"
+  ln -s /usr/bin/python3 "$root/usr/local/bin/python3"
+  ln -s /usr/bin/pip "$root/usr/local/bin/pip"
+  ln -s /usr/bin/pip3 "$root/usr/local/bin/pip3"
+  rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
+  # What this machine trusts, the boxes trust: a company's proxy signs with its own CA.
+  if compgen -G '/usr/local/share/ca-certificates/*.crt' > /dev/null; then
+    cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
+    chroot "$root" update-ca-certificates > /dev/null 2>&1
+  fi
+  chroot "$root" python3 -c 'import ssl, ctypes, sqlite3, venv, pip'
+  version=$(chroot "$root" python3 -c 'import platform; print(platform.python_version())')
+  rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log \
+    "$root"/var/log/apt "$root/etc/resolv.conf" "$root/etc/hostname"
+  find "$root/dev" -mindepth 1 -delete
+  tar -C "$root" --numeric-owner -cf "$work/layer.tar" .
+  archive docker.io/library/python:3.11-slim \
+    '{"Env":["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin","LANG=C.UTF-8","PYTHON_VERSION='"$version"'"],"Cmd":["python3"]}'
+}
+
+case $image in
+  python | busybox | pause) "build_$image" ;;
+  *) echo "no recipe for image $image" >&2; exit 1 ;;
+esac

@@ -1,0 +1,75 @@
+# Installs the Debian packages that AgentBox needs on one machine, and only those that
+# are missing. Where it may not (no apt, not root) it says exactly what to install.
+set -euo pipefail
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
+
+missing=()
+# need PACKAGE PROGRAM-OR-FILE...: any one of them will do.
+need() {
+  local package=$1 candidate
+  shift
+  for candidate in "$@"; do
+    case $candidate in
+      /*) compgen -G "$candidate" > /dev/null && return 0 ;;
+      *) command -v "$candidate" > /dev/null && return 0 ;;
+    esac
+  done
+  missing+=("$package")
+}
+
+need postgresql '/usr/lib/postgresql/*/bin/initdb' initdb
+need containerd containerd
+need runc runc
+need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge /usr/libexec/cni/bridge
+need nftables nft
+need iptables iptables
+need iproute2 ip
+need util-linux setpriv
+need protobuf-compiler protoc
+need libprotobuf-dev /usr/include/google/protobuf/timestamp.proto
+need mmdebstrap mmdebstrap
+need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
+need busybox-static busybox
+need gcc gcc
+need libc6-dev '/usr/lib/*/libc.a' /usr/lib/libc.a
+need make make
+need pkg-config pkg-config
+need python3-pip pip3 pip
+need curl curl
+need ca-certificates /etc/ssl/certs/ca-certificates.crt
+need jq jq
+
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+if ! command -v apt-get > /dev/null; then
+  echo "missing: ${missing[*]} (Debian's names); install them with this system's package manager" >&2
+  exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+  echo "missing packages; run: sudo apt-get install -y ${missing[*]}" >&2
+  exit 1
+fi
+echo "installing ${missing[*]}"
+
+# Debian starts a service when it installs it. AgentBox runs its own Postgres and
+# containerd; the system's are not needed, so what is installed here is not started.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' > $policy
+  chmod 755 $policy
+  trap 'rm -f $policy' EXIT
+fi
+# Nor is a system-wide Postgres cluster made.
+if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+  mkdir -p /etc/postgresql-common
+  echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+fi
+log=$(mktemp)
+if ! { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
+  > "$log" 2>&1 < /dev/null; then
+  tail -n 5 "$log" >&2
+  echo "could not install: ${missing[*]}" >&2
+  exit 1
+fi
+rm -f "$log"

@@ -1,0 +1,30 @@
+//! `prepare`: everything that is installed, fetched or built once on a machine.
+
+use anyhow::{Context, bail};
+
+use crate::plan::cache_directory;
+
+const PACKAGES: &str = include_str!("../../packages.sh");
+
+pub(super) async fn run() -> anyhow::Result<()> {
+    // Its own words go to the terminal as they come: installing takes a while.
+    let status = tokio::process::Command::new("bash")
+        .args(["-c", PACKAGES, "packages.sh"])
+        .stdin(std::process::Stdio::null())
+        .status()
+        .await
+        .context("cannot run bash")?;
+    if !status.success() {
+        bail!("packages are missing, see above");
+    }
+    let cache = cache_directory();
+    std::fs::create_dir_all(&cache).with_context(|| format!("cannot use {}", cache.display()))?;
+    let nats = crate::nats::server::find_or_fetch(&cache).await?;
+    println!("nats-server: {}", nats.display());
+    let images = crate::image::provide(&cache, |step| println!("{step}")).await?;
+    if let Some(remark) = images.remark {
+        println!("{remark}");
+    }
+    println!("prepared");
+    Ok(())
+}

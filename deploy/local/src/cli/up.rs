@@ -1,0 +1,195 @@
+//! `up`: checks what a person can get wrong, starts the supervisor, and shows what it does.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use sha2::{Digest, Sha256};
+
+use super::down;
+use crate::instance::{bin_dir, boxd};
+use crate::plan::{Layout, Parts, Plan, cache_directory};
+use crate::secrets::{Secrets, write_private};
+use crate::services::{self, BUILD_BOXD, BUILD_SERVICES};
+use crate::state::{Phase, State};
+
+const NEEDED_BYTES: u64 = 2 << 30;
+const DEADLINE: Duration = Duration::from_secs(900);
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Of each service.
+    #[arg(long, env = "REPLICAS", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=32))]
+    replicas: u16,
+    /// The public address.
+    #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The public port.
+    #[arg(long, env = "AGENTBOX_PORT", default_value_t = 8080)]
+    port: u16,
+}
+
+pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()> {
+    if let Some(state) = State::read(&layout.state())
+        && state.supervisor_is_alive()
+    {
+        match state.phase {
+            Phase::Ready => {
+                println!("AgentBox is already running.");
+                return tell(layout, &state);
+            }
+            _ => bail!("it is being started or stopped; see `make status`"),
+        }
+    }
+    check(layout, &options)?;
+    down::sweep(layout).await;
+    prepare_directory(layout, &options)?;
+    let mut supervisor = start(layout)?;
+    let state = follow(layout, &mut supervisor).await?;
+    tell(layout, &state)
+}
+
+/// What would fail later, and less clearly.
+fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("boxes need root (namespaces, mounts, a bridge): run `sudo make up`");
+    }
+    crate::ports::require_free(options.host, options.port)?;
+    std::fs::create_dir_all(cache_directory())
+        .with_context(|| format!("cannot use {}", cache_directory().display()))?;
+    let parent = layout.directory().parent().unwrap_or(layout.directory());
+    for directory in [parent, &cache_directory()] {
+        let disk = nix::sys::statvfs::statvfs(directory)?;
+        let free = disk.blocks_available() * disk.fragment_size();
+        if free < NEEDED_BYTES {
+            bail!(
+                "the disk is full: {} MiB free in {}, {} MiB are needed",
+                free >> 20,
+                directory.display(),
+                NEEDED_BYTES >> 20
+            );
+        }
+    }
+    for (service, _) in services::all(1) {
+        services::require(
+            bin_dir().join(format!("agentbox-{service}")),
+            BUILD_SERVICES,
+        )?;
+    }
+    services::require(boxd(), BUILD_BOXD)?;
+    Ok(())
+}
+
+fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(layout.directory())?;
+    std::fs::create_dir_all(layout.logs())?;
+    // The same name at every start of this directory: what a crash left is found by it.
+    let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
+    let plan = Plan {
+        deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
+        parts: Parts::ALL,
+        replicas: usize::from(options.replicas),
+        bin_dir: bin_dir(),
+        boxd: boxd(),
+        host: options.host,
+        port: Some(options.port),
+        environment: BTreeMap::new(),
+    };
+    write_private(&layout.plan(), &serde_json::to_vec_pretty(&plan)?)?;
+    Ok(())
+}
+
+/// In a session of its own: a closing terminal does not concern it.
+fn start(layout: &Layout) -> anyhow::Result<Child> {
+    let own_words = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(layout.log("supervisor"))?;
+    let _ = std::fs::remove_file(layout.state());
+    Command::new("setsid")
+        .arg(std::env::current_exe()?)
+        .arg("--dir")
+        .arg(layout.directory())
+        .arg("supervise")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(own_words)
+        .spawn()
+        .context("cannot start the supervisor")
+}
+
+/// Prints each step once it is done, until all is ready.
+async fn follow(layout: &Layout, supervisor: &mut Child) -> anyhow::Result<State> {
+    let begun = Instant::now();
+    let mut shown = 0;
+    while begun.elapsed() < DEADLINE {
+        let ended = supervisor.try_wait()?.is_some();
+        let state = State::read(&layout.state());
+        let steps = state.as_ref().map_or(&[][..], |state| &state.steps);
+        for step in steps.iter().skip(shown) {
+            println!("  {:>5.1} s  {step}", begun.elapsed().as_secs_f32());
+        }
+        shown = steps.len().max(shown);
+        match state {
+            Some(state) if state.phase == Phase::Ready => return Ok(state),
+            Some(State {
+                phase: Phase::Failed { message },
+                ..
+            }) => bail!("{message}"),
+            _ if ended => {
+                let words = crate::log_file::tail(&layout.log("supervisor"), 4096);
+                bail!(
+                    "the supervisor ended: {}",
+                    crate::tool::last_lines(&words, 1)
+                );
+            }
+            _ => tokio::time::sleep(Duration::from_millis(30)).await,
+        }
+    }
+    bail!("it is not ready after {DEADLINE:?}; see `make status` and `make logs`")
+}
+
+/// The URL, the login and a first request; and the same for scripts.
+fn tell(layout: &Layout, state: &State) -> anyhow::Result<()> {
+    let secrets = Secrets::load_or_generate(&layout.secrets())?;
+    let url = state
+        .gateway
+        .as_ref()
+        .map_or("", |gateway| gateway.url.as_str());
+    let (username, password) = (&secrets.admin_username, &secrets.admin_password);
+    let file = layout.local_env();
+    let text = format!(
+        "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n"
+    );
+    write_private(&file, text.as_bytes())?;
+    println!(
+        r#"
+AgentBox is ready.
+
+  URL       {url}
+  username  {username}
+  password  {password}
+  (also in {file}, for scripts to source)
+
+A first environment:
+
+  . {file}
+  TOKEN=$(curl -s "$AGENTBOX_URL/api/v1/auth/login" -H 'Content-Type: application/json' \
+    -d "{{\"username\":\"$AGENTBOX_ADMIN_USERNAME\",\"password\":\"$AGENTBOX_ADMIN_PASSWORD\"}}" | jq -r .token)
+  curl -s "$AGENTBOX_URL/api/v1/environments" -H "Authorization: Bearer $TOKEN" \
+    -H 'Content-Type: application/json' \
+    -d '{{"name":"first","image":"python:3.11-slim","resources":{{"cpu":"500m","memory":"512Mi","storage":"1Gi"}}}}'
+
+`make status`, `make logs` and `make down` do what they say."#,
+        file = file.display(),
+    );
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Removes everything that an instance can leave, with no containerd running.
+//!
+//! Works from names alone ([`Paths`]), is safe to repeat, and removes nothing of another
+//! instance. Runs at the end of every instance, and before one starts where a killed one
+//! may have been.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+
+use super::Paths;
+use crate::identity::{ProcessIdentity, all_with_arguments};
+use crate::tool::Tool;
+
+pub(crate) async fn remove(paths: &Paths) {
+    // Daemon first, or it would restart what the next steps end.
+    let configuration = paths.configuration().to_string_lossy().into_owned();
+    kill_all(|arguments| is_program(arguments, "containerd") && arguments.contains(&configuration))
+        .await;
+    let socket = paths.socket().to_string_lossy().into_owned();
+    // A shim that still lives would take its container's end for an event to report.
+    kill_all(|arguments| {
+        arguments
+            .first()
+            .is_some_and(|program| program.contains("containerd-shim"))
+            && arguments.contains(&socket)
+    })
+    .await;
+    delete_containers(&paths.runc()).await;
+    remove_shim_sockets(&paths.state());
+    unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
+    crate::network::remove(&paths.deployment).await;
+    remove_network_results(&paths.deployment);
+    for directory in [paths.run(), paths.boxes.clone()] {
+        // A mount that could not be released must not be emptied.
+        if mounts_below(&[&directory]).is_empty() {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+}
+
+fn is_program(arguments: &[String], name: &str) -> bool {
+    arguments.first().is_some_and(|program| {
+        Path::new(program)
+            .file_name()
+            .is_some_and(|file| file == name)
+    })
+}
+
+/// Kills what matches, and waits until it is gone.
+async fn kill_all(matches: impl Fn(&[String]) -> bool) {
+    let found: Vec<ProcessIdentity> = all_with_arguments()
+        .into_iter()
+        .filter(|(_, arguments)| matches(arguments))
+        .map(|(identity, _)| identity)
+        .collect();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    for identity in found {
+        identity.signal(Signal::SIGKILL);
+        while identity.is_alive() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// runc kills what is in a container's cgroup and removes the cgroup.
+async fn delete_containers(runc: &Path) {
+    for namespace in directories(runc) {
+        for container in directories(&namespace) {
+            let Some(id) = container.file_name() else {
+                continue;
+            };
+            let _ = Tool::new("runc")
+                .args(["--root".as_ref(), namespace.as_os_str()])
+                .args(["delete".as_ref(), "--force".as_ref(), id])
+                .run()
+                .await;
+        }
+    }
+}
+
+/// Shims put their sockets into a directory that all containerds share; each bundle
+/// says which is its own.
+fn remove_shim_sockets(state: &Path) {
+    for namespace in directories(&state.join("io.containerd.runtime.v2.task")) {
+        for bundle in directories(&namespace) {
+            let address = std::fs::read_to_string(bundle.join("address")).unwrap_or_default();
+            if let Some(socket) = address.trim().strip_prefix("unix://") {
+                let _ = std::fs::remove_file(socket);
+            }
+        }
+    }
+}
+
+/// The CNI library keeps a file per box in one directory for all networks.
+fn remove_network_results(deployment: &str) {
+    let prefix = format!("agentbox-{deployment}-");
+    let Ok(entries) = std::fs::read_dir("/var/lib/cni/results") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn directories(parent: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(parent)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+/// Mount points below the directories, the newest first.
+fn mounts_below(directories: &[&Path]) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| {
+            directories
+                .iter()
+                .any(|directory| point.starts_with(directory))
+        })
+        .collect();
+    found.reverse();
+    found
+}
+
+/// The kernel writes a blank in a mount point as `\040`.
+fn unescape(point: &str) -> String {
+    point
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\134", "\\")
+}
+
+fn unmount_below(directories: &[&Path]) {
+    for point in mounts_below(directories) {
+        let _ = umount2(&point, MntFlags::MNT_DETACH);
+    }
+}

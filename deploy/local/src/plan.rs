@@ -1,0 +1,119 @@
+//! What to start: written by whoever starts an instance, read by its supervisor.
+//! And where an instance keeps what it knows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Which parts of the system an instance has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    pub postgres: bool,
+    pub nats: bool,
+    pub containerd: bool,
+    /// The product's services; they need the other three.
+    pub services: bool,
+}
+
+impl Parts {
+    pub const ALL: Self = Self {
+        postgres: true,
+        nats: true,
+        containerd: true,
+        services: true,
+    };
+    pub const NONE: Self = Self {
+        postgres: false,
+        nats: false,
+        containerd: false,
+        services: false,
+    };
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// `None` for a test: it is named after the place that it gets.
+    pub(crate) deployment: Option<String>,
+    pub(crate) parts: Parts,
+    pub(crate) replicas: usize,
+    pub(crate) bin_dir: PathBuf,
+    pub(crate) boxd: PathBuf,
+    pub(crate) host: IpAddr,
+    /// The public port; `None` for any free one.
+    pub(crate) port: Option<u16>,
+    /// By service (`*` for each), name and value.
+    pub(crate) environment: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Plan {
+    /// A test's instance: nothing of it is kept, its disk writes need not be safe.
+    pub(crate) fn is_test(&self) -> bool {
+        self.deployment.is_none()
+    }
+}
+
+/// An instance's directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout(PathBuf);
+
+impl Layout {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self(directory)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn plan(&self) -> PathBuf {
+        self.0.join("plan.json")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.0.join("secrets.json")
+    }
+
+    pub(crate) fn clusters(&self) -> PathBuf {
+        self.0.join("clusters.json")
+    }
+
+    pub(crate) fn local_env(&self) -> PathBuf {
+        self.0.join("local.env")
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.0.join("logs")
+    }
+
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs().join(format!("{name}.log"))
+    }
+
+    pub(crate) fn postgres(&self) -> PathBuf {
+        self.0.join("postgres")
+    }
+
+    pub(crate) fn nats(&self) -> PathBuf {
+        self.0.join("nats")
+    }
+
+    pub(crate) fn containerd(&self) -> PathBuf {
+        self.0.join("containerd")
+    }
+}
+
+/// Where downloads and builds are kept, outside any checkout.
+pub(crate) fn cache_directory() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("agentbox")
+}

@@ -1,0 +1,217 @@
+//! The product's services: how each is started and what it is told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agentbox_contracts::permissions::SERVICES;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::child::Launch;
+use crate::containerd::ContainerdEndpoint;
+use crate::nats::NatsEndpoint;
+use crate::plan::Plan;
+use crate::postgres::PostgresEndpoint;
+use crate::secrets::Secrets;
+
+/// A program of the product is not built.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} is not built; build it with `{command}`")]
+pub struct NotBuilt {
+    path: PathBuf,
+    command: &'static str,
+}
+
+pub(crate) const BUILD_SERVICES: &str = "cargo build --workspace --bins";
+pub(crate) const BUILD_BOXD: &str = "make boxd";
+
+pub(crate) fn require(path: PathBuf, command: &'static str) -> Result<PathBuf, NotBuilt> {
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(NotBuilt { path, command })
+    }
+}
+
+/// Everything that a service is told about the others.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) secrets: &'a Secrets,
+    pub(crate) postgres: &'a PostgresEndpoint,
+    pub(crate) nats: &'a NatsEndpoint,
+    pub(crate) clusters: &'a Path,
+}
+
+/// One replica of one service.
+pub(crate) struct Replica {
+    pub(crate) service: &'static str,
+    pub(crate) index: usize,
+    pub(crate) admin: SocketAddr,
+    /// For api-gateway: the shared address and its own.
+    pub(crate) listen: Option<[SocketAddr; 2]>,
+}
+
+/// All replicas of all services, in the order in which they start.
+pub(crate) fn all(replicas: usize) -> impl Iterator<Item = (&'static str, usize)> {
+    SERVICES
+        .into_iter()
+        .flat_map(move |service| (0..replicas).map(move |index| (service, index)))
+}
+
+impl Replica {
+    pub(crate) fn name(&self) -> String {
+        format!("{}-{}", self.service, self.index)
+    }
+
+    pub(crate) fn launch(
+        &self,
+        around: &Surroundings<'_>,
+        log: PathBuf,
+    ) -> Result<Launch, NotBuilt> {
+        let file = around
+            .plan
+            .bin_dir
+            .join(format!("agentbox-{}", self.service));
+        Ok(Launch {
+            name: self.name(),
+            program: require(file, BUILD_SERVICES)?,
+            arguments: Vec::new(),
+            environment: self.environment(around),
+            user: None,
+            stop_signal: Signal::SIGTERM,
+            orphan_signal: Signal::SIGKILL,
+            grace: if around.plan.is_test() {
+                Duration::from_secs(5)
+            } else {
+                Duration::from_secs(20)
+            },
+            log,
+        })
+    }
+
+    fn environment(&self, around: &Surroundings<'_>) -> BTreeMap<String, String> {
+        let Surroundings {
+            plan,
+            secrets,
+            postgres,
+            nats,
+            clusters,
+        } = around;
+        let password = nats
+            .passwords
+            .get(self.service)
+            .cloned()
+            .unwrap_or_default();
+        let mut pairs = vec![
+            ("AGENTBOX_NATS_URL", nats.url.clone()),
+            ("AGENTBOX_NATS_USER", self.service.to_owned()),
+            ("AGENTBOX_NATS_PASSWORD", password),
+            ("AGENTBOX_ADMIN_LISTEN", self.admin.to_string()),
+            ("AGENTBOX_REPLICA", self.name()),
+        ];
+        if let Some(url) = postgres.urls.get(self.service) {
+            pairs.push(("AGENTBOX_DATABASE_URL", url.clone()));
+        }
+        if matches!(self.service, "scheduler" | "exec-proxy") {
+            pairs.push(("AGENTBOX_BOX_SECRET", secrets.box_secret.clone()));
+            pairs.push(("AGENTBOX_CLUSTERS", clusters.display().to_string()));
+        }
+        if self.service == "auth" {
+            pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
+            pairs.push(("AGENTBOX_ADMIN_USERNAME", secrets.admin_username.clone()));
+            pairs.push(("AGENTBOX_ADMIN_PASSWORD", secrets.admin_password.clone()));
+        }
+        if let Some([shared, own]) = self.listen {
+            pairs.push(("AGENTBOX_LISTEN", format!("{shared},{own}")));
+            pairs.push(("AGENTBOX_LISTEN_SHARED", "true".to_owned()));
+        }
+        let mut environment: BTreeMap<String, String> = pairs
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        for service in ["*", self.service] {
+            environment.extend(plan.environment.get(service).cloned().unwrap_or_default());
+        }
+        environment
+    }
+}
+
+/// The clusters file: this machine's containerd, as the one cluster `local`.
+pub(crate) fn clusters(containerd: &ContainerdEndpoint) -> String {
+    json!({
+        "clusters": [{
+            "name": "local",
+            "driver": "containerd",
+            "labels": {},
+            "containerd": containerd,
+        }],
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Parts;
+
+    fn environment_of(service: &'static str) -> BTreeMap<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = Secrets::load_or_generate(&dir.path().join("secrets.json")).unwrap();
+        let plan = Plan {
+            deployment: None,
+            parts: Parts::ALL,
+            replicas: 2,
+            bin_dir: "/bin".into(),
+            boxd: "/boxd".into(),
+            host: "127.0.0.1".parse().unwrap(),
+            port: None,
+            environment: BTreeMap::from([(
+                "auth".to_owned(),
+                BTreeMap::from([("AGENTBOX_LOG".to_owned(), "debug".to_owned())]),
+            )]),
+        };
+        let replica = Replica {
+            service,
+            index: 1,
+            admin: "127.0.0.1:9".parse().unwrap(),
+            listen: None,
+        };
+        replica.environment(&Surroundings {
+            plan: &plan,
+            secrets: &secrets,
+            postgres: &PostgresEndpoint::new(Path::new("/b"), 1, &secrets.postgres),
+            nats: &NatsEndpoint {
+                url: "nats://x".into(),
+                monitor_url: String::new(),
+                passwords: secrets.nats.clone(),
+            },
+            clusters: Path::new("/clusters.json"),
+        })
+    }
+
+    #[test]
+    fn a_service_is_told_no_secret_that_it_does_not_need() {
+        let gateway = environment_of("api-gateway");
+        let proxy = environment_of("exec-proxy");
+        let auth = environment_of("auth");
+        for secret in [
+            "AGENTBOX_DATABASE_URL",
+            "AGENTBOX_AUTH_SECRET",
+            "AGENTBOX_BOX_SECRET",
+        ] {
+            assert!(!gateway.contains_key(secret), "{secret}");
+        }
+        assert!(!proxy.contains_key("AGENTBOX_DATABASE_URL"));
+        assert!(auth["AGENTBOX_DATABASE_URL"].starts_with("postgres://auth:"));
+        assert!(!auth.contains_key("AGENTBOX_BOX_SECRET"));
+    }
+
+    #[test]
+    fn a_replicas_environment_can_be_changed_by_service() {
+        assert_eq!(environment_of("auth")["AGENTBOX_LOG"], "debug");
+        assert!(!environment_of("scheduler").contains_key("AGENTBOX_LOG"));
+        assert_eq!(environment_of("auth")["AGENTBOX_REPLICA"], "auth-1");
+    }
+}

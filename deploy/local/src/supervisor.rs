@@ -1,0 +1,500 @@
+//! The one process that owns an instance: starts its parts, restarts what dies, and
+//! takes everything down.
+//!
+//! * I1. What it starts, it ends: on SIGTERM and SIGINT, when a part cannot be started,
+//!   and, for a test, when its standard input ends, as it does however the test ends.
+//! * I2. Teardown goes from the outside in: services, boxes, containerd, then the
+//!   stores; each step is bounded, and a step that fails does not keep the next.
+//! * I3. `state.json` always says what it is doing.
+//!
+//! It is single-threaded: a child gets its orphan signal when the *thread* that started
+//! it ends, so that must be the one that lives as long as the process.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::containerd::slot::Slot;
+use crate::containerd::{Containerd, ContainerdError, Paths, leftovers};
+use crate::image::{self, ImageError};
+use crate::nats::{Nats, NatsError};
+use crate::plan::{Layout, Plan, cache_directory};
+use crate::ports::{PortError, Ports, require_free};
+use crate::postgres::{Postgres, PostgresError};
+use crate::secrets::{Secrets, SecretsError, write_private};
+use crate::services::{self, BUILD_BOXD, NotBuilt, Replica, Surroundings};
+use crate::state::{GatewayEndpoint, Phase, State};
+
+mod board;
+mod layer;
+
+use board::Board;
+use layer::{Layer, NotReady, ready};
+
+/// Why an instance could not be started. Each is one line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    #[error("cannot use {path}: {source}")]
+    Directory {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("another supervisor runs in {0}")]
+    Running(String),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    #[error(transparent)]
+    Nats(#[from] NatsError),
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    #[error("it was told to stop")]
+    Stopped,
+}
+
+struct Supervisor {
+    layout: Layout,
+    plan: Plan,
+    secrets: Secrets,
+    board: Board,
+    ports: Ports,
+    /// Where containerd's things are; `None` for an instance without one.
+    paths: Option<Paths>,
+    /// Keeps a test's place locked until everything in it is gone.
+    _slot: Option<Slot>,
+    services: Layer,
+    containerd: Layer,
+    nats: Layer,
+    postgres: Layer,
+}
+
+/// Runs an instance until it is told to stop. With `until_stdin_ends`, also until then.
+///
+/// # Errors
+/// What kept it from starting; by then everything is down again.
+pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), SuperviseError> {
+    let failed = |source: std::io::Error| SuperviseError::Directory {
+        path: layout.directory().display().to_string(),
+        source,
+    };
+    let lock = std::fs::File::create(layout.directory().join("supervisor.lock")).map_err(failed)?;
+    if lock.try_lock().is_err() {
+        return Err(SuperviseError::Running(
+            layout.directory().display().to_string(),
+        ));
+    }
+    std::fs::create_dir_all(layout.logs()).map_err(failed)?;
+    let plan: Plan = serde_json::from_slice(&std::fs::read(layout.plan()).map_err(failed)?)
+        .map_err(|error| failed(error.into()))?;
+    let stop = stop_request(until_stdin_ends).map_err(failed)?;
+    let mut supervisor = Supervisor::new(layout.clone(), plan)?;
+    let outcome = {
+        tokio::pin!(stop);
+        tokio::select! {
+            started = supervisor.start() => match started {
+                Ok(()) => {
+                    supervisor.board.update(|state| state.phase = Phase::Ready);
+                    stop.await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            () = &mut stop => Err(SuperviseError::Stopped),
+        }
+    };
+    let phase = match &outcome {
+        Ok(()) | Err(SuperviseError::Stopped) => Phase::Stopped,
+        Err(error) => Phase::Failed {
+            message: error.to_string(),
+        },
+    };
+    supervisor.tear_down(phase).await;
+    outcome
+}
+
+/// Resolves when the instance shall end.
+fn stop_request(until_stdin_ends: bool) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // The terminal that it was started from may close.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let stdin = if until_stdin_ends {
+        use std::os::fd::AsFd;
+        Some(pipe::Receiver::from_owned_fd(
+            std::io::stdin().as_fd().try_clone_to_owned()?,
+        )?)
+    } else {
+        None
+    };
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => {}
+                () = ended(stdin.as_ref()) => return,
+            }
+        }
+    })
+}
+
+/// Resolves when the pipe's other end is closed; what comes through it is of no interest.
+async fn ended(stdin: Option<&pipe::Receiver>) {
+    let Some(stdin) = stdin else {
+        return std::future::pending().await;
+    };
+    let mut buffer = [0; 64];
+    while stdin.readable().await.is_ok() {
+        match stdin.try_read(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+impl Supervisor {
+    fn new(layout: Layout, plan: Plan) -> Result<Self, SuperviseError> {
+        let secrets = Secrets::load_or_generate(&layout.secrets())?;
+        let slot = match (plan.parts.containerd, &plan.deployment) {
+            (true, None) => Some(Slot::take(&cache_directory())?),
+            _ => None,
+        };
+        let paths = match (&slot, &plan.deployment) {
+            (Some(slot), _) => Some(slot.paths.clone()),
+            (None, Some(deployment)) => Some(Paths {
+                deployment: deployment.clone(),
+                root: layout.containerd(),
+                boxes: layout.directory().join("boxes"),
+            }),
+            (None, None) => None,
+        };
+        let deployment = paths.as_ref().map_or_else(
+            || format!("test-{}", hex::encode(rand::random::<[u8; 4]>())),
+            |paths| paths.deployment.clone(),
+        );
+        let board = Board::new(&layout, State::new(deployment)).map_err(|source| {
+            SuperviseError::Directory {
+                path: layout.directory().display().to_string(),
+                source,
+            }
+        })?;
+        Ok(Self {
+            layout,
+            plan,
+            secrets,
+            ports: Ports::new()?,
+            paths,
+            _slot: slot,
+            services: Layer::new(board.clone()),
+            containerd: Layer::new(board.clone()),
+            nats: Layer::new(board.clone()),
+            postgres: Layer::new(board.clone()),
+            board,
+        })
+    }
+
+    async fn start(&mut self) -> Result<(), SuperviseError> {
+        let begun = Instant::now();
+        if let Some(port) = self.plan.port {
+            require_free(self.plan.host, port)?;
+        }
+        let parts = self.plan.parts;
+        if parts.services {
+            let programs = self.plan.bin_dir.clone();
+            for (service, _) in services::all(1) {
+                services::require(
+                    programs.join(format!("agentbox-{service}")),
+                    services::BUILD_SERVICES,
+                )?;
+            }
+            services::require(self.plan.boxd.clone(), BUILD_BOXD)?;
+        }
+        if let Some(paths) = &self.paths {
+            leftovers::remove(paths).await;
+        }
+        let postgres_port = self.ports.take()?;
+        let nats_ports = (self.ports.take()?, self.ports.take()?);
+        // Disjoint parts of self, started at the same time.
+        let Self {
+            layout,
+            plan,
+            secrets,
+            board,
+            paths,
+            containerd,
+            nats,
+            postgres,
+            ..
+        } = self;
+        let (postgres, nats, containerd) = tokio::try_join!(
+            async {
+                match parts.postgres {
+                    true => start_postgres(layout, plan, secrets, postgres, postgres_port)
+                        .await
+                        .map(Some),
+                    false => Ok(None),
+                }
+            },
+            async {
+                match parts.nats {
+                    true => start_nats(layout, plan, secrets, nats, nats_ports)
+                        .await
+                        .map(Some),
+                    false => Ok(None),
+                }
+            },
+            async {
+                match (parts.containerd, paths.clone()) {
+                    (true, Some(paths)) => start_containerd(layout, plan, containerd, paths)
+                        .await
+                        .map(Some),
+                    _ => Ok(None),
+                }
+            },
+        )?;
+        board.update(|state| {
+            state.postgres = postgres.as_ref().map(|postgres| postgres.endpoint.clone());
+            state.nats = nats.as_ref().map(|nats| nats.endpoint.clone());
+            state.containerd = containerd
+                .as_ref()
+                .map(|containerd| containerd.endpoint.clone());
+        });
+        if let (true, Some(postgres), Some(nats), Some(containerd)) =
+            (parts.services, postgres, nats, containerd)
+        {
+            self.start_services(&postgres, &nats, &containerd).await?;
+        }
+        self.board.say(&format!(
+            "all is ready after {:.1} s",
+            begun.elapsed().as_secs_f32()
+        ));
+        Ok(())
+    }
+
+    async fn start_services(
+        &mut self,
+        postgres: &Postgres,
+        nats: &Nats,
+        containerd: &Containerd,
+    ) -> Result<(), SuperviseError> {
+        let clusters = self.layout.clusters();
+        write_private(
+            &clusters,
+            services::clusters(&containerd.endpoint).as_bytes(),
+        )
+        .map_err(|source| SuperviseError::Directory {
+            path: clusters.display().to_string(),
+            source,
+        })?;
+        let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let port = match self.plan.port {
+            Some(port) => port,
+            None => self.ports.take()?,
+        };
+        let shared = SocketAddr::new(self.plan.host, port);
+        let mut gateway = GatewayEndpoint {
+            url: url_of(shared),
+            replica_urls: Vec::new(),
+        };
+        let mut names = Vec::new();
+        for (service, index) in services::all(self.plan.replicas) {
+            let admin = local(self.ports.take()?);
+            let listen = match service {
+                "api-gateway" => Some([shared, local(self.ports.take()?)]),
+                _ => None,
+            };
+            if let Some([_, own]) = listen {
+                gateway.replica_urls.push(url_of(own));
+            }
+            let replica = Replica {
+                service,
+                index,
+                admin,
+                listen,
+            };
+            let around = Surroundings {
+                plan: &self.plan,
+                secrets: &self.secrets,
+                postgres: &postgres.endpoint,
+                nats: &nats.endpoint,
+                clusters: &clusters,
+            };
+            let name = replica.name();
+            let launch = replica.launch(&around, self.layout.log(&name))?;
+            self.services.keep(launch, Some(url_of(admin)));
+            names.push((name, url_of(admin)));
+        }
+        self.board.update(|state| state.gateway = Some(gateway));
+        let http = reqwest::Client::new();
+        for (name, admin) in names {
+            self.services
+                .until_ready(&name, Duration::from_secs(60), || {
+                    answers(&http, format!("{admin}/health/ready"))
+                })
+                .await?;
+            self.board.say(&format!("{name} is ready"));
+        }
+        Ok(())
+    }
+
+    /// Ends everything, outermost first. `phase` is what is left to read.
+    async fn tear_down(mut self, phase: Phase) {
+        self.board.update(|state| state.phase = Phase::Stopping);
+        self.services.end().await;
+        if let Some(paths) = &self.paths {
+            if self.containerd.is_running() {
+                // What this misses, `leftovers` finds.
+                let removal = async {
+                    crate::containerd::cri::Cri::connect(&paths.socket())
+                        .await?
+                        .remove_all()
+                        .await
+                };
+                match tokio::time::timeout(Duration::from_secs(60), removal).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => self.board.say(&format!("removing boxes: {error}")),
+                    Err(_) => self.board.say("removing boxes took more than 60 s"),
+                }
+            }
+            self.containerd.end().await;
+        }
+        tokio::join!(self.nats.end(), self.postgres.end());
+        if let Some(paths) = &self.paths {
+            leftovers::remove(paths).await;
+        }
+        if self.plan.is_test() {
+            for directory in [self.layout.postgres(), self.layout.nats()] {
+                let _ = std::fs::remove_dir_all(directory);
+            }
+        }
+        self.board.say("all is down");
+        self.board.update(|state| state.phase = phase);
+    }
+}
+
+fn url_of(address: SocketAddr) -> String {
+    // 0.0.0.0 is where to listen, not where to go.
+    if address.ip().is_unspecified() {
+        format!("http://127.0.0.1:{}", address.port())
+    } else {
+        format!("http://{address}")
+    }
+}
+
+async fn answers(http: &reqwest::Client, url: String) -> Result<(), String> {
+    match http.get(url).send().await {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => {
+            let status = answer.status();
+            let said = answer.text().await.unwrap_or_default();
+            Err(format!(
+                "{status} {}",
+                said.chars().take(200).collect::<String>()
+            ))
+        }
+        Err(_) => Err("it does not answer yet".to_owned()),
+    }
+}
+
+async fn start_postgres(
+    layout: &Layout,
+    plan: &Plan,
+    secrets: &Secrets,
+    layer: &mut Layer,
+    port: u16,
+) -> Result<Postgres, SuperviseError> {
+    let run = crate::containerd::run_directory(&layer.board().deployment());
+    let durable = !plan.is_test();
+    let postgres =
+        Postgres::prepare(&layout.postgres(), &run, port, &secrets.postgres, durable).await?;
+    layer.keep(postgres.launch(layout.log("postgres")), None);
+    layer
+        .until_ready("postgres", Duration::from_secs(60), || async {
+            ready(
+                postgres.is_ready().await,
+                "it does not accept connections yet",
+            )
+        })
+        .await?;
+    postgres.bootstrap(&secrets.postgres).await?;
+    layer.board().say("postgres is ready");
+    Ok(postgres)
+}
+
+async fn start_nats(
+    layout: &Layout,
+    plan: &Plan,
+    secrets: &Secrets,
+    layer: &mut Layer,
+    ports: (u16, u16),
+) -> Result<Nats, SuperviseError> {
+    let deployment = layer.board().deployment();
+    let program = crate::nats::server::find_or_fetch(&cache_directory())
+        .await
+        .map_err(NatsError::from)?;
+    let durable = !plan.is_test();
+    let directory = layout.nats();
+    let nats = Nats::prepare(
+        &directory,
+        &deployment,
+        ports,
+        &secrets.nats,
+        durable,
+        program,
+    )?;
+    layer.keep(nats.launch(layout.log("nats")), None);
+    let http = reqwest::Client::new();
+    let health = format!("{}/healthz", nats.endpoint.monitor_url);
+    layer
+        .until_ready("nats", Duration::from_secs(30), || {
+            answers(&http, health.clone())
+        })
+        .await?;
+    layer.board().say("nats is ready");
+    Ok(nats)
+}
+
+async fn start_containerd(
+    layout: &Layout,
+    plan: &Plan,
+    layer: &mut Layer,
+    paths: Paths,
+) -> Result<Containerd, SuperviseError> {
+    let board = layer.board().clone();
+    let images = image::provide(&cache_directory(), |step| board.say(&step)).await?;
+    if let Some(remark) = images.remark {
+        board.say(remark);
+    }
+    let containerd = Containerd::prepare(paths, &plan.boxd, &images).await?;
+    layer.keep(containerd.launch(layout.log("containerd")), None);
+    let socket = containerd.paths.socket();
+    layer
+        .until_ready("containerd", Duration::from_secs(30), || async {
+            let cri = crate::containerd::cri::Cri::connect(&socket).await;
+            match cri {
+                Ok(cri) => cri.ready().await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await?;
+    // The boxes of a run that was killed are still in its database.
+    crate::containerd::cri::Cri::connect(&socket)
+        .await?
+        .remove_all()
+        .await?;
+    containerd.import(&images).await?;
+    board.say("containerd is ready");
+    Ok(containerd)
+}
