@@ -1,0 +1,185 @@
+//! How every service starts, tells how it is, and stops.
+//!
+//! Start: configuration → telemetry → bus → the service's own `run`, which spawns its
+//! tasks and returns. Stop (SIGTERM, SIGINT, a failed task or a fatal bus error): not
+//! ready → tasks are cancelled and awaited → bus closed → telemetry flushed.
+//!
+//! * I1. No task outlives [`main`], and none is started but through [`Tasks`].
+//! * I2. A task that fails takes the process down: whoever runs it starts it again. A
+//!   service never limps on with a part missing.
+//! * I3. Stopping takes no longer than the configured grace.
+
+mod admin;
+mod config;
+mod log_format;
+mod readiness;
+mod tasks;
+mod telemetry;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::ids::InstanceId;
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+pub use config::CommonConfig;
+pub use readiness::{Component, Readiness};
+pub use tasks::Tasks;
+
+/// What a service is given to work with.
+#[derive(Clone)]
+pub struct Context {
+    pub bus: Bus,
+    /// Cancelled when the service is to stop.
+    pub shutdown: CancellationToken,
+    pub tasks: Tasks,
+    pub readiness: Readiness,
+    pub instance: InstanceId,
+}
+
+/// The whole of a service's `main.rs`: reads the configuration from flags and
+/// environment, runs `run`, and stays until the service is told to stop. Exits 0 after
+/// an orderly stop, 1 after a failure, 2 on a bad configuration.
+pub fn main<C, F, Fut>(service: &'static str, run: F) -> ExitCode
+where
+    C: clap::Parser + AsRef<CommonConfig>,
+    F: FnOnce(C, Context) -> Fut,
+    Fut: Future<Output = Result<(), anyhow::Error>>,
+{
+    let config = C::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // There is no log yet to write this to.
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("cannot start the async runtime: {error}\n").as_bytes(),
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(supervise(service, config, run))
+}
+
+async fn supervise<C, F, Fut>(service: &'static str, config: C, run: F) -> ExitCode
+where
+    C: AsRef<CommonConfig>,
+    F: FnOnce(C, Context) -> Fut,
+    Fut: Future<Output = Result<(), anyhow::Error>>,
+{
+    let common = config.as_ref().clone();
+    let instance = InstanceId::random();
+    let telemetry = match telemetry::start(service, &instance, &common) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("{service}: {error:#}\n").as_bytes(),
+            );
+            return ExitCode::from(2);
+        }
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), replica = %common.replica, "starting");
+    let outcome = serve(service, instance, &common, config, run, &telemetry).await;
+    match &outcome {
+        Ok(()) => tracing::info!("stopped"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
+    }
+    telemetry.flush().await;
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn serve<C, F, Fut>(
+    service: &'static str,
+    instance: InstanceId,
+    common: &CommonConfig,
+    config: C,
+    run: F,
+    telemetry: &telemetry::Telemetry,
+) -> Result<(), anyhow::Error>
+where
+    F: FnOnce(C, Context) -> Fut,
+    Fut: Future<Output = Result<(), anyhow::Error>>,
+{
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+
+    let shutdown = CancellationToken::new();
+    let tasks = Tasks::new(shutdown.clone());
+    let readiness = Readiness::new();
+    let bus_component = readiness.component("bus");
+    bus_component.not_ready("connecting");
+    let started = readiness.component("start");
+    started.not_ready("starting");
+
+    let admin_shutdown = CancellationToken::new();
+    let admin = admin::Admin::bind(common.admin_listen, readiness.clone(), telemetry.metrics())
+        .await?
+        .serve(admin_shutdown.clone());
+    let admin = tokio::task::spawn(admin);
+
+    let work = async {
+        let bus = tokio::select! {
+            bus = Bus::connect(BusConfig {
+                url: common.nats_url.clone(),
+                user: common.nats_user.clone(),
+                password: common.nats_password.clone(),
+                service,
+                instance: instance.clone(),
+            }) => bus.context("cannot connect to NATS")?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        tasks.spawn(
+            "bus-readiness",
+            readiness::watch_bus(bus.clone(), bus_component, shutdown.clone()),
+        );
+
+        let context = Context {
+            bus: bus.clone(),
+            shutdown: shutdown.clone(),
+            tasks: tasks.clone(),
+            readiness: readiness.clone(),
+            instance,
+        };
+        let outcome = async {
+            tokio::select! {
+                outcome = run(config, context) => outcome?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+            started.ready();
+            tracing::info!("started");
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => Ok(()),
+                violation = bus.violated() => {
+                    Err(anyhow::anyhow!("NATS refused what this service needs: {violation}"))
+                }
+                failure = tasks.failed() => Err(failure),
+            }
+        }
+        .await;
+
+        readiness.stop();
+        shutdown.cancel();
+        tasks.finish(common.shutdown_grace()).await;
+        bus.close().await;
+        outcome
+    };
+    let outcome = work.await;
+    admin_shutdown.cancel();
+    if let Err(error) = admin.await {
+        tracing::warn!(%error, "the admin listener ended badly");
+    }
+    outcome
+}

@@ -1,0 +1,180 @@
+//! The two connections of a process, and whether they stand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions;
+use async_nats::connection::State;
+use async_nats::jetstream;
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::watch;
+
+use crate::error::BusError;
+use crate::session::Hub;
+
+/// How long the first connection is tried for: NATS may be starting too.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RECONNECT_DELAY: Duration = Duration::from_millis(250);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// JetStream's own requests.
+const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Debug)]
+pub struct BusConfig {
+    pub url: String,
+    pub user: String,
+    pub password: String,
+    /// One of [`permissions::SERVICES`]; names the inbox and session subjects.
+    pub service: &'static str,
+    pub instance: InstanceId,
+}
+
+/// A handle to the bus. Clones share the connections.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    jetstream: jetstream::Context,
+    hub: Hub,
+    instance: InstanceId,
+    violation: watch::Receiver<Option<String>>,
+}
+
+async fn dial(
+    config: &BusConfig,
+    purpose: &str,
+    violation: Arc<watch::Sender<Option<String>>>,
+) -> Result<Client, BusError> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let violation = violation.clone();
+        let mut options = ConnectOptions::new()
+            .name(format!("agentbox-{}-{purpose}", config.service))
+            .custom_inbox_prefix(permissions::inbox_prefix(config.service))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            .reconnect_delay_callback(|_| RECONNECT_DELAY)
+            .event_callback(move |event| {
+                let violation = violation.clone();
+                async move { note_event(&event, &violation) }
+            });
+        if !config.user.is_empty() {
+            options = options.user_and_password(config.user.clone(), config.password.clone());
+        }
+        match options.connect(&config.url).await {
+            Ok(client) => return Ok(client),
+            Err(source) if begun.elapsed() > CONNECT_DEADLINE => {
+                return Err(BusError::Connect {
+                    url: config.url.clone(),
+                    source,
+                });
+            }
+            Err(error) => {
+                tracing::info!(%error, "NATS is not there yet");
+                tokio::time::sleep(RECONNECT_DELAY).await;
+            }
+        }
+    }
+}
+
+fn note_event(event: &Event, violation: &watch::Sender<Option<String>>) {
+    match event {
+        Event::ServerError(error) => {
+            let text = error.to_string();
+            tracing::error!(error = text, "NATS reported an error");
+            if text.to_ascii_lowercase().contains("permissions violation") {
+                violation.send_replace(Some(text));
+            }
+        }
+        Event::SlowConsumer(subscription) => {
+            metrics::counter!("agentbox_bus_slow_consumer_total").increment(1);
+            tracing::warn!(
+                subscription,
+                "messages were dropped: a subscription is too slow"
+            );
+        }
+        Event::Connected | Event::Disconnected | Event::LameDuckMode => {
+            tracing::info!(event = %event, "NATS connection");
+        }
+        other => tracing::debug!(event = %other, "NATS connection"),
+    }
+}
+
+impl Bus {
+    /// Connects, waiting up to half a minute for a server that starts.
+    ///
+    /// # Errors
+    /// When none answers in that time, or it refuses the credentials.
+    pub async fn connect(config: BusConfig) -> Result<Self, BusError> {
+        let (sender, violation) = watch::channel(None);
+        let sender = Arc::new(sender);
+        let client = dial(&config, "requests", sender.clone()).await?;
+        let sessions = dial(&config, "sessions", sender).await?;
+        let mut jetstream = jetstream::new(client.clone());
+        jetstream.set_timeout(JETSTREAM_TIMEOUT);
+        let hub = Hub::start(sessions, config.service, config.instance.clone()).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client,
+                jetstream,
+                hub,
+                instance: config.instance,
+                violation,
+            }),
+        })
+    }
+
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    #[must_use]
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.inner.jetstream
+    }
+
+    #[must_use]
+    pub fn instance(&self) -> &InstanceId {
+        &self.inner.instance
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.inner.hub
+    }
+
+    /// Whether both connections stand.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.client.connection_state() == State::Connected && self.inner.hub.is_connected()
+    }
+
+    /// Resolves when the server has refused a publish or a subscription.
+    pub async fn violated(&self) -> String {
+        let mut violation = self.inner.violation.clone();
+        match violation.wait_for(Option::is_some).await {
+            Ok(text) => text.clone().unwrap_or_default(),
+            // The connections, and with them the sender, are gone: nothing more to tell.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends the sessions and sends what is still queued, for a bounded time.
+    pub async fn close(&self) {
+        let closing = async {
+            self.inner.hub.close().await;
+            if let Err(error) = self.inner.client.drain().await {
+                tracing::debug!(%error, "draining");
+            }
+        };
+        if tokio::time::timeout(CLOSE_DEADLINE, closing).await.is_err() {
+            tracing::warn!("the bus did not close in time");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One frame on the wire: kind, sequence and cumulative acknowledgement, then the body.
+//!
+//! ```text
+//! 0     1          9          17    18
+//! ┌─────┬──────────┬──────────┬─────┬──────────┐
+//! │kind │ sequence │ ack      │ tag │ body …   │   big endian; tag and body: data only
+//! └─────┴──────────┴──────────┴─────┴──────────┘
+//! ```
+
+use agentbox_contracts::error::Error;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+const HEADER: usize = 17;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Kind {
+    /// The server has the session.
+    Accept,
+    Data {
+        tag: u8,
+        body: Bytes,
+        fin: bool,
+    },
+    Ack,
+    Ping,
+    /// The session ends here; why.
+    Reset(Error),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Frame {
+    /// Of a data frame, from 1; else 0.
+    pub sequence: u64,
+    /// Every data frame up to this one has been consumed by the sender of this frame.
+    pub ack: u64,
+    pub kind: Kind,
+}
+
+impl Frame {
+    pub(crate) fn encode(&self) -> Bytes {
+        let (code, tag, body) = match &self.kind {
+            Kind::Accept => (1u8, None, Bytes::new()),
+            Kind::Data {
+                tag,
+                body,
+                fin: false,
+            } => (2, Some(*tag), body.clone()),
+            Kind::Data {
+                tag,
+                body,
+                fin: true,
+            } => (3, Some(*tag), body.clone()),
+            Kind::Ack => (4, None, Bytes::new()),
+            Kind::Ping => (5, None, Bytes::new()),
+            Kind::Reset(error) => (
+                6,
+                None,
+                serde_json::to_vec(error)
+                    .map(Bytes::from)
+                    .unwrap_or_default(),
+            ),
+        };
+        let mut out = BytesMut::with_capacity(HEADER + 1 + body.len());
+        out.put_u8(code);
+        out.put_u64(self.sequence);
+        out.put_u64(self.ack);
+        if let Some(tag) = tag {
+            out.put_u8(tag);
+        }
+        out.put(body);
+        out.freeze()
+    }
+
+    /// `None` for what is not a frame.
+    pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.len() < HEADER {
+            return None;
+        }
+        let code = bytes.get_u8();
+        let sequence = bytes.get_u64();
+        let ack = bytes.get_u64();
+        let kind = match code {
+            1 => Kind::Accept,
+            2 | 3 if !bytes.is_empty() => {
+                let tag = bytes.get_u8();
+                Kind::Data {
+                    tag,
+                    body: bytes,
+                    fin: code == 3,
+                }
+            }
+            4 => Kind::Ack,
+            5 => Kind::Ping,
+            6 => Kind::Reset(serde_json::from_slice(&bytes).unwrap_or_else(|_| Error::internal())),
+            _ => return None,
+        };
+        Some(Self {
+            sequence,
+            ack,
+            kind,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_survives_the_wire() {
+        for kind in [
+            Kind::Accept,
+            Kind::Data {
+                tag: 7,
+                body: Bytes::from_static(b"\x00\xff"),
+                fin: false,
+            },
+            Kind::Data {
+                tag: 0,
+                body: Bytes::new(),
+                fin: true,
+            },
+            Kind::Ack,
+            Kind::Ping,
+            Kind::Reset(Error::not_found("environment")),
+        ] {
+            let frame = Frame {
+                sequence: 3,
+                ack: u64::MAX,
+                kind,
+            };
+            assert_eq!(Frame::decode(frame.encode()), Some(frame));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_frame_is_refused() {
+        for bytes in [&b""[..], &[2; 16], &[2; 17], &[9; 40]] {
+            assert_eq!(Frame::decode(Bytes::copy_from_slice(bytes)), None);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Bringing a schema up to date, by whichever replica starts first.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
+use sea_orm_migration::MigratorTrait;
+
+use crate::DatabaseError;
+
+/// Applies the migrations of `M` that `schema` lacks. Replicas that start together take
+/// turns; the later ones find nothing to do.
+///
+/// # Errors
+/// When Postgres refuses a migration or goes away.
+pub async fn migrate<M: MigratorTrait>(
+    database: &DatabaseConnection,
+    schema: &'static str,
+) -> Result<(), DatabaseError> {
+    let failed = |source| DatabaseError::Migrate { schema, source };
+    let transaction = database.begin().await.map_err(failed)?;
+    // Held until the transaction ends, however it ends.
+    transaction
+        .execute_unprepared(&format!(
+            "SELECT pg_advisory_xact_lock(hashtext('agentbox.migrate.{schema}'))"
+        ))
+        .await
+        .map_err(failed)?;
+    transaction
+        .execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS {schema}"))
+        .await
+        .map_err(failed)?;
+    M::up(&transaction, None).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)
+}

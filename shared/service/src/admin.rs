@@ -1,0 +1,83 @@
+//! The listener for operators: metrics and health, apart from what users reach.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::readiness::Readiness;
+
+#[derive(Clone)]
+struct AdminState {
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+}
+
+pub(crate) struct Admin {
+    listener: TcpListener,
+    router: Router,
+}
+
+impl Admin {
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        readiness: Readiness,
+        metrics: PrometheusHandle,
+    ) -> Result<Self, anyhow::Error> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (AGENTBOX_ADMIN_LISTEN)"))?;
+        let router = Router::new()
+            .route("/metrics", get(render_metrics))
+            .route("/health/live", get(|| async { "alive\n" }))
+            .route("/health/ready", get(ready))
+            .with_state(AdminState { readiness, metrics });
+        Ok(Self { listener, router })
+    }
+
+    pub(crate) fn serve(self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send {
+        async move {
+            let served = axum::serve(self.listener, self.router)
+                .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            tokio::select! {
+                outcome = served => if let Err(error) = outcome {
+                    tracing::error!(%error, "the admin listener failed");
+                },
+                // A scraper that keeps its connection open does not hold the process.
+                () = async {
+                    shutdown.cancelled().await;
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                } => {}
+            }
+        }
+    }
+}
+
+async fn render_metrics(State(state): State<AdminState>) -> Response {
+    state.metrics.run_upkeep();
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        state.metrics.render(),
+    )
+        .into_response()
+}
+
+async fn ready(State(state): State<AdminState>) -> Response {
+    let reasons = state.readiness.reasons();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    let body: String = reasons
+        .iter()
+        .map(|(component, why)| format!("{component}: {why}\n"))
+        .collect();
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+}

@@ -1,0 +1,136 @@
+//! The tasks of a service: owned, named, and awaited before it ends.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// Spawns tasks and waits for them. Clones share the same tasks.
+#[derive(Clone)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+    /// The first failure, once there is one.
+    failure: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Tasks {
+    pub(crate) fn new(shutdown: CancellationToken) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            shutdown,
+            failure: Arc::new(watch::Sender::new(None)),
+        }
+    }
+
+    /// Runs `future` until it ends. It must end soon after the shutdown token is
+    /// cancelled. An error or a panic before that stops the whole service.
+    pub fn spawn(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = Result<(), anyhow::Error>> + Send + 'static,
+    ) {
+        let tasks = self.clone();
+        // A task's own span would be the parent of everything it ever does: none.
+        let watched = async move {
+            let failure = match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("task {name}: {error:#}")),
+                Err(panic) => Some(format!("task {name} panicked: {}", panic_text(&*panic))),
+            };
+            match failure {
+                Some(failure) if tasks.shutdown.is_cancelled() => {
+                    tracing::warn!(task = name, failure, "failed while stopping");
+                }
+                Some(failure) => {
+                    tasks.failure.send_if_modified(|first| {
+                        let is_first = first.is_none();
+                        first.get_or_insert(failure);
+                        is_first
+                    });
+                }
+                None => tracing::debug!(task = name, "ended"),
+            }
+        };
+        self.tracker
+            .spawn(watched.instrument(tracing::Span::none()));
+    }
+
+    /// Resolves at the first failure.
+    pub(crate) async fn failed(&self) -> anyhow::Error {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(text) => anyhow::anyhow!(text.clone().unwrap_or_default()),
+            // The sender lives in self.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits for all tasks, for at most `grace`.
+    pub(crate) async fn finish(&self, grace: Duration) {
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                tasks = self.tracker.len(),
+                grace_s = grace.as_secs(),
+                "tasks did not end within the grace and are dropped"
+            );
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failed_task_is_told_and_a_panic_is_a_failure() {
+        let shutdown = CancellationToken::new();
+        let tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("panics", async { panic!("on purpose") });
+        let failure = tasks.failed().await.to_string();
+        assert!(
+            failure.contains("panics") && failure.contains("on purpose"),
+            "{failure}"
+        );
+    }
+
+    #[tokio::test]
+    async fn finish_waits_for_tasks_and_no_longer_than_the_grace() {
+        let shutdown = CancellationToken::new();
+        let tasks = Tasks::new(shutdown.clone());
+        let done = CancellationToken::new();
+        let (stop, mark) = (shutdown.clone(), done.clone());
+        tasks.spawn("orderly", async move {
+            stop.cancelled().await;
+            mark.cancel();
+            Ok(())
+        });
+        shutdown.cancel();
+        tasks.finish(Duration::from_secs(5)).await;
+        assert!(done.is_cancelled());
+
+        let stuck = Tasks::new(CancellationToken::new());
+        stuck.spawn("stuck", std::future::pending());
+        let begun = std::time::Instant::now();
+        stuck.finish(Duration::from_millis(50)).await;
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    }
+}
