@@ -1,0 +1,53 @@
+//! What boxes of this containerd can do, and what its images are like.
+
+use std::time::{Duration, Instant};
+
+use agentbox_local::TestContainerd;
+
+use crate::pod::{Pod, pull};
+
+#[tokio::test]
+async fn the_python_image_behaves_as_the_official_one_where_users_notice() {
+    let containerd = TestContainerd::start().await.unwrap();
+    let pod = Pod::start(&containerd.endpoint, "python:3.11-slim").await;
+    let version = pod
+        .output("python --version; command -v python; command -v pip")
+        .await;
+    assert!(version.starts_with("Python 3.11."), "{version}");
+    assert!(version.contains("/usr/local/bin/python\n/usr/local/bin/pip"));
+    assert_eq!(pod.output("echo $LANG; id -u").await, "C.UTF-8\n0");
+    pod.output("bash -c true; python -m venv /tmp/v && /tmp/v/bin/pip --version")
+        .await;
+    // Names resolve, packets leave, and the machine's certificates are trusted.
+    pod.output("pip install --quiet requests").await;
+    let imported = pod
+        .output("python -c 'import requests; print(requests.__name__)'")
+        .await;
+    assert_eq!(imported, "requests");
+    containerd.system.stop().await;
+}
+
+#[tokio::test]
+async fn the_busybox_image_has_its_applets_and_a_shell() {
+    let containerd = TestContainerd::start().await.unwrap();
+    let pod = Pod::start(&containerd.endpoint, "busybox").await;
+    assert_eq!(pod.output("echo a b | awk '{print $2}'").await, "b");
+    assert_eq!(pod.output("/usr/bin/env true; ls -d /tmp").await, "/tmp");
+    containerd.system.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_exist_is_refused_within_seconds_and_named() {
+    let containerd = TestContainerd::start().await.unwrap();
+    let begun = Instant::now();
+    let error = pull(&containerd.endpoint, "no-such-image-of-ours:1")
+        .await
+        .unwrap_err();
+    assert!(error.contains("no-such-image-of-ours:1"), "{error}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+    containerd.system.stop().await;
+}
