@@ -1,0 +1,59 @@
+//! A log entry on boxd's wire and in the contracts: the same facts, two shapes.
+
+use agentbox_contracts::logs::{LogEntry, OutputStream};
+use chrono::{DateTime, Utc};
+
+use crate::proto;
+
+impl From<LogEntry> for proto::LogEntry {
+    fn from(entry: LogEntry) -> Self {
+        let stream = match entry.stream {
+            OutputStream::Stdout => proto::Stream::Stdout,
+            OutputStream::Stderr => proto::Stream::Stderr,
+        };
+        Self {
+            sequence: entry.sequence,
+            // Years after 2262 do not fit; no clock says so by accident.
+            unix_nanos: entry.timestamp.timestamp_nanos_opt().unwrap_or(i64::MAX),
+            stream: stream.into(),
+            line: entry.line,
+            partial: entry.partial,
+        }
+    }
+}
+
+impl From<proto::LogEntry> for LogEntry {
+    /// An unknown stream, from a boxd newer than the reader, counts as stdout.
+    fn from(entry: proto::LogEntry) -> Self {
+        let stream = match entry.stream() {
+            proto::Stream::Stderr => OutputStream::Stderr,
+            proto::Stream::Stdout | proto::Stream::Unspecified => OutputStream::Stdout,
+        };
+        Self {
+            sequence: entry.sequence,
+            timestamp: DateTime::<Utc>::from_timestamp_nanos(entry.unix_nanos),
+            stream,
+            line: entry.line,
+            partial: entry.partial,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_survives_the_wire() {
+        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
+            let entry = LogEntry {
+                sequence: 7,
+                timestamp: DateTime::from_timestamp_nanos(1_700_000_000_123_456_789),
+                stream,
+                line: vec![0, 255, b'x'],
+                partial: true,
+            };
+            assert_eq!(LogEntry::from(proto::LogEntry::from(entry.clone())), entry);
+        }
+    }
+}

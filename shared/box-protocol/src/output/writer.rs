@@ -1,0 +1,271 @@
+//! boxd's end of the segments: appends, rotates, and reads back for its own readers.
+//!
+//! Not shared between threads by itself: boxd keeps it behind one lock.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use agentbox_contracts::logs::{LogEntry, OutputStream};
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::{FILE_NAMES, record};
+
+/// An index entry at least every so many bytes: what a read scans in vain at most.
+const INDEX_EVERY_BYTES: u64 = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("the output directory cannot be used")]
+    Open(#[source] io::Error),
+    /// The entries are lost; their sequences are not given again.
+    #[error("output could not be written")]
+    Append(#[source] io::Error),
+    #[error("output could not be read back")]
+    Read(#[source] io::Error),
+}
+
+/// A line to append, without its line feed.
+#[derive(Clone, Copy, Debug)]
+pub struct NewEntry<'a> {
+    pub stream: OutputStream,
+    pub partial: bool,
+    pub line: &'a [u8],
+}
+
+/// What [`Output::read`] found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub entries: Vec<LogEntry>,
+    /// Where to go on.
+    pub next_sequence: u64,
+    /// Entries before or between `entries` that are gone.
+    pub lost: u64,
+}
+
+struct Segment {
+    file: File,
+    length: u64,
+    /// (sequence, offset) of some records, the first one included.
+    index: Vec<(u64, u64)>,
+}
+
+/// The two segments.
+pub struct Output {
+    segments: [Segment; 2],
+    current: usize,
+    segment_bytes: u64,
+    next_sequence: u64,
+    scratch: Vec<u8>,
+}
+
+impl Output {
+    /// Starts anew in `directory`: whatever had our names there is unlinked.
+    ///
+    /// # Errors
+    /// [`WriteError::Open`].
+    pub fn in_directory(directory: &Path, segment_bytes: u64) -> Result<Self, WriteError> {
+        let open = |name: &str| {
+            let path = directory.join(name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .custom_flags(O_NOFOLLOW | O_CLOEXEC)
+                .mode(0o600)
+                .open(path)
+        };
+        Self::start(FILE_NAMES.map(open), segment_bytes)
+    }
+
+    /// In memory: ends with this process.
+    ///
+    /// # Errors
+    /// [`WriteError::Open`].
+    pub fn in_memory(segment_bytes: u64) -> Result<Self, WriteError> {
+        let open = |name: &str| {
+            memfd_create(name, MFdFlags::MFD_CLOEXEC)
+                .map(File::from)
+                .map_err(io::Error::from)
+        };
+        Self::start(FILE_NAMES.map(open), segment_bytes)
+    }
+
+    fn start(files: [io::Result<File>; 2], segment_bytes: u64) -> Result<Self, WriteError> {
+        let [first, second] = files;
+        let segment = |file: io::Result<File>| {
+            file.map(|file| Segment { file, length: 0, index: Vec::new() })
+                .map_err(WriteError::Open)
+        };
+        Ok(Self {
+            segments: [segment(first)?, segment(second)?],
+            current: 0,
+            segment_bytes: segment_bytes.max(4 * record::MAX_RECORD_BYTES as u64),
+            next_sequence: 1,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// The sequence that the next entry will have.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// The oldest entry kept; [`Self::next_sequence`] when there is none.
+    #[must_use]
+    pub fn first_sequence(&self) -> u64 {
+        self.ordered()
+            .into_iter()
+            .find_map(|segment| segment.index.first())
+            .map_or(self.next_sequence, |(sequence, _)| *sequence)
+    }
+
+    /// Older segment first.
+    fn ordered(&self) -> [&Segment; 2] {
+        [&self.segments[1 - self.current], &self.segments[self.current]]
+    }
+
+    /// Appends entries that were read at the same instant.
+    ///
+    /// # Errors
+    /// [`WriteError::Append`]: the segment is as it was, the entries are lost.
+    pub fn append(&mut self, unix_nanos: i64, entries: &[NewEntry<'_>]) -> Result<(), WriteError> {
+        let mut result = Ok(());
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let taken = self.append_some(unix_nanos, rest, &mut result);
+            rest = rest.get(taken..).unwrap_or_default();
+        }
+        result
+    }
+
+    /// Appends as many as the current segment takes, at least one; says how many.
+    fn append_some(
+        &mut self,
+        unix_nanos: i64,
+        entries: &[NewEntry<'_>],
+        result: &mut Result<(), WriteError>,
+    ) -> usize {
+        let first_len = entries.first().map_or(0, |entry| record::encoded_len(entry.line.len()));
+        if self.segments[self.current].length + first_len as u64 > self.segment_bytes
+            && let Err(error) = self.rotate()
+        {
+            *result = Err(WriteError::Append(error));
+        }
+        let segment = &mut self.segments[self.current];
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        if segment.length == 0 {
+            scratch.extend_from_slice(record::MAGIC);
+        }
+        let indexed = segment.index.len();
+        let mut taken = 0;
+        for entry in entries {
+            let offset = segment.length + scratch.len() as u64;
+            let end = offset + record::encoded_len(entry.line.len()) as u64;
+            if taken > 0 && end > self.segment_bytes {
+                break;
+            }
+            let due = segment.index.last().is_none_or(|(_, at)| offset - at >= INDEX_EVERY_BYTES);
+            if due {
+                segment.index.push((self.next_sequence, offset));
+            }
+            let NewEntry { stream, partial, line } = *entry;
+            record::encode(&mut scratch, self.next_sequence, unix_nanos, stream, partial, line);
+            self.next_sequence += 1;
+            taken += 1;
+        }
+        match segment.file.write_all_at(&scratch, segment.length) {
+            Ok(()) => segment.length += scratch.len() as u64,
+            Err(error) => {
+                // What was written of it must not look like records.
+                let _ = segment.file.set_len(segment.length);
+                segment.index.truncate(indexed);
+                *result = Err(WriteError::Append(error));
+            }
+        }
+        self.scratch = scratch;
+        taken
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        let other = &mut self.segments[1 - self.current];
+        other.file.set_len(0)?;
+        other.file.rewind()?;
+        other.length = 0;
+        other.index.clear();
+        self.current = 1 - self.current;
+        Ok(())
+    }
+
+    /// Entries from `from` on, about `max_bytes` of them; none when `from` is the next.
+    ///
+    /// # Errors
+    /// [`WriteError::Read`].
+    pub fn read(&self, from: u64, max_bytes: usize) -> Result<Batch, WriteError> {
+        let mut batch = Batch { next_sequence: from.max(1), ..Batch::default() };
+        let mut budget = max_bytes.max(record::MAX_RECORD_BYTES);
+        for segment in self.ordered() {
+            let Some(start) = segment.offset_before(batch.next_sequence) else {
+                continue;
+            };
+            let mut offset = start;
+            while offset < segment.length && budget > 0 {
+                let bytes = segment.bytes_at(offset).map_err(WriteError::Read)?;
+                let mut rest = &bytes[..];
+                while budget > 0
+                    && let Some((entry, after)) = record::decode(rest)
+                {
+                    offset += (rest.len() - after.len()) as u64;
+                    rest = after;
+                    if entry.sequence >= batch.next_sequence {
+                        batch.lost += entry.sequence - batch.next_sequence;
+                        batch.next_sequence = entry.sequence + 1;
+                        budget = budget.saturating_sub(record::encoded_len(entry.line.len()));
+                        batch.entries.push(entry);
+                    }
+                }
+                if rest.len() == bytes.len() {
+                    // Somebody in the box wrote into our file: the rest is lost.
+                    break;
+                }
+            }
+        }
+        if batch.entries.is_empty() && batch.next_sequence < self.next_sequence {
+            batch.lost += self.next_sequence - batch.next_sequence;
+            batch.next_sequence = self.next_sequence;
+        }
+        Ok(batch)
+    }
+}
+
+impl Segment {
+    /// Where to begin scanning for `sequence`; `None` when all here is older.
+    fn offset_before(&self, sequence: u64) -> Option<u64> {
+        let after = self.index.partition_point(|(indexed, _)| *indexed <= sequence);
+        self.index
+            .get(after.saturating_sub(1))
+            .map(|(_, offset)| *offset)
+    }
+
+    fn bytes_at(&self, offset: u64) -> io::Result<Vec<u8>> {
+        let wanted = (self.length - offset).min(INDEX_EVERY_BYTES + record::MAX_RECORD_BYTES as u64);
+        let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,126 @@
+//! How the main command ended, in a small JSON file that outlives boxd.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::regular_file;
+
+/// Kubernetes keeps 4096 bytes of a termination message; so do we.
+const MAX_BYTES: u64 = 4096;
+const MAX_MESSAGE_CHARS: usize = 500;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Termination {
+    /// 0..=255; 128+N when signal N ended it, 127 or 126 when it could not start.
+    pub exit_code: i32,
+    /// The kernel's OOM killer took it.
+    pub oom_killed: bool,
+    pub started_at: DateTime<Utc>,
+    pub finished_at: DateTime<Utc>,
+    /// For people; empty when there is nothing to add.
+    pub message: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TerminationError {
+    #[error("the termination file cannot be used")]
+    Io(#[from] io::Error),
+    #[error("the termination file is not what boxd writes")]
+    Malformed(#[source] serde_json::Error),
+}
+
+impl Termination {
+    /// Writes the file whole: through a temporary file and a rename, or, where the
+    /// path is a mount of its own (Kubernetes' termination log), in one write.
+    ///
+    /// # Errors
+    /// [`TerminationError::Io`].
+    pub fn write(&self, path: &Path) -> Result<(), TerminationError> {
+        let mut bounded = self.clone();
+        bounded.message = self.message.chars().take(MAX_MESSAGE_CHARS).collect();
+        let json = serde_json::to_vec(&bounded).map_err(TerminationError::Malformed)?;
+        let temporary = path.with_extension("new");
+        let replaced = fs::write(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
+        if replaced.is_err() {
+            // Best effort: nothing may be left of the attempt.
+            let _ = fs::remove_file(&temporary);
+            fs::File::create(path)?.write_all(&json)?;
+        }
+        Ok(())
+    }
+
+    /// `None` when there is no such file: the main command has not ended, or boxd was
+    /// killed before it could say so. Hostile files are errors, never followed or
+    /// waited for.
+    ///
+    /// # Errors
+    /// [`TerminationError`]; the caller then knows only that the box ended.
+    pub fn read(path: &Path) -> Result<Option<Self>, TerminationError> {
+        let file = match regular_file::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut json = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut json)?;
+        if json.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(TerminationError::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Termination {
+        Termination {
+            exit_code: 137,
+            oom_killed: true,
+            started_at: DateTime::from_timestamp_nanos(1_700_000_000_000_000_001),
+            finished_at: DateTime::from_timestamp_nanos(1_700_000_001_000_000_000),
+            message: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_replaces_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination");
+        assert_eq!(Termination::read(&path).unwrap(), None);
+        fs::write(&path, "").unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), None);
+        sample().write(&path).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_long_message_still_fits_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination");
+        Termination { message: "\u{1}".repeat(5000), ..sample() }.write(&path).unwrap();
+        assert!(Termination::read(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_link_a_fifo_and_garbage_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination");
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(Termination::read(&path).is_err());
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Termination::read(&path).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "{").unwrap();
+        assert!(matches!(Termination::read(&path), Err(TerminationError::Malformed(_))));
+    }
+}
