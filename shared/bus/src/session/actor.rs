@@ -118,7 +118,7 @@ impl Actor {
             let may_send = self.peer.is_some() && self.window.len() < WINDOW;
             let next = tokio::select! {
                 biased;
-                Some(error) = self.channels.aborts.recv() => self.aborted(error),
+                Some(error) = self.channels.aborts.recv() => self.aborted(error).await,
                 Some(from_network) = self.channels.frames.recv() => self.receive(from_network).await,
                 Some(()) = self.channels.takes.recv() => self.taken().await,
                 Some(outgoing) = self.channels.to_send.recv(), if may_send => self.send(outgoing).await,
@@ -148,9 +148,11 @@ impl Actor {
         }
     }
 
-    fn aborted(&self, error: Error) -> Next {
+    async fn aborted(&mut self, error: Error) -> Next {
         if self.received_fin {
-            // The peer has ended the session itself and waits for nothing.
+            // The peer has ended the session itself and waits to hear that all came.
+            self.consumed = self.received;
+            self.publish(0, Kind::Ack).await;
             return Next::Done;
         }
         Next::Failed {
