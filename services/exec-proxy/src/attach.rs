@@ -49,7 +49,10 @@ pub async fn serve(
         }
     };
     match end {
-        End::Exited(exit) => Outcome::finished(sender, FromBox::Exit(exit)).await,
+        End::Exited(exit) => {
+            drop(run);
+            Outcome::finished(sender, FromBox::Exit(exit)).await
+        }
         End::Lost(error) => Outcome::failed(sender, &error).await,
         End::Kill(error) => {
             run.kill().await;

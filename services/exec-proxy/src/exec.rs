@@ -53,6 +53,8 @@ pub async fn serve(
     match end {
         End::Result(result) => {
             metrics::exec_took(began.elapsed());
+            // The box has room again before the other end is known to have the answer.
+            drop(run);
             Outcome::finished(sender, FromBox::Result(result)).await
         }
         End::Lost(error) => Outcome::failed(sender, &error).await,

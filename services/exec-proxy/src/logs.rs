@@ -96,7 +96,7 @@ pub async fn serve(
     };
     let mut session: LogsSession = incoming.accept();
     let ended = match lease {
-        Some(lease) => while_it_lives(&mut session, &lease, &source, &mut wanted, &stopping).await,
+        Some(lease) => while_it_lives(&mut session, lease, &source, &mut wanted, &stopping).await,
         None => after::gone(&mut session, &source, &mut wanted).await,
     };
     match ended {
@@ -117,18 +117,18 @@ pub async fn serve(
 /// environment has ended.
 async fn while_it_lives(
     session: &mut LogsSession,
-    lease: &Lease,
+    lease: Lease,
     source: &Source<'_>,
     wanted: &mut Wanted,
     stopping: &CancellationToken,
 ) -> Result<bool, Stop> {
     loop {
-        let lost = match live::stream(session, lease, wanted, stopping).await? {
+        let lost = match live::stream(session, &lease, wanted, stopping).await? {
             live::Ended::Complete => return Ok(wanted.follow),
             live::Ended::Lost(lost) => lost,
         };
         tracing::debug!(%lost, "boxd is gone; looking for what it left");
-        match after::lost(session, lease, source, wanted, &lost, stopping).await? {
+        match after::lost(session, &lease, source, wanted, &lost, stopping).await? {
             // A box that answers and whose logs are lost again and again is not hurried.
             after::Found::Box => tokio::time::sleep(AGAIN_PAUSE).await,
             after::Found::Rest { ended } => return Ok(ended),

@@ -11,7 +11,7 @@ pub mod outcome;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_bus::{Bus, BusError, Incoming};
+use agentbox_bus::{Acceptor, Bus, BusError, Incoming};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{OPEN, Open, OpenKind};
@@ -29,6 +29,8 @@ use crate::config::Limits;
 use crate::metrics::OpenSession;
 use crate::{SERVICE, attach, exec, logs, metrics};
 
+/// Requests that the server had sent before it knew that we left have arrived by then.
+const ON_THE_WAY: Duration = Duration::from_millis(100);
 /// How long sessions that were told to end may take.
 const END_DEADLINE: Duration = Duration::from_secs(4);
 
@@ -68,9 +70,22 @@ pub async fn serve(
         let (cluster, archive) = (Arc::clone(&cluster), archive.clone());
         sessions.spawn(one(incoming, cluster, archive, stopping.clone()).instrument(span));
     }
-    drop(acceptor);
+    turn_away(acceptor).await;
     see_off(sessions, limits.session_grace, &stopping).await;
     Ok(())
+}
+
+/// Leaves the queue group; who was on the way here is sent to the others.
+async fn turn_away(mut acceptor: Acceptor) {
+    acceptor.stop().await;
+    while let Ok(Some(incoming)) = tokio::time::timeout(ON_THE_WAY, acceptor.next()).await {
+        let error = Error::new(
+            ErrorCode::Unavailable,
+            "the exec-proxy is shutting down; try again",
+        );
+        metrics::failed("open", error.code);
+        incoming.refuse(error).await;
+    }
 }
 
 async fn see_off(mut sessions: JoinSet<()>, grace: Duration, stopping: &CancellationToken) {

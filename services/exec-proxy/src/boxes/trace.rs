@@ -12,10 +12,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 pub fn call_span(method: &'static str) -> Span {
     tracing::info_span!(
         "boxd",
-        otel.name = format!("agentbox.box.v1.Box/{method}"),
+        otel.name = format!("agentbox.boxd.v1.Boxd/{method}"),
         otel.kind = "client",
         rpc.system = "grpc",
-        rpc.service = "agentbox.box.v1.Box",
+        rpc.service = "agentbox.boxd.v1.Boxd",
         rpc.method = method,
         peer.service = "boxd",
     )

@@ -49,7 +49,9 @@ async fn an_exec_proxy_that_is_killed_leaves_an_error_at_one_end_and_no_command_
     let began = Instant::now();
     world.proxy.kill();
     let error = result(session).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    // It may have been killed before its first word, which then is what was waited for.
+    let codes = [ErrorCode::BoxLost, ErrorCode::Timeout];
+    assert!(codes.contains(&error.code), "{error}");
     println!("told {:?} after the kill", began.elapsed());
     assert!(
         began.elapsed() < Duration::from_secs(8),
