@@ -83,6 +83,12 @@ impl Paths {
     }
 }
 
+/// Where Postgres' data appear when its user cannot reach them in their own place. Not
+/// below the run directory: that is removed with all that is in it.
+pub(crate) fn postgres_mount(deployment: &str) -> PathBuf {
+    Path::new("/run/agentbox").join(format!("{deployment}-postgres"))
+}
+
 pub(crate) fn run_directory(deployment: &str) -> PathBuf {
     Path::new("/run/agentbox").join(deployment)
 }
@@ -109,7 +115,8 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Removes what a killed run left, then makes directories, network and configuration.
+    /// Makes directories, network and configuration. What a killed run left has been
+    /// removed before ([`leftovers`]).
     pub(crate) async fn prepare(
         paths: Paths,
         boxd: &Path,
@@ -123,7 +130,6 @@ impl Containerd {
                 return Err(ContainerdError::NotInstalled(program));
             }
         }
-        leftovers::remove(&paths).await;
         let run = paths.run();
         for directory in [
             &paths.root,

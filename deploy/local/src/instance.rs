@@ -178,6 +178,7 @@ impl Instance {
 
     fn keep_logs(&mut self) {
         if let Some(directory) = self.directory.take() {
+            let _ = std::fs::write(self.layout.keep_marker(), "");
             // Where a person looks for it: in the failed test's output.
             eprintln!(
                 "logs are kept in {}",
@@ -189,10 +190,11 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        drop(self.lifeline.take());
+        // Before the supervisor hears of the end, or it would remove them.
         if std::thread::panicking() {
             self.keep_logs();
         }
+        drop(self.lifeline.take());
         let deadline = Instant::now() + END_DEADLINE;
         while matches!(self.supervisor.try_wait(), Ok(None)) {
             if Instant::now() > deadline {

@@ -75,6 +75,11 @@ impl Layout {
         self.0.join("state.json")
     }
 
+    /// Exists when a test failed, so that its logs shall stay.
+    pub(crate) fn keep_marker(&self) -> PathBuf {
+        self.0.join("keep")
+    }
+
     pub(crate) fn secrets(&self) -> PathBuf {
         self.0.join("secrets.json")
     }

@@ -127,11 +127,11 @@ fn find_bin() -> Result<PathBuf, PostgresError> {
 }
 
 impl Postgres {
-    /// Makes the data directory when there is none. `run` is used where the server's user
+    /// Makes the data directory when there is none. `mount_point` is used where the server's user
     /// cannot reach `directory` itself, below a private home for instance.
     pub(crate) async fn prepare(
         directory: &Path,
-        run: &Path,
+        mount_point: &Path,
         port: u16,
         passwords: &BTreeMap<String, String>,
         durable: bool,
@@ -157,7 +157,7 @@ impl Postgres {
                 .args(["-w"])
                 .args([directory]);
             if test.run().await.is_err() {
-                reachable = run.join("postgres");
+                reachable = mount_point.to_owned();
                 std::fs::create_dir_all(&reachable).map_err(failed)?;
                 mount(
                     Some(directory),

@@ -380,7 +380,12 @@ impl Supervisor {
             }
         }
         self.board.say("all is down");
+        let failed = matches!(phase, Phase::Failed { .. });
         self.board.update(|state| state.phase = phase);
+        // Nobody may be left to do it: a test program's shared parts end after it.
+        if self.plan.is_test() && !failed && !self.layout.keep_marker().exists() {
+            let _ = std::fs::remove_dir_all(self.layout.directory());
+        }
     }
 }
 
@@ -415,10 +420,16 @@ async fn start_postgres(
     layer: &mut Layer,
     port: u16,
 ) -> Result<Postgres, SuperviseError> {
-    let run = crate::containerd::run_directory(&layer.board().deployment());
+    let mount_point = crate::containerd::postgres_mount(&layer.board().deployment());
     let durable = !plan.is_test();
-    let postgres =
-        Postgres::prepare(&layout.postgres(), &run, port, &secrets.postgres, durable).await?;
+    let postgres = Postgres::prepare(
+        &layout.postgres(),
+        &mount_point,
+        port,
+        &secrets.postgres,
+        durable,
+    )
+    .await?;
     layer.keep(postgres.launch(layout.log("postgres")), None);
     layer
         .until_ready("postgres", Duration::from_secs(60), || async {

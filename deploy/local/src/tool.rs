@@ -42,6 +42,8 @@ impl Tool {
         let mut command = Command::new(program);
         command
             .env("PATH", search_path())
+            // Another user's tool may not even enter ours.
+            .current_dir("/")
             .stdin(Stdio::null())
             .kill_on_drop(true);
         Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::Paths;
+use super::{Paths, postgres_mount};
 use crate::identity::{ProcessIdentity, all_with_arguments};
 use crate::tool::Tool;
 
@@ -30,7 +30,10 @@ pub(crate) async fn remove(paths: &Paths) {
     .await;
     delete_containers(&paths.runc()).await;
     remove_shim_sockets(&paths.state());
-    unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
+    let postgres = postgres_mount(&paths.deployment);
+    unmount_below(&[&paths.run(), &paths.root, &paths.boxes, &postgres]);
+    // Never recursively: were it still mounted, these would be the data.
+    let _ = std::fs::remove_dir(postgres);
     crate::network::remove(&paths.deployment).await;
     remove_network_results(&paths.deployment);
     for directory in [paths.run(), paths.boxes.clone()] {

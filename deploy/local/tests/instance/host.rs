@@ -17,12 +17,33 @@ pub struct Supervised {
 
 impl Supervised {
     pub fn start(directory: &Path, cache: Option<&Path>) -> Self {
-        let plan = json!({
-            "deployment": null,
-            "parts": { "postgres": true, "nats": true, "containerd": true, "services": false },
-            "replicas": 1, "bin_dir": "/", "boxd": "/", "host": "127.0.0.1", "port": null,
-            "environment": {},
-        });
+        Self::start_plan(
+            directory,
+            cache,
+            json!({
+                "deployment": null,
+                "parts": { "postgres": true, "nats": true, "containerd": true, "services": false },
+                "replicas": 1, "bin_dir": "/", "boxd": "/", "host": "127.0.0.1", "port": null,
+                "environment": {},
+            }),
+        )
+    }
+
+    /// As `up` starts one: with a name, and with data that stay.
+    pub fn start_lasting(directory: &Path, deployment: &str) -> Self {
+        Self::start_plan(
+            directory,
+            None,
+            json!({
+                "deployment": deployment,
+                "parts": { "postgres": true, "nats": true, "containerd": true, "services": false },
+                "replicas": 1, "bin_dir": "/", "boxd": "/", "host": "127.0.0.1", "port": null,
+                "environment": {},
+            }),
+        )
+    }
+
+    fn start_plan(directory: &Path, cache: Option<&Path>, plan: Value) -> Self {
         let _ = std::fs::remove_file(directory.join("state.json"));
         std::fs::write(directory.join("plan.json"), plan.to_string()).unwrap();
         let mut test_program = Command::new("sleep")

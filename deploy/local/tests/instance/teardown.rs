@@ -111,3 +111,31 @@ async fn what_a_killed_supervisor_left_is_gone_after_the_next_start_in_its_place
     next.wait();
     assert_eq!(remains(&endpoint), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn data_stay_over_a_restart_even_where_postgres_cannot_reach_them_by_itself() {
+    // Mode 0700, as a home directory.
+    let dir = tempfile::tempdir().unwrap();
+    let deployment = format!("local-{:08x}", rand::random::<u32>());
+    let query = |supervised: &Supervised, statement: &'static str| {
+        let endpoint: agentbox_local::PostgresEndpoint =
+            serde_json::from_value(supervised.state()["postgres"].clone()).unwrap();
+        async move { endpoint.execute(&[statement]).await.unwrap() }
+    };
+    let mut first = Supervised::start_lasting(dir.path(), &deployment);
+    query(&first, "CREATE TABLE kept AS SELECT 42 AS answer").await;
+    first.test_program.kill().unwrap();
+    first.wait();
+    let mut second = Supervised::start_lasting(dir.path(), &deployment);
+    assert_eq!(query(&second, "SELECT answer FROM kept").await.trim(), "42");
+    // Also when nobody had the time to clean up.
+    second.supervisor.kill().unwrap();
+    second.wait();
+    drop(second);
+    let mut third = Supervised::start_lasting(dir.path(), &deployment);
+    assert_eq!(query(&third, "SELECT answer FROM kept").await.trim(), "42");
+    let endpoint = third.containerd();
+    third.test_program.kill().unwrap();
+    third.wait();
+    assert_eq!(remains(&endpoint), Vec::<String>::new());
+}

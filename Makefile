@@ -1,0 +1,82 @@
+# AgentBox on one machine. `make` alone lists what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+REPLICAS ?= 1
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+TRIPLE = $(shell uname -m)-unknown-linux-gnu
+BOXD = $(TARGET)/static/$(TRIPLE)/boxd/agentbox-boxd
+SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
+LOCAL = $(TARGET)/release/agentbox-local
+DENY_VERSION := 0.20.2
+DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help up down status logs clean build boxd packages test check fmt bench deny
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3)
+	@REPLICAS=$(REPLICAS) $(LOCAL) up
+
+down: ## Stop everything and leave nothing running or mounted; data stay
+	@$(call local) down
+
+status: ## What runs, and what is not ready and why
+	@$(call local) status
+
+logs: ## The last output; SERVICE=auth for one, FOLLOW=1 to go on
+	@$(call local) logs $(SERVICE) $(if $(FOLLOW),--follow)
+
+clean: ## Stop everything and remove its data
+	@$(call local) clean
+
+packages: ## Install the Debian packages that are missing
+	@bash deploy/local/packages.sh
+
+build: packages boxd ## Build the release programs
+	cargo build --release $(SERVICES) -p agentbox-local
+
+# One static program that runs in any image. A target directory of its own: other flags.
+boxd: packages ## Build boxd, the program inside every box
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p agentbox-boxd --profile boxd \
+	  --target $(TRIPLE) --target-dir $(TARGET)/static
+
+test: packages boxd ## Run all tests, on real Postgres, NATS and containerd
+	cargo build --workspace --bins
+	$(TARGET)/debug/agentbox-local prepare
+	cargo test --workspace
+
+check: packages ## Format, lints, documentation, licences and sources of dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	@$(MAKE) --no-print-directory deny
+
+# Advisories need a database from the internet; where it is out of reach, the rest is
+# still checked, and it says so.
+deny: $(DENY)
+	@if timeout 60 $(DENY) fetch db > /dev/null 2>&1; then \
+	  $(DENY) --offline check; \
+	else \
+	  echo "the advisory database is out of reach: advisories are not checked"; \
+	  $(DENY) check bans licenses sources; \
+	fi
+
+$(DENY):
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet --root $(CACHE)/cargo-deny-$(DENY_VERSION)
+
+fmt: ## Format the code
+	cargo fmt --all
+
+bench: build ## Measure create and exec beside the runtime's own cost
+	cargo run --release -p agentbox-loadtest
+
+# The build that started it, or any that is there: stopping must not need a build.
+define local
+$$(ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null | head -n 1 | grep . || { echo "nothing is built yet, so nothing runs" >&2; exit 1; })
+endef
