@@ -2,7 +2,6 @@
 
 pub mod boxes;
 pub mod gateway;
-pub mod nats;
 pub mod proxy;
 pub mod relay;
 
@@ -16,21 +15,16 @@ pub use proxy::Proxy;
 pub struct World {
     pub proxy: Proxy,
     pub gateway: Gateway,
-    _nats: std::sync::Arc<nats::Nats>,
 }
 
 impl World {
     /// A cluster of its own on the NATS server that all tests share.
     pub async fn start() -> Self {
-        let nats = nats::shared().await;
+        let nats = agentbox_local::TestNats::shared().await.unwrap();
         let cluster = format!("test-{}", agentbox_contracts::ids::EnvironmentId::random());
         let proxy = Proxy::start(&nats, &cluster).await;
         let gateway = Gateway::connect(&nats, &cluster).await;
-        Self {
-            proxy,
-            gateway,
-            _nats: nats,
-        }
+        Self { proxy, gateway }
     }
 }
 

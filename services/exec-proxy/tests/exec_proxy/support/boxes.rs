@@ -1,7 +1,7 @@
 //! Boxes: a real boxd each, as a plain process of this machine.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,16 +11,12 @@ use agentbox_contracts::ids::EnvironmentId;
 
 use super::{eventually, proxy};
 
-/// The static boxd that `make build` leaves; its absence fails loudly.
+/// The static boxd; its absence fails loudly.
 fn boxd() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let path = std::env::var_os("AGENTBOX_BOXD").map_or_else(
-        || root.join("target/static/x86_64-unknown-linux-gnu/boxd/boxd"),
-        PathBuf::from,
-    );
+    let path = agentbox_local::boxd();
     assert!(
         path.is_file(),
-        "{} is missing: build boxd first (make build)",
+        "{} is missing: `make boxd` builds it",
         path.display()
     );
     path

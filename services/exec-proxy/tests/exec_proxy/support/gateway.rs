@@ -14,8 +14,8 @@ use agentbox_contracts::exec::{
 use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
 use agentbox_contracts::subjects::exec_rpc;
+use agentbox_local::NatsEndpoint;
 
-use super::nats::Nats;
 use super::{TestBox, proxy};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -54,16 +54,14 @@ pub fn attach(words: &[&str], tty: Option<(u16, u16)>) -> AttachRequest {
 }
 
 impl Gateway {
-    pub async fn connect(nats: &Nats, cluster: &str) -> Self {
+    pub async fn connect(nats: &NatsEndpoint, cluster: &str) -> Self {
         let connect = async |service: &'static str| {
-            let (user, password) = nats.credentials(service);
-            let instance = InstanceId::random();
             Bus::connect(BusConfig {
-                url: nats.url(),
-                user,
-                password,
+                url: nats.url.clone(),
+                user: service.to_owned(),
+                password: nats.passwords[service].clone(),
                 service,
-                instance,
+                instance: InstanceId::random(),
             })
             .await
             .unwrap()

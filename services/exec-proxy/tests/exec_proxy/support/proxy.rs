@@ -15,10 +15,9 @@ use agentbox_contracts::subjects::exec_rpc;
 use agentbox_exec_proxy::boxes::Boxes;
 use agentbox_exec_proxy::clusters::Cluster;
 use agentbox_exec_proxy::config::{BoxSecret, Limits};
+use agentbox_local::NatsEndpoint;
 use agentbox_runtime::{BoxConnector, BoxStream, RuntimeError};
 use tokio_util::sync::CancellationToken;
-
-use super::nats::Nats;
 
 const SECRET: &str = "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c";
 
@@ -73,8 +72,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub async fn start(nats: &Nats, cluster: &str) -> Self {
-        let (user, password) = nats.credentials("exec-proxy");
+    pub async fn start(nats: &NatsEndpoint, cluster: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "support::proxy::process",
@@ -82,9 +80,9 @@ impl Proxy {
                 "--ignored",
                 "--nocapture",
             ])
-            .env(URL, nats.url())
-            .env(USER, user)
-            .env(PASSWORD, password)
+            .env(URL, &nats.url)
+            .env(USER, "exec-proxy")
+            .env(PASSWORD, &nats.passwords["exec-proxy"])
             .env(CLUSTER, cluster)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
