@@ -1,7 +1,6 @@
 //! What a box shall be. A driver gets this and nothing else.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
@@ -41,6 +40,3 @@ pub struct Resources {
     /// Processes and threads together.
     pub pids: u32,
 }
-
-/// Where a box's boxd listens.
-pub type BoxAddress = (IpAddr, u16);

@@ -1,0 +1,82 @@
+//! What the machine has, less what is promised to boxes.
+
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::{Capacity, RuntimeError};
+use k8s_cri::v1::PodSandboxState;
+
+use crate::driver::{Inner, io_failure};
+use crate::labels::{self, Promised};
+use crate::preflight;
+
+impl Inner {
+    pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
+        let (version, handlers, directory, sandboxes) = tokio::try_join!(
+            self.cri.version(),
+            self.runtime_handlers(),
+            self.cri.storage_directory(),
+            // Every deployment's: the machine is shared.
+            self.cri.sandboxes(std::collections::HashMap::new()),
+        )?;
+        let promised = sandboxes
+            .iter()
+            .filter(|sandbox| sandbox.state() == PodSandboxState::SandboxReady)
+            .filter(|sandbox| sandbox.labels.contains_key(labels::DEPLOYMENT))
+            .map(|sandbox| Promised::read(&sandbox.annotations))
+            .fold(Promised::default(), |sum, of| Promised {
+                cpu: MilliCpu(sum.cpu.0.saturating_add(of.cpu.0)),
+                memory: Bytes(sum.memory.0.saturating_add(of.memory.0)),
+                storage: Bytes(sum.storage.0.saturating_add(of.storage.0)),
+            });
+        let cpus = std::thread::available_parallelism()
+            .map_err(|error| io_failure("count processors", &error))?;
+        let total_cpu = MilliCpu(cpus.get() as u64 * 1_000);
+        let meminfo = tokio::fs::read_to_string("/proc/meminfo")
+            .await
+            .map_err(|error| io_failure("read memory", &error))?;
+        let total_memory = memory_total(&meminfo);
+        let directory = directory.unwrap_or_else(|| "/".to_owned());
+        let free = nix::sys::statvfs::statvfs(directory.as_str())
+            .map_err(|errno| io_failure("read free storage", &errno.into()))?;
+        Ok(Capacity {
+            version: format!("{} {}", version.runtime_name, upstream(&version.runtime_version)),
+            nodes: 1,
+            total_cpu,
+            total_memory,
+            available_cpu: MilliCpu(total_cpu.0.saturating_sub(promised.cpu.0)),
+            available_memory: Bytes(total_memory.0.saturating_sub(promised.memory.0)),
+            available_storage: Bytes(free.blocks_available().saturating_mul(free.fragment_size())),
+            labels: preflight::node_labels(&self.config.labels),
+            runtime_classes: handlers.into_iter().collect(),
+        })
+    }
+}
+
+/// A distribution's additions to the version are nobody's concern: `1.6.20~ds1`.
+fn upstream(version: &str) -> &str {
+    let version = version.strip_prefix('v').unwrap_or(version);
+    version.split(['~', '+', '-']).next().unwrap_or(version)
+}
+
+fn memory_total(meminfo: &str) -> Bytes {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    Bytes(kib.unwrap_or(0).saturating_mul(1_024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_told_as_upstream_tells_it() {
+        for (said, told) in [("1.6.20~ds1", "1.6.20"), ("v2.1.4", "2.1.4"), ("1.7.2-rc.1", "1.7.2")] {
+            assert_eq!(upstream(said), told);
+        }
+    }
+
+    #[test]
+    fn the_machines_memory_is_read_in_bytes() {
+        assert_eq!(memory_total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Bytes(16_384));
+        assert_eq!(memory_total(""), Bytes(0));
+    }
+}

@@ -1,0 +1,163 @@
+//! A box's container: boxd as its entry, the user's command behind it, limits and
+//! rights. Pure.
+//!
+//! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
+//!   `command` does; without one both are ignored too, and the box idles.
+//! * The image's environment, user and working directory hold (CRI adds them).
+
+use std::path::Path;
+
+use agentbox_box_protocol::variables;
+use agentbox_runtime::{BoxSpec, Resources, SecurityContext};
+use k8s_cri::v1::{
+    Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
+    MountPropagation, NamespaceMode, NamespaceOption,
+};
+
+use crate::config::Config;
+use crate::{labels, sandbox};
+
+/// Where a box sees boxd, and the directory of its output.
+const BOXD: &str = "/.agentbox/boxd";
+const OUTPUT: &str = "/.agentbox/output";
+/// Inside the output directory.
+pub const TERMINATION_FILE: &str = "termination.json";
+
+const CPU_PERIOD_US: i64 = 100_000;
+/// The kernel refuses less than 1 ms of each period.
+const MIN_CPU_QUOTA_US: i64 = 1_000;
+
+/// What root in a container needs to install packages and drop to another user; no raw
+/// sockets, no devices, no chroot. (`apt`, `pip`, `su` and servers that bind low ports.)
+const CAPABILITIES: [&str; 10] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+];
+
+/// What the kubelet hides, since CRI hides nothing by itself.
+const MASKED_PATHS: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// `output` is the box's output directory on this machine.
+pub fn config(config: &Config, spec: &BoxSpec, generation: i64, output: &Path) -> ContainerConfig {
+    let mount = |container: &str, host: &Path, readonly| Mount {
+        container_path: container.to_owned(),
+        host_path: host.to_string_lossy().into_owned(),
+        readonly,
+        propagation: MountPropagation::PropagationPrivate.into(),
+        ..Default::default()
+    };
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: "main".to_owned(),
+            attempt: u32::try_from(generation).unwrap_or(0),
+        }),
+        image: Some(ImageSpec { image: spec.image.clone(), ..Default::default() }),
+        command: command(spec.command.as_deref()),
+        envs: environment(spec),
+        mounts: vec![mount(BOXD, &config.boxd, true), mount(OUTPUT, output, false)],
+        labels: labels::labels(&config.deployment, spec, generation),
+        annotations: labels::annotations(spec),
+        linux: Some(LinuxContainerConfig {
+            resources: Some(resources(&spec.resources)),
+            security_context: Some(security(spec.isolation.security_context.as_ref())),
+        }),
+        ..Default::default()
+    }
+}
+
+fn command(asked: Option<&[String]>) -> Vec<String> {
+    let mut command = vec![BOXD.to_owned(), "run".to_owned()];
+    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+        command.push("--".to_owned());
+        command.extend_from_slice(asked);
+    }
+    command
+}
+
+/// The user's variables, then boxd's: nobody sets boxd's but us.
+fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
+    let users = spec
+        .env
+        .iter()
+        .filter(|(key, _)| !key.starts_with(variables::PREFIX))
+        .map(|(key, value)| (key.clone(), value.clone()));
+    let termination = format!("{OUTPUT}/{TERMINATION_FILE}");
+    let ours = [
+        (variables::TOKEN, spec.boxd_token.as_str()),
+        (variables::LISTEN, variables::DEFAULT_LISTEN),
+        (variables::OUTPUT_DIR, OUTPUT),
+        (variables::TERMINATION_FILE, termination.as_str()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    users.chain(ours).map(|(key, value)| KeyValue { key, value }).collect()
+}
+
+fn resources(limits: &Resources) -> LinuxContainerResources {
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let milli = signed(limits.cpu.0);
+    LinuxContainerResources {
+        cpu_period: CPU_PERIOD_US,
+        cpu_quota: milli.saturating_mul(CPU_PERIOD_US / 1_000).max(MIN_CPU_QUOTA_US),
+        // The share under contention: as Kubernetes counts, 1024 a core, at least 2.
+        cpu_shares: (milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144),
+        memory_limit_in_bytes: signed(limits.memory.0),
+        // Memory and swap together: so no swap.
+        memory_swap_limit_in_bytes: signed(limits.memory.0),
+        ..Default::default()
+    }
+}
+
+fn security(asked: Option<&SecurityContext>) -> LinuxContainerSecurityContext {
+    let default = SecurityContext::default();
+    let asked = asked.unwrap_or(&default);
+    let id = |value: Option<u32>| value.map(|value| Int64Value { value: i64::from(value) });
+    let owned = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>();
+    LinuxContainerSecurityContext {
+        capabilities: Some(Capability {
+            add_capabilities: owned(&CAPABILITIES),
+            drop_capabilities: vec!["ALL".to_owned()],
+            ..Default::default()
+        }),
+        namespace_options: Some(NamespaceOption {
+            network: NamespaceMode::Pod.into(),
+            pid: NamespaceMode::Container.into(),
+            ipc: NamespaceMode::Pod.into(),
+            ..Default::default()
+        }),
+        run_as_user: id(asked.run_as_user),
+        // CRI refuses a group without a user.
+        run_as_group: asked.run_as_user.and(id(asked.run_as_group)),
+        readonly_rootfs: asked.read_only_root_filesystem.unwrap_or(false),
+        no_new_privs: !asked.allow_privilege_escalation.unwrap_or(false),
+        masked_paths: owned(&MASKED_PATHS),
+        readonly_paths: owned(&READONLY_PATHS),
+        seccomp: Some(sandbox::runtime_default()),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+use std::collections::BTreeMap;
+
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::Isolation;
+
+use super::*;
+
+fn settings() -> Config {
+    serde_json::from_value(serde_json::json!({
+        "socket": "/s", "state_dir": "/d", "boxd": "/lib/boxd", "subnet": "10.160.0.0/20",
+        "bridge": "abx0", "deployment": "local", "dns_servers": ["192.0.2.53", "fd00::53"],
+    }))
+    .unwrap()
+}
+
+fn spec() -> BoxSpec {
+    BoxSpec {
+        id: EnvironmentId::random(),
+        owner: UserId::random(),
+        image: "busybox".into(),
+        command: None,
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        resources: Resources {
+            cpu: MilliCpu(500),
+            memory: Bytes(64 << 20),
+            storage: Bytes(1 << 30),
+            pids: 64,
+        },
+        isolation: Isolation::default(),
+        node_selector: BTreeMap::new(),
+        tolerations: vec![],
+        boxd_token: "secret".into(),
+    }
+}
+
+#[test]
+fn a_command_replaces_the_images_own_and_no_command_idles() {
+    let texts = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
+    assert_eq!(command(None), texts(&[BOXD, "run"]));
+    assert_eq!(command(Some(&[])), texts(&[BOXD, "run"]));
+    assert_eq!(
+        command(Some(&texts(&["sh", "-c", "exit 3"]))),
+        texts(&[BOXD, "run", "--", "sh", "-c", "exit 3"])
+    );
+}
+
+#[test]
+fn limits_become_what_the_kernel_counts() {
+    let limits = |cpu, memory| resources(&Resources {
+        cpu: MilliCpu(cpu),
+        memory: Bytes(memory),
+        storage: Bytes(1),
+        pids: 1,
+    });
+    for (cpu, quota, shares) in [(500, 50_000, 512), (2_000, 200_000, 2_048), (1, 1_000, 2)] {
+        let got = limits(cpu, 1 << 20);
+        assert_eq!((got.cpu_quota, got.cpu_shares), (quota, shares), "{cpu}m");
+    }
+    let got = limits(1, 64 << 20);
+    assert_eq!(got.memory_limit_in_bytes, 64 << 20);
+    assert_eq!(got.memory_swap_limit_in_bytes, got.memory_limit_in_bytes);
+}
+
+#[test]
+fn nothing_is_gained_unless_it_is_asked_for() {
+    let got = security(None);
+    assert!(got.no_new_privs && !got.privileged && !got.readonly_rootfs);
+    assert_eq!(got.capabilities.unwrap().drop_capabilities, ["ALL"]);
+    let asked = SecurityContext {
+        run_as_user: Some(1000),
+        run_as_group: Some(100),
+        run_as_non_root: Some(true),
+        read_only_root_filesystem: Some(true),
+        allow_privilege_escalation: Some(true),
+    };
+    let got = security(Some(&asked));
+    assert_eq!(got.run_as_user.map(|v| v.value), Some(1000));
+    assert_eq!(got.run_as_group.map(|v| v.value), Some(100));
+    assert!(got.readonly_rootfs && !got.no_new_privs);
+}
+
+#[test]
+fn a_user_cannot_set_boxds_variables() {
+    let mut spec = spec();
+    spec.env.insert("MY_VAR".into(), "x".into());
+    spec.env.insert(variables::TOKEN.into(), "forged".into());
+    let environment = environment(&spec);
+    let values = |name: &str| {
+        environment.iter().filter(|e| e.key == name).map(|e| e.value.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(values("MY_VAR"), ["x"]);
+    assert_eq!(values(variables::TOKEN), ["secret"]);
+}
+
+#[test]
+fn a_user_cannot_forge_our_labels() {
+    let mut spec = spec();
+    spec.labels.insert(labels::DEPLOYMENT.into(), "other".into());
+    let sandbox = sandbox::config(&settings(), &spec, 4);
+    assert_eq!(sandbox.labels[labels::DEPLOYMENT], "local");
+    assert_eq!(sandbox.labels[labels::GENERATION], "4");
+    assert_eq!(sandbox.annotations["user.agentbox.dev/agentbox.dev/deployment"], "other");
+    let promised = labels::Promised::read(&sandbox.annotations);
+    assert_eq!((promised.cpu, promised.storage), (MilliCpu(500), Bytes(1 << 30)));
+    assert_eq!(sandbox.dns_config.unwrap().servers, ["192.0.2.53"]);
+}
+
+#[test]
+fn a_user_label_cannot_forge_what_is_promised() {
+    let mut spec = spec();
+    spec.labels.insert("agentbox.dev/cpu-milli".into(), "1".into());
+    let promised = labels::Promised::read(&labels::annotations(&spec));
+    assert_eq!(promised.cpu, MilliCpu(500));
+}

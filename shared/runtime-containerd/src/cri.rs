@@ -1,0 +1,261 @@
+//! One containerd, over CRI v1: each call with a deadline, and errors by what a caller
+//! can do about them.
+//!
+//! Never decides anything, and never retries: that is its callers'.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use agentbox_runtime::RuntimeError;
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
+    ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
+    StopPodSandboxRequest, VersionRequest, VersionResponse,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+
+/// A list of a few thousand boxes is some MiB.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A CRI call that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum CriError {
+    #[error("{operation} did not finish within {after:?}")]
+    Deadline { operation: &'static str, after: Duration },
+    /// containerd is not there, or its connection broke.
+    #[error("{operation}: containerd does not answer: {message}")]
+    Unavailable { operation: &'static str, message: String },
+    #[error("{operation}: {message}")]
+    Refused { operation: &'static str, code: Code, message: String },
+}
+
+impl CriError {
+    fn of(operation: &'static str, status: &Status) -> Self {
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::Unavailable | Code::Cancelled => Self::Unavailable { operation, message },
+            code => Self::Refused { operation, code, message },
+        }
+    }
+
+    /// What containerd said; empty when it said nothing.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Deadline { .. } => "",
+            Self::Unavailable { message, .. } | Self::Refused { message, .. } => message,
+        }
+    }
+
+    /// The object is not (or no longer) there.
+    pub fn is_not_found(&self) -> bool {
+        // containerd 1.6 answers UNKNOWN for some of what it does not find.
+        match self {
+            Self::Refused { code: Code::NotFound, .. } => true,
+            Self::Refused { code: Code::Unknown, message, .. } => message.ends_with("not found"),
+            _ => false,
+        }
+    }
+}
+
+impl From<CriError> for RuntimeError {
+    fn from(error: CriError) -> Self {
+        match error {
+            CriError::Deadline { after, .. } => Self::Deadline(after),
+            CriError::Unavailable { message, .. } => Self::Unavailable(message),
+            CriError::Refused { operation, message, .. } => Self::Cluster { operation, message },
+        }
+    }
+}
+
+async fn call<T>(
+    operation: &'static str,
+    after: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CriError> {
+    match tokio::time::timeout(after, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(CriError::of(operation, &status)),
+        Err(_) => Err(CriError::Deadline { operation, after }),
+    }
+}
+
+/// "It is not there" is what the caller wanted.
+fn gone_is_fine(outcome: Result<(), CriError>) -> Result<(), CriError> {
+    match outcome {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// The connection is made at the first call and again whenever it broke.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    channel: Channel,
+    deadline: Duration,
+}
+
+impl Cri {
+    pub fn new(socket: &Path, deadline: Duration) -> Self {
+        let socket = socket.to_owned();
+        // The URI is only what HTTP/2 wants as an authority.
+        let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(
+            tower::service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            }),
+        );
+        Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            channel,
+            deadline,
+        }
+    }
+
+    /// For containerd's own services on the same socket.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub async fn version(&self) -> Result<VersionResponse, CriError> {
+        let request = VersionRequest { version: "v1".to_owned() };
+        call("Version", self.deadline, self.runtime.clone().version(request)).await
+    }
+
+    /// containerd's own configuration, as the JSON it answers verbosely with.
+    pub async fn configuration(&self) -> Result<String, CriError> {
+        let request = StatusRequest { verbose: true };
+        let mut answer = call("Status", self.deadline, self.runtime.clone().status(request)).await?;
+        Ok(answer.info.remove("config").unwrap_or_default())
+    }
+
+    /// Where containerd keeps what boxes write.
+    pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
+        let request = ImageFsInfoRequest {};
+        let answer =
+            call("ImageFsInfo", self.deadline, self.images.clone().image_fs_info(request)).await?;
+        let first = answer.image_filesystems.into_iter().next();
+        Ok(first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint))
+    }
+
+    pub async fn sandboxes(
+        &self,
+        labels: std::collections::HashMap<String, String>,
+    ) -> Result<Vec<PodSandbox>, CriError> {
+        let filter = PodSandboxFilter { label_selector: labels, ..Default::default() };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let mut client = self.runtime.clone();
+        Ok(call("ListPodSandbox", self.deadline, client.list_pod_sandbox(request)).await?.items)
+    }
+
+    pub async fn containers(
+        &self,
+        labels: std::collections::HashMap<String, String>,
+    ) -> Result<Vec<Container>, CriError> {
+        let filter = ContainerFilter { label_selector: labels, ..Default::default() };
+        let request = ListContainersRequest { filter: Some(filter) };
+        let mut client = self.runtime.clone();
+        Ok(call("ListContainers", self.deadline, client.list_containers(request)).await?.containers)
+    }
+
+    pub async fn run_sandbox(
+        &self,
+        config: PodSandboxConfig,
+        runtime_handler: String,
+        deadline: Duration,
+    ) -> Result<String, CriError> {
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+        let mut client = self.runtime.clone();
+        Ok(call("RunPodSandbox", deadline, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
+    }
+
+    pub async fn sandbox_status(&self, id: &str) -> Result<PodSandboxStatusResponse, CriError> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        call("PodSandboxStatus", self.deadline, self.runtime.clone().pod_sandbox_status(request))
+            .await
+    }
+
+    /// Kills what runs in the sandbox, gives its network back, and forgets it.
+    pub async fn remove_sandbox(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let stop = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        gone_is_fine(
+            call("StopPodSandbox", deadline, client.stop_pod_sandbox(stop)).await.map(|_| ()),
+        )?;
+        let remove = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        gone_is_fine(
+            call("RemovePodSandbox", deadline, client.remove_pod_sandbox(remove)).await.map(|_| ()),
+        )
+    }
+
+    pub async fn create_container(
+        &self,
+        sandbox: &str,
+        config: ContainerConfig,
+        sandbox_config: PodSandboxConfig,
+    ) -> Result<String, CriError> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let mut client = self.runtime.clone();
+        let answer = call("CreateContainer", self.deadline, client.create_container(request)).await?;
+        Ok(answer.container_id)
+    }
+
+    pub async fn start_container(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
+        let request = StartContainerRequest { container_id: id.to_owned() };
+        let mut client = self.runtime.clone();
+        call("StartContainer", deadline, client.start_container(request)).await.map(|_| ())
+    }
+
+    /// SIGTERM, then SIGKILL after `grace`; zero: SIGKILL at once.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), CriError> {
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let request = StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout: i64::try_from(seconds).unwrap_or(i64::MAX),
+        };
+        let mut client = self.runtime.clone();
+        let deadline = self.deadline + Duration::from_secs(seconds);
+        gone_is_fine(
+            call("StopContainer", deadline, client.stop_container(request)).await.map(|_| ()),
+        )
+    }
+
+    pub async fn container_status(&self, id: &str) -> Result<Option<ContainerStatus>, CriError> {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let mut client = self.runtime.clone();
+        match call("ContainerStatus", self.deadline, client.container_status(request)).await {
+            Ok(answer) => Ok(answer.status),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn image(&self, name: &str) -> Result<Option<Image>, CriError> {
+        let image = ImageSpec { image: name.to_owned(), ..Default::default() };
+        let request = ImageStatusRequest { image: Some(image), verbose: false };
+        let mut client = self.images.clone();
+        Ok(call("ImageStatus", self.deadline, client.image_status(request)).await?.image)
+    }
+
+    pub async fn pull_image(&self, name: &str, deadline: Duration) -> Result<(), CriError> {
+        let image = ImageSpec { image: name.to_owned(), ..Default::default() };
+        let request = PullImageRequest { image: Some(image), ..Default::default() };
+        let mut client = self.images.clone();
+        call("PullImage", deadline, client.pull_image(request)).await.map(|_| ())
+    }
+}

@@ -1,0 +1,311 @@
+//! What the driver must remember of a box and containerd cannot: one small JSON file a
+//! box, shared by every replica on this machine.
+//!
+//! * I1. A file is replaced whole (rename): a reader sees the old one or the new one.
+//! * I2. Only the holder of the box's lock writes; readers need no lock. The kernel frees
+//!   the lock of a process that was killed.
+//! * I3. No secret is in it: neither the boxd token nor the user's environment.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::{FailureReason, RuntimeError};
+use chrono::{DateTime, Utc};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::network::BoxNetwork;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    #[error("cannot use the driver's files at {path}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is not what the driver writes")]
+    Malformed { path: PathBuf, source: serde_json::Error },
+    #[error("another replica held the box for {0:?}")]
+    Locked(Duration),
+}
+
+impl From<FactsError> for RuntimeError {
+    fn from(error: FactsError) -> Self {
+        match error {
+            FactsError::Locked(after) => Self::Deadline(after),
+            FactsError::Io { ref source, .. } => {
+                Self::Cluster { operation: "state file", message: format!("{error}: {source}") }
+            }
+            FactsError::Malformed { ref source, .. } => {
+                Self::Cluster { operation: "state file", message: format!("{error}: {source}") }
+            }
+        }
+    }
+}
+
+/// How far [`crate::ensure`] has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    PullingImage,
+    Starting,
+}
+
+/// Why a box will never run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    #[serde(with = "failure_reason")]
+    pub reason: FailureReason,
+    pub message: String,
+}
+
+/// Why we ended a box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    Stopped,
+    Evicted { message: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The highest that `ensure` was given.
+    pub generation: i64,
+    pub created_at: DateTime<Utc>,
+    pub step: Step,
+    /// When boxd first answered, or was seen to have run.
+    #[serde(default)]
+    pub ready_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    pub failure: Option<Failure>,
+    #[serde(default)]
+    pub ending: Option<Ending>,
+    #[serde(default)]
+    pub network: Option<BoxNetwork>,
+}
+
+impl Facts {
+    pub fn new(generation: i64, now: DateTime<Utc>) -> Self {
+        Self {
+            generation,
+            created_at: now,
+            step: Step::Starting,
+            ready_at: None,
+            failure: None,
+            ending: None,
+            network: None,
+        }
+    }
+}
+
+/// The files of all boxes of one deployment.
+#[derive(Clone, Debug)]
+pub struct FactsStore {
+    root: PathBuf,
+}
+
+/// One box's files, ours alone until dropped.
+#[derive(Debug)]
+pub struct BoxLock {
+    _file: Flock<std::fs::File>,
+    path: PathBuf,
+}
+
+impl BoxLock {
+    /// Leaves no lock file behind. The next to lock makes a new one; one who waits on
+    /// the old one notices that it is gone.
+    pub fn discard(self) {
+        // Best effort: an empty file that stays does no harm.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> FactsError {
+    move |source| FactsError::Io { path: path.to_owned(), source }
+}
+
+impl FactsStore {
+    pub fn new(state_dir: &Path) -> Self {
+        Self { root: state_dir.to_owned() }
+    }
+
+    /// Everything the driver keeps of a box but its lock.
+    pub fn directory(&self, id: &EnvironmentId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
+    fn file(&self, id: &EnvironmentId) -> PathBuf {
+        self.directory(id).join("facts.json")
+    }
+
+    pub async fn load(&self, id: &EnvironmentId) -> Result<Option<Facts>, FactsError> {
+        let path = self.file(id);
+        match tokio::fs::read(&path).await {
+            Ok(json) => serde_json::from_slice(&json)
+                .map(Some)
+                .map_err(|source| FactsError::Malformed { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FactsError::Io { path, source }),
+        }
+    }
+
+    /// The caller holds the lock.
+    pub async fn save(
+        &self,
+        _held: &BoxLock,
+        id: &EnvironmentId,
+        facts: &Facts,
+    ) -> Result<(), FactsError> {
+        let path = self.file(id);
+        let json = serde_json::to_vec(facts)
+            .map_err(|source| FactsError::Malformed { path: path.clone(), source })?;
+        let temporary = path.with_extension("new");
+        tokio::fs::create_dir_all(self.directory(id)).await.map_err(io_error(&path))?;
+        tokio::fs::write(&temporary, json).await.map_err(io_error(&temporary))?;
+        tokio::fs::rename(&temporary, &path).await.map_err(io_error(&path))
+    }
+
+    /// When a box's facts last changed.
+    pub async fn changed_at(&self, id: &EnvironmentId) -> Option<SystemTime> {
+        tokio::fs::metadata(self.file(id)).await.ok()?.modified().ok()
+    }
+
+    /// Every box with a directory here.
+    pub async fn ids(&self) -> Result<Vec<EnvironmentId>, FactsError> {
+        let mut entries = match tokio::fs::read_dir(&self.root).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error(&self.root)(error)),
+        };
+        let mut ids = Vec::new();
+        while let Some(entry) = entries.next_entry().await.map_err(io_error(&self.root))? {
+            ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(ids)
+    }
+
+    /// The caller holds the lock and has unmounted what was in it.
+    pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), FactsError> {
+        let path = self.directory(id);
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the box's lock.
+    pub async fn lock(&self, id: &EnvironmentId, within: Duration) -> Result<BoxLock, FactsError> {
+        let path = self.root.join("locks").join(id.as_str());
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            if let Some(lock) = try_lock(&path)? {
+                return Ok(lock);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(FactsError::Locked(within));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// One replica at a time measures what boxes have written; the others get `None`.
+    pub fn try_lead(&self) -> Result<Option<BoxLock>, FactsError> {
+        try_lock(&self.root.join("locks").join("storage-watch"))
+    }
+}
+
+fn try_lock(path: &Path) -> Result<Option<BoxLock>, FactsError> {
+    use std::os::unix::fs::MetadataExt as _;
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(io_error(path))?;
+    }
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(io_error(path))?;
+    let ours = file.metadata().map_err(io_error(path))?.ino();
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // The file may have been discarded between open and lock: then another may hold
+        // the new one.
+        Ok(held) => Ok(std::fs::metadata(path)
+            .is_ok_and(|now| now.ino() == ours)
+            .then(|| BoxLock { _file: held, path: path.to_owned() })),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(io_error(path)(errno.into())),
+    }
+}
+
+/// The seam's reasons carry no serde form of their own.
+mod failure_reason {
+    use super::{Deserialize, FailureReason};
+
+    const NAMES: [(FailureReason, &str); 5] = [
+        (FailureReason::ImagePull, "image_pull"),
+        (FailureReason::ImageInvalid, "image_invalid"),
+        (FailureReason::Unschedulable, "unschedulable"),
+        (FailureReason::Quota, "quota"),
+        (FailureReason::RuntimeClass, "runtime_class"),
+    ];
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's `with` passes a reference")]
+    pub fn serialize<S: serde::Serializer>(
+        reason: &FailureReason,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let name = NAMES.iter().find(|(known, _)| known == reason).map_or("image_invalid", |n| n.1);
+        serializer.serialize_str(name)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<FailureReason, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        NAMES
+            .iter()
+            .find(|(_, known)| *known == name)
+            .map(|(reason, _)| *reason)
+            .ok_or_else(|| serde::de::Error::custom(format!("`{name}` is not a failure reason")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn facts_are_read_back_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FactsStore::new(dir.path());
+        let id = EnvironmentId::random();
+        assert_eq!(store.load(&id).await.unwrap(), None);
+        let lock = store.lock(&id, Duration::from_secs(1)).await.unwrap();
+        let mut facts = Facts::new(3, Utc::now());
+        facts.failure =
+            Some(Failure { reason: FailureReason::ImagePull, message: "no such image".into() });
+        facts.ending = Some(Ending::Evicted { message: "too much".into() });
+        store.save(&lock, &id, &facts).await.unwrap();
+        assert_eq!(store.load(&id).await.unwrap(), Some(facts));
+        assert_eq!(store.ids().await.unwrap(), [id.clone()]);
+        store.remove(&lock, &id).await.unwrap();
+        assert_eq!(store.ids().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_held_by_one_and_survives_its_own_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FactsStore::new(dir.path());
+        let id = EnvironmentId::random();
+        let first = store.lock(&id, Duration::ZERO).await.unwrap();
+        assert!(matches!(
+            store.lock(&id, Duration::from_millis(20)).await,
+            Err(FactsError::Locked(_))
+        ));
+        first.discard();
+        let second = store.lock(&id, Duration::ZERO).await.unwrap();
+        assert!(store.lock(&id, Duration::ZERO).await.is_err());
+        drop(second);
+        store.lock(&id, Duration::ZERO).await.unwrap();
+    }
+}

@@ -1,0 +1,369 @@
+//! The firewall's text: what is asked for in, nftables' language out. Pure.
+//!
+//! How a packet that a box sends goes: its port's guard (own MAC and address, IPv4 and
+//! ARP only) → to the host: refused but for answers and the resolvers → to elsewhere:
+//! never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use agentbox_box_protocol::variables::DEFAULT_PORT;
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::{NetworkPolicy, PreflightError};
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::network::BoxNetwork;
+
+/// Nothing opens these: this network, loopback, link-local with the metadata address,
+/// multicast, reserved and broadcast.
+const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0-255.255.255.255";
+
+/// Not the public internet; an egress CIDR may open them. Documentation ranges are left
+/// out: some networks use them.
+const PRIVATE: &str =
+    "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15";
+
+/// A box's network policy, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    internet: bool,
+    egress: Vec<Ipv4Net>,
+    ingress_ports: Vec<u16>,
+    boxes: bool,
+}
+
+impl Policy {
+    /// Absent: the deployment's default. IPv6 networks are accepted and open nothing,
+    /// since boxes have no IPv6.
+    ///
+    /// # Errors
+    /// The first egress CIDR that is none, or ingress port that is not for users.
+    pub fn read(
+        asked: Option<&NetworkPolicy>,
+        default_allow_internet: bool,
+    ) -> Result<Self, PreflightError> {
+        let Some(asked) = asked else {
+            let internet = default_allow_internet;
+            return Ok(Self { internet, egress: vec![], ingress_ports: vec![], boxes: false });
+        };
+        let mut egress = Vec::new();
+        for text in &asked.allowed_egress_cidrs {
+            match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+                Ok(IpNet::V4(network)) => egress.push(network.trunc()),
+                Ok(IpNet::V6(_)) => {}
+                Err(_) => {
+                    return Err(PreflightError {
+                        field: "isolation.network_policy.allowed_egress_cidrs",
+                        message: format!("`{}` is not a CIDR", shortened(text)),
+                    });
+                }
+            }
+        }
+        if let Some(port) = asked.allowed_ingress_ports.iter().find(|p| matches!(**p, 0 | DEFAULT_PORT)) {
+            return Err(PreflightError {
+                field: "isolation.network_policy.allowed_ingress_ports",
+                message: format!("port {port} cannot be opened"),
+            });
+        }
+        Ok(Self {
+            internet: asked.allow_internet,
+            egress: Ipv4Net::aggregate(&egress),
+            ingress_ports: asked.allowed_ingress_ports.clone(),
+            boxes: asked.allow_cluster_internal,
+        })
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(60).collect()
+}
+
+/// Writes the rules of one network.
+#[derive(Clone, Debug)]
+pub struct Ruleset {
+    table: String,
+    bridge: String,
+    subnet: Ipv4Net,
+    /// The set of this deployment's own boxes.
+    own: String,
+    resolvers: Vec<Ipv4Addr>,
+    blocked: Vec<Ipv4Net>,
+}
+
+fn list<T: std::fmt::Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Ruleset {
+    pub fn new(config: &Config) -> Self {
+        let v4 = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        let v4_net = |network: &IpNet| match network {
+            IpNet::V4(network) => Some(network.trunc()),
+            IpNet::V6(_) => None,
+        };
+        Self {
+            table: format!("agentbox-{}", config.network()),
+            bridge: config.bridge.clone(),
+            subnet: config.subnet.trunc(),
+            own: format!("boxes-{}", config.deployment),
+            resolvers: config.dns_servers.iter().filter_map(v4).collect(),
+            blocked: config.blocked_egress_cidrs.iter().filter_map(v4_net).collect(),
+        }
+    }
+
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// The tables' own rules, whole, whatever was there.
+    fn base(&self) -> String {
+        let Self { table, bridge, subnet, own, .. } = self;
+        let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
+        // A refusal that says so: a client in the box fails at once, not after minutes.
+        let refuse = "reject with icmpx admin-prohibited";
+        format!(
+            r#"add table bridge {table}
+add set bridge {table} ports {{ type ifname; }}
+add set bridge {table} senders {{ type ifname . ether_addr . ipv4_addr; }}
+add chain bridge {table} guard {{ type filter hook prerouting priority -300; policy accept; }}
+add chain bridge {table} between {{ type filter hook forward priority 0; policy accept; }}
+flush chain bridge {table} guard
+flush chain bridge {table} between
+add rule bridge {table} guard iifname != @ports accept
+add rule bridge {table} guard ether type ip iifname . ether saddr . ip saddr @senders accept
+add rule bridge {table} guard ether type arp iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
+add rule bridge {table} guard drop
+add rule bridge {table} between iifname @ports drop
+add rule bridge {table} between oifname @ports drop
+add table inet {table}
+add map inet {table} egress {{ type ipv4_addr : verdict; }}
+add map inet {table} ingress {{ type ipv4_addr : verdict; }}
+add set inet {table} resolving {{ type ipv4_addr . ipv4_addr; }}
+add set inet {table} {own} {{ type ipv4_addr; }}
+add chain inet {table} delivered
+add chain inet {table} internet
+add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
+add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
+flush chain inet {table} delivered
+flush chain inet {table} internet
+flush chain inet {table} input
+flush chain inet {table} forward
+add rule inet {table} input iifname != "{bridge}" accept
+add rule inet {table} input ct state established,related accept
+add rule inet {table} input {dns} accept
+add rule inet {table} input {refuse}
+add rule inet {table} forward iifname != "{bridge}" oifname != "{bridge}" accept
+add rule inet {table} forward ct state established,related accept
+add rule inet {table} forward ct state invalid drop
+add rule inet {table} forward iifname != "{bridge}" goto delivered
+add rule inet {table} forward ip daddr {{ {NEVER} }} {refuse}
+add rule inet {table} forward {dns} accept
+add rule inet {table} forward ip saddr vmap @egress
+add rule inet {table} forward {refuse}
+add rule inet {table} delivered oifname != "{bridge}" accept
+add rule inet {table} delivered tcp dport {DEFAULT_PORT} drop
+add rule inet {table} delivered ip daddr vmap @ingress
+add rule inet {table} delivered drop
+add rule inet {table} internet ip daddr {{ {PRIVATE} }} return
+add rule inet {table} internet ip daddr {subnet} return
+add rule inet {table} internet meta nfproto ipv4 goto delivered
+"#
+        )
+    }
+
+    /// The base and one box's rules, whole, whatever was there of it.
+    pub fn admit(&self, id: &EnvironmentId, network: &BoxNetwork, policy: &Policy) -> String {
+        let Self { table, bridge, subnet, own, .. } = self;
+        let BoxNetwork { address, mac, port } = network;
+        let mut text = self.base();
+        let mut line = |rule: String| {
+            text.push_str(&rule);
+            text.push('\n');
+        };
+        for chain in ["out", "in"] {
+            line(format!("add chain inet {table} {chain}-{id}"));
+            line(format!("flush chain inet {table} {chain}-{id}"));
+        }
+        if policy.boxes {
+            line(format!("add rule inet {table} out-{id} ip daddr @{own} goto delivered"));
+            line(format!("add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"));
+        }
+        // An egress CIDR around the boxes' own network opens no box.
+        line(format!(
+            "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
+        ));
+        if !policy.egress.is_empty() {
+            let networks = list(&policy.egress);
+            line(format!("add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"));
+        }
+        if policy.internet {
+            if !self.blocked.is_empty() {
+                let blocked = list(&self.blocked);
+                line(format!(
+                    "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
+                ));
+            }
+            line(format!("add rule inet {table} out-{id} jump internet"));
+        }
+        line(format!("add rule inet {table} out-{id} reject with icmpx admin-prohibited"));
+        if !policy.ingress_ports.is_empty() {
+            let ports = list(&policy.ingress_ports);
+            line(format!("add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"));
+        }
+        line(format!("add rule inet {table} in-{id} drop"));
+        line(format!("add element inet {table} egress {{ {address} : goto out-{id} }}"));
+        line(format!("add element inet {table} ingress {{ {address} : goto in-{id} }}"));
+        line(format!("add element inet {table} {own} {{ {address} }}"));
+        if policy.internet {
+            for resolver in &self.resolvers {
+                line(format!("add element inet {table} resolving {{ {address} . {resolver} }}"));
+            }
+        }
+        line(format!("add element bridge {table} senders {{ \"{port}\" . {mac} . {address} }}"));
+        line(format!("add element bridge {table} ports {{ \"{port}\" }}"));
+        text
+    }
+
+    /// Takes away all that [`Self::admit`] gave; what is not there is not an error, since
+    /// each thing is added first.
+    pub fn dismiss(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
+        let Self { table, own, .. } = self;
+        let BoxNetwork { address, mac, port } = network;
+        let mut text = String::new();
+        let mut elements = vec![
+            ("inet", "egress".to_owned(), address.to_string(), format!("{address} : goto out-{id}")),
+            ("inet", "ingress".to_owned(), address.to_string(), format!("{address} : goto in-{id}")),
+            ("inet", own.clone(), address.to_string(), address.to_string()),
+        ];
+        for resolver in &self.resolvers {
+            let pair = format!("{address} . {resolver}");
+            elements.push(("inet", "resolving".to_owned(), pair.clone(), pair));
+        }
+        let sender = format!("\"{port}\" . {mac} . {address}");
+        elements.push(("bridge", "senders".to_owned(), sender.clone(), sender));
+        let port = format!("\"{port}\"");
+        elements.push(("bridge", "ports".to_owned(), port.clone(), port));
+        for chain in ["out", "in"] {
+            let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
+        }
+        for (family, set, key, element) in elements {
+            let _ = writeln!(text, "add element {family} {table} {set} {{ {element} }}");
+            let _ = writeln!(text, "delete element {family} {table} {set} {{ {key} }}");
+        }
+        self.forget_chains(id, &mut text);
+        text
+    }
+
+    fn forget_chains(&self, id: &EnvironmentId, text: &mut String) {
+        let table = &self.table;
+        for chain in ["out", "in"] {
+            let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
+            let _ = writeln!(text, "flush chain inet {table} {chain}-{id}");
+            let _ = writeln!(text, "delete chain inet {table} {chain}-{id}");
+        }
+    }
+
+    /// Takes away what is there of a box; `None` when nothing is.
+    pub fn dismiss_found(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
+        let table = &self.table;
+        let mut text = String::new();
+        let (out, inward) = (format!("out-{id}"), format!("in-{id}"));
+        for (address, holder) in &found.egress {
+            if holder != id {
+                continue;
+            }
+            let _ = writeln!(text, "delete element inet {table} egress {{ {address} }}");
+            for (name, key) in &found.others {
+                if key.first() != Some(&address.to_string()) && key.get(2) != Some(&address.to_string()) {
+                    continue;
+                }
+                let (family, key) = match name.as_str() {
+                    "senders" => {
+                        if let Some(port) = key.first() {
+                            let _ = writeln!(text, "delete element bridge {table} ports {{ \"{port}\" }}");
+                        }
+                        let mut quoted = key.clone();
+                        if let Some(port) = quoted.first_mut() {
+                            *port = format!("\"{port}\"");
+                        }
+                        ("bridge", quoted)
+                    }
+                    _ => ("inet", key.clone()),
+                };
+                let _ = writeln!(text, "delete element {family} {table} {name} {{ {} }}", key.join(" . "));
+            }
+        }
+        let chains = found.chains.iter().any(|chain| *chain == out || *chain == inward);
+        if chains {
+            self.forget_chains(id, &mut text);
+        }
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+/// What nftables has in our tables, from its JSON.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Elements {
+    /// Which box holds an address.
+    pub egress: Vec<(Ipv4Addr, EnvironmentId)>,
+    /// Elements of the other sets and maps: the set's name and the key's parts.
+    pub others: Vec<(String, Vec<String>)>,
+    pub chains: Vec<String>,
+}
+
+impl Elements {
+    pub fn read(listed: &[Value]) -> Self {
+        let mut found = Self::default();
+        for item in listed.iter().filter_map(|v| v["nftables"].as_array()).flatten() {
+            if let Some(chain) = item["chain"]["name"].as_str() {
+                found.chains.push(chain.to_owned());
+            }
+            let set = if item["map"].is_object() { &item["map"] } else { &item["set"] };
+            let Some(name) = set["name"].as_str() else { continue };
+            for element in set["elem"].as_array().into_iter().flatten() {
+                found.add(name, element);
+            }
+        }
+        found
+    }
+
+    /// The addresses in a set of addresses.
+    pub fn members(&self, set: &str) -> Vec<Ipv4Addr> {
+        let of_set = self.others.iter().filter(|(name, _)| name == set);
+        of_set.filter_map(|(_, key)| key.first()?.parse().ok()).collect()
+    }
+
+    fn add(&mut self, name: &str, element: &Value) {
+        // A map's element is [key, verdict].
+        let (key, verdict) = match element.as_array().map(Vec::as_slice) {
+            Some([key, verdict]) => (key, Some(verdict)),
+            _ => (element, None),
+        };
+        let target = verdict
+            .and_then(|v| v["goto"]["target"].as_str().or_else(|| v["jump"]["target"].as_str()))
+            .unwrap_or_default();
+        let parts: Vec<String> = match key["concat"].as_array() {
+            Some(parts) => parts.iter().filter_map(|p| p.as_str().map(str::to_owned)).collect(),
+            None => key.as_str().map(str::to_owned).into_iter().collect(),
+        };
+        if name == "egress" {
+            let address = parts.first().and_then(|text| text.parse().ok());
+            let id = target.strip_prefix("out-").and_then(|id| id.parse().ok());
+            self.egress.extend(address.zip(id));
+        } else if name != "ports" {
+            self.others.push((name.to_owned(), parts));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use super::*;
+
+const ID: &str = "env-0123456789abcdef";
+
+fn ruleset() -> Ruleset {
+    let config: Config = serde_json::from_value(serde_json::json!({
+        "socket": "/s", "state_dir": "/d", "boxd": "/b", "subnet": "10.160.0.0/20",
+        "bridge": "abx0", "deployment": "local", "dns_servers": ["192.0.2.53", "fd00::53"],
+        "blocked_egress_cidrs": ["198.51.100.0/24"],
+    }))
+    .unwrap();
+    Ruleset::new(&config)
+}
+
+fn network() -> BoxNetwork {
+    BoxNetwork {
+        address: Ipv4Addr::new(10, 160, 0, 5),
+        mac: "02:00:00:00:00:05".into(),
+        port: "veth5".into(),
+    }
+}
+
+fn chain(text: &str, name: &str) -> Vec<String> {
+    let prefix = format!("add rule inet agentbox-local {name}-{ID} ");
+    text.lines().filter_map(|l| l.strip_prefix(&prefix)).map(str::to_owned).collect()
+}
+
+/// The box's own chains for a policy.
+fn rules(policy: Option<NetworkPolicy>) -> (Vec<String>, Vec<String>, bool) {
+    let policy = Policy::read(policy.as_ref(), true).unwrap();
+    let text = ruleset().admit(&ID.parse().unwrap(), &network(), &policy);
+    (chain(&text, "out"), chain(&text, "in"), text.contains("resolving { 10.160.0.5 . 192.0.2.53 }"))
+}
+
+const NO_BOX: &str = "ip daddr 10.160.0.0/20 reject with icmpx admin-prohibited";
+const REFUSE: &str = "reject with icmpx admin-prohibited";
+
+#[test]
+fn each_policy_opens_exactly_what_it_says() {
+    let blocked = "ip daddr { 198.51.100.0/24 } reject with icmpx admin-prohibited";
+    let table = [
+        ("none: the public internet", None, vec![NO_BOX, blocked, "jump internet", REFUSE], vec!["drop"], true),
+        ("empty: nothing", Some(NetworkPolicy::default()), vec![NO_BOX, REFUSE], vec!["drop"], false),
+        (
+            "internet",
+            Some(NetworkPolicy { allow_internet: true, ..Default::default() }),
+            vec![NO_BOX, blocked, "jump internet", REFUSE],
+            vec!["drop"],
+            true,
+        ),
+        (
+            "two networks, one inside the other, and one of IPv6",
+            Some(NetworkPolicy {
+                allowed_egress_cidrs: vec!["10.1.2.3/8".into(), "10.1.0.0/16".into(), "fd00::/8".into()],
+                ..Default::default()
+            }),
+            vec![NO_BOX, "ip daddr { 10.0.0.0/8 } goto delivered", REFUSE],
+            vec!["drop"],
+            false,
+        ),
+        (
+            "ports and other boxes",
+            Some(NetworkPolicy {
+                allowed_ingress_ports: vec![80, 8080],
+                allow_cluster_internal: true,
+                ..Default::default()
+            }),
+            vec!["ip daddr @boxes-local goto delivered", NO_BOX, REFUSE],
+            vec![
+                "iifname \"abx0\" ip saddr @boxes-local accept",
+                "tcp dport { 80, 8080 } accept",
+                "drop",
+            ],
+            false,
+        ),
+    ];
+    for (what, policy, out, inward, resolves) in table {
+        let (got_out, got_in, got_resolves) = rules(policy);
+        assert_eq!(got_out, out, "{what}");
+        assert_eq!(got_in, inward, "{what}");
+        assert_eq!(got_resolves, resolves, "{what}");
+    }
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_names_its_field() {
+    let cidr = NetworkPolicy { allowed_egress_cidrs: vec!["10.0.0.0/33".into()], ..Default::default() };
+    let injection = NetworkPolicy {
+        allowed_egress_cidrs: vec!["10.0.0.0/8 } accept".into()],
+        ..Default::default()
+    };
+    let boxd = NetworkPolicy { allowed_ingress_ports: vec![DEFAULT_PORT], ..Default::default() };
+    for (policy, field) in [
+        (cidr, "isolation.network_policy.allowed_egress_cidrs"),
+        (injection, "isolation.network_policy.allowed_egress_cidrs"),
+        (boxd, "isolation.network_policy.allowed_ingress_ports"),
+    ] {
+        assert_eq!(Policy::read(Some(&policy), true).unwrap_err().field, field);
+    }
+}
+
+#[test]
+fn a_deployment_may_default_to_no_internet() {
+    assert!(!Policy::read(None, false).unwrap().internet);
+}
+
+#[test]
+fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
+    let listed = [serde_json::json!({ "nftables": [
+        { "chain": { "name": "out-env-0123456789abcdef" } },
+        { "map": { "name": "egress", "elem": [
+            ["10.160.0.5", { "goto": { "target": "out-env-0123456789abcdef" } }],
+            ["10.160.0.6", { "goto": { "target": "out-env-ffffffffffffffff" } }],
+        ]}},
+        { "map": { "name": "ingress", "elem": [
+            ["10.160.0.5", { "goto": { "target": "in-env-0123456789abcdef" } }],
+        ]}},
+        { "set": { "name": "resolving", "elem": [{ "concat": ["10.160.0.5", "192.0.2.53"] }] } },
+        { "set": { "name": "senders", "elem": [
+            { "concat": ["veth5", "02:00:00:00:00:05", "10.160.0.5"] },
+            { "concat": ["veth6", "02:00:00:00:00:06", "10.160.0.6"] },
+        ]}},
+    ]})];
+    let found = Elements::read(&listed);
+    let script = ruleset().dismiss_found(&ID.parse().unwrap(), &found).unwrap();
+    for line in [
+        "delete element inet agentbox-local egress { 10.160.0.5 }",
+        "delete element inet agentbox-local ingress { 10.160.0.5 }",
+        "delete element inet agentbox-local resolving { 10.160.0.5 . 192.0.2.53 }",
+        "delete element bridge agentbox-local ports { \"veth5\" }",
+        "delete element bridge agentbox-local senders { \"veth5\" . 02:00:00:00:00:05 . 10.160.0.5 }",
+        "delete chain inet agentbox-local out-env-0123456789abcdef",
+    ] {
+        assert!(script.lines().any(|l| l == line), "{line} in\n{script}");
+    }
+    assert!(!script.contains("10.160.0.6"), "{script}");
+    assert_eq!(ruleset().dismiss_found(&EnvironmentId::random(), &found), None);
+}

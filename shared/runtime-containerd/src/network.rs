@@ -1,0 +1,157 @@
+//! A box's place in the network, as CNI gave it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+/// What the firewall needs to know of a box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoxNetwork {
+    pub address: Ipv4Addr,
+    /// The box's own interface's address on the bridge.
+    pub mac: String,
+    /// The host's end of the box's cable: its port on the bridge.
+    pub port: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("containerd's answer about the sandbox is not JSON")]
+    Json(#[from] serde_json::Error),
+    #[error("the CNI result has no {0}")]
+    Missing(&'static str),
+    #[error("the CNI result has `{0}`, which cannot be written into a rule")]
+    Unsafe(String),
+}
+
+#[derive(Deserialize)]
+struct Info {
+    #[serde(rename = "cniResult")]
+    cni_result: Option<CniResult>,
+}
+
+#[derive(Deserialize)]
+struct CniResult {
+    #[serde(rename = "Interfaces", default)]
+    interfaces: BTreeMap<String, Interface>,
+}
+
+#[derive(Deserialize)]
+struct Interface {
+    #[serde(rename = "IPConfigs", default)]
+    addresses: Option<Vec<AddressConfig>>,
+    #[serde(rename = "Mac", default)]
+    mac: String,
+    /// A path of a network namespace; empty: the host's.
+    #[serde(rename = "Sandbox", default)]
+    sandbox: String,
+}
+
+#[derive(Deserialize)]
+struct AddressConfig {
+    #[serde(rename = "IP")]
+    address: IpAddr,
+}
+
+impl BoxNetwork {
+    /// Reads the `info` that containerd adds to a verbose sandbox status.
+    ///
+    /// # Errors
+    /// When it does not say which interface, address and port the box has.
+    pub fn read(info: &str, bridge: &str) -> Result<Self, NetworkError> {
+        let info: Info = serde_json::from_str(info)?;
+        let interfaces = info.cni_result.ok_or(NetworkError::Missing("interfaces"))?.interfaces;
+        let inside = interfaces
+            .iter()
+            .find(|(name, interface)| *name != "lo" && !interface.sandbox.is_empty())
+            .ok_or(NetworkError::Missing("interface in the box"))?
+            .1;
+        let address = inside
+            .addresses
+            .iter()
+            .flatten()
+            .find_map(|config| match config.address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
+            .ok_or(NetworkError::Missing("IPv4 address"))?;
+        let port = interfaces
+            .iter()
+            .find(|(name, interface)| interface.sandbox.is_empty() && *name != bridge)
+            .ok_or(NetworkError::Missing("port on the bridge"))?
+            .0;
+        Self { address, mac: inside.mac.to_lowercase(), port: port.clone() }.checked()
+    }
+
+    /// Both texts go into firewall rules.
+    fn checked(self) -> Result<Self, NetworkError> {
+        let mac = self.mac.split(':').collect::<Vec<_>>();
+        let is_mac = mac.len() == 6
+            && mac.iter().all(|b| b.len() == 2 && b.bytes().all(|c| c.is_ascii_hexdigit()));
+        if !is_mac {
+            return Err(NetworkError::Unsafe(self.mac));
+        }
+        let is_port = (1..=15).contains(&self.port.len())
+            && self.port.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if !is_port {
+            return Err(NetworkError::Unsafe(self.port));
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(mac: &str, port: &str) -> String {
+        serde_json::json!({
+            "pid": 7,
+            "cniResult": { "Interfaces": {
+                "abx0": { "IPConfigs": null, "Mac": "02:00:00:00:00:01", "Sandbox": "" },
+                "eth0": {
+                    "IPConfigs": [
+                        { "IP": "fd00::5", "Gateway": "" },
+                        { "IP": "10.160.0.5", "Gateway": "10.160.0.1" },
+                    ],
+                    "Mac": mac, "Sandbox": "/run/netns/cni-1",
+                },
+                "lo": {
+                    "IPConfigs": [{ "IP": "127.0.0.1", "Gateway": "" }],
+                    "Mac": "00:00:00:00:00:00", "Sandbox": "/run/netns/cni-1",
+                },
+                port: { "IPConfigs": null, "Mac": "02:00:00:00:00:02", "Sandbox": "" },
+            }},
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn a_boxes_own_interface_and_its_port_are_found() {
+        assert_eq!(
+            BoxNetwork::read(&info("0A:58:0A:A0:00:05", "veth1234"), "abx0").unwrap(),
+            BoxNetwork {
+                address: Ipv4Addr::new(10, 160, 0, 5),
+                mac: "0a:58:0a:a0:00:05".into(),
+                port: "veth1234".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn what_could_break_a_rule_is_refused() {
+        for (mac, port) in [("02:00", "veth1"), ("02:00:00:00:00:0g", "veth1"), ("02:00:00:00:00:05", "v\" }")] {
+            assert!(
+                matches!(BoxNetwork::read(&info(mac, port), "abx0"), Err(NetworkError::Unsafe(_))),
+                "{mac} {port}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sandbox_without_network_says_what_is_missing() {
+        assert!(BoxNetwork::read("{}", "abx0").is_err());
+        assert!(BoxNetwork::read("", "abx0").is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Tells which boxes may have changed.
+//!
+//! The stream does its own work while it is polled and owns no task: dropping it ends
+//! it. It wakes on containerd's events and every [`POLL`], compares what it sees with
+//! what it saw, and between that ends boxes that are over their storage limit.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::{Change, ChangeStream, RuntimeError};
+use futures::stream;
+use tokio::time::Instant;
+use tonic::codec::Streaming;
+
+use crate::driver::Inner;
+use crate::events::{self, Event};
+use crate::observe::Objects;
+use crate::storage::{self, Ledger};
+
+/// Without events: as fast as a change can be noticed.
+const POLL_ALONE: Duration = Duration::from_millis(200);
+/// With events, which may be missed.
+const POLL: Duration = Duration::from_secs(1);
+/// One change of a box is several events.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// What a change is noticed by: containerd's states, and when our facts changed.
+type Fingerprint = (Vec<(String, i32)>, Option<SystemTime>);
+
+struct Watch {
+    inner: Arc<Inner>,
+    before: BTreeMap<EnvironmentId, Fingerprint>,
+    events: Option<Streaming<Event>>,
+    ready: VecDeque<Change>,
+    next_poll: Instant,
+    next_storage: Instant,
+    ledger: Ledger,
+}
+
+/// # Errors
+/// When containerd does not answer now.
+pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
+    let events = events::subscribe(&inner.cri).await.ok();
+    let before = fingerprints(&inner).await?;
+    let now = Instant::now();
+    let watch = Watch {
+        inner,
+        before,
+        events,
+        ready: VecDeque::from([Change { id: None }]),
+        next_poll: now,
+        next_storage: now,
+        ledger: Ledger::default(),
+    };
+    Ok(Box::pin(stream::unfold(watch, |mut watch| async {
+        match watch.next().await {
+            Ok(change) => Some((change, watch)),
+            Err(error) => {
+                tracing::info!(%error, "the watch of containerd ended");
+                None
+            }
+        }
+    })))
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<Change, RuntimeError> {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Ok(change);
+            }
+            self.wait().await;
+            let now = Instant::now();
+            if now >= self.next_storage {
+                self.inner.check_storage(&mut self.ledger).await?;
+                self.next_storage = Instant::now() + storage::INTERVAL;
+            }
+            if now >= self.next_poll {
+                let after = fingerprints(&self.inner).await?;
+                let changed = changed(&self.before, &after);
+                self.ready.extend(changed.into_iter().map(|id| Change { id: Some(id) }));
+                self.before = after;
+                let pause = if self.events.is_some() { POLL } else { POLL_ALONE };
+                self.next_poll = Instant::now() + pause;
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let until = self.next_poll.min(self.next_storage);
+        let Some(events) = &mut self.events else {
+            return tokio::time::sleep_until(until).await;
+        };
+        match tokio::time::timeout_at(until, events.message()).await {
+            Ok(Ok(Some(_))) => self.next_poll = self.next_poll.min(Instant::now() + SETTLE),
+            // They ended; whether containerd did too shows at the next poll.
+            Ok(_) => self.events = None,
+            Err(_) => {}
+        }
+    }
+}
+
+async fn fingerprints(inner: &Inner) -> Result<BTreeMap<EnvironmentId, Fingerprint>, RuntimeError> {
+    let mut all = inner.all_objects().await?;
+    for id in inner.facts.ids().await? {
+        all.entry(id).or_default();
+    }
+    let mut prints = BTreeMap::new();
+    for (id, objects) in all {
+        let changed_at = inner.facts.changed_at(&id).await;
+        prints.insert(id, (states(&objects), changed_at));
+    }
+    Ok(prints)
+}
+
+fn states(objects: &Objects) -> Vec<(String, i32)> {
+    let sandboxes = objects.sandboxes.iter().map(|sandbox| (sandbox.id.clone(), sandbox.state));
+    let containers = objects.containers.iter().map(|c| (c.id.clone(), c.state));
+    let mut states: Vec<_> = sandboxes.chain(containers).collect();
+    states.sort();
+    states
+}
+
+/// Those that came, went, or are not as they were.
+fn changed<T: PartialEq>(
+    before: &BTreeMap<EnvironmentId, T>,
+    after: &BTreeMap<EnvironmentId, T>,
+) -> Vec<EnvironmentId> {
+    let ids: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    ids.into_iter().filter(|id| before.get(*id) != after.get(*id)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_that_came_went_or_differs_is_a_change() {
+        let ids: Vec<_> = (0..4).map(|_| EnvironmentId::random()).collect();
+        let before = BTreeMap::from([(ids[0].clone(), 1), (ids[1].clone(), 1), (ids[2].clone(), 1)]);
+        let after = BTreeMap::from([(ids[1].clone(), 2), (ids[2].clone(), 1), (ids[3].clone(), 1)]);
+        let mut expected = vec![ids[0].clone(), ids[1].clone(), ids[3].clone()];
+        expected.sort();
+        assert_eq!(changed(&before, &after), expected);
+        assert!(changed(&after, &after).is_empty());
+    }
+}
