@@ -5,15 +5,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use agentbox_runtime::{BoxConnector, RuntimeError};
+use agentbox_runtime::BoxConnector;
 use agentbox_runtime_containerd as containerd;
 use serde::Deserialize;
 
 use crate::boxes::Boxes;
-
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A cluster that is served.
 pub struct Cluster {
@@ -42,6 +39,11 @@ pub enum ClustersError {
     Unknown(String),
     #[error("the clusters file names no cluster")]
     Empty,
+    #[error("the driver of cluster `{cluster}` cannot be used")]
+    Driver {
+        cluster: String,
+        source: containerd::ConnectError,
+    },
 }
 
 #[derive(Clone, Deserialize)]
@@ -116,16 +118,18 @@ pub fn chosen(specs: Vec<Spec>, only: Option<&str>) -> Result<Vec<Spec>, Cluster
     }
 }
 
-/// Connects to the cluster's driver.
+/// Makes the cluster's driver. Whether the cluster answers shows when a box is reached.
 ///
 /// # Errors
-/// When the cluster does not answer.
-pub async fn connect(spec: &Spec) -> Result<Arc<dyn BoxConnector>, RuntimeError> {
+/// [`ClustersError::Driver`] when the driver cannot work here, or not yet.
+pub fn connect(spec: &Spec) -> Result<Arc<dyn BoxConnector>, ClustersError> {
     let Driver::Containerd { containerd } = &spec.driver;
-    let connected = containerd::Driver::connect(containerd.clone());
-    let driver = tokio::time::timeout(CONNECT_DEADLINE, connected)
-        .await
-        .map_err(|_| RuntimeError::Deadline(CONNECT_DEADLINE))??;
+    let driver = containerd::Driver::connect(containerd.clone()).map_err(|source| {
+        ClustersError::Driver {
+            cluster: spec.name.clone(),
+            source,
+        }
+    })?;
     Ok(Arc::new(driver))
 }
 

@@ -66,18 +66,25 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         let secret = config.box_secret.clone();
         context.tasks.clone().spawn("cluster", async move {
             let connector = loop {
-                let error = match clusters::connect(&spec).await {
+                let error = match clusters::connect(&spec) {
                     Ok(connector) => break connector,
                     Err(error) => error,
                 };
-                tracing::warn!(cluster = spec.name, %error, "the cluster cannot be reached; trying again");
+                tracing::warn!(
+                    cluster = spec.name,
+                    error = &error as &dyn std::error::Error,
+                    "the cluster is not served yet; trying again"
+                );
                 tokio::select! {
                     () = context.shutdown.cancelled() => return Ok(()),
                     () = tokio::time::sleep(CLUSTER_RETRY) => {}
                 }
             };
             let boxes = Boxes::new(connector, secret, limits.clone());
-            let cluster = Cluster { name: spec.name, boxes };
+            let cluster = Cluster {
+                name: spec.name,
+                boxes,
+            };
             ready.ready();
             serve(cluster, limits, context.bus, context.shutdown).await?;
             Ok(())

@@ -12,6 +12,7 @@ mod support;
 
 mod archive;
 mod attach;
+mod containerd;
 mod exec;
 mod failures;
 mod latency;

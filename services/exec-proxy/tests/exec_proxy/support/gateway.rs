@@ -1,6 +1,7 @@
 //! The other side: what api-gateway says to exec-proxy, over the real bus.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusConfig, Session};
@@ -137,9 +138,18 @@ impl Gateway {
     }
 
     pub async fn archive(&self, of: &TestBox) -> Result<ArchiveReply, Error> {
+        self.archive_of(&of.id, Some(of.address)).await
+    }
+
+    /// As the scheduler asks for it.
+    pub async fn archive_of(
+        &self,
+        id: &EnvironmentId,
+        address: Option<SocketAddr>,
+    ) -> Result<ArchiveReply, Error> {
         let request = ArchiveRequest {
-            environment: of.id.clone(),
-            address: Some(of.address),
+            environment: id.clone(),
+            address,
         };
         self.scheduler
             .call_on(exec_rpc(&self.cluster, ARCHIVE), &request, DEADLINE)
@@ -147,9 +157,17 @@ impl Gateway {
     }
 
     pub async fn usage(&self, of: &TestBox) -> Result<UsageReply, Error> {
+        self.usage_at(&of.id, of.address).await
+    }
+
+    pub async fn usage_at(
+        &self,
+        id: &EnvironmentId,
+        address: SocketAddr,
+    ) -> Result<UsageReply, Error> {
         let request = UsageRequest {
-            environment: of.id.clone(),
-            address: of.address,
+            environment: id.clone(),
+            address,
         };
         self.bus
             .call_on(exec_rpc(&self.cluster, USAGE), &request, DEADLINE)

@@ -1,0 +1,248 @@
+//! The program itself, with the containerd driver and boxes as users have them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use agentbox_box_protocol::token::BoxToken;
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::exec::{ExecRequest, FromBox, LogsRequest, Open, OpenKind, ToBox};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_local::{NatsEndpoint, TestContainerd, TestNats};
+use agentbox_runtime::{BoxPhase, BoxSpec, Isolation, Resources, Runtime as _};
+use agentbox_runtime_containerd::Driver;
+
+use crate::support::gateway::{Logs, attach, command, result, shell};
+use crate::support::{Gateway, eventually, proxy};
+
+const CLUSTER: &str = "containerd-test";
+
+/// The exec-proxy program; killed with the value.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn containerd_config(containerd: &TestContainerd) -> serde_json::Value {
+    let endpoint = &containerd.endpoint;
+    serde_json::json!({
+        "socket": endpoint.socket,
+        "state_dir": endpoint.state_dir,
+        "boxd": endpoint.boxd,
+        "subnet": endpoint.subnet.to_string(),
+        "bridge": endpoint.bridge,
+        "deployment": endpoint.deployment,
+        "dns_servers": endpoint.dns_servers,
+    })
+}
+
+fn start_program(nats: &NatsEndpoint, clusters: &std::path::Path) -> Program {
+    let secret = proxy::secret_bytes();
+    let process = Command::new(env!("CARGO_BIN_EXE_agentbox-exec-proxy"))
+        .env("AGENTBOX_NATS_URL", &nats.url)
+        .env("AGENTBOX_NATS_USER", "exec-proxy")
+        .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["exec-proxy"])
+        .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
+        .env("AGENTBOX_BOX_SECRET", hex::encode(secret))
+        .env("AGENTBOX_CLUSTERS", clusters)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    Program(process)
+}
+
+struct RealBox {
+    id: EnvironmentId,
+    address: SocketAddr,
+}
+
+async fn start_box(driver: &Driver, command: Option<&str>) -> RealBox {
+    let id = EnvironmentId::random();
+    let token = BoxToken::derive(&proxy::secret_bytes(), &id).unwrap();
+    let spec = BoxSpec {
+        id: id.clone(),
+        owner: UserId::random(),
+        image: "busybox".into(),
+        command: command.map(|script| vec!["sh".into(), "-c".into(), script.into()]),
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        resources: Resources {
+            cpu: MilliCpu(1000),
+            memory: Bytes(64 << 20),
+            storage: Bytes(1 << 30),
+            pids: 256,
+        },
+        isolation: Isolation::default(),
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        boxd_token: token.expose().to_owned(),
+    };
+    match driver.ensure(&spec, 1).await.unwrap().phase {
+        BoxPhase::Running { address, .. } => RealBox { id, address },
+        other => panic!("the box does not run: {other:?}"),
+    }
+}
+
+impl RealBox {
+    fn open(&self, kind: OpenKind) -> Open {
+        Open {
+            environment: self.id.clone(),
+            address: Some(self.address),
+            status: Status::Running,
+            kind,
+        }
+    }
+
+    async fn exec(
+        &self,
+        gateway: &Gateway,
+        request: ExecRequest,
+    ) -> agentbox_contracts::exec::ExecResult {
+        let session = gateway
+            .open_as(&self.open(OpenKind::Exec(request)))
+            .await
+            .unwrap();
+        result(session).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_serves_real_boxes_from_their_first_command_to_their_archive() {
+    let containerd = TestContainerd::start().await.unwrap();
+    let nats = TestNats::shared().await.unwrap();
+    let config = containerd_config(&containerd);
+    let scratch = tempfile::tempdir().unwrap();
+    let clusters = scratch.path().join("clusters.json");
+    let file = serde_json::json!({ "clusters": [{
+        "name": CLUSTER, "driver": "containerd", "labels": {}, "containerd": config,
+    }]});
+    std::fs::write(&clusters, file.to_string()).unwrap();
+    let driver = Driver::connect(serde_json::from_value(config).unwrap()).unwrap();
+    let _program = start_program(&nats, &clusters);
+    let gateway = Gateway::connect(&nats, CLUSTER).await;
+
+    let idle = start_box(&driver, None).await;
+    exits_are_the_commands(&gateway, &idle).await;
+    a_terminal_works(&gateway, &idle).await;
+    short_commands_are_fast(&gateway, &idle).await;
+    driver.remove(&idle.id).await.unwrap();
+
+    a_follower_sees_the_end(&gateway, &driver).await;
+}
+
+async fn exits_are_the_commands(gateway: &Gateway, inside: &RealBox) {
+    let answer = inside
+        .exec(gateway, shell("echo out; echo err >&2; exit 3"))
+        .await;
+    assert_eq!(
+        (answer.stdout.as_slice(), answer.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    assert_eq!(answer.exit.exit_code, 3);
+    let answer = inside.exec(gateway, command(&["no-such-program"])).await;
+    assert_eq!(answer.exit.exit_code, 127);
+    // Takes memory without end.
+    let answer = inside.exec(gateway, shell("tail /dev/zero")).await;
+    assert_eq!(
+        (answer.exit.exit_code, answer.exit.oom_killed),
+        (137, true),
+        "{answer:?}"
+    );
+    let usage = gateway.usage_at(&inside.id, inside.address).await.unwrap();
+    assert!(usage.memory_bytes > 0 && usage.pids > 0, "{usage:?}");
+}
+
+async fn a_terminal_works(gateway: &Gateway, inside: &RealBox) {
+    let request = OpenKind::Attach(attach(&[], Some((100, 40))));
+    let mut session = gateway.open_as(&inside.open(request)).await.unwrap();
+    session.recv().await.unwrap();
+    session
+        .send(ToBox::Stdin("stty size; exit 5\n".into()))
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    let exit = loop {
+        match session.recv().await.unwrap() {
+            Some(FromBox::Stdout(bytes)) => seen.extend(bytes),
+            Some(FromBox::Exit(exit)) => break exit,
+            other => panic!("{other:?}"),
+        }
+    };
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.contains("40 100"), "{seen}");
+    assert_eq!(exit.exit_code, 5);
+}
+
+async fn short_commands_are_fast(gateway: &Gateway, inside: &RealBox) {
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(
+            inside
+                .exec(gateway, command(&["true"]))
+                .await
+                .exit
+                .exit_code,
+            0
+        );
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!(
+        "exec true in a real box: p50 {:?}, p99 {:?}",
+        times[50], times[98]
+    );
+    assert!(times[50] < Duration::from_millis(50), "{:?}", times[50]);
+}
+
+async fn a_follower_sees_the_end(gateway: &Gateway, driver: &Driver) {
+    let script =
+        "i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; sleep 1; echo last; exit 3";
+    let inside = start_box(driver, Some(script)).await;
+    let request = LogsRequest {
+        follow: true,
+        ..LogsRequest::default()
+    };
+    let mut session = gateway
+        .open_as(&inside.open(OpenKind::Logs(request)))
+        .await
+        .unwrap();
+    let follow = async {
+        let mut logs = Logs::default();
+        while !logs.take(session.recv().await.unwrap()) {}
+        logs
+    };
+    // What the scheduler does.
+    let settle = async {
+        eventually("the box has exited", Duration::from_secs(20), async || {
+            let seen = driver.get(&inside.id).await.unwrap();
+            seen.is_some_and(|seen| matches!(seen.phase, BoxPhase::Exited { exit_code: 3, .. }))
+        })
+        .await;
+        let stored = gateway
+            .archive_of(&inside.id, Some(inside.address))
+            .await
+            .unwrap();
+        driver.remove(&inside.id).await.unwrap();
+        stored
+    };
+    let (logs, stored) = tokio::join!(follow, settle);
+    assert_eq!(
+        (logs.entries.len(), logs.lost, logs.ended),
+        (501, 0, Some(true))
+    );
+    assert_eq!(logs.lines().last().map(String::as_str), Some("last"));
+    assert_eq!(stored.entries, 501);
+
+    let mut open = inside.open(OpenKind::Logs(LogsRequest::default()));
+    open.status = Status::Failed;
+    open.address = None;
+    let archived = gateway.logs(&open).await.unwrap();
+    assert_eq!(archived.entries, logs.entries);
+}
