@@ -1,0 +1,133 @@
+//! Auth: who calls, and what proves it.
+//!
+//! Owns users, passwords, logins and the keys that sign their tokens, API keys, stream
+//! tickets and the audit trail, all in Postgres schema `auth`. Never knows what an
+//! environment runs or whether it exists, and decides no route: that is the gateway's.
+//!
+//! * I1. Postgres is the only truth: any replica may be killed at any line, and what one
+//!   revoked is dead on all.
+//! * I2. No password, token, key or ticket is stored, logged or traced in the clear.
+
+mod api_key;
+mod audit;
+mod authenticate;
+mod config;
+mod error;
+mod handlers;
+mod health;
+mod login;
+mod metrics;
+mod migrations;
+mod password;
+mod principal;
+mod secret;
+mod signing_key;
+mod sql;
+mod sweep;
+mod ticket;
+mod user;
+
+use std::sync::Arc;
+
+use agentbox_service::Context;
+use anyhow::Context as _;
+use tokio::sync::Notify;
+
+pub use config::Config;
+
+const SCHEMA: &str = "auth";
+
+/// Brings the schema up to date, creates the first administrator, and answers on the bus
+/// until the context's shutdown.
+///
+/// # Errors
+/// When Postgres cannot be reached, or what is configured cannot be right.
+pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
+    metrics::describe();
+    let database =
+        agentbox_database::connect(&config.database_url, SCHEMA, config.database_connections)
+            .await?;
+    agentbox_database::migrate::<migrations::Migrator>(&database, SCHEMA).await?;
+    let hasher = password::Hasher::new(config.hash_concurrency, config.hash_queue).await?;
+    let hasher = Arc::new(hasher);
+    user::bootstrap::first_admin(&database, &hasher, &config)
+        .await
+        .context("the first administrator cannot be created")?;
+
+    let secret = config.auth_secret.clone();
+    let keyring = signing_key::Keyring::load(
+        database.clone(),
+        secret.clone(),
+        config.key_rotation(),
+        config.token_ttl(),
+    )
+    .await?;
+    let deleted = Arc::new(Notify::new());
+    let last_used = Arc::new(api_key::last_used::LastUsed::new(database.clone()));
+    let tickets = Arc::new(ticket::Tickets::new(
+        database.clone(),
+        secret.clone(),
+        config.ticket_ttl(),
+    ));
+    let auth = Arc::new(handlers::Auth {
+        database: database.clone(),
+        authenticator: authenticate::Authenticator {
+            database: database.clone(),
+            secret: secret.clone(),
+            keyring: keyring.clone(),
+            tickets: tickets.clone(),
+            last_used: last_used.clone(),
+        },
+        logins: login::Logins::new(
+            database.clone(),
+            hasher.clone(),
+            keyring.clone(),
+            config.token_ttl(),
+        ),
+        users: user::Users::new(database.clone(), hasher, deleted.clone()),
+        api_keys: api_key::ApiKeys::new(database.clone(), secret, config.keys_per_user),
+        tickets,
+        keyring: keyring.clone(),
+    });
+
+    let Context {
+        bus,
+        shutdown,
+        tasks,
+        readiness,
+        ..
+    } = context;
+    tasks.spawn("signing-keys", keyring.run(shutdown.clone()));
+    tasks.spawn("last-used", {
+        let (last_used, shutdown) = (last_used.clone(), shutdown.clone());
+        let interval = config.last_used_flush();
+        async move { last_used.run(interval, shutdown).await }
+    });
+    let deletions = user::deletion::DeletionWorker {
+        database: database.clone(),
+        bus: bus.clone(),
+        deleted,
+    };
+    tasks.spawn("user-deletions", deletions.run(shutdown.clone()));
+    let sweeper = sweep::Sweeper::new(database, config.key_retention(), config.audit_retention());
+    tasks.spawn(
+        "sweep",
+        sweeper.run(config.sweep_interval(), shutdown.clone()),
+    );
+    tasks.spawn(
+        "health",
+        health::watch(
+            auth.clone(),
+            readiness.component("database"),
+            shutdown.clone(),
+        ),
+    );
+    let server = handlers::register(bus.serve("auth"), &auth);
+    tasks.spawn("requests", async move {
+        let served = server.run(shutdown).await;
+        // After the last request, so that its use of a key is written too.
+        last_used.flush().await;
+        Ok(served?)
+    });
+    Ok(())
+}

@@ -1,1 +1,3 @@
-fn main() {}
+fn main() -> std::process::ExitCode {
+    agentbox_service::main("auth", agentbox_auth::run)
+}

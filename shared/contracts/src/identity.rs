@@ -47,6 +47,8 @@ pub enum Credential {
     Ticket {
         environment: EnvironmentId,
         action: TicketAction,
+        /// The login or key that asked for the ticket: the stream ends with it.
+        issued_by: Box<Credential>,
     },
 }
 

@@ -1,0 +1,114 @@
+//! API keys: what a program shows instead of a login.
+//!
+//! Owns tables `api_keys` and `api_key_permissions`. Never stores a key, only its keyed
+//! hash; the key itself is in one answer and nowhere else.
+//!
+//! * I1. A key's permissions never change: to give other ones is to make another key.
+//! * I2. A user has at most the configured number of live keys, also under concurrency.
+
+pub mod format;
+pub mod last_used;
+pub mod rules;
+pub mod store;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::ApiKey;
+use agentbox_contracts::identity::rpc::{
+    CreateKeyReply, CreateKeyRequest, KeyRequest, ListKeysReply, ListKeysRequest, Secret,
+};
+use chrono::Utc;
+use sea_orm::{DatabaseConnection, TransactionTrait};
+
+use crate::audit::{self, Action, Entry};
+use crate::error::StoreError;
+use crate::secret::{MasterSecret, Purpose};
+
+pub struct ApiKeys {
+    database: DatabaseConnection,
+    secret: MasterSecret,
+    per_user: u32,
+}
+
+impl ApiKeys {
+    pub fn new(database: DatabaseConnection, secret: MasterSecret, per_user: u32) -> Self {
+        Self {
+            database,
+            secret,
+            per_user,
+        }
+    }
+
+    /// # Errors
+    /// Validation; QuotaExceeded; NotFound when the owner is gone.
+    pub async fn create(&self, request: CreateKeyRequest) -> Result<CreateKeyReply, Error> {
+        rules::check(&request)?;
+        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let live = store::lock_owner_and_count(&transaction, &request.owner)
+            .await?
+            .ok_or_else(|| Error::not_found("user"))?;
+        if live >= u64::from(self.per_user) {
+            return Err(Error::new(
+                ErrorCode::QuotaExceeded,
+                format!(
+                    "{} API keys are the most a user may have; revoke one",
+                    self.per_user
+                ),
+            ));
+        }
+        let minted = format::mint();
+        let hash = self.secret.digest(Purpose::ApiKey, minted.text.as_bytes());
+        let expires_at = rules::expires_at(Utc::now(), request.expires_in_days);
+        let api_key = store::insert(&transaction, &minted.id, &hash, request, expires_at).await?;
+        let entry = Entry {
+            actor: Some(&api_key.owner),
+            action: Action::CreateKey,
+            target: Some(api_key.id.as_str()),
+            ok: true,
+        };
+        audit::record(&transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(CreateKeyReply {
+            api_key,
+            key: Secret(minted.text),
+        })
+    }
+
+    pub async fn list(&self, request: ListKeysRequest) -> Result<ListKeysReply, Error> {
+        let (api_keys, total) = store::page(
+            &self.database,
+            &request.owner,
+            request.limit,
+            request.offset,
+        )
+        .await?;
+        Ok(ListKeysReply { api_keys, total })
+    }
+
+    pub async fn get(&self, request: KeyRequest) -> Result<ApiKey, Error> {
+        store::find(&self.database, &request.owner, &request.id)
+            .await?
+            .ok_or_else(not_found)
+    }
+
+    /// # Errors
+    /// NotFound when it is another's, or revoked already.
+    pub async fn revoke(&self, request: KeyRequest) -> Result<(), Error> {
+        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        if !store::revoke(&transaction, &request.owner, &request.id).await? {
+            return Err(not_found());
+        }
+        let entry = Entry {
+            actor: Some(&request.owner),
+            action: Action::RevokeKey,
+            target: Some(request.id.as_str()),
+            ok: true,
+        };
+        audit::record(&transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+}
+
+fn not_found() -> Error {
+    Error::not_found("API key")
+}

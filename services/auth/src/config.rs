@@ -1,0 +1,145 @@
+//! What auth is configured with. Secrets come by environment only.
+
+use std::time::Duration;
+
+use agentbox_service::CommonConfig;
+
+use crate::secret::MasterSecret;
+
+#[derive(Clone, clap::Parser)]
+#[command(
+    name = "agentbox-auth",
+    version,
+    about = "Users, logins, API keys and tickets"
+)]
+pub struct Config {
+    #[command(flatten)]
+    pub common: CommonConfig,
+
+    /// Postgres, as a URL. Auth keeps to schema `auth` in it.
+    #[arg(long, env = "AGENTBOX_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+
+    /// Connections to Postgres that one replica may hold.
+    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 16)]
+    pub database_connections: u32,
+
+    /// 64 hex digits, the same on every replica. API keys, tickets and the stored signing
+    /// keys are worthless without it; changing it kills all of them.
+    #[arg(
+        long,
+        env = "AGENTBOX_AUTH_SECRET",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub auth_secret: MasterSecret,
+
+    /// The administrator that a first start with no user at all creates.
+    #[arg(long, env = "AGENTBOX_ADMIN_USERNAME")]
+    pub admin_username: Option<String>,
+
+    #[arg(
+        long,
+        env = "AGENTBOX_ADMIN_PASSWORD",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub admin_password: Option<String>,
+
+    /// The first administrator's address.
+    #[arg(
+        long,
+        env = "AGENTBOX_ADMIN_EMAIL",
+        default_value = "admin@agentbox.local"
+    )]
+    pub admin_email: String,
+
+    /// How long a login's token is good, in seconds.
+    #[arg(long, env = "AGENTBOX_TOKEN_TTL", default_value_t = 3_600,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub token_ttl_s: u32,
+
+    /// How long a key signs tokens before another takes over, in seconds (default 30 days).
+    #[arg(long, env = "AGENTBOX_KEY_ROTATION", default_value_t = 30 * 86_400,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub key_rotation_s: u32,
+
+    /// How long a ticket can be redeemed, in seconds.
+    #[arg(long, env = "AGENTBOX_TICKET_TTL", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub ticket_ttl_s: u32,
+
+    /// Live API keys that one user may have.
+    #[arg(long, env = "AGENTBOX_KEYS_PER_USER", default_value_t = 100)]
+    pub keys_per_user: u32,
+
+    /// Password hashes computed at once; each takes 19 MiB and one core for a while.
+    #[arg(long, env = "AGENTBOX_HASH_CONCURRENCY", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub hash_concurrency: u32,
+
+    /// Requests that may wait for a password hash; more are told to come back later.
+    #[arg(long, env = "AGENTBOX_HASH_QUEUE", default_value_t = 64)]
+    pub hash_queue: u32,
+
+    /// How often the times of use of API keys are written, in seconds.
+    #[arg(long, env = "AGENTBOX_LAST_USED_FLUSH", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub last_used_flush_s: u32,
+
+    /// How often expired rows are removed, in seconds.
+    #[arg(long, env = "AGENTBOX_SWEEP_INTERVAL", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub sweep_interval_s: u32,
+
+    /// How long a revoked or expired API key is kept, in seconds (default 30 days).
+    #[arg(long, env = "AGENTBOX_KEY_RETENTION", default_value_t = 30 * 86_400)]
+    pub key_retention_s: u32,
+
+    /// How long the audit trail is kept, in seconds (default one year).
+    #[arg(long, env = "AGENTBOX_AUDIT_RETENTION", default_value_t = 365 * 86_400)]
+    pub audit_retention_s: u32,
+}
+
+impl Config {
+    #[must_use]
+    pub fn token_ttl(&self) -> Duration {
+        Duration::from_secs(self.token_ttl_s.into())
+    }
+
+    #[must_use]
+    pub fn key_rotation(&self) -> Duration {
+        Duration::from_secs(self.key_rotation_s.into())
+    }
+
+    #[must_use]
+    pub fn ticket_ttl(&self) -> Duration {
+        Duration::from_secs(self.ticket_ttl_s.into())
+    }
+
+    #[must_use]
+    pub fn last_used_flush(&self) -> Duration {
+        Duration::from_secs(self.last_used_flush_s.into())
+    }
+
+    #[must_use]
+    pub fn sweep_interval(&self) -> Duration {
+        Duration::from_secs(self.sweep_interval_s.into())
+    }
+
+    #[must_use]
+    pub fn key_retention(&self) -> Duration {
+        Duration::from_secs(self.key_retention_s.into())
+    }
+
+    #[must_use]
+    pub fn audit_retention(&self) -> Duration {
+        Duration::from_secs(self.audit_retention_s.into())
+    }
+}
+
+impl AsRef<CommonConfig> for Config {
+    fn as_ref(&self) -> &CommonConfig {
+        &self.common
+    }
+}

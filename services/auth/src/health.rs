@@ -1,0 +1,36 @@
+//! Whether this replica can answer: Postgres is there and so is a key to sign with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_service::Component;
+use tokio_util::sync::CancellationToken;
+
+use crate::handlers::Auth;
+
+const INTERVAL: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Until `shutdown`.
+///
+/// # Errors
+/// None: not being ready is told, not returned.
+pub async fn watch(
+    auth: Arc<Auth>,
+    component: Component,
+    shutdown: CancellationToken,
+) -> Result<(), anyhow::Error> {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        match tokio::time::timeout(DEADLINE, auth.ready()).await {
+            Ok(Ok(())) => component.ready(),
+            Ok(Err(error)) => component.not_ready(error.message),
+            Err(_) => component.not_ready("Postgres does not answer"),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Argon2id off the async threads, a few at a time.
+//!
+//! Owns the cost of guessing. Never keeps a password longer than one computation.
+//!
+//! * I1. At most `concurrency` hashes are computed at once and `queue` requests wait; what
+//!   comes on top is refused at once, so a flood of logins costs neither memory nor the
+//!   latency of anything else.
+//! * I2. A check against no user computes the same hash as one against a user.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::rpc::Secret;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+
+use crate::metrics;
+
+/// OWASP's recommendation for Argon2id: 19 MiB, two passes, one lane.
+const MEMORY_KIB: u32 = 19_456;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+/// A request that waited this long is told to come back: its caller has given up by then.
+const MAX_WAIT: Duration = Duration::from_secs(4);
+
+#[derive(Debug, thiserror::Error)]
+pub enum HasherError {
+    #[error("too many requests wait for a password check")]
+    Busy,
+    #[error("a password hash cannot be computed: {0}")]
+    Failed(String),
+}
+
+impl From<HasherError> for Error {
+    fn from(error: HasherError) -> Self {
+        match error {
+            HasherError::Busy => {
+                metrics::password_queue_full();
+                Self::new(ErrorCode::Unavailable, "too many logins at once; try again")
+            }
+            HasherError::Failed(_) => {
+                tracing::error!(%error, "Argon2id failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+pub struct Hasher {
+    argon2: Argon2<'static>,
+    running: Arc<Semaphore>,
+    /// One permit for each request that runs or waits.
+    places: Semaphore,
+    /// Of a password nobody knows, checked when there is no user.
+    nobody: String,
+}
+
+impl Hasher {
+    /// # Errors
+    /// [`HasherError::Failed`] when the machine cannot compute one hash.
+    pub async fn new(concurrency: u32, queue: u32) -> Result<Self, HasherError> {
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
+            .map_err(|error| HasherError::Failed(error.to_string()))?;
+        let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
+        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+        let mut hasher = Self {
+            argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
+            running: Arc::new(Semaphore::new(concurrency)),
+            places: Semaphore::new(
+                concurrency
+                    .saturating_add(queue)
+                    .min(Semaphore::MAX_PERMITS),
+            ),
+            nobody: String::new(),
+        };
+        let unknown = Secret(hex::encode(rand::random::<[u8; 16]>()));
+        hasher.nobody = hasher.hash(&unknown).await?;
+        Ok(hasher)
+    }
+
+    /// The hash to store, as a PHC string with a random salt.
+    ///
+    /// # Errors
+    /// [`HasherError::Busy`] when too many wait.
+    pub async fn hash(&self, password: &Secret) -> Result<String, HasherError> {
+        let (argon2, password) = (self.argon2.clone(), password.clone());
+        self.compute("create", move || {
+            argon2
+                .hash_password(password.0.as_bytes())
+                .map(|hash: PasswordHash| hash.to_string())
+                .map_err(|error| HasherError::Failed(error.to_string()))
+        })
+        .await
+    }
+
+    /// Whether `password` is the one of `hash`. `None`, for a user that does not exist, is
+    /// never so, and takes as long.
+    ///
+    /// # Errors
+    /// [`HasherError::Busy`] when too many wait.
+    pub async fn verify(&self, password: &Secret, hash: Option<&str>) -> Result<bool, HasherError> {
+        let is_somebody = hash.is_some();
+        let hash = hash.unwrap_or(&self.nobody).to_owned();
+        let (argon2, password) = (self.argon2.clone(), password.clone());
+        let matches = self
+            .compute("verify", move || {
+                let hash = PasswordHash::new(&hash)
+                    .map_err(|error| HasherError::Failed(error.to_string()))?;
+                Ok(argon2.verify_password(password.0.as_bytes(), &hash).is_ok())
+            })
+            .await?;
+        Ok(matches && is_somebody)
+    }
+
+    async fn compute<T: Send + 'static>(
+        &self,
+        purpose: &'static str,
+        work: impl FnOnce() -> Result<T, HasherError> + Send + 'static,
+    ) -> Result<T, HasherError> {
+        let _place = self.places.try_acquire().map_err(|_| HasherError::Busy)?;
+        let turn = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.running).acquire_owned())
+            .await
+            .map_err(|_| HasherError::Busy)?
+            .map_err(|error| HasherError::Failed(error.to_string()))?;
+        tokio::task::spawn_blocking(move || {
+            // The turn ends with the computation, also when nobody waits for it any more.
+            let _turn = turn;
+            let begun = Instant::now();
+            let outcome = work();
+            metrics::password_hashed(purpose, begun.elapsed());
+            outcome
+        })
+        .await
+        .map_err(|error| HasherError::Failed(error.to_string()))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_hash_verifies_its_password_alone_and_carries_the_owasp_parameters() {
+        let hasher = Hasher::new(2, 8).await.unwrap();
+        let hash = hasher.hash(&secret("correct horse")).await.unwrap();
+        assert!(
+            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{hash}"
+        );
+        assert_ne!(hash, hasher.hash(&secret("correct horse")).await.unwrap());
+        assert!(
+            hasher
+                .verify(&secret("correct horse"), Some(&hash))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !hasher
+                .verify(&secret("wrong horse"), Some(&hash))
+                .await
+                .unwrap()
+        );
+        assert!(!hasher.verify(&secret("correct horse"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_exceeds_the_queue_is_refused_at_once_and_the_rest_is_served() {
+        let hasher = Arc::new(Hasher::new(1, 2).await.unwrap());
+        let hash = hasher.hash(&secret("correct horse")).await.unwrap();
+        let password = secret("correct horse");
+        let calls = std::iter::repeat_with(|| hasher.verify(&password, Some(&hash))).take(10);
+        let outcomes = futures::future::join_all(calls).await;
+        let served = outcomes.iter().filter(|o| matches!(o, Ok(true))).count();
+        let refused = outcomes
+            .iter()
+            .filter(|o| matches!(o, Err(HasherError::Busy)))
+            .count();
+        assert_eq!((served, refused), (3, 7));
+        assert!(
+            hasher.verify(&password, Some(&hash)).await.unwrap(),
+            "places are given back"
+        );
+    }
+}

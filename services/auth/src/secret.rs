@@ -1,0 +1,197 @@
+//! The one secret of auth's replicas and what is derived from it.
+//!
+//! Owns the keyed hashes under which credentials are stored, and the encryption of
+//! private keys at rest. Never shows a key, not even in `Debug`.
+//!
+//! * I1. Each purpose has a key of its own: what is stored for one is of no use to another.
+//! * I2. A copy of the database alone opens nothing.
+
+use std::str::FromStr;
+
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::{Aead, Payload};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+const KEY_LEN: usize = 32;
+const NONCE_LEN: usize = 12;
+
+/// An HMAC-SHA256 of a credential, as it is stored.
+pub type Digest = [u8; 32];
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the secret must be 64 hex digits (32 bytes)")]
+    Malformed,
+    #[error("it was not encrypted under this secret, or has been changed")]
+    Unreadable,
+    #[error("it cannot be encrypted")]
+    Unsealable,
+}
+
+/// What a key is derived for; the label is part of what is stored and must not change.
+#[derive(Clone, Copy)]
+pub enum Purpose {
+    ApiKey,
+    Ticket,
+    KeyId,
+    SigningKey,
+}
+
+impl Purpose {
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Self::ApiKey => b"agentbox.auth.api-key.v1",
+            Self::Ticket => b"agentbox.auth.ticket.v1",
+            Self::KeyId => b"agentbox.auth.key-id.v1",
+            Self::SigningKey => b"agentbox.auth.signing-key.v1",
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct MasterSecret([u8; KEY_LEN]);
+
+impl MasterSecret {
+    fn mac(key: &[u8; KEY_LEN], data: &[u8]) -> Digest {
+        let mut mac = Hmac::<Sha256>::new(&(*key).into_block());
+        mac.update(data);
+        mac.finalize().into_bytes().into()
+    }
+
+    fn derive(&self, purpose: Purpose) -> [u8; KEY_LEN] {
+        Self::mac(&self.0, purpose.label())
+    }
+
+    /// The keyed hash under which `credential` is stored and found.
+    #[must_use]
+    pub fn digest(&self, purpose: Purpose, credential: &[u8]) -> Digest {
+        Self::mac(&self.derive(purpose), credential)
+    }
+
+    /// Encrypts `plain` and binds it to `name`: nonce, then AES-256-GCM's output.
+    ///
+    /// # Errors
+    /// [`SecretError::Unsealable`] when `plain` is longer than the cipher allows.
+    pub fn seal(&self, purpose: Purpose, name: &str, plain: &[u8]) -> Result<Vec<u8>, SecretError> {
+        let nonce: [u8; NONCE_LEN] = rand::random();
+        let payload = Payload {
+            msg: plain,
+            aad: name.as_bytes(),
+        };
+        let sealed = Aes256Gcm::new(&self.derive(purpose).into())
+            .encrypt(&nonce.into(), payload)
+            .map_err(|_| SecretError::Unsealable)?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    /// What [`Self::seal`] encrypted for the same purpose and name.
+    ///
+    /// # Errors
+    /// [`SecretError::Unreadable`] for anything else.
+    pub fn open(
+        &self,
+        purpose: Purpose,
+        name: &str,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, SecretError> {
+        let (nonce, sealed) = sealed
+            .split_first_chunk::<NONCE_LEN>()
+            .ok_or(SecretError::Unreadable)?;
+        Aes256Gcm::new(&self.derive(purpose).into())
+            .decrypt(
+                &(*nonce).into(),
+                Payload {
+                    msg: sealed,
+                    aad: name.as_bytes(),
+                },
+            )
+            .map_err(|_| SecretError::Unreadable)
+    }
+}
+
+/// HMAC takes its key as a block of the hash: shorter keys are padded with zeros.
+trait IntoBlock {
+    fn into_block(self) -> hmac::digest::Key<Hmac<Sha256>>;
+}
+
+impl IntoBlock for [u8; KEY_LEN] {
+    fn into_block(self) -> hmac::digest::Key<Hmac<Sha256>> {
+        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+        for (to, from) in block.iter_mut().zip(self) {
+            *to = from;
+        }
+        block
+    }
+}
+
+impl FromStr for MasterSecret {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        let mut secret = [0; KEY_LEN];
+        hex::decode_to_slice(text, &mut secret).map_err(|_| SecretError::Malformed)?;
+        Ok(Self(secret))
+    }
+}
+
+impl std::fmt::Debug for MasterSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MasterSecret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(byte: u8) -> MasterSecret {
+        hex::encode([byte; KEY_LEN]).parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_sealed_opens_under_the_same_secret_purpose_and_name_alone() {
+        let sealed = secret(1)
+            .seal(Purpose::SigningKey, "a", b"private")
+            .unwrap();
+        assert!(!sealed.windows(7).any(|w| w == b"private"));
+        assert_eq!(
+            secret(1).open(Purpose::SigningKey, "a", &sealed).unwrap(),
+            b"private"
+        );
+        assert!(secret(2).open(Purpose::SigningKey, "a", &sealed).is_err());
+        assert!(secret(1).open(Purpose::SigningKey, "b", &sealed).is_err());
+        assert!(secret(1).open(Purpose::ApiKey, "a", &sealed).is_err());
+        assert!(
+            secret(1)
+                .open(Purpose::SigningKey, "a", &sealed[..5])
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_digest_depends_on_secret_and_purpose() {
+        let digest = secret(1).digest(Purpose::ApiKey, b"x");
+        assert_eq!(digest, secret(1).digest(Purpose::ApiKey, b"x"));
+        assert_ne!(digest, secret(2).digest(Purpose::ApiKey, b"x"));
+        assert_ne!(digest, secret(1).digest(Purpose::Ticket, b"x"));
+    }
+
+    #[test]
+    fn the_mac_is_the_standards() {
+        // RFC 4231, test case 1, its key padded to the 32 bytes used here.
+        let key = <[u8; 32]>::try_from([[0x0b; 20].as_slice(), &[0; 12]].concat()).unwrap();
+        assert_eq!(
+            hex::encode(MasterSecret::mac(&key, b"Hi There")),
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+    }
+
+    #[test]
+    fn only_32_bytes_in_hex_are_a_secret() {
+        for text in ["", "00", &"0".repeat(63), &"g".repeat(64), &"0".repeat(66)] {
+            assert!(text.parse::<MasterSecret>().is_err(), "{text}");
+        }
+        assert_eq!(format!("{:?}", secret(7)), "MasterSecret(…)");
+    }
+}

@@ -1,0 +1,297 @@
+//! The keys that sign tokens, on every replica.
+//!
+//! Owns table `signing_keys` and this replica's copy of it. Never hands out a private key.
+//!
+//! * I1. A key is in Postgres before it signs: any replica can verify what another signed,
+//!   by reading the table when it meets a key id that it does not know.
+//! * I2. A public key is served until the last token it signed has expired.
+//! * I3. One replica at a time makes a key; the others find it.
+//! * I4. A key id that no replica made is refused without asking Postgres.
+
+pub mod rules;
+pub mod store;
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
+use ed25519_dalek::SigningKey;
+use jsonwebtoken::{DecodingKey, EncodingKey};
+use sea_orm::{DatabaseConnection, TransactionTrait};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::audit::{self, Action, Entry};
+use crate::error::StoreError;
+use crate::metrics;
+use crate::secret::{MasterSecret, Purpose, SecretError};
+use rules::Lifetime;
+
+/// How often a replica reads the table again, and makes a key when one is due.
+const REFRESH: Duration = Duration::from_secs(10);
+/// RFC 8410's PKCS #8 head of an Ed25519 private key; the 32 bytes of the seed follow.
+const PKCS8_HEAD: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("signing key {kid} cannot be used: was AGENTBOX_AUTH_SECRET changed?")]
+    Sealed {
+        kid: String,
+        #[source]
+        source: SecretError,
+    },
+    #[error("signing key {kid} is malformed")]
+    Malformed { kid: String },
+    #[error("no signing key could be made")]
+    None,
+}
+
+impl From<sea_orm::DbErr> for KeyError {
+    fn from(error: sea_orm::DbErr) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<KeyError> for agentbox_contracts::error::Error {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Store(error) => error.into(),
+            other => {
+                tracing::error!(error = %other, "there is no key to sign with");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// One key, ready for use.
+pub struct Key {
+    pub kid: String,
+    pub lifetime: Lifetime,
+    pub signs: EncodingKey,
+    pub verifies: DecodingKey,
+    /// The public key's 32 bytes in base64url: a JWK's `x`.
+    x: String,
+}
+
+pub struct Keyring {
+    database: DatabaseConnection,
+    secret: MasterSecret,
+    rotation: Duration,
+    token_ttl: Duration,
+    /// Newest first.
+    keys: RwLock<Arc<Vec<Arc<Key>>>>,
+    /// Whoever holds it reads or extends the table; the others wait for its result.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Keyring {
+    /// Reads the keys, and makes the first one if there is none.
+    ///
+    /// # Errors
+    /// When Postgres fails, or the secret does not open the stored keys.
+    pub async fn load(
+        database: DatabaseConnection,
+        secret: MasterSecret,
+        rotation: Duration,
+        token_ttl: Duration,
+    ) -> Result<Arc<Self>, KeyError> {
+        let ring = Arc::new(Self {
+            database,
+            secret,
+            rotation,
+            token_ttl,
+            keys: RwLock::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        ring.signer(Utc::now()).await?;
+        Ok(ring)
+    }
+
+    fn snapshot(&self) -> Arc<Vec<Arc<Key>>> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The key to sign with at `now`: made here if it is time for a new one.
+    ///
+    /// # Errors
+    /// When Postgres fails while a key must be read or made.
+    pub async fn signer(&self, now: DateTime<Utc>) -> Result<Arc<Key>, KeyError> {
+        if let Some(key) = self.current(now) {
+            return Ok(key);
+        }
+        let _turn = self.turn.lock().await;
+        if let Some(key) = self.current(now) {
+            return Ok(key);
+        }
+        self.rotate(now).await?;
+        self.current(now).ok_or(KeyError::None)
+    }
+
+    fn current(&self, now: DateTime<Utc>) -> Option<Arc<Key>> {
+        let keys = self.snapshot();
+        keys.iter()
+            .find(|key| key.lifetime.may_sign(now, self.token_ttl))
+            .cloned()
+    }
+
+    /// The key of that id, read from Postgres if this replica has not seen it yet.
+    /// `None`: there is no such key (any more).
+    ///
+    /// # Errors
+    /// When Postgres fails.
+    pub async fn verifier(
+        &self,
+        kid: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Arc<Key>>, KeyError> {
+        if !rules::is_ours(&self.secret, kid) {
+            return Ok(None);
+        }
+        let known = |keys: &[Arc<Key>]| keys.iter().find(|key| key.kid == kid).cloned();
+        let mut key = known(&self.snapshot());
+        if key.is_none() {
+            let _turn = self.turn.lock().await;
+            key = known(&self.snapshot());
+            if key.is_none() {
+                self.replace(store::all(&self.database).await?)?;
+                key = known(&self.snapshot());
+            }
+        }
+        Ok(key.filter(|key| key.lifetime.may_verify(now)))
+    }
+
+    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037).
+    #[must_use]
+    pub fn jwks(&self, now: DateTime<Utc>) -> Vec<serde_json::Value> {
+        self.snapshot()
+            .iter()
+            .filter(|key| key.lifetime.may_verify(now))
+            .map(|key| {
+                json!({
+                    "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig",
+                    "kid": key.kid, "x": key.x,
+                })
+            })
+            .collect()
+    }
+
+    /// Reads the table, and makes a key unless another replica just did.
+    async fn rotate(&self, now: DateTime<Utc>) -> Result<(), KeyError> {
+        let transaction = self.database.begin().await?;
+        store::lock(&transaction).await?;
+        let mut stored = store::all(&transaction).await?;
+        if !stored
+            .iter()
+            .any(|key| key.lifetime.may_sign(now, self.token_ttl))
+        {
+            let key = self.mint(now)?;
+            store::insert(&transaction, &key).await?;
+            let entry = Entry {
+                actor: None,
+                action: Action::CreateSigningKey,
+                target: Some(&key.kid),
+                ok: true,
+            };
+            audit::record(&transaction, entry).await?;
+            metrics::signing_key_created();
+            tracing::info!(kid = key.kid, signs_until = %key.lifetime.signs_until, "made a signing key");
+            stored.insert(0, key);
+        }
+        transaction.commit().await?;
+        self.replace(stored)
+    }
+
+    fn mint(&self, now: DateTime<Utc>) -> Result<store::StoredKey, KeyError> {
+        let seed: [u8; 32] = rand::random();
+        let kid = rules::mint_kid(&self.secret);
+        let sealed_seed = self
+            .secret
+            .seal(Purpose::SigningKey, &kid, &seed)
+            .map_err(|source| KeyError::Sealed {
+                kid: kid.clone(),
+                source,
+            })?;
+        Ok(store::StoredKey {
+            sealed_seed,
+            public_key: SigningKey::from_bytes(&seed)
+                .verifying_key()
+                .to_bytes()
+                .to_vec(),
+            lifetime: Lifetime::new(now, self.rotation, self.token_ttl),
+            kid,
+        })
+    }
+
+    fn replace(&self, stored: Vec<store::StoredKey>) -> Result<(), KeyError> {
+        let seen = self.snapshot();
+        let keys = stored
+            .into_iter()
+            .map(
+                |stored| match seen.iter().find(|key| key.kid == stored.kid) {
+                    Some(key) => Ok(Arc::clone(key)),
+                    None => self.open(&stored).map(Arc::new),
+                },
+            )
+            .collect::<Result<Vec<_>, KeyError>>()?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        Ok(())
+    }
+
+    fn open(&self, stored: &store::StoredKey) -> Result<Key, KeyError> {
+        let kid = stored.kid.clone();
+        let seed = self
+            .secret
+            .open(Purpose::SigningKey, &kid, &stored.sealed_seed)
+            .map_err(|source| KeyError::Sealed {
+                kid: kid.clone(),
+                source,
+            })?;
+        let malformed = || KeyError::Malformed { kid: kid.clone() };
+        let seed: [u8; 32] = seed.try_into().map_err(|_| malformed())?;
+        let public = SigningKey::from_bytes(&seed).verifying_key().to_bytes();
+        if public.as_slice() != stored.public_key {
+            return Err(malformed());
+        }
+        let x = URL_SAFE_NO_PAD.encode(public);
+        Ok(Key {
+            signs: EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &seed].concat()),
+            verifies: DecodingKey::from_ed_components(&x).map_err(|_| malformed())?,
+            lifetime: stored.lifetime,
+            kid,
+            x,
+        })
+    }
+
+    /// Keeps the copy fresh and a key at hand, until `shutdown`.
+    ///
+    /// # Errors
+    /// None: what fails is tried again; the keys at hand serve meanwhile.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(REFRESH.min(self.rotation));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = tick.tick() => {}
+            }
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(%error, "the signing keys could not be read again");
+            }
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), KeyError> {
+        {
+            let _turn = self.turn.lock().await;
+            self.replace(store::all(&self.database).await?)?;
+        }
+        self.signer(Utc::now()).await.map(|_| ())
+    }
+}

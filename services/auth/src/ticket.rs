@@ -1,0 +1,109 @@
+//! Tickets: a credential for the query string of a browser's stream.
+//!
+//! Owns table `tickets`. Never stores a ticket, only its keyed hash.
+//!
+//! * I1. A ticket is redeemed once, for the environment and the action it was made for.
+//! * I2. It reaches no more than its action needs, and dies with what asked for it.
+
+pub mod rules;
+pub mod store;
+
+use std::time::Duration;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::rpc::{Secret, TicketReply, TicketRequest};
+use agentbox_contracts::identity::{Principal, TicketAction};
+use agentbox_contracts::ids::EnvironmentId;
+use chrono::Utc;
+use sea_orm::{DatabaseConnection, TransactionTrait};
+
+use crate::audit::{self, Action, Entry};
+use crate::error::StoreError;
+use crate::secret::{Digest, MasterSecret, Purpose};
+
+const PREFIX: &str = "ticket_";
+const RANDOM_BYTES: usize = 24;
+const TEXT_LEN: usize = PREFIX.len() + 2 * RANDOM_BYTES;
+
+pub struct Tickets {
+    database: DatabaseConnection,
+    secret: MasterSecret,
+    ttl: Duration,
+}
+
+impl Tickets {
+    pub fn new(database: DatabaseConnection, secret: MasterSecret, ttl: Duration) -> Self {
+        Self {
+            database,
+            secret,
+            ttl,
+        }
+    }
+
+    fn digest(&self, text: &str) -> Digest {
+        self.secret.digest(Purpose::Ticket, text.as_bytes())
+    }
+
+    /// # Errors
+    /// NotFound or Forbidden when the caller's own credential does not reach so far;
+    /// Unauthorized when it has ended meanwhile.
+    pub async fn issue(&self, request: TicketRequest) -> Result<TicketReply, Error> {
+        let issuer = rules::issuer(&request.principal, &request.environment, request.action)?;
+        let text = format!(
+            "{PREFIX}{}",
+            hex::encode(rand::random::<[u8; RANDOM_BYTES]>())
+        );
+        let ticket = store::NewTicket {
+            hash: self.digest(&text),
+            user: request.principal.user,
+            issuer,
+            environment: request.environment,
+            action: request.action,
+            expires_at: Utc::now() + self.ttl,
+        };
+        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        store::insert(&transaction, &ticket)
+            .await
+            .map_err(|error| {
+                if error.is_foreign_key_violation() {
+                    Error::new(ErrorCode::Unauthorized, "the credential is no longer valid")
+                } else {
+                    error.into()
+                }
+            })?;
+        let entry = Entry {
+            actor: Some(&ticket.user),
+            action: Action::IssueTicket,
+            target: Some(ticket.environment.as_str()),
+            ok: true,
+        };
+        audit::record(&transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(TicketReply {
+            ticket: Secret(text),
+            expires_at: ticket.expires_at,
+        })
+    }
+
+    /// Uses the ticket up. `None`: it is not good, for whatever reason.
+    pub async fn redeem(
+        &self,
+        ticket: &Secret,
+        environment: EnvironmentId,
+        action: TicketAction,
+    ) -> Result<Option<Principal>, Error> {
+        if ticket.0.len() != TEXT_LEN || !ticket.0.starts_with(PREFIX) {
+            return Ok(None);
+        }
+        let digest = self.digest(&ticket.0);
+        let Some((live, issuer)) =
+            store::redeem(&self.database, &digest, &environment, action).await?
+        else {
+            return Ok(None);
+        };
+        let scope = rules::scope(&environment, action);
+        Ok(Some(
+            live.principal(issuer.ticket(environment, action), scope),
+        ))
+    }
+}

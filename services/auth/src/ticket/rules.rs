@@ -1,0 +1,135 @@
+//! Who may have a ticket made, and what it reaches. Pure.
+
+use std::collections::BTreeMap;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::{Credential, Permission, Principal, Scope, TicketAction};
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId};
+
+/// The credential that a ticket was made with, and ends with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Issuer {
+    Login(LoginId),
+    ApiKey(ApiKeyId),
+}
+
+impl Issuer {
+    /// The credential of whoever redeems the ticket.
+    #[must_use]
+    pub fn ticket(self, environment: EnvironmentId, action: TicketAction) -> Credential {
+        let issued_by = Box::new(match self {
+            Self::Login(id) => Credential::Login { id },
+            Self::ApiKey(id) => Credential::ApiKey { id },
+        });
+        Credential::Ticket {
+            environment,
+            action,
+            issued_by,
+        }
+    }
+}
+
+const fn needs(action: TicketAction) -> Permission {
+    match action {
+        TicketAction::Logs => Permission::Read,
+        TicketAction::Attach => Permission::Write,
+    }
+}
+
+/// No more than the action needs.
+#[must_use]
+pub fn scope(environment: &EnvironmentId, action: TicketAction) -> Scope {
+    Scope::Environments(BTreeMap::from([(environment.clone(), needs(action))]))
+}
+
+/// What the ticket will hang on. That the user may see the environment is for the caller
+/// to know; here, that the credential reaches it.
+///
+/// # Errors
+/// NotFound for an environment outside the credential's scope, Forbidden for one it may
+/// see only, and for a ticket: it makes no other.
+pub fn issuer(
+    principal: &Principal,
+    environment: &EnvironmentId,
+    action: TicketAction,
+) -> Result<Issuer, Error> {
+    if let Scope::Environments(permissions) = &principal.scope {
+        match permissions.get(environment) {
+            None => return Err(Error::not_found("environment")),
+            Some(has) if *has < needs(action) => {
+                return Err(Error::new(
+                    ErrorCode::Forbidden,
+                    "the API key does not permit this on the environment",
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    match &principal.credential {
+        Credential::Login { id } => Ok(Issuer::Login(id.clone())),
+        Credential::ApiKey { id } => Ok(Issuer::ApiKey(id.clone())),
+        Credential::Ticket { .. } => Err(Error::new(
+            ErrorCode::Forbidden,
+            "a ticket cannot be made with a ticket",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentbox_contracts::identity::Role;
+    use agentbox_contracts::ids::UserId;
+
+    fn principal(credential: Credential, scope: Scope) -> Principal {
+        Principal {
+            user: UserId::random(),
+            username: "a".to_owned(),
+            role: Role::User,
+            credential,
+            scope,
+            expires_at: None,
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_made_only_for_what_the_credential_reaches() {
+        let environment = EnvironmentId::random();
+        let key = ApiKeyId::random();
+        let reach =
+            |permission| Scope::Environments(BTreeMap::from([(environment.clone(), permission)]));
+        let elsewhere = Scope::Environments(BTreeMap::from([(
+            EnvironmentId::random(),
+            Permission::Admin,
+        )]));
+        for (scope, action, expected) in [
+            (Scope::Full, TicketAction::Attach, None),
+            (reach(Permission::Read), TicketAction::Logs, None),
+            (
+                reach(Permission::Read),
+                TicketAction::Attach,
+                Some(ErrorCode::Forbidden),
+            ),
+            (reach(Permission::Write), TicketAction::Attach, None),
+            (reach(Permission::Admin), TicketAction::Attach, None),
+            (elsewhere, TicketAction::Logs, Some(ErrorCode::NotFound)),
+        ] {
+            let caller = principal(Credential::ApiKey { id: key.clone() }, scope.clone());
+            let verdict = issuer(&caller, &environment, action);
+            match expected {
+                None => assert_eq!(verdict, Ok(Issuer::ApiKey(key.clone())), "{scope:?}"),
+                Some(code) => assert_eq!(verdict.unwrap_err().code, code, "{scope:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_ticket_makes_no_ticket() {
+        let environment = EnvironmentId::random();
+        let credential =
+            Issuer::Login(LoginId::random()).ticket(environment.clone(), TicketAction::Logs);
+        let caller = principal(credential, scope(&environment, TicketAction::Logs));
+        let verdict = issuer(&caller, &environment, TicketAction::Logs);
+        assert_eq!(verdict.unwrap_err().code, ErrorCode::Forbidden);
+    }
+}

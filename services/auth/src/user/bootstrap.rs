@@ -1,0 +1,60 @@
+//! The first administrator, when there is no user at all.
+//!
+//! * I1. Of replicas that start together, one creates it.
+//! * I2. A user table that is not empty is never touched: changing the variables later
+//!   changes no password.
+
+use agentbox_contracts::identity::Role;
+use agentbox_contracts::identity::rpc::Secret;
+use anyhow::Context as _;
+use sea_orm::{DatabaseConnection, TransactionTrait};
+
+use super::{rules, store};
+use crate::audit::{self, Action, Entry};
+use crate::config::Config;
+use crate::password::{self, Hasher};
+
+/// # Errors
+/// When the name or password is against the rules, or Postgres fails.
+pub async fn first_admin(
+    database: &DatabaseConnection,
+    hasher: &Hasher,
+    config: &Config,
+) -> Result<(), anyhow::Error> {
+    if !store::is_empty(database).await? {
+        return Ok(());
+    }
+    let (Some(username), Some(password)) = (&config.admin_username, &config.admin_password) else {
+        tracing::error!(
+            "there is no user and AGENTBOX_ADMIN_USERNAME or AGENTBOX_ADMIN_PASSWORD is not set: \
+             nobody can log in until auth is started with both"
+        );
+        return Ok(());
+    };
+    let password = Secret(password.clone());
+    rules::username(username).context("AGENTBOX_ADMIN_USERNAME")?;
+    rules::email(&config.admin_email).context("AGENTBOX_ADMIN_EMAIL")?;
+    password::rules::check("password", &password).context("AGENTBOX_ADMIN_PASSWORD")?;
+    let new = store::NewUser {
+        username: username.clone(),
+        email: config.admin_email.clone(),
+        role: Role::Admin,
+        password_hash: hasher.hash(&password).await?,
+    };
+
+    let transaction = database.begin().await?;
+    store::lock_bootstrap(&transaction).await?;
+    if store::is_empty(&transaction).await? {
+        let user = store::insert(&transaction, &new).await?;
+        let entry = Entry {
+            actor: None,
+            action: Action::BootstrapAdmin,
+            target: Some(user.id.as_str()),
+            ok: true,
+        };
+        audit::record(&transaction, entry).await?;
+        tracing::info!(user = %user.id, "created the first administrator");
+    }
+    transaction.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! What a user may be called, and who may lose the administrator's role. Pure.
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::Role;
+
+const MAX_USERNAME: usize = 64;
+const MAX_EMAIL: usize = 254;
+
+/// # Errors
+/// Validation, naming the field.
+pub fn username(text: &str) -> Result<(), Error> {
+    let is_good = (1..=MAX_USERNAME).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if is_good {
+        Ok(())
+    } else {
+        Err(Error::field(
+            "username",
+            format!("must have 1 to {MAX_USERNAME} characters of a-z A-Z 0-9 . _ -"),
+        ))
+    }
+}
+
+/// One `@` with something on both sides. Whether mail arrives is not for a rule to say.
+///
+/// # Errors
+/// Validation, naming the field.
+pub fn email(text: &str) -> Result<(), Error> {
+    let parts: Vec<&str> = text.split('@').collect();
+    let is_good = text.len() <= MAX_EMAIL
+        && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+        && matches!(parts.as_slice(), [local, domain] if !local.is_empty() && !domain.is_empty());
+    if is_good {
+        Ok(())
+    } else {
+        Err(Error::field(
+            "email",
+            format!("must be an address of at most {MAX_EMAIL} bytes"),
+        ))
+    }
+}
+
+/// `other_admins` are those besides the user in question.
+///
+/// # Errors
+/// Conflict when nobody would be left to administer.
+pub fn may_lose_admin(role: Role, other_admins: u64) -> Result<(), Error> {
+    if role == Role::Admin && other_admins == 0 {
+        return Err(Error::new(
+            ErrorCode::Conflict,
+            "the last administrator cannot be removed",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_username_is_short_and_plain() {
+        let longest = "a".repeat(64);
+        for good in ["a", "Alice.B_c-9", longest.as_str()] {
+            assert!(username(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "é", "a@b", "a\0", &"a".repeat(65)] {
+            assert!(
+                username(bad).unwrap_err().message.starts_with("username:"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_email_has_one_at_sign_and_no_blanks() {
+        let longest = format!("{}@b", "a".repeat(252));
+        for good in ["a@b", "a.b+c@example.com", longest.as_str()] {
+            assert!(email(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            "@b",
+            "a@",
+            "a@b@c",
+            "a b@c",
+            "a\0@c",
+            &format!("{longest}b"),
+        ] {
+            assert!(
+                email(bad).unwrap_err().message.starts_with("email:"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_last_administrator_must_stay() {
+        for (role, others, allowed) in [
+            (Role::Admin, 0, false),
+            (Role::Admin, 1, true),
+            (Role::User, 0, true),
+        ] {
+            assert_eq!(
+                may_lose_admin(role, others).is_ok(),
+                allowed,
+                "{role:?} {others}"
+            );
+        }
+    }
+}
