@@ -240,9 +240,7 @@ async fn open_forwarding(deployment: &str, bridge: &str) -> Result<(), NetworkEr
 /// driver's too. What is not there is not an error.
 pub(crate) async fn remove(deployment: &str) {
     let bridge = bridge_name(deployment);
-    if Path::new("/sys/class/net").join(&bridge).exists() {
-        let _ = ip(&["link", "delete", &bridge]).await;
-    }
+    let _ = ip(&["link", "delete", &bridge]).await;
     if let Ok(tables) = Tool::new("nft").args(["list", "tables"]).run().await {
         for (family, table) in own_tables(&tables, deployment) {
             let _ = Tool::new("nft")

@@ -30,8 +30,18 @@ pub(crate) async fn ask(http: &reqwest::Client, admin_url: &str) -> Result<(), S
 
 /// The whole answer, for a terminal. The flag says whether all is well.
 pub(crate) async fn report(layout: &Layout) -> (String, bool) {
-    let Some(state) = State::read(&layout.state()).filter(State::supervisor_is_alive) else {
-        return ("not running; start it with `make up`\n".to_owned(), false);
+    let state = match State::read(&layout.state()) {
+        Some(state) if state.supervisor_is_alive() => state,
+        Some(State {
+            phase: Phase::Failed { message },
+            ..
+        }) => {
+            return (
+                format!("not running; the last start failed: {message}\n"),
+                false,
+            );
+        }
+        _ => return ("not running; start it with `make up`\n".to_owned(), false),
     };
     let mut text = String::new();
     let phase = match &state.phase {

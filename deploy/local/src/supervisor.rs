@@ -13,12 +13,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tokio::net::unix::pipe;
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::containerd::slot::Slot;
 use crate::containerd::{Containerd, ContainerdError, Paths, leftovers};
-use crate::image::{self, ImageError};
+use crate::image::ImageError;
 use crate::nats::{Nats, NatsError};
 use crate::plan::{Layout, Plan, cache_directory};
 use crate::ports::{PortError, Ports, require_free};
@@ -29,9 +26,14 @@ use crate::state::{GatewayEndpoint, Phase, State};
 
 mod board;
 mod layer;
+mod parts;
+mod probe;
+mod stop;
 
 use board::Board;
-use layer::{Layer, NotReady, ready};
+use layer::{Layer, NotReady};
+use probe::{answers, url_of};
+use stop::stop_request;
 
 /// Why an instance could not be started. Each is one line for a person.
 #[derive(Debug, thiserror::Error)]
@@ -123,47 +125,6 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
     outcome
 }
 
-/// Resolves when the instance shall end.
-fn stop_request(until_stdin_ends: bool) -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    // The terminal that it was started from may close.
-    let mut hangup = signal(SignalKind::hangup())?;
-    let stdin = if until_stdin_ends {
-        use std::os::fd::AsFd;
-        Some(pipe::Receiver::from_owned_fd(
-            std::io::stdin().as_fd().try_clone_to_owned()?,
-        )?)
-    } else {
-        None
-    };
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return,
-                _ = interrupt.recv() => return,
-                _ = hangup.recv() => {}
-                () = ended(stdin.as_ref()) => return,
-            }
-        }
-    })
-}
-
-/// Resolves when the pipe's other end is closed; what comes through it is of no interest.
-async fn ended(stdin: Option<&pipe::Receiver>) {
-    let Some(stdin) = stdin else {
-        return std::future::pending().await;
-    };
-    let mut buffer = [0; 64];
-    while stdin.readable().await.is_ok() {
-        match stdin.try_read(&mut buffer) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-    }
-}
-
 impl Supervisor {
     fn new(layout: Layout, plan: Plan) -> Result<Self, SuperviseError> {
         let secrets = Secrets::load_or_generate(&layout.secrets())?;
@@ -210,8 +171,8 @@ impl Supervisor {
         if let Some(port) = self.plan.port {
             require_free(self.plan.host, port)?;
         }
-        let parts = self.plan.parts;
-        if parts.services {
+        let wanted = self.plan.parts;
+        if wanted.services {
             let programs = self.plan.bin_dir.clone();
             for (service, _) in services::all(1) {
                 services::require(
@@ -240,24 +201,24 @@ impl Supervisor {
         } = self;
         let (postgres, nats, containerd) = tokio::try_join!(
             async {
-                match parts.postgres {
-                    true => start_postgres(layout, plan, secrets, postgres, postgres_port)
+                match wanted.postgres {
+                    true => parts::postgres(layout, plan, secrets, postgres, postgres_port)
                         .await
                         .map(Some),
                     false => Ok(None),
                 }
             },
             async {
-                match parts.nats {
-                    true => start_nats(layout, plan, secrets, nats, nats_ports)
+                match wanted.nats {
+                    true => parts::nats(layout, plan, secrets, nats, nats_ports)
                         .await
                         .map(Some),
                     false => Ok(None),
                 }
             },
             async {
-                match (parts.containerd, paths.clone()) {
-                    (true, Some(paths)) => start_containerd(layout, plan, containerd, paths)
+                match (wanted.containerd, paths.clone()) {
+                    (true, Some(paths)) => parts::containerd(layout, plan, containerd, paths)
                         .await
                         .map(Some),
                     _ => Ok(None),
@@ -272,7 +233,7 @@ impl Supervisor {
                 .map(|containerd| containerd.endpoint.clone());
         });
         if let (true, Some(postgres), Some(nats), Some(containerd)) =
-            (parts.services, postgres, nats, containerd)
+            (wanted.services, postgres, nats, containerd)
         {
             self.start_services(&postgres, &nats, &containerd).await?;
         }
@@ -387,125 +348,4 @@ impl Supervisor {
             let _ = std::fs::remove_dir_all(self.layout.directory());
         }
     }
-}
-
-fn url_of(address: SocketAddr) -> String {
-    // 0.0.0.0 is where to listen, not where to go.
-    if address.ip().is_unspecified() {
-        format!("http://127.0.0.1:{}", address.port())
-    } else {
-        format!("http://{address}")
-    }
-}
-
-async fn answers(http: &reqwest::Client, url: String) -> Result<(), String> {
-    match http.get(url).send().await {
-        Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => {
-            let status = answer.status();
-            let said = answer.text().await.unwrap_or_default();
-            Err(format!(
-                "{status} {}",
-                said.chars().take(200).collect::<String>()
-            ))
-        }
-        Err(_) => Err("it does not answer yet".to_owned()),
-    }
-}
-
-async fn start_postgres(
-    layout: &Layout,
-    plan: &Plan,
-    secrets: &Secrets,
-    layer: &mut Layer,
-    port: u16,
-) -> Result<Postgres, SuperviseError> {
-    let mount_point = crate::containerd::postgres_mount(&layer.board().deployment());
-    let durable = !plan.is_test();
-    let postgres = Postgres::prepare(
-        &layout.postgres(),
-        &mount_point,
-        port,
-        &secrets.postgres,
-        durable,
-    )
-    .await?;
-    layer.keep(postgres.launch(layout.log("postgres")), None);
-    layer
-        .until_ready("postgres", Duration::from_secs(60), || async {
-            ready(
-                postgres.is_ready().await,
-                "it does not accept connections yet",
-            )
-        })
-        .await?;
-    postgres.bootstrap(&secrets.postgres).await?;
-    layer.board().say("postgres is ready");
-    Ok(postgres)
-}
-
-async fn start_nats(
-    layout: &Layout,
-    plan: &Plan,
-    secrets: &Secrets,
-    layer: &mut Layer,
-    ports: (u16, u16),
-) -> Result<Nats, SuperviseError> {
-    let deployment = layer.board().deployment();
-    let program = crate::nats::server::find_or_fetch(&cache_directory())
-        .await
-        .map_err(NatsError::from)?;
-    let durable = !plan.is_test();
-    let directory = layout.nats();
-    let nats = Nats::prepare(
-        &directory,
-        &deployment,
-        ports,
-        &secrets.nats,
-        durable,
-        program,
-    )?;
-    layer.keep(nats.launch(layout.log("nats")), None);
-    let http = reqwest::Client::new();
-    let health = format!("{}/healthz", nats.endpoint.monitor_url);
-    layer
-        .until_ready("nats", Duration::from_secs(30), || {
-            answers(&http, health.clone())
-        })
-        .await?;
-    layer.board().say("nats is ready");
-    Ok(nats)
-}
-
-async fn start_containerd(
-    layout: &Layout,
-    plan: &Plan,
-    layer: &mut Layer,
-    paths: Paths,
-) -> Result<Containerd, SuperviseError> {
-    let board = layer.board().clone();
-    let images = image::provide(&cache_directory(), |step| board.say(&step)).await?;
-    if let Some(remark) = images.remark {
-        board.say(remark);
-    }
-    let containerd = Containerd::prepare(paths, &plan.boxd, &images).await?;
-    layer.keep(containerd.launch(layout.log("containerd")), None);
-    let socket = containerd.paths.socket();
-    layer
-        .until_ready("containerd", Duration::from_secs(30), || async {
-            let cri = crate::containerd::cri::Cri::connect(&socket).await;
-            match cri {
-                Ok(cri) => cri.ready().await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            }
-        })
-        .await?;
-    // The boxes of a run that was killed are still in its database.
-    crate::containerd::cri::Cri::connect(&socket)
-        .await?
-        .remove_all()
-        .await?;
-    containerd.import(&images).await?;
-    board.say("containerd is ready");
-    Ok(containerd)
 }
