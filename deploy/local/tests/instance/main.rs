@@ -1,5 +1,11 @@
 //! Real instances: started, used, killed, and looked for afterwards.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "helpers of tests fail the test, and a test's stack is large enough"
+)]
+
 mod boxes;
 mod host;
 mod pod;
