@@ -70,10 +70,7 @@ pub fn boxd() -> PathBuf {
     }
     let target = bin_dir().parent().map(Path::to_owned).unwrap_or_default();
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    target
-        .join("static")
-        .join(triple)
-        .join("boxd/agentbox-boxd")
+    target.join("static").join(triple).join("boxd/boxd")
 }
 
 impl Instance {

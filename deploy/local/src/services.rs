@@ -82,10 +82,11 @@ impl Replica {
             user: None,
             stop_signal: Signal::SIGTERM,
             orphan_signal: Signal::SIGKILL,
+            // Longer than a service's own AGENTBOX_SHUTDOWN_GRACE.
             grace: if around.plan.is_test() {
                 Duration::from_secs(5)
             } else {
-                Duration::from_secs(20)
+                Duration::from_secs(25)
             },
             log,
         })
@@ -111,6 +112,9 @@ impl Replica {
             ("AGENTBOX_ADMIN_LISTEN", self.admin.to_string()),
             ("AGENTBOX_REPLICA", self.name()),
         ];
+        if plan.is_test() {
+            pairs.push(("AGENTBOX_SHUTDOWN_GRACE", "3".to_owned()));
+        }
         if let Some(url) = postgres.urls.get(self.service) {
             pairs.push(("AGENTBOX_DATABASE_URL", url.clone()));
         }
