@@ -1,1 +1,3 @@
-fn main() {}
+fn main() -> std::process::ExitCode {
+    agentbox_boxd::main(std::env::args_os())
+}

@@ -1,0 +1,29 @@
+//! boxd's own stdout and stderr, where operators look (`kubectl logs`).
+//!
+//! Never waits: what nobody takes is dropped there, and is in the log all the same.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use agentbox_contracts::logs::OutputStream;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write as write_fd;
+
+/// A pipe that polls as writable takes so much without blocking (PIPE_BUF).
+const ATOMIC_BYTES: usize = 4096;
+
+pub fn write(stream: OutputStream, bytes: &[u8]) {
+    match stream {
+        OutputStream::Stdout => write_to(std::io::stdout().as_fd(), bytes),
+        OutputStream::Stderr => write_to(std::io::stderr().as_fd(), bytes),
+    }
+}
+
+fn write_to(fd: BorrowedFd<'_>, bytes: &[u8]) {
+    for chunk in bytes.chunks(ATOMIC_BYTES) {
+        let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];
+        let ready = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        if !ready || write_fd(fd, chunk).is_err() {
+            return;
+        }
+    }
+}

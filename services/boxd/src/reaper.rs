@@ -1,0 +1,194 @@
+//! The one place that waits for child processes and signals their groups.
+//!
+//! As PID 1 boxd also gets every orphan of the box. Invariants:
+//! * I1. Only [`Reaper::work`] reaps; who started a child is told how it ended.
+//! * I2. A child cannot be reaped before its starter is known, nor while it is being
+//!   started (`std` itself waits for a child whose exec failed).
+//! * I3. A signal goes to a group only while its leader is not reaped: its id cannot
+//!   have been given to another process.
+
+use std::collections::HashMap;
+use std::io;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use rustix::process::{WaitOptions, WaitStatus, wait};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::{RwLock, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::lock::lock;
+
+/// Passes over the box's processes to find all of a session: one that forks while we
+/// look is found by the next.
+const SESSION_PASSES: usize = 3;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Signalled(i32),
+}
+
+impl Ended {
+    /// As a shell shows it: 0..=255, or 128 and the signal's number.
+    #[must_use]
+    pub fn exit_code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signalled(signal) => 128 + signal,
+        }
+    }
+
+    fn from_status(status: WaitStatus) -> Option<Self> {
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Some(Self::Exited(code)),
+            (_, Some(signal)) => Some(Self::Signalled(signal)),
+            // Stopped or continued: not the end.
+            _ => None,
+        }
+    }
+}
+
+/// A started process, leader of its own session and group.
+pub struct Child {
+    pub pid: Pid,
+    pub ended: oneshot::Receiver<Ended>,
+}
+
+#[derive(Default)]
+pub struct Reaper {
+    /// Read by starts, written by reaping: I2.
+    gate: Arc<RwLock<()>>,
+    children: Mutex<HashMap<i32, oneshot::Sender<Ended>>>,
+}
+
+impl Reaper {
+    /// Makes boxd the parent of the box's orphans, PID 1 or not.
+    ///
+    /// # Errors
+    /// As `sigaction(2)`, `prctl(2)`.
+    pub fn new() -> io::Result<(Arc<Self>, SignalStream)> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        Ok((Arc::new(Self::default()), signal(SignalKind::child())?))
+    }
+
+    /// Reaps until `stop`. To be run once.
+    pub async fn work(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
+        loop {
+            {
+                let _no_starts = self.gate.write().await;
+                self.reap_all();
+            }
+            tokio::select! {
+                _ = child_signals.recv() => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn reap_all(&self) {
+        let mut children = lock(&self.children);
+        // ECHILD, no children at all, ends it as well.
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let Some(ended) = Ended::from_status(status) else { continue };
+            if let Some(starter) = children.remove(&pid.as_raw_nonzero().get()) {
+                // A starter that no longer listens does not care.
+                let _ = starter.send(ended);
+            }
+        }
+    }
+
+    /// Starts `command`, which makes itself a session leader.
+    ///
+    /// # Errors
+    /// As `fork(2)`, `execve(2)`.
+    pub async fn start(self: &Arc<Self>, mut command: Command) -> io::Result<Child> {
+        let gate = Arc::clone(&self.gate).read_owned().await;
+        let this = Arc::clone(self);
+        let started = tokio::task::spawn_blocking(move || {
+            let process = command.spawn()?;
+            let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
+            let (sender, ended) = oneshot::channel();
+            lock(&this.children).insert(pid, sender);
+            drop(gate);
+            Ok(Child { pid: Pid::from_raw(pid), ended })
+        });
+        started.await.map_err(io::Error::other)?
+    }
+
+    /// Signals the group that `leader` leads; `false` when it has ended.
+    pub fn signal_group(&self, leader: Pid, signal: Signal) -> bool {
+        let children = lock(&self.children);
+        children.contains_key(&leader.as_raw()) && killpg(leader, signal).is_ok()
+    }
+
+    /// Kills the group that `leader` leads and all else of its session, such as the
+    /// background jobs of a shell with job control. Nothing when it has ended.
+    pub fn kill_session(&self, leader: Pid) {
+        let children = lock(&self.children);
+        if !children.contains_key(&leader.as_raw()) {
+            return;
+        }
+        for _ in 0..SESSION_PASSES {
+            let members = session_members(leader);
+            let _ = killpg(leader, Signal::SIGKILL);
+            if members.is_empty() {
+                return;
+            }
+            for member in members {
+                let _ = kill(member, Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// The live processes of the session outside its leader's group.
+fn session_members(leader: Pid) -> Vec<Pid> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                .is_ok_and(|stat| is_straggler(&stat, leader.as_raw()))
+        })
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// `stat` as in proc_pid_stat(5): `pid (name) state ppid pgrp session …`.
+fn is_straggler(stat: &str, leader: i32) -> bool {
+    // A name may contain anything, parentheses too: the last one ends it.
+    let Some((_, fields)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    let mut fields = fields.split(' ');
+    let state = fields.next();
+    let mut number = || fields.next().and_then(|text| text.parse::<i32>().ok());
+    let (_parent, group, session) = (number(), number(), number());
+    state != Some("Z") && session == Some(leader) && group != Some(leader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_straggler_is_alive_in_the_session_and_outside_the_group() {
+        for (stat, expected) in [
+            ("9 (a) S 1 9 7 0 -1", true),
+            ("9 (a) ) Z 1) R 1 9 7 0", true),
+            ("9 (a) Z 1 9 7 0", false),
+            ("9 (a) S 1 7 7 0", false),
+            ("9 (a) S 1 9 8 0", false),
+            ("", false),
+            ("9 (a", false),
+        ] {
+            assert_eq!(is_straggler(stat, 7), expected, "{stat}");
+        }
+    }
+}

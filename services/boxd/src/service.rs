@@ -1,0 +1,174 @@
+//! boxd's gRPC, as `box.proto` says it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_box_protocol::proto::boxd_server::Boxd;
+use agentbox_box_protocol::proto::{self, run_input, run_output};
+use futures::{Stream, stream};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::environment::Environment;
+use crate::logs::Log;
+use crate::main_command::{MainCommand, Phase};
+use crate::run::{
+    InvalidWish, Reader, RegistryError, Run, RunId, Started, Starter, Wish, arguments, feed,
+    variables,
+};
+use crate::usage::Meter;
+
+/// Between the call and its first input.
+const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
+
+type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the calls need; one for all connections.
+pub struct Service {
+    pub starter: Arc<Starter>,
+    pub main: Arc<MainCommand>,
+    pub environment: Arc<Environment>,
+    pub log: Arc<Log>,
+    pub meter: Arc<Meter>,
+    /// What the warm box was configured with.
+    pub configured: Mutex<Option<proto::ConfigureRequest>>,
+}
+
+#[tonic::async_trait]
+impl Boxd for Service {
+    type RunStream = Outputs<proto::RunOutput>;
+    type LogsStream = Outputs<proto::LogsReply>;
+
+    async fn run(
+        &self,
+        request: Request<Streaming<proto::RunInput>>,
+    ) -> Result<Response<Self::RunStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no first input came"))??;
+        let (run, from) = match first.and_then(|message| message.input) {
+            Some(run_input::Input::Start(start)) => match self.start(start).await? {
+                Started::Running(run) => (run, None),
+                Started::Not(refusal) => {
+                    let exited = proto::Exited {
+                        exit_code: refusal.exit_code,
+                        start_error: refusal.message,
+                        ..Default::default()
+                    };
+                    let exited = Some(run_output::Output::Exited(exited));
+                    let only = proto::RunOutput { sequence: 0, output: exited };
+                    return Ok(Response::new(Box::pin(stream::iter([Ok(only)]))));
+                }
+            },
+            Some(run_input::Input::Resume(resume)) => {
+                let run = self.find(resume.run_id).await?;
+                (run, Some(resume.from_sequence))
+            }
+            _ => return Err(Status::invalid_argument("the first input is start or resume")),
+        };
+        let reader = Reader::attach(Arc::clone(&run), from)?;
+        self.starter.tasks.spawn(feed(run, inputs, reader.gone()));
+        Ok(Response::new(Box::pin(reader.into_stream())))
+    }
+
+    async fn control(
+        &self,
+        request: Request<proto::ControlRequest>,
+    ) -> Result<Response<proto::ControlReply>, Status> {
+        let request = request.into_inner();
+        self.find(request.run_id).await?.control(request.control)?;
+        Ok(Response::new(proto::ControlReply {}))
+    }
+
+    async fn logs(
+        &self,
+        request: Request<proto::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        Ok(Response::new(Box::pin(self.log.stream(request.get_ref()))))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<proto::ConfigureRequest>,
+    ) -> Result<Response<proto::ConfigureReply>, Status> {
+        let request = request.into_inner();
+        let mut configured = self.configured.lock().await;
+        match configured.as_ref() {
+            Some(same) if *same == request => return Ok(Response::new(proto::ConfigureReply {})),
+            Some(_) => return Err(Status::failed_precondition("the box is configured otherwise")),
+            None if self.main.phase() != Phase::Unconfigured => {
+                return Err(Status::failed_precondition("the box is not warm"));
+            }
+            None => {}
+        }
+        let argv = arguments(request.command.clone()).map_err(invalid)?;
+        let added = variables(request.env.clone()).map_err(invalid)?;
+        self.environment.add(added);
+        *configured = Some(request);
+        // A caller that goes away meanwhile must not leave it half done.
+        let main = Arc::clone(&self.main);
+        let started = self.starter.tasks.spawn(async move { main.start(argv).await });
+        started.await.map_err(|_| Status::internal("the main command was not started"))?;
+        Ok(Response::new(proto::ConfigureReply {}))
+    }
+
+    async fn usage(
+        &self,
+        _: Request<proto::UsageRequest>,
+    ) -> Result<Response<proto::UsageReply>, Status> {
+        Ok(Response::new(self.meter.read()))
+    }
+
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusReply>, Status> {
+        let (main, exit_code) = match self.main.phase() {
+            Phase::Idle => ("idle", 0),
+            Phase::Unconfigured => ("unconfigured", 0),
+            Phase::Starting | Phase::Running(_) => ("running", 0),
+            Phase::Exited(code) => ("exited", code),
+        };
+        let runs = u32::try_from(self.starter.registry.active()).unwrap_or(u32::MAX);
+        Ok(Response::new(proto::StatusReply { main: main.to_owned(), exit_code, runs }))
+    }
+}
+
+impl Service {
+    /// In a task of its own: a caller that goes away meanwhile leaves a run that is
+    /// known, and killed as an orphan, rather than one that nobody knows.
+    async fn start(&self, start: proto::StartCommand) -> Result<Started, Status> {
+        if self.main.phase() == Phase::Unconfigured {
+            return Err(Status::failed_precondition("the box is not configured yet"));
+        }
+        let wish = Wish::try_from(start).map_err(invalid)?;
+        let starter = Arc::clone(&self.starter);
+        let started = self.starter.tasks.spawn(async move { starter.start(wish).await });
+        started
+            .await
+            .map_err(|_| Status::internal("the command was not started"))?
+            .map_err(refused)
+    }
+
+    async fn find(&self, id: String) -> Result<Arc<Run>, Status> {
+        let id = RunId::try_from(id).map_err(|error| invalid(error.into()))?;
+        self.starter.registry.find(&id).await.map_err(refused)
+    }
+}
+
+fn invalid(error: InvalidWish) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn refused(error: RegistryError) -> Status {
+    let message = error.to_string();
+    match error {
+        RegistryError::Exists(_) => Status::already_exists(message),
+        RegistryError::Full => Status::resource_exhausted(message),
+        RegistryError::Unknown(_) => Status::not_found(message),
+        RegistryError::Closed => Status::unavailable(message),
+    }
+}
