@@ -70,7 +70,7 @@ pub fn for_service(service: &str) -> Option<Permissions> {
     let inbox = inbox_prefix(service);
     let base = Permissions::default()
         .publish(["$JS.API.INFO".to_owned()])
-        .subscribe([format!("{inbox}.>")]);
+        .subscribe([format!("{inbox}.>"), format!("{PREFIX}.sess.{service}.>")]);
     // A server of requests answers into whatever inbox asked, and is discoverable.
     let serve = |permissions: Permissions, rpc: &str| {
         permissions
@@ -87,7 +87,6 @@ pub fn for_service(service: &str) -> Option<Permissions> {
                 format!("{PREFIX}.sess.exec-proxy.>"),
                 ALL_LIMITS.to_owned(),
             ])
-            .subscribe([format!("{PREFIX}.sess.api-gateway.>")])
             .stream(LIMITS_STREAM)
             .read_stream(EVENTS_STREAM)
             .read_stream(&format!("KV_{ROUTES_BUCKET}")),
@@ -109,7 +108,6 @@ pub fn for_service(service: &str) -> Option<Permissions> {
                 format!("{PREFIX}.sess.api-gateway.>"),
                 format!("$O.{OUTPUT_BUCKET}.>"),
             ])
-            .subscribe([format!("{PREFIX}.sess.exec-proxy.>")])
             .stream(&format!("OBJ_{OUTPUT_BUCKET}")),
         _ => return None,
     })
