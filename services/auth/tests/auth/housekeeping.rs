@@ -1,0 +1,134 @@
+//! What is kept, what is removed, and what is written nowhere.
+
+use std::time::Duration;
+
+use agentbox_contracts::identity::{Role, TicketAction};
+use agentbox_contracts::ids::EnvironmentId;
+use sea_orm::ConnectionTrait;
+
+use crate::support::{ADMIN_PASSWORD, PASSWORD, World, eventually};
+
+#[tokio::test]
+async fn what_has_expired_is_removed_and_what_lives_stays() {
+    let environment = [
+        ("AGENTBOX_SWEEP_INTERVAL", "1"),
+        ("AGENTBOX_KEY_RETENTION", "60"),
+    ];
+    let world = World::with(2, &environment).await;
+    let auth = world.auth();
+    let stays = auth.caller(Role::User).await;
+    let goes = auth.caller(Role::User).await;
+    let environment = EnvironmentId::random();
+    for caller in [&stays, &goes] {
+        auth.ticket(&caller.principal, &environment, TicketAction::Logs)
+            .await
+            .unwrap();
+        auth.key(&caller.user.id, Vec::new()).await;
+    }
+    let expired = format!("'{}'", goes.user.id);
+    world
+        .execute(&format!(
+            "UPDATE tickets SET expires_at = now() - interval '2 hours' WHERE user_id = {expired}"
+        ))
+        .await;
+    world
+        .execute(&format!(
+            "UPDATE logins SET expires_at = now() - interval '2 hours' WHERE user_id = {expired}"
+        ))
+        .await;
+    world
+        .execute(&format!(
+            "UPDATE api_keys SET revoked_at = now() - interval '2 minutes' WHERE owner = {expired}"
+        ))
+        .await;
+    for table in ["tickets", "logins", "api_keys"] {
+        let left = format!("SELECT count(*) FROM {table}");
+        eventually(table, Duration::from_secs(15), async || {
+            world.count(&left).await == 1
+        })
+        .await;
+    }
+    auth.bearer(&stays.token).await.unwrap();
+    assert_eq!(world.count("SELECT count(*) FROM users").await, 3);
+}
+
+#[tokio::test]
+async fn the_trail_tells_who_did_what_and_cannot_be_changed() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    auth.login(&caller.user.username, "not the password")
+        .await
+        .unwrap_err();
+    let key = auth.key(&caller.user.id, Vec::new()).await.api_key;
+    auth.logout(&caller.principal).await;
+    let trail = world
+        .text(&format!(
+            "SELECT string_agg(action || ' ' || result, ', ' ORDER BY id) FROM audit WHERE actor = '{}'",
+            caller.user.id
+        ))
+        .await;
+    assert_eq!(trail, "login ok, login refused, create-key ok, logout ok");
+    let target = format!(
+        "SELECT count(*) FROM audit WHERE action = 'create-key' AND target = '{}'",
+        key.id
+    );
+    assert_eq!(world.count(&target).await, 1);
+    let error = world
+        .database
+        .execute_unprepared("UPDATE audit SET result = 'ok'")
+        .await;
+    assert!(error.unwrap_err().to_string().contains("append only"));
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_database_or_the_log() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let key = auth.key(&caller.user.id, Vec::new()).await.key;
+    let environment = EnvironmentId::random();
+    let ticket = auth
+        .ticket(&caller.principal, &environment, TicketAction::Logs)
+        .await
+        .unwrap();
+    auth.bearer(&key).await.unwrap();
+    auth.redeem(&ticket.ticket, &environment, TicketAction::Logs)
+        .await
+        .unwrap();
+    auth.login(PASSWORD, "swapped-by-mistake")
+        .await
+        .unwrap_err();
+
+    let mut everything = auth.log();
+    assert!(everything.contains("started"), "the log is empty");
+    for table in [
+        "users",
+        "logins",
+        "signing_keys",
+        "api_keys",
+        "api_key_permissions",
+        "tickets",
+        "audit",
+    ] {
+        let rows = format!("SELECT COALESCE(string_agg(t::text, ' '), '') FROM {table} t");
+        everything.push_str(&world.text(&rows).await);
+    }
+    let secret_of_key = key.0.split('_').nth(2).unwrap();
+    let signature = caller.token.0.rsplit('.').next().unwrap();
+    let random_of_ticket = ticket.ticket.0.trim_start_matches("ticket_");
+    for secret in [
+        PASSWORD,
+        ADMIN_PASSWORD,
+        "swapped-by-mistake",
+        secret_of_key,
+        signature,
+        random_of_ticket,
+        "a7a7a7a7a7a7a7a7",
+    ] {
+        assert!(
+            !everything.contains(secret),
+            "a secret is written: {secret}"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! Passwords, tokens and what ends them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::identity::rpc::{
+    ChangePassword, ChangePasswordRequest, Empty, PublicKeys, Ready, Secret,
+};
+use agentbox_contracts::identity::{Credential, Role, Scope};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde_json::{Value, json};
+
+use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, World, eventually, refused};
+
+fn change(caller: &crate::support::Caller, current: &str, new: &str) -> ChangePasswordRequest {
+    ChangePasswordRequest {
+        user: caller.user.id.clone(),
+        current_password: Secret(current.to_owned()),
+        new_password: Secret(new.to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_login_gives_a_token_that_anyone_verifies_by_the_public_keys() {
+    let world = World::start().await;
+    let auth = world.auth();
+    auth.call::<Ready>(Empty {}).await.unwrap();
+    let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+    assert_eq!(
+        (login.user.username.as_str(), login.user.role),
+        (ADMIN, Role::Admin)
+    );
+
+    let keys = auth.call::<PublicKeys>(Empty {}).await.unwrap().keys;
+    let header = jsonwebtoken::decode_header(&login.token.0).unwrap();
+    assert_eq!(header.alg, Algorithm::EdDSA);
+    let jwk = keys
+        .iter()
+        .find(|key| key["kid"] == json!(header.kid))
+        .unwrap();
+    assert_eq!(
+        (&jwk["kty"], &jwk["crv"], &jwk["alg"]),
+        (&json!("OKP"), &json!("Ed25519"), &json!("EdDSA"))
+    );
+    assert!(jwk.get("d").is_none(), "a private key");
+    let key = DecodingKey::from_jwk(&serde_json::from_value(jwk.clone()).unwrap()).unwrap();
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_issuer(&["agentbox"]);
+    validation.set_audience(&["agentbox-api"]);
+    let claims = jsonwebtoken::decode::<Value>(&login.token.0, &key, &validation)
+        .unwrap()
+        .claims;
+    assert_eq!(claims["sub"], json!(login.user.id));
+    assert_eq!(claims["exp"], json!(login.expires_at.timestamp()));
+    let lifetime = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+    assert_eq!(lifetime, 3_600);
+
+    let principal = auth.bearer(&login.token).await.unwrap();
+    assert_eq!(principal.user, login.user.id);
+    assert_eq!(
+        (principal.role, principal.scope),
+        (Role::Admin, Scope::Full)
+    );
+    assert_eq!(principal.expires_at, Some(login.expires_at));
+    let Credential::Login { id } = principal.credential else {
+        panic!("not a login")
+    };
+    assert_eq!(claims["jti"], json!(id));
+}
+
+#[tokio::test]
+async fn an_unknown_user_and_a_wrong_password_differ_in_neither_words_nor_work() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let hashes = || auth.metric("auth_password_hashes_total", "verify");
+    let mut answers = BTreeSet::new();
+    let names = [
+        ADMIN.to_owned(),
+        "nobody".to_owned(),
+        String::new(),
+        "a\0b".to_owned(),
+        "x".repeat(10_000),
+    ];
+    for name in &names {
+        let (hashed, audited) = (
+            hashes().await,
+            world.count("SELECT count(*) FROM audit").await,
+        );
+        let error = auth.login(name, "not the password").await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidCredentials);
+        answers.insert(error.message);
+        assert_eq!(hashes().await, hashed + 1, "{name:?}");
+        assert_eq!(
+            world.count("SELECT count(*) FROM audit").await,
+            audited + 1,
+            "{name:?}"
+        );
+    }
+    assert_eq!(answers.len(), 1, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_username_is_one_in_any_case() {
+    let world = World::start().await;
+    let login = world
+        .auth()
+        .login(&ADMIN.to_uppercase(), ADMIN_PASSWORD)
+        .await
+        .unwrap();
+    assert_eq!(login.user.username, ADMIN);
+}
+
+#[tokio::test]
+async fn a_logout_ends_that_login_alone() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let first = auth.caller(Role::User).await;
+    let second = auth.caller_as(first.user.clone()).await;
+    auth.logout(&first.principal).await;
+    refused(auth.bearer(&first.token).await);
+    refused(auth.again(&first.principal).await);
+    assert_eq!(auth.bearer(&second.token).await.unwrap(), second.principal);
+    assert_eq!(
+        auth.again(&second.principal).await.unwrap(),
+        second.principal
+    );
+    auth.logout(&first.principal).await;
+}
+
+#[tokio::test]
+async fn a_login_of_one_user_is_not_good_for_another() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let (mine, other) = (auth.caller(Role::User).await, auth.caller(Role::User).await);
+    let mut mixed = mine.principal.clone();
+    mixed.user = other.user.id;
+    refused(auth.again(&mixed).await);
+    auth.logout(&mixed).await;
+    auth.bearer(&mine.token).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_password_ends_every_token_and_keeps_the_api_keys() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let first = auth.caller(Role::User).await;
+    let second = auth.caller_as(first.user.clone()).await;
+    let key = auth.key(&first.user.id, Vec::new()).await.key;
+
+    let wrong = auth
+        .call::<ChangePassword>(change(&first, "not it at all", "another one"))
+        .await;
+    assert_eq!(wrong.unwrap_err().code, ErrorCode::InvalidCredentials);
+    let short = auth
+        .call::<ChangePassword>(change(&first, PASSWORD, "short"))
+        .await
+        .unwrap_err();
+    assert_eq!(short.code, ErrorCode::Validation);
+    assert!(short.message.starts_with("new_password:"), "{short}");
+    auth.bearer(&first.token).await.unwrap();
+
+    auth.call::<ChangePassword>(change(&first, PASSWORD, "another password"))
+        .await
+        .unwrap();
+    refused(auth.bearer(&first.token).await);
+    refused(auth.bearer(&second.token).await);
+    auth.bearer(&key).await.unwrap();
+    let old = auth
+        .login(&first.user.username, PASSWORD)
+        .await
+        .unwrap_err();
+    assert_eq!(old.code, ErrorCode::InvalidCredentials);
+    auth.login(&first.user.username, "another password")
+        .await
+        .unwrap();
+}
+
+/// Whichever comes first, a token that the old password gave is dead once the change is
+/// answered.
+#[tokio::test]
+async fn no_login_slips_past_a_change_of_password() {
+    let world = World::with(1, &[("AGENTBOX_HASH_CONCURRENCY", "8")]).await;
+    let auth = world.auth();
+    for round in 0..5 {
+        let caller = auth.caller(Role::User).await;
+        let logins = (0..4).map(|_| auth.login(&caller.user.username, PASSWORD));
+        let (changed, logins) = tokio::join!(
+            auth.call::<ChangePassword>(change(&caller, PASSWORD, "another password")),
+            futures::future::join_all(logins)
+        );
+        changed.unwrap();
+        for login in logins.into_iter().flatten() {
+            assert!(auth.bearer(&login.token).await.is_err(), "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_ends_by_itself() {
+    let world = World::with(1, &[("AGENTBOX_TOKEN_TTL", "1")]).await;
+    let auth = world.auth();
+    let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+    eventually("the token expires", Duration::from_secs(5), async || {
+        auth.bearer(&login.token).await.is_err()
+    })
+    .await;
+    refused(auth.bearer(&login.token).await);
+}
+
+#[tokio::test]
+async fn what_is_not_our_token_is_refused_in_the_same_words() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let good = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token.0;
+    let other = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token.0;
+    let parts: Vec<&str> = good.split('.').collect();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+    let header = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let kid = jsonwebtoken::decode_header(&good).unwrap().kid.unwrap();
+    let key = auth.call::<PublicKeys>(Empty {}).await.unwrap().keys[0]["x"].clone();
+
+    let none = format!(
+        "{}.{}.",
+        header(json!({ "alg": "none", "kid": kid })),
+        parts[1]
+    );
+    // The public key taken for a shared secret.
+    let mut hmac = Header::new(Algorithm::HS256);
+    hmac.kid = Some(kid.clone());
+    let secret = URL_SAFE_NO_PAD.decode(key.as_str().unwrap()).unwrap();
+    let confused =
+        jsonwebtoken::encode(&hmac, &claims, &EncodingKey::from_secret(&secret)).unwrap();
+    // A key of the attacker's own under our key's id, and under one of its own.
+    let seed = [
+        [
+            0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
+        ]
+        .as_slice(),
+        &[7; 32],
+    ]
+    .concat();
+    let forged = |kid: &str| {
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(kid.to_owned());
+        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&seed)).unwrap()
+    };
+    let swapped = format!(
+        "{}.{}.{}",
+        parts[0],
+        parts[1],
+        other.rsplit('.').next().unwrap()
+    );
+
+    let mut words = BTreeSet::new();
+    for token in [
+        String::new(),
+        "x".to_owned(),
+        "a.b.c".to_owned(),
+        "é".repeat(5_000),
+        good[..good.len() - 4].to_owned(),
+        none,
+        confused,
+        forged(&kid),
+        forged("0123456789abcdef0123456789abcdef"),
+        swapped,
+    ] {
+        words.insert(refused(auth.bearer(&Secret(token)).await));
+    }
+    assert_eq!(words.len(), 1, "{words:?}");
+    auth.bearer(&Secret(good)).await.unwrap();
+}

@@ -1,0 +1,86 @@
+//! The parts that a test starts, and what it says to them.
+
+mod callers;
+mod replica;
+
+use std::time::{Duration, Instant};
+
+use agentbox_local::TestPostgres;
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+
+pub use callers::{ADMIN, ADMIN_PASSWORD, Caller, PASSWORD, refused};
+pub use replica::Replica;
+
+/// A database of the test's own, and replicas of auth on it.
+///
+/// Each replica has a NATS server to itself, so that a test knows which one it asks.
+pub struct World {
+    pub url: String,
+    pub database: DatabaseConnection,
+    pub replicas: Vec<Replica>,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(1, &[]).await
+    }
+
+    /// `replicas` that all start at the same moment, with further variables.
+    pub async fn with(replicas: usize, environment: &[(&str, &str)]) -> Self {
+        let url = TestPostgres::start().await.unwrap().url;
+        let starting = (0..replicas).map(|_| Replica::start(&url, environment));
+        let replicas = futures::future::join_all(starting).await;
+        let database = agentbox_database::connect(&url, "auth", 2).await.unwrap();
+        Self {
+            url,
+            database,
+            replicas,
+        }
+    }
+
+    pub fn auth(&self) -> &Replica {
+        &self.replicas[0]
+    }
+
+    /// Runs a statement on auth's schema; rows affected.
+    pub async fn execute(&self, sql: &str) -> u64 {
+        self.database
+            .execute_unprepared(sql)
+            .await
+            .unwrap()
+            .rows_affected()
+    }
+
+    /// One number.
+    pub async fn count(&self, sql: &str) -> i64 {
+        let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, sql);
+        let row = self
+            .database
+            .query_one_raw(statement)
+            .await
+            .unwrap()
+            .unwrap();
+        row.try_get_by_index(0).unwrap()
+    }
+
+    /// One text.
+    pub async fn text(&self, sql: &str) -> String {
+        let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, sql);
+        let row = self
+            .database
+            .query_one_raw(statement)
+            .await
+            .unwrap()
+            .unwrap();
+        row.try_get_by_index(0).unwrap()
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + within;
+    while !condition().await {
+        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,188 @@
+//! One replica of auth, its NATS server, and a gateway that talks to it.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::rpc::Rpc;
+use agentbox_local::{NatsEndpoint, System, TestNats};
+
+use super::{ADMIN, ADMIN_PASSWORD};
+
+/// The deployment's secret: the same on every replica.
+const SECRET: &str = "a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7";
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+pub struct Replica {
+    process: Child,
+    admin_url: String,
+    log: PathBuf,
+    /// As the gateway.
+    bus: Bus,
+    nats: NatsEndpoint,
+    _system: System,
+}
+
+/// Below the ports that the system hands out by itself.
+fn free_port() -> u16 {
+    loop {
+        let port = 20_000 + rand::random::<u16>() % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
+    Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        user: service.to_owned(),
+        password: nats.passwords[service].clone(),
+        service,
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap()
+}
+
+impl Replica {
+    pub async fn start(database_url: &str, environment: &[(&str, &str)]) -> Self {
+        let (system, nats) = TestNats::own().await.unwrap();
+        let port = free_port();
+        let log =
+            std::env::temp_dir().join(format!("agentbox-auth-test-{}.log", InstanceId::random()));
+        let output = File::create(&log).unwrap();
+        // Ends with the test, however that ends.
+        let process = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "--",
+                env!("CARGO_BIN_EXE_agentbox-auth"),
+            ])
+            .env("AGENTBOX_NATS_URL", &nats.url)
+            .env("AGENTBOX_NATS_USER", "auth")
+            .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["auth"])
+            .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
+            .env("AGENTBOX_LOG", "debug,sqlx=info,sea_orm=info")
+            .env("AGENTBOX_DATABASE_URL", database_url)
+            .env("AGENTBOX_DATABASE_CONNECTIONS", "8")
+            .env("AGENTBOX_AUTH_SECRET", SECRET)
+            .env("AGENTBOX_ADMIN_USERNAME", ADMIN)
+            .env("AGENTBOX_ADMIN_PASSWORD", ADMIN_PASSWORD)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let bus = connect(&nats, "api-gateway").await;
+        let admin_url = format!("http://127.0.0.1:{port}");
+        let mut replica = Self {
+            process,
+            admin_url,
+            log,
+            bus,
+            nats,
+            _system: system,
+        };
+        replica.wait_ready().await;
+        replica
+    }
+
+    async fn wait_ready(&mut self) {
+        let give_up = Instant::now() + START_DEADLINE;
+        loop {
+            let url = format!("{}/health/ready", self.admin_url);
+            if reqwest::get(url)
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                return;
+            }
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none(), "auth ended: {ended:?}\n{}", self.log());
+            assert!(
+                Instant::now() < give_up,
+                "auth is not ready\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asks as the gateway does.
+    pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
+        self.bus.call::<R>(&request, CALL_DEADLINE).await
+    }
+
+    /// A connection to this replica's NATS server as another service.
+    pub async fn bus_of(&self, service: &'static str) -> Bus {
+        connect(&self.nats, service).await
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// The sum over a counter's lines that contain `label`.
+    pub async fn metric(&self, name: &str, label: &str) -> u64 {
+        let url = format!("{}/metrics", self.admin_url);
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        text.lines()
+            .filter(|line| line.starts_with(name) && line.contains(label))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// SIGTERM; waits until it has stopped in order.
+    pub async fn stop(&mut self) {
+        let pid = self.process.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let give_up = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                assert!(status.success(), "{status:?}\n{}", self.log());
+                return;
+            }
+            assert!(
+                Instant::now() < give_up,
+                "auth does not stop\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            // What was checked says little without what auth said.
+            eprintln!("auth's log: {}", self.log.display());
+        } else {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Tickets for browsers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::identity::rpc::{KeyRequest, RevokeKey, Secret};
+use agentbox_contracts::identity::{
+    Credential, EnvironmentPermission, Permission, Role, Scope, TicketAction,
+};
+use agentbox_contracts::ids::EnvironmentId;
+use chrono::Utc;
+
+use crate::support::{World, eventually, refused};
+
+const LOGS: TicketAction = TicketAction::Logs;
+const ATTACH: TicketAction = TicketAction::Attach;
+
+#[tokio::test]
+async fn a_ticket_reaches_its_environment_for_its_action_and_no_further() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::Admin).await;
+    for (action, permission) in [(LOGS, Permission::Read), (ATTACH, Permission::Write)] {
+        let environment = EnvironmentId::random();
+        let issued = auth
+            .ticket(&caller.principal, &environment, action)
+            .await
+            .unwrap();
+        let left = (issued.expires_at - Utc::now()).num_seconds();
+        assert!((50..=60).contains(&left), "{left} s");
+        let principal = auth
+            .redeem(&issued.ticket, &environment, action)
+            .await
+            .unwrap();
+        assert_eq!(
+            (&principal.user, principal.role),
+            (&caller.user.id, Role::Admin)
+        );
+        let scope = BTreeMap::from([(environment.clone(), permission)]);
+        assert_eq!(principal.scope, Scope::Environments(scope));
+        let issued_by = Box::new(caller.principal.credential.clone());
+        assert_eq!(
+            principal.credential,
+            Credential::Ticket {
+                environment,
+                action,
+                issued_by
+            }
+        );
+        assert_eq!(principal.expires_at, caller.principal.expires_at);
+        assert_eq!(auth.again(&principal).await.unwrap(), principal);
+    }
+}
+
+#[tokio::test]
+async fn of_many_uses_at_once_on_two_replicas_exactly_one_wins() {
+    let world = World::with(2, &[]).await;
+    let caller = world.auth().caller(Role::User).await;
+    for _ in 0..3 {
+        let environment = EnvironmentId::random();
+        let issued = world
+            .auth()
+            .ticket(&caller.principal, &environment, ATTACH)
+            .await
+            .unwrap();
+        let uses =
+            (0..20).map(|i| world.replicas[i % 2].redeem(&issued.ticket, &environment, ATTACH));
+        let outcomes = futures::future::join_all(uses).await;
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+        for error in outcomes.into_iter().filter_map(Result::err) {
+            assert_eq!(error.code, ErrorCode::Unauthorized, "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_for_something_else_is_refused_and_not_used_up() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let environment = EnvironmentId::random();
+    let ticket = auth
+        .ticket(&caller.principal, &environment, LOGS)
+        .await
+        .unwrap()
+        .ticket;
+    let mut typo = ticket.0.clone();
+    typo.replace_range(
+        typo.len() - 1..,
+        if ticket.0.ends_with('0') { "1" } else { "0" },
+    );
+    let words: BTreeSet<String> = [
+        refused(auth.redeem(&ticket, &environment, ATTACH).await),
+        refused(auth.redeem(&ticket, &EnvironmentId::random(), LOGS).await),
+        refused(auth.redeem(&Secret(typo), &environment, LOGS).await),
+        refused(
+            auth.redeem(&Secret(String::new()), &environment, LOGS)
+                .await,
+        ),
+        refused(auth.redeem(&caller.token, &environment, LOGS).await),
+    ]
+    .into();
+    assert_eq!(words.len(), 1, "{words:?}");
+    // Nor is it a bearer token.
+    refused(auth.bearer(&ticket).await);
+    auth.redeem(&ticket, &environment, LOGS).await.unwrap();
+    refused(auth.redeem(&ticket, &environment, LOGS).await);
+}
+
+#[tokio::test]
+async fn a_ticket_expires_unused() {
+    let world = World::with(1, &[("AGENTBOX_TICKET_TTL", "1")]).await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let environment = EnvironmentId::random();
+    let issued = auth
+        .ticket(&caller.principal, &environment, LOGS)
+        .await
+        .unwrap();
+    let expired = "SELECT count(*) FROM tickets WHERE expires_at < now()";
+    eventually("it expires", Duration::from_secs(5), async || {
+        world.count(expired).await == 1
+    })
+    .await;
+    refused(auth.redeem(&issued.ticket, &environment, LOGS).await);
+}
+
+#[tokio::test]
+async fn a_ticket_and_its_stream_end_with_the_login_that_asked_for_it_and_with_no_other() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let environment = EnvironmentId::random();
+    let first = auth.caller(Role::User).await;
+    let second = auth.caller_as(first.user.clone()).await;
+    let unused = auth
+        .ticket(&first.principal, &environment, LOGS)
+        .await
+        .unwrap()
+        .ticket;
+    let mut streams = Vec::new();
+    for caller in [&first, &second] {
+        let ticket = auth
+            .ticket(&caller.principal, &environment, LOGS)
+            .await
+            .unwrap()
+            .ticket;
+        streams.push(auth.redeem(&ticket, &environment, LOGS).await.unwrap());
+    }
+    auth.logout(&first.principal).await;
+    refused(auth.redeem(&unused, &environment, LOGS).await);
+    refused(auth.again(&streams[0]).await);
+    auth.again(&streams[1]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ticket_made_with_a_key_is_within_the_keys_permissions_and_ends_with_it() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let owner = auth.create_user(Role::User).await;
+    let environment = EnvironmentId::random();
+    let permission = EnvironmentPermission {
+        environment_id: environment.clone(),
+        permission: Permission::Read,
+    };
+    let created = auth.key(&owner.id, vec![permission]).await;
+    let principal = auth.bearer(&created.key).await.unwrap();
+    let more = auth
+        .ticket(&principal, &environment, ATTACH)
+        .await
+        .unwrap_err();
+    assert_eq!(more.code, ErrorCode::Forbidden);
+    let elsewhere = auth
+        .ticket(&principal, &EnvironmentId::random(), LOGS)
+        .await
+        .unwrap_err();
+    assert_eq!(elsewhere.code, ErrorCode::NotFound);
+
+    let unused = auth
+        .ticket(&principal, &environment, LOGS)
+        .await
+        .unwrap()
+        .ticket;
+    let used = auth
+        .ticket(&principal, &environment, LOGS)
+        .await
+        .unwrap()
+        .ticket;
+    let stream = auth.redeem(&used, &environment, LOGS).await.unwrap();
+    let again = auth.ticket(&stream, &environment, LOGS).await.unwrap_err();
+    assert_eq!(again.code, ErrorCode::Forbidden, "a ticket makes no ticket");
+    let revoke = KeyRequest {
+        owner: owner.id.clone(),
+        id: created.api_key.id,
+    };
+    auth.call::<RevokeKey>(revoke).await.unwrap();
+    refused(auth.redeem(&unused, &environment, LOGS).await);
+    refused(auth.again(&stream).await);
+}
