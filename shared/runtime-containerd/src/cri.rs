@@ -23,6 +23,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
+const BUSY_POLL: Duration = Duration::from_millis(10);
+
 /// A list of a few thousand boxes is some MiB.
 const MAX_MESSAGE: usize = 64 << 20;
 
@@ -53,6 +55,14 @@ impl CriError {
             Self::Deadline { .. } => "",
             Self::Unavailable { message, .. } | Self::Refused { message, .. } => message,
         }
+    }
+
+    /// Another call is still changing it.
+    fn is_busy(&self) -> bool {
+        let said = self.message();
+        ["starting state", "removing state", "is already in removing"]
+            .iter()
+            .any(|state| said.contains(state))
     }
 
     /// The object is not (or no longer) there.
@@ -186,8 +196,21 @@ impl Cri {
             .await
     }
 
-    /// Kills what runs in the sandbox, gives its network back, and forgets it.
-    pub async fn remove_sandbox(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
+    /// Kills what runs in the sandbox, gives its network back, and forgets it. What a
+    /// call that was cut off is still doing in it is waited for.
+    pub async fn remove_sandbox(&self, id: &str, within: Duration) -> Result<(), CriError> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            match self.try_remove_sandbox(id, within).await {
+                Err(error) if error.is_busy() && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(BUSY_POLL).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_remove_sandbox(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let stop = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         gone_is_fine(

@@ -1,7 +1,7 @@
 //! The runtime seam: what the scheduler and the exec-proxy ask of a cluster.
 //!
 //! Two traits, each with a driver per kind of cluster. Their documentation is the
-//! contract, and [`conformance`] is the suite that every driver passes.
+//! contract, and the feature `conformance` has the suite that every driver passes.
 //!
 //! * [`Runtime`] is the scheduler's: boxes come and go.
 //! * [`BoxConnector`] is the exec-proxy's: a byte stream to a box's `boxd`, and the
@@ -9,6 +9,8 @@
 //!
 //! Nothing here knows a cluster's API, and nothing outside a driver does either.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod connector;
 mod error;
 mod observed;

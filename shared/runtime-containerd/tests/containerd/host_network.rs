@@ -1,0 +1,277 @@
+//! What a box may not reach on its machine, proved with something that listens there,
+//! and what it may not send, proved from inside its network namespace.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime_containerd::{Config, Driver};
+use tokio::net::TcpListener;
+
+use crate::machine::{config, host, process_of, subject};
+
+/// All that a request can open.
+fn wide_open() -> NetworkPolicy {
+    NetworkPolicy {
+        allow_internet: true,
+        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allow_cluster_internal: true,
+        ..Default::default()
+    }
+}
+
+/// Whether a box with the policy gets a TCP connection.
+async fn connects(
+    s: &Subject<Driver>,
+    policy: Option<NetworkPolicy>,
+    to: SocketAddr,
+) -> Result<bool, Violation> {
+    let mut spec = s.script(&format!("nc -w 2 {} {} </dev/null", to.ip(), to.port()));
+    spec.isolation.network_policy = policy;
+    let end = s.run_to_end(&spec).await?;
+    claim(end.exit_code <= 1, || format!("{end:?}"))?;
+    Ok(end.exit_code == 0)
+}
+
+/// This machine's own address towards the internet.
+async fn own_address() -> IpAddr {
+    let json = host("ip", &["-4", "-j", "route", "get", "203.0.113.1"]).await.unwrap();
+    let routes: serde_json::Value = serde_json::from_str(&json).unwrap();
+    routes[0]["prefsrc"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_policy_opens_a_port_of_the_machine() {
+    let (config, s) = (config().await, subject().await);
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway: IpAddr = config.subnet.hosts().next().unwrap().into();
+    let own = own_address().await;
+    // The control: it listens on both.
+    for address in [gateway, own] {
+        tokio::net::TcpStream::connect((address, port)).await.unwrap();
+    }
+    for address in [gateway, own] {
+        for policy in [None, Some(wide_open())] {
+            let reached = connects(&s, policy.clone(), SocketAddr::new(address, port)).await;
+            assert!(!reached.unwrap(), "{address} with {policy:?}");
+        }
+    }
+    s.clean().await.unwrap();
+}
+
+/// A network namespace beside the machine that answers on some addresses; a box reaches
+/// it as it reaches any other machine, by a route of the host.
+struct Elsewhere {
+    name: String,
+    address: IpAddr,
+    listeners: Vec<tokio::process::Child>,
+}
+
+impl Elsewhere {
+    /// `tag` is a letter of the test's own.
+    async fn new(tag: &str, routes: &[&str]) -> Self {
+        let name = format!("abx{tag}{}", std::process::id());
+        let (near, far) = (format!("{name}a"), format!("{name}b"));
+        let address = format!("198.18.{}.2", tag.bytes().fold(0, u8::wrapping_add));
+        let made = Self {
+            name: name.clone(),
+            address: address.parse().expect("an address"),
+            listeners: Vec::new(),
+        };
+        let run = |words: String| async move {
+            host("ip", &words.split(' ').collect::<Vec<_>>()).await.unwrap();
+        };
+        run(format!("netns add {name}")).await;
+        let net = format!("198.18.{}", tag.bytes().fold(0, u8::wrapping_add));
+        run(format!("link add {near} type veth peer name {far} netns {name}")).await;
+        run(format!("addr add {net}.1/30 dev {near}")).await;
+        run(format!("link set {near} up")).await;
+        run(format!("-n {name} addr add {net}.2/30 dev {far}")).await;
+        run(format!("-n {name} link set {far} up")).await;
+        run(format!("-n {name} link set lo up")).await;
+        run(format!("-n {name} route add default via {net}.1")).await;
+        for address in routes {
+            run(format!("-n {name} addr add {address}/32 dev lo")).await;
+            run(format!("route add {address}/32 via {net}.2")).await;
+        }
+        made
+    }
+
+    async fn listen(&mut self, port: u16) {
+        let listener = tokio::process::Command::new("ip")
+            .args(["netns", "exec", &self.name, "busybox", "httpd", "-f", "-h", "/proc/self", "-p"])
+            .arg(port.to_string())
+            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.listeners.push(listener);
+        let to = SocketAddr::new(self.address, port);
+        let up = async {
+            while tokio::net::TcpStream::connect(to).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), up).await.expect("it listens");
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // Its cable and the host's routes go with it.
+        for mut listener in self.listeners.drain(..) {
+            let _ = listener.start_kill();
+        }
+        for arguments in [vec!["link", "del", &format!("{}a", self.name)], vec!["netns", "del", &self.name]] {
+            let _ = std::process::Command::new("/usr/sbin/ip").args(arguments).status();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
+    const PUBLIC: &str = "198.51.100.7";
+    const PRIVATE: &str = "10.255.77.7";
+    const METADATA: &str = "169.254.169.254";
+    let s = subject().await;
+    let mut elsewhere = Elsewhere::new("d", &[PUBLIC, PRIVATE, METADATA]).await;
+    elsewhere.listen(8080).await;
+    let internet = NetworkPolicy { allow_internet: true, ..Default::default() };
+    let private =
+        NetworkPolicy { allowed_egress_cidrs: vec!["10.255.77.0/24".to_owned()], ..Default::default() };
+    for (what, policy, public, private, metadata) in [
+        ("no policy", None, true, false, false),
+        ("an empty policy", Some(NetworkPolicy::default()), false, false, false),
+        ("internet", Some(internet), true, false, false),
+        ("one private network", Some(private), false, true, false),
+        ("all", Some(wide_open()), true, true, false),
+    ] {
+        for (address, open) in [(PUBLIC, public), (PRIVATE, private), (METADATA, metadata)] {
+            let to = SocketAddr::new(address.parse().unwrap(), 8080);
+            let reached = connects(&s, policy.clone(), to).await.unwrap();
+            assert_eq!(reached, open, "{what}: {address}");
+        }
+        s.clean().await.unwrap();
+    }
+}
+
+/// Runs a host's program in a box's network namespace, with all rights: what a box
+/// could do if every other defence failed.
+async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
+    let pid = pid.to_string();
+    let mut all = vec!["-t", &pid, "-n"];
+    all.extend(arguments);
+    host("nsenter", &all).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_cannot_speak_as_another_on_its_cable() {
+    let (config, s) = (config().await, subject().await);
+    let outcome = forged(&config, &s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+    let sender = s.spec();
+    let own = s.run(&sender).await?;
+    let victim = s.spec();
+    let victim_address = s.run(&victim).await?.ip().to_string();
+    let pid = process_of(&config.deployment, sender.id.as_str());
+    let gateway = config.subnet.hosts().next().unwrap().to_string();
+    let ping = |from: String| {
+        let gateway = gateway.clone();
+        async move { inside(pid, &["busybox", "arping", "-f", "-w", "2", "-I", "eth0", "-s", &from, &gateway]).await }
+    };
+    // The control: ARP as itself is answered.
+    ping(own.ip().to_string()).await.map_err(Violation)?;
+
+    // A free address of the subnet, and the victim's.
+    let free = config.subnet.hosts().last().unwrap().to_string();
+    for forged in [free.clone(), victim_address.clone()] {
+        inside(pid, &["ip", "addr", "add", &format!("{forged}/20"), "dev", "eth0"])
+            .await
+            .map_err(Violation)?;
+        let answered = ping(forged.clone()).await.is_ok();
+        claim(!answered, || format!("ARP as {forged} was answered"))?;
+    }
+    // The machine still knows the victim by the victim's own hardware address.
+    let neighbours = host("ip", &["neigh", "show", &victim_address]).await.map_err(Violation)?;
+    let mac = std::fs::read_to_string(format!("/proc/{pid}/net/arp")).unwrap_or_default();
+    claim(!mac.is_empty(), || "no ARP table".to_owned())?;
+    let own_mac = inside(pid, &["cat", "/sys/class/net/eth0/address"]).await.unwrap_or_default();
+    claim(own_mac.trim().is_empty() || !neighbours.contains(own_mac.trim()), || neighbours.clone())?;
+
+    // Another hardware address: nothing passes any more, not even as itself.
+    inside(pid, &["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"]).await.map_err(Violation)?;
+    let answered = ping(own.ip().to_string()).await.is_ok();
+    claim(!answered, || "a forged hardware address was answered".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boxes_do_not_see_each_others_frames() {
+    let (config, s) = (config().await, subject().await);
+    let outcome = frames(&config, &s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+    let mut internal = s.spec();
+    internal.isolation.network_policy =
+        Some(NetworkPolicy { allow_cluster_internal: true, ..Default::default() });
+    let one = internal.clone();
+    s.run(&one).await?;
+    let mut other = s.spec();
+    other.isolation.network_policy = one.isolation.network_policy.clone();
+    let other_address = s.run(&other).await?.ip().to_string();
+    let pid = process_of(&config.deployment, one.id.as_str());
+    let other_pid = process_of(&config.deployment, other.id.as_str());
+    // ARP for the other box is answered by the machine, with the bridge's address.
+    let answer = inside(pid, &["busybox", "arping", "-f", "-w", "3", "-I", "eth0", &other_address])
+        .await
+        .map_err(Violation)?;
+    let mac_of = |path: String| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let bridge = mac_of(format!("/sys/class/net/{}/address", config.bridge));
+    claim(answer.to_lowercase().contains(&bridge), || format!("{bridge} is not in {answer}"))?;
+    // A frame straight to the other's hardware address does not arrive.
+    let show = inside(other_pid, &["ip", "-o", "link", "show", "eth0"]).await.map_err(Violation)?;
+    let other_mac = show.split(' ').skip_while(|word| *word != "link/ether").nth(1).unwrap_or("").to_owned();
+    claim(other_mac.contains(':'), || show.clone())?;
+    inside(pid, &["ip", "neigh", "replace", &other_address, "lladdr", &other_mac, "dev", "eth0"])
+        .await
+        .map_err(Violation)?;
+    let pinged = inside(pid, &["busybox", "ping", "-c", "1", "-W", "2", &other_address]).await;
+    claim(pinged.is_err(), || format!("a frame went from box to box: {pinged:?}"))?;
+    // By way of the machine it does.
+    inside(pid, &["ip", "neigh", "del", &other_address, "dev", "eth0"]).await.map_err(Violation)?;
+    inside(pid, &["busybox", "ping", "-c", "1", "-W", "2", &other_address]).await.map_err(Violation)?;
+    Ok(())
+}
+
+/// Whether a connection from the namespace to a port of the machine is made.
+async fn knocks(pid: u32, to: SocketAddr) -> bool {
+    let (ip, port) = (to.ip().to_string(), to.port().to_string());
+    inside(pid, &["busybox", "nc", "-w", "2", &ip, &port]).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_without_rules_reaches_nothing() {
+    let (config, s) = (config().await, subject().await);
+    let mut elsewhere = Elsewhere::new("n", &["198.51.100.9"]).await;
+    elsewhere.listen(8080).await;
+    let to: SocketAddr = "198.51.100.9:8080".parse().unwrap();
+    let spec = s.spec();
+    let address = s.run(&spec).await.unwrap().ip();
+    let pid = process_of(&config.deployment, spec.id.as_str());
+    let open = knocks(pid, to).await;
+    let table = format!("agentbox-{}", config.network());
+    let element = format!("{{ {address} }}");
+    host("nft", &["delete", "element", "inet", &table, "egress", &element]).await.unwrap();
+    let still_open = knocks(pid, to).await;
+    s.clean().await.unwrap();
+    assert!(open, "the control: it reached the internet before");
+    assert!(!still_open, "without rules it still does");
+}

@@ -1,0 +1,113 @@
+//! Removing a box leaves nothing on the machine; what is not ours stays.
+
+use std::time::Duration;
+
+use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::{BoxPhase, Runtime};
+use agentbox_runtime_containerd::{Config, Driver};
+
+use crate::machine::{config, control_groups, host, subject};
+
+/// Everything on the machine that names the box or its network.
+async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    found.extend(mounts.lines().filter(|line| line.contains(id)).map(str::to_owned));
+    found.extend(control_groups(&config.deployment, id).iter().map(|p| p.display().to_string()));
+    for family in ["inet", "bridge"] {
+        let table = format!("agentbox-{}", config.network());
+        let rules = host("nft", &["list", "table", family, &table]).await.unwrap();
+        let names = |line: &&str| line.contains(id) || line.contains(&format!("{address} "));
+        found.extend(rules.lines().filter(names).map(str::to_owned));
+    }
+    for path in [config.state_dir.join(id), config.state_dir.join("locks").join(id)] {
+        if path.exists() {
+            found.push(path.display().to_string());
+        }
+    }
+    if std::path::Path::new("/sys/class/net").join(port).exists() {
+        found.push(port.to_owned());
+    }
+    found
+}
+
+fn facts(config: &Config, id: &str) -> serde_json::Value {
+    let path = config.state_dir.join(id).join("facts.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_box_leaves_no_mount_group_rule_file_or_interface() {
+    let (config, subject) = (config().await, subject().await);
+    let spec = subject.script("dd if=/dev/zero of=/x bs=1M count=1; exec sleep 600");
+    subject.run(&spec).await.unwrap();
+    let facts = facts(&config, spec.id.as_str());
+    let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
+    let (address, port) = (of_network("address"), of_network("port"));
+    let before = traces(&config, spec.id.as_str(), &address, &port).await;
+    assert!(before.len() >= 5, "the test sees too little: {before:?}");
+    assert!(!facts.to_string().contains(&spec.boxd_token), "a secret is in the facts");
+    subject.first.remove(&spec.id).await.unwrap();
+    assert_eq!(traces(&config, spec.id.as_str(), &address, &port).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_when_the_facts_are_lost_is_listed_and_removed() {
+    let (config, subject) = (config().await, subject().await);
+    let outcome = lost_facts(&config, &subject).await;
+    subject.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+async fn lost_facts(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+    let spec = s.spec();
+    s.run(&spec).await?;
+    let facts = facts(config, spec.id.as_str());
+    let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
+    let (address, port) = (of_network("address"), of_network("port"));
+    std::fs::remove_file(config.state_dir.join(spec.id.as_str()).join("facts.json")).unwrap();
+    let listed = s.second.list().await?;
+    let half_made = listed.iter().any(|observed| {
+        observed.id == spec.id && matches!(observed.phase, BoxPhase::Starting { .. })
+    });
+    claim(half_made, || format!("{listed:?}"))?;
+    s.second.remove(&spec.id).await?;
+    let left = traces(config, spec.id.as_str(), &address, &port).await;
+    claim(left.is_empty(), || format!("{left:?}"))?;
+    // And it can be made anew.
+    s.run(&spec).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_deployments_box_is_neither_seen_nor_touched() {
+    let ours = subject().await;
+    let mut other = config().await;
+    other.network = Some(other.network().to_owned());
+    other.deployment = "other".to_owned();
+    let state = tempfile::tempdir().unwrap();
+    other.state_dir = state.path().to_owned();
+    let driver = || Driver::connect(other.clone()).unwrap();
+    let theirs = Subject::new(driver(), driver(), "busybox");
+    let spec = theirs.spec();
+    let outcome = foreign(&ours, &theirs, &spec).await;
+    theirs.clean().await.unwrap();
+    ours.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+async fn foreign(
+    ours: &Subject<Driver>,
+    theirs: &Subject<Driver>,
+    spec: &agentbox_runtime::BoxSpec,
+) -> Result<(), Violation> {
+    theirs.run(spec).await?;
+    // On one bridge both have rules in one table.
+    ours.run(&ours.spec()).await?;
+    let seen = ours.first.list().await?.iter().any(|observed| observed.id == spec.id);
+    claim(!seen, || "a foreign box is listed".to_owned())?;
+    ours.first.stop(&spec.id, Duration::ZERO).await?;
+    ours.first.remove(&spec.id).await?;
+    let still = theirs.first.get(&spec.id).await?;
+    let running = still.as_ref().is_some_and(|o| matches!(o.phase, BoxPhase::Running { .. }));
+    claim(running, || format!("{still:?}"))
+}

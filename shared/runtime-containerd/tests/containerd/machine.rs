@@ -1,0 +1,74 @@
+//! One private containerd for all tests of this program.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use agentbox_local::TestContainerd;
+use agentbox_runtime::conformance::Subject;
+use agentbox_runtime_containerd::{Config, Driver};
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
+
+/// The clusters file's `containerd` object, as deploy/local writes it.
+pub async fn config() -> Config {
+    let containerd = CONTAINERD
+        .get_or_init(|| async { TestContainerd::start().await.expect("containerd starts") })
+        .await;
+    let json = serde_json::to_value(&containerd.endpoint).expect("an endpoint is JSON");
+    serde_json::from_value(json).expect("the driver reads what deploy/local writes")
+}
+
+/// Each driver has connections of its own, as two processes have.
+pub async fn subject() -> Subject<Driver> {
+    let config = config().await;
+    let driver = || Driver::connect(config.clone()).expect("the configuration is right");
+    Subject::new(driver(), driver(), "busybox")
+}
+
+/// A command on the machine; its standard output.
+pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| format!("{program}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{program} {arguments:?}: {}", text(&output.stderr)))
+    }
+}
+
+/// Directories of a box's control group, in every hierarchy.
+pub fn control_groups(deployment: &str, id: &str) -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
+    below
+        .chain([root.clone()])
+        .map(|hierarchy| hierarchy.join(format!("agentbox-{deployment}")).join(id))
+        .filter(|group| group.is_dir())
+        .collect()
+}
+
+/// A process of the box: one in its control group that is not the pause process.
+pub fn process_of(deployment: &str, id: &str) -> u32 {
+    let mut pending = control_groups(deployment, id);
+    while let Some(group) = pending.pop() {
+        let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in procs.lines() {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if command.starts_with(b"boxd\0serve") {
+                return pid.parse().expect("a process id is a number");
+            }
+        }
+        let below = std::fs::read_dir(&group).into_iter().flatten().flatten();
+        pending.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    panic!("no boxd in the control groups of {id}");
+}
