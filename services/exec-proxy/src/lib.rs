@@ -6,9 +6,9 @@
 //! the session gets an error.
 //!
 //! * [`clusters`]: which clusters are served, and the driver that reaches their boxes.
-//! * [`session`]: takes sessions from the bus, bounds them, hands each to its noun.
-//! * [`exec`], [`attach`], [`logs`]: what a session can be.
-//! * [`usage`], [`archive`]: requests with one answer.
+//! * `session`: takes sessions from the bus, bounds them, hands each to its noun.
+//! * `exec`, `attach`, `logs`: what a session can be.
+//! * `usage`, [`archive`]: requests with one answer.
 //! * [`boxes`]: connections to boxd, and commands that run there.
 
 pub mod archive;

@@ -144,7 +144,8 @@ async fn one(
         OpenKind::Logs(_) => "logs",
     };
     let _open = OpenSession::new(kind);
-    let span = tracing::info_span!("session", kind, environment = %open.environment);
+    let span =
+        tracing::info_span!("session", otel.name = kind, kind, environment = %open.environment);
     let outcome = dispatch(incoming, open, &cluster, &archive, stopping)
         .instrument(span)
         .await;

@@ -24,8 +24,8 @@ pub enum BoxError {
     /// The connection was lost while the box worked for this call.
     #[error("the box was lost: {0}")]
     Lost(String),
-    /// boxd understood and said no.
-    #[error("boxd refused: {0}")]
+    /// boxd understood and said no. Its words may repeat the user's: they are not logged.
+    #[error("boxd refused: {:?}", .0.code())]
     Refused(Box<Status>),
     /// No token can be made or it cannot be sent: a wrong secret.
     #[error("no credential for the box: {0}")]
@@ -139,6 +139,11 @@ mod tests {
             assert_eq!(public.code, code, "{error}");
             assert!(!public.message.contains("detail"), "{error}");
         }
+        assert!(
+            !refused(Code::InvalidArgument)
+                .to_string()
+                .contains("detail")
+        );
         assert_eq!(
             refused(Code::InvalidArgument).public().code,
             ErrorCode::Validation

@@ -274,7 +274,10 @@ impl Run {
                 match try_resume(lease, id, received, span).await {
                     Ok(resumed) => return Ok(resumed),
                     Err(BoxError::Refused(status)) => {
-                        return Err(BoxError::Lost(format!("{detail}; then: {status}")));
+                        return Err(BoxError::Lost(format!(
+                            "{detail}; then: {:?}",
+                            status.code()
+                        )));
                     }
                     Err(error) => tracing::debug!(%error, "not yet"),
                 }

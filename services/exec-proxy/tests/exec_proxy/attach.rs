@@ -80,27 +80,19 @@ async fn a_terminal_has_the_size_it_was_given_and_takes_a_new_one() {
 async fn an_interrupt_typed_into_the_terminal_reaches_the_foreground_command() {
     let world = World::start().await;
     let inside = TestBox::idle().await;
-    let request = attach(&["sh"], Some((80, 24)));
+    let script = "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done";
+    let request = attach(&["sh", "-c", script], Some((80, 24)));
     let mut session = world
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
         .unwrap();
-    type_in(&mut session, "sleep 600; echo interrupted=$?\n").await;
-    read_until(&mut session, "sleep 600").await;
-    // Typed before the shell has the sleep in the foreground, it would end that line only.
-    eventually(
-        "the shell reports the interrupt",
-        Duration::from_secs(10),
-        async || {
-            type_in(&mut session, "\u{3}").await;
-            let reported = read_until(&mut session, "interrupted=130");
-            tokio::time::timeout(Duration::from_millis(500), reported)
-                .await
-                .is_ok()
-        },
-    )
-    .await;
+    read_until(&mut session, "ready").await;
+    type_in(&mut session, "\u{3}").await;
+    let (seen, exit) = read_exit(&mut session).await;
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.contains("interrupted"), "{seen}");
+    assert_eq!(exit.exit_code, 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,8 @@ fn boxd() -> PathBuf {
     path
 }
 
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
+
 pub struct TestBox {
     pub id: EnvironmentId,
     pub address: SocketAddr,
@@ -62,15 +64,21 @@ impl TestBox {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let this = Self {
+        let mut this = Self {
             id,
             address,
             process,
             scratch,
         };
-        eventually("boxd listens", Duration::from_secs(10), async || {
-            tokio::net::TcpStream::connect(address).await.is_ok()
-        })
+        let process = &mut this.process;
+        eventually(
+            "boxd listens, or has ended with its command",
+            BEGIN_WITHIN,
+            async || {
+                tokio::net::TcpStream::connect(address).await.is_ok()
+                    || process.try_wait().unwrap().is_some()
+            },
+        )
         .await;
         this
     }
