@@ -39,15 +39,16 @@ pub struct CannotStart {
 
 impl CannotStart {
     fn new(exit_code: i32, what: &OsStr, why: &str) -> Self {
-        Self { exit_code, message: format!("{}: {why}", what.to_string_lossy()) }
+        Self {
+            exit_code,
+            message: format!("{}: {why}", what.to_string_lossy()),
+        }
     }
 
     /// What the kernel said when `program`, which exists, was executed.
     pub fn from_exec(program: &OsStr, error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT) => {
-                Self::new(NOT_FOUND, program, "its interpreter was not found")
-            }
+            Some(Errno::ENOENT) => Self::new(NOT_FOUND, program, "its interpreter was not found"),
             Some(Errno::EAGAIN) => Self::new(
                 NOT_EXECUTABLE,
                 program,
@@ -70,13 +71,20 @@ impl Order {
         if let Some(directory) = &self.working_dir {
             check_directory(directory)?;
         }
-        let program = self.argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+        let program = self
+            .argv
+            .first()
+            .map_or(OsStr::new(""), OsString::as_os_str);
         if program.is_empty() {
             return Err(CannotStart::new(NOT_FOUND, program, "no program was given"));
         }
         if program.as_bytes().contains(&b'/') {
             let path = Path::new(program);
-            let seen = self.working_dir.as_deref().unwrap_or(Path::new("")).join(path);
+            let seen = self
+                .working_dir
+                .as_deref()
+                .unwrap_or(Path::new(""))
+                .join(path);
             return match Candidate::look(&seen) {
                 Candidate::Executable => Ok(path.to_owned()),
                 other => Err(other.refusal(program)),
@@ -174,8 +182,12 @@ mod tests {
         }
         let root = dir.path().display();
         let path = format!("{root}/first:{root}/second");
-        let code = |argv: &str, path: &str| order(argv, path, None).resolve().unwrap_err().exit_code;
-        assert_eq!(order("tool", &path, None).resolve(), Ok(dir.path().join("second/tool")));
+        let code =
+            |argv: &str, path: &str| order(argv, path, None).resolve().unwrap_err().exit_code;
+        assert_eq!(
+            order("tool", &path, None).resolve(),
+            Ok(dir.path().join("second/tool"))
+        );
         assert_eq!(code("tool", &format!("{root}/first")), NOT_EXECUTABLE);
         assert_eq!(code("folder", &path), NOT_FOUND);
         assert_eq!(code("nothing", &path), NOT_FOUND);

@@ -3,9 +3,9 @@
 //! `boxd run` reads its variables, puts them into an anonymous file and executes itself
 //! again as `boxd serve` without them: nothing of the token is left in
 //! `/proc/1/environ`. The second boxd closes the file before it starts anything, and is
-//! not dumpable: `/proc/1/{mem,environ,fd}` and ptrace need CAP_SYS_PTRACE then, even for
-//! root. A box that was given that capability can read boxd's memory; it finds the
-//! token of its own box alone.
+//! not dumpable: `/proc/1/{mem,environ,maps}` and ptrace need CAP_SYS_PTRACE then, even
+//! for root, which container runtimes do not give. A box that has it can read boxd's
+//! memory; what it finds is the token of its own box alone.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -52,10 +52,16 @@ pub fn run(command: Vec<OsString>) -> Result<u8, ConcealError> {
         .map_err(|error| ConcealError::HandOver(error.into()))?;
     file.write_all(&json).map_err(ConcealError::HandOver)?;
     let mut again = Command::new("/proc/self/exe");
-    again.arg0("boxd").arg("serve").arg(file.as_raw_fd().to_string());
+    again
+        .arg0("boxd")
+        .arg("serve")
+        .arg(file.as_raw_fd().to_string());
     again.arg("--").args(&command);
     for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(variables::PREFIX.as_bytes()) {
+        if name
+            .as_encoded_bytes()
+            .starts_with(variables::PREFIX.as_bytes())
+        {
             again.env_remove(&name);
         }
     }
@@ -79,9 +85,12 @@ pub fn serve(settings_fd: i32, command: Vec<OsString>) -> Result<u8, ConcealErro
 /// What a careless runtime left open in us would be left open in every command. To be
 /// called before anything is opened.
 fn close_inherited() {
-    let Ok(open) = fs::read_dir("/proc/self/fd") else { return };
-    let numbers: Vec<i32> =
-        open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let Ok(open) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let numbers: Vec<i32> = open
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {
         // The listing's own descriptor is among them, closed by now.
         let _ = nix::unistd::close(number);

@@ -26,7 +26,8 @@ impl Environment {
 
     fn of(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         let mut kept: Variables = variables.filter(|(name, _)| !is_ours(name)).collect();
-        kept.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
+        kept.entry("PATH".into())
+            .or_insert_with(|| DEFAULT_PATH.into());
         Self(Mutex::new(Arc::new(kept)))
     }
 
@@ -45,7 +46,8 @@ impl Environment {
 }
 
 fn is_ours(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(variables::PREFIX.as_bytes())
+    name.as_encoded_bytes()
+        .starts_with(variables::PREFIX.as_bytes())
 }
 
 #[cfg(test)]
@@ -70,7 +72,10 @@ mod tests {
         let environment = Environment::of([pair("PATH", "/bin")].into_iter());
         assert_eq!(environment.with([pair("A", "1")]).len(), 2);
         environment.add([pair("B", "2")]);
-        assert_eq!(environment.with([pair("B", "3")]).get(OsStr::new("B")), Some(&"3".into()));
+        assert_eq!(
+            environment.with([pair("B", "3")]).get(OsStr::new("B")),
+            Some(&"3".into())
+        );
         assert_eq!(environment.with([]).len(), 2);
     }
 }

@@ -8,9 +8,16 @@ use std::path::PathBuf;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Invocation {
-    Run { command: Vec<OsString> },
-    Serve { settings_fd: i32, command: Vec<OsString> },
-    Install { path: PathBuf },
+    Run {
+        command: Vec<OsString>,
+    },
+    Serve {
+        settings_fd: i32,
+        command: Vec<OsString>,
+    },
+    Install {
+        path: PathBuf,
+    },
     Version,
 }
 
@@ -32,13 +39,18 @@ impl Invocation {
                 let path = arguments.next().ok_or(InvocationError)?;
                 Ok(Self::Install { path: path.into() })
             }
-            Some("run") => Ok(Self::Run { command: command(arguments)? }),
+            Some("run") => Ok(Self::Run {
+                command: command(arguments)?,
+            }),
             Some("serve") => {
                 let settings_fd = arguments
                     .next()
                     .and_then(|text| text.to_str().and_then(|text| text.parse().ok()))
                     .ok_or(InvocationError)?;
-                Ok(Self::Serve { settings_fd, command: command(arguments)? })
+                Ok(Self::Serve {
+                    settings_fd,
+                    command: command(arguments)?,
+                })
             }
             _ => Err(InvocationError),
         }
@@ -64,7 +76,10 @@ mod tests {
     #[test]
     fn a_command_is_what_follows_the_dashes_verbatim() {
         let command = ["sh", "--", "-c"].map(OsString::from).to_vec();
-        assert_eq!(parse(&["boxd", "run", "--", "sh", "--", "-c"]), Ok(Invocation::Run { command }));
+        assert_eq!(
+            parse(&["boxd", "run", "--", "sh", "--", "-c"]),
+            Ok(Invocation::Run { command })
+        );
         for idle in [&["boxd", "run"][..], &["boxd", "run", "--"]] {
             assert_eq!(parse(idle), Ok(Invocation::Run { command: vec![] }));
         }
@@ -72,7 +87,14 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for words in [&["boxd"][..], &["boxd", "run", "sh"], &["boxd", "install"], &["boxd", "x"], &["boxd", "serve", "x"], &[]] {
+        for words in [
+            &["boxd"][..],
+            &["boxd", "run", "sh"],
+            &["boxd", "install"],
+            &["boxd", "x"],
+            &["boxd", "serve", "x"],
+            &[],
+        ] {
             assert_eq!(parse(words), Err(InvocationError), "{words:?}");
         }
     }

@@ -44,9 +44,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
         Ok(Invocation::Install { path }) => finish(install::install(&path).map(|()| 0)),
         Ok(Invocation::Run { command }) => finish(conceal::run(command)),
-        Ok(Invocation::Serve { settings_fd, command }) => {
-            finish(conceal::serve(settings_fd, command))
-        }
+        Ok(Invocation::Serve {
+            settings_fd,
+            command,
+        }) => finish(conceal::serve(settings_fd, command)),
         Err(error) => {
             eprintln!("boxd: {error}");
             ExitCode::from(2)

@@ -51,7 +51,10 @@ pub enum LifeError {
     #[error("the log cannot be kept")]
     Log(#[from] WriteError),
     #[error("{address} cannot be listened on")]
-    Listen { address: SocketAddr, source: io::Error },
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("the server ended by itself")]
     Server,
 }

@@ -40,8 +40,14 @@ impl Log {
             Some(directory) => Output::in_directory(directory, settings.segment_bytes)?,
             None => Output::in_memory(settings.segment_bytes)?,
         };
-        let progress = Progress { next_sequence: output.next_sequence(), ended: false };
-        Ok(Self { output: Mutex::new(output), progress: watch::Sender::new(progress) })
+        let progress = Progress {
+            next_sequence: output.next_sequence(),
+            ended: false,
+        };
+        Ok(Self {
+            output: Mutex::new(output),
+            progress: watch::Sender::new(progress),
+        })
     }
 
     /// Entries that cannot be written (the directory is full of somebody else's bytes)
@@ -55,7 +61,8 @@ impl Log {
         let _told_as_lost = output.append(now, entries);
         let next_sequence = output.next_sequence();
         drop(output);
-        self.progress.send_modify(|progress| progress.next_sequence = next_sequence);
+        self.progress
+            .send_modify(|progress| progress.next_sequence = next_sequence);
     }
 
     /// No more entries will come.
@@ -88,7 +95,11 @@ impl Log {
 /// Where a reader begins, when entries `kept..next` are there.
 fn first_wanted(request: &proto::LogsRequest, kept: u64, next: u64) -> u64 {
     // 0 and 1 ask for the oldest kept: nothing that is gone was asked for.
-    let from = if request.from_sequence <= 1 { kept } else { request.from_sequence };
+    let from = if request.from_sequence <= 1 {
+        kept
+    } else {
+        request.from_sequence
+    };
     match request.tail {
         Some(tail) => from.max(next.saturating_sub(tail)).max(kept),
         None => from,
@@ -151,13 +162,19 @@ impl Cursor {
                 }
             }
             let batch = logs_reply::Reply::Batch(proto::LogBatch { entries: wanted });
-            let empty = matches!(&batch, logs_reply::Reply::Batch(batch) if batch.entries.is_empty());
+            let empty =
+                matches!(&batch, logs_reply::Reply::Batch(batch) if batch.entries.is_empty());
             return (!empty).then_some(proto::LogsReply { reply: Some(batch) });
         }
-        let resumes = batch.entries.first().map_or(batch.next_sequence, |entry| entry.sequence);
+        let resumes = batch
+            .entries
+            .first()
+            .map_or(batch.next_sequence, |entry| entry.sequence);
         let lost = resumes.min(self.until).saturating_sub(self.sequence);
         self.sequence = resumes;
-        (lost > 0).then_some(proto::LogsReply { reply: Some(logs_reply::Reply::LostEntries(lost)) })
+        (lost > 0).then_some(proto::LogsReply {
+            reply: Some(logs_reply::Reply::LostEntries(lost)),
+        })
     }
 }
 
@@ -180,8 +197,16 @@ mod tests {
             (2, Some(100), 10),
             (18, Some(5), 18),
         ] {
-            let request = proto::LogsRequest { from_sequence: from, tail, ..Default::default() };
-            assert_eq!(first_wanted(&request, 10, 20), expected, "from {from} tail {tail:?}");
+            let request = proto::LogsRequest {
+                from_sequence: from,
+                tail,
+                ..Default::default()
+            };
+            assert_eq!(
+                first_wanted(&request, 10, 20),
+                expected,
+                "from {from} tail {tail:?}"
+            );
         }
     }
 }

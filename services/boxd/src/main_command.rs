@@ -67,7 +67,14 @@ impl MainCommand {
         phase: Phase,
     ) -> Self {
         let phase = watch::Sender::new(phase);
-        Self { reaper, environment, log, tasks, termination_file, phase }
+        Self {
+            reaper,
+            environment,
+            log,
+            tasks,
+            termination_file,
+            phase,
+        }
     }
 
     #[must_use]
@@ -124,7 +131,11 @@ impl MainCommand {
                 let line = format!("boxd: {refusal}");
                 let stream = OutputStream::Stderr;
                 tee::write(stream, format!("{line}\n").as_bytes());
-                self.log.append(&[NewEntry { stream, partial: false, line: line.as_bytes() }]);
+                self.log.append(&[NewEntry {
+                    stream,
+                    partial: false,
+                    line: line.as_bytes(),
+                }]);
                 self.end(refusal.exit_code, false, started_at, refusal.message);
             }
         }
@@ -134,7 +145,11 @@ impl MainCommand {
         &self,
         argv: Vec<OsString>,
     ) -> Result<(Child, [(OutputStream, Source); 2]), CannotStart> {
-        let order = Order { argv, working_dir: None, variables: self.environment.with([]) };
+        let order = Order {
+            argv,
+            working_dir: None,
+            variables: self.environment.with([]),
+        };
         let file = order.resolve()?;
         let no_pipes = |error: io::Error| CannotStart {
             exit_code: NOT_EXECUTABLE,
@@ -142,25 +157,35 @@ impl MainCommand {
         };
         let (stdout, stdout_source) = output_pipe().map_err(no_pipes)?;
         let (stderr, stderr_source) = output_pipe().map_err(no_pipes)?;
-        let session = Session::Pipes { stdin: Stdio::null(), stdout, stderr };
+        let session = Session::Pipes {
+            stdin: Stdio::null(),
+            stdout,
+            stderr,
+        };
         let command = launchable(&order, &file, session).map_err(no_pipes)?;
         let child = self.reaper.start(command).await.map_err(|error| {
-            let program = order.argv.first().map(OsString::as_os_str).unwrap_or_default();
+            let program = order
+                .argv
+                .first()
+                .map(OsString::as_os_str)
+                .unwrap_or_default();
             CannotStart::from_exec(program, &error)
         })?;
-        let sources =
-            [(OutputStream::Stdout, stdout_source), (OutputStream::Stderr, stderr_source)];
+        let sources = [
+            (OutputStream::Stdout, stdout_source),
+            (OutputStream::Stderr, stderr_source),
+        ];
         Ok((child, sources))
     }
 
-    async fn supervise(
-        &self,
-        child: Child,
-        sources: [(OutputStream, Source); 2],
-    ) -> Option<Ended> {
+    async fn supervise(&self, child: Child, sources: [(OutputStream, Source); 2]) -> Option<Ended> {
         let command_ended = CancellationToken::new();
         let pumps = sources.map(|(stream, source)| {
-            let sink = IntoLog { log: &self.log, stream, lines: Mutex::new(Lines::default()) };
+            let sink = IntoLog {
+                log: &self.log,
+                stream,
+                lines: Mutex::new(Lines::default()),
+            };
             let command_ended = command_ended.clone();
             async move {
                 pump(source, &sink, command_ended).await;
@@ -179,7 +204,13 @@ impl MainCommand {
 
     fn end(&self, exit_code: i32, oom_killed: bool, started_at: DateTime<Utc>, message: String) {
         let finished_at = Utc::now();
-        let termination = Termination { exit_code, oom_killed, started_at, finished_at, message };
+        let termination = Termination {
+            exit_code,
+            oom_killed,
+            started_at,
+            finished_at,
+            message,
+        };
         if let Some(path) = &self.termination_file
             && let Err(error) = termination.write(path)
         {
@@ -201,7 +232,11 @@ struct IntoLog<'main> {
 impl IntoLog<'_> {
     fn finish(&self) {
         lock(&self.lines).finish(|partial, line| {
-            self.log.append(&[NewEntry { stream: self.stream, partial, line }]);
+            self.log.append(&[NewEntry {
+                stream: self.stream,
+                partial,
+                line,
+            }]);
         });
     }
 }
@@ -221,7 +256,11 @@ impl Sink for IntoLog<'_> {
             lines.push(bytes, |entries| {
                 let entries: Vec<NewEntry<'_>> = entries
                     .iter()
-                    .map(|(partial, line)| NewEntry { stream, partial: *partial, line })
+                    .map(|(partial, line)| NewEntry {
+                        stream,
+                        partial: *partial,
+                        line,
+                    })
                     .collect();
                 self.log.append(&entries);
             });

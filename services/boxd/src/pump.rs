@@ -108,7 +108,11 @@ async fn drain(source: &Source, sink: &impl Sink, buffer: &mut [u8]) {
     let mut owed = source.owed();
     loop {
         let late = Instant::now() >= deadline;
-        let wanted = if late { owed.min(buffer.len()) } else { buffer.len() };
+        let wanted = if late {
+            owed.min(buffer.len())
+        } else {
+            buffer.len()
+        };
         let Some(buffer) = buffer.get_mut(..wanted).filter(|buffer| !buffer.is_empty()) else {
             return;
         };

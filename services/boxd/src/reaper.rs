@@ -93,7 +93,9 @@ impl Reaper {
         let mut children = lock(&self.children);
         // ECHILD, no children at all, ends it as well.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(ended) = Ended::from_status(status) else { continue };
+            let Some(ended) = Ended::from_status(status) else {
+                continue;
+            };
             if let Some(starter) = children.remove(&pid.as_raw_nonzero().get()) {
                 // A starter that no longer listens does not care.
                 let _ = starter.send(ended);
@@ -114,7 +116,10 @@ impl Reaper {
             let (sender, ended) = oneshot::channel();
             lock(&this.children).insert(pid, sender);
             drop(gate);
-            Ok(Child { pid: Pid::from_raw(pid), ended })
+            Ok(Child {
+                pid: Pid::from_raw(pid),
+                ended,
+            })
         });
         started.await.map_err(io::Error::other)?
     }

@@ -194,7 +194,9 @@ impl Run {
         let kept = state.ring.start();
         if sequence < kept {
             state.sent = kept;
-            let gap = proto::Gap { lost_bytes: kept - sequence };
+            let gap = proto::Gap {
+                lost_bytes: kept - sequence,
+            };
             return Taken::Output(output(sequence, run_output::Output::Gap(gap)));
         }
         if let Some((stream, bytes)) = state.ring.read(sequence, MESSAGE_BYTES) {
@@ -219,7 +221,10 @@ impl Run {
 }
 
 fn output(sequence: u64, output: run_output::Output) -> proto::RunOutput {
-    proto::RunOutput { sequence, output: Some(output) }
+    proto::RunOutput {
+        sequence,
+        output: Some(output),
+    }
 }
 
 fn data(sequence: u64, stream: OutputStream, bytes: Bytes) -> proto::RunOutput {

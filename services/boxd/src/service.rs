@@ -59,7 +59,10 @@ impl Boxd for Service {
                         ..Default::default()
                     };
                     let exited = Some(run_output::Output::Exited(exited));
-                    let only = proto::RunOutput { sequence: 0, output: exited };
+                    let only = proto::RunOutput {
+                        sequence: 0,
+                        output: exited,
+                    };
                     return Ok(Response::new(Box::pin(stream::iter([Ok(only)]))));
                 }
             },
@@ -67,7 +70,11 @@ impl Boxd for Service {
                 let run = self.find(resume.run_id).await?;
                 (run, Some(resume.from_sequence))
             }
-            _ => return Err(Status::invalid_argument("the first input is start or resume")),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "the first input is start or resume",
+                ));
+            }
         };
         let reader = Reader::attach(Arc::clone(&run), from)?;
         self.starter.tasks.spawn(feed(run, inputs, reader.gone()));
@@ -98,7 +105,11 @@ impl Boxd for Service {
         let mut configured = self.configured.lock().await;
         match configured.as_ref() {
             Some(same) if *same == request => return Ok(Response::new(proto::ConfigureReply {})),
-            Some(_) => return Err(Status::failed_precondition("the box is configured otherwise")),
+            Some(_) => {
+                return Err(Status::failed_precondition(
+                    "the box is configured otherwise",
+                ));
+            }
             None if self.main.phase() != Phase::Unconfigured => {
                 return Err(Status::failed_precondition("the box is not warm"));
             }
@@ -110,8 +121,13 @@ impl Boxd for Service {
         *configured = Some(request);
         // A caller that goes away meanwhile must not leave it half done.
         let main = Arc::clone(&self.main);
-        let started = self.starter.tasks.spawn(async move { main.start(argv).await });
-        started.await.map_err(|_| Status::internal("the main command was not started"))?;
+        let started = self
+            .starter
+            .tasks
+            .spawn(async move { main.start(argv).await });
+        started
+            .await
+            .map_err(|_| Status::internal("the main command was not started"))?;
         Ok(Response::new(proto::ConfigureReply {}))
     }
 
@@ -133,7 +149,11 @@ impl Boxd for Service {
             Phase::Exited(code) => ("exited", code),
         };
         let runs = u32::try_from(self.starter.registry.active()).unwrap_or(u32::MAX);
-        Ok(Response::new(proto::StatusReply { main: main.to_owned(), exit_code, runs }))
+        Ok(Response::new(proto::StatusReply {
+            main: main.to_owned(),
+            exit_code,
+            runs,
+        }))
     }
 }
 
@@ -146,7 +166,10 @@ impl Service {
         }
         let wish = Wish::try_from(start).map_err(invalid)?;
         let starter = Arc::clone(&self.starter);
-        let started = self.starter.tasks.spawn(async move { starter.start(wish).await });
+        let started = self
+            .starter
+            .tasks
+            .spawn(async move { starter.start(wish).await });
         started
             .await
             .map_err(|_| Status::internal("the command was not started"))?

@@ -18,7 +18,10 @@ pub enum SettingsError {
     #[error("{0} is not set")]
     Missing(&'static str),
     #[error("{name} is not {expected}")]
-    Malformed { name: &'static str, expected: &'static str },
+    Malformed {
+        name: &'static str,
+        expected: &'static str,
+    },
     #[error("{} is refused", variables::TOKEN)]
     Token(#[from] TokenError),
 }
@@ -82,7 +85,10 @@ fn number<N: std::str::FromStr>(
     given(name)
         .map(|text| text.parse())
         .transpose()
-        .map_err(|_| SettingsError::Malformed { name, expected: "a number of bytes" })
+        .map_err(|_| SettingsError::Malformed {
+            name,
+            expected: "a number of bytes",
+        })
 }
 
 #[cfg(test)]
@@ -101,13 +107,21 @@ mod tests {
         let settings = read(&[(variables::TOKEN, "t")]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:10777");
         assert!(!settings.warm);
-        assert!(matches!(read(&[]), Err(SettingsError::Missing(variables::TOKEN))));
+        assert!(matches!(
+            read(&[]),
+            Err(SettingsError::Missing(variables::TOKEN))
+        ));
     }
 
     #[test]
     fn a_malformed_value_is_named() {
-        for (name, value) in [(variables::LISTEN, "localhost:1"), (variables::RING_BYTES, "1Mi")] {
-            let error = read(&[(variables::TOKEN, "t"), (name, value)]).err().unwrap();
+        for (name, value) in [
+            (variables::LISTEN, "localhost:1"),
+            (variables::RING_BYTES, "1Mi"),
+        ] {
+            let error = read(&[(variables::TOKEN, "t"), (name, value)])
+                .err()
+                .unwrap();
             assert!(error.to_string().contains(name), "{error}");
         }
     }

@@ -9,7 +9,11 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 #[must_use]
 pub fn parse(name: &str) -> Option<Signal> {
     let name = name.to_ascii_uppercase();
-    let full = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    let full = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
     full.parse().ok()
 }
 

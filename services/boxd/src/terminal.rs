@@ -24,7 +24,12 @@ pub struct Size {
 
 impl Size {
     fn winsize(self) -> Winsize {
-        Winsize { ws_row: self.rows, ws_col: self.columns, ws_xpixel: 0, ws_ypixel: 0 }
+        Winsize {
+            ws_row: self.rows,
+            ws_col: self.columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        }
     }
 }
 
@@ -50,7 +55,12 @@ impl Terminal {
             .open(name.to_string_lossy().as_ref())?;
         tcsetwinsize(&outer, size.winsize())?;
         fcntl(&outer, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        Ok((Self { outer: registered(File::from(outer))? }, inner.into()))
+        Ok((
+            Self {
+                outer: registered(File::from(outer))?,
+            },
+            inner.into(),
+        ))
     }
 
     /// The kernel tells the foreground group by SIGWINCH.
@@ -71,7 +81,10 @@ impl Terminal {
     /// As `epoll(7)`.
     pub async fn readable(&self) -> io::Result<()> {
         // The readiness stays until a read finds nothing.
-        self.outer.readable().await.map(|mut guard| guard.retain_ready())
+        self.outer
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
     }
 
     /// 0 when no process has the inner end open any more.
@@ -79,7 +92,9 @@ impl Terminal {
     /// # Errors
     /// `WouldBlock` when there is nothing to read.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.outer.try_io(tokio::io::Interest::READABLE, |mut file| file.read(buffer));
+        let read = self
+            .outer
+            .try_io(tokio::io::Interest::READABLE, |mut file| file.read(buffer));
         match read {
             Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => Ok(0),
             other => other,
@@ -90,7 +105,9 @@ impl Terminal {
     /// `EIO` when no process has the inner end open any more.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let write = self.outer.async_io(tokio::io::Interest::WRITABLE, |mut file| file.write(bytes));
+            let write = self
+                .outer
+                .async_io(tokio::io::Interest::WRITABLE, |mut file| file.write(bytes));
             let written = write.await?;
             bytes = bytes.get(written..).unwrap_or_default();
         }
@@ -98,7 +115,10 @@ impl Terminal {
     }
 }
 
-#[allow(unsafe_code, reason = "AsyncFd cannot know by itself that a File keeps its descriptor")]
+#[allow(
+    unsafe_code,
+    reason = "AsyncFd cannot know by itself that a File keeps its descriptor"
+)]
 fn registered(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File owns its descriptor, never changes it, and is only lent out by the
     // AsyncFd for as long as that lives.

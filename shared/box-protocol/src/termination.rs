@@ -106,7 +106,12 @@ mod tests {
     fn a_long_message_still_fits_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("termination");
-        Termination { message: "\u{1}".repeat(5000), ..sample() }.write(&path).unwrap();
+        Termination {
+            message: "\u{1}".repeat(5000),
+            ..sample()
+        }
+        .write(&path)
+        .unwrap();
         assert!(Termination::read(&path).unwrap().is_some());
     }
 
@@ -121,6 +126,9 @@ mod tests {
         assert!(Termination::read(&path).is_err());
         fs::remove_file(&path).unwrap();
         fs::write(&path, "{").unwrap();
-        assert!(matches!(Termination::read(&path), Err(TerminationError::Malformed(_))));
+        assert!(matches!(
+            Termination::read(&path),
+            Err(TerminationError::Malformed(_))
+        ));
     }
 }

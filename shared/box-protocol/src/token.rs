@@ -39,8 +39,7 @@ impl BoxToken {
         if secret.len() < 16 {
             return Err(TokenError::WeakSecret);
         }
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(secret).map_err(|_| TokenError::WeakSecret)?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|_| TokenError::WeakSecret)?;
         mac.update(id.as_str().as_bytes());
         Ok(Self(hex::encode(mac.finalize().into_bytes())))
     }
@@ -92,7 +91,9 @@ impl AddToken {
 
 impl Interceptor for AddToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -145,7 +146,10 @@ mod tests {
         let mine = BoxToken::derive(SECRET, &id("env-0000000000000000")).unwrap();
         let other = BoxToken::derive(SECRET, &id("env-0000000000000001")).unwrap();
         let request = |token: &BoxToken| {
-            AddToken::new(token).unwrap().call(Request::new(())).unwrap()
+            AddToken::new(token)
+                .unwrap()
+                .call(Request::new(()))
+                .unwrap()
         };
         assert!(CheckToken::new(mine.clone()).call(request(&mine)).is_ok());
         for refused in [request(&other), Request::new(())] {
@@ -159,7 +163,11 @@ mod tests {
         let id = id("env-0000000000000000");
         assert_eq!(BoxToken::derive(b"short", &id), Err(TokenError::WeakSecret));
         for text in ["", "a b", "line\n", "é"] {
-            assert_eq!(BoxToken::parse(text), Err(TokenError::Malformed), "{text:?}");
+            assert_eq!(
+                BoxToken::parse(text),
+                Err(TokenError::Malformed),
+                "{text:?}"
+            );
         }
     }
 

@@ -21,7 +21,11 @@ use super::Order;
 
 /// What the command's standard streams are.
 pub enum Session {
-    Pipes { stdin: Stdio, stdout: OwnedFd, stderr: OwnedFd },
+    Pipes {
+        stdin: Stdio,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
     /// The terminal's inner end, which becomes the controlling terminal.
     Terminal(OwnedFd),
 }
@@ -43,11 +47,18 @@ pub fn launchable(order: &Order, file: &Path, session: Session) -> io::Result<Co
     }
     let terminal = matches!(session, Session::Terminal(_));
     match session {
-        Session::Pipes { stdin, stdout, stderr } => {
+        Session::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => {
             command.stdin(stdin).stdout(stdout).stderr(stderr);
         }
         Session::Terminal(inner) => {
-            command.stdin(inner.try_clone()?).stdout(inner.try_clone()?).stderr(inner);
+            command
+                .stdin(inner.try_clone()?)
+                .stdout(inner.try_clone()?)
+                .stderr(inner);
         }
     }
     // SAFETY: the closure only makes system calls (async-signal-safe) and touches no
@@ -66,11 +77,16 @@ pub fn launchable(order: &Order, file: &Path, session: Session) -> io::Result<Co
     Ok(command)
 }
 
-/// A disposition of "ignored" would be inherited through exec.
+/// A disposition of "ignored" would be inherited through exec. By system call, because
+/// the C library refuses the two signals that it uses itself, which may be ignored too.
 fn default_signals() {
+    // The kernel's `struct sigaction`, all zero: SIG_DFL, no flags, an empty mask.
+    let default = [0u64; 4];
+    let no_old = std::ptr::null_mut::<u64>();
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of ours; those that cannot be set stay as they are.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: `default` is as large as the kernel reads, and SIG_DFL runs no code of
+        // ours; the two signals that cannot be set stay as they are.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), no_old, 8) };
     }
 }
 
@@ -80,7 +96,10 @@ fn first_to_die() {
     const SCORE: &[u8] = b"1000";
     // SAFETY: a constant path, a constant buffer, and the descriptor is closed here.
     unsafe {
-        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let file = libc::open(
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
         if file >= 0 {
             libc::write(file, SCORE.as_ptr().cast(), SCORE.len());
             libc::close(file);

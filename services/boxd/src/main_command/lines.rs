@@ -54,7 +54,11 @@ mod tests {
         let mut seen = Vec::new();
         for chunk in chunks {
             lines.push(chunk, |pieces| {
-                seen.extend(pieces.iter().map(|(partial, line)| (*partial, line.to_vec())));
+                seen.extend(
+                    pieces
+                        .iter()
+                        .map(|(partial, line)| (*partial, line.to_vec())),
+                );
             });
         }
         lines.finish(|partial, line| seen.push((partial, line.to_vec())));
@@ -75,7 +79,10 @@ mod tests {
     fn only_a_line_longer_than_the_longest_is_cut() {
         let long = vec![b'x'; MAX_LINE_BYTES];
         let whole = [long.as_slice(), b"\nrest"].concat();
-        assert_eq!(pieces(&[&whole]), [(false, long.clone()), (false, b"rest".to_vec())]);
+        assert_eq!(
+            pieces(&[&whole]),
+            [(false, long.clone()), (false, b"rest".to_vec())]
+        );
         let cut = [long.as_slice(), b"y\n"].concat();
         assert_eq!(pieces(&[&cut]), [(true, long), (false, b"y".to_vec())]);
     }

@@ -74,8 +74,9 @@ impl Run {
                 .resize(wish::size(resize))
                 .map_err(|_| Status::failed_precondition("the terminal is gone")),
             Some(control_request::Control::Signal(name)) => {
-                let signal = signals::parse(&name)
-                    .ok_or_else(|| Status::invalid_argument(format!("signal: {name:?} is not one")))?;
+                let signal = signals::parse(&name).ok_or_else(|| {
+                    Status::invalid_argument(format!("signal: {name:?} is not one"))
+                })?;
                 self.signal(signal);
                 Ok(())
             }

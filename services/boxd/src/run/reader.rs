@@ -38,7 +38,10 @@ impl Reader {
             duration_limit_ms: 0,
         };
         Ok(Self {
-            first: Some(output(from.unwrap_or(0), run_output::Output::Started(started))),
+            first: Some(output(
+                from.unwrap_or(0),
+                run_output::Output::Started(started),
+            )),
             number,
             news,
             _gone_on_drop: gone.clone().drop_guard(),

@@ -77,7 +77,11 @@ impl Registry {
             return Err(RegistryError::Full);
         }
         runs.entries.insert(id.clone(), Entry::Starting);
-        Ok(Slot { registry: Arc::clone(self), id: id.clone(), filled: false })
+        Ok(Slot {
+            registry: Arc::clone(self),
+            id: id.clone(),
+            filled: false,
+        })
     }
 
     /// A run, ended ones too; waits for one that is being started.
@@ -89,7 +93,9 @@ impl Registry {
         let found = async {
             loop {
                 match lock(&self.runs).entries.get(id) {
-                    Some(Entry::Active(run) | Entry::Finished(run, _)) => return Some(Arc::clone(run)),
+                    Some(Entry::Active(run) | Entry::Finished(run, _)) => {
+                        return Some(Arc::clone(run));
+                    }
                     Some(Entry::Starting) => {}
                     None => return None,
                 }

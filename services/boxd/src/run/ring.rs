@@ -60,7 +60,8 @@ impl Ring {
             return 0;
         }
         let wanted = self.end().saturating_sub(floor.max(self.start));
-        self.capacity.saturating_sub(usize::try_from(wanted).unwrap_or(usize::MAX))
+        self.capacity
+            .saturating_sub(usize::try_from(wanted).unwrap_or(usize::MAX))
     }
 
     /// Appends `data`, at most [`Self::room`] of them, and forgets the oldest as needed.
@@ -88,7 +89,8 @@ impl Ring {
         let needed = self.bytes.len() + more;
         if needed > self.bytes.capacity() {
             let doubled = (self.bytes.capacity() * 2).min(self.capacity);
-            self.bytes.reserve_exact(needed.max(doubled) - self.bytes.len());
+            self.bytes
+                .reserve_exact(needed.max(doubled) - self.bytes.len());
         }
     }
 
@@ -96,7 +98,11 @@ impl Ring {
         let count = count.min(self.bytes.len());
         self.bytes.drain(..count);
         self.start += count as u64;
-        while self.segments.front().is_some_and(|first| first.end <= self.start) {
+        while self
+            .segments
+            .front()
+            .is_some_and(|first| first.end <= self.start)
+        {
             self.segments.pop_front();
         }
     }
@@ -106,7 +112,9 @@ impl Ring {
     #[must_use]
     pub fn read(&self, from: u64, max: usize) -> Option<(OutputStream, Bytes)> {
         let first = usize::try_from(from.checked_sub(self.start)?).ok()?;
-        let segment = self.segments.get(self.segments.partition_point(|s| s.end <= from))?;
+        let segment = self
+            .segments
+            .get(self.segments.partition_point(|s| s.end <= from))?;
         let length = usize::try_from(segment.end - from).ok()?.min(max);
         let mut bytes = Vec::with_capacity(length);
         let (front, back) = self.bytes.as_slices();
@@ -140,7 +148,10 @@ mod tests {
             seen.push((stream, String::from_utf8(bytes.to_vec()).unwrap()));
         }
         let expected = [(Stdout, "ab"), (Stdout, "c"), (Stderr, "DE"), (Stdout, "f")];
-        assert_eq!(seen, expected.map(|(stream, text)| (stream, text.to_owned())));
+        assert_eq!(
+            seen,
+            expected.map(|(stream, text)| (stream, text.to_owned()))
+        );
     }
 
     #[test]
@@ -153,8 +164,14 @@ mod tests {
         ring.push(Stderr, b"abcd");
         assert_eq!((ring.start(), ring.end(), ring.len()), (4, 14, 10));
         assert_eq!(ring.read(3, 9), None);
-        assert_eq!(ring.read(4, 9).unwrap(), (Stdout, Bytes::from_static(b"456789")));
-        assert_eq!(ring.read(10, 9).unwrap(), (Stderr, Bytes::from_static(b"abcd")));
+        assert_eq!(
+            ring.read(4, 9).unwrap(),
+            (Stdout, Bytes::from_static(b"456789"))
+        );
+        assert_eq!(
+            ring.read(10, 9).unwrap(),
+            (Stderr, Bytes::from_static(b"abcd"))
+        );
         assert_eq!(ring.read(14, 9), None);
     }
 
@@ -178,7 +195,10 @@ mod tests {
         let data: Vec<u8> = (0..=255).cycle().take(50_000).collect();
         let (mut written, mut seen) = (0, Vec::new());
         while seen.len() < data.len() {
-            let room = ring.room(seen.len() as u64).min(data.len() - written).min(333);
+            let room = ring
+                .room(seen.len() as u64)
+                .min(data.len() - written)
+                .min(333);
             ring.push(Stdout, &data[written..written + room]);
             written += room;
             let (_, bytes) = ring.read(seen.len() as u64, 171).unwrap();

@@ -114,7 +114,9 @@ impl Starter {
     fn order(&self, wish: &Wish) -> Result<(Order, std::path::PathBuf), CannotStart> {
         let mut variables = self.environment.with(wish.variables.iter().cloned());
         if wish.terminal.is_some() {
-            variables.entry("TERM".into()).or_insert_with(|| DEFAULT_TERM.into());
+            variables
+                .entry("TERM".into())
+                .or_insert_with(|| DEFAULT_TERM.into());
         }
         let mut order = Order {
             argv: wish.argv.clone(),
@@ -147,14 +149,20 @@ fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
         let terminal = Arc::new(terminal);
         let ends = Ends {
             stdin: Some(Stdin::Terminal(Arc::clone(&terminal))),
-            sources: vec![(OutputStream::Stdout, Source::Terminal(Arc::clone(&terminal)))],
+            sources: vec![(
+                OutputStream::Stdout,
+                Source::Terminal(Arc::clone(&terminal)),
+            )],
             terminal: Some(terminal),
         };
         return Ok((Session::Terminal(inner), ends));
     }
     let (stdin, our_stdin) = if wish.stdin {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
-        (Stdio::from(theirs), Some(Stdin::Pipe(pipe::Sender::from_owned_fd(ours)?)))
+        (
+            Stdio::from(theirs),
+            Some(Stdin::Pipe(pipe::Sender::from_owned_fd(ours)?)),
+        )
     } else {
         (Stdio::null(), None)
     };
@@ -168,7 +176,14 @@ fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
             (OutputStream::Stderr, stderr_source),
         ],
     };
-    Ok((Session::Pipes { stdin, stdout, stderr }, ends))
+    Ok((
+        Session::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        },
+        ends,
+    ))
 }
 
 /// The command's end, and ours.

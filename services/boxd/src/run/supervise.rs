@@ -63,7 +63,9 @@ pub async fn supervise(
     let mut pumps = pin!(join_all(pumps));
     let mut pumped = false;
     let mut unread = run.unread_since.subscribe();
-    let mut deadline = limits.timeout.and_then(|timeout| limits.began.checked_add(timeout));
+    let mut deadline = limits
+        .timeout
+        .and_then(|timeout| limits.began.checked_add(timeout));
     let (mut killed, mut timed_out) = (false, false);
 
     let ended = loop {
@@ -80,7 +82,9 @@ pub async fn supervise(
             () = unread_for(&mut unread, limits.orphan_grace), if !killed => {}
             () = closing.cancelled(), if !killed => {}
         }
-        if timed_out || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace))) {
+        if timed_out
+            || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace)))
+        {
             killed = true;
             run.kill();
             deadline = Instant::now().checked_add(KILL_DEADLINE);
@@ -97,7 +101,12 @@ pub async fn supervise(
             () = after_closing(&closing) => false,
         };
     if complete {
-        let end = End { ended, killed, timed_out, duration };
+        let end = End {
+            ended,
+            killed,
+            timed_out,
+            duration,
+        };
         run.finish(exited(&end, limits.oom_kills)).await;
         registry.finish(&run);
     } else {
@@ -123,7 +132,9 @@ fn exited(end: &End, oom_kills_before: u64) -> proto::Exited {
 }
 
 fn is_orphan(run: &Run, grace: Duration) -> bool {
-    run.unread_since.borrow().is_some_and(|since| since.elapsed() >= grace)
+    run.unread_since
+        .borrow()
+        .is_some_and(|since| since.elapsed() >= grace)
 }
 
 async fn at(deadline: Option<Instant>) {
@@ -205,7 +216,12 @@ mod tests {
     #[test]
     fn an_exit_code_says_what_happened() {
         let code = |ended, killed, timed_out| {
-            let end = End { ended, killed, timed_out, duration: Duration::ZERO };
+            let end = End {
+                ended,
+                killed,
+                timed_out,
+                duration: Duration::ZERO,
+            };
             exited(&end, u64::MAX).exit_code
         };
         assert_eq!(code(Some(Ended::Exited(3)), false, false), 3);

@@ -73,13 +73,19 @@ impl TryFrom<proto::StartCommand> for Wish {
 #[must_use]
 pub fn size(resize: proto::Resize) -> Size {
     let cells = |count: u32| u16::try_from(count.max(1)).unwrap_or(u16::MAX);
-    Size { columns: cells(resize.cols), rows: cells(resize.rows) }
+    Size {
+        columns: cells(resize.cols),
+        rows: cells(resize.rows),
+    }
 }
 
 /// # Errors
 /// [`InvalidWish::Nul`].
 pub fn arguments(command: Vec<String>) -> Result<Vec<OsString>, InvalidWish> {
-    command.into_iter().map(|argument| without_nul(argument, "command")).collect()
+    command
+        .into_iter()
+        .map(|argument| without_nul(argument, "command"))
+        .collect()
 }
 
 /// # Errors
@@ -97,7 +103,11 @@ pub fn variables(
 }
 
 fn without_nul(text: String, what: &'static str) -> Result<OsString, InvalidWish> {
-    if text.contains('\0') { Err(InvalidWish::Nul(what)) } else { Ok(text.into()) }
+    if text.contains('\0') {
+        Err(InvalidWish::Nul(what))
+    } else {
+        Ok(text.into())
+    }
 }
 
 #[cfg(test)]
@@ -116,12 +126,48 @@ mod tests {
     fn what_cannot_be_executed_is_refused_before_anything_starts() {
         let nul = || "a\0b".to_owned();
         for (wish, error) in [
-            (proto::StartCommand { command: vec![], ..start() }, InvalidWish::NoCommand),
-            (proto::StartCommand { command: vec![nul()], ..start() }, InvalidWish::Nul("command")),
-            (proto::StartCommand { working_dir: nul(), ..start() }, InvalidWish::Nul("working_dir")),
-            (proto::StartCommand { env: [("A".into(), nul())].into(), ..start() }, InvalidWish::Nul("env")),
-            (proto::StartCommand { env: [("A=".into(), "".into())].into(), ..start() }, InvalidWish::VariableName),
-            (proto::StartCommand { run_id: "a.b".into(), ..start() }, InvalidWish::Id(InvalidRunId)),
+            (
+                proto::StartCommand {
+                    command: vec![],
+                    ..start()
+                },
+                InvalidWish::NoCommand,
+            ),
+            (
+                proto::StartCommand {
+                    command: vec![nul()],
+                    ..start()
+                },
+                InvalidWish::Nul("command"),
+            ),
+            (
+                proto::StartCommand {
+                    working_dir: nul(),
+                    ..start()
+                },
+                InvalidWish::Nul("working_dir"),
+            ),
+            (
+                proto::StartCommand {
+                    env: [("A".into(), nul())].into(),
+                    ..start()
+                },
+                InvalidWish::Nul("env"),
+            ),
+            (
+                proto::StartCommand {
+                    env: [("A=".into(), "".into())].into(),
+                    ..start()
+                },
+                InvalidWish::VariableName,
+            ),
+            (
+                proto::StartCommand {
+                    run_id: "a.b".into(),
+                    ..start()
+                },
+                InvalidWish::Id(InvalidRunId),
+            ),
         ] {
             assert_eq!(Wish::try_from(wish).err(), Some(error));
         }
@@ -130,17 +176,38 @@ mod tests {
     #[test]
     fn any_number_is_a_duration_and_zero_is_the_default() {
         let wish = Wish::try_from(start()).unwrap();
-        assert_eq!((wish.timeout, wish.orphan_grace), (None, DEFAULT_ORPHAN_GRACE));
-        let endless = proto::StartCommand { timeout_ms: u64::MAX, orphan_grace_ms: u64::MAX, ..start() };
+        assert_eq!(
+            (wish.timeout, wish.orphan_grace),
+            (None, DEFAULT_ORPHAN_GRACE)
+        );
+        let endless = proto::StartCommand {
+            timeout_ms: u64::MAX,
+            orphan_grace_ms: u64::MAX,
+            ..start()
+        };
         let wish = Wish::try_from(endless).unwrap();
         assert_eq!((wish.timeout, wish.orphan_grace), (Some(LONGEST), LONGEST));
     }
 
     #[test]
     fn a_terminal_needs_no_command_and_always_reads() {
-        let tty = Some(proto::Resize { cols: 0, rows: 100_000 });
-        let wish = Wish::try_from(proto::StartCommand { command: vec![], tty, ..start() }).unwrap();
+        let tty = Some(proto::Resize {
+            cols: 0,
+            rows: 100_000,
+        });
+        let wish = Wish::try_from(proto::StartCommand {
+            command: vec![],
+            tty,
+            ..start()
+        })
+        .unwrap();
         assert!(wish.stdin);
-        assert_eq!(wish.terminal, Some(Size { columns: 1, rows: u16::MAX }));
+        assert_eq!(
+            wish.terminal,
+            Some(Size {
+                columns: 1,
+                rows: u16::MAX
+            })
+        );
     }
 }

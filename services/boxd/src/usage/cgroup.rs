@@ -15,7 +15,11 @@ const NO_LIMIT: u64 = 1 << 60;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cgroup {
     V2(PathBuf),
-    V1 { cpuacct: PathBuf, memory: PathBuf, pids: PathBuf },
+    V1 {
+        cpuacct: PathBuf,
+        memory: PathBuf,
+        pids: PathBuf,
+    },
 }
 
 impl Cgroup {
@@ -33,7 +37,11 @@ impl Cgroup {
             return Self::V2(group(mount, path_of(table, "")));
         }
         let v1 = |controller| group(&mount.join(controller), path_of(table, controller));
-        Self::V1 { cpuacct: v1("cpuacct"), memory: v1("memory"), pids: v1("pids") }
+        Self::V1 {
+            cpuacct: v1("cpuacct"),
+            memory: v1("memory"),
+            pids: v1("pids"),
+        }
     }
 
     /// Nanoseconds of processor time since the group began.
@@ -47,7 +55,11 @@ impl Cgroup {
     /// The working set: use less the file cache that is not in use.
     pub fn memory_bytes(&self) -> u64 {
         let (used, stat, inactive) = match self {
-            Self::V2(group) => (group.join("memory.current"), group.join("memory.stat"), "inactive_file"),
+            Self::V2(group) => (
+                group.join("memory.current"),
+                group.join("memory.stat"),
+                "inactive_file",
+            ),
             Self::V1 { memory, .. } => (
                 memory.join("memory.usage_in_bytes"),
                 memory.join("memory.stat"),
@@ -87,14 +99,21 @@ fn path_of<'table>(table: &'table str, controller: &str) -> &'table str {
     let line = table.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (_, names, path) = (parts.next()?, parts.next()?, parts.next()?);
-        names.split(',').any(|name| name == controller).then_some(path)
+        names
+            .split(',')
+            .any(|name| name == controller)
+            .then_some(path)
     });
     line.unwrap_or("/")
 }
 
 fn group(mount: &Path, path: &str) -> PathBuf {
     let below = mount.join(path.trim_start_matches('/'));
-    if below.is_dir() { below } else { mount.to_owned() }
+    if below.is_dir() {
+        below
+    } else {
+        mount.to_owned()
+    }
 }
 
 fn number(path: &Path) -> u64 {
@@ -104,8 +123,12 @@ fn number(path: &Path) -> u64 {
 
 fn field(path: &Path, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    found.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -133,8 +156,18 @@ mod tests {
         }
         let cgroup = Cgroup::find(dir.path(), "0::/kubepods/pod1/box\n");
         assert_eq!(cgroup, Cgroup::V2(dir.path().to_owned()));
-        assert_eq!((cgroup.cpu_nanos(), cgroup.memory_bytes()), (1_500_000, 700));
-        assert_eq!((cgroup.memory_limit_bytes(), cgroup.pids(), cgroup.oom_kills()), (0, 7, 2));
+        assert_eq!(
+            (cgroup.cpu_nanos(), cgroup.memory_bytes()),
+            (1_500_000, 700)
+        );
+        assert_eq!(
+            (
+                cgroup.memory_limit_bytes(),
+                cgroup.pids(),
+                cgroup.oom_kills()
+            ),
+            (0, 7, 2)
+        );
     }
 
     #[test]
@@ -142,13 +175,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let memory = dir.path().join("memory/box");
         write(&memory.join("memory.usage_in_bytes"), "5000\n");
-        write(&memory.join("memory.stat"), "inactive_file 1\ntotal_inactive_file 1000\n");
-        write(&memory.join("memory.limit_in_bytes"), "9223372036854771712\n");
-        write(&memory.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n");
+        write(
+            &memory.join("memory.stat"),
+            "inactive_file 1\ntotal_inactive_file 1000\n",
+        );
+        write(
+            &memory.join("memory.limit_in_bytes"),
+            "9223372036854771712\n",
+        );
+        write(
+            &memory.join("memory.oom_control"),
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+        );
         write(&dir.path().join("cpuacct/cpuacct.usage"), "123\n");
         let table = "5:memory:/box\n4:cpu,cpuacct:/elsewhere\n2:pids:/box\n0::/\n";
         let cgroup = Cgroup::find(dir.path(), table);
         assert_eq!((cgroup.cpu_nanos(), cgroup.memory_bytes()), (123, 4000));
-        assert_eq!((cgroup.memory_limit_bytes(), cgroup.pids(), cgroup.oom_kills()), (0, 0, 4));
+        assert_eq!(
+            (
+                cgroup.memory_limit_bytes(),
+                cgroup.pids(),
+                cgroup.oom_kills()
+            ),
+            (0, 0, 4)
+        );
     }
 }

@@ -62,7 +62,11 @@ struct Newest {
 
 impl Newest {
     fn new(limit_bytes: usize) -> Self {
-        Self { entries: VecDeque::new(), line_bytes: 0, limit_bytes }
+        Self {
+            entries: VecDeque::new(),
+            line_bytes: 0,
+            limit_bytes,
+        }
     }
 
     fn of_segment(bytes: &[u8], limit_bytes: usize) -> Self {
@@ -76,13 +80,19 @@ impl Newest {
     }
 
     fn push(&mut self, entry: LogEntry) {
-        if self.entries.back().is_some_and(|last| last.sequence >= entry.sequence) {
+        if self
+            .entries
+            .back()
+            .is_some_and(|last| last.sequence >= entry.sequence)
+        {
             return;
         }
         self.line_bytes += entry.line.len();
         self.entries.push_back(entry);
         while self.line_bytes > self.limit_bytes {
-            let Some(oldest) = self.entries.pop_front() else { break };
+            let Some(oldest) = self.entries.pop_front() else {
+                break;
+            };
             self.line_bytes -= oldest.line.len();
         }
     }

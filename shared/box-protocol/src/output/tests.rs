@@ -13,13 +13,23 @@ const SMALL_SEGMENT: u64 = 128 * 1024;
 fn append(output: &mut Output, lines: std::ops::Range<u64>) {
     for number in lines {
         let line = format!("line {number} {}", "x".repeat(100));
-        let entry = NewEntry { stream: OutputStream::Stdout, partial: false, line: line.as_bytes() };
-        output.append(i64::try_from(number).unwrap(), &[entry]).unwrap();
+        let entry = NewEntry {
+            stream: OutputStream::Stdout,
+            partial: false,
+            line: line.as_bytes(),
+        };
+        output
+            .append(i64::try_from(number).unwrap(), &[entry])
+            .unwrap();
     }
 }
 
 fn sequences(directory: &Path, limit: usize) -> Vec<u64> {
-    read_newest(directory, limit).unwrap().iter().map(|entry| entry.sequence).collect()
+    read_newest(directory, limit)
+        .unwrap()
+        .iter()
+        .map(|entry| entry.sequence)
+        .collect()
 }
 
 #[test]
@@ -65,7 +75,13 @@ fn a_read_goes_on_anywhere_and_tells_what_rotation_took() {
     assert_eq!(lost, first - 1);
     assert_eq!(seen, (first..=5_000).collect::<Vec<_>>());
     let end = output.read(5_001, 1_000).unwrap();
-    assert_eq!(end, Batch { next_sequence: 5_001, ..Batch::default() });
+    assert_eq!(
+        end,
+        Batch {
+            next_sequence: 5_001,
+            ..Batch::default()
+        }
+    );
     let from_middle = output.read(4_321, 1).unwrap();
     assert_eq!(from_middle.entries[0].sequence, 4_321);
     assert_eq!(from_middle.lost, 0);
@@ -79,7 +95,10 @@ fn a_cut_or_scribbled_tail_costs_what_follows_it_only() {
     let path = dir.path().join(FILE_NAMES[0]);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 3]).unwrap();
-    assert_eq!(sequences(dir.path(), usize::MAX), (1..=99).collect::<Vec<_>>());
+    assert_eq!(
+        sequences(dir.path(), usize::MAX),
+        (1..=99).collect::<Vec<_>>()
+    );
     let mut scribbled = whole.clone();
     scribbled.extend_from_slice(&[0xff; 5000]);
     fs::write(&path, &scribbled).unwrap();
@@ -104,7 +123,11 @@ fn links_fifos_and_directories_in_place_of_segments_are_not_followed() {
     fs::remove_file(&segment).unwrap();
     fs::create_dir(&segment).unwrap();
     assert!(sequences(dir.path(), usize::MAX).is_empty());
-    assert!(read_newest(&dir.path().join("nowhere"), 10).unwrap().is_empty());
+    assert!(
+        read_newest(&dir.path().join("nowhere"), 10)
+            .unwrap()
+            .is_empty()
+    );
     assert!(read_newest(&secret, 10).is_err());
 }
 

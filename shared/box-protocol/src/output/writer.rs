@@ -100,8 +100,12 @@ impl Output {
     fn start(files: [io::Result<File>; 2], segment_bytes: u64) -> Result<Self, WriteError> {
         let [first, second] = files;
         let segment = |file: io::Result<File>| {
-            file.map(|file| Segment { file, length: 0, index: Vec::new() })
-                .map_err(WriteError::Open)
+            file.map(|file| Segment {
+                file,
+                length: 0,
+                index: Vec::new(),
+            })
+            .map_err(WriteError::Open)
         };
         Ok(Self {
             segments: [segment(first)?, segment(second)?],
@@ -129,7 +133,10 @@ impl Output {
 
     /// Older segment first.
     fn ordered(&self) -> [&Segment; 2] {
-        [&self.segments[1 - self.current], &self.segments[self.current]]
+        [
+            &self.segments[1 - self.current],
+            &self.segments[self.current],
+        ]
     }
 
     /// Appends entries that were read at the same instant.
@@ -153,7 +160,9 @@ impl Output {
         entries: &[NewEntry<'_>],
         result: &mut Result<(), WriteError>,
     ) -> usize {
-        let first_len = entries.first().map_or(0, |entry| record::encoded_len(entry.line.len()));
+        let first_len = entries
+            .first()
+            .map_or(0, |entry| record::encoded_len(entry.line.len()));
         if self.segments[self.current].length + first_len as u64 > self.segment_bytes
             && let Err(error) = self.rotate()
         {
@@ -173,12 +182,26 @@ impl Output {
             if taken > 0 && end > self.segment_bytes {
                 break;
             }
-            let due = segment.index.last().is_none_or(|(_, at)| offset - at >= INDEX_EVERY_BYTES);
+            let due = segment
+                .index
+                .last()
+                .is_none_or(|(_, at)| offset - at >= INDEX_EVERY_BYTES);
             if due {
                 segment.index.push((self.next_sequence, offset));
             }
-            let NewEntry { stream, partial, line } = *entry;
-            record::encode(&mut scratch, self.next_sequence, unix_nanos, stream, partial, line);
+            let NewEntry {
+                stream,
+                partial,
+                line,
+            } = *entry;
+            record::encode(
+                &mut scratch,
+                self.next_sequence,
+                unix_nanos,
+                stream,
+                partial,
+                line,
+            );
             self.next_sequence += 1;
             taken += 1;
         }
@@ -210,7 +233,10 @@ impl Output {
     /// # Errors
     /// [`WriteError::Read`].
     pub fn read(&self, from: u64, max_bytes: usize) -> Result<Batch, WriteError> {
-        let mut batch = Batch { next_sequence: from.max(1), ..Batch::default() };
+        let mut batch = Batch {
+            next_sequence: from.max(1),
+            ..Batch::default()
+        };
         let mut budget = max_bytes.max(record::MAX_RECORD_BYTES);
         for segment in self.ordered() {
             let Some(start) = segment.offset_before(batch.next_sequence) else {
@@ -249,18 +275,24 @@ impl Output {
 impl Segment {
     /// Where to begin scanning for `sequence`; `None` when all here is older.
     fn offset_before(&self, sequence: u64) -> Option<u64> {
-        let after = self.index.partition_point(|(indexed, _)| *indexed <= sequence);
+        let after = self
+            .index
+            .partition_point(|(indexed, _)| *indexed <= sequence);
         self.index
             .get(after.saturating_sub(1))
             .map(|(_, offset)| *offset)
     }
 
     fn bytes_at(&self, offset: u64) -> io::Result<Vec<u8>> {
-        let wanted = (self.length - offset).min(INDEX_EVERY_BYTES + record::MAX_RECORD_BYTES as u64);
+        let wanted =
+            (self.length - offset).min(INDEX_EVERY_BYTES + record::MAX_RECORD_BYTES as u64);
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
         let mut filled = 0;
         while filled < bytes.len() {
-            match self.file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+            match self
+                .file
+                .read_at(&mut bytes[filled..], offset + filled as u64)?
+            {
                 0 => break,
                 read => filled += read,
             }

@@ -1,0 +1,311 @@
+//! The main command's output.
+
+use std::io::Read as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use agentbox_box_protocol::client::BoxClient;
+use agentbox_box_protocol::output::{MAX_LINE_BYTES, read_newest};
+use agentbox_box_protocol::proto::{self, LogsRequest, logs_reply};
+use agentbox_box_protocol::termination::Termination;
+use agentbox_contracts::logs::OutputStream;
+use nix::sys::signal::Signal;
+
+use crate::support::{Setup, TestBox, eventually, run, sh, shell};
+
+/// All that a request gives: entries, and how many were lost.
+async fn read(client: &BoxClient, request: LogsRequest) -> (Vec<proto::LogEntry>, u64) {
+    let mut replies = client.clone().logs(request).await.unwrap().into_inner();
+    let (mut entries, mut lost) = (Vec::new(), 0);
+    while let Some(reply) = replies.message().await.unwrap() {
+        match reply.reply.unwrap() {
+            logs_reply::Reply::Batch(batch) => entries.extend(batch.entries),
+            logs_reply::Reply::LostEntries(count) => lost += count,
+        }
+    }
+    (entries, lost)
+}
+
+fn sequences(entries: &[proto::LogEntry]) -> Vec<u64> {
+    entries.iter().map(|entry| entry.sequence).collect()
+}
+
+/// Until the log's newest line is `line`.
+async fn written(client: &BoxClient, line: &str) {
+    eventually("the line is logged", async || {
+        let request = LogsRequest {
+            tail: Some(1),
+            ..Default::default()
+        };
+        let (entries, _) = read(client, request).await;
+        entries
+            .last()
+            .is_some_and(|entry| entry.line == line.as_bytes())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lines_are_numbered_from_one_and_a_reader_begins_anywhere() {
+    let (_boxd, client) =
+        TestBox::main("for i in 1 2 3 4 5; do echo line $i; done; sleep 1000").await;
+    written(&client, "line 5").await;
+    let (all, lost) = read(&client, LogsRequest::default()).await;
+    assert_eq!((sequences(&all), lost), (vec![1, 2, 3, 4, 5], 0));
+    assert_eq!(all[2].line, b"line 3");
+    assert_eq!(all[2].stream(), proto::Stream::Stdout);
+    for (request, expected) in [
+        (
+            LogsRequest {
+                from_sequence: 4,
+                ..Default::default()
+            },
+            vec![4, 5],
+        ),
+        (
+            LogsRequest {
+                from_sequence: 6,
+                ..Default::default()
+            },
+            vec![],
+        ),
+        (
+            LogsRequest {
+                tail: Some(2),
+                ..Default::default()
+            },
+            vec![4, 5],
+        ),
+        (
+            LogsRequest {
+                tail: Some(0),
+                ..Default::default()
+            },
+            vec![],
+        ),
+        (
+            LogsRequest {
+                tail: Some(99),
+                ..Default::default()
+            },
+            vec![1, 2, 3, 4, 5],
+        ),
+        (
+            LogsRequest {
+                since_unix_nanos: Some(all[4].unix_nanos + 1),
+                ..Default::default()
+            },
+            vec![],
+        ),
+        (
+            LogsRequest {
+                since_unix_nanos: Some(all[0].unix_nanos),
+                ..Default::default()
+            },
+            vec![1, 2, 3, 4, 5],
+        ),
+    ] {
+        assert_eq!(
+            sequences(&read(&client, request).await.0),
+            expected,
+            "{request:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_follower_sees_lines_as_they_come_and_the_end_before_the_box_ends() {
+    let script =
+        "echo first; while [ ! -e go ]; do sleep 0.02; done; echo last; printf unended >&2; exit 3";
+    let (mut boxd, client) = TestBox::main(script).await;
+    let request = LogsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut logs = client.clone().logs(request).await.unwrap().into_inner();
+    let mut seen = Vec::new();
+    while let Some(reply) = logs.message().await.unwrap() {
+        if let Some(logs_reply::Reply::Batch(batch)) = reply.reply {
+            seen.extend(
+                batch
+                    .entries
+                    .into_iter()
+                    .map(|entry| String::from_utf8(entry.line).unwrap()),
+            );
+        }
+        if seen == ["first"] {
+            std::fs::write(boxd.path("go"), "").unwrap();
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["first", "last", "unended"]);
+    assert_eq!(boxd.exit_code().await, Some(3));
+    let termination = Termination::read(&boxd.path("termination"))
+        .unwrap()
+        .unwrap();
+    assert_eq!((termination.exit_code, termination.oom_killed), (3, false));
+    assert!(termination.started_at <= termination.finished_at);
+}
+
+#[tokio::test]
+async fn output_is_bounded_and_who_asks_for_what_is_gone_is_told() {
+    let (boxd, client) = TestBox::start(Setup {
+        main: shell("seq 1 100000; sleep 1000"),
+        variables: vec![("AGENTBOX_BOXD_SEGMENT_BYTES".into(), "200000".into())],
+        ..Setup::default()
+    })
+    .await;
+    written(&client, "100000").await;
+    let (kept, lost) = read(&client, LogsRequest::default()).await;
+    assert_eq!(lost, 0, "the oldest kept was asked for");
+    let first = kept[0].sequence;
+    assert_eq!(sequences(&kept), (first..=100_000).collect::<Vec<_>>());
+    assert_eq!(kept[0].line, first.to_string().as_bytes());
+    let (same, lost) = read(
+        &client,
+        LogsRequest {
+            from_sequence: 2,
+            ..Default::default()
+        },
+    )
+    .await;
+    assert_eq!((same[0].sequence, lost), (first, first - 2));
+    let size: u64 = std::fs::read_dir(boxd.output_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(size <= 400_000, "{size}");
+}
+
+#[tokio::test]
+async fn the_last_output_outlives_boxd() {
+    let (mut boxd, client) = TestBox::main("echo out; echo err >&2; sleep 1000").await;
+    eventually("both are logged", async || {
+        read(&client, LogsRequest::default()).await.0.len() == 2
+    })
+    .await;
+    boxd.signal(Signal::SIGKILL);
+    boxd.process.wait().unwrap();
+    let mut entries = read_newest(&boxd.output_dir(), 1 << 20).unwrap();
+    entries.sort_by_key(|entry| entry.stream == OutputStream::Stderr);
+    let lines: Vec<_> = entries.iter().map(|entry| entry.line.as_slice()).collect();
+    assert_eq!(lines, [&b"out"[..], b"err"]);
+    assert_eq!(Termination::read(&boxd.path("termination")).unwrap(), None);
+    // Its main command would otherwise stay: no namespace ends it here.
+    let own = format!("{}", boxd.dir.path().display());
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        if std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(&own)) {
+            let pid = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_box_writes_into_the_output_directory_harms_its_own_log_only() {
+    let script =
+        "echo before; cat /dev/zero | head -c 3000 > output/output-0; echo after; sleep 1000";
+    let (boxd, client) = TestBox::main(script).await;
+    // `after` is written where the file is long enough; `before` is gone.
+    eventually("the loss is told", async || {
+        let (_, lost) = read(
+            &client,
+            LogsRequest {
+                from_sequence: 1,
+                ..Default::default()
+            },
+        )
+        .await;
+        lost > 0
+    })
+    .await;
+    let outcome = run(&client, sh("echo well")).await;
+    assert_eq!(outcome.text(), "well\n");
+    read_newest(&boxd.output_dir(), 1 << 20).unwrap();
+}
+
+#[tokio::test]
+async fn a_long_line_comes_in_pieces_that_say_so() {
+    let (_boxd, client) =
+        TestBox::main("head -c 40000 /dev/zero | tr '\\0' x; echo; echo next; sleep 1000").await;
+    written(&client, "next").await;
+    let (entries, _) = read(&client, LogsRequest::default()).await;
+    let shape: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.line.len(), entry.partial))
+        .collect();
+    let rest = 40_000 - 2 * MAX_LINE_BYTES;
+    assert_eq!(
+        shape,
+        [
+            (MAX_LINE_BYTES, true),
+            (MAX_LINE_BYTES, true),
+            (rest, false),
+            (4, false)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn output_is_passed_on_to_boxds_own_and_nobody_reading_it_blocks_nothing() {
+    let (mut boxd, client) = TestBox::start(Setup {
+        main: shell("echo hello; head -c 3000000 /dev/zero | tr '\\0' '\\n'; echo done; while [ ! -e go ]; do sleep 0.02; done"),
+        stdout: Some(Stdio::piped()),
+        ..Setup::default()
+    })
+    .await;
+    written(&client, "done").await;
+    std::fs::write(boxd.path("go"), "").unwrap();
+    assert_eq!(boxd.exit_code().await, Some(0));
+    let mut passed = Vec::new();
+    boxd.process
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut passed)
+        .unwrap();
+    assert!(passed.starts_with(b"hello\n"), "{}", passed.len());
+}
+
+#[tokio::test]
+async fn a_main_command_that_cannot_start_says_so_everywhere() {
+    for (program, code) in [("no-such-program", 127), ("/tmp", 126)] {
+        let mut boxd = TestBox::launch(Setup {
+            main: vec![program.into()],
+            ..Setup::default()
+        });
+        assert_eq!(boxd.exit_code().await, Some(code));
+        let termination = Termination::read(&boxd.path("termination"))
+            .unwrap()
+            .unwrap();
+        assert_eq!(termination.exit_code, code);
+        assert!(
+            termination.message.contains(program),
+            "{}",
+            termination.message
+        );
+        let entries = read_newest(&boxd.output_dir(), 1000).unwrap();
+        assert!(String::from_utf8_lossy(&entries[0].line).contains(program));
+    }
+}
+
+#[tokio::test]
+async fn a_line_reaches_its_follower_at_once() {
+    let (boxd, client) = TestBox::main("mkfifo pipe; while :; do cat pipe; done").await;
+    let request = LogsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut logs = client.clone().logs(request).await.unwrap().into_inner();
+    let fifo = boxd.path("pipe");
+    eventually("the pipe is there", async || fifo.exists()).await;
+    let began = Instant::now();
+    std::fs::write(&fifo, "now\n").unwrap();
+    logs.message().await.unwrap().unwrap();
+    assert!(
+        began.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        began.elapsed()
+    );
+}

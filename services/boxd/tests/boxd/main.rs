@@ -1,0 +1,16 @@
+//! The real boxd, as a plain process or as PID 1 of a namespace, spoken to over gRPC.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the whole target is a test; clippy.toml's allowance covers #[test] functions only"
+)]
+
+mod flow;
+mod logs;
+mod pid_one;
+mod run;
+mod serving;
+mod support;
+mod terminal;

@@ -1,0 +1,152 @@
+//! boxd as PID 1 of a namespace of its own.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Session, Setup, TestBox, eventually, run, sh, shell, start};
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn namespaced(main: Vec<String>) -> Setup {
+    let wrapper = words("unshare --pid --fork --mount-proc --kill-child");
+    Setup {
+        main,
+        wrapper,
+        ..Setup::default()
+    }
+}
+
+#[tokio::test]
+async fn orphans_become_boxds_and_leave_no_zombie_and_no_exit_code_is_stolen() {
+    let (_boxd, client) = TestBox::start(namespaced(vec![])).await;
+    for code in 0..30 {
+        // Each leaves orphans that end before, while and after it ends itself.
+        let script = format!("(true & sleep 0.01 &) ; (sleep 0.05 &) ; exit {code}");
+        assert_eq!(run(&client, sh(&script)).await.code(), code);
+    }
+    eventually("no zombie is left", async || {
+        let states = run(
+            &client,
+            sh("cat /proc/[0-9]*/stat | grep -c ') Z ' || true"),
+        )
+        .await;
+        states.text().trim() == "0"
+    })
+    .await;
+    let orphan = run(&client, sh("setsid sleep 30 >/dev/null 2>&1 & echo $!")).await;
+    let parent = format!("grep PPid /proc/{}/status", orphan.text().trim());
+    assert_eq!(run(&client, sh(&parent)).await.text(), "PPid:\t1\n");
+}
+
+#[tokio::test]
+async fn the_token_cannot_be_read_by_root_in_the_box() {
+    // Root with what container runtimes leave it by default.
+    let kept = "+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,\
+                +net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+    let mut setup = namespaced(vec![]);
+    setup.wrapper.push("setpriv".to_owned());
+    setup.wrapper.push(format!("--bounding-set=-all,{kept}"));
+    setup.wrapper.push("--inh-caps=-all".to_owned());
+    let (_boxd, client) = TestBox::start(setup).await;
+    for script in [
+        "cat /proc/1/environ",
+        "head -c 1 /proc/1/mem",
+        "readlink /proc/1/fd/0",
+        "cat /proc/1/maps",
+    ] {
+        let outcome = run(&client, sh(script)).await;
+        assert_ne!(outcome.code(), 0, "{script}: {:?}", outcome.text());
+    }
+    let line = run(&client, start(&["cat", "/proc/1/cmdline"])).await;
+    assert!(
+        !line.text().contains(crate::support::TOKEN),
+        "{}",
+        line.text()
+    );
+}
+
+#[tokio::test]
+async fn even_who_may_read_boxds_environment_finds_no_token_there() {
+    let (_boxd, client) = TestBox::start(namespaced(vec![])).await;
+    let outcome = run(&client, start(&["cat", "/proc/1/environ"])).await;
+    assert_eq!(outcome.code(), 0);
+    assert!(outcome.text().contains("PATH="));
+    assert!(
+        !outcome.text().contains("AGENTBOX_BOXD"),
+        "{}",
+        outcome.text()
+    );
+}
+
+#[tokio::test]
+async fn a_stop_is_passed_to_the_main_command_whose_code_is_the_boxs() {
+    let script = "trap 'echo bye; exit 42' TERM; echo up; while :; do sleep 0.05; done";
+    let (mut boxd, client) = TestBox::start(namespaced(shell(script))).await;
+    wait_for_line(&client, b"up").await;
+    boxd.signal(Signal::SIGTERM);
+    assert_eq!(boxd.exit_code().await, Some(42));
+}
+
+#[tokio::test]
+async fn an_idle_box_ends_at_once_when_told_to_and_with_it_all_runs() {
+    let (mut boxd, client) = TestBox::start(namespaced(vec![])).await;
+    let mut session = Session::start(&client, sh("trap '' TERM; echo up; sleep 1000")).await;
+    session.until("up").await;
+    let began = Instant::now();
+    boxd.signal(Signal::SIGTERM);
+    assert_eq!(session.finish().await.code(), 137);
+    assert_eq!(boxd.exit_code().await, Some(0));
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn the_end_of_the_main_command_is_the_end_of_the_box_and_of_its_runs() {
+    let (mut boxd, client) = TestBox::start(namespaced(shell(
+        "while [ ! -e go ]; do sleep 0.02; done; exit 6",
+    )))
+    .await;
+    let mut session = Session::start(&client, sh("echo up; sleep 1000")).await;
+    session.until("up").await;
+    std::fs::write(boxd.path("go"), "").unwrap();
+    assert_eq!(session.finish().await.code(), 137);
+    assert_eq!(boxd.exit_code().await, Some(6));
+}
+
+#[tokio::test]
+async fn a_box_of_another_user_serves_as_that_user() {
+    let mut setup = namespaced(vec![]);
+    setup
+        .wrapper
+        .extend(words("setpriv --reuid=65534 --regid=65534 --clear-groups"));
+    setup.no_output_dir = true;
+    let (_boxd, client) = TestBox::start(setup).await;
+    let outcome = run(
+        &client,
+        sh("id -u; cat /proc/1/environ 2>/dev/null || echo hidden"),
+    )
+    .await;
+    assert_eq!(outcome.text(), "65534\nhidden\n");
+}
+
+async fn wait_for_line(client: &agentbox_box_protocol::client::BoxClient, line: &[u8]) {
+    let request = agentbox_box_protocol::proto::LogsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut logs = client.clone().logs(request).await.unwrap().into_inner();
+    loop {
+        let reply = logs.message().await.unwrap().unwrap();
+        if let Some(agentbox_box_protocol::proto::logs_reply::Reply::Batch(batch)) = reply.reply
+            && batch.entries.iter().any(|entry| entry.line == line)
+        {
+            return;
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Commands: how they are found, started, ended.
+
+use std::time::{Duration, Instant};
+
+use agentbox_box_protocol::proto::{self, control_request, run_input, run_output};
+use tonic::Code;
+
+use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh, start};
+
+#[tokio::test]
+async fn every_way_to_end_has_its_exit_code() {
+    let (boxd, client) = TestBox::idle().await;
+    std::fs::write(boxd.path("plain"), "no program").unwrap();
+    for (command, code, says) in [
+        (start(&["true"]), 0, ""),
+        (sh("exit 3"), 3, ""),
+        (sh("kill -9 $$"), 137, ""),
+        (sh("kill -TERM $$"), 143, ""),
+        (sh("kill -34 $$"), 128 + 34, ""),
+        (start(&["no-such-program"]), 127, "not found"),
+        (start(&["./no-such-program"]), 127, "not found"),
+        (start(&["./plain"]), 126, "not executable"),
+        (start(&["./output"]), 126, "is a directory"),
+        (
+            proto::StartCommand {
+                working_dir: "/nowhere".into(),
+                ..start(&["true"])
+            },
+            126,
+            "working directory",
+        ),
+    ] {
+        let outcome = run(&client, command.clone()).await;
+        let exited = outcome.exited.unwrap();
+        assert_eq!(exited.exit_code, code, "{command:?}");
+        assert!(exited.start_error.contains(says), "{command:?}: {exited:?}");
+        assert_eq!(exited.start_error.is_empty(), says.is_empty(), "{exited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_gets_its_directory_and_variables_and_none_of_boxds() {
+    let (boxd, client) = TestBox::idle().await;
+    std::fs::create_dir(boxd.path("bin")).unwrap();
+    std::fs::copy("/bin/true", boxd.path("bin/only-here")).unwrap();
+    let command = proto::StartCommand {
+        env: [
+            ("A".into(), "b c".into()),
+            ("PATH".into(), "/bin:/usr/bin".into()),
+        ]
+        .into(),
+        working_dir: "/tmp".into(),
+        ..sh("pwd; echo $A; env; ls /proc/self/fd | wc -l; cut -d' ' -f6 /proc/self/stat")
+    };
+    let outcome = run(&client, command).await;
+    let text = outcome.text();
+    assert!(text.starts_with("/tmp\nb c\n"), "{text}");
+    assert!(!text.contains("AGENTBOX_BOXD"), "{text}");
+    // 0, 1, 2, and the directory that ls reads: nothing leaked.
+    assert!(text.contains("\n4\n"), "{text}");
+    let path = boxd.path("bin").to_str().unwrap().to_owned();
+    let found = proto::StartCommand {
+        env: [("PATH".into(), path)].into(),
+        ..start(&["only-here"])
+    };
+    assert_eq!(run(&client, found).await.code(), 0);
+    assert_eq!(run(&client, start(&["only-here"])).await.code(), 127);
+}
+
+#[tokio::test]
+async fn a_fresh_process_ignores_no_signal_and_dies_first_when_memory_runs_out() {
+    let (_boxd, client) = TestBox::idle().await;
+    let outcome = run(
+        &client,
+        sh("grep Sig /proc/self/status; cat /proc/self/oom_score_adj"),
+    )
+    .await;
+    let text = outcome.text();
+    assert!(text.contains("SigBlk:\t0000000000000000"), "{text}");
+    assert!(text.contains("SigIgn:\t0000000000000000"), "{text}");
+    assert!(text.ends_with("1000\n"), "{text}");
+}
+
+#[tokio::test]
+async fn at_the_timeout_the_whole_group_dies_and_the_answer_comes_within_a_second() {
+    let (_boxd, client) = TestBox::idle().await;
+    let command = proto::StartCommand {
+        timeout_ms: 500,
+        ..sh("trap '' TERM; sleep 1000 & echo $!; echo partial >&2; wait")
+    };
+    let began = Instant::now();
+    let outcome = run(&client, command).await;
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(500) && took < Duration::from_millis(1500),
+        "{took:?}"
+    );
+    let exited = outcome.exited.as_ref().unwrap();
+    assert!(exited.timed_out);
+    assert_eq!(exited.exit_code, 124);
+    assert_eq!(outcome.stderr, b"partial\n");
+    let child: i32 = outcome.text().trim().parse().unwrap();
+    eventually("the group is dead", async || !is_alive(child)).await;
+}
+
+#[tokio::test]
+async fn a_timeout_reaches_the_jobs_of_a_shell_with_job_control() {
+    let (_boxd, client) = TestBox::idle().await;
+    let command = proto::StartCommand {
+        timeout_ms: 300,
+        ..sh("set -m; sleep 1000 & echo $!; wait")
+    };
+    let outcome = run(&client, command).await;
+    let job: i32 = outcome.text().trim().parse().unwrap();
+    eventually("the job is dead", async || !is_alive(job)).await;
+}
+
+#[tokio::test]
+async fn who_keeps_the_pipe_open_neither_holds_the_answer_nor_is_killed() {
+    let (_boxd, client) = TestBox::idle().await;
+    let began = Instant::now();
+    let outcome = run(&client, sh("sleep 30 & echo $!")).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(outcome.code(), 0);
+    let child: i32 = outcome.text().trim().parse().unwrap();
+    assert!(is_alive(child));
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_noisy_survivor_does_not_hold_the_answer_either() {
+    let (_boxd, client) = TestBox::idle().await;
+    let began = Instant::now();
+    let outcome = run(&client, sh("yes survivor & echo $! >&2")).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(outcome.code(), 0);
+    // With the reader gone its next write is its last.
+    let survivor: i32 = String::from_utf8(outcome.stderr)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    eventually("the survivor gets SIGPIPE", async || !is_alive(survivor)).await;
+}
+
+#[tokio::test]
+async fn a_command_without_a_reader_is_killed_after_its_grace() {
+    let (boxd, _client) = TestBox::idle().await;
+    let (cut, relay) = boxd.cuttable().await;
+    let pid_file = boxd.path("pid");
+    let script = format!(
+        "sleep 1000 & echo $! > {}; echo up; wait",
+        pid_file.display()
+    );
+    let mut session = Session::start(&cut, sh(&script)).await;
+    session.until("up").await;
+    let child: i32 = read_text(&pid_file).trim().parse().unwrap();
+    relay.abort();
+    let began = Instant::now();
+    eventually("the orphan dies", async || !is_alive(child)).await;
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_secs(2) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_kill_and_a_signal_reach_a_command_whose_stdin_is_backed_up() {
+    let (_boxd, mut client) = TestBox::idle().await;
+    for control in [
+        control_request::Control::Kill(proto::Empty {}),
+        control_request::Control::Signal("TERM".into()),
+    ] {
+        let command = proto::StartCommand {
+            stdin: true,
+            ..start(&["sleep", "1000"])
+        };
+        let run_id = command.run_id.clone();
+        let session = Session::start(&client, command).await;
+        let inputs = session.inputs.clone();
+        let flood = tokio::spawn(async move {
+            let chunk = bytes::Bytes::from(vec![0; 32 * 1024]);
+            let stdin = || proto::RunInput {
+                input: Some(run_input::Input::Stdin(chunk.clone())),
+            };
+            while inputs.send(stdin()).await.is_ok() {}
+        });
+        let expected = match &control {
+            control_request::Control::Kill(_) => 137,
+            _ => 143,
+        };
+        let request = proto::ControlRequest {
+            run_id,
+            control: Some(control),
+        };
+        client.control(request).await.unwrap();
+        assert_eq!(session.finish().await.code(), expected);
+        flood.abort();
+    }
+    let unknown = proto::ControlRequest {
+        run_id: "nobody".into(),
+        control: None,
+    };
+    assert_eq!(
+        client.control(unknown).await.unwrap_err().code(),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn a_name_is_used_once_and_an_ended_run_can_be_asked_again() {
+    let (_boxd, client) = TestBox::idle().await;
+    let command = sh("echo out; exit 9");
+    let first = run(&client, command.clone()).await;
+    assert_eq!((first.text(), first.code()), ("out\n", 9));
+    let again = Session::open(&client, run_input::Input::Start(command.clone())).await;
+    assert_eq!(again.err().unwrap().code(), Code::AlreadyExists);
+    let resumed = Session::resume(&client, &command.run_id, 0)
+        .await
+        .unwrap()
+        .finish()
+        .await;
+    assert_eq!((resumed.text(), resumed.code()), ("out\n", 9));
+    let beyond = Session::resume(&client, &command.run_id, 99).await;
+    assert_eq!(beyond.err().unwrap().code(), Code::OutOfRange);
+    let unknown = Session::resume(&client, "nobody", 0).await;
+    assert_eq!(unknown.err().unwrap().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn the_newest_reader_wins() {
+    let (_boxd, client) = TestBox::idle().await;
+    let command = proto::StartCommand {
+        stdin: true,
+        ..start(&["cat"])
+    };
+    let run_id = command.run_id.clone();
+    let mut old = Session::start(&client, command).await;
+    let new = Session::resume(&client, &run_id, 0).await.unwrap();
+    let ended = loop {
+        match old.next().await {
+            Ok(Some(run_output::Output::Started(_))) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(ended.unwrap_err().code(), Code::Aborted);
+    new.send(run_input::Input::Stdin("mine".into())).await;
+    new.send(run_input::Input::StdinEof(proto::Empty {})).await;
+    assert_eq!(new.finish().await.text(), "mine");
+}
+
+#[tokio::test]
+async fn no_more_than_256_commands_run_at_a_time() {
+    let (_boxd, client) = TestBox::idle().await;
+    let mut sessions = Vec::new();
+    for _ in 0..256 {
+        sessions.push(Session::start(&client, start(&["sleep", "1000"])).await);
+    }
+    let refused = Session::open(&client, run_input::Input::Start(start(&["true"]))).await;
+    assert_eq!(refused.err().unwrap().code(), Code::ResourceExhausted);
+    sessions
+        .pop()
+        .unwrap()
+        .send(run_input::Input::Kill(proto::Empty {}))
+        .await;
+    eventually("a place is free", async || {
+        Session::open(&client, run_input::Input::Start(start(&["true"])))
+            .await
+            .is_ok()
+    })
+    .await;
+}

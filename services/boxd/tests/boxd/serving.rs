@@ -1,0 +1,164 @@
+//! The door, the warm box, the meter, the program itself.
+
+use std::process::Command;
+
+use agentbox_box_protocol::client::BoxClient;
+use agentbox_box_protocol::proto::{self, run_input};
+use tonic::Code;
+
+use crate::support::{Session, Setup, TestBox, eventually, run, sh, start};
+
+async fn status(client: &BoxClient) -> proto::StatusReply {
+    client
+        .clone()
+        .status(proto::StatusRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+#[tokio::test]
+async fn every_call_without_the_token_is_refused() {
+    let (boxd, _client) = TestBox::idle().await;
+    for token in ["wrong", "token-of-the-test-boy", "token-of-the-test-box2"] {
+        let mut client = boxd.client(token).await;
+        let codes = [
+            client.status(proto::StatusRequest {}).await.map(drop),
+            client.usage(proto::UsageRequest {}).await.map(drop),
+            client.logs(proto::LogsRequest::default()).await.map(drop),
+            client
+                .configure(proto::ConfigureRequest::default())
+                .await
+                .map(drop),
+            client
+                .control(proto::ControlRequest::default())
+                .await
+                .map(drop),
+            Session::open(&client, run_input::Input::Start(start(&["true"])))
+                .await
+                .map(drop),
+        ];
+        for code in codes {
+            assert_eq!(code.unwrap_err().code(), Code::Unauthenticated);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_warm_box_takes_one_configuration_and_the_same_again() {
+    let (mut boxd, client) = TestBox::start(Setup {
+        variables: vec![("AGENTBOX_BOXD_WARM".into(), "true".into())],
+        ..Setup::default()
+    })
+    .await;
+    assert_eq!(status(&client).await.main, "unconfigured");
+    let early = Session::open(&client, run_input::Input::Start(start(&["true"]))).await;
+    assert_eq!(early.err().unwrap().code(), Code::FailedPrecondition);
+    let request = proto::ConfigureRequest {
+        command: crate::support::shell("while [ ! -e go ]; do sleep 0.02; done; exit $CODE"),
+        env: [("CODE".into(), "8".into())].into(),
+        labels: [("a".into(), "b".into())].into(),
+    };
+    for _ in 0..2 {
+        client.clone().configure(request.clone()).await.unwrap();
+    }
+    let other = proto::ConfigureRequest {
+        command: vec![],
+        ..request
+    };
+    let refused = client.clone().configure(other).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(status(&client).await.main, "running");
+    assert_eq!(run(&client, sh("echo $CODE")).await.text(), "8\n");
+    std::fs::write(boxd.path("go"), "").unwrap();
+    assert_eq!(boxd.exit_code().await, Some(8));
+}
+
+#[tokio::test]
+async fn a_warm_box_without_a_command_idles_and_a_cold_one_is_not_configured() {
+    let variables = vec![("AGENTBOX_BOXD_WARM".into(), "true".into())];
+    let (_boxd, client) = TestBox::start(Setup {
+        variables,
+        ..Setup::default()
+    })
+    .await;
+    client
+        .clone()
+        .configure(proto::ConfigureRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(status(&client).await.main, "idle");
+    let (_cold, cold) = TestBox::idle().await;
+    let refused = cold
+        .clone()
+        .configure(proto::ConfigureRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn status_counts_the_commands_that_run() {
+    let (_boxd, client) = TestBox::idle().await;
+    assert_eq!(
+        (
+            status(&client).await.main.as_str(),
+            status(&client).await.runs
+        ),
+        ("idle", 0)
+    );
+    let session = Session::start(&client, start(&["sleep", "1000"])).await;
+    assert_eq!(status(&client).await.runs, 1);
+    session.send(run_input::Input::Kill(proto::Empty {})).await;
+    eventually("none runs", async || status(&client).await.runs == 0).await;
+}
+
+#[tokio::test]
+async fn usage_rises_with_work() {
+    let (_boxd, client) = TestBox::idle().await;
+    let usage = async || {
+        client
+            .clone()
+            .usage(proto::UsageRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+    };
+    let before = usage().await;
+    assert!(before.memory_bytes > 0, "{before:?}");
+    let _busy = Session::start(&client, sh("while :; do :; done")).await;
+    eventually("the work shows", async || {
+        let now = usage().await;
+        now.cpu_usage_nanos > before.cpu_usage_nanos && now.cpu_milli > 100
+    })
+    .await;
+}
+
+#[test]
+fn the_program_copies_itself_and_says_its_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("boxd");
+    let boxd = env!("CARGO_BIN_EXE_boxd");
+    for _ in 0..2 {
+        assert!(
+            Command::new(boxd)
+                .arg("install")
+                .arg(&copy)
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    let version = Command::new(&copy).arg("--version").output().unwrap();
+    assert_eq!(
+        version.stdout,
+        format!("boxd {}\n", env!("CARGO_PKG_VERSION")).as_bytes()
+    );
+    assert_eq!(
+        Command::new(boxd).arg("nonsense").status().unwrap().code(),
+        Some(2)
+    );
+    let unset = Command::new(boxd).arg("run").env_clear().output().unwrap();
+    assert_eq!(unset.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&unset.stderr).contains("AGENTBOX_BOXD_TOKEN"));
+}
