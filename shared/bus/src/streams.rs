@@ -19,7 +19,8 @@ const RETENTION: Duration = Duration::from_secs(7 * DAY.as_secs());
 const LIMITS_MAX_AGE: Duration = Duration::from_secs(120);
 /// A republished outbox row within this time is recognised as the same.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-const GIB: i64 = 1 << 30;
+/// JetStream reserves these, so they are what a small machine can promise.
+const MIB: i64 = 1 << 20;
 
 fn commands() -> Config {
     Config {
@@ -29,7 +30,7 @@ fn commands() -> Config {
         retention: RetentionPolicy::WorkQueue,
         storage: StorageType::File,
         max_age: DAY,
-        max_bytes: GIB,
+        max_bytes: 64 * MIB,
         discard: DiscardPolicy::New,
         duplicate_window: DUPLICATE_WINDOW,
         ..Config::default()
@@ -44,7 +45,7 @@ fn events() -> Config {
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         max_age: RETENTION,
-        max_bytes: 4 * GIB,
+        max_bytes: 512 * MIB,
         discard: DiscardPolicy::Old,
         duplicate_window: DUPLICATE_WINDOW,
         allow_direct: true,
@@ -60,7 +61,7 @@ fn dead_letters() -> Config {
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         max_age: RETENTION,
-        max_bytes: GIB,
+        max_bytes: 64 * MIB,
         discard: DiscardPolicy::Old,
         ..Config::default()
     }
@@ -75,7 +76,7 @@ fn limits() -> Config {
         storage: StorageType::Memory,
         max_age: LIMITS_MAX_AGE,
         max_messages_per_subject: 1,
-        max_bytes: GIB / 4,
+        max_bytes: 64 * MIB,
         discard: DiscardPolicy::Old,
         allow_message_counter: true,
         allow_direct: true,
@@ -139,7 +140,7 @@ impl Bus {
                 bucket: OUTPUT_BUCKET.to_owned(),
                 description: Some("the last output of ended environments".to_owned()),
                 max_age: RETENTION,
-                max_bytes: 8 * GIB,
+                max_bytes: 1024 * MIB,
                 storage: StorageType::File,
                 ..object_store::Config::default()
             })

@@ -1,7 +1,7 @@
 //! The listener for operators: metrics and health, apart from what users reach.
 
-use std::future::Future;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -14,6 +14,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::readiness::Readiness;
+
+/// How long open connections may last after the listener has stopped.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct AdminState {
@@ -43,20 +46,19 @@ impl Admin {
         Ok(Self { listener, router })
     }
 
-    pub(crate) fn serve(self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send {
-        async move {
-            let served = axum::serve(self.listener, self.router)
-                .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-            tokio::select! {
-                outcome = served => if let Err(error) = outcome {
-                    tracing::error!(%error, "the admin listener failed");
-                },
-                // A scraper that keeps its connection open does not hold the process.
-                () = async {
-                    shutdown.cancelled().await;
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                } => {}
-            }
+    pub(crate) async fn serve(self, shutdown: CancellationToken) {
+        let served = axum::serve(self.listener, self.router)
+            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+        // A scraper that keeps its connection open does not hold the process.
+        let overdue = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(CLOSE_GRACE).await;
+        };
+        tokio::select! {
+            outcome = served => if let Err(error) = outcome {
+                tracing::error!(%error, "the admin listener failed");
+            },
+            () = overdue => {}
         }
     }
 }
