@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use agentbox_service::CommonConfig;
 
-use crate::secret::MasterSecret;
-
 #[derive(Clone, clap::Parser)]
 #[command(
     name = "agentbox-auth",
@@ -32,7 +30,7 @@ pub struct Config {
         hide_env_values = true,
         hide = true
     )]
-    pub auth_secret: MasterSecret,
+    pub auth_secret: String,
 
     /// The administrator that a first start with no user at all creates.
     #[arg(long, env = "AGENTBOX_ADMIN_USERNAME")]

@@ -32,10 +32,9 @@ pub struct Auth {
 }
 
 impl Auth {
-    fn public_keys(&self) -> PublicKeysReply {
-        PublicKeysReply {
-            keys: self.keyring.jwks(Utc::now()),
-        }
+    async fn public_keys(&self) -> Result<PublicKeysReply, Error> {
+        let keys = self.keyring.jwks(Utc::now()).await?;
+        Ok(PublicKeysReply { keys })
     }
 
     /// # Errors
@@ -83,7 +82,7 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
         .on::<GetKey, _, _>(handler!(auth, |a, r| a.api_keys.get(r).await))
         .on::<RevokeKey, _, _>(handler!(auth, |a, r| a.api_keys.revoke(r).await.map(empty)))
         .on::<IssueTicket, _, _>(handler!(auth, |a, r| a.tickets.issue(r).await))
-        .on::<PublicKeys, _, _>(handler!(auth, |a, _| Ok(a.public_keys())))
+        .on::<PublicKeys, _, _>(handler!(auth, |a, _| a.public_keys().await))
         .on::<Ready, _, _>(handler!(auth, |a, _| a.ready().await.map(empty)))
 }
 

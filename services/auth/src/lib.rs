@@ -44,6 +44,9 @@ const SCHEMA: &str = "auth";
 /// When Postgres cannot be reached, or what is configured cannot be right.
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
+    // Not parsed with the other options: their errors show what was given.
+    let secret: secret::MasterSecret =
+        config.auth_secret.parse().context("AGENTBOX_AUTH_SECRET")?;
     let database =
         agentbox_database::connect(&config.database_url, SCHEMA, config.database_connections)
             .await?;
@@ -54,7 +57,6 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         .await
         .context("the first administrator cannot be created")?;
 
-    let secret = config.auth_secret.clone();
     let keyring = signing_key::Keyring::load(
         database.clone(),
         secret.clone(),

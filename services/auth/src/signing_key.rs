@@ -167,10 +167,15 @@ impl Keyring {
         Ok(key.filter(|key| key.lifetime.may_verify(now)))
     }
 
-    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037).
-    #[must_use]
-    pub fn jwks(&self, now: DateTime<Utc>) -> Vec<serde_json::Value> {
-        self.snapshot()
+    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037). Read
+    /// afresh: who asks has met a key that another replica may have made a moment ago.
+    ///
+    /// # Errors
+    /// When Postgres fails.
+    pub async fn jwks(&self, now: DateTime<Utc>) -> Result<Vec<serde_json::Value>, KeyError> {
+        self.read().await?;
+        let keys = self
+            .snapshot()
             .iter()
             .filter(|key| key.lifetime.may_verify(now))
             .map(|key| {
@@ -179,7 +184,8 @@ impl Keyring {
                     "kid": key.kid, "x": key.x,
                 })
             })
-            .collect()
+            .collect();
+        Ok(keys)
     }
 
     /// Reads the table, and makes a key unless another replica just did.
@@ -288,10 +294,12 @@ impl Keyring {
     }
 
     async fn refresh(&self) -> Result<(), KeyError> {
-        {
-            let _turn = self.turn.lock().await;
-            self.replace(store::all(&self.database).await?)?;
-        }
+        self.read().await?;
         self.signer(Utc::now()).await.map(|_| ())
+    }
+
+    async fn read(&self) -> Result<(), KeyError> {
+        let _turn = self.turn.lock().await;
+        self.replace(store::all(&self.database).await?)
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use agentbox_contracts::identity::{Role, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_local::TestPostgres;
 use sea_orm::ConnectionTrait;
 
-use crate::support::{ADMIN_PASSWORD, PASSWORD, World, eventually};
+use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, Replica, World, eventually};
 
 #[tokio::test]
 async fn what_has_expired_is_removed_and_what_lives_stays() {
@@ -130,5 +131,30 @@ async fn no_secret_is_in_the_database_or_the_log() {
             !everything.contains(secret),
             "a secret is written: {secret}"
         );
+    }
+}
+
+#[tokio::test]
+async fn auth_needs_no_right_outside_its_schema_and_no_other_service_reads_it() {
+    let TestPostgres { url, endpoint } = TestPostgres::start().await.unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    let grant = format!("GRANT CREATE ON DATABASE {name} TO auth");
+    endpoint.execute(&[&grant]).await.unwrap();
+    let as_role = |role: &str| {
+        let (server, _) = endpoint.urls[role].rsplit_once('/').unwrap();
+        format!("{server}/{name}")
+    };
+    let auth = Replica::start(&as_role("auth"), &[]).await;
+    auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+
+    let stranger = agentbox_database::connect(&as_role("scheduler"), "auth", 1)
+        .await
+        .unwrap();
+    for table in ["signing_keys", "users", "api_keys"] {
+        let read = stranger
+            .execute_unprepared(&format!("SELECT * FROM auth.{table}"))
+            .await;
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains("permission denied"), "{table}: {error}");
     }
 }

@@ -99,10 +99,14 @@ async fn a_token_signed_with_a_new_key_is_good_on_a_replica_that_has_not_seen_th
     let restarted = Replica::start(&world.url, &[]).await;
     let new = restarted.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token;
     assert_ne!(kid(&old), kid(&new));
+    let both = BTreeSet::from([kid(&old), kid(&new)]);
+    // One is asked for its keys first, one to verify first: neither has seen the new key.
+    assert_eq!(kids(first).await, both);
+    second.bearer(&new).await.unwrap();
     for replica in [&restarted, first, second] {
         replica.bearer(&new).await.unwrap();
         replica.bearer(&old).await.unwrap();
-        assert_eq!(kids(replica).await, BTreeSet::from([kid(&old), kid(&new)]));
+        assert_eq!(kids(replica).await, both);
     }
     assert_eq!(world.count("SELECT count(*) FROM signing_keys").await, 2);
 }

@@ -5,7 +5,7 @@ mod replica;
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::TestPostgres;
+use agentbox_local::{PostgresEndpoint, TestPostgres};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 pub use callers::{ADMIN, ADMIN_PASSWORD, Caller, PASSWORD, refused};
@@ -16,6 +16,7 @@ pub use replica::Replica;
 /// Each replica has a NATS server to itself, so that a test knows which one it asks.
 pub struct World {
     pub url: String,
+    pub postgres: PostgresEndpoint,
     pub database: DatabaseConnection,
     pub replicas: Vec<Replica>,
 }
@@ -27,12 +28,16 @@ impl World {
 
     /// `replicas` that all start at the same moment, with further variables.
     pub async fn with(replicas: usize, environment: &[(&str, &str)]) -> Self {
-        let url = TestPostgres::start().await.unwrap().url;
+        let TestPostgres {
+            url,
+            endpoint: postgres,
+        } = TestPostgres::start().await.unwrap();
         let starting = (0..replicas).map(|_| Replica::start(&url, environment));
         let replicas = futures::future::join_all(starting).await;
         let database = agentbox_database::connect(&url, "auth", 2).await.unwrap();
         Self {
             url,
+            postgres,
             database,
             replicas,
         }

@@ -99,11 +99,7 @@ impl Replica {
     async fn wait_ready(&mut self) {
         let give_up = Instant::now() + START_DEADLINE;
         loop {
-            let url = format!("{}/health/ready", self.admin_url);
-            if reqwest::get(url)
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
+            if self.is_ready().await {
                 return;
             }
             let ended = self.process.try_wait().unwrap();
@@ -115,6 +111,14 @@ impl Replica {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// What `/health/ready` says.
+    pub async fn is_ready(&self) -> bool {
+        let url = format!("{}/health/ready", self.admin_url);
+        reqwest::get(url)
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
     }
 
     /// Asks as the gateway does.

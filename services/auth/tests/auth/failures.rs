@@ -1,0 +1,90 @@
+//! What is told when a part is missing or there is too much of something.
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::identity::Role;
+use agentbox_contracts::identity::rpc::{Empty, Ready};
+
+use crate::support::{PASSWORD, World, eventually};
+
+#[tokio::test]
+async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let key = auth.key(&caller.user.id, Vec::new()).await.key;
+    let name = world.url.rsplit('/').next().unwrap();
+    let cut = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false");
+    let end =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    world.postgres.execute(&[&cut, &end]).await.unwrap();
+
+    let begun = Instant::now();
+    for error in [
+        auth.bearer(&caller.token).await.unwrap_err(),
+        auth.bearer(&key).await.unwrap_err(),
+        auth.again(&caller.principal).await.unwrap_err(),
+        auth.login(&caller.user.username, PASSWORD)
+            .await
+            .unwrap_err(),
+        auth.call::<Ready>(Empty {}).await.unwrap_err(),
+    ] {
+        assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+        assert!(error.retry_after_s.is_some());
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+    eventually(
+        "it says that it is not ready",
+        Duration::from_secs(10),
+        async || !auth.is_ready().await,
+    )
+    .await;
+
+    let allow = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
+    world.postgres.execute(&[&allow]).await.unwrap();
+    eventually("it is ready again", Duration::from_secs(20), async || {
+        auth.is_ready().await
+    })
+    .await;
+    auth.bearer(&caller.token).await.unwrap();
+    auth.bearer(&key).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_of_logins_is_shed_and_leaves_requests_with_a_token_alone() {
+    let few = [
+        ("AGENTBOX_HASH_CONCURRENCY", "1"),
+        ("AGENTBOX_HASH_QUEUE", "2"),
+    ];
+    let world = World::with(1, &few).await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let logins = (0..100).map(|_| auth.login(&caller.user.username, "not the password"));
+    let (outcomes, ()) = tokio::join!(futures::future::join_all(logins), async {
+        for _ in 0..20 {
+            auth.bearer(&caller.token).await.unwrap();
+        }
+    });
+    let mut shed = 0;
+    for error in outcomes.into_iter().map(Result::unwrap_err) {
+        match error.code {
+            ErrorCode::InvalidCredentials => {}
+            ErrorCode::Unavailable => {
+                assert!(error.retry_after_s.is_some());
+                shed += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..100).contains(&shed), "{shed} of 100 were shed");
+    assert_eq!(
+        auth.metric("auth_password_queue_full_total", "").await,
+        shed
+    );
+    auth.login(&caller.user.username, PASSWORD).await.unwrap();
+}
