@@ -268,6 +268,9 @@ mod tests {
         ticket.credential = Credential::Ticket {
             environment: id.clone(),
             action: TicketAction::Logs,
+            issued_by: Box::new(Credential::Login {
+                id: LoginId::random(),
+            }),
         };
         let on = |id| Some(Target { id, owner: &owner });
         assert!(authorize(&ticket, Action::ReadLogs, on(&id)).is_ok());

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::{Credential, Principal};
+use agentbox_contracts::identity::Principal;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -25,8 +25,6 @@ const QUEUE: usize = 64;
 /// Resolves when the credential of `principal` is no longer good, or when the gateway
 /// stops. That auth cannot be reached is not the credential's end.
 pub(crate) async fn until_revoked(gateway: &Gateway, principal: &Principal) -> Error {
-    // A ticket is used up by opening the stream: nothing more can be asked about it.
-    let can_ask = !matches!(principal.credential, Credential::Ticket { .. });
     loop {
         tokio::select! {
             () = gateway.shutdown.cancelled() => {
@@ -40,8 +38,7 @@ pub(crate) async fn until_revoked(gateway: &Gateway, principal: &Principal) -> E
         {
             return Error::new(ErrorCode::Unauthorized, "the credential has expired");
         }
-        if can_ask
-            && let Err(error) = still_good(gateway, principal).await
+        if let Err(error) = still_good(gateway, principal).await
             && error.code == ErrorCode::Unauthorized
         {
             return error;

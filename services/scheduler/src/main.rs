@@ -1,1 +1,3 @@
-fn main() {}
+fn main() -> std::process::ExitCode {
+    agentbox_service::main("scheduler", agentbox_scheduler::run)
+}

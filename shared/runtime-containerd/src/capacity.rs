@@ -38,7 +38,11 @@ impl Inner {
         let free = nix::sys::statvfs::statvfs(directory.as_str())
             .map_err(|errno| io_failure("read free storage", &errno.into()))?;
         Ok(Capacity {
-            version: format!("{} {}", version.runtime_name, upstream(&version.runtime_version)),
+            version: format!(
+                "{} {}",
+                version.runtime_name,
+                upstream(&version.runtime_version)
+            ),
             nodes: 1,
             total_cpu,
             total_memory,
@@ -58,7 +62,9 @@ fn upstream(version: &str) -> &str {
 }
 
 fn memory_total(meminfo: &str) -> Bytes {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     Bytes(kib.unwrap_or(0).saturating_mul(1_024))
 }
@@ -69,14 +75,21 @@ mod tests {
 
     #[test]
     fn a_version_is_told_as_upstream_tells_it() {
-        for (said, told) in [("1.6.20~ds1", "1.6.20"), ("v2.1.4", "2.1.4"), ("1.7.2-rc.1", "1.7.2")] {
+        for (said, told) in [
+            ("1.6.20~ds1", "1.6.20"),
+            ("v2.1.4", "2.1.4"),
+            ("1.7.2-rc.1", "1.7.2"),
+        ] {
             assert_eq!(upstream(said), told);
         }
     }
 
     #[test]
     fn the_machines_memory_is_read_in_bytes() {
-        assert_eq!(memory_total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Bytes(16_384));
+        assert_eq!(
+            memory_total("MemTotal:       16 kB\nMemFree: 1 kB\n"),
+            Bytes(16_384)
+        );
         assert_eq!(memory_total(""), Bytes(0));
     }
 }

@@ -39,8 +39,11 @@ fn is_unified(root: &Path) -> bool {
 /// When the pids controller is not there or not writable: then no box may start.
 pub fn create(deployment: &str, id: &EnvironmentId, pids: u32) -> io::Result<()> {
     let root = Path::new(ROOT);
-    let (hierarchy, unified) =
-        if is_unified(root) { (root.to_owned(), true) } else { (root.join("pids"), false) };
+    let (hierarchy, unified) = if is_unified(root) {
+        (root.to_owned(), true)
+    } else {
+        (root.join("pids"), false)
+    };
     let all = hierarchy.join(format!("agentbox-{deployment}"));
     let group = all.join(id.as_str());
     if unified {
@@ -120,7 +123,11 @@ fn remove_tree(group: &Path) -> io::Result<()> {
 /// Boxes that have a group here.
 pub fn boxes(deployment: &str) -> Vec<EnvironmentId> {
     let root = Path::new(ROOT);
-    let hierarchy = if is_unified(root) { root.to_owned() } else { root.join("pids") };
+    let hierarchy = if is_unified(root) {
+        root.to_owned()
+    } else {
+        root.join("pids")
+    };
     let Ok(entries) = fs::read_dir(hierarchy.join(format!("agentbox-{deployment}"))) else {
         return Vec::new();
     };
@@ -146,9 +153,13 @@ mod tests {
         let deployment = format!("cgroup-test-{}", std::process::id());
         create(&deployment, &id, 32).unwrap();
         create(&deployment, &id, 48).unwrap();
-        assert_eq!(boxes(&deployment), [id.clone()]);
-        remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
-        remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
+        remove(&deployment, &id, Duration::from_secs(5))
+            .await
+            .unwrap();
+        remove(&deployment, &id, Duration::from_secs(5))
+            .await
+            .unwrap();
         assert_eq!(boxes(&deployment), []);
         for hierarchy in hierarchies().unwrap() {
             assert!(!hierarchy.join(format!("agentbox-{deployment}")).exists());

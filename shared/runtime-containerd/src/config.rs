@@ -105,13 +105,20 @@ impl Config {
     /// # Errors
     /// When a name or path cannot be what it says; nothing is looked up.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in [("deployment", self.deployment.as_str()), ("network", self.network())]
-        {
+        for (field, value) in [
+            ("deployment", self.deployment.as_str()),
+            ("network", self.network()),
+        ] {
             let named = (1..=MAX_NAME).contains(&value.len())
-                && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && value
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
                 && !value.starts_with('-');
             if !named {
-                return Err(ConfigError::Name { field, value: value.to_owned() });
+                return Err(ConfigError::Name {
+                    field,
+                    value: value.to_owned(),
+                });
             }
         }
         // It is written into firewall rules: nothing that could end a word there.
@@ -123,11 +130,16 @@ impl Config {
         if !interface {
             return Err(ConfigError::Bridge(self.bridge.clone()));
         }
-        for (field, path) in
-            [("socket", &self.socket), ("state_dir", &self.state_dir), ("boxd", &self.boxd)]
-        {
+        for (field, path) in [
+            ("socket", &self.socket),
+            ("state_dir", &self.state_dir),
+            ("boxd", &self.boxd),
+        ] {
             if !path.is_absolute() {
-                return Err(ConfigError::RelativePath { field, path: path.clone() });
+                return Err(ConfigError::RelativePath {
+                    field,
+                    path: path.clone(),
+                });
             }
         }
         Ok(())

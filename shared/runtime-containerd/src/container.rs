@@ -57,8 +57,13 @@ const MASKED_PATHS: [&str; 11] = [
     "/proc/scsi",
     "/sys/firmware",
 ];
-const READONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// `output` is the box's output directory on this machine.
 pub fn config(config: &Config, spec: &BoxSpec, generation: i64, output: &Path) -> ContainerConfig {
@@ -74,10 +79,16 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64, output: &Path) -
             name: "main".to_owned(),
             attempt: u32::try_from(generation).unwrap_or(0),
         }),
-        image: Some(ImageSpec { image: spec.image.clone(), ..Default::default() }),
+        image: Some(ImageSpec {
+            image: spec.image.clone(),
+            ..Default::default()
+        }),
         command: command(spec.command.as_deref()),
         envs: environment(spec),
-        mounts: vec![mount(BOXD, &config.boxd, true), mount(OUTPUT, output, false)],
+        mounts: vec![
+            mount(BOXD, &config.boxd, true),
+            mount(OUTPUT, output, false),
+        ],
         labels: labels::labels(&config.deployment, spec, generation),
         annotations: labels::annotations(spec),
         linux: Some(LinuxContainerConfig {
@@ -112,7 +123,10 @@ fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
         (variables::TERMINATION_FILE, termination.as_str()),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
-    users.chain(ours).map(|(key, value)| KeyValue { key, value }).collect()
+    users
+        .chain(ours)
+        .map(|(key, value)| KeyValue { key, value })
+        .collect()
 }
 
 fn resources(limits: &Resources) -> LinuxContainerResources {
@@ -120,7 +134,9 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     let milli = signed(limits.cpu.0);
     LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
-        cpu_quota: milli.saturating_mul(CPU_PERIOD_US / 1_000).max(MIN_CPU_QUOTA_US),
+        cpu_quota: milli
+            .saturating_mul(CPU_PERIOD_US / 1_000)
+            .max(MIN_CPU_QUOTA_US),
         // The share under contention: as Kubernetes counts, 1024 a core, at least 2.
         cpu_shares: (milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144),
         memory_limit_in_bytes: signed(limits.memory.0),
@@ -133,8 +149,17 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
 fn security(asked: Option<&SecurityContext>) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let asked = asked.unwrap_or(&default);
-    let id = |value: Option<u32>| value.map(|value| Int64Value { value: i64::from(value) });
-    let owned = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>();
+    let id = |value: Option<u32>| {
+        value.map(|value| Int64Value {
+            value: i64::from(value),
+        })
+    };
+    let owned = |paths: &[&str]| {
+        paths
+            .iter()
+            .map(|&path| path.to_owned())
+            .collect::<Vec<_>>()
+    };
     LinuxContainerSecurityContext {
         capabilities: Some(Capability {
             add_capabilities: owned(&CAPABILITIES),

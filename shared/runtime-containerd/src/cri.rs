@@ -32,12 +32,22 @@ const MAX_MESSAGE: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CriError {
     #[error("{operation} did not finish within {after:?}")]
-    Deadline { operation: &'static str, after: Duration },
+    Deadline {
+        operation: &'static str,
+        after: Duration,
+    },
     /// containerd is not there, or its connection broke.
     #[error("{operation}: containerd does not answer: {message}")]
-    Unavailable { operation: &'static str, message: String },
+    Unavailable {
+        operation: &'static str,
+        message: String,
+    },
     #[error("{operation}: {message}")]
-    Refused { operation: &'static str, code: Code, message: String },
+    Refused {
+        operation: &'static str,
+        code: Code,
+        message: String,
+    },
 }
 
 impl CriError {
@@ -45,7 +55,11 @@ impl CriError {
         let message = status.message().to_owned();
         match status.code() {
             Code::Unavailable | Code::Cancelled => Self::Unavailable { operation, message },
-            code => Self::Refused { operation, code, message },
+            code => Self::Refused {
+                operation,
+                code,
+                message,
+            },
         }
     }
 
@@ -69,8 +83,15 @@ impl CriError {
     pub fn is_not_found(&self) -> bool {
         // containerd 1.6 answers UNKNOWN for some of what it does not find.
         match self {
-            Self::Refused { code: Code::NotFound, .. } => true,
-            Self::Refused { code: Code::Unknown, message, .. } => message.ends_with("not found"),
+            Self::Refused {
+                code: Code::NotFound,
+                ..
+            } => true,
+            Self::Refused {
+                code: Code::Unknown,
+                message,
+                ..
+            } => message.ends_with("not found"),
             _ => false,
         }
     }
@@ -81,7 +102,9 @@ impl From<CriError> for RuntimeError {
         match error {
             CriError::Deadline { after, .. } => Self::Deadline(after),
             CriError::Unavailable { message, .. } => Self::Unavailable(message),
-            CriError::Refused { operation, message, .. } => Self::Cluster { operation, message },
+            CriError::Refused {
+                operation, message, ..
+            } => Self::Cluster { operation, message },
         }
     }
 }
@@ -126,7 +149,8 @@ impl Cri {
             }),
         );
         Self {
-            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            runtime: RuntimeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             channel,
             deadline,
@@ -139,22 +163,38 @@ impl Cri {
     }
 
     pub async fn version(&self) -> Result<VersionResponse, CriError> {
-        let request = VersionRequest { version: "v1".to_owned() };
-        call("Version", self.deadline, self.runtime.clone().version(request)).await
+        let request = VersionRequest {
+            version: "v1".to_owned(),
+        };
+        call(
+            "Version",
+            self.deadline,
+            self.runtime.clone().version(request),
+        )
+        .await
     }
 
     /// containerd's own configuration, as the JSON it answers verbosely with.
     pub async fn configuration(&self) -> Result<String, CriError> {
         let request = StatusRequest { verbose: true };
-        let mut answer = call("Status", self.deadline, self.runtime.clone().status(request)).await?;
+        let mut answer = call(
+            "Status",
+            self.deadline,
+            self.runtime.clone().status(request),
+        )
+        .await?;
         Ok(answer.info.remove("config").unwrap_or_default())
     }
 
     /// Where containerd keeps what boxes write.
     pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
         let request = ImageFsInfoRequest {};
-        let answer =
-            call("ImageFsInfo", self.deadline, self.images.clone().image_fs_info(request)).await?;
+        let answer = call(
+            "ImageFsInfo",
+            self.deadline,
+            self.images.clone().image_fs_info(request),
+        )
+        .await?;
         let first = answer.image_filesystems.into_iter().next();
         Ok(first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint))
     }
@@ -163,20 +203,42 @@ impl Cri {
         &self,
         labels: std::collections::HashMap<String, String>,
     ) -> Result<Vec<PodSandbox>, CriError> {
-        let filter = PodSandboxFilter { label_selector: labels, ..Default::default() };
-        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let filter = PodSandboxFilter {
+            label_selector: labels,
+            ..Default::default()
+        };
+        let request = ListPodSandboxRequest {
+            filter: Some(filter),
+        };
         let mut client = self.runtime.clone();
-        Ok(call("ListPodSandbox", self.deadline, client.list_pod_sandbox(request)).await?.items)
+        Ok(call(
+            "ListPodSandbox",
+            self.deadline,
+            client.list_pod_sandbox(request),
+        )
+        .await?
+        .items)
     }
 
     pub async fn containers(
         &self,
         labels: std::collections::HashMap<String, String>,
     ) -> Result<Vec<Container>, CriError> {
-        let filter = ContainerFilter { label_selector: labels, ..Default::default() };
-        let request = ListContainersRequest { filter: Some(filter) };
+        let filter = ContainerFilter {
+            label_selector: labels,
+            ..Default::default()
+        };
+        let request = ListContainersRequest {
+            filter: Some(filter),
+        };
         let mut client = self.runtime.clone();
-        Ok(call("ListContainers", self.deadline, client.list_containers(request)).await?.containers)
+        Ok(call(
+            "ListContainers",
+            self.deadline,
+            client.list_containers(request),
+        )
+        .await?
+        .containers)
     }
 
     pub async fn run_sandbox(
@@ -185,15 +247,29 @@ impl Cri {
         runtime_handler: String,
         deadline: Duration,
     ) -> Result<String, CriError> {
-        let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler,
+        };
         let mut client = self.runtime.clone();
-        Ok(call("RunPodSandbox", deadline, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
+        Ok(
+            call("RunPodSandbox", deadline, client.run_pod_sandbox(request))
+                .await?
+                .pod_sandbox_id,
+        )
     }
 
     pub async fn sandbox_status(&self, id: &str) -> Result<PodSandboxStatusResponse, CriError> {
-        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
-        call("PodSandboxStatus", self.deadline, self.runtime.clone().pod_sandbox_status(request))
-            .await
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: true,
+        };
+        call(
+            "PodSandboxStatus",
+            self.deadline,
+            self.runtime.clone().pod_sandbox_status(request),
+        )
+        .await
     }
 
     /// Kills what runs in the sandbox, gives its network back, and forgets it. What a
@@ -212,13 +288,25 @@ impl Cri {
 
     async fn try_remove_sandbox(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
-        let stop = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         gone_is_fine(
-            call("StopPodSandbox", deadline, client.stop_pod_sandbox(stop)).await.map(|_| ()),
+            call("StopPodSandbox", deadline, client.stop_pod_sandbox(stop))
+                .await
+                .map(|_| ()),
         )?;
-        let remove = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let remove = RemovePodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         gone_is_fine(
-            call("RemovePodSandbox", deadline, client.remove_pod_sandbox(remove)).await.map(|_| ()),
+            call(
+                "RemovePodSandbox",
+                deadline,
+                client.remove_pod_sandbox(remove),
+            )
+            .await
+            .map(|_| ()),
         )
     }
 
@@ -234,14 +322,23 @@ impl Cri {
             sandbox_config: Some(sandbox_config),
         };
         let mut client = self.runtime.clone();
-        let answer = call("CreateContainer", self.deadline, client.create_container(request)).await?;
+        let answer = call(
+            "CreateContainer",
+            self.deadline,
+            client.create_container(request),
+        )
+        .await?;
         Ok(answer.container_id)
     }
 
     pub async fn start_container(&self, id: &str, deadline: Duration) -> Result<(), CriError> {
-        let request = StartContainerRequest { container_id: id.to_owned() };
+        let request = StartContainerRequest {
+            container_id: id.to_owned(),
+        };
         let mut client = self.runtime.clone();
-        call("StartContainer", deadline, client.start_container(request)).await.map(|_| ())
+        call("StartContainer", deadline, client.start_container(request))
+            .await
+            .map(|_| ())
     }
 
     /// SIGTERM, then SIGKILL after `grace`; zero: SIGKILL at once.
@@ -254,14 +351,25 @@ impl Cri {
         let mut client = self.runtime.clone();
         let deadline = self.deadline + Duration::from_secs(seconds);
         gone_is_fine(
-            call("StopContainer", deadline, client.stop_container(request)).await.map(|_| ()),
+            call("StopContainer", deadline, client.stop_container(request))
+                .await
+                .map(|_| ()),
         )
     }
 
     pub async fn container_status(&self, id: &str) -> Result<Option<ContainerStatus>, CriError> {
-        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let request = ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
         let mut client = self.runtime.clone();
-        match call("ContainerStatus", self.deadline, client.container_status(request)).await {
+        match call(
+            "ContainerStatus",
+            self.deadline,
+            client.container_status(request),
+        )
+        .await
+        {
             Ok(answer) => Ok(answer.status),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -269,16 +377,34 @@ impl Cri {
     }
 
     pub async fn image(&self, name: &str) -> Result<Option<Image>, CriError> {
-        let image = ImageSpec { image: name.to_owned(), ..Default::default() };
-        let request = ImageStatusRequest { image: Some(image), verbose: false };
+        let image = ImageSpec {
+            image: name.to_owned(),
+            ..Default::default()
+        };
+        let request = ImageStatusRequest {
+            image: Some(image),
+            verbose: false,
+        };
         let mut client = self.images.clone();
-        Ok(call("ImageStatus", self.deadline, client.image_status(request)).await?.image)
+        Ok(
+            call("ImageStatus", self.deadline, client.image_status(request))
+                .await?
+                .image,
+        )
     }
 
     pub async fn pull_image(&self, name: &str, deadline: Duration) -> Result<(), CriError> {
-        let image = ImageSpec { image: name.to_owned(), ..Default::default() };
-        let request = PullImageRequest { image: Some(image), ..Default::default() };
+        let image = ImageSpec {
+            image: name.to_owned(),
+            ..Default::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image),
+            ..Default::default()
+        };
         let mut client = self.images.clone();
-        call("PullImage", deadline, client.pull_image(request)).await.map(|_| ())
+        call("PullImage", deadline, client.pull_image(request))
+            .await
+            .map(|_| ())
     }
 }

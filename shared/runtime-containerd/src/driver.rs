@@ -28,7 +28,10 @@ pub enum ConnectError {
     #[error("there is no boxd at {0}")]
     Boxd(PathBuf),
     #[error("the driver's directory {path} cannot be used")]
-    StateDirectory { path: PathBuf, source: std::io::Error },
+    StateDirectory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// One cluster of boxes on this machine. Clones share one connection.
@@ -59,7 +62,10 @@ impl Driver {
             return Err(ConnectError::Boxd(config.boxd));
         }
         std::fs::create_dir_all(&config.state_dir).map_err(|source| {
-            ConnectError::StateDirectory { path: config.state_dir.clone(), source }
+            ConnectError::StateDirectory {
+                path: config.state_dir.clone(),
+                source,
+            }
         })?;
         let inner = Inner {
             cri: Cri::new(&config.socket, config.call_deadline()),
@@ -67,7 +73,9 @@ impl Driver {
             firewall: Firewall::new(&config),
             config,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 }
 
@@ -84,7 +92,10 @@ impl Inner {
 }
 
 pub fn io_failure(operation: &'static str, error: &std::io::Error) -> RuntimeError {
-    RuntimeError::Cluster { operation, message: error.to_string() }
+    RuntimeError::Cluster {
+        operation,
+        message: error.to_string(),
+    }
 }
 
 #[async_trait]
@@ -133,9 +144,16 @@ impl BoxConnector for Driver {
         address: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError> {
         // The address may be another box's by now, which must not be sent this one's token.
-        let holds = self.inner.facts.load(id).await?.and_then(|facts| facts.network);
+        let holds = self
+            .inner
+            .facts
+            .load(id)
+            .await?
+            .and_then(|facts| facts.network);
         if holds.is_none_or(|network| IpAddr::V4(network.address) != address.ip()) {
-            return Err(RuntimeError::Unreachable(format!("{address} is not the box's address")));
+            return Err(RuntimeError::Unreachable(format!(
+                "{address} is not the box's address"
+            )));
         }
         let within = Duration::from_millis(self.inner.config.connect_deadline_ms);
         let stream = tokio::time::timeout(within, TcpStream::connect(address))
@@ -143,7 +161,9 @@ impl BoxConnector for Driver {
             .map_err(|_| RuntimeError::Unreachable(format!("{address}: no answer in {within:?}")))?
             .map_err(|error| RuntimeError::Unreachable(format!("{address}: {error}")))?;
         // Each frame is an answer somebody waits for.
-        stream.set_nodelay(true).map_err(|error| io_failure("connect", &error))?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| io_failure("connect", &error))?;
         Ok(Box::new(stream))
     }
 
@@ -164,6 +184,9 @@ impl BoxConnector for Driver {
             .await
             .map_err(|error| error.to_string())
             .and_then(|outcome| outcome)
-            .map_err(|message| RuntimeError::Cluster { operation: "last output", message })
+            .map_err(|message| RuntimeError::Cluster {
+                operation: "last output",
+                message,
+            })
     }
 }

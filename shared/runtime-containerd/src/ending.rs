@@ -76,8 +76,10 @@ impl Inner {
 
     pub async fn remove_sandboxes(&self, objects: &Objects) -> Result<(), RuntimeError> {
         let deadline = Duration::from_secs(self.config.sandbox_deadline_s);
-        let removals =
-            objects.sandboxes.iter().map(|sandbox| self.cri.remove_sandbox(&sandbox.id, deadline));
+        let removals = objects
+            .sandboxes
+            .iter()
+            .map(|sandbox| self.cri.remove_sandbox(&sandbox.id, deadline));
         try_join_all(removals).await?;
         Ok(())
     }

@@ -56,9 +56,15 @@ impl Inner {
             let lock = self.facts.lock(id, self.lock_deadline()).await?;
             let objects = self.objects(id).await?;
             let known = self.facts.load(id).await?;
-            let held = known.as_ref().map(|f| f.generation).max(objects.generation());
+            let held = known
+                .as_ref()
+                .map(|f| f.generation)
+                .max(objects.generation());
             if let Some(held) = held.filter(|held| *held > generation) {
-                return Err(RuntimeError::Fenced { given: generation, held });
+                return Err(RuntimeError::Fenced {
+                    given: generation,
+                    held,
+                });
             }
             if pulled && known.is_none() {
                 return Err(RuntimeError::Cluster {
@@ -87,7 +93,9 @@ impl Inner {
                 continue;
             }
             facts.step = Step::Starting;
-            let made = self.make(spec, generation, &objects, &lock, &mut facts).await;
+            let made = self
+                .make(spec, generation, &objects, &lock, &mut facts)
+                .await;
             return match made {
                 Ok(()) => self.look(id).await,
                 Err(Halt::Error(error)) => Err(error),
@@ -102,7 +110,8 @@ impl Inner {
 
     async fn look(&self, id: &EnvironmentId) -> Result<Observed, RuntimeError> {
         let objects = self.objects(id).await?;
-        self.observed(id, &objects, self.facts.load(id).await?).await
+        self.observed(id, &objects, self.facts.load(id).await?)
+            .await
     }
 
     /// Records that the box will never run, unless somebody removed or renewed it.
@@ -124,14 +133,18 @@ impl Inner {
 
     async fn pull(&self, image: &str) -> Result<Result<(), Failure>, RuntimeError> {
         let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
-        let Err(error) = self.cri.pull_image(image, deadline).await else { return Ok(Ok(())) };
+        let Err(error) = self.cri.pull_image(image, deadline).await else {
+            return Ok(Ok(()));
+        };
         match image::classify_pull(image, &error, deadline) {
-            PullFailure::Final(message) => {
-                Ok(Err(Failure { reason: FailureReason::ImagePull, message }))
-            }
-            PullFailure::Transient(message) => {
-                Err(RuntimeError::Cluster { operation: "image pull", message })
-            }
+            PullFailure::Final(message) => Ok(Err(Failure {
+                reason: FailureReason::ImagePull,
+                message,
+            })),
+            PullFailure::Transient(message) => Err(RuntimeError::Cluster {
+                operation: "image pull",
+                message,
+            }),
         }
     }
 
@@ -144,9 +157,13 @@ impl Inner {
         facts: &mut Facts,
     ) -> Result<(), Halt> {
         let id = &spec.id;
-        let running = objects.container().filter(|c| c.state() == ContainerState::ContainerRunning);
+        let running = objects
+            .container()
+            .filter(|c| c.state() == ContainerState::ContainerRunning);
         if let (Some(container), Some(network)) = (running, facts.network.clone()) {
-            return self.wait_until_ready(id, &container.id, &network, lock, facts).await;
+            return self
+                .wait_until_ready(id, &container.id, &network, lock, facts)
+                .await;
         }
         if !objects.sandboxes.is_empty() || facts.network.is_some() {
             self.firewall.dismiss(id, facts.network.as_ref()).await?;
@@ -157,14 +174,20 @@ impl Inner {
             && let Some(message) =
                 image::user_problem(&image, spec.isolation.security_context.as_ref())
         {
-            return Err(Halt::Failed(Failure { reason: FailureReason::ImageInvalid, message }));
+            return Err(Halt::Failed(Failure {
+                reason: FailureReason::ImageInvalid,
+                message,
+            }));
         }
         let policy = Policy::read(
             spec.isolation.network_policy.as_ref(),
             self.config.default_allow_internet,
         )
         .map_err(|error| {
-            Halt::Failed(Failure { reason: FailureReason::Unschedulable, message: error.to_string() })
+            Halt::Failed(Failure {
+                reason: FailureReason::Unschedulable,
+                message: error.to_string(),
+            })
         })?;
         self.facts.save(lock, id, facts).await?;
         let output = self.output_directory(id);
@@ -179,7 +202,12 @@ impl Inner {
         self.facts.save(lock, id, facts).await?;
 
         let container_config = container::config(&self.config, spec, generation, &output);
-        let admit = async { self.firewall.admit(id, &network, &policy).await.map_err(Halt::from) };
+        let admit = async {
+            self.firewall
+                .admit(id, &network, &policy)
+                .await
+                .map_err(Halt::from)
+        };
         let create = async {
             self.cri
                 .create_container(&sandbox, container_config, sandbox_config)
@@ -192,7 +220,8 @@ impl Inner {
             .start_container(&container, deadline)
             .await
             .map_err(|error| start_failure(spec, error))?;
-        self.wait_until_ready(id, &container, &network, lock, facts).await
+        self.wait_until_ready(id, &container, &network, lock, facts)
+            .await
     }
 
     async fn run_sandbox(
@@ -212,7 +241,8 @@ impl Inner {
                     if Instant::now() >= deadline {
                         return Err(error.into());
                     }
-                    self.remove_sandboxes(&self.objects(&spec.id).await?).await?;
+                    self.remove_sandboxes(&self.objects(&spec.id).await?)
+                        .await?;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(error) => return Err(start_failure(spec, error)),
@@ -270,7 +300,12 @@ impl Inner {
 fn start_failure(spec: &BoxSpec, error: CriError) -> Halt {
     match failure_reason(error.message()) {
         Some(reason) => {
-            let said: String = error.message().chars().filter(|c| !c.is_control()).take(400).collect();
+            let said: String = error
+                .message()
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(400)
+                .collect();
             let message = format!("the image \"{}\" cannot run: {said}", spec.image);
             Halt::Failed(Failure { reason, message })
         }
@@ -313,12 +348,24 @@ mod tests {
     #[test]
     fn what_can_never_run_is_told_from_what_may() {
         for (message, reason) in [
-            ("no runtime for \"gvisor\" is configured", Some(FailureReason::RuntimeClass)),
-            ("unable to find user nobody2: no matching entries in passwd file", Some(FailureReason::ImageInvalid)),
-            ("exec /.agentbox/boxd: exec format error", Some(FailureReason::ImageInvalid)),
+            (
+                "no runtime for \"gvisor\" is configured",
+                Some(FailureReason::RuntimeClass),
+            ),
+            (
+                "unable to find user nobody2: no matching entries in passwd file",
+                Some(FailureReason::ImageInvalid),
+            ),
+            (
+                "exec /.agentbox/boxd: exec format error",
+                Some(FailureReason::ImageInvalid),
+            ),
             ("failed to reserve sandbox name", None),
             ("context deadline exceeded", None),
-            ("failed to setup network for sandbox: no IP addresses available in range set", None),
+            (
+                "failed to setup network for sandbox: no IP addresses available in range set",
+                None,
+            ),
         ] {
             assert_eq!(failure_reason(message), reason, "{message}");
         }

@@ -27,12 +27,18 @@ const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
 /// When containerd does not have the service or does not answer.
 pub async fn subscribe(cri: &Cri) -> Result<Streaming<Event>, Status> {
     let mut client = tonic::client::Grpc::new(cri.channel());
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let filters = ["/tasks/start", "/tasks/exit", "/tasks/oom"]
         .map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""))
         .to_vec();
     let codec = tonic_prost::ProstCodec::<SubscribeRequest, Event>::default();
     let path = PathAndQuery::from_static(SUBSCRIBE);
     let request = Request::new(SubscribeRequest { filters });
-    Ok(client.server_streaming(request, path, codec).await?.into_inner())
+    Ok(client
+        .server_streaming(request, path, codec)
+        .await?
+        .into_inner())
 }

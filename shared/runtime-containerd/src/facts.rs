@@ -24,7 +24,10 @@ pub enum FactsError {
     #[error("cannot use the driver's files at {path}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is not what the driver writes")]
-    Malformed { path: PathBuf, source: serde_json::Error },
+    Malformed {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error("another replica held the box for {0:?}")]
     Locked(Duration),
 }
@@ -33,12 +36,14 @@ impl From<FactsError> for RuntimeError {
     fn from(error: FactsError) -> Self {
         match error {
             FactsError::Locked(after) => Self::Deadline(after),
-            FactsError::Io { ref source, .. } => {
-                Self::Cluster { operation: "state file", message: format!("{error}: {source}") }
-            }
-            FactsError::Malformed { ref source, .. } => {
-                Self::Cluster { operation: "state file", message: format!("{error}: {source}") }
-            }
+            FactsError::Io { ref source, .. } => Self::Cluster {
+                operation: "state file",
+                message: format!("{error}: {source}"),
+            },
+            FactsError::Malformed { ref source, .. } => Self::Cluster {
+                operation: "state file",
+                message: format!("{error}: {source}"),
+            },
         }
     }
 }
@@ -121,12 +126,17 @@ impl BoxLock {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> FactsError {
-    move |source| FactsError::Io { path: path.to_owned(), source }
+    move |source| FactsError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 impl FactsStore {
     pub fn new(state_dir: &Path) -> Self {
-        Self { root: state_dir.to_owned() }
+        Self {
+            root: state_dir.to_owned(),
+        }
     }
 
     /// Everything the driver keeps of a box but its lock.
@@ -157,17 +167,29 @@ impl FactsStore {
         facts: &Facts,
     ) -> Result<(), FactsError> {
         let path = self.file(id);
-        let json = serde_json::to_vec(facts)
-            .map_err(|source| FactsError::Malformed { path: path.clone(), source })?;
+        let json = serde_json::to_vec(facts).map_err(|source| FactsError::Malformed {
+            path: path.clone(),
+            source,
+        })?;
         let temporary = path.with_extension("new");
-        tokio::fs::create_dir_all(self.directory(id)).await.map_err(io_error(&path))?;
-        tokio::fs::write(&temporary, json).await.map_err(io_error(&temporary))?;
-        tokio::fs::rename(&temporary, &path).await.map_err(io_error(&path))
+        tokio::fs::create_dir_all(self.directory(id))
+            .await
+            .map_err(io_error(&path))?;
+        tokio::fs::write(&temporary, json)
+            .await
+            .map_err(io_error(&temporary))?;
+        tokio::fs::rename(&temporary, &path)
+            .await
+            .map_err(io_error(&path))
     }
 
     /// When a box's facts last changed.
     pub async fn changed_at(&self, id: &EnvironmentId) -> Option<SystemTime> {
-        tokio::fs::metadata(self.file(id)).await.ok()?.modified().ok()
+        tokio::fs::metadata(self.file(id))
+            .await
+            .ok()?
+            .modified()
+            .ok()
     }
 
     /// Every box with a directory here.
@@ -179,7 +201,12 @@ impl FactsStore {
         };
         let mut ids = Vec::new();
         while let Some(entry) = entries.next_entry().await.map_err(io_error(&self.root))? {
-            ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+            ids.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok()),
+            );
         }
         Ok(ids)
     }
@@ -231,7 +258,10 @@ fn try_lock(path: &Path) -> Result<Option<BoxLock>, FactsError> {
         // the new one.
         Ok(held) => Ok(std::fs::metadata(path)
             .is_ok_and(|now| now.ino() == ours)
-            .then(|| BoxLock { _file: held, path: path.to_owned() })),
+            .then(|| BoxLock {
+                _file: held,
+                path: path.to_owned(),
+            })),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(io_error(path)(errno.into())),
     }
@@ -249,12 +279,18 @@ mod failure_reason {
         (FailureReason::RuntimeClass, "runtime_class"),
     ];
 
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's `with` passes a reference")]
+    #[allow(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde's `with` passes a reference"
+    )]
     pub fn serialize<S: serde::Serializer>(
         reason: &FailureReason,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let name = NAMES.iter().find(|(known, _)| known == reason).map_or("image_invalid", |n| n.1);
+        let name = NAMES
+            .iter()
+            .find(|(known, _)| known == reason)
+            .map_or("image_invalid", |n| n.1);
         serializer.serialize_str(name)
     }
 
@@ -282,12 +318,16 @@ mod tests {
         assert_eq!(store.load(&id).await.unwrap(), None);
         let lock = store.lock(&id, Duration::from_secs(1)).await.unwrap();
         let mut facts = Facts::new(3, Utc::now());
-        facts.failure =
-            Some(Failure { reason: FailureReason::ImagePull, message: "no such image".into() });
-        facts.ending = Some(Ending::Evicted { message: "too much".into() });
+        facts.failure = Some(Failure {
+            reason: FailureReason::ImagePull,
+            message: "no such image".into(),
+        });
+        facts.ending = Some(Ending::Evicted {
+            message: "too much".into(),
+        });
         store.save(&lock, &id, &facts).await.unwrap();
         assert_eq!(store.load(&id).await.unwrap(), Some(facts));
-        assert_eq!(store.ids().await.unwrap(), [id.clone()]);
+        assert_eq!(store.ids().await.unwrap(), std::slice::from_ref(&id));
         store.remove(&lock, &id).await.unwrap();
         assert_eq!(store.ids().await.unwrap(), []);
     }

@@ -34,7 +34,10 @@ use crate::network::BoxNetwork;
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
     #[error("cannot run {program}")]
-    Start { program: PathBuf, source: std::io::Error },
+    Start {
+        program: PathBuf,
+        source: std::io::Error,
+    },
     #[error("nft did not finish within {0:?}")]
     Deadline(Duration),
     #[error("nft refused: {0}")]
@@ -50,7 +53,10 @@ impl From<FirewallError> for RuntimeError {
             other => {
                 let cause = std::error::Error::source(&other).map(ToString::to_string);
                 let message = cause.map_or_else(|| other.to_string(), |c| format!("{other}: {c}"));
-                Self::Cluster { operation: "network policy", message }
+                Self::Cluster {
+                    operation: "network policy",
+                    message,
+                }
             }
         }
     }
@@ -109,7 +115,9 @@ impl Firewall {
         }
         // Not known, or not as remembered: remove what is really there.
         let elements = self.elements().await?;
-        let Some(script) = self.ruleset.dismiss_found(id, &elements) else { return Ok(()) };
+        let Some(script) = self.ruleset.dismiss_found(id, &elements) else {
+            return Ok(());
+        };
         self.load(&script).await
     }
 
@@ -117,12 +125,20 @@ impl Firewall {
     pub async fn own_boxes(&self) -> Result<BTreeSet<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
         let own = elements.members(self.ruleset.own());
-        Ok(elements.egress.into_iter().filter(|(a, _)| own.contains(a)).map(|(_, id)| id).collect())
+        Ok(elements
+            .egress
+            .into_iter()
+            .filter(|(a, _)| own.contains(a))
+            .map(|(_, id)| id)
+            .collect())
     }
 
     async fn holders_of(&self, network: &BoxNetwork) -> Result<Vec<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
-        let same = elements.egress.into_iter().filter(|(address, _)| *address == network.address);
+        let same = elements
+            .egress
+            .into_iter()
+            .filter(|(address, _)| *address == network.address);
         Ok(same.map(|(_, id)| id).collect())
     }
 
@@ -130,7 +146,10 @@ impl Firewall {
     async fn elements(&self) -> Result<ruleset::Elements, FirewallError> {
         let mut listed = Vec::new();
         for family in ["inet", "bridge"] {
-            match self.run(&["-j", "list", "table", family, self.ruleset.table()], "").await {
+            match self
+                .run(&["-j", "list", "table", family, self.ruleset.table()], "")
+                .await
+            {
                 Ok(json) => listed.push(serde_json::from_str::<Value>(&json)?),
                 Err(FirewallError::Refused(message)) if is_absent(&message) => {}
                 Err(error) => return Err(error),
@@ -144,7 +163,10 @@ impl Firewall {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, FirewallError> {
-        let start = |source| FirewallError::Start { program: self.nft.clone(), source };
+        let start = |source| FirewallError::Start {
+            program: self.nft.clone(),
+            source,
+        };
         let mut child = Command::new(&self.nft)
             .args(arguments)
             .env("PATH", search_path())

@@ -33,7 +33,11 @@ const TRANSIENT: [&str; 11] = [
 
 /// Decides by what containerd said; `deadline` is the pull's own.
 pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullFailure {
-    let image = image.chars().filter(|c| !c.is_control()).take(200).collect::<String>();
+    let image = image
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect::<String>();
     match error {
         // containerd keeps what has come, so the next attempt goes on from there.
         CriError::Deadline { .. } => PullFailure::Transient(format!(
@@ -96,17 +100,30 @@ mod tests {
             message: message.to_owned(),
         };
         for (message, transient) in [
-            ("rpc error: code = NotFound desc = failed to resolve reference \"x\": x: not found", false),
-            ("pull access denied, repository does not exist or may require authorization", false),
+            (
+                "rpc error: code = NotFound desc = failed to resolve reference \"x\": x: not found",
+                false,
+            ),
+            (
+                "pull access denied, repository does not exist or may require authorization",
+                false,
+            ),
             ("dial tcp: lookup registry.invalid: no such host", false),
             ("dial tcp 127.0.0.1:1: connect: connection refused", false),
             ("invalid reference format", false),
-            ("unexpected status code [manifests x]: 429 Too Many Requests", true),
+            (
+                "unexpected status code [manifests x]: 429 Too Many Requests",
+                true,
+            ),
             ("unexpected status: 503 Service Unavailable", true),
             ("read tcp: connection reset by peer", true),
         ] {
             let got = classify_pull("nope:1", &refused(message), Duration::from_secs(9));
-            assert_eq!(matches!(got, PullFailure::Transient(_)), transient, "{message}");
+            assert_eq!(
+                matches!(got, PullFailure::Transient(_)),
+                transient,
+                "{message}"
+            );
             let (PullFailure::Final(text) | PullFailure::Transient(text)) = got;
             assert!(text.contains("nope:1"), "{text}");
         }
@@ -119,8 +136,14 @@ mod tests {
             username: name.to_owned(),
             ..Default::default()
         };
-        let non_root = SecurityContext { run_as_non_root: Some(true), ..Default::default() };
-        let with_user = SecurityContext { run_as_user: Some(1000), ..non_root.clone() };
+        let non_root = SecurityContext {
+            run_as_non_root: Some(true),
+            ..Default::default()
+        };
+        let with_user = SecurityContext {
+            run_as_user: Some(1000),
+            ..non_root.clone()
+        };
         for (image, asked, problem) in [
             (image(Some(0), ""), Some(&non_root), true),
             (image(None, ""), Some(&non_root), true),
@@ -129,7 +152,11 @@ mod tests {
             (image(Some(0), ""), Some(&with_user), false),
             (image(Some(0), ""), None, false),
         ] {
-            assert_eq!(user_problem(&image, asked).is_some(), problem, "{image:?} {asked:?}");
+            assert_eq!(
+                user_problem(&image, asked).is_some(),
+                problem,
+                "{image:?} {asked:?}"
+            );
         }
     }
 }

@@ -67,7 +67,12 @@ pub struct Promised {
 impl Promised {
     /// What is missing or unreadable counts as nothing.
     pub fn read(annotations: &HashMap<String, String>) -> Self {
-        let number = |key: &str| annotations.get(key).and_then(|v| v.parse().ok()).unwrap_or(0);
+        let number = |key: &str| {
+            annotations
+                .get(key)
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0)
+        };
         Self {
             cpu: MilliCpu(number(CPU_MILLI)),
             memory: Bytes(number(MEMORY_BYTES)),

@@ -61,7 +61,10 @@ impl BoxNetwork {
     /// When it does not say which interface, address and port the box has.
     pub fn read(info: &str, bridge: &str) -> Result<Self, NetworkError> {
         let info: Info = serde_json::from_str(info)?;
-        let interfaces = info.cni_result.ok_or(NetworkError::Missing("interfaces"))?.interfaces;
+        let interfaces = info
+            .cni_result
+            .ok_or(NetworkError::Missing("interfaces"))?
+            .interfaces;
         let inside = interfaces
             .iter()
             .find(|(name, interface)| *name != "lo" && !interface.sandbox.is_empty())
@@ -81,19 +84,29 @@ impl BoxNetwork {
             .find(|(name, interface)| interface.sandbox.is_empty() && *name != bridge)
             .ok_or(NetworkError::Missing("port on the bridge"))?
             .0;
-        Self { address, mac: inside.mac.to_lowercase(), port: port.clone() }.checked()
+        Self {
+            address,
+            mac: inside.mac.to_lowercase(),
+            port: port.clone(),
+        }
+        .checked()
     }
 
     /// Both texts go into firewall rules.
     fn checked(self) -> Result<Self, NetworkError> {
         let mac = self.mac.split(':').collect::<Vec<_>>();
         let is_mac = mac.len() == 6
-            && mac.iter().all(|b| b.len() == 2 && b.bytes().all(|c| c.is_ascii_hexdigit()));
+            && mac
+                .iter()
+                .all(|b| b.len() == 2 && b.bytes().all(|c| c.is_ascii_hexdigit()));
         if !is_mac {
             return Err(NetworkError::Unsafe(self.mac));
         }
         let is_port = (1..=15).contains(&self.port.len())
-            && self.port.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+            && self
+                .port
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         if !is_port {
             return Err(NetworkError::Unsafe(self.port));
         }
@@ -141,9 +154,16 @@ mod tests {
 
     #[test]
     fn what_could_break_a_rule_is_refused() {
-        for (mac, port) in [("02:00", "veth1"), ("02:00:00:00:00:0g", "veth1"), ("02:00:00:00:00:05", "v\" }")] {
+        for (mac, port) in [
+            ("02:00", "veth1"),
+            ("02:00:00:00:00:0g", "veth1"),
+            ("02:00:00:00:00:05", "v\" }"),
+        ] {
             assert!(
-                matches!(BoxNetwork::read(&info(mac, port), "abx0"), Err(NetworkError::Unsafe(_))),
+                matches!(
+                    BoxNetwork::read(&info(mac, port), "abx0"),
+                    Err(NetworkError::Unsafe(_))
+                ),
                 "{mac} {port}"
             );
         }

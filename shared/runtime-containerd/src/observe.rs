@@ -22,21 +22,31 @@ pub struct Objects {
 impl Objects {
     /// The newest container: the one that counts.
     pub fn container(&self) -> Option<&Container> {
-        self.containers.iter().max_by_key(|container| container.created_at)
+        self.containers
+            .iter()
+            .max_by_key(|container| container.created_at)
     }
 
     pub fn is_running(&self) -> bool {
-        self.containers.iter().any(|c| c.state() == ContainerState::ContainerRunning)
+        self.containers
+            .iter()
+            .any(|c| c.state() == ContainerState::ContainerRunning)
     }
 
     /// The highest generation that a label tells.
     pub fn generation(&self) -> Option<i64> {
         let of = |labels: &HashMap<String, String>| labels.get(labels::GENERATION)?.parse().ok();
-        self.sandboxes.iter().filter_map(|sandbox| of(&sandbox.labels)).max()
+        self.sandboxes
+            .iter()
+            .filter_map(|sandbox| of(&sandbox.labels))
+            .max()
     }
 
     fn created_at(&self) -> Option<DateTime<Utc>> {
-        self.sandboxes.iter().map(|s| DateTime::from_timestamp_nanos(s.created_at)).min()
+        self.sandboxes
+            .iter()
+            .map(|s| DateTime::from_timestamp_nanos(s.created_at))
+            .min()
     }
 }
 
@@ -51,7 +61,10 @@ impl Inner {
             self.cri.sandboxes(selector.clone()),
             self.cri.containers(selector),
         )?;
-        Ok(Objects { sandboxes, containers })
+        Ok(Objects {
+            sandboxes,
+            containers,
+        })
     }
 
     pub async fn all_objects(&self) -> Result<BTreeMap<EnvironmentId, Objects>, RuntimeError> {
@@ -95,7 +108,11 @@ impl Inner {
             ContainerSeen::Exited(_) => output::termination(&self.output_directory(id)),
             _ => None,
         };
-        Ok(Seen { facts, container, termination })
+        Ok(Seen {
+            facts,
+            container,
+            termination,
+        })
     }
 
     pub async fn observed(
@@ -104,8 +121,15 @@ impl Inner {
         objects: &Objects,
         facts: Option<Facts>,
     ) -> Result<Observed, RuntimeError> {
-        let generation = facts.as_ref().map(|f| f.generation).or(objects.generation()).unwrap_or(0);
-        let created_at = facts.as_ref().map(|f| f.created_at).or(objects.created_at());
+        let generation = facts
+            .as_ref()
+            .map(|f| f.generation)
+            .or(objects.generation())
+            .unwrap_or(0);
+        let created_at = facts
+            .as_ref()
+            .map(|f| f.created_at)
+            .or(objects.created_at());
         let seen = self.seen(id, objects, facts).await?;
         Ok(Observed {
             id: id.clone(),

@@ -27,10 +27,19 @@ pub fn mount_fresh(directory: &Path) -> io::Result<()> {
     unmount(directory)?;
     std::fs::create_dir_all(directory)?;
     // Any user may write: the box's may be anyone.
-    let options = format!("size={},nr_inodes={MAX_FILES},mode=0777", output::DIRECTORY_BYTES);
+    let options = format!(
+        "size={},nr_inodes={MAX_FILES},mode=0777",
+        output::DIRECTORY_BYTES
+    );
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let attempt = |flags| {
-        mount(Some("agentbox-output"), directory, Some("tmpfs"), flags, Some(options.as_str()))
+        mount(
+            Some("agentbox-output"),
+            directory,
+            Some("tmpfs"),
+            flags,
+            Some(options.as_str()),
+        )
     };
     match attempt(flags | NO_SYMLINKS) {
         // An older kernel; the readers refuse links themselves too.
@@ -57,5 +66,7 @@ pub fn unmount(directory: &Path) -> io::Result<()> {
 
 /// How boxd says the main command ended. What it did not (or not legibly) say is `None`.
 pub fn termination(directory: &Path) -> Option<Termination> {
-    Termination::read(&directory.join(TERMINATION_FILE)).ok().flatten()
+    Termination::read(&directory.join(TERMINATION_FILE))
+        .ok()
+        .flatten()
 }

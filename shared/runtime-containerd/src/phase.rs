@@ -51,7 +51,10 @@ pub fn phase(seen: &Seen) -> BoxPhase {
         return starting("what was left of a box, to be removed or made again");
     };
     if let Some(failure) = &facts.failure {
-        return BoxPhase::Failed { reason: failure.reason, message: failure.message.clone() };
+        return BoxPhase::Failed {
+            reason: failure.reason,
+            message: failure.message.clone(),
+        };
     }
     match (&seen.container, facts.ready_at, &facts.network) {
         (ContainerSeen::Exited(status), _, _) => exited(status, facts, seen.termination.as_ref()),
@@ -65,7 +68,12 @@ pub fn phase(seen: &Seen) -> BoxPhase {
                 Some(ending) => ended(ending),
                 None => (ExitReason::NodeLost, "the container is gone".to_owned()),
             };
-            BoxPhase::Exited { exit_code: KILLED, reason, message, finished_at: ready_at }
+            BoxPhase::Exited {
+                exit_code: KILLED,
+                reason,
+                message,
+                finished_at: ready_at,
+            }
         }
         (ContainerSeen::Running, _, _) => starting("boxd does not answer yet"),
         _ => starting(match facts.step {
@@ -76,7 +84,9 @@ pub fn phase(seen: &Seen) -> BoxPhase {
 }
 
 fn starting(message: &str) -> BoxPhase {
-    BoxPhase::Starting { message: message.to_owned() }
+    BoxPhase::Starting {
+        message: message.to_owned(),
+    }
 }
 
 fn ended(ending: &Ending) -> (ExitReason, String) {
@@ -92,16 +102,32 @@ fn exited(status: &ContainerStatus, facts: &Facts, said: Option<&Termination>) -
     let (reason, message) = if let Some(ending) = &facts.ending {
         ended(ending)
     } else if status.reason == LOST {
-        (ExitReason::NodeLost, "containerd lost the container".to_owned())
+        (
+            ExitReason::NodeLost,
+            "containerd lost the container".to_owned(),
+        )
     } else if said.is_some_and(|said| said.oom_killed)
         || (status.reason == OOM_KILLED && exit_code == KILLED)
     {
-        (ExitReason::OomKilled, "the main command went over the memory limit".to_owned())
+        (
+            ExitReason::OomKilled,
+            "the main command went over the memory limit".to_owned(),
+        )
     } else {
-        let message = said.map(|said| said.message.clone()).filter(|text| !text.is_empty());
-        (ExitReason::Exited, message.unwrap_or_else(|| status.message.clone()))
+        let message = said
+            .map(|said| said.message.clone())
+            .filter(|text| !text.is_empty());
+        (
+            ExitReason::Exited,
+            message.unwrap_or_else(|| status.message.clone()),
+        )
     };
-    BoxPhase::Exited { exit_code, reason, message, finished_at }
+    BoxPhase::Exited {
+        exit_code,
+        reason,
+        message,
+        finished_at,
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +163,21 @@ mod tests {
     }
 
     fn said(exit_code: i32, oom_killed: bool) -> Termination {
-        Termination { exit_code, oom_killed, started_at: at(2), finished_at: at(3), message: String::new() }
+        Termination {
+            exit_code,
+            oom_killed,
+            started_at: at(2),
+            finished_at: at(3),
+            message: String::new(),
+        }
     }
 
     fn of(facts: Facts, container: ContainerSeen, termination: Option<Termination>) -> BoxPhase {
-        phase(&Seen { facts: Some(facts), container, termination })
+        phase(&Seen {
+            facts: Some(facts),
+            container,
+            termination,
+        })
     }
 
     #[test]
@@ -149,9 +185,16 @@ mod tests {
         let address = "10.160.0.5:10777".parse().unwrap();
         assert_eq!(
             of(facts(true), ContainerSeen::Running, None),
-            BoxPhase::Running { address, started_at: at(2) }
+            BoxPhase::Running {
+                address,
+                started_at: at(2)
+            }
         );
-        for container in [ContainerSeen::Running, ContainerSeen::Created, ContainerSeen::Absent] {
+        for container in [
+            ContainerSeen::Running,
+            ContainerSeen::Created,
+            ContainerSeen::Absent,
+        ] {
             let phase = of(facts(false), container, None);
             assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");
         }
@@ -159,29 +202,115 @@ mod tests {
 
     #[test]
     fn why_a_box_ended_is_told_by_who_knows_best() {
-        let stopped = Facts { ending: Some(Ending::Stopped), ..facts(true) };
-        let evicted = Facts { ending: Some(Ending::Evicted { message: "2 of 1".into() }), ..facts(true) };
+        let stopped = Facts {
+            ending: Some(Ending::Stopped),
+            ..facts(true)
+        };
+        let evicted = Facts {
+            ending: Some(Ending::Evicted {
+                message: "2 of 1".into(),
+            }),
+            ..facts(true)
+        };
         for (what, facts, container, termination, code, reason) in [
-            ("by itself", facts(true), gone(3, "Error"), Some(said(3, false)), 3, ExitReason::Exited),
-            ("by itself, untold", facts(true), gone(3, "Error"), None, 3, ExitReason::Exited),
-            ("its command OOM-killed", facts(true), gone(137, "Error"), Some(said(137, true)), 137, ExitReason::OomKilled),
-            ("boxd OOM-killed", facts(true), gone(137, "OOMKilled"), None, 137, ExitReason::OomKilled),
-            ("a child OOM-killed before", facts(true), gone(0, "OOMKilled"), Some(said(0, false)), 0, ExitReason::Exited),
-            ("stopped after an OOM kill", stopped.clone(), gone(137, "OOMKilled"), None, 137, ExitReason::Stopped),
-            ("evicted", evicted.clone(), gone(137, "Error"), None, 137, ExitReason::Evicted),
-            ("a reboot", facts(true), gone(255, "Unknown"), None, 255, ExitReason::NodeLost),
-            ("vanished", facts(true), ContainerSeen::Absent, None, 137, ExitReason::NodeLost),
-            ("stopped and vanished", stopped, ContainerSeen::Absent, None, 137, ExitReason::Stopped),
+            (
+                "by itself",
+                facts(true),
+                gone(3, "Error"),
+                Some(said(3, false)),
+                3,
+                ExitReason::Exited,
+            ),
+            (
+                "by itself, untold",
+                facts(true),
+                gone(3, "Error"),
+                None,
+                3,
+                ExitReason::Exited,
+            ),
+            (
+                "its command OOM-killed",
+                facts(true),
+                gone(137, "Error"),
+                Some(said(137, true)),
+                137,
+                ExitReason::OomKilled,
+            ),
+            (
+                "boxd OOM-killed",
+                facts(true),
+                gone(137, "OOMKilled"),
+                None,
+                137,
+                ExitReason::OomKilled,
+            ),
+            (
+                "a child OOM-killed before",
+                facts(true),
+                gone(0, "OOMKilled"),
+                Some(said(0, false)),
+                0,
+                ExitReason::Exited,
+            ),
+            (
+                "stopped after an OOM kill",
+                stopped.clone(),
+                gone(137, "OOMKilled"),
+                None,
+                137,
+                ExitReason::Stopped,
+            ),
+            (
+                "evicted",
+                evicted.clone(),
+                gone(137, "Error"),
+                None,
+                137,
+                ExitReason::Evicted,
+            ),
+            (
+                "a reboot",
+                facts(true),
+                gone(255, "Unknown"),
+                None,
+                255,
+                ExitReason::NodeLost,
+            ),
+            (
+                "vanished",
+                facts(true),
+                ContainerSeen::Absent,
+                None,
+                137,
+                ExitReason::NodeLost,
+            ),
+            (
+                "stopped and vanished",
+                stopped,
+                ContainerSeen::Absent,
+                None,
+                137,
+                ExitReason::Stopped,
+            ),
         ] {
             match of(facts, container, termination) {
-                BoxPhase::Exited { exit_code, reason: got, .. } => {
+                BoxPhase::Exited {
+                    exit_code,
+                    reason: got,
+                    ..
+                } => {
                     assert_eq!((exit_code, got), (code, reason), "{what}");
                 }
                 other => panic!("{what}: {other:?}"),
             }
         }
         match of(evicted, gone(137, ""), None) {
-            BoxPhase::Exited { message, finished_at, .. } => {
+            BoxPhase::Exited {
+                message,
+                finished_at,
+                ..
+            } => {
                 assert_eq!((message.as_str(), finished_at), ("2 of 1", at(3)));
             }
             other => panic!("{other:?}"),
@@ -190,17 +319,30 @@ mod tests {
 
     #[test]
     fn a_failure_stays_one() {
-        let failure = Failure { reason: FailureReason::ImagePull, message: "no".into() };
-        let failed = Facts { failure: Some(failure), ..facts(false) };
+        let failure = Failure {
+            reason: FailureReason::ImagePull,
+            message: "no".into(),
+        };
+        let failed = Facts {
+            failure: Some(failure),
+            ..facts(false)
+        };
         assert!(matches!(
             of(failed, ContainerSeen::Absent, None),
-            BoxPhase::Failed { reason: FailureReason::ImagePull, .. }
+            BoxPhase::Failed {
+                reason: FailureReason::ImagePull,
+                ..
+            }
         ));
     }
 
     #[test]
     fn what_has_no_facts_is_half_made() {
-        let seen = Seen { facts: None, container: ContainerSeen::Running, termination: None };
+        let seen = Seen {
+            facts: None,
+            container: ContainerSeen::Running,
+            termination: None,
+        };
         assert!(matches!(phase(&seen), BoxPhase::Starting { .. }));
     }
 }

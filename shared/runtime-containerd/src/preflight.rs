@@ -31,7 +31,11 @@ impl Inner {
 fn handlers_in(configuration: &str) -> BTreeSet<String> {
     let configuration: serde_json::Value = serde_json::from_str(configuration).unwrap_or_default();
     let runtimes = configuration["containerd"]["runtimes"].as_object();
-    runtimes.into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    runtimes
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// The cluster's labels, and those every Kubernetes node has.
@@ -46,9 +50,16 @@ pub fn node_labels(configured: &BTreeMap<String, String>) -> BTreeMap<String, St
         ("kubernetes.io/arch".to_owned(), architecture.to_owned()),
     ]);
     if let Ok(hostname) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
-        labels.insert("kubernetes.io/hostname".to_owned(), hostname.trim().to_owned());
+        labels.insert(
+            "kubernetes.io/hostname".to_owned(),
+            hostname.trim().to_owned(),
+        );
     }
-    labels.extend(configured.iter().map(|(key, value)| (key.clone(), value.clone())));
+    labels.extend(
+        configured
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
     labels
 }
 
@@ -68,11 +79,20 @@ fn check(
             format!("`{class}` is not a runtime of this cluster; it has: {there}"),
         );
     }
-    let unmatched = spec.node_selector.iter().find(|(key, value)| labels.get(*key) != Some(*value));
+    let unmatched = spec
+        .node_selector
+        .iter()
+        .find(|(key, value)| labels.get(*key) != Some(*value));
     if let Some((key, value)) = unmatched {
-        let shown: String =
-            format!("{key}={value}").chars().filter(|c| !c.is_control()).take(130).collect();
-        return refuse("node_selector", format!("no node of this cluster has `{shown}`"));
+        let shown: String = format!("{key}={value}")
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(130)
+            .collect();
+        return refuse(
+            "node_selector",
+            format!("no node of this cluster has `{shown}`"),
+        );
     }
     if let Some(asked) = &spec.isolation.security_context {
         if asked.run_as_non_root == Some(true) && asked.run_as_user == Some(0) {
@@ -141,12 +161,18 @@ mod tests {
         type Change = Box<dyn FnOnce(&mut BoxSpec)>;
         let table: [(Change, Option<&str>); 9] = [
             (Box::new(|_| {}), None),
-            (Box::new(|s| s.isolation.runtime_class = Some("runc".into())), None),
+            (
+                Box::new(|s| s.isolation.runtime_class = Some("runc".into())),
+                None,
+            ),
             (
                 Box::new(|s| s.isolation.runtime_class = Some("gvisor".into())),
                 Some("isolation.runtime_class"),
             ),
-            (Box::new(|s| drop(s.node_selector.insert("disk".into(), "ssd".into()))), None),
+            (
+                Box::new(|s| drop(s.node_selector.insert("disk".into(), "ssd".into()))),
+                None,
+            ),
             (
                 Box::new(|s| drop(s.node_selector.insert("disk".into(), "hdd".into()))),
                 Some("node_selector"),
@@ -163,11 +189,16 @@ mod tests {
                 Box::new(|s| s.isolation.security_context = Some(security(Some(5), Some(5), true))),
                 None,
             ),
-            (Box::new(|s| s.resources.memory = Bytes(1 << 20)), Some("resources.memory")),
+            (
+                Box::new(|s| s.resources.memory = Bytes(1 << 20)),
+                Some("resources.memory"),
+            ),
         ];
         for (change, field) in table {
             let spec = spec(change);
-            let got = check(&spec, &labels, Some(&handlers)).err().map(|error| error.field);
+            let got = check(&spec, &labels, Some(&handlers))
+                .err()
+                .map(|error| error.field);
             assert_eq!(got, field, "{spec:?}");
         }
     }
@@ -175,7 +206,10 @@ mod tests {
     #[test]
     fn containerds_handlers_are_read_from_its_configuration() {
         let json = r#"{"containerd":{"runtimes":{"runc":{},"gvisor":{}}}}"#;
-        assert_eq!(handlers_in(json), BTreeSet::from(["gvisor".to_owned(), "runc".to_owned()]));
+        assert_eq!(
+            handlers_in(json),
+            BTreeSet::from(["gvisor".to_owned(), "runc".to_owned()])
+        );
         assert_eq!(handlers_in("what"), BTreeSet::new());
     }
 }

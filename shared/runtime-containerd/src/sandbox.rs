@@ -20,7 +20,10 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
         ipc: NamespaceMode::Pod.into(),
         ..Default::default()
     };
-    let v4 = config.dns_servers.iter().filter(|server| matches!(server, IpAddr::V4(_)));
+    let v4 = config
+        .dns_servers
+        .iter()
+        .filter(|server| matches!(server, IpAddr::V4(_)));
     PodSandboxConfig {
         // containerd refuses a second sandbox of the same name and attempt.
         metadata: Some(PodSandboxMetadata {

@@ -55,7 +55,10 @@ fn is_due(last: Option<Measured>, limit: u64, free: u64, now: Instant) -> bool {
 
 fn verdict(used: u64, limit: u64) -> Option<String> {
     (used > limit).then(|| {
-        format!("the box wrote {used} bytes, its storage limit is {} ({limit} bytes)", Bytes(limit))
+        format!(
+            "the box wrote {used} bytes, its storage limit is {} ({limit} bytes)",
+            Bytes(limit)
+        )
     })
 }
 
@@ -84,15 +87,26 @@ impl Inner {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         for (id, (container, limit)) in running {
-            let Some(upper) = upper_directory(&mounts, &container) else { continue };
-            let Some(free) = free_bytes(&upper) else { continue };
+            let Some(upper) = upper_directory(&mounts, &container) else {
+                continue;
+            };
+            let Some(free) = free_bytes(&upper) else {
+                continue;
+            };
             if limit == 0 || !is_due(ledger.measured.get(&id).copied(), limit, free, now) {
                 continue;
             }
             let measure = tokio::task::spawn_blocking(move || written(&upper, limit));
             match measure.await {
                 Ok(Ok(used)) => {
-                    ledger.measured.insert(id.clone(), Measured { used, free, at: now });
+                    ledger.measured.insert(
+                        id.clone(),
+                        Measured {
+                            used,
+                            free,
+                            at: now,
+                        },
+                    );
                     if let Some(message) = verdict(used, limit)
                         && let Err(error) = self.evict(&id, message).await
                     {
@@ -120,10 +134,14 @@ fn free_bytes(path: &Path) -> Option<u64> {
 fn upper_directory(mountinfo: &str, container: &str) -> Option<PathBuf> {
     let end = format!("/{container}/rootfs");
     let line = mountinfo.lines().find(|line| {
-        line.split(' ').nth(4).is_some_and(|mount_point| mount_point.ends_with(&end))
+        line.split(' ')
+            .nth(4)
+            .is_some_and(|mount_point| mount_point.ends_with(&end))
     })?;
     let options = line.rsplit(' ').next()?;
-    let upper = options.split(',').find_map(|option| option.strip_prefix("upperdir="))?;
+    let upper = options
+        .split(',')
+        .find_map(|option| option.strip_prefix("upperdir="))?;
     Some(PathBuf::from(upper))
 }
 
@@ -141,7 +159,9 @@ fn written(root: &Path, enough: u64) -> io::Result<u64> {
         for entry in entries {
             let entry = entry?;
             // Of the entry itself: links are not followed.
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
             let is_first =
                 metadata.nlink() < 2 || metadata.is_dir() || linked.insert(metadata.ino());
             if is_first {
@@ -165,15 +185,34 @@ mod tests {
     #[test]
     fn a_box_is_measured_when_it_could_be_over_and_now_and_then() {
         let now = Instant::now();
-        let last = Measured { used: 600, free: 10_000, at: now };
+        let last = Measured {
+            used: 600,
+            free: 10_000,
+            at: now,
+        };
         for (what, last, free, after, due) in [
             ("never measured", None, 10_000, 0, true),
             ("nothing was written", Some(last), 10_000, 5, false),
             ("space was given back", Some(last), 20_000, 5, false),
-            ("less than half of the headroom", Some(last), 9_801, 5, false),
+            (
+                "less than half of the headroom",
+                Some(last),
+                9_801,
+                5,
+                false,
+            ),
             ("half of the headroom", Some(last), 9_800, 1, true),
             ("long ago", Some(last), 10_000, 10, true),
-            ("over already", Some(Measured { used: 2_000, ..last }), 9_999, 1, true),
+            (
+                "over already",
+                Some(Measured {
+                    used: 2_000,
+                    ..last
+                }),
+                9_999,
+                1,
+                true,
+            ),
         ] {
             let at = now + Duration::from_secs(after);
             assert_eq!(is_due(last, 1_000, free, at), due, "{what}");
@@ -184,7 +223,10 @@ mod tests {
     fn only_more_than_the_limit_is_too_much_and_the_message_has_both_numbers() {
         assert_eq!(verdict(1 << 20, 1 << 20), None);
         let message = verdict((1 << 20) + 1, 1 << 20).unwrap();
-        assert!(message.contains("1048577") && message.contains("1Mi"), "{message}");
+        assert!(
+            message.contains("1048577") && message.contains("1Mi"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -205,7 +247,10 @@ mod tests {
         fs::write(&data, vec![7u8; 1 << 20]).unwrap();
         fs::hard_link(&data, dir.path().join("again")).unwrap();
         std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
-        fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        fs::File::create(dir.path().join("sparse"))
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
         let used = written(dir.path(), u64::MAX).unwrap();
         assert!((1 << 20..1 << 21).contains(&used), "{used}");
     }

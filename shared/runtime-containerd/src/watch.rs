@@ -80,9 +80,14 @@ impl Watch {
             if now >= self.next_poll {
                 let after = fingerprints(&self.inner).await?;
                 let changed = changed(&self.before, &after);
-                self.ready.extend(changed.into_iter().map(|id| Change { id: Some(id) }));
+                self.ready
+                    .extend(changed.into_iter().map(|id| Change { id: Some(id) }));
                 self.before = after;
-                let pause = if self.events.is_some() { POLL } else { POLL_ALONE };
+                let pause = if self.events.is_some() {
+                    POLL
+                } else {
+                    POLL_ALONE
+                };
                 self.next_poll = Instant::now() + pause;
             }
         }
@@ -116,7 +121,10 @@ async fn fingerprints(inner: &Inner) -> Result<BTreeMap<EnvironmentId, Fingerpri
 }
 
 fn states(objects: &Objects) -> Vec<(String, i32)> {
-    let sandboxes = objects.sandboxes.iter().map(|sandbox| (sandbox.id.clone(), sandbox.state));
+    let sandboxes = objects
+        .sandboxes
+        .iter()
+        .map(|sandbox| (sandbox.id.clone(), sandbox.state));
     let containers = objects.containers.iter().map(|c| (c.id.clone(), c.state));
     let mut states: Vec<_> = sandboxes.chain(containers).collect();
     states.sort();
@@ -129,7 +137,10 @@ fn changed<T: PartialEq>(
     after: &BTreeMap<EnvironmentId, T>,
 ) -> Vec<EnvironmentId> {
     let ids: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    ids.into_iter().filter(|id| before.get(*id) != after.get(*id)).cloned().collect()
+    ids.into_iter()
+        .filter(|id| before.get(*id) != after.get(*id))
+        .cloned()
+        .collect()
 }
 
 #[cfg(test)]
@@ -139,8 +150,16 @@ mod tests {
     #[test]
     fn a_box_that_came_went_or_differs_is_a_change() {
         let ids: Vec<_> = (0..4).map(|_| EnvironmentId::random()).collect();
-        let before = BTreeMap::from([(ids[0].clone(), 1), (ids[1].clone(), 1), (ids[2].clone(), 1)]);
-        let after = BTreeMap::from([(ids[1].clone(), 2), (ids[2].clone(), 1), (ids[3].clone(), 1)]);
+        let before = BTreeMap::from([
+            (ids[0].clone(), 1),
+            (ids[1].clone(), 1),
+            (ids[2].clone(), 1),
+        ]);
+        let after = BTreeMap::from([
+            (ids[1].clone(), 2),
+            (ids[2].clone(), 1),
+            (ids[3].clone(), 1),
+        ]);
         let mut expected = vec![ids[0].clone(), ids[1].clone(), ids[3].clone()];
         expected.sort();
         assert_eq!(changed(&before, &after), expected);

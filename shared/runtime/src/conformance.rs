@@ -56,7 +56,11 @@ impl From<crate::PreflightError> for Violation {
 /// # Errors
 /// [`Violation`] when `holds` is false.
 pub fn claim(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
-    if holds { Ok(()) } else { Err(Violation(what())) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Violation(what()))
+    }
 }
 
 /// Asks again every few milliseconds until there is an answer.
@@ -72,14 +76,21 @@ where
         if let Some(answer) = ask().await? {
             return Ok(answer);
         }
-        claim(start.elapsed() < PATIENCE, || format!("not within {PATIENCE:?}: {what}"))?;
+        claim(start.elapsed() < PATIENCE, || {
+            format!("not within {PATIENCE:?}: {what}")
+        })?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 impl<D: Runtime + BoxConnector> Subject<D> {
     pub fn new(first: D, second: D, image: impl Into<String>) -> Self {
-        Self { first, second, image: image.into(), made: Mutex::default() }
+        Self {
+            first,
+            second,
+            image: image.into(),
+            made: Mutex::default(),
+        }
     }
 
     /// A small box of a new id that will be removed at the end.
@@ -102,7 +113,10 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             tolerations: Vec::new(),
             boxd_token: "conformance".to_owned(),
         };
-        self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(spec.id.clone());
+        self.made
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(spec.id.clone());
         spec
     }
 
@@ -144,9 +158,19 @@ impl<D: Runtime + BoxConnector> Subject<D> {
                 return Err(Violation("the box is gone".to_owned()));
             };
             match phase {
-                BoxPhase::Exited { exit_code, reason, message, .. } => {
+                BoxPhase::Exited {
+                    exit_code,
+                    reason,
+                    message,
+                    ..
+                } => {
                     let output = self.output_of(id).await?;
-                    Ok(Some(End { exit_code, reason, message, output }))
+                    Ok(Some(End {
+                        exit_code,
+                        reason,
+                        message,
+                        output,
+                    }))
                 }
                 BoxPhase::Failed { .. } => Err(Violation(format!("the box failed: {phase:?}"))),
                 BoxPhase::Starting { .. } | BoxPhase::Running { .. } => Ok(None),
@@ -157,7 +181,9 @@ impl<D: Runtime + BoxConnector> Subject<D> {
 
     async fn output_of(&self, id: &EnvironmentId) -> Result<String, Violation> {
         let entries = self.second.last_output(id, 1 << 20).await?;
-        let lines = entries.iter().map(|entry| String::from_utf8_lossy(&entry.line).into_owned());
+        let lines = entries
+            .iter()
+            .map(|entry| String::from_utf8_lossy(&entry.line).into_owned());
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
@@ -167,7 +193,10 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// When one cannot be removed.
     pub async fn clean(&self) -> Result<(), Violation> {
         let made = std::mem::take(
-            &mut *self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            &mut *self
+                .made
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
         );
         for id in made {
             self.first.remove(&id).await?;

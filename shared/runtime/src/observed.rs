@@ -29,7 +29,10 @@ pub enum BoxPhase {
         started_at: DateTime<Utc>,
     },
     /// It will never run, or will never run again without a new `ensure` of a new id.
-    Failed { reason: FailureReason, message: String },
+    Failed {
+        reason: FailureReason,
+        message: String,
+    },
     /// The main command, and with it boxd, ended. Its last output can still be read.
     Exited {
         exit_code: i32,

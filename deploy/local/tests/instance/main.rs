@@ -11,3 +11,4 @@ mod host;
 mod pod;
 mod stores;
 mod teardown;
+mod workflow;

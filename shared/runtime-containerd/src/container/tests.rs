@@ -48,12 +48,14 @@ fn a_command_replaces_the_images_own_and_no_command_idles() {
 
 #[test]
 fn limits_become_what_the_kernel_counts() {
-    let limits = |cpu, memory| resources(&Resources {
-        cpu: MilliCpu(cpu),
-        memory: Bytes(memory),
-        storage: Bytes(1),
-        pids: 1,
-    });
+    let limits = |cpu, memory| {
+        resources(&Resources {
+            cpu: MilliCpu(cpu),
+            memory: Bytes(memory),
+            storage: Bytes(1),
+            pids: 1,
+        })
+    };
     for (cpu, quota, shares) in [(500, 50_000, 512), (2_000, 200_000, 2_048), (1, 1_000, 2)] {
         let got = limits(cpu, 1 << 20);
         assert_eq!((got.cpu_quota, got.cpu_shares), (quota, shares), "{cpu}m");
@@ -88,7 +90,11 @@ fn a_user_cannot_set_boxds_variables() {
     spec.env.insert(variables::TOKEN.into(), "forged".into());
     let environment = environment(&spec);
     let values = |name: &str| {
-        environment.iter().filter(|e| e.key == name).map(|e| e.value.clone()).collect::<Vec<_>>()
+        environment
+            .iter()
+            .filter(|e| e.key == name)
+            .map(|e| e.value.clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(values("MY_VAR"), ["x"]);
     assert_eq!(values(variables::TOKEN), ["secret"]);
@@ -97,20 +103,28 @@ fn a_user_cannot_set_boxds_variables() {
 #[test]
 fn a_user_cannot_forge_our_labels() {
     let mut spec = spec();
-    spec.labels.insert(labels::DEPLOYMENT.into(), "other".into());
+    spec.labels
+        .insert(labels::DEPLOYMENT.into(), "other".into());
     let sandbox = sandbox::config(&settings(), &spec, 4);
     assert_eq!(sandbox.labels[labels::DEPLOYMENT], "local");
     assert_eq!(sandbox.labels[labels::GENERATION], "4");
-    assert_eq!(sandbox.annotations["user.agentbox.dev/agentbox.dev/deployment"], "other");
+    assert_eq!(
+        sandbox.annotations["user.agentbox.dev/agentbox.dev/deployment"],
+        "other"
+    );
     let promised = labels::Promised::read(&sandbox.annotations);
-    assert_eq!((promised.cpu, promised.storage), (MilliCpu(500), Bytes(1 << 30)));
+    assert_eq!(
+        (promised.cpu, promised.storage),
+        (MilliCpu(500), Bytes(1 << 30))
+    );
     assert_eq!(sandbox.dns_config.unwrap().servers, ["192.0.2.53"]);
 }
 
 #[test]
 fn a_user_label_cannot_forge_what_is_promised() {
     let mut spec = spec();
-    spec.labels.insert("agentbox.dev/cpu-milli".into(), "1".into());
+    spec.labels
+        .insert("agentbox.dev/cpu-milli".into(), "1".into());
     let promised = labels::Promised::read(&labels::annotations(&spec));
     assert_eq!(promised.cpu, MilliCpu(500));
 }

@@ -46,11 +46,19 @@ impl Policy {
     ) -> Result<Self, PreflightError> {
         let Some(asked) = asked else {
             let internet = default_allow_internet;
-            return Ok(Self { internet, egress: vec![], ingress_ports: vec![], boxes: false });
+            return Ok(Self {
+                internet,
+                egress: vec![],
+                ingress_ports: vec![],
+                boxes: false,
+            });
         };
         let mut egress = Vec::new();
         for text in &asked.allowed_egress_cidrs {
-            match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+            match text
+                .parse::<IpNet>()
+                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            {
                 Ok(IpNet::V4(network)) => egress.push(network.trunc()),
                 Ok(IpNet::V6(_)) => {}
                 Err(_) => {
@@ -61,7 +69,11 @@ impl Policy {
                 }
             }
         }
-        if let Some(port) = asked.allowed_ingress_ports.iter().find(|p| matches!(**p, 0 | DEFAULT_PORT)) {
+        if let Some(port) = asked
+            .allowed_ingress_ports
+            .iter()
+            .find(|p| matches!(**p, 0 | DEFAULT_PORT))
+        {
             return Err(PreflightError {
                 field: "isolation.network_policy.allowed_ingress_ports",
                 message: format!("port {port} cannot be opened"),
@@ -93,7 +105,11 @@ pub struct Ruleset {
 }
 
 fn list<T: std::fmt::Display>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl Ruleset {
@@ -112,7 +128,11 @@ impl Ruleset {
             subnet: config.subnet.trunc(),
             own: format!("boxes-{}", config.deployment),
             resolvers: config.dns_servers.iter().filter_map(v4).collect(),
-            blocked: config.blocked_egress_cidrs.iter().filter_map(v4_net).collect(),
+            blocked: config
+                .blocked_egress_cidrs
+                .iter()
+                .filter_map(v4_net)
+                .collect(),
         }
     }
 
@@ -126,7 +146,13 @@ impl Ruleset {
 
     /// The tables' own rules, whole, whatever was there.
     fn base(&self) -> String {
-        let Self { table, bridge, subnet, own, .. } = self;
+        let Self {
+            table,
+            bridge,
+            subnet,
+            own,
+            ..
+        } = self;
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
         // A refusal that says so: a client in the box fails at once, not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
@@ -182,7 +208,13 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
 
     /// The base and one box's rules, whole, whatever was there of it.
     pub fn admit(&self, id: &EnvironmentId, network: &BoxNetwork, policy: &Policy) -> String {
-        let Self { table, bridge, subnet, own, .. } = self;
+        let Self {
+            table,
+            bridge,
+            subnet,
+            own,
+            ..
+        } = self;
         let BoxNetwork { address, mac, port } = network;
         let mut text = self.base();
         let mut line = |rule: String| {
@@ -194,8 +226,12 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!("flush chain inet {table} {chain}-{id}"));
         }
         if policy.boxes {
-            line(format!("add rule inet {table} out-{id} ip daddr @{own} goto delivered"));
-            line(format!("add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"));
+            line(format!(
+                "add rule inet {table} out-{id} ip daddr @{own} goto delivered"
+            ));
+            line(format!(
+                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"
+            ));
         }
         // An egress CIDR around the boxes' own network opens no box.
         line(format!(
@@ -203,7 +239,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         ));
         if !policy.egress.is_empty() {
             let networks = list(&policy.egress);
-            line(format!("add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"));
+            line(format!(
+                "add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"
+            ));
         }
         if policy.internet {
             if !self.blocked.is_empty() {
@@ -214,21 +252,33 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             }
             line(format!("add rule inet {table} out-{id} jump internet"));
         }
-        line(format!("add rule inet {table} out-{id} reject with icmpx admin-prohibited"));
+        line(format!(
+            "add rule inet {table} out-{id} reject with icmpx admin-prohibited"
+        ));
         if !policy.ingress_ports.is_empty() {
             let ports = list(&policy.ingress_ports);
-            line(format!("add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"));
+            line(format!(
+                "add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"
+            ));
         }
         line(format!("add rule inet {table} in-{id} drop"));
-        line(format!("add element inet {table} egress {{ {address} : goto out-{id} }}"));
-        line(format!("add element inet {table} ingress {{ {address} : goto in-{id} }}"));
+        line(format!(
+            "add element inet {table} egress {{ {address} : goto out-{id} }}"
+        ));
+        line(format!(
+            "add element inet {table} ingress {{ {address} : goto in-{id} }}"
+        ));
         line(format!("add element inet {table} {own} {{ {address} }}"));
         if policy.internet {
             for resolver in &self.resolvers {
-                line(format!("add element inet {table} resolving {{ {address} . {resolver} }}"));
+                line(format!(
+                    "add element inet {table} resolving {{ {address} . {resolver} }}"
+                ));
             }
         }
-        line(format!("add element bridge {table} senders {{ \"{port}\" . {mac} . {address} }}"));
+        line(format!(
+            "add element bridge {table} senders {{ \"{port}\" . {mac} . {address} }}"
+        ));
         line(format!("add element bridge {table} ports {{ \"{port}\" }}"));
         text
     }
@@ -240,9 +290,24 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         let BoxNetwork { address, mac, port } = network;
         let mut text = String::new();
         let mut elements = vec![
-            ("inet", "egress".to_owned(), address.to_string(), format!("{address} : goto out-{id}")),
-            ("inet", "ingress".to_owned(), address.to_string(), format!("{address} : goto in-{id}")),
-            ("inet", own.clone(), address.to_string(), address.to_string()),
+            (
+                "inet",
+                "egress".to_owned(),
+                address.to_string(),
+                format!("{address} : goto out-{id}"),
+            ),
+            (
+                "inet",
+                "ingress".to_owned(),
+                address.to_string(),
+                format!("{address} : goto in-{id}"),
+            ),
+            (
+                "inet",
+                own.clone(),
+                address.to_string(),
+                address.to_string(),
+            ),
         ];
         for resolver in &self.resolvers {
             let pair = format!("{address} . {resolver}");
@@ -283,13 +348,18 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             }
             let _ = writeln!(text, "delete element inet {table} egress {{ {address} }}");
             for (name, key) in &found.others {
-                if key.first() != Some(&address.to_string()) && key.get(2) != Some(&address.to_string()) {
+                if key.first() != Some(&address.to_string())
+                    && key.get(2) != Some(&address.to_string())
+                {
                     continue;
                 }
                 let (family, key) = match name.as_str() {
                     "senders" => {
                         if let Some(port) = key.first() {
-                            let _ = writeln!(text, "delete element bridge {table} ports {{ \"{port}\" }}");
+                            let _ = writeln!(
+                                text,
+                                "delete element bridge {table} ports {{ \"{port}\" }}"
+                            );
                         }
                         let mut quoted = key.clone();
                         if let Some(port) = quoted.first_mut() {
@@ -299,10 +369,17 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                     }
                     _ => ("inet", key.clone()),
                 };
-                let _ = writeln!(text, "delete element {family} {table} {name} {{ {} }}", key.join(" . "));
+                let _ = writeln!(
+                    text,
+                    "delete element {family} {table} {name} {{ {} }}",
+                    key.join(" . ")
+                );
             }
         }
-        let chains = found.chains.iter().any(|chain| *chain == out || *chain == inward);
+        let chains = found
+            .chains
+            .iter()
+            .any(|chain| *chain == out || *chain == inward);
         if chains {
             self.forget_chains(id, &mut text);
         }
@@ -323,12 +400,22 @@ pub struct Elements {
 impl Elements {
     pub fn read(listed: &[Value]) -> Self {
         let mut found = Self::default();
-        for item in listed.iter().filter_map(|v| v["nftables"].as_array()).flatten() {
+        for item in listed
+            .iter()
+            .filter_map(|v| v["nftables"].as_array())
+            .flatten()
+        {
             if let Some(chain) = item["chain"]["name"].as_str() {
                 found.chains.push(chain.to_owned());
             }
-            let set = if item["map"].is_object() { &item["map"] } else { &item["set"] };
-            let Some(name) = set["name"].as_str() else { continue };
+            let set = if item["map"].is_object() {
+                &item["map"]
+            } else {
+                &item["set"]
+            };
+            let Some(name) = set["name"].as_str() else {
+                continue;
+            };
             for element in set["elem"].as_array().into_iter().flatten() {
                 found.add(name, element);
             }
@@ -339,7 +426,9 @@ impl Elements {
     /// The addresses in a set of addresses.
     pub fn members(&self, set: &str) -> Vec<Ipv4Addr> {
         let of_set = self.others.iter().filter(|(name, _)| name == set);
-        of_set.filter_map(|(_, key)| key.first()?.parse().ok()).collect()
+        of_set
+            .filter_map(|(_, key)| key.first()?.parse().ok())
+            .collect()
     }
 
     fn add(&mut self, name: &str, element: &Value) {
@@ -349,10 +438,17 @@ impl Elements {
             _ => (element, None),
         };
         let target = verdict
-            .and_then(|v| v["goto"]["target"].as_str().or_else(|| v["jump"]["target"].as_str()))
+            .and_then(|v| {
+                v["goto"]["target"]
+                    .as_str()
+                    .or_else(|| v["jump"]["target"].as_str())
+            })
             .unwrap_or_default();
         let parts: Vec<String> = match key["concat"].as_array() {
-            Some(parts) => parts.iter().filter_map(|p| p.as_str().map(str::to_owned)).collect(),
+            Some(parts) => parts
+                .iter()
+                .filter_map(|p| p.as_str().map(str::to_owned))
+                .collect(),
             None => key.as_str().map(str::to_owned).into_iter().collect(),
         };
         if name == "egress" {

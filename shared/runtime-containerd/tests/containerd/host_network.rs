@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime_containerd::{Config, Driver};
 use tokio::net::TcpListener;
 
@@ -36,7 +36,9 @@ async fn connects(
 
 /// This machine's own address towards the internet.
 async fn own_address() -> IpAddr {
-    let json = host("ip", &["-4", "-j", "route", "get", "203.0.113.1"]).await.unwrap();
+    let json = host("ip", &["-4", "-j", "route", "get", "203.0.113.1"])
+        .await
+        .unwrap();
     let routes: serde_json::Value = serde_json::from_str(&json).unwrap();
     routes[0]["prefsrc"].as_str().unwrap().parse().unwrap()
 }
@@ -50,7 +52,9 @@ async fn no_policy_opens_a_port_of_the_machine() {
     let own = own_address().await;
     // The control: it listens on both.
     for address in [gateway, own] {
-        tokio::net::TcpStream::connect((address, port)).await.unwrap();
+        tokio::net::TcpStream::connect((address, port))
+            .await
+            .unwrap();
     }
     for address in [gateway, own] {
         for policy in [None, Some(wide_open())] {
@@ -81,11 +85,16 @@ impl Elsewhere {
             listeners: Vec::new(),
         };
         let run = |words: String| async move {
-            host("ip", &words.split(' ').collect::<Vec<_>>()).await.unwrap();
+            host("ip", &words.split(' ').collect::<Vec<_>>())
+                .await
+                .unwrap();
         };
         run(format!("netns add {name}")).await;
         let net = format!("198.18.{}", tag.bytes().fold(0, u8::wrapping_add));
-        run(format!("link add {near} type veth peer name {far} netns {name}")).await;
+        run(format!(
+            "link add {near} type veth peer name {far} netns {name}"
+        ))
+        .await;
         run(format!("addr add {net}.1/30 dev {near}")).await;
         run(format!("link set {near} up")).await;
         run(format!("-n {name} addr add {net}.2/30 dev {far}")).await;
@@ -101,9 +110,25 @@ impl Elsewhere {
 
     async fn listen(&mut self, port: u16) {
         let listener = tokio::process::Command::new("ip")
-            .args(["netns", "exec", &self.name, "busybox", "httpd", "-f", "-h", "/proc/self", "-p"])
+            .args([
+                "netns",
+                "exec",
+                &self.name,
+                "busybox",
+                "httpd",
+                "-f",
+                "-h",
+                "/proc/self",
+                "-p",
+            ])
             .arg(port.to_string())
-            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+            .env(
+                "PATH",
+                format!(
+                    "{}:/usr/sbin:/sbin",
+                    std::env::var("PATH").unwrap_or_default()
+                ),
+            )
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -114,7 +139,9 @@ impl Elsewhere {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), up).await.expect("it listens");
+        tokio::time::timeout(Duration::from_secs(10), up)
+            .await
+            .expect("it listens");
     }
 }
 
@@ -124,8 +151,13 @@ impl Drop for Elsewhere {
         for mut listener in self.listeners.drain(..) {
             let _ = listener.start_kill();
         }
-        for arguments in [vec!["link", "del", &format!("{}a", self.name)], vec!["netns", "del", &self.name]] {
-            let _ = std::process::Command::new("/usr/sbin/ip").args(arguments).status();
+        for arguments in [
+            vec!["link", "del", &format!("{}a", self.name)],
+            vec!["netns", "del", &self.name],
+        ] {
+            let _ = std::process::Command::new("/usr/sbin/ip")
+                .args(arguments)
+                .status();
         }
     }
 }
@@ -138,12 +170,23 @@ async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
     let s = subject().await;
     let mut elsewhere = Elsewhere::new("d", &[PUBLIC, PRIVATE, METADATA]).await;
     elsewhere.listen(8080).await;
-    let internet = NetworkPolicy { allow_internet: true, ..Default::default() };
-    let private =
-        NetworkPolicy { allowed_egress_cidrs: vec!["10.255.77.0/24".to_owned()], ..Default::default() };
+    let internet = NetworkPolicy {
+        allow_internet: true,
+        ..Default::default()
+    };
+    let private = NetworkPolicy {
+        allowed_egress_cidrs: vec!["10.255.77.0/24".to_owned()],
+        ..Default::default()
+    };
     for (what, policy, public, private, metadata) in [
         ("no policy", None, true, false, false),
-        ("an empty policy", Some(NetworkPolicy::default()), false, false, false),
+        (
+            "an empty policy",
+            Some(NetworkPolicy::default()),
+            false,
+            false,
+            false,
+        ),
         ("internet", Some(internet), true, false, false),
         ("one private network", Some(private), false, true, false),
         ("all", Some(wide_open()), true, true, false),
@@ -183,7 +226,15 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let gateway = config.subnet.hosts().next().unwrap().to_string();
     let ping = |from: String| {
         let gateway = gateway.clone();
-        async move { inside(pid, &["busybox", "arping", "-f", "-w", "2", "-I", "eth0", "-s", &from, &gateway]).await }
+        async move {
+            inside(
+                pid,
+                &[
+                    "busybox", "arping", "-f", "-w", "2", "-I", "eth0", "-s", &from, &gateway,
+                ],
+            )
+            .await
+        }
     };
     // The control: ARP as itself is answered.
     ping(own.ip().to_string()).await.map_err(Violation)?;
@@ -191,23 +242,40 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     // A free address of the subnet, and the victim's.
     let free = config.subnet.hosts().last().unwrap().to_string();
     for forged in [free.clone(), victim_address.clone()] {
-        inside(pid, &["ip", "addr", "add", &format!("{forged}/20"), "dev", "eth0"])
-            .await
-            .map_err(Violation)?;
+        inside(
+            pid,
+            &["ip", "addr", "add", &format!("{forged}/20"), "dev", "eth0"],
+        )
+        .await
+        .map_err(Violation)?;
         let answered = ping(forged.clone()).await.is_ok();
         claim(!answered, || format!("ARP as {forged} was answered"))?;
     }
     // The machine still knows the victim by the victim's own hardware address.
-    let neighbours = host("ip", &["neigh", "show", &victim_address]).await.map_err(Violation)?;
+    let neighbours = host("ip", &["neigh", "show", &victim_address])
+        .await
+        .map_err(Violation)?;
     let mac = std::fs::read_to_string(format!("/proc/{pid}/net/arp")).unwrap_or_default();
     claim(!mac.is_empty(), || "no ARP table".to_owned())?;
-    let own_mac = inside(pid, &["cat", "/sys/class/net/eth0/address"]).await.unwrap_or_default();
-    claim(own_mac.trim().is_empty() || !neighbours.contains(own_mac.trim()), || neighbours.clone())?;
+    let own_mac = inside(pid, &["cat", "/sys/class/net/eth0/address"])
+        .await
+        .unwrap_or_default();
+    claim(
+        own_mac.trim().is_empty() || !neighbours.contains(own_mac.trim()),
+        || neighbours.clone(),
+    )?;
 
     // Another hardware address: nothing passes any more, not even as itself.
-    inside(pid, &["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"]).await.map_err(Violation)?;
+    inside(
+        pid,
+        &["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"],
+    )
+    .await
+    .map_err(Violation)?;
     let answered = ping(own.ip().to_string()).await.is_ok();
-    claim(!answered, || "a forged hardware address was answered".to_owned())
+    claim(!answered, || {
+        "a forged hardware address was answered".to_owned()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,8 +288,10 @@ async fn boxes_do_not_see_each_others_frames() {
 
 async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let mut internal = s.spec();
-    internal.isolation.network_policy =
-        Some(NetworkPolicy { allow_cluster_internal: true, ..Default::default() });
+    internal.isolation.network_policy = Some(NetworkPolicy {
+        allow_cluster_internal: true,
+        ..Default::default()
+    });
     let one = internal.clone();
     s.run(&one).await?;
     let mut other = s.spec();
@@ -230,31 +300,84 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let pid = process_of(&config.deployment, one.id.as_str());
     let other_pid = process_of(&config.deployment, other.id.as_str());
     // ARP for the other box is answered by the machine, with the bridge's address.
-    let answer = inside(pid, &["busybox", "arping", "-f", "-w", "3", "-I", "eth0", &other_address])
-        .await
-        .map_err(Violation)?;
-    let mac_of = |path: String| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let answer = inside(
+        pid,
+        &[
+            "busybox",
+            "arping",
+            "-f",
+            "-w",
+            "3",
+            "-I",
+            "eth0",
+            &other_address,
+        ],
+    )
+    .await
+    .map_err(Violation)?;
+    let mac_of = |path: String| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let bridge = mac_of(format!("/sys/class/net/{}/address", config.bridge));
-    claim(answer.to_lowercase().contains(&bridge), || format!("{bridge} is not in {answer}"))?;
+    claim(answer.to_lowercase().contains(&bridge), || {
+        format!("{bridge} is not in {answer}")
+    })?;
     // A frame straight to the other's hardware address does not arrive.
-    let show = inside(other_pid, &["ip", "-o", "link", "show", "eth0"]).await.map_err(Violation)?;
-    let other_mac = show.split(' ').skip_while(|word| *word != "link/ether").nth(1).unwrap_or("").to_owned();
-    claim(other_mac.contains(':'), || show.clone())?;
-    inside(pid, &["ip", "neigh", "replace", &other_address, "lladdr", &other_mac, "dev", "eth0"])
+    let show = inside(other_pid, &["ip", "-o", "link", "show", "eth0"])
         .await
         .map_err(Violation)?;
-    let pinged = inside(pid, &["busybox", "ping", "-c", "1", "-W", "2", &other_address]).await;
-    claim(pinged.is_err(), || format!("a frame went from box to box: {pinged:?}"))?;
+    let other_mac = show
+        .split(' ')
+        .skip_while(|word| *word != "link/ether")
+        .nth(1)
+        .unwrap_or("")
+        .to_owned();
+    claim(other_mac.contains(':'), || show.clone())?;
+    inside(
+        pid,
+        &[
+            "ip",
+            "neigh",
+            "replace",
+            &other_address,
+            "lladdr",
+            &other_mac,
+            "dev",
+            "eth0",
+        ],
+    )
+    .await
+    .map_err(Violation)?;
+    let pinged = inside(
+        pid,
+        &["busybox", "ping", "-c", "1", "-W", "2", &other_address],
+    )
+    .await;
+    claim(pinged.is_err(), || {
+        format!("a frame went from box to box: {pinged:?}")
+    })?;
     // By way of the machine it does.
-    inside(pid, &["ip", "neigh", "del", &other_address, "dev", "eth0"]).await.map_err(Violation)?;
-    inside(pid, &["busybox", "ping", "-c", "1", "-W", "2", &other_address]).await.map_err(Violation)?;
+    inside(pid, &["ip", "neigh", "del", &other_address, "dev", "eth0"])
+        .await
+        .map_err(Violation)?;
+    inside(
+        pid,
+        &["busybox", "ping", "-c", "1", "-W", "2", &other_address],
+    )
+    .await
+    .map_err(Violation)?;
     Ok(())
 }
 
 /// Whether a connection from the namespace to a port of the machine is made.
 async fn knocks(pid: u32, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
-    inside(pid, &["busybox", "nc", "-w", "2", &ip, &port]).await.is_ok()
+    inside(pid, &["busybox", "nc", "-w", "2", &ip, &port])
+        .await
+        .is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,7 +392,12 @@ async fn a_box_without_rules_reaches_nothing() {
     let open = knocks(pid, to).await;
     let table = format!("agentbox-{}", config.network());
     let element = format!("{{ {address} }}");
-    host("nft", &["delete", "element", "inet", &table, "egress", &element]).await.unwrap();
+    host(
+        "nft",
+        &["delete", "element", "inet", &table, "egress", &element],
+    )
+    .await
+    .unwrap();
     let still_open = knocks(pid, to).await;
     s.clean().await.unwrap();
     assert!(open, "the control: it reached the internet before");

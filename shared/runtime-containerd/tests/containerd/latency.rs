@@ -20,7 +20,11 @@ async fn cri() -> RuntimeServiceClient<Channel> {
     let socket = config().await.socket;
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        async move {
+            tokio::net::UnixStream::connect(socket)
+                .await
+                .map(TokioIo::new)
+        }
     });
     let endpoint = Endpoint::from_static("http://containerd");
     RuntimeServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
@@ -34,13 +38,30 @@ async fn raw(mut cri: RuntimeServiceClient<Channel>, run: usize) -> Duration {
         namespace: "raw".to_owned(),
         attempt: 0,
     };
-    let sandbox = PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+    let sandbox = PodSandboxConfig {
+        metadata: Some(metadata),
+        ..Default::default()
+    };
     let start = Instant::now();
-    let request = RunPodSandboxRequest { config: Some(sandbox.clone()), ..Default::default() };
-    let id = cri.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+    let request = RunPodSandboxRequest {
+        config: Some(sandbox.clone()),
+        ..Default::default()
+    };
+    let id = cri
+        .run_pod_sandbox(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .pod_sandbox_id;
     let container = ContainerConfig {
-        metadata: Some(ContainerMetadata { name: "main".to_owned(), attempt: 0 }),
-        image: Some(ImageSpec { image: "busybox".to_owned(), ..Default::default() }),
+        metadata: Some(ContainerMetadata {
+            name: "main".to_owned(),
+            attempt: 0,
+        }),
+        image: Some(ImageSpec {
+            image: "busybox".to_owned(),
+            ..Default::default()
+        }),
         command: ["sleep", "600"].map(str::to_owned).to_vec(),
         ..Default::default()
     };
@@ -49,11 +70,24 @@ async fn raw(mut cri: RuntimeServiceClient<Channel>, run: usize) -> Duration {
         config: Some(container),
         sandbox_config: Some(sandbox),
     };
-    let container_id = cri.create_container(request).await.unwrap().into_inner().container_id;
-    cri.start_container(StartContainerRequest { container_id }).await.unwrap();
+    let container_id = cri
+        .create_container(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .container_id;
+    cri.start_container(StartContainerRequest { container_id })
+        .await
+        .unwrap();
     let took = start.elapsed();
-    cri.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
-    cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await.unwrap();
+    cri.stop_pod_sandbox(StopPodSandboxRequest {
+        pod_sandbox_id: id.clone(),
+    })
+    .await
+    .unwrap();
+    cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id })
+        .await
+        .unwrap();
     took
 }
 
@@ -76,5 +110,8 @@ async fn a_cold_box_costs_less_than_twice_what_containerd_costs() {
     println!("containerd alone:          {raws:?}");
     // The design's aim is 1.3; other tests share the machine, so the medians of runs that
     // took turns are compared, and with room.
-    assert!(ours[RUNS / 2] < raws[RUNS / 2] * 2, "{ours:?} beside {raws:?}");
+    assert!(
+        ours[RUNS / 2] < raws[RUNS / 2] * 2,
+        "{ours:?} beside {raws:?}"
+    );
 }

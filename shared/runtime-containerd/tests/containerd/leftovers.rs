@@ -12,15 +12,29 @@ use crate::machine::{config, control_groups, host, subject};
 async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    found.extend(mounts.lines().filter(|line| line.contains(id)).map(str::to_owned));
-    found.extend(control_groups(&config.deployment, id).iter().map(|p| p.display().to_string()));
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(id))
+            .map(str::to_owned),
+    );
+    found.extend(
+        control_groups(&config.deployment, id)
+            .iter()
+            .map(|p| p.display().to_string()),
+    );
     for family in ["inet", "bridge"] {
         let table = format!("agentbox-{}", config.network());
-        let rules = host("nft", &["list", "table", family, &table]).await.unwrap();
+        let rules = host("nft", &["list", "table", family, &table])
+            .await
+            .unwrap();
         let names = |line: &&str| line.contains(id) || line.contains(&format!("{address} "));
         found.extend(rules.lines().filter(names).map(str::to_owned));
     }
-    for path in [config.state_dir.join(id), config.state_dir.join("locks").join(id)] {
+    for path in [
+        config.state_dir.join(id),
+        config.state_dir.join("locks").join(id),
+    ] {
         if path.exists() {
             found.push(path.display().to_string());
         }
@@ -46,9 +60,15 @@ async fn a_removed_box_leaves_no_mount_group_rule_file_or_interface() {
     let (address, port) = (of_network("address"), of_network("port"));
     let before = traces(&config, spec.id.as_str(), &address, &port).await;
     assert!(before.len() >= 5, "the test sees too little: {before:?}");
-    assert!(!facts.to_string().contains(&spec.boxd_token), "a secret is in the facts");
+    assert!(
+        !facts.to_string().contains(&spec.boxd_token),
+        "a secret is in the facts"
+    );
     subject.first.remove(&spec.id).await.unwrap();
-    assert_eq!(traces(&config, spec.id.as_str(), &address, &port).await, Vec::<String>::new());
+    assert_eq!(
+        traces(&config, spec.id.as_str(), &address, &port).await,
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,11 +123,18 @@ async fn foreign(
     theirs.run(spec).await?;
     // On one bridge both have rules in one table.
     ours.run(&ours.spec()).await?;
-    let seen = ours.first.list().await?.iter().any(|observed| observed.id == spec.id);
+    let seen = ours
+        .first
+        .list()
+        .await?
+        .iter()
+        .any(|observed| observed.id == spec.id);
     claim(!seen, || "a foreign box is listed".to_owned())?;
     ours.first.stop(&spec.id, Duration::ZERO).await?;
     ours.first.remove(&spec.id).await?;
     let still = theirs.first.get(&spec.id).await?;
-    let running = still.as_ref().is_some_and(|o| matches!(o.phase, BoxPhase::Running { .. }));
+    let running = still
+        .as_ref()
+        .is_some_and(|o| matches!(o.phase, BoxPhase::Running { .. }));
     claim(running, || format!("{still:?}"))
 }

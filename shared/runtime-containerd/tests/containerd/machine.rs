@@ -31,7 +31,13 @@ pub async fn subject() -> Subject<Driver> {
 pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(arguments)
-        .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+        .env(
+            "PATH",
+            format!(
+                "{}:/usr/sbin:/sbin",
+                std::env::var("PATH").unwrap_or_default()
+            ),
+        )
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -48,7 +54,11 @@ pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
 /// Directories of a box's control group, in every hierarchy.
 pub fn control_groups(deployment: &str, id: &str) -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
-    let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below = std::fs::read_dir(&root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     below
         .chain([root.clone()])
         .map(|hierarchy| hierarchy.join(format!("agentbox-{deployment}")).join(id))

@@ -7,9 +7,13 @@ use agentbox_runtime::Runtime;
 use crate::machine::{config, control_groups, subject};
 
 fn counter(deployment: &str, id: &str, file: &str) -> Option<u64> {
-    control_groups(deployment, id)
-        .iter()
-        .find_map(|group| std::fs::read_to_string(group.join(file)).ok()?.trim().parse().ok())
+    control_groups(deployment, id).iter().find_map(|group| {
+        std::fs::read_to_string(group.join(file))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,5 +34,8 @@ async fn a_fork_bomb_is_held_at_its_limit_and_removed() {
     assert_eq!(limit, 49);
     assert!((40..=limit).contains(&most), "{most} processes of {limit}");
     s.first.remove(&spec.id).await.unwrap();
-    assert_eq!(control_groups(deployment, id), Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        control_groups(deployment, id),
+        Vec::<std::path::PathBuf>::new()
+    );
 }

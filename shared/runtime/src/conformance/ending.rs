@@ -12,11 +12,17 @@ type Outcome = Result<(), Violation>;
 pub async fn an_exit_code_and_the_last_output_outlive_the_box<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let end = s.run_to_end(&s.script("echo to-stdout; echo to-stderr >&2; exit 3")).await?;
-    claim(end.exit_code == 3 && end.reason == ExitReason::Exited, || format!("{end:?}"))?;
-    claim(end.output.contains("to-stdout") && end.output.contains("to-stderr"), || {
-        format!("{end:?}")
-    })
+    let end = s
+        .run_to_end(&s.script("echo to-stdout; echo to-stderr >&2; exit 3"))
+        .await?;
+    claim(
+        end.exit_code == 3 && end.reason == ExitReason::Exited,
+        || format!("{end:?}"),
+    )?;
+    claim(
+        end.output.contains("to-stdout") && end.output.contains("to-stderr"),
+        || format!("{end:?}"),
+    )
 }
 
 /// # Errors
@@ -27,7 +33,10 @@ pub async fn a_command_that_does_not_exist_exits_127<D: Runtime + BoxConnector>(
     let mut spec = s.spec();
     spec.command = Some(vec!["no-such-program".to_owned()]);
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 127 && end.reason == ExitReason::Exited, || format!("{end:?}"))
+    claim(
+        end.exit_code == 127 && end.reason == ExitReason::Exited,
+        || format!("{end:?}"),
+    )
 }
 
 /// # Errors
@@ -39,12 +48,18 @@ pub async fn stop_lets_the_command_end_and_tells_so<D: Runtime + BoxConnector>(
     s.run(&spec).await?;
     super::until("the command is up", || async {
         let entries = s.first.last_output(&spec.id, 1_000).await?;
-        Ok(entries.iter().any(|entry| entry.line == b"up").then_some(()))
+        Ok(entries
+            .iter()
+            .any(|entry| entry.line == b"up")
+            .then_some(()))
     })
     .await?;
     s.first.stop(&spec.id, Duration::from_secs(20)).await?;
     let end = s.end_of(&spec.id).await?;
-    claim(end.reason == ExitReason::Stopped && end.exit_code == 5, || format!("{end:?}"))?;
+    claim(
+        end.reason == ExitReason::Stopped && end.exit_code == 5,
+        || format!("{end:?}"),
+    )?;
     claim(end.output.contains("bye"), || format!("{end:?}"))?;
     s.second.stop(&spec.id, Duration::from_secs(20)).await?;
     let again = s.end_of(&spec.id).await?;
@@ -61,25 +76,36 @@ pub async fn stop_without_grace_kills_at_once<D: Runtime + BoxConnector>(
     let start = Instant::now();
     s.first.stop(&spec.id, Duration::ZERO).await?;
     let end = s.end_of(&spec.id).await?;
-    claim(end.reason == ExitReason::Stopped && end.exit_code == 137, || format!("{end:?}"))?;
-    claim(start.elapsed() < Duration::from_secs(10), || format!("took {:?}", start.elapsed()))
+    claim(
+        end.reason == ExitReason::Stopped && end.exit_code == 137,
+        || format!("{end:?}"),
+    )?;
+    claim(start.elapsed() < Duration::from_secs(10), || {
+        format!("took {:?}", start.elapsed())
+    })
 }
 
 /// # Errors
 /// When it does not hold.
-pub async fn an_image_that_does_not_exist_fails_by_name_within_seconds<D: Runtime + BoxConnector>(
+pub async fn an_image_that_does_not_exist_fails_by_name_within_seconds<
+    D: Runtime + BoxConnector,
+>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
     "agentbox-conformance/no-such-image:1".clone_into(&mut spec.image);
     let start = Instant::now();
     let observed = s.start(&spec).await?;
-    claim(start.elapsed() < Duration::from_secs(15), || format!("took {:?}", start.elapsed()))?;
+    claim(start.elapsed() < Duration::from_secs(15), || {
+        format!("took {:?}", start.elapsed())
+    })?;
     let named = matches!(&observed.phase, BoxPhase::Failed { reason: FailureReason::ImagePull, message }
         if message.contains("agentbox-conformance/no-such-image:1"));
     claim(named, || format!("{observed:?}"))?;
     let elsewhere = s.second.get(&spec.id).await?;
-    claim(elsewhere.as_ref() == Some(&observed), || format!("{observed:?} but {elsewhere:?}"))
+    claim(elsewhere.as_ref() == Some(&observed), || {
+        format!("{observed:?} but {elsewhere:?}")
+    })
 }
 
 /// # Errors
@@ -88,18 +114,24 @@ pub async fn an_image_for_root_fails_where_root_is_forbidden<D: Runtime + BoxCon
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
-    spec.isolation.security_context =
-        Some(SecurityContext { run_as_non_root: Some(true), ..Default::default() });
+    spec.isolation.security_context = Some(SecurityContext {
+        run_as_non_root: Some(true),
+        ..Default::default()
+    });
     let phase = s.start(&spec).await?.phase;
-    let invalid = matches!(&phase, BoxPhase::Failed { reason: FailureReason::ImageInvalid, .. });
+    let invalid = matches!(
+        &phase,
+        BoxPhase::Failed {
+            reason: FailureReason::ImageInvalid,
+            ..
+        }
+    );
     claim(invalid, || format!("{phase:?}"))
 }
 
 /// # Errors
 /// When it does not hold.
-pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.script("echo $(id -u):$(id -g)");
     spec.isolation.security_context = Some(SecurityContext {
         run_as_user: Some(1234),
@@ -108,7 +140,9 @@ pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(
         ..Default::default()
     });
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0 && end.output == "1234:4321", || format!("{end:?}"))
+    claim(end.exit_code == 0 && end.output == "1234:4321", || {
+        format!("{end:?}")
+    })
 }
 
 /// # Errors
@@ -116,12 +150,19 @@ pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(
 pub async fn a_read_only_root_is_read_only<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let script = "touch /x && exit 1; echo still-said; exit 0";
     let mut spec = s.script(script);
-    spec.isolation.security_context =
-        Some(SecurityContext { read_only_root_filesystem: Some(true), ..Default::default() });
+    spec.isolation.security_context = Some(SecurityContext {
+        read_only_root_filesystem: Some(true),
+        ..Default::default()
+    });
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0 && end.output.contains("still-said"), || format!("{end:?}"))?;
+    claim(
+        end.exit_code == 0 && end.output.contains("still-said"),
+        || format!("{end:?}"),
+    )?;
     let writable = s.run_to_end(&s.script(script)).await?;
-    claim(writable.exit_code == 1, || format!("without it: {writable:?}"))
+    claim(writable.exit_code == 1, || {
+        format!("without it: {writable:?}")
+    })
 }
 
 /// # Errors
@@ -134,5 +175,7 @@ pub async fn environment_reaches_the_command_and_our_secrets_do_not<D: Runtime +
     "a-very-secret-token".clone_into(&mut spec.boxd_token);
     let end = s.run_to_end(&spec).await?;
     claim(end.output.contains("[two words]"), || format!("{end:?}"))?;
-    claim(!end.output.contains("a-very-secret-token"), || format!("{end:?}"))
+    claim(!end.output.contains("a-very-secret-token"), || {
+        format!("{end:?}")
+    })
 }

@@ -10,7 +10,12 @@ use crate::{BoxConnector, BoxPhase, Runtime, RuntimeError};
 type Outcome = Result<(), Violation>;
 
 async fn count<D: Runtime>(driver: &D, spec: &crate::BoxSpec) -> Result<usize, Violation> {
-    Ok(driver.list().await?.iter().filter(|observed| observed.id == spec.id).count())
+    Ok(driver
+        .list()
+        .await?
+        .iter()
+        .filter(|observed| observed.id == spec.id)
+        .count())
 }
 
 /// # Errors
@@ -33,7 +38,9 @@ pub async fn two_replicas_at_once_make_one_box<D: Runtime + BoxConnector>(
     let spec = s.spec();
     let (one, other) = tokio::join!(s.first.ensure(&spec, 1), s.second.ensure(&spec, 1));
     let (one, other) = (one?, other?);
-    claim(matches!(one.phase, BoxPhase::Running { .. }), || format!("{one:?}"))?;
+    claim(matches!(one.phase, BoxPhase::Running { .. }), || {
+        format!("{one:?}")
+    })?;
     claim(one == other, || format!("{one:?} and {other:?}"))?;
     let count = count(&s.first, &spec).await?;
     claim(count == 1, || format!("{count} boxes"))
@@ -69,7 +76,9 @@ pub async fn a_slow_replica_is_fenced<D: Runtime + BoxConnector>(s: &Subject<D>)
     let is_fenced = matches!(refused, Err(RuntimeError::Fenced { given: 6, held: 7 }));
     claim(is_fenced, || format!("generation 6 after 7: {refused:?}"))?;
     let after = s.first.get(&spec.id).await?;
-    claim(after.as_ref() == Some(&newer), || format!("{newer:?} became {after:?}"))
+    claim(after.as_ref() == Some(&newer), || {
+        format!("{newer:?} became {after:?}")
+    })
 }
 
 /// # Errors
@@ -123,9 +132,10 @@ pub async fn an_unknown_box_is_nothing_to_stop_or_remove<D: Runtime + BoxConnect
 pub async fn a_change_is_told<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut changes = s.second.watch().await?;
     let first = changes.next().await;
-    claim(first.as_ref().is_some_and(|change| change.id.is_none()), || {
-        format!("the first change is {first:?}")
-    })?;
+    claim(
+        first.as_ref().is_some_and(|change| change.id.is_none()),
+        || format!("the first change is {first:?}"),
+    )?;
     let spec = s.script("exit 0");
     s.start(&spec).await?;
     for what in ["came", "went"] {
@@ -138,7 +148,9 @@ pub async fn a_change_is_told<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outc
             false
         };
         let told = tokio::time::timeout(super::PATIENCE, told).await;
-        claim(told.is_ok_and(|told| told), || format!("nobody told that the box {what}"))?;
+        claim(told.is_ok_and(|told| told), || {
+            format!("nobody told that the box {what}")
+        })?;
         if what == "came" {
             s.end_of(&spec.id).await?;
             s.first.remove(&spec.id).await?;
@@ -172,8 +184,15 @@ pub async fn a_runtime_class_that_is_not_there_is_refused_before<D: Runtime + Bo
     let mut spec = s.spec();
     s.first.preflight(&spec).await?;
     spec.isolation.runtime_class = Some("no-such-class".to_owned());
-    let field = s.first.preflight(&spec).await.err().map(|error| error.field);
-    claim(field == Some("isolation.runtime_class"), || format!("{field:?}"))
+    let field = s
+        .first
+        .preflight(&spec)
+        .await
+        .err()
+        .map(|error| error.field);
+    claim(field == Some("isolation.runtime_class"), || {
+        format!("{field:?}")
+    })
 }
 
 /// # Errors
@@ -182,10 +201,17 @@ pub async fn a_node_selector_that_nothing_matches_is_refused_before<D: Runtime +
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
-    spec.node_selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+    spec.node_selector
+        .insert("kubernetes.io/os".to_owned(), "linux".to_owned());
     s.first.preflight(&spec).await?;
-    spec.node_selector.insert("kubernetes.io/os".to_owned(), "plan9".to_owned());
-    let field = s.first.preflight(&spec).await.err().map(|error| error.field);
+    spec.node_selector
+        .insert("kubernetes.io/os".to_owned(), "plan9".to_owned());
+    let field = s
+        .first
+        .preflight(&spec)
+        .await
+        .err()
+        .map(|error| error.field);
     claim(field == Some("node_selector"), || format!("{field:?}"))
 }
 
@@ -197,8 +223,15 @@ pub async fn capacity_shrinks_by_what_is_promised<D: Runtime + BoxConnector>(
     let spec = s.spec();
     let address = s.run(&spec).await?;
     let capacity = s.first.capacity().await?;
-    claim(!capacity.version.is_empty() && capacity.nodes >= 1, || format!("{capacity:?}"))?;
+    claim(!capacity.version.is_empty() && capacity.nodes >= 1, || {
+        format!("{capacity:?}")
+    })?;
     // Other boxes come and go meanwhile: the least that is promised is this one's part.
-    let promised = capacity.total_memory.0.saturating_sub(capacity.available_memory.0);
-    claim(promised >= spec.resources.memory.0, || format!("{capacity:?} with {address}"))
+    let promised = capacity
+        .total_memory
+        .0
+        .saturating_sub(capacity.available_memory.0);
+    claim(promised >= spec.resources.memory.0, || {
+        format!("{capacity:?} with {address}")
+    })
 }

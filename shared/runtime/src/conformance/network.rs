@@ -22,7 +22,9 @@ fn server<D: Runtime + BoxConnector>(s: &Subject<D>, policy: NetworkPolicy) -> B
 /// Exit code 0: all answered; 1: none did; 2: some. `wait` says whether to try again
 /// until one answers, since a server needs a moment.
 fn asking(servers: &[SocketAddr], wait: bool) -> String {
-    let hosts = servers.iter().map(|server| format!("{},{}", server.ip(), server.port()));
+    let hosts = servers
+        .iter()
+        .map(|server| format!("{},{}", server.ip(), server.port()));
     let servers = hosts.collect::<Vec<_>>().join(" ");
     let tries = if wait { 20 } else { 1 };
     format!(
@@ -48,11 +50,16 @@ async fn ask<D: Runtime + BoxConnector>(
     spec.isolation.network_policy = policy;
     let end = s.run_to_end(&spec).await?;
     let expected = i32::from(!answered);
-    claim(end.exit_code == expected, || format!("{servers:?}, should answer: {answered}: {end:?}"))
+    claim(end.exit_code == expected, || {
+        format!("{servers:?}, should answer: {answered}: {end:?}")
+    })
 }
 
 fn internal() -> NetworkPolicy {
-    NetworkPolicy { allow_cluster_internal: true, ..Default::default() }
+    NetworkPolicy {
+        allow_cluster_internal: true,
+        ..Default::default()
+    }
 }
 
 /// # Errors
@@ -65,10 +72,20 @@ pub async fn another_box_is_not_reached_by_default<D: Runtime + BoxConnector>(
     ask(s, &[at(open, 8080)], Some(internal()), true).await?;
     ask(s, &[at(open, 8080)], None, false).await?;
     ask(s, &[at(open, 8080)], Some(NetworkPolicy::default()), false).await?;
-    let around =
-        NetworkPolicy { allowed_egress_cidrs: vec![format!("{}/8", open.ip())], ..Default::default() };
+    let around = NetworkPolicy {
+        allowed_egress_cidrs: vec![format!("{}/8", open.ip())],
+        ..Default::default()
+    };
     ask(s, &[at(open, 8080)], Some(around), false).await?;
-    let closed = s.run(&server(s, NetworkPolicy { allow_internet: true, ..Default::default() })).await?;
+    let closed = s
+        .run(&server(
+            s,
+            NetworkPolicy {
+                allow_internet: true,
+                ..Default::default()
+            },
+        ))
+        .await?;
     ask(s, &[at(closed, 8080)], Some(internal()), false).await
 }
 
@@ -78,12 +95,24 @@ pub async fn boxes_that_allow_it_reach_each_other_but_no_boxd<D: Runtime + BoxCo
     s: &Subject<D>,
 ) -> Outcome {
     let server_box = s.run(&server(s, internal())).await?;
-    ask(s, &[at(server_box, 8080), at(server_box, 8081)], Some(internal()), true).await?;
-    let knock = format!("nc -w 2 {} {} </dev/null", server_box.ip(), server_box.port());
+    ask(
+        s,
+        &[at(server_box, 8080), at(server_box, 8081)],
+        Some(internal()),
+        true,
+    )
+    .await?;
+    let knock = format!(
+        "nc -w 2 {} {} </dev/null",
+        server_box.ip(),
+        server_box.port()
+    );
     let mut spec = s.script(&format!("{knock} && exit 1; exit 0"));
     spec.isolation.network_policy = Some(internal());
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0, || format!("a box reached another's boxd: {end:?}"))
+    claim(end.exit_code == 0, || {
+        format!("a box reached another's boxd: {end:?}")
+    })
 }
 
 /// # Errors
@@ -91,7 +120,10 @@ pub async fn boxes_that_allow_it_reach_each_other_but_no_boxd<D: Runtime + BoxCo
 pub async fn an_opened_port_is_reached_and_no_other<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let ports = NetworkPolicy { allowed_ingress_ports: vec![8080], ..Default::default() };
+    let ports = NetworkPolicy {
+        allowed_ingress_ports: vec![8080],
+        ..Default::default()
+    };
     let server_box = s.run(&server(s, ports)).await?;
     ask(s, &[at(server_box, 8080)], Some(internal()), true).await?;
     ask(s, &[at(server_box, 8081)], Some(internal()), false).await

@@ -22,14 +22,21 @@ fn network() -> BoxNetwork {
 
 fn chain(text: &str, name: &str) -> Vec<String> {
     let prefix = format!("add rule inet agentbox-local {name}-{ID} ");
-    text.lines().filter_map(|l| l.strip_prefix(&prefix)).map(str::to_owned).collect()
+    text.lines()
+        .filter_map(|l| l.strip_prefix(&prefix))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The box's own chains for a policy.
 fn rules(policy: Option<NetworkPolicy>) -> (Vec<String>, Vec<String>, bool) {
     let policy = Policy::read(policy.as_ref(), true).unwrap();
     let text = ruleset().admit(&ID.parse().unwrap(), &network(), &policy);
-    (chain(&text, "out"), chain(&text, "in"), text.contains("resolving { 10.160.0.5 . 192.0.2.53 }"))
+    (
+        chain(&text, "out"),
+        chain(&text, "in"),
+        text.contains("resolving { 10.160.0.5 . 192.0.2.53 }"),
+    )
 }
 
 const NO_BOX: &str = "ip daddr 10.160.0.0/20 reject with icmpx admin-prohibited";
@@ -39,11 +46,26 @@ const REFUSE: &str = "reject with icmpx admin-prohibited";
 fn each_policy_opens_exactly_what_it_says() {
     let blocked = "ip daddr { 198.51.100.0/24 } reject with icmpx admin-prohibited";
     let table = [
-        ("none: the public internet", None, vec![NO_BOX, blocked, "jump internet", REFUSE], vec!["drop"], true),
-        ("empty: nothing", Some(NetworkPolicy::default()), vec![NO_BOX, REFUSE], vec!["drop"], false),
+        (
+            "none: the public internet",
+            None,
+            vec![NO_BOX, blocked, "jump internet", REFUSE],
+            vec!["drop"],
+            true,
+        ),
+        (
+            "empty: nothing",
+            Some(NetworkPolicy::default()),
+            vec![NO_BOX, REFUSE],
+            vec!["drop"],
+            false,
+        ),
         (
             "internet",
-            Some(NetworkPolicy { allow_internet: true, ..Default::default() }),
+            Some(NetworkPolicy {
+                allow_internet: true,
+                ..Default::default()
+            }),
             vec![NO_BOX, blocked, "jump internet", REFUSE],
             vec!["drop"],
             true,
@@ -51,7 +73,11 @@ fn each_policy_opens_exactly_what_it_says() {
         (
             "two networks, one inside the other, and one of IPv6",
             Some(NetworkPolicy {
-                allowed_egress_cidrs: vec!["10.1.2.3/8".into(), "10.1.0.0/16".into(), "fd00::/8".into()],
+                allowed_egress_cidrs: vec![
+                    "10.1.2.3/8".into(),
+                    "10.1.0.0/16".into(),
+                    "fd00::/8".into(),
+                ],
                 ..Default::default()
             }),
             vec![NO_BOX, "ip daddr { 10.0.0.0/8 } goto delivered", REFUSE],
@@ -84,12 +110,18 @@ fn each_policy_opens_exactly_what_it_says() {
 
 #[test]
 fn a_policy_that_cannot_be_read_names_its_field() {
-    let cidr = NetworkPolicy { allowed_egress_cidrs: vec!["10.0.0.0/33".into()], ..Default::default() };
+    let cidr = NetworkPolicy {
+        allowed_egress_cidrs: vec!["10.0.0.0/33".into()],
+        ..Default::default()
+    };
     let injection = NetworkPolicy {
         allowed_egress_cidrs: vec!["10.0.0.0/8 } accept".into()],
         ..Default::default()
     };
-    let boxd = NetworkPolicy { allowed_ingress_ports: vec![DEFAULT_PORT], ..Default::default() };
+    let boxd = NetworkPolicy {
+        allowed_ingress_ports: vec![DEFAULT_PORT],
+        ..Default::default()
+    };
     for (policy, field) in [
         (cidr, "isolation.network_policy.allowed_egress_cidrs"),
         (injection, "isolation.network_policy.allowed_egress_cidrs"),
@@ -122,7 +154,9 @@ fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
         ]}},
     ]})];
     let found = Elements::read(&listed);
-    let script = ruleset().dismiss_found(&ID.parse().unwrap(), &found).unwrap();
+    let script = ruleset()
+        .dismiss_found(&ID.parse().unwrap(), &found)
+        .unwrap();
     for line in [
         "delete element inet agentbox-local egress { 10.160.0.5 }",
         "delete element inet agentbox-local ingress { 10.160.0.5 }",
@@ -134,5 +168,8 @@ fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
         assert!(script.lines().any(|l| l == line), "{line} in\n{script}");
     }
     assert!(!script.contains("10.160.0.6"), "{script}");
-    assert_eq!(ruleset().dismiss_found(&EnvironmentId::random(), &found), None);
+    assert_eq!(
+        ruleset().dismiss_found(&EnvironmentId::random(), &found),
+        None
+    );
 }

@@ -1,0 +1,93 @@
+//! Every cluster of the deployment by its name, connected or not yet.
+//!
+//! * I1. The set of clusters is fixed at start; a driver appears once and stays.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_runtime::Runtime;
+
+use crate::cluster::capacity::CapacityCache;
+use crate::cluster::config::Overcommit;
+
+/// One cluster.
+pub struct Cluster {
+    pub name: String,
+    /// "containerd", "kubernetes".
+    pub driver: &'static str,
+    pub labels: BTreeMap<String, String>,
+    pub overcommit: Overcommit,
+    pub capacity: CapacityCache,
+    runtime: OnceLock<Arc<dyn Runtime>>,
+}
+
+impl Cluster {
+    #[must_use]
+    pub fn new(
+        name: &str,
+        driver: &'static str,
+        labels: BTreeMap<String, String>,
+        overcommit: Overcommit,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            driver,
+            labels,
+            overcommit,
+            capacity: CapacityCache::default(),
+            runtime: OnceLock::new(),
+        }
+    }
+
+    /// The driver has been connected. A second time changes nothing.
+    pub fn connected(&self, runtime: Arc<dyn Runtime>) {
+        let _ = self.runtime.set(runtime);
+    }
+
+    /// The driver, once it is connected.
+    #[must_use]
+    pub fn runtime(&self) -> Option<&Arc<dyn Runtime>> {
+        self.runtime.get()
+    }
+
+    /// Whether a box's address is what users reach it by; else it is a name.
+    #[must_use]
+    pub fn endpoint_is_address(&self) -> bool {
+        self.driver == "containerd"
+    }
+}
+
+/// All clusters.
+#[derive(Clone, Default)]
+pub struct Clusters(Arc<BTreeMap<String, Arc<Cluster>>>);
+
+impl Clusters {
+    #[must_use]
+    pub fn new(clusters: impl IntoIterator<Item = Cluster>) -> Self {
+        Self(Arc::new(
+            clusters
+                .into_iter()
+                .map(|cluster| (cluster.name.clone(), Arc::new(cluster)))
+                .collect(),
+        ))
+    }
+
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.0.get(name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.0.values()
+    }
+}
+
+/// For when no cluster can be asked.
+#[must_use]
+pub fn no_cluster() -> Error {
+    Error::new(
+        ErrorCode::Unavailable,
+        "no cluster can be reached; try again",
+    )
+}

@@ -1,0 +1,186 @@
+//! What the scheduler is configured with.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_contracts::units::{Bytes, MilliCpu, QuantityError};
+use agentbox_service::CommonConfig;
+
+use crate::environment::quota::Quota;
+use crate::environment::spec::BoxDefaults;
+
+#[derive(clap::Parser)]
+#[command(version, about = "AgentBox scheduler: the life of environments")]
+pub struct Config {
+    #[command(flatten)]
+    pub common: CommonConfig,
+
+    /// Postgres, as the owner of the schema `scheduler`.
+    #[arg(
+        long,
+        env = "AGENTBOX_DATABASE_URL",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub database_url: String,
+
+    /// Connections to Postgres that one replica holds at most.
+    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 20)]
+    pub database_connections: u32,
+
+    /// The secret under which box tokens are made, 32 bytes in hex.
+    #[arg(long, env = "AGENTBOX_BOX_SECRET", hide_env_values = true, hide = true)]
+    pub box_secret: BoxSecret,
+
+    /// The clusters file, JSON.
+    #[arg(long, env = "AGENTBOX_CLUSTERS")]
+    pub clusters: PathBuf,
+
+    /// Environments that one user may have at a time; 0: no limit.
+    #[arg(long, env = "AGENTBOX_QUOTA_ENVIRONMENTS", default_value_t = 100)]
+    pub quota_environments: u64,
+
+    /// CPU of one user's environments together, a Kubernetes quantity; 0: no limit.
+    #[arg(long, env = "AGENTBOX_QUOTA_CPU", default_value = "0", value_parser = limit::<MilliCpu>)]
+    pub quota_cpu: Limit<MilliCpu>,
+
+    /// Memory of one user's environments together, a Kubernetes quantity; 0: no limit.
+    #[arg(long, env = "AGENTBOX_QUOTA_MEMORY", default_value = "0", value_parser = limit::<Bytes>)]
+    pub quota_memory: Limit<Bytes>,
+
+    /// Processes and threads of one box at most.
+    #[arg(long, env = "AGENTBOX_BOX_PIDS", default_value_t = 512)]
+    pub box_pids: u32,
+
+    /// Seconds after which an environment that still is not running has failed.
+    #[arg(long, env = "AGENTBOX_START_TIMEOUT", default_value_t = 300)]
+    pub start_timeout_s: u64,
+
+    /// Seconds between SIGTERM and SIGKILL when a box is stopped.
+    #[arg(long, env = "AGENTBOX_STOP_GRACE", default_value_t = 10)]
+    pub stop_grace_s: u64,
+
+    /// Seconds between two comparisons of a cluster's boxes with the database.
+    #[arg(long, env = "AGENTBOX_RESYNC_INTERVAL", default_value_t = 30)]
+    pub resync_interval_s: u64,
+
+    /// Days for which ended environments stay listed.
+    #[arg(long, env = "AGENTBOX_RETENTION_DAYS", default_value_t = 7)]
+    pub retention_days: u32,
+
+    /// Environments that one replica works on at a time, for each cluster.
+    #[arg(long, env = "AGENTBOX_MAX_RECONCILES", default_value_t = 32)]
+    pub max_reconciles: usize,
+}
+
+impl AsRef<CommonConfig> for Config {
+    fn as_ref(&self) -> &CommonConfig {
+        &self.common
+    }
+}
+
+/// A limit from the configuration; `None` for zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit<T>(pub Option<T>);
+
+fn limit<T: FromStr<Err = QuantityError>>(text: &str) -> Result<Limit<T>, QuantityError> {
+    if text.trim() == "0" {
+        Ok(Limit(None))
+    } else {
+        text.parse().map(|value| Limit(Some(value)))
+    }
+}
+
+impl Config {
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            quota: Quota {
+                environments: (self.quota_environments > 0).then_some(self.quota_environments),
+                cpu: self.quota_cpu.0,
+                memory: self.quota_memory.0,
+            },
+            boxes: BoxDefaults {
+                pids: self.box_pids,
+                secret: self.box_secret.clone(),
+            },
+            start_timeout: Duration::from_secs(self.start_timeout_s),
+            stop_grace: Duration::from_secs(self.stop_grace_s),
+            resync_interval: Duration::from_secs(self.resync_interval_s.max(1)),
+            retention: Duration::from_secs(u64::from(self.retention_days) * 24 * 3600),
+            max_reconciles: self.max_reconciles.max(1),
+        }
+    }
+}
+
+/// The configuration as the rest of the service uses it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub quota: Quota,
+    pub boxes: BoxDefaults,
+    pub start_timeout: Duration,
+    pub stop_grace: Duration,
+    pub resync_interval: Duration,
+    pub retention: Duration,
+    pub max_reconciles: usize,
+}
+
+/// The text is not a secret of 32 bytes. Does not repeat the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a box secret is 64 hexadecimal digits")]
+pub struct InvalidSecret;
+
+/// Makes box tokens. Never shown.
+#[derive(Clone)]
+pub struct BoxSecret(Arc<[u8; 32]>);
+
+impl BoxSecret {
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
+
+impl FromStr for BoxSecret {
+    type Err = InvalidSecret;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSecret> {
+        let mut bytes = [0u8; 32];
+        hex::decode_to_slice(text.trim(), &mut bytes).map_err(|_| InvalidSecret)?;
+        Ok(Self(Arc::new(bytes)))
+    }
+}
+
+impl fmt::Debug for BoxSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoxSecret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_32_bytes_of_hex_and_is_never_shown() {
+        let secret: BoxSecret = "5c".repeat(32).parse().unwrap();
+        assert_eq!(secret.bytes(), [0x5c; 32]);
+        assert!(!format!("{secret:?}").contains("5c"));
+        for wrong in ["", "5c", &"5c".repeat(33), &"xx".repeat(32)] {
+            assert_eq!(wrong.parse::<BoxSecret>().unwrap_err(), InvalidSecret);
+        }
+    }
+
+    #[test]
+    fn a_limit_of_zero_is_none_and_nonsense_is_refused() {
+        assert_eq!(limit::<MilliCpu>("0").unwrap(), Limit(None));
+        assert_eq!(
+            limit::<MilliCpu>("1500m").unwrap(),
+            Limit(Some(MilliCpu(1_500)))
+        );
+        assert!(limit::<Bytes>("lots").is_err());
+    }
+}

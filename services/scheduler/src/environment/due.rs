@@ -1,0 +1,69 @@
+//! Looks at what is due, whatever messages came or were lost: a command that expired, a
+//! claim whose holder was killed, a box that is slow to start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::cluster::registry::Clusters;
+use crate::environment::reconcile::Reconciler;
+use crate::environment::store::Store;
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const BATCH: u32 = 64;
+
+/// Drives what is due in every connected cluster, up to `at_once` at a time, until
+/// `shutdown`. Every replica does so; each environment is taken by one of them.
+pub async fn keep_driving(
+    store: Store,
+    clusters: Clusters,
+    reconciler: Arc<Reconciler>,
+    at_once: usize,
+    shutdown: CancellationToken,
+) {
+    let source = (store, clusters, shutdown, false);
+    let due = futures::stream::unfold(
+        source,
+        |(store, clusters, shutdown, mut at_once)| async move {
+            loop {
+                if !at_once {
+                    tokio::select! {
+                        () = shutdown.cancelled() => return None,
+                        () = tokio::time::sleep(LOOK_EVERY) => {}
+                    }
+                }
+                if shutdown.is_cancelled() {
+                    return None;
+                }
+                at_once = false;
+                let connected: Vec<String> = clusters
+                    .iter()
+                    .filter(|cluster| cluster.runtime().is_some())
+                    .map(|cluster| cluster.name.clone())
+                    .collect();
+                match store.due(&connected, BATCH).await {
+                    Ok(ids) if ids.is_empty() => {}
+                    // Where there was one batch there may be another.
+                    Ok(ids) => return Some((ids, (store, clusters, shutdown, true))),
+                    Err(error) => tracing::warn!(%error, "what is due cannot be read"),
+                }
+            }
+        },
+    );
+    due.map(futures::stream::iter)
+        .flatten()
+        .for_each_concurrent(at_once, |id| {
+            let reconciler = Arc::clone(&reconciler);
+            let span = tracing::info_span!(parent: None, "reconcile", otel.name = "reconcile due", environment = %id);
+            async move {
+                if let Err(error) = reconciler.reconcile(&id).await {
+                    tracing::warn!(%error, environment = %id, "not reconciled; it stays due");
+                }
+            }
+            .instrument(span)
+        })
+        .await;
+}

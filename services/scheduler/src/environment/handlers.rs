@@ -1,0 +1,261 @@
+//! What other services ask of environments. Thin: decide, store, tell.
+
+mod create;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_contracts::environment::rpc::{
+    ClusterHealth, DeleteOwnedRequest, DeleteRequest, Empty, GetRequest, HealthReply, ListReply,
+    ListRequest, PatchRequest,
+};
+use agentbox_contracts::environment::{Environment, Status};
+use agentbox_contracts::error::{Error, ErrorCode};
+use chrono::Utc;
+
+use crate::cluster::registry::Clusters;
+use crate::config::Settings;
+use crate::environment::outbox::Outbox;
+use crate::environment::record::Record;
+use crate::environment::request;
+use crate::environment::selector::Selector;
+use crate::environment::state::{EndReason, Happening, transition};
+use crate::environment::store::{Change, Patch, Store, StoreError};
+use crate::metrics;
+
+/// How often a write is tried against others that win.
+const ATTEMPTS: usize = 16;
+const MAX_PAGE: u32 = 1000;
+/// Below NATS' default limit of 1 MiB a message.
+const MAX_REPLY_BYTES: usize = 1000 * 1000;
+/// No page of so few can be too large: each row is bounded by the request's own limits.
+const ALWAYS_FITS: usize = 10;
+const DATABASE_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+const OWNED_BATCH: u32 = 100;
+
+/// Answers for environments. Clones share everything.
+#[derive(Clone)]
+pub struct Environments(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) store: Store,
+    pub(super) clusters: Clusters,
+    pub(super) outbox: Outbox,
+    pub(super) settings: Settings,
+}
+
+fn not_found() -> Error {
+    Error::not_found("environment")
+}
+
+fn contended() -> Error {
+    Error::from(StoreError::Fenced)
+}
+
+impl Environments {
+    #[must_use]
+    pub fn new(store: Store, clusters: Clusters, outbox: Outbox, settings: Settings) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            clusters,
+            outbox,
+            settings,
+        }))
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    async fn existing(&self, id: &agentbox_contracts::ids::EnvironmentId) -> Result<Record, Error> {
+        self.0.store.get(id).await?.ok_or_else(not_found)
+    }
+
+    /// # Errors
+    /// `NotFound`; `Unavailable` without a database.
+    pub async fn get(&self, request: GetRequest) -> Result<Environment, Error> {
+        Ok(self.existing(&request.id).await?.environment)
+    }
+
+    /// # Errors
+    /// `Validation` for the selector or the limit; `PayloadTooLarge` for a page that does
+    /// not fit a message.
+    pub async fn list(&self, request: ListRequest) -> Result<ListReply, Error> {
+        if !(1..=MAX_PAGE).contains(&request.limit) {
+            return Err(Error::field(
+                "limit",
+                format_args!("must be 1 to {MAX_PAGE}"),
+            ));
+        }
+        let selector: Selector = request.label_selector.as_deref().unwrap_or("").parse()?;
+        let store = &self.0.store;
+        let (page, total) = tokio::try_join!(
+            store.list(
+                &request.visibility,
+                request.status,
+                &selector,
+                request.limit,
+                request.offset
+            ),
+            store.count(&request.visibility, request.status, &selector),
+        )?;
+        let reply = ListReply {
+            environments: page.into_iter().map(|record| record.environment).collect(),
+            total,
+        };
+        let fits = reply.environments.len() <= ALWAYS_FITS
+            || serde_json::to_vec(&reply).is_ok_and(|text| text.len() <= MAX_REPLY_BYTES);
+        if fits {
+            Ok(reply)
+        } else {
+            Err(Error::new(
+                ErrorCode::PayloadTooLarge,
+                "this page is too large; ask for it with a smaller limit",
+            ))
+        }
+    }
+
+    /// # Errors
+    /// `Validation`, `NotFound`; `Conflict` when it has ended.
+    pub async fn patch(&self, request: PatchRequest) -> Result<Environment, Error> {
+        if let Some(name) = &request.name {
+            request::name(name)?;
+        }
+        if let Some(labels) = &request.labels {
+            request::labels("labels", labels)?;
+        }
+        if let Some(seconds) = request.timeout_s {
+            request::timeout(seconds)?;
+        }
+        let patch = Patch {
+            name: request.name,
+            labels: request.labels,
+            timeout_s: request.timeout_s,
+        };
+        for _ in 0..ATTEMPTS {
+            let before = self.existing(&request.id).await?;
+            if before.environment.status.is_ended() {
+                return Err(Error::new(ErrorCode::Conflict, "the environment has ended"));
+            }
+            if patch == Patch::default() {
+                return Ok(before.environment);
+            }
+            let now = Utc::now();
+            let after = match self.0.store.patch(&before, &patch, now).await {
+                Err(StoreError::Fenced) => continue,
+                outcome => outcome?,
+            };
+            self.0.outbox.wake(&request.id);
+            // A lifetime shortened into the past ends now, not at the next sweep.
+            if after.environment.expires_at <= now {
+                return Ok(self
+                    .end(after, EndReason::Expired, false)
+                    .await?
+                    .environment);
+            }
+            return Ok(after.environment);
+        }
+        Err(contended())
+    }
+
+    /// # Errors
+    /// `NotFound`; `Unavailable` without a database.
+    pub async fn delete(&self, request: DeleteRequest) -> Result<Empty, Error> {
+        let before = self.existing(&request.id).await?;
+        self.end(before, EndReason::Deleted, request.force).await?;
+        Ok(Empty {})
+    }
+
+    /// # Errors
+    /// `Unavailable` without a database; what was ended by then stays so.
+    pub async fn delete_owned(&self, request: DeleteOwnedRequest) -> Result<Empty, Error> {
+        loop {
+            let alive = self
+                .0
+                .store
+                .owned_and_alive(&request.owner, OWNED_BATCH)
+                .await?;
+            if alive.is_empty() {
+                return Ok(Empty {});
+            }
+            for record in alive {
+                self.end(record, EndReason::Deleted, false).await?;
+            }
+        }
+    }
+
+    /// Wants `record` to end. What ends already stays, but `force` ends its grace.
+    ///
+    /// # Errors
+    /// `Conflict` when others kept changing it; `Unavailable` without a database.
+    pub async fn end(
+        &self,
+        record: Record,
+        reason: EndReason,
+        force: bool,
+    ) -> Result<Record, Error> {
+        let grace = if force {
+            Duration::ZERO
+        } else {
+            self.0.settings.stop_grace
+        };
+        let mut before = record;
+        for _ in 0..ATTEMPTS {
+            // A deadline that was moved meanwhile is not over.
+            if reason == EndReason::Expired && before.environment.expires_at > Utc::now() {
+                return Ok(before);
+            }
+            let now = Utc::now();
+            let standing = transition(now, &before.standing(), &Happening::EndWanted(reason));
+            let hurry = before.environment.status == Status::Terminating
+                && force
+                && !before.grace.is_zero();
+            let standing = match standing {
+                Some(standing) => standing,
+                None if hurry => before.standing(),
+                None => return Ok(before),
+            };
+            let change = Change::wanted(&before, standing, grace, now);
+            match self.0.store.change(&before, &change, now).await {
+                Ok(after) => {
+                    self.0.outbox.wake(&after.environment.id);
+                    if before.environment.status != after.environment.status {
+                        metrics::arrived(after.environment.status, after.environment.status_reason);
+                    }
+                    return Ok(after);
+                }
+                Err(StoreError::Fenced) => before = self.existing(&before.environment.id).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(contended())
+    }
+
+    /// Never fails: what does not answer is told as such.
+    pub async fn health(&self) -> HealthReply {
+        let clusters = self.0.clusters.iter().map(|cluster| {
+            let capacity = cluster.capacity.current();
+            ClusterHealth {
+                name: cluster.name.clone(),
+                driver: cluster.driver.to_owned(),
+                connected: capacity.is_some(),
+                version: capacity
+                    .as_ref()
+                    .map(|c| c.version.clone())
+                    .unwrap_or_default(),
+                nodes: capacity.as_ref().map_or(0, |c| c.nodes),
+                available_cpu_milli: capacity.as_ref().map_or(0, |c| c.available_cpu.0),
+                available_memory_bytes: capacity.as_ref().map_or(0, |c| c.available_memory.0),
+            }
+        });
+        HealthReply {
+            clusters: clusters.collect(),
+            database: self.0.store.answers(DATABASE_ANSWERS_WITHIN).await,
+        }
+    }
+}

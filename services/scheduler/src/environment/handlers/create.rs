@@ -1,0 +1,159 @@
+//! Creating an environment: validate, place, store, tell.
+
+use std::time::Duration;
+
+use agentbox_contracts::environment::rpc::CreateRequest;
+use agentbox_contracts::environment::{Environment, Status};
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::EnvironmentId;
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+
+use super::Environments;
+use crate::cluster::placement::{Candidate, rank, room};
+use crate::cluster::registry::no_cluster;
+use crate::environment::request::{self, Quantities};
+use crate::environment::spec::{self, SpecError};
+use crate::environment::store::Creation;
+
+const PREFLIGHT_WITHIN: Duration = Duration::from_secs(2);
+const MAX_KEY_LENGTH: usize = 255;
+
+fn idempotency_key(key: Option<&str>) -> Result<(), Error> {
+    let sound = |key: &str| {
+        (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|b| (b' '..=b'~').contains(&b))
+    };
+    if key.is_none_or(sound) {
+        Ok(())
+    } else {
+        let rule = format!("must be 1 to {MAX_KEY_LENGTH} characters of printable ASCII");
+        Err(Error::field("Idempotency-Key", rule))
+    }
+}
+
+fn after(begin: DateTime<Utc>, duration: Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(duration)
+        .ok()
+        .and_then(|delta| begin.checked_add_signed(delta))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+impl Environments {
+    /// # Errors
+    /// `Validation`, `QuotaExceeded`, `IdempotencyConflict`; `Unavailable` when neither a
+    /// cluster nor the database can be reached.
+    pub async fn create(&self, request: CreateRequest) -> Result<Environment, Error> {
+        let quantities = request::validate(&request.request)?;
+        idempotency_key(request.idempotency_key.as_deref())?;
+        let id = EnvironmentId::random();
+        // As precise as Postgres keeps it, so that every answer says the same.
+        let now = Utc::now().trunc_subsecs(6);
+        let lifetime = Duration::from_secs(request.request.timeout_s);
+        let environment = Environment {
+            endpoint: spec::endpoint_name(&id),
+            namespace: spec::namespace(&id),
+            id,
+            owner: request.owner,
+            owner_username: request.owner_username,
+            cluster: String::new(),
+            request: request.request,
+            status: Status::Pending,
+            status_reason: None,
+            status_message: None,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+            expires_at: after(now, lifetime),
+            exit_code: None,
+            address: None,
+            generation: 1,
+        };
+        let inner = self.inner();
+        let mut creation = Creation {
+            environment,
+            quantities,
+            room: crate::cluster::placement::Room {
+                cpu: agentbox_contracts::units::MilliCpu(u64::MAX),
+                memory: agentbox_contracts::units::Bytes(u64::MAX),
+            },
+            quota: inner.settings.quota,
+            start_deadline: after(now, inner.settings.start_timeout),
+            idempotency_key: request.idempotency_key,
+        };
+        // A repeated request is answered even when no cluster could take a new one.
+        if let Some(replayed) = inner.store.replay(&creation).await? {
+            return Ok(replayed.environment);
+        }
+        let chosen = self.place(&creation.environment, quantities).await?;
+        if let Some(cluster) = inner.clusters.get(&chosen.name) {
+            creation.room = room(&chosen.capacity, cluster.overcommit);
+        }
+        creation.environment.cluster = chosen.name;
+        let created = inner.store.create(&creation).await?;
+        inner.outbox.wake(&created.environment.id);
+        tracing::info!(
+            environment = %created.environment.id,
+            cluster = created.environment.cluster,
+            "created"
+        );
+        Ok(created.environment)
+    }
+
+    /// The first cluster of the ranking that could ever run it.
+    async fn place(
+        &self,
+        environment: &Environment,
+        quantities: Quantities,
+    ) -> Result<Candidate, Error> {
+        let inner = self.inner();
+        let candidates: Vec<Candidate> = inner
+            .clusters
+            .iter()
+            .filter(|cluster| cluster.runtime().is_some())
+            .filter_map(|cluster| {
+                Some(Candidate {
+                    name: cluster.name.clone(),
+                    labels: cluster.labels.clone(),
+                    capacity: cluster.capacity.current()?,
+                })
+            })
+            .collect();
+        if candidates.is_empty() {
+            return Err(no_cluster());
+        }
+        let mut refusal = None;
+        for candidate in rank(&environment.request.node_selector, quantities, candidates)? {
+            let Some((cluster, runtime)) = inner
+                .clusters
+                .get(&candidate.name)
+                .and_then(|cluster| Some((cluster, cluster.runtime()?)))
+            else {
+                continue;
+            };
+            let spec = spec::of_environment(environment, cluster, &inner.settings.boxes).map_err(
+                |error| match error {
+                    SpecError::Request(error) => error,
+                    error => {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "no box can be specified"
+                        );
+                        Error::internal()
+                    }
+                },
+            )?;
+            match tokio::time::timeout(PREFLIGHT_WITHIN, runtime.preflight(&spec)).await {
+                Ok(Ok(())) => return Ok(candidate),
+                Ok(Err(error)) => {
+                    refusal.get_or_insert(Error::field(error.field, error.message));
+                }
+                Err(_) => {
+                    refusal.get_or_insert(Error::new(
+                        ErrorCode::Unavailable,
+                        "the cluster does not answer; try again",
+                    ));
+                }
+            }
+        }
+        Err(refusal.unwrap_or_else(no_cluster))
+    }
+}

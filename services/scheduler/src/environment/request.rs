@@ -1,0 +1,201 @@
+//! What a request must be, checked here again whatever the gateway checked. Pure.
+//!
+//! Every rule names its field as the guide does. Quantities are Kubernetes'; names,
+//! labels, selectors and tolerations follow the Kubernetes API conventions, because they
+//! end up there.
+
+mod isolation;
+mod labels;
+
+use std::collections::BTreeMap;
+
+use agentbox_contracts::environment::EnvironmentRequest;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::units::{Bytes, MilliCpu};
+
+pub use labels::{label_key, label_value};
+
+/// Ten years: beyond it, dates stop fitting.
+pub const MAX_TIMEOUT_S: u64 = 10 * 366 * 24 * 3600;
+/// Of names and values together: it must fit a message on the bus, and an `execve`.
+const MAX_ENV_BYTES: usize = 128 * 1024;
+const MAX_COMMAND_BYTES: usize = 128 * 1024;
+const MAX_IMAGE_LENGTH: usize = 512;
+const MAX_LABELS: usize = 64;
+/// boxd's own variables; a user's would take their place.
+const RESERVED_ENV: &str = "AGENTBOX_BOXD_";
+
+/// The quantities of a request, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantities {
+    pub cpu: MilliCpu,
+    pub memory: Bytes,
+    pub storage: Bytes,
+}
+
+/// Checks a whole request.
+///
+/// # Errors
+/// `Validation`, naming the first field that breaks its rule.
+pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
+    name(&request.name)?;
+    image(&request.image)?;
+    let quantities = quantities(request)?;
+    timeout(request.timeout_s)?;
+    env(&request.env)?;
+    if let Some(command) = &request.command {
+        self::command(command)?;
+    }
+    labels("labels", &request.labels)?;
+    labels("node_selector", &request.node_selector)?;
+    isolation::tolerations(&request.tolerations)?;
+    if let Some(isolation) = &request.isolation {
+        isolation::isolation(isolation)?;
+    }
+    Ok(quantities)
+}
+
+/// Reads `resources`.
+///
+/// # Errors
+/// `Validation`, naming the field.
+pub fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
+    let resources = &request.resources;
+    Ok(Quantities {
+        cpu: resources
+            .cpu
+            .parse()
+            .map_err(|e| Error::field("resources.cpu", e))?,
+        memory: resources
+            .memory
+            .parse()
+            .map_err(|e| Error::field("resources.memory", e))?,
+        storage: resources
+            .storage
+            .parse()
+            .map_err(|e| Error::field("resources.storage", e))?,
+    })
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(fits)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// # Errors
+/// `Validation` when it is not an RFC 1123 label.
+pub fn name(text: &str) -> Result<(), Error> {
+    if is_dns_label(text) {
+        Ok(())
+    } else {
+        Err(Error::field(
+            "name",
+            "must be 1 to 63 characters of a-z, 0-9 and -, with a letter or digit at both ends",
+        ))
+    }
+}
+
+/// # Errors
+/// `Validation` when it is zero or beyond [`MAX_TIMEOUT_S`].
+pub fn timeout(seconds: u64) -> Result<(), Error> {
+    if (1..=MAX_TIMEOUT_S).contains(&seconds) {
+        Ok(())
+    } else {
+        Err(Error::field(
+            "timeout",
+            format_args!("must be 1 to {MAX_TIMEOUT_S} seconds"),
+        ))
+    }
+}
+
+fn image(text: &str) -> Result<(), Error> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
+    let sound = (1..=MAX_IMAGE_LENGTH).contains(&text.len())
+        && text.bytes().all(fits)
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.as_bytes()[text.len() - 1].is_ascii_alphanumeric();
+    if sound {
+        Ok(())
+    } else {
+        Err(Error::field(
+            "image",
+            "must be an image reference such as python:3.11-slim",
+        ))
+    }
+}
+
+fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
+    let mut total = 0;
+    for (name, value) in variables {
+        let sound = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
+        if !sound {
+            return Err(Error::field(
+                "env",
+                "a name must be printable ASCII without spaces and =",
+            ));
+        }
+        if name.starts_with(RESERVED_ENV) {
+            return Err(Error::field(
+                "env",
+                format_args!("names with {RESERVED_ENV} are reserved"),
+            ));
+        }
+        if value.contains('\0') {
+            return Err(Error::field(
+                "env",
+                format_args!("the value of {name} contains NUL"),
+            ));
+        }
+        total += name.len() + value.len();
+    }
+    if total > MAX_ENV_BYTES {
+        return Err(Error::field(
+            "env",
+            format_args!("is longer than {MAX_ENV_BYTES} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+fn command(words: &[String]) -> Result<(), Error> {
+    if words.first().is_none_or(String::is_empty) {
+        return Err(Error::field("command", "must begin with a program"));
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        return Err(Error::field("command", "must not contain NUL"));
+    }
+    if words.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
+        return Err(Error::field(
+            "command",
+            format_args!("is longer than {MAX_COMMAND_BYTES} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks `labels` or `node_selector`; `field` names which.
+///
+/// # Errors
+/// `Validation` when a key or a value is not a Kubernetes label's.
+pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    if labels.len() > MAX_LABELS {
+        return Err(Error::field(
+            field,
+            format_args!("at most {MAX_LABELS} are allowed"),
+        ));
+    }
+    for (key, value) in labels {
+        let shown: String = key.chars().take(80).collect();
+        label_key(key).map_err(|rule| Error::field(field, format_args!("`{shown}`: {rule}")))?;
+        label_value(value)
+            .map_err(|rule| Error::field(field, format_args!("the value of `{shown}`: {rule}")))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

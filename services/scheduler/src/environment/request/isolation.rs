@@ -1,0 +1,145 @@
+//! `isolation` and `tolerations`: syntax and contradictions. Whether a cluster can offer
+//! it is for the driver's preflight to say.
+
+use std::net::IpAddr;
+
+use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
+use agentbox_contracts::error::Error;
+
+use super::{is_dns_label, label_key, label_value};
+
+const MAX_ENTRIES: usize = 64;
+
+pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
+    if tolerations.len() > MAX_ENTRIES {
+        return Err(Error::field(
+            "tolerations",
+            format_args!("at most {MAX_ENTRIES} are allowed"),
+        ));
+    }
+    for (index, toleration) in tolerations.iter().enumerate() {
+        let failed = |rule: &str| Err(Error::field(&format!("tolerations[{index}]"), rule));
+        let exists = match toleration.operator.as_deref() {
+            None | Some("Equal") => false,
+            Some("Exists") => true,
+            Some(_) => return failed("operator must be Equal or Exists"),
+        };
+        match toleration.key.as_deref().filter(|key| !key.is_empty()) {
+            None if !exists => return failed("without a key, operator must be Exists"),
+            Some(key) if label_key(key).is_err() => return failed("key is not a label key"),
+            _ => {}
+        }
+        match toleration
+            .value
+            .as_deref()
+            .filter(|value| !value.is_empty())
+        {
+            Some(_) if exists => return failed("operator Exists takes no value"),
+            Some(value) if label_value(value).is_err() => {
+                return failed("value is not a label value");
+            }
+            _ => {}
+        }
+        match toleration.effect.as_deref() {
+            None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
+            Some(_) => {
+                return failed("effect must be NoSchedule, PreferNoSchedule or NoExecute");
+            }
+        }
+        if toleration.toleration_seconds.is_some()
+            && toleration.effect.as_deref() != Some("NoExecute")
+        {
+            return failed("tolerationSeconds needs the effect NoExecute");
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
+    if let Some(class) = &isolation.runtime_class
+        && !is_dns_label(class)
+    {
+        return Err(Error::field(
+            "isolation.runtime_class",
+            "must be a name such as gvisor",
+        ));
+    }
+    if let Some(policy) = &isolation.network_policy {
+        network_policy(policy)?;
+    }
+    if let Some(context) = &isolation.security_context {
+        security_context(context)?;
+    }
+    Ok(())
+}
+
+fn is_cidr(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else {
+        return false;
+    };
+    let most = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    length.bytes().all(|b| b.is_ascii_digit()) && length.parse::<u8>().is_ok_and(|n| n <= most)
+}
+
+fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
+    const CIDRS: &str = "isolation.network_policy.allowed_egress_cidrs";
+    const PORTS: &str = "isolation.network_policy.allowed_ingress_ports";
+    for (field, length) in [
+        (CIDRS, policy.allowed_egress_cidrs.len()),
+        (PORTS, policy.allowed_ingress_ports.len()),
+    ] {
+        if length > MAX_ENTRIES {
+            return Err(Error::field(
+                field,
+                format_args!("at most {MAX_ENTRIES} are allowed"),
+            ));
+        }
+    }
+    if let Some(wrong) = policy
+        .allowed_egress_cidrs
+        .iter()
+        .find(|text| !is_cidr(text))
+    {
+        let shown: String = wrong.chars().take(60).collect();
+        return Err(Error::field(
+            CIDRS,
+            format_args!("`{shown}` is not a CIDR such as 10.0.0.0/8"),
+        ));
+    }
+    if policy.allowed_ingress_ports.contains(&0) {
+        return Err(Error::field(PORTS, "must be 1 to 65535"));
+    }
+    Ok(())
+}
+
+fn security_context(context: &SecurityContext) -> Result<(), Error> {
+    if context.run_as_non_root == Some(true) && context.run_as_user == Some(0) {
+        return Err(Error::field(
+            "isolation.security_context.run_as_user",
+            "must not be 0 with run_as_non_root",
+        ));
+    }
+    // Kubernetes' ids are signed 32-bit numbers.
+    for (field, id) in [
+        (
+            "isolation.security_context.run_as_user",
+            context.run_as_user,
+        ),
+        (
+            "isolation.security_context.run_as_group",
+            context.run_as_group,
+        ),
+    ] {
+        if id.is_some_and(|id| i32::try_from(id).is_err()) {
+            return Err(Error::field(
+                field,
+                format_args!("must be at most {}", i32::MAX),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! The syntax of Kubernetes label keys and values.
+
+/// # Errors
+/// The rule that the key breaks, in words.
+pub fn label_key(key: &str) -> Result<(), &'static str> {
+    const RULE: &str = "must be a Kubernetes label key: [prefix/]name of at most 63 \
+                        letters, digits, -, _ and ., with a letter or digit at both ends";
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    if name.is_empty() || !is_name(name) || prefix.is_some_and(|prefix| !is_subdomain(prefix)) {
+        return Err(RULE);
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The rule that the value breaks, in words.
+pub fn label_value(value: &str) -> Result<(), &'static str> {
+    if value.is_empty() || is_name(value) {
+        Ok(())
+    } else {
+        Err(
+            "must be empty or at most 63 letters, digits, -, _ and ., with a letter or digit \
+             at both ends",
+        )
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.iter().copied().all(fits)
+        && ends(bytes.first())
+        && ends(bytes.last())
+}
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(super::is_dns_label)
+}

@@ -1,0 +1,159 @@
+use agentbox_contracts::environment::{
+    Isolation, NetworkPolicy, ResourceRequest, SecurityContext, Toleration,
+};
+use agentbox_contracts::error::ErrorCode;
+
+use super::*;
+
+fn sound() -> EnvironmentRequest {
+    EnvironmentRequest {
+        name: "a-name".into(),
+        image: "python:3.11-slim".into(),
+        resources: ResourceRequest {
+            cpu: "500m".into(),
+            memory: "0.125Gi".into(),
+            storage: "1Gi".into(),
+        },
+        timeout_s: 1,
+        env: BTreeMap::from([("MY_VAR".into(), "a value = \n".into())]),
+        command: Some(vec!["sh".into(), String::new()]),
+        labels: BTreeMap::from([("x.io/a".into(), String::new())]),
+        node_selector: BTreeMap::new(),
+        tolerations: vec![Toleration {
+            key: None,
+            operator: Some("Exists".into()),
+            value: None,
+            effect: None,
+            toleration_seconds: None,
+        }],
+        isolation: Some(Isolation {
+            runtime_class: Some("gvisor".into()),
+            network_policy: Some(NetworkPolicy {
+                allowed_egress_cidrs: vec!["10.0.0.0/8".into(), "fd00::/8".into()],
+                allowed_ingress_ports: vec![8080],
+                ..NetworkPolicy::default()
+            }),
+            security_context: Some(SecurityContext {
+                run_as_user: Some(1000),
+                run_as_non_root: Some(true),
+                ..SecurityContext::default()
+            }),
+        }),
+    }
+}
+
+#[test]
+fn a_sound_request_gives_its_quantities() {
+    let quantities = validate(&sound()).unwrap();
+    assert_eq!(quantities.cpu, MilliCpu(500));
+    assert_eq!(quantities.memory, Bytes(128 << 20));
+    assert_eq!(quantities.storage, Bytes(1 << 30));
+}
+
+type Break = fn(&mut EnvironmentRequest);
+
+#[test]
+fn each_broken_rule_is_a_validation_error_that_names_its_field() {
+    let table: &[(&str, Break)] = &[
+        ("name", |r| r.name = String::new()),
+        ("name", |r| r.name = "Upper".into()),
+        ("name", |r| r.name = "a".repeat(64)),
+        ("name", |r| r.name = "-a".into()),
+        ("name", |r| r.name = "a.b".into()),
+        ("image", |r| r.image = String::new()),
+        ("image", |r| r.image = "a b".into()),
+        ("image", |r| r.image = "--help".into()),
+        ("image", |r| r.image = "a:".into()),
+        ("resources.cpu", |r| r.resources.cpu = "0".into()),
+        ("resources.memory", |r| r.resources.memory = "lots".into()),
+        ("resources.storage", |r| r.resources.storage = "-1Gi".into()),
+        ("timeout", |r| r.timeout_s = 0),
+        ("timeout", |r| r.timeout_s = u64::MAX),
+        ("env", |r| {
+            r.env = BTreeMap::from([("A=B".into(), String::new())])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([(String::new(), String::new())])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "\0".into())])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_ENV_BYTES))])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
+        }),
+        ("command", |r| r.command = Some(vec![])),
+        ("command", |r| r.command = Some(vec![String::new()])),
+        ("command", |r| r.command = Some(vec!["a\0".into()])),
+        ("labels", |r| {
+            r.labels = BTreeMap::from([("-a".into(), String::new())])
+        }),
+        ("labels", |r| {
+            r.labels = BTreeMap::from([("a/b/c".into(), String::new())])
+        }),
+        ("labels", |r| {
+            r.labels = BTreeMap::from([("a".into(), "b c".into())])
+        }),
+        ("labels", |r| {
+            r.labels = (0..65).map(|n| (format!("k{n}"), String::new())).collect()
+        }),
+        ("node_selector", |r| {
+            r.node_selector = BTreeMap::from([("".into(), String::new())])
+        }),
+        ("tolerations[0]", |r| r.tolerations[0].operator = None),
+        ("tolerations[0]", |r| {
+            r.tolerations[0].operator = Some("Is".into())
+        }),
+        ("tolerations[0]", |r| {
+            r.tolerations[0].value = Some("x".into())
+        }),
+        ("tolerations[0]", |r| {
+            r.tolerations[0].effect = Some("Never".into())
+        }),
+        ("tolerations[0]", |r| {
+            r.tolerations[0].toleration_seconds = Some(1)
+        }),
+        ("isolation.runtime_class", |r| {
+            isolation(r).runtime_class = Some("a/b".into())
+        }),
+        ("isolation.network_policy.allowed_egress_cidrs", |r| {
+            policy(r).allowed_egress_cidrs = vec!["10.0.0.0".into()];
+        }),
+        ("isolation.network_policy.allowed_egress_cidrs", |r| {
+            policy(r).allowed_egress_cidrs = vec!["10.0.0.0/33".into()];
+        }),
+        ("isolation.network_policy.allowed_ingress_ports", |r| {
+            policy(r).allowed_ingress_ports = vec![0];
+        }),
+        ("isolation.security_context.run_as_user", |r| {
+            context(r).run_as_user = Some(0)
+        }),
+        ("isolation.security_context.run_as_group", |r| {
+            context(r).run_as_group = Some(u32::MAX);
+        }),
+    ];
+    for (index, (field, break_it)) in table.iter().enumerate() {
+        let mut request = sound();
+        break_it(&mut request);
+        let error = validate(&request).expect_err(&format!("row {index}, {field}"));
+        assert_eq!(error.code, ErrorCode::Validation, "row {index}");
+        assert!(
+            error.message.starts_with(&format!("{field}: ")),
+            "row {index}: {error}"
+        );
+    }
+}
+
+fn isolation(request: &mut EnvironmentRequest) -> &mut Isolation {
+    request.isolation.as_mut().unwrap()
+}
+
+fn policy(request: &mut EnvironmentRequest) -> &mut NetworkPolicy {
+    isolation(request).network_policy.as_mut().unwrap()
+}
+
+fn context(request: &mut EnvironmentRequest) -> &mut SecurityContext {
+    isolation(request).security_context.as_mut().unwrap()
+}

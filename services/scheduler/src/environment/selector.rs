@@ -1,0 +1,286 @@
+//! Kubernetes label selectors: text → requirements → SQL over the `labels` column.
+//!
+//! The syntax is that of `k8s.io/apimachinery` labels: `a=b`, `a==b`, `a!=b`,
+//! `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, comma-joined, all of them required. As there,
+//! `!=` and `notin` are also true of what lacks the label.
+//!
+//! * I1. User text reaches SQL as bound values only.
+
+use std::collections::BTreeSet;
+
+use agentbox_contracts::error::Error;
+use sea_orm::Value;
+
+use crate::environment::request::{label_key, label_value};
+
+const MAX_LENGTH: usize = 4096;
+const MAX_REQUIREMENTS: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    In {
+        key: String,
+        values: BTreeSet<String>,
+    },
+    NotIn {
+        key: String,
+        values: BTreeSet<String>,
+    },
+    Exists(String),
+    Absent(String),
+}
+
+/// All of them must be true; none is true of everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector(pub Vec<Requirement>);
+
+/// The text is not a label selector.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a label selector: {problem}")]
+pub struct SelectorError {
+    text: String,
+    problem: String,
+}
+
+impl From<SelectorError> for Error {
+    fn from(error: SelectorError) -> Self {
+        Self::field("label", error)
+    }
+}
+
+/// Splits at commas outside parentheses.
+fn split(text: &str) -> Vec<&str> {
+    let (mut depth, mut begin, mut parts) = (0i32, 0, Vec::new());
+    for (at, character) in text.char_indices() {
+        match character {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&text[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[begin..]);
+    parts
+}
+
+/// The set of `in (a, b)`, given what follows the word.
+fn set(text: &str) -> Result<BTreeSet<String>, String> {
+    let inner = text
+        .trim()
+        .strip_prefix('(')
+        .and_then(|rest| rest.strip_suffix(')'))
+        .ok_or("a set is written as (a,b)")?;
+    inner
+        .split(',')
+        .map(|value| value_of(value.trim()))
+        .collect()
+}
+
+fn key_of(text: &str) -> Result<String, String> {
+    label_key(text).map_err(|rule| format!("key `{text}`: {rule}"))?;
+    Ok(text.to_owned())
+}
+
+fn value_of(text: &str) -> Result<String, String> {
+    label_value(text).map_err(|rule| format!("value `{text}`: {rule}"))?;
+    Ok(text.to_owned())
+}
+
+fn requirement(text: &str) -> Result<Requirement, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err("a requirement is empty".into());
+    }
+    if let Some((key, rest)) = text.split_once(char::is_whitespace) {
+        let rest = rest.trim_start();
+        if let Some(values) = rest
+            .strip_prefix("notin")
+            .filter(|v| v.trim_start().starts_with('('))
+        {
+            return Ok(Requirement::NotIn {
+                key: key_of(key)?,
+                values: set(values)?,
+            });
+        }
+        if let Some(values) = rest
+            .strip_prefix("in")
+            .filter(|v| v.trim_start().starts_with('('))
+        {
+            return Ok(Requirement::In {
+                key: key_of(key)?,
+                values: set(values)?,
+            });
+        }
+    }
+    let one = |key: &str, value: &str| -> Result<_, String> {
+        Ok((
+            key_of(key.trim())?,
+            BTreeSet::from([value_of(value.trim())?]),
+        ))
+    };
+    if let Some((key, value)) = text.split_once("!=") {
+        let (key, values) = one(key, value)?;
+        return Ok(Requirement::NotIn { key, values });
+    }
+    if let Some((key, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+        let (key, values) = one(key, value)?;
+        return Ok(Requirement::In { key, values });
+    }
+    match text.strip_prefix('!') {
+        Some(key) => Ok(Requirement::Absent(key_of(key.trim())?)),
+        None => Ok(Requirement::Exists(key_of(text)?)),
+    }
+}
+
+impl std::str::FromStr for Selector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        let failed = |problem: String| SelectorError {
+            text: text.chars().take(120).collect(),
+            problem,
+        };
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let parts = split(text);
+        if text.len() > MAX_LENGTH || parts.len() > MAX_REQUIREMENTS {
+            return Err(failed("it is too long".into()));
+        }
+        parts
+            .into_iter()
+            .map(requirement)
+            .collect::<Result<_, _>>()
+            .map(Self)
+            .map_err(failed)
+    }
+}
+
+impl Selector {
+    /// Conditions over a column `labels jsonb`, joined by AND; `values` gets what they
+    /// bind. Positive ones are written for a GIN index.
+    #[must_use]
+    pub fn to_sql(&self, values: &mut Vec<Value>) -> Vec<String> {
+        let mut bind = |value: Value| {
+            values.push(value);
+            format!("${}", values.len())
+        };
+        let mut any_of = |key: &str, options: &BTreeSet<String>| {
+            let each: Vec<String> = options
+                .iter()
+                .map(|value| {
+                    let pair = serde_json::json!({ key: value });
+                    format!("labels @> {}", bind(pair.into()))
+                })
+                .collect();
+            format!("({})", each.join(" OR "))
+        };
+        let mut conditions = Vec::with_capacity(self.0.len());
+        for requirement in &self.0 {
+            conditions.push(match requirement {
+                Requirement::In { key, values } => any_of(key, values),
+                Requirement::NotIn { key, values } => format!("NOT {}", any_of(key, values)),
+                Requirement::Exists(_) | Requirement::Absent(_) => String::new(),
+            });
+        }
+        for (condition, requirement) in conditions.iter_mut().zip(&self.0) {
+            match requirement {
+                Requirement::Exists(key) => {
+                    *condition = format!("labels ? {}", bind(key.clone().into()));
+                }
+                Requirement::Absent(key) => {
+                    *condition = format!("NOT labels ? {}", bind(key.clone().into()));
+                }
+                Requirement::In { .. } | Requirement::NotIn { .. } => {}
+            }
+        }
+        conditions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_in(key: &str, values: &[&str]) -> Requirement {
+        Requirement::In {
+            key: key.into(),
+            values: values.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+
+    fn not_in(key: &str, values: &[&str]) -> Requirement {
+        Requirement::NotIn {
+            key: key.into(),
+            values: values.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_kubernetes_selector_is_read() {
+        for (text, expected) in [
+            ("", vec![]),
+            ("a=b", vec![is_in("a", &["b"])]),
+            (" a == b ", vec![is_in("a", &["b"])]),
+            ("a=", vec![is_in("a", &[""])]),
+            ("a!=b", vec![not_in("a", &["b"])]),
+            ("a in (b, c)", vec![is_in("a", &["b", "c"])]),
+            ("a in(b)", vec![is_in("a", &["b"])]),
+            ("x.io/a notin (b,c)", vec![not_in("x.io/a", &["b", "c"])]),
+            ("a", vec![Requirement::Exists("a".into())]),
+            ("!a", vec![Requirement::Absent("a".into())]),
+            ("in", vec![Requirement::Exists("in".into())]),
+            (
+                "a in (b,c),!d,e=f",
+                vec![
+                    is_in("a", &["b", "c"]),
+                    Requirement::Absent("d".into()),
+                    is_in("e", &["f"]),
+                ],
+            ),
+        ] {
+            assert_eq!(text.parse::<Selector>(), Ok(Selector(expected)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_selector_is_refused() {
+        for text in [
+            ",",
+            "a,",
+            "a in b",
+            "a in (b",
+            "=b",
+            "a=b=c",
+            "a = b c",
+            "-a=b",
+            "a=b!",
+            "a in ()x",
+            "!!a",
+            "a>1",
+            "a' OR 1=1 --",
+            "a=';DROP TABLE environments;--",
+        ] {
+            assert!(text.parse::<Selector>().is_err(), "{text}");
+        }
+        assert!("a,".repeat(100).parse::<Selector>().is_err());
+    }
+
+    #[test]
+    fn user_text_is_bound_and_never_spliced() {
+        let selector: Selector = "k1 in (v1,v2),k2!=v3,k4,!k5".parse().unwrap();
+        let mut values = vec![Value::from(1)];
+        let sql = selector.to_sql(&mut values).join(" AND ");
+        assert_eq!(values.len(), 6);
+        for word in ["k1", "v1", "k2", "v3", "k4", "k5"] {
+            assert!(!sql.contains(word), "{sql}");
+        }
+        assert!(
+            sql.contains("$2") && sql.contains("$6") && !sql.contains("$7"),
+            "{sql}"
+        );
+    }
+}

@@ -1,0 +1,303 @@
+//! Whole lives on a real containerd.
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::environment::rpc::{
+    Create, CreateRequest, Delete, DeleteOwned, DeleteOwnedRequest, DeleteRequest, Empty, Health,
+    Patch, PatchRequest,
+};
+use agentbox_contracts::environment::{EventKind, Isolation, Status, StatusReason};
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::units::MilliCpu;
+use agentbox_scheduler::environment::quota::Quota;
+use chrono::TimeDelta;
+
+use crate::support::cluster::{CALL, World};
+use crate::support::request;
+use crate::support::scheduler::settings;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn command(name: &str, words: &[&str]) -> agentbox_contracts::environment::EnvironmentRequest {
+    let mut request = request(name);
+    request.command = Some(words.iter().map(|word| (*word).into()).collect());
+    request
+}
+
+async fn delete(world: &World, id: &EnvironmentId, force: bool) {
+    let request = DeleteRequest {
+        id: id.clone(),
+        force,
+    };
+    world.gateway.call::<Delete>(&request, CALL).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_is_created_runs_and_leaves_nothing_when_deleted() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let begun = Instant::now();
+    let created = world.create(request("a-life")).await;
+    let answered = begun.elapsed();
+    assert_eq!(created.status, Status::Pending);
+    assert_eq!(
+        created.endpoint,
+        format!("{}.agentbox.svc.cluster.local", created.id)
+    );
+    assert_eq!(created.namespace, format!("agentbox-{}", created.id));
+    assert_eq!(
+        created.expires_at,
+        created.created_at + TimeDelta::seconds(600)
+    );
+    let running = world.reaches(&created.id, Status::Running, SOON).await;
+    println!(
+        "created after {answered:?}, running after {:?}",
+        begun.elapsed()
+    );
+    let address = running.address.unwrap();
+    assert_eq!(running.endpoint, address.ip().to_string());
+    assert!(running.started_at.unwrap() >= created.created_at);
+
+    delete(&world, &created.id, false).await;
+    delete(&world, &created.id, false).await;
+    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    assert_eq!(ended.status_reason, Some(StatusReason::Deleted));
+    assert!(
+        world.driver.get(&created.id).await.unwrap().is_none(),
+        "terminated means gone"
+    );
+    let kinds: Vec<_> = world
+        .events(&created.id, 4)
+        .await
+        .into_iter()
+        .map(|event| event.kind)
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            EventKind::Created,
+            EventKind::Running,
+            EventKind::Terminating,
+            EventKind::Terminated
+        ]
+    );
+    // Still there for those who ask, and still deletable.
+    delete(&world, &created.id, true).await;
+    assert_eq!(world.get(&created.id).await, ended);
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_main_command_is_the_environments() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    for (script, status, exit_code) in [
+        ("sleep 1; exit 0", Status::Terminated, 0),
+        ("sleep 1; exit 3", Status::Failed, 3),
+    ] {
+        let created = world.create(command("ends", &["sh", "-c", script])).await;
+        let running = world.reaches(&created.id, Status::Running, SOON).await;
+        let ended = world.reaches(&created.id, status, SOON).await;
+        let lag = chrono::Utc::now() - ended.ended_at.unwrap();
+        println!(
+            "`{script}` shows {} ms after its end",
+            lag.num_milliseconds()
+        );
+        assert_eq!(ended.status_reason, Some(StatusReason::Exited));
+        assert_eq!(ended.exit_code, Some(exit_code));
+        assert_eq!(ended.started_at, running.started_at);
+        assert!(lag < TimeDelta::seconds(3), "{lag}");
+        world.box_is_gone(&created.id).await;
+    }
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_ends_at_once_is_never_lost() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let created = world.create(command("short", &["true"])).await;
+    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    assert_eq!(
+        (ended.status_reason, ended.exit_code),
+        (Some(StatusReason::Exited), Some(0))
+    );
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_does_not_exist_fails_within_seconds_and_is_named() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let mut wanted = request("no-image");
+    wanted.image = "no.such.registry.invalid/nothing:1".into();
+    let created = world.create(wanted).await;
+    let failed = world
+        .reaches(&created.id, Status::Failed, Duration::from_secs(30))
+        .await;
+    assert_eq!(failed.status_reason, Some(StatusReason::ImagePull));
+    let message = failed.status_message.unwrap();
+    assert!(
+        message.contains("no.such.registry.invalid/nothing:1"),
+        "{message}"
+    );
+    world.box_is_gone(&created.id).await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_cluster_offers_is_refused_and_leaves_no_row() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let mut no_class = request("no-class");
+    no_class.isolation = Some(Isolation {
+        runtime_class: Some("nosuchclass".into()),
+        ..Isolation::default()
+    });
+    let mut no_node = request("no-node");
+    no_node
+        .node_selector
+        .insert("disk".into(), "none-has-it".into());
+    let mut too_large = request("too-large");
+    too_large.resources.cpu = "100000".into();
+    for (request, field) in [
+        (no_class, "isolation.runtime_class"),
+        (no_node, "node_selector"),
+        (too_large, "resources.cpu"),
+        (request("Not A Name"), "name"),
+    ] {
+        let error = world.try_create(request).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Validation, "{field}");
+        assert!(error.message.starts_with(field), "{field}: {error}");
+    }
+    assert_eq!(
+        world
+            .database
+            .number("SELECT count(*) FROM environments")
+            .await,
+        0
+    );
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn force_ends_the_grace_of_a_box_that_ignores_sigterm() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let stubborn = ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"];
+    let created = world.create(command("stubborn", &stubborn)).await;
+    world.reaches(&created.id, Status::Running, SOON).await;
+    delete(&world, &created.id, false).await;
+    world.reaches(&created.id, Status::Terminating, SOON).await;
+    let begun = Instant::now();
+    delete(&world, &created.id, true).await;
+    world.reaches(&created.id, Status::Terminated, SOON).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lifetime_that_is_over_or_patched_into_the_past_ends_the_environment() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let mut short = request("short-lived");
+    short.timeout_s = 2;
+    let expiring = world.create(short).await;
+    let patched = world.create(request("patched")).await;
+    world.reaches(&patched.id, Status::Running, SOON).await;
+    let patch = |name: Option<&str>, timeout_s| PatchRequest {
+        id: patched.id.clone(),
+        name: name.map(Into::into),
+        labels: Some([("a".to_owned(), "b".to_owned())].into()),
+        timeout_s,
+    };
+    let extended = world
+        .gateway
+        .call::<Patch>(&patch(Some("renamed"), Some(6000)), CALL)
+        .await
+        .unwrap();
+    assert_eq!(
+        extended.expires_at,
+        extended.created_at + TimeDelta::seconds(6000)
+    );
+    assert_eq!(extended.request.name, "renamed");
+    assert_eq!(extended.request.labels["a"], "b");
+    let ended = world
+        .gateway
+        .call::<Patch>(&patch(None, Some(1)), CALL)
+        .await;
+    // Its first second may not be over yet; the sweeper sees to it then.
+    assert!(matches!(
+        ended.unwrap().status,
+        Status::Terminating | Status::Running
+    ));
+    for id in [&expiring.id, &patched.id] {
+        let ended = world.reaches(id, Status::Terminated, SOON).await;
+        assert_eq!(ended.status_reason, Some(StatusReason::Expired));
+    }
+    let late = world
+        .gateway
+        .call::<Patch>(&patch(None, Some(6000)), CALL)
+        .await
+        .unwrap_err();
+    assert_eq!(late.code, ErrorCode::Conflict);
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_a_quota_idempotent_creates_and_ends_as_a_whole() {
+    let world = World::new().await;
+    let quota = Quota {
+        environments: Some(2),
+        cpu: Some(MilliCpu(1_000)),
+        memory: None,
+    };
+    let mut settings = settings();
+    settings.quota = quota;
+    let replica = world.replica_with(world.driver.clone(), settings).await;
+    let with_key = CreateRequest {
+        owner: world.owner.clone(),
+        owner_username: "somebody".into(),
+        request: request("once"),
+        idempotency_key: Some("the key".into()),
+    };
+    let first = world.gateway.call::<Create>(&with_key, CALL).await.unwrap();
+    let again = world.gateway.call::<Create>(&with_key, CALL).await.unwrap();
+    assert_eq!(first.id, again.id);
+    let second = world.create(request("second")).await;
+    let refused = world.try_create(request("third")).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::QuotaExceeded);
+    let everything = DeleteOwnedRequest {
+        owner: world.owner.clone(),
+    };
+    world
+        .gateway
+        .call::<DeleteOwned>(&everything, CALL)
+        .await
+        .unwrap();
+    for id in [&first.id, &second.id] {
+        world.reaches(id, Status::Terminated, SOON).await;
+        world.box_is_gone(id).await;
+    }
+    world.create(request("room-again")).await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_of_the_database_and_of_each_cluster() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let health = world.gateway.call::<Health>(&Empty {}, CALL).await.unwrap();
+    assert!(health.database);
+    let [cluster] = &health.clusters[..] else {
+        panic!("{health:?}")
+    };
+    assert!(cluster.connected && cluster.nodes == 1, "{cluster:?}");
+    assert!(cluster.version.starts_with("containerd "), "{cluster:?}");
+    replica.stop().await;
+}

@@ -1,0 +1,188 @@
+//! A cluster and a bus that misbehave: a real driver behind a gate, and lost messages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
+use agentbox_contracts::environment::{Status, StatusReason};
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::{
+    BoxSpec, Capacity, ChangeStream, Observed, PreflightError, Runtime, RuntimeError,
+};
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::support::cluster::{CALL, World};
+use crate::support::scheduler::settings;
+use crate::support::{eventually, request};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A real driver that can be cut off, and whose `ensure` can be held back.
+struct Gate {
+    driver: Arc<dyn Runtime>,
+    is_cut_off: AtomicBool,
+    ensures: Semaphore,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    fn new(driver: Arc<dyn Runtime>, ensures: usize) -> Arc<Self> {
+        Arc::new(Self {
+            driver,
+            is_cut_off: AtomicBool::new(false),
+            ensures: Semaphore::new(ensures),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    fn pass(&self) -> Result<&dyn Runtime, RuntimeError> {
+        if self.is_cut_off.load(Ordering::SeqCst) {
+            Err(RuntimeError::Unavailable("the gate is closed".into()))
+        } else {
+            Ok(&*self.driver)
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for Gate {
+    async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
+        self.driver.preflight(spec).await
+    }
+
+    async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _held = self.ensures.acquire().await;
+        self.pass()?.ensure(spec, generation).await
+    }
+
+    async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {
+        self.pass()?.stop(id, grace).await
+    }
+
+    async fn remove(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
+        self.pass()?.remove(id).await
+    }
+
+    async fn get(&self, id: &EnvironmentId) -> Result<Option<Observed>, RuntimeError> {
+        self.pass()?.get(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.pass()?.list().await
+    }
+
+    async fn watch(&self) -> Result<ChangeStream, RuntimeError> {
+        self.pass()?.watch().await
+    }
+
+    async fn capacity(&self) -> Result<Capacity, RuntimeError> {
+        self.pass()?.capacity().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_takes_too_long_fails_though_the_cluster_is_gone() {
+    let world = World::new().await;
+    let gate = Gate::new(world.driver.clone(), 8);
+    let mut settings = settings();
+    settings.start_timeout = Duration::from_secs(3);
+    let replica = world.replica_with(gate.clone(), settings).await;
+    gate.is_cut_off.store(true, Ordering::SeqCst);
+    let created = world.create(request("too-late")).await;
+    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    assert_eq!(failed.status_reason, Some(StatusReason::StartTimeout));
+    let message = failed.status_message.unwrap();
+    assert!(message.contains("the gate is closed"), "{message}");
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_cluster_nothing_is_accepted() {
+    let world = World::new().await;
+    let gate = Gate::new(world.driver.clone(), 8);
+    let replica = world.replica_with(gate.clone(), settings()).await;
+    gate.is_cut_off.store(true, Ordering::SeqCst);
+    eventually("creates are refused", SOON, async || {
+        let refused = world.try_create(request("nowhere")).await;
+        refused.is_err_and(|e| e.code == agentbox_contracts::error::ErrorCode::Unavailable)
+    })
+    .await;
+    gate.is_cut_off.store(false, Ordering::SeqCst);
+    eventually("creates are accepted again", SOON, async || {
+        world.try_create(request("somewhere")).await.is_ok()
+    })
+    .await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_interrupts_a_start_that_hangs() {
+    let world = World::new().await;
+    let gate = Gate::new(world.driver.clone(), 0);
+    let replica = world.replica_with(gate.clone(), settings()).await;
+    let created = world.create(request("hangs")).await;
+    eventually("it is being made", SOON, async || {
+        gate.waiting.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    let begun = Instant::now();
+    let delete = DeleteRequest {
+        id: created.id.clone(),
+        force: false,
+    };
+    world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
+    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    assert_eq!(ended.status_reason, Some(StatusReason::Deleted));
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_whose_command_was_lost_runs_all_the_same() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let waits = crate::support::creation(&world.owner, request("no-command"));
+    let mut waits = waits;
+    waits.environment.cluster = crate::support::cluster::CLUSTER.into();
+    // Written as by a replica that was killed right after its commit, whose messages
+    // were lost with the bus.
+    let record = world.database.store.create(&waits).await.unwrap();
+    world
+        .database
+        .execute("UPDATE outbox SET published_at = now() WHERE kind = 'command'")
+        .await;
+    world
+        .reaches(&record.environment.id, Status::Running, SOON)
+        .await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_while_no_scheduler_ran_is_found_by_the_next() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let mut wanted = request("unwatched");
+    wanted.command = Some(vec!["sh".into(), "-c".into(), "sleep 2; exit 5".into()]);
+    let created = world.create(wanted).await;
+    world.reaches(&created.id, Status::Running, SOON).await;
+    replica.kill();
+    eventually("its command has ended", SOON, async || {
+        let seen = world.driver.get(&created.id).await.unwrap().unwrap();
+        matches!(seen.phase, agentbox_runtime::BoxPhase::Exited { .. })
+    })
+    .await;
+    let next = world.replica().await;
+    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    assert_eq!(
+        (failed.status_reason, failed.exit_code),
+        (Some(StatusReason::Exited), Some(5))
+    );
+    next.stop().await;
+}

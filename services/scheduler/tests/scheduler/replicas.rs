@@ -1,0 +1,83 @@
+//! Several replicas, one of which is killed.
+
+use std::time::Duration;
+
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
+use futures::future::join_all;
+
+use crate::support::cluster::{CALL, World};
+use crate::support::request;
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_loses_and_doubles_nothing() {
+    let world = World::new().await;
+    let (doomed, survivor) = (world.replica().await, world.replica().await);
+    let created = join_all((0..8).map(|n| {
+        let (world, doomed) = (&world, &doomed);
+        async move {
+            let created = world.try_create(request(&format!("n-{n}"))).await;
+            // In the midst of making boxes.
+            if n == 3 {
+                doomed.kill();
+            }
+            created
+        }
+    }))
+    .await;
+    // A request whose replica died has no answer; what was answered is durable.
+    let answered: Vec<_> = created.into_iter().filter_map(Result::ok).collect();
+    assert!(answered.len() >= 4, "{}", answered.len());
+    for environment in &answered {
+        world.reaches(&environment.id, Status::Running, SOON).await;
+    }
+    let rows = world
+        .database
+        .number("SELECT count(*) FROM environments")
+        .await;
+    for id in live_ids(&world).await {
+        world.reaches(&id, Status::Running, SOON).await;
+    }
+    let boxes = world.driver.list().await.unwrap();
+    assert_eq!(i64::try_from(boxes.len()).unwrap(), rows, "one box a row");
+
+    for id in live_ids(&world).await {
+        world
+            .gateway
+            .call::<Delete>(
+                &DeleteRequest {
+                    id: id.clone(),
+                    force: true,
+                },
+                CALL,
+            )
+            .await
+            .unwrap();
+    }
+    for environment in &answered {
+        world
+            .reaches(&environment.id, Status::Terminated, SOON)
+            .await;
+        let events = world.events(&environment.id, 4).await;
+        let starts = events
+            .iter()
+            .filter(|event| event.status == Status::Running)
+            .count();
+        assert_eq!(starts, 1);
+    }
+    survivor.stop().await;
+}
+
+async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> {
+    world
+        .database
+        .store
+        .live_in(crate::support::cluster::CLUSTER)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|live| live.id)
+        .collect()
+}

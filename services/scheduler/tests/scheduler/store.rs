@@ -1,0 +1,359 @@
+//! The store on a real Postgres: fencing, quotas, idempotency, room, claims, leases.
+
+use std::time::Duration;
+
+use agentbox_contracts::environment::Status;
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::ids::{InstanceId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_scheduler::cluster::placement::Room;
+use agentbox_scheduler::environment::quota::Quota;
+use agentbox_scheduler::environment::state::{EndReason, Happening, transition};
+use agentbox_scheduler::environment::store::{Admission, Change, Claim, Patch, StoreError};
+use chrono::Utc;
+use futures::future::join_all;
+
+use crate::support::{creation, database, eventually, request};
+
+fn started() -> Happening {
+    Happening::Started {
+        address: "10.0.0.2:10777".parse().unwrap(),
+        at: Utc::now(),
+    }
+}
+
+#[tokio::test]
+async fn what_was_created_reads_back_as_it_was_answered() {
+    let database = database().await;
+    let mut wanted = request("reads-back");
+    wanted.labels.insert("project".into(), "x".into());
+    wanted.env.insert("A".into(), "ü\n\"'".into());
+    wanted.command = Some(vec!["sh".into(), "-c".into(), "exit 3".into()]);
+    let creation = creation(&UserId::random(), wanted);
+    let created = database.store.create(&creation).await.unwrap();
+    assert_eq!(created.environment, creation.environment);
+    let read = database
+        .store
+        .get(&creation.environment.id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(read, created);
+}
+
+#[tokio::test]
+async fn a_writer_that_is_late_changes_nothing() {
+    let database = database().await;
+    let before = database
+        .store
+        .create(&creation(&UserId::random(), request("fenced")))
+        .await
+        .unwrap();
+    let now = Utc::now();
+    let running = transition(now, &before.standing(), &started()).unwrap();
+    let ending = transition(
+        now,
+        &before.standing(),
+        &Happening::EndWanted(EndReason::Deleted),
+    )
+    .unwrap();
+    let wanted = Change::wanted(&before, ending, Duration::ZERO, now);
+    let deleted = database.store.change(&before, &wanted, now).await.unwrap();
+    assert_eq!(deleted.environment.generation, 2);
+    // The reconciler that saw the box start does not know of the deletion.
+    let late = database
+        .store
+        .change(&before, &Change::observed(&before, running), now)
+        .await;
+    assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+    let patch = Patch {
+        name: Some("other".into()),
+        ..Patch::default()
+    };
+    assert!(matches!(
+        database.store.patch(&before, &patch, now).await,
+        Err(StoreError::Fenced)
+    ));
+    assert_eq!(
+        database
+            .store
+            .get(&before.environment.id)
+            .await
+            .unwrap()
+            .unwrap(),
+        deleted
+    );
+    // Nothing was told of what did not happen: created, then deleted.
+    let told = database
+        .number("SELECT count(*) FROM outbox WHERE kind = 'event'")
+        .await;
+    assert_eq!(told, 2);
+}
+
+#[tokio::test]
+async fn of_two_equal_transitions_one_wins() {
+    let database = database().await;
+    let before = database
+        .store
+        .create(&creation(&UserId::random(), request("race")))
+        .await
+        .unwrap();
+    let now = Utc::now();
+    let running = transition(now, &before.standing(), &started()).unwrap();
+    let change = Change::observed(&before, running);
+    let outcomes = join_all((0..8).map(|_| database.store.change(&before, &change, now))).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+}
+
+#[tokio::test]
+async fn fifty_concurrent_creates_stop_exactly_at_the_quota() {
+    let database = database().await;
+    let owner = UserId::random();
+    let quota = Quota {
+        environments: Some(7),
+        cpu: None,
+        memory: Some(Bytes(64 << 20 << 4)),
+    };
+    let outcomes = join_all((0..50).map(|n| {
+        let store = database.store.clone();
+        let mut creation = creation(&owner, request(&format!("n-{n}")));
+        creation.quota = quota;
+        async move { store.create(&creation).await }
+    }))
+    .await;
+    let created = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!(created, 7);
+    for refused in outcomes.into_iter().filter_map(Result::err) {
+        let StoreError::Refused(error) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(error.code, ErrorCode::QuotaExceeded);
+        assert_eq!(
+            error.message,
+            "your quota of environments is 7: 7 in use, 1 more asked for"
+        );
+    }
+    // Another owner's quota is another's.
+    let mut others = creation(&UserId::random(), request("other"));
+    others.quota = quota;
+    database.store.create(&others).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idempotency_key_gives_the_same_environment_for_the_same_body_alone() {
+    let database = database().await;
+    let owner = UserId::random();
+    let with_key = |name: &str| {
+        let mut creation = creation(&owner, request(name));
+        creation.idempotency_key = Some("key-1".into());
+        creation
+    };
+    let outcomes = join_all((0..10).map(|_| {
+        let (store, creation) = (database.store.clone(), with_key("same"));
+        async move { store.create(&creation).await.unwrap().environment.id }
+    }))
+    .await;
+    assert!(outcomes.iter().all(|id| *id == outcomes[0]), "{outcomes:?}");
+    let conflict = database.store.create(&with_key("other")).await.unwrap_err();
+    assert!(
+        matches!(&conflict, StoreError::Refused(e) if e.code == ErrorCode::IdempotencyConflict),
+        "{conflict:?}"
+    );
+    // Somebody else's key is another key; and after a day, so is this one.
+    let mut foreign = creation(&UserId::random(), request("other"));
+    foreign.idempotency_key = Some("key-1".into());
+    database.store.create(&foreign).await.unwrap();
+    database
+        .execute("UPDATE idempotency SET expires_at = now() - interval '1 second'")
+        .await;
+    let anew = database.store.create(&with_key("other")).await.unwrap();
+    assert_ne!(anew.environment.id, outcomes[0]);
+}
+
+#[tokio::test]
+async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
+    let database = database().await;
+    let room = Room {
+        cpu: MilliCpu(250),
+        memory: Bytes(u64::MAX),
+    };
+    let records = join_all((0..20).map(|n| {
+        let store = database.store.clone();
+        let mut creation = creation(&UserId::random(), request(&format!("n-{n}")));
+        creation.room = room;
+        async move { store.create(&creation).await.unwrap() }
+    }))
+    .await;
+    let (admitted, waiting): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| record.admitted);
+    assert_eq!(admitted.len(), 2, "two of 100m fit in 250m");
+    let message = waiting[0].environment.status_message.clone().unwrap();
+    assert_eq!(
+        message,
+        "waiting for room in cluster `test`: 50m of CPU free, 100m asked for"
+    );
+    let quantities = creation(&UserId::random(), request("x")).quantities;
+    let still = database
+        .store
+        .admit(&waiting[0], quantities, room)
+        .await
+        .unwrap();
+    assert!(matches!(still, Admission::Waiting(_)));
+
+    let now = Utc::now();
+    let failed = Happening::NotStarted {
+        reason: agentbox_contracts::environment::StatusReason::ImagePull,
+        message: String::new(),
+    };
+    let failed = transition(now, &admitted[0].standing(), &failed).unwrap();
+    database
+        .store
+        .change(&admitted[0], &Change::observed(&admitted[0], failed), now)
+        .await
+        .unwrap();
+    let outcomes = join_all(
+        waiting
+            .iter()
+            .map(|w| database.store.admit(w, quantities, room)),
+    )
+    .await;
+    let freed = outcomes
+        .iter()
+        .filter(|o| matches!(o, Ok(Admission::Admitted)))
+        .count();
+    assert_eq!(freed, 1);
+}
+
+#[tokio::test]
+async fn a_claim_is_one_holders_until_it_is_given_back_or_runs_out() {
+    let database = database().await;
+    let store = &database.store;
+    let id = store
+        .create(&creation(&UserId::random(), request("claim")))
+        .await
+        .unwrap()
+        .environment
+        .id;
+    let claims = join_all((0..8).map(|n| {
+        let (store, id) = (store.clone(), id.clone());
+        async move { (n, store.claim(&id, &format!("holder-{n}")).await.unwrap()) }
+    }))
+    .await;
+    let winners: Vec<_> = claims
+        .iter()
+        .filter(|(_, claim)| *claim == Claim::Ours)
+        .collect();
+    assert_eq!(winners.len(), 1, "{claims:?}");
+    let holder = format!("holder-{}", winners[0].0);
+    // The others told it to go round again, once.
+    assert!(store.release(&id, &holder, None).await.unwrap());
+    assert!(!store.release(&id, &holder, None).await.unwrap());
+    assert_eq!(store.claim(&id, "next").await.unwrap(), Claim::Ours);
+    assert_eq!(store.renew(&id, &holder).await.unwrap(), None);
+    // A killed holder's claim runs out.
+    database
+        .execute("UPDATE drives SET until = now() - interval '1 second'")
+        .await;
+    assert_eq!(store.claim(&id, "after").await.unwrap(), Claim::Ours);
+}
+
+#[tokio::test]
+async fn what_is_due_is_taken_by_one_replica() {
+    let database = database().await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let creation = creation(&UserId::random(), request(&format!("n-{n}")));
+        ids.push(
+            database
+                .store
+                .create(&creation)
+                .await
+                .unwrap()
+                .environment
+                .id,
+        );
+    }
+    let clusters = vec!["test".to_owned()];
+    assert!(
+        database.store.due(&clusters, 64).await.unwrap().is_empty(),
+        "not due yet"
+    );
+    database.execute("UPDATE drives SET due_at = now()").await;
+    assert!(
+        database
+            .store
+            .due(&["other".to_owned()], 64)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let taken = join_all((0..4).map(|_| database.store.due(&clusters, 8))).await;
+    let mut taken: Vec<_> = taken.into_iter().flat_map(Result::unwrap).collect();
+    taken.sort();
+    ids.sort();
+    assert_eq!(taken, ids);
+}
+
+#[tokio::test]
+async fn a_lease_has_one_holder_and_passes_on_when_it_runs_out_or_is_dropped() {
+    let database = database().await;
+    let store = &database.store;
+    let (a, b) = (InstanceId::random(), InstanceId::random());
+    let long = Duration::from_secs(60);
+    assert!(
+        store
+            .hold_lease("x", &a, Duration::from_millis(200))
+            .await
+            .unwrap()
+    );
+    assert!(!store.hold_lease("x", &b, long).await.unwrap());
+    eventually("the lease runs out", Duration::from_secs(5), async || {
+        store.hold_lease("x", &b, long).await.unwrap()
+    })
+    .await;
+    assert!(!store.hold_lease("x", &a, long).await.unwrap());
+    store.drop_lease("x", &b).await.unwrap();
+    assert!(store.hold_lease("x", &a, long).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_past_its_retention_is_forgotten_and_nothing_else() {
+    let database = database().await;
+    let store = &database.store;
+    let owner = UserId::random();
+    let mut ids = Vec::new();
+    for name in ["old", "recent", "leftover", "alive"] {
+        let record = store
+            .create(&creation(&owner, request(name)))
+            .await
+            .unwrap();
+        ids.push(record.environment.id);
+    }
+    for (id, days, removed) in [(&ids[0], 8, true), (&ids[1], 6, true), (&ids[2], 8, false)] {
+        database
+            .execute(&format!(
+                "UPDATE environments SET status = 'failed', status_reason = 'EXITED',
+                    ended_at = now() - interval '{days} days', box_removed = {removed}
+                 WHERE id = '{id}'"
+            ))
+            .await;
+    }
+    database
+        .execute("UPDATE outbox SET published_at = now() - interval '2 days' WHERE id <= 2")
+        .await;
+    let outbox = database.number("SELECT count(*) FROM outbox").await;
+    let gone = store
+        .forget(Duration::from_secs(7 * 24 * 3600))
+        .await
+        .unwrap();
+    assert_eq!(gone, 3);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox").await,
+        outbox - 2
+    );
+    for (id, kept) in ids.iter().zip([false, true, true, true]) {
+        assert_eq!(store.get(id).await.unwrap().is_some(), kept, "{id}");
+    }
+    let alive = store.get(&ids[3]).await.unwrap().unwrap();
+    assert_eq!(alive.environment.status, Status::Pending);
+}

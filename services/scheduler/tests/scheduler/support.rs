@@ -1,0 +1,124 @@
+//! What the tests stand on.
+
+pub mod cluster;
+pub mod scheduler;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentbox_contracts::environment::{Environment, EnvironmentRequest, ResourceRequest, Status};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_local::TestPostgres;
+use agentbox_scheduler::cluster::placement::Room;
+use agentbox_scheduler::environment::quota::Quota;
+use agentbox_scheduler::environment::request;
+use agentbox_scheduler::environment::store::{Creation, Store};
+use agentbox_scheduler::migration::Migrator;
+use chrono::{SubsecRound as _, TimeDelta, Utc};
+use sea_orm::DatabaseConnection;
+
+/// Polls until `condition` holds.
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, within: Duration, mut condition: F) {
+    let begun = tokio::time::Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A database of this test's own.
+pub struct Database {
+    pub connection: DatabaseConnection,
+    pub store: Store,
+}
+
+pub async fn database() -> Database {
+    let url = TestPostgres::start().await.unwrap().url;
+    let connection = agentbox_database::connect(&url, "scheduler", 30)
+        .await
+        .unwrap();
+    agentbox_database::migrate::<Migrator>(&connection, "scheduler")
+        .await
+        .unwrap();
+    Database {
+        store: Store::new(connection.clone()),
+        connection,
+    }
+}
+
+impl Database {
+    pub async fn execute(&self, sql: &str) {
+        use sea_orm::ConnectionTrait as _;
+        self.connection.execute_unprepared(sql).await.unwrap();
+    }
+
+    /// The first column of the first row.
+    pub async fn number(&self, sql: &str) -> i64 {
+        use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+        let statement = Statement::from_string(DbBackend::Postgres, sql);
+        let row = self
+            .connection
+            .query_one_raw(statement)
+            .await
+            .unwrap()
+            .unwrap();
+        row.try_get_by_index(0).unwrap()
+    }
+}
+
+pub fn request(name: &str) -> EnvironmentRequest {
+    EnvironmentRequest {
+        name: name.into(),
+        image: "busybox".into(),
+        resources: ResourceRequest {
+            cpu: "100m".into(),
+            memory: "64Mi".into(),
+            storage: "64Mi".into(),
+        },
+        timeout_s: 600,
+        env: BTreeMap::new(),
+        command: None,
+        labels: BTreeMap::new(),
+        node_selector: BTreeMap::new(),
+        tolerations: vec![],
+        isolation: None,
+    }
+}
+
+pub const UNLIMITED: Room = Room {
+    cpu: MilliCpu(u64::MAX),
+    memory: Bytes(u64::MAX),
+};
+
+pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
+    let id = EnvironmentId::random();
+    let now = Utc::now().trunc_subsecs(6);
+    let quantities = request::validate(&request).unwrap();
+    Creation {
+        environment: Environment {
+            endpoint: format!("{id}.agentbox.svc.cluster.local"),
+            namespace: format!("agentbox-{id}"),
+            id,
+            owner: owner.clone(),
+            owner_username: "somebody".into(),
+            cluster: "test".into(),
+            expires_at: now + TimeDelta::seconds(request.timeout_s.try_into().unwrap()),
+            request,
+            status: Status::Pending,
+            status_reason: None,
+            status_message: None,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+            exit_code: None,
+            address: None,
+            generation: 1,
+        },
+        quantities,
+        room: UNLIMITED,
+        quota: Quota::default(),
+        start_deadline: now + TimeDelta::seconds(300),
+        idempotency_key: None,
+    }
+}

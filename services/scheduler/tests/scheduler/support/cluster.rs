@@ -1,0 +1,186 @@
+//! A real containerd that tests share, each with a deployment of its own; and the real
+//! exec-proxy, which stores a box's last output.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_bus::Bus;
+use agentbox_contracts::environment::rpc::{Create, CreateRequest, Get, GetRequest};
+use agentbox_contracts::environment::{Environment, EnvironmentEvent, EnvironmentRequest, Status};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::subjects;
+use agentbox_local::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir};
+use agentbox_runtime::Runtime;
+use agentbox_runtime_containerd::{Config, Driver};
+use agentbox_scheduler::config::Settings;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::scheduler::{BOX_SECRET, Replica, bus, settings};
+use super::{Database, database, eventually};
+
+static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
+
+pub const CLUSTER: &str = "local";
+pub const CALL: Duration = Duration::from_secs(5);
+
+/// A whole cluster of one test: database, bus, boxes, exec-proxy.
+pub struct World {
+    pub database: Database,
+    pub nats: NatsEndpoint,
+    pub driver: Arc<dyn Runtime>,
+    /// As api-gateway.
+    pub gateway: Bus,
+    pub owner: UserId,
+    exec_proxy: Child,
+    _files: tempfile::TempDir,
+    _nats: System,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.exec_proxy.kill();
+        let _ = self.exec_proxy.wait();
+    }
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let containerd = CONTAINERD
+            .get_or_try_init(TestContainerd::start)
+            .await
+            .expect("containerd for tests");
+        let files = tempfile::tempdir().unwrap();
+        let mut config: Value = serde_json::to_value(&containerd.endpoint).unwrap();
+        // One bridge, and so one set of firewall tables; but boxes of this test's own.
+        config["network"] = config["deployment"].clone();
+        let unique = EnvironmentId::random().to_string();
+        config["deployment"] = json!(unique.replace("env-", "t-"));
+        config["state_dir"] = json!(files.path().join("boxes"));
+        let clusters = json!({ "clusters": [{
+            "name": CLUSTER, "driver": "containerd", "labels": {}, "containerd": config,
+        }]});
+        let path = files.path().join("clusters.json");
+        std::fs::write(&path, clusters.to_string()).unwrap();
+        let config: Config = serde_json::from_value(config).unwrap();
+        let driver: Arc<dyn Runtime> = Arc::new(Driver::connect(config).unwrap());
+
+        let (system, nats) = TestNats::own().await.unwrap();
+        let log = std::fs::File::create(files.path().join("exec-proxy.log")).unwrap();
+        let exec_proxy = Command::new(bin_dir().join("agentbox-exec-proxy"))
+            .env("AGENTBOX_NATS_URL", &nats.url)
+            .env("AGENTBOX_NATS_USER", "exec-proxy")
+            .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["exec-proxy"])
+            .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("AGENTBOX_BOX_SECRET", BOX_SECRET)
+            .env("AGENTBOX_CLUSTERS", &path)
+            .stdout(Stdio::from(log))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("agentbox-exec-proxy is built: cargo build -p agentbox-exec-proxy");
+        let gateway = bus(&nats, "api-gateway").await;
+        Self {
+            database: database().await,
+            nats,
+            driver,
+            gateway,
+            owner: UserId::random(),
+            exec_proxy,
+            _files: files,
+            _nats: system,
+        }
+    }
+
+    /// A replica over the real driver.
+    pub async fn replica(&self) -> Replica {
+        self.replica_with(self.driver.clone(), settings()).await
+    }
+
+    pub async fn replica_with(&self, runtime: Arc<dyn Runtime>, settings: Settings) -> Replica {
+        let replica = Replica::start(&self.database, &self.nats, CLUSTER, runtime, settings).await;
+        self.answers().await;
+        replica
+    }
+
+    /// Waits until a scheduler answers and its cluster does.
+    async fn answers(&self) {
+        use agentbox_contracts::environment::rpc::{Empty, Health};
+        eventually("a scheduler answers", Duration::from_secs(20), async || {
+            let health = self.gateway.call::<Health>(&Empty {}, CALL).await;
+            health.is_ok_and(|h| h.database && h.clusters.iter().all(|c| c.connected))
+        })
+        .await;
+    }
+
+    pub async fn try_create(&self, request: EnvironmentRequest) -> Result<Environment, Error> {
+        let request = CreateRequest {
+            owner: self.owner.clone(),
+            owner_username: "somebody".into(),
+            request,
+            idempotency_key: None,
+        };
+        self.gateway.call::<Create>(&request, CALL).await
+    }
+
+    pub async fn create(&self, request: EnvironmentRequest) -> Environment {
+        self.try_create(request).await.unwrap()
+    }
+
+    pub async fn get(&self, id: &EnvironmentId) -> Environment {
+        self.gateway
+            .call::<Get>(&GetRequest { id: id.clone() }, CALL)
+            .await
+            .unwrap()
+    }
+
+    /// Waits for a status, and fails early when another end has come.
+    pub async fn reaches(
+        &self,
+        id: &EnvironmentId,
+        status: Status,
+        within: Duration,
+    ) -> Environment {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let environment = self.get(id).await;
+            if environment.status == status {
+                return environment;
+            }
+            assert!(
+                !environment.status.is_ended() && begun.elapsed() < within,
+                "not {status:?} within {within:?}: {environment:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What the feed has of one environment by now.
+    pub async fn events(&self, id: &EnvironmentId, count: usize) -> Vec<EnvironmentEvent> {
+        let mut stream = self
+            .gateway
+            .events(subjects::events_of(id), 0)
+            .await
+            .unwrap();
+        let mut events = Vec::new();
+        while events.len() < count {
+            let next = tokio::time::timeout(CALL, stream.next()).await;
+            events.push(
+                next.expect("another event")
+                    .expect("the feed goes on")
+                    .unwrap()
+                    .event,
+            );
+        }
+        events
+    }
+
+    pub async fn box_is_gone(&self, id: &EnvironmentId) {
+        eventually("the box is gone", Duration::from_secs(15), async || {
+            matches!(self.driver.get(id).await, Ok(None))
+        })
+        .await;
+    }
+}

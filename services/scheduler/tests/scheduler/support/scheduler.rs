@@ -1,0 +1,122 @@
+//! Schedulers that run inside the test, over a real bus and database.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::ids::InstanceId;
+use agentbox_local::{NatsEndpoint, TestNats};
+use agentbox_runtime::Runtime;
+use agentbox_scheduler::Scheduler;
+use agentbox_scheduler::cluster::config::Overcommit;
+use agentbox_scheduler::cluster::registry::{Cluster, Clusters};
+use agentbox_scheduler::config::{BoxSecret, Settings};
+use agentbox_scheduler::environment::handlers::Environments;
+use agentbox_scheduler::environment::outbox::outbox;
+use agentbox_scheduler::environment::quota::Quota;
+use agentbox_scheduler::environment::spec::BoxDefaults;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Database;
+
+/// 32 bytes in hex.
+pub const BOX_SECRET: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+pub async fn bus(nats: &NatsEndpoint, service: &'static str) -> Bus {
+    let config = BusConfig {
+        url: nats.url.clone(),
+        user: service.to_owned(),
+        password: nats.passwords[service].clone(),
+        service,
+        instance: InstanceId::random(),
+    };
+    Bus::connect(config).await.unwrap()
+}
+
+/// The scheduler's, with its streams made, on the server that tests share.
+pub async fn shared_bus() -> Bus {
+    let bus = bus(&TestNats::shared().await.unwrap(), "scheduler").await;
+    bus.ensure_streams_of("scheduler").await.unwrap();
+    bus
+}
+
+pub fn settings() -> Settings {
+    let secret: BoxSecret = BOX_SECRET.parse().unwrap();
+    Settings {
+        quota: Quota::default(),
+        boxes: BoxDefaults { pids: 128, secret },
+        start_timeout: Duration::from_secs(60),
+        stop_grace: Duration::from_secs(10),
+        resync_interval: Duration::from_secs(1),
+        retention: Duration::from_secs(7 * 24 * 3600),
+        max_reconciles: 16,
+    }
+}
+
+/// The handlers alone: nothing is published, no cluster is there.
+pub async fn environments(database: &Database) -> Environments {
+    let (outbox, _) = outbox(database.store.clone(), shared_bus().await);
+    Environments::new(
+        database.store.clone(),
+        Clusters::default(),
+        outbox,
+        settings(),
+    )
+}
+
+/// One replica.
+pub struct Replica {
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl Replica {
+    pub async fn start(
+        database: &Database,
+        nats: &NatsEndpoint,
+        cluster: &str,
+        runtime: Arc<dyn Runtime>,
+        settings: Settings,
+    ) -> Self {
+        let bus = bus(nats, "scheduler").await;
+        bus.ensure_streams_of("scheduler").await.unwrap();
+        let overcommit = Overcommit {
+            cpu: 1_000.0,
+            memory: 1_000.0,
+        };
+        let clusters = Clusters::new([Cluster::new(
+            cluster,
+            "containerd",
+            BTreeMap::new(),
+            overcommit,
+        )]);
+        let shutdown = CancellationToken::new();
+        let scheduler = Scheduler::new(
+            database.store.clone(),
+            clusters,
+            bus,
+            settings,
+            shutdown.clone(),
+        );
+        let name = cluster.to_owned();
+        let task = tokio::spawn(async move {
+            scheduler.run_with(vec![(name, runtime)]).await.unwrap();
+        });
+        Self { task, shutdown }
+    }
+
+    /// As a SIGKILL would: nothing it was about to do is done.
+    pub fn kill(&self) {
+        self.task.abort();
+    }
+
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(15), self.task)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

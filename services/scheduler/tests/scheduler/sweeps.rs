@@ -1,0 +1,84 @@
+//! Orphans, both ways, on a real containerd.
+
+use std::time::Duration;
+
+use agentbox_contracts::environment::{Status, StatusReason};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::{BoxPhase, BoxSpec, Isolation, Resources};
+
+use crate::support::cluster::World;
+use crate::support::request;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn spec(id: &EnvironmentId) -> BoxSpec {
+    BoxSpec {
+        id: id.clone(),
+        owner: UserId::random(),
+        image: "busybox".into(),
+        command: None,
+        env: Default::default(),
+        labels: Default::default(),
+        resources: Resources {
+            cpu: MilliCpu(100),
+            memory: Bytes(64 << 20),
+            storage: Bytes(64 << 20),
+            pids: 64,
+        },
+        isolation: Isolation::default(),
+        node_selector: Default::default(),
+        tolerations: vec![],
+        boxd_token: "a-token".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_without_a_row_is_removed_and_a_wanted_one_is_left_alone() {
+    let world = World::new().await;
+    let orphan = EnvironmentId::random();
+    world.driver.ensure(&spec(&orphan), 1).await.unwrap();
+    let replica = world.replica().await;
+    let wanted = world.create(request("wanted")).await;
+    world.reaches(&wanted.id, Status::Running, SOON).await;
+    world.box_is_gone(&orphan).await;
+    let left = world.driver.get(&wanted.id).await.unwrap().unwrap();
+    assert!(matches!(left.phase, BoxPhase::Running { .. }), "{left:?}");
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_vanished_is_an_honest_failure_and_is_not_made_anew() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let created = world.create(request("vanishes")).await;
+    world.reaches(&created.id, Status::Running, SOON).await;
+    world.driver.remove(&created.id).await.unwrap();
+    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    assert_eq!(failed.status_reason, Some(StatusReason::NodeLost));
+    assert_eq!(failed.exit_code, None, "an exit code is never made up");
+    assert!(world.driver.list().await.unwrap().is_empty());
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_whose_row_has_ended_is_removed_even_if_it_comes_late() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let created = world.create(request("late")).await;
+    world.reaches(&created.id, Status::Running, SOON).await;
+    let delete = agentbox_contracts::environment::rpc::DeleteRequest {
+        id: created.id.clone(),
+        force: true,
+    };
+    world
+        .gateway
+        .call::<agentbox_contracts::environment::rpc::Delete>(&delete, Duration::from_secs(5))
+        .await
+        .unwrap();
+    world.reaches(&created.id, Status::Terminated, SOON).await;
+    // As by a replica that was slow for so long that its claim ran out.
+    world.driver.ensure(&spec(&created.id), 1).await.unwrap();
+    world.box_is_gone(&created.id).await;
+    replica.stop().await;
+}
