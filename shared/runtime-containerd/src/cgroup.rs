@@ -146,7 +146,7 @@ mod tests {
         let deployment = format!("cgroup-test-{}", std::process::id());
         create(&deployment, &id, 32).unwrap();
         create(&deployment, &id, 48).unwrap();
-        assert_eq!(boxes(&deployment), [id.clone()]);
+        assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
         remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
         remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
         assert_eq!(boxes(&deployment), []);

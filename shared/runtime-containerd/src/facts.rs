@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::firewall::Policy;
 use crate::network::BoxNetwork;
 
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,9 @@ pub struct Facts {
     pub ending: Option<Ending>,
     #[serde(default)]
     pub network: Option<BoxNetwork>,
+    /// In force while it runs.
+    #[serde(default)]
+    pub policy: Option<Policy>,
 }
 
 impl Facts {
@@ -94,6 +98,7 @@ impl Facts {
             failure: None,
             ending: None,
             network: None,
+            policy: None,
         }
     }
 }
@@ -208,9 +213,10 @@ impl FactsStore {
         }
     }
 
-    /// One replica at a time measures what boxes have written; the others get `None`.
+    /// One replica at a time measures what boxes have written and repairs the firewall;
+    /// the others get `None`.
     pub fn try_lead(&self) -> Result<Option<BoxLock>, FactsError> {
-        try_lock(&self.root.join("locks").join("storage-watch"))
+        try_lock(&self.root.join("locks").join("watch"))
     }
 }
 
@@ -287,7 +293,7 @@ mod tests {
         facts.ending = Some(Ending::Evicted { message: "too much".into() });
         store.save(&lock, &id, &facts).await.unwrap();
         assert_eq!(store.load(&id).await.unwrap(), Some(facts));
-        assert_eq!(store.ids().await.unwrap(), [id.clone()]);
+        assert_eq!(store.ids().await.unwrap(), std::slice::from_ref(&id));
         store.remove(&lock, &id).await.unwrap();
         assert_eq!(store.ids().await.unwrap(), []);
     }
