@@ -54,7 +54,7 @@ pub struct Entry<'a> {
     pub ok: bool,
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "audit.record"))]
+#[tracing::instrument(name = "audit.record", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "audit.record"))]
 pub async fn record(on: &impl ConnectionTrait, entry: Entry<'_>) -> Result<(), StoreError> {
     let result = if entry.ok { "ok" } else { "refused" };
     on.execute_raw(statement(

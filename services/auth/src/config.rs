@@ -22,8 +22,9 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 16)]
     pub database_connections: u32,
 
-    /// 64 hex digits, the same on every replica. API keys, tickets and the stored signing
-    /// keys are worthless without it; changing it kills all of them.
+    /// 64 hex digits, the same on every replica: a replica with another one does not start.
+    /// API keys, tickets and the stored signing keys are worthless without it. After a leak:
+    /// stop auth, empty `signing_keys`, `api_keys` and `tickets`, start with a new one.
     #[arg(
         long,
         env = "AGENTBOX_AUTH_SECRET",

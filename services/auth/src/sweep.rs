@@ -106,7 +106,7 @@ impl Sweeper {
     }
 
     /// Rows removed; `None` while another replica sweeps.
-    #[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "sweep", table = rule.table))]
+    #[tracing::instrument(name = "sweep", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "sweep", table = rule.table))]
     async fn batch(&self, rule: &Rule) -> Result<Option<u64>, StoreError> {
         let transaction = self.database.begin().await?;
         let row = transaction

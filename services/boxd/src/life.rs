@@ -40,7 +40,7 @@ use crate::usage::Meter;
 /// For runs to be killed and their readers to be told.
 const RUNS_END_WITHIN: Duration = Duration::from_secs(2);
 /// For the last bytes to leave.
-const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(1);
+const SERVER_ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LifeError {

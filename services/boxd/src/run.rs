@@ -99,9 +99,15 @@ impl Run {
         &self.id
     }
 
-    /// SIGKILL to the command's whole group.
+    /// SIGKILL to the command's whole group, and to the groups of its jobs.
     pub fn kill(&self) {
         self.reaper.kill_session(self.leader);
+    }
+
+    /// The same without a search for jobs, when the box ends and takes them along: with
+    /// hundreds of runs the searches would outlast the box's grace.
+    fn kill_group(&self) {
+        self.reaper.signal_group(self.leader, Signal::SIGKILL);
     }
 
     /// To the terminal's foreground group, or to the command's group.

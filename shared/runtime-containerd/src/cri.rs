@@ -109,15 +109,19 @@ impl From<CriError> for RuntimeError {
     }
 }
 
-async fn call<T>(
+/// Boxed: tonic's futures are large, and many callers' futures contain them.
+fn call<T>(
     operation: &'static str,
     after: Duration,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CriError> {
-    match tokio::time::timeout(after, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CriError::of(operation, &status)),
-        Err(_) => Err(CriError::Deadline { operation, after }),
+    answer: impl Future<Output = Result<Response<T>, Status>> + Send,
+) -> impl Future<Output = Result<T, CriError>> + Send {
+    let answer = Box::pin(answer);
+    async move {
+        match tokio::time::timeout(after, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CriError::of(operation, &status)),
+            Err(_) => Err(CriError::Deadline { operation, after }),
+        }
     }
 }
 

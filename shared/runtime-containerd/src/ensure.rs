@@ -199,6 +199,7 @@ impl Inner {
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
         let network = self.network_of(&sandbox).await?;
         facts.network = Some(network.clone());
+        facts.policy = Some(policy.clone());
         self.facts.save(lock, id, facts).await?;
 
         let container_config = container::config(&self.config, spec, generation, &output);

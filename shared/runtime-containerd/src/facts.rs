@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::firewall::Policy;
 use crate::network::BoxNetwork;
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,9 @@ pub struct Facts {
     pub ending: Option<Ending>,
     #[serde(default)]
     pub network: Option<BoxNetwork>,
+    /// In force while it runs.
+    #[serde(default)]
+    pub policy: Option<Policy>,
 }
 
 impl Facts {
@@ -99,6 +103,7 @@ impl Facts {
             failure: None,
             ending: None,
             network: None,
+            policy: None,
         }
     }
 }
@@ -235,9 +240,10 @@ impl FactsStore {
         }
     }
 
-    /// One replica at a time measures what boxes have written; the others get `None`.
+    /// One replica at a time measures what boxes have written and repairs the firewall;
+    /// the others get `None`.
     pub fn try_lead(&self) -> Result<Option<BoxLock>, FactsError> {
-        try_lock(&self.root.join("locks").join("storage-watch"))
+        try_lock(&self.root.join("locks").join("watch"))
     }
 }
 

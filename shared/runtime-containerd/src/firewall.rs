@@ -15,6 +15,7 @@
 mod ruleset;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -121,16 +122,12 @@ impl Firewall {
         self.load(&script).await
     }
 
-    /// Every box of this deployment that has rules.
+    /// Every box of this deployment that has rules, in both tables.
     pub async fn own_boxes(&self) -> Result<BTreeSet<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
-        let own = elements.members(self.ruleset.own());
-        Ok(elements
-            .egress
-            .into_iter()
-            .filter(|(a, _)| own.contains(a))
-            .map(|(_, id)| id)
-            .collect())
+        let (own, senders) = (elements.members(self.ruleset.own()), elements.senders());
+        let whole = |address: &Ipv4Addr| own.contains(address) && senders.contains(address);
+        Ok(elements.egress.into_iter().filter(|(a, _)| whole(a)).map(|(_, id)| id).collect())
     }
 
     async fn holders_of(&self, network: &BoxNetwork) -> Result<Vec<EnvironmentId>, FirewallError> {
@@ -199,10 +196,14 @@ impl Firewall {
     /// Boxes never see each other's frames, so the host answers ARP for the box that is
     /// asked for, and every packet between boxes passes through our rules.
     async fn answer_for_boxes(&self) {
-        let settings = Path::new("/proc/sys/net/ipv4/conf").join(&self.bridge);
-        for (name, value) in [("proxy_arp_pvlan", "1"), ("send_redirects", "0")] {
+        let settings = Path::new("/proc/sys/net/ipv4");
+        // By default such an answer waits for up to 0.8 s.
+        for (of, name, value) in
+            [("conf", "proxy_arp_pvlan", "1"), ("conf", "send_redirects", "0"), ("neigh", "proxy_delay", "0")]
+        {
+            let setting = settings.join(of).join(&self.bridge).join(name);
             // Without it boxes that may reach each other cannot; nothing more opens.
-            if let Err(error) = tokio::fs::write(settings.join(name), value).await {
+            if let Err(error) = tokio::fs::write(setting, value).await {
                 tracing::warn!(%error, name, bridge = self.bridge, "cannot set up the bridge");
             }
         }

@@ -34,6 +34,7 @@ mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod repair;
 mod sandbox;
 mod storage;
 mod watch;

@@ -14,7 +14,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::EnvironmentId;
@@ -23,6 +22,7 @@ use agentbox_runtime::RuntimeError;
 use k8s_cri::v1::ContainerState;
 
 use crate::driver::{Inner, io_failure};
+use crate::facts::BoxLock;
 use crate::labels::Promised;
 
 /// Between two looks.
@@ -62,14 +62,22 @@ fn verdict(used: u64, limit: u64) -> Option<String> {
     })
 }
 
+impl Ledger {
+    /// Another replica measures: what is remembered here grows old.
+    pub fn forget(&mut self) {
+        self.measured.clear();
+    }
+}
+
 impl Inner {
-    /// Measures what is due and ends what is over. One box's trouble is logged and does
+    /// Measures what is due and ends what is over; `_lead` shows that no other replica
+    /// does.  One box's trouble is logged and does
     /// not keep the others from being measured.
-    pub async fn check_storage(self: &Arc<Self>, ledger: &mut Ledger) -> Result<(), RuntimeError> {
-        let Some(_lead) = self.facts.try_lead()? else {
-            ledger.measured.clear();
-            return Ok(());
-        };
+    pub async fn check_storage(
+        &self,
+        _lead: &BoxLock,
+        ledger: &mut Ledger,
+    ) -> Result<(), RuntimeError> {
         let mut running = BTreeMap::new();
         for (id, objects) in self.all_objects().await? {
             let container = objects.container();

@@ -2,7 +2,8 @@
 //!
 //! The stream does its own work while it is polled and owns no task: dropping it ends
 //! it. It wakes on containerd's events and every [`POLL`], compares what it sees with
-//! what it saw, and between that ends boxes that are over their storage limit.
+//! what it saw, and between that ends boxes that are over their storage limit and repairs the
+//! firewall.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tonic::codec::Streaming;
 use crate::driver::Inner;
 use crate::events::{self, Event};
 use crate::observe::Objects;
+use crate::repair;
 use crate::storage::{self, Ledger};
 
 /// Without events: as fast as a change can be noticed.
@@ -36,6 +38,7 @@ struct Watch {
     ready: VecDeque<Change>,
     next_poll: Instant,
     next_storage: Instant,
+    next_repair: Instant,
     ledger: Ledger,
 }
 
@@ -52,6 +55,7 @@ pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
         ready: VecDeque::from([Change { id: None }]),
         next_poll: now,
         next_storage: now,
+        next_repair: now,
         ledger: Ledger::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
@@ -74,7 +78,7 @@ impl Watch {
             self.wait().await;
             let now = Instant::now();
             if now >= self.next_storage {
-                self.inner.check_storage(&mut self.ledger).await?;
+                self.look_after().await?;
                 self.next_storage = Instant::now() + storage::INTERVAL;
             }
             if now >= self.next_poll {
@@ -91,6 +95,20 @@ impl Watch {
                 self.next_poll = Instant::now() + pause;
             }
         }
+    }
+
+    /// What one replica does for all.
+    async fn look_after(&mut self) -> Result<(), RuntimeError> {
+        let Some(lead) = self.inner.facts.try_lead()? else {
+            self.ledger.forget();
+            return Ok(());
+        };
+        self.inner.check_storage(&lead, &mut self.ledger).await?;
+        if Instant::now() >= self.next_repair {
+            self.inner.repair_firewall(&lead).await?;
+            self.next_repair = Instant::now() + repair::INTERVAL;
+        }
+        Ok(())
     }
 
     async fn wait(&mut self) {

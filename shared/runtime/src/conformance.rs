@@ -128,6 +128,9 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     }
 
     /// Ensures the box at generation 1 until it is past starting.
+    ///
+    /// # Errors
+    /// [`Violation`] when it stays starting or the driver fails.
     pub async fn start(&self, spec: &BoxSpec) -> Result<Observed, Violation> {
         until("a box starts", || async {
             let observed = self.first.ensure(spec, 1).await?;
@@ -138,6 +141,9 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     }
 
     /// Starts it; its address.
+    ///
+    /// # Errors
+    /// [`Violation`] when it does not run.
     pub async fn run(&self, spec: &BoxSpec) -> Result<SocketAddr, Violation> {
         match self.start(spec).await?.phase {
             BoxPhase::Running { address, .. } => Ok(address),
@@ -146,12 +152,26 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     }
 
     /// Starts it and waits for its end.
+    ///
+    /// # Errors
+    /// [`Violation`] when it does not start or end.
     pub async fn run_to_end(&self, spec: &BoxSpec) -> Result<End, Violation> {
         self.start(spec).await?;
         self.end_of(&spec.id).await
     }
 
+    /// # Errors
+    /// [`Violation`] when it does not end, or failed to start.
     pub async fn end_of(&self, id: &EnvironmentId) -> Result<End, Violation> {
+        let end = self.until_it_ends(id).await;
+        if let Err(violation) = end {
+            let output = self.output_of(id).await?;
+            return Err(Violation(format!("{violation}; its output: {output:?}")));
+        }
+        end
+    }
+
+    async fn until_it_ends(&self, id: &EnvironmentId) -> Result<End, Violation> {
         until("a box ends", || async {
             let observed = self.second.get(id).await?;
             let Some(Observed { phase, .. }) = observed else {

@@ -43,7 +43,7 @@ fn read(row: &QueryResult) -> Result<ApiKey, StoreError> {
 
 /// How many live keys the owner has; no more come until the transaction ends. `None`: no
 /// such user.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.count"))]
+#[tracing::instrument(name = "api_keys.count", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.count"))]
 pub async fn lock_owner_and_count(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -70,7 +70,7 @@ pub async fn lock_owner_and_count(
         .map(count))
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.insert"))]
+#[tracing::instrument(name = "api_keys.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.insert"))]
 pub async fn insert(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,
@@ -111,7 +111,7 @@ pub async fn insert(
 }
 
 /// Newest first, and how many there are in all; revoked ones are gone, expired ones show.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.page"))]
+#[tracing::instrument(name = "api_keys.page", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.page"))]
 pub async fn page(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -150,7 +150,7 @@ pub async fn page(
     Ok((keys, count(total)))
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find"))]
+#[tracing::instrument(name = "api_keys.find", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find"))]
 pub async fn find(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -167,7 +167,7 @@ pub async fn find(
         .transpose()
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.revoke"))]
+#[tracing::instrument(name = "api_keys.revoke", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.revoke"))]
 pub async fn revoke(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -190,7 +190,7 @@ pub struct LiveKey {
     pub scope: Scope,
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find_live"))]
+#[tracing::instrument(name = "api_keys.find_live", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find_live"))]
 pub async fn find_live(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,
@@ -227,7 +227,7 @@ pub async fn find_live(
 
 /// Notes uses of many keys at once; an earlier time never replaces a later one. The rows
 /// are taken in the order of their ids, so that two replicas cannot block each other.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.note_uses"))]
+#[tracing::instrument(name = "api_keys.note_uses", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.note_uses"))]
 pub async fn note_uses(
     on: &impl ConnectionTrait,
     uses: impl Iterator<Item = (&ApiKeyId, &DateTime<Utc>)>,

@@ -17,7 +17,7 @@ pub struct NewLogin {
 
 /// Whether it was recorded: not if the account's password has changed since it was read.
 /// The lock makes a change that is under way decide first.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.insert"))]
+#[tracing::instrument(name = "logins.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.insert"))]
 pub async fn insert(
     on: &impl ConnectionTrait,
     login: &NewLogin,
@@ -41,7 +41,7 @@ pub async fn insert(
 }
 
 /// The login and its user, as they are now; `None` once either has ended.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.find_live"))]
+#[tracing::instrument(name = "logins.find_live", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.find_live"))]
 pub async fn find_live(
     on: &impl ConnectionTrait,
     user: &UserId,
@@ -58,7 +58,7 @@ pub async fn find_live(
     .transpose()
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke"))]
+#[tracing::instrument(name = "logins.revoke", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke"))]
 pub async fn revoke(
     on: &impl ConnectionTrait,
     user: &UserId,
@@ -72,7 +72,7 @@ pub async fn revoke(
     Ok(())
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke_all"))]
+#[tracing::instrument(name = "logins.revoke_all", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke_all"))]
 pub async fn revoke_all(on: &impl ConnectionTrait, user: &UserId) -> Result<(), StoreError> {
     on.execute_raw(statement(
         "UPDATE logins SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL",

@@ -28,7 +28,7 @@ fn read(row: &QueryResult) -> Result<StoredKey, StoreError> {
 }
 
 /// All keys, newest first: a handful.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.all"))]
+#[tracing::instrument(name = "signing_keys.all", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.all"))]
 pub async fn all(on: &impl ConnectionTrait) -> Result<Vec<StoredKey>, StoreError> {
     on.query_all_raw(statement(
         "SELECT kid, sealed_seed, public_key, created_at, signs_until, not_after
@@ -42,7 +42,7 @@ pub async fn all(on: &impl ConnectionTrait) -> Result<Vec<StoredKey>, StoreError
 }
 
 /// One replica at a time until the transaction ends.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.lock"))]
+#[tracing::instrument(name = "signing_keys.lock", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.lock"))]
 pub async fn lock(on: &impl ConnectionTrait) -> Result<(), StoreError> {
     on.execute_raw(statement(
         "SELECT pg_advisory_xact_lock(hashtext('agentbox.auth.signing-keys'))",
@@ -52,7 +52,7 @@ pub async fn lock(on: &impl ConnectionTrait) -> Result<(), StoreError> {
     Ok(())
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.insert"))]
+#[tracing::instrument(name = "signing_keys.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "signing_keys.insert"))]
 pub async fn insert(on: &impl ConnectionTrait, key: &StoredKey) -> Result<(), StoreError> {
     on.execute_raw(statement(
         "INSERT INTO signing_keys (kid, sealed_seed, public_key, created_at, signs_until, not_after)

@@ -27,7 +27,7 @@ const fn action_text(action: TicketAction) -> &'static str {
     }
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.insert"))]
+#[tracing::instrument(name = "tickets.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.insert"))]
 pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(), StoreError> {
     let (login, key) = match &ticket.issuer {
         Issuer::Login(id) => (Some(id.as_str().to_owned()), None),
@@ -52,7 +52,7 @@ pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(),
 
 /// Uses the ticket up in the statement that reads it: of two at once, the second finds
 /// `used_at` set. The credential it was made with must not have ended.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.redeem"))]
+#[tracing::instrument(name = "tickets.redeem", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.redeem"))]
 pub async fn redeem(
     on: &impl ConnectionTrait,
     hash: &Digest,

@@ -68,7 +68,7 @@ pub struct NewUser {
     pub password_hash: String,
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find"))]
+#[tracing::instrument(name = "users.find", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find"))]
 pub async fn find(on: &impl ConnectionTrait, id: &UserId) -> Result<Option<User>, StoreError> {
     Row::find_by_statement(statement(
         "SELECT id, username, email, role, created_at FROM users WHERE id = $1",
@@ -80,7 +80,7 @@ pub async fn find(on: &impl ConnectionTrait, id: &UserId) -> Result<Option<User>
     .transpose()
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_account"))]
+#[tracing::instrument(name = "users.find_account", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_account"))]
 pub async fn find_account(
     on: &impl ConnectionTrait,
     id: &UserId,
@@ -89,7 +89,7 @@ pub async fn find_account(
 }
 
 /// Usernames are one whatever their case.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_by_username"))]
+#[tracing::instrument(name = "users.find_by_username", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_by_username"))]
 pub async fn find_account_by_username(
     on: &impl ConnectionTrait,
     username: &str,
@@ -117,7 +117,7 @@ async fn account(
 }
 
 /// Newest first, and how many there are in all.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.page"))]
+#[tracing::instrument(name = "users.page", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.page"))]
 pub async fn page(
     on: &impl ConnectionTrait,
     limit: u32,
@@ -144,7 +144,7 @@ pub async fn page(
     Ok((users, count(total)))
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.insert"))]
+#[tracing::instrument(name = "users.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.insert"))]
 pub async fn insert(on: &impl ConnectionTrait, new: &NewUser) -> Result<User, StoreError> {
     Row::find_by_statement(statement(
         "INSERT INTO users (id, username, email, role, password_hash)
@@ -165,7 +165,7 @@ pub async fn insert(on: &impl ConnectionTrait, new: &NewUser) -> Result<User, St
 }
 
 /// `None` leaves a column as it is; no row, no user.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.update"))]
+#[tracing::instrument(name = "users.update", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.update"))]
 pub async fn update(
     on: &impl ConnectionTrait,
     id: &UserId,
@@ -188,7 +188,7 @@ pub async fn update(
 }
 
 /// With `version`, only if the password is still that one. Whether it was changed.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.set_password"))]
+#[tracing::instrument(name = "users.set_password", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.set_password"))]
 pub async fn set_password(
     on: &impl ConnectionTrait,
     id: &UserId,
@@ -207,7 +207,7 @@ pub async fn set_password(
 
 /// Holds every administrator's row until the transaction ends, so that two removals
 /// cannot each count on the other's; answers how many there are besides `id`.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_admins"))]
+#[tracing::instrument(name = "users.lock_admins", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_admins"))]
 pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result<u64, StoreError> {
     let rows = on
         .query_all_raw(statement(
@@ -222,7 +222,7 @@ pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result
     Ok(others)
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.delete"))]
+#[tracing::instrument(name = "users.delete", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.delete"))]
 pub async fn delete(on: &impl ConnectionTrait, id: &UserId) -> Result<bool, StoreError> {
     let result = on
         .execute_raw(statement(
@@ -233,7 +233,7 @@ pub async fn delete(on: &impl ConnectionTrait, id: &UserId) -> Result<bool, Stor
     Ok(result.rows_affected() > 0)
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.is_empty"))]
+#[tracing::instrument(name = "users.is_empty", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.is_empty"))]
 pub async fn is_empty(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
     Ok(on
         .query_one_raw(statement("SELECT 1 FROM users LIMIT 1", []))
@@ -242,7 +242,7 @@ pub async fn is_empty(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
 }
 
 /// Replicas that start together take turns; held until the transaction ends.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_bootstrap"))]
+#[tracing::instrument(name = "users.lock_bootstrap", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_bootstrap"))]
 pub async fn lock_bootstrap(on: &impl ConnectionTrait) -> Result<(), StoreError> {
     on.execute_raw(statement(
         "SELECT pg_advisory_xact_lock(hashtext('agentbox.auth.bootstrap'))",

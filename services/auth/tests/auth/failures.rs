@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{Empty, Ready};
+use agentbox_local::TestPostgres;
 
-use crate::support::{PASSWORD, World, eventually};
+use crate::support::{PASSWORD, Replica, World, eventually};
 
 #[tokio::test]
 async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable() {
@@ -87,4 +88,33 @@ async fn a_flood_of_logins_is_shed_and_leaves_requests_with_a_token_alone() {
         shed
     );
     auth.login(&caller.user.username, PASSWORD).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_right_is_refused_at_the_start_and_named() {
+    let world = World::start().await;
+    let other = "0".repeat(64);
+    for (name, value, shown) in [
+        (
+            "AGENTBOX_AUTH_SECRET",
+            other.as_str(),
+            "was AGENTBOX_AUTH_SECRET changed?",
+        ),
+        (
+            "AGENTBOX_AUTH_SECRET",
+            "not-so-secret-hex",
+            "AGENTBOX_AUTH_SECRET",
+        ),
+    ] {
+        let log = Replica::start_refused(&world.url, &[(name, value)]).await;
+        assert!(log.contains(shown), "{log}");
+        assert!(!log.contains(value), "a secret is shown: {log}");
+    }
+    let empty = TestPostgres::start().await.unwrap().url;
+    let short = [("AGENTBOX_ADMIN_PASSWORD", "2short")];
+    let log = Replica::start_refused(&empty, &short).await;
+    assert!(
+        log.contains("AGENTBOX_ADMIN_PASSWORD") && !log.contains("2short"),
+        "{log}"
+    );
 }

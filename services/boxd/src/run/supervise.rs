@@ -86,7 +86,11 @@ pub async fn supervise(
             || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace)))
         {
             killed = true;
-            run.kill();
+            if closing.is_cancelled() {
+                run.kill_group();
+            } else {
+                run.kill();
+            }
             deadline = Instant::now().checked_add(KILL_DEADLINE);
         }
     };

@@ -204,10 +204,11 @@ async fn the_last_output_outlives_boxd() {
 
 #[tokio::test]
 async fn what_a_box_writes_into_the_output_directory_harms_its_own_log_only() {
-    let script =
-        "echo before; cat /dev/zero | head -c 3000 > output/output-0; echo after; sleep 1000";
+    let script = "echo before; while [ ! -e go ]; do sleep 0.02; done; \
+                  head -c 3000 /dev/zero > output/output-0; echo after; sleep 1000";
     let (boxd, client) = TestBox::main(script).await;
-    // `after` is written where the file is long enough; `before` is gone.
+    written(&client, "before").await;
+    std::fs::write(boxd.path("go"), "").unwrap();
     eventually("the loss is told", async || {
         let (_, lost) = read(
             &client,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use agentbox_box_protocol::proto::{self, control_request, run_input, run_output};
+use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh, start};
@@ -128,11 +129,7 @@ async fn who_keeps_the_pipe_open_neither_holds_the_answer_nor_is_killed() {
     assert_eq!(outcome.code(), 0);
     let child: i32 = outcome.text().trim().parse().unwrap();
     assert!(is_alive(child));
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(child),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]
@@ -262,24 +259,45 @@ async fn the_newest_reader_wins() {
     assert_eq!(new.finish().await.text(), "mine");
 }
 
-#[tokio::test]
-async fn no_more_than_256_commands_run_at_a_time() {
-    let (_boxd, client) = TestBox::idle().await;
-    let mut sessions = Vec::new();
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_than_256_commands_run_at_a_time_and_all_die_with_the_box() {
+    let (mut boxd, client) = TestBox::idle().await;
+    let (mut sessions, mut pids) = (Vec::new(), Vec::new());
     for _ in 0..256 {
-        sessions.push(Session::start(&client, start(&["sleep", "1000"])).await);
+        let mut session = Session::start(&client, start(&["sleep", "1000"])).await;
+        let Some(run_output::Output::Started(started)) = session.next().await.unwrap() else {
+            panic!("no start")
+        };
+        pids.push(i32::try_from(started.pid).unwrap());
+        sessions.push(session);
     }
     let refused = Session::open(&client, run_input::Input::Start(start(&["true"]))).await;
     assert_eq!(refused.err().unwrap().code(), Code::ResourceExhausted);
-    sessions
-        .pop()
-        .unwrap()
-        .send(run_input::Input::Kill(proto::Empty {}))
-        .await;
+    let freed = sessions.pop().unwrap();
+    freed.send(run_input::Input::Kill(proto::Empty {})).await;
     eventually("a place is free", async || {
-        Session::open(&client, run_input::Input::Start(start(&["true"])))
-            .await
-            .is_ok()
+        let one = run_input::Input::Start(start(&["true"]));
+        Session::open(&client, one).await.is_ok()
     })
     .await;
+    boxd.signal(Signal::SIGTERM);
+    assert_eq!(boxd.exit_code().await, Some(0));
+    for pid in pids {
+        assert!(!is_alive(pid), "{pid}");
+    }
+}
+
+#[tokio::test]
+async fn a_short_command_is_answered_in_milliseconds() {
+    let (_boxd, client) = TestBox::idle().await;
+    let mut took: Vec<Duration> = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(run(&client, start(&["true"])).await.code(), 0);
+        took.push(began.elapsed());
+    }
+    took.sort();
+    println!("p50 {:?}, p99 {:?}", took[50], took[98]);
+    // A busy test machine is slow; a wait of ours (a poll, a grace) would show.
+    assert!(took[50] < Duration::from_millis(50), "p50 {:?}", took[50]);
 }

@@ -64,6 +64,11 @@ fn own_address() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(ip), variables::DEFAULT_PORT)
 }
 
+/// The static build, where the environment names one; else this build's.
+fn program() -> String {
+    std::env::var("AGENTBOX_BOXD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_boxd").to_owned())
+}
+
 impl TestBox {
     pub async fn idle() -> (Self, BoxClient) {
         Self::start(Setup::default()).await
@@ -90,7 +95,7 @@ impl TestBox {
         std::fs::create_dir(dir.path().join("output")).unwrap();
         let address = own_address();
         let mut words = setup.wrapper;
-        words.push(env!("CARGO_BIN_EXE_boxd").to_owned());
+        words.push(program());
         words.push("run".to_owned());
         if !setup.main.is_empty() {
             words.push("--".to_owned());

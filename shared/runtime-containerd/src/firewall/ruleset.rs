@@ -11,6 +11,7 @@ use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{NetworkPolicy, PreflightError};
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -26,7 +27,7 @@ const PRIVATE: &str =
     "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15";
 
 /// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     internet: bool,
     egress: Vec<Ipv4Net>,
@@ -429,6 +430,12 @@ impl Elements {
         of_set
             .filter_map(|(_, key)| key.first()?.parse().ok())
             .collect()
+    }
+
+    /// The addresses that a port's guard lets speak.
+    pub fn senders(&self) -> Vec<Ipv4Addr> {
+        let of_senders = self.others.iter().filter(|(name, _)| name == "senders");
+        of_senders.filter_map(|(_, key)| key.get(2)?.parse().ok()).collect()
     }
 
     fn add(&mut self, name: &str, element: &Value) {

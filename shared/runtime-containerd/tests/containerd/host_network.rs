@@ -4,8 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::{NetworkPolicy, Runtime as _};
+use futures::StreamExt as _;
 use agentbox_runtime_containerd::{Config, Driver};
 use tokio::net::TcpListener;
 
@@ -402,4 +403,37 @@ async fn a_box_without_rules_reaches_nothing() {
     s.clean().await.unwrap();
     assert!(open, "the control: it reached the internet before");
     assert!(!still_open, "without rules it still does");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
+    let s = subject().await;
+    // A bridge of its own would be better than everybody's: only this box's rules go.
+    let config = config().await;
+    let spec = s.spec();
+    let address = s.run(&spec).await.unwrap().ip();
+    let table = format!("agentbox-{}", config.network());
+    let element = format!("{{ {address} }}");
+    let has_rules = || async {
+        let arguments = ["get", "element", "inet", &table, "egress", &element];
+        host("nft", &arguments).await.is_ok()
+    };
+    let before = has_rules().await;
+    host("nft", &["delete", "element", "inet", &table, "egress", &element]).await.unwrap();
+    let gone = !has_rules().await;
+    let mut changes = s.second.watch().await.unwrap();
+    let watching = async { while changes.next().await.is_some() {} };
+    let back = async {
+        while !has_rules().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    };
+    let back = tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::select! { back = back => back, () = watching => false }
+    });
+    let back = back.await;
+    s.clean().await.unwrap();
+    assert!(before && gone, "the test sees the rules: {before}, and their loss: {gone}");
+    assert_eq!(back, Ok(true));
 }

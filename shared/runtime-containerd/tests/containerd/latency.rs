@@ -115,3 +115,18 @@ async fn a_cold_box_costs_less_than_twice_what_containerd_costs() {
         "{ours:?} beside {raws:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_boxes_all_run_and_all_go() {
+    let s = subject().await;
+    let specs: Vec<_> = (0..12).map(|_| s.spec()).collect();
+    let start = Instant::now();
+    let outcome = futures::future::try_join_all(specs.iter().map(|spec| s.run(spec))).await;
+    println!("{} boxes at once: {:?}", specs.len(), start.elapsed());
+    let removed = futures::future::try_join_all(specs.iter().map(|spec| s.first.remove(&spec.id))).await;
+    let mut addresses = outcome.unwrap();
+    removed.unwrap();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), specs.len());
+}

@@ -2,10 +2,10 @@
 //! one must hold on its machine.
 
 #![allow(
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test fails by panicking, in its helpers too"
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
 )]
 
 mod conformance;

@@ -17,7 +17,7 @@ pub struct Deletion {
     pub attempts: i32,
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.insert"))]
+#[tracing::instrument(name = "user_deletions.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.insert"))]
 pub async fn insert(on: &impl ConnectionTrait, user: &UserId) -> Result<(), StoreError> {
     on.execute_raw(statement(
         "INSERT INTO user_deletions (user_id) VALUES ($1)",
@@ -28,7 +28,7 @@ pub async fn insert(on: &impl ConnectionTrait, user: &UserId) -> Result<(), Stor
 }
 
 /// The most overdue deletion, hidden from other workers for `lease`.
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.claim"))]
+#[tracing::instrument(name = "user_deletions.claim", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.claim"))]
 pub async fn claim(
     on: &impl ConnectionTrait,
     lease: Duration,
@@ -53,7 +53,7 @@ pub async fn claim(
     }))
 }
 
-#[tracing::instrument(skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.settle"))]
+#[tracing::instrument(name = "user_deletions.settle", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "user_deletions.settle"))]
 pub async fn settle(
     on: &impl ConnectionTrait,
     user: &UserId,

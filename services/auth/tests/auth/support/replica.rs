@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use agentbox_bus::{Bus, BusConfig};
@@ -52,11 +52,26 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
 }
 
 impl Replica {
+    /// Waits until it is ready.
     pub async fn start(database_url: &str, environment: &[(&str, &str)]) -> Self {
+        let mut replica = Self::spawn(database_url, environment).await;
+        replica.wait_ready().await;
+        replica
+    }
+
+    /// One that is expected to refuse to start: what it logged.
+    pub async fn start_refused(database_url: &str, environment: &[(&str, &str)]) -> String {
+        let mut replica = Self::spawn(database_url, environment).await;
+        let status = replica.wait_end(START_DEADLINE).await;
+        assert!(!status.success(), "{}", replica.log());
+        replica.log()
+    }
+
+    async fn spawn(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let (system, nats) = TestNats::own().await.unwrap();
         let port = free_port();
-        let log =
-            std::env::temp_dir().join(format!("agentbox-auth-test-{}.log", InstanceId::random()));
+        let name = format!("agentbox-auth-test-{}.log", InstanceId::random());
+        let log = std::env::temp_dir().join(name);
         let output = File::create(&log).unwrap();
         // Ends with the test, however that ends.
         let process = Command::new("setpriv")
@@ -84,16 +99,29 @@ impl Replica {
             .unwrap();
         let bus = connect(&nats, "api-gateway").await;
         let admin_url = format!("http://127.0.0.1:{port}");
-        let mut replica = Self {
+        Self {
             process,
             admin_url,
             log,
             bus,
             nats,
             _system: system,
-        };
-        replica.wait_ready().await;
-        replica
+        }
+    }
+
+    async fn wait_end(&mut self, within: Duration) -> ExitStatus {
+        let give_up = Instant::now() + within;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < give_up,
+                "auth does not end\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn wait_ready(&mut self) {
@@ -162,19 +190,8 @@ impl Replica {
                 .unwrap()
                 .success()
         );
-        let give_up = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                assert!(status.success(), "{status:?}\n{}", self.log());
-                return;
-            }
-            assert!(
-                Instant::now() < give_up,
-                "auth does not stop\n{}",
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let status = self.wait_end(Duration::from_secs(20)).await;
+        assert!(status.success(), "{status:?}\n{}", self.log());
     }
 }
 
