@@ -154,8 +154,12 @@ mod tests {
         create(&deployment, &id, 32).unwrap();
         create(&deployment, &id, 48).unwrap();
         assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
-        remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
-        remove(&deployment, &id, Duration::from_secs(5)).await.unwrap();
+        remove(&deployment, &id, Duration::from_secs(5))
+            .await
+            .unwrap();
+        remove(&deployment, &id, Duration::from_secs(5))
+            .await
+            .unwrap();
         assert_eq!(boxes(&deployment), []);
         for hierarchy in hierarchies().unwrap() {
             assert!(!hierarchy.join(format!("agentbox-{deployment}")).exists());

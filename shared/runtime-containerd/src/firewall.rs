@@ -127,7 +127,12 @@ impl Firewall {
         let elements = self.elements().await?;
         let (own, senders) = (elements.members(self.ruleset.own()), elements.senders());
         let whole = |address: &Ipv4Addr| own.contains(address) && senders.contains(address);
-        Ok(elements.egress.into_iter().filter(|(a, _)| whole(a)).map(|(_, id)| id).collect())
+        Ok(elements
+            .egress
+            .into_iter()
+            .filter(|(a, _)| whole(a))
+            .map(|(_, id)| id)
+            .collect())
     }
 
     async fn holders_of(&self, network: &BoxNetwork) -> Result<Vec<EnvironmentId>, FirewallError> {
@@ -198,9 +203,11 @@ impl Firewall {
     async fn answer_for_boxes(&self) {
         let settings = Path::new("/proc/sys/net/ipv4");
         // By default such an answer waits for up to 0.8 s.
-        for (of, name, value) in
-            [("conf", "proxy_arp_pvlan", "1"), ("conf", "send_redirects", "0"), ("neigh", "proxy_delay", "0")]
-        {
+        for (of, name, value) in [
+            ("conf", "proxy_arp_pvlan", "1"),
+            ("conf", "send_redirects", "0"),
+            ("neigh", "proxy_delay", "0"),
+        ] {
             let setting = settings.join(of).join(&self.bridge).join(name);
             // Without it boxes that may reach each other cannot; nothing more opens.
             if let Err(error) = tokio::fs::write(setting, value).await {

@@ -31,7 +31,12 @@ impl Inner {
                 continue;
             }
             let facts = self.facts.load(&id).await?;
-            if let Some(Facts { network: Some(network), policy: Some(policy), .. }) = facts {
+            if let Some(Facts {
+                network: Some(network),
+                policy: Some(policy),
+                ..
+            }) = facts
+            {
                 tracing::warn!(environment.id = %id, "a box's firewall rules were gone");
                 if let Err(error) = self.firewall.admit(&id, &network, &policy).await {
                     tracing::error!(%error, environment.id = %id, "a box has no firewall rules");

@@ -435,7 +435,9 @@ impl Elements {
     /// The addresses that a port's guard lets speak.
     pub fn senders(&self) -> Vec<Ipv4Addr> {
         let of_senders = self.others.iter().filter(|(name, _)| name == "senders");
-        of_senders.filter_map(|(_, key)| key.get(2)?.parse().ok()).collect()
+        of_senders
+            .filter_map(|(_, key)| key.get(2)?.parse().ok())
+            .collect()
     }
 
     fn add(&mut self, name: &str, element: &Value) {

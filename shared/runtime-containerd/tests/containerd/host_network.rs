@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime::{NetworkPolicy, Runtime as _};
-use futures::StreamExt as _;
 use agentbox_runtime_containerd::{Config, Driver};
+use futures::StreamExt as _;
 use tokio::net::TcpListener;
 
 use crate::machine::{config, host, process_of, subject};
@@ -419,7 +419,12 @@ async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
         host("nft", &arguments).await.is_ok()
     };
     let before = has_rules().await;
-    host("nft", &["delete", "element", "inet", &table, "egress", &element]).await.unwrap();
+    host(
+        "nft",
+        &["delete", "element", "inet", &table, "egress", &element],
+    )
+    .await
+    .unwrap();
     let gone = !has_rules().await;
     let mut changes = s.second.watch().await.unwrap();
     let watching = async { while changes.next().await.is_some() {} };
@@ -434,6 +439,9 @@ async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
     });
     let back = back.await;
     s.clean().await.unwrap();
-    assert!(before && gone, "the test sees the rules: {before}, and their loss: {gone}");
+    assert!(
+        before && gone,
+        "the test sees the rules: {before}, and their loss: {gone}"
+    );
     assert_eq!(back, Ok(true));
 }

@@ -123,7 +123,8 @@ async fn a_burst_of_boxes_all_run_and_all_go() {
     let start = Instant::now();
     let outcome = futures::future::try_join_all(specs.iter().map(|spec| s.run(spec))).await;
     println!("{} boxes at once: {:?}", specs.len(), start.elapsed());
-    let removed = futures::future::try_join_all(specs.iter().map(|spec| s.first.remove(&spec.id))).await;
+    let removed =
+        futures::future::try_join_all(specs.iter().map(|spec| s.first.remove(&spec.id))).await;
     let mut addresses = outcome.unwrap();
     removed.unwrap();
     addresses.sort();
