@@ -53,8 +53,13 @@ pub enum CriError {
 impl CriError {
     fn of(operation: &'static str, status: &Status) -> Self {
         let message = status.message().to_owned();
+        // A broken connection comes as UNKNOWN with a cause, which an answer never has;
+        // and so does a containerd that is still starting, in words only.
+        let is_broken = std::error::Error::source(status).is_some();
+        let is_starting = message.contains("not initialized yet");
         match status.code() {
             Code::Unavailable | Code::Cancelled => Self::Unavailable { operation, message },
+            _ if is_broken || is_starting => Self::Unavailable { operation, message },
             code => Self::Refused {
                 operation,
                 code,

@@ -11,12 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{Change, ChangeStream, RuntimeError};
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
-use tonic::codec::Streaming;
 
 use crate::driver::Inner;
-use crate::events::{self, Event};
+use crate::events::{self, Wakes};
 use crate::observe::Objects;
 use crate::repair;
 use crate::storage::{self, Ledger};
@@ -34,7 +33,9 @@ type Fingerprint = (Vec<(String, i32)>, Option<SystemTime>);
 struct Watch {
     inner: Arc<Inner>,
     before: BTreeMap<EnvironmentId, Fingerprint>,
-    events: Option<Streaming<Event>>,
+    events: Option<Wakes>,
+    /// An event has come: they can be relied on a little.
+    are_told: bool,
     ready: VecDeque<Change>,
     next_poll: Instant,
     next_storage: Instant,
@@ -45,13 +46,14 @@ struct Watch {
 /// # Errors
 /// When containerd does not answer now.
 pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
-    let events = events::subscribe(&inner.cri).await.ok();
+    let events = Some(events::wakes(&inner.cri));
     let before = fingerprints(&inner).await?;
     let now = Instant::now();
     let watch = Watch {
         inner,
         before,
         events,
+        are_told: false,
         ready: VecDeque::from([Change { id: None }]),
         next_poll: now,
         next_storage: now,
@@ -87,11 +89,7 @@ impl Watch {
                 self.ready
                     .extend(changed.into_iter().map(|id| Change { id: Some(id) }));
                 self.before = after;
-                let pause = if self.events.is_some() {
-                    POLL
-                } else {
-                    POLL_ALONE
-                };
+                let pause = if self.are_told { POLL } else { POLL_ALONE };
                 self.next_poll = Instant::now() + pause;
             }
         }
@@ -116,10 +114,17 @@ impl Watch {
         let Some(events) = &mut self.events else {
             return tokio::time::sleep_until(until).await;
         };
-        match tokio::time::timeout_at(until, events.message()).await {
-            Ok(Ok(Some(_))) => self.next_poll = self.next_poll.min(Instant::now() + SETTLE),
+        match tokio::time::timeout_at(until, events.next()).await {
+            Ok(Some(())) => {
+                self.are_told = true;
+                self.next_poll = self.next_poll.min(Instant::now() + SETTLE);
+            }
             // They ended; whether containerd did too shows at the next poll.
-            Ok(_) => self.events = None,
+            Ok(None) => {
+                self.events = None;
+                self.are_told = false;
+                self.next_poll = Instant::now();
+            }
             Err(_) => {}
         }
     }

@@ -31,7 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Subject<D> {
     pub first: D,
     pub second: D,
-    /// With `sh`, `nc`, `httpd`, `dd`, `grep` and `tail`: busybox.
+    /// With `sh`, `nc`, `httpd`, `dd`, `grep`, `tail` and `timeout`: busybox.
     pub image: String,
     made: Mutex<Vec<EnvironmentId>>,
 }

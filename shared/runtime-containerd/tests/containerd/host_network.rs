@@ -28,7 +28,11 @@ async fn connects(
     policy: Option<NetworkPolicy>,
     to: SocketAddr,
 ) -> Result<bool, Violation> {
-    let mut spec = s.script(&format!("nc -w 2 {} {} </dev/null", to.ip(), to.port()));
+    let mut spec = s.script(&format!(
+        "timeout 6 nc -w 2 {} {} </dev/null",
+        to.ip(),
+        to.port()
+    ));
     spec.isolation.network_policy = policy;
     let end = s.run_to_end(&spec).await?;
     claim(end.exit_code <= 1, || format!("{end:?}"))?;

@@ -14,3 +14,4 @@ mod latency;
 mod leftovers;
 mod machine;
 mod processes;
+mod restart;

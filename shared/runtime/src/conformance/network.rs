@@ -29,7 +29,7 @@ fn asking(servers: &[SocketAddr], wait: bool) -> String {
     let tries = if wait { 20 } else { 1 };
     format!(
         "t=0; while [ $t -lt {tries} ]; do t=$((t+1)); y=0; n=0; for u in {servers}; do \
-         if printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 ${{u%,*}} ${{u#*,}} | grep -q page; then y=$((y+1)); \
+         if printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 6 nc -w 2 ${{u%,*}} ${{u#*,}} | grep -q page; then y=$((y+1)); \
          else n=$((n+1)); fi; done; \
          [ $y -gt 0 ] && break; sleep 0.2; done; \
          [ $n -eq 0 ] && exit 0; [ $y -eq 0 ] && exit 1; exit 2"
@@ -103,7 +103,7 @@ pub async fn boxes_that_allow_it_reach_each_other_but_no_boxd<D: Runtime + BoxCo
     )
     .await?;
     let knock = format!(
-        "nc -w 2 {} {} </dev/null",
+        "timeout 6 nc -w 2 {} {} </dev/null",
         server_box.ip(),
         server_box.port()
     );

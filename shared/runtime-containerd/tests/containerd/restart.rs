@@ -1,0 +1,47 @@
+//! containerd itself may be killed: boxes go on, and the driver finds them again.
+
+use std::time::Duration;
+
+use agentbox_local::TestContainerd;
+use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::{BoxConnector as _, BoxPhase, Runtime as _, RuntimeError};
+use agentbox_runtime_containerd::Driver;
+use futures::StreamExt as _;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boxes_outlive_a_killed_containerd_and_the_watch_ends() {
+    // Of its own: the others' tests need theirs.
+    let containerd = TestContainerd::start().await.unwrap();
+    let json = serde_json::to_value(&containerd.endpoint).unwrap();
+    let config: agentbox_runtime_containerd::Config = serde_json::from_value(json).unwrap();
+    let driver = || Driver::connect(config.clone()).unwrap();
+    let s = Subject::new(driver(), driver(), "busybox");
+    let spec = s.script("echo before; exec sleep 600");
+    let address = s.run(&spec).await.unwrap();
+    let before = s.first.get(&spec.id).await.unwrap();
+    let mut changes = s.second.watch().await.unwrap();
+
+    containerd.system.kill("containerd", 0);
+    let ended = async { while changes.next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(30), ended)
+        .await
+        .expect("the watch ends");
+
+    let after = until("containerd answers again", || async {
+        match s.first.get(&spec.id).await {
+            Ok(observed) => Ok(Some(observed)),
+            Err(RuntimeError::Unavailable(_) | RuntimeError::Deadline(_)) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    });
+    assert_eq!(after.await.unwrap(), before);
+    s.first.connect(&spec.id, address).await.map(drop).unwrap();
+    s.second.stop(&spec.id, Duration::ZERO).await.unwrap();
+    let end = s.end_of(&spec.id).await.unwrap();
+    assert_eq!(end.output, "before");
+    assert!(matches!(
+        s.first.ensure(&spec, 1).await.unwrap().phase,
+        BoxPhase::Exited { .. }
+    ));
+    s.clean().await.unwrap();
+}
