@@ -71,8 +71,9 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_RETENTION_DAYS", default_value_t = 7)]
     pub retention_days: u32,
 
-    /// Environments that one replica works on at a time, for each cluster.
-    #[arg(long, env = "AGENTBOX_MAX_RECONCILES", default_value_t = 32)]
+    /// Environments that one replica works on at a time, for each cluster. Most of them
+    /// wait for their cluster, some for a slow image; nobody shall wait for those.
+    #[arg(long, env = "AGENTBOX_MAX_RECONCILES", default_value_t = 128)]
     pub max_reconciles: usize,
 }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, Observed, Runtime, RuntimeError};
-use futures::StreamExt as _;
-use tokio::time::Instant;
+use futures::{Stream, StreamExt as _};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -22,7 +22,8 @@ use crate::environment::reconcile::Reconciler;
 use crate::environment::store::{Live, Store, StoreError};
 use crate::metrics;
 
-const AT_ONCE: usize = 16;
+/// One that waits for its archive must not hold up the others.
+const AT_ONCE: usize = 128;
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +48,17 @@ pub struct Differences {
 pub fn differences(boxes: &[Observed], rows: &[Live]) -> Differences {
     let boxes: BTreeMap<&EnvironmentId, &Observed> = boxes.iter().map(|b| (&b.id, b)).collect();
     let wanted: BTreeSet<&EnvironmentId> = rows.iter().map(|row| &row.id).collect();
-    let is_as_it_shall_be = |row: &Live| {
-        let phase = boxes.get(&row.id).map(|seen| &seen.phase);
-        row.status == Status::Running && matches!(phase, Some(BoxPhase::Running { .. }))
+    let has_news = |row: &Live| match (row.status, boxes.get(&row.id).map(|seen| &seen.phase)) {
+        (Status::Running, Some(BoxPhase::Running { .. })) => false,
+        (Status::Running, _) => true,
+        (Status::Pending, phase) => !matches!(phase, None | Some(BoxPhase::Starting { .. })),
+        // Their due times see to them.
+        (Status::Terminating | Status::Terminated | Status::Failed, _) => false,
     };
     Differences {
         reconcile: rows
             .iter()
-            .filter(|row| !is_as_it_shall_be(row))
+            .filter(|row| has_news(row))
             .map(|row| row.id.clone())
             .collect(),
         unwanted: boxes
@@ -77,40 +81,49 @@ pub async fn follow(
     let Some(runtime) = cluster.runtime().cloned() else {
         return;
     };
-    let mut suspects = BTreeSet::new();
+    let anything = Notify::new();
+    let watching = watch(cluster, &*runtime, reconciler, &anything, &held);
+    let comparing = async {
+        let mut suspects = BTreeSet::new();
+        while !held.is_cancelled() {
+            let compared = compare_once(store, cluster, &*runtime, reconciler, &mut suspects).await;
+            if let Err(error) = compared {
+                tracing::warn!(%error, cluster = cluster.name, "boxes and rows were not compared");
+            }
+            tokio::select! {
+                () = held.cancelled() => {}
+                () = anything.notified() => {}
+                () = tokio::time::sleep(interval) => {}
+            }
+        }
+    };
+    tokio::join!(watching, comparing);
+}
+
+/// Reconciles what the cluster says has changed; `anything` when it may be anything.
+async fn watch(
+    cluster: &Cluster,
+    runtime: &dyn Runtime,
+    reconciler: &Arc<Reconciler>,
+    anything: &Notify,
+    held: &CancellationToken,
+) {
     while !held.is_cancelled() {
-        let watch = tokio::select! {
+        let changes = tokio::select! {
             () = held.cancelled() => return,
-            watch = runtime.watch() => watch,
+            changes = runtime.watch() => changes,
         };
-        match watch {
+        match changes {
             Ok(changes) => {
-                let changes = changes.take_until(held.cancelled()).ready_chunks(AT_ONCE);
-                tokio::pin!(changes);
-                let mut compare_at = Instant::now();
-                loop {
-                    let (ids, mut compare) = tokio::select! {
-                        () = tokio::time::sleep_until(compare_at) => (BTreeSet::new(), true),
-                        changed = changes.next() => match changed {
-                            Some(changed) => {
-                                let all = changed.iter().any(|change| change.id.is_none());
-                                (changed.into_iter().filter_map(|change| change.id).collect(), all)
-                            }
-                            None => break,
-                        },
-                    };
-                    wake(reconciler, ids, "watch").await;
-                    compare |= Instant::now() >= compare_at;
-                    if compare {
-                        let compared =
-                            compare_once(store, cluster, &*runtime, reconciler, &mut suspects)
-                                .await;
-                        if let Err(error) = compared {
-                            tracing::warn!(%error, cluster = cluster.name, "boxes and rows were not compared");
+                let ids = changes
+                    .take_until(held.cancelled())
+                    .filter_map(|change| async move {
+                        if change.id.is_none() {
+                            anything.notify_one();
                         }
-                        compare_at = Instant::now() + interval;
-                    }
-                }
+                        change.id
+                    });
+                reconcile_all(reconciler, ids, "watch").await;
             }
             Err(error) => {
                 tracing::warn!(%error, cluster = cluster.name, "the cluster cannot be watched")
@@ -123,18 +136,21 @@ pub async fn follow(
     }
 }
 
-async fn wake(reconciler: &Arc<Reconciler>, ids: BTreeSet<EnvironmentId>, why: &'static str) {
-    futures::stream::iter(ids)
-        .for_each_concurrent(AT_ONCE, |id| {
-            let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {why}"), environment = %id);
-            async move {
-                if let Err(error) = reconciler.reconcile(&id).await {
-                    tracing::warn!(%error, environment = %id, "not reconciled");
-                }
+async fn reconcile_all(
+    reconciler: &Arc<Reconciler>,
+    ids: impl Stream<Item = EnvironmentId>,
+    why: &'static str,
+) {
+    ids.for_each_concurrent(AT_ONCE, |id| {
+        let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {why}"), environment = %id);
+        async move {
+            if let Err(error) = reconciler.reconcile(&id).await {
+                tracing::warn!(%error, environment = %id, "not reconciled");
             }
-            .instrument(span)
-        })
-        .await;
+        }
+        .instrument(span)
+    })
+    .await;
 }
 
 /// One comparison; `suspects` are the boxes without any row that the last one saw.
@@ -177,6 +193,6 @@ async fn compare_once(
         }
     }
     *suspects = unwanted;
-    wake(reconciler, reconcile, "compare").await;
+    reconcile_all(reconciler, futures::stream::iter(reconcile), "compare").await;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! * I1. One environment's rows are published in order, by one process at a time (a
 //!   Postgres lock); different environments do not wait for each other.
-//! * I2. Each row is published at least once. Its id is the `Nats-Msg-Id`, so that a row
+//! * I2. Each row is published at least once. Its id is in the `Nats-Msg-Id`, so that a row
 //!   whose publisher was killed before it was marked is not stored twice.
 //! * I3. The replica that wrote a row publishes it at once. What a killed replica left,
 //!   or what the bus refused, is found by any other within half a second.
@@ -156,7 +156,8 @@ async fn publish(bus: &Bus, id: &EnvironmentId, row: &OutboxRow) -> Result<(), B
         environment = %id,
     );
     trace::continue_from(&span, row.traceparent.as_deref());
-    let message_id = format!("outbox-{}", row.id);
+    // With the environment: a database that was set up anew begins to count at 1 again.
+    let message_id = format!("outbox-{id}-{}", row.id);
     async {
         match &row.item {
             Item::Event(event) => bus.publish_event(event, &message_id).await.map(|_| ()),

@@ -30,6 +30,8 @@ use crate::metrics;
 
 /// A fifth of what a claim lasts.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// So often others may win before this claim takes a rest.
+const MAX_ROUNDS: usize = 16;
 /// After something failed that is not the environment's fault.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -102,10 +104,16 @@ impl Reconciler {
             return Ok(());
         }
         let begun = Instant::now();
+        let mut rounds = 0;
         loop {
+            rounds += 1;
             let due = match self.drive(id, &holder).await {
                 Ok(Outcome::Rest(due)) => due,
-                Ok(Outcome::Again) => continue,
+                Ok(Outcome::Again) if rounds < MAX_ROUNDS => continue,
+                Ok(Outcome::Again) => {
+                    tracing::warn!(environment = %id, "it keeps changing, or its cluster is ahead of its row");
+                    Some(RETRY_AFTER)
+                }
                 Ok(Outcome::Lost) => break,
                 Err(error) => {
                     tracing::warn!(

@@ -21,7 +21,8 @@ use std::time::Duration;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::EnvironmentId;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement, Value,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, FromQueryResult,
+    Statement, TransactionTrait, Value,
 };
 
 pub use change::{Change, Drive, Patch};
@@ -87,6 +88,20 @@ impl Store {
     #[must_use]
     pub fn new(database: DatabaseConnection) -> Self {
         Self { database }
+    }
+
+    /// Begins a transaction; always to be used instead of the connection's own `begin`.
+    ///
+    /// A `begin` that is dropped after BEGIN was sent and before its answer came gives
+    /// its connection back with the transaction open (sqlx-postgres 0.9.0 counts it only
+    /// after the answer), and what the next one writes there is lost. In a task of its
+    /// own it is never dropped half-way: the pool's and the server's timeouts bound it,
+    /// and a transaction that nobody waits for any more is rolled back when it is dropped.
+    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+        let database = self.database.clone();
+        tokio::spawn(async move { database.begin().await })
+            .await
+            .map_err(|error| DbErr::Custom(format!("the transaction was not begun: {error}")))?
     }
 
     /// One environment; `None` if there is none of that id.

@@ -148,8 +148,7 @@ async fn a_delete_interrupts_a_start_that_hangs() {
 async fn an_environment_whose_command_was_lost_runs_all_the_same() {
     let world = World::new().await;
     let replica = world.replica().await;
-    let waits = crate::support::creation(&world.owner, request("no-command"));
-    let mut waits = waits;
+    let mut waits = crate::support::creation(&world.owner, request("no-command"));
     waits.environment.cluster = crate::support::cluster::CLUSTER.into();
     // Written as by a replica that was killed right after its commit, whose messages
     // were lost with the bus.
@@ -167,7 +166,8 @@ async fn an_environment_whose_command_was_lost_runs_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happened_while_no_scheduler_ran_is_found_by_the_next() {
     let world = World::new().await;
-    let replica = world.replica().await;
+    let mut replica = world.process();
+    world.answers().await;
     let mut wanted = request("unwatched");
     wanted.command = Some(vec!["sh".into(), "-c".into(), "sleep 2; exit 5".into()]);
     let created = world.create(wanted).await;
@@ -185,4 +185,30 @@ async fn what_happened_while_no_scheduler_ran_is_found_by_the_next() {
         (Some(StatusReason::Exited), Some(5))
     );
     next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_waits_for_its_archive_but_not_for_ever() {
+    let mut world = World::new().await;
+    world.kill_exec_proxy();
+    let replica = world.replica().await;
+    let mut wanted = request("no-archive");
+    wanted.command = Some(vec!["true".into()]);
+    let created = world.create(wanted).await;
+    eventually("its command has ended", SOON, async || {
+        let seen = world.driver.get(&created.id).await.unwrap();
+        seen.is_some_and(|seen| matches!(seen.phase, agentbox_runtime::BoxPhase::Exited { .. }))
+    })
+    .await;
+    assert!(
+        !world.get(&created.id).await.status.is_ended(),
+        "its output may still be stored"
+    );
+    let ended = world
+        .reaches(&created.id, Status::Terminated, Duration::from_secs(60))
+        .await;
+    let waited = chrono::Utc::now() - ended.ended_at.unwrap();
+    assert!(waited >= chrono::TimeDelta::seconds(29), "{waited}");
+    world.box_is_gone(&created.id).await;
+    replica.stop().await;
 }

@@ -91,7 +91,6 @@ async fn all_published(database: &crate::support::Database) {
     .await;
 }
 
-#[ignore = "runs out of database connections on a loaded machine"]
 #[tokio::test]
 async fn each_environments_events_come_once_and_in_order_from_two_replicas() {
     let database = database().await;
@@ -116,7 +115,6 @@ async fn each_environments_events_come_once_and_in_order_from_two_replicas() {
     }
 }
 
-#[ignore = "runs out of database connections on a loaded machine"]
 #[tokio::test]
 async fn what_a_killed_publisher_left_is_published_by_another_and_stored_once() {
     let database = database().await;
@@ -143,7 +141,6 @@ async fn what_a_killed_publisher_left_is_published_by_another_and_stored_once() 
     survivor.await.unwrap();
 }
 
-#[ignore = "runs out of database connections on a loaded machine"]
 #[tokio::test]
 async fn what_was_published_but_not_marked_is_not_stored_twice() {
     let database = database().await;

@@ -7,26 +7,32 @@ use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
 use futures::future::join_all;
 
 use crate::support::cluster::{CALL, World};
-use crate::support::request;
+use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_replica_loses_and_doubles_nothing() {
     let world = World::new().await;
-    let (doomed, survivor) = (world.replica().await, world.replica().await);
-    let created = join_all((0..8).map(|n| {
-        let (world, doomed) = (&world, &doomed);
-        async move {
-            let created = world.try_create(request(&format!("n-{n}"))).await;
-            // In the midst of making boxes.
-            if n == 3 {
-                doomed.kill();
-            }
-            created
-        }
-    }))
-    .await;
+    let (mut doomed, _survivor) = (world.process(), world.process());
+    world.answers().await;
+    let creating = join_all((0..8).map(|n| {
+        let world = &world;
+        async move { world.try_create(request(&format!("n-{n}"))).await }
+    }));
+    let killing = async {
+        // In the midst of making boxes.
+        eventually("boxes are being made", SOON, async || {
+            world
+                .driver
+                .list()
+                .await
+                .is_ok_and(|boxes| !boxes.is_empty())
+        })
+        .await;
+        doomed.kill();
+    };
+    let (created, ()) = tokio::join!(creating, killing);
     // A request whose replica died has no answer; what was answered is durable.
     let answered: Vec<_> = created.into_iter().filter_map(Result::ok).collect();
     assert!(answered.len() >= 4, "{}", answered.len());
@@ -67,7 +73,6 @@ async fn a_killed_replica_loses_and_doubles_nothing() {
             .count();
         assert_eq!(starts, 1);
     }
-    survivor.stop().await;
 }
 
 async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> {

@@ -57,14 +57,12 @@ fn at(status: Status) -> Standing {
     }
 }
 
-/// A status, what happens, and the status and reason it leads to.
-type Row = (Status, Happening, Option<(Status, Option<StatusReason>)>);
-
 #[test]
 fn every_transition_is_the_one_in_the_table() {
     use Status::{Failed, Pending, Running, Terminated, Terminating};
     use StatusReason as R;
     let end = Happening::EndWanted;
+    type Row = (Status, Happening, Option<(Status, Option<StatusReason>)>);
     let table: Vec<Row> = vec![
         (Pending, started(), Some((Running, None))),
         (Pending, not_started(), Some((Failed, Some(R::ImagePull)))),

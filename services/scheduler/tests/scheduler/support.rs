@@ -29,6 +29,7 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, within: Duration, m
 
 /// A database of this test's own.
 pub struct Database {
+    pub url: String,
     pub connection: DatabaseConnection,
     pub store: Store,
 }
@@ -42,6 +43,7 @@ pub async fn database() -> Database {
         .await
         .unwrap();
     Database {
+        url,
         store: Store::new(connection.clone()),
         connection,
     }

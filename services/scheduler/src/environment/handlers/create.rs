@@ -14,6 +14,7 @@ use crate::cluster::registry::no_cluster;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::{self, SpecError};
 use crate::environment::store::Creation;
+use crate::metrics;
 
 const PREFLIGHT_WITHIN: Duration = Duration::from_secs(2);
 const MAX_KEY_LENGTH: usize = 255;
@@ -90,6 +91,7 @@ impl Environments {
         creation.environment.cluster = chosen.name;
         let created = inner.store.create(&creation).await?;
         inner.outbox.wake(&created.environment.id);
+        metrics::arrived(Status::Pending, None);
         tracing::info!(
             environment = %created.environment.id,
             cluster = created.environment.cluster,

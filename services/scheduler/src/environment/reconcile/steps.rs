@@ -266,7 +266,7 @@ impl Reconciler {
             environment = %environment.id,
             status = environment.status.as_str(),
             reason = environment.status_reason.map(|reason| reason.as_str()),
-            message = environment.status_message,
+            why = environment.status_message,
             "arrived"
         );
         Ok(Next::Go(Box::new(after), sight))

@@ -5,7 +5,7 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use sha2::{Digest as _, Sha256};
 
 use super::outbox::{Item, to_json};
@@ -136,7 +136,7 @@ impl Store {
     #[tracing::instrument(name = "postgres create", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
         let environment = &creation.environment;
-        let transaction = self.database.begin().await?;
+        let transaction = self.begin().await?;
         lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
         if let Some(replayed) = replay(&transaction, creation).await? {
             transaction.rollback().await?;
@@ -172,7 +172,7 @@ impl Store {
         room: Room,
     ) -> Result<Admission, StoreError> {
         let environment = &before.environment;
-        let transaction = self.database.begin().await?;
+        let transaction = self.begin().await?;
         let admission = admission(&transaction, &environment.cluster, quantities, room).await?;
         if admission == Admission::Admitted {
             let statement = sql(

@@ -2,7 +2,7 @@
 
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::ids::EnvironmentId;
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, sql};
@@ -89,7 +89,7 @@ impl Store {
     /// When the database fails.
     #[tracing::instrument(name = "postgres unpublished", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
     pub async fn unpublished(&self, id: &EnvironmentId) -> Result<Unpublished, StoreError> {
-        let transaction = self.database.begin().await?;
+        let transaction = self.begin().await?;
         let lock = sql(
             "SELECT pg_advisory_xact_lock($1, hashtext($2))",
             [LOCK_CLASS.into(), id.as_str().into()],

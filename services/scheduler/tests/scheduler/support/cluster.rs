@@ -1,6 +1,7 @@
 //! A real containerd that tests share, each with a deployment of its own; and the real
 //! exec-proxy, which stores a box's last output.
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,15 +36,44 @@ pub struct World {
     /// As api-gateway.
     pub gateway: Bus,
     pub owner: UserId,
-    exec_proxy: Child,
+    exec_proxy: Process,
+    clusters: PathBuf,
     _files: tempfile::TempDir,
     _nats: System,
 }
 
-impl Drop for World {
+/// A program of the product; SIGKILLed at its end, or before.
+pub struct Process(Child);
+
+impl Process {
+    fn spawn(
+        program: &Path,
+        service: &str,
+        nats: &NatsEndpoint,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let child = Command::new(program)
+            .env("AGENTBOX_NATS_URL", &nats.url)
+            .env("AGENTBOX_NATS_USER", service)
+            .env("AGENTBOX_NATS_PASSWORD", &nats.passwords[service])
+            .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("AGENTBOX_BOX_SECRET", BOX_SECRET)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.unwrap_or_else(|error| panic!("{} is not built: {error}", program.display())))
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.exec_proxy.kill();
-        let _ = self.exec_proxy.wait();
+        self.kill();
     }
 }
 
@@ -69,18 +99,12 @@ impl World {
         let driver: Arc<dyn Runtime> = Arc::new(Driver::connect(config).unwrap());
 
         let (system, nats) = TestNats::own().await.unwrap();
-        let log = std::fs::File::create(files.path().join("exec-proxy.log")).unwrap();
-        let exec_proxy = Command::new(bin_dir().join("agentbox-exec-proxy"))
-            .env("AGENTBOX_NATS_URL", &nats.url)
-            .env("AGENTBOX_NATS_USER", "exec-proxy")
-            .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["exec-proxy"])
-            .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
-            .env("AGENTBOX_BOX_SECRET", BOX_SECRET)
-            .env("AGENTBOX_CLUSTERS", &path)
-            .stdout(Stdio::from(log))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("agentbox-exec-proxy is built: cargo build -p agentbox-exec-proxy");
+        let exec_proxy = Process::spawn(
+            &bin_dir().join("agentbox-exec-proxy"),
+            "exec-proxy",
+            &nats,
+            &[("AGENTBOX_CLUSTERS", path.to_str().unwrap())],
+        );
         let gateway = bus(&nats, "api-gateway").await;
         Self {
             database: database().await,
@@ -89,6 +113,7 @@ impl World {
             gateway,
             owner: UserId::random(),
             exec_proxy,
+            clusters: path,
             _files: files,
             _nats: system,
         }
@@ -105,8 +130,23 @@ impl World {
         replica
     }
 
+    /// A replica that is a process, to kill.
+    pub fn process(&self) -> Process {
+        let environment = [
+            ("AGENTBOX_CLUSTERS", self.clusters.to_str().unwrap()),
+            ("AGENTBOX_DATABASE_URL", &self.database.url),
+            ("AGENTBOX_RESYNC_INTERVAL", "1"),
+        ];
+        let program = Path::new(env!("CARGO_BIN_EXE_agentbox-scheduler"));
+        Process::spawn(program, "scheduler", &self.nats, &environment)
+    }
+
+    pub fn kill_exec_proxy(&mut self) {
+        self.exec_proxy.kill();
+    }
+
     /// Waits until a scheduler answers and its cluster does.
-    async fn answers(&self) {
+    pub async fn answers(&self) {
         use agentbox_contracts::environment::rpc::{Empty, Health};
         eventually("a scheduler answers", Duration::from_secs(20), async || {
             let health = self.gateway.call::<Health>(&Empty {}, CALL).await;

@@ -107,11 +107,6 @@ impl Replica {
         Self { task, shutdown }
     }
 
-    /// As a SIGKILL would: nothing it was about to do is done.
-    pub fn kill(&self) {
-        self.task.abort();
-    }
-
     pub async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(Duration::from_secs(15), self.task)
