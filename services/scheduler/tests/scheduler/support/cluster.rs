@@ -156,13 +156,37 @@ impl World {
     }
 
     pub async fn try_create(&self, request: EnvironmentRequest) -> Result<Environment, Error> {
+        self.try_create_as(request, None).await
+    }
+
+    async fn try_create_as(
+        &self,
+        request: EnvironmentRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<Environment, Error> {
         let request = CreateRequest {
             owner: self.owner.clone(),
             owner_username: "somebody".into(),
             request,
-            idempotency_key: None,
+            idempotency_key,
         };
         self.gateway.call::<Create>(&request, CALL).await
+    }
+
+    /// As a careful client creates: asks again with the same key until it is answered.
+    pub async fn create_surely(
+        &self,
+        request: EnvironmentRequest,
+        within: Duration,
+    ) -> Environment {
+        let key = request.name.clone();
+        let begun = tokio::time::Instant::now();
+        loop {
+            match self.try_create_as(request.clone(), Some(key.clone())).await {
+                Ok(environment) => return environment,
+                Err(error) => assert!(begun.elapsed() < within, "{key}: {error}"),
+            }
+        }
     }
 
     pub async fn create(&self, request: EnvironmentRequest) -> Environment {
