@@ -17,7 +17,7 @@ use agentbox_contracts::identity::rpc::{
     CreateKeyReply, CreateKeyRequest, KeyRequest, ListKeysReply, ListKeysRequest, Secret,
 };
 use chrono::Utc;
-use sea_orm::{DatabaseConnection, TransactionTrait};
+use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
 use crate::error::StoreError;
@@ -42,7 +42,9 @@ impl ApiKeys {
     /// Validation; QuotaExceeded; NotFound when the owner is gone.
     pub async fn create(&self, request: CreateKeyRequest) -> Result<CreateKeyReply, Error> {
         rules::check(&request)?;
-        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let transaction = agentbox_database::begin(&self.database)
+            .await
+            .map_err(StoreError::from)?;
         let live = store::lock_owner_and_count(&transaction, &request.owner)
             .await?
             .ok_or_else(|| Error::not_found("user"))?;
@@ -93,7 +95,9 @@ impl ApiKeys {
     /// # Errors
     /// NotFound when it is another's, or revoked already.
     pub async fn revoke(&self, request: KeyRequest) -> Result<(), Error> {
-        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let transaction = agentbox_database::begin(&self.database)
+            .await
+            .map_err(StoreError::from)?;
         if !store::revoke(&transaction, &request.owner, &request.id).await? {
             return Err(not_found());
         }

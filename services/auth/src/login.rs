@@ -16,7 +16,7 @@ use agentbox_contracts::identity::rpc::{LoginReply, LoginRequest, LogoutRequest,
 use agentbox_contracts::identity::{Credential, Principal};
 use agentbox_contracts::ids::LoginId;
 use chrono::{SubsecRound, Utc};
-use sea_orm::{DatabaseConnection, TransactionTrait};
+use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
 use crate::error::StoreError;
@@ -92,7 +92,9 @@ impl Logins {
             tracing::error!(%error, "a token cannot be signed");
             Error::internal()
         })?;
-        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let transaction = agentbox_database::begin(&self.database)
+            .await
+            .map_err(StoreError::from)?;
         if !store::insert(&transaction, &login, &account).await? {
             return Err(refused());
         }
@@ -121,7 +123,9 @@ impl Logins {
                 "only a login can be logged out",
             ));
         };
-        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let transaction = agentbox_database::begin(&self.database)
+            .await
+            .map_err(StoreError::from)?;
         store::revoke(&transaction, user, id).await?;
         let entry = Entry {
             actor: Some(user),

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use ed25519_dalek::SigningKey;
 use jsonwebtoken::{DecodingKey, EncodingKey};
-use sea_orm::{DatabaseConnection, TransactionTrait};
+use sea_orm::DatabaseConnection;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -190,7 +190,7 @@ impl Keyring {
 
     /// Reads the table, and makes a key unless another replica just did.
     async fn rotate(&self, now: DateTime<Utc>) -> Result<(), KeyError> {
-        let transaction = self.database.begin().await?;
+        let transaction = agentbox_database::begin(&self.database).await?;
         store::lock(&transaction).await?;
         let mut stored = store::all(&transaction).await?;
         if !stored

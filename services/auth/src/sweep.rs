@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::StoreError;
@@ -108,7 +108,7 @@ impl Sweeper {
     /// Rows removed; `None` while another replica sweeps.
     #[tracing::instrument(name = "sweep", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "sweep", table = rule.table))]
     async fn batch(&self, rule: &Rule) -> Result<Option<u64>, StoreError> {
-        let transaction = self.database.begin().await?;
+        let transaction = agentbox_database::begin(&self.database).await?;
         let row = transaction
             .query_one_raw(statement(
                 "SELECT pg_try_advisory_xact_lock(hashtext('agentbox.auth.sweep')) AS mine",

@@ -15,7 +15,7 @@ use agentbox_contracts::identity::rpc::{Secret, TicketReply, TicketRequest};
 use agentbox_contracts::identity::{Principal, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
 use chrono::Utc;
-use sea_orm::{DatabaseConnection, TransactionTrait};
+use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
 use crate::error::StoreError;
@@ -61,7 +61,9 @@ impl Tickets {
             action: request.action,
             expires_at: Utc::now() + self.ttl,
         };
-        let transaction = self.database.begin().await.map_err(StoreError::from)?;
+        let transaction = agentbox_database::begin(&self.database)
+            .await
+            .map_err(StoreError::from)?;
         store::insert(&transaction, &ticket)
             .await
             .map_err(|error| {

@@ -20,7 +20,7 @@ use agentbox_contracts::identity::rpc::{
 };
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::UserId;
-use sea_orm::{DatabaseConnection, DatabaseTransaction, TransactionTrait};
+use sea_orm::{DatabaseConnection, DatabaseTransaction};
 use tokio::sync::Notify;
 
 use crate::audit::{self, Action, Entry};
@@ -200,8 +200,7 @@ fn taken(error: StoreError) -> Error {
 }
 
 async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, Error> {
-    database
-        .begin()
+    agentbox_database::begin(database)
         .await
         .map_err(|error| StoreError::from(error).into())
 }

@@ -4,7 +4,9 @@
 mod connect;
 mod error;
 mod migrate;
+mod transaction;
 
 pub use connect::connect;
 pub use error::{DatabaseError, is_unique_violation, public_error};
 pub use migrate::migrate;
+pub use transaction::begin;

@@ -1,9 +1,9 @@
 //! Bringing a schema up to date, by whichever replica starts first.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
 use sea_orm_migration::MigratorTrait;
 
-use crate::DatabaseError;
+use crate::{DatabaseError, begin};
 
 /// Applies the migrations of `M` that `schema` lacks. Replicas that start together take
 /// turns; the later ones find nothing to do.
@@ -15,7 +15,7 @@ pub async fn migrate<M: MigratorTrait>(
     schema: &'static str,
 ) -> Result<(), DatabaseError> {
     let failed = |source| DatabaseError::Migrate { schema, source };
-    let transaction = database.begin().await.map_err(failed)?;
+    let transaction = begin(database).await.map_err(failed)?;
     // Held until the transaction ends, however it ends.
     transaction
         .execute_unprepared(&format!(

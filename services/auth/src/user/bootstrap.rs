@@ -7,7 +7,7 @@
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::Secret;
 use anyhow::Context as _;
-use sea_orm::{DatabaseConnection, TransactionTrait};
+use sea_orm::DatabaseConnection;
 
 use super::{rules, store};
 use crate::audit::{self, Action, Entry};
@@ -42,7 +42,7 @@ pub async fn first_admin(
         password_hash: hasher.hash(&password).await?,
     };
 
-    let transaction = database.begin().await?;
+    let transaction = agentbox_database::begin(database).await?;
     store::lock_bootstrap(&transaction).await?;
     if store::is_empty(&transaction).await? {
         let user = store::insert(&transaction, &new).await?;

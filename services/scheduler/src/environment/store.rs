@@ -21,8 +21,7 @@ use std::time::Duration;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::EnvironmentId;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, FromQueryResult,
-    Statement, TransactionTrait, Value,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement, Value,
 };
 
 pub use change::{Change, Drive, Patch};
@@ -90,20 +89,6 @@ impl Store {
         Self { database }
     }
 
-    /// Begins a transaction; always to be used instead of the connection's own `begin`.
-    ///
-    /// A `begin` that is dropped after BEGIN was sent and before its answer came gives
-    /// its connection back with the transaction open (sqlx-postgres 0.9.0 counts it only
-    /// after the answer), and what the next one writes there is lost. In a task of its
-    /// own it is never dropped half-way: the pool's and the server's timeouts bound it,
-    /// and a transaction that nobody waits for any more is rolled back when it is dropped.
-    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
-        let database = self.database.clone();
-        tokio::spawn(async move { database.begin().await })
-            .await
-            .map_err(|error| DbErr::Custom(format!("the transaction was not begun: {error}")))?
-    }
-
     /// One environment; `None` if there is none of that id.
     ///
     /// # Errors
@@ -119,6 +104,22 @@ impl Store {
             .await?
             .map(record)
             .transpose()
+    }
+
+    /// The column `environment_id` of what `statement` selects.
+    async fn environment_ids(
+        &self,
+        statement: Statement,
+    ) -> Result<Vec<EnvironmentId>, StoreError> {
+        let rows = self.database.query_all_raw(statement).await?;
+        let ids = rows
+            .iter()
+            .map(|row| row.try_get::<String>("", "environment_id"));
+        Ok(ids
+            .collect::<Result<Vec<_>, _>>()?
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect())
     }
 
     /// Whether the database answers.

@@ -4,6 +4,7 @@ use agentbox_contracts::environment::{Environment, EventKind};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_database::begin;
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use sha2::{Digest as _, Sha256};
@@ -136,7 +137,7 @@ impl Store {
     #[tracing::instrument(name = "postgres create", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
         let environment = &creation.environment;
-        let transaction = self.begin().await?;
+        let transaction = begin(&self.database).await?;
         lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
         if let Some(replayed) = replay(&transaction, creation).await? {
             transaction.rollback().await?;
@@ -172,7 +173,7 @@ impl Store {
         room: Room,
     ) -> Result<Admission, StoreError> {
         let environment = &before.environment;
-        let transaction = self.begin().await?;
+        let transaction = begin(&self.database).await?;
         let admission = admission(&transaction, &environment.cluster, quantities, room).await?;
         if admission == Admission::Admitted {
             let statement = sql(

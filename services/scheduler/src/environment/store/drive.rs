@@ -142,14 +142,6 @@ impl Store {
                 seconds(LEASE),
             ],
         );
-        let rows = self.database.query_all_raw(statement).await?;
-        let ids = rows
-            .iter()
-            .map(|row| row.try_get::<String>("", "environment_id"));
-        Ok(ids
-            .collect::<Result<Vec<_>, _>>()?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect())
+        self.environment_ids(statement).await
     }
 }

@@ -2,6 +2,7 @@
 
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_database::begin;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult};
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +90,7 @@ impl Store {
     /// When the database fails.
     #[tracing::instrument(name = "postgres unpublished", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
     pub async fn unpublished(&self, id: &EnvironmentId) -> Result<Unpublished, StoreError> {
-        let transaction = self.begin().await?;
+        let transaction = begin(&self.database).await?;
         let lock = sql(
             "SELECT pg_advisory_xact_lock($1, hashtext($2))",
             [LOCK_CLASS.into(), id.as_str().into()],
@@ -124,14 +125,6 @@ impl Store {
              LIMIT $1",
             [i64::from(limit).into()],
         );
-        let rows = self.database.query_all_raw(statement).await?;
-        let ids = rows
-            .iter()
-            .map(|row| row.try_get::<String>("", "environment_id"));
-        Ok(ids
-            .collect::<Result<Vec<_>, _>>()?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect())
+        self.environment_ids(statement).await
     }
 }
