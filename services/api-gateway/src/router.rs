@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, get, post};
 
 use crate::edge::admit::{Admission, admit};
 use crate::edge::error::{no_method, no_route};
@@ -59,8 +59,11 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         )
         .route(
             "/environments/{id}",
-            other(get(environments::get).patch(environments::patch))
-                .merge(other(delete(environments::delete))),
+            other(
+                get(environments::get)
+                    .patch(environments::patch)
+                    .delete(environments::delete),
+            ),
         )
         .route("/environments/{id}/exec", run(post(exec::exec)))
         .route("/environments/{id}/logs", other(get(logs::logs)))

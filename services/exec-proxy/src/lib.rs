@@ -50,7 +50,7 @@ const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 /// When the clusters file or the secret cannot be used, or the bus refuses.
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
-    let specs = clusters::read(&config.clusters)?;
+    let specs = agentbox_clusters::read(&config.clusters)?;
     let specs = clusters::chosen(specs, config.cluster.as_deref())?;
     let limits = config.limits();
     context
@@ -66,8 +66,8 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         let secret = config.box_secret.clone();
         context.tasks.clone().spawn("cluster", async move {
             let connector = loop {
-                let error = match clusters::connect(&spec) {
-                    Ok(connector) => break connector,
+                let error = match spec.connect() {
+                    Ok(driver) => break Arc::new(driver),
                     Err(error) => error,
                 };
                 tracing::warn!(

@@ -1,6 +1,6 @@
 //! The places where boxes run.
 //!
-//! * [`config`]: the clusters file.
+//! * [`config`]: the scheduler's part of the clusters file.
 //! * [`registry`]: a cluster by its name, and its driver once that is connected.
 //! * [`capacity`]: what a cluster has, read ahead so that no request waits for it.
 //! * [`placement`]: which cluster takes a request. Pure.

@@ -71,8 +71,8 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         Cluster::new(
             &spec.name,
             spec.driver_name(),
-            spec.labels.clone(),
-            spec.overcommit,
+            spec.own.labels.clone(),
+            spec.own.overcommit,
         )
     }));
     let scheduler = Scheduler::new(
@@ -84,7 +84,8 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     );
     let ready = context.readiness.component("clusters");
     for spec in specs {
-        let (parts, runtime, ready) = (scheduler.parts.clone(), spec.connect()?, ready.clone());
+        let runtime: Arc<dyn Runtime> = Arc::new(spec.connect()?);
+        let (parts, ready) = (scheduler.parts.clone(), ready.clone());
         context.tasks.spawn("cluster", async move {
             Ok(parts.serve_cluster(spec.name, runtime, Some(ready)).await?)
         });

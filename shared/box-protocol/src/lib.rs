@@ -2,6 +2,7 @@
 //!
 //! * [`proto`]: boxd's gRPC, stubs for both ends (`proto/box.proto` is the contract).
 //! * [`token`]: the credential that opens one box.
+//! * [`secret`]: what a cluster's tokens are made under.
 //! * [`client`]: a gRPC client over any byte stream.
 //! * [`output`]: the files in which the main command's output outlives boxd.
 //! * [`termination`]: the file that says how the main command ended.
@@ -13,6 +14,7 @@ pub mod client;
 pub mod logs;
 pub mod output;
 mod regular_file;
+pub mod secret;
 pub mod termination;
 pub mod token;
 pub mod variables;

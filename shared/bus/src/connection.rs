@@ -6,9 +6,9 @@ use std::time::Duration;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions;
 use async_nats::connection::State;
-use async_nats::jetstream;
+use async_nats::jetstream::{self, kv::Store};
 use async_nats::{Client, ConnectOptions, Event};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::error::BusError;
 use crate::session::Hub;
@@ -44,6 +44,8 @@ struct Inner {
     hub: Hub,
     instance: InstanceId,
     violation: watch::Receiver<Option<String>>,
+    /// The route bucket, once it has been opened: opening it is a round trip.
+    routes: OnceCell<Store>,
 }
 
 async fn dial(
@@ -126,6 +128,7 @@ impl Bus {
                 hub,
                 instance: config.instance,
                 violation,
+                routes: OnceCell::new(),
             }),
         })
     }
@@ -143,6 +146,10 @@ impl Bus {
     #[must_use]
     pub fn instance(&self) -> &InstanceId {
         &self.inner.instance
+    }
+
+    pub(crate) fn routes_cell(&self) -> &OnceCell<Store> {
+        &self.inner.routes
     }
 
     pub(crate) fn hub(&self) -> &Hub {

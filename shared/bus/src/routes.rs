@@ -23,9 +23,9 @@ use crate::error::BusError;
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Bus {
-    async fn routes(&self) -> Result<Store, BusError> {
-        self.jetstream()
-            .get_key_value(ROUTES_BUCKET)
+    async fn routes(&self) -> Result<&Store, BusError> {
+        self.routes_cell()
+            .get_or_try_init(|| self.jetstream().get_key_value(ROUTES_BUCKET))
             .await
             .map_err(BusError::nats("opening the route bucket"))
     }

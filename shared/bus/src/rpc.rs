@@ -34,7 +34,7 @@ use crate::trace;
 /// Requests that one server works on at once.
 const MAX_IN_FLIGHT: usize = 256;
 /// NATS' own limit on a message, less room for headers.
-pub(crate) const MAX_MESSAGE: usize = 1000 * 1024;
+const MAX_MESSAGE: usize = 1000 * 1024;
 /// How long requests in flight may take to end when the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -48,7 +48,8 @@ pub(crate) fn now_unix_ms() -> u64 {
         })
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
+/// A message's body; refused when it is more than one message carries.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     let body = serde_json::to_vec(value).map_err(|error| {
         tracing::error!(%error, "a message cannot be written");
         Error::internal()

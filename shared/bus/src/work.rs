@@ -251,15 +251,14 @@ impl WorkQueue {
 
     /// Into the dead letters, then out of the queue.
     async fn bury(&self, message: &Message, reason: &str) {
-        let mut headers = message.headers.clone().unwrap_or_default();
+        let mut headers = without_message_id(message.headers.as_ref());
         headers.insert(subjects::HEADER_REASON, reason);
-        let headers: HeaderMap = headers;
         let published = async {
             self.bus
                 .jetstream()
                 .publish_with_headers(
                     subjects::dead_letter(message.subject.as_str()),
-                    without_message_id(&headers),
+                    headers,
                     message.payload.clone(),
                 )
                 .await
@@ -281,9 +280,9 @@ impl WorkQueue {
 }
 
 /// A dead letter is a new message: the old id would make it a duplicate.
-fn without_message_id(headers: &HeaderMap) -> HeaderMap {
+fn without_message_id(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut kept = HeaderMap::new();
-    for (name, values) in headers.iter() {
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         if name.as_ref() as &str == "Nats-Msg-Id" {
             continue;
         }

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::boxes::BoxError;
-use crate::config::{BoxSecret, Limits};
+use crate::config::Limits;
 use crate::metrics;
+use agentbox_box_protocol::secret::BoxSecret;
 
 /// No attempt to connect takes longer, whatever the driver does.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

@@ -8,8 +8,8 @@ use agentbox_runtime::{BoxSpec, Resources};
 
 use crate::cluster::placement::rest_of_selector;
 use crate::cluster::registry::Cluster;
-use crate::config::BoxSecret;
 use crate::environment::request;
+use agentbox_box_protocol::secret::BoxSecret;
 
 /// What every box of this deployment has in common.
 #[derive(Clone, Debug)]

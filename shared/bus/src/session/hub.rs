@@ -23,7 +23,7 @@ use super::actor::{Actor, FromNetwork, Role};
 use super::frame::{Frame, Kind};
 use super::{Control, Session, WINDOW};
 use crate::error::BusError;
-use crate::rpc::MAX_MESSAGE;
+use crate::rpc::encode;
 use crate::trace;
 
 /// Frames waiting for one session's actor; more are dropped and sent again.
@@ -213,30 +213,13 @@ impl Hub {
                 "the message bus is not connected",
             ));
         }
-        let body = serde_json::to_vec(open).map_err(|error| {
-            tracing::error!(%error, "a session request cannot be written");
-            Error::internal()
-        })?;
-        if body.len() > MAX_MESSAGE {
-            return Err(Error::new(
-                ErrorCode::PayloadTooLarge,
-                format!(
-                    "{} bytes are more than one request carries ({MAX_MESSAGE})",
-                    body.len()
-                ),
-            ));
-        }
+        let body = encode(open)?;
         let mut headers = HeaderMap::new();
         trace::inject(&Span::current(), &mut headers);
         let (number, session) = self.begin(Role::Opener { deadline });
         self.inner
             .client
-            .publish_with_reply_and_headers(
-                subject,
-                self.inner.subject(number),
-                headers,
-                Bytes::from(body),
-            )
+            .publish_with_reply_and_headers(subject, self.inner.subject(number), headers, body)
             .await
             .map_err(|error| {
                 tracing::warn!(%error, "a session could not be opened");

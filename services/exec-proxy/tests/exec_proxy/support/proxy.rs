@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_box_protocol::output;
+use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::exec::{USAGE, UsageRequest};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
@@ -14,7 +15,7 @@ use agentbox_contracts::logs::LogEntry;
 use agentbox_contracts::subjects::exec_rpc;
 use agentbox_exec_proxy::boxes::Boxes;
 use agentbox_exec_proxy::clusters::Cluster;
-use agentbox_exec_proxy::config::{BoxSecret, Limits};
+use agentbox_exec_proxy::config::Limits;
 use agentbox_local::NatsEndpoint;
 use agentbox_runtime::{BoxConnector, BoxStream, RuntimeError};
 use tokio_util::sync::CancellationToken;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::ids::InstanceId;
 use agentbox_local::{NatsEndpoint, TestNats};
@@ -11,7 +12,7 @@ use agentbox_runtime::Runtime;
 use agentbox_scheduler::Scheduler;
 use agentbox_scheduler::cluster::config::Overcommit;
 use agentbox_scheduler::cluster::registry::{Cluster, Clusters};
-use agentbox_scheduler::config::{BoxSecret, Settings};
+use agentbox_scheduler::config::Settings;
 use agentbox_scheduler::environment::handlers::Environments;
 use agentbox_scheduler::environment::outbox::outbox;
 use agentbox_scheduler::environment::quota::Quota;
