@@ -10,32 +10,45 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::authorize::{Action, authorize};
-use crate::edge::input::page;
+use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-/// The environments a key names must be its creator's to see.
+/// As many environments as one key may name.
+const MAX_PERMISSIONS: usize = 100;
+
+/// The environments that a key names must be its creator's to see; one that is not is
+/// not found, whether it exists or not.
 async fn granted(
     gateway: &Gateway,
     principal: &Principal,
     body: &CreateApiKey,
 ) -> Result<Vec<EnvironmentPermission>, Error> {
-    let mut granted = Vec::new();
-    for (index, wanted) in body.permissions.iter().flatten().enumerate() {
-        let field = format!("permissions[{index}].environment_id");
-        let unknown = || {
-            Error::field(
-                &field,
-                format!("no such environment: `{}`", wanted.environment_id),
-            )
-        };
-        let id: EnvironmentId = wanted.environment_id.parse().map_err(|_| unknown())?;
-        match lookup::environment(gateway, principal, Action::ViewEnvironment, &id).await {
-            Ok(_) => {}
-            Err(error) if error.code == ErrorCode::NotFound => return Err(unknown()),
-            Err(error) => return Err(error),
-        }
+    let Some(wanted) = &body.permissions else {
+        return Ok(Vec::new());
+    };
+    if !(1..=MAX_PERMISSIONS).contains(&wanted.len()) {
+        return Err(Error::field(
+            "permissions",
+            format_args!(
+                "must name 1 to {MAX_PERMISSIONS} environments, names {}; leave it out for a \
+                 key that acts as its owner",
+                wanted.len()
+            ),
+        ));
+    }
+    let mut granted = Vec::with_capacity(wanted.len());
+    for (index, wanted) in wanted.iter().enumerate() {
+        let id = visible(gateway, principal, &wanted.environment_id)
+            .await
+            .map_err(|error| match error.code {
+                ErrorCode::NotFound => Error::new(
+                    ErrorCode::NotFound,
+                    format!("permissions[{index}].environment_id: environment not found"),
+                ),
+                _ => error,
+            })?;
         granted.push(EnvironmentPermission {
             environment_id: id,
             permission: wanted.permission,
@@ -44,21 +57,29 @@ async fn granted(
     Ok(granted)
 }
 
+async fn visible(
+    gateway: &Gateway,
+    principal: &Principal,
+    id: &str,
+) -> Result<EnvironmentId, Error> {
+    let id: EnvironmentId = id.parse().map_err(|_| Error::not_found("environment"))?;
+    // That it runs somewhere is enough to know whose it is.
+    let place = lookup::place(gateway, Action::ReadLogs, id.clone()).await?;
+    authorize(
+        Some(principal),
+        Action::ViewEnvironment,
+        Some(place.target()),
+    )?;
+    Ok(id)
+}
+
 #[utoipa::path(post, path = "/api/v1/api-keys", tag = "api-keys", request_body = CreateApiKey,
-    responses((status = 201, body = CreatedApiKey), (status = "default", body = ErrorBody)))]
+    responses((status = 201, description = "Created; the key itself is shown only now", body = CreatedApiKey), (status = "default", body = ErrorBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Json(body): Json<CreateApiKey>,
 ) -> Answer<(StatusCode, axum::Json<CreatedApiKey>)> {
-    authorize(&principal, Action::ManageOwnKeys, None)?;
-    if body.permissions.as_ref().is_some_and(Vec::is_empty) {
-        return Err(Error::field(
-            "permissions",
-            "must not be empty; leave it out for a key without limits",
-        )
-        .into());
-    }
     let permissions = granted(&gateway, &principal, &body).await?;
     let request = rpc::CreateKeyRequest {
         owner: principal.user,
@@ -85,13 +106,12 @@ pub(crate) async fn create(
 }
 
 #[utoipa::path(get, path = "/api/v1/api-keys", tag = "api-keys", params(PageQuery),
-    responses((status = 200, body = ApiKeyList), (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "A page", body = ApiKeyList), (status = "default", body = ErrorBody)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Query(query): Query<PageQuery>,
 ) -> Answer<axum::Json<ApiKeyList>> {
-    authorize(&principal, Action::ManageOwnKeys, None)?;
     let (limit, offset) = page(query.limit, query.offset)?;
     let request = rpc::ListKeysRequest {
         owner: principal.user,
@@ -111,14 +131,13 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path)),
-    responses((status = 200, body = ApiKeyBody), (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
+    responses((status = 200, description = "The key, without its secret", body = ApiKeyBody), (status = "default", body = ErrorBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Path(id): Path<ApiKeyId>,
 ) -> Answer<axum::Json<ApiKeyBody>> {
-    authorize(&principal, Action::ManageOwnKeys, None)?;
     let request = rpc::KeyRequest {
         owner: principal.user,
         id,
@@ -132,14 +151,13 @@ pub(crate) async fn get(
     ))
 }
 
-#[utoipa::path(delete, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path)),
-    responses((status = 204), (status = "default", body = ErrorBody)))]
+#[utoipa::path(delete, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
+    responses((status = 204, description = "Revoked"), (status = "default", body = ErrorBody)))]
 pub(crate) async fn revoke(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Path(id): Path<ApiKeyId>,
 ) -> Answer<StatusCode> {
-    authorize(&principal, Action::ManageOwnKeys, None)?;
     let request = rpc::KeyRequest {
         owner: principal.user,
         id,

@@ -1,4 +1,9 @@
-//! Who may do what: one pure function for every route.
+//! Who may do what: one pure function for every route, HTTP, SSE and WebSocket alike.
+//!
+//! * I1. What is not the caller's to see is not found, exactly as if it did not exist;
+//!   what it may see but not do is forbidden.
+//! * I2. A key never reaches beyond its owner, and a ticket never beyond its one
+//!   environment and action.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -8,11 +13,18 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 /// Everything a caller can want, one for each kind of route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// About the caller itself: me, logout, change-password.
+    /// Needs no credential: health, the API's description.
+    Public,
+    LogIn,
+    /// About the caller itself: me.
     Myself,
+    /// End the login that the request came with.
+    LogOut,
+    ChangePassword,
     ManageUsers,
     ManageOwnKeys,
     CreateEnvironment,
+    /// And the events of all that are listed.
     ListEnvironments,
     ViewEnvironment,
     ReadLogs,
@@ -20,8 +32,45 @@ pub(crate) enum Action {
     Attach,
     PatchEnvironment,
     DeleteEnvironment,
+    /// To ask for a ticket at all; the two below are for its environment.
+    IssueTicket,
     TicketForLogs,
     TicketForAttach,
+}
+
+impl Action {
+    /// What of an environment it needs; `None`: it is on no environment.
+    pub(crate) const fn needs(self) -> Option<Permission> {
+        match self {
+            Self::ViewEnvironment | Self::ReadLogs | Self::TicketForLogs => Some(Permission::Read),
+            Self::Exec | Self::Attach | Self::TicketForAttach => Some(Permission::Write),
+            Self::PatchEnvironment | Self::DeleteEnvironment => Some(Permission::Admin),
+            Self::Public
+            | Self::LogIn
+            | Self::Myself
+            | Self::LogOut
+            | Self::ChangePassword
+            | Self::ManageUsers
+            | Self::ManageOwnKeys
+            | Self::CreateEnvironment
+            | Self::ListEnvironments
+            | Self::IssueTicket => None,
+        }
+    }
+
+    /// Whether it needs no credential.
+    pub(crate) const fn is_open(self) -> bool {
+        matches!(self, Self::Public | Self::LogIn)
+    }
+
+    /// The ticket that opens it.
+    pub(crate) const fn ticket(self) -> Option<TicketAction> {
+        match self {
+            Self::ReadLogs => Some(TicketAction::Logs),
+            Self::Attach => Some(TicketAction::Attach),
+            _ => None,
+        }
+    }
 }
 
 /// The environment that an action is on.
@@ -31,50 +80,36 @@ pub(crate) struct Target<'a> {
     pub owner: &'a UserId,
 }
 
-/// What of an environment an action needs.
-fn needed(action: Action) -> Option<Permission> {
-    match action {
-        Action::ViewEnvironment | Action::ReadLogs | Action::TicketForLogs => {
-            Some(Permission::Read)
-        }
-        Action::Exec | Action::Attach | Action::TicketForAttach => Some(Permission::Write),
-        Action::PatchEnvironment | Action::DeleteEnvironment => Some(Permission::Admin),
-        _ => None,
-    }
+pub(crate) fn unauthorized(message: &str) -> Error {
+    Error::new(ErrorCode::Unauthorized, message)
 }
 
-fn forbidden(what: &str) -> Error {
+fn forbidden(what: impl Into<String>) -> Error {
     Error::new(ErrorCode::Forbidden, what)
 }
 
-/// Whether `principal` may do `action`, on `target` where it has one.
+/// Whether `caller` may do `action`, on `target` where it has one.
 ///
 /// # Errors
-/// [`ErrorCode::NotFound`] for an environment that is not the caller's to see,
-/// [`ErrorCode::Forbidden`] for what it may see but not do.
+/// [`ErrorCode::Unauthorized`] without a caller, [`ErrorCode::NotFound`] for an
+/// environment that is not the caller's to see, [`ErrorCode::Forbidden`] for what it may
+/// see but not do.
 pub(crate) fn authorize(
-    principal: &Principal,
+    caller: Option<&Principal>,
     action: Action,
     target: Option<Target<'_>>,
 ) -> Result<(), Error> {
-    if let Credential::Ticket {
-        environment,
-        action: granted,
-        ..
-    } = &principal.credential
-    {
-        let fits = matches!(
-            (granted, action),
-            (TicketAction::Logs, Action::ReadLogs) | (TicketAction::Attach, Action::Attach)
-        ) && target.is_some_and(|target| target.id == environment);
-        if !fits {
-            return Err(forbidden(
-                "a ticket is good for its one environment and action only",
-            ));
-        }
+    if action.is_open() {
+        return Ok(());
     }
-    match (needed(action), target) {
-        (Some(needed), Some(target)) => on_environment(principal, needed, target),
+    let Some(principal) = caller else {
+        return Err(unauthorized(
+            "a token is needed: `Authorization: Bearer <token>`",
+        ));
+    };
+    match (action.needs(), target) {
+        (Some(needed), Some(target)) => on_environment(principal, action, needed, target),
+        // A route on an environment that did not look for it: a mistake of ours.
         (Some(_), None) => Err(Error::internal()),
         (None, _) => in_general(principal, action),
     }
@@ -82,6 +117,7 @@ pub(crate) fn authorize(
 
 fn on_environment(
     principal: &Principal,
+    action: Action,
     needed: Permission,
     target: Target<'_>,
 ) -> Result<(), Error> {
@@ -89,12 +125,25 @@ fn on_environment(
     if principal.role != Role::Admin && principal.user != *target.owner {
         return Err(not_found());
     }
+    if let Credential::Ticket {
+        environment,
+        action: granted,
+        ..
+    } = &principal.credential
+    {
+        if environment != target.id {
+            return Err(not_found());
+        }
+        if action.ticket() != Some(*granted) {
+            return Err(forbidden("the ticket is for another action"));
+        }
+    }
     match &principal.scope {
         Scope::Full => Ok(()),
         Scope::Environments(granted) => match granted.get(target.id) {
             None => Err(not_found()),
             Some(level) if *level >= needed => Ok(()),
-            Some(level) => Err(forbidden(&format!(
+            Some(level) => Err(forbidden(format!(
                 "this needs the permission `{}`, the key has `{}`",
                 word(needed),
                 word(*level)
@@ -103,7 +152,7 @@ fn on_environment(
     }
 }
 
-fn word(permission: Permission) -> &'static str {
+const fn word(permission: Permission) -> &'static str {
     match permission {
         Permission::Read => "read",
         Permission::Write => "write",
@@ -112,9 +161,13 @@ fn word(permission: Permission) -> &'static str {
 }
 
 fn in_general(principal: &Principal, action: Action) -> Result<(), Error> {
+    if matches!(principal.credential, Credential::Ticket { .. }) {
+        return Err(forbidden(
+            "a ticket is good for its one environment and action only",
+        ));
+    }
     let limited = matches!(principal.scope, Scope::Environments(_));
     match action {
-        Action::ListEnvironments => Ok(()),
         Action::ManageUsers if principal.role != Role::Admin || limited => {
             Err(forbidden("only an administrator may do this"))
         }
@@ -124,6 +177,12 @@ fn in_general(principal: &Principal, action: Action) -> Result<(), Error> {
         Action::ManageOwnKeys if limited => {
             Err(forbidden("a key with permissions cannot manage keys"))
         }
+        Action::ChangePassword if limited => Err(forbidden(
+            "a key with permissions cannot change its owner's password",
+        )),
+        Action::LogOut if !matches!(principal.credential, Credential::Login { .. }) => Err(
+            forbidden("only a login can be logged out; an API key is revoked"),
+        ),
         _ => Ok(()),
     }
 }
@@ -141,141 +200,4 @@ pub(crate) fn visibility(principal: &Principal) -> Visibility {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use agentbox_contracts::ids::{ApiKeyId, LoginId};
-
-    use super::*;
-
-    const ALL: [Action; 13] = [
-        Action::Myself,
-        Action::ManageUsers,
-        Action::ManageOwnKeys,
-        Action::CreateEnvironment,
-        Action::ListEnvironments,
-        Action::ViewEnvironment,
-        Action::ReadLogs,
-        Action::Exec,
-        Action::Attach,
-        Action::PatchEnvironment,
-        Action::DeleteEnvironment,
-        Action::TicketForLogs,
-        Action::TicketForAttach,
-    ];
-
-    fn principal(user: &UserId, role: Role, scope: Scope) -> Principal {
-        let credential = match scope {
-            Scope::Full => Credential::Login {
-                id: LoginId::random(),
-            },
-            Scope::Environments(_) => Credential::ApiKey {
-                id: ApiKeyId::random(),
-            },
-        };
-        Principal {
-            user: user.clone(),
-            username: "u".into(),
-            role,
-            credential,
-            scope,
-            expires_at: None,
-        }
-    }
-
-    /// One letter an action, in the order of [`ALL`]: allowed, forbidden, not found.
-    fn row(principal: &Principal, target: Target<'_>) -> String {
-        ALL.iter()
-            .map(|action| {
-                let on = needed(*action).map(|_| target);
-                match authorize(principal, *action, on).map_err(|error| error.code) {
-                    Ok(()) => 'A',
-                    Err(ErrorCode::Forbidden) => 'F',
-                    Err(ErrorCode::NotFound) => 'N',
-                    Err(other) => panic!("{other:?}"),
-                }
-            })
-            .collect()
-    }
-
-    #[test]
-    fn every_principal_may_do_exactly_what_the_table_says() {
-        let (owner, stranger) = (UserId::random(), UserId::random());
-        let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
-        let target = Target {
-            id: &id,
-            owner: &owner,
-        };
-        let level =
-            |on: &EnvironmentId, level| Scope::Environments(BTreeMap::from([(on.clone(), level)]));
-        let table = [
-            (
-                "owner",
-                principal(&owner, Role::User, Scope::Full),
-                "AFAAAAAAAAAAA",
-            ),
-            (
-                "stranger",
-                principal(&stranger, Role::User, Scope::Full),
-                "AFAAANNNNNNNN",
-            ),
-            (
-                "admin",
-                principal(&stranger, Role::Admin, Scope::Full),
-                "AAAAAAAAAAAAA",
-            ),
-            (
-                "read key",
-                principal(&owner, Role::User, level(&id, Permission::Read)),
-                "AFFFAAAFFFFAF",
-            ),
-            (
-                "write key",
-                principal(&owner, Role::User, level(&id, Permission::Write)),
-                "AFFFAAAAAFFAA",
-            ),
-            (
-                "admin key",
-                principal(&owner, Role::User, level(&id, Permission::Admin)),
-                "AFFFAAAAAAAAA",
-            ),
-            (
-                "key for another",
-                principal(&owner, Role::User, level(&other, Permission::Admin)),
-                "AFFFANNNNNNNN",
-            ),
-            (
-                "an admin's limited key",
-                principal(&stranger, Role::Admin, level(&id, Permission::Read)),
-                "AFFFAAAFFFFAF",
-            ),
-            (
-                "a stranger's key naming it",
-                principal(&stranger, Role::User, level(&id, Permission::Admin)),
-                "AFFFANNNNNNNN",
-            ),
-        ];
-        for (name, principal, expected) in table {
-            assert_eq!(row(&principal, target), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_ticket_is_good_for_its_environment_and_action_alone() {
-        let owner = UserId::random();
-        let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
-        let mut ticket = principal(&owner, Role::User, Scope::Full);
-        ticket.credential = Credential::Ticket {
-            environment: id.clone(),
-            action: TicketAction::Logs,
-            issued_by: Box::new(Credential::Login {
-                id: LoginId::random(),
-            }),
-        };
-        let on = |id| Some(Target { id, owner: &owner });
-        assert!(authorize(&ticket, Action::ReadLogs, on(&id)).is_ok());
-        assert!(authorize(&ticket, Action::Attach, on(&id)).is_err());
-        assert!(authorize(&ticket, Action::ReadLogs, on(&other)).is_err());
-        assert!(authorize(&ticket, Action::Myself, None).is_err());
-    }
-}
+mod tests;

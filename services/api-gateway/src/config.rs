@@ -1,8 +1,11 @@
 //! What the gateway is configured with. Durations are in seconds.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use agentbox_service::CommonConfig;
+
+use crate::edge::client_address::Cidr;
 
 #[derive(Clone, clap::Parser)]
 #[command(
@@ -26,6 +29,19 @@ pub struct Config {
     /// Share the first address with other replicas on this machine (SO_REUSEPORT).
     #[arg(long, env = "AGENTBOX_LISTEN_SHARED", default_value_t = false, action = clap::ArgAction::Set)]
     pub listen_shared: bool,
+
+    /// Proxies whose `X-Forwarded-For` is believed: CIDRs separated by commas. None: the
+    /// header is ignored.
+    #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Cidr>,
+
+    /// Requests a second that one client address may send to this replica, whatever they are.
+    #[arg(long, env = "AGENTBOX_FLOOD_PER_SECOND", default_value_t = 1_000)]
+    pub flood_per_second: u32,
+
+    /// How many of them at once.
+    #[arg(long, env = "AGENTBOX_FLOOD_BURST", default_value_t = 2_000)]
+    pub flood_burst: u32,
 
     /// Requests a minute to log in, per client address and per username.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_AUTH", default_value_t = 10)]
@@ -51,8 +67,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_EXEC_OUTPUT", default_value_t = 10 * 1024 * 1024)]
     pub max_exec_output_bytes: u64,
 
-    /// How long a request's head may take to arrive.
-    #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 10)]
+    /// How long a request's head may take to arrive, and a connection may stay idle.
+    #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]
     pub header_timeout_s: u64,
 
     /// How long a request's body may take to arrive.
@@ -62,6 +78,16 @@ pub struct Config {
     /// Connections held at once.
     #[arg(long, env = "AGENTBOX_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
+}
+
+impl Config {
+    pub(crate) const fn header_timeout(&self) -> Duration {
+        Duration::from_secs(self.header_timeout_s)
+    }
+
+    pub(crate) const fn body_timeout(&self) -> Duration {
+        Duration::from_secs(self.body_timeout_s)
+    }
 }
 
 impl AsRef<CommonConfig> for Config {

@@ -1,10 +1,18 @@
-//! What surrounds every handler: errors, bodies, traces, admission.
+//! What surrounds every handler: admission, bodies, errors, traces, connections.
 
 pub(crate) mod admit;
+pub(crate) mod client_address;
 pub(crate) mod error;
-pub(crate) mod input;
+pub(crate) mod headers;
+pub(crate) mod json;
+pub(crate) mod path;
+pub(crate) mod query;
+pub(crate) mod server;
 pub(crate) mod trace;
+pub(crate) mod unmatched;
 
-pub(crate) use admit::{Caller, PeerAddress};
+pub(crate) use admit::Caller;
 pub(crate) use error::Answer;
-pub(crate) use input::{Json, Path, Query};
+pub(crate) use json::Json;
+pub(crate) use path::Path;
+pub(crate) use query::Query;

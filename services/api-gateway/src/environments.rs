@@ -1,55 +1,58 @@
 //! `/environments`: create, list, get, patch, delete.
+//!
+//! What a request may say is the scheduler's to know: it refuses what breaks a rule, by
+//! field, before anything is stored.
 
-use std::time::Duration;
+mod usage;
 
 use agentbox_api::environment::{
     CreateEnvironment, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery, PatchEnvironment,
 };
 use agentbox_api::error::ErrorBody;
+use agentbox_contracts::environment::Environment;
 use agentbox_contracts::environment::rpc::{
-    Create, CreateRequest, Delete, DeleteRequest, List, ListRequest, Patch, PatchRequest,
+    Create, CreateRequest, Delete, DeleteRequest, List, ListReply, ListRequest, Patch, PatchRequest,
 };
-use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{USAGE, UsageReply, UsageRequest};
-use agentbox_contracts::ids::EnvironmentId;
-use agentbox_contracts::subjects;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::authorize::{Action, authorize, visibility};
-use crate::edge::input::page;
-use crate::edge::{Answer, Caller, Json, Path, Query};
+use crate::authorize::visibility;
+use crate::edge::admit::{Admitted, Caller};
+use crate::edge::query::page;
+use crate::edge::{Answer, Json, Query};
 use crate::lookup;
+use crate::router::BASE;
 use crate::state::{Gateway, SCHEDULER_DEADLINE};
 
-/// A box that does not answer by then is shown without its usage.
-const USAGE_DEADLINE: Duration = Duration::from_millis(300);
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
-    let rule = format!("must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
     match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= MAX_IDEMPOTENCY_KEY => Ok(Some(key.to_owned())),
-        _ => Err(Error::field("Idempotency-Key", rule)),
+        Ok(key) if (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(Error::field(
+            "Idempotency-Key",
+            format_args!("must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters"),
+        )),
     }
 }
 
 #[utoipa::path(post, path = "/api/v1/environments", tag = "environments",
     request_body = CreateEnvironment,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Same key and body within 24 h: the same environment")),
-    responses((status = 201, body = EnvironmentBody), (status = "default", body = ErrorBody)))]
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+        description = "For 24 h: the same key and body give the same environment, the same key with another body 409")),
+    responses((status = 201, description = "Created, or found by its idempotency key", body = EnvironmentBody),
+        (status = "default", body = ErrorBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     headers: HeaderMap,
     Json(body): Json<CreateEnvironment>,
 ) -> Answer<Response> {
-    authorize(&principal, Action::CreateEnvironment, None)?;
     let request = CreateRequest {
         owner: principal.user,
         owner_username: principal.username,
@@ -60,26 +63,64 @@ pub(crate) async fn create(
         .bus
         .call::<Create>(&request, SCHEDULER_DEADLINE)
         .await?;
-    let location = format!("/api/v1/environments/{}", created.id);
-    let mut response = (
-        StatusCode::CREATED,
-        axum::Json(EnvironmentBody::from(created)),
-    )
-        .into_response();
+    let location = format!("{BASE}/environments/{}", created.id);
+    let body = axum::Json(EnvironmentBody::from(created));
+    let mut response = (StatusCode::CREATED, body).into_response();
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
 }
 
+/// In a list, without its variables: they are long, and often secrets.
+fn in_list(environment: Environment) -> EnvironmentBody {
+    EnvironmentBody {
+        env: None,
+        ..environment.into()
+    }
+}
+
+/// One page. What does not fit one message of the bus is asked for in parts.
+async fn read_page(gateway: &Gateway, wanted: &ListRequest) -> Result<ListReply, Error> {
+    let mut found = ListReply {
+        environments: Vec::new(),
+        total: 0,
+    };
+    let mut part = wanted.limit;
+    loop {
+        let have = u32::try_from(found.environments.len()).unwrap_or(u32::MAX);
+        let missing = wanted.limit.saturating_sub(have);
+        let request = ListRequest {
+            limit: part.min(missing),
+            offset: wanted.offset.saturating_add(u64::from(have)),
+            ..wanted.clone()
+        };
+        match gateway.bus.call::<List>(&request, SCHEDULER_DEADLINE).await {
+            Ok(reply) => {
+                let is_last = reply.environments.len() < request.limit as usize;
+                found.total = reply.total;
+                found.environments.extend(reply.environments);
+                if is_last || found.environments.len() >= wanted.limit as usize {
+                    return Ok(found);
+                }
+            }
+            Err(error) if error.code == ErrorCode::PayloadTooLarge && part > 1 => {
+                part = part.div_ceil(4)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Newest first.
 #[utoipa::path(get, path = "/api/v1/environments", tag = "environments", params(ListQuery),
-    responses((status = 200, body = EnvironmentList), (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "A page", body = EnvironmentList),
+        (status = "default", body = ErrorBody)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Query(query): Query<ListQuery>,
 ) -> Answer<axum::Json<EnvironmentList>> {
-    authorize(&principal, Action::ListEnvironments, None)?;
     let (limit, offset) = page(query.limit, query.offset)?;
     let request = ListRequest {
         visibility: visibility(&principal),
@@ -88,75 +129,54 @@ pub(crate) async fn list(
         limit,
         offset,
     };
-    let reply = gateway
-        .bus
-        .call::<List>(&request, SCHEDULER_DEADLINE)
-        .await?;
+    let reply = read_page(&gateway, &request).await?;
     Ok(axum::Json(EnvironmentList {
-        environments: reply
-            .environments
-            .into_iter()
-            .map(EnvironmentBody::from)
-            .collect(),
+        environments: reply.environments.into_iter().map(in_list).collect(),
         total: reply.total,
         limit,
         offset,
     }))
 }
 
-async fn usage(gateway: &Gateway, environment: &Environment) -> Option<UsageReply> {
-    let address = environment
-        .address
-        .filter(|_| environment.status == Status::Running)?;
-    let request = UsageRequest {
-        environment: environment.id.clone(),
-        address,
-    };
-    let subject = subjects::exec_rpc(&environment.cluster, USAGE);
-    match gateway.bus.call_on(subject, &request, USAGE_DEADLINE).await {
-        Ok(usage) => Some(usage),
-        Err(error) => {
-            tracing::debug!(%error, "a box's usage is not known");
-            None
-        }
-    }
-}
-
 #[utoipa::path(get, path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path)),
-    responses((status = 200, body = EnvironmentBody), (status = "default", body = ErrorBody)))]
+    params(("id" = String, Path, description = "The environment")),
+    responses((status = 200, description = "The environment", body = EnvironmentBody),
+        (status = "default", body = ErrorBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
-    Caller(principal): Caller,
-    Path(id): Path<EnvironmentId>,
+    Admitted(place): Admitted,
 ) -> Answer<axum::Json<EnvironmentBody>> {
-    let found = lookup::environment(&gateway, &principal, Action::ViewEnvironment, &id).await?;
-    let metrics = usage(&gateway, &found).await.map(Into::into);
+    let environment = match place.record {
+        Some(environment) => *environment,
+        None => lookup::record(&gateway, place.id).await?,
+    };
+    let metrics = usage::of(&gateway, &environment).await.map(Into::into);
     Ok(axum::Json(EnvironmentBody {
         metrics,
-        ..found.into()
+        ..environment.into()
     }))
 }
 
+/// `timeout` counts from `created_at`, and may extend or shorten.
 #[utoipa::path(patch, path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path)), request_body = PatchEnvironment,
-    responses((status = 200, body = EnvironmentBody), (status = "default", body = ErrorBody)))]
+    params(("id" = String, Path, description = "The environment")),
+    request_body = PatchEnvironment,
+    responses((status = 200, description = "The environment", body = EnvironmentBody),
+        (status = "default", body = ErrorBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
-    Caller(principal): Caller,
-    Path(id): Path<EnvironmentId>,
+    Admitted(place): Admitted,
     Json(body): Json<PatchEnvironment>,
 ) -> Answer<axum::Json<EnvironmentBody>> {
-    lookup::environment(&gateway, &principal, Action::PatchEnvironment, &id).await?;
     if body.name.is_none() && body.labels.is_none() && body.timeout.is_none() {
-        return Err(Error::new(
-            ErrorCode::Validation,
-            "nothing to change: give name, labels or timeout",
+        return Err(Error::field(
+            "body",
+            "names nothing to change: give name, labels or timeout",
         )
         .into());
     }
     let request = PatchRequest {
-        id,
+        id: place.id,
         name: body.name,
         labels: body.labels,
         timeout_s: body.timeout,
@@ -168,18 +188,17 @@ pub(crate) async fn patch(
     Ok(axum::Json(patched.into()))
 }
 
+/// Durable when answered; again while the record stands is the same.
 #[utoipa::path(delete, path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path), DeleteQuery),
-    responses((status = 204), (status = "default", body = ErrorBody)))]
+    params(("id" = String, Path, description = "The environment"), DeleteQuery),
+    responses((status = 204, description = "It ends"), (status = "default", body = ErrorBody)))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
-    Caller(principal): Caller,
-    Path(id): Path<EnvironmentId>,
+    Admitted(place): Admitted,
     Query(query): Query<DeleteQuery>,
 ) -> Answer<StatusCode> {
-    lookup::environment(&gateway, &principal, Action::DeleteEnvironment, &id).await?;
     let request = DeleteRequest {
-        id,
+        id: place.id,
         force: query.force,
     };
     gateway
@@ -187,4 +206,28 @@ pub(crate) async fn delete(
         .call::<Delete>(&request, SCHEDULER_DEADLINE)
         .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_bounded_visible_text() {
+        let read = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("idempotency-key", HeaderValue::from_bytes(value).unwrap());
+            idempotency_key(&headers)
+        };
+        assert_eq!(idempotency_key(&HeaderMap::new()), Ok(None));
+        assert_eq!(read(b"k-1"), Ok(Some("k-1".into())));
+        assert!(read(&[b'x'; 255]).is_ok());
+        for bad in [&b""[..], &[b'x'; 256], b"\xc3\xa9"] {
+            assert_eq!(
+                read(bad).unwrap_err().code,
+                ErrorCode::Validation,
+                "{bad:?}"
+            );
+        }
+    }
 }

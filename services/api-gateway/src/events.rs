@@ -1,32 +1,36 @@
-//! Environment events: what has happened, and what happens now.
+//! Environment events: what has happened, and what happens.
+//!
+//! * I1. They live in the event stream alone; an event's id is its place there, so that
+//!   every gateway resumes alike.
+//! * I2. A caller is shown the events of what its lists show, and no other.
+
+mod follow;
+mod stored;
 
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
 use agentbox_api::event::{EventBody, EventList, EventsQuery};
-use agentbox_bus::{EventStream, StoredEvent};
-use agentbox_contracts::environment::Visibility;
+use agentbox_bus::{BusError, StoredEvent};
+use agentbox_contracts::environment::{EnvironmentEvent, Visibility};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::Principal;
-use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 
-use crate::authorize::{Action, authorize, visibility};
-use crate::edge::input::page;
-use crate::edge::{Answer, Caller, Path, Query};
-use crate::lookup;
+use crate::authorize::visibility;
+use crate::edge::admit::{Admitted, Caller};
+use crate::edge::query::page;
+use crate::edge::{Answer, Query};
 use crate::state::Gateway;
-use crate::stream::{Events, last_event_id, sse};
+use crate::stream::sse;
+use follow::Follower;
 
-/// How long reading what is stored may take.
-const REPLAY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the event stream may take to answer a question, or to replay what it has.
+const DEADLINE: Duration = Duration::from_secs(10);
 
-fn unavailable(error: &agentbox_bus::BusError) -> Error {
+fn unavailable(error: &BusError) -> Error {
     tracing::warn!(%error, "events cannot be read");
     Error::new(
         ErrorCode::Unavailable,
@@ -34,93 +38,34 @@ fn unavailable(error: &agentbox_bus::BusError) -> Error {
     )
 }
 
-fn sees(visibility: &Visibility, stored: &StoredEvent) -> bool {
+fn sees(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
     match visibility {
         Visibility::All => true,
-        Visibility::Owner(owner) => stored.event.owner == *owner,
-        Visibility::Listed { only, .. } => only.contains(&stored.event.environment_id),
+        Visibility::Owner(owner) => event.owner == *owner,
+        Visibility::Listed { owner, only } => {
+            event.owner == *owner && only.contains(&event.environment_id)
+        }
     }
 }
 
-async fn stored(
-    gateway: &Gateway,
-    filter: &str,
-    seen: &Visibility,
-) -> Result<Vec<EventBody>, Error> {
-    if !gateway
-        .bus
-        .has_events(filter)
-        .await
-        .map_err(|error| unavailable(&error))?
-    {
-        return Ok(Vec::new());
-    }
-    let mut stream = gateway
-        .bus
-        .events(filter.to_owned(), 0)
-        .await
-        .map_err(|error| unavailable(&error))?;
-    let mut all = Vec::new();
-    while let Some(next) = stream.next().await {
-        let stored = next.map_err(|error| unavailable(&error))?;
-        let last = stored.pending == 0;
-        if sees(seen, &stored) {
-            all.push(EventBody::new(stored.sequence, stored.event));
-        }
-        if last {
-            break;
-        }
-    }
-    Ok(all)
+/// Whether the events of an environment that has ended are all there: the last one is
+/// published a moment after it has happened. What has none left has outlived them.
+fn is_whole(past: &[StoredEvent]) -> bool {
+    past.last()
+        .is_none_or(|stored| stored.event.status.is_ended())
 }
 
-async fn follow(mut stream: EventStream, events: Events, seen: Visibility) -> Result<(), Error> {
-    while let Some(next) = stream.next().await {
-        let stored = next.map_err(|error| unavailable(&error))?;
-        if !sees(&seen, &stored) {
-            continue;
-        }
-        let body = EventBody::new(stored.sequence, stored.event);
-        let event = Event::default()
-            .id(body.id.to_string())
-            .data(serde_json::to_string(&body).unwrap_or_default());
-        if events.send(event).await.is_err() {
-            return Ok(());
-        }
-    }
-    Err(Error::new(
-        ErrorCode::Unavailable,
-        "the events broke off; connect again with Last-Event-ID",
-    ))
-}
-
-async fn answer(
-    gateway: Gateway,
-    principal: Principal,
-    filter: String,
-    seen: Visibility,
-    query: &EventsQuery,
-    headers: &HeaderMap,
-) -> Result<Response, Error> {
-    if query.follow {
-        let from = last_event_id(headers)?.map_or(0, |last| last.saturating_add(1));
-        let stream = gateway
-            .bus
-            .events(filter, from)
-            .await
-            .map_err(|error| unavailable(&error))?;
-        return Ok(sse(gateway, principal, move |events| {
-            follow(stream, events, seen)
-        }));
-    }
+fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error> {
     let (limit, offset) = page(query.limit, query.offset)?;
-    let mut all = tokio::time::timeout(REPLAY_DEADLINE, stored(&gateway, &filter, &seen))
-        .await
-        .map_err(|_| Error::new(ErrorCode::Timeout, "reading the events took too long"))??;
-    all.reverse();
-    let total = all.len() as u64;
+    let total = stored.len() as u64;
     let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-    let events = all.into_iter().skip(skip).take(limit as usize).collect();
+    let events = stored
+        .into_iter()
+        .rev()
+        .skip(skip)
+        .take(limit as usize)
+        .map(|stored| EventBody::new(stored.sequence, stored.event))
+        .collect();
     Ok(axum::Json(EventList {
         events,
         total,
@@ -130,32 +75,54 @@ async fn answer(
     .into_response())
 }
 
+/// Without `follow`: a page of what is kept, newest first. With it: server-sent events,
+/// those kept and then those that come, oldest first; `event: end` follows the last.
 #[utoipa::path(get, path = "/api/v1/environments/{id}/events", tag = "events",
-    params(("id" = String, Path), EventsQuery),
-    responses((status = 200, body = EventList, description = "With follow=true: text/event-stream"),
+    params(("id" = String, Path, description = "The environment"), EventsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
+    responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
+        content((EventList = "application/json"), (String = "text/event-stream"))),
         (status = "default", body = ErrorBody)))]
 pub(crate) async fn of_one(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Path(id): Path<EnvironmentId>,
+    Admitted(place): Admitted,
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    lookup::environment(&gateway, &principal, Action::ViewEnvironment, &id).await?;
-    let filter = subjects::events_of(&id);
-    Ok(answer(
-        gateway,
-        principal,
-        filter,
-        Visibility::All,
-        &query,
-        &headers,
-    )
-    .await?)
+    let filter = subjects::events_of(&place.id);
+    // Whoever may see the environment may see all that happened to it.
+    let seen = Visibility::All;
+    if !query.follow {
+        page(query.limit, query.offset)?;
+        return Ok(list(
+            stored::matching(&gateway, &filter, &seen).await?,
+            &query,
+        )?);
+    }
+    let last = sse::last_event_id(&headers)?;
+    let past = if place.status.is_ended() {
+        Some(stored::matching(&gateway, &filter, &seen).await?)
+    } else {
+        None
+    };
+    let source = match past {
+        Some(past) if is_whole(&past) => Follower::of_the_past(past, last),
+        _ => {
+            let from = last.map_or(0, |last| last.saturating_add(1));
+            Follower::of_one(stored::from(&gateway, filter, from).await?, last, seen)
+        }
+    };
+    Ok(sse::answer("events", gateway, principal, source))
 }
 
-#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(EventsQuery),
-    responses((status = 200, body = EventList, description = "With follow=true: text/event-stream"),
+/// As those of one environment, of all that the caller may see. With `follow` and without
+/// `Last-Event-ID`: from now on.
+#[utoipa::path(get, path = "/api/v1/events", tag = "events",
+    params(EventsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
+    responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
+        content((EventList = "application/json"), (String = "text/event-stream"))),
         (status = "default", body = ErrorBody)))]
 pub(crate) async fn of_all(
     State(gateway): State<Gateway>,
@@ -163,8 +130,74 @@ pub(crate) async fn of_all(
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    authorize(&principal, Action::ListEnvironments, None)?;
     let seen = visibility(&principal);
-    let filter = subjects::ALL_EVENTS.to_owned();
-    Ok(answer(gateway, principal, filter, seen, &query, &headers).await?)
+    let filter = subjects::ALL_EVENTS;
+    if !query.follow {
+        page(query.limit, query.offset)?;
+        return Ok(list(
+            stored::matching(&gateway, filter, &seen).await?,
+            &query,
+        )?);
+    }
+    let last = sse::last_event_id(&headers)?;
+    let place = stored::place(&gateway).await?;
+    let from = last.unwrap_or(place.last).saturating_add(1);
+    let gap = place.gap_before(from);
+    let stream = stored::from(&gateway, filter.to_owned(), from).await?;
+    let source = Follower::of_all(stream, last, seen, gap);
+    Ok(sse::answer("events", gateway, principal, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::environment::{EventKind, Status};
+    use agentbox_contracts::ids::{EnvironmentId, UserId};
+    use chrono::Utc;
+
+    use super::*;
+
+    fn event(owner: &UserId, id: &EnvironmentId, status: Status) -> EnvironmentEvent {
+        EnvironmentEvent {
+            environment_id: id.clone(),
+            owner: owner.clone(),
+            kind: EventKind::Updated,
+            status,
+            status_reason: None,
+            status_message: None,
+            exit_code: None,
+            at: Utc::now(),
+        }
+    }
+
+    #[test]
+    fn the_past_is_whole_when_it_tells_its_end_or_is_forgotten() {
+        let stored = |status| StoredEvent {
+            sequence: 1,
+            event: event(&UserId::random(), &EnvironmentId::random(), status),
+            pending: 0,
+        };
+        assert!(is_whole(&[]));
+        assert!(!is_whole(&[stored(Status::Running)]));
+        assert!(is_whole(&[
+            stored(Status::Running),
+            stored(Status::Terminated)
+        ]));
+    }
+
+    #[test]
+    fn a_caller_is_shown_the_events_of_what_its_lists_show() {
+        let (owner, other) = (UserId::random(), UserId::random());
+        let id = EnvironmentId::random();
+        let event = event(&owner, &id, Status::Running);
+        let listed = |owner: &UserId, only: &[&EnvironmentId]| Visibility::Listed {
+            owner: owner.clone(),
+            only: only.iter().copied().cloned().collect(),
+        };
+        assert!(sees(&Visibility::All, &event));
+        assert!(sees(&Visibility::Owner(owner.clone()), &event));
+        assert!(!sees(&Visibility::Owner(other.clone()), &event));
+        assert!(sees(&listed(&owner, &[&id]), &event));
+        assert!(!sees(&listed(&owner, &[]), &event));
+        assert!(!sees(&listed(&other, &[&id]), &event));
+    }
 }

@@ -1,85 +1,191 @@
-//! `/health`: whether the system can do its work.
+//! `/health`: whether the system can do its work; and whether this process can.
 
 use std::time::Duration;
 
-use agentbox_api::health::{CapacityBody, ClusterState, Health};
+use agentbox_api::error::ErrorBody;
+use agentbox_api::health::{CapacityBody, ClusterState, Health, Probe, Unhealthy};
 use agentbox_contracts::environment::rpc::{self, ClusterHealth};
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use crate::edge::error::ApiError;
 use crate::state::Gateway;
 
 const DEADLINE: Duration = Duration::from_secs(3);
+/// Memory is shown in whole mebibytes.
+const MEBIBYTE: u64 = 1024 * 1024;
 
-fn summary(clusters: &[ClusterHealth]) -> Health {
-    let up: Vec<&ClusterHealth> = clusters
-        .iter()
-        .filter(|cluster| cluster.connected)
-        .collect();
-    let connected = !up.is_empty() && up.len() == clusters.len();
+/// What speaks against the system's health, if anything does.
+fn complaint(
+    scheduler: &Result<rpc::HealthReply, Error>,
+    auth: &Result<identity::rpc::Empty, Error>,
+) -> Option<String> {
+    match (scheduler, auth) {
+        (Err(error), _) => Some(format!("the scheduler: {}", error.message)),
+        (Ok(reply), _) if !reply.database => Some("the database cannot be reached".to_owned()),
+        (Ok(reply), _) if !reply.clusters.iter().any(|cluster| cluster.connected) => {
+            Some("no cluster is connected".to_owned())
+        }
+        (Ok(_), Err(error)) => Some(format!("auth: {}", error.message)),
+        (Ok(_), Ok(_)) => None,
+    }
+}
+
+fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
+    let up = || clusters.iter().filter(|cluster| cluster.connected);
+    let is_whole = up().count() == clusters.len();
+    let status = match (is_healthy, is_whole) {
+        (false, _) => "unhealthy",
+        (true, false) => "degraded",
+        (true, true) => "healthy",
+    };
+    let memory: u64 = up().map(|cluster| cluster.available_memory_bytes).sum();
     Health {
-        status: if connected { "healthy" } else { "unhealthy" }.to_owned(),
+        status: status.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kubernetes: ClusterState {
-            connected,
-            version: up
-                .first()
+            connected: up().next().is_some() && is_whole,
+            version: up()
+                .next()
+                .or(clusters.first())
                 .map(|cluster| cluster.version.clone())
                 .unwrap_or_default(),
         },
         capacity: CapacityBody {
-            total_nodes: up.iter().map(|cluster| cluster.nodes).sum(),
-            available_cpu: MilliCpu(up.iter().map(|cluster| cluster.available_cpu_milli).sum())
+            total_nodes: up().map(|cluster| cluster.nodes).sum(),
+            available_cpu: MilliCpu(up().map(|cluster| cluster.available_cpu_milli).sum())
                 .to_string(),
-            available_memory: Bytes(
-                up.iter()
-                    .map(|cluster| cluster.available_memory_bytes)
-                    .sum(),
-            )
-            .to_string(),
+            available_memory: Bytes(memory / MEBIBYTE * MEBIBYTE).to_string(),
         },
     }
 }
 
-#[utoipa::path(get, path = "/api/v1/health", tag = "system",
-    responses((status = 200, body = Health), (status = 503, body = Health)))]
+/// 503 when the bus, the scheduler, the database, auth or the last cluster is gone; the
+/// body is then the same with the fields of an error.
+#[utoipa::path(get, path = "/api/v1/health", tag = "system", security(()),
+    responses((status = 200, description = "It can", body = Health),
+        (status = 503, description = "It cannot", body = Unhealthy),
+        (status = "default", body = ErrorBody)))]
 pub(crate) async fn health(State(gateway): State<Gateway>) -> Response {
-    let clusters = gateway
-        .bus
-        .call::<rpc::Health>(&rpc::Empty {}, DEADLINE)
-        .await;
-    let health = match &clusters {
-        Ok(reply) if reply.database => summary(&reply.clusters),
-        Ok(reply) => Health {
-            status: "unhealthy".to_owned(),
-            ..summary(&reply.clusters)
-        },
-        Err(_) => summary(&[]),
+    let (scheduler, auth) = tokio::join!(
+        gateway.bus.call::<rpc::Health>(&rpc::Empty {}, DEADLINE),
+        gateway
+            .bus
+            .call::<identity::rpc::Ready>(&identity::rpc::Empty {}, DEADLINE),
+    );
+    let complaint = complaint(&scheduler, &auth);
+    let clusters = scheduler.map(|reply| reply.clusters).unwrap_or_default();
+    let health = summary(&clusters, complaint.is_none());
+    let Some(complaint) = complaint else {
+        return axum::Json(health).into_response();
     };
-    let status = if health.status == "healthy" {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let mut response = (status, axum::Json(health)).into_response();
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    let error = Error::new(ErrorCode::Unavailable, complaint);
+    let body = axum::Json(Unhealthy {
+        health,
+        error: ErrorBody::from(&error),
+    });
+    // Status and headers are those of every 503.
+    let (parts, _) = ApiError(error).into_response().into_parts();
+    let mut response = body.into_response();
+    *response.status_mut() = parts.status;
+    if let Some(retry) = parts.headers.get(axum::http::header::RETRY_AFTER) {
+        let retry = retry.clone();
         response
             .headers_mut()
-            .insert("retry-after", axum::http::HeaderValue::from_static("1"));
+            .insert(axum::http::header::RETRY_AFTER, retry);
     }
     response
 }
 
-pub(crate) async fn live() -> &'static str {
-    "alive\n"
+fn probe() -> axum::Json<Probe> {
+    axum::Json(Probe {
+        status: "ok".to_owned(),
+    })
 }
 
-pub(crate) async fn ready(State(gateway): State<Gateway>) -> (StatusCode, &'static str) {
-    if gateway.bus.is_connected() && gateway.routes.is_synced() {
-        (StatusCode::OK, "ready\n")
+/// This process answers.
+#[utoipa::path(get, path = "/api/v1/health/live", tag = "system", security(()),
+    responses((status = 200, description = "It lives", body = Probe),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn live() -> axum::Json<Probe> {
+    probe()
+}
+
+/// This process can be given work: it has the bus and knows where environments run.
+#[utoipa::path(get, path = "/api/v1/health/ready", tag = "system", security(()),
+    responses((status = 200, description = "It is ready", body = Probe),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<Probe>, ApiError> {
+    let missing = if gateway.shutdown.is_cancelled() {
+        "this replica stops"
+    } else if !gateway.bus.is_connected() {
+        "the message bus is not connected"
+    } else if !gateway.routes.is_synced() {
+        "the route table has not been read yet"
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        return Ok(probe());
+    };
+    Err(Error::new(ErrorCode::Unavailable, missing).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(connected: bool) -> ClusterHealth {
+        ClusterHealth {
+            name: "local".into(),
+            driver: "containerd".into(),
+            connected,
+            version: "containerd 1.6.20".into(),
+            nodes: 3,
+            available_cpu_milli: 24_000,
+            available_memory_bytes: (48 << 30) + 17,
+        }
+    }
+
+    fn reply(database: bool, clusters: &[bool]) -> Result<rpc::HealthReply, Error> {
+        Ok(rpc::HealthReply {
+            database,
+            clusters: clusters.iter().map(|up| cluster(*up)).collect(),
+        })
+    }
+
+    #[test]
+    fn the_summary_is_the_guides() {
+        let health = serde_json::to_value(summary(&[cluster(true)], true)).unwrap();
+        let expected = serde_json::json!({
+            "status": "healthy",
+            "version": env!("CARGO_PKG_VERSION"),
+            "kubernetes": {"connected": true, "version": "containerd 1.6.20"},
+            "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}
+        });
+        assert_eq!(health, expected);
+    }
+
+    #[test]
+    fn the_system_is_unhealthy_without_a_part_it_cannot_do_without() {
+        let auth = || Ok(identity::rpc::Empty {});
+        let down = || Error::new(ErrorCode::Unavailable, "down");
+        assert_eq!(complaint(&reply(true, &[true]), &auth()), None);
+        assert_eq!(complaint(&reply(true, &[true, false]), &auth()), None);
+        assert!(complaint(&reply(false, &[true]), &auth()).is_some());
+        assert!(complaint(&reply(true, &[false]), &auth()).is_some());
+        assert!(complaint(&reply(true, &[]), &auth()).is_some());
+        assert!(complaint(&Err(down()), &auth()).is_some());
+        assert!(complaint(&reply(true, &[true]), &Err(down())).is_some());
+    }
+
+    #[test]
+    fn a_cluster_that_is_away_is_said_and_does_not_count() {
+        let clusters = [cluster(true), cluster(false)];
+        let health = summary(&clusters, true);
+        assert_eq!(health.status, "degraded");
+        assert!(!health.kubernetes.connected);
+        assert_eq!(health.capacity.total_nodes, 3);
+        assert_eq!(summary(&[], false).status, "unhealthy");
     }
 }

@@ -1,10 +1,12 @@
-//! What the gateway counts.
+//! What the gateway counts. Labels are templates and fixed words, never ids or addresses.
 
 use std::time::Duration;
 
+use metrics::{counter, gauge, histogram};
+
 /// One answered request; `route` is the template, never the path.
 pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
-    metrics::histogram!(
+    histogram!(
         "agentbox_http_request_duration_seconds",
         "method" => method.to_owned(),
         "route" => route.to_owned(),
@@ -13,16 +15,36 @@ pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
     .record(took.as_secs_f64());
 }
 
+/// A request was refused for its number; `category` may be `flood`.
 pub(crate) fn rate_limited(category: &'static str) {
-    metrics::counter!("agentbox_rate_limited_total", "category" => category).increment(1);
+    counter!("agentbox_rate_limited_total", "category" => category).increment(1);
 }
 
-/// A request was let through uncounted: the bus did not answer.
-pub(crate) fn rate_limit_unknown() {
-    metrics::counter!("agentbox_rate_limit_unknown_total").increment(1);
+/// A request was counted by this replica alone: the bus did not count it.
+pub(crate) fn counted_locally() {
+    counter!("agentbox_rate_limit_counted_locally_total").increment(1);
 }
 
 pub(crate) fn connections(open: usize) {
     #[allow(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
-    metrics::gauge!("agentbox_http_connections").set(open as f64);
+    gauge!("agentbox_http_connections").set(open as f64);
+}
+
+/// An open stream of one kind, for as long as it lives.
+pub(crate) struct OpenStream {
+    kind: &'static str,
+}
+
+impl OpenStream {
+    /// `kind`: logs, events or attach.
+    pub(crate) fn begin(kind: &'static str) -> Self {
+        gauge!("agentbox_streams", "kind" => kind).increment(1.0);
+        Self { kind }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        gauge!("agentbox_streams", "kind" => self.kind).decrement(1.0);
+    }
 }

@@ -1,87 +1,104 @@
-//! Where a request's credential is, and who it belongs to.
+//! Who calls: finds the credential, counts the request, asks auth.
+//!
+//! * I1. Auth decides, for every request: nothing here makes a credential good.
+//! * I2. A caller is counted under its user, so that many keys are not many limits; one
+//!   whose credential is not good, or who shows none, under its address.
+//! * I3. Garbage costs no question: a token that says that it is signed by us and is not
+//!   is refused here.
+
+pub(crate) mod credential;
+pub(crate) mod signature;
+pub(crate) mod whose;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{Authenticate, AuthenticateRequest, Secret};
 use agentbox_contracts::identity::{Principal, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
-use axum::http::{HeaderMap, header};
-use base64::Engine as _;
 
+use crate::authorize::unauthorized;
+use crate::edge::client_address::ClientAddress;
+use crate::rate_limit::{Category, Standing, Subject};
 use crate::state::{AUTH_DEADLINE, Gateway};
+use credential::Presented;
+use signature::Verdict;
+use whose::Whose;
 
-/// The longest credential that is looked at.
-const MAX_TOKEN: usize = 8 * 1024;
-
-pub(crate) fn unauthorized(message: &str) -> Error {
-    Error::new(ErrorCode::Unauthorized, message)
+/// A request as far as its caller goes.
+pub(crate) struct Arrival {
+    /// What it showed, or what was wrong with how it showed it.
+    pub presented: Result<Option<Presented>, Error>,
+    pub address: ClientAddress,
+    pub category: Category,
 }
 
-/// The bearer token of the Authorization header (RFC 6750).
-pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, Error> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return Ok(None);
+/// Counts the request and finds its caller, at the same time where it can be known under
+/// whom to count before auth has answered.
+pub(crate) async fn identify(
+    gateway: &Gateway,
+    arrival: Arrival,
+) -> (Standing, Result<Option<Principal>, Error>) {
+    let by_address = Subject::address(arrival.address);
+    let count = async |subject: &Subject| gateway.limiter.count(subject, arrival.category).await;
+    let presented = match arrival.presented {
+        Ok(Some(presented)) => presented,
+        Ok(None) => return (count(&by_address).await, Ok(None)),
+        Err(error) => return (count(&by_address).await, Err(error)),
     };
-    let value = value
-        .to_str()
-        .map_err(|_| unauthorized("the Authorization header is not ASCII"))?;
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
-        return Err(unauthorized(
-            "the Authorization header is not of the form `Bearer <token>`",
-        ));
+    let token = match presented {
+        Presented::Bearer(token) => token,
+        Presented::Ticket {
+            ticket,
+            environment,
+            action,
+        } => {
+            let outcome = redeem(gateway, ticket, environment, action).await;
+            return (
+                count(&subject(&outcome, by_address)).await,
+                outcome.map(Some),
+            );
+        }
+    };
+    let known = match gateway.whose.of(&token) {
+        Some(Whose::User(user)) => Some(Subject::user(&user)),
+        Some(Whose::Nobody) => Some(by_address.clone()),
+        None => match gateway.signatures.judge(&gateway.bus, &token).await {
+            Verdict::Signed(user) => Some(Subject::user(&user)),
+            Verdict::Forged => {
+                let error = unauthorized("the token is not valid");
+                return (count(&by_address).await, Err(error));
+            }
+            Verdict::Unknown => None,
+        },
+    };
+    let (standing, outcome) = match known {
+        Some(known) => tokio::join!(count(&known), authenticate(gateway, &token)),
+        None => {
+            let outcome = authenticate(gateway, &token).await;
+            (count(&subject(&outcome, by_address)).await, outcome)
+        }
+    };
+    match &outcome {
+        Ok(principal) => gateway
+            .whose
+            .remember(&token, Whose::User(principal.user.clone())),
+        Err(error) if error.code == ErrorCode::Unauthorized => {
+            gateway.whose.remember(&token, Whose::Nobody);
+        }
+        Err(_) => {}
     }
-    bounded(token.trim()).map(Some)
+    (standing, outcome.map(Some))
 }
 
-fn bounded(token: &str) -> Result<Secret, Error> {
-    if token.len() > MAX_TOKEN {
-        return Err(unauthorized("the token is too long"));
-    }
-    Ok(Secret(token.to_owned()))
+fn subject(outcome: &Result<Principal, Error>, otherwise: Subject) -> Subject {
+    outcome
+        .as_ref()
+        .map_or(otherwise, |principal| Subject::user(&principal.user))
 }
 
-/// A token offered as a WebSocket subprotocol, and the protocol to answer with: the
-/// first that was offered and is not the secret.
-pub(crate) fn from_subprotocols(
-    headers: &HeaderMap,
-) -> Result<(Option<Secret>, Option<String>), Error> {
-    const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
-    let offered: Vec<String> = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|protocol| protocol.trim().to_owned())
-        .filter(|protocol| !protocol.is_empty())
-        .collect();
-    if let Some(at) = offered
-        .iter()
-        .position(|p| p.eq_ignore_ascii_case("authorization"))
-    {
-        let token = offered.get(at + 1).ok_or_else(|| {
-            unauthorized("the subprotocol `Authorization` is not followed by a token")
-        })?;
-        let token = token.strip_prefix("Bearer ").unwrap_or(token);
-        return Ok((Some(bounded(token)?), Some(offered[at].clone())));
-    }
-    if let Some(encoded) = offered.iter().find_map(|p| p.strip_prefix(ENCODED)) {
-        let token = base64::engine::general_purpose::URL_SAFE_NO_PAD
-            .decode(encoded.trim_end_matches('='))
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok())
-            .ok_or_else(|| unauthorized("the token in the subprotocol is not base64url"))?;
-        let answer = offered.iter().find(|p| !p.starts_with(ENCODED)).cloned();
-        return Ok((Some(bounded(&token)?), answer));
-    }
-    Ok((None, offered.first().cloned()))
-}
-
-/// Asks auth who a token belongs to.
-///
-/// # Errors
-/// [`ErrorCode::Unauthorized`], or that auth cannot be reached.
-pub(crate) async fn authenticate(gateway: &Gateway, token: Secret) -> Result<Principal, Error> {
-    let request = AuthenticateRequest::Bearer { token };
+async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Error> {
+    let request = AuthenticateRequest::Bearer {
+        token: token.clone(),
+    };
     gateway
         .bus
         .call::<Authenticate>(&request, AUTH_DEADLINE)
@@ -89,16 +106,12 @@ pub(crate) async fn authenticate(gateway: &Gateway, token: Secret) -> Result<Pri
 }
 
 /// Uses up a ticket.
-///
-/// # Errors
-/// [`ErrorCode::Unauthorized`], or that auth cannot be reached.
-pub(crate) async fn redeem(
+async fn redeem(
     gateway: &Gateway,
-    ticket: String,
+    ticket: Secret,
     environment: EnvironmentId,
     action: TicketAction,
 ) -> Result<Principal, Error> {
-    let ticket = bounded(&ticket)?;
     let request = AuthenticateRequest::Ticket {
         ticket,
         environment,
@@ -113,7 +126,7 @@ pub(crate) async fn redeem(
 /// Whether the credential of a stream that runs on is still good.
 ///
 /// # Errors
-/// [`ErrorCode::Unauthorized`] when it is not; anything else leaves it open.
+/// [`ErrorCode::Unauthorized`] when it is not; anything else says that auth cannot tell.
 pub(crate) async fn still_good(gateway: &Gateway, principal: &Principal) -> Result<(), Error> {
     let request = AuthenticateRequest::Again {
         user: principal.user.clone(),
@@ -124,52 +137,4 @@ pub(crate) async fn still_good(gateway: &Gateway, principal: &Principal) -> Resu
         .call::<Authenticate>(&request, AUTH_DEADLINE)
         .await
         .map(|_| ())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn protocols(value: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value.parse().unwrap());
-        headers
-    }
-
-    #[test]
-    fn a_websocket_token_is_found_in_every_form_and_never_echoed() {
-        let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode("tok");
-        for (offered, answer) in [
-            ("Authorization, tok".to_owned(), Some("Authorization")),
-            (
-                "Authorization, Bearer tok".to_owned(),
-                Some("Authorization"),
-            ),
-            (
-                format!("base64url.bearer.authorization.agentbox.{encoded}, agentbox"),
-                Some("agentbox"),
-            ),
-            (
-                format!("agentbox, base64url.bearer.authorization.agentbox.{encoded}"),
-                Some("agentbox"),
-            ),
-        ] {
-            let (token, protocol) = from_subprotocols(&protocols(&offered)).unwrap();
-            assert_eq!(token, Some(Secret("tok".into())), "{offered}");
-            assert_eq!(protocol.as_deref(), answer, "{offered}");
-        }
-        assert!(from_subprotocols(&protocols("Authorization")).is_err());
-    }
-
-    #[test]
-    fn only_a_bearer_header_is_a_credential() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(bearer(&headers).unwrap(), None);
-        headers.insert(header::AUTHORIZATION, "bearer  abc".parse().unwrap());
-        assert_eq!(bearer(&headers).unwrap(), Some(Secret("abc".into())));
-        for bad in ["Basic abc", "Bearer", "Bearer "] {
-            headers.insert(header::AUTHORIZATION, bad.parse().unwrap());
-            assert!(bearer(&headers).is_err(), "{bad}");
-        }
-    }
 }

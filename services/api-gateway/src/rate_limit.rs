@@ -1,129 +1,172 @@
 //! The guide's rate limits: strict windows of one minute, exact across replicas.
 //!
-//! Each window is a counter on the bus whose increment answers the total, so deciding
-//! costs one round trip. When the bus does not answer, the request is let through and
-//! counted as such: nothing that it could do works without the bus either, and its own
-//! call will answer 503.
+//! Each window of each caller is a counter on the bus whose increment answers the total:
+//! deciding costs one round trip, made while auth is asked who calls.
+//!
+//! * I1. Of one caller's requests in one window exactly the limit pass, on however many
+//!   replicas they arrive: what passes is decided by the total that the increment gave.
+//! * I2. Every answer says where its caller stands.
+//! * I3. When the bus does not count, each replica counts for itself ([`local`]): the
+//!   limit then holds per replica, guessing passwords stays bounded, and nobody is shut
+//!   out by the failure of a counter. A failing bus is not asked again for a second, so
+//!   that it costs one deadline a second, not one a request.
 
+pub(crate) mod local;
+pub(crate) mod shield;
+pub(crate) mod window;
+
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_bus::Bus;
+use agentbox_contracts::ids::UserId;
 use agentbox_contracts::subjects;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
+use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::edge::client_address::ClientAddress;
 use crate::metrics;
-use crate::state::Gateway;
+use local::LocalWindows;
+pub(crate) use window::Standing;
+use window::WINDOW_S;
 
-const WINDOW_S: u64 = 60;
-const DEADLINE: Duration = Duration::from_secs(1);
+/// How long the bus may take to count.
+const DEADLINE: Duration = Duration::from_millis(500);
+/// How long a bus that failed to count is left alone.
+const PAUSE_MS: i64 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Category {
+    /// Where passwords are checked.
     Auth,
     Create,
     Exec,
     Other,
+    /// Probes of this process: they must not fail for their number, nor wait for the bus.
+    Uncounted,
 }
 
 impl Category {
-    fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Auth => "auth",
             Self::Create => "create",
             Self::Exec => "exec",
             Self::Other => "other",
-        }
-    }
-
-    fn limit(self, config: &Config) -> u64 {
-        match self {
-            Self::Auth => config.rate_limit_auth,
-            Self::Create => config.rate_limit_create,
-            Self::Exec => config.rate_limit_exec,
-            Self::Other => config.rate_limit_other,
+            Self::Uncounted => "uncounted",
         }
     }
 }
 
-/// Where a caller stands in its window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
-    pub limit: u64,
-    pub used: u64,
-    /// When the window ends, Unix seconds.
-    pub reset: u64,
+/// Requests a minute of one caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub auth: u64,
+    pub create: u64,
+    pub exec: u64,
+    pub other: u64,
 }
 
-impl Standing {
-    fn at(limit: u64, used: u64, now: u64) -> Self {
+impl Limits {
+    const fn of(&self, category: Category) -> u64 {
+        match category {
+            Category::Auth => self.auth,
+            Category::Create => self.create,
+            Category::Exec => self.exec,
+            Category::Other | Category::Uncounted => self.other,
+        }
+    }
+}
+
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Self {
         Self {
-            limit,
-            used,
-            reset: (now / WINDOW_S + 1) * WINDOW_S,
-        }
-    }
-
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
-        let remaining = self.limit.saturating_sub(self.used);
-        for (name, value) in [
-            ("x-ratelimit-limit", self.limit),
-            ("x-ratelimit-remaining", remaining),
-            ("x-ratelimit-reset", self.reset),
-        ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
-        }
-    }
-
-    /// # Errors
-    /// [`ErrorCode::RateLimited`] when this request was one too many.
-    pub(crate) fn check(&self, category: Category, now: u64) -> Result<(), Error> {
-        if self.used <= self.limit {
-            return Ok(());
-        }
-        metrics::rate_limited(category.word());
-        let wait = self.reset.saturating_sub(now).max(1);
-        let mut error = Error::new(
-            ErrorCode::RateLimited,
-            format!(
-                "more than {} requests of the kind `{}` a minute; try again in {wait} s",
-                self.limit,
-                category.word()
-            ),
-        );
-        error.retry_after_s = u32::try_from(wait).ok();
-        Err(error)
-    }
-}
-
-pub(crate) fn now_unix_s() -> u64 {
-    u64::try_from(Utc::now().timestamp()).unwrap_or(0)
-}
-
-/// Counts one request of `principal` (an id, or [`address_token`]).
-pub(crate) async fn count(gateway: &Gateway, principal: &str, category: Category) -> Standing {
-    let now = now_unix_s();
-    let limit = category.limit(&gateway.config);
-    let subject = subjects::limit(principal, category.word(), now / WINDOW_S);
-    match gateway.bus.increment(subject, 1, DEADLINE).await {
-        Ok(used) => Standing::at(limit, used, now),
-        Err(error) => {
-            metrics::rate_limit_unknown();
-            tracing::debug!(%error, "a request was not counted");
-            Standing::at(limit, 0, now)
+            auth: config.rate_limit_auth,
+            create: config.rate_limit_create,
+            exec: config.rate_limit_exec,
+            other: config.rate_limit_other,
         }
     }
 }
 
-/// Any text as one subject token.
-pub(crate) fn token(text: &str) -> String {
-    use base64::Engine as _;
-    let short: String = text.chars().take(128).collect();
-    format!(
-        "t-{}",
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(short)
-    )
+/// Who is counted, as one token of a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Subject(String);
+
+impl Subject {
+    pub(crate) fn user(user: &UserId) -> Self {
+        Self(user.to_string())
+    }
+
+    pub(crate) fn address(client: ClientAddress) -> Self {
+        Self(format!(
+            "addr-{}",
+            URL_SAFE_NO_PAD.encode(client.network().to_string())
+        ))
+    }
+
+    /// The name somebody logs in with, whoever that is. Hashed: it is any text, of any
+    /// length, and perhaps a password typed into the wrong field.
+    pub(crate) fn username(name: &str) -> Self {
+        let digest = Sha256::digest(name.trim().to_lowercase());
+        Self(format!("name-{}", URL_SAFE_NO_PAD.encode(&digest[..16])))
+    }
+}
+
+pub(crate) struct Limiter {
+    bus: Bus,
+    limits: Limits,
+    local: LocalWindows,
+    /// Unix milliseconds until which the bus is not asked.
+    paused_until: AtomicI64,
+}
+
+impl Limiter {
+    pub(crate) fn new(bus: Bus, limits: Limits) -> Self {
+        Self {
+            bus,
+            limits,
+            local: LocalWindows::default(),
+            paused_until: AtomicI64::new(0),
+        }
+    }
+
+    /// Counts one request and says where its caller stands with it.
+    pub(crate) async fn count(&self, subject: &Subject, category: Category) -> Standing {
+        let now = Utc::now();
+        let second = u64::try_from(now.timestamp()).unwrap_or(0);
+        let limit = self.limits.of(category);
+        if category == Category::Uncounted {
+            return Standing::at(category, limit, 0, second);
+        }
+        let window = second / WINDOW_S;
+        let key = subjects::limit(&subject.0, category.word(), window);
+        let used = match self.shared(key.clone(), now.timestamp_millis()).await {
+            Some(used) => used,
+            None => self.local.count(key, window),
+        };
+        Standing::at(category, limit, used, second)
+    }
+
+    async fn shared(&self, key: String, now_ms: i64) -> Option<u64> {
+        if now_ms < self.paused_until.load(Ordering::Relaxed) {
+            metrics::counted_locally();
+            return None;
+        }
+        match self.bus.increment(key, 1, DEADLINE).await {
+            Ok(used) => Some(used),
+            Err(error) => {
+                self.paused_until
+                    .store(now_ms + PAUSE_MS, Ordering::Relaxed);
+                metrics::counted_locally();
+                tracing::warn!(%error, "requests are counted by each replica for itself");
+                None
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -131,34 +174,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_itself_passes_and_the_next_does_not() {
-        let at = |used| Standing::at(10, used, 125);
-        assert_eq!(at(1).reset, 180);
-        assert!(at(10).check(Category::Auth, 125).is_ok());
-        let refused = at(11).check(Category::Auth, 125).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::RateLimited);
-        assert_eq!(refused.retry_after_s, Some(55));
-    }
-
-    #[test]
-    fn the_headers_are_the_guides() {
-        let mut headers = HeaderMap::new();
-        Standing::at(100, 5, 0).write(&mut headers);
-        assert_eq!(headers["x-ratelimit-limit"], "100");
-        assert_eq!(headers["x-ratelimit-remaining"], "95");
-        assert_eq!(headers["x-ratelimit-reset"], "60");
-    }
-
-    #[test]
-    fn any_text_becomes_one_subject_token() {
-        for text in ["2001:db8::1", "a.b > *", ""] {
-            let token = token(text);
-            assert!(
-                token
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
-                "{token}"
-            );
+    fn every_subject_is_one_token_of_a_nats_subject() {
+        let address = |text: &str| Subject::address(ClientAddress(text.parse().unwrap()));
+        let long = "x".repeat(10_000);
+        for subject in [
+            address("2001:db8::1"),
+            address("192.0.2.1"),
+            Subject::username("a.b > *"),
+            Subject::username(&long),
+            Subject::username(""),
+            Subject::user(&UserId::random()),
+        ] {
+            let Subject(text) = &subject;
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+            assert!(text.bytes().all(is_plain) && text.len() < 100, "{text}");
         }
+    }
+
+    #[test]
+    fn a_username_is_the_same_however_it_is_typed_and_no_other() {
+        assert_eq!(Subject::username("Alice "), Subject::username("alice"));
+        assert_ne!(Subject::username("alice"), Subject::username("alicf"));
     }
 }

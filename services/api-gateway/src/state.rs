@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, RouteMirror};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::principal::signature::Signatures;
+use crate::principal::whose::WhoseToken;
+use crate::rate_limit::{Limiter, Limits};
 
-/// How long each service may take to answer.
+/// How long auth may take to answer; a password is checked within it.
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
-pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(8);
+/// How long the scheduler may take to answer.
+pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Clones share one state.
 #[derive(Clone)]
@@ -23,8 +28,13 @@ pub(crate) struct Inner {
     pub config: Config,
     pub bus: Bus,
     pub routes: RouteMirror,
+    pub limiter: Limiter,
+    pub signatures: Signatures,
+    pub whose: WhoseToken,
     /// Streams end when it is cancelled.
     pub shutdown: CancellationToken,
+    /// WebSockets, which outlive the connection's own future.
+    pub sockets: TaskTracker,
 }
 
 impl Gateway {
@@ -34,12 +44,17 @@ impl Gateway {
         routes: RouteMirror,
         shutdown: CancellationToken,
     ) -> Self {
+        let limiter = Limiter::new(bus.clone(), Limits::from(&config));
         Self {
             inner: Arc::new(Inner {
                 config,
                 bus,
                 routes,
+                limiter,
+                signatures: Signatures::default(),
+                whose: WhoseToken::default(),
                 shutdown,
+                sockets: TaskTracker::new(),
             }),
         }
     }

@@ -1,141 +1,152 @@
-//! What long-lived answers share: server-sent events, and the end of a credential.
+//! What long-lived answers share: they end with their credential, and when the gateway
+//! stops.
+//!
+//! * I1. A stream whose credential has died sends nothing more from [`STALE`] on, and ends
+//!   at the latest then, if its client reads.
+//! * I2. That auth cannot be reached is not a credential's end; after [`PATIENCE`] without
+//!   a word of auth it ends all the same.
 
-use std::convert::Infallible;
+pub(crate) mod sse;
+
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
-use axum::http::HeaderMap;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use tokio::sync::mpsc;
-use tracing::Instrument;
+use chrono::Utc;
+use tokio::time::{Instant, sleep_until};
 
+use crate::authorize::unauthorized;
 use crate::principal::still_good;
 use crate::state::Gateway;
 
 /// How often the credential of a running stream is looked at again.
 const RECHECK: Duration = Duration::from_secs(2);
-/// How often a quiet stream says that it is there.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Events waiting for a slow client; then the producer waits.
-const QUEUE: usize = 64;
+/// A stream that was not polled for so long (its client does not read) asks before it
+/// sends more.
+const STALE: Duration = Duration::from_secs(4);
+/// How long a stream goes on without a word of auth.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Resolves when the credential of `principal` is no longer good, or when the gateway
-/// stops. That auth cannot be reached is not the credential's end.
-pub(crate) async fn until_revoked(gateway: &Gateway, principal: &Principal) -> Error {
-    loop {
-        tokio::select! {
-            () = gateway.shutdown.cancelled() => {
-                return Error::new(ErrorCode::Unavailable, "the gateway is stopping; connect again");
-            }
-            () = tokio::time::sleep(RECHECK) => {}
-        }
-        if principal
-            .expires_at
-            .is_some_and(|at| at <= chrono::Utc::now())
-        {
-            return Error::new(ErrorCode::Unauthorized, "the credential has expired");
-        }
-        if let Err(error) = still_good(gateway, principal).await
-            && error.code == ErrorCode::Unauthorized
-        {
-            return error;
-        }
-    }
+/// Why a stream ends before its source does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The credential is no longer good, or nobody can say so.
+    Credential(Error),
+    /// The gateway stops: the client connects again, to another replica.
+    Stopping,
 }
 
-/// The last event id that the client has, from the standard header.
-///
-/// # Errors
-/// [`ErrorCode::Validation`] when it is not a number.
-pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
-    let Some(value) = headers.get("last-event-id") else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or("");
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| {
-        Error::field(
-            "Last-Event-ID",
-            format!("`{text}` is not an id of this stream"),
-        )
-    })
+type Asking = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// Watches over one stream's credential. What it waits for goes on when [`Self::ended`]
+/// is dropped and called again.
+pub(crate) struct Watch {
+    gateway: Gateway,
+    principal: Principal,
+    asking: Option<Asking>,
+    asked: Instant,
+    good: Instant,
+    expires: Option<Instant>,
 }
 
-/// Where a producer puts its events; full while the client is slow.
-#[derive(Clone)]
-pub(crate) struct Events(mpsc::Sender<Event>);
-
-/// The client has gone.
-pub(crate) struct Gone;
-
-impl Events {
-    pub(crate) async fn send(&self, event: Event) -> Result<(), Gone> {
-        self.0.send(event).await.map_err(|_| Gone)
-    }
-
-    async fn fail(&self, error: &Error) {
-        let body = agentbox_api::error::ErrorBody::from(error);
-        let data = serde_json::to_string(&body).unwrap_or_default();
-        let _ = self.send(Event::default().event("error").data(data)).await;
-    }
-}
-
-/// An answer of server-sent events made by `produce`, until it ends, the client goes, or
-/// the credential dies. A failure is told as an `error` event.
-pub(crate) fn sse<F, Fut>(gateway: Gateway, principal: Principal, produce: F) -> Response
-where
-    F: FnOnce(Events) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<(), Error>> + Send + 'static,
-{
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    let events = Events(sender);
-    let span = tracing::Span::current();
-    let producing = async move {
-        let end = tokio::select! {
-            outcome = produce(events.clone()) => outcome.err(),
-            error = until_revoked(&gateway, &principal) => Some(error),
-            () = events.0.closed() => None,
-        };
-        if let Some(error) = end {
-            events.fail(&error).await;
+impl Watch {
+    /// `principal` was good a moment ago.
+    pub(crate) fn new(gateway: Gateway, principal: Principal) -> Self {
+        let now = Instant::now();
+        let expires = principal.expires_at.map(|at| {
+            let left = (at - Utc::now()).to_std().unwrap_or_default();
+            // An instant too far away to be represented is no limit of this stream.
+            now.checked_add(left)
+                .unwrap_or(now + Duration::from_secs(86_400))
+        });
+        Self {
+            gateway,
+            principal,
+            asking: None,
+            asked: now,
+            good: now,
+            expires,
         }
     }
-    .instrument(span);
-    // The producer runs inside the body: when the client goes, both are dropped.
-    let body = Body {
-        producing: Some(Box::pin(producing)),
-        receiver,
-    };
-    let stream = futures::stream::unfold(body, |mut body| async move {
-        let event = body.next().await?;
-        Some((Ok::<_, Infallible>(event), body))
-    });
-    Sse::new(stream)
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
-}
 
-struct Body<P> {
-    producing: Option<P>,
-    receiver: mpsc::Receiver<Event>,
-}
-
-impl<P: Future<Output = ()> + Unpin> Body<P> {
-    async fn next(&mut self) -> Option<Event> {
+    /// Resolves when the stream must end.
+    pub(crate) async fn ended(&mut self) -> Ended {
         loop {
-            let Some(producing) = &mut self.producing else {
-                return self.receiver.try_recv().ok();
-            };
-            tokio::select! {
-                biased;
-                event = self.receiver.recv() => return event,
-                () = producing => self.producing = None,
+            if let Some(ended) = self.ask().await {
+                return ended;
             }
         }
+    }
+
+    /// Before something is sent: asks if nobody has for too long.
+    pub(crate) async fn allows(&mut self) -> Result<(), Ended> {
+        if self.good.elapsed() < STALE {
+            return Ok(());
+        }
+        match self.ask().await {
+            Some(ended) => Err(ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the next time to ask, and asks. `None`: nothing speaks against it.
+    async fn ask(&mut self) -> Option<Ended> {
+        if self.asking.is_none() {
+            let next = self.asked + RECHECK;
+            let wake = self.expires.map_or(next, |expires| expires.min(next));
+            tokio::select! {
+                () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+                () = sleep_until(wake) => {}
+            }
+        }
+        let (gateway, principal) = (&self.gateway, &self.principal);
+        let asking = self.asking.get_or_insert_with(|| {
+            let (gateway, principal) = (gateway.clone(), principal.clone());
+            Box::pin(async move { still_good(&gateway, &principal).await })
+        });
+        let outcome = tokio::select! {
+            () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+            outcome = asking => outcome,
+        };
+        self.asking = None;
+        self.asked = Instant::now();
+        let has_expired = self.expires.is_some_and(|expires| expires <= self.asked);
+        if outcome.is_ok() && !has_expired {
+            self.good = self.asked;
+        }
+        judge(outcome, has_expired, self.good.elapsed()).map(Ended::Credential)
+    }
+}
+
+/// What auth's answer means for the stream.
+fn judge(outcome: Result<(), Error>, has_expired: bool, silent: Duration) -> Option<Error> {
+    match outcome {
+        Err(error) if error.code == ErrorCode::Unauthorized => Some(error),
+        _ if has_expired => Some(unauthorized("the credential has expired")),
+        Ok(()) => None,
+        Err(error) if silent >= PATIENCE => Some(error),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bad_credential_or_a_long_silence_ends_a_stream() {
+        let down = || Err(Error::new(ErrorCode::Unavailable, "down"));
+        let dead = || Err(unauthorized("revoked"));
+        let code = |outcome, expired, silent| {
+            judge(outcome, expired, Duration::from_secs(silent)).map(|error| error.code)
+        };
+        assert_eq!(code(Ok(()), false, 0), None);
+        assert_eq!(code(dead(), false, 0), Some(ErrorCode::Unauthorized));
+        assert_eq!(code(Ok(()), true, 0), Some(ErrorCode::Unauthorized));
+        assert_eq!(code(down(), true, 0), Some(ErrorCode::Unauthorized));
+        assert_eq!(code(down(), false, 29), None);
+        assert_eq!(code(down(), false, 30), Some(ErrorCode::Unavailable));
     }
 }

@@ -1,122 +1,152 @@
-//! Admission: who calls, and is it within its rate.
+//! Admission, before any handler: who calls, how often, and may it.
 //!
-//! A caller is counted under its user; one whose credential is not good, or that has
-//! none yet, under its address.
+//! * I1. The order: rate, credential, the environment and the right to it. An answer
+//!   tells nothing that its caller may not know.
+//! * I2. A handler on an environment is given the place that was authorized, and no other.
 
-use std::net::{IpAddr, SocketAddr};
+use std::convert::Infallible;
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::Principal;
+use agentbox_contracts::ids::EnvironmentId;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::client_address::ClientAddress;
 use super::error::ApiError;
-use crate::principal::{authenticate, bearer, from_subprotocols, unauthorized};
-use crate::rate_limit::{self, Category, Standing};
+use super::path;
+use crate::authorize::{Action, authorize, unauthorized};
+use crate::lookup::{self, Place};
+use crate::principal::{Arrival, credential, identify};
+use crate::rate_limit::{Category, Standing};
 use crate::state::Gateway;
-
-/// The other end of the connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerAddress(pub SocketAddr);
-
-/// A caller whose credential is good.
-#[derive(Clone, Debug)]
-pub(crate) struct Caller(pub Principal);
-
-/// The caller, or `None` when the request brought no credential in its head.
-#[derive(Clone, Debug)]
-pub(crate) struct MaybeCaller(pub Option<Principal>);
-
-impl FromRequestParts<Gateway> for Caller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
-        match parts.extensions.get::<MaybeCaller>() {
-            Some(MaybeCaller(Some(principal))) => Ok(Self(principal.clone())),
-            _ => Err(unauthorized("a token is needed: `Authorization: Bearer <token>`").into()),
-        }
-    }
-}
-
-impl FromRequestParts<Gateway> for MaybeCaller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
-        Ok(parts
-            .extensions
-            .get::<Self>()
-            .cloned()
-            .unwrap_or(Self(None)))
-    }
-}
 
 /// What a layer of [`admit`] is made for.
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub gateway: Gateway,
+    pub action: Action,
     pub category: Category,
 }
 
-pub(crate) fn address(request_extensions: &axum::http::Extensions) -> IpAddr {
-    request_extensions
-        .get::<PeerAddress>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |PeerAddress(address)| {
-            address.ip()
-        })
-}
+/// The caller of a route that needs one.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub Principal);
 
-fn is_websocket(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::UPGRADE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
-}
+impl FromRequestParts<Gateway> for Caller {
+    type Rejection = ApiError;
 
-async fn identify(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<Principal>, Error> {
-    let mut token = bearer(headers)?;
-    if token.is_none() && is_websocket(headers) {
-        token = from_subprotocols(headers)?.0;
-    }
-    match token {
-        Some(token) => authenticate(gateway, token).await.map(Some),
-        None => Ok(None),
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
+        // Not there only if the route is open to all and its handler asks nevertheless.
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| unauthorized("a token is needed").into())
     }
 }
 
-fn refused(error: Error, standing: Standing) -> Response {
-    let mut response = ApiError(error).into_response();
-    standing.write(response.headers_mut());
-    response
+/// The environment of the route, on which the caller may do what the route does.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitted(pub Place);
+
+impl FromRequestParts<Gateway> for Admitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Error::internal().into())
+    }
+}
+
+/// Where the request was counted, for handlers that count it elsewhere too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted(pub Standing);
+
+impl FromRequestParts<Gateway> for Counted {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, Infallible> {
+        let untouched = Standing::at(Category::Uncounted, u64::MAX, 0, 0);
+        Ok(parts
+            .extensions
+            .get::<Self>()
+            .copied()
+            .unwrap_or(Self(untouched)))
+    }
 }
 
 pub(crate) async fn admit(
-    State(Admission { gateway, category }): State<Admission>,
-    mut request: Request,
+    State(admission): State<Admission>,
+    request: Request,
     next: Next,
 ) -> Response {
-    let identity = identify(&gateway, request.headers()).await;
-    let counted_as = match &identity {
-        Ok(Some(principal)) => principal.user.to_string(),
-        _ => rate_limit::token(&address(request.extensions()).to_string()),
+    let (mut parts, body) = request.into_parts();
+    let (standing, verdict) = judge(&admission, &mut parts).await;
+    let mut response = match verdict {
+        Ok(()) => {
+            parts.extensions.insert(Counted(standing));
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Err(error) => ApiError(error).into_response(),
     };
-    let standing = rate_limit::count(&gateway, &counted_as, category).await;
-    if let Err(error) = standing.check(category, rate_limit::now_unix_s()) {
-        return refused(error, standing);
-    }
-    match identity {
-        Ok(principal) => {
-            request.extensions_mut().insert(MaybeCaller(principal));
-        }
-        // Logging in needs no credential, so a stale one is no reason to refuse it.
-        Err(error) if category == Category::Auth && error.code == ErrorCode::Unauthorized => {
-            request.extensions_mut().insert(MaybeCaller(None));
-        }
-        Err(error) => return refused(error, standing),
-    }
-    let mut response = next.run(request).await;
+    // A handler may have counted the request in a tighter window.
+    let standing = match response.extensions().get::<Counted>() {
+        Some(Counted(other)) => standing.tighter(*other),
+        None => standing,
+    };
     standing.write(response.headers_mut());
     response
+}
+
+async fn judge(admission: &Admission, parts: &mut Parts) -> (Standing, Result<(), Error>) {
+    let Admission {
+        gateway,
+        action,
+        category,
+    } = admission;
+    // An open route asks for no credential, so a stale one is no reason to refuse.
+    let id = match action.needs() {
+        Some(_) => path::id::<EnvironmentId>(parts).await.map(Some),
+        None => Ok(None),
+    };
+    let presented = if action.is_open() {
+        Ok(None)
+    } else {
+        let ticket = id.as_ref().ok().cloned().flatten().zip(action.ticket());
+        credential::find(&parts.headers, parts.uri.query(), ticket)
+    };
+    let arrival = Arrival {
+        presented,
+        address: ClientAddress::of(&parts.extensions),
+        category: *category,
+    };
+    let (standing, identity) = identify(gateway, arrival).await;
+    let verdict = async {
+        standing.check()?;
+        let caller = identity?;
+        let place = match id {
+            // Without a caller there is nothing to look for.
+            Ok(Some(id)) if caller.is_some() => Some(lookup::place(gateway, *action, id).await?),
+            Ok(_) => None,
+            Err(not_found) if caller.is_some() => return Err(not_found),
+            Err(_) => None,
+        };
+        authorize(caller.as_ref(), *action, place.as_ref().map(Place::target))?;
+        if let Some(principal) = caller {
+            tracing::Span::current().record("enduser.id", principal.user.as_str());
+            parts.extensions.insert(Caller(principal));
+        }
+        if let Some(place) = place {
+            parts.extensions.insert(Admitted(place));
+        }
+        Ok(())
+    }
+    .await;
+    (standing, verdict)
 }

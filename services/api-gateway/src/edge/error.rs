@@ -1,7 +1,7 @@
 //! Errors on their way out, in the one shape.
 
 use agentbox_api::error::ErrorBody;
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -25,7 +25,11 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(ErrorBody::from(&error))).into_response();
         let headers = response.headers_mut();
-        if let Some(seconds) = error.retry_after_s {
+        // A 503 without a better idea is worth another try soon.
+        let retry_after_s = error
+            .retry_after_s
+            .or((status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        if let Some(seconds) = retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -38,18 +42,28 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// No such route.
-pub(crate) async fn no_route() -> ApiError {
-    ApiError(Error::new(
-        ErrorCode::NotFound,
-        "there is nothing at this path",
-    ))
-}
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::error::ErrorCode;
 
-/// A route, but not with this method; the `Allow` header says which.
-pub(crate) async fn no_method() -> ApiError {
-    ApiError(Error::new(
-        ErrorCode::MethodNotAllowed,
-        "this path does not take this method",
-    ))
+    use super::*;
+
+    #[tokio::test]
+    async fn every_code_is_answered_in_the_one_shape_with_its_headers() {
+        for code in ErrorCode::ALL {
+            let response = ApiError(Error::new(*code, "why")).into_response();
+            assert_eq!(response.status().as_u16(), code.status());
+            let has = |name| response.headers().contains_key(name);
+            assert_eq!(has(header::WWW_AUTHENTICATE), code.status() == 401);
+            assert_eq!(has(header::RETRY_AFTER), code.status() == 503, "{code:?}");
+            let body = axum::body::to_bytes(response.into_body(), 4096)
+                .await
+                .unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let expected = serde_json::json!({
+                "error": code.word(), "message": "why", "code": code.status()
+            });
+            assert_eq!(body, expected);
+        }
+    }
 }

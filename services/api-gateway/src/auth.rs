@@ -1,0 +1,98 @@
+//! `/auth`: logging in and out, and who one is.
+
+use agentbox_api::error::ErrorBody;
+use agentbox_api::user::{ChangePassword, Login, LoginReply, UserBody};
+use agentbox_contracts::identity::rpc;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use crate::edge::admit::{Caller, Counted};
+use crate::edge::error::ApiError;
+use crate::edge::{Answer, Json};
+use crate::rate_limit::{Category, Subject};
+use crate::state::{AUTH_DEADLINE, Gateway};
+
+/// A login counts twice: under the address that it comes from, and under the name that
+/// it is for, so that guessing one user's password from many addresses is limited too.
+#[utoipa::path(post, path = "/api/v1/auth/login", tag = "auth", request_body = Login,
+    security(()),
+    responses((status = 200, description = "Logged in", body = LoginReply),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
+    let subject = Subject::username(&body.username);
+    let standing = gateway.limiter.count(&subject, Category::Auth).await;
+    let answer = async {
+        standing.check()?;
+        let request = rpc::LoginRequest {
+            username: body.username,
+            password: rpc::Secret(body.password),
+        };
+        gateway
+            .bus
+            .call::<rpc::Login>(&request, AUTH_DEADLINE)
+            .await
+    }
+    .await;
+    let mut response = match answer {
+        Ok(reply) => axum::Json(LoginReply {
+            token: reply.token.0,
+            expires_at: reply.expires_at,
+            user: reply.user.into(),
+        })
+        .into_response(),
+        Err(error) => ApiError(error).into_response(),
+    };
+    response.extensions_mut().insert(Counted(standing));
+    response
+}
+
+#[utoipa::path(get, path = "/api/v1/auth/me", tag = "auth",
+    responses((status = 200, description = "The caller", body = UserBody),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn me(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+) -> Answer<axum::Json<UserBody>> {
+    let request = rpc::UserRequest { id: principal.user };
+    let user = gateway
+        .bus
+        .call::<rpc::GetUser>(&request, AUTH_DEADLINE)
+        .await?;
+    Ok(axum::Json(user.into()))
+}
+
+/// The token is dead at once, on every replica.
+#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "auth",
+    responses((status = 204, description = "Logged out"), (status = "default", body = ErrorBody)))]
+pub(crate) async fn logout(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+) -> Answer<StatusCode> {
+    gateway
+        .bus
+        .call::<rpc::Logout>(&rpc::LogoutRequest { principal }, AUTH_DEADLINE)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Older tokens die.
+#[utoipa::path(post, path = "/api/v1/auth/change-password", tag = "auth",
+    request_body = ChangePassword,
+    responses((status = 204, description = "Changed"), (status = "default", body = ErrorBody)))]
+pub(crate) async fn change_password(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+    Json(body): Json<ChangePassword>,
+) -> Answer<StatusCode> {
+    let request = rpc::ChangePasswordRequest {
+        user: principal.user,
+        current_password: rpc::Secret(body.current_password),
+        new_password: rpc::Secret(body.new_password),
+    };
+    gateway
+        .bus
+        .call::<rpc::ChangePassword>(&request, AUTH_DEADLINE)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}

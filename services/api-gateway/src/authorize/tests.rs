@@ -1,0 +1,241 @@
+//! Every route × every principal. A route without a row here fails the first test.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agentbox_contracts::ids::{ApiKeyId, LoginId};
+
+use super::*;
+use crate::router;
+
+/// The principals, in the order of the letters of each row below.
+const PRINCIPALS: [&str; 11] = [
+    // Expired, revoked and unknown credentials are refused before: as good as none.
+    "anonymous",
+    "owner",
+    "owner's key without permissions",
+    "stranger",
+    "admin",
+    "read key",
+    "write key",
+    "admin key",
+    "key for another environment",
+    "stranger's key naming it",
+    "ticket for its logs",
+];
+
+/// A: allowed, U: 401, F: 403, N: 404.
+const TABLE: &[(&str, &str, &str)] = &[
+    ("POST", "/auth/login", "AAAAAAAAAAA"),
+    ("GET", "/auth/me", "UAAAAAAAAAF"),
+    ("POST", "/auth/logout", "UAFAAFFFFFF"),
+    ("POST", "/auth/change-password", "UAAAAFFFFFF"),
+    ("POST", "/auth/tickets", "UAAAAAAAAAF"),
+    ("POST", "/users", "UFFFAFFFFFF"),
+    ("GET", "/users", "UFFFAFFFFFF"),
+    ("GET", "/users/{user}", "UFFFAFFFFFF"),
+    ("PATCH", "/users/{user}", "UFFFAFFFFFF"),
+    ("DELETE", "/users/{user}", "UFFFAFFFFFF"),
+    ("POST", "/api-keys", "UAAAAFFFFFF"),
+    ("GET", "/api-keys", "UAAAAFFFFFF"),
+    ("GET", "/api-keys/{key}", "UAAAAFFFFFF"),
+    ("DELETE", "/api-keys/{key}", "UAAAAFFFFFF"),
+    ("POST", "/environments", "UAAAAFFFFFF"),
+    ("GET", "/environments", "UAAAAAAAAAF"),
+    ("GET", "/environments/{id}", "UAANAAAANNF"),
+    ("PATCH", "/environments/{id}", "UAANAFFANNF"),
+    ("DELETE", "/environments/{id}", "UAANAFFANNF"),
+    ("POST", "/environments/{id}/exec", "UAANAFAANNF"),
+    ("GET", "/environments/{id}/logs", "UAANAAAANNA"),
+    ("GET", "/environments/{id}/attach", "UAANAFAANNF"),
+    ("GET", "/environments/{id}/events", "UAANAAAANNF"),
+    ("GET", "/events", "UAAAAAAAAAF"),
+    ("GET", "/health", "AAAAAAAAAAA"),
+    ("GET", "/health/live", "AAAAAAAAAAA"),
+    ("GET", "/health/ready", "AAAAAAAAAAA"),
+    ("GET", "/openapi.json", "AAAAAAAAAAA"),
+    ("GET", "/docs", "AAAAAAAAAAA"),
+];
+
+fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) -> Principal {
+    Principal {
+        user: user.clone(),
+        username: "someone".into(),
+        role,
+        credential,
+        scope,
+        expires_at: None,
+    }
+}
+
+fn principals(owner: &UserId, id: &EnvironmentId) -> Vec<Option<Principal>> {
+    let stranger = UserId::random();
+    let login = || Credential::Login {
+        id: LoginId::random(),
+    };
+    let key = || Credential::ApiKey {
+        id: ApiKeyId::random(),
+    };
+    let only =
+        |id: &EnvironmentId, level| Scope::Environments(BTreeMap::from([(id.clone(), level)]));
+    let ticket = Credential::Ticket {
+        environment: id.clone(),
+        action: TicketAction::Logs,
+        issued_by: Box::new(login()),
+    };
+    let user = Role::User;
+    vec![
+        None,
+        Some(principal(owner, user, login(), Scope::Full)),
+        Some(principal(owner, user, key(), Scope::Full)),
+        Some(principal(&stranger, user, login(), Scope::Full)),
+        Some(principal(&stranger, Role::Admin, login(), Scope::Full)),
+        Some(principal(owner, user, key(), only(id, Permission::Read))),
+        Some(principal(owner, user, key(), only(id, Permission::Write))),
+        Some(principal(owner, user, key(), only(id, Permission::Admin))),
+        Some(principal(
+            owner,
+            user,
+            key(),
+            only(&EnvironmentId::random(), Permission::Admin),
+        )),
+        Some(principal(
+            &stranger,
+            user,
+            key(),
+            only(id, Permission::Admin),
+        )),
+        Some(principal(owner, user, ticket, only(id, Permission::Read))),
+    ]
+}
+
+fn letter(outcome: Result<(), Error>) -> char {
+    match outcome.map_err(|error| error.code) {
+        Ok(()) => 'A',
+        Err(ErrorCode::Unauthorized) => 'U',
+        Err(ErrorCode::Forbidden) => 'F',
+        Err(ErrorCode::NotFound) => 'N',
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_route_has_exactly_one_row() {
+    let routes: Vec<(String, &str)> = router::table()
+        .iter()
+        .map(|route| (route.method.to_string(), route.path))
+        .collect();
+    let rows: BTreeSet<(String, &str)> = TABLE
+        .iter()
+        .map(|(method, path, _)| ((*method).to_owned(), *path))
+        .collect();
+    assert_eq!(rows.len(), TABLE.len(), "a row is there twice");
+    assert_eq!(
+        routes.iter().cloned().collect::<BTreeSet<_>>(),
+        rows,
+        "routes on the left, rows on the right"
+    );
+    assert_eq!(routes.len(), rows.len(), "a route is there twice");
+}
+
+#[test]
+fn every_principal_may_do_on_every_route_exactly_what_the_table_says() {
+    let (owner, id) = (UserId::random(), EnvironmentId::random());
+    let target = Target {
+        id: &id,
+        owner: &owner,
+    };
+    let principals = principals(&owner, &id);
+    assert_eq!(principals.len(), PRINCIPALS.len());
+    for route in router::table() {
+        let (_, _, expected) = TABLE
+            .iter()
+            .find(|(method, path, _)| *method == route.method.as_str() && *path == route.path)
+            .unwrap();
+        for ((name, principal), expected) in
+            PRINCIPALS.iter().zip(&principals).zip(expected.chars())
+        {
+            let on = route.action.needs().map(|_| target);
+            let outcome = letter(authorize(principal.as_ref(), route.action, on));
+            assert_eq!(
+                outcome, expected,
+                "{} {} as {name}",
+                route.method, route.path
+            );
+        }
+    }
+}
+
+#[test]
+fn a_ticket_is_asked_for_by_whoever_could_do_what_it_is_for() {
+    let (owner, id) = (UserId::random(), EnvironmentId::random());
+    let target = Target {
+        id: &id,
+        owner: &owner,
+    };
+    for (action, expected) in [
+        (Action::TicketForLogs, "UAANAAAANNF"),
+        (Action::TicketForAttach, "UAANAFAANNF"),
+    ] {
+        let row: String = principals(&owner, &id)
+            .iter()
+            .map(|principal| letter(authorize(principal.as_ref(), action, Some(target))))
+            .collect();
+        assert_eq!(row, expected, "{action:?}");
+    }
+}
+
+#[test]
+fn a_ticket_shows_nothing_of_another_environment() {
+    let owner = UserId::random();
+    let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
+    let ticket = principals(&owner, &id).pop().unwrap().unwrap();
+    let on_other = Target {
+        id: &other,
+        owner: &owner,
+    };
+    assert_eq!(
+        letter(authorize(Some(&ticket), Action::ReadLogs, Some(on_other))),
+        'N'
+    );
+}
+
+#[test]
+fn an_action_on_an_environment_is_never_allowed_without_one() {
+    let owner = UserId::random();
+    let admin = principal(
+        &owner,
+        Role::Admin,
+        Credential::Login {
+            id: LoginId::random(),
+        },
+        Scope::Full,
+    );
+    for route in router::table() {
+        if route.action.needs().is_some() {
+            assert_eq!(
+                authorize(Some(&admin), route.action, None).map_err(|error| error.code),
+                Err(ErrorCode::Internal)
+            );
+        }
+    }
+}
+
+#[test]
+fn lists_show_what_the_scope_reaches() {
+    let (owner, id) = (UserId::random(), EnvironmentId::random());
+    let mut all = principals(&owner, &id).into_iter().flatten();
+    assert_eq!(
+        visibility(&all.next().unwrap()),
+        Visibility::Owner(owner.clone())
+    );
+    let admin = all.nth(2).unwrap();
+    assert_eq!(visibility(&admin), Visibility::All);
+    let read_key = all.next().unwrap();
+    assert_eq!(
+        visibility(&read_key),
+        Visibility::Listed {
+            owner,
+            only: vec![id]
+        }
+    );
+}

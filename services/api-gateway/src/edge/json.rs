@@ -1,0 +1,243 @@
+//! JSON bodies, read strictly: the head is checked before the body, the body within a
+//! deadline, and what is wrong is named by its field, its rule and its value.
+
+use std::time::Duration;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::state::Gateway;
+
+/// Bytes of JSON in one request.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// A JSON body.
+pub(crate) struct Json<T>(pub T);
+
+fn too_large() -> Error {
+    Error::new(
+        ErrorCode::PayloadTooLarge,
+        format!("the body is over {MAX_BODY} bytes"),
+    )
+}
+
+/// What the head alone says against the body.
+fn check_head(headers: &HeaderMap) -> Result<(), Error> {
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok())
+        .and_then(|length| length.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(too_large());
+    }
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::UnsupportedMediaType,
+        if essence.is_empty() {
+            "the Content-Type must be application/json; there is none".to_owned()
+        } else {
+            let shown: String = essence.chars().take(80).collect();
+            format!("the Content-Type must be application/json, is `{shown}`")
+        },
+    ))
+}
+
+async fn read(body: Body, deadline: Duration) -> Result<axum::body::Bytes, Error> {
+    let body = Limited::new(body, MAX_BODY).collect();
+    match tokio::time::timeout(deadline, body).await {
+        Err(_) => Err(Error::new(
+            ErrorCode::RequestTimeout,
+            format!("the body did not arrive within {} s", deadline.as_secs()),
+        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Error::new(ErrorCode::BadRequest, "the body broke off")),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
+}
+
+fn not_json(error: &serde_json::Error) -> Error {
+    Error::new(
+        ErrorCode::BadRequest,
+        format!("the body is not JSON: {error}"),
+    )
+}
+
+/// Reads JSON; the error names the field.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if !inner.is_data() {
+            return not_json(&inner);
+        }
+        let (field, rule) = blame(&path, &without_place(&inner));
+        Error::field(&field, rule)
+    })?;
+    reader.end().map_err(|error| not_json(&error))?;
+    Ok(value)
+}
+
+/// Whose fault it is: a field that is missing, unknown or there twice is named by the
+/// message only, and its path is that of its parent.
+fn blame(path: &str, rule: &str) -> (String, String) {
+    let within = |name: &str| match path {
+        "." => name.to_owned(),
+        parent if parent == name || parent.ends_with(&format!(".{name}")) => parent.to_owned(),
+        parent => format!("{parent}.{name}"),
+    };
+    for (prefix, verdict) in [
+        ("missing field `", "is required"),
+        ("unknown field `", "is not a field of this request"),
+        ("duplicate field `", "is there twice"),
+    ] {
+        if let Some((name, _)) = rule.strip_prefix(prefix).and_then(|r| r.split_once('`')) {
+            return (within(name), verdict.to_owned());
+        }
+    }
+    match path {
+        "." => ("body".to_owned(), rule.to_owned()),
+        path => (path.to_owned(), rule.to_owned()),
+    }
+}
+
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rfind(" at line ")
+        .map_or(text.clone(), |at| text[..at].to_owned())
+}
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, ApiError> {
+        check_head(request.headers())?;
+        let bytes = read(request.into_body(), gateway.config.body_timeout()).await?;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_api::environment::CreateEnvironment;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_body_is_refused_by_field_rule_and_value() {
+        use ErrorCode::{BadRequest, Validation};
+        let table = [
+            (r#"{"name": 5}"#, Validation, "name: ", "integer `5`"),
+            (
+                r#"{"name":"a","image":"b","resources":{"cpu":1}}"#,
+                Validation,
+                "resources.cpu: ",
+                "`1`",
+            ),
+            (
+                r#"{"name":"a","image":"b","resources":{"cpu":"1"}}"#,
+                Validation,
+                "resources.memory: ",
+                "required",
+            ),
+            (r#"{"name":"a","x":1}"#, Validation, "x: ", "not a field"),
+            (
+                r#"{"name":"a","resources":{"gpu":"1"}}"#,
+                Validation,
+                "resources.gpu: ",
+                "not a field",
+            ),
+            (r#"{"name":"a","name":"b"}"#, Validation, "name: ", "twice"),
+            (
+                r#"{"name":"a","timeout":-1}"#,
+                Validation,
+                "timeout: ",
+                "`-1`",
+            ),
+            (
+                r#"{"name":"a","timeout":1.5}"#,
+                Validation,
+                "timeout: ",
+                "`1.5`",
+            ),
+            (
+                r#"{"name":"a","command":["a",2]}"#,
+                Validation,
+                "command[1]: ",
+                "`2`",
+            ),
+            (
+                r#"{"name":"a","env":{"A":true}}"#,
+                Validation,
+                "env.A: ",
+                "`true`",
+            ),
+            (
+                r#"{"name":"a","isolation":{"network_policy":{"allow":1}}}"#,
+                Validation,
+                "isolation.network_policy.allow: ",
+                "not a field",
+            ),
+            (r#"{"name":"a"}"#, Validation, "image: ", "required"),
+            ("[]", Validation, "", "invalid length"),
+            ("7", Validation, "body: ", "`7`"),
+            (r#"{"name""#, BadRequest, "", "not JSON"),
+            ("", BadRequest, "", "not JSON"),
+            ("\u{0}", BadRequest, "", "not JSON"),
+        ];
+        for (body, code, field, text) in table {
+            let error = parse::<CreateEnvironment>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, code, "{body}: {error}");
+            assert!(error.message.starts_with(field), "{body}: {error}");
+            assert!(error.message.contains(text), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_body_is_an_error() {
+        let error = parse::<serde_json::Value>(b"{} {}").unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+    }
+
+    #[test]
+    fn the_head_alone_refuses_a_wrong_type_and_a_length_over_the_limit() {
+        let mut headers = HeaderMap::new();
+        let code = |headers: &HeaderMap| check_head(headers).err().map(|error| error.code);
+        assert_eq!(code(&headers), Some(ErrorCode::UnsupportedMediaType));
+        for (value, expected) in [
+            ("text/plain", Some(ErrorCode::UnsupportedMediaType)),
+            ("application/json", None),
+            ("Application/JSON; charset=utf-8", None),
+        ] {
+            headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
+            assert_eq!(code(&headers), expected, "{value}");
+        }
+        headers.insert(header::CONTENT_LENGTH, "1048576".parse().unwrap());
+        assert_eq!(code(&headers), None);
+        headers.insert(header::CONTENT_LENGTH, "1048577".parse().unwrap());
+        assert_eq!(code(&headers), Some(ErrorCode::PayloadTooLarge));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_end_is_given_up_at_its_deadline() {
+        let stalled =
+            Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        let error = read(stalled, Duration::from_millis(10)).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::RequestTimeout);
+        let long = Body::from(vec![b' '; MAX_BODY + 1]);
+        let error = read(long, Duration::from_secs(10)).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::PayloadTooLarge);
+    }
+}

@@ -1,0 +1,130 @@
+//! Query strings, read as strictly as bodies: an unknown or repeated parameter is an
+//! error that names it, and so is a value outside its rule.
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::extract::FromRequestParts;
+use axum::http::Uri;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::state::Gateway;
+
+/// Of a list, when its caller does not say.
+const DEFAULT_LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 1000;
+
+/// The query string.
+pub(crate) struct Query<T>(pub T);
+
+/// # Errors
+/// [`ErrorCode::Validation`], naming the parameter and its value.
+pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
+    axum::extract::Query::try_from_uri(uri)
+        .map(|axum::extract::Query(value)| value)
+        .map_err(|error| {
+            let text = error.body_text();
+            let rule = text
+                .strip_prefix("Failed to deserialize query string: ")
+                .unwrap_or(&text);
+            let query = uri.query().unwrap_or("");
+            // `field: rule` names its parameter; the value is added where there is one.
+            let named = rule
+                .split_once(": ")
+                .and_then(|(name, _)| value(query, name));
+            let message = match named {
+                Some(value) => format!("{rule}, is `{}`", shortened(&value)),
+                None => rule.to_owned(),
+            };
+            Error::new(ErrorCode::Validation, message)
+        })
+}
+
+/// The first value of the parameter `name`.
+pub(crate) fn value(query: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+/// A value as a message shows it.
+pub(crate) fn shortened(value: &str) -> String {
+    value.chars().take(80).collect()
+}
+
+impl<T: DeserializeOwned> FromRequestParts<Gateway> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
+        Ok(Self(parse(&parts.uri)?))
+    }
+}
+
+/// Limit and offset of a list: 100 and 0 when absent, the limit 1 to 1000.
+///
+/// # Errors
+/// [`ErrorCode::Validation`], naming the parameter.
+pub(crate) fn page(limit: Option<u32>, offset: Option<u64>) -> Result<(u32, u64), Error> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(Error::field(
+            "limit",
+            format_args!("must be 1 to {MAX_LIMIT}, is {limit}"),
+        ));
+    }
+    let offset = offset.unwrap_or(0);
+    if i64::try_from(offset).is_err() {
+        return Err(Error::field(
+            "offset",
+            format_args!("must be at most {}, is {offset}", i64::MAX),
+        ));
+    }
+    Ok((limit, offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_api::environment::ListQuery;
+    use agentbox_api::logs::LogsQuery;
+
+    use super::*;
+
+    fn read<T: DeserializeOwned>(query: &str) -> Result<T, Error> {
+        parse(&format!("/x?{query}").parse().unwrap())
+    }
+
+    #[test]
+    fn a_wrong_query_is_refused_by_the_name_of_its_parameter() {
+        for (query, text) in [
+            ("limit=ten", "`ten`"),
+            ("limit=ten", "limit"),
+            ("status=lost", "status"),
+            ("lable=a%3Db", "unknown field `lable`"),
+            ("limit=1&limit=2", "duplicate field `limit`"),
+        ] {
+            let error = read::<ListQuery>(query).err().unwrap();
+            assert_eq!(error.code, ErrorCode::Validation);
+            assert!(error.message.contains(text), "{query}: {}", error.message);
+        }
+        assert!(read::<LogsQuery>("follow=maybe").is_err());
+        assert!(read::<LogsQuery>("since=yesterday").is_err());
+    }
+
+    #[test]
+    fn an_empty_query_is_all_defaults() {
+        let query = read::<LogsQuery>("").unwrap();
+        assert!(query.timestamps && !query.follow && query.tail.is_none());
+        let query = read::<LogsQuery>("since=2026-01-22T10%3A00%3A00Z&tail=0").unwrap();
+        assert!(query.since.is_some());
+        assert_eq!(query.tail, Some(0));
+    }
+
+    #[test]
+    fn a_page_is_bounded() {
+        assert_eq!(page(None, None).unwrap(), (100, 0));
+        assert_eq!(page(Some(1000), Some(5)).unwrap(), (1000, 5));
+        assert!(page(Some(0), None).is_err());
+        assert!(page(Some(1001), None).is_err());
+        assert!(page(None, Some(u64::MAX)).is_err());
+    }
+}

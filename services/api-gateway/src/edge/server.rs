@@ -1,0 +1,232 @@
+//! Listening: sockets, connections, and how long each part of them may take.
+//!
+//! * I1. At most the configured number of connections is held; more wait in the kernel.
+//!   A WebSocket keeps its place.
+//! * I2. A head that does not arrive, an idle connection and a peer that is no longer
+//!   there each end by a deadline.
+//! * I3. On shutdown nothing new is accepted, streams end at once, requests in flight are
+//!   given [`DRAIN_DEADLINE`], and then their connections are closed.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::client_address::ClientAddress;
+use crate::config::Config;
+use crate::metrics;
+use crate::state::Gateway;
+
+const BACKLOG: u32 = 1024;
+/// How long requests in flight may take to end when the gateway stops.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// After a failed accept (out of file descriptors, say): others will end and free some.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that does not acknowledge what it was sent, or a probe, for so long is gone.
+const DEAD_PEER: Duration = Duration::from_secs(45);
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const MAX_STREAMS: u32 = 256;
+
+/// A connection's place among those that are held; an extension of its requests.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// The places of all listeners together.
+#[derive(Clone)]
+pub(crate) struct Slots {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Slots {
+    pub(crate) fn new(most: usize) -> Self {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    async fn take(&self) -> Option<Slot> {
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok()?;
+        metrics::connections(self.most - self.free.available_permits());
+        Some(Slot {
+            _permit: Arc::new(permit),
+        })
+    }
+}
+
+/// Binds every address of the configuration.
+///
+/// # Errors
+/// When an address is taken or not this machine's.
+pub(crate) fn bind(config: &Config) -> Result<Vec<TcpListener>, anyhow::Error> {
+    config
+        .listen
+        .iter()
+        .enumerate()
+        .map(|(index, address)| bind_one(*address, config.listen_shared && index == 0))
+        .collect()
+}
+
+fn bind_one(address: SocketAddr, shared: bool) -> Result<TcpListener, anyhow::Error> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(shared)?;
+    socket
+        .bind(address)
+        .with_context(|| format!("cannot listen on {address} (AGENTBOX_LISTEN)"))?;
+    Ok(socket.listen(BACKLOG)?)
+}
+
+fn builder(config: &Config) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(PROBE_AFTER)
+        .keep_alive_timeout(config.header_timeout());
+    builder
+}
+
+/// Serves until shutdown.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    gateway: Gateway,
+    slots: Slots,
+) -> Result<(), anyhow::Error> {
+    let builder = builder(&gateway.config);
+    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
+    // Ends what is left of the connections after their time to drain.
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            () = gateway.shutdown.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                let connection = Connection {
+                    peer,
+                    slot,
+                    router: router.clone(),
+                    gateway: gateway.clone(),
+                };
+                let served = connection.serve(stream, builder.clone(), graceful.watcher());
+                let cut = cut.clone();
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = served => {}
+                        () = cut.cancelled() => {}
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN_DEADLINE, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = connections.len(),
+            "connections did not end in time"
+        );
+    }
+    cut.cancel();
+    connections.wait().await;
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Slots,
+) -> std::io::Result<(TcpStream, SocketAddr, Slot)> {
+    let slot = slots
+        .take()
+        .await
+        .ok_or_else(|| std::io::Error::other("no more connections are taken"))?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, slot))
+}
+
+struct Connection {
+    peer: SocketAddr,
+    slot: Slot,
+    router: Router,
+    gateway: Gateway,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, builder: Builder<TokioExecutor>, watcher: Watcher) {
+        if let Err(error) = notice_the_dead(&stream) {
+            tracing::debug!(%error, "a connection's options could not be set");
+        }
+        let Self {
+            peer,
+            slot,
+            router,
+            gateway,
+        } = self;
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            let client =
+                ClientAddress::find(peer, request.headers(), &gateway.config.trusted_proxies);
+            request.extensions_mut().insert(client);
+            request.extensions_mut().insert(slot.clone());
+            let router = router.clone();
+            async move {
+                let answer = router.oneshot(request.map(axum::body::Body::new)).await;
+                Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+            }
+        });
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .into_owned();
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended badly");
+        }
+    }
+}
+
+fn notice_the_dead(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_EVERY)
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(DEAD_PEER))
+}

@@ -1,0 +1,45 @@
+//! Requests that no route takes. They are counted under the client's address.
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::client_address::ClientAddress;
+use super::error::ApiError;
+use crate::rate_limit::{Category, Subject};
+use crate::state::Gateway;
+
+async fn counted(gateway: &Gateway, client: ClientAddress, answer: Response) -> Response {
+    let subject = Subject::address(client);
+    let standing = gateway.limiter.count(&subject, Category::Other).await;
+    let mut response = match standing.check() {
+        Ok(()) => answer,
+        Err(error) => ApiError(error).into_response(),
+    };
+    standing.write(response.headers_mut());
+    response
+}
+
+/// No such path.
+pub(crate) async fn no_route(State(gateway): State<Gateway>, request: Request) -> Response {
+    let client = ClientAddress::of(request.extensions());
+    let error = Error::new(ErrorCode::NotFound, "there is nothing at this path");
+    counted(&gateway, client, ApiError(error).into_response()).await
+}
+
+/// A path, but not with this method: the `Allow` header, which the router adds, says
+/// which it takes. OPTIONS asks for just that.
+pub(crate) async fn no_method(State(gateway): State<Gateway>, request: Request) -> Response {
+    let client = ClientAddress::of(request.extensions());
+    let answer = if request.method() == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        ApiError(Error::new(
+            ErrorCode::MethodNotAllowed,
+            format!("this path does not take {}", request.method()),
+        ))
+        .into_response()
+    };
+    counted(&gateway, client, answer).await
+}

@@ -1,0 +1,168 @@
+//! Events as they come.
+
+use std::collections::VecDeque;
+
+use agentbox_api::event::EventBody;
+use agentbox_bus::{EventStream, StoredEvent};
+use agentbox_contracts::environment::Visibility;
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::response::sse::Event;
+use futures::StreamExt;
+use serde_json::json;
+
+use super::{sees, unavailable};
+use crate::stream::sse::{self, Source};
+
+/// Whose end ends the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    Forever,
+    EnvironmentEnds,
+}
+
+pub(super) struct Follower {
+    /// `None`: nothing more will come.
+    stream: Option<EventStream>,
+    ready: VecDeque<Event>,
+    last: Option<u64>,
+    seen: Visibility,
+    until: Until,
+}
+
+impl Follower {
+    /// Of an environment that has not ended.
+    pub(super) fn of_one(stream: EventStream, last: Option<u64>, seen: Visibility) -> Self {
+        Self {
+            stream: Some(stream),
+            ready: VecDeque::new(),
+            last,
+            seen,
+            until: Until::EnvironmentEnds,
+        }
+    }
+
+    /// Of an environment that has ended: what is stored is all.
+    pub(super) fn of_the_past(stored: Vec<StoredEvent>, last: Option<u64>) -> Self {
+        let mut follower = Self {
+            stream: None,
+            ready: VecDeque::new(),
+            last,
+            seen: Visibility::All,
+            until: Until::EnvironmentEnds,
+        };
+        let how = stored.last().map(|stored| stored.event.status);
+        for stored in stored {
+            follower.push(stored);
+        }
+        if follower.until == Until::EnvironmentEnds {
+            let status = how.map_or_else(|| json!({}), |status| json!({"status": status}));
+            follower.ready.push_back(sse::named("end", &status));
+        }
+        follower
+    }
+
+    /// `gap`: so many events before the first are gone.
+    pub(super) fn of_all(
+        stream: EventStream,
+        last: Option<u64>,
+        seen: Visibility,
+        gap: Option<u64>,
+    ) -> Self {
+        let gap = gap.map(|lost| sse::named("gap", &json!({"lost": lost})));
+        Self {
+            stream: Some(stream),
+            ready: gap.into_iter().collect(),
+            last,
+            seen,
+            until: Until::Forever,
+        }
+    }
+
+    fn push(&mut self, stored: StoredEvent) {
+        let is_new = self.last.is_none_or(|last| stored.sequence > last);
+        let status = stored.event.status;
+        if is_new && sees(&self.seen, &stored.event) {
+            self.last = Some(stored.sequence);
+            let body = EventBody::new(stored.sequence, stored.event);
+            self.ready.push_back(sse::data(body.id, &body));
+        }
+        if self.until == Until::EnvironmentEnds && self.stream.is_some() && status.is_ended() {
+            self.ready
+                .push_back(sse::named("end", &json!({"status": status})));
+            self.stream = None;
+        }
+    }
+}
+
+impl Source for Follower {
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            match self.stream.as_mut()?.next().await {
+                Some(Ok(stored)) => self.push(stored),
+                Some(Err(error)) => self.fail(&unavailable(&error)),
+                None => self.fail(&Error::new(
+                    ErrorCode::Unavailable,
+                    "the events broke off; connect again with Last-Event-ID",
+                )),
+            }
+        }
+    }
+}
+
+impl Follower {
+    fn fail(&mut self, error: &Error) {
+        self.ready.push_back(sse::failure(error));
+        self.stream = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};
+    use agentbox_contracts::ids::{EnvironmentId, UserId};
+    use chrono::Utc;
+
+    use super::*;
+
+    fn stored(sequence: u64, kind: EventKind, status: Status) -> StoredEvent {
+        StoredEvent {
+            sequence,
+            event: EnvironmentEvent {
+                environment_id: EnvironmentId::random(),
+                owner: UserId::random(),
+                kind,
+                status,
+                status_reason: None,
+                status_message: None,
+                exit_code: None,
+                at: Utc::now(),
+            },
+            pending: 0,
+        }
+    }
+
+    async fn count(mut follower: Follower) -> usize {
+        let mut count = 0;
+        while follower.next().await.is_some() {
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test]
+    async fn the_past_is_replayed_after_the_last_seen_and_then_ends() {
+        let past = || {
+            vec![
+                stored(3, EventKind::Created, Status::Pending),
+                stored(5, EventKind::Failed, Status::Failed),
+            ]
+        };
+        assert_eq!(count(Follower::of_the_past(past(), None)).await, 3);
+        assert_eq!(count(Follower::of_the_past(past(), Some(3))).await, 2);
+        assert_eq!(count(Follower::of_the_past(past(), Some(5))).await, 1);
+        assert_eq!(count(Follower::of_the_past(vec![], None)).await, 1);
+    }
+}

@@ -1,0 +1,201 @@
+//! What may be run. Pure.
+
+use agentbox_api::exec::ExecBody;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::ExecRequest;
+use agentbox_contracts::ids::ExecId;
+
+use crate::edge::query::shortened;
+
+/// Linux takes no argument longer than this.
+const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
+/// Command and variables together: they travel in one message.
+const MAX_TOTAL_BYTES: usize = 384 * 1024;
+const MAX_ARGUMENTS: usize = 4096;
+/// Stdin up to this travels with the command, more after it.
+const MAX_INLINE_STDIN: usize = 64 * 1024;
+
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
+pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
+    command_line("command", &body.command)?;
+    if body.command.is_empty() {
+        return Err(Error::field("command", "must name a program, is empty"));
+    }
+    if !(1..=max_timeout_s).contains(&body.timeout) {
+        return Err(Error::field(
+            "timeout",
+            format_args!("must be 1 to {max_timeout_s} seconds, is {}", body.timeout),
+        ));
+    }
+    for (name, value) in &body.env {
+        let field = || format!("env.{}", shortened(name));
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(Error::field(&field(), "is not the name of a variable"));
+        }
+        if value.contains('\0') {
+            return Err(Error::field(&field(), "must not contain NUL"));
+        }
+    }
+    if let Some(directory) = &body.working_dir
+        && (!directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096)
+    {
+        return Err(Error::field(
+            "working_dir",
+            format_args!("must be an absolute path, is `{}`", shortened(directory)),
+        ));
+    }
+    let variables: usize = body
+        .env
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 2)
+        .sum();
+    let arguments: usize = body.command.iter().map(|part| part.len() + 1).sum();
+    if variables + arguments > MAX_TOTAL_BYTES {
+        return Err(Error::field(
+            "command",
+            format_args!("is, with env, longer than {MAX_TOTAL_BYTES} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+/// A program and its arguments; an empty one is the caller's to judge.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
+pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error> {
+    if command.first().is_some_and(String::is_empty) {
+        return Err(Error::field(
+            &format!("{field}[0]"),
+            "must name a program, is empty",
+        ));
+    }
+    if command.len() > MAX_ARGUMENTS {
+        return Err(Error::field(
+            field,
+            format_args!("has more than {MAX_ARGUMENTS} parts: {}", command.len()),
+        ));
+    }
+    for (index, part) in command.iter().enumerate() {
+        let part_of = || format!("{field}[{index}]");
+        if part.contains('\0') {
+            return Err(Error::field(&part_of(), "must not contain NUL"));
+        }
+        if part.len() >= MAX_ARGUMENT_BYTES {
+            return Err(Error::field(
+                &part_of(),
+                format_args!("is longer than {MAX_ARGUMENT_BYTES} bytes"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A command as the exec-proxy is asked for it.
+pub(super) struct Command {
+    pub request: ExecRequest,
+    /// Stdin that does not travel with the request.
+    pub stdin: Option<Vec<u8>>,
+}
+
+pub(super) fn command(body: ExecBody, max_output_bytes: u64) -> Command {
+    let stdin = body.stdin.map(String::into_bytes);
+    let (inline, later) = match stdin {
+        Some(bytes) if bytes.len() > MAX_INLINE_STDIN => (None, Some(bytes)),
+        small => (small, None),
+    };
+    Command {
+        request: ExecRequest {
+            id: ExecId::random(),
+            command: body.command,
+            working_dir: body.working_dir,
+            env: body.env,
+            stdin: inline,
+            stdin_follows: later.is_some(),
+            timeout_ms: body.timeout.saturating_mul(1000),
+            max_output_bytes,
+        },
+        stdin: later,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(command: &[&str]) -> ExecBody {
+        ExecBody {
+            command: command.iter().map(|part| (*part).to_owned()).collect(),
+            timeout: 30,
+            ..ExecBody::default()
+        }
+    }
+
+    fn with_env(name: &str, value: &str) -> ExecBody {
+        ExecBody {
+            env: [(name.to_owned(), value.to_owned())].into(),
+            ..body(&["a"])
+        }
+    }
+
+    fn with_timeout(timeout: u64) -> ExecBody {
+        ExecBody {
+            timeout,
+            ..body(&["a"])
+        }
+    }
+
+    fn with_directory(directory: &str) -> ExecBody {
+        ExecBody {
+            working_dir: Some(directory.to_owned()),
+            ..body(&["a"])
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_by_field() {
+        let long = "x".repeat(MAX_ARGUMENT_BYTES);
+        let much = ["sh", &long[1..], &long[1..], &long[1..]];
+        assert_eq!(check(&body(&["sh", "-c", ""]), 3600), Ok(()));
+        assert_eq!(check(&with_env("A.b-c", ""), 3600), Ok(()));
+        for (bad, field) in [
+            (body(&[]), "command: "),
+            (body(&[""]), "command[0]: "),
+            (body(&["a", "b\0"]), "command[1]: "),
+            (body(&["a", &long]), "command[1]: "),
+            (body(&much), "command: "),
+            (body(&vec!["a"; MAX_ARGUMENTS + 1]), "command: "),
+            (with_timeout(0), "timeout: "),
+            (with_timeout(3601), "timeout: "),
+            (with_directory("tmp"), "working_dir: "),
+            (with_directory(""), "working_dir: "),
+            (with_env("A=B", ""), "env.A=B: "),
+            (with_env("", ""), "env.: "),
+            (with_env("A", "\0"), "env.A: "),
+        ] {
+            let error = check(&bad, 3600).unwrap_err();
+            assert!(error.message.starts_with(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn stdin_travels_with_the_command_while_it_is_small() {
+        let with = |length: usize| {
+            let stdin = Some("x".repeat(length));
+            command(
+                ExecBody {
+                    stdin,
+                    ..body(&["cat"])
+                },
+                1,
+            )
+        };
+        let small = with(MAX_INLINE_STDIN);
+        assert!(small.request.stdin.is_some() && !small.request.stdin_follows);
+        assert!(small.stdin.is_none());
+        let large = with(MAX_INLINE_STDIN + 1);
+        assert!(large.request.stdin.is_none() && large.request.stdin_follows);
+        assert_eq!(large.stdin.unwrap().len(), MAX_INLINE_STDIN + 1);
+    }
+}

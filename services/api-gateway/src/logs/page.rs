@@ -1,0 +1,172 @@
+//! Logs as one JSON answer, written as they come: however much is kept, memory holds one
+//! batch.
+
+use std::time::Duration;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::exec::FromBox;
+use agentbox_contracts::logs::LogEntry;
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+
+use super::LogsSession;
+use super::lines::Lines;
+
+/// How long the next batch may take.
+const BATCH_DEADLINE: Duration = Duration::from_secs(15);
+
+/// One step of a session that reads what is kept.
+#[derive(Debug)]
+enum Step {
+    Entries(Vec<LogEntry>),
+    Lost(u64),
+    End,
+}
+
+async fn step(session: &mut LogsSession) -> Result<Step, Error> {
+    let message = tokio::time::timeout(BATCH_DEADLINE, session.recv())
+        .await
+        .map_err(|_| Error::new(ErrorCode::Timeout, "the logs did not come in time"))??;
+    match message {
+        Some(FromBox::Logs(entries)) => Ok(Step::Entries(entries)),
+        Some(FromBox::LogsLost(count)) => Ok(Step::Lost(count)),
+        Some(FromBox::LogsEnd { .. }) => Ok(Step::End),
+        Some(_) => Err(Error::internal()),
+        None => Err(Error::new(ErrorCode::BoxLost, "the logs broke off")),
+    }
+}
+
+/// Writes `{"logs":[…]}` piece by piece.
+struct Writer {
+    lines: Lines,
+    is_first: bool,
+    lost: u64,
+}
+
+impl Writer {
+    fn new(timestamps: bool) -> Self {
+        Self {
+            lines: Lines::new(timestamps),
+            is_first: true,
+            lost: 0,
+        }
+    }
+
+    fn write(&mut self, step: Step) -> Vec<u8> {
+        let mut out = Vec::new();
+        match step {
+            Step::Entries(entries) => {
+                for entry in entries {
+                    if !self.is_first {
+                        out.push(b',');
+                    }
+                    self.is_first = false;
+                    // Writing plain data to memory does not fail.
+                    let _ = serde_json::to_writer(&mut out, &self.lines.line(&entry));
+                }
+            }
+            Step::Lost(count) => self.lost += count,
+            Step::End if self.lost > 0 => {
+                out.extend_from_slice(format!("],\"lost\":{}}}", self.lost).as_bytes());
+            }
+            Step::End => out.extend_from_slice(b"]}"),
+        }
+        out
+    }
+}
+
+/// The answer, once the first batch is there: until then an error is an error.
+///
+/// # Errors
+/// When the logs cannot be read at all. Later, the body breaks off.
+pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result<Response, Error> {
+    let first = step(&mut session).await?;
+    let mut writer = Writer::new(timestamps);
+    let mut head = b"{\"logs\":[".to_vec();
+    let is_all = matches!(first, Step::End);
+    head.extend(writer.write(first));
+    let body = if is_all {
+        Body::from(head)
+    } else {
+        let rest =
+            futures::stream::unfold(Some((session, writer, Some(head))), |state| async move {
+                let (mut session, mut writer, head) = state?;
+                if let Some(head) = head {
+                    return Some((Ok(Bytes::from(head)), Some((session, writer, None))));
+                }
+                match step(&mut session).await {
+                    Ok(step) => {
+                        let is_last = matches!(step, Step::End);
+                        let piece = Bytes::from(writer.write(step));
+                        let state = (!is_last).then_some((session, writer, None));
+                        Some((Ok(piece), state))
+                    }
+                    Err(error) => {
+                        tracing::info!(%error, "the logs broke off");
+                        Some((Err(error), None))
+                    }
+                }
+            });
+        Body::from_stream(rest)
+    };
+    let mut response = body.into_response();
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_api::logs::LogsReply;
+    use agentbox_contracts::logs::OutputStream;
+    use chrono::Utc;
+
+    use super::*;
+
+    fn entry(line: &str) -> LogEntry {
+        LogEntry {
+            sequence: 1,
+            timestamp: Utc::now(),
+            stream: OutputStream::Stdout,
+            line: line.as_bytes().to_vec(),
+            partial: false,
+        }
+    }
+
+    fn written(steps: Vec<Step>) -> LogsReply {
+        let mut writer = Writer::new(true);
+        let mut json = b"{\"logs\":[".to_vec();
+        for step in steps {
+            json.extend(writer.write(step));
+        }
+        serde_json::from_slice(&json).unwrap()
+    }
+
+    #[test]
+    fn any_number_of_batches_is_one_json_document() {
+        assert!(written(vec![Step::End]).logs.is_empty());
+        assert!(
+            written(vec![Step::Entries(vec![]), Step::End])
+                .logs
+                .is_empty()
+        );
+        let reply = written(vec![
+            Step::Lost(3),
+            Step::Entries(vec![entry("a"), entry("\"b\"")]),
+            Step::Lost(2),
+            Step::Entries(vec![entry("c")]),
+            Step::End,
+        ]);
+        let messages: Vec<&str> = reply
+            .logs
+            .iter()
+            .map(|line| line.message.as_str())
+            .collect();
+        assert_eq!(messages, ["a", "\"b\"", "c"]);
+        assert_eq!(reply.lost, Some(5));
+    }
+}

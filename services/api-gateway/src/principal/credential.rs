@@ -1,0 +1,233 @@
+//! Where a request carries its credential. Pure.
+//!
+//! In this order: the Authorization header (RFC 6750); for a WebSocket, whose browser
+//! clients send no headers, a subprotocol; a single-use ticket in the query.
+
+use agentbox_contracts::error::Error;
+use agentbox_contracts::identity::TicketAction;
+use agentbox_contracts::identity::rpc::Secret;
+use agentbox_contracts::ids::EnvironmentId;
+use axum::http::{HeaderMap, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::authorize::unauthorized;
+use crate::edge::query;
+
+/// The longest credential that is looked at, in bytes.
+const MAX_TOKEN: usize = 4 * 1024;
+/// Before the base64url of a token, in a subprotocol beside a real one.
+const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
+
+/// A credential as it was shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Presented {
+    /// A JWT or an API key.
+    Bearer(Secret),
+    Ticket {
+        ticket: Secret,
+        environment: EnvironmentId,
+        action: TicketAction,
+    },
+}
+
+/// What is shown for a route; `ticket` says what a ticket would be for, where one opens it.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Unauthorized`] when something is there and is
+/// no credential.
+pub(crate) fn find(
+    headers: &HeaderMap,
+    query: Option<&str>,
+    ticket: Option<(EnvironmentId, TicketAction)>,
+) -> Result<Option<Presented>, Error> {
+    if let Some(token) = bearer(headers)? {
+        return Ok(Some(Presented::Bearer(token)));
+    }
+    if is_websocket(headers)
+        && let Some(token) = subprotocols(headers)?.token
+    {
+        return Ok(Some(Presented::Bearer(token)));
+    }
+    let Some((environment, action)) = ticket else {
+        return Ok(None);
+    };
+    match query.and_then(|query| query::value(query, "ticket")) {
+        Some(ticket) => Ok(Some(Presented::Ticket {
+            ticket: bounded(&ticket)?,
+            environment,
+            action,
+        })),
+        None => Ok(None),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, Error> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let value = value.to_str().unwrap_or("");
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
+        return Err(unauthorized(
+            "the Authorization header is not of the form `Bearer <token>`",
+        ));
+    }
+    bounded(token.trim()).map(Some)
+}
+
+fn bounded(token: &str) -> Result<Secret, Error> {
+    if token.len() > MAX_TOKEN {
+        return Err(unauthorized("the token is too long to be one"));
+    }
+    Ok(Secret(token.to_owned()))
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+}
+
+/// What the subprotocols of a WebSocket say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Subprotocols {
+    pub token: Option<Secret>,
+    /// The one to answer with: the first that was offered and is not a secret.
+    pub answer: Option<String>,
+}
+
+/// The token may follow the protocol `Authorization`, bare or, from clients that do not
+/// check what they send, after `Bearer `; or be encoded in a protocol of its own.
+///
+/// # Errors
+/// When a token is announced and is not there.
+pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
+    let offered: Vec<&str> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|protocol| !protocol.is_empty())
+        .collect();
+    let is_marker = |protocol: &str| protocol.eq_ignore_ascii_case("authorization");
+    if let Some(at) = offered.iter().position(|protocol| is_marker(protocol)) {
+        let token = offered.get(at + 1).ok_or_else(|| {
+            unauthorized("the subprotocol `Authorization` is not followed by a token")
+        })?;
+        let token = token.strip_prefix("Bearer ").unwrap_or(token).trim();
+        return Ok(Subprotocols {
+            token: Some(bounded(token)?),
+            answer: Some(offered[at].to_owned()),
+        });
+    }
+    let encoded = offered
+        .iter()
+        .find_map(|protocol| protocol.strip_prefix(ENCODED));
+    let token = encoded
+        .map(|encoded| {
+            URL_SAFE_NO_PAD
+                .decode(encoded.trim_end_matches('='))
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(|| unauthorized("the token in the subprotocol is not base64url"))
+                .and_then(|token| bounded(&token))
+        })
+        .transpose()?;
+    let answer = offered
+        .iter()
+        .find(|protocol| !protocol.starts_with(ENCODED))
+        .map(|protocol| (*protocol).to_owned());
+    Ok(Subprotocols { token, answer })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            let name: axum::http::HeaderName = name.parse().unwrap();
+            headers.append(name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn websocket(protocols: &str) -> HeaderMap {
+        headers(&[
+            ("upgrade", "websocket"),
+            ("sec-websocket-protocol", protocols),
+        ])
+    }
+
+    fn token(text: &str) -> Option<Presented> {
+        Some(Presented::Bearer(Secret(text.into())))
+    }
+
+    #[test]
+    fn only_a_bearer_header_is_a_credential() {
+        let read = |value: &str| find(&headers(&[("authorization", value)]), None, None);
+        assert_eq!(find(&HeaderMap::new(), None, None).unwrap(), None);
+        assert_eq!(read("Bearer abc").unwrap(), token("abc"));
+        assert_eq!(read("bearer  abc ").unwrap(), token("abc"));
+        let long = format!("Bearer {}", "x".repeat(MAX_TOKEN + 1));
+        for bad in ["Basic abc", "Bearer", "Bearer ", "", long.as_str()] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_websocket_token_is_found_in_every_form_and_never_echoed() {
+        let encoded = format!("{ENCODED}{}", URL_SAFE_NO_PAD.encode("tok"));
+        for (offered, answer) in [
+            ("Authorization, tok".to_owned(), Some("Authorization")),
+            ("Authorization,Bearer tok".to_owned(), Some("Authorization")),
+            (
+                "agentbox, authorization, tok".to_owned(),
+                Some("authorization"),
+            ),
+            (format!("{encoded}, agentbox"), Some("agentbox")),
+            (format!("agentbox, {encoded}"), Some("agentbox")),
+            (format!("{encoded}=="), None),
+        ] {
+            let headers = websocket(&offered);
+            assert_eq!(
+                find(&headers, None, None).unwrap(),
+                token("tok"),
+                "{offered}"
+            );
+            let answered = subprotocols(&headers).unwrap().answer;
+            assert_eq!(answered.as_deref(), answer, "{offered}");
+        }
+        assert!(find(&websocket("Authorization"), None, None).is_err());
+        assert!(find(&websocket(&format!("{ENCODED}%%%")), None, None).is_err());
+    }
+
+    #[test]
+    fn subprotocols_of_what_is_no_websocket_are_not_looked_at() {
+        let plain = headers(&[("sec-websocket-protocol", "Authorization, tok")]);
+        assert_eq!(find(&plain, None, None).unwrap(), None);
+    }
+
+    #[test]
+    fn a_ticket_counts_only_where_one_opens_the_route_and_after_a_token() {
+        let id = EnvironmentId::random();
+        let opens = Some((id.clone(), TicketAction::Logs));
+        let query = Some("follow=true&ticket=t%2D1");
+        let none = HeaderMap::new();
+        assert_eq!(find(&none, query, None).unwrap(), None);
+        assert_eq!(
+            find(&none, query, opens.clone()).unwrap(),
+            Some(Presented::Ticket {
+                ticket: Secret("t-1".into()),
+                environment: id,
+                action: TicketAction::Logs
+            })
+        );
+        let with_token = headers(&[("authorization", "Bearer abc")]);
+        assert_eq!(find(&with_token, query, opens).unwrap(), token("abc"));
+    }
+}

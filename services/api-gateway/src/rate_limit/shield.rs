@@ -1,0 +1,156 @@
+//! The flood shield: before anything is asked of anybody, one client address may send
+//! only so much to this replica. Its limits are far above those of the guide; it bounds
+//! what a flood costs, not what a caller may do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, Request};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+use governor::middleware::NoOpMiddleware;
+use tokio_util::sync::CancellationToken;
+use tower_governor::governor::{GovernorConfig, GovernorConfigBuilder};
+use tower_governor::key_extractor::KeyExtractor;
+use tower_governor::{GovernorError, GovernorLayer};
+
+use crate::edge::client_address::ClientAddress;
+use crate::edge::error::ApiError;
+use crate::metrics;
+use crate::state::Gateway;
+
+/// How often addresses that have been quiet are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub(crate) struct ByClientNetwork;
+
+impl KeyExtractor for ByClientNetwork {
+    type Key = IpAddr;
+
+    fn extract<T>(&self, request: &Request<T>) -> Result<IpAddr, GovernorError> {
+        Ok(ClientAddress::of(request.extensions()).network())
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Shield {
+    config: Arc<GovernorConfig<ByClientNetwork, NoOpMiddleware>>,
+    burst: u32,
+}
+
+/// Neither of the two limits may be zero.
+#[derive(Debug, thiserror::Error)]
+#[error("AGENTBOX_FLOOD_PER_SECOND and AGENTBOX_FLOOD_BURST must be at least 1")]
+pub(crate) struct InvalidShield;
+
+impl Shield {
+    /// # Errors
+    /// When a limit is zero.
+    pub(crate) fn new(per_second: u32, burst: u32) -> Result<Self, InvalidShield> {
+        let period = Duration::from_secs(1)
+            .checked_div(per_second)
+            .ok_or(InvalidShield)?;
+        let config = GovernorConfigBuilder::default()
+            .period(period)
+            .burst_size(burst)
+            .key_extractor(ByClientNetwork)
+            .finish()
+            .ok_or(InvalidShield)?;
+        Ok(Self {
+            config: Arc::new(config),
+            burst,
+        })
+    }
+
+    pub(crate) fn around(&self, router: Router<Gateway>) -> Router<Gateway> {
+        let burst = self.burst;
+        let layer: GovernorLayer<_, _, Body> = GovernorLayer::new(Arc::clone(&self.config))
+            .error_handler(move |error| refuse(&error, burst));
+        router.layer(layer)
+    }
+
+    /// Keeps memory to the addresses of the last moments.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(FORGET_EVERY);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = tick.tick() => self.config.limiter().retain_recent(),
+            }
+        }
+    }
+}
+
+fn refuse(error: &GovernorError, burst: u32) -> Response {
+    let wait = match error {
+        GovernorError::TooManyRequests { wait_time, .. } => (*wait_time).max(1),
+        _ => 1,
+    };
+    metrics::rate_limited("flood");
+    let mut error = Error::new(
+        ErrorCode::RateLimited,
+        format!("too many requests from this address; try again in {wait} s"),
+    );
+    error.retry_after_s = u32::try_from(wait).ok();
+    let mut response = ApiError(error).into_response();
+    let reset = u64::try_from(Utc::now().timestamp()).unwrap_or(0) + wait;
+    for (name, value) in [
+        ("x-ratelimit-limit", u64::from(burst)),
+        ("x-ratelimit-remaining", 0),
+        ("x-ratelimit-reset", reset),
+    ] {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_zero_is_refused() {
+        assert!(Shield::new(0, 1).is_err());
+        assert!(Shield::new(1, 0).is_err());
+        assert!(Shield::new(1, 1).is_ok());
+    }
+
+    #[test]
+    fn a_burst_passes_and_the_next_is_refused_for_that_address_alone() {
+        let shield = Shield::new(1, 3).unwrap();
+        let limiter = shield.config.limiter();
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for _ in 0..3 {
+            assert!(limiter.check_key(&address).is_ok());
+        }
+        assert!(limiter.check_key(&address).is_err());
+        assert!(limiter.check_key(&IpAddr::from([192, 0, 2, 2])).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_the_one_shape() {
+        let headers = axum::http::HeaderMap::new();
+        let response = refuse(
+            &GovernorError::TooManyRequests {
+                wait_time: 0,
+                headers: Some(headers),
+            },
+            9,
+        );
+        assert_eq!(response.status().as_u16(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["x-ratelimit-limit"], "9");
+        let body = axum::body::to_bytes(response.into_body(), 4096)
+            .await
+            .unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"], "rate_limited");
+    }
+}

@@ -1,0 +1,124 @@
+//! A strict window and where a caller stands in it. Pure.
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::Category;
+use crate::metrics;
+
+/// Seconds. Windows begin at its multiples since the Unix epoch, on every replica alike.
+pub(crate) const WINDOW_S: u64 = 60;
+
+/// Where a caller stands with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    category: Category,
+    limit: u64,
+    /// This request with it.
+    used: u64,
+    /// When the window ends, Unix seconds.
+    reset: u64,
+    /// Seconds from the request to `reset`.
+    wait: u64,
+}
+
+impl Standing {
+    /// `now` in Unix seconds.
+    pub(crate) const fn at(category: Category, limit: u64, used: u64, now: u64) -> Self {
+        let reset = (now / WINDOW_S + 1) * WINDOW_S;
+        Self {
+            category,
+            limit,
+            used,
+            reset,
+            wait: reset - now,
+        }
+    }
+
+    /// Of two windows that one request was counted in, the one that is used up first.
+    #[must_use]
+    pub(crate) fn tighter(self, other: Self) -> Self {
+        if other.remaining() < self.remaining() || other.used > other.limit {
+            other
+        } else {
+            self
+        }
+    }
+
+    const fn remaining(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        for (name, value) in [
+            ("x-ratelimit-limit", self.limit),
+            ("x-ratelimit-remaining", self.remaining()),
+            ("x-ratelimit-reset", self.reset),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+        }
+    }
+
+    /// # Errors
+    /// [`ErrorCode::RateLimited`] when this request was one too many.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.used <= self.limit {
+            return Ok(());
+        }
+        metrics::rate_limited(self.category.word());
+        let mut error = Error::new(
+            ErrorCode::RateLimited,
+            format!(
+                "more than {} requests of the kind `{}` in a minute; try again in {} s",
+                self.limit,
+                self.category.word(),
+                self.wait
+            ),
+        );
+        error.retry_after_s = u32::try_from(self.wait).ok();
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_itself_passes_and_the_next_does_not() {
+        let at = |used| Standing::at(Category::Auth, 10, used, 125);
+        assert!(at(1).check().is_ok());
+        assert!(at(10).check().is_ok());
+        let refused = at(11).check().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        assert_eq!(refused.retry_after_s, Some(55));
+    }
+
+    #[test]
+    fn a_window_ends_at_the_next_whole_minute_and_never_now() {
+        for (now, reset, wait) in [(0, 60, 60), (59, 60, 1), (60, 120, 60), (61, 120, 59)] {
+            let standing = Standing::at(Category::Other, 1, 1, now);
+            assert_eq!((standing.reset, standing.wait), (reset, wait), "at {now}");
+        }
+    }
+
+    #[test]
+    fn the_headers_are_the_guides() {
+        let mut headers = HeaderMap::new();
+        Standing::at(Category::Exec, 100, 5, 1_706_011_199).write(&mut headers);
+        assert_eq!(headers["x-ratelimit-limit"], "100");
+        assert_eq!(headers["x-ratelimit-remaining"], "95");
+        assert_eq!(headers["x-ratelimit-reset"], "1706011200");
+        Standing::at(Category::Exec, 100, 105, 0).write(&mut headers);
+        assert_eq!(headers["x-ratelimit-remaining"], "0");
+    }
+
+    #[test]
+    fn of_two_windows_the_tighter_one_speaks() {
+        let used = |used| Standing::at(Category::Auth, 10, used, 0);
+        assert_eq!(used(3).tighter(used(7)), used(7));
+        assert_eq!(used(7).tighter(used(3)), used(7));
+        assert_eq!(used(10).tighter(used(11)), used(11));
+        assert_eq!(used(12).tighter(used(3)), used(12));
+    }
+}

@@ -1,0 +1,170 @@
+//! Server-sent events: how a source of events becomes an answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use agentbox_api::error::ErrorBody;
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::Principal;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::{Ended, Watch};
+use crate::metrics::OpenStream;
+use crate::state::Gateway;
+
+/// How often a quiet stream sends a comment.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Where events come from, one at a time, as fast as the client reads.
+pub(crate) trait Source: Send + 'static {
+    /// `None`: the stream is over.
+    fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
+}
+
+struct Stream<S> {
+    source: S,
+    watch: Watch,
+    over: bool,
+    _open: OpenStream,
+}
+
+impl<S: Source> Stream<S> {
+    async fn next(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        let ended = match self.watch.allows().await {
+            Err(ended) => ended,
+            Ok(()) => tokio::select! {
+                biased;
+                ended = self.watch.ended() => ended,
+                event = self.source.next() => return event,
+            },
+        };
+        self.over = true;
+        match ended {
+            Ended::Credential(error) => Some(failure(&error)),
+            Ended::Stopping => None,
+        }
+    }
+}
+
+/// The answer that streams `source`; `kind` names it in the metrics.
+pub(crate) fn answer(
+    kind: &'static str,
+    gateway: Gateway,
+    principal: Principal,
+    source: impl Source,
+) -> Response {
+    let stream = Stream {
+        source,
+        watch: Watch::new(gateway, principal),
+        over: false,
+        _open: OpenStream::begin(kind),
+    };
+    let events = futures::stream::unfold(stream, |mut stream| async {
+        let event = stream.next().await?;
+        Some((Ok::<_, Infallible>(event), stream))
+    });
+    let mut response = Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Proxies that gather answers would hold the stream back.
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
+}
+
+/// `data:` with `value`, and an `id:` to resume after.
+pub(crate) fn data(id: u64, value: &impl Serialize) -> Event {
+    Event::default().id(id.to_string()).data(json(value))
+}
+
+/// A named event without an id: resuming is from the last that has one.
+pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
+    Event::default().event(name).data(json(value))
+}
+
+/// The stream's last word when it cannot go on.
+pub(crate) fn failure(error: &Error) -> Event {
+    named("error", &ErrorBody::from(error))
+}
+
+fn json(value: &impl Serialize) -> String {
+    // Plain data with string keys always serializes.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// The last event that the client has: from the header that browsers send by themselves.
+///
+/// # Errors
+/// [`ErrorCode::Validation`] when it is not an id of ours.
+pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    let Some(value) = headers.get("last-event-id") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or("").trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        let shown: String = text.chars().take(40).collect();
+        Error::new(
+            ErrorCode::Validation,
+            format!("Last-Event-ID: must be an id of this stream, is `{shown}`"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use serde_json::json;
+
+    use super::*;
+
+    async fn on_the_wire(events: Vec<Event>) -> String {
+        let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
+        let body = Sse::new(events).into_response().into_body();
+        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_are_written_as_the_guide_has_them() {
+        let text = on_the_wire(vec![
+            data(7, &json!({"stream": "stdout", "message": "two\nlines"})),
+            named("end", &json!({"status": "terminated"})),
+            failure(&Error::new(ErrorCode::Unauthorized, "revoked")),
+        ])
+        .await;
+        assert_eq!(
+            text,
+            "id: 7\ndata: {\"message\":\"two\\nlines\",\"stream\":\"stdout\"}\n\n\
+             event: end\ndata: {\"status\":\"terminated\"}\n\n\
+             event: error\ndata: {\"error\":\"unauthorized\",\"message\":\"revoked\",\"code\":401}\n\n"
+        );
+    }
+
+    #[test]
+    fn the_last_event_id_is_a_number_or_nothing() {
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("last-event-id", value.parse().unwrap());
+            last_event_id(&headers)
+        };
+        assert_eq!(last_event_id(&HeaderMap::new()), Ok(None));
+        assert_eq!(with(""), Ok(None));
+        assert_eq!(with("12"), Ok(Some(12)));
+        for bad in ["-1", "x", "18446744073709551616"] {
+            assert_eq!(with(bad).unwrap_err().code, ErrorCode::Validation, "{bad}");
+        }
+    }
+}

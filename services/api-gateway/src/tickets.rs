@@ -1,0 +1,50 @@
+//! `/auth/tickets`: single-use credentials for browsers, whose EventSource and WebSocket
+//! send no headers.
+
+use agentbox_api::error::ErrorBody;
+use agentbox_api::user::{CreateTicket, TicketReply};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::identity::{TicketAction, rpc};
+use agentbox_contracts::ids::EnvironmentId;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use crate::authorize::{Action, authorize};
+use crate::edge::{Answer, Caller, Json};
+use crate::lookup;
+use crate::state::{AUTH_DEADLINE, Gateway};
+
+/// Used as `?ticket=`: once, within 60 s, for that environment and action alone.
+#[utoipa::path(post, path = "/api/v1/auth/tickets", tag = "auth", request_body = CreateTicket,
+    responses((status = 201, description = "Issued", body = TicketReply),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn create(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+    Json(body): Json<CreateTicket>,
+) -> Answer<(StatusCode, axum::Json<TicketReply>)> {
+    let id: EnvironmentId = body
+        .environment_id
+        .parse()
+        .map_err(|_| Error::not_found("environment"))?;
+    let action = match body.action {
+        TicketAction::Logs => Action::TicketForLogs,
+        TicketAction::Attach => Action::TicketForAttach,
+    };
+    let place = lookup::place(&gateway, action, id.clone()).await?;
+    authorize(Some(&principal), action, Some(place.target()))?;
+    let request = rpc::TicketRequest {
+        principal,
+        environment: id,
+        action: body.action,
+    };
+    let reply = gateway
+        .bus
+        .call::<rpc::IssueTicket>(&request, AUTH_DEADLINE)
+        .await?;
+    let body = TicketReply {
+        ticket: reply.ticket.0,
+        expires_at: reply.expires_at,
+    };
+    Ok((StatusCode::CREATED, axum::Json(body)))
+}

@@ -1,0 +1,113 @@
+//! `/users`: for administrators.
+
+use agentbox_api::error::ErrorBody;
+use agentbox_api::user::{CreateUser, PageQuery, PatchUser, UserBody, UserList};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::identity::rpc;
+use agentbox_contracts::ids::UserId;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use crate::edge::query::page;
+use crate::edge::{Answer, Json, Path, Query};
+use crate::state::{AUTH_DEADLINE, Gateway};
+
+#[utoipa::path(post, path = "/api/v1/users", tag = "users", request_body = CreateUser,
+    responses((status = 201, description = "Created", body = UserBody),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn create(
+    State(gateway): State<Gateway>,
+    Json(body): Json<CreateUser>,
+) -> Answer<(StatusCode, axum::Json<UserBody>)> {
+    let request = rpc::CreateUserRequest {
+        username: body.username,
+        email: body.email,
+        password: rpc::Secret(body.password),
+        role: body.role,
+    };
+    let user = gateway
+        .bus
+        .call::<rpc::CreateUser>(&request, AUTH_DEADLINE)
+        .await?;
+    Ok((StatusCode::CREATED, axum::Json(user.into())))
+}
+
+#[utoipa::path(get, path = "/api/v1/users", tag = "users", params(PageQuery),
+    responses((status = 200, description = "A page", body = UserList),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn list(
+    State(gateway): State<Gateway>,
+    Query(query): Query<PageQuery>,
+) -> Answer<axum::Json<UserList>> {
+    let (limit, offset) = page(query.limit, query.offset)?;
+    let request = rpc::PageRequest { limit, offset };
+    let reply = gateway
+        .bus
+        .call::<rpc::ListUsers>(&request, AUTH_DEADLINE)
+        .await?;
+    Ok(axum::Json(UserList {
+        users: reply.users.into_iter().map(UserBody::from).collect(),
+        total: reply.total,
+        limit,
+        offset,
+    }))
+}
+
+#[utoipa::path(get, path = "/api/v1/users/{user}", tag = "users",
+    params(("user" = String, Path, description = "The user's id")),
+    responses((status = 200, description = "The user", body = UserBody),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn get(
+    State(gateway): State<Gateway>,
+    Path(id): Path<UserId>,
+) -> Answer<axum::Json<UserBody>> {
+    let user = gateway
+        .bus
+        .call::<rpc::GetUser>(&rpc::UserRequest { id }, AUTH_DEADLINE)
+        .await?;
+    Ok(axum::Json(user.into()))
+}
+
+#[utoipa::path(patch, path = "/api/v1/users/{user}", tag = "users",
+    params(("user" = String, Path, description = "The user's id")), request_body = PatchUser,
+    responses((status = 200, description = "The user", body = UserBody),
+        (status = "default", body = ErrorBody)))]
+pub(crate) async fn patch(
+    State(gateway): State<Gateway>,
+    Path(id): Path<UserId>,
+    Json(body): Json<PatchUser>,
+) -> Answer<axum::Json<UserBody>> {
+    if body.email.is_none() && body.role.is_none() && body.password.is_none() {
+        return Err(Error::field(
+            "body",
+            "names nothing to change: give email, role or password",
+        )
+        .into());
+    }
+    let request = rpc::PatchUserRequest {
+        id,
+        email: body.email,
+        role: body.role,
+        password: body.password.map(rpc::Secret),
+    };
+    let user = gateway
+        .bus
+        .call::<rpc::PatchUser>(&request, AUTH_DEADLINE)
+        .await?;
+    Ok(axum::Json(user.into()))
+}
+
+/// Its tokens and keys are dead at once, and its environments end.
+#[utoipa::path(delete, path = "/api/v1/users/{user}", tag = "users",
+    params(("user" = String, Path, description = "The user's id")),
+    responses((status = 204, description = "Deleted"), (status = "default", body = ErrorBody)))]
+pub(crate) async fn delete(
+    State(gateway): State<Gateway>,
+    Path(id): Path<UserId>,
+) -> Answer<StatusCode> {
+    gateway
+        .bus
+        .call::<rpc::DeleteUser>(&rpc::UserRequest { id }, AUTH_DEADLINE)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
