@@ -120,15 +120,32 @@ fn remove_tree(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Boxes that have a group here.
-pub fn boxes(deployment: &str) -> Vec<EnvironmentId> {
-    let root = Path::new(ROOT);
-    let hierarchy = if is_unified(root) {
-        root.to_owned()
+/// Where the pids limit is, and with it every process of every box.
+fn of_pids() -> PathBuf {
+    let root = PathBuf::from(ROOT);
+    if is_unified(&root) {
+        root
     } else {
         root.join("pids")
-    };
-    let Ok(entries) = fs::read_dir(hierarchy.join(format!("agentbox-{deployment}"))) else {
+    }
+}
+
+/// Every process of a box, pause too. One that begins meanwhile may be missing.
+pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut pending = vec![of_pids().join(format!("agentbox-{deployment}")).join(id.as_str())];
+    while let Some(group) = pending.pop() {
+        let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
+        let below = fs::read_dir(&group).into_iter().flatten().flatten();
+        pending.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    found
+}
+
+/// Boxes that have a group here.
+pub fn boxes(deployment: &str) -> Vec<EnvironmentId> {
+    let Ok(entries) = fs::read_dir(of_pids().join(format!("agentbox-{deployment}"))) else {
         return Vec::new();
     };
     entries

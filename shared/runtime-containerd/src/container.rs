@@ -8,15 +8,16 @@
 use std::path::Path;
 
 use agentbox_box_protocol::variables;
-use agentbox_runtime::{BoxSpec, Resources, SecurityContext};
+use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
-    MountPropagation, NamespaceMode, NamespaceOption,
+    MountPropagation, NamespaceMode, NamespaceOption, SecurityProfile,
+    security_profile::ProfileType,
 };
 
 use crate::config::Config;
-use crate::{labels, sandbox};
+use crate::labels;
 
 /// Where a box sees boxd, and the directory of its output.
 const BOXD: &str = "/.agentbox/boxd";
@@ -27,21 +28,6 @@ pub const TERMINATION_FILE: &str = "termination.json";
 const CPU_PERIOD_US: i64 = 100_000;
 /// The kernel refuses less than 1 ms of each period.
 const MIN_CPU_QUOTA_US: i64 = 1_000;
-
-/// What root in a container needs to install packages and drop to another user; no raw
-/// sockets, no devices, no chroot. (`apt`, `pip`, `su` and servers that bind low ports.)
-const CAPABILITIES: [&str; 10] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "NET_BIND_SERVICE",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-];
 
 /// What the kubelet hides, since CRI hides nothing by itself.
 const MASKED_PATHS: [&str; 11] = [
@@ -65,8 +51,16 @@ const READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// `output` is the box's output directory on this machine.
-pub fn config(config: &Config, spec: &BoxSpec, generation: i64, output: &Path) -> ContainerConfig {
+/// What a box gets of this machine, beside boxd.
+#[derive(Clone, Copy, Debug)]
+pub struct Of<'a> {
+    /// Its output directory.
+    pub output: &'a Path,
+    /// The file of its system-call filter.
+    pub seccomp: &'a Path,
+}
+
+pub fn config(config: &Config, spec: &BoxSpec, generation: i64, of: Of<'_>) -> ContainerConfig {
     let mount = |container: &str, host: &Path, readonly| Mount {
         container_path: container.to_owned(),
         host_path: host.to_string_lossy().into_owned(),
@@ -87,13 +81,16 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64, output: &Path) -
         envs: environment(spec),
         mounts: vec![
             mount(BOXD, &config.boxd, true),
-            mount(OUTPUT, output, false),
+            mount(OUTPUT, of.output, false),
         ],
         labels: labels::labels(&config.deployment, spec, generation),
         annotations: labels::annotations(spec),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(&spec.resources)),
-            security_context: Some(security(spec.isolation.security_context.as_ref())),
+            security_context: Some(security(
+                spec.isolation.security_context.as_ref(),
+                of.seccomp,
+            )),
         }),
         ..Default::default()
     }
@@ -146,7 +143,7 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     }
 }
 
-fn security(asked: Option<&SecurityContext>) -> LinuxContainerSecurityContext {
+fn security(asked: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let asked = asked.unwrap_or(&default);
     let id = |value: Option<u32>| {
@@ -179,7 +176,10 @@ fn security(asked: Option<&SecurityContext>) -> LinuxContainerSecurityContext {
         no_new_privs: !asked.allow_privilege_escalation.unwrap_or(false),
         masked_paths: owned(&MASKED_PATHS),
         readonly_paths: owned(&READONLY_PATHS),
-        seccomp: Some(sandbox::runtime_default()),
+        seccomp: Some(SecurityProfile {
+            profile_type: ProfileType::Localhost.into(),
+            localhost_ref: seccomp.to_string_lossy().into_owned(),
+        }),
         ..Default::default()
     }
 }

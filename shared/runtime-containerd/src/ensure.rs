@@ -10,6 +10,7 @@
 //! A newer generation of a box that runs adopts it: a box is never made twice, since
 //! what its user did in it would be lost.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
@@ -27,7 +28,7 @@ use crate::firewall::Policy;
 use crate::image::{self, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, output, sandbox};
+use crate::{cgroup, container, output, sandbox, seccomp};
 
 /// boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -197,12 +198,16 @@ impl Inner {
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
-        let network = self.network_of(&sandbox).await?;
+        let (network, seccomp) = self.read_sandbox(&sandbox).await?;
         facts.network = Some(network.clone());
         facts.policy = Some(policy.clone());
         self.facts.save(lock, id, facts).await?;
 
-        let container_config = container::config(&self.config, spec, generation, &output);
+        let of = container::Of {
+            output: &output,
+            seccomp: &seccomp,
+        };
+        let container_config = container::config(&self.config, spec, generation, of);
         let admit = async {
             self.firewall
                 .admit(id, &network, &policy)
@@ -251,13 +256,22 @@ impl Inner {
         }
     }
 
-    async fn network_of(&self, sandbox: &str) -> Result<BoxNetwork, RuntimeError> {
+    /// Its place in the network, and the file of the filter that its container gets.
+    async fn read_sandbox(&self, sandbox: &str) -> Result<(BoxNetwork, PathBuf), RuntimeError> {
         let status = self.cri.sandbox_status(sandbox).await?;
         let info = status.info.get("info").map_or("", String::as_str);
-        BoxNetwork::read(info, &self.config.bridge).map_err(|error| RuntimeError::Cluster {
-            operation: "sandbox network",
+        let network =
+            BoxNetwork::read(info, &self.config.bridge).map_err(|error| RuntimeError::Cluster {
+                operation: "sandbox network",
+                message: error.to_string(),
+            })?;
+        let filter = seccomp::narrowed(info).map_err(|error| RuntimeError::Cluster {
+            operation: "system-call filter",
             message: error.to_string(),
-        })
+        })?;
+        let kept = seccomp::keep(&self.config.state_dir, &filter)
+            .map_err(|error| io_failure("system-call filter", &error))?;
+        Ok((network, kept))
     }
 
     /// Until boxd accepts a connection, or the container has ended.

@@ -36,6 +36,7 @@ mod phase;
 mod preflight;
 mod repair;
 mod sandbox;
+mod seccomp;
 mod storage;
 mod watch;
 

@@ -53,7 +53,8 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
     }
 }
 
-pub fn runtime_default() -> SecurityProfile {
+/// containerd's own. What the sandbox gets is where the box's is made from.
+fn runtime_default() -> SecurityProfile {
     SecurityProfile {
         profile_type: ProfileType::RuntimeDefault.into(),
         localhost_ref: String::new(),

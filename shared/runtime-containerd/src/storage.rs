@@ -1,18 +1,17 @@
 //! What boxes have written, and what is too much.
 //!
-//! A box's storage is the upper directory of its container's overlay: every block
-//! allocated there, each hard-linked file once. It is measured in place, since CRI's own
-//! figure is up to 10 s old.
+//! A box's storage is the upper directory of its container's overlay ([`measure`]). It is
+//! measured in place, since CRI's own figure is up to 10 s old.
 //!
 //! * I1. One replica measures at a time; another takes over within a second.
 //! * I2. Measuring costs little: a box is measured when the file system has lost enough
 //!   free space since its last measurement that it could be over its limit, and every
 //!   [`LONGEST`] in any case.
+//! * I3. What cannot be measured is over its limit: a box cannot hide what it wrote.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+mod measure;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,9 +20,11 @@ use agentbox_contracts::units::Bytes;
 use agentbox_runtime::RuntimeError;
 use k8s_cri::v1::ContainerState;
 
+use crate::cgroup;
 use crate::driver::{Inner, io_failure};
 use crate::facts::BoxLock;
 use crate::labels::Promised;
+use measure::{MeasureError, MIN_FILE_BYTES};
 
 /// Between two looks.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -95,95 +96,83 @@ impl Inner {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         for (id, (container, limit)) in running {
-            let Some(upper) = upper_directory(&mounts, &container) else {
+            let Some(place) = Place::find(&mounts, &container) else {
                 continue;
             };
-            let Some(free) = free_bytes(&upper) else {
+            let Some(free) = free_bytes(&place.upper) else {
                 continue;
             };
             if limit == 0 || !is_due(ledger.measured.get(&id).copied(), limit, free, now) {
                 continue;
             }
-            let measure = tokio::task::spawn_blocking(move || written(&upper, limit));
-            match measure.await {
+            let (deployment, of) = (self.config.deployment.clone(), id.clone());
+            let measure = tokio::task::spawn_blocking(move || {
+                let written = measure::written(&place.upper, limit)?;
+                let processes = cgroup::processes(&deployment, &of);
+                let held = measure::unlinked(&[&place.root, &place.upper], &processes)?;
+                Ok::<u64, MeasureError>(written.saturating_add(held))
+            });
+            let message = match measure.await {
                 Ok(Ok(used)) => {
-                    ledger.measured.insert(
-                        id.clone(),
-                        Measured {
-                            used,
-                            free,
-                            at: now,
-                        },
-                    );
-                    if let Some(message) = verdict(used, limit)
-                        && let Err(error) = self.evict(&id, message).await
-                    {
-                        tracing::warn!(%error, environment.id = %id, "cannot evict a box");
-                    }
+                    let at = now;
+                    ledger
+                        .measured
+                        .insert(id.clone(), Measured { used, free, at });
+                    verdict(used, limit)
                 }
+                Ok(Err(error @ MeasureError::TooDeep)) => Some(error.to_string()),
                 Ok(Err(error)) => {
                     tracing::warn!(%error, environment.id = %id, "cannot measure a box's storage");
+                    None
                 }
                 Err(error) => {
                     tracing::warn!(%error, environment.id = %id, "measuring a box's storage broke off");
+                    None
                 }
+            };
+            if let Some(message) = message
+                && let Err(error) = self.evict(&id, message).await
+            {
+                tracing::warn!(%error, environment.id = %id, "cannot evict a box");
             }
         }
         Ok(())
     }
 }
 
+/// What the file system has left: space, and files as [`measure`] counts them, so that a
+/// loss of either makes boxes due.
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    let space = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let files = stat.files_available().saturating_mul(MIN_FILE_BYTES);
+    Some(space.saturating_add(files))
 }
 
-/// From `/proc/self/mountinfo`: where the container's writes go.
-fn upper_directory(mountinfo: &str, container: &str) -> Option<PathBuf> {
-    let end = format!("/{container}/rootfs");
-    let line = mountinfo.lines().find(|line| {
-        line.split(' ')
-            .nth(4)
-            .is_some_and(|mount_point| mount_point.ends_with(&end))
-    })?;
-    let options = line.rsplit(' ').next()?;
-    let upper = options
-        .split(',')
-        .find_map(|option| option.strip_prefix("upperdir="))?;
-    Some(PathBuf::from(upper))
+/// Where a container's root file system is, and where its writes go.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    root: PathBuf,
+    upper: PathBuf,
 }
 
-/// Bytes allocated under a directory; stops counting once over `enough`. Files that
-/// vanish meanwhile count as nothing.
-fn written(root: &Path, enough: u64) -> io::Result<u64> {
-    let mut total = 0u64;
-    let mut linked = HashSet::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            // Of the entry itself: links are not followed.
-            let Ok(metadata) = entry.metadata() else {
-                continue;
-            };
-            let is_first =
-                metadata.nlink() < 2 || metadata.is_dir() || linked.insert(metadata.ino());
-            if is_first {
-                total = total.saturating_add(metadata.blocks().saturating_mul(512));
-            }
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            }
-        }
-        if total > enough {
-            break;
-        }
+impl Place {
+    /// From `/proc/self/mountinfo`.
+    fn find(mountinfo: &str, container: &str) -> Option<Self> {
+        let end = format!("/{container}/rootfs");
+        let (root, line) = mountinfo.lines().find_map(|line| {
+            let root = line.split(' ').nth(4)?;
+            root.ends_with(&end).then_some((root, line))
+        })?;
+        let options = line.rsplit(' ').next()?;
+        let upper = options
+            .split(',')
+            .find_map(|option| option.strip_prefix("upperdir="))?;
+        Some(Self {
+            root: root.into(),
+            upper: upper.into(),
+        })
     }
-    Ok(total)
 }
 
 #[cfg(test)]
@@ -243,23 +232,11 @@ mod tests {
                          rw,lowerdir=/l,upperdir=/snap/1/fs,workdir=/snap/1/work\n\
                          31 1 0:9 / /run/x/state/k8s.io/bbb/rootfs rw shared:7 - overlay overlay \
                          rw,lowerdir=/l,upperdir=/snap/2/fs,workdir=/snap/2/work\n";
-        assert_eq!(upper_directory(mountinfo, "bbb"), Some("/snap/2/fs".into()));
-        assert_eq!(upper_directory(mountinfo, "ccc"), None);
-    }
-
-    #[test]
-    fn blocks_are_counted_not_lengths_and_each_linked_file_once() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        let data = dir.path().join("sub/data");
-        fs::write(&data, vec![7u8; 1 << 20]).unwrap();
-        fs::hard_link(&data, dir.path().join("again")).unwrap();
-        std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
-        fs::File::create(dir.path().join("sparse"))
-            .unwrap()
-            .set_len(1 << 40)
-            .unwrap();
-        let used = written(dir.path(), u64::MAX).unwrap();
-        assert!((1 << 20..1 << 21).contains(&used), "{used}");
+        let place = Place {
+            root: "/run/x/state/k8s.io/bbb/rootfs".into(),
+            upper: "/snap/2/fs".into(),
+        };
+        assert_eq!(Place::find(mountinfo, "bbb"), Some(place));
+        assert_eq!(Place::find(mountinfo, "ccc"), None);
     }
 }

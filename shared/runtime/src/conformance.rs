@@ -8,6 +8,7 @@
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
 pub mod ending;
+pub mod hostile;
 pub mod life;
 pub mod limits;
 pub mod network;
@@ -33,6 +34,8 @@ pub struct Subject<D> {
     pub second: D,
     /// With `sh`, `nc`, `httpd`, `dd`, `grep`, `tail` and `timeout`: busybox.
     pub image: String,
+    /// With `python3` 3.9 or later and `/bin/cat`: a Debian.
+    pub python: String,
     made: Mutex<Vec<EnvironmentId>>,
 }
 
@@ -89,6 +92,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             first,
             second,
             image: image.into(),
+            python: "python:3.11-slim".to_owned(),
             made: Mutex::default(),
         }
     }
@@ -263,9 +267,17 @@ macro_rules! conformance_tests {
             ending: a_read_only_root_is_read_only,
             ending: environment_reaches_the_command_and_our_secrets_do_not,
             limits: more_memory_than_the_limit_is_an_oom_kill,
+            limits: a_memory_bomb_of_many_processes_ends_them_and_not_its_neighbours,
+            limits: shared_memory_counts_as_memory,
             limits: more_storage_than_the_limit_is_an_eviction_for_every_replica,
             limits: no_more_processes_than_the_limit_exist,
-            limits: no_dangerous_right_is_held,
+            hostile: no_way_out_of_a_box_is_open,
+            hostile: no_socket_that_could_forge_a_sender_is_opened,
+            hostile: nothing_answers_over_ipv6,
+            hostile: the_token_of_boxd_is_nowhere_to_be_found,
+            hostile: boxd_does_nothing_for_who_has_no_token,
+            hostile: rights_are_exactly_the_documented_ones,
+            hostile: a_setuid_program_gains_nothing_unless_it_may,
             network: another_box_is_not_reached_by_default,
             network: boxes_that_allow_it_reach_each_other_but_no_boxd,
             network: an_opened_port_is_reached_and_no_other,

@@ -14,11 +14,15 @@ pub mod conformance;
 mod connector;
 mod error;
 mod observed;
+mod reach;
+mod rights;
 mod runtime;
 mod spec;
 
 pub use connector::{BoxConnector, BoxStream};
 pub use error::{PreflightError, RuntimeError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
+pub use reach::{NEVER_V4, NEVER_V6, never_reached};
+pub use rights::CAPABILITIES;
 pub use runtime::{ChangeStream, Runtime};
 pub use spec::{BoxSpec, Isolation, NetworkPolicy, Resources, SecurityContext, Toleration};

@@ -5,6 +5,7 @@ use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::Isolation;
 
 use super::*;
+use crate::sandbox;
 
 fn settings() -> Config {
     serde_json::from_value(serde_json::json!({
@@ -67,7 +68,9 @@ fn limits_become_what_the_kernel_counts() {
 
 #[test]
 fn nothing_is_gained_unless_it_is_asked_for() {
-    let got = security(None);
+    let filter = Path::new("/d/seccomp.json");
+    let got = security(None, filter);
+    assert_eq!(got.seccomp.unwrap().localhost_ref, "/d/seccomp.json");
     assert!(got.no_new_privs && !got.privileged && !got.readonly_rootfs);
     assert_eq!(got.capabilities.unwrap().drop_capabilities, ["ALL"]);
     let asked = SecurityContext {
@@ -77,7 +80,7 @@ fn nothing_is_gained_unless_it_is_asked_for() {
         read_only_root_filesystem: Some(true),
         allow_privilege_escalation: Some(true),
     };
-    let got = security(Some(&asked));
+    let got = security(Some(&asked), filter);
     assert_eq!(got.run_as_user.map(|v| v.value), Some(1000));
     assert_eq!(got.run_as_group.map(|v| v.value), Some(100));
     assert!(got.readonly_rootfs && !got.no_new_privs);

@@ -2,24 +2,20 @@
 //!
 //! How a packet that a box sends goes: its port's guard (own MAC and address, IPv4 and
 //! ARP only) → to the host: refused but for answers and the resolvers → to elsewhere:
-//! never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
+//! resolvers → never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{NetworkPolicy, PreflightError};
+use agentbox_runtime::{NEVER_V4, NetworkPolicy, PreflightError};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::network::BoxNetwork;
-
-/// Nothing opens these: this network, loopback, link-local with the metadata address,
-/// multicast, reserved and broadcast.
-const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0-255.255.255.255";
 
 /// Not the public internet; an egress CIDR may open them. Documentation ranges are left
 /// out: some networks use them.
@@ -154,6 +150,7 @@ impl Ruleset {
             own,
             ..
         } = self;
+        let never = NEVER_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
         // A refusal that says so: a client in the box fails at once, not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
@@ -192,8 +189,8 @@ add rule inet {table} forward iifname != "{bridge}" oifname != "{bridge}" accept
 add rule inet {table} forward ct state established,related accept
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
-add rule inet {table} forward ip daddr {{ {NEVER} }} {refuse}
 add rule inet {table} forward {dns} accept
+add rule inet {table} forward ip daddr {{ {never} }} {refuse}
 add rule inet {table} forward ip saddr vmap @egress
 add rule inet {table} forward {refuse}
 add rule inet {table} delivered oifname != "{bridge}" accept
@@ -238,6 +235,13 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         line(format!(
             "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
         ));
+        // The operator's own, which no CIDR of a request opens again.
+        if !self.blocked.is_empty() && (policy.internet || !policy.egress.is_empty()) {
+            let blocked = list(&self.blocked);
+            line(format!(
+                "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
+            ));
+        }
         if !policy.egress.is_empty() {
             let networks = list(&policy.egress);
             line(format!(
@@ -245,12 +249,6 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             ));
         }
         if policy.internet {
-            if !self.blocked.is_empty() {
-                let blocked = list(&self.blocked);
-                line(format!(
-                    "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
-                ));
-            }
             line(format!("add rule inet {table} out-{id} jump internet"));
         }
         line(format!(

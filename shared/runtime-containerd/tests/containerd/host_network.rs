@@ -10,6 +10,7 @@ use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 
+use crate::elsewhere::{Elsewhere, inside, own_address};
 use crate::machine::{config, host, process_of, subject};
 
 /// All that a request can open.
@@ -39,15 +40,6 @@ async fn connects(
     Ok(end.exit_code == 0)
 }
 
-/// This machine's own address towards the internet.
-async fn own_address() -> IpAddr {
-    let json = host("ip", &["-4", "-j", "route", "get", "203.0.113.1"])
-        .await
-        .unwrap();
-    let routes: serde_json::Value = serde_json::from_str(&json).unwrap();
-    routes[0]["prefsrc"].as_str().unwrap().parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_policy_opens_a_port_of_the_machine() {
     let (config, s) = (config().await, subject().await);
@@ -68,103 +60,6 @@ async fn no_policy_opens_a_port_of_the_machine() {
         }
     }
     s.clean().await.unwrap();
-}
-
-/// A network namespace beside the machine that answers on some addresses; a box reaches
-/// it as it reaches any other machine, by a route of the host.
-struct Elsewhere {
-    name: String,
-    address: IpAddr,
-    listeners: Vec<tokio::process::Child>,
-}
-
-impl Elsewhere {
-    /// `tag` is a letter of the test's own.
-    async fn new(tag: &str, routes: &[&str]) -> Self {
-        let name = format!("abx{tag}{}", std::process::id());
-        let (near, far) = (format!("{name}a"), format!("{name}b"));
-        let address = format!("198.18.{}.2", tag.bytes().fold(0, u8::wrapping_add));
-        let made = Self {
-            name: name.clone(),
-            address: address.parse().expect("an address"),
-            listeners: Vec::new(),
-        };
-        let run = |words: String| async move {
-            host("ip", &words.split(' ').collect::<Vec<_>>())
-                .await
-                .unwrap();
-        };
-        run(format!("netns add {name}")).await;
-        let net = format!("198.18.{}", tag.bytes().fold(0, u8::wrapping_add));
-        run(format!(
-            "link add {near} type veth peer name {far} netns {name}"
-        ))
-        .await;
-        run(format!("addr add {net}.1/30 dev {near}")).await;
-        run(format!("link set {near} up")).await;
-        run(format!("-n {name} addr add {net}.2/30 dev {far}")).await;
-        run(format!("-n {name} link set {far} up")).await;
-        run(format!("-n {name} link set lo up")).await;
-        run(format!("-n {name} route add default via {net}.1")).await;
-        for address in routes {
-            run(format!("-n {name} addr add {address}/32 dev lo")).await;
-            run(format!("route add {address}/32 via {net}.2")).await;
-        }
-        made
-    }
-
-    async fn listen(&mut self, port: u16) {
-        let listener = tokio::process::Command::new("ip")
-            .args([
-                "netns",
-                "exec",
-                &self.name,
-                "busybox",
-                "httpd",
-                "-f",
-                "-h",
-                "/proc/self",
-                "-p",
-            ])
-            .arg(port.to_string())
-            .env(
-                "PATH",
-                format!(
-                    "{}:/usr/sbin:/sbin",
-                    std::env::var("PATH").unwrap_or_default()
-                ),
-            )
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        self.listeners.push(listener);
-        let to = SocketAddr::new(self.address, port);
-        let up = async {
-            while tokio::net::TcpStream::connect(to).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), up)
-            .await
-            .expect("it listens");
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        // Its cable and the host's routes go with it.
-        for mut listener in self.listeners.drain(..) {
-            let _ = listener.start_kill();
-        }
-        for arguments in [
-            vec!["link", "del", &format!("{}a", self.name)],
-            vec!["netns", "del", &self.name],
-        ] {
-            let _ = std::process::Command::new("/usr/sbin/ip")
-                .args(arguments)
-                .status();
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,15 +98,6 @@ async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
         }
         s.clean().await.unwrap();
     }
-}
-
-/// Runs a host's program in a box's network namespace, with all rights: what a box
-/// could do if every other defence failed.
-async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
-    let pid = pid.to_string();
-    let mut all = vec!["-t", &pid, "-n"];
-    all.extend(arguments);
-    host("nsenter", &all).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

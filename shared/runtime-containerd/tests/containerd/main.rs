@@ -9,9 +9,14 @@
 )]
 
 mod conformance;
+mod elsewhere;
+mod filling;
+mod first_instruction;
 mod host_network;
 mod latency;
 mod leftovers;
 mod machine;
 mod processes;
+mod resolver;
 mod restart;
+mod services;

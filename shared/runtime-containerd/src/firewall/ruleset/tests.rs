@@ -80,7 +80,12 @@ fn each_policy_opens_exactly_what_it_says() {
                 ],
                 ..Default::default()
             }),
-            vec![NO_BOX, "ip daddr { 10.0.0.0/8 } goto delivered", REFUSE],
+            vec![
+                NO_BOX,
+                blocked,
+                "ip daddr { 10.0.0.0/8 } goto delivered",
+                REFUSE,
+            ],
             vec!["drop"],
             false,
         ),

@@ -1,0 +1,193 @@
+//! How much a box has on disk.
+//!
+//! What counts: every block allocated under the upper directory, each hard-linked file
+//! once; at least [`MIN_FILE_BYTES`] for each file, or files without content would use up
+//! the file system's inodes; and files that have no name any more but that a process of
+//! the box holds open or mapped.
+//!
+//! * I1. Nothing in a box is followed: no links, no mounts.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// A file without content is not free: it takes an inode.
+pub const MIN_FILE_BYTES: u64 = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// Nothing sensible is that deep, and what lies below cannot be counted.
+    #[error("a directory of the box lies so deep that its path is longer than 4096 bytes")]
+    TooDeep,
+    #[error("the box's files cannot be listed")]
+    List(#[from] io::Error),
+}
+
+fn size(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks().saturating_mul(512).max(MIN_FILE_BYTES)
+}
+
+/// Bytes under a directory; stops counting once over `enough`. Files that vanish
+/// meanwhile count as nothing.
+///
+/// # Errors
+/// When a directory cannot be listed.
+pub fn written(root: &Path, enough: u64) -> Result<u64, MeasureError> {
+    let mut total = 0u64;
+    let mut linked = HashSet::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(Errno::ENAMETOOLONG as i32) => {
+                return Err(MeasureError::TooDeep);
+            }
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            // Of the entry itself: links are not followed.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let is_first =
+                metadata.nlink() < 2 || metadata.is_dir() || linked.insert(metadata.ino());
+            if is_first {
+                total = total.saturating_add(size(&metadata));
+            }
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+        if total > enough {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// Bytes of files without a name that `processes` hold, on the file systems of `places`
+/// alone: others (a tmpfs, an anonymous file) are memory. A process that ends meanwhile
+/// holds nothing.
+///
+/// # Errors
+/// When a place cannot be looked at.
+pub fn unlinked(places: &[&Path], processes: &[u32]) -> Result<u64, MeasureError> {
+    let devices = places
+        .iter()
+        .map(|place| fs::metadata(place).map(|metadata| metadata.dev()))
+        .collect::<io::Result<HashSet<u64>>>()?;
+    let mut counted = HashSet::new();
+    let mut total = 0u64;
+    for process in processes {
+        let process = PathBuf::from(format!("/proc/{process}"));
+        for held in open_files(&process).into_iter().chain(deleted_maps(&process)) {
+            // The kernel's link leads to the file itself, whatever it is called.
+            let Ok(metadata) = fs::metadata(held) else {
+                continue;
+            };
+            if metadata.nlink() == 0
+                && devices.contains(&metadata.dev())
+                && counted.insert((metadata.dev(), metadata.ino()))
+            {
+                total = total.saturating_add(size(&metadata));
+            }
+        }
+    }
+    Ok(total)
+}
+
+fn open_files(process: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(process.join("fd")).into_iter().flatten();
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+fn deleted_maps(process: &Path) -> Vec<PathBuf> {
+    let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
+    let deleted = maps.lines().filter(|line| line.ends_with(" (deleted)"));
+    deleted
+        .filter_map(|line| line.split(' ').next())
+        .map(|range| process.join("map_files").join(range))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn blocks_are_counted_not_lengths_and_each_linked_file_once() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        let data = dir.path().join("sub/data");
+        fs::write(&data, vec![7u8; 1 << 20]).unwrap();
+        fs::hard_link(&data, dir.path().join("again")).unwrap();
+        symlink("/", dir.path().join("link")).unwrap();
+        fs::File::create(dir.path().join("sparse"))
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        let used = written(dir.path(), u64::MAX).unwrap();
+        assert!((1 << 20..1 << 21).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn a_file_without_content_is_not_free() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..100 {
+            fs::write(dir.path().join(n.to_string()), []).unwrap();
+        }
+        let used = written(dir.path(), u64::MAX).unwrap();
+        assert_eq!(used, 100 * MIN_FILE_BYTES);
+        assert!(written(dir.path(), MIN_FILE_BYTES).unwrap() > MIN_FILE_BYTES);
+    }
+
+    #[test]
+    fn a_deleted_file_counts_while_it_is_open_once_and_elsewhere_not() {
+        use std::io::Write as _;
+        let (dir, other) = (tempfile::tempdir().unwrap(), Path::new("/dev/shm"));
+        let path = dir.path().join("deleted");
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(&vec![7u8; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+        let again = file.try_clone().unwrap();
+        fs::remove_file(&path).unwrap();
+        let own = [std::process::id()];
+        // Other tests of this process may have deleted files open too, small ones.
+        let used = unlinked(&[dir.path()], &own).unwrap();
+        assert!((1 << 20..2 << 20).contains(&used), "{used}");
+        assert!(unlinked(&[other], &own).unwrap() < 1 << 20);
+        drop((file, again));
+        assert!(unlinked(&[dir.path()], &own).unwrap() < 1 << 20);
+    }
+
+    #[test]
+    fn a_tree_too_deep_to_be_named_is_told_and_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "d".repeat(200);
+        let mut handle = fs::File::open(dir.path()).unwrap();
+        for _ in 0..25 {
+            nix::sys::stat::mkdirat(&handle, name.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let flags = nix::fcntl::OFlag::O_DIRECTORY;
+            let below =
+                nix::fcntl::openat(&handle, name.as_str(), flags, nix::sys::stat::Mode::empty());
+            handle = below.unwrap().into();
+        }
+        let outcome = written(dir.path(), u64::MAX);
+        assert!(matches!(outcome, Err(MeasureError::TooDeep)), "{outcome:?}");
+        assert!(
+            std::process::Command::new("rm")
+                .arg("-rf")
+                .arg(dir.path())
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! What is beyond a box, for tests of what it reaches: this machine's addresses, another
+//! "machine", and a way into a box's own network with all rights.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::machine::host;
+
+/// This machine's own address towards the internet.
+pub async fn own_address() -> IpAddr {
+    let json = host("ip", &["-4", "-j", "route", "get", "203.0.113.1"])
+        .await
+        .unwrap();
+    let routes: serde_json::Value = serde_json::from_str(&json).unwrap();
+    routes[0]["prefsrc"].as_str().unwrap().parse().unwrap()
+}
+
+/// Runs a host's program in a box's network namespace, with all rights: what a box
+/// could do if every other defence failed.
+pub async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
+    let pid = pid.to_string();
+    let mut all = vec!["-t", &pid, "-n"];
+    all.extend(arguments);
+    host("nsenter", &all).await
+}
+
+/// A network namespace beside the machine that answers on some addresses; a box reaches
+/// it as it reaches any other machine, by a route of the host.
+pub struct Elsewhere {
+    name: String,
+    pub address: IpAddr,
+    listeners: Vec<tokio::process::Child>,
+}
+
+impl Elsewhere {
+    /// `tag` is a letter of the test's own.
+    pub async fn new(tag: &str, routes: &[&str]) -> Self {
+        let name = format!("abx{tag}{}", std::process::id());
+        let (near, far) = (format!("{name}a"), format!("{name}b"));
+        let address = format!("198.18.{}.2", tag.bytes().fold(0, u8::wrapping_add));
+        let made = Self {
+            name: name.clone(),
+            address: address.parse().expect("an address"),
+            listeners: Vec::new(),
+        };
+        let run = |words: String| async move {
+            host("ip", &words.split(' ').collect::<Vec<_>>())
+                .await
+                .unwrap();
+        };
+        run(format!("netns add {name}")).await;
+        let net = format!("198.18.{}", tag.bytes().fold(0, u8::wrapping_add));
+        run(format!(
+            "link add {near} type veth peer name {far} netns {name}"
+        ))
+        .await;
+        run(format!("addr add {net}.1/30 dev {near}")).await;
+        run(format!("link set {near} up")).await;
+        run(format!("-n {name} addr add {net}.2/30 dev {far}")).await;
+        run(format!("-n {name} link set {far} up")).await;
+        run(format!("-n {name} link set lo up")).await;
+        run(format!("-n {name} route add default via {net}.1")).await;
+        for address in routes {
+            run(format!("-n {name} addr add {address}/32 dev lo")).await;
+            run(format!("route add {address}/32 via {net}.2")).await;
+        }
+        made
+    }
+
+    pub async fn listen(&mut self, port: u16) {
+        let listener = tokio::process::Command::new("ip")
+            .args([
+                "netns",
+                "exec",
+                &self.name,
+                "busybox",
+                "httpd",
+                "-f",
+                "-h",
+                "/proc/self",
+                "-p",
+            ])
+            .arg(port.to_string())
+            .env(
+                "PATH",
+                format!(
+                    "{}:/usr/sbin:/sbin",
+                    std::env::var("PATH").unwrap_or_default()
+                ),
+            )
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.listeners.push(listener);
+        let to = SocketAddr::new(self.address, port);
+        let up = async {
+            while tokio::net::TcpStream::connect(to).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), up)
+            .await
+            .expect("it listens");
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // Its cable and the host's routes go with it.
+        for mut listener in self.listeners.drain(..) {
+            let _ = listener.start_kill();
+        }
+        for arguments in [
+            vec!["link", "del", &format!("{}a", self.name)],
+            vec!["netns", "del", &self.name],
+        ] {
+            let _ = std::process::Command::new("/usr/sbin/ip")
+                .args(arguments)
+                .status();
+        }
+    }
+}

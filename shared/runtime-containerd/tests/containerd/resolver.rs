@@ -1,0 +1,176 @@
+//! Names are resolved where the internet is allowed, by the configured resolvers, on
+//! port 53; for all others a resolver is no way out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::conformance::hostile::python;
+use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime_containerd::Driver;
+use tokio::net::UdpSocket;
+use tokio::sync::Mutex;
+
+use crate::elsewhere::Elsewhere;
+use crate::machine::config;
+
+/// What the resolver says of every name.
+const ANSWER: [u8; 4] = [192, 0, 2, 77];
+
+/// A name whose first label would carry what a box wants to tell.
+const RESOLVE: &str = "
+import socket
+
+def resolve():
+    return socket.gethostbyname(os.environ['TELL'] + '.example.test')
+
+def directly(port):
+    def run():
+        query = b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'
+        for label in [os.environ['TELL'] + str(port), 'direct']:
+            query += bytes([len(label)]) + label.encode()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.settimeout(2)
+            s.connect((os.environ['RESOLVER'], port))
+            s.send(query + b'\\0\\0\\1\\0\\1')
+            return s.recv(512)[-4:] == bytes([192, 0, 2, 77])
+    return run
+
+attempt('name', resolve)
+attempt('port 53', directly(53))
+attempt('another port', directly(int(os.environ['OTHER'])))
+";
+
+/// A resolver on this machine that remembers what it was asked.
+struct Resolver {
+    asked: Arc<Mutex<Vec<String>>>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Resolver {
+    async fn serve(at: SocketAddr) -> (Self, SocketAddr) {
+        let socket = UdpSocket::bind(at).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let remembered = asked.clone();
+        let serving = tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let query = &buffer[..length];
+                remembered.lock().await.push(first_label(query));
+                let _ = socket.send_to(&answer(query), from).await;
+            }
+        });
+        (Self { asked, serving }, address)
+    }
+
+    async fn was_told(&self, text: &str) -> bool {
+        let asked = self.asked.lock().await;
+        asked.iter().any(|label| label.contains(text))
+    }
+}
+
+/// The question starts after 12 bytes, a label with its length.
+fn first_label(query: &[u8]) -> String {
+    let length = usize::from(*query.get(12).unwrap_or(&0));
+    String::from_utf8_lossy(query.get(13..13 + length).unwrap_or_default()).into_owned()
+}
+
+/// The same question with one answer (RFC 1035), or none when it is not for an A record.
+fn answer(query: &[u8]) -> Vec<u8> {
+    // Name, type and class; what follows (EDNS) is left out.
+    let name = query.iter().skip(12).take_while(|byte| **byte != 0).count();
+    let question = query.get(12..12 + name + 5).unwrap_or_default();
+    let for_address = question.get(name + 1..name + 3) == Some(&[0, 1]);
+    let mut reply = query.get(..2).unwrap_or_default().to_vec();
+    reply.extend([0x81, 0x80, 0, 1, 0, u8::from(for_address), 0, 0, 0, 0]);
+    reply.extend(question);
+    if for_address {
+        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        reply.extend(ANSWER);
+    }
+    reply
+}
+
+async fn resolving() -> Result<(), Violation> {
+    // An address of this machine's that no other test and no resolver of its own has.
+    let elsewhere = Elsewhere::new("r", &[]).await;
+    let IpAddr::V4(far) = elsewhere.address else {
+        panic!("an IPv4 address")
+    };
+    let near = IpAddr::V4((u32::from(far) - 1).into());
+    let (resolver, _) = Resolver::serve(SocketAddr::new(near, 53)).await;
+    let (other, other_address) = Resolver::serve(SocketAddr::new(near, 0)).await;
+    let mut with_resolver = config().await;
+    with_resolver.dns_servers = vec![near];
+    let driver = || Driver::connect(with_resolver.clone()).unwrap();
+    let s = Subject::new(driver(), driver(), "busybox");
+    let outcome = ask(&s, near, other_address.port(), &resolver, &other).await;
+    s.clean().await?;
+    outcome
+}
+
+async fn ask(
+    s: &Subject<Driver>,
+    at: IpAddr,
+    other_port: u16,
+    resolver: &Resolver,
+    other: &Resolver,
+) -> Result<(), Violation> {
+    let internet = NetworkPolicy {
+        allow_internet: true,
+        ..Default::default()
+    };
+    let all_but_internet = NetworkPolicy {
+        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allow_cluster_internal: true,
+        ..Default::default()
+    };
+    for (tell, policy, resolves) in [
+        ("default", None, true),
+        ("internet", Some(internet), true),
+        ("nothing", Some(NetworkPolicy::default()), false),
+        ("networks", Some(all_but_internet), false),
+    ] {
+        let mut spec = python(s, RESOLVE);
+        let variables = [
+            ("TELL", tell.to_owned()),
+            ("RESOLVER", at.to_string()),
+            ("OTHER", other_port.to_string()),
+        ];
+        spec.env
+            .extend(variables.map(|(name, value)| (name.to_owned(), value)));
+        spec.isolation.network_policy = policy;
+        let end = s.run_to_end(&spec).await?;
+        claim(end.exit_code == 0, || format!("{tell}: {end:?}"))?;
+        let says = |line: &str| end.output.lines().any(|said| said == line);
+        claim(says("name: ALLOWED '192.0.2.77'") == resolves, || {
+            format!("{tell}: {end:?}")
+        })?;
+        claim(says("port 53: ALLOWED True") == resolves, || {
+            format!("{tell}: {end:?}")
+        })?;
+        claim(!end.output.contains("another port: ALLOWED"), || {
+            format!("{tell}: {end:?}")
+        })?;
+        let told = resolver.was_told(tell).await;
+        claim(told == resolves, || {
+            format!("{tell}: the resolver was asked: {told}")
+        })?;
+        claim(!other.was_told(tell).await, || {
+            format!("{tell}: another port was reached")
+        })?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_resolved_with_the_internet_and_tell_nobody_anything_without() {
+    resolving().await.unwrap();
+}

@@ -1,0 +1,158 @@
+//! The machine's own services, of which a box reaches none, whatever it is allowed: a
+//! real NATS, a real Postgres, and what listens everywhere; over IPv6 too.
+
+use std::net::IpAddr;
+
+use agentbox_local::{TestNats, TestPostgres};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::conformance::hostile::{all_refused, python};
+use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime_containerd::{Config, Driver};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::elsewhere::{inside, own_address};
+use crate::machine::{config, host, process_of, subject};
+
+/// Each address of the machine with each port.
+const KNOCK: &str = "
+import socket
+
+def knock(address, port):
+    def run():
+        with socket.create_connection((address, port), 2): pass
+    return run
+
+for address in os.environ['ADDRESSES'].split():
+    for port in os.environ['PORTS'].split():
+        attempt(f'{address} {port}', knock(address, int(port)))
+print('done', flush=True)
+";
+
+const REFUSALS: [&str; 4] = ["EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "EINVAL"];
+
+async fn own_addresses() -> Vec<IpAddr> {
+    let json = host("ip", &["-4", "-j", "addr", "show"]).await.unwrap();
+    let interfaces: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let addresses = interfaces.as_array().unwrap().iter().flat_map(|interface| {
+        let addresses = interface["addr_info"].as_array().cloned();
+        addresses.unwrap_or_default()
+    });
+    addresses
+        .filter_map(|address| address["local"].as_str()?.parse().ok())
+        .collect()
+}
+
+fn port_of(url: &str) -> u16 {
+    let port = url.rsplit(':').next().unwrap();
+    port.trim_end_matches('/').parse().unwrap()
+}
+
+async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
+    let nats = TestNats::shared().await.unwrap();
+    let postgres = TestPostgres::start().await.unwrap();
+    // As an admin port of a service that is bound to everything would.
+    let anywhere = TcpListener::bind("[::]:0").await.unwrap();
+    let anywhere_port = anywhere.local_addr().unwrap().port();
+    let ports = [port_of(&nats.url), postgres.endpoint.port, anywhere_port];
+    // The controls: the machine itself reaches each of them. Other instances' bridges
+    // come and go.
+    for port in ports {
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    }
+    let mut addresses = Vec::new();
+    for address in own_addresses().await {
+        let connected = TcpStream::connect((address, anywhere_port)).await;
+        addresses.extend(connected.is_ok().then_some(address));
+    }
+    let gateway: IpAddr = config().await.subnet.hosts().next().unwrap().into();
+    let own = own_address().await;
+    claim(
+        addresses.contains(&gateway) && addresses.contains(&own),
+        || format!("{addresses:?}"),
+    )?;
+    let mut spec = python(s, KNOCK);
+    let words = |words: Vec<String>| words.join(" ");
+    spec.env.insert(
+        "ADDRESSES".to_owned(),
+        words(addresses.iter().map(ToString::to_string).collect()),
+    );
+    spec.env.insert(
+        "PORTS".to_owned(),
+        words(ports.iter().map(ToString::to_string).collect()),
+    );
+    for policy in [
+        None,
+        Some(NetworkPolicy {
+            allow_internet: true,
+            allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+            allow_cluster_internal: true,
+            ..Default::default()
+        }),
+    ] {
+        let mut spec = spec.clone();
+        spec.id = s.spec().id;
+        spec.isolation.network_policy = policy;
+        let end = s.run_to_end(&spec).await?;
+        all_refused(&end, &REFUSALS, addresses.len() * ports.len())?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_service_of_the_machine_is_reached_at_any_of_its_addresses() {
+    let s = subject().await;
+    let outcome = nothing_of_the_machine(&s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+/// With every right in the box's network: an address beside one of the machine's.
+async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+    let spec = s.spec();
+    s.run(&spec).await?;
+    let pid = process_of(&config.deployment, spec.id.as_str());
+    let listener = TcpListener::bind("[::]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let net = format!("fd77:{:x}", std::process::id() & 0xffff);
+    let (near, far) = (format!("{net}::1"), format!("{net}::2/64"));
+    let with_length = format!("{near}/64");
+    let of_bridge = ["-6", "addr", "add", &with_length, "dev", &config.bridge, "nodad"];
+    host("ip", &of_bridge).await.map_err(Violation)?;
+    let attempts = async {
+        inside(pid, &["ip", "-6", "addr", "add", &far, "dev", "eth0", "nodad"])
+            .await
+            .map_err(Violation)?;
+        // The control: it listens there.
+        let own = TcpStream::connect((near.as_str(), port)).await;
+        claim(own.is_ok(), || format!("{own:?}"))?;
+        // A connection that is made stays until `timeout` ends it, with 124 or 143.
+        let port = port.to_string();
+        let knock = format!("timeout 6 busybox nc -w 2 {near} {port}; [ $? -eq 1 ]");
+        let refused = inside(pid, &["sh", "-c", &knock]).await;
+        refused.map_err(Violation)?;
+        let pinged = inside(
+            pid,
+            &["busybox", "ping", "-c", "1", "-W", "2", "-I", "eth0", "ff02::1"],
+        );
+        // All nodes: the box's own interface may answer itself, nobody else does.
+        let heard = pinged.await.unwrap_or_default();
+        claim(!heard.contains(&near), || heard.clone())?;
+        let neighbours = inside(pid, &["ip", "-6", "neigh", "show", &near]).await;
+        let neighbours = neighbours.unwrap_or_default();
+        claim(!neighbours.contains("lladdr"), || {
+            format!("the machine was found: {neighbours}")
+        })
+    };
+    let outcome = attempts.await;
+    let of_bridge = ["-6", "addr", "del", &with_length, "dev", &config.bridge];
+    host("ip", &of_bridge).await.map_err(Violation)?;
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_machine_is_not_reached_over_ipv6_even_with_an_address_beside_it() {
+    let (config, s) = (config().await, subject().await);
+    let outcome = nothing_over_ipv6(&config, &s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}

@@ -1,0 +1,9 @@
+# A user of the box runs a program that belongs to root and is setuid.
+import shutil
+
+shutil.copy("/bin/cat", "/setuid-cat")
+os.chmod("/setuid-cat", 0o4755)
+os.setgroups([])
+os.setgid(1000)
+os.setuid(1000)
+os.execv("/setuid-cat", ["cat", "/proc/self/status"])

@@ -1,0 +1,19 @@
+# Looks for boxd's token wherever root in the box can look. It is given backwards, since
+# what the environment has is where one would look first.
+import glob
+
+token = os.environ["NEKOT"][::-1].encode()
+with open("/tmp/control", "wb") as control:
+    control.write(b"where it is, it is found: " + token)
+for path in glob.glob("/proc/[0-9]*/*") + glob.glob("/proc/[0-9]*/fd/*") + glob.glob(
+        "/proc/[0-9]*/task/*/environ") + glob.glob("/.agentbox/**", recursive=True) + glob.glob(
+        "/run/**", recursive=True) + glob.glob("/tmp/**", recursive=True):
+    try:
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                found = token in file.read(8 << 20)
+            if found:
+                print(f"{path}: ALLOWED")
+    except OSError:
+        pass
+print("done", flush=True)
