@@ -33,8 +33,10 @@ use local::LocalWindows;
 pub(crate) use window::Standing;
 use window::WINDOW_S;
 
-/// How long the bus may take to count.
-const DEADLINE: Duration = Duration::from_millis(500);
+/// How long the bus may take to count. Auth is asked meanwhile and may take longer, so a
+/// short one would save nothing; and on a machine that is merely overloaded it would make
+/// the limits inexact just when they matter.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// How long a bus that failed to count is left alone.
 const PAUSE_MS: i64 = 1_000;
 

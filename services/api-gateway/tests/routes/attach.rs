@@ -1,0 +1,6 @@
+//! `GET /environments/{id}/attach`: the WebSocket.
+
+mod bulk;
+mod credentials;
+mod ending;
+mod terminal;

@@ -1,0 +1,107 @@
+//! The forms in which a handshake may carry its credential.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use crate::support::boxes::{idle, script};
+use crate::support::caller::someone;
+use crate::support::socket::{Socket, handshake};
+
+const ECHO: &str = "tty=false&command=echo&command=hi";
+
+/// Opens with these subprotocols and no header; what was agreed on, or the status.
+async fn offer(protocols: &str) -> Result<Option<String>, u16> {
+    let idle = idle().await;
+    let caller = &idle.user.caller;
+    let mut request = handshake(caller, caller.next_gateway(), &idle.id, ECHO);
+    let value = protocols.parse().unwrap();
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", value);
+    let mut socket = Socket::connect(request)
+        .await
+        .map_err(|(status, _)| status)?;
+    assert_eq!(socket.rest().await.stdout, "hi\n");
+    Ok(socket.protocol)
+}
+
+#[tokio::test]
+async fn a_token_comes_by_header_subprotocol_or_ticket() {
+    let idle = idle().await;
+    let caller = &idle.user.caller;
+    let token = caller.token.clone().unwrap();
+    let (_, key) = idle.user.key(json!({})).await;
+    for caller in [caller, &key] {
+        let mut socket = Socket::open(caller, &idle.id, ECHO).await;
+        assert_eq!(socket.rest().await.stdout, "hi\n");
+        assert_eq!(socket.protocol, None);
+    }
+    // As the guide's clients that do not check what they send, and as browsers can.
+    let agreed = Ok(Some("Authorization".to_owned()));
+    assert_eq!(
+        offer(&format!("Authorization, Bearer {token}")).await,
+        agreed
+    );
+    assert_eq!(offer(&format!("Authorization, {token}")).await, agreed);
+    assert_eq!(
+        offer(&format!("Authorization,{}", key.token.unwrap())).await,
+        agreed
+    );
+    let hidden = format!(
+        "base64url.bearer.authorization.agentbox.{}",
+        URL_SAFE_NO_PAD.encode(&token)
+    );
+    assert_eq!(
+        offer(&format!("{hidden}, agentbox")).await,
+        Ok(Some("agentbox".to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn without_a_good_credential_the_handshake_is_refused() {
+    let idle = idle().await;
+    let nobody = idle.user.caller.anonymous();
+    let refused = Socket::open_on(&nobody, 0, &idle.id, ECHO).await;
+    assert_eq!(refused.err().unwrap().0, 401);
+    let refused = Socket::open_on(&nobody.with("x"), 1, &idle.id, ECHO).await;
+    assert_eq!(refused.err().unwrap().0, 401);
+    assert_eq!(offer("Authorization, nonsense").await, Err(401));
+    assert_eq!(offer("Authorization").await, Err(401));
+    assert_eq!(offer("agentbox").await, Err(401));
+}
+
+#[tokio::test]
+async fn who_may_not_run_commands_is_refused_as_everywhere() {
+    let idle = idle().await;
+    let reader = idle.user.key_for(&idle.id, "read").await;
+    let (status, body) = Socket::open_on(&reader, 0, &idle.id, ECHO)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!((status, &body["error"]), (403, &json!("forbidden")));
+    let stranger = someone().await.caller;
+    let (status, body) = Socket::open_on(&stranger, 1, &idle.id, ECHO)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!((status, &body["error"]), (404, &json!("not_found")));
+    let writer = idle.user.key_for(&idle.id, "write").await;
+    let mut socket = Socket::open(&writer, &idle.id, ECHO).await;
+    assert_eq!(socket.rest().await.stdout, "hi\n");
+}
+
+#[tokio::test]
+async fn what_does_not_run_is_409_before_the_handshake() {
+    let user = someone().await;
+    let id = user.caller.create(&script("true")).await;
+    user.caller.until_ended(&id).await;
+    let (status, body) = Socket::open_on(&user.caller, 0, &id, ECHO)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        (status, &body["error"]),
+        (409, &json!("environment_not_running"))
+    );
+}

@@ -1,0 +1,195 @@
+//! What a session carries: a terminal or two streams, and the client's messages.
+
+use bytes::Bytes;
+use futures::SinkExt;
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::boxes::idle;
+use crate::support::socket::{Frame, Socket};
+
+async fn open(query: &str) -> Socket {
+    let idle = idle().await;
+    Socket::open(&idle.user.caller, &idle.id, query).await
+}
+
+const CAT: &str = "tty=false&command=cat";
+
+#[tokio::test]
+async fn the_images_shell_has_a_real_terminal_of_the_usual_size() {
+    let mut socket = open("").await;
+    assert!(socket.ready().await.starts_with("exec-"));
+    socket.stdin("tty; stty size; echo mar''k\n").await;
+    let seen = socket.until("mark").await;
+    assert!(seen.contains("/dev/pts/"), "{seen}");
+    assert!(seen.contains("24 80"), "{seen}");
+    socket.stdin("exit 5\n").await;
+    let said = socket.rest().await;
+    assert_eq!(said.exit, Some(json!({"type": "exit", "exit_code": 5})));
+    assert_eq!(said.close.0, 1000);
+}
+
+#[tokio::test]
+async fn a_terminal_has_the_size_that_is_asked_for_and_is_resized() {
+    let mut socket = open("tty=true&cols=132&rows=50").await;
+    socket.ready().await;
+    socket.stdin("stty size; echo mar''k\n").await;
+    assert!(socket.until("mark").await.contains("50 132"));
+    socket
+        .send(json!({"type": "resize", "cols": 100, "rows": 30}))
+        .await;
+    // The order of messages is kept: the size is set before this is read.
+    socket.stdin("stty size; echo agai''n\n").await;
+    let seen = socket.until("again").await;
+    assert!(seen.contains("30 100"), "{seen}");
+    socket.stdin("exit\n").await;
+    socket.rest().await;
+}
+
+#[tokio::test]
+async fn without_a_terminal_the_streams_are_apart_and_eof_is_an_end() {
+    let mut socket =
+        open("tty=false&command=sh&command=-c&command=cat;%20echo%20err%20%3E%262;%20exit%203")
+            .await;
+    socket.ready().await;
+    socket.stdin("in\n").await;
+    socket.send(json!({"type": "eof"})).await;
+    let said = socket.rest().await;
+    assert_eq!(
+        (said.stdout.as_str(), said.stderr.as_str()),
+        ("in\n", "err\n")
+    );
+    assert_eq!(said.exit.unwrap()["exit_code"], 3);
+}
+
+#[tokio::test]
+async fn a_signal_reaches_the_command_by_either_name() {
+    for (name, code) in [("SIGINT", 130), ("TERM", 143), ("KILL", 137)] {
+        let mut socket = open("tty=false&command=sleep&command=600").await;
+        socket.ready().await;
+        socket.send(json!({"type": "signal", "signal": name})).await;
+        let said = socket.rest().await;
+        assert_eq!(said.exit.unwrap()["exit_code"], code, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn control_c_on_a_terminal_interrupts_what_runs_and_not_the_shell() {
+    let mut socket = open("").await;
+    socket.ready().await;
+    socket.stdin("echo star''ted; sleep 600\n").await;
+    socket.until("started").await;
+    socket.stdin("\u{3}").await;
+    socket.stdin("echo $?-aft''er\n").await;
+    let seen = socket.until("-after").await;
+    assert!(seen.contains("130-after"), "{seen}");
+}
+
+#[tokio::test]
+async fn binary_frames_are_stdin_and_with_binary_output_too() {
+    let bytes: Vec<u8> = (0..=255).collect();
+    let mut socket = open(&format!("{CAT}&binary=true")).await;
+    socket.ready().await;
+    socket
+        .socket
+        .send(Message::Binary(bytes.clone().into()))
+        .await
+        .unwrap();
+    socket.send(json!({"type": "eof"})).await;
+    let mut seen = Vec::new();
+    let exit = loop {
+        match socket.next().await {
+            Frame::Binary(piece) => seen.extend_from_slice(&piece),
+            Frame::Json(message) => break message,
+            closed @ Frame::Closed(..) => panic!("{closed:?}"),
+        }
+    };
+    assert_eq!(seen, bytes);
+    assert_eq!(exit, json!({"type": "exit", "exit_code": 0}));
+
+    let mut socket = open(CAT).await;
+    socket.ready().await;
+    socket
+        .socket
+        .send(Message::Binary(Bytes::from_static(b"a\xffb")))
+        .await
+        .unwrap();
+    socket.send(json!({"type": "eof"})).await;
+    assert_eq!(socket.rest().await.stdout, "a\u{fffd}b");
+}
+
+#[tokio::test]
+async fn a_character_that_is_cut_between_two_frames_is_whole() {
+    let mut socket = open(CAT).await;
+    socket.ready().await;
+    for piece in [&b"\xe2\x82"[..], b"\xac\n"] {
+        socket
+            .socket
+            .send(Message::Binary(Bytes::copy_from_slice(piece)))
+            .await
+            .unwrap();
+    }
+    assert_eq!(socket.until("\n").await, "\u{20ac}\n");
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_answered_and_changes_nothing() {
+    let mut socket = open(CAT).await;
+    socket.ready().await;
+    for (bad, named) in [
+        ("ls", "JSON"),
+        (r#"{"type":"exit"}"#, "exit"),
+        (r#"{"type":"stdin"}"#, "data"),
+        (r#"{"type":"stdin","data":"a","x":1}"#, "x"),
+        (r#"{"type":"resize","cols":0,"rows":1}"#, "cols"),
+    ] {
+        socket.socket.send(Message::text(bad)).await.unwrap();
+        let answer = socket.message().await;
+        assert_eq!(answer["type"], "error", "{bad}: {answer}");
+        let message = answer["message"].as_str().unwrap();
+        assert!(message.contains(named), "{bad}: {message}");
+    }
+    socket.stdin("still here\n").await;
+    assert_eq!(socket.until("\n").await, "still here\n");
+}
+
+#[tokio::test]
+async fn a_query_that_is_wrong_is_an_http_answer_by_parameter() {
+    let idle = idle().await;
+    for (query, field) in [
+        ("cols=0", "cols"),
+        ("rows=x", "rows"),
+        ("tty=maybe", "tty"),
+        ("binary=1", "binary"),
+        ("shell=bash", "shell"),
+        ("tty=true&tty=false", "tty"),
+        ("command=", "command[0]"),
+    ] {
+        let refused = Socket::open_on(&idle.user.caller, 0, &idle.id, query).await;
+        let (status, body) = refused.err().unwrap();
+        assert_eq!(status, 400, "{query}: {body}");
+        assert_eq!(body["error"], "validation_failed");
+        assert!(
+            body["message"].as_str().unwrap().starts_with(field),
+            "{body}"
+        );
+    }
+    // Not a handshake at all.
+    let path = format!("/environments/{}/attach", idle.id);
+    idle.user
+        .caller
+        .get(&path)
+        .await
+        .is_error(400, "bad_request");
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_there_exits_with_127() {
+    let mut socket = open("tty=false&command=no-such-program").await;
+    let said = socket.rest().await;
+    assert_eq!(
+        said.exit.as_ref().map(|exit| &exit["exit_code"]),
+        Some(&json!(127))
+    );
+    assert_eq!(said.close.0, 1000);
+}

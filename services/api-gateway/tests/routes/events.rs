@@ -1,0 +1,148 @@
+//! `/environments/{id}/events` and `/events`.
+
+use serde_json::{Value, json};
+
+use crate::support::boxes::{script, small};
+use crate::support::caller::{Caller, admin, someone};
+use crate::support::eventually;
+use crate::support::sse::Events;
+
+/// A page that has this many events: they are published a moment after what they tell.
+async fn page(caller: &Caller, path: &str, total: usize) -> Value {
+    eventually(&format!("{total} events at {path}"), async || {
+        let page = caller.get(path).await.is(200);
+        (page["total"] == total).then_some(page)
+    })
+    .await
+}
+
+fn kinds(events: &Value) -> Vec<&str> {
+    events
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["kind"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_life_is_told_newest_first_with_why_it_ended() {
+    let user = someone().await;
+    let id = user.caller.create(&script("sleep 1; exit 3")).await;
+    user.caller.until(&id, "failed").await;
+    let path = format!("/environments/{id}/events");
+    let list = page(&user.caller, &path, 3).await;
+    assert_eq!(kinds(&list["events"]), ["failed", "running", "created"]);
+    assert_eq!((&list["limit"], &list["offset"]), (&json!(100), &json!(0)));
+    let last = &list["events"][0];
+    assert_eq!(last["environment_id"], id.as_str());
+    assert_eq!(
+        (&last["status"], &last["status_reason"], &last["exit_code"]),
+        (&json!("failed"), &json!("EXITED"), &json!(3))
+    );
+    assert!(last["at"].is_string() && last["id"].is_u64());
+    let one = user
+        .caller
+        .get(&format!("{path}?limit=1&offset=1"))
+        .await
+        .is(200);
+    assert_eq!(kinds(&one["events"]), ["running"]);
+    assert_eq!(one["total"], 3);
+    for query in ["limit=0", "limit=1001", "offset=x", "since=1"] {
+        user.caller
+            .get(&format!("{path}?{query}"))
+            .await
+            .is_error(400, "validation_failed");
+    }
+}
+
+#[tokio::test]
+async fn followed_events_come_oldest_first_as_they_happen_and_end() {
+    let user = someone().await;
+    let id = user.caller.create(&small()).await;
+    let path = format!("/environments/{id}/events?follow=true");
+    let mut events = Events::open(&user.caller, &path).await;
+    for (kind, status) in [("created", "pending"), ("running", "running")] {
+        let event = events.next().await.unwrap();
+        let body = event.json();
+        assert_eq!(
+            (&body["kind"], &body["status"]),
+            (&json!(kind), &json!(status))
+        );
+        assert_eq!(body["id"], event.number(), "the SSE id too");
+    }
+    user.caller
+        .patch(
+            &format!("/environments/{id}"),
+            &json!({"labels": {"a": "b"}}),
+        )
+        .await
+        .is(200);
+    let updated = events.next().await.unwrap();
+    assert_eq!(updated.json()["kind"], "updated");
+    user.caller
+        .delete(&format!("/environments/{id}"))
+        .await
+        .is(204);
+    let rest = events.rest().await;
+    let names: Vec<&str> = rest.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["message", "message", "end"], "{rest:?}");
+    assert_eq!(rest[0].json()["kind"], "terminating");
+    assert_eq!(rest[1].json()["kind"], "terminated");
+    assert_eq!(rest[2].json(), json!({"status": "terminated"}));
+
+    // Each replica resumes alike, and tells the end again.
+    for gateway in 0..user.caller.gateways() {
+        let last = Some(updated.number());
+        let again = Events::resume(&user.caller, gateway, &path, last)
+            .await
+            .rest()
+            .await;
+        assert_eq!(again, rest);
+        let all = Events::resume(&user.caller, gateway, &path, None)
+            .await
+            .rest()
+            .await;
+        assert_eq!(all.len(), 6, "{all:?}");
+    }
+}
+
+#[tokio::test]
+async fn all_events_are_those_of_the_callers_own() {
+    let (user, stranger) = (someone().await, someone().await);
+    let mut live = Events::open(&user.caller, "/events?follow=true").await;
+    let theirs = stranger.caller.running(&small()).await;
+    let id = user.caller.running(&small()).await;
+    let seen = live.take(2).await;
+    for (event, kind) in seen.iter().zip(["created", "running"]) {
+        assert_eq!(event.json()["environment_id"], id.as_str());
+        assert_eq!(event.json()["kind"], kind);
+    }
+    let list = page(&user.caller, "/events", 2).await;
+    assert_eq!(kinds(&list["events"]), ["running", "created"]);
+    // From the first on, at the other replica.
+    for gateway in 0..user.caller.gateways() {
+        let mut again = Events::resume(
+            &user.caller,
+            gateway,
+            "/events?follow=true",
+            Some(seen[0].number()),
+        )
+        .await;
+        assert_eq!(again.next().await.unwrap(), seen[1]);
+    }
+    // A key sees those of its environments, an administrator all.
+    let key = stranger.key_for(&theirs, "read").await;
+    assert_eq!(
+        page(&key, "/events", 2).await["events"][0]["environment_id"],
+        theirs.as_str()
+    );
+    let all = admin().await.get("/events?limit=1000").await.is(200);
+    let ids: std::collections::BTreeSet<&str> = all["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["environment_id"].as_str().unwrap())
+        .collect();
+    assert!(ids.contains(id.as_str()) && ids.contains(theirs.as_str()));
+}

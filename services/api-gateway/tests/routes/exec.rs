@@ -1,0 +1,287 @@
+//! `POST /environments/{id}/exec`.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::boxes::{Idle, idle, script, small};
+use crate::support::caller::someone;
+use crate::support::{eventually, within};
+
+impl Idle {
+    async fn run(&self, body: Value) -> Value {
+        self.user.caller.exec(&self.id, &body).await
+    }
+
+    async fn sh(&self, text: &str) -> Value {
+        self.user.caller.sh(&self.id, text).await
+    }
+}
+
+#[tokio::test]
+async fn the_guides_answer_has_its_four_fields_and_says_what_went_wrong() {
+    let idle = idle().await;
+    let said = idle
+        .run(json!({"command": ["echo", "Hello, World!"], "timeout": 30}))
+        .await;
+    assert_eq!(said["stdout"], "Hello, World!\n");
+    assert_eq!(said["stderr"], "");
+    assert_eq!(said["exit_code"], 0);
+    assert!(said["duration_ms"].is_u64());
+    for flag in ["timed_out", "stdout_truncated", "stderr_truncated"] {
+        assert_eq!(said[flag], false, "{flag}");
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_end_has_its_exit_code() {
+    let idle = idle().await;
+    let said = idle.sh("echo out; echo err >&2; exit 3").await;
+    assert_eq!(
+        (&said["stdout"], &said["stderr"]),
+        (&json!("out\n"), &json!("err\n"))
+    );
+    assert_eq!(said["exit_code"], 3);
+    for (command, code) in [
+        (json!(["no-such-program"]), 127),
+        (json!(["/no/such/program"]), 127),
+        (json!(["/etc"]), 126),
+        (json!(["sh", "-c", "kill -9 $$"]), 137),
+        (json!(["sh", "-c", "kill -TERM $$"]), 143),
+        (json!(["false"]), 1),
+    ] {
+        let said = idle.run(json!({"command": command})).await;
+        assert_eq!(said["exit_code"], code, "{command}: {said}");
+        assert_eq!(said["timed_out"], false);
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_kills_the_whole_group_and_answers_within_a_second_with_what_there_is() {
+    let idle = idle().await;
+    let mark = format!("7{:05}", rand::random::<u16>());
+    let text = format!("echo begun; sleep {mark} & sleep {mark}");
+    let begun = Instant::now();
+    let said = idle
+        .run(json!({"command": ["sh", "-c", text], "timeout": 1}))
+        .await;
+    let took = begun.elapsed();
+    assert_eq!(said["exit_code"], 124);
+    assert_eq!(said["timed_out"], true);
+    assert_eq!(said["stdout"], "begun\n");
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(2),
+        "{took:?}"
+    );
+    assert!(
+        !idle
+            .user
+            .caller
+            .runs(&idle.id, &format!("sleep {mark}"))
+            .await
+    );
+}
+
+#[tokio::test]
+async fn a_child_that_keeps_the_pipe_open_does_not_hold_the_answer() {
+    let idle = idle().await;
+    let begun = Instant::now();
+    let said = idle.sh("sleep 300 & echo done").await;
+    assert_eq!(said["stdout"], "done\n");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn directory_variables_and_stdin_reach_the_command() {
+    let idle = idle().await;
+    let said = idle
+        .run(json!({
+            "command": ["sh", "-c", "pwd; echo $GREETING; cat"],
+            "working_dir": "/tmp",
+            "env": {"GREETING": "good day"},
+            "stdin": "from outside",
+        }))
+        .await;
+    assert_eq!(said["stdout"], "/tmp\ngood day\nfrom outside");
+    // Without stdin there is an end at once, not a wait.
+    let said = idle.run(json!({"command": ["cat"], "timeout": 5})).await;
+    assert_eq!(
+        (&said["exit_code"], &said["stdout"]),
+        (&json!(0), &json!(""))
+    );
+}
+
+#[tokio::test]
+async fn stdin_as_long_as_a_body_may_be_arrives_whole() {
+    let idle = idle().await;
+    let stdin = "0123456789abcde\n".repeat(60_000);
+    let said = idle
+        .run(json!({"command": ["wc", "-c"], "stdin": stdin}))
+        .await;
+    assert_eq!(
+        said["stdout"].as_str().unwrap().trim(),
+        stdin.len().to_string()
+    );
+    // A command that reads none of it is no error.
+    let said = idle.run(json!({"command": ["true"], "stdin": stdin})).await;
+    assert_eq!(said["exit_code"], 0);
+    // And one that writes while it reads does not wait for itself.
+    let said = idle.run(json!({"command": ["cat"], "stdin": stdin})).await;
+    assert_eq!(said["stdout"], stdin.as_str());
+}
+
+#[tokio::test]
+async fn bytes_are_replaced_in_utf8_and_exact_in_base64() {
+    let idle = idle().await;
+    let command = json!(["printf", "a\\377\\000b"]);
+    let said = idle.run(json!({"command": command})).await;
+    assert_eq!(said["stdout"], "a\u{fffd}\u{0}b");
+    let said = idle
+        .run(json!({"command": command, "output_encoding": "utf8"}))
+        .await;
+    assert_eq!(said["stdout"], "a\u{fffd}\u{0}b");
+    let said = idle
+        .run(json!({"command": command, "output_encoding": "base64"}))
+        .await;
+    assert_eq!(
+        STANDARD.decode(said["stdout"].as_str().unwrap()).unwrap(),
+        b"a\xff\0b"
+    );
+    assert_eq!(said["stderr"], "");
+}
+
+#[tokio::test]
+async fn each_stream_is_capped_at_ten_mebibytes_and_says_so() {
+    let idle = idle().await;
+    const CAP: usize = 10 * 1024 * 1024;
+    let text = format!("yes | head -c {}; echo short >&2", CAP + 1);
+    let said = idle.sh(&text).await;
+    assert_eq!(said["stdout"].as_str().unwrap().len(), CAP);
+    assert_eq!(said["stdout_truncated"], true);
+    assert_eq!(
+        (&said["stderr"], &said["stderr_truncated"]),
+        (&json!("short\n"), &json!(false))
+    );
+    let text = format!("yes | head -c {CAP} >&2");
+    let said = idle.sh(&text).await;
+    assert_eq!(said["stderr"].as_str().unwrap().len(), CAP);
+    assert_eq!(said["stderr_truncated"], false, "the cap itself fits");
+}
+
+#[tokio::test]
+async fn what_cannot_be_run_is_refused_by_field() {
+    let idle = idle().await;
+    let path = format!("/environments/{}/exec", idle.id);
+    for (body, field) in [
+        (json!({}), "command"),
+        (json!({"command": []}), "command"),
+        (json!({"command": [""]}), "command[0]"),
+        (json!({"command": "ls"}), "command"),
+        (json!({"command": ["a", 1]}), "command[1]"),
+        (json!({"command": ["a\u{0}"]}), "command[0]"),
+        (json!({"command": ["a"], "timeout": 0}), "timeout"),
+        (json!({"command": ["a"], "timeout": 3601}), "timeout"),
+        (json!({"command": ["a"], "timeout": 1.5}), "timeout"),
+        (
+            json!({"command": ["a"], "working_dir": "tmp"}),
+            "working_dir",
+        ),
+        (json!({"command": ["a"], "env": {"A=B": ""}}), "env.A=B"),
+        (json!({"command": ["a"], "env": {"A": 1}}), "env.A"),
+        (
+            json!({"command": ["a"], "output_encoding": "hex"}),
+            "output_encoding",
+        ),
+        (json!({"command": ["a"], "tty": true}), "tty"),
+    ] {
+        let answer = idle.user.caller.post(&path, &body).await;
+        let message = answer.is_error(400, "validation_failed");
+        assert!(message.starts_with(field), "{body}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn many_at_once_do_not_mix_their_output() {
+    let idle = idle().await;
+    let runs = (0..30).map(|n| async move {
+        let said = idle
+            .sh(&format!("echo {n}; echo {n} >&2; cat /dev/null"))
+            .await;
+        let line = format!("{n}\n");
+        assert_eq!(
+            (&said["stdout"], &said["stderr"]),
+            (&json!(line), &json!(line))
+        );
+    });
+    futures::future::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn what_does_not_run_is_409() {
+    let user = someone().await;
+    let body = json!({"command": ["true"]});
+    let ended = user.caller.create(&script("true")).await;
+    user.caller.until_ended(&ended).await;
+    // Pending for as long as a missing image takes.
+    let mut pending = small();
+    pending["image"] = json!("no-such-image-of-ours:1");
+    let pending = user.caller.create(&pending).await;
+    for id in [ended, pending] {
+        let path = format!("/environments/{id}/exec");
+        let answer = user.caller.post(&path, &body).await;
+        answer.is_error(409, "environment_not_running");
+    }
+}
+
+#[tokio::test]
+async fn a_box_that_dies_meanwhile_is_502_with_the_reason_and_never_an_exit() {
+    let user = someone().await;
+    let id = user.caller.running(&small()).await;
+    let path = format!("/environments/{id}/exec");
+    let body = json!({"command": ["sleep", "60"], "timeout": 60});
+    let running = user.caller.post(&path, &body);
+    let killing = async {
+        eventually("it runs", async || {
+            user.caller.runs(&id, "sleep 60").await.then_some(())
+        })
+        .await;
+        let path = format!("/environments/{id}?force=true");
+        user.caller.delete(&path).await.is(204);
+    };
+    let (answer, ()) = tokio::join!(running, killing);
+    let message = answer.is_error(502, "box_lost");
+    assert!(message.contains("DELETED"), "{message}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_takes_its_command_with_it_within_five_seconds() {
+    let idle = idle().await;
+    let mark = format!("8{:05}", rand::random::<u16>());
+    let body = json!({"command": ["sh", "-c", format!("sleep {mark}; true")], "timeout": 600});
+    let path = format!("/environments/{}/exec", idle.id);
+    for gateway in 0..idle.user.caller.gateways() {
+        let request = idle
+            .user
+            .caller
+            .request_on(gateway, Method::POST, &path)
+            .json(&body);
+        let running = tokio::spawn(request.send());
+        let text = format!("sleep {mark}");
+        eventually("it runs", async || {
+            idle.user.caller.runs(&idle.id, &text).await.then_some(())
+        })
+        .await;
+        running.abort();
+        within(Duration::from_secs(5), "it is killed", async || {
+            (!idle.user.caller.runs(&idle.id, &text).await).then_some(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,122 @@
+//! Tenants do not see each other.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::answer::Answer;
+use crate::support::boxes::{idle, small};
+use crate::support::caller::{Caller, admin, send, someone};
+
+/// What every route of an environment answers.
+async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
+    let path = format!("/environments/{id}");
+    let mut answers = Vec::new();
+    for (method, path, body) in [
+        (Method::GET, path.clone(), None),
+        (Method::PATCH, path.clone(), Some(json!({"name": "mine"}))),
+        (Method::DELETE, path.clone(), None),
+        (
+            Method::POST,
+            format!("{path}/exec"),
+            Some(json!({"command": ["true"]})),
+        ),
+        // The right to it comes before what is wrong with the request.
+        (
+            Method::POST,
+            format!("{path}/exec"),
+            Some(json!({"nonsense": 1})),
+        ),
+        (Method::GET, format!("{path}/logs"), None),
+        (Method::GET, format!("{path}/logs?follow=true"), None),
+        (Method::GET, format!("{path}/events"), None),
+        (Method::GET, format!("{path}/events?follow=true"), None),
+        (Method::GET, format!("{path}/attach"), None),
+        (
+            Method::POST,
+            "/auth/tickets".to_owned(),
+            Some(json!({"environment_id": id, "action": "logs"})),
+        ),
+        (
+            Method::POST,
+            "/api-keys".to_owned(),
+            Some(json!({"permissions": [{"environment_id": id, "permission": "read"}]})),
+        ),
+    ] {
+        let mut request = caller.request(method, &path);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        answers.push(send(request).await);
+    }
+    answers
+}
+
+#[tokio::test]
+async fn a_foreign_environment_is_answered_exactly_as_one_that_does_not_exist() {
+    let idle = idle().await;
+    let stranger = someone().await;
+    let foreign = all(&stranger.caller, &idle.id).await;
+    let missing = all(&stranger.caller, "env-0000000000000000").await;
+    for (foreign, missing) in foreign.iter().zip(&missing) {
+        foreign.is_error(404, "not_found");
+        assert_eq!(foreign.text, missing.text);
+        let names = |answer: &Answer| -> Vec<String> {
+            answer.headers.keys().map(ToString::to_string).collect()
+        };
+        assert_eq!(names(foreign), names(missing));
+    }
+    // And nothing of it happened.
+    let body = idle
+        .user
+        .caller
+        .get(&format!("/environments/{}", idle.id))
+        .await
+        .is(200);
+    assert_eq!(
+        (&body["name"], &body["status"]),
+        (&json!("box"), &json!("running"))
+    );
+}
+
+#[tokio::test]
+async fn a_list_shows_the_callers_own_and_an_administrator_all() {
+    let (one, two) = (someone().await, someone().await);
+    let mut body = small();
+    let mark = format!("m{:016x}", rand::random::<u64>());
+    body["labels"] = json!({"mark": mark});
+    let mut made = [
+        one.caller.create(&body).await,
+        two.caller.create(&body).await,
+    ];
+    let seen = async |caller: &Caller| {
+        let path = format!("/environments?label=mark%3D{mark}");
+        let list = caller.get(&path).await.is(200);
+        let mut ids: Vec<String> = list["environments"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|environment| environment["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(list["total"], ids.len());
+        ids.sort();
+        ids
+    };
+    assert_eq!(seen(&one.caller).await, [made[0].clone()]);
+    assert_eq!(seen(&two.caller).await, [made[1].clone()]);
+    made.sort();
+    assert_eq!(seen(admin().await).await, made);
+}
+
+#[tokio::test]
+async fn an_administrator_may_do_everything_with_anybodys() {
+    let user = someone().await;
+    let id = user.caller.running(&small()).await;
+    let admin = admin().await;
+    assert_eq!(admin.sh(&id, "echo hi").await["stdout"], "hi\n");
+    let path = format!("/environments/{id}");
+    let patched = admin.patch(&path, &json!({"name": "seen"})).await.is(200);
+    assert_eq!(patched["owner"], user.id, "it stays its owner's");
+    admin.get(&format!("{path}/logs")).await.is(200);
+    admin.delete(&path).await.is(204);
+    user.caller.until_ended(&id).await;
+}

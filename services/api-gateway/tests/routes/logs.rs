@@ -1,0 +1,299 @@
+//! `GET /environments/{id}/logs`, at once and followed.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::boxes::{idle, script, small};
+use crate::support::caller::{send, someone};
+use crate::support::eventually;
+use crate::support::sse::{Event, Events};
+
+fn messages(body: &Value) -> Vec<&str> {
+    body["logs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line["message"].as_str().unwrap())
+        .collect()
+}
+
+fn followed(events: &[Event]) -> Vec<String> {
+    events
+        .iter()
+        .map(|event| event.json()["message"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn lines_have_their_time_stream_and_text_while_it_runs_and_after_its_end() {
+    let user = someone().await;
+    let begun = Utc::now();
+    // Apart in time, since two pipes have no common order.
+    let id = user
+        .caller
+        .running(&script(
+            "echo one; sleep 0.2; echo two >&2; sleep 0.2; printf three; sleep 3",
+        ))
+        .await;
+    let path = format!("/environments/{id}/logs");
+    let while_running = eventually("three lines", async || {
+        let body = user.caller.get(&path).await.is(200);
+        (body["logs"].as_array().unwrap().len() >= 2).then_some(body)
+    })
+    .await;
+    assert_eq!(messages(&while_running)[..2], ["one", "two"]);
+    user.caller.until_ended(&id).await;
+    for gateway in 0..user.caller.gateways() {
+        let body = user.caller.get_on(gateway, &path).await.is(200);
+        assert_eq!(messages(&body), ["one", "two", "three"]);
+        let streams: Vec<&Value> = body["logs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| &l["stream"])
+            .collect();
+        assert_eq!(streams, ["stdout", "stderr", "stdout"]);
+        for line in body["logs"].as_array().unwrap() {
+            let at: DateTime<Utc> = line["timestamp"].as_str().unwrap().parse().unwrap();
+            assert!(
+                at > begun - chrono::TimeDelta::seconds(1) && at <= Utc::now(),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn tail_timestamps_and_since_choose_what_is_shown() {
+    let user = someone().await;
+    let id = user
+        .caller
+        .create(&script(
+            "for i in 1 2 3; do echo early $i; done; sleep 1.2; echo late",
+        ))
+        .await;
+    user.caller.until_ended(&id).await;
+    let path = format!("/environments/{id}/logs");
+    let all = user.caller.get(&path).await.is(200);
+    assert_eq!(messages(&all), ["early 1", "early 2", "early 3", "late"]);
+    for (query, expected) in [
+        ("tail=0", &[][..]),
+        ("tail=1", &["late"]),
+        ("tail=3", &["early 2", "early 3", "late"]),
+        ("tail=100", &["early 1", "early 2", "early 3", "late"]),
+    ] {
+        let body = user.caller.get(&format!("{path}?{query}")).await.is(200);
+        assert_eq!(messages(&body), expected, "{query}");
+    }
+    let bare = user
+        .caller
+        .get(&format!("{path}?timestamps=false"))
+        .await
+        .is(200);
+    assert!(bare["logs"][0].get("timestamp").is_none());
+    assert!(all["logs"][0].get("timestamp").is_some(), "the default");
+    let late = &all["logs"][3]["timestamp"];
+    let request = user
+        .caller
+        .request(Method::GET, &path)
+        .query(&[("since", late.as_str().unwrap())]);
+    assert_eq!(messages(&send(request).await.is(200)), ["late"]);
+    for query in [
+        "tail=-1",
+        "tail=x",
+        "timestamps=1",
+        "follow=yes",
+        "since=yesterday",
+        "lines=5",
+        "tail=1&tail=2",
+    ] {
+        let answer = user.caller.get(&format!("{path}?{query}")).await;
+        answer.is_error(400, "validation_failed");
+    }
+}
+
+#[tokio::test]
+async fn a_box_without_a_command_has_no_logs_and_what_exec_says_is_not_among_them() {
+    let idle = idle().await;
+    idle.user.caller.sh(&idle.id, "echo private").await;
+    let body = idle
+        .user
+        .caller
+        .get(&format!("/environments/{}/logs", idle.id))
+        .await
+        .is(200);
+    assert_eq!(body, json!({"logs": []}));
+}
+
+#[tokio::test]
+async fn logs_of_what_does_not_run_yet_are_empty_not_an_error() {
+    let user = someone().await;
+    let id = user.caller.create(&small()).await;
+    let body = user
+        .caller
+        .get(&format!("/environments/{id}/logs"))
+        .await
+        .is(200);
+    assert_eq!(body, json!({"logs": []}));
+}
+
+#[tokio::test]
+async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
+    let user = someone().await;
+    let text = "echo one; sleep 1; echo two >&2; exit 4";
+    let id = user.caller.create(&script(text)).await;
+    // Asked while it is pending: it waits for the box.
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut events = Events::open(&user.caller, &path).await;
+    let first = events.next().await.unwrap();
+    let seen = Instant::now();
+    assert_eq!(first.name, "message");
+    let line = first.json();
+    assert_eq!(
+        (&line["stream"], &line["message"]),
+        (&json!("stdout"), &json!("one"))
+    );
+    assert!(line["timestamp"].is_string());
+    let second = events.next().await.unwrap();
+    assert!(
+        seen.elapsed() > Duration::from_millis(500),
+        "lines come as they are written"
+    );
+    assert_eq!(second.json()["stream"], "stderr");
+    assert!(second.number() > first.number());
+    let rest = events.rest().await;
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert_eq!((rest[0].name.as_str(), &rest[0].id), ("end", &None));
+    let end = rest[0].json();
+    assert_eq!(
+        (&end["status"], &end["status_reason"], &end["exit_code"]),
+        (&json!("failed"), &json!("EXITED"), &json!(4))
+    );
+
+    // The same of what has ended, by either replica.
+    for gateway in 0..user.caller.gateways() {
+        let again = Events::resume(&user.caller, gateway, &path, None)
+            .await
+            .rest()
+            .await;
+        assert_eq!(followed(&again[..2]), ["one", "two"]);
+        assert_eq!((again[2].name.as_str(), again.len()), ("end", 3));
+        assert_eq!(again[1].id, second.id);
+    }
+    let tail = Events::open(&user.caller, &format!("{path}&tail=1&timestamps=false"))
+        .await
+        .rest()
+        .await;
+    assert_eq!(tail.len(), 2);
+    assert_eq!(
+        tail[0].json(),
+        json!({"stream": "stderr", "message": "two"})
+    );
+}
+
+#[tokio::test]
+async fn a_stream_resumes_by_its_last_id_across_gateways_without_loss_or_repeat() {
+    let user = someone().await;
+    let text = "i=0; while [ $i -lt 600 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) = 0 ] && sleep 0.1; done";
+    let id = user.caller.create(&script(text)).await;
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut seen = Vec::new();
+    let mut last = None;
+    let mut gateway = 0;
+    // Broken off again and again, each time at the other gateway.
+    let end = loop {
+        let mut events = Events::resume(&user.caller, gateway, &path, last).await;
+        gateway = (gateway + 1) % user.caller.gateways();
+        let mut end = None;
+        for _ in 0..37 {
+            let event = events.next().await.expect("an end before the end");
+            if event.name == "end" {
+                end = Some(event);
+                break;
+            }
+            last = Some(event.number());
+            seen.push(event.json()["message"].as_str().unwrap().to_owned());
+        }
+        if let Some(end) = end {
+            break end;
+        }
+    };
+    let expected: Vec<String> = (1..=600).map(|n| format!("line {n}")).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(end.json()["status"], "terminated");
+    // Who has everything is only told the end.
+    let rest = Events::resume(&user.caller, gateway, &path, last)
+        .await
+        .rest()
+        .await;
+    assert_eq!(rest.len(), 1, "{rest:?}");
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_is_refused() {
+    let idle = idle().await;
+    let request = idle
+        .user
+        .caller
+        .request(
+            Method::GET,
+            &format!("/environments/{}/logs?follow=true", idle.id),
+        )
+        .header("last-event-id", "yesterday");
+    let message = send(request).await.is_error(400, "validation_failed");
+    assert!(message.starts_with("Last-Event-ID: "), "{message}");
+}
+
+#[tokio::test]
+async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives() {
+    let idle = idle().await;
+    let path = format!("/environments/{}/logs?follow=true", idle.id);
+    let begun = Instant::now();
+    let mut events = Events::open(&idle.user.caller, &path).await;
+    let block = events.block().await.unwrap();
+    assert!(block.is_comment, "{block:?}");
+    let took = begun.elapsed();
+    assert!(
+        took > Duration::from_secs(13) && took < Duration::from_secs(20),
+        "{took:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_box_ends_the_stream_and_its_lines_stay() {
+    let user = someone().await;
+    let id = user.caller.running(&script("echo begun; sleep 600")).await;
+    let path = format!("/environments/{id}/logs");
+    let mut events = Events::open(&user.caller, &format!("{path}?follow=true")).await;
+    assert_eq!(events.next().await.unwrap().json()["message"], "begun");
+    user.caller
+        .delete(&format!("/environments/{id}?force=true"))
+        .await
+        .is(204);
+    let rest = events.rest().await;
+    let last = rest.last().unwrap();
+    assert_eq!(
+        (last.name.as_str(), &last.json()["status_reason"]),
+        ("end", &json!("DELETED"))
+    );
+    user.caller.until_ended(&id).await;
+    assert_eq!(messages(&user.caller.get(&path).await.is(200)), ["begun"]);
+}
+
+#[tokio::test]
+async fn many_lines_come_whole_in_one_answer() {
+    let user = someone().await;
+    let text = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i; done";
+    let id = user.caller.create(&script(text)).await;
+    user.caller.until_ended(&id).await;
+    let body = user
+        .caller
+        .get(&format!("/environments/{id}/logs"))
+        .await
+        .is(200);
+    let expected: Vec<String> = (1..=5000).map(|n| n.to_string()).collect();
+    assert_eq!(messages(&body), expected);
+}

@@ -1,0 +1,212 @@
+//! Parts of the system that are gone: what is said, how soon, and that it passes. Each test
+//! has a system of its own, of one replica each.
+
+use std::time::{Duration, Instant};
+
+use agentbox_local::System;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::support::boxes::{script, small};
+use crate::support::caller::{Caller, admin_of};
+use crate::support::eventually;
+use crate::support::sse::Events;
+use crate::support::system::{options, unlimited};
+
+/// Deadlines of the gateway add up to less; a loaded machine is given some more.
+const SOON: Duration = Duration::from_secs(8);
+
+async fn own() -> (System, Caller) {
+    let system = System::start(unlimited(options())).await.unwrap();
+    let admin = admin_of(&system).await;
+    (system, admin)
+}
+
+/// A part that is not there until this is dropped: its supervisor, which would start it
+/// again at once, is stopped meanwhile.
+struct Gone {
+    supervisor: Pid,
+}
+
+impl Gone {
+    fn kill(system: &System, part: &str) -> Self {
+        let pid = system.pids(part)[&0];
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let parent = status
+            .lines()
+            .find_map(|line| line.strip_prefix("PPid:"))
+            .unwrap();
+        let supervisor = Pid::from_raw(parent.trim().parse().unwrap());
+        kill(supervisor, Signal::SIGSTOP).unwrap();
+        let gone = Self { supervisor };
+        assert!(system.kill(part, 0));
+        gone
+    }
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = kill(self.supervisor, Signal::SIGCONT);
+    }
+}
+
+/// A part that is there and does nothing until this is dropped.
+struct Frozen<'a> {
+    system: &'a System,
+    part: &'static str,
+}
+
+impl<'a> Frozen<'a> {
+    fn new(system: &'a System, part: &'static str) -> Self {
+        assert!(system.signal(part, 0, Signal::SIGSTOP));
+        Self { system, part }
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.system.signal(self.part, 0, Signal::SIGCONT);
+    }
+}
+
+/// What everybody is told while a part that all need is away; of one that does not answer
+/// at all it may also be said that it did not answer in time.
+async fn everything_is_refused(admin: &Caller, id: &str, may_time_out: bool) {
+    let exec = json!({"command": ["true"]});
+    let path = format!("/environments/{id}");
+    let (run, logs) = (format!("{path}/exec"), format!("{path}/logs"));
+    let asked = Instant::now();
+    let (me, get, list, create, exec, logs, login) = tokio::join!(
+        admin.get("/auth/me"),
+        admin.get(&path),
+        admin.get("/environments"),
+        async { admin.post("/environments", &small()).await },
+        admin.post(&run, &exec),
+        admin.get(&logs),
+        admin.login("nobody", "nonsense"),
+    );
+    let took = asked.elapsed();
+    assert!(took < SOON, "{took:?}");
+    for answer in [me, get, list, create, exec, logs, login] {
+        if may_time_out && answer.status == 504 {
+            answer.is_error(504, "timeout");
+        } else {
+            answer.is_error(503, "unavailable");
+            assert!(answer.header("retry-after").parse::<u32>().unwrap() >= 1);
+        }
+    }
+}
+
+/// The whole system is said to be unhealthy; this process lives, and may be ready.
+async fn is_unhealthy(admin: &Caller, ready: u16) -> Value {
+    let body = eventually("it is unhealthy", async || {
+        let asked = Instant::now();
+        let answer = admin.get("/health").await;
+        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+        (answer.status == 503).then(|| answer.json())
+    })
+    .await;
+    assert_eq!(body["status"], "unhealthy");
+    assert_eq!(
+        (&body["error"], &body["code"]),
+        (&json!("unavailable"), &json!(503))
+    );
+    assert!(
+        body["capacity"].is_object() && body["kubernetes"].is_object(),
+        "{body}"
+    );
+    admin.get("/health/live").await.is(200);
+    eventually("readiness is said", async || {
+        (admin.get("/health/ready").await.status == ready).then_some(())
+    })
+    .await;
+    body
+}
+
+async fn everything_works_again(admin: &Caller, id: &str) {
+    eventually("it is healthy", async || {
+        (admin.get("/health").await.status == 200).then_some(())
+    })
+    .await;
+    admin.get("/health/ready").await.is(200);
+    eventually("commands run", async || {
+        let body = json!({"command": ["echo", "hi"]});
+        let answer = admin.post(&format!("/environments/{id}/exec"), &body).await;
+        (answer.status == 200).then(|| assert_eq!(answer.json()["stdout"], "hi\n"))
+    })
+    .await;
+    admin.running(&small()).await;
+}
+
+#[tokio::test]
+async fn without_the_bus_all_is_503_and_comes_back_and_a_followed_log_loses_nothing() {
+    let (system, admin) = own().await;
+    let id = admin.running(&small()).await;
+    let counting = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 20";
+    let counting = admin.running(&script(counting)).await;
+    let path = format!("/environments/{counting}/logs?follow=true");
+    let mut events = Events::open(&admin, &path).await;
+    events.take(3).await;
+    {
+        let _gone = Gone::kill(&system, "nats");
+        everything_is_refused(&admin, &id, false).await;
+        is_unhealthy(&admin, 503).await;
+    }
+    everything_works_again(&admin, &id).await;
+    let rest = events.take(197).await;
+    let seen: Vec<String> = rest
+        .iter()
+        .map(|event| {
+            format!(
+                "{} {}",
+                event.name,
+                event.json()["message"].as_str().unwrap_or("")
+            )
+        })
+        .collect();
+    let expected: Vec<String> = (4..=200).map(|n| format!("message {n}")).collect();
+    assert_eq!(seen, expected);
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn a_bus_that_does_not_answer_holds_nobody_longer_than_a_deadline() {
+    let (system, admin) = own().await;
+    let id = admin.running(&small()).await;
+    {
+        let _frozen = Frozen::new(&system, "nats");
+        everything_is_refused(&admin, &id, true).await;
+    }
+    everything_works_again(&admin, &id).await;
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_database_all_is_503_and_comes_back() {
+    let (system, admin) = own().await;
+    let id = admin.running(&small()).await;
+    {
+        let _gone = Gone::kill(&system, "postgres");
+        everything_is_refused(&admin, &id, false).await;
+        let body = is_unhealthy(&admin, 200).await;
+        assert!(body["message"].is_string());
+    }
+    everything_works_again(&admin, &id).await;
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_runtime_the_system_is_unhealthy_and_comes_back() {
+    let (system, admin) = own().await;
+    let id = admin.running(&small()).await;
+    {
+        let _gone = Gone::kill(&system, "containerd");
+        let body = is_unhealthy(&admin, 200).await;
+        assert_eq!(body["kubernetes"]["connected"], false);
+        // What runs, runs on.
+        assert_eq!(admin.sh(&id, "echo hi").await["stdout"], "hi\n");
+    }
+    everything_works_again(&admin, &id).await;
+    system.stop().await;
+}

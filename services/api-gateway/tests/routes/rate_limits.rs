@@ -1,0 +1,272 @@
+//! The guide's limits, as they are by default, on three gateways.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentbox_local::System;
+use futures::future::join_all;
+use futures::stream::{self, StreamExt};
+use serde_json::json;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::support::answer::Answer;
+use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user};
+use crate::support::system::options;
+
+/// Of the flood shield; far above the limits.
+const BURST: usize = 600;
+
+static LIMITED: OnceCell<(System, Caller)> = OnceCell::const_new();
+/// One burst at a time, or they are measured against each other.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+async fn limited() -> &'static (System, Caller) {
+    LIMITED
+        .get_or_init(async || {
+            let options = options()
+                .replicas(3)
+                .env("api-gateway", "AGENTBOX_FLOOD_PER_SECOND", "5")
+                .env("api-gateway", "AGENTBOX_FLOOD_BURST", BURST.to_string());
+            let system = System::start(options).await.unwrap();
+            let admin = admin_of(&system).await;
+            (system, admin)
+        })
+        .await
+}
+
+async fn user() -> User {
+    // Of the administrator's limit each test takes one request.
+    new_user(&limited().await.1, "user").await
+}
+
+/// Makes the caller known to each gateway, so that it is counted as itself whatever auth
+/// answers in the burst that follows.
+async fn known(caller: &Caller) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for gateway in 0..caller.gateways() {
+        let answer = caller.get_on(gateway, "/auth/me").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answers.push(answer);
+    }
+    answers
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+}
+
+fn number(answer: &Answer, name: &str) -> u64 {
+    answer.header(name).parse().unwrap()
+}
+
+/// By window, how many were counted in it and how many of them passed. An overloaded auth's
+/// 503 has passed: it was not refused for its number.
+fn windows(answers: &[Answer]) -> BTreeMap<u64, (usize, usize)> {
+    let mut windows = BTreeMap::new();
+    for answer in answers {
+        let (all, passed) = windows
+            .entry(number(answer, "x-ratelimit-reset"))
+            .or_insert((0, 0));
+        *all += 1;
+        *passed += usize::from(answer.status != 429);
+    }
+    windows
+}
+
+/// Each window let pass exactly its limit. Whether one of them was full.
+fn exact(answers: &[Answer], limit: usize) -> bool {
+    let windows = windows(answers);
+    for (all, passed) in windows.values() {
+        assert_eq!(*passed, limit.min(*all), "{windows:?}");
+    }
+    for answer in answers.iter().filter(|answer| answer.status == 429) {
+        answer.is_error(429, "rate_limited");
+        assert_eq!(number(answer, "x-ratelimit-remaining"), 0);
+        let wait = number(answer, "retry-after");
+        assert!((1..=60).contains(&wait), "{wait}");
+    }
+    windows.values().any(|(all, _)| *all > limit)
+}
+
+/// Tries again when a minute ended in the middle of it: `attempt` says whether it has shown
+/// what it was to show.
+async fn conclusive(attempt: impl AsyncFn() -> bool) {
+    let _alone = ALONE.lock().await;
+    for _ in 0..3 {
+        if attempt().await {
+            return;
+        }
+    }
+    panic!("no window was ever full");
+}
+
+/// How many passed, if all were counted in one window.
+fn passed_in_one_window(answers: &[Answer]) -> Option<usize> {
+    match windows(answers).into_values().collect::<Vec<_>>()[..] {
+        [(_, passed)] => Some(passed),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn every_category_has_the_guides_limit_and_three_headers() {
+    let user = user().await;
+    let nobody = user.caller.elsewhere();
+    let exec = json!({"command": ["true"]});
+    let at = "/environments/env-0000000000000000";
+    let answers = [
+        (nobody.login("nobody", "nonsense").await, 10),
+        (user.caller.post("/environments", &json!({})).await, 20),
+        (user.caller.post(&format!("{at}/exec"), &exec).await, 100),
+        (user.caller.get(&format!("{at}/attach")).await, 100),
+        (user.caller.get("/auth/me").await, 200),
+        (user.caller.get("/environments").await, 200),
+        (user.caller.get("/health").await, 200),
+        (user.caller.get("/nope").await, 200),
+        (nobody.get("/environments").await, 200),
+    ];
+    for (answer, limit) in answers {
+        assert_eq!(number(&answer, "x-ratelimit-limit"), limit, "{answer:?}");
+        let remaining = number(&answer, "x-ratelimit-remaining");
+        assert!(remaining < limit, "this request counts: {answer:?}");
+        let reset = number(&answer, "x-ratelimit-reset");
+        assert!(
+            reset.is_multiple_of(60) && reset >= now() && reset <= now() + 60,
+            "{reset}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn of_three_hundred_at_once_on_three_gateways_exactly_the_limit_pass() {
+    conclusive(async || {
+        let user = user().await;
+        let mut answers = known(&user.caller).await;
+        let tries = (0..300).map(|n| user.caller.get_on(n % 3, "/api-keys"));
+        answers.extend(join_all(tries).await);
+        exact(&answers, 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn creations_and_commands_count_whatever_comes_of_them() {
+    for (path, limit) in [
+        ("/environments", 20),
+        ("/environments/env-0000000000000000/exec", 100),
+    ] {
+        conclusive(async || {
+            let user = user().await;
+            known(&user.caller).await;
+            let body = json!({});
+            let tries = (0..limit + 10).map(|_| user.caller.post(path, &body));
+            exact(&join_all(tries).await, limit)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn failed_logins_count_under_the_address_and_then_the_right_password_waits_too() {
+    conclusive(async || {
+        let user = user().await;
+        let nobody = user.caller.elsewhere();
+        let mut answers = Vec::new();
+        for n in 0..12 {
+            // Another name each time: it is the address that is counted.
+            answers.push(nobody.login(&format!("nobody-{n}"), "nonsense").await);
+        }
+        answers.push(nobody.login(&user.username, PASSWORD).await);
+        nobody
+            .elsewhere()
+            .login(&user.username, PASSWORD)
+            .await
+            .is(200);
+        exact(&answers, 10)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn guessing_one_users_password_from_many_addresses_is_limited_too() {
+    conclusive(async || {
+        let user = user().await;
+        let mut answers = Vec::new();
+        for _ in 0..12 {
+            answers.push(
+                user.caller
+                    .elsewhere()
+                    .login(&user.username, "nonsense")
+                    .await,
+            );
+        }
+        let Some(passed) = passed_in_one_window(&answers) else {
+            return false;
+        };
+        // The user's own login was one of the ten, unless a minute ended after it.
+        assert!(matches!(passed, 9 | 10), "{passed}");
+        user.caller.get("/auth/me").await.is(200);
+        true
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_keys_of_a_user_are_one_caller_and_other_users_are_others() {
+    let bystander = user().await;
+    conclusive(async || {
+        let user = user().await;
+        let made = user.caller.post("/api-keys", &json!({})).await;
+        let key = user.caller.with(made.json()["key"].as_str().unwrap());
+        let mut answers = vec![made];
+        answers.extend(known(&user.caller).await);
+        answers.extend(known(&key).await);
+        let tries = (0..230).map(|n| [&user.caller, &key][n % 2].get("/auth/me"));
+        answers.extend(join_all(tries).await);
+        bystander.caller.get("/auth/me").await.is(200);
+        exact(&answers, 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_cannot_choose_its_address() {
+    conclusive(async || {
+        let nobody = user().await.caller.elsewhere();
+        let tries = (0..220).map(|n| {
+            // What the client wrote itself stands left of what the proxy saw.
+            let mut caller = nobody.clone();
+            caller.address = format!("192.0.2.{n}, {}", nobody.address);
+            async move { caller.get("/auth/me").await }
+        });
+        exact(&join_all(tries).await, 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn probes_are_never_refused_for_their_number() {
+    let nobody = user().await.caller.elsewhere();
+    let answers = join_all((0..300).map(|_| nobody.get("/health/live"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+}
+
+#[tokio::test]
+async fn a_flood_from_one_address_is_refused_before_anybody_is_asked() {
+    let _alone = ALONE.lock().await;
+    let nobody = user().await.caller.elsewhere();
+    let tries = (0..BURST + 400).map(|_| nobody.get_on(0, "/health/live"));
+    let answers: Vec<Answer> = stream::iter(tries).buffer_unordered(64).collect().await;
+    let refused: Vec<&Answer> = answers
+        .iter()
+        .filter(|answer| answer.status == 429)
+        .collect();
+    assert!((1..=400).contains(&refused.len()), "{}", refused.len());
+    refused[0].is_error(429, "rate_limited");
+    // Others are served, and the same client by another replica.
+    nobody.elsewhere().get_on(0, "/health/live").await.is(200);
+    nobody.get_on(1, "/health/live").await.is(200);
+}

@@ -1,0 +1,32 @@
+//! What the tests of the routes share: a system, callers of it, and readers of streams.
+
+pub mod answer;
+pub mod boxes;
+pub mod caller;
+pub mod socket;
+pub mod sse;
+pub mod system;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// For what a loaded machine does slowly; what must be fast is measured by its test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks until `look` has found something.
+pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    within(PATIENCE, what, look).await
+}
+
+/// As [`eventually`], with a deadline of its own.
+pub async fn within<T>(deadline: Duration, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        sleep(Duration::from_millis(30)).await;
+    }
+}

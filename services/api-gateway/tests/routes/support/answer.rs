@@ -1,0 +1,95 @@
+//! What the API answered. Every answer, whatever it says, must have what all have.
+
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn read(response: reqwest::Response) -> Self {
+        check_head(response.status().as_u16(), response.headers());
+        let answer = Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.unwrap(),
+        };
+        if answer.status >= 400 {
+            answer.check_error();
+        }
+        answer
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text)
+            .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.text))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        header(&self.headers, name).unwrap_or_else(|| panic!("no {name} in {:?}", self.headers))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.headers.contains_key(name)
+    }
+
+    /// The body of an answer that must have this status.
+    #[track_caller]
+    pub fn is(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        if self.text.is_empty() {
+            Value::Null
+        } else {
+            self.json()
+        }
+    }
+
+    /// The message of an error that must have this status and word.
+    #[track_caller]
+    pub fn is_error(&self, status: u16, word: &str) -> String {
+        assert_eq!(self.status, status, "{}", self.text);
+        let body = self.json();
+        assert_eq!(body["error"], word, "{body}");
+        body["message"].as_str().unwrap().to_owned()
+    }
+
+    /// `{"error", "message", "code"}`, and the headers that its status comes with.
+    fn check_error(&self) {
+        let body = self.json();
+        assert_eq!(body["code"], self.status, "{body}");
+        assert!(body["error"].is_string(), "{body}");
+        assert!(!body["message"].as_str().unwrap().is_empty(), "{body}");
+        // Unhealthy says more.
+        if body.get("kubernetes").is_none() {
+            assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
+        }
+        assert_eq!(self.has("www-authenticate"), self.status == 401, "{body}");
+        let tells_when = matches!(self.status, 429 | 503);
+        assert_eq!(self.has("retry-after"), tells_when, "{body}");
+        assert_eq!(self.has("allow"), self.status == 405, "{body}");
+    }
+}
+
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(|value| value.to_str().unwrap())
+}
+
+fn check_head(status: u16, headers: &HeaderMap) {
+    let trace = header(headers, "x-trace-id").unwrap_or_else(|| panic!("{status}: no X-Trace-Id"));
+    assert!(
+        trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{trace}"
+    );
+    for name in [
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ] {
+        let value = header(headers, name).unwrap_or_else(|| panic!("{status}: no {name}"));
+        value.parse::<u64>().unwrap();
+    }
+}

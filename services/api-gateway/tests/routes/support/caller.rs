@@ -1,0 +1,228 @@
+//! Who calls: a client machine with an address of its own, and a user on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agentbox_local::System;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::answer::Answer;
+use super::system::shared;
+
+/// Of every user that a test makes.
+pub const PASSWORD: &str = "correct horse battery";
+
+/// Sends requests to the gateways in turn, so that no test relies on what one replica
+/// remembers.
+#[derive(Clone)]
+pub struct Caller {
+    http: reqwest::Client,
+    gateways: Arc<[String]>,
+    turn: Arc<AtomicUsize>,
+    /// What the proxy before the gateways says of the client.
+    pub address: String,
+    pub token: Option<String>,
+}
+
+/// A user who has logged in.
+#[derive(Clone)]
+pub struct User {
+    pub id: String,
+    pub username: String,
+    pub caller: Caller,
+}
+
+static ADMIN: OnceCell<Caller> = OnceCell::const_new();
+
+/// The shared system's first administrator.
+pub async fn admin() -> &'static Caller {
+    ADMIN
+        .get_or_init(async || admin_of(shared().await).await)
+        .await
+}
+
+pub async fn admin_of(system: &System) -> Caller {
+    let nobody = Caller::of(system);
+    let reply = nobody
+        .login(&system.admin.username, &system.admin.password)
+        .await
+        .is(200);
+    nobody.with(reply["token"].as_str().unwrap())
+}
+
+/// A new user of the shared system.
+pub async fn someone() -> User {
+    new_user(admin().await, "user").await
+}
+
+/// A new user, at an address of its own.
+pub async fn new_user(admin: &Caller, role: &str) -> User {
+    let username = format!("u{:016x}", rand::random::<u64>());
+    let body = json!({
+        "username": username,
+        "email": format!("{username}@example.com"),
+        "password": PASSWORD,
+        "role": role,
+    });
+    let id = admin.post("/users", &body).await.is(201)["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let caller = admin.elsewhere();
+    let token = token(&caller.login(&username, PASSWORD).await.is(200));
+    caller.named(id, username, &token)
+}
+
+fn token(reply: &Value) -> String {
+    reply["token"].as_str().unwrap().to_owned()
+}
+
+impl User {
+    /// Another login of the same user.
+    pub async fn log_in_again(&self) -> Caller {
+        let reply = self.caller.login(&self.username, PASSWORD).await.is(200);
+        self.caller.with(&token(&reply))
+    }
+
+    /// A new key, with what the request says.
+    pub async fn key(&self, body: Value) -> (String, Caller) {
+        let created = self.caller.post("/api-keys", &body).await.is(201);
+        let key = created["key"].as_str().unwrap();
+        (
+            created["id"].as_str().unwrap().to_owned(),
+            self.caller.with(key),
+        )
+    }
+
+    /// A key with one permission on one environment.
+    pub async fn key_for(&self, environment: &str, permission: &str) -> Caller {
+        let granted = json!([{"environment_id": environment, "permission": permission}]);
+        self.key(json!({"permissions": granted})).await.1
+    }
+}
+
+impl Caller {
+    /// Nobody yet, at a new address.
+    pub fn of(system: &System) -> Self {
+        let gateways = &system.gateway.as_ref().unwrap().replica_urls;
+        Self {
+            // Each test has a runtime of its own: a connection must not outlive its test.
+            http: reqwest::Client::builder()
+                .pool_max_idle_per_host(0)
+                .timeout(Duration::from_secs(120))
+                .build()
+                .unwrap(),
+            gateways: gateways.iter().cloned().collect(),
+            turn: Arc::default(),
+            address: random_address(),
+            token: None,
+        }
+    }
+
+    fn named(self, id: String, username: String, token: &str) -> User {
+        let caller = self.with(token);
+        User {
+            id,
+            username,
+            caller,
+        }
+    }
+
+    /// The same machine with another credential.
+    #[must_use]
+    pub fn with(&self, token: &str) -> Self {
+        Self {
+            token: Some(token.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same machine without a credential.
+    #[must_use]
+    pub fn anonymous(&self) -> Self {
+        Self {
+            token: None,
+            ..self.clone()
+        }
+    }
+
+    /// Another machine, without a credential.
+    #[must_use]
+    pub fn elsewhere(&self) -> Self {
+        Self {
+            address: random_address(),
+            ..self.anonymous()
+        }
+    }
+
+    pub fn gateways(&self) -> usize {
+        self.gateways.len()
+    }
+
+    /// The gateway whose turn it is.
+    pub fn next_gateway(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % self.gateways.len()
+    }
+
+    pub fn url(&self, gateway: usize, path: &str) -> String {
+        format!("{}/api/v1{path}", self.gateways[gateway])
+    }
+
+    /// `host:port` of a gateway, for what is not HTTP.
+    pub fn host(&self, gateway: usize) -> &str {
+        self.gateways[gateway].trim_start_matches("http://")
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_on(self.next_gateway(), method, path)
+    }
+
+    pub fn request_on(&self, gateway: usize, method: Method, path: &str) -> RequestBuilder {
+        let request = self
+            .http
+            .request(method, self.url(gateway, path))
+            .header("x-forwarded-for", &self.address);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    pub async fn get_on(&self, gateway: usize, path: &str) -> Answer {
+        send(self.request_on(gateway, Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::POST, path).json(body)).await
+    }
+
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::PATCH, path).json(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        send(self.request(Method::DELETE, path)).await
+    }
+
+    pub async fn login(&self, username: &str, password: &str) -> Answer {
+        let body = json!({"username": username, "password": password});
+        self.post("/auth/login", &body).await
+    }
+}
+
+pub async fn send(request: RequestBuilder) -> Answer {
+    Answer::read(request.send().await.unwrap()).await
+}
+
+/// Of 10.0.0.0/8: no test meets another's by chance.
+fn random_address() -> String {
+    let [a, b, c] = rand::random::<[u8; 3]>();
+    format!("10.{a}.{b}.{c}")
+}

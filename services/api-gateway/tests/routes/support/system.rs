@@ -1,0 +1,59 @@
+//! The systems under test.
+
+use agentbox_local::{Options, System};
+use tokio::sync::OnceCell;
+
+/// How long a request's head or body may take on the shared system, in seconds.
+pub const ARRIVAL_S: u64 = 3;
+
+static SHARED: OnceCell<System> = OnceCell::const_new();
+
+/// The one that all tests share which do not break anything: two replicas of each service.
+pub async fn shared() -> &'static System {
+    SHARED
+        .get_or_init(async || {
+            let options = unlimited(options())
+                .replicas(2)
+                .env(
+                    "api-gateway",
+                    "AGENTBOX_HEADER_TIMEOUT",
+                    ARRIVAL_S.to_string(),
+                )
+                .env(
+                    "api-gateway",
+                    "AGENTBOX_BODY_TIMEOUT",
+                    ARRIVAL_S.to_string(),
+                );
+            System::start(options).await.unwrap()
+        })
+        .await
+}
+
+/// The tests come from this machine and say for whom they speak, as a proxy would.
+pub fn options() -> Options {
+    Options::default().env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
+}
+
+/// Without limits that a test could meet by accident.
+pub fn unlimited(mut options: Options) -> Options {
+    for category in ["AUTH", "CREATE", "EXEC", "OTHER"] {
+        let name = format!("AGENTBOX_RATE_LIMIT_{category}");
+        options = options.env("api-gateway", &name, "1000000");
+    }
+    options
+        .env("api-gateway", "AGENTBOX_FLOOD_PER_SECOND", "100000")
+        .env("api-gateway", "AGENTBOX_FLOOD_BURST", "100000")
+        .env("scheduler", "AGENTBOX_QUOTA_ENVIRONMENTS", "10000")
+}
+
+/// Resident memory of one replica, in bytes.
+pub fn resident(system: &System, service: &str, index: usize) -> u64 {
+    let pid = system.pids(service)[&index];
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kib * 1024
+}

@@ -1,0 +1,149 @@
+//! `/auth/tickets`: once, within a minute, for one environment and one action.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+
+use crate::support::boxes::{idle, script, small};
+use crate::support::caller::{Caller, someone};
+use crate::support::socket::{Socket, handshake};
+use crate::support::sse::Events;
+use crate::support::system::shared;
+
+async fn ticket(caller: &Caller, id: &str, action: &str) -> String {
+    let body = json!({"environment_id": id, "action": action});
+    let reply = caller.post("/auth/tickets", &body).await.is(201);
+    let expires: DateTime<Utc> = reply["expires_at"].as_str().unwrap().parse().unwrap();
+    let left = expires - Utc::now();
+    assert!(
+        left > TimeDelta::seconds(30) && left <= TimeDelta::seconds(60),
+        "{left}"
+    );
+    reply["ticket"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_ticket_opens_its_stream_once_on_whichever_replica() {
+    let idle = idle().await;
+    let browser = Caller::of(shared().await);
+    let ticket = ticket(&idle.user.caller, &idle.id, "attach").await;
+    let query = format!("ticket={ticket}&tty=false&command=echo&command=hi");
+    let mut socket = Socket::connect(handshake(&browser, 1, &idle.id, &query))
+        .await
+        .unwrap();
+    assert_eq!(socket.rest().await.stdout, "hi\n");
+    for gateway in [0, 1] {
+        let again = Socket::connect(handshake(&browser, gateway, &idle.id, &query)).await;
+        assert_eq!(again.err().unwrap().0, 401);
+    }
+}
+
+#[tokio::test]
+async fn an_event_source_follows_logs_with_a_ticket() {
+    let user = someone().await;
+    let id = user.caller.create(&script("echo one; echo two")).await;
+    let browser = user.caller.elsewhere();
+    let ticket = ticket(&user.caller, &id, "logs").await;
+    let path = format!("/environments/{id}/logs?follow=true&ticket={ticket}");
+    let events = Events::open(&browser, &path).await.rest().await;
+    assert_eq!(events.len(), 3);
+    assert_eq!(events[1].json()["message"], "two");
+    browser.get(&path).await.is_error(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn two_at_once_with_one_ticket_are_one() {
+    let idle = idle().await;
+    let browser = Caller::of(shared().await);
+    let ticket = ticket(&idle.user.caller, &idle.id, "logs").await;
+    let path = format!("/environments/{}/logs?ticket={ticket}", idle.id);
+    let tries = futures::future::join_all((0..8).map(|_| browser.get(&path))).await;
+    let passed = tries.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(passed, 1);
+    assert!(
+        tries
+            .iter()
+            .all(|answer| matches!(answer.status, 200 | 401))
+    );
+}
+
+#[tokio::test]
+async fn a_ticket_is_for_its_environment_and_action_alone() {
+    let idle = idle().await;
+    let owner = &idle.user.caller;
+    let other = owner.running(&small()).await;
+    let browser = owner.elsewhere();
+    let fresh = ticket(owner, &idle.id, "logs").await;
+    let elsewhere = browser
+        .get(&format!("/environments/{other}/logs?ticket={fresh}"))
+        .await;
+    assert!(matches!(elsewhere.status, 401 | 404), "{elsewhere:?}");
+    let attach = handshake(&browser, 0, &idle.id, &format!("ticket={fresh}"));
+    let (status, _) = Socket::connect(attach).await.err().unwrap();
+    assert!(matches!(status, 401 | 403), "{status}");
+    // No credential of any other route, nor as a bearer.
+    let fresh = ticket(owner, &idle.id, "logs").await;
+    for path in [
+        format!("/environments/{}?ticket={fresh}", idle.id),
+        format!("/environments/{}/events?ticket={fresh}", idle.id),
+        format!("/environments?ticket={fresh}"),
+    ] {
+        browser.get(&path).await.is_error(401, "unauthorized");
+    }
+    browser
+        .with(&fresh)
+        .get("/auth/me")
+        .await
+        .is_error(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn who_may_not_do_it_gets_no_ticket_for_it() {
+    let idle = idle().await;
+    let stranger = someone().await;
+    let body = json!({"environment_id": idle.id, "action": "logs"});
+    stranger
+        .caller
+        .post("/auth/tickets", &body)
+        .await
+        .is_error(404, "not_found");
+    let reader = idle.user.key_for(&idle.id, "read").await;
+    reader.post("/auth/tickets", &body).await.is(201);
+    let attach = json!({"environment_id": idle.id, "action": "attach"});
+    reader
+        .post("/auth/tickets", &attach)
+        .await
+        .is_error(403, "forbidden");
+    let owner = &idle.user.caller;
+    for (body, field) in [
+        (
+            json!({"environment_id": idle.id, "action": "exec"}),
+            "action",
+        ),
+        (json!({"environment_id": idle.id}), "action"),
+        (json!({"action": "logs"}), "environment_id"),
+        (
+            json!({"environment_id": idle.id, "action": "logs", "ttl": 5}),
+            "ttl",
+        ),
+    ] {
+        let message = owner
+            .post("/auth/tickets", &body)
+            .await
+            .is_error(400, "validation_failed");
+        assert!(message.starts_with(field), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_dies_with_the_login_that_it_was_made_with() {
+    let idle = idle().await;
+    let login = idle.user.log_in_again().await;
+    let ticket = ticket(&login, &idle.id, "logs").await;
+    login.post("/auth/logout", &json!(null)).await.is(204);
+    let path = format!("/environments/{}/logs?ticket={ticket}", idle.id);
+    login
+        .anonymous()
+        .get(&path)
+        .await
+        .is_error(401, "unauthorized");
+}
