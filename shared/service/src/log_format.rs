@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -40,6 +40,17 @@ impl Visit for Fields<'_> {
     }
 }
 
+/// The span that an event names as its parent; else the one it happens in.
+fn span_of(event: &Event<'_>) -> SpanContext {
+    let named = event.parent().and_then(|id| {
+        tracing::dispatcher::get_default(|dispatch| {
+            tracing_opentelemetry::get_otel_context(id, dispatch)
+        })
+    });
+    let context = named.unwrap_or_else(opentelemetry::Context::current);
+    context.span().span_context().clone()
+}
+
 impl<S, N> FormatEvent<S, N> for JsonLines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -61,9 +72,7 @@ where
         if !self.replica.is_empty() {
             line.insert("replica".into(), self.replica.as_str().into());
         }
-        let context = opentelemetry::Context::current();
-        let span = context.span();
-        let span_context = span.span_context();
+        let span_context = span_of(event);
         if span_context.is_valid() {
             line.insert(
                 "trace_id".into(),
