@@ -44,9 +44,10 @@ const LATENCY_BUCKETS: [f64; 14] = [
 const SPAN_FILTER: &str =
     "info,h2=off,hyper=off,tonic=off,tower=off,sqlx=off,async_nats=off,opentelemetry=off";
 
-/// Comes before the operator's own filter, which may overrule it: the queue to the
-/// collector tells in its own words what the SDK would repeat for every batch.
-const LOG_FILTER: &str = "opentelemetry=off";
+/// Comes before the operator's own filter, which may overrule it: what these libraries
+/// tell is told by ours that use them, once and in their words (NATS by the bus, Postgres
+/// by who asked it, the collector by the queue to it).
+const LOG_FILTER: &str = "opentelemetry=off,async_nats=off,sqlx=off";
 
 pub(crate) struct Telemetry {
     tracer: SdkTracerProvider,

@@ -160,20 +160,21 @@ fn request<'a>(tree: &Tree<'a>, began: &Began, name: &str) -> Option<&'a Span> {
 fn through_the_scheduler(spans: &[Span], began: &Began, http: &str) -> Option<Span> {
     let tree = Tree::of(spans, &began.trace);
     let http = request(&tree, began, http)?;
-    let (_, served) = tree.0.iter().find_map(|asked| {
-        let is_asked = asked.service == "agentbox-api-gateway" && asked.kind == SpanKind::Client;
-        let served = tree.find("scheduler", SpanKind::Server, |s| s.parent == asked.id)?;
-        (is_asked && tree.is_below(asked, http)).then_some((asked, served))
+    let sent = tree.find("scheduler", SpanKind::Producer, |span| {
+        span.name.contains("command") && tree.is_below(span, http)
+    })?;
+    let served = tree.find("scheduler", SpanKind::Server, |span| {
+        tree.is_below(sent, span)
+    })?;
+    tree.find("api-gateway", SpanKind::Client, |span| {
+        span.id == served.parent && tree.is_below(span, http)
     })?;
     tree.find("scheduler", SpanKind::Client, |span| {
         span.attribute("db.system.name") == "postgresql"
             && !span.attribute("db.operation.name").is_empty()
             && tree.is_below(span, served)
     })?;
-    tree.find("scheduler", SpanKind::Producer, |span| {
-        span.name.contains("command") && tree.is_below(span, served)
-    })
-    .cloned()
+    Some(sent.clone())
 }
 
 /// The span of the command that `sent` sent: in a trace of its own, linked to it, with a
