@@ -27,6 +27,7 @@ mod service;
 mod settings;
 mod signals;
 mod terminal;
+mod trace;
 mod usage;
 
 use std::ffi::OsString;

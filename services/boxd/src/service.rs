@@ -18,6 +18,7 @@ use crate::run::{
     InvalidWish, Reader, RegistryError, Run, RunId, Started, Starter, Wish, arguments, feed,
     variables,
 };
+use crate::trace::Trace;
 use crate::usage::Meter;
 
 /// Between the call and its first input.
@@ -45,17 +46,19 @@ impl Boxd for Service {
         &self,
         request: Request<Streaming<proto::RunInput>>,
     ) -> Result<Response<Self::RunStream>, Status> {
+        let trace = Trace::of(request.metadata());
         let mut inputs = request.into_inner();
         let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no first input came"))??;
         let (run, from) = match first.and_then(|message| message.input) {
-            Some(run_input::Input::Start(start)) => match self.start(start).await? {
+            Some(run_input::Input::Start(start)) => match self.start(start, trace).await? {
                 Started::Running(run) => (run, None),
                 Started::Not(refusal) => {
                     let exited = proto::Exited {
                         exit_code: refusal.exit_code,
                         start_error: refusal.message,
+                        spans: trace.map_or_else(Vec::new, |trace| trace.of_refusal()),
                         ..Default::default()
                     };
                     let exited = Some(run_output::Output::Exited(exited));
@@ -160,11 +163,18 @@ impl Boxd for Service {
 impl Service {
     /// In a task of its own: a caller that goes away meanwhile leaves a run that is
     /// known, and killed as an orphan, rather than one that nobody knows.
-    async fn start(&self, start: proto::StartCommand) -> Result<Started, Status> {
+    async fn start(
+        &self,
+        start: proto::StartCommand,
+        trace: Option<Trace>,
+    ) -> Result<Started, Status> {
         if self.main.phase() == Phase::Unconfigured {
             return Err(Status::failed_precondition("the box is not configured yet"));
         }
-        let wish = Wish::try_from(start).map_err(invalid)?;
+        let wish = Wish {
+            trace,
+            ..Wish::try_from(start).map_err(invalid)?
+        };
         let starter = Arc::clone(&self.starter);
         let started = self
             .starter

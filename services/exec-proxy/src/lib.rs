@@ -33,7 +33,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
-use crate::boxes::Boxes;
+use crate::boxes::{BoxSpans, Boxes};
 use crate::clusters::Cluster;
 pub use crate::config::Config;
 use crate::config::Limits;
@@ -61,8 +61,10 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
 
     let ready = context.readiness.component("clusters");
     ready.not_ready("no cluster is reachable yet");
+    let spans = BoxSpans::new(context.foreign_spans("boxd")?);
     for spec in specs {
         let (context, limits, ready) = (context.clone(), limits.clone(), ready.clone());
+        let spans = spans.clone();
         let secret = config.box_secret.clone();
         context.tasks.clone().spawn("cluster", async move {
             let connector = loop {
@@ -80,7 +82,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
                     () = tokio::time::sleep(CLUSTER_RETRY) => {}
                 }
             };
-            let boxes = Boxes::new(connector, secret, limits.clone());
+            let boxes = Boxes::new(connector, secret, limits.clone(), spans);
             let cluster = Cluster {
                 name: spec.name,
                 boxes,

@@ -14,6 +14,7 @@ const EXEC_SECONDS: &str = "agentbox_exec_duration_seconds";
 const BYTES: &str = "agentbox_exec_bytes_total";
 const CONNECTIONS: &str = "agentbox_exec_box_connections";
 const RESUMES: &str = "agentbox_exec_resumes_total";
+const SPANS_REFUSED: &str = "agentbox_exec_box_spans_refused_total";
 
 pub fn describe() {
     describe_gauge!(SESSIONS_OPEN, "Sessions in flight, by kind");
@@ -36,6 +37,10 @@ pub fn describe() {
     describe_counter!(
         RESUMES,
         "Commands that went on after their connection was lost"
+    );
+    describe_counter!(
+        SPANS_REFUSED,
+        "Spans that boxes told and that are not of their own trace"
     );
 }
 
@@ -84,4 +89,10 @@ pub fn connections(cluster: &str, count: usize) {
 
 pub fn resumed() {
     counter!(RESUMES).increment(1);
+}
+
+pub fn spans_refused(count: usize) {
+    if count > 0 {
+        counter!(SPANS_REFUSED).increment(count as u64);
+    }
 }

@@ -57,7 +57,11 @@ pub async fn while_held<F, Fut>(
         }
     }
     if let Err(error) = store.drop_lease(name, instance).await {
-        tracing::debug!(%error, lease = name, "not given back; it runs out");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            lease = name,
+            "not given back; it runs out"
+        );
     }
 }
 
@@ -65,7 +69,11 @@ async fn holds(store: &Store, name: &str, instance: &InstanceId) -> bool {
     match tokio::time::timeout(RENEW_EVERY, store.hold_lease(name, instance, LEASE)).await {
         Ok(Ok(ours)) => ours,
         Ok(Err(error)) => {
-            tracing::warn!(%error, lease = name, "the lease cannot be asked for");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                lease = name,
+                "the lease cannot be asked for"
+            );
             false
         }
         Err(_) => false,

@@ -312,6 +312,7 @@ fn command_span(message: &Message) -> Span {
         otel.name = "process env command",
         otel.kind = "consumer",
         messaging.system = "nats",
+        messaging.operation.type = "process",
         messaging.destination.template = "cmd.env",
     );
     let sender = trace::extract(message.headers.as_ref());

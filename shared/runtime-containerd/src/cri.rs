@@ -22,6 +22,8 @@ use k8s_cri::v1::{
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 const BUSY_POLL: Duration = Duration::from_millis(10);
 
@@ -114,6 +116,29 @@ impl From<CriError> for RuntimeError {
     }
 }
 
+/// A client span for one call; none where nothing is traced, as in what looks again every
+/// second.
+fn call_span(operation: &'static str) -> Span {
+    if Span::current().is_none() {
+        return Span::none();
+    }
+    let service = match operation {
+        "ImageStatus" | "ImageFsInfo" | "PullImage" => "runtime.v1.ImageService",
+        _ => "runtime.v1.RuntimeService",
+    };
+    tracing::info_span!(
+        "cri",
+        otel.name = format!("{service}/{operation}"),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        rpc.system = "grpc",
+        rpc.service = service,
+        rpc.method = operation,
+        rpc.grpc.status_code = Empty,
+        peer.service = "containerd",
+    )
+}
+
 /// Boxed: tonic's futures are large, and many callers' futures contain them.
 fn call<T>(
     operation: &'static str,
@@ -122,11 +147,23 @@ fn call<T>(
 ) -> impl Future<Output = Result<T, CriError>> + Send {
     let answer = Box::pin(answer);
     async move {
-        match tokio::time::timeout(after, answer).await {
+        let span = call_span(operation);
+        let outcome = tokio::time::timeout(after, answer)
+            .instrument(span.clone())
+            .await;
+        let outcome = match outcome {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(CriError::of(operation, &status)),
+            Ok(Err(status)) => {
+                span.record("rpc.grpc.status_code", i32::from(status.code()));
+                Err(CriError::of(operation, &status))
+            }
             Err(_) => Err(CriError::Deadline { operation, after }),
+        };
+        // That something is not there is an answer like any other.
+        if outcome.as_ref().is_err_and(|error| !error.is_not_found()) {
+            span.record("otel.status_code", "ERROR");
         }
+        outcome
     }
 }
 

@@ -12,6 +12,7 @@
 mod admin;
 mod config;
 mod log_format;
+mod panics;
 mod readiness;
 mod tasks;
 mod telemetry;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::CommonConfig;
 pub use readiness::{Component, Readiness};
 pub use tasks::Tasks;
+pub use telemetry::ForeignSpans;
 
 /// What a service is given to work with.
 #[derive(Clone)]
@@ -38,6 +40,18 @@ pub struct Context {
     pub tasks: Tasks,
     pub readiness: Readiness,
     pub instance: InstanceId,
+    exports: telemetry::Exports,
+}
+
+impl Context {
+    /// A way to the trace collector for the finished spans of a program that reaches none,
+    /// under the name `agentbox-<program>`.
+    ///
+    /// # Errors
+    /// When the exporter cannot be set up.
+    pub fn foreign_spans(&self, program: &str) -> Result<ForeignSpans, anyhow::Error> {
+        self.exports.foreign_spans(program)
+    }
 }
 
 /// The whole of a service's `main.rs`: reads the configuration from flags and
@@ -150,6 +164,7 @@ where
             tasks: tasks.clone(),
             readiness: readiness.clone(),
             instance,
+            exports: telemetry.exports(),
         };
         let outcome = async {
             tokio::select! {

@@ -1,8 +1,9 @@
 //! One JSON object a line, with the trace it belongs to.
 
+use std::error::Error;
 use std::fmt;
 
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -22,6 +23,19 @@ impl Visit for Fields<'_> {
         self.0
             .insert(field.name().to_owned(), Value::String(format!("{value:?}")));
     }
+    /// With what caused it: an error's own words say what failed, and not why.
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        let mut text = value.to_string();
+        let mut cause = value.source();
+        while let Some(next) = cause {
+            let said = next.to_string();
+            if !text.ends_with(&said) {
+                text = format!("{text}: {said}");
+            }
+            cause = next.source();
+        }
+        self.0.insert(field.name().to_owned(), text.into());
+    }
     fn record_str(&mut self, field: &Field, value: &str) {
         self.0
             .insert(field.name().to_owned(), Value::String(value.to_owned()));
@@ -38,6 +52,17 @@ impl Visit for Fields<'_> {
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.0.insert(field.name().to_owned(), value.into());
     }
+}
+
+/// The span that an event names as its parent; else the one it happens in.
+fn span_of(event: &Event<'_>) -> SpanContext {
+    let named = event.parent().and_then(|id| {
+        tracing::dispatcher::get_default(|dispatch| {
+            tracing_opentelemetry::get_otel_context(id, dispatch)
+        })
+    });
+    let context = named.unwrap_or_else(opentelemetry::Context::current);
+    context.span().span_context().clone()
 }
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -61,9 +86,7 @@ where
         if !self.replica.is_empty() {
             line.insert("replica".into(), self.replica.as_str().into());
         }
-        let context = opentelemetry::Context::current();
-        let span = context.span();
-        let span_context = span.span_context();
+        let span_context = span_of(event);
         if span_context.is_valid() {
             line.insert(
                 "trace_id".into(),
@@ -72,5 +95,85 @@ where
             line.insert("span_id".into(), span_context.span_id().to_string().into());
         }
         writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that `work` logs.
+    fn lines(work: impl FnOnce()) -> Vec<Value> {
+        let written = Written::default();
+        let writer = written.clone();
+        let tracer = SdkTracerProvider::builder().build().tracer("test");
+        let subscriber = tracing_subscriber::registry()
+            .with(tracing_opentelemetry::layer().with_tracer(tracer))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .event_format(JsonLines {
+                        service: "test",
+                        replica: String::new(),
+                    })
+                    .with_writer(move || writer.clone()),
+            );
+        tracing::subscriber::with_default(subscriber, work);
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_its_causes_once_each() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the store failed")]
+        struct Outer(#[source] Inner);
+        #[derive(Debug, thiserror::Error)]
+        #[error("no connection: {0}")]
+        struct Inner(#[source] std::io::Error);
+        let error = Outer(Inner(std::io::Error::other("first\nsecond")));
+        let lines = lines(|| tracing::warn!(error = &error as &dyn Error, "not done"));
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["level"], "WARN");
+        assert_eq!(lines[0]["message"], "not done");
+        assert_eq!(
+            lines[0]["error"],
+            "the store failed: no connection: first\nsecond"
+        );
+    }
+
+    #[test]
+    fn a_line_carries_the_trace_it_happens_in() {
+        let lines = lines(|| {
+            let span = tracing::info_span!("work");
+            span.in_scope(|| tracing::info!("inside"));
+            tracing::info!("outside");
+        });
+        let trace = lines[0]["trace_id"].as_str().unwrap();
+        assert_eq!(
+            (trace.len(), lines[0]["span_id"].as_str().unwrap().len()),
+            (32, 16)
+        );
+        assert_eq!(lines[1].get("trace_id"), None);
     }
 }

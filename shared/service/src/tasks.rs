@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::panics;
+
 /// Spawns tasks and waits for them. Clones share the same tasks.
 #[derive(Clone)]
 pub struct Tasks {
@@ -42,7 +44,7 @@ impl Tasks {
             let failure = match AssertUnwindSafe(future).catch_unwind().await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("task {name}: {error:#}")),
-                Err(panic) => Some(format!("task {name} panicked: {}", panic_text(&*panic))),
+                Err(panic) => Some(format!("task {name} panicked: {}", panics::words(&*panic))),
             };
             match failure {
                 Some(failure) if tasks.shutdown.is_cancelled() => {
@@ -86,14 +88,6 @@ impl Tasks {
             );
         }
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]

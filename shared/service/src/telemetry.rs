@@ -1,24 +1,36 @@
 //! Logs, traces and metrics. Traces leave by OTLP over gRPC when the standard variables
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT` and its kin) name a collector; without one, trace ids
 //! are still made, so that logs and answers can carry them.
+//!
+//! * [`environment`]: what the variables ask for.
+//! * [`export`]: the queue to the collector.
+//! * [`foreign`]: spans that a program without a collector left with this one.
 
-use std::time::Duration;
+mod environment;
+mod export;
+mod foreign;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::InstanceId;
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{KeyValue, global};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor as _};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::CommonConfig;
 use crate::log_format::JsonLines;
+use environment::Environment;
+use export::Queue;
+pub use foreign::ForeignSpans;
 
 /// How long the last spans may take to leave.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
@@ -28,40 +40,54 @@ const LATENCY_BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
 
+/// What becomes a span: our own and no library's, whose words may be a user's.
+const SPAN_FILTER: &str =
+    "info,h2=off,hyper=off,tonic=off,tower=off,sqlx=off,async_nats=off,opentelemetry=off";
+
+/// Comes before the operator's own filter, which may overrule it: what these libraries
+/// tell is told by ours that use them, once and in their words (NATS by the bus, Postgres
+/// by who asked it, the collector by the queue to it).
+const LOG_FILTER: &str = "opentelemetry=off,async_nats=off,sqlx=off";
+
 pub(crate) struct Telemetry {
     tracer: SdkTracerProvider,
+    exports: Exports,
     metrics: PrometheusHandle,
 }
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name)
-        .ok()
-        .filter(|value| !value.trim().is_empty())
+/// The queues to the collector, beside this program's own.
+#[derive(Clone, Default)]
+pub(crate) struct Exports {
+    /// Whether there is a collector.
+    wanted: bool,
+    foreign: Arc<Mutex<Vec<Arc<Queue>>>>,
 }
 
-/// Whether the standard variables ask for spans to be exported.
-fn export_wanted() -> Result<bool, anyhow::Error> {
-    if variable("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true")) {
-        return Ok(false);
-    }
-    match variable("OTEL_TRACES_EXPORTER").as_deref() {
-        None | Some("otlp") => {}
-        Some("none") => return Ok(false),
-        Some(other) => bail!("OTEL_TRACES_EXPORTER: `{other}` is not one of otlp, none"),
-    }
-    let protocol = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-        .or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
-    let endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    match (endpoint, protocol.as_deref()) {
-        (None, _) => Ok(false),
-        (Some(_), None | Some("grpc")) => Ok(true),
-        (Some(_), Some(other)) => {
-            bail!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is not supported, only grpc")
-        }
-    }
+fn environment() -> Environment<impl Fn(&str) -> Option<String>> {
+    Environment(|name: &str| std::env::var(name).ok())
 }
 
+fn queue() -> Result<Queue, anyhow::Error> {
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .build()
+        .context("cannot set up the OTLP exporter")?;
+    Ok(Queue::new(exporter, environment().queue_size()))
+}
+
+fn resource(service: &str, instance: &InstanceId, replica: &str) -> Resource {
+    environment().resource(
+        &format!("agentbox-{service}"),
+        vec![
+            KeyValue::new("service.namespace", "agentbox"),
+            KeyValue::new("service.instance.id", instance.to_string()),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("agentbox.replica", replica.to_owned()),
+        ],
+    )
+}
+
+/// Must be called where tokio runs: the exporter's connection lives there.
 pub(crate) fn start(
     service: &'static str,
     instance: &InstanceId,
@@ -69,27 +95,19 @@ pub(crate) fn start(
 ) -> Result<Telemetry, anyhow::Error> {
     global::set_text_map_propagator(TraceContextPropagator::new());
 
-    let resource = Resource::builder()
-        .with_service_name(format!("agentbox-{service}"))
-        .with_attributes([
-            KeyValue::new("service.namespace", "agentbox"),
-            KeyValue::new("service.instance.id", instance.to_string()),
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("agentbox.replica", config.replica.clone()),
-        ])
-        .build();
-    let mut provider = SdkTracerProvider::builder().with_resource(resource);
-    if export_wanted()? {
-        let exporter = SpanExporter::builder()
-            .with_tonic()
-            .build()
-            .context("cannot set up the OTLP exporter")?;
-        provider = provider.with_batch_exporter(exporter);
+    let exports = Exports {
+        wanted: environment().wants_export()?,
+        ..Exports::default()
+    };
+    let mut provider =
+        SdkTracerProvider::builder().with_resource(resource(service, instance, &config.replica));
+    if exports.wanted {
+        provider = provider.with_span_processor(queue()?);
     }
     let tracer = provider.build();
     global::set_tracer_provider(tracer.clone());
 
-    let filter = EnvFilter::try_new(&config.log)
+    let filter = EnvFilter::try_new(format!("{LOG_FILTER},{}", config.log))
         .with_context(|| format!("AGENTBOX_LOG: `{}` is not a log filter", config.log))?;
     tracing_subscriber::registry()
         .with(
@@ -99,9 +117,7 @@ pub(crate) fn start(
                 .with_threads(false)
                 .with_target(false)
                 .with_tracked_inactivity(false)
-                .with_filter(EnvFilter::new(
-                    "info,h2=off,hyper=off,tonic=off,tower=off,sqlx=off,async_nats=off",
-                )),
+                .with_filter(EnvFilter::new(SPAN_FILTER)),
         )
         .with(
             tracing_subscriber::fmt::layer()
@@ -114,15 +130,41 @@ pub(crate) fn start(
         )
         .try_init()
         .context("cannot set up logging")?;
+    crate::panics::log_them();
 
     let metrics = PrometheusBuilder::new()
         .set_buckets(&LATENCY_BUCKETS)
         .context("cannot set the histogram buckets")?
         .install_recorder()
         .context("cannot set up metrics")?;
+    export::describe();
     metrics::gauge!("agentbox_build_info", "service" => service, "version" => env!("CARGO_PKG_VERSION"))
         .set(1.0);
-    Ok(Telemetry { tracer, metrics })
+    Ok(Telemetry {
+        tracer,
+        exports,
+        metrics,
+    })
+}
+
+impl Exports {
+    /// A way to the collector for the spans of `program`.
+    pub(crate) fn foreign_spans(&self, program: &str) -> Result<ForeignSpans, anyhow::Error> {
+        if !self.wanted {
+            return Ok(ForeignSpans::default());
+        }
+        let mut queue = queue()?;
+        queue.set_resource(&environment().foreign_resource(
+            &format!("agentbox-{program}"),
+            vec![KeyValue::new("service.namespace", "agentbox")],
+        ));
+        let queue = Arc::new(queue);
+        self.foreign
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&queue));
+        Ok(ForeignSpans { queue: Some(queue) })
+    }
 }
 
 impl Telemetry {
@@ -130,12 +172,26 @@ impl Telemetry {
         self.metrics.clone()
     }
 
+    pub(crate) fn exports(&self) -> Exports {
+        self.exports.clone()
+    }
+
     /// Sends what is left, off the async threads, for a bounded time.
     pub(crate) async fn flush(self) {
-        let tracer = self.tracer;
-        let flushed =
-            tokio::task::spawn_blocking(move || tracer.shutdown_with_timeout(FLUSH_DEADLINE)).await;
-        if let Ok(Err(error)) = flushed {
+        let flush = move || {
+            let deadline = Instant::now() + FLUSH_DEADLINE;
+            let left = || deadline.saturating_duration_since(Instant::now());
+            let foreign = self
+                .exports
+                .foreign
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let own = self.tracer.shutdown_with_timeout(left());
+            foreign.iter().fold(own, |outcome, queue| {
+                outcome.and(queue.shutdown_with_timeout(left()))
+            })
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(flush).await {
             tracing::debug!(%error, "the last spans may be lost");
         }
     }

@@ -11,4 +11,5 @@ mod host;
 mod pod;
 mod stores;
 mod teardown;
+mod traces;
 mod workflow;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use agentbox_contracts::logs::OutputStream;
 use nix::fcntl::OFlag;
@@ -74,6 +75,7 @@ impl Starter {
                 return Ok(Started::Not(CannotStart::from_exec(program, &error)));
             }
         };
+        let launched = SystemTime::now();
         let run = Arc::new(Run {
             id: wish.id.clone(),
             leader: child.pid,
@@ -98,6 +100,7 @@ impl Starter {
             timeout: wish.timeout,
             orphan_grace: wish.orphan_grace,
             oom_kills,
+            trace: wish.trace.map(|trace| (trace, launched)),
         };
         if slot.fill(Arc::clone(&run)) {
             run.kill();

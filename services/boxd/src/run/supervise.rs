@@ -4,7 +4,7 @@ use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agentbox_box_protocol::proto;
 use agentbox_contracts::logs::OutputStream;
@@ -17,6 +17,7 @@ use super::{Registry, Run};
 use crate::lock::lock;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, Ended};
+use crate::trace::Trace;
 use crate::usage;
 
 /// What a command that ran into its timeout exits with, as timeout(1) says it.
@@ -34,6 +35,8 @@ pub struct Limits {
     pub orphan_grace: Duration,
     /// The box's count when the run began.
     pub oom_kills: u64,
+    /// The caller's trace, and since when the process has been there.
+    pub trace: Option<(Trace, SystemTime)>,
 }
 
 /// How the process ended, and why.
@@ -111,7 +114,11 @@ pub async fn supervise(
             timed_out,
             duration,
         };
-        run.finish(exited(&end, limits.oom_kills)).await;
+        let mut exited = exited(&end, limits.oom_kills);
+        if let Some((trace, launched)) = &limits.trace {
+            exited.spans = trace.of_command(*launched, duration);
+        }
+        run.finish(exited).await;
         registry.finish(&run);
     } else {
         // An exit without all the output before it would be a lie.
@@ -132,6 +139,7 @@ fn exited(end: &End, oom_kills_before: u64) -> proto::Exited {
         oom_killed: by_sigkill && !end.killed && usage::oom_kills() > oom_kills_before,
         duration_ms: u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
         start_error: String::new(),
+        spans: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use agentbox_box_protocol::proto;
 use super::RunId;
 use super::id::InvalidRunId;
 use crate::terminal::Size;
+use crate::trace::Trace;
 
 const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(3);
 /// Longer than any box lives; keeps instants representable.
@@ -37,6 +38,8 @@ pub struct Wish {
     pub timeout: Option<Duration>,
     pub orphan_grace: Duration,
     pub acks: bool,
+    /// Of the call that wishes it, if that is recorded.
+    pub trace: Option<Trace>,
 }
 
 impl TryFrom<proto::StartCommand> for Wish {
@@ -65,6 +68,7 @@ impl TryFrom<proto::StartCommand> for Wish {
                 given => Duration::from_millis(given).min(LONGEST),
             },
             acks: start.acks,
+            trace: None,
         })
     }
 }

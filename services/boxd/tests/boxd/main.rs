@@ -14,3 +14,4 @@ mod run;
 mod serving;
 mod support;
 mod terminal;
+mod trace;

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::boxes::BoxError;
+use crate::boxes::{BoxError, BoxSpans};
 use crate::config::Limits;
 use crate::metrics;
 use agentbox_box_protocol::secret::BoxSecret;
@@ -39,6 +39,7 @@ struct Shared {
     connector: Arc<dyn BoxConnector>,
     secret: BoxSecret,
     limits: Limits,
+    spans: BoxSpans,
     entries: Mutex<HashMap<EnvironmentId, Arc<Entry>>>,
 }
 
@@ -74,13 +75,20 @@ pub struct Lease {
 }
 
 impl Boxes {
+    /// `spans`: where what boxes tell of their part in a trace goes.
     #[must_use]
-    pub fn new(connector: Arc<dyn BoxConnector>, secret: BoxSecret, limits: Limits) -> Self {
+    pub fn new(
+        connector: Arc<dyn BoxConnector>,
+        secret: BoxSecret,
+        limits: Limits,
+        spans: BoxSpans,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 connector,
                 secret,
                 limits,
+                spans,
                 entries: Mutex::default(),
             }),
         }
@@ -212,6 +220,11 @@ impl Lease {
     #[must_use]
     pub fn id(&self) -> &EnvironmentId {
         &self.id
+    }
+
+    #[must_use]
+    pub fn spans(&self) -> &BoxSpans {
+        &self.boxes.shared.spans
     }
 
     /// The box's connection; made now if there is none.

@@ -216,6 +216,7 @@ impl Run {
             Some(run_output::Output::Stdout(bytes)) => (OutputStream::Stdout, bytes),
             Some(run_output::Output::Stderr(bytes)) => (OutputStream::Stderr, bytes),
             Some(run_output::Output::Exited(exited)) => {
+                self.lease.spans().hand_on(&self.span, &self.lease, &exited);
                 return Ok(Some(Output::Exited {
                     exit: Exit {
                         exit_code: exited.exit_code,

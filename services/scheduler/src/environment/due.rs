@@ -48,7 +48,10 @@ pub async fn keep_driving(
                     Ok(ids) if ids.is_empty() => {}
                     // Where there was one batch there may be another.
                     Ok(ids) => return Some((ids, (store, clusters, shutdown, true))),
-                    Err(error) => tracing::warn!(%error, "what is due cannot be read"),
+                    Err(error) => tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "what is due cannot be read"
+                    ),
                 }
             }
         },
@@ -60,7 +63,7 @@ pub async fn keep_driving(
             let span = tracing::info_span!(parent: None, "reconcile", otel.name = "reconcile due", environment = %id);
             async move {
                 if let Err(error) = reconciler.reconcile(&id).await {
-                    tracing::warn!(%error, environment = %id, "not reconciled; it stays due");
+                    tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not reconciled; it stays due");
                 }
             }
             .instrument(span)

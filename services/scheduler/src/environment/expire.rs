@@ -19,11 +19,14 @@ pub async fn sweep(environments: &Environments, held: CancellationToken) {
                 for record in expired {
                     let id = record.environment.id.clone();
                     if let Err(error) = environments.end(record, EndReason::Expired, false).await {
-                        tracing::warn!(%error, environment = %id, "not expired yet; it is tried again");
+                        tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not expired yet; it is tried again");
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "what has expired cannot be read"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "what has expired cannot be read"
+            ),
         }
         tokio::select! {
             () = held.cancelled() => {}

@@ -88,7 +88,11 @@ pub async fn follow(
         while !held.is_cancelled() {
             let compared = compare_once(store, cluster, &*runtime, reconciler, &mut suspects).await;
             if let Err(error) = compared {
-                tracing::warn!(%error, cluster = cluster.name, "boxes and rows were not compared");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    cluster = cluster.name,
+                    "boxes and rows were not compared"
+                );
             }
             tokio::select! {
                 () = held.cancelled() => {}
@@ -126,7 +130,11 @@ async fn watch(
                 reconcile_all(reconciler, ids, "watch").await;
             }
             Err(error) => {
-                tracing::warn!(%error, cluster = cluster.name, "the cluster cannot be watched")
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    cluster = cluster.name,
+                    "the cluster cannot be watched"
+                )
             }
         }
         tokio::select! {
@@ -145,7 +153,7 @@ async fn reconcile_all(
         let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {why}"), environment = %id);
         async move {
             if let Err(error) = reconciler.reconcile(&id).await {
-                tracing::warn!(%error, environment = %id, "not reconciled");
+                tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not reconciled");
             }
         }
         .instrument(span)
@@ -182,13 +190,14 @@ async fn compare_once(
         if !finished.contains(id) && !suspects.contains(id) {
             continue;
         }
-        match runtime.remove(id).await {
+        let span = tracing::info_span!(parent: None, "collect", otel.name = "remove orphan", environment = %id);
+        match runtime.remove(id).instrument(span).await {
             Ok(()) => {
                 metrics::orphan_removed();
                 tracing::warn!(environment = %id, cluster = cluster.name, "a box that nothing wants was removed");
             }
             Err(error) => {
-                tracing::warn!(%error, environment = %id, "an unwanted box was not removed")
+                tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "an unwanted box was not removed")
             }
         }
     }

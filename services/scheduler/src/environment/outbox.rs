@@ -101,7 +101,10 @@ impl Relay {
                             .for_each_concurrent(2, publish)
                             .await
                     }
-                    Err(error) => tracing::warn!(%error, "the outbox cannot be read"),
+                    Err(error) => tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the outbox cannot be read"
+                    ),
                 }
             }
         };
@@ -112,7 +115,7 @@ impl Relay {
 async fn publish_of(store: &Store, bus: &Bus, id: &EnvironmentId) {
     if let Err(error) = relay(store, bus, id).await {
         metrics::outbox_failed();
-        tracing::warn!(%error, environment = %id, "not published yet; it is tried again");
+        tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not published yet; it is tried again");
     }
 }
 
@@ -141,10 +144,10 @@ async fn relay(store: &Store, bus: &Bus, id: &EnvironmentId) -> Result<(), Relay
 }
 
 async fn publish(bus: &Bus, id: &EnvironmentId, row: &OutboxRow) -> Result<(), BusError> {
-    let kind = match row.item {
-        Item::Event(_) => "event",
-        Item::Command { .. } => "command",
-        Item::Route(_) => "route",
+    let (kind, destination) = match row.item {
+        Item::Event(_) => ("event", "evt.env"),
+        Item::Command { .. } => ("command", "cmd.env"),
+        Item::Route(_) => ("route", "routes"),
     };
     let span = tracing::info_span!(
         parent: None,
@@ -152,7 +155,8 @@ async fn publish(bus: &Bus, id: &EnvironmentId, row: &OutboxRow) -> Result<(), B
         otel.name = format!("publish env {kind}"),
         otel.kind = "producer",
         messaging.system = "nats",
-        messaging.destination.template = kind,
+        messaging.operation.type = "send",
+        messaging.destination.template = destination,
         environment = %id,
     );
     trace::continue_from(&span, row.traceparent.as_deref());

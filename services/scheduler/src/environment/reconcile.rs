@@ -163,7 +163,9 @@ impl Reconciler {
                 }
                 Ok(Some(_)) => {}
                 // The claim may run out: then two drive it for a while, fenced.
-                Err(error) => tracing::warn!(%error, environment = %id, "a claim was not renewed"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "a claim was not renewed")
+                }
             }
         }
     }

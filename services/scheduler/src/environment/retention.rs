@@ -21,7 +21,10 @@ pub async fn sweep(store: &Store, retention: Duration, held: CancellationToken) 
                 Duration::from_secs(1)
             }
             Err(error) => {
-                tracing::warn!(%error, "old rows cannot be deleted");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "old rows cannot be deleted"
+                );
                 SWEEP_EVERY
             }
         };

@@ -7,7 +7,7 @@ use tracing::Instrument as _;
 
 use crate::boxes::BoxError;
 use crate::boxes::pool::Connection;
-use crate::boxes::trace::call_span;
+use crate::boxes::trace::{call_span, traced};
 
 /// Resizes and signals, usable while the run is read.
 pub struct Controls {
@@ -20,12 +20,9 @@ impl Controls {
     /// [`BoxError::Refused`] for what boxd does not know, such as the signal `SIGFOO`.
     pub async fn send(&self, what: control_request::Control) -> Result<(), BoxError> {
         let mut client = self.connection.client.clone();
-        let request = control(&self.id, what);
-        match client
-            .control(request)
-            .instrument(call_span("Control"))
-            .await
-        {
+        let span = call_span("Control");
+        let request = traced(&span, control(&self.id, what));
+        match client.control(request).instrument(span).await {
             Ok(_) => Ok(()),
             // The command ended meanwhile.
             Err(status) if status.code() == Code::NotFound => Ok(()),

@@ -13,7 +13,7 @@ use agentbox_contracts::exec::{USAGE, UsageRequest};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
 use agentbox_contracts::subjects::exec_rpc;
-use agentbox_exec_proxy::boxes::Boxes;
+use agentbox_exec_proxy::boxes::{BoxSpans, Boxes};
 use agentbox_exec_proxy::clusters::Cluster;
 use agentbox_exec_proxy::config::Limits;
 use agentbox_local::NatsEndpoint;
@@ -179,7 +179,12 @@ fn process() {
         let secret: BoxSecret = SECRET.parse().unwrap();
         let cluster = Cluster {
             name: setting(CLUSTER),
-            boxes: Boxes::new(Arc::new(Localhost), secret, limits.clone()),
+            boxes: Boxes::new(
+                Arc::new(Localhost),
+                secret,
+                limits.clone(),
+                BoxSpans::default(),
+            ),
         };
         let shutdown = CancellationToken::new();
         let mut terminate =

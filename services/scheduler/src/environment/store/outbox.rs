@@ -84,11 +84,10 @@ impl Unpublished {
 
 impl Store {
     /// Takes one environment's unpublished rows, in order. Waits while another process
-    /// has them.
+    /// has them. No span of its own: rows of several traces wait there.
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres unpublished", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
     pub async fn unpublished(&self, id: &EnvironmentId) -> Result<Unpublished, StoreError> {
         let transaction = begin(&self.database).await?;
         let lock = sql(

@@ -1,0 +1,178 @@
+//! A trace collector: receives OTLP over gRPC and keeps what came.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+pub use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+/// A span as it came, with its ids in hexadecimal.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub service: String,
+    pub resource: Vec<(String, String)>,
+    pub name: String,
+    pub kind: SpanKind,
+    pub trace: String,
+    pub id: String,
+    pub parent: String,
+    /// Trace and span.
+    pub links: Vec<(String, String)>,
+    pub attributes: Vec<(String, String)>,
+    pub start_nanos: u64,
+    pub end_nanos: u64,
+    /// All that came of it, events too, for what must not be in it.
+    pub text: String,
+}
+
+impl Span {
+    pub fn attribute(&self, key: &str) -> &str {
+        let found = self.attributes.iter().find(|(name, _)| name == key);
+        found.map_or("", |(_, value)| value.as_str())
+    }
+}
+
+#[derive(Clone, Default)]
+struct Kept {
+    spans: Arc<Mutex<Vec<Span>>>,
+    /// The value of `x-collector-key` in the newest call.
+    key: Arc<Mutex<String>>,
+}
+
+pub struct Collector {
+    pub address: SocketAddr,
+    kept: Kept,
+    server: JoinHandle<()>,
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let kept = Kept::default();
+        let service = TraceServiceServer::new(kept.clone());
+        let server = tokio::spawn(async move {
+            let incoming = TcpIncoming::from(listener);
+            let serving = Server::builder().add_service(service);
+            serving.serve_with_incoming(incoming).await.unwrap();
+        });
+        Self {
+            address,
+            kept,
+            server,
+        }
+    }
+
+    pub fn spans(&self) -> Vec<Span> {
+        self.kept.spans.lock().unwrap().clone()
+    }
+
+    pub fn key(&self) -> String {
+        self.kept.key.lock().unwrap().clone()
+    }
+
+    /// What `find` finds, once the spans for it have come.
+    pub async fn find<T>(&self, what: &str, find: impl Fn(&[Span]) -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let spans = self.spans();
+            if let Some(found) = find(&spans) {
+                return found;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no {what} among:\n{}",
+                spans.iter().map(line).collect::<String>()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn line(span: &Span) -> String {
+    format!(
+        "{} {:?} {} [{} {} < {}] {:?} {:?}\n",
+        span.service,
+        span.kind,
+        span.name,
+        span.trace,
+        span.id,
+        span.parent,
+        span.links,
+        span.attributes
+    )
+}
+
+#[tonic::async_trait]
+impl TraceService for Kept {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        if let Some(key) = request.metadata().get("x-collector-key") {
+            *self.key.lock().unwrap() = key.to_str().unwrap().to_owned();
+        }
+        let mut kept = self.spans.lock().unwrap();
+        for of_resource in request.into_inner().resource_spans {
+            let resource = pairs(&of_resource.resource.unwrap_or_default().attributes);
+            let name = resource.iter().find(|(key, _)| key == "service.name");
+            let service = name.map_or(String::new(), |(_, name)| name.clone());
+            for span in of_resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
+                kept.push(Span {
+                    service: service.clone(),
+                    resource: resource.clone(),
+                    text: format!("{resource:?} {span:?} {:?}", pairs(&span.attributes)),
+                    kind: span.kind(),
+                    trace: hex::encode(&span.trace_id),
+                    id: hex::encode(&span.span_id),
+                    parent: hex::encode(&span.parent_span_id),
+                    links: span
+                        .links
+                        .iter()
+                        .map(|link| (hex::encode(&link.trace_id), hex::encode(&link.span_id)))
+                        .collect(),
+                    attributes: pairs(&span.attributes),
+                    start_nanos: span.start_time_unix_nano,
+                    end_nanos: span.end_time_unix_nano,
+                    name: span.name,
+                });
+            }
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+fn pairs(attributes: &[KeyValue]) -> Vec<(String, String)> {
+    let text = |pair: &KeyValue| match pair.value.clone().and_then(|value| value.value) {
+        Some(any_value::Value::StringValue(text)) => text,
+        Some(any_value::Value::IntValue(number)) => number.to_string(),
+        Some(any_value::Value::BoolValue(truth)) => truth.to_string(),
+        other => format!("{other:?}"),
+    };
+    attributes
+        .iter()
+        .map(|pair| (pair.key.clone(), text(pair)))
+        .collect()
+}

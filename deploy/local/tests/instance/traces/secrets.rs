@@ -1,0 +1,64 @@
+//! What must be in no log and no span, and what it is when it is found there.
+
+use agentbox_box_protocol::secret::BoxSecret;
+use agentbox_box_protocol::token::BoxToken;
+use agentbox_local::System;
+use serde_json::Value;
+
+pub struct Secrets {
+    /// What it is, and its text.
+    known: Vec<(String, String)>,
+    box_secret: BoxSecret,
+}
+
+impl Secrets {
+    /// Every generated secret of this system.
+    pub fn of(system: &System) -> Self {
+        let file = system.directory().join("secrets.json");
+        let kept: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let mut known = vec![(
+            "the admin's password".to_owned(),
+            system.admin.password.clone(),
+        )];
+        for name in ["auth_secret", "box_secret"] {
+            known.push((name.to_owned(), kept[name].as_str().unwrap().to_owned()));
+        }
+        for part in ["postgres", "nats"] {
+            for (user, password) in kept[part].as_object().unwrap() {
+                let what = format!("{user}'s password of {part}");
+                known.push((what, password.as_str().unwrap().to_owned()));
+            }
+        }
+        let box_secret = kept["box_secret"].as_str().unwrap().parse().unwrap();
+        Self { known, box_secret }
+    }
+
+    pub fn add(&mut self, what: &str, text: &str) {
+        assert!(text.len() >= 8, "{what}: {text:?} would be found anywhere");
+        self.known.push((what.to_owned(), text.to_owned()));
+    }
+
+    pub fn add_token_of(&mut self, environment: &str) {
+        let id = environment.parse().unwrap();
+        let token = BoxToken::derive(self.box_secret.bytes(), &id).unwrap();
+        self.add("the box's token", token.expose());
+    }
+
+    /// A text that is nowhere else, to be given as what the name says.
+    pub fn canary(&mut self, what: &str) -> String {
+        let text = format!("CANARY{}", hex::encode(rand::random::<[u8; 6]>()));
+        self.add(what, &text);
+        text
+    }
+
+    /// `text` contains none of them.
+    pub fn check(&self, place: &str, text: &str) {
+        for (what, secret) in &self.known {
+            if let Some(at) = text.find(secret) {
+                let line = text[..at].rfind('\n').map_or(0, |end| end + 1);
+                let end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+                panic!("{what} is in {place}: {}", &text[line..end]);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! boxd's part of its caller's trace (W3C Trace Context).
+//!
+//! boxd reaches no collector and holds no credential for one, so it tells its spans on
+//! the answer they belong to, and who called exports them. They say when, and nothing of
+//! what: no argument, no variable, no byte.
+//!
+//! * I1. Only a call whose `traceparent` says *sampled* is recorded.
+//! * I2. The number of spans is bounded by the number of steps.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agentbox_box_protocol::proto::{self, Step};
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+const TRACEPARENT: &str = "traceparent";
+const SAMPLED: u8 = 1;
+
+/// A recorded call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    trace_id: [u8; 16],
+    parent: [u8; 8],
+    begun: SystemTime,
+}
+
+impl Trace {
+    /// Of a call that begins now; `None` when its caller does not record it.
+    #[must_use]
+    pub fn of(metadata: &MetadataMap) -> Option<Self> {
+        let (trace_id, parent) = parse(metadata.get(TRACEPARENT)?.to_str().ok()?)?;
+        Some(Self {
+            trace_id,
+            parent,
+            begun: SystemTime::now(),
+        })
+    }
+
+    /// The spans of a command that was there at `launched` and took `duration`.
+    #[must_use]
+    pub fn of_command(&self, launched: SystemTime, duration: Duration) -> Vec<proto::Span> {
+        let run = self.run();
+        let start = child(&run, Step::Start, self.begun, launched);
+        let command = child(&run, Step::Command, launched, launched + duration);
+        vec![run, start, command]
+    }
+
+    /// The spans of a command that could not be started.
+    #[must_use]
+    pub fn of_refusal(&self) -> Vec<proto::Span> {
+        let run = self.run();
+        let start = child(&run, Step::Start, self.begun, SystemTime::now());
+        vec![run, start]
+    }
+
+    fn run(&self) -> proto::Span {
+        proto::Span {
+            trace_id: self.trace_id.to_vec(),
+            span_id: new_span_id(),
+            parent_span_id: self.parent.to_vec(),
+            step: Step::Run.into(),
+            start_unix_nanos: unix_nanos(self.begun),
+            end_unix_nanos: unix_nanos(SystemTime::now()),
+        }
+    }
+}
+
+fn child(run: &proto::Span, step: Step, from: SystemTime, to: SystemTime) -> proto::Span {
+    proto::Span {
+        trace_id: run.trace_id.clone(),
+        span_id: new_span_id(),
+        parent_span_id: run.span_id.clone(),
+        step: step.into(),
+        start_unix_nanos: unix_nanos(from),
+        end_unix_nanos: unix_nanos(to),
+    }
+}
+
+/// Unique, and never zero: a UUID's version is among these bytes.
+fn new_span_id() -> Vec<u8> {
+    Uuid::new_v4().as_u64_pair().0.to_be_bytes().to_vec()
+}
+
+fn unix_nanos(instant: SystemTime) -> u64 {
+    instant.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
+}
+
+/// The ids of a sampled `traceparent`. As the standard wants it, a later version may say
+/// more behind what is known of this one.
+fn parse(text: &str) -> Option<([u8; 16], [u8; 8])> {
+    let mut parts = text.split('-');
+    let [version] = bytes(parts.next()?)?;
+    let trace_id: [u8; 16] = bytes(parts.next()?)?;
+    let parent: [u8; 8] = bytes(parts.next()?)?;
+    let [flags] = bytes(parts.next()?)?;
+    let known = version != 0xff && (version != 0 || parts.next().is_none());
+    let valid = trace_id != [0; 16] && parent != [0; 8];
+    (known && valid && flags & SAMPLED != 0).then_some((trace_id, parent))
+}
+
+/// Exactly `N` bytes in lower-case hexadecimal.
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    let mut out = [0; N];
+    for (byte, [high, low]) in out.iter_mut().zip(pairs) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const PARENT: &str = "b7ad6b7169203331";
+
+    #[test]
+    fn only_a_valid_and_sampled_traceparent_is_continued() {
+        let sampled = format!("00-{TRACE}-{PARENT}-01");
+        let (trace_id, parent) = parse(&sampled).unwrap();
+        assert_eq!((trace_id[0], trace_id[15]), (0x0a, 0x9c));
+        assert_eq!((parent[0], parent[7]), (0xb7, 0x31));
+        for continued in [
+            format!("00-{TRACE}-{PARENT}-03"),
+            format!("01-{TRACE}-{PARENT}-01-later"),
+        ] {
+            assert!(parse(&continued).is_some(), "{continued}");
+        }
+        let zeros = "0".repeat(32);
+        for refused in [
+            String::new(),
+            "00".into(),
+            format!("00-{TRACE}-{PARENT}"),
+            format!("00-{TRACE}-{PARENT}-00"),
+            format!("00-{TRACE}-{PARENT}-01-more"),
+            format!("ff-{TRACE}-{PARENT}-01"),
+            format!("00-{zeros}-{PARENT}-01"),
+            format!("00-{TRACE}-0000000000000000-01"),
+            format!("00-{}-{PARENT}-01", TRACE.to_uppercase()),
+            format!("00-{TRACE}0-{PARENT}-01"),
+        ] {
+            assert_eq!(parse(&refused), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_runs_span_is_the_callers_child_and_the_parent_of_its_steps() {
+        let trace = Trace {
+            trace_id: [7; 16],
+            parent: [9; 8],
+            begun: UNIX_EPOCH + Duration::from_secs(1),
+        };
+        let launched = UNIX_EPOCH + Duration::from_secs(2);
+        let spans = trace.of_command(launched, Duration::from_secs(3));
+        let [run, start, command] = spans.as_slice() else {
+            panic!("three spans: {spans:?}");
+        };
+        assert_eq!(run.parent_span_id, [9; 8]);
+        assert_eq!(start.parent_span_id, run.span_id);
+        assert_eq!(command.parent_span_id, run.span_id);
+        assert!(spans.iter().all(|span| span.trace_id == [7; 16]));
+        assert_eq!(start.end_unix_nanos, command.start_unix_nanos);
+        assert_eq!(command.end_unix_nanos, 5_000_000_000);
+        assert_eq!(trace.of_refusal().len(), 2);
+    }
+}

@@ -1,0 +1,70 @@
+//! What a command's answer tells of boxd's part in its caller's trace.
+
+use agentbox_box_protocol::client::BoxClient;
+use agentbox_box_protocol::proto::{self, RunInput, Step, run_input, run_output};
+use tonic::Request;
+
+use crate::support::{TestBox, run, sh, start};
+
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+
+async fn traced(client: &BoxClient, flags: &str, command: proto::StartCommand) -> proto::Exited {
+    let first = RunInput {
+        input: Some(run_input::Input::Start(command)),
+    };
+    let mut request = Request::new(tokio_stream::iter([first]));
+    let traceparent = format!("00-{TRACE_ID}-{PARENT}-{flags}");
+    request
+        .metadata_mut()
+        .insert("traceparent", traceparent.parse().unwrap());
+    let mut outputs = client.clone().run(request).await.unwrap().into_inner();
+    loop {
+        let output = outputs.message().await.unwrap().unwrap();
+        if let Some(run_output::Output::Exited(exited)) = output.output {
+            return exited;
+        }
+    }
+}
+
+fn steps(exited: &proto::Exited) -> Vec<Step> {
+    exited.spans.iter().map(proto::Span::step).collect()
+}
+
+#[tokio::test]
+async fn a_recorded_call_gets_a_span_of_the_run_and_of_each_step() {
+    let (_boxd, client) = TestBox::idle().await;
+    let exited = traced(&client, "01", sh("sleep 0.2; exit 3")).await;
+    assert_eq!(exited.exit_code, 3);
+    assert_eq!(steps(&exited), [Step::Run, Step::Start, Step::Command]);
+    let [run, start, command] = exited.spans.as_slice() else {
+        panic!("{:?}", exited.spans);
+    };
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(&run.trace_id), TRACE_ID);
+    assert_eq!(hex(&run.parent_span_id), PARENT);
+    assert_eq!(
+        (&start.parent_span_id, &command.parent_span_id),
+        (&run.span_id, &run.span_id)
+    );
+    assert!(run.start_unix_nanos <= start.start_unix_nanos);
+    assert!(start.end_unix_nanos <= command.start_unix_nanos);
+    assert!(command.end_unix_nanos <= run.end_unix_nanos);
+    assert!(command.end_unix_nanos - command.start_unix_nanos >= 200_000_000);
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_start_has_no_span_of_its_own() {
+    let (_boxd, client) = TestBox::idle().await;
+    let exited = traced(&client, "01", start(&["no-such-program"])).await;
+    assert_eq!(exited.exit_code, 127);
+    assert_eq!(steps(&exited), [Step::Run, Step::Start]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_recorded_gets_none() {
+    let (_boxd, client) = TestBox::idle().await;
+    assert_eq!(steps(&traced(&client, "00", sh("true")).await), []);
+    let untraced = run(&client, sh("true")).await.exited.unwrap();
+    assert_eq!(steps(&untraced), []);
+}

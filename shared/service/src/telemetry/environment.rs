@@ -1,0 +1,179 @@
+//! What the standard `OTEL_*` variables ask for.
+//!
+//! Here are those that the SDK leaves to its user or would pass over in silence:
+//! `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`, `OTEL_TRACES_SAMPLER`,
+//! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL}`, `OTEL_BSP_MAX_QUEUE_SIZE`,
+//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. The SDK and its exporter read
+//! headers, timeouts, compression and the sampler's argument themselves.
+
+use anyhow::{bail, ensure};
+use opentelemetry::KeyValue;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+/// Spans that may wait for the collector.
+const DEFAULT_QUEUE: usize = 2048;
+
+/// Looks a variable up; an empty one counts as absent, as the standard says.
+pub(super) struct Environment<F>(pub(super) F);
+
+impl<F: Fn(&str) -> Option<String>> Environment<F> {
+    fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.trim().is_empty())
+    }
+
+    /// Whether spans are to be exported.
+    ///
+    /// # Errors
+    /// For what is not supported: an operator who asked for it should not wait for spans.
+    pub(super) fn wants_export(&self) -> Result<bool, anyhow::Error> {
+        if let Some(sampler) = self.get("OTEL_TRACES_SAMPLER") {
+            ensure!(
+                SAMPLERS.contains(&sampler.as_str()),
+                "OTEL_TRACES_SAMPLER: `{sampler}` is not one of {}",
+                SAMPLERS.join(", ")
+            );
+        }
+        if self
+            .get("OTEL_SDK_DISABLED")
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        {
+            return Ok(false);
+        }
+        match self.get("OTEL_TRACES_EXPORTER").as_deref() {
+            None | Some("otlp") => {}
+            Some("none") => return Ok(false),
+            Some(other) => bail!("OTEL_TRACES_EXPORTER: `{other}` is not one of otlp, none"),
+        }
+        let either = |name: &str| {
+            self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+                .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{name}")))
+        };
+        if either("ENDPOINT").is_none() {
+            return Ok(false);
+        }
+        match either("PROTOCOL").as_deref() {
+            None | Some("grpc") => Ok(true),
+            Some(other) => {
+                bail!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is not supported, only grpc")
+            }
+        }
+    }
+
+    /// Spans that may wait for the collector.
+    pub(super) fn queue_size(&self) -> usize {
+        self.get("OTEL_BSP_MAX_QUEUE_SIZE")
+            .and_then(|size| size.parse().ok())
+            .filter(|size| *size > 0)
+            .unwrap_or(DEFAULT_QUEUE)
+    }
+
+    /// Who the spans are of. What `OTEL_RESOURCE_ATTRIBUTES` says wins over `ours`, and
+    /// `OTEL_SERVICE_NAME` over both.
+    pub(super) fn resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
+        let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
+            .with_service_name(name.to_owned())
+            .with_attributes(ours)
+            .with_detector(Box::new(EnvResourceDetector::new()));
+        match self.get("OTEL_SERVICE_NAME") {
+            Some(name) => resource.with_service_name(name).build(),
+            None => resource.build(),
+        }
+    }
+
+    /// The same for a program that left its spans with this one: the deployment's
+    /// attributes, and a name that is its own.
+    pub(super) fn foreign_resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
+        Resource::builder_empty()
+            .with_attributes(ours)
+            .with_detector(Box::new(EnvResourceDetector::new()))
+            .with_service_name(name.to_owned())
+            .build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
+
+    fn wants(variables: &[(&str, &str)]) -> Result<bool, String> {
+        let lookup = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Environment(lookup)
+            .wants_export()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn spans_are_exported_when_an_endpoint_is_named_and_nothing_forbids_it() {
+        assert_eq!(wants(&[]), Ok(false));
+        assert_eq!(wants(&[ENDPOINT]), Ok(true));
+        assert_eq!(wants(&[("OTEL_EXPORTER_OTLP_ENDPOINT", " ")]), Ok(false));
+        assert_eq!(
+            wants(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")]),
+            Ok(true)
+        );
+        assert_eq!(
+            wants(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]),
+            Ok(true)
+        );
+        assert_eq!(wants(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]), Ok(false));
+        assert_eq!(
+            wants(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]),
+            Ok(false)
+        );
+        assert_eq!(
+            wants(&[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_off")]),
+            Ok(true)
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (name, value) in [
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_TRACES_SAMPLER", "xray"),
+        ] {
+            let error = wants(&[ENDPOINT, (name, value)]).unwrap_err();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_programs_name_is_its_own_unless_the_environment_says_otherwise() {
+        let name_of = |resource: Resource| {
+            let name = resource.get(&opentelemetry::Key::new("service.name"));
+            name.map(|name| name.to_string())
+        };
+        let plain = Environment(|_: &str| None);
+        assert_eq!(
+            name_of(plain.resource("agentbox-auth", vec![])).as_deref(),
+            Some("agentbox-auth")
+        );
+        let named =
+            Environment(|name: &str| (name == "OTEL_SERVICE_NAME").then(|| "mine".to_owned()));
+        assert_eq!(
+            name_of(named.resource("agentbox-auth", vec![])).as_deref(),
+            Some("mine")
+        );
+        assert_eq!(
+            name_of(named.foreign_resource("agentbox-boxd", vec![])).as_deref(),
+            Some("agentbox-boxd")
+        );
+    }
+}

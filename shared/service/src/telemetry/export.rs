@@ -1,0 +1,192 @@
+//! Finished spans on their way to the collector.
+//!
+//! * I1. Nobody waits for the collector: a span is queued or dropped, at once.
+//! * I2. The queue is bounded (`OTEL_BSP_MAX_QUEUE_SIZE`). What was dropped, there or
+//!   because the collector did not take it, is counted.
+//! * I3. A collector that fails is one line in the log, and one when it is back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor,
+};
+
+const EXPORTED: &str = "agentbox_spans_exported_total";
+const DROPPED: &str = "agentbox_spans_dropped_total";
+
+pub(super) fn describe() {
+    metrics::describe_counter!(EXPORTED, "Spans that the collector took");
+    metrics::describe_counter!(
+        DROPPED,
+        "Spans that were lost: `queue` was full, or the `collector` did not take them"
+    );
+}
+
+/// Batches spans for one exporter, in a thread of its own.
+#[derive(Debug)]
+pub(super) struct Queue {
+    batches: BatchSpanProcessor,
+    /// Spans that are queued or being exported.
+    waiting: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Queue {
+    pub(super) fn new(exporter: impl SpanExporter + 'static, limit: usize) -> Self {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let told = Told {
+            exporter,
+            waiting: Arc::clone(&waiting),
+            failing: AtomicBool::new(false),
+        };
+        // The environment's, but for the size: what has been counted here has room there.
+        let config = BatchConfigBuilder::default()
+            .with_max_queue_size(limit)
+            .build();
+        Self {
+            batches: BatchSpanProcessor::builder(told)
+                .with_batch_config(config)
+                .build(),
+            waiting,
+            limit,
+        }
+    }
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.batches.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if !span.span_context.is_sampled() {
+            return;
+        }
+        let has_room = |waiting: usize| (waiting < self.limit).then_some(waiting + 1);
+        if self
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room)
+            .is_err()
+        {
+            metrics::counter!(DROPPED, "reason" => "queue").increment(1);
+            return;
+        }
+        self.batches.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.batches.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.batches.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.batches.set_resource(resource);
+    }
+}
+
+/// An exporter whose failures are told here and not by the SDK, which would log an error
+/// for every batch.
+#[derive(Debug)]
+struct Told<E> {
+    exporter: E,
+    waiting: Arc<AtomicUsize>,
+    failing: AtomicBool,
+}
+
+impl<E: SpanExporter> SpanExporter for Told<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let count = batch.len();
+        let outcome = self.exporter.export(batch).await;
+        self.waiting.fetch_sub(count, Ordering::Relaxed);
+        let was_failing = self.failing.swap(outcome.is_err(), Ordering::Relaxed);
+        match outcome {
+            Ok(()) => {
+                metrics::counter!(EXPORTED).increment(count as u64);
+                if was_failing {
+                    tracing::info!("the trace collector takes spans again");
+                }
+            }
+            Err(error) => {
+                metrics::counter!(DROPPED, "reason" => "collector").increment(count as u64);
+                if !was_failing {
+                    tracing::warn!(%error, "the trace collector takes no spans; they are dropped until it does");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use opentelemetry::trace::{Tracer as _, TracerProvider as _};
+    use opentelemetry_sdk::error::OTelSdkError;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    use super::*;
+
+    /// Takes nothing until `gate` is dropped, then refuses.
+    #[derive(Debug)]
+    struct Stuck {
+        gate: Mutex<std::sync::mpsc::Receiver<()>>,
+        batches: Arc<AtomicUsize>,
+    }
+
+    impl SpanExporter for Stuck {
+        async fn export(&self, _batch: Vec<SpanData>) -> OTelSdkResult {
+            let _ = self.gate.lock().map(|gate| gate.recv());
+            self.batches.fetch_add(1, Ordering::Relaxed);
+            Err(OTelSdkError::InternalFailure("no".into()))
+        }
+    }
+
+    #[test]
+    fn a_collector_that_hangs_slows_nobody_and_its_queue_stays_bounded() {
+        let (gate, opened) = std::sync::mpsc::channel();
+        let batches = Arc::new(AtomicUsize::new(0));
+        let stuck = Stuck {
+            gate: Mutex::new(opened),
+            batches: Arc::clone(&batches),
+        };
+        let queue = Queue::new(stuck, 8);
+        let waiting = Arc::clone(&queue.waiting);
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(queue)
+            .build();
+        let tracer = provider.tracer("test");
+        let begun = Instant::now();
+        for _ in 0..10_000 {
+            tracer.start("span");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_eq!(waiting.load(Ordering::Relaxed), 8);
+        drop(gate);
+        // A refusing collector is not the SDK's business: its shutdown succeeds.
+        provider.shutdown().unwrap();
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+        assert!(batches.load(Ordering::Relaxed) >= 1);
+    }
+}
