@@ -73,8 +73,9 @@ $(DENY):
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: build ## Measure create and exec beside the runtime's own cost
-	cargo run --release -p agentbox-loadtest
+bench: build ## Measure create, exec and lists beside the runtime's own cost (ONLY=boxes, ONLY=lists)
+	cargo build --release -p agentbox-loadtest
+	$(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 
 # The build that started it, or any that is there: stopping must not need a build.
 define local

@@ -19,13 +19,36 @@ pub struct Figure {
     pub per_second: f64,
     /// The first failure, in words.
     pub first_failure: Option<String>,
+    /// What the runtime alone took for the same, in the same run.
+    pub raw: Option<Box<Figure>>,
 }
 
-impl Figure {
-    pub fn new(name: &str, wall: Duration, results: Vec<anyhow::Result<Duration>>) -> Self {
+/// How samples of one thing went, as they come.
+#[derive(Default)]
+pub struct Samples {
+    results: Vec<anyhow::Result<Duration>>,
+    busy: Duration,
+}
+
+impl Samples {
+    /// One that had the machine for itself.
+    pub fn push(&mut self, result: anyhow::Result<Duration>) {
+        self.busy += result.as_ref().copied().unwrap_or_default();
+        self.results.push(result);
+    }
+
+    /// Those that ran side by side, `wall` in all.
+    pub fn together(results: Vec<anyhow::Result<Duration>>, wall: Duration) -> Self {
+        Self {
+            results,
+            busy: wall,
+        }
+    }
+
+    pub fn figure(self, name: &str) -> Figure {
         let mut times = Vec::new();
         let (mut failures, mut first_failure) = (0, None);
-        for result in results {
+        for result in self.results {
             match result {
                 Ok(time) => times.push(time),
                 Err(error) => {
@@ -36,15 +59,43 @@ impl Figure {
         }
         times.sort_unstable();
         let at = |percent| percentile(&times, percent).map(|time| time.as_secs_f64() * 1e3);
-        Self {
+        Figure {
             name: name.to_owned(),
             samples: times.len(),
             failures,
             p50_ms: at(50),
             p95_ms: at(95),
             p99_ms: at(99),
-            per_second: times.len() as f64 / wall.as_secs_f64().max(1e-9),
+            per_second: times.len() as f64 / self.busy.as_secs_f64().max(1e-9),
             first_failure,
+            raw: None,
+        }
+    }
+}
+
+impl Figure {
+    /// With what the runtime alone took, when it was measured.
+    #[must_use]
+    pub fn beside(mut self, raw: Option<Figure>) -> Self {
+        self.raw = raw.map(Box::new);
+        self
+    }
+
+    fn line(&self, f: &mut fmt::Formatter<'_>, name: &str, beside: &str) -> fmt::Result {
+        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+        writeln!(
+            f,
+            "{name:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8.1} {beside:>7}",
+            self.samples,
+            self.failures,
+            time(self.p50_ms),
+            time(self.p95_ms),
+            time(self.p99_ms),
+            self.per_second
+        )?;
+        match &self.first_failure {
+            Some(why) => writeln!(f, "  first failure: {why}"),
+            None => Ok(()),
         }
     }
 }
@@ -74,27 +125,23 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
-        writeln!(f, "{} processors, shared with the load", self.processors)?;
         writeln!(
             f,
-            "{:<52} {:>5} {:>6} {:>9} {:>9} {:>9} {:>8}",
-            "", "n", "failed", "p50 ms", "p95 ms", "p99 ms", "n/s"
+            "{} processors, shared with the load; `/ raw`: p50 by that of the runtime alone",
+            self.processors
+        )?;
+        writeln!(
+            f,
+            "{:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7}",
+            "", "n", "failed", "p50 ms", "p95 ms", "p99 ms", "n/s", "/ raw"
         )?;
         for figure in &self.figures {
-            writeln!(
-                f,
-                "{:<52} {:>5} {:>6} {:>9} {:>9} {:>9} {:>8.1}",
-                figure.name,
-                figure.samples,
-                figure.failures,
-                time(figure.p50_ms),
-                time(figure.p95_ms),
-                time(figure.p99_ms),
-                figure.per_second
-            )?;
-            if let Some(why) = &figure.first_failure {
-                writeln!(f, "  first failure: {why}")?;
+            let raw = figure.raw.as_deref();
+            let ratio = figure.p50_ms.zip(raw.and_then(|raw| raw.p50_ms));
+            let ratio = ratio.map(|(ours, raw)| format!("{:.2}", ours / raw));
+            figure.line(f, &figure.name, &ratio.unwrap_or_default())?;
+            if let Some(raw) = raw {
+                raw.line(f, &format!("  {}", raw.name), "")?;
             }
         }
         Ok(())
@@ -112,5 +159,19 @@ mod tests {
         assert_eq!(percentile(&times, 99), Some(Duration::from_millis(198)));
         assert_eq!(percentile(&times[..3], 99), Some(Duration::from_millis(3)));
         assert_eq!(percentile(&[], 50), None);
+    }
+
+    #[test]
+    fn a_failure_is_told_and_is_no_sample() {
+        let mut samples = Samples::default();
+        samples.push(Ok(Duration::from_millis(10)));
+        samples.push(Err(anyhow::anyhow!("broken")));
+        samples.push(Ok(Duration::from_millis(30)));
+        let figure = samples.figure("f");
+        assert_eq!((figure.samples, figure.failures), (2, 1));
+        assert_eq!(figure.first_failure.as_deref(), Some("broken"));
+        assert_eq!(figure.per_second.round(), 50.0);
+        let text = Report::new("t".into(), vec![figure.clone().beside(Some(figure))]).to_string();
+        assert!(text.contains("1.00"), "{text}");
     }
 }

@@ -1,78 +1,145 @@
-//! The runtime's own cost: `ctr`, containerd's own client, against the same containerd.
+//! The runtime's own cost: the same containerd, asked over CRI as a kubelet asks it.
 //!
-//! Less than a box has: no pod sandbox, no network, no limits, no firewall. More in one
-//! thing: each sample starts the `ctr` program.
+//! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, in
+//! the same network; without limits, firewall, boxd and everything around them.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use tokio::process::Command;
-use tokio::time::timeout;
+use anyhow::{Context as _, ensure};
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest,
+};
+use tonic::transport::{Channel, Endpoint};
 
-use crate::figures::Figure;
+use crate::boxes::IMAGE;
 
-/// Where CRI keeps its images.
-const NAMESPACE: &str = "k8s.io";
-const IMAGE: &str = "docker.io/library/busybox:latest";
-const SAMPLES: usize = 20;
-const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(60);
 
-pub async fn all(socket: &Path) -> anyhow::Result<Vec<Figure>> {
-    let prefix = format!("bench-raw-{}", std::process::id());
-    let (mut runs, mut execs) = (Vec::new(), Vec::new());
-    let mut busy = (Duration::ZERO, Duration::ZERO);
-    for number in 0..SAMPLES {
-        let name = format!("{prefix}-{number}");
-        let run = ctr(socket, &["run", "-d", IMAGE, &name, "sleep", "600"]).await;
-        if let Ok(took) = run {
-            busy.0 += took;
-            let exec = ["task", "exec", "--exec-id", "one", &name, "true"];
-            let exec = ctr(socket, &exec).await;
-            busy.1 += exec.as_ref().copied().unwrap_or_default();
-            execs.push(exec);
+/// Clones share the connection.
+#[derive(Clone)]
+pub struct Raw {
+    cri: RuntimeServiceClient<Channel>,
+    run: u32,
+}
+
+/// A box made without AgentBox.
+pub struct RawBox {
+    sandbox: String,
+    container: String,
+}
+
+impl Raw {
+    pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
+        let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
+            .connect_timeout(WITHIN)
+            .timeout(WITHIN)
+            .connect()
+            .await
+            .with_context(|| format!("connecting to {}", socket.display()))?;
+        Ok(Self {
+            cri: RuntimeServiceClient::new(channel),
+            run: std::process::id(),
+        })
+    }
+
+    /// Also how long it took.
+    pub async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
+        let mut cri = self.cri.clone();
+        let name = format!("{name}-{}", self.run);
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.clone(),
+                uid: name,
+                namespace: "bench-raw".to_owned(),
+                attempt: 0,
+            }),
+            ..Default::default()
+        };
+        let began = Instant::now();
+        let run = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        };
+        let sandbox = cri.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        match self.start(&sandbox, config).await {
+            Ok(container) => {
+                let took = began.elapsed();
+                Ok((RawBox { sandbox, container }, took))
+            }
+            Err(error) => {
+                self.remove_sandbox(sandbox).await;
+                Err(error)
+            }
         }
-        runs.push(run);
-        remove(socket, &name).await;
     }
-    Ok(vec![
-        Figure::new(
-            "runtime alone: ctr run (no sandbox, no network)",
-            busy.0,
-            runs,
-        ),
-        Figure::new("runtime alone: ctr task exec `true`", busy.1, execs),
-    ])
-}
 
-async fn remove(socket: &Path, name: &str) {
-    // Fails when there is no task; what counts is that the container is gone.
-    let _ = ctr(socket, &["task", "rm", "-f", name]).await;
-    if let Err(error) = ctr(socket, &["container", "rm", name]).await {
-        println!("container {name} may be left: {error:#}");
+    async fn start(&self, sandbox: &str, config: PodSandboxConfig) -> anyhow::Result<String> {
+        let mut cri = self.cri.clone();
+        let container = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: "main".to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: IMAGE.to_owned(),
+                ..Default::default()
+            }),
+            command: ["sleep", "900"].map(str::to_owned).to_vec(),
+            ..Default::default()
+        };
+        let create = CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(container),
+            sandbox_config: Some(config),
+        };
+        let container_id = cri
+            .create_container(create)
+            .await?
+            .into_inner()
+            .container_id;
+        let start = StartContainerRequest {
+            container_id: container_id.clone(),
+        };
+        cri.start_container(start).await?;
+        Ok(container_id)
     }
-}
 
-async fn ctr(socket: &Path, arguments: &[&str]) -> anyhow::Result<Duration> {
-    let began = Instant::now();
-    let mut command = Command::new("ctr");
-    command
-        .arg("--address")
-        .arg(socket)
-        .args(["--namespace", NAMESPACE])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let ended = timeout(WITHIN, command.output())
-        .await
-        .with_context(|| format!("ctr did not end within {WITHIN:?}"))?
-        .context("starting ctr")?;
-    let took = began.elapsed();
-    if !ended.status.success() {
-        bail!("{}", String::from_utf8_lossy(&ended.stderr).trim());
+    /// `true`, over ExecSync: how long it took.
+    pub async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration> {
+        let request = ExecSyncRequest {
+            container_id: raw.container.clone(),
+            cmd: vec!["true".to_owned()],
+            timeout: 30,
+        };
+        let began = Instant::now();
+        let reply = self.cri.clone().exec_sync(request).await?.into_inner();
+        let took = began.elapsed();
+        ensure!(reply.exit_code == 0, "exit code {}", reply.exit_code);
+        Ok(took)
     }
-    Ok(took)
+
+    pub async fn remove(&self, raw: RawBox) {
+        self.remove_sandbox(raw.sandbox).await;
+    }
+
+    async fn remove_sandbox(&self, sandbox: String) {
+        let mut cri = self.cri.clone();
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: sandbox.clone(),
+        };
+        let remove = RemovePodSandboxRequest {
+            pod_sandbox_id: sandbox.clone(),
+        };
+        let removed = async {
+            cri.stop_pod_sandbox(stop).await?;
+            cri.remove_pod_sandbox(remove).await
+        };
+        if let Err(status) = removed.await {
+            println!("sandbox {sandbox} may be left: {}", status.message());
+        }
+    }
 }

@@ -1,32 +1,27 @@
-//! The system to measure: the one that is named, or one started for it.
-//!
-//! `AGENTBOX_URL`, `AGENTBOX_ADMIN_USERNAME` and `AGENTBOX_ADMIN_PASSWORD` name one, from
-//! the environment or else from `.agentbox/local.env`. `AGENTBOX_CONTAINERD_SOCKET` is
-//! the containerd behind it.
+//! The system to measure: the one that the environment names, or one started for it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agentbox_client::Client;
 use agentbox_local::{Options, System};
 use anyhow::Context as _;
 
-const LOCAL_ENV: &str = ".agentbox/local.env";
 /// Requests a minute: out of the way of what is measured.
 const NO_RATE_LIMIT: &str = "1000000";
 
 pub struct Target {
     pub client: Client,
+    /// The containerd behind it.
     pub containerd: Option<PathBuf>,
     url: String,
     system: Option<System>,
 }
 
 impl Target {
+    /// # Errors
+    /// When it cannot be started, or nobody can log in.
     pub async fn find() -> anyhow::Result<Self> {
-        let file = tokio::fs::read_to_string(LOCAL_ENV).await;
-        let file = parse(&file.unwrap_or_default());
-        let value = |name: &str| std::env::var(name).ok().or_else(|| file.get(name).cloned());
+        let value = |name: &str| std::env::var(name).ok();
         let Some(url) = value("AGENTBOX_URL") else {
             return Self::start().await;
         };
@@ -44,7 +39,7 @@ impl Target {
     }
 
     async fn start() -> anyhow::Result<Self> {
-        let mut options = Options::default();
+        let mut options = Options::default().durable();
         for category in ["AUTH", "CREATE", "EXEC", "OTHER"] {
             let name = format!("AGENTBOX_RATE_LIMIT_{category}");
             options = options.env("api-gateway", &name, NO_RATE_LIMIT);
@@ -59,10 +54,17 @@ impl Target {
         })
     }
 
+    /// The system that was started for this.
+    pub fn own(&self) -> Option<&System> {
+        self.system.as_ref()
+    }
+
     pub fn describe(&self) -> String {
         match self.system {
-            Some(_) => "a system started for this, one replica, without rate limits".to_owned(),
-            None => format!("{}, with the rate limits that it has", self.url),
+            Some(_) => "a system started for this: one replica of each service, no rate \
+                        limits, disk writes as safe as those of `make up`"
+                .to_owned(),
+            None => format!("{}, as it is", self.url),
         }
     }
 
@@ -79,28 +81,4 @@ async fn log_in(url: &str, username: &str, password: &str) -> anyhow::Result<Cli
         .await
         .context("logging in")?;
     Ok(client)
-}
-
-/// `NAME=value` lines, quotes around the value dropped.
-fn parse(text: &str) -> BTreeMap<String, String> {
-    text.lines()
-        .filter_map(|line| line.trim().split_once('='))
-        .map(|(name, value)| {
-            let value = value.trim_matches(|c| c == '"' || c == '\'');
-            (name.to_owned(), value.to_owned())
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_env_file_gives_names_and_unquoted_values() {
-        let read = parse("AGENTBOX_URL=http://a:1\nP='x=y'\n\nnothing\n");
-        assert_eq!(read["AGENTBOX_URL"], "http://a:1");
-        assert_eq!(read["P"], "x=y");
-        assert_eq!(read.len(), 2);
-    }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) deployment: Option<String>,
     pub(crate) parts: Parts,
     pub(crate) replicas: usize,
+    /// Whether what is written outlives a power cut, as it must where people work.
+    pub(crate) durable: bool,
     pub(crate) bin_dir: PathBuf,
     pub(crate) boxd: PathBuf,
     pub(crate) host: IpAddr,
@@ -48,7 +50,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A test's instance: nothing of it is kept, its disk writes need not be safe.
+    /// A test's instance: nothing of it is kept.
     pub(crate) fn is_test(&self) -> bool {
         self.deployment.is_none()
     }

@@ -167,6 +167,7 @@ mod tests {
             deployment: None,
             parts: Parts::ALL,
             replicas: 2,
+            durable: false,
             bin_dir: "/bin".into(),
             boxd: "/boxd".into(),
             host: "127.0.0.1".parse().unwrap(),

@@ -21,6 +21,7 @@ pub struct Options {
     pub parts: Parts,
     /// Of each service.
     pub replicas: usize,
+    durable: bool,
     /// Environment by service (`auth`; `*` for each): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -31,6 +32,7 @@ impl Default for Options {
         Self {
             parts: Parts::ALL,
             replicas: 1,
+            durable: false,
             environment: BTreeMap::new(),
         }
     }
@@ -49,6 +51,13 @@ impl Options {
     #[must_use]
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = replicas;
+        self
+    }
+
+    /// Writes to disk as safely as `make up` does, which costs time. Tests need not.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
         self
     }
 
@@ -93,6 +102,7 @@ impl System {
             deployment: None,
             parts: options.parts,
             replicas: options.replicas.max(1),
+            durable: options.durable,
             bin_dir: bin_dir(),
             boxd: boxd(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),

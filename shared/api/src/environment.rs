@@ -6,6 +6,7 @@ use agentbox_contracts::environment::{
     Environment, EnvironmentRequest, Isolation, ResourceRequest, Status, StatusReason, Toleration,
 };
 use agentbox_contracts::exec::UsageReply;
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -129,8 +130,8 @@ impl From<UsageReply> for Metrics {
 /// An environment as everyone who may see it sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EnvironmentBody {
-    #[schema(example = "env-0123456789abcdef")]
-    pub id: String,
+    #[schema(value_type = String, example = "env-0123456789abcdef")]
+    pub id: EnvironmentId,
     pub name: String,
     #[schema(schema_with = crate::schema::status)]
     pub status: Status,
@@ -174,7 +175,7 @@ impl From<Environment> for EnvironmentBody {
     fn from(environment: Environment) -> Self {
         let request = environment.request;
         Self {
-            id: environment.id.to_string(),
+            id: environment.id,
             name: request.name,
             status: environment.status,
             status_reason: environment.status_reason,

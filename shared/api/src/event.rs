@@ -1,6 +1,7 @@
 //! What happened to environments.
 
 use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
+use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -9,7 +10,8 @@ use utoipa::{IntoParams, ToSchema};
 pub struct EventBody {
     /// Rises; the SSE `id:` too.
     pub id: u64,
-    pub environment_id: String,
+    #[schema(value_type = String, example = "env-0123456789abcdef")]
+    pub environment_id: EnvironmentId,
     #[schema(schema_with = crate::schema::event_kind)]
     pub kind: EventKind,
     #[schema(schema_with = crate::schema::status)]
@@ -29,7 +31,7 @@ impl EventBody {
     pub fn new(id: u64, event: EnvironmentEvent) -> Self {
         Self {
             id,
-            environment_id: event.environment_id.to_string(),
+            environment_id: event.environment_id,
             kind: event.kind,
             status: event.status,
             status_reason: event.status_reason,

@@ -1,14 +1,21 @@
 //! An attached terminal.
 
+use std::time::Duration;
+
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use futures::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::Error;
+use crate::client::within;
+
+/// The server pings every 20 s.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Dropping it closes the connection without a close frame.
 pub struct Attached {
@@ -23,35 +30,41 @@ impl Attached {
                 .map_err(|error| tungstenite::Error::HttpFormat(error.into()))?;
             request.headers_mut().insert("authorization", value);
         }
-        let (socket, _) = connect_async(request).await?;
+        let (socket, _) = within("a terminal", connect_async(request)).await??;
         Ok(Self { socket })
     }
 
     /// # Errors
-    /// [`Error::WebSocket`] when the connection is closed or broken.
+    /// [`Error::WebSocket`] when the connection is closed or broken, [`Error::Silent`] when
+    /// the command does not read.
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Error> {
         let text = serde_json::to_string(message)?;
-        Ok(self.socket.send(Message::text(text)).await?)
+        let sent = timeout(SILENCE, self.socket.send(Message::text(text))).await;
+        Ok(sent.map_err(|_| Error::Silent(SILENCE))??)
     }
 
     /// `None` after the close frame.
     ///
     /// # Errors
-    /// [`Error::WebSocket`], [`Error::Shape`].
+    /// [`Error::WebSocket`], [`Error::Silent`], [`Error::Shape`].
     pub async fn next(&mut self) -> Result<Option<ServerMessage>, Error> {
-        while let Some(message) = self.socket.next().await {
-            match message? {
-                Message::Text(text) => return Ok(Some(serde_json::from_str(text.as_str())?)),
-                Message::Close(_) => return Ok(None),
-                _ => {}
+        loop {
+            let message = timeout(SILENCE, self.socket.next())
+                .await
+                .map_err(|_| Error::Silent(SILENCE))?;
+            match message.transpose()? {
+                Some(Message::Text(text)) => {
+                    return Ok(Some(serde_json::from_str(text.as_str())?));
+                }
+                Some(Message::Close(_)) | None => return Ok(None),
+                Some(_) => {}
             }
         }
-        Ok(None)
     }
 
     /// # Errors
     /// [`Error::WebSocket`].
     pub async fn close(mut self) -> Result<(), Error> {
-        Ok(self.socket.close(None).await?)
+        Ok(within("a terminal's end", self.socket.close(None)).await??)
     }
 }

@@ -1,25 +1,31 @@
-//! The requests that have one answer.
+//! The requests that have one answer, and the opening of what is followed.
 
+use std::future::Future;
 use std::time::Duration;
 
 use agentbox_api::environment::{
     CreateEnvironment, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery, PatchEnvironment,
 };
+use agentbox_api::event::EventBody;
 use agentbox_api::exec::{ExecBody, ExecReply};
 use agentbox_api::logs::LogsReply;
 use agentbox_api::user::{Login, LoginReply};
 use agentbox_contracts::environment::Status;
+use agentbox_contracts::ids::EnvironmentId;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::{Attached, Error, Follow};
+use crate::sse::Sse;
+use crate::{Attached, Error, Events, Follow};
 
-/// How often [`Client::wait_until`] looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A whole answer, or the head of one that streams.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Beyond a command's own timeout; more than the server allows itself.
+const EXEC_GRACE: Duration = Duration::from_secs(60);
 
-/// Cheap to clone; clones share their connections. Ids are those of
-/// [`EnvironmentBody::id`].
+/// Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -39,7 +45,8 @@ impl Client {
         }
         Ok(Self {
             http: reqwest::Client::builder()
-                .connect_timeout(Duration::from_secs(5))
+                .connect_timeout(CONNECT_WITHIN)
+                .tcp_nodelay(true)
                 .build()?,
             base,
             token: None,
@@ -75,7 +82,7 @@ impl Client {
 
     /// # Errors
     /// As [`Client::login`].
-    pub async fn get(&self, id: &str) -> Result<EnvironmentBody, Error> {
+    pub async fn get(&self, id: &EnvironmentId) -> Result<EnvironmentBody, Error> {
         read(send(self.request(Method::GET, &environment(id))).await?).await
     }
 
@@ -87,7 +94,11 @@ impl Client {
 
     /// # Errors
     /// As [`Client::login`].
-    pub async fn patch(&self, id: &str, body: &PatchEnvironment) -> Result<EnvironmentBody, Error> {
+    pub async fn patch(
+        &self,
+        id: &EnvironmentId,
+        body: &PatchEnvironment,
+    ) -> Result<EnvironmentBody, Error> {
         read(send(self.request(Method::PATCH, &environment(id)).json(body)).await?).await
     }
 
@@ -95,23 +106,33 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::login`].
-    pub async fn delete(&self, id: &str, force: bool) -> Result<(), Error> {
+    pub async fn delete(&self, id: &EnvironmentId, force: bool) -> Result<(), Error> {
         let request = self.request(Method::DELETE, &environment(id));
         send(request.query(&DeleteQuery { force })).await?;
         Ok(())
     }
 
-    /// Looks until the environment has this status.
+    /// What has happened to an environment, and what happens.
+    ///
+    /// # Errors
+    /// As [`Client::login`], before the stream begins.
+    pub async fn events(&self, id: &EnvironmentId) -> Result<Events, Error> {
+        let path = format!("{}/events", environment(id));
+        let request = self.stream(&path).query(&[("follow", "true")]);
+        Ok(Events(open(request).await?))
+    }
+
+    /// Waits for the event of this status, which comes even if it is past.
     ///
     /// # Errors
     /// [`Error::Deadline`] with the status it had last; at once when it has ended in
-    /// another one; as [`Client::login`].
+    /// another one; as [`Client::events`].
     pub async fn wait_until(
         &self,
-        id: &str,
+        id: &EnvironmentId,
         status: Status,
         within: Duration,
-    ) -> Result<EnvironmentBody, Error> {
+    ) -> Result<EventBody, Error> {
         let deadline = Instant::now() + within;
         let mut last = "nothing".to_owned();
         let missed = |last| Error::Deadline {
@@ -119,20 +140,24 @@ impl Client {
             within,
             last,
         };
+        let Ok(events) = timeout_at(deadline, self.events(id)).await else {
+            return Err(missed(last));
+        };
+        let mut events = events?;
         loop {
-            let Ok(seen) = timeout_at(deadline, self.get(id)).await else {
+            let Ok(next) = timeout_at(deadline, events.next()).await else {
                 return Err(missed(last));
             };
-            let seen = seen?;
+            let Some(seen) = next? else {
+                return Err(missed(last));
+            };
             if seen.status == status {
                 return Ok(seen);
             }
             last = format!("{} {:?}", seen.status.as_str(), seen.status_message);
-            let over = matches!(seen.status, Status::Terminated | Status::Failed);
-            if over || Instant::now() + LOOK_EVERY > deadline {
+            if matches!(seen.status, Status::Terminated | Status::Failed) {
                 return Err(missed(last));
             }
-            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -140,47 +165,55 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::login`]. A command that fails is an answer.
-    pub async fn exec(&self, id: &str, body: &ExecBody) -> Result<ExecReply, Error> {
+    pub async fn exec(&self, id: &EnvironmentId, body: &ExecBody) -> Result<ExecReply, Error> {
         let path = format!("{}/exec", environment(id));
-        read(send(self.request(Method::POST, &path).json(body)).await?).await
+        let within = Duration::from_secs(body.timeout).saturating_add(EXEC_GRACE);
+        let request = self.request(Method::POST, &path).timeout(within);
+        read(send(request.json(body)).await?).await
     }
 
     /// The last `tail` lines of the main command; all that are kept when `None`.
     ///
     /// # Errors
     /// As [`Client::login`].
-    pub async fn logs(&self, id: &str, tail: Option<u64>) -> Result<LogsReply, Error> {
-        read(send(self.logs_request(id, tail)).await?).await
+    pub async fn logs(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<LogsReply, Error> {
+        let request = self.request(Method::GET, &logs(id));
+        read(send(request.query(&tail_query(tail))).await?).await
     }
 
     /// The last `tail` lines and those to come.
     ///
     /// # Errors
     /// As [`Client::login`], before the stream begins.
-    pub async fn follow(&self, id: &str, tail: Option<u64>) -> Result<Follow, Error> {
-        let request = self.logs_request(id, tail).query(&[("follow", "true")]);
-        Ok(Follow::new(send(request).await?))
+    pub async fn follow(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<Follow, Error> {
+        let request = self.stream(&logs(id)).query(&[("follow", "true")]);
+        Ok(Follow(open(request.query(&tail_query(tail))).await?))
     }
 
     /// A terminal; `query` is added to the address (see the API for what it may hold).
     ///
     /// # Errors
     /// As [`Client::login`] for a refused handshake; [`Error::WebSocket`].
-    pub async fn attach(&self, id: &str, query: &[(&str, &str)]) -> Result<Attached, Error> {
+    pub async fn attach(
+        &self,
+        id: &EnvironmentId,
+        query: &[(&str, &str)],
+    ) -> Result<Attached, Error> {
         let path = format!("{}/attach", environment(id));
-        let request = self.request(Method::GET, &path).query(query).build()?;
+        let request = self.stream(&path).query(query).build()?;
         Attached::connect(request.url().as_str(), self.token.as_deref()).await
     }
 
-    fn logs_request(&self, id: &str, tail: Option<u64>) -> RequestBuilder {
-        let request = self.request(Method::GET, &format!("{}/logs", environment(id)));
-        match tail {
-            Some(tail) => request.query(&[("tail", tail)]),
-            None => request,
-        }
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.endless(method, path).timeout(ANSWER_WITHIN)
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    /// Of an answer that may go on for ever; see [`open`].
+    fn stream(&self, path: &str) -> RequestBuilder {
+        self.endless(Method::GET, path)
+    }
+
+    fn endless(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self
             .http
             .request(method, format!("{}/api/v1{path}", self.base));
@@ -191,8 +224,31 @@ impl Client {
     }
 }
 
-fn environment(id: &str) -> String {
+fn environment(id: &EnvironmentId) -> String {
     format!("/environments/{id}")
+}
+
+fn logs(id: &EnvironmentId) -> String {
+    format!("{}/logs", environment(id))
+}
+
+fn tail_query(tail: Option<u64>) -> Vec<(&'static str, u64)> {
+    tail.map(|tail| ("tail", tail)).into_iter().collect()
+}
+
+/// `step`, or that it did not happen in time.
+pub(crate) async fn within<T>(what: &str, step: impl Future<Output = T>) -> Result<T, Error> {
+    timeout(ANSWER_WITHIN, step)
+        .await
+        .map_err(|_| Error::Deadline {
+            what: what.to_owned(),
+            within: ANSWER_WITHIN,
+            last: "nothing".to_owned(),
+        })
+}
+
+async fn open(request: RequestBuilder) -> Result<Sse, Error> {
+    Ok(Sse::new(within("a stream", send(request)).await??))
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, Error> {

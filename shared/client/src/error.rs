@@ -18,6 +18,9 @@ pub enum Error {
     Shape(#[from] serde_json::Error),
     #[error("the WebSocket failed")]
     WebSocket(#[source] Box<tungstenite::Error>),
+    /// The server's sign that it is there did not come.
+    #[error("nothing came for {0:?}")]
+    Silent(Duration),
     #[error("a server-sent event is longer than {limit} bytes")]
     EventTooLong { limit: usize },
     #[error("the base URL {0} is not http://")]

@@ -1,14 +1,12 @@
-//! A followed log: server-sent events as they come.
+//! What is followed: a log, or what happens to an environment.
 
+use agentbox_api::event::EventBody;
 use agentbox_api::logs::LogLine;
-use reqwest::Response;
 
 use crate::Error;
+use crate::sse::Sse;
 
-/// Of one event, in bytes.
-const LONGEST: usize = 4 << 20;
-
-/// What came next.
+/// What came next in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Followed {
     /// Its SSE id, for `Last-Event-ID`, when it has one.
@@ -17,93 +15,51 @@ pub enum Followed {
     Event { name: String, data: String },
 }
 
-/// Dropping it ends the stream.
-pub struct Follow {
-    answer: Response,
-    buffer: Vec<u8>,
-}
+/// A followed log. Dropping it ends the stream.
+pub struct Follow(pub(crate) Sse);
 
 impl Follow {
-    pub(crate) fn new(answer: Response) -> Self {
-        Self {
-            answer,
-            buffer: Vec::new(),
-        }
-    }
-
-    /// `None` after the last. Waits without a deadline, since a log may be silent.
+    /// `None` after the last.
     ///
     /// # Errors
-    /// [`Error::Transport`] when the connection broke, [`Error::Shape`],
+    /// [`Error::Transport`] and [`Error::Silent`] when the connection broke,
+    /// [`Error::Api`] when the server says why it ends, [`Error::Shape`],
     /// [`Error::EventTooLong`].
     pub async fn next(&mut self) -> Result<Option<Followed>, Error> {
+        let Some(raw) = self.0.next().await? else {
+            return Ok(None);
+        };
+        Ok(Some(match raw.name {
+            None => Followed::Line {
+                id: raw.id,
+                line: serde_json::from_str(&raw.data)?,
+            },
+            Some(name) => Followed::Event {
+                name,
+                data: raw.data,
+            },
+        }))
+    }
+}
+
+/// What has happened to an environment, from its beginning, and what happens.
+/// Dropping it ends the stream.
+pub struct Events(pub(crate) Sse);
+
+impl Events {
+    /// `None` after the last.
+    ///
+    /// # Errors
+    /// As [`Follow::next`].
+    pub async fn next(&mut self) -> Result<Option<EventBody>, Error> {
         loop {
-            while let Some(block) = take_block(&mut self.buffer) {
-                if let Some(event) = parse(&block)? {
-                    return Ok(Some(event));
-                }
-            }
-            if self.buffer.len() > LONGEST {
-                return Err(Error::EventTooLong { limit: LONGEST });
-            }
-            match self.answer.chunk().await? {
-                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+            match self.0.next().await? {
                 None => return Ok(None),
+                Some(raw) if raw.name.is_none() => {
+                    return Ok(Some(serde_json::from_str(&raw.data)?));
+                }
+                Some(_) => {}
             }
         }
-    }
-}
-
-/// The bytes up to the first empty line.
-fn take_block(buffer: &mut Vec<u8>) -> Option<String> {
-    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
-    let block: Vec<u8> = buffer.drain(..end + 2).collect();
-    Some(String::from_utf8_lossy(&block).into_owned())
-}
-
-/// `None` for a block without data, such as a comment.
-fn parse(block: &str) -> Result<Option<Followed>, Error> {
-    let (mut name, mut id, mut data) = (String::new(), None, Vec::new());
-    for line in block.lines() {
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "event" => value.clone_into(&mut name),
-            "id" => id = Some(value.to_owned()),
-            "data" => data.push(value),
-            _ => {}
-        }
-    }
-    if data.is_empty() {
-        return Ok(None);
-    }
-    let data = data.join("\n");
-    Ok(Some(if name.is_empty() || name == "message" {
-        Followed::Line {
-            id,
-            line: serde_json::from_str(&data)?,
-        }
-    } else {
-        Followed::Event { name, data }
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_cut_at_empty_lines_and_comments_are_skipped() {
-        let mut buffer = b": hi\n\nid: 7\ndata: {\"stream\":\"stdout\",\"message\":\"a\"}\n\nevent: end\ndata: {}\n\nda".to_vec();
-        let mut seen = Vec::new();
-        while let Some(block) = take_block(&mut buffer) {
-            seen.extend(parse(&block).unwrap());
-        }
-        assert_eq!(buffer, b"da");
-        assert!(
-            matches!(&seen[0], Followed::Line { id: Some(id), line } if id == "7" && line.message == "a")
-        );
-        assert!(matches!(&seen[1], Followed::Event { name, .. } if name == "end"));
-        assert_eq!(seen.len(), 2);
     }
 }

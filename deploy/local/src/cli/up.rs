@@ -97,6 +97,7 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
         parts: Parts::ALL,
         replicas: usize::from(options.replicas),
+        durable: true,
         bin_dir: bin_dir(),
         boxd: boxd(),
         host: options.host,

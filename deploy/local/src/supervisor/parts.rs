@@ -20,13 +20,12 @@ pub(super) async fn postgres(
     port: u16,
 ) -> Result<Postgres, SuperviseError> {
     let mount_point = crate::containerd::postgres_mount(&layer.board().deployment());
-    let durable = !plan.is_test();
     let postgres = Postgres::prepare(
         &layout.postgres(),
         &mount_point,
         port,
         &secrets.postgres,
-        durable,
+        plan.durable,
     )
     .await?;
     layer.keep(postgres.launch(layout.log("postgres")), None);
@@ -54,14 +53,13 @@ pub(super) async fn nats(
     let program = crate::nats::server::find_or_fetch(&cache_directory())
         .await
         .map_err(NatsError::from)?;
-    let durable = !plan.is_test();
     let directory = layout.nats();
     let nats = Nats::prepare(
         &directory,
         &deployment,
         ports,
         &secrets.nats,
-        durable,
+        plan.durable,
         program,
     )?;
     layer.keep(nats.launch(layout.log("nats")), None);

@@ -20,7 +20,7 @@ use crate::environment::record::Record;
 use crate::environment::request;
 use crate::environment::selector::Selector;
 use crate::environment::state::{EndReason, Happening, transition};
-use crate::environment::store::{Change, Patch, Store, StoreError};
+use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
 use crate::metrics;
 
 /// How often a write is tried against others that win.
@@ -93,17 +93,14 @@ impl Environments {
             ));
         }
         let selector: Selector = request.label_selector.as_deref().unwrap_or("").parse()?;
+        let listing = Listing::new(request.visibility, request.status, &selector);
         let store = &self.0.store;
-        let (page, total) = tokio::try_join!(
-            store.list(
-                &request.visibility,
-                request.status,
-                &selector,
-                request.limit,
-                request.offset
-            ),
-            store.count(&request.visibility, request.status, &selector),
-        )?;
+        let total = store.count(&listing).await?;
+        let page = if request.offset < total {
+            store.list(&listing, request.limit, request.offset).await?
+        } else {
+            Vec::new()
+        };
         let reply = ListReply {
             environments: page.into_iter().map(|record| record.environment).collect(),
             total,

@@ -1,15 +1,14 @@
-//! Kubernetes label selectors: text → requirements → SQL over the `labels` column.
+//! Kubernetes label selectors: text → requirements → the terms to look for.
 //!
 //! The syntax is that of `k8s.io/apimachinery` labels: `a=b`, `a==b`, `a!=b`,
 //! `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, comma-joined, all of them required. As there,
 //! `!=` and `notin` are also true of what lacks the label.
 //!
-//! * I1. User text reaches SQL as bound values only.
+//! A label `k: v` is two terms, `k` and `k=v`: as the table `environment_terms` has them.
 
 use std::collections::BTreeSet;
 
 use agentbox_contracts::error::Error;
-use sea_orm::Value;
 
 use crate::environment::request::{label_key, label_value};
 
@@ -159,45 +158,31 @@ impl std::str::FromStr for Selector {
     }
 }
 
+/// What an environment's terms must be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Of each group one term, and never two: a key has one value.
+    pub any_of_each: Vec<Vec<String>>,
+    pub none_of: Vec<String>,
+}
+
 impl Selector {
-    /// Conditions over a column `labels jsonb`, joined by AND; `values` gets what they
-    /// bind. Positive ones are written for a GIN index.
     #[must_use]
-    pub fn to_sql(&self, values: &mut Vec<Value>) -> Vec<String> {
-        let mut bind = |value: Value| {
-            values.push(value);
-            format!("${}", values.len())
+    pub fn terms(&self) -> Terms {
+        let pairs = |key: &str, values: &BTreeSet<String>| {
+            let pair = |value| format!("{key}={value}");
+            values.iter().map(pair).collect::<Vec<_>>()
         };
-        let mut any_of = |key: &str, options: &BTreeSet<String>| {
-            let each: Vec<String> = options
-                .iter()
-                .map(|value| {
-                    let pair = serde_json::json!({ key: value });
-                    format!("labels @> {}", bind(pair.into()))
-                })
-                .collect();
-            format!("({})", each.join(" OR "))
-        };
-        let mut conditions = Vec::with_capacity(self.0.len());
+        let mut terms = Terms::default();
         for requirement in &self.0 {
-            conditions.push(match requirement {
-                Requirement::In { key, values } => any_of(key, values),
-                Requirement::NotIn { key, values } => format!("NOT {}", any_of(key, values)),
-                Requirement::Exists(_) | Requirement::Absent(_) => String::new(),
-            });
-        }
-        for (condition, requirement) in conditions.iter_mut().zip(&self.0) {
             match requirement {
-                Requirement::Exists(key) => {
-                    *condition = format!("labels ? {}", bind(key.clone().into()));
-                }
-                Requirement::Absent(key) => {
-                    *condition = format!("NOT labels ? {}", bind(key.clone().into()));
-                }
-                Requirement::In { .. } | Requirement::NotIn { .. } => {}
+                Requirement::In { key, values } => terms.any_of_each.push(pairs(key, values)),
+                Requirement::NotIn { key, values } => terms.none_of.extend(pairs(key, values)),
+                Requirement::Exists(key) => terms.any_of_each.push(vec![key.clone()]),
+                Requirement::Absent(key) => terms.none_of.push(key.clone()),
             }
         }
-        conditions
+        terms
     }
 }
 
@@ -270,17 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn user_text_is_bound_and_never_spliced() {
-        let selector: Selector = "k1 in (v1,v2),k2!=v3,k4,!k5".parse().unwrap();
-        let mut values = vec![Value::from(1)];
-        let sql = selector.to_sql(&mut values).join(" AND ");
-        assert_eq!(values.len(), 6);
-        for word in ["k1", "v1", "k2", "v3", "k4", "k5"] {
-            assert!(!sql.contains(word), "{sql}");
-        }
-        assert!(
-            sql.contains("$2") && sql.contains("$6") && !sql.contains("$7"),
-            "{sql}"
+    fn a_selector_asks_for_terms_and_for_their_absence() {
+        let selector: Selector = "k1 in (v1,v2),k2!=v3,k4,!k5,k6 notin (v7,v8)"
+            .parse()
+            .unwrap();
+        let texts = |all: &[&str]| all.iter().map(|&text| text.into()).collect();
+        assert_eq!(
+            selector.terms(),
+            Terms {
+                any_of_each: vec![texts(&["k1=v1", "k1=v2"]), texts(&["k4"])],
+                none_of: texts(&["k2=v3", "k5", "k6=v7", "k6=v8"]),
+            }
         );
+        assert_eq!(Selector::default().terms(), Terms::default());
     }
 }

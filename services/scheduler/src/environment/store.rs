@@ -27,6 +27,7 @@ use sea_orm::{
 pub use change::{Change, Drive, Patch};
 pub use create::{Admission, Creation};
 pub use drive::{Claim, Held};
+pub use list::Listing;
 pub use outbox::{Item, OutboxRow, Unpublished};
 pub use sweep::Live;
 

@@ -1,0 +1,152 @@
+//! Lists of 100,000 environments: the scheduler's own answer over the bus, page and total.
+//!
+//! The rows are written into the database, of a cluster that nobody drives.
+
+use std::time::{Duration, Instant};
+
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::environment::rpc::{List, ListRequest};
+use agentbox_contracts::environment::{Status, Visibility};
+use agentbox_contracts::ids::{InstanceId, UserId};
+use agentbox_local::System;
+use anyhow::{Context as _, ensure};
+
+use crate::figures::{Figure, Samples};
+
+const ROWS: u64 = 100_000;
+const BATCH: u64 = 10_000;
+const TIMES: usize = 200;
+const PAGE: u32 = 100;
+const WITHIN: Duration = Duration::from_secs(10);
+const CALLER: &str = "api-gateway";
+
+/// # Errors
+/// When the rows cannot be written, or a list is not answered or is empty.
+pub async fn all(system: &System) -> anyhow::Result<Vec<Figure>> {
+    let owner = UserId::random();
+    println!("writing {ROWS} environments");
+    fill(system, &owner).await?;
+    let bus = connect(system).await?;
+    let mut figures = Vec::new();
+    for (name, request) in cases(&owner) {
+        figures.push(case(&bus, name, &request).await?);
+    }
+    bus.close().await;
+    Ok(figures)
+}
+
+/// Half are one user's, the rest of 25 others; 1 in 100 runs, the others have ended.
+async fn fill(system: &System, owner: &UserId) -> anyhow::Result<()> {
+    let postgres = system
+        .postgres
+        .as_ref()
+        .context("a system without Postgres")?;
+    let batches = (0..ROWS / BATCH).map(|batch| {
+        let (first, last) = (batch * BATCH + 1, (batch + 1) * BATCH);
+        format!(
+            r#"INSERT INTO scheduler.environments (id, owner, owner_username, cluster, name,
+                labels, timeout_s, request, cpu_milli, memory_bytes, storage_bytes, status,
+                created_at, ended_at, expires_at, endpoint, namespace, generation,
+                observed_generation, start_deadline, admitted, grace_ms, box_removed)
+             SELECT 'env-' || lpad(n::text, 16, '0'),
+                CASE WHEN n % 2 = 0 THEN '{owner}' ELSE 'user-' || lpad((n % 50)::text, 16, '0') END,
+                'somebody', 'nowhere', 'n-' || n,
+                jsonb_build_object('project', 'p' || (n % 500),
+                    'tier', CASE WHEN n % 3 = 0 THEN 'a' ELSE 'b' END),
+                3600,
+                '{{"name": "n", "image": "busybox", "timeout_s": 3600,
+                  "resources": {{"cpu": "50m", "memory": "32Mi", "storage": "64Mi"}},
+                  "command": ["python", "-c", "print(40 + 2)"]}}',
+                50, 33554432, 67108864,
+                CASE WHEN n % 100 = 0 THEN 'running' ELSE 'terminated' END,
+                now() - n * interval '1 second', CASE WHEN n % 100 = 0 THEN NULL ELSE now() END,
+                now() + interval '1 day', '10.0.0.1', 'agentbox-env', 1, 1, now(), true, 0, true
+             FROM generate_series({first}, {last}) AS n"#
+        )
+    });
+    let mut statements: Vec<String> = batches.collect();
+    statements.push("VACUUM ANALYZE scheduler.environments".to_owned());
+    statements.push("VACUUM ANALYZE scheduler.environment_terms".to_owned());
+    for statement in &statements {
+        postgres.execute(&[statement]).await?;
+    }
+    Ok(())
+}
+
+async fn connect(system: &System) -> anyhow::Result<Bus> {
+    let nats = system.nats.as_ref().context("a system without NATS")?;
+    let password = nats.passwords.get(CALLER).cloned().unwrap_or_default();
+    let config = BusConfig {
+        url: nats.url.clone(),
+        user: CALLER.to_owned(),
+        password,
+        service: CALLER,
+        instance: InstanceId::random(),
+    };
+    Ok(Bus::connect(config).await?)
+}
+
+fn cases(owner: &UserId) -> Vec<(&'static str, ListRequest)> {
+    let all = || ListRequest {
+        visibility: Visibility::All,
+        status: None,
+        label_selector: None,
+        limit: PAGE,
+        offset: 0,
+    };
+    let owned = || ListRequest {
+        visibility: Visibility::Owner(owner.clone()),
+        ..all()
+    };
+    let of = |list: ListRequest, selector: &str| ListRequest {
+        label_selector: Some(selector.to_owned()),
+        ..list
+    };
+    let at = |list: ListRequest, offset| ListRequest { offset, ..list };
+    let in_status = |list: ListRequest, status| ListRequest {
+        status: Some(status),
+        ..list
+    };
+    vec![
+        ("all", all()),
+        ("all, offset 90,000", at(all(), 90_000)),
+        ("of one owner", owned()),
+        ("of one owner, offset 40,000", at(owned(), 40_000)),
+        ("running", in_status(all(), Status::Running)),
+        ("terminated", in_status(all(), Status::Terminated)),
+        ("of one owner, running", in_status(owned(), Status::Running)),
+        ("project=p7 (200)", of(all(), "project=p7")),
+        ("tier=b (66,667)", of(all(), "tier=b")),
+        ("tier=b, offset 60,000", at(of(all(), "tier=b"), 60_000)),
+        ("tier (all)", of(all(), "tier")),
+        ("project!=p7", of(all(), "project!=p7")),
+        ("tier!=b", of(all(), "tier!=b")),
+        (
+            "project in (p1,p2,p3),tier=a",
+            of(all(), "project in (p1,p2,p3),tier=a"),
+        ),
+        ("tier=a,project", of(all(), "tier=a,project")),
+        ("of one owner, project=p8", of(owned(), "project=p8")),
+        (
+            "of one owner, terminated, tier=b",
+            of(in_status(owned(), Status::Terminated), "tier=b"),
+        ),
+        (
+            "running, tier!=b",
+            of(in_status(all(), Status::Running), "tier!=b"),
+        ),
+    ]
+}
+
+async fn case(bus: &Bus, name: &str, request: &ListRequest) -> anyhow::Result<Figure> {
+    let mut samples = Samples::default();
+    for _ in 0..TIMES {
+        let began = Instant::now();
+        let reply = bus.call::<List>(request, WITHIN).await;
+        let took = began.elapsed();
+        let reply = reply.with_context(|| format!("list: {name}"))?;
+        ensure!(!reply.environments.is_empty(), "list: {name}: it is empty");
+        samples.push(Ok(took));
+    }
+    Ok(samples.figure(&format!("list: {name}")))
+}

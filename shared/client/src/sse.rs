@@ -1,0 +1,116 @@
+//! Server-sent events, as they come.
+
+use std::time::Duration;
+
+use agentbox_api::error::ErrorBody;
+use reqwest::Response;
+use tokio::time::timeout;
+
+use crate::Error;
+
+/// Of one event, in bytes.
+const LONGEST: usize = 4 << 20;
+/// The server says every 15 s that it is there.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// One event that has data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Raw {
+    pub name: Option<String>,
+    pub id: Option<String>,
+    pub data: String,
+}
+
+pub(crate) struct Sse {
+    answer: Response,
+    buffer: Vec<u8>,
+}
+
+impl Sse {
+    pub(crate) fn new(answer: Response) -> Self {
+        Self {
+            answer,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// `None` after the last. An event `error` is the error that it tells.
+    pub(crate) async fn next(&mut self) -> Result<Option<Raw>, Error> {
+        loop {
+            while let Some(block) = take_block(&mut self.buffer) {
+                match parse(&block) {
+                    Some(raw) if raw.name.as_deref() == Some("error") => {
+                        let body: ErrorBody = serde_json::from_str(&raw.data)?;
+                        return Err(Error::Api {
+                            status: body.code,
+                            body,
+                        });
+                    }
+                    Some(raw) => return Ok(Some(raw)),
+                    None => {}
+                }
+            }
+            if self.buffer.len() > LONGEST {
+                return Err(Error::EventTooLong { limit: LONGEST });
+            }
+            match timeout(SILENCE, self.answer.chunk()).await {
+                Ok(chunk) => match chunk? {
+                    Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                    None => return Ok(None),
+                },
+                Err(_) => return Err(Error::Silent(SILENCE)),
+            }
+        }
+    }
+}
+
+/// The bytes up to the first empty line.
+fn take_block(buffer: &mut Vec<u8>) -> Option<String> {
+    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
+    let block: Vec<u8> = buffer.drain(..end + 2).collect();
+    Some(String::from_utf8_lossy(&block).into_owned())
+}
+
+/// `None` for a block without data, such as a comment.
+fn parse(block: &str) -> Option<Raw> {
+    let (mut name, mut id, mut data) = (None, None, Vec::new());
+    for line in block.lines() {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "event" if value != "message" => name = Some(value.to_owned()),
+            "id" => id = Some(value.to_owned()),
+            "data" => data.push(value),
+            _ => {}
+        }
+    }
+    (!data.is_empty()).then(|| Raw {
+        name,
+        id,
+        data: data.join("\n"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_cut_at_empty_lines_and_comments_are_skipped() {
+        let mut buffer = b": hi\n\nid: 7\ndata: {\ndata: }\n\nevent: end\ndata:x\n\nda".to_vec();
+        let mut seen = Vec::new();
+        while let Some(block) = take_block(&mut buffer) {
+            seen.extend(parse(&block));
+        }
+        assert_eq!(buffer, b"da");
+        let raw = |name: Option<&str>, id: Option<&str>, data: &str| Raw {
+            name: name.map(Into::into),
+            id: id.map(Into::into),
+            data: data.into(),
+        };
+        assert_eq!(
+            seen,
+            [raw(None, Some("7"), "{\n}"), raw(Some("end"), None, "x")]
+        );
+    }
+}
