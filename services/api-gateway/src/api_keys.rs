@@ -1,7 +1,6 @@
 //! `/api-keys`: long-lived tokens for programs.
 
 use agentbox_api::api_key::{ApiKeyBody, ApiKeyList, CreateApiKey, CreatedApiKey};
-use agentbox_api::error::ErrorBody;
 use agentbox_api::user::PageQuery;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{EnvironmentPermission, Principal, rpc};
@@ -73,8 +72,8 @@ async fn visible(
     Ok(id)
 }
 
-#[utoipa::path(post, path = "/api/v1/api-keys", tag = "api-keys", request_body = CreateApiKey,
-    responses((status = 201, description = "Created; the key itself is shown only now", body = CreatedApiKey), (status = "default", body = ErrorBody)))]
+#[utoipa::path(post, operation_id = "createApiKey", path = "/api/v1/api-keys", tag = "api-keys", request_body = CreateApiKey,
+    responses((status = 201, description = "Created; the key itself is shown only now", body = CreatedApiKey)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -105,8 +104,8 @@ pub(crate) async fn create(
     ))
 }
 
-#[utoipa::path(get, path = "/api/v1/api-keys", tag = "api-keys", params(PageQuery),
-    responses((status = 200, description = "A page", body = ApiKeyList), (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "listApiKeys", path = "/api/v1/api-keys", tag = "api-keys", params(PageQuery),
+    responses((status = 200, description = "A page", body = ApiKeyList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -131,8 +130,8 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
-    responses((status = 200, description = "The key, without its secret", body = ApiKeyBody), (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "getApiKey", path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
+    responses((status = 200, description = "The key, without its secret", body = ApiKeyBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -151,8 +150,8 @@ pub(crate) async fn get(
     ))
 }
 
-#[utoipa::path(delete, path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
-    responses((status = 204, description = "Revoked"), (status = "default", body = ErrorBody)))]
+#[utoipa::path(delete, operation_id = "revokeApiKey", path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
+    responses((status = 204, description = "Revoked")))]
 pub(crate) async fn revoke(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -17,7 +17,6 @@ mod pump;
 
 use std::time::Duration;
 
-use agentbox_api::error::ErrorBody;
 use agentbox_bus::Session;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{AttachRequest, FromBox, OPEN, Open, OpenKind, ToBox};
@@ -92,10 +91,9 @@ async fn start(
 /// is gone; 4408 the client did not answer pings; 4409 the environment does not run any
 /// more; 4502 the box was lost while the command ran; 4503 a part of the system cannot be
 /// reached, connect again.
-#[utoipa::path(get, path = "/api/v1/environments/{id}/attach", tag = "attach",
+#[utoipa::path(get, operation_id = "attachEnvironment", path = "/api/v1/environments/{id}/attach", tag = "attach",
     params(("id" = String, Path, description = "The environment"), Parameters),
-    responses((status = 101, description = "The command has started"),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 101, description = "The command has started")))]
 pub(crate) async fn attach(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -1,6 +1,5 @@
 //! `/auth`: logging in and out, and who one is.
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::user::{ChangePassword, Login, LoginReply, UserBody};
 use agentbox_contracts::identity::rpc;
 use axum::extract::State;
@@ -15,10 +14,9 @@ use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// A login counts twice: under the address that it comes from, and under the name that
 /// it is for, so that guessing one user's password from many addresses is limited too.
-#[utoipa::path(post, path = "/api/v1/auth/login", tag = "auth", request_body = Login,
+#[utoipa::path(post, operation_id = "login", path = "/api/v1/auth/login", tag = "auth", request_body = Login,
     security(()),
-    responses((status = 200, description = "Logged in", body = LoginReply),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "Logged in", body = LoginReply)))]
 pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
     let subject = Subject::username(&body.username);
     let standing = gateway.limiter.count(&subject, Category::Auth).await;
@@ -47,9 +45,8 @@ pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login
     response
 }
 
-#[utoipa::path(get, path = "/api/v1/auth/me", tag = "auth",
-    responses((status = 200, description = "The caller", body = UserBody),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "getMyself", path = "/api/v1/auth/me", tag = "auth",
+    responses((status = 200, description = "The caller", body = UserBody)))]
 pub(crate) async fn me(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -63,8 +60,8 @@ pub(crate) async fn me(
 }
 
 /// The token is dead at once, on every replica.
-#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "auth",
-    responses((status = 204, description = "Logged out"), (status = "default", body = ErrorBody)))]
+#[utoipa::path(post, operation_id = "logout", path = "/api/v1/auth/logout", tag = "auth",
+    responses((status = 204, description = "Logged out")))]
 pub(crate) async fn logout(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -77,9 +74,9 @@ pub(crate) async fn logout(
 }
 
 /// Older tokens die.
-#[utoipa::path(post, path = "/api/v1/auth/change-password", tag = "auth",
+#[utoipa::path(post, operation_id = "changePassword", path = "/api/v1/auth/change-password", tag = "auth",
     request_body = ChangePassword,
-    responses((status = 204, description = "Changed"), (status = "default", body = ErrorBody)))]
+    responses((status = 204, description = "Changed")))]
 pub(crate) async fn change_password(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -8,7 +8,6 @@ mod usage;
 use agentbox_api::environment::{
     CreateEnvironment, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery, PatchEnvironment,
 };
-use agentbox_api::error::ErrorBody;
 use agentbox_contracts::environment::Environment;
 use agentbox_contracts::environment::rpc::{
     Create, CreateRequest, Delete, DeleteRequest, List, ListReply, ListRequest, Patch, PatchRequest,
@@ -41,12 +40,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     }
 }
 
-#[utoipa::path(post, path = "/api/v1/environments", tag = "environments",
+#[utoipa::path(post, operation_id = "createEnvironment", path = "/api/v1/environments", tag = "environments",
     request_body = CreateEnvironment,
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
         description = "For 24 h: the same key and body give the same environment, the same key with another body 409")),
-    responses((status = 201, description = "Created, or found by its idempotency key", body = EnvironmentBody),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 201, description = "Created, or found by its idempotency key", body = EnvironmentBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -113,9 +111,8 @@ async fn read_page(gateway: &Gateway, wanted: &ListRequest) -> Result<ListReply,
 }
 
 /// Newest first.
-#[utoipa::path(get, path = "/api/v1/environments", tag = "environments", params(ListQuery),
-    responses((status = 200, description = "A page", body = EnvironmentList),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "listEnvironments", path = "/api/v1/environments", tag = "environments", params(ListQuery),
+    responses((status = 200, description = "A page", body = EnvironmentList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -138,10 +135,9 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, path = "/api/v1/environments/{id}", tag = "environments",
+#[utoipa::path(get, operation_id = "getEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
     params(("id" = String, Path, description = "The environment")),
-    responses((status = 200, description = "The environment", body = EnvironmentBody),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "The environment", body = EnvironmentBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Admitted(place): Admitted,
@@ -158,11 +154,10 @@ pub(crate) async fn get(
 }
 
 /// `timeout` counts from `created_at`, and may extend or shorten.
-#[utoipa::path(patch, path = "/api/v1/environments/{id}", tag = "environments",
+#[utoipa::path(patch, operation_id = "patchEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
     params(("id" = String, Path, description = "The environment")),
     request_body = PatchEnvironment,
-    responses((status = 200, description = "The environment", body = EnvironmentBody),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "The environment", body = EnvironmentBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
     Admitted(place): Admitted,
@@ -189,9 +184,9 @@ pub(crate) async fn patch(
 }
 
 /// Durable when answered; again while the record stands is the same.
-#[utoipa::path(delete, path = "/api/v1/environments/{id}", tag = "environments",
+#[utoipa::path(delete, operation_id = "deleteEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
     params(("id" = String, Path, description = "The environment"), DeleteQuery),
-    responses((status = 204, description = "It ends"), (status = "default", body = ErrorBody)))]
+    responses((status = 204, description = "It ends")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Admitted(place): Admitted,

@@ -9,7 +9,6 @@ mod stored;
 
 use std::time::Duration;
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::event::{EventBody, EventList, EventsQuery};
 use agentbox_bus::{BusError, StoredEvent};
 use agentbox_contracts::environment::{EnvironmentEvent, Visibility};
@@ -77,12 +76,11 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
 
 /// Without `follow`: a page of what is kept, newest first. With it: server-sent events,
 /// those kept and then those that come, oldest first; `event: end` follows the last.
-#[utoipa::path(get, path = "/api/v1/environments/{id}/events", tag = "events",
+#[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/api/v1/environments/{id}/events", tag = "events",
     params(("id" = String, Path, description = "The environment"), EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
     responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
-        content((EventList = "application/json"), (String = "text/event-stream"))),
-        (status = "default", body = ErrorBody)))]
+        content((EventList = "application/json"), (String = "text/event-stream")))))]
 pub(crate) async fn of_one(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -118,12 +116,11 @@ pub(crate) async fn of_one(
 
 /// As those of one environment, of all that the caller may see. With `follow` and without
 /// `Last-Event-ID`: from now on.
-#[utoipa::path(get, path = "/api/v1/events", tag = "events",
+#[utoipa::path(get, operation_id = "listEvents", path = "/api/v1/events", tag = "events",
     params(EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
     responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
-        content((EventList = "application/json"), (String = "text/event-stream"))),
-        (status = "default", body = ErrorBody)))]
+        content((EventList = "application/json"), (String = "text/event-stream")))))]
 pub(crate) async fn of_all(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -10,7 +10,6 @@ mod run;
 
 use std::time::Duration;
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::exec::{ExecBody, ExecReply, OutputEncoding};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::ExecResult;
@@ -53,10 +52,9 @@ fn reply(result: ExecResult, encoding: OutputEncoding) -> ExecReply {
 
 /// A command that fails is still 200. 409 when the environment does not run, 502 when the
 /// box is lost meanwhile.
-#[utoipa::path(post, path = "/api/v1/environments/{id}/exec", tag = "exec",
+#[utoipa::path(post, operation_id = "execInEnvironment", path = "/api/v1/environments/{id}/exec", tag = "exec",
     params(("id" = String, Path, description = "The environment")), request_body = ExecBody,
-    responses((status = 200, description = "How the command ended", body = ExecReply),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "How the command ended", body = ExecReply)))]
 pub(crate) async fn exec(
     State(gateway): State<Gateway>,
     Admitted(place): Admitted,

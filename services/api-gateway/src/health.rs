@@ -65,10 +65,9 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
 
 /// 503 when the bus, the scheduler, the database, auth or the last cluster is gone; the
 /// body is then the same with the fields of an error.
-#[utoipa::path(get, path = "/api/v1/health", tag = "system", security(()),
+#[utoipa::path(get, operation_id = "getHealth", path = "/api/v1/health", tag = "system", security(()),
     responses((status = 200, description = "It can", body = Health),
-        (status = 503, description = "It cannot", body = Unhealthy),
-        (status = "default", body = ErrorBody)))]
+        (status = 503, description = "It cannot", body = Unhealthy)))]
 pub(crate) async fn health(State(gateway): State<Gateway>) -> Response {
     let (scheduler, auth) = tokio::join!(
         gateway.bus.call::<rpc::Health>(&rpc::Empty {}, DEADLINE),
@@ -107,17 +106,15 @@ fn probe() -> axum::Json<Probe> {
 }
 
 /// This process answers.
-#[utoipa::path(get, path = "/api/v1/health/live", tag = "system", security(()),
-    responses((status = 200, description = "It lives", body = Probe),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "getLiveness", path = "/api/v1/health/live", tag = "system", security(()),
+    responses((status = 200, description = "It lives", body = Probe)))]
 pub(crate) async fn live() -> axum::Json<Probe> {
     probe()
 }
 
 /// This process can be given work: it has the bus and knows where environments run.
-#[utoipa::path(get, path = "/api/v1/health/ready", tag = "system", security(()),
-    responses((status = 200, description = "It is ready", body = Probe),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "getReadiness", path = "/api/v1/health/ready", tag = "system", security(()),
+    responses((status = 200, description = "It is ready", body = Probe)))]
 pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<Probe>, ApiError> {
     let missing = if gateway.shutdown.is_cancelled() {
         "this replica stops"

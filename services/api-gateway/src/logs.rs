@@ -4,7 +4,6 @@ mod follow;
 mod lines;
 mod page;
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::logs::{LogsQuery, LogsReply};
 use agentbox_bus::Session;
 use agentbox_contracts::error::Error;
@@ -44,12 +43,11 @@ async fn open(
 /// Without `follow`: what is kept, as JSON. With it: server-sent events, each with an id
 /// to resume after; `event: gap` tells of lines that are no longer kept, `event: end`
 /// that the environment has ended, `event: error` why the stream cannot go on.
-#[utoipa::path(get, path = "/api/v1/environments/{id}/logs", tag = "logs",
+#[utoipa::path(get, operation_id = "getEnvironmentLogs", path = "/api/v1/environments/{id}/logs", tag = "logs",
     params(("id" = String, Path, description = "The environment"), LogsQuery,
         ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
     responses((status = 200, description = "The lines; with follow=true a stream of server-sent events",
-        content((LogsReply = "application/json"), (String = "text/event-stream"))),
-        (status = "default", body = ErrorBody)))]
+        content((LogsReply = "application/json"), (String = "text/event-stream")))))]
 pub(crate) async fn logs(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

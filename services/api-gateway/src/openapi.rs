@@ -1,21 +1,23 @@
 //! The contract for machines (`/openapi.json`) and for people (`/docs`), from the code.
 
+mod errors;
 mod page;
 
 use std::sync::LazyLock;
 
 use agentbox_api::attach::{ClientMessage, ServerMessage};
+use agentbox_api::error::ErrorBody;
 use agentbox_contracts::error::ErrorCode;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 use bytes::Bytes;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
-use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::response::Response as Described;
 use utoipa::openapi::schema::{Object, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{RefOr, path::Operation};
 
 use crate::{api_keys, attach, auth, environments, events, exec, health, logs, tickets, users};
 
@@ -53,7 +55,7 @@ use crate::{api_keys, attach, auth, environments, events, exec, health, logs, ti
         json,
         page,
     ),
-    components(schemas(ClientMessage, ServerMessage)),
+    components(schemas(ClientMessage, ServerMessage, ErrorBody)),
     tags(
         (name = "auth", description = "Logging in, and who one is"),
         (name = "users", description = "For administrators"),
@@ -100,23 +102,19 @@ const HEADERS: [(&str, &str, Type); 4] = [
     ("X-Trace-Id", "The trace of this request", Type::String),
 ];
 
-fn complete(response: &mut Described, is_error: bool) {
-    if is_error {
-        response.description = "An error: `error` is a stable word, `code` the status".to_owned();
-    }
-    for (name, description, of_type) in HEADERS {
-        let header = HeaderBuilder::new()
-            .schema(Some(Object::with_type(of_type)))
-            .description(Some(description))
-            .build();
-        response.headers.insert(name.to_owned(), header.into());
-    }
+fn header(description: &str, of_type: Type) -> Header {
+    HeaderBuilder::new()
+        .schema(Some(Object::with_type(of_type)))
+        .description(Some(description))
+        .build()
 }
 
-fn complete_operation(operation: &mut Operation) {
-    for (status, response) in &mut operation.responses.responses {
-        if let RefOr::T(response) = response {
-            complete(response, status == "default");
+fn with_headers<'a>(answers: impl Iterator<Item = &'a mut RefOr<Described>>) {
+    for answer in answers {
+        let RefOr::T(answer) = answer else { continue };
+        for (name, description, of_type) in HEADERS {
+            let header = header(description, of_type);
+            answer.headers.insert(name.to_owned(), header.into());
         }
     }
 }
@@ -127,27 +125,27 @@ pub fn document() -> Document {
     let mut document = Api::openapi();
     document.info.description = Some(description());
     document.info.license = None;
-    document
-        .components
-        .get_or_insert_default()
-        .security_schemes
-        .insert(
-            "bearer".to_owned(),
-            SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)).into(),
-        );
+    let components = document.components.get_or_insert_default();
+    components.security_schemes.insert(
+        "bearer".to_owned(),
+        SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)).into(),
+    );
+    errors::define(components);
+    with_headers(components.responses.values_mut());
     let bearer = SecurityRequirement::new("bearer", Vec::<String>::new());
     document.security = Some(vec![bearer]);
-    for path in document.paths.paths.values_mut() {
-        for operation in [
-            &mut path.get,
-            &mut path.post,
-            &mut path.patch,
-            &mut path.delete,
-        ]
-        .into_iter()
-        .flatten()
-        {
-            complete_operation(operation);
+    for (path, item) in &mut document.paths.paths {
+        let methods = [
+            &mut item.get,
+            &mut item.post,
+            &mut item.patch,
+            &mut item.delete,
+        ];
+        for operation in methods.into_iter().flatten() {
+            // What needs no credential says so; all else has the document's.
+            let needs_credential = operation.security.is_none();
+            with_headers(operation.responses.responses.values_mut());
+            errors::complete(path, operation, needs_credential);
         }
     }
     document
@@ -165,17 +163,15 @@ static JSON: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(written()));
 static PAGE: LazyLock<String> = LazyLock::new(|| page::render(&document()));
 
 /// This document.
-#[utoipa::path(get, path = "/api/v1/openapi.json", tag = "system", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", body = Object),
-        (status = "default", body = agentbox_api::error::ErrorBody)))]
+#[utoipa::path(get, operation_id = "getOpenApi", path = "/api/v1/openapi.json", tag = "system", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
 pub(crate) async fn json() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], JSON.clone()).into_response()
 }
 
 /// The same for people: one page, without anything from elsewhere.
-#[utoipa::path(get, path = "/api/v1/docs", tag = "system", security(()),
-    responses((status = 200, description = "A page", body = String, content_type = "text/html"),
-        (status = "default", body = agentbox_api::error::ErrorBody)))]
+#[utoipa::path(get, operation_id = "getReference", path = "/api/v1/docs", tag = "system", security(()),
+    responses((status = 200, description = "A page", body = String, content_type = "text/html")))]
 pub(crate) async fn page() -> Html<&'static str> {
     Html(PAGE.as_str())
 }

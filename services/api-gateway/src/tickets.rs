@@ -1,7 +1,6 @@
 //! `/auth/tickets`: single-use credentials for browsers, whose EventSource and WebSocket
 //! send no headers.
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::user::{CreateTicket, TicketReply};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::{TicketAction, rpc};
@@ -15,9 +14,8 @@ use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// Used as `?ticket=`: once, within 60 s, for that environment and action alone.
-#[utoipa::path(post, path = "/api/v1/auth/tickets", tag = "auth", request_body = CreateTicket,
-    responses((status = 201, description = "Issued", body = TicketReply),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(post, operation_id = "createTicket", path = "/api/v1/auth/tickets", tag = "auth", request_body = CreateTicket,
+    responses((status = 201, description = "Issued", body = TicketReply)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -1,6 +1,5 @@
 //! `/users`: for administrators.
 
-use agentbox_api::error::ErrorBody;
 use agentbox_api::user::{CreateUser, PageQuery, PatchUser, UserBody, UserList};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::rpc;
@@ -12,9 +11,8 @@ use crate::edge::query::page;
 use crate::edge::{Answer, Json, Path, Query};
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-#[utoipa::path(post, path = "/api/v1/users", tag = "users", request_body = CreateUser,
-    responses((status = 201, description = "Created", body = UserBody),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(post, operation_id = "createUser", path = "/api/v1/users", tag = "users", request_body = CreateUser,
+    responses((status = 201, description = "Created", body = UserBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Json(body): Json<CreateUser>,
@@ -32,9 +30,8 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, axum::Json(user.into())))
 }
 
-#[utoipa::path(get, path = "/api/v1/users", tag = "users", params(PageQuery),
-    responses((status = 200, description = "A page", body = UserList),
-        (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, operation_id = "listUsers", path = "/api/v1/users", tag = "users", params(PageQuery),
+    responses((status = 200, description = "A page", body = UserList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Query(query): Query<PageQuery>,
@@ -53,10 +50,9 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, path = "/api/v1/users/{user}", tag = "users",
+#[utoipa::path(get, operation_id = "getUser", path = "/api/v1/users/{user}", tag = "users",
     params(("user" = String, Path, description = "The user's id")),
-    responses((status = 200, description = "The user", body = UserBody),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "The user", body = UserBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,
@@ -68,10 +64,9 @@ pub(crate) async fn get(
     Ok(axum::Json(user.into()))
 }
 
-#[utoipa::path(patch, path = "/api/v1/users/{user}", tag = "users",
+#[utoipa::path(patch, operation_id = "patchUser", path = "/api/v1/users/{user}", tag = "users",
     params(("user" = String, Path, description = "The user's id")), request_body = PatchUser,
-    responses((status = 200, description = "The user", body = UserBody),
-        (status = "default", body = ErrorBody)))]
+    responses((status = 200, description = "The user", body = UserBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,
@@ -98,9 +93,9 @@ pub(crate) async fn patch(
 }
 
 /// Its tokens and keys are dead at once, and its environments end.
-#[utoipa::path(delete, path = "/api/v1/users/{user}", tag = "users",
+#[utoipa::path(delete, operation_id = "deleteUser", path = "/api/v1/users/{user}", tag = "users",
     params(("user" = String, Path, description = "The user's id")),
-    responses((status = 204, description = "Deleted"), (status = "default", body = ErrorBody)))]
+    responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,

@@ -19,11 +19,11 @@ pub struct KeyPermission {
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 256)]
+    #[schema(schema_with = crate::schema::key_description)]
     pub description: Option<String>,
     /// Days; absent or null: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 3650)]
+    #[schema(schema_with = crate::schema::key_days)]
     pub expires_in: Option<u32>,
     /// The environments that it reaches; without them it acts as its owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]

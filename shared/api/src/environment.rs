@@ -19,11 +19,11 @@ pub const DEFAULT_TIMEOUT_S: u64 = 3600;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    #[schema(example = "500m")]
+    #[schema(schema_with = crate::schema::cpu)]
     pub cpu: String,
-    #[schema(example = "512Mi")]
+    #[schema(schema_with = crate::schema::memory)]
     pub memory: String,
-    #[schema(example = "1Gi")]
+    #[schema(schema_with = crate::schema::storage)]
     pub storage: String,
 }
 
@@ -35,31 +35,29 @@ fn default_timeout() -> u64 {
 #[serde(deny_unknown_fields)]
 pub struct CreateEnvironment {
     /// An RFC 1123 label.
-    #[schema(
-        min_length = 1,
-        max_length = 63,
-        pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        example = "my-python-env"
-    )]
+    #[schema(schema_with = crate::schema::name)]
     pub name: String,
     /// A container image reference.
-    #[schema(example = "python:3.11-slim")]
+    #[schema(schema_with = crate::schema::image)]
     pub image: String,
     pub resources: Resources,
     /// Lifetime in seconds.
     #[serde(default = "default_timeout")]
-    #[schema(minimum = 1, maximum = 2592000, default = 3600)]
+    #[schema(schema_with = crate::schema::optional_lifetime)]
     pub timeout: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = crate::schema::variables)]
     pub env: BTreeMap<String, String>,
     /// The main command: its output is the logs, its end the environment's. Without one
     /// the box idles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_items = 1)]
+    #[schema(schema_with = crate::schema::command)]
     pub command: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = crate::schema::labels)]
     pub labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = crate::schema::labels)]
     pub node_selector: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = crate::schema::tolerations)]
@@ -95,17 +93,14 @@ impl From<CreateEnvironment> for EnvironmentRequest {
 #[serde(deny_unknown_fields)]
 pub struct PatchEnvironment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(
-        min_length = 1,
-        max_length = 63,
-        pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-    )]
+    #[schema(schema_with = crate::schema::name)]
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = crate::schema::labels)]
     pub labels: Option<BTreeMap<String, String>>,
     /// Seconds from `created_at`; may extend or shorten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 2592000)]
+    #[schema(schema_with = crate::schema::lifetime)]
     pub timeout: Option<u64>,
 }
 

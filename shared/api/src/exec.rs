@@ -26,7 +26,7 @@ fn default_timeout() -> u64 {
 #[serde(deny_unknown_fields)]
 pub struct ExecBody {
     /// The program and its arguments.
-    #[schema(min_items = 1)]
+    #[schema(schema_with = crate::schema::command)]
     pub command: Vec<String>,
     /// Seconds.
     #[serde(default = "default_timeout")]
@@ -36,6 +36,7 @@ pub struct ExecBody {
     /// An absolute path; the image's working directory when absent.
     pub working_dir: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = crate::schema::strings)]
     pub env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,

@@ -1,8 +1,13 @@
 //! The OpenAPI form of what is defined in `agentbox-contracts`: the same words, taken from
 //! the same constants, so that the document cannot list what the code does not know.
 
-use agentbox_contracts::environment::{Status, StatusReason};
+use agentbox_contracts::environment::{
+    MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S, Status, StatusReason,
+};
 use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::identity::{
+    MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_PASSWORD, MAX_USERNAME, MIN_PASSWORD,
+};
 use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, Object, ObjectBuilder, Type};
 use utoipa::openapi::{KnownFormat, Ref, RefOr, Schema, SchemaFormat};
 
@@ -61,6 +66,140 @@ pub fn strings() -> Object {
         .build()
 }
 
+/// An RFC 1123 label.
+pub fn name() -> Object {
+    text()
+        .min_length(Some(1))
+        .max_length(Some(63))
+        .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+        .examples(["my-python-env"])
+        .description(Some("An RFC 1123 label."))
+        .build()
+}
+
+/// A container image reference.
+pub fn image() -> Object {
+    text()
+        .min_length(Some(1))
+        .max_length(Some(MAX_IMAGE_LENGTH))
+        .pattern(Some("^[A-Za-z0-9]([-A-Za-z0-9._/:@+]*[A-Za-z0-9])?$"))
+        .examples(["python:3.11-slim"])
+        .description(Some("A container image reference."))
+        .build()
+}
+
+/// A Kubernetes quantity above zero.
+fn quantity(example: &str) -> Object {
+    text()
+        .max_length(Some(32))
+        .pattern(Some(
+            r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?$",
+        ))
+        .examples([example])
+        .description(Some("A Kubernetes quantity above zero."))
+        .build()
+}
+
+pub fn cpu() -> Object {
+    quantity("500m")
+}
+
+pub fn memory() -> Object {
+    quantity("512Mi")
+}
+
+pub fn storage() -> Object {
+    quantity("1Gi")
+}
+
+/// Seconds from `created_at`.
+pub fn lifetime() -> ObjectBuilder {
+    number(1, i64::try_from(MAX_TIMEOUT_S).unwrap_or(i64::MAX))
+        .description(Some("Seconds from `created_at` to its end."))
+}
+
+/// A lifetime that need not be given.
+pub fn optional_lifetime() -> ObjectBuilder {
+    let default = crate::environment::DEFAULT_TIMEOUT_S;
+    lifetime().default(Some(default.into()))
+}
+
+/// Kubernetes labels.
+pub fn labels() -> Object {
+    const NAME: &str = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?";
+    const DOMAIN: &str = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?";
+    let key = format!(r"^({DOMAIN}(\.{DOMAIN})*/)?{NAME}$");
+    let value = text()
+        .max_length(Some(63))
+        .pattern(Some(format!("^({NAME})?$")));
+    ObjectBuilder::new()
+        .property_names(Some(Schema::from(text().pattern(Some(key)).build())))
+        .additional_properties(Some(RefOr::from(Schema::from(value.build()))))
+        .max_properties(Some(MAX_LABELS))
+        .description(Some("Kubernetes labels."))
+        .build()
+}
+
+/// Environment variables.
+pub fn variables() -> Object {
+    let name = text()
+        .pattern(Some("^(?!AGENTBOX_BOXD_)[!-<>-~]+$"))
+        .description(Some("Environment variables."))
+        .build();
+    ObjectBuilder::new()
+        .property_names(Some(Schema::from(name)))
+        .additional_properties(Some(RefOr::from(Schema::from(without_nul().build()))))
+        .build()
+}
+
+/// A program and its arguments.
+pub fn command() -> utoipa::openapi::schema::Array {
+    ArrayBuilder::new()
+        .items(without_nul())
+        .min_items(Some(1))
+        .examples([serde_json::json!(["python", "-c", "print(40 + 2)"])])
+        .description(Some("A program and its arguments."))
+        .build()
+}
+
+fn without_nul() -> ObjectBuilder {
+    text().pattern(Some(r"^[^\x00]*$"))
+}
+
+pub fn username() -> Object {
+    text()
+        .min_length(Some(1))
+        .max_length(Some(MAX_USERNAME))
+        .pattern(Some("^[A-Za-z0-9._-]+$"))
+        .build()
+}
+
+pub fn email() -> Object {
+    text()
+        .max_length(Some(MAX_EMAIL))
+        .pattern(Some(
+            r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s\x00-\x1f\x7f-\x9f]+$",
+        ))
+        .examples(["user@example.com"])
+        .build()
+}
+
+pub fn new_password() -> Object {
+    text()
+        .min_length(Some(MIN_PASSWORD))
+        .max_length(Some(MAX_PASSWORD))
+        .build()
+}
+
+pub fn key_description() -> ObjectBuilder {
+    without_nul().max_length(Some(MAX_KEY_DESCRIPTION))
+}
+
+/// Days.
+pub fn key_days() -> ObjectBuilder {
+    number(1, MAX_KEY_DAYS.into()).description(Some("Days; absent or null: never."))
+}
+
 fn closed() -> ObjectBuilder {
     ObjectBuilder::new()
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)))
@@ -98,7 +237,11 @@ pub fn network_policy() -> Object {
         .property(
             "allowed_egress_cidrs",
             ArrayBuilder::new()
-                .items(text().examples(["10.0.0.0/8"]))
+                .items(
+                    text()
+                        .pattern(Some(r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"))
+                        .examples(["10.0.0.0/8"]),
+                )
                 .max_items(Some(64)),
         )
         .property(
@@ -129,9 +272,12 @@ pub fn isolation() -> Object {
     closed()
         .property(
             "runtime_class",
-            text().description(Some(
-                "A RuntimeClass or CRI runtime handler, such as gvisor.",
-            )),
+            text()
+                .max_length(Some(63))
+                .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+                .description(Some(
+                    "A RuntimeClass or CRI runtime handler, such as gvisor.",
+                )),
         )
         .property("network_policy", network_policy())
         .property("security_context", security_context())

@@ -45,6 +45,7 @@ impl From<User> for UserBody {
 #[serde(deny_unknown_fields)]
 pub struct ChangePassword {
     pub current_password: String,
+    #[schema(schema_with = crate::schema::new_password)]
     pub new_password: String,
 }
 
@@ -55,8 +56,11 @@ fn plain_user() -> Role {
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateUser {
+    #[schema(schema_with = crate::schema::username)]
     pub username: String,
+    #[schema(schema_with = crate::schema::email)]
     pub email: String,
+    #[schema(schema_with = crate::schema::new_password)]
     pub password: String,
     #[serde(default = "plain_user")]
     #[schema(schema_with = crate::schema::role)]
@@ -67,11 +71,13 @@ pub struct CreateUser {
 #[serde(deny_unknown_fields)]
 pub struct PatchUser {
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = crate::schema::email)]
     pub email: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = crate::schema::role)]
     pub role: Option<Role>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = crate::schema::new_password)]
     pub password: Option<String>,
 }
 

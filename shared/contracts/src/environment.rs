@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{EnvironmentId, UserId};
 
+/// The longest lifetime in seconds: ten years. Beyond it, dates stop fitting.
+pub const MAX_TIMEOUT_S: u64 = 10 * 366 * 24 * 3600;
+/// Characters of an image reference.
+pub const MAX_IMAGE_LENGTH: usize = 512;
+/// Labels, or requirements of a node selector.
+pub const MAX_LABELS: usize = 64;
+
 /// Where an environment is in its life. Ended is `Terminated` or `Failed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

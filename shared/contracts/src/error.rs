@@ -62,6 +62,16 @@ codes! {
     Timeout = "timeout", 504;
 }
 
+/// A value as a message shows it.
+#[must_use]
+pub fn shortened(value: &str) -> String {
+    const MOST: usize = 80;
+    match value.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_owned(),
+    }
+}
+
 /// An error on its way to a caller: safe to show, no operator detail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}", code = code.word())]
@@ -84,7 +94,15 @@ impl Error {
         }
     }
 
-    /// A field broke a rule. `field` as in the request, `rule` in words, `value` as given.
+    /// A field broke a rule: the field as in the request, the rule in words, the value as
+    /// given. Never for a secret: see [`Self::field`].
+    #[must_use]
+    pub fn value(field: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Self {
+        let value = shortened(&value.to_string());
+        Self::field(field, format_args!("{rule}, is `{value}`"))
+    }
+
+    /// A field broke a rule, and its value is not to be shown, or is part of the rule.
     #[must_use]
     pub fn field(field: &str, rule: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Validation, format!("{field}: {rule}"))
@@ -105,6 +123,16 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broken_rule_names_field_rule_and_a_bounded_value() {
+        let error = Error::value("name", "must be short", "ä".repeat(90));
+        assert_eq!(error.code, ErrorCode::Validation);
+        let shown = format!("name: must be short, is `{}…`", "ä".repeat(80));
+        assert_eq!(error.message, shown);
+        let error = Error::value("limit", "must be 1 to 1000", 0);
+        assert_eq!(error.message, "limit: must be 1 to 1000, is `0`");
+    }
 
     #[test]
     fn every_word_is_unique_and_survives_the_wire() {

@@ -7,6 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
 
+/// Characters of a username.
+pub const MAX_USERNAME: usize = 64;
+/// Bytes of an address.
+pub const MAX_EMAIL: usize = 254;
+/// Characters of a password.
+pub const MIN_PASSWORD: usize = 8;
+/// Characters of a password.
+pub const MAX_PASSWORD: usize = 256;
+/// Characters of a key's description.
+pub const MAX_KEY_DESCRIPTION: usize = 256;
+/// Days that a key may be good for, if it ever expires.
+pub const MAX_KEY_DAYS: u32 = 3_650;
+/// Environments that a key may name.
+pub const MAX_KEY_PERMISSIONS: usize = 100;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

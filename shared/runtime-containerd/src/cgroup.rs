@@ -133,7 +133,11 @@ fn of_pids() -> PathBuf {
 /// Every process of a box, pause too. One that begins meanwhile may be missing.
 pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
     let mut found = Vec::new();
-    let mut pending = vec![of_pids().join(format!("agentbox-{deployment}")).join(id.as_str())];
+    let mut pending = vec![
+        of_pids()
+            .join(format!("agentbox-{deployment}"))
+            .join(id.as_str()),
+    ];
     while let Some(group) = pending.pop() {
         let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));

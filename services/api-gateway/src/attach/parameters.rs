@@ -1,11 +1,10 @@
 //! What the query of an attach asks for. Pure.
 
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::TerminalSize;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::edge::query::shortened;
 use crate::exec::command_line;
 
 const MAX_SIDE: u16 = 4096;

@@ -1,7 +1,7 @@
 //! Query strings, read as strictly as bodies: an unknown or repeated parameter is an
 //! error that names it, and so is a value outside its rule.
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::{Error, ErrorCode, shortened};
 use axum::extract::FromRequestParts;
 use axum::http::Uri;
 use axum::http::request::Parts;
@@ -47,11 +47,6 @@ pub(crate) fn value(query: &str, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-/// A value as a message shows it.
-pub(crate) fn shortened(value: &str) -> String {
-    value.chars().take(80).collect()
-}
-
 impl<T: DeserializeOwned> FromRequestParts<Gateway> for Query<T> {
     type Rejection = ApiError;
 
@@ -67,16 +62,18 @@ impl<T: DeserializeOwned> FromRequestParts<Gateway> for Query<T> {
 pub(crate) fn page(limit: Option<u32>, offset: Option<u64>) -> Result<(u32, u64), Error> {
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(Error::field(
+        return Err(Error::value(
             "limit",
-            format_args!("must be 1 to {MAX_LIMIT}, is {limit}"),
+            format_args!("must be 1 to {MAX_LIMIT}"),
+            limit,
         ));
     }
     let offset = offset.unwrap_or(0);
     if i64::try_from(offset).is_err() {
-        return Err(Error::field(
+        return Err(Error::value(
             "offset",
-            format_args!("must be at most {}, is {offset}", i64::MAX),
+            format_args!("must be at most {}", i64::MAX),
+            offset,
         ));
     }
     Ok((limit, offset))

@@ -1,11 +1,9 @@
 //! What may be run. Pure.
 
 use agentbox_api::exec::ExecBody;
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
-
-use crate::edge::query::shortened;
 
 /// Linux takes no argument longer than this.
 const MAX_ARGUMENT_BYTES: usize = 128 * 1024;

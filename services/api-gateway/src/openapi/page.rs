@@ -102,8 +102,10 @@ fn describe(page: &mut String, document: &Value, path: &str, method: &str, opera
         table(page, document, body);
         example(page, document, body);
     }
+    let mut errors = Vec::new();
     for (status, response) in fields(&operation["responses"]) {
-        if status == "default" {
+        if !response["$ref"].is_null() {
+            errors.push(status);
             continue;
         }
         let _ = write!(
@@ -116,7 +118,7 @@ fn describe(page: &mut String, document: &Value, path: &str, method: &str, opera
             example(page, document, schema);
         }
     }
-    page.push_str("</details>\n");
+    let _ = writeln!(page, "<p>Errors: {}</p></details>", errors.join(", "));
 }
 
 /// The fields of a request.

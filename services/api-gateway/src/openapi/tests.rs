@@ -45,11 +45,15 @@ fn what_needs_no_credential_says_so_and_all_else_does_not() {
 
 #[test]
 fn every_answer_has_the_headers_of_every_answer() {
-    for (path, methods) in value()["paths"].as_object().unwrap() {
+    let document = value();
+    for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();
-            assert!(responses.contains_key("default"), "{method} {path}");
             for response in responses.values() {
+                let response = match response["$ref"].as_str() {
+                    Some(reference) => document.pointer(&reference[1..]).expect(reference),
+                    None => response,
+                };
                 for (name, _, _) in HEADERS {
                     assert!(
                         response["headers"][name].is_object(),
@@ -58,6 +62,34 @@ fn every_answer_has_the_headers_of_every_answer() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn every_operation_has_a_name_of_its_own() {
+    let document = value();
+    let mut names = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap().to_owned();
+            assert!(names.insert(name.clone()), "{method} {path}: {name}");
+        }
+    }
+}
+
+#[test]
+fn every_error_that_a_caller_can_see_is_described() {
+    let document = value();
+    for code in ErrorCode::ALL {
+        let described = document["components"]["responses"]
+            .as_object()
+            .unwrap()
+            .values()
+            .any(|answer| {
+                let text = answer["description"].as_str().unwrap();
+                text.contains(&format!("`{}`", code.word()))
+            });
+        assert!(described, "{}", code.word());
     }
 }
 

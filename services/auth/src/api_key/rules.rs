@@ -4,39 +4,35 @@ use std::collections::BTreeSet;
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::rpc::CreateKeyRequest;
+use agentbox_contracts::identity::{MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS};
 use chrono::{DateTime, Days, Utc};
-
-const MAX_DESCRIPTION: usize = 256;
-const MAX_DAYS: u32 = 3_650;
-const MAX_PERMISSIONS: usize = 100;
 
 /// # Errors
 /// Validation, naming the field as the guide does.
 pub fn check(request: &CreateKeyRequest) -> Result<(), Error> {
     if let Some(description) = &request.description {
-        if description.chars().count() > MAX_DESCRIPTION {
+        let length = description.chars().count();
+        if length > MAX_KEY_DESCRIPTION {
             return Err(Error::field(
                 "description",
-                format!("must have at most {MAX_DESCRIPTION} characters"),
+                format_args!("must have at most {MAX_KEY_DESCRIPTION} characters, has {length}"),
             ));
         }
         if description.contains('\0') {
             return Err(Error::field("description", "must not contain NUL"));
         }
     }
-    if request
-        .expires_in_days
-        .is_some_and(|days| !(1..=MAX_DAYS).contains(&days))
+    if let Some(days) = request.expires_in_days
+        && !(1..=MAX_KEY_DAYS).contains(&days)
     {
-        return Err(Error::field(
-            "expires_in",
-            format!("must be 1 to {MAX_DAYS} days"),
-        ));
+        let rule = format_args!("must be 1 to {MAX_KEY_DAYS} days");
+        return Err(Error::value("expires_in", rule, days));
     }
-    if request.permissions.len() > MAX_PERMISSIONS {
+    let entries = request.permissions.len();
+    if entries > MAX_KEY_PERMISSIONS {
         return Err(Error::field(
             "permissions",
-            format!("must have at most {MAX_PERMISSIONS} entries"),
+            format_args!("must have at most {MAX_KEY_PERMISSIONS} entries, has {entries}"),
         ));
     }
     let mut seen = BTreeSet::new();

@@ -2,9 +2,7 @@
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::rpc::Secret;
-
-const MIN_CHARS: usize = 8;
-const MAX_CHARS: usize = 256;
+use agentbox_contracts::identity::{MAX_PASSWORD, MIN_PASSWORD};
 
 /// `field` is what the request calls it.
 ///
@@ -12,10 +10,10 @@ const MAX_CHARS: usize = 256;
 /// Validation, naming the field; never the password.
 pub fn check(field: &str, password: &Secret) -> Result<(), Error> {
     match password.0.chars().count() {
-        MIN_CHARS..=MAX_CHARS => Ok(()),
+        MIN_PASSWORD..=MAX_PASSWORD => Ok(()),
         _ => Err(Error::field(
             field,
-            format!("must have {MIN_CHARS} to {MAX_CHARS} characters"),
+            format!("must have {MIN_PASSWORD} to {MAX_PASSWORD} characters"),
         )),
     }
 }

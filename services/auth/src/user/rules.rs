@@ -1,10 +1,7 @@
 //! What a user may be called, and who may lose the administrator's role. Pure.
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::Role;
-
-const MAX_USERNAME: usize = 64;
-const MAX_EMAIL: usize = 254;
+use agentbox_contracts::identity::{MAX_EMAIL, MAX_USERNAME, Role};
 
 /// # Errors
 /// Validation, naming the field.
@@ -16,9 +13,10 @@ pub fn username(text: &str) -> Result<(), Error> {
     if is_good {
         Ok(())
     } else {
-        Err(Error::field(
+        Err(Error::value(
             "username",
-            format!("must have 1 to {MAX_USERNAME} characters of a-z A-Z 0-9 . _ -"),
+            format_args!("must have 1 to {MAX_USERNAME} characters of a-z A-Z 0-9 . _ -"),
+            text,
         ))
     }
 }
@@ -35,9 +33,10 @@ pub fn email(text: &str) -> Result<(), Error> {
     if is_good {
         Ok(())
     } else {
-        Err(Error::field(
+        Err(Error::value(
             "email",
-            format!("must be an address of at most {MAX_EMAIL} bytes"),
+            format_args!("must be an address of at most {MAX_EMAIL} bytes"),
+            text,
         ))
     }
 }

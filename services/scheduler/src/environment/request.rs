@@ -9,19 +9,17 @@ mod labels;
 
 use std::collections::BTreeMap;
 
-use agentbox_contracts::environment::EnvironmentRequest;
-use agentbox_contracts::error::Error;
+use agentbox_contracts::environment::{
+    EnvironmentRequest, MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S,
+};
+use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
 pub use labels::{label_key, label_value};
 
-/// Ten years: beyond it, dates stop fitting.
-pub const MAX_TIMEOUT_S: u64 = 10 * 366 * 24 * 3600;
 /// Of names and values together: it must fit a message on the bus, and an `execve`.
 const MAX_ENV_BYTES: usize = 128 * 1024;
 const MAX_COMMAND_BYTES: usize = 128 * 1024;
-const MAX_IMAGE_LENGTH: usize = 512;
-const MAX_LABELS: usize = 64;
 /// boxd's own variables; a user's would take their place.
 const RESERVED_ENV: &str = "AGENTBOX_BOXD_";
 
@@ -92,9 +90,10 @@ pub fn name(text: &str) -> Result<(), Error> {
     if is_dns_label(text) {
         Ok(())
     } else {
-        Err(Error::field(
+        Err(Error::value(
             "name",
             "must be 1 to 63 characters of a-z, 0-9 and -, with a letter or digit at both ends",
+            text,
         ))
     }
 }
@@ -105,9 +104,10 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
     if (1..=MAX_TIMEOUT_S).contains(&seconds) {
         Ok(())
     } else {
-        Err(Error::field(
+        Err(Error::value(
             "timeout",
             format_args!("must be 1 to {MAX_TIMEOUT_S} seconds"),
+            seconds,
         ))
     }
 }
@@ -121,9 +121,13 @@ fn image(text: &str) -> Result<(), Error> {
     if sound {
         Ok(())
     } else {
-        Err(Error::field(
+        Err(Error::value(
             "image",
-            "must be an image reference such as python:3.11-slim",
+            format_args!(
+                "must be an image reference such as python:3.11-slim, of at most \
+                 {MAX_IMAGE_LENGTH} characters"
+            ),
+            text,
         ))
     }
 }
@@ -133,15 +137,17 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in variables {
         let sound = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
         if !sound {
-            return Err(Error::field(
+            return Err(Error::value(
                 "env",
                 "a name must be printable ASCII without spaces and =",
+                name,
             ));
         }
         if name.starts_with(RESERVED_ENV) {
-            return Err(Error::field(
+            return Err(Error::value(
                 "env",
                 format_args!("names with {RESERVED_ENV} are reserved"),
+                name,
             ));
         }
         if value.contains('\0') {
@@ -155,7 +161,7 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
     if total > MAX_ENV_BYTES {
         return Err(Error::field(
             "env",
-            format_args!("is longer than {MAX_ENV_BYTES} bytes"),
+            format_args!("must have at most {MAX_ENV_BYTES} bytes, has {total}"),
         ));
     }
     Ok(())
@@ -168,10 +174,11 @@ fn command(words: &[String]) -> Result<(), Error> {
     if words.iter().any(|word| word.contains('\0')) {
         return Err(Error::field("command", "must not contain NUL"));
     }
-    if words.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
+    let total: usize = words.iter().map(|word| word.len() + 1).sum();
+    if total > MAX_COMMAND_BYTES {
         return Err(Error::field(
             "command",
-            format_args!("is longer than {MAX_COMMAND_BYTES} bytes"),
+            format_args!("must have at most {MAX_COMMAND_BYTES} bytes, has {total}"),
         ));
     }
     Ok(())
@@ -185,14 +192,18 @@ pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Erro
     if labels.len() > MAX_LABELS {
         return Err(Error::field(
             field,
-            format_args!("at most {MAX_LABELS} are allowed"),
+            format_args!(
+                "at most {MAX_LABELS} are allowed, there are {}",
+                labels.len()
+            ),
         ));
     }
     for (key, value) in labels {
-        let shown: String = key.chars().take(80).collect();
-        label_key(key).map_err(|rule| Error::field(field, format_args!("`{shown}`: {rule}")))?;
-        label_value(value)
-            .map_err(|rule| Error::field(field, format_args!("the value of `{shown}`: {rule}")))?;
+        label_key(key).map_err(|rule| Error::value(field, format_args!("a key {rule}"), key))?;
+        label_value(value).map_err(|rule| {
+            let shown = shortened(key);
+            Error::value(field, format_args!("the value of `{shown}` {rule}"), value)
+        })?;
     }
     Ok(())
 }

@@ -14,36 +14,55 @@ pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
     if tolerations.len() > MAX_ENTRIES {
         return Err(Error::field(
             "tolerations",
-            format_args!("at most {MAX_ENTRIES} are allowed"),
+            format_args!(
+                "at most {MAX_ENTRIES} are allowed, there are {}",
+                tolerations.len()
+            ),
         ));
     }
     for (index, toleration) in tolerations.iter().enumerate() {
         let failed = |rule: &str| Err(Error::field(&format!("tolerations[{index}]"), rule));
+        let wrong = |part: &str, rule: &str, value: &str| {
+            Err(Error::value(
+                &format!("tolerations[{index}].{part}"),
+                rule,
+                value,
+            ))
+        };
         let exists = match toleration.operator.as_deref() {
             None | Some("Equal") => false,
             Some("Exists") => true,
-            Some(_) => return failed("operator must be Equal or Exists"),
+            Some(other) => return wrong("operator", "must be Equal or Exists", other),
         };
         match toleration.key.as_deref().filter(|key| !key.is_empty()) {
             None if !exists => return failed("without a key, operator must be Exists"),
-            Some(key) if label_key(key).is_err() => return failed("key is not a label key"),
-            _ => {}
+            None => {}
+            Some(key) => {
+                if let Err(rule) = label_key(key) {
+                    return wrong("key", rule, key);
+                }
+            }
         }
         match toleration
             .value
             .as_deref()
             .filter(|value| !value.is_empty())
         {
-            Some(_) if exists => return failed("operator Exists takes no value"),
-            Some(value) if label_value(value).is_err() => {
-                return failed("value is not a label value");
+            Some(value) if exists => {
+                return wrong("value", "must be absent with the operator Exists", value);
             }
-            _ => {}
+            Some(value) => {
+                if let Err(rule) = label_value(value) {
+                    return wrong("value", rule, value);
+                }
+            }
+            None => {}
         }
         match toleration.effect.as_deref() {
             None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
-            Some(_) => {
-                return failed("effect must be NoSchedule, PreferNoSchedule or NoExecute");
+            Some(other) => {
+                let rule = "must be NoSchedule, PreferNoSchedule or NoExecute";
+                return wrong("effect", rule, other);
             }
         }
         if toleration.toleration_seconds.is_some()
@@ -59,9 +78,10 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
     if let Some(class) = &isolation.runtime_class
         && !is_dns_label(class)
     {
-        return Err(Error::field(
+        return Err(Error::value(
             "isolation.runtime_class",
             "must be a name such as gvisor",
+            class,
         ));
     }
     if let Some(policy) = &isolation.network_policy {
@@ -95,7 +115,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         if length > MAX_ENTRIES {
             return Err(Error::field(
                 field,
-                format_args!("at most {MAX_ENTRIES} are allowed"),
+                format_args!("at most {MAX_ENTRIES} are allowed, there are {length}"),
             ));
         }
     }
@@ -104,14 +124,14 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         .iter()
         .find(|text| !is_cidr(text))
     {
-        let shown: String = wrong.chars().take(60).collect();
-        return Err(Error::field(
+        return Err(Error::value(
             CIDRS,
-            format_args!("`{shown}` is not a CIDR such as 10.0.0.0/8"),
+            "must be CIDRs such as 10.0.0.0/8",
+            wrong,
         ));
     }
     if policy.allowed_ingress_ports.contains(&0) {
-        return Err(Error::field(PORTS, "must be 1 to 65535"));
+        return Err(Error::value(PORTS, "must be 1 to 65535", 0));
     }
     Ok(())
 }
@@ -134,10 +154,13 @@ fn security_context(context: &SecurityContext) -> Result<(), Error> {
             context.run_as_group,
         ),
     ] {
-        if id.is_some_and(|id| i32::try_from(id).is_err()) {
-            return Err(Error::field(
+        if let Some(id) = id
+            && i32::try_from(id).is_err()
+        {
+            return Err(Error::value(
                 field,
                 format_args!("must be at most {}", i32::MAX),
+                id,
             ));
         }
     }

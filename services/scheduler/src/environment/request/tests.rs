@@ -103,13 +103,13 @@ fn each_broken_rule_is_a_validation_error_that_names_its_field() {
             r.node_selector = BTreeMap::from([("".into(), String::new())])
         }),
         ("tolerations[0]", |r| r.tolerations[0].operator = None),
-        ("tolerations[0]", |r| {
+        ("tolerations[0].operator", |r| {
             r.tolerations[0].operator = Some("Is".into())
         }),
-        ("tolerations[0]", |r| {
+        ("tolerations[0].value", |r| {
             r.tolerations[0].value = Some("x".into())
         }),
-        ("tolerations[0]", |r| {
+        ("tolerations[0].effect", |r| {
             r.tolerations[0].effect = Some("Never".into())
         }),
         ("tolerations[0]", |r| {
