@@ -15,7 +15,7 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd packages test check fmt bench deny
+.PHONY: help up down status logs clean build boxd packages test check fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -72,6 +72,9 @@ $(DENY):
 
 fmt: ## Format the code
 	cargo fmt --all
+
+fuzz: build ## Requests made from the OpenAPI document, and whether each answer is in it
+	@bash loadtest/fuzz.sh $(dir $(LOCAL)) $(CACHE)
 
 bench: build ## Measure create, exec and lists beside the runtime's own cost (ONLY=boxes, ONLY=lists)
 	cargo build --release -p agentbox-loadtest

@@ -36,6 +36,8 @@ token=$(curl -fsS "$AGENTBOX_URL/api/v1/auth/login" -H "$json" \
 # A key, for `logout` and `change-password` end tokens.
 key=$(curl -fsS "$AGENTBOX_URL/api/v1/api-keys" -H "$json" -H "Authorization: Bearer $token" -d '{}' | jq -r .key)
 
+# It leaves its findings where it runs.
+cd "$AGENTBOX_DIR"
 "$tool/bin/st" --config-file "$here/fuzz.toml" run "$AGENTBOX_URL/openapi.json" \
   --header "Authorization: Bearer $key" \
   --max-time "${SECONDS_TO_RUN:-180}" ${SEED:+--seed "$SEED"}

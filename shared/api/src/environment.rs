@@ -43,7 +43,7 @@ pub struct CreateEnvironment {
     pub resources: Resources,
     /// Lifetime in seconds.
     #[serde(default = "default_timeout")]
-    #[schema(schema_with = crate::schema::optional_lifetime)]
+    #[schema(schema_with = crate::schema::default_lifetime)]
     pub timeout: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = crate::schema::variables)]
@@ -51,7 +51,7 @@ pub struct CreateEnvironment {
     /// The main command: its output is the logs, its end the environment's. Without one
     /// the box idles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::command)]
+    #[schema(schema_with = crate::schema::optional_command)]
     pub command: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = crate::schema::labels)]
@@ -93,14 +93,14 @@ impl From<CreateEnvironment> for EnvironmentRequest {
 #[serde(deny_unknown_fields)]
 pub struct PatchEnvironment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::name)]
+    #[schema(schema_with = crate::schema::patched_name)]
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::labels)]
+    #[schema(schema_with = crate::schema::patched_labels)]
     pub labels: Option<BTreeMap<String, String>>,
     /// Seconds from `created_at`; may extend or shorten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::lifetime)]
+    #[schema(schema_with = crate::schema::patched_lifetime)]
     pub timeout: Option<u64>,
 }
 

@@ -8,8 +8,22 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::{
     MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_PASSWORD, MAX_USERNAME, MIN_PASSWORD,
 };
-use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, Object, ObjectBuilder, Type};
+use utoipa::openapi::schema::{
+    AdditionalProperties, Array, ArrayBuilder, Object, ObjectBuilder, SchemaType, Type,
+};
 use utoipa::openapi::{KnownFormat, Ref, RefOr, Schema, SchemaFormat};
+
+/// What may also be null, which is as if it were absent.
+fn or_null(schema: impl Into<Object>) -> Object {
+    let mut object: Object = schema.into();
+    if let SchemaType::Type(kind) = &object.schema_type {
+        object.schema_type = SchemaType::from_iter([kind.clone(), Type::Null]);
+    }
+    if let Some(values) = &mut object.enum_values {
+        values.push(serde_json::Value::Null);
+    }
+    object
+}
 
 fn words(values: impl IntoIterator<Item = &'static str>) -> Object {
     ObjectBuilder::new()
@@ -118,8 +132,8 @@ pub fn lifetime() -> ObjectBuilder {
         .description(Some("Seconds from `created_at` to its end."))
 }
 
-/// A lifetime that need not be given.
-pub fn optional_lifetime() -> ObjectBuilder {
+/// A lifetime that has a default.
+pub fn default_lifetime() -> ObjectBuilder {
     let default = crate::environment::DEFAULT_TIMEOUT_S;
     lifetime().default(Some(default.into()))
 }
@@ -152,8 +166,15 @@ pub fn variables() -> Object {
         .build()
 }
 
+/// A main command need not be given.
+pub fn optional_command() -> Array {
+    let mut command = command();
+    command.schema_type = SchemaType::from_iter([Type::Array, Type::Null]);
+    command
+}
+
 /// A program and its arguments.
-pub fn command() -> utoipa::openapi::schema::Array {
+pub fn command() -> Array {
     ArrayBuilder::new()
         .items(without_nul())
         .min_items(Some(1))
@@ -191,13 +212,37 @@ pub fn new_password() -> Object {
         .build()
 }
 
-pub fn key_description() -> ObjectBuilder {
-    without_nul().max_length(Some(MAX_KEY_DESCRIPTION))
+pub fn key_description() -> Object {
+    or_null(without_nul().max_length(Some(MAX_KEY_DESCRIPTION)))
 }
 
 /// Days.
-pub fn key_days() -> ObjectBuilder {
-    number(1, MAX_KEY_DAYS.into()).description(Some("Days; absent or null: never."))
+pub fn key_days() -> Object {
+    or_null(number(1, MAX_KEY_DAYS.into()).description(Some("Days; absent or null: never.")))
+}
+
+pub fn patched_name() -> Object {
+    or_null(name())
+}
+
+pub fn patched_labels() -> Object {
+    or_null(labels())
+}
+
+pub fn patched_lifetime() -> Object {
+    or_null(lifetime())
+}
+
+pub fn patched_email() -> Object {
+    or_null(email())
+}
+
+pub fn patched_role() -> Object {
+    or_null(role())
+}
+
+pub fn patched_password() -> Object {
+    or_null(new_password())
 }
 
 fn closed() -> ObjectBuilder {
@@ -258,44 +303,47 @@ pub fn network_policy() -> Object {
 }
 
 pub fn security_context() -> Object {
-    let id = || number(0, i64::from(i32::MAX));
+    let id = || or_null(number(0, i64::from(i32::MAX)));
     closed()
         .property("run_as_user", id())
         .property("run_as_group", id())
-        .property("run_as_non_root", boolean(false))
-        .property("read_only_root_filesystem", boolean(false))
-        .property("allow_privilege_escalation", boolean(false))
+        .property("run_as_non_root", or_null(boolean(false)))
+        .property("read_only_root_filesystem", or_null(boolean(false)))
+        .property("allow_privilege_escalation", or_null(boolean(false)))
         .build()
 }
 
 pub fn isolation() -> Object {
-    closed()
+    let isolation = closed()
         .property(
             "runtime_class",
-            text()
-                .max_length(Some(63))
-                .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
-                .description(Some(
-                    "A RuntimeClass or CRI runtime handler, such as gvisor.",
-                )),
+            or_null(
+                text()
+                    .max_length(Some(63))
+                    .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+                    .description(Some(
+                        "A RuntimeClass or CRI runtime handler, such as gvisor.",
+                    )),
+            ),
         )
-        .property("network_policy", network_policy())
-        .property("security_context", security_context())
-        .build()
+        .property("network_policy", or_null(network_policy()))
+        .property("security_context", or_null(security_context()))
+        .build();
+    or_null(isolation)
 }
 
-pub fn tolerations() -> utoipa::openapi::schema::Array {
+pub fn tolerations() -> Array {
     ArrayBuilder::new()
         .items(
             closed()
-                .property("key", text())
-                .property("operator", words(["Equal", "Exists"]))
-                .property("value", text())
+                .property("key", or_null(text()))
+                .property("operator", or_null(words(["Equal", "Exists"])))
+                .property("value", or_null(text()))
                 .property(
                     "effect",
-                    words(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+                    or_null(words(["NoSchedule", "PreferNoSchedule", "NoExecute"])),
                 )
-                .property("tolerationSeconds", number(i64::MIN, i64::MAX)),
+                .property("tolerationSeconds", or_null(number(i64::MIN, i64::MAX))),
         )
         .max_items(Some(64))
         .build()

@@ -71,13 +71,13 @@ pub struct CreateUser {
 #[serde(deny_unknown_fields)]
 pub struct PatchUser {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::email)]
+    #[schema(schema_with = crate::schema::patched_email)]
     pub email: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::role)]
+    #[schema(schema_with = crate::schema::patched_role)]
     pub role: Option<Role>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::new_password)]
+    #[schema(schema_with = crate::schema::patched_password)]
     pub password: Option<String>,
 }
 

@@ -76,7 +76,8 @@ fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u1
     if needs_credential {
         statuses.push(403);
     }
-    if path.contains('{') || path.ends_with("/tickets") {
+    // By its path, or by an `environment_id` in its body.
+    if path.contains('{') || path.ends_with("/tickets") || path.ends_with("/api-keys") {
         statuses.push(404);
     }
     if takes_body {
