@@ -7,10 +7,11 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions;
 use async_nats::connection::State;
 use async_nats::jetstream::{self, kv::Store};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::{OnceCell, watch};
 
 use crate::error::BusError;
+use crate::replies::Replies;
 use crate::session::Hub;
 
 /// How long the first connection is tried for: NATS may be starting too.
@@ -21,6 +22,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// JetStream's own requests.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+/// Messages that wait in one subscription: 2 MiB of requests' heads, or on the connection
+/// of the sessions 128 MiB of full frames. More are dropped, which sessions repair.
+const SUBSCRIPTION_CAPACITY: usize = 4096;
 
 #[derive(Clone, Debug)]
 pub struct BusConfig {
@@ -41,37 +45,50 @@ pub struct Bus {
 struct Inner {
     client: Client,
     jetstream: jetstream::Context,
+    replies: Replies,
     hub: Hub,
     instance: InstanceId,
     violation: watch::Receiver<Option<String>>,
     /// The route bucket, once it has been opened: opening it is a round trip.
     routes: OnceCell<Store>,
+    connects: watch::Receiver<u64>,
+}
+
+/// What the connections report.
+struct Reports {
+    violation: watch::Sender<Option<String>>,
+    /// How often one of them was made.
+    connects: watch::Sender<u64>,
 }
 
 async fn dial(
     config: &BusConfig,
     purpose: &str,
-    violation: Arc<watch::Sender<Option<String>>>,
+    reports: Arc<Reports>,
 ) -> Result<Client, BusError> {
     let begun = tokio::time::Instant::now();
     loop {
-        let violation = violation.clone();
+        let reports = reports.clone();
         let mut options = ConnectOptions::new()
             .name(format!("agentbox-{}-{purpose}", config.service))
             .custom_inbox_prefix(permissions::inbox_prefix(config.service))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback(|_| RECONNECT_DELAY)
             .event_callback(move |event| {
-                let violation = violation.clone();
-                async move { note_event(&event, &violation) }
+                let reports = reports.clone();
+                async move { note_event(&event, &reports) }
             });
         if !config.user.is_empty() {
             options = options.user_and_password(config.user.clone(), config.password.clone());
         }
         match options.connect(&config.url).await {
             Ok(client) => return Ok(client),
-            Err(source) if begun.elapsed() > CONNECT_DEADLINE => {
+            Err(source)
+                if source.kind() == ConnectErrorKind::AuthorizationViolation
+                    || begun.elapsed() > CONNECT_DEADLINE =>
+            {
                 return Err(BusError::Connect {
                     url: config.url.clone(),
                     source,
@@ -85,13 +102,13 @@ async fn dial(
     }
 }
 
-fn note_event(event: &Event, violation: &watch::Sender<Option<String>>) {
+fn note_event(event: &Event, reports: &Reports) {
     match event {
         Event::ServerError(error) => {
             let text = error.to_string();
             tracing::error!(error = text, "NATS reported an error");
             if text.to_ascii_lowercase().contains("permissions violation") {
-                violation.send_replace(Some(text));
+                reports.violation.send_replace(Some(text));
             }
         }
         Event::SlowConsumer(subscription) => {
@@ -102,6 +119,9 @@ fn note_event(event: &Event, violation: &watch::Sender<Option<String>>) {
             );
         }
         Event::Connected | Event::Disconnected | Event::LameDuckMode => {
+            if *event == Event::Connected {
+                reports.connects.send_modify(|connects| *connects += 1);
+            }
             tracing::info!(event = %event, "NATS connection");
         }
         other => tracing::debug!(event = %other, "NATS connection"),
@@ -112,23 +132,29 @@ impl Bus {
     /// Connects, waiting up to half a minute for a server that starts.
     ///
     /// # Errors
-    /// When none answers in that time, or it refuses the credentials.
+    /// When none answers in that time; at once when one refuses the credentials.
     pub async fn connect(config: BusConfig) -> Result<Self, BusError> {
-        let (sender, violation) = watch::channel(None);
-        let sender = Arc::new(sender);
-        let client = dial(&config, "requests", sender.clone()).await?;
-        let sessions = dial(&config, "sessions", sender).await?;
+        let reports = Arc::new(Reports {
+            violation: watch::Sender::new(None),
+            connects: watch::Sender::new(0),
+        });
+        let (violation, connects) = (reports.violation.subscribe(), reports.connects.subscribe());
+        let client = dial(&config, "requests", reports.clone()).await?;
+        let sessions = dial(&config, "sessions", reports).await?;
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(JETSTREAM_TIMEOUT);
+        let replies = Replies::start(client.clone()).await?;
         let hub = Hub::start(sessions, config.service, config.instance.clone()).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 client,
                 jetstream,
+                replies,
                 hub,
                 instance: config.instance,
                 violation,
                 routes: OnceCell::new(),
+                connects,
             }),
         })
     }
@@ -152,8 +178,20 @@ impl Bus {
         &self.inner.routes
     }
 
+    pub(crate) fn replies(&self) -> &Replies {
+        &self.inner.replies
+    }
+
     pub(crate) fn hub(&self) -> &Hub {
         &self.inner.hub
+    }
+
+    /// Changes when a connection has been made again; what the server kept in memory for
+    /// this process is then gone.
+    pub(crate) fn reconnected(&self) -> watch::Receiver<u64> {
+        let mut connects = self.inner.connects.clone();
+        connects.mark_unchanged();
+        connects
     }
 
     /// Whether both connections stand.
@@ -176,6 +214,7 @@ impl Bus {
     pub async fn close(&self) {
         let closing = async {
             self.inner.hub.close().await;
+            self.inner.replies.close().await;
             if let Err(error) = self.inner.client.drain().await {
                 tracing::debug!(%error, "draining");
             }

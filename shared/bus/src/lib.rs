@@ -15,6 +15,7 @@ mod connection;
 mod counter;
 mod error;
 mod events;
+mod replies;
 mod routes;
 mod rpc;
 mod session;

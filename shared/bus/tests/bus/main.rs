@@ -1,0 +1,9 @@
+//! What the bus promises, against a real NATS server with the services' own permissions.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper that fails must fail its test"
+)]
+
+mod session;
+mod support;
