@@ -1,7 +1,7 @@
 //! The two connections of a process, and whether they stand.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions;
@@ -22,6 +22,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// JetStream's own requests.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+/// Dropped messages come by the thousand; they are counted all, but told of this often.
+const SLOW_CONSUMER_LOG: Duration = Duration::from_secs(1);
 /// Messages that wait in one subscription: 2 MiB of requests' heads, or on the connection
 /// of the sessions 128 MiB of full frames. More are dropped, which sessions repair.
 const SUBSCRIPTION_CAPACITY: usize = 4096;
@@ -59,6 +61,24 @@ struct Reports {
     violation: watch::Sender<Option<String>>,
     /// How often one of them was made.
     connects: watch::Sender<u64>,
+    /// When dropped messages were last told of.
+    slow_told: Mutex<Option<Instant>>,
+}
+
+impl Reports {
+    /// Whether dropped messages are to be told of now.
+    fn tell_slow(&self) -> bool {
+        let mut told = self
+            .slow_told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if told.is_some_and(|told| now - told < SLOW_CONSUMER_LOG) {
+            return false;
+        }
+        *told = Some(now);
+        true
+    }
 }
 
 async fn dial(
@@ -113,10 +133,12 @@ fn note_event(event: &Event, reports: &Reports) {
         }
         Event::SlowConsumer(subscription) => {
             metrics::counter!("agentbox_bus_slow_consumer_total").increment(1);
-            tracing::warn!(
-                subscription,
-                "messages were dropped: a subscription is too slow"
-            );
+            if reports.tell_slow() {
+                tracing::warn!(
+                    subscription,
+                    "messages were dropped: a subscription is too slow"
+                );
+            }
         }
         Event::Connected | Event::Disconnected | Event::LameDuckMode => {
             if *event == Event::Connected {
@@ -137,6 +159,7 @@ impl Bus {
         let reports = Arc::new(Reports {
             violation: watch::Sender::new(None),
             connects: watch::Sender::new(0),
+            slow_told: Mutex::default(),
         });
         let (violation, connects) = (reports.violation.subscribe(), reports.connects.subscribe());
         let client = dial(&config, "requests", reports.clone()).await?;
@@ -215,6 +238,8 @@ impl Bus {
         let closing = async {
             self.inner.hub.close().await;
             self.inner.replies.close().await;
+            // Draining itself does not wait for what is queued to be on the wire.
+            let _ = self.inner.client.flush().await;
             if let Err(error) = self.inner.client.drain().await {
                 tracing::debug!(%error, "draining");
             }

@@ -20,6 +20,7 @@ mod routes;
 mod rpc;
 mod session;
 mod streams;
+mod subscription;
 mod trace;
 mod work;
 
@@ -27,6 +28,6 @@ pub use connection::{Bus, BusConfig};
 pub use error::BusError;
 pub use events::{EventStream, StoredEvent};
 pub use routes::RouteMirror;
-pub use rpc::Server;
+pub use rpc::{Listening, Server};
 pub use session::{Acceptor, Incoming, Session, SessionReceiver, SessionSender};
 pub use work::{Command, Retry, WorkQueue};

@@ -136,3 +136,55 @@ impl Replies {
         self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentbox_local::TestNats;
+    use futures::future::join_all;
+
+    const SOON: Duration = Duration::from_millis(100);
+
+    async fn client() -> Client {
+        let nats = TestNats::shared().await.unwrap();
+        let (user, password) = nats.all_access();
+        let options =
+            async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
+        options.connect(&nats.url).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_not_answered_leaves_no_entry() {
+        let client = client().await;
+        let mut silent = client.subscribe("silent").await.unwrap();
+        let replies = Replies::start(client).await.unwrap();
+        let ask =
+            |deadline| replies.request("silent".into(), HeaderMap::new(), Bytes::new(), deadline);
+        for outcome in join_all((0..100).map(|_| ask(SOON))).await {
+            assert!(matches!(outcome, Err(RequestError::Deadline(SOON))));
+        }
+        assert_eq!(table(&replies.waiting).len(), 0);
+
+        // Asked, and dropped before the deadline.
+        let hour = Duration::from_secs(3600);
+        let dropped = tokio::time::timeout(SOON, join_all((0..100).map(|_| ask(hour)))).await;
+        assert!(dropped.is_err());
+        assert_eq!(table(&replies.waiting).len(), 0);
+        assert!(silent.next().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_bus_is_closed() {
+        let client = client().await;
+        let mut silent = client.subscribe("silent-too").await.unwrap();
+        let replies = Replies::start(client).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        let asked = replies.request("silent-too".into(), HeaderMap::new(), Bytes::new(), hour);
+        let close = async {
+            silent.next().await.unwrap();
+            replies.close().await;
+        };
+        let (outcome, ()) = tokio::join!(asked, close);
+        assert!(matches!(outcome, Err(RequestError::Closed)));
+    }
+}

@@ -4,7 +4,11 @@
 //!   nobody waits for.
 //! * I2. A server works on a bounded number of requests at once and refuses the rest.
 //! * I3. A handler that panics is an error to its caller, not the end of the server.
+//! * I4. A server that stops answers what has come, or says that it cannot.
 
+mod discovery;
+mod endpoint;
+mod in_flight;
 mod server;
 
 use std::time::Duration;
@@ -18,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
-pub use server::Server;
+pub use server::{Listening, Server};
 
 use crate::connection::Bus;
 use crate::replies::RequestError;
@@ -166,7 +170,8 @@ impl Bus {
         }
     }
 
-    /// A server of requests; add methods, then [`Server::run`] it.
+    /// A server of requests; add methods, then [`Server::listen`] and
+    /// [`Listening::run`].
     #[must_use]
     pub fn serve(&self, service: &'static str) -> Server {
         Server::new(self.clone(), service)

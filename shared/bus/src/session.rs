@@ -10,7 +10,6 @@
 //!   stops the producer, and each side's memory is bounded.
 //! * I3. A peer that is silent for [`PEER_SILENCE`] is lost; both ends speak every second.
 //! * I4. Dropping a half before the end tells the peer at once.
-//!
 //! * I5. The last message of either side ends the session for both.
 //!
 //! Recovery: what has not arrived is sent again after a second without progress, so a

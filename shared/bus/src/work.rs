@@ -7,6 +7,7 @@
 //! * I4. A command past its `expires_at` is removed without being carried out.
 //! * I5. A replica takes what it has a free slot for, so that nothing waits in a busy one
 //!   while another is idle, or is counted as tried when it was not.
+//! * I6. A replica that stops hands back at once what it has not begun.
 
 mod delivery;
 
@@ -19,7 +20,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -160,15 +161,8 @@ impl InFlight {
 }
 
 impl WorkQueue {
-    /// Carries out commands until `shutdown`, several at once.
-    ///
-    /// # Errors
-    /// None at present; a broken pull is begun again.
-    pub async fn run<F, Fut>(
-        mut self,
-        handler: F,
-        shutdown: CancellationToken,
-    ) -> Result<(), BusError>
+    /// Carries out commands until `shutdown`, several at once. A broken pull is begun again.
+    pub async fn run<F, Fut>(mut self, handler: F, shutdown: CancellationToken)
     where
         F: Fn(Command) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Retry>> + Send + 'static,
@@ -179,11 +173,10 @@ impl WorkQueue {
             tracker: TaskTracker::new(),
             give_up: CancellationToken::new(),
         };
-        while let Some(outcome) = shutdown
-            .run_until_cancelled(self.pull(&handler, &in_flight))
-            .await
-        {
-            let Err(error) = outcome else { continue };
+        while !shutdown.is_cancelled() {
+            let Err(error) = self.pull(&handler, &in_flight, &shutdown).await else {
+                continue;
+            };
             tracing::warn!(%error, "commands cannot be pulled; trying again");
             let again = async {
                 tokio::time::sleep(PULL_RETRY).await;
@@ -208,29 +201,39 @@ impl WorkQueue {
             in_flight.give_up.cancel();
             in_flight.tracker.wait().await;
         }
-        Ok(())
     }
 
     /// One pull: for as many commands as there are free slots.
-    async fn pull<F, Fut>(&self, handler: &Arc<F>, in_flight: &InFlight) -> Result<(), BusError>
+    async fn pull<F, Fut>(
+        &self,
+        handler: &Arc<F>,
+        in_flight: &InFlight,
+        shutdown: &CancellationToken,
+    ) -> Result<(), BusError>
     where
         F: Fn(Command) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Retry>> + Send + 'static,
     {
         let mut reconnected = self.bus.reconnected();
-        let mut free = in_flight.free().await;
-        let mut messages = self
+        let Some(mut free) = shutdown.run_until_cancelled(in_flight.free()).await else {
+            return Ok(());
+        };
+        let pull = self
             .consumer
             .batch()
             .max_messages(free.len())
             .expires(PULL_EXPIRES)
-            .messages()
-            .await
-            .map_err(BusError::nats("pulling commands"))?;
+            .messages();
+        let Some(messages) = shutdown.run_until_cancelled(pull).await else {
+            return Ok(());
+        };
+        let mut messages = messages.map_err(BusError::nats("pulling commands"))?;
         let over = tokio::time::sleep(PULL_EXPIRES + PULL_GRACE);
         tokio::pin!(over);
         while let Some(slot) = free.pop() {
             let message = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return hand_back(messages).await,
                 message = messages.next() => message,
                 // A server that was away has forgotten the pull.
                 _ = reconnected.changed() => return Ok(()),
@@ -259,4 +262,15 @@ impl WorkQueue {
         }
         Ok(())
     }
+}
+
+/// What has come and will not be begun goes to another replica now, not after its ack wait.
+async fn hand_back(mut messages: pull::Batch) -> Result<(), BusError> {
+    while let Some(Some(message)) = messages.next().now_or_never() {
+        let message = message.map_err(BusError::nats("handing commands back"))?;
+        if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+            tracing::debug!(%error, "a command could not be handed back");
+        }
+    }
+    Ok(())
 }

@@ -64,8 +64,7 @@ impl Acceptor {
 
     /// No more requests; others of the queue group get them.
     pub async fn stop(&mut self) {
-        // A connection that is gone has left the group anyway.
-        let _ = self.requests.drain().await;
+        self.hub.leave(&mut self.requests).await;
     }
 }
 

@@ -10,7 +10,7 @@ use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::subjects::{self, HEADER_DEADLINE, Subject};
 use async_nats::connection::State;
-use async_nats::{Client, HeaderMap, Message, Request, StatusCode};
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
@@ -24,12 +24,11 @@ use super::frame::{Frame, Kind};
 use super::{Acceptor, Control, HAND_OVER, Session, WINDOW};
 use crate::error::BusError;
 use crate::rpc::{encode, unix_ms_in};
+use crate::subscription::{confirm, leave};
 use crate::trace;
 
 /// Frames waiting for one session's actor; more are dropped and sent again.
 const INBOX: usize = 4 * WINDOW;
-/// How long the server may take to confirm a subscription.
-const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 /// Sessions of one process; more are refused.
 const MAX_SESSIONS: usize = 8192;
 
@@ -287,6 +286,11 @@ impl Hub {
         self.inner.publish_now(peer, 0, error);
     }
 
+    /// See [`leave`].
+    pub(super) async fn leave(&self, requests: &mut Subscriber) {
+        leave(&self.inner.client, [requests]).await;
+    }
+
     pub(crate) async fn accept(&self, subject: String, queue: &str) -> Result<Acceptor, BusError> {
         let requests = self
             .inner
@@ -294,16 +298,8 @@ impl Hub {
             .queue_subscribe(subject, queue.to_owned())
             .await
             .map_err(BusError::nats("subscribing to session requests"))?;
-        // The server works in order: once it has answered this, it has the subscription,
-        // and the caller may say that it is ready.
-        let confirm = Request::new()
-            .payload(Bytes::new())
-            .timeout(Some(CONFIRM_DEADLINE));
-        self.inner
-            .client
-            .send_request("$JS.API.INFO", confirm)
-            .await
-            .map_err(BusError::nats("subscribing to session requests"))?;
+        // The caller may then say that it is ready.
+        confirm(&self.inner.client).await?;
         Ok(Acceptor::new(self.clone(), requests))
     }
 }

@@ -41,6 +41,7 @@ impl Delivery {
         let attempt = message.info().map_or(1, |info| info.delivered);
         if expires_at(message).is_some_and(|at| at < now_unix_ms()) {
             metrics::counter!("agentbox_commands_expired_total").increment(1);
+            tracing::info!(subject = %message.subject, attempt, "a command came too late");
             self.acknowledge(AckKind::Term).await;
             return;
         }

@@ -5,5 +5,11 @@
     reason = "a helper that fails must fail its test"
 )]
 
+mod connection;
+mod counter;
+mod events;
+mod requests;
+mod routes;
 mod session;
 mod support;
+mod work_queue;

@@ -88,6 +88,20 @@ pub async fn within<F: Future>(deadline: Duration, future: F) -> F::Output {
         .unwrap_or_else(|_| panic!("not within {deadline:?}"))
 }
 
+/// Waits for a condition.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually_async(what, async || holds()).await;
+}
+
+pub async fn eventually_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(3 * DEADLINE, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not in time: {what}");
+}
+
 /// `size` bytes that no other chunk has.
 pub fn chunk(number: u64, size: usize) -> Bytes {
     let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
