@@ -124,7 +124,9 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
             shutdown.clone(),
         ),
     );
-    let server = handlers::register(bus.serve("auth"), &auth);
+    let server = handlers::register(bus.serve("auth"), &auth)
+        .listen()
+        .await?;
     tasks.spawn("requests", async move {
         let served = server.run(shutdown).await;
         // After the last request, so that its use of a key is written too.

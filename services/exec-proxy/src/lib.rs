@@ -109,7 +109,8 @@ pub async fn serve(
     let cluster = Arc::new(cluster);
     let archive = Archive::new(bus.clone());
     tracing::info!(cluster = cluster.name, "serving");
-    let requests = requests(&bus, &cluster, &archive).run(shutdown.clone());
+    let requests = requests(&bus, &cluster, &archive).listen().await?;
+    let requests = requests.run(shutdown.clone());
     let upkeep = cluster.boxes.keep_tidy(&cluster.name, shutdown.clone());
     let sessions = session::serve(bus, Arc::clone(&cluster), archive, limits, shutdown.clone());
     // One that fails ends the others too: the service stops whole.

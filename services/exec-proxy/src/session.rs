@@ -29,8 +29,6 @@ use crate::config::Limits;
 use crate::metrics::OpenSession;
 use crate::{SERVICE, attach, exec, logs, metrics};
 
-/// Requests that the server had sent before it knew that we left have arrived by then.
-const ON_THE_WAY: Duration = Duration::from_millis(100);
 /// How long sessions that were told to end may take.
 const END_DEADLINE: Duration = Duration::from_secs(4);
 
@@ -78,7 +76,7 @@ pub async fn serve(
 /// Leaves the queue group; who was on the way here is sent to the others.
 async fn turn_away(mut acceptor: Acceptor) {
     acceptor.stop().await;
-    while let Ok(Some(incoming)) = tokio::time::timeout(ON_THE_WAY, acceptor.next()).await {
+    while let Some(incoming) = acceptor.next().await {
         let error = Error::new(
             ErrorCode::Unavailable,
             "the exec-proxy is shutting down; try again",

@@ -90,7 +90,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
             Ok(parts.serve_cluster(spec.name, runtime, Some(ready)).await?)
         });
     }
-    scheduler.spawn(&context.tasks);
+    scheduler.spawn(&context.tasks).await?;
     Ok(())
 }
 
@@ -149,10 +149,10 @@ impl Scheduler {
         Self { parts, relay }
     }
 
-    /// Everything that does not wait for a cluster.
-    fn spawn(self, tasks: &agentbox_service::Tasks) {
+    /// Everything that does not wait for a cluster; requests are heard when it returns.
+    async fn spawn(self, tasks: &agentbox_service::Tasks) -> Result<(), BusError> {
         let Self { parts, relay } = self;
-        let requests = parts.requests();
+        let requests = parts.requests().listen().await?;
         let shutdown = parts.shutdown.clone();
         tasks.spawn("requests", async move { Ok(requests.run(shutdown).await?) });
         let shutdown = parts.shutdown.clone();
@@ -164,6 +164,7 @@ impl Scheduler {
             parts.sweep().await;
             Ok(())
         });
+        Ok(())
     }
 
     /// Runs all of it until shutdown, for callers that connect their clusters themselves.
@@ -178,7 +179,7 @@ impl Scheduler {
                 .into_iter()
                 .map(|(name, runtime)| parts.serve_cluster(name, runtime, None)),
         );
-        let requests = parts.requests().run(shutdown.clone());
+        let requests = parts.requests().listen().await?.run(shutdown.clone());
         let ((), (), _, ()) = tokio::try_join!(
             requests,
             async {
@@ -300,11 +301,7 @@ impl Parts {
                 )
             },
         );
-        let background = async {
-            tokio::join!(capacity, changes);
-            Ok(())
-        };
-        tokio::try_join!(commands, background)?;
+        tokio::join!(commands, capacity, changes);
         Ok(())
     }
 }

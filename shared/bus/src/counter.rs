@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use async_nats::{HeaderMap, Request};
 use bytes::Bytes;
 
 use crate::connection::Bus;
@@ -30,13 +30,9 @@ impl Bus {
         }
         let mut headers = HeaderMap::new();
         headers.insert(INCREMENT, by.to_string());
-        let request = Request::new()
-            .headers(headers)
-            .payload(Bytes::new())
-            .timeout(Some(deadline));
         let reply = self
-            .client()
-            .send_request(subject, request)
+            .replies()
+            .request(subject, headers, Bytes::new(), deadline)
             .await
             .map_err(BusError::nats("incrementing a counter"))?;
         let answer: Response<PublishAck> = serde_json::from_slice(&reply.payload)

@@ -3,6 +3,11 @@
 //!
 //! The mirror is a hint: what it says may lag by a moment, so a "no" of its is checked
 //! against the scheduler before a caller is told so.
+//!
+//! * I1. A deleted route leaves a marker for [`MARKER_TTL`], for the mirrors, and then
+//!   nothing: the bucket does not grow with every environment there ever was.
+//! * I2. A mirror reads everything again whenever its connection was made again: what was
+//!   deleted meanwhile may have left no marker.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +17,7 @@ use std::time::Duration;
 use agentbox_contracts::environment::Route;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::ROUTES_BUCKET;
-use async_nats::jetstream::kv::{Operation, Store};
+use async_nats::jetstream::kv::{Entry, Operation, Store};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +26,10 @@ use crate::error::BusError;
 
 /// Between two attempts to watch the bucket.
 const RETRY: Duration = Duration::from_millis(500);
+/// Longer than any watch lags behind.
+pub(crate) const MARKER_TTL: Duration = Duration::from_secs(60 * 60);
+/// While the stored routes are read the next comes within this time.
+const READ_DEADLINE: Duration = Duration::from_secs(2);
 
 impl Bus {
     async fn routes(&self) -> Result<&Store, BusError> {
@@ -47,7 +56,7 @@ impl Bus {
     pub async fn delete_route(&self, id: &EnvironmentId) -> Result<(), BusError> {
         self.routes()
             .await?
-            .purge(id.as_str())
+            .purge_with_ttl(id.as_str(), MARKER_TTL)
             .await
             .map_err(BusError::nats("deleting a route"))
     }
@@ -102,19 +111,20 @@ impl RouteMirror {
 
     /// Keeps the mirror until `shutdown`; reads everything again after the watch broke.
     pub async fn run(&self, shutdown: CancellationToken) {
-        loop {
-            let outcome = tokio::select! {
-                () = shutdown.cancelled() => return,
-                outcome = self.follow() => outcome,
-            };
-            self.synced.store(false, Ordering::Release);
-            if let Err(error) = outcome {
-                tracing::info!(%error, "the route mirror starts again");
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
-            }
+        while shutdown.run_until_cancelled(self.read()).await.is_some() {}
+    }
+
+    /// One reading of the whole bucket and what follows, until that breaks.
+    async fn read(&self) {
+        let mut reconnected = self.bus.reconnected();
+        let outcome = tokio::select! {
+            outcome = self.follow() => outcome,
+            _ = reconnected.changed() => Ok(()),
+        };
+        self.synced.store(false, Ordering::Release);
+        if let Err(error) = outcome {
+            tracing::info!(%error, "the route mirror starts again");
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -133,39 +143,59 @@ impl RouteMirror {
         if stored == 0 {
             self.replace(fresh.take().unwrap_or_default());
         }
-        while let Some(entry) = watch.next().await {
-            let entry = entry.map_err(BusError::nats("watching the route bucket"))?;
-            let change = entry.key.parse::<EnvironmentId>().ok().map(|id| {
-                let route = match entry.operation {
-                    Operation::Put => serde_json::from_slice(&entry.value).ok(),
-                    Operation::Delete | Operation::Purge => None,
-                };
-                (id, route)
-            });
-            let apply = |routes: &mut HashMap<EnvironmentId, Route>| match change {
-                Some((id, Some(route))) => {
-                    routes.insert(id, route);
-                }
-                Some((id, None)) => {
-                    routes.remove(&id);
-                }
-                None => {}
+        loop {
+            let next = match &fresh {
+                // What was counted may be gone before it is read, and then no last one
+                // comes: the reading begins again.
+                Some(_) => tokio::time::timeout(READ_DEADLINE, watch.next())
+                    .await
+                    .map_err(|_| BusError::Deadline(READ_DEADLINE))?,
+                None => watch.next().await,
             };
+            let entry = next
+                .ok_or(BusError::Disconnected)?
+                .map_err(BusError::nats("watching the route bucket"))?;
             match &mut fresh {
                 Some(routes) => {
-                    apply(routes);
+                    apply(routes, &entry);
                     if entry.delta == 0 {
                         self.replace(fresh.take().unwrap_or_default());
                     }
                 }
-                None => apply(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner)),
+                None => {
+                    let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+                    apply(&mut routes, &entry);
+                }
             }
         }
-        Err(BusError::Disconnected)
     }
 
     fn replace(&self, routes: HashMap<EnvironmentId, Route>) {
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
         self.synced.store(true, Ordering::Release);
+    }
+}
+
+fn apply(routes: &mut HashMap<EnvironmentId, Route>, entry: &Entry) {
+    let Ok(id) = entry.key.parse::<EnvironmentId>() else {
+        tracing::warn!(key = entry.key, "a route of no environment");
+        return;
+    };
+    let route = match entry.operation {
+        Operation::Put => serde_json::from_slice(&entry.value).map(Some),
+        Operation::Delete | Operation::Purge => Ok(None),
+    };
+    match route {
+        Ok(Some(route)) => {
+            routes.insert(id, route);
+        }
+        Ok(None) => {
+            routes.remove(&id);
+        }
+        Err(error) => {
+            // Who asks is sent to the scheduler.
+            routes.remove(&id);
+            tracing::error!(%error, environment = %id, "a route cannot be read");
+        }
     }
 }

@@ -10,13 +10,16 @@
 //!   stops the producer, and each side's memory is bounded.
 //! * I3. A peer that is silent for [`PEER_SILENCE`] is lost; both ends speak every second.
 //! * I4. Dropping a half before the end tells the peer at once.
+//! * I5. The last message of either side ends the session for both.
 //!
-//! Recovery: unacknowledged messages are sent again after a second without progress, so
-//! a reconnect of NATS loses nothing.
+//! Recovery: what has not arrived is sent again after a second without progress, so a
+//! reconnect of NATS within [`PEER_SILENCE`] loses nothing.
 
+mod acceptor;
 mod actor;
 mod frame;
 mod hub;
+mod window;
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -28,8 +31,8 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use acceptor::{Acceptor, Incoming};
 pub(crate) use hub::Hub;
-pub use hub::{Acceptor, Incoming};
 
 use crate::connection::Bus;
 use crate::error::BusError;
@@ -44,6 +47,8 @@ pub(crate) const PEER_SILENCE: Duration = Duration::from_secs(5);
 pub(crate) const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 /// A server that has not spoken by then says that it has the session.
 pub(crate) const ACCEPT_AFTER: Duration = Duration::from_millis(50);
+/// How long the connection may take to accept a frame.
+pub(crate) const HAND_OVER: Duration = Duration::from_millis(500);
 /// The largest message: an inline exec result in JSON.
 pub(crate) const MAX_BODY: usize = 768 * 1024;
 
@@ -127,7 +132,8 @@ impl<Out: SessionMessage> SessionSender<Out> {
             .map_err(|_| lost())
     }
 
-    /// Sends the last message and waits until the peer has it.
+    /// Sends the last message and waits until the peer has taken it. That ends the session
+    /// in both directions: what the peer still sends is not delivered.
     ///
     /// # Errors
     /// When the session ends before that.
@@ -239,15 +245,16 @@ impl<Out: SessionMessage, In: SessionMessage> Session<Out, In> {
         self.receiver.recv().await
     }
 
-    /// [`SessionSender::finish`]; what the peer still sends is not read.
+    /// [`SessionSender::finish`].
     ///
     /// # Errors
     /// As there.
     pub async fn finish(self, last: Out) -> Result<(), Error> {
         let (sender, mut receiver) = self.split();
-        let outcome = sender.finish(last).await;
+        // Gone first, so that a peer that still sends is not held up by a full window.
         receiver.finished = true;
-        outcome
+        drop(receiver);
+        sender.finish(last).await
     }
 
     /// [`SessionSender::fail`].

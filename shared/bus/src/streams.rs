@@ -11,6 +11,7 @@ use async_nats::jetstream::{kv, object_store};
 
 use crate::connection::Bus;
 use crate::error::BusError;
+use crate::routes::MARKER_TTL;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long events and the output of ended environments can be read.
@@ -117,6 +118,8 @@ impl Bus {
                 bucket: ROUTES_BUCKET.to_owned(),
                 description: "environment id to where it runs".to_owned(),
                 history: 1,
+                // Lets a deleted route's marker go after a time.
+                limit_markers: Some(MARKER_TTL),
                 storage: StorageType::File,
                 ..kv::Config::default()
             })

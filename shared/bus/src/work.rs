@@ -5,34 +5,43 @@
 //! * I2. While a handler runs, progress is acknowledged, so that nobody else starts it.
 //! * I3. What failed too often goes to the dead letters first and is removed then.
 //! * I4. A command past its `expires_at` is removed without being carried out.
+//! * I5. A replica takes what it has a free slot for, so that nothing waits in a busy one
+//!   while another is idle, or is counted as tried when it was not.
+//! * I6. A replica that stops hands back at once what it has not begun.
+
+mod delivery;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_contracts::subjects::{self, COMMANDS_STREAM};
+use agentbox_contracts::subjects::{COMMANDS_STREAM, HEADER_EXPIRES_AT};
 use async_nats::HeaderMap;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
-use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
-use futures::StreamExt;
-use opentelemetry::trace::TraceContextExt;
+use futures::{FutureExt, StreamExt};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::Span;
+
+use delivery::Delivery;
 
 use crate::connection::Bus;
 use crate::error::BusError;
-use crate::rpc::now_unix_ms;
+use crate::rpc::unix_ms_in;
 use crate::trace;
 
 /// How long handlers in flight may take to end when the service stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// After the pull was broken.
 const PULL_RETRY: Duration = Duration::from_millis(250);
+/// An idle pull is begun again this often.
+const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// What a pull may take longer than that: then its end was lost.
+const PULL_GRACE: Duration = Duration::from_secs(1);
 
 /// One delivery of a command.
 #[derive(Clone, Debug)]
@@ -50,9 +59,11 @@ pub struct Retry {
     pub reason: String,
 }
 
+/// A durable consumer of commands, shared by all replicas of a service.
 pub struct WorkQueue {
     bus: Bus,
     consumer: PullConsumer,
+    config: pull::Config,
     ack_wait: Duration,
     max_deliver: i64,
     max_in_flight: usize,
@@ -71,11 +82,9 @@ impl Bus {
         expires_in: Duration,
     ) -> Result<(), BusError> {
         let body = serde_json::to_vec(body).map_err(|e| BusError::Malformed(e.to_string()))?;
-        let expires_at =
-            now_unix_ms().saturating_add(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
-        headers.insert(subjects::HEADER_EXPIRES_AT, expires_at.to_string());
+        headers.insert(HEADER_EXPIRES_AT, unix_ms_in(expires_in).to_string());
         trace::inject(&Span::current(), &mut headers);
         self.jetstream()
             .publish_with_headers(subject, headers, body.into())
@@ -86,7 +95,8 @@ impl Bus {
             .map_err(BusError::nats("sending a command"))
     }
 
-    /// The durable consumer `consumer` of the commands that match `filter`.
+    /// The durable consumer `consumer` of the commands that match `filter`. A handler gets
+    /// each at most `max_deliver` times, and has `ack_wait` to show that it lives.
     ///
     /// # Errors
     /// When JetStream refuses or does not answer.
@@ -98,234 +108,169 @@ impl Bus {
         max_deliver: i64,
         max_in_flight: usize,
     ) -> Result<WorkQueue, BusError> {
-        let stream = self
-            .jetstream()
-            .get_stream_no_info(COMMANDS_STREAM)
-            .await
-            .map_err(BusError::nats("opening the work queue"))?;
-        let consumer = stream
-            .create_consumer(pull::Config {
-                durable_name: Some(consumer.to_owned()),
-                filter_subject: filter,
-                ack_policy: AckPolicy::Explicit,
-                ack_wait,
-                // One more than the handler is given: the last is the dead letter's.
-                max_deliver: max_deliver + 1,
-                max_ack_pending: 10_000,
-                ..pull::Config::default()
-            })
-            .await
-            .map_err(BusError::nats("opening the work queue"))?;
+        let config = pull::Config {
+            durable_name: Some(consumer.to_owned()),
+            filter_subject: filter,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait,
+            // Counted here: what the server stops delivering stays in the queue for ever,
+            // also when a replica died while it wrote the dead letter.
+            max_deliver: -1,
+            max_ack_pending: 10_000,
+            ..pull::Config::default()
+        };
         Ok(WorkQueue {
             bus: self.clone(),
-            consumer,
+            consumer: self.consumer(&config).await?,
+            config,
             ack_wait,
             max_deliver,
-            max_in_flight,
+            max_in_flight: max_in_flight.max(1),
         })
+    }
+
+    async fn consumer(&self, config: &pull::Config) -> Result<PullConsumer, BusError> {
+        self.jetstream()
+            .get_stream_no_info(COMMANDS_STREAM)
+            .await
+            .map_err(BusError::nats("opening the work queue"))?
+            .create_consumer(config.clone())
+            .await
+            .map_err(BusError::nats("opening the work queue"))
+    }
+}
+
+/// Handlers that run.
+struct InFlight {
+    slots: Arc<Semaphore>,
+    tracker: TaskTracker,
+    give_up: CancellationToken,
+}
+
+impl InFlight {
+    /// All free slots, once there is one.
+    async fn free(&self) -> Vec<OwnedSemaphorePermit> {
+        let mut free = Vec::new();
+        // The semaphore is never closed.
+        free.extend(self.slots.clone().acquire_owned().await);
+        while let Ok(slot) = self.slots.clone().try_acquire_owned() {
+            free.push(slot);
+        }
+        free
     }
 }
 
 impl WorkQueue {
-    /// Carries out commands until `shutdown`, several at once.
-    ///
-    /// # Errors
-    /// None at present; a broken pull is begun again.
-    pub async fn run<F, Fut>(self, handler: F, shutdown: CancellationToken) -> Result<(), BusError>
+    /// Carries out commands until `shutdown`, several at once. A broken pull is begun again.
+    pub async fn run<F, Fut>(mut self, handler: F, shutdown: CancellationToken)
     where
         F: Fn(Command) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Retry>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        let queue = Arc::new(self);
-        let tracker = TaskTracker::new();
-        let slots = Arc::new(Semaphore::new(queue.max_in_flight));
-        'pull: while !shutdown.is_cancelled() {
-            let mut messages = match queue.messages().await {
-                Ok(messages) => messages,
-                Err(error) => {
-                    tracing::warn!(%error, "commands cannot be pulled; trying again");
-                    tokio::select! {
-                        () = shutdown.cancelled() => break 'pull,
-                        () = tokio::time::sleep(PULL_RETRY) => continue 'pull,
-                    }
-                }
+        let in_flight = InFlight {
+            slots: Arc::new(Semaphore::new(self.max_in_flight)),
+            tracker: TaskTracker::new(),
+            give_up: CancellationToken::new(),
+        };
+        while !shutdown.is_cancelled() {
+            let Err(error) = self.pull(&handler, &in_flight, &shutdown).await else {
+                continue;
             };
-            loop {
-                let slot = tokio::select! {
-                    () = shutdown.cancelled() => break 'pull,
-                    slot = slots.clone().acquire_owned() => match slot {
-                        Ok(slot) => slot,
-                        Err(_) => break 'pull,
-                    },
-                };
-                let message = tokio::select! {
-                    () = shutdown.cancelled() => break 'pull,
-                    message = messages.next() => message,
-                };
-                match message {
-                    Some(Ok(message)) => {
-                        let (queue, handler) = (queue.clone(), handler.clone());
-                        tracker.spawn(async move {
-                            queue.carry_out(message, &*handler).await;
-                            drop(slot);
-                        });
-                    }
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, "the pull of commands broke; it is begun again");
-                        tokio::select! {
-                            () = shutdown.cancelled() => break 'pull,
-                            () = tokio::time::sleep(PULL_RETRY) => continue 'pull,
-                        }
-                    }
-                    None => continue 'pull,
-                }
+            tracing::warn!(%error, "commands cannot be pulled; trying again");
+            let again = async {
+                tokio::time::sleep(PULL_RETRY).await;
+                // The consumer itself may be what is gone.
+                self.bus.consumer(&self.config).await
+            };
+            match shutdown.run_until_cancelled(again).await {
+                Some(Ok(consumer)) => self.consumer = consumer,
+                Some(Err(error)) => tracing::debug!(%error, "opening the work queue again"),
+                None => break,
             }
         }
-        tracker.close();
-        if tokio::time::timeout(DRAIN_DEADLINE, tracker.wait())
+        in_flight.tracker.close();
+        if tokio::time::timeout(DRAIN_DEADLINE, in_flight.tracker.wait())
             .await
             .is_err()
         {
             tracing::warn!(
-                commands = tracker.len(),
+                commands = in_flight.tracker.len(),
                 "commands in flight did not end; another replica takes them"
             );
+            in_flight.give_up.cancel();
+            in_flight.tracker.wait().await;
+        }
+    }
+
+    /// One pull: for as many commands as there are free slots.
+    async fn pull<F, Fut>(
+        &self,
+        handler: &Arc<F>,
+        in_flight: &InFlight,
+        shutdown: &CancellationToken,
+    ) -> Result<(), BusError>
+    where
+        F: Fn(Command) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Retry>> + Send + 'static,
+    {
+        let mut reconnected = self.bus.reconnected();
+        let Some(mut free) = shutdown.run_until_cancelled(in_flight.free()).await else {
+            return Ok(());
+        };
+        let pull = self
+            .consumer
+            .batch()
+            .max_messages(free.len())
+            .expires(PULL_EXPIRES)
+            .messages();
+        let Some(messages) = shutdown.run_until_cancelled(pull).await else {
+            return Ok(());
+        };
+        let mut messages = messages.map_err(BusError::nats("pulling commands"))?;
+        let over = tokio::time::sleep(PULL_EXPIRES + PULL_GRACE);
+        tokio::pin!(over);
+        while let Some(slot) = free.pop() {
+            let message = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return hand_back(messages).await,
+                message = messages.next() => message,
+                // A server that was away has forgotten the pull.
+                _ = reconnected.changed() => return Ok(()),
+                () = &mut over => return Ok(()),
+            };
+            let Some(message) = message else {
+                return Ok(());
+            };
+            let message = message.map_err(BusError::nats("pulling commands"))?;
+            let delivery = Delivery {
+                bus: self.bus.clone(),
+                ack_wait: self.ack_wait,
+                max_deliver: self.max_deliver,
+                message,
+            };
+            let (handler, give_up) = (handler.clone(), in_flight.give_up.clone());
+            in_flight.tracker.spawn(async move {
+                let done = give_up
+                    .run_until_cancelled(delivery.carry_out(&*handler))
+                    .await;
+                if done.is_none() {
+                    delivery.acknowledge(AckKind::Nak(None)).await;
+                }
+                drop(slot);
+            });
         }
         Ok(())
     }
-
-    async fn messages(&self) -> Result<pull::Stream, BusError> {
-        self.consumer
-            .stream()
-            .max_messages_per_batch(self.max_in_flight)
-            .heartbeat(Duration::from_secs(2))
-            .expires(Duration::from_secs(10))
-            .messages()
-            .await
-            .map_err(BusError::nats("pulling commands"))
-    }
-
-    async fn carry_out<F, Fut>(&self, message: Message, handler: &F)
-    where
-        F: Fn(Command) -> Fut,
-        Fut: Future<Output = Result<(), Retry>>,
-    {
-        let attempt = message.info().map_or(1, |info| info.delivered);
-        if expires_at(&message).is_some_and(|at| at < now_unix_ms()) {
-            metrics::counter!("agentbox_commands_expired_total").increment(1);
-            acknowledge(&message, AckKind::Term).await;
-            return;
-        }
-        if attempt > self.max_deliver {
-            self.bury(&message, "it was tried too often").await;
-            return;
-        }
-        let span = command_span(&message);
-        let command = Command {
-            subject: message.subject.to_string(),
-            body: message.payload.clone(),
-            attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
-        };
-        let work = handler(command).instrument(span.clone());
-        tokio::pin!(work);
-        let mut progress = tokio::time::interval(self.ack_wait / 3);
-        progress.tick().await;
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut work => break outcome,
-                _ = progress.tick() => acknowledge(&message, AckKind::Progress).await,
-            }
-        };
-        match outcome {
-            Ok(()) => acknowledge(&message, AckKind::Ack).await,
-            Err(retry) if attempt >= self.max_deliver => {
-                self.bury(&message, &retry.reason).instrument(span).await;
-            }
-            Err(retry) => {
-                tracing::info!(parent: &span, attempt, reason = retry.reason, "a command is tried again");
-                acknowledge(&message, AckKind::Nak(Some(retry.after))).await;
-            }
-        }
-    }
-
-    /// Into the dead letters, then out of the queue.
-    async fn bury(&self, message: &Message, reason: &str) {
-        let mut headers = without_message_id(message.headers.as_ref());
-        headers.insert(subjects::HEADER_REASON, reason);
-        let published = async {
-            self.bus
-                .jetstream()
-                .publish_with_headers(
-                    subjects::dead_letter(message.subject.as_str()),
-                    headers,
-                    message.payload.clone(),
-                )
-                .await
-                .map_err(BusError::nats("writing a dead letter"))?
-                .await
-                .map_err(BusError::nats("writing a dead letter"))
-        }
-        .await;
-        match published {
-            Ok(_) => {
-                metrics::counter!("agentbox_dead_letters_total").increment(1);
-                tracing::error!(subject = %message.subject, reason, "a command became a dead letter");
-                acknowledge(message, AckKind::Term).await;
-            }
-            // It is delivered again and buried then.
-            Err(error) => tracing::warn!(%error, "a dead letter could not be written"),
-        }
-    }
 }
 
-/// A dead letter is a new message: the old id would make it a duplicate.
-fn without_message_id(headers: Option<&HeaderMap>) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        if name.as_ref() as &str == "Nats-Msg-Id" {
-            continue;
-        }
-        for value in values {
-            kept.append(name.clone(), value.clone());
+/// What has come and will not be begun goes to another replica now, not after its ack wait.
+async fn hand_back(mut messages: pull::Batch) -> Result<(), BusError> {
+    while let Some(Some(message)) = messages.next().now_or_never() {
+        let message = message.map_err(BusError::nats("handing commands back"))?;
+        if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+            tracing::debug!(%error, "a command could not be handed back");
         }
     }
-    kept
-}
-
-fn expires_at(message: &Message) -> Option<u64> {
-    message
-        .headers
-        .as_ref()?
-        .get(subjects::HEADER_EXPIRES_AT)?
-        .as_str()
-        .parse()
-        .ok()
-}
-
-/// A trace of its own, linked to the one that sent the command: the work may run long
-/// after the request has been answered.
-fn command_span(message: &Message) -> Span {
-    let span = tracing::info_span!(
-        parent: None,
-        "command",
-        otel.name = "process env command",
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.type = "process",
-        messaging.destination.template = "cmd.env",
-    );
-    let sender = trace::extract(message.headers.as_ref());
-    let sender = sender.span().span_context().clone();
-    if sender.is_valid() {
-        span.add_link(sender);
-    }
-    span
-}
-
-async fn acknowledge(message: &Message, kind: AckKind) {
-    if let Err(error) = message.ack_with(kind).await {
-        // It is delivered again.
-        tracing::debug!(%error, "an acknowledgement could not be sent");
-    }
+    Ok(())
 }

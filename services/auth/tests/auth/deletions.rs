@@ -44,7 +44,10 @@ impl Listener {
                     ))
                 };
                 std::future::ready(answer)
-            });
+            })
+            .listen()
+            .await
+            .unwrap();
         let stop = shutdown.clone();
         let served = tokio::spawn(async move { server.run(stop).await.unwrap() });
         Self {

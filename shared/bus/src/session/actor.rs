@@ -1,18 +1,24 @@
 //! One session's life: the only owner of its sequence numbers and its window.
+//!
+//! * I1. The actor does not wait for a network that is gone: a frame that the connection
+//!   does not take is sent again later, so silence and aborts are always noticed.
+//! * I2. Only what has not arrived is sent again; a slow consumer costs pings, not data.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
+use async_nats::connection::State;
 use async_nats::{Client, Subject};
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Frame, Kind};
+use super::window::{Change, Window};
 use super::{
-    ACCEPT_AFTER, Delivered, Outgoing, PEER_SILENCE, PING_INTERVAL, RETRANSMIT_AFTER, WINDOW, lost,
+    ACCEPT_AFTER, Delivered, HAND_OVER, Outgoing, PEER_SILENCE, PING_INTERVAL, RETRANSMIT_AFTER,
+    WINDOW, lost,
 };
 
 /// How often deadlines are looked at.
@@ -47,12 +53,6 @@ pub(super) struct Channels {
     pub takes: mpsc::Receiver<()>,
 }
 
-struct Unacknowledged {
-    sequence: u64,
-    frame: Bytes,
-    fin: Option<oneshot::Sender<()>>,
-}
-
 pub(super) struct Actor {
     client: Client,
     own: String,
@@ -65,12 +65,15 @@ pub(super) struct Actor {
     heard: Instant,
     spoke: Option<Instant>,
     progress: Instant,
-    sent: u64,
-    window: VecDeque<Unacknowledged>,
+    window: Window,
     received: u64,
     received_fin: bool,
     consumed: u64,
+    /// What the peer was last told of `consumed` and of `received`.
     acknowledged: u64,
+    reported: u64,
+    /// The peer repeats itself: it has missed an acknowledgement.
+    repeats: bool,
 }
 
 /// What a step decides.
@@ -103,19 +106,20 @@ impl Actor {
             heard: now,
             spoke: None,
             progress: now,
-            sent: 0,
-            window: VecDeque::with_capacity(WINDOW),
+            window: Window::new(),
             received: 0,
             received_fin: false,
             consumed: 0,
             acknowledged: 0,
+            reported: 0,
+            repeats: false,
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let may_send = self.peer.is_some() && self.window.len() < WINDOW;
+            let may_send = self.peer.is_some() && self.window.has_room();
             let next = tokio::select! {
                 biased;
                 Some(error) = self.channels.aborts.recv() => self.aborted(error).await,
@@ -139,6 +143,8 @@ impl Actor {
                     if tell_peer {
                         self.publish(0, Kind::Reset(error.clone())).await;
                     }
+                    // First, so that who has seen the error cannot send any more.
+                    self.channels.to_send.close();
                     // The consumer finds the error behind what it has not yet taken; a
                     // full queue is closed instead, which is an error too.
                     let _ = self.channels.deliver.try_send(Err(error));
@@ -155,6 +161,13 @@ impl Actor {
             self.publish(0, Kind::Ack).await;
             return Next::Done;
         }
+        // What was sent before goes before, where there is room for it.
+        while self.peer.is_some()
+            && self.window.has_room()
+            && let Ok(outgoing) = self.channels.to_send.try_recv()
+        {
+            self.send(outgoing).await;
+        }
         Next::Failed {
             error,
             tell_peer: true,
@@ -165,51 +178,63 @@ impl Actor {
         let frame = Frame {
             sequence,
             ack: self.consumed,
+            received: self.received,
             kind,
         }
         .encode();
-        self.publish_encoded(frame).await;
-        self.acknowledged = self.consumed;
+        if self.publish_encoded(frame).await {
+            self.told();
+        }
     }
 
-    async fn publish_encoded(&mut self, frame: Bytes) {
+    fn told(&mut self) {
+        self.acknowledged = self.consumed;
+        self.reported = self.received;
+        self.repeats = false;
+    }
+
+    /// Whether the connection took it. What it did not take is sent again, or the peer's
+    /// silence ends the session.
+    async fn publish_encoded(&mut self, frame: Bytes) -> bool {
         let Some(peer) = self.peer.clone() else {
-            return;
+            return false;
         };
+        if self.client.connection_state() != State::Connected {
+            return false;
+        }
         self.spoke = Some(Instant::now());
-        if let Err(error) = self
+        let publish = self
             .client
-            .publish_with_reply(peer, self.own.clone(), frame)
-            .await
-        {
-            // It is sent again, or the peer's silence ends the session.
-            tracing::debug!(%error, "a frame could not be sent");
+            .publish_with_reply(peer, self.own.clone(), frame);
+        match tokio::time::timeout(HAND_OVER, publish).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a frame could not be sent");
+                false
+            }
+            Err(_) => false,
         }
     }
 
     async fn send(&mut self, outgoing: Outgoing) -> Next {
-        self.sent += 1;
-        let kind = Kind::Data {
-            tag: outgoing.tag,
-            body: outgoing.body,
-            fin: outgoing.fin.is_some(),
-        };
         let frame = Frame {
-            sequence: self.sent,
+            sequence: self.window.next_sequence(),
             ack: self.consumed,
-            kind,
+            received: self.received,
+            kind: Kind::Data {
+                tag: outgoing.tag,
+                body: outgoing.body,
+                fin: outgoing.fin.is_some(),
+            },
         }
         .encode();
-        if self.window.is_empty() {
+        if self.window.push(frame.clone(), outgoing.fin) {
+            // Until now nothing was missing: the clock of a loss starts here.
             self.progress = Instant::now();
         }
-        self.window.push_back(Unacknowledged {
-            sequence: self.sent,
-            frame: frame.clone(),
-            fin: outgoing.fin,
-        });
-        self.publish_encoded(frame).await;
-        self.acknowledged = self.consumed;
+        if self.publish_encoded(frame).await {
+            self.told();
+        }
         Next::Go
     }
 
@@ -228,12 +253,19 @@ impl Actor {
             // The peer's process is gone; silence will say so.
             FromNetwork::NoResponders => return Next::Go,
         };
-        self.heard = Instant::now();
-        if let (None, Some(from)) = (&self.peer, from) {
-            self.peer = Some(from.to_string());
+        match (&self.peer, from) {
+            (Some(peer), Some(from)) if peer != from.as_str() => {
+                metrics::counter!("agentbox_session_foreign_frames_total").increment(1);
+                return Next::Go;
+            }
+            (None, Some(from)) => self.peer = Some(from.to_string()),
+            _ => {}
         }
-        if self.acknowledge(frame.ack) {
-            return Next::Done;
+        self.heard = Instant::now();
+        match self.window.acknowledge(frame.ack, frame.received) {
+            Change::Finished => return Next::Done,
+            Change::Progress => self.progress = self.heard,
+            Change::Nothing => {}
         }
         match frame.kind {
             Kind::Data { tag, body, fin } => self.deliver(frame.sequence, tag, body, fin).await,
@@ -245,29 +277,11 @@ impl Actor {
         }
     }
 
-    /// Forgets what the peer has; true when that was this side's last message.
-    fn acknowledge(&mut self, ack: u64) -> bool {
-        let mut finished = false;
-        while self
-            .window
-            .front()
-            .is_some_and(|first| first.sequence <= ack)
-        {
-            self.progress = Instant::now();
-            if let Some(fin) = self.window.pop_front().and_then(|first| first.fin) {
-                let _ = fin.send(());
-                finished = true;
-            }
-        }
-        finished
-    }
-
     async fn deliver(&mut self, sequence: u64, tag: u8, body: Bytes, fin: bool) -> Next {
         if sequence != self.received + 1 {
-            // Seen before, or one before it is missing: say what has been consumed.
-            if sequence <= self.consumed {
-                self.publish(0, Kind::Ack).await;
-            }
+            // Seen before: the next tick says so, once for all repeats. Or one before it is
+            // missing: it comes again, with this one.
+            self.repeats |= sequence <= self.received;
             return Next::Go;
         }
         self.received = sequence;
@@ -279,12 +293,9 @@ impl Actor {
         {
             Ok(()) => Next::Go,
             Err(mpsc::error::TrySendError::Closed(_)) => {
+                // Nobody reads any more, but the peer must reach its end.
                 self.consumed = sequence;
-                if fin {
-                    self.publish(0, Kind::Ack).await;
-                    return Next::Done;
-                }
-                Next::Go
+                self.acknowledge_consumed().await
             }
             Err(mpsc::error::TrySendError::Full(_)) => Next::Failed {
                 error: Error::internal(),
@@ -295,14 +306,20 @@ impl Actor {
 
     /// The consumer took one message.
     async fn taken(&mut self) -> Next {
-        self.consumed += 1;
+        let mut taken = 1;
         while self.channels.takes.try_recv().is_ok() {
-            self.consumed += 1;
+            taken += 1;
         }
+        // A consumer that has left took nothing of what was counted for it since.
+        self.consumed = self.received.min(self.consumed + taken);
+        self.acknowledge_consumed().await
+    }
+
+    /// At once for the last message and for half a window; the rest rides on data or
+    /// waits for the tick.
+    async fn acknowledge_consumed(&mut self) -> Next {
         let last = self.received_fin && self.consumed == self.received;
-        let half = self.consumed - self.acknowledged >= (WINDOW / 2) as u64;
-        let drained = self.consumed == self.received;
-        if last || half || drained {
+        if last || self.consumed - self.acknowledged >= (WINDOW / 2) as u64 {
             self.publish(0, Kind::Ack).await;
         }
         if last { Next::Done } else { Next::Go }
@@ -330,16 +347,17 @@ impl Actor {
         if self.is_server && self.spoke.is_none() && now - self.begun >= ACCEPT_AFTER {
             self.publish(0, Kind::Accept).await;
         }
-        if !self.window.is_empty()
-            && now - self.progress > RETRANSMIT_AFTER
-            && now - self.heard < PEER_SILENCE
-        {
+        if !self.window.is_all_arrived() && now - self.progress > RETRANSMIT_AFTER {
             self.progress = now;
             metrics::counter!("agentbox_session_retransmits_total").increment(1);
-            let frames: Vec<Bytes> = self.window.iter().map(|sent| sent.frame.clone()).collect();
-            for frame in frames {
-                self.publish_encoded(frame).await;
+            for frame in self.window.missing() {
+                if !self.publish_encoded(frame).await {
+                    break;
+                }
             }
+        }
+        if self.repeats || self.reported < self.received || self.acknowledged < self.consumed {
+            self.publish(0, Kind::Ack).await;
         }
         if self.spoke.is_none_or(|spoke| now - spoke >= PING_INTERVAL)
             && (self.spoke.is_some() || !self.is_server)

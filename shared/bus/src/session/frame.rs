@@ -1,16 +1,19 @@
-//! One frame on the wire: kind, sequence and cumulative acknowledgement, then the body.
+//! One frame on the wire: kind, sequence and two cumulative acknowledgements, then the body.
 //!
 //! ```text
-//! 0     1          9          17    18
-//! ┌─────┬──────────┬──────────┬─────┬──────────┐
-//! │kind │ sequence │ ack      │ tag │ body …   │   big endian; tag and body: data only
-//! └─────┴──────────┴──────────┴─────┴──────────┘
+//! 0     1          9          17         25    26
+//! ┌─────┬──────────┬──────────┬──────────┬─────┬──────────┐
+//! │kind │ sequence │ ack      │ received │ tag │ body …   │   big endian;
+//! └─────┴──────────┴──────────┴──────────┴─────┴──────────┘   tag and body: data only
 //! ```
+//!
+//! What was consumed opens the window; what was received need not be sent again. Without
+//! the second, a consumer that is merely slow would look like a network that loses.
 
 use agentbox_contracts::error::Error;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-const HEADER: usize = 17;
+const HEADER: usize = 25;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
@@ -33,6 +36,8 @@ pub(crate) struct Frame {
     pub sequence: u64,
     /// Every data frame up to this one has been consumed by the sender of this frame.
     pub ack: u64,
+    /// Every data frame up to this one has arrived there.
+    pub received: u64,
     pub kind: Kind,
 }
 
@@ -64,6 +69,7 @@ impl Frame {
         out.put_u8(code);
         out.put_u64(self.sequence);
         out.put_u64(self.ack);
+        out.put_u64(self.received);
         if let Some(tag) = tag {
             out.put_u8(tag);
         }
@@ -79,6 +85,7 @@ impl Frame {
         let code = bytes.get_u8();
         let sequence = bytes.get_u64();
         let ack = bytes.get_u64();
+        let received = bytes.get_u64();
         let kind = match code {
             1 => Kind::Accept,
             2 | 3 if !bytes.is_empty() => {
@@ -97,6 +104,7 @@ impl Frame {
         Some(Self {
             sequence,
             ack,
+            received,
             kind,
         })
     }
@@ -127,6 +135,7 @@ mod tests {
             let frame = Frame {
                 sequence: 3,
                 ack: u64::MAX,
+                received: 1 << 40,
                 kind,
             };
             assert_eq!(Frame::decode(frame.encode()), Some(frame));
@@ -135,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_frame_is_refused() {
-        for bytes in [&b""[..], &[2; 16], &[2; 17], &[9; 40]] {
+        for bytes in [&b""[..], &[2; 24], &[2; 25], &[9; 40]] {
             assert_eq!(Frame::decode(Bytes::copy_from_slice(bytes)), None);
         }
     }

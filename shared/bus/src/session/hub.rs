@@ -8,11 +8,11 @@ use std::time::Duration;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
-use agentbox_contracts::subjects::{self, Subject};
+use agentbox_contracts::subjects::{self, HEADER_DEADLINE, Subject};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -21,13 +21,16 @@ use tracing::{Instrument, Span};
 
 use super::actor::{Actor, FromNetwork, Role};
 use super::frame::{Frame, Kind};
-use super::{Control, Session, WINDOW};
+use super::{Acceptor, Control, HAND_OVER, Session, WINDOW};
 use crate::error::BusError;
-use crate::rpc::encode;
+use crate::rpc::{encode, unix_ms_in};
+use crate::subscription::{confirm, leave};
 use crate::trace;
 
 /// Frames waiting for one session's actor; more are dropped and sent again.
 const INBOX: usize = 4 * WINDOW;
+/// Sessions of one process; more are refused.
+const MAX_SESSIONS: usize = 8192;
 
 type Table = Mutex<HashMap<u64, mpsc::Sender<FromNetwork>>>;
 
@@ -57,6 +60,18 @@ impl Inner {
 
     pub(super) fn forget(&self, number: u64) {
         self.table().remove(&number);
+    }
+
+    /// Tells the session at `peer` that it is over. Dropped when the connection is busy or
+    /// gone: the peer asks again.
+    fn publish_now(&self, peer: String, ack: u64, error: Error) {
+        let publish = self.client.publish(peer, reset_frame(ack, error));
+        if !matches!(
+            tokio::task::unconstrained(publish).now_or_never(),
+            Some(Ok(()))
+        ) {
+            tracing::debug!("a reset could not be sent");
+        }
     }
 
     fn dispatch(&self, message: Message) {
@@ -89,19 +104,34 @@ impl Inner {
                     from: Some(from),
                 },
             ) if wants_answer(&frame) => {
-                let client = self.client.clone();
-                let reset = Frame {
-                    sequence: 0,
-                    ack: frame.sequence,
-                    kind: Kind::Reset(super::cancelled()),
-                };
-                self.tasks.spawn(async move {
-                    let _ = client.publish(from, reset.encode()).await;
-                });
+                // The acknowledgement: a last message whose first acknowledgement was lost
+                // has been consumed, which is why nobody knows it here any more.
+                self.publish_now(from.to_string(), frame.sequence, super::cancelled());
             }
             (None, _) => {}
         }
     }
+}
+
+fn reset_frame(ack: u64, error: Error) -> Bytes {
+    Frame {
+        sequence: 0,
+        ack,
+        received: ack,
+        kind: Kind::Reset(error),
+    }
+    .encode()
+}
+
+pub(super) fn too_many() -> Error {
+    Error::new(ErrorCode::Unavailable, "too many sessions; try again")
+}
+
+fn unreachable_bus() -> Error {
+    Error::new(
+        ErrorCode::Unavailable,
+        "the message bus cannot be reached; try again",
+    )
 }
 
 fn wants_answer(frame: &Frame) -> bool {
@@ -152,11 +182,13 @@ impl Hub {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+        // The resets must be on the wire before the connection goes.
+        let _ = self.inner.client.flush().await;
         let _ = self.inner.client.drain().await;
     }
 
     /// A new session in the table and its actor running.
-    fn begin<Out: SessionMessage, In: SessionMessage>(
+    pub(super) fn begin<Out: SessionMessage, In: SessionMessage>(
         &self,
         role: Role,
     ) -> (u64, Session<Out, In>) {
@@ -214,21 +246,49 @@ impl Hub {
             ));
         }
         let body = encode(open)?;
+        if self.is_full() {
+            return Err(too_many());
+        }
         let mut headers = HeaderMap::new();
+        headers.insert(HEADER_DEADLINE, unix_ms_in(deadline).to_string());
         trace::inject(&Span::current(), &mut headers);
         let (number, session) = self.begin(Role::Opener { deadline });
-        self.inner
-            .client
-            .publish_with_reply_and_headers(subject, self.inner.subject(number), headers, body)
-            .await
-            .map_err(|error| {
+        let publish = self.inner.client.publish_with_reply_and_headers(
+            subject,
+            self.inner.subject(number),
+            headers,
+            body,
+        );
+        match tokio::time::timeout(deadline, publish).await {
+            Ok(Ok(())) => Ok(session),
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "a session could not be opened");
-                Error::new(
-                    ErrorCode::Unavailable,
-                    "the message bus cannot be reached; try again",
-                )
-            })?;
-        Ok(session)
+                Err(unreachable_bus())
+            }
+            Err(_) => Err(unreachable_bus()),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.inner.table().len() >= MAX_SESSIONS
+    }
+
+    /// Ends the session at `peer` before it has begun here.
+    pub(super) async fn reset(&self, peer: String, error: Error) {
+        let publish = self.inner.client.publish(peer, reset_frame(0, error));
+        if !matches!(tokio::time::timeout(HAND_OVER, publish).await, Ok(Ok(()))) {
+            tracing::warn!("a refusal could not be sent");
+        }
+    }
+
+    /// The same where nothing can be awaited.
+    pub(super) fn reset_now(&self, peer: String, error: Error) {
+        self.inner.publish_now(peer, 0, error);
+    }
+
+    /// See [`leave`].
+    pub(super) async fn leave(&self, requests: &mut Subscriber) {
+        leave(&self.inner.client, [requests]).await;
     }
 
     pub(crate) async fn accept(&self, subject: String, queue: &str) -> Result<Acceptor, BusError> {
@@ -238,82 +298,8 @@ impl Hub {
             .queue_subscribe(subject, queue.to_owned())
             .await
             .map_err(BusError::nats("subscribing to session requests"))?;
-        Ok(Acceptor {
-            hub: self.clone(),
-            requests,
-        })
-    }
-}
-
-/// Session requests, as they come.
-pub struct Acceptor {
-    hub: Hub,
-    requests: Subscriber,
-}
-
-impl Acceptor {
-    /// The next request; `None` when the bus has been closed.
-    pub async fn next(&mut self) -> Option<Incoming> {
-        loop {
-            let message = self.requests.next().await?;
-            let Some(peer) = message.reply.clone() else {
-                continue;
-            };
-            let span = tracing::info_span!(
-                "session",
-                otel.name = "serve exec.open",
-                otel.kind = "server",
-                otel.status_code = tracing::field::Empty,
-                messaging.system = "nats",
-                messaging.destination.template = "exec.open",
-            );
-            trace::continue_trace(&span, message.headers.as_ref());
-            return Some(Incoming {
-                hub: self.hub.clone(),
-                peer: peer.to_string(),
-                open: message.payload,
-                span,
-            });
-        }
-    }
-
-    /// No more requests; others of the queue group get them.
-    pub async fn stop(&mut self) {
-        let _ = self.requests.unsubscribe().await;
-    }
-}
-
-/// A request to open a session, not yet answered.
-pub struct Incoming {
-    hub: Hub,
-    peer: String,
-    /// What the opener sent.
-    pub open: Bytes,
-    /// Continues the opener's trace.
-    pub span: Span,
-}
-
-impl Incoming {
-    #[must_use]
-    pub fn accept<Out: SessionMessage, In: SessionMessage>(self) -> Session<Out, In> {
-        self.hub.begin(Role::Server { peer: self.peer }).1
-    }
-
-    /// The opener's first `recv` gets `error`.
-    pub async fn refuse(self, error: Error) {
-        let reset = Frame {
-            sequence: 0,
-            ack: 0,
-            kind: Kind::Reset(error),
-        };
-        if let Err(error) = self
-            .hub
-            .inner
-            .client
-            .publish(self.peer, reset.encode())
-            .await
-        {
-            tracing::warn!(%error, "a refusal could not be sent");
-        }
+        // The caller may then say that it is ready.
+        confirm(&self.inner.client).await?;
+        Ok(Acceptor::new(self.clone(), requests))
     }
 }

@@ -1,0 +1,109 @@
+//! The connections themselves: refused, forbidden, gone.
+
+use std::time::{Duration, Instant};
+
+use agentbox_bus::{Bus, BusConfig, BusError};
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::subjects;
+use agentbox_local::TestNats;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{DEADLINE, connect, eventually, eventually_async, within};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_publish_is_told() {
+    let bus = connect(&TestNats::shared().await.unwrap(), "auth").await;
+    let forbidden = subjects::rpc("exec", "anything");
+    bus.client()
+        .publish(forbidden.clone(), "".into())
+        .await
+        .unwrap();
+    let violation = within(DEADLINE, bus.violated()).await;
+    assert!(violation.contains(&forbidden), "{violation}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_subscription_is_told() {
+    let bus = connect(&TestNats::shared().await.unwrap(), "api-gateway").await;
+    let _server = bus
+        .serve("auth")
+        .on_subject(
+            subjects::rpc("auth", "login"),
+            |n: u64| async move { Ok(n) },
+        )
+        .listen()
+        .await;
+    let violation = within(DEADLINE, bus.violated()).await;
+    assert!(violation.to_lowercase().contains("permissions violation"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_refused_at_once() {
+    let nats = TestNats::shared().await.unwrap();
+    let begun = Instant::now();
+    let refused = Bus::connect(BusConfig {
+        url: nats.url,
+        user: "auth".to_owned(),
+        password: "wrong".to_owned(),
+        service: "auth",
+        instance: InstanceId::random(),
+    })
+    .await;
+    assert!(matches!(refused.err(), Some(BusError::Connect { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_answered_again_after_nats_was_killed() {
+    let (system, nats) = TestNats::own().await.unwrap();
+    let (gateway, auth) = (
+        connect(&nats, "api-gateway").await,
+        connect(&nats, "auth").await,
+    );
+    let subject = subjects::rpc("auth", "echo");
+    let server = auth
+        .serve("auth")
+        .on_subject(subject.clone(), |n: u64| async move { Ok(n) })
+        .listen()
+        .await
+        .unwrap();
+    let shutdown = CancellationToken::new();
+    let served = tokio::spawn(server.run(shutdown.clone()));
+    let ask = async || {
+        let deadline = Duration::from_secs(1);
+        gateway
+            .call_on::<_, u64>(subject.clone(), &1, deadline)
+            .await
+    };
+    assert_eq!(ask().await, Ok(1));
+    let pid = system.pids("nats")[&0];
+    assert!(system.kill("nats", 0));
+    // Its supervisor starts it again.
+    let is_another = || system.pids("nats").get(&0).is_some_and(|now| *now != pid);
+    eventually("NATS was started again", is_another).await;
+    eventually_async("a request is answered", async || {
+        within(Duration::from_secs(2), ask()).await.is_ok()
+    })
+    .await;
+    assert!(gateway.is_connected());
+    shutdown.cancel();
+    within(2 * DEADLINE, served).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_while_nats_is_away_fails_at_once() {
+    let (system, nats) = TestNats::own().await.unwrap();
+    let gateway = connect(&nats, "api-gateway").await;
+    system.stop().await;
+    eventually("it is known", || !gateway.is_connected()).await;
+    let begun = Instant::now();
+    let subject = subjects::rpc("auth", "echo");
+    let asked = gateway.call_on::<_, u64>(subject, &1, DEADLINE).await;
+    assert_eq!(asked.unwrap_err().code, ErrorCode::Unavailable);
+    let counter = subjects::limit("user", "exec", 1);
+    let counted = gateway.increment(counter, 1, DEADLINE).await;
+    assert!(matches!(counted, Err(BusError::Disconnected)));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    within(DEADLINE, gateway.close()).await;
+}

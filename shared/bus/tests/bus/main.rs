@@ -1,0 +1,15 @@
+//! What the bus promises, against a real NATS server with the services' own permissions.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper that fails must fail its test"
+)]
+
+mod connection;
+mod counter;
+mod events;
+mod requests;
+mod routes;
+mod session;
+mod support;
+mod work_queue;

@@ -1,0 +1,213 @@
+//! The route table and its mirrors.
+
+use std::time::Duration;
+
+use agentbox_bus::{Bus, RouteMirror};
+use agentbox_contracts::environment::{Route, Status};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::subjects::ROUTES_BUCKET;
+use agentbox_local::{NatsEndpoint, System, TestNats};
+use async_nats::jetstream::kv::Store;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{connect, eventually, eventually_async};
+
+/// A NATS of its own: the tests look at the whole bucket.
+struct Table {
+    _system: System,
+    nats: NatsEndpoint,
+    scheduler: Bus,
+}
+
+struct Mirror {
+    routes: RouteMirror,
+    gateway: Bus,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Table {
+    async fn new() -> Self {
+        let (system, nats) = TestNats::own().await.unwrap();
+        let scheduler = connect(&nats, "scheduler").await;
+        Self {
+            _system: system,
+            nats,
+            scheduler,
+        }
+    }
+
+    async fn with_bucket() -> Self {
+        let table = Self::new().await;
+        table
+            .scheduler
+            .ensure_streams_of("scheduler")
+            .await
+            .unwrap();
+        table
+    }
+
+    async fn bucket(&self) -> Store {
+        let jetstream = self.scheduler.jetstream();
+        jetstream.get_key_value(ROUTES_BUCKET).await.unwrap()
+    }
+
+    /// Routes and markers in the bucket.
+    async fn stored(&self) -> u64 {
+        self.bucket().await.status().await.unwrap().values()
+    }
+
+    async fn put(&self) -> (EnvironmentId, Route) {
+        let (id, route) = (EnvironmentId::random(), route());
+        self.scheduler.put_route(&id, &route).await.unwrap();
+        (id, route)
+    }
+
+    async fn mirror(&self) -> Mirror {
+        let gateway = connect(&self.nats, "api-gateway").await;
+        let routes = gateway.mirror_routes();
+        let shutdown = CancellationToken::new();
+        let (running, until) = (routes.clone(), shutdown.clone());
+        Mirror {
+            routes,
+            gateway,
+            shutdown,
+            task: tokio::spawn(async move { running.run(until).await }),
+        }
+    }
+}
+
+impl Mirror {
+    async fn synced(&self) {
+        eventually("the mirror is synced", || self.routes.is_synced()).await;
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn route() -> Route {
+    Route {
+        owner: UserId::random(),
+        status: Status::Running,
+        cluster: "local".to_owned(),
+        address: Some("10.0.0.7:7000".parse().unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_begins_with_what_is_stored_and_follows_every_change() {
+    let table = Table::with_bucket().await;
+    let (kept, route_of_kept) = table.put().await;
+    let (deleted, _) = table.put().await;
+    table.scheduler.delete_route(&deleted).await.unwrap();
+    let mirror = table.mirror().await;
+    mirror.synced().await;
+    assert_eq!(mirror.routes.get(&kept), Some(route_of_kept));
+    assert_eq!(mirror.routes.len(), 1);
+
+    let (added, route_of_added) = table.put().await;
+    let is_there = || mirror.routes.get(&added) == Some(route_of_added.clone());
+    eventually("a new route is there", is_there).await;
+    let changed = route();
+    table.scheduler.put_route(&kept, &changed).await.unwrap();
+    let is_changed = || mirror.routes.get(&kept) == Some(changed.clone());
+    eventually("a route has changed", is_changed).await;
+    table.scheduler.delete_route(&added).await.unwrap();
+    let is_gone = || mirror.routes.get(&added).is_none();
+    eventually("a route is gone", is_gone).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_of_an_empty_or_a_later_bucket_is_synced_once_it_is_there() {
+    let table = Table::new().await;
+    let mirror = table.mirror().await;
+    assert!(!mirror.routes.is_synced());
+    table
+        .scheduler
+        .ensure_streams_of("scheduler")
+        .await
+        .unwrap();
+    mirror.synced().await;
+    assert!(mirror.routes.is_empty());
+    let (id, route) = table.put().await;
+    let is_there = || mirror.routes.get(&id) == Some(route.clone());
+    eventually("the first route is there", is_there).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_route_leaves_a_marker_that_goes_by_itself() {
+    let table = Table::with_bucket().await;
+    let (id, _) = table.put().await;
+    table.scheduler.delete_route(&id).await.unwrap();
+    let bucket = table.bucket().await;
+    let subject = format!("$KV.{ROUTES_BUCKET}.{id}");
+    let marker = bucket
+        .stream
+        .get_last_raw_message_by_subject(&subject)
+        .await;
+    let marker = marker.unwrap();
+    assert!(marker.headers.get("Nats-TTL").is_some());
+
+    // The same with a shorter time, to see that nothing is left of it.
+    let short = Duration::from_secs(1);
+    bucket.purge_with_ttl(id.as_str(), short).await.unwrap();
+    assert_eq!(table.stored().await, 1);
+    eventually_async("the marker is gone", async || table.stored().await == 0).await;
+    let mirror = table.mirror().await;
+    mirror.synced().await;
+    assert!(mirror.routes.is_empty());
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_kept_its_markers_for_ever_is_brought_up_to_date() {
+    let table = Table::new().await;
+    let old = async_nats::jetstream::kv::Config {
+        bucket: ROUTES_BUCKET.to_owned(),
+        history: 1,
+        ..Default::default()
+    };
+    let jetstream = table.scheduler.jetstream();
+    jetstream.create_key_value(old).await.unwrap();
+    let (kept, route) = table.put().await;
+    table
+        .scheduler
+        .ensure_streams_of("scheduler")
+        .await
+        .unwrap();
+    table
+        .scheduler
+        .ensure_streams_of("scheduler")
+        .await
+        .unwrap();
+    let (deleted, _) = table.put().await;
+    table.scheduler.delete_route(&deleted).await.unwrap();
+    let mirror = table.mirror().await;
+    mirror.synced().await;
+    assert_eq!(mirror.routes.get(&kept), Some(route));
+    assert_eq!(mirror.routes.len(), 1);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_whose_connection_broke_forgets_what_went_without_a_marker() {
+    let table = Table::with_bucket().await;
+    let (gone, _) = table.put().await;
+    let mirror = table.mirror().await;
+    mirror.synced().await;
+    assert!(mirror.routes.get(&gone).is_some());
+    // As if its marker had gone too while the mirror was away: no watch tells of this.
+    table.bucket().await.stream.purge().await.unwrap();
+    let (kept, _) = table.put().await;
+    mirror.gateway.client().force_reconnect().await.unwrap();
+    let is_read_again = || mirror.routes.get(&gone).is_none() && mirror.routes.get(&kept).is_some();
+    eventually("everything is read again", is_read_again).await;
+    mirror.synced().await;
+    mirror.stop().await;
+}

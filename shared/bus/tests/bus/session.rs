@@ -1,0 +1,164 @@
+//! Sessions between a gateway and an exec-proxy.
+
+mod bulk;
+mod faults;
+mod opening;
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::exec::{Exit, FromBox, ToBox};
+use agentbox_local::TestNats;
+use bytes::Bytes;
+
+use crate::support::{DEADLINE, Ends, chunk, received_by, within};
+
+fn last() -> FromBox {
+    FromBox::Exit(Exit::default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_exchange_is_one_request_one_reply_and_one_acknowledgement() {
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let mut ends = Ends::on(&nats).await;
+    let (before, _) = received_by(&nats).await;
+    for _ in 0..20 {
+        let (mut opened, served) = ends.session().await;
+        let finish = tokio::spawn(served.finish(last()));
+        assert_eq!(opened.recv().await.unwrap(), Some(last()));
+        assert_eq!(opened.recv().await.unwrap(), None);
+        finish.await.unwrap().unwrap();
+    }
+    let (after, _) = received_by(&nats).await;
+    assert_eq!(after - before, 3 * 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_with_the_last_message_still_acknowledges_it() {
+    let mut ends = Ends::shared().await;
+    let (mut opened, served) = ends.session().await;
+    let finish = tokio::spawn(served.finish(last()));
+    assert_eq!(opened.recv().await.unwrap(), Some(last()));
+    drop(opened);
+    within(Duration::from_millis(500), finish)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_message_comes_after_all_others_also_when_nobody_reads_the_other_way() {
+    let mut ends = Ends::shared().await;
+    let (opened, mut served) = ends.session().await;
+    let (mut to_box, mut from_box) = opened.split();
+    let pump = tokio::spawn(async move {
+        // Blocks on a full window until the session ends.
+        while to_box.send(ToBox::Stdin(chunk(1, 1024))).await.is_ok() {}
+    });
+    for n in 0..100 {
+        served.send(FromBox::LogsLost(n)).await.unwrap();
+        assert_eq!(from_box.recv().await.unwrap(), Some(FromBox::LogsLost(n)));
+    }
+    let finish = tokio::spawn(served.finish(last()));
+    assert_eq!(
+        within(DEADLINE, from_box.recv()).await.unwrap(),
+        Some(last())
+    );
+    within(DEADLINE, finish).await.unwrap().unwrap();
+    within(DEADLINE, pump).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finishing_does_not_wait_for_a_peer_that_only_sends() {
+    let mut ends = Ends::shared().await;
+    let (mut opened, served) = ends.session().await;
+    let blocked = tokio::spawn(async move {
+        for _ in 0..1000 {
+            opened.send(ToBox::Stdin(chunk(1, 1024))).await?;
+        }
+        Ok::<_, Error>(opened)
+    });
+    // The peer's window fills up before it reads the end.
+    let finish = tokio::spawn(served.finish(last()));
+    let mut opened = within(DEADLINE, blocked).await.unwrap().unwrap();
+    assert_eq!(within(DEADLINE, opened.recv()).await.unwrap(), Some(last()));
+    within(DEADLINE, finish).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_an_end_is_known_to_the_other_within_100_ms() {
+    let mut ends = Ends::shared().await;
+    for drop_opener in [true, false] {
+        let (mut opened, mut served) = ends.session().await;
+        served.send(FromBox::LogsLost(1)).await.unwrap();
+        assert!(opened.recv().await.unwrap().is_some());
+        let begun = Instant::now();
+        let error = if drop_opener {
+            drop(opened);
+            within(DEADLINE, served.closed()).await;
+            served.recv().await.unwrap_err()
+        } else {
+            drop(served);
+            within(DEADLINE, opened.closed()).await;
+            opened.recv().await.unwrap_err()
+        };
+        assert!(begun.elapsed() < Duration::from_millis(100));
+        assert_eq!(error.code, ErrorCode::BoxLost);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_one_half_before_the_end_ends_the_session() {
+    let mut ends = Ends::shared().await;
+    let (opened, served) = ends.session().await;
+    let (_to_box, from_box) = opened.split();
+    let (sender, mut receiver) = served.split();
+    drop(from_box);
+    within(Duration::from_secs(1), sender.closed()).await;
+    assert!(receiver.recv().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_arrives_behind_what_was_sent_before_it() {
+    let mut ends = Ends::shared().await;
+    let (mut opened, mut served) = ends.session().await;
+    for n in 0..5 {
+        served.send(FromBox::LogsLost(n)).await.unwrap();
+    }
+    let failure = Error::new(ErrorCode::NotFound, "environment not found");
+    served.fail(failure.clone()).await;
+    for n in 0..5 {
+        assert_eq!(opened.recv().await.unwrap(), Some(FromBox::LogsLost(n)));
+    }
+    assert_eq!(within(DEADLINE, opened.recv()).await.unwrap_err(), failure);
+    assert!(opened.send(ToBox::Eof).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_is_refused_and_the_session_goes_on() {
+    let mut ends = Ends::shared().await;
+    let (mut opened, mut served) = ends.session().await;
+    let error = served
+        .send(FromBox::Stdout(Bytes::from(vec![0; 800 * 1024])))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::PayloadTooLarge);
+    let large = chunk(3, 700 * 1024);
+    served.send(FromBox::Stdout(large.clone())).await.unwrap();
+    assert_eq!(opened.recv().await.unwrap(), Some(FromBox::Stdout(large)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_session_stays_open() {
+    let mut ends = Ends::shared().await;
+    let (mut opened, mut served) = ends.session().await;
+    let silence = Duration::from_secs(7);
+    let ended = tokio::time::timeout(silence, async {
+        tokio::select! { () = opened.closed() => (), () = served.closed() => () }
+    });
+    assert!(ended.await.is_err(), "it ended");
+    served.send(FromBox::LogsLost(1)).await.unwrap();
+    assert!(opened.recv().await.unwrap().is_some());
+    opened.send(ToBox::Eof).await.unwrap();
+    assert_eq!(served.recv().await.unwrap(), Some(ToBox::Eof));
+}

@@ -1,0 +1,143 @@
+//! Many bytes, and readers that are slow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::exec::{FromBox, MAX_CHUNK, ToBox};
+use agentbox_local::TestNats;
+
+use super::last;
+use crate::support::{DEADLINE, Ends, chunk, received_by, within};
+
+/// The window, one message that waits for it, and one in the sender's hand.
+const MOST_ON_THE_WAY: u64 = 16 + 1 + 1;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_mib_arrive_both_ways_byte_for_byte_with_a_bounded_number_on_the_way() {
+    const CHUNKS: u64 = 64 * 1024 * 1024 / MAX_CHUNK as u64;
+    let mut ends = Ends::shared().await;
+    let (opened, served) = ends.session().await;
+    let (mut to_box, mut from_box) = opened.split();
+    let (mut to_opener, mut from_opener) = served.split();
+    let (sent, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let begun = Instant::now();
+
+    let inwards = tokio::spawn(async move {
+        for n in 0..CHUNKS {
+            to_box
+                .send(ToBox::Stdin(chunk(n, MAX_CHUNK)))
+                .await
+                .unwrap();
+        }
+        to_box
+    });
+    let counter = sent.clone();
+    let outwards = tokio::spawn(async move {
+        for n in CHUNKS..2 * CHUNKS {
+            counter.fetch_add(1, Ordering::SeqCst);
+            to_opener
+                .send(FromBox::Stdout(chunk(n, MAX_CHUNK)))
+                .await
+                .unwrap();
+        }
+        to_opener
+    });
+    let at_server = tokio::spawn(async move {
+        for n in 0..CHUNKS {
+            let message = from_opener.recv().await.unwrap();
+            assert_eq!(message, Some(ToBox::Stdin(chunk(n, MAX_CHUNK))), "{n}");
+        }
+        from_opener
+    });
+    let on_the_way = most.clone();
+    let at_opener = tokio::spawn(async move {
+        for n in CHUNKS..2 * CHUNKS {
+            let message = from_box.recv().await.unwrap();
+            on_the_way.fetch_max(
+                sent.load(Ordering::SeqCst) - (n - CHUNKS + 1),
+                Ordering::SeqCst,
+            );
+            assert_eq!(message, Some(FromBox::Stdout(chunk(n, MAX_CHUNK))), "{n}");
+        }
+        from_box
+    });
+    let (_to_box, to_opener, _from_opener, mut from_box) = within(6 * DEADLINE, async {
+        (
+            inwards.await.unwrap(),
+            outwards.await.unwrap(),
+            at_server.await.unwrap(),
+            at_opener.await.unwrap(),
+        )
+    })
+    .await;
+    let rate = 128.0 / begun.elapsed().as_secs_f64();
+    println!("both ways at once: {rate:.0} MiB/s, checked bytes included");
+    let finish = tokio::spawn(to_opener.finish(last()));
+    assert_eq!(from_box.recv().await.unwrap(), Some(last()));
+    finish.await.unwrap().unwrap();
+    assert!(most.load(Ordering::SeqCst) <= MOST_ON_THE_WAY, "{most:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_stops_the_sender_and_costs_no_repeats() {
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let mut ends = Ends::on(&nats).await;
+    let (mut opened, served) = ends.session().await;
+    let (mut sender, _receiver) = served.split();
+    let mut accepted = 0;
+    let stalled = Duration::from_secs(1);
+    loop {
+        let message = FromBox::Stdout(chunk(accepted, MAX_CHUNK));
+        if tokio::time::timeout(stalled, sender.send(message))
+            .await
+            .is_err()
+        {
+            break;
+        }
+        accepted += 1;
+        assert!(accepted <= MOST_ON_THE_WAY, "the sender is not stopped");
+    }
+    assert!(accepted >= 16, "{accepted}");
+
+    let (_, before) = received_by(&nats).await;
+    let ended = tokio::time::timeout(Duration::from_secs(4), opened.closed()).await;
+    assert!(ended.is_err(), "a slow reader is not a lost one");
+    let (_, after) = received_by(&nats).await;
+    assert!(
+        after - before < MAX_CHUNK as u64,
+        "{} bytes while nothing could move",
+        after - before
+    );
+    for n in 0..accepted {
+        let message = within(DEADLINE, opened.recv()).await.unwrap();
+        assert_eq!(message, Some(FromBox::Stdout(chunk(n, MAX_CHUNK))), "{n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_goes_there_and_back_in_little_time() {
+    const ROUNDS: usize = 2000;
+    let mut ends = Ends::shared().await;
+    let (mut opened, mut served) = ends.session().await;
+    let echo = tokio::spawn(async move {
+        while let Ok(Some(ToBox::Stdin(bytes))) = served.recv().await {
+            served.send(FromBox::Stdout(bytes)).await.unwrap();
+        }
+    });
+    let mut times = Vec::with_capacity(ROUNDS);
+    for n in 0..ROUNDS as u64 {
+        let begun = Instant::now();
+        opened.send(ToBox::Stdin(chunk(n, 64))).await.unwrap();
+        let back = within(DEADLINE, opened.recv()).await.unwrap();
+        assert_eq!(back, Some(FromBox::Stdout(chunk(n, 64))));
+        times.push(begun.elapsed());
+    }
+    drop(opened);
+    within(DEADLINE, echo).await.unwrap();
+    times.sort_unstable();
+    let (p50, p99) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
+    println!("there and back: p50 {p50:?}, p99 {p99:?}");
+    // Far above what it takes, far below any of the session's timers.
+    assert!(p50 < Duration::from_millis(20), "{p50:?}");
+}

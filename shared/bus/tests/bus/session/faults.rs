@@ -1,0 +1,162 @@
+//! NATS dies, a peer dies.
+
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::{FromBox, ToBox};
+use agentbox_local::TestNats;
+
+use super::last;
+use crate::support::process::Process;
+use crate::support::{DEADLINE, Ends, ToOpener, ToServer, chunk, connect, within};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_arrives_once_and_in_order_though_nats_is_killed_in_between() {
+    const MESSAGES: u64 = 3000;
+    const SIZE: usize = 8 * 1024;
+    let (system, nats) = TestNats::own().await.unwrap();
+    let mut ends = Ends::on(&nats).await;
+    let (opened, served) = ends.session().await;
+    let (mut to_box, mut from_box) = opened.split();
+    let (mut to_opener, mut from_opener) = served.split();
+    let outwards = tokio::spawn(async move {
+        for n in 0..MESSAGES {
+            to_opener
+                .send(FromBox::Stdout(chunk(n, SIZE)))
+                .await
+                .unwrap();
+        }
+        to_opener
+    });
+    let inwards = tokio::spawn(async move {
+        for n in 0..MESSAGES {
+            to_box.send(ToBox::Stdin(chunk(n, SIZE))).await.unwrap();
+        }
+        to_box
+    });
+    let at_server = tokio::spawn(async move {
+        for n in 0..MESSAGES {
+            let message = from_opener.recv().await.unwrap();
+            assert_eq!(message, Some(ToBox::Stdin(chunk(n, SIZE))), "{n}");
+        }
+        from_opener
+    });
+    for n in 0..MESSAGES {
+        if n == 1000 || n == 2000 {
+            assert!(system.kill("nats", 0));
+        }
+        let message = within(2 * DEADLINE, from_box.recv()).await.unwrap();
+        assert_eq!(message, Some(FromBox::Stdout(chunk(n, SIZE))), "{n}");
+    }
+    let _from_opener = within(2 * DEADLINE, at_server).await.unwrap();
+    let _to_box = within(2 * DEADLINE, inwards).await.unwrap();
+    let to_opener = within(2 * DEADLINE, outwards).await.unwrap();
+    let finish = tokio::spawn(to_opener.finish(last()));
+    assert_eq!(
+        within(DEADLINE, from_box.recv()).await.unwrap(),
+        Some(last())
+    );
+    within(DEADLINE, finish).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_opener_is_lost_within_6_s() {
+    let mut ends = Ends::shared().await;
+    let nats = TestNats::shared().await.unwrap();
+    let process = Process::start();
+    let subject = ends.subject.clone();
+    let opener = process.run(async move {
+        let gateway = connect(&nats, "api-gateway").await;
+        let mut session: ToServer = gateway
+            .open_session(subject, &"open", DEADLINE)
+            .await
+            .unwrap();
+        session.recv().await.unwrap();
+        (gateway, session)
+    });
+    let mut served: ToOpener = within(DEADLINE, ends.acceptor.next())
+        .await
+        .unwrap()
+        .accept();
+    served.send(FromBox::LogsLost(1)).await.unwrap();
+    // Nothing of it may be dropped in order, or it would say that it goes.
+    std::mem::forget(within(DEADLINE, opener).await.unwrap());
+    process.kill();
+    let begun = Instant::now();
+    let error = within(Duration::from_secs(6), served.recv())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost);
+    assert!(begun.elapsed() > Duration::from_secs(3), "it was told");
+    assert!(served.send(FromBox::LogsLost(2)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_is_lost_within_6_s() {
+    let ends = Ends::shared().await;
+    let nats = TestNats::shared().await.unwrap();
+    let process = Process::start();
+    let subject = format!("{}2", ends.subject);
+    let served_subject = subject.clone();
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    let server = process.run(async move {
+        let proxy = connect(&nats, "exec-proxy").await;
+        let mut acceptor = proxy
+            .accept_sessions(served_subject, "exec-proxy")
+            .await
+            .unwrap();
+        ready.send(()).unwrap();
+        let mut session: ToOpener = acceptor.next().await.unwrap().accept();
+        session.send(FromBox::LogsLost(1)).await.unwrap();
+        (proxy, acceptor, session)
+    });
+    within(DEADLINE, is_ready).await.unwrap();
+    let mut opened: ToServer = ends
+        .gateway
+        .open_session(subject, &"open", DEADLINE)
+        .await
+        .unwrap();
+    assert!(within(DEADLINE, opened.recv()).await.unwrap().is_some());
+    std::mem::forget(within(DEADLINE, server).await.unwrap());
+    process.kill();
+    let begun = Instant::now();
+    let error = within(Duration::from_secs(6), opened.recv())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost);
+    assert_eq!(error.message, "the connection to the box was lost");
+    assert!(begun.elapsed() > Duration::from_secs(3), "it was told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_end_by_themselves_when_nats_stays_away() {
+    let (system, nats) = TestNats::own().await.unwrap();
+    let mut ends = Ends::on(&nats).await;
+    let (opened, mut served) = ends.session().await;
+    let (mut to_box, mut from_box) = opened.split();
+    served.send(FromBox::LogsLost(1)).await.unwrap();
+    assert!(from_box.recv().await.unwrap().is_some());
+    system.stop().await;
+    let sending = tokio::spawn(async move {
+        // More than any queue between here and there holds.
+        loop {
+            if let Err(error) = to_box.send(ToBox::Stdin(chunk(1, 1024))).await {
+                return error;
+            }
+        }
+    });
+    let error = within(Duration::from_secs(7), from_box.recv())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost);
+    let error = within(Duration::from_secs(1), sending).await.unwrap();
+    assert_eq!(error.code, ErrorCode::BoxLost);
+    within(Duration::from_secs(2), served.recv())
+        .await
+        .unwrap_err();
+    let refused = ends
+        .gateway
+        .open_session::<ToBox, FromBox>(ends.subject.clone(), &"open", DEADLINE)
+        .await;
+    assert_eq!(refused.err().unwrap().code, ErrorCode::Unavailable);
+}

@@ -1,0 +1,132 @@
+//! Buses that are logged in as services, and waiting with a deadline.
+
+use std::future::Future;
+use std::time::Duration;
+
+use agentbox_bus::{Acceptor, Bus, BusConfig, Session};
+use agentbox_contracts::exec::{FromBox, OPEN, ToBox};
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::subjects;
+use agentbox_local::{NatsEndpoint, TestNats};
+use bytes::Bytes;
+
+pub mod process;
+
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+pub type ToServer = Session<ToBox, FromBox>;
+pub type ToOpener = Session<FromBox, ToBox>;
+
+pub async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
+    Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        user: service.to_owned(),
+        password: nats.passwords[service].clone(),
+        service,
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap()
+}
+
+/// A cluster's name that no other test has.
+pub fn cluster() -> String {
+    InstanceId::random().to_string()
+}
+
+/// A gateway, an exec-proxy that takes sessions of a cluster of its own, and that cluster's
+/// open subject.
+pub struct Ends {
+    pub gateway: Bus,
+    pub proxy: Bus,
+    pub acceptor: Acceptor,
+    pub subject: String,
+}
+
+impl Ends {
+    pub async fn shared() -> Self {
+        Self::on(&TestNats::shared().await.unwrap()).await
+    }
+
+    pub async fn on(nats: &NatsEndpoint) -> Self {
+        let (gateway, proxy) = (
+            connect(nats, "api-gateway").await,
+            connect(nats, "exec-proxy").await,
+        );
+        let subject = subjects::exec_rpc(&cluster(), OPEN);
+        let acceptor = proxy
+            .accept_sessions(subject.clone(), "exec-proxy")
+            .await
+            .unwrap();
+        Self {
+            gateway,
+            proxy,
+            acceptor,
+            subject,
+        }
+    }
+
+    pub async fn open(&self) -> ToServer {
+        self.gateway
+            .open_session(self.subject.clone(), &"open", DEADLINE)
+            .await
+            .unwrap()
+    }
+
+    /// An open session, both ends.
+    pub async fn session(&mut self) -> (ToServer, ToOpener) {
+        let opened = self.open().await;
+        let incoming = within(DEADLINE, self.acceptor.next()).await.unwrap();
+        assert_eq!(&incoming.open[..], b"\"open\"");
+        (opened, incoming.accept())
+    }
+}
+
+pub async fn within<F: Future>(deadline: Duration, future: F) -> F::Output {
+    tokio::time::timeout(deadline, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within {deadline:?}"))
+}
+
+/// Waits for a condition.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually_async(what, async || holds()).await;
+}
+
+pub async fn eventually_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(3 * DEADLINE, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not in time: {what}");
+}
+
+/// `size` bytes that no other chunk has.
+pub fn chunk(number: u64, size: usize) -> Bytes {
+    let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes.into()
+}
+
+/// Messages and bytes that clients have sent to the server since it started.
+pub async fn received_by(nats: &NatsEndpoint) -> (u64, u64) {
+    let text = reqwest::get(format!("{}/varz", nats.monitor_url))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let varz: serde_json::Value = serde_json::from_str(&text).unwrap();
+    (
+        varz["in_msgs"].as_u64().unwrap(),
+        varz["in_bytes"].as_u64().unwrap(),
+    )
+}

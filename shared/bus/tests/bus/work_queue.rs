@@ -1,0 +1,348 @@
+//! Commands, and what becomes of those that fail.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agentbox_bus::{Bus, Command, Retry, WorkQueue};
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::subjects::{self, COMMANDS_STREAM, DEAD_LETTERS_STREAM, HEADER_REASON};
+use agentbox_local::TestNats;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::{Barrier, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::process::Process;
+use crate::support::{DEADLINE, cluster, connect, eventually, eventually_async, within};
+
+const ACK_WAIT: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(60);
+
+/// The commands of a cluster that no other test has.
+struct Commands {
+    bus: Bus,
+    cluster: String,
+    sent: AtomicUsize,
+}
+
+impl Commands {
+    async fn new() -> Self {
+        let bus = connect(&TestNats::shared().await.unwrap(), "scheduler").await;
+        bus.ensure_streams_of("scheduler").await.unwrap();
+        Self {
+            bus,
+            cluster: cluster(),
+            sent: AtomicUsize::new(0),
+        }
+    }
+
+    async fn send(&self, body: u32, expires_in: Duration) -> String {
+        let n = self.sent.fetch_add(1, Ordering::Relaxed);
+        let subject = subjects::command(&self.cluster, "reconcile", &EnvironmentId::random());
+        let message_id = format!("{}-{n}", self.cluster);
+        self.bus
+            .send_command(subject.clone(), &body, &message_id, expires_in)
+            .await
+            .unwrap();
+        subject
+    }
+
+    async fn queue(&self, bus: &Bus, max_deliver: i64, max_in_flight: usize) -> WorkQueue {
+        let consumer = format!("test-{}", self.cluster);
+        let filter = subjects::commands_of(&self.cluster);
+        bus.work_queue(&consumer, filter, ACK_WAIT, max_deliver, max_in_flight)
+            .await
+            .unwrap()
+    }
+
+    async fn worker<F, Fut>(&self, max_deliver: i64, max_in_flight: usize, handler: F) -> Worker
+    where
+        F: Fn(Command) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Retry>> + Send + 'static,
+    {
+        let queue = self.queue(&self.bus, max_deliver, max_in_flight).await;
+        let shutdown = CancellationToken::new();
+        let until = shutdown.clone();
+        Worker {
+            shutdown,
+            task: tokio::spawn(async move { queue.run(handler, until).await }),
+        }
+    }
+
+    /// How many are in the queue, begun or not.
+    async fn left(&self) -> usize {
+        stored(
+            &self.bus,
+            COMMANDS_STREAM,
+            &subjects::commands_of(&self.cluster),
+        )
+        .await
+    }
+
+    async fn dead(&self) -> usize {
+        let filter = subjects::dead_letter(&subjects::commands_of(&self.cluster));
+        stored(&self.bus, DEAD_LETTERS_STREAM, &filter).await
+    }
+
+    async fn all_done(&self) {
+        eventually_async("the queue is empty", async || self.left().await == 0).await;
+    }
+
+    /// Why `subject` is a dead letter.
+    async fn reason(&self, subject: &str) -> String {
+        let subject = subjects::dead_letter(subject);
+        let stream = self.bus.jetstream().get_stream(DEAD_LETTERS_STREAM).await;
+        let letter = stream
+            .unwrap()
+            .get_last_raw_message_by_subject(&subject)
+            .await
+            .unwrap();
+        let reason = letter.headers.get(HEADER_REASON).unwrap();
+        reason.as_str().to_owned()
+    }
+}
+
+async fn stored(bus: &Bus, stream: &str, filter: &str) -> usize {
+    let stream = bus.jetstream().get_stream(stream).await.unwrap();
+    let subjects = stream.info_with_subjects(filter).await.unwrap();
+    subjects
+        .fold(0, |sum, subject| async move { sum + subject.unwrap().1 })
+        .await
+}
+
+struct Worker {
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Worker {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        within(2 * DEADLINE, self.task).await.unwrap();
+    }
+}
+
+fn number(command: &Command) -> u32 {
+    serde_json::from_slice(&command.body).unwrap()
+}
+
+fn soon(reason: &str) -> Retry {
+    Retry {
+        after: Duration::from_millis(10),
+        reason: reason.to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_carried_out_once_and_is_gone() {
+    let commands = Commands::new().await;
+    let (ran, mut runs) = mpsc::unbounded_channel();
+    let worker = commands
+        .worker(3, 4, move |command| {
+            ran.send((number(&command), command.attempt)).unwrap();
+            async { Ok(()) }
+        })
+        .await;
+    for n in 0..20 {
+        commands.send(n, LONG).await;
+    }
+    commands.all_done().await;
+    worker.stop().await;
+    let mut all = Vec::new();
+    while let Some(run) = runs.recv().await {
+        all.push(run);
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..20).map(|n| (n, 1)).collect::<Vec<_>>());
+    assert_eq!(commands.dead().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_worker_had_begun_another_carries_out() {
+    let commands = Arc::new(Commands::new().await);
+    begin_and_be_killed(&commands, 5).await;
+    let (ran, mut runs) = mpsc::unbounded_channel();
+    let worker = commands
+        .worker(5, 1, move |command| {
+            ran.send(command.attempt).unwrap();
+            async { Ok(()) }
+        })
+        .await;
+    assert_eq!(within(DEADLINE, runs.recv()).await, Some(2));
+    commands.all_done().await;
+    worker.stop().await;
+}
+
+/// Sends a command if there is none; a worker begins it and dies.
+async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
+    let nats = TestNats::shared().await.unwrap();
+    let process = Process::start();
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let of = commands.clone();
+    process.run(async move {
+        let bus = connect(&nats, "scheduler").await;
+        let queue = of.queue(&bus, max_deliver, 1).await;
+        let handler = move |_| {
+            begun.send(()).unwrap();
+            std::future::pending()
+        };
+        queue.run(handler, CancellationToken::new()).await;
+    });
+    if commands.left().await == 0 {
+        commands.send(1, LONG).await;
+    }
+    within(DEADLINE, begins.recv()).await.unwrap();
+    process.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_kills_every_worker_becomes_a_dead_letter() {
+    let commands = Arc::new(Commands::new().await);
+    let subject = commands.send(1, LONG).await;
+    for _ in 0..2 {
+        begin_and_be_killed(&commands, 2).await;
+    }
+    let worker = commands
+        .worker(2, 1, |command| async move {
+            panic!("begun a third time: {command:?}")
+        })
+        .await;
+    commands.all_done().await;
+    worker.stop().await;
+    assert_eq!(commands.dead().await, 1);
+    let reason = commands.reason(&subject).await;
+    assert_eq!(reason, "it was tried too often, and no attempt ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_fails_too_often_becomes_a_dead_letter_with_the_reason() {
+    let commands = Commands::new().await;
+    let (ran, mut runs) = mpsc::unbounded_channel();
+    let worker = commands
+        .worker(3, 4, move |command| {
+            ran.send(command.attempt).unwrap();
+            async { Err(soon("the cluster\nsays no")) }
+        })
+        .await;
+    let subject = commands.send(1, LONG).await;
+    commands.all_done().await;
+    worker.stop().await;
+    for attempt in 1..=3 {
+        assert_eq!(runs.recv().await, Some(attempt));
+    }
+    assert_eq!(runs.recv().await, None);
+    assert_eq!(commands.dead().await, 1);
+    assert_eq!(commands.reason(&subject).await, "the cluster says no");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_always_panics_is_not_tried_for_ever() {
+    let commands = Commands::new().await;
+    let worker = commands
+        .worker(2, 4, |command| async move {
+            assert!(number(&command) == 0, "it panics");
+            Ok(())
+        })
+        .await;
+    let subject = commands.send(1, LONG).await;
+    commands.send(0, LONG).await;
+    commands.all_done().await;
+    worker.stop().await;
+    assert_eq!(commands.dead().await, 1);
+    assert_eq!(commands.reason(&subject).await, "the handler panicked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_past_its_time_is_removed_and_not_carried_out() {
+    let commands = Commands::new().await;
+    commands.send(1, Duration::ZERO).await;
+    commands.send(2, LONG).await;
+    let (ran, mut runs) = mpsc::unbounded_channel();
+    let worker = commands
+        .worker(3, 1, move |command| {
+            ran.send(number(&command)).unwrap();
+            async { Ok(()) }
+        })
+        .await;
+    commands.all_done().await;
+    worker.stop().await;
+    assert_eq!(runs.recv().await, Some(2));
+    assert_eq!(runs.recv().await, None);
+    assert_eq!(commands.dead().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_handler_keeps_its_command() {
+    let commands = Commands::new().await;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let mut workers = Vec::new();
+    for _ in 0..2 {
+        let runs = runs.clone();
+        let handler = move |_| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            async {
+                // Three times as long as an unacknowledged one is waited for.
+                tokio::time::sleep(3 * ACK_WAIT).await;
+                Ok(())
+            }
+        };
+        workers.push(commands.worker(5, 4, handler).await);
+    }
+    commands.send(1, LONG).await;
+    commands.all_done().await;
+    for worker in workers {
+        worker.stop().await;
+    }
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_the_queue() {
+    let commands = Commands::new().await;
+    let mut workers = Vec::new();
+    // Passed only by both together.
+    let both = Arc::new(Barrier::new(2));
+    for _ in 0..2 {
+        let both = both.clone();
+        let handler = move |_| {
+            let both = both.clone();
+            async move {
+                both.wait().await;
+                Ok(())
+            }
+        };
+        workers.push(commands.worker(50, 1, handler).await);
+    }
+    for n in 0..20 {
+        commands.send(n, LONG).await;
+    }
+    commands.all_done().await;
+    for worker in workers {
+        worker.stop().await;
+    }
+    assert_eq!(commands.dead().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_finishes_what_it_has_begun_and_begins_nothing() {
+    let commands = Commands::new().await;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let go = CancellationToken::new();
+    let (count, wait) = (begun.clone(), go.clone());
+    let worker = commands
+        .worker(3, 2, move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            wait.clone().cancelled_owned().map(Ok)
+        })
+        .await;
+    for n in 0..5 {
+        commands.send(n, LONG).await;
+    }
+    eventually("two are begun", || begun.load(Ordering::Relaxed) == 2).await;
+    worker.shutdown.cancel();
+    go.cancel();
+    worker.stop().await;
+    eventually_async("two are done", async || commands.left().await == 3).await;
+    assert_eq!(begun.load(Ordering::Relaxed), 2);
+}
