@@ -34,3 +34,17 @@ async fn each_replica_says_that_it_lives_and_is_ready() {
         }
     }
 }
+
+#[tokio::test]
+async fn metrics_are_on_a_port_of_their_own() {
+    let system = shared().await;
+    let nobody = Caller::of(system);
+    nobody.get("/metrics").await.is_error(404, "not_found");
+    nobody.get_on(0, "/health").await.is(200);
+    let admin = system.admin_url("api-gateway", 0).unwrap();
+    let metrics = reqwest::get(format!("{admin}/metrics")).await.unwrap();
+    let text = metrics.text().await.unwrap();
+    // By route, never by path: no id is a label.
+    assert!(text.contains("/api/v1/health"), "{text}");
+    assert!(!text.contains("env-"), "{text}");
+}

@@ -14,12 +14,11 @@ async fn what_is_served_is_the_document_of_the_repository_also_at_the_root() {
     for gateway in 0..nobody.gateways() {
         let answer = nobody.get_on(gateway, "/openapi.json").await;
         assert_eq!(answer.header("content-type"), "application/json");
-        assert_eq!(answer.text, WRITTEN);
+        // Both are too long to be shown.
+        assert!(answer.text == WRITTEN, "they differ");
         let root = format!("http://{}/openapi.json", nobody.host(gateway));
-        assert_eq!(
-            reqwest::get(root).await.unwrap().text().await.unwrap(),
-            WRITTEN
-        );
+        let text = reqwest::get(root).await.unwrap().text().await.unwrap();
+        assert!(text == WRITTEN, "they differ");
     }
 }
 

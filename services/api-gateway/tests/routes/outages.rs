@@ -1,6 +1,8 @@
 //! Parts of the system that are gone: what is said, how soon, and that it passes. Each test
 //! has a system of its own, of one replica each.
 
+mod services;
+
 use std::time::{Duration, Instant};
 
 use agentbox_local::System;
@@ -150,8 +152,10 @@ async fn without_the_bus_all_is_503_and_comes_back_and_a_followed_log_loses_noth
     events.take(3).await;
     {
         let _gone = Gone::kill(&system, "nats");
-        everything_is_refused(&admin, &id, false).await;
+        // What was on its way to the bus when it went is not known to be lost.
+        everything_is_refused(&admin, &id, true).await;
         is_unhealthy(&admin, 503).await;
+        everything_is_refused(&admin, &id, false).await;
     }
     everything_works_again(&admin, &id).await;
     let rest = events.take(197).await;

@@ -78,7 +78,8 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap())
 }
 
-fn check_head(status: u16, headers: &HeaderMap) {
+/// What every answer has, streams and handshakes too.
+pub fn check_head(status: u16, headers: &HeaderMap) {
     let trace = header(headers, "x-trace-id").unwrap_or_else(|| panic!("{status}: no X-Trace-Id"));
     assert!(
         trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit()),

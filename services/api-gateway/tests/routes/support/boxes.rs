@@ -1,9 +1,10 @@
 //! Environments for the tests.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::caller::{Caller, User, someone};
+use super::caller::{Caller, User, send_patiently, someone};
 use super::{PATIENCE, eventually, within};
 
 /// A small one that idles.
@@ -45,7 +46,8 @@ pub async fn idle() -> &'static Idle {
 impl Caller {
     /// Creates one and returns its id.
     pub async fn create(&self, body: &Value) -> String {
-        let created = self.post("/environments", body).await.is(201);
+        let request = self.request(Method::POST, "/environments").json(body);
+        let created = send_patiently(request).await.is(201);
         created["id"].as_str().unwrap().to_owned()
     }
 
@@ -61,7 +63,9 @@ impl Caller {
         let path = format!("/environments/{id}");
         let what = format!("{id} {status}");
         within(PATIENCE, &what, async || {
-            let body = self.get(&path).await.is(200);
+            let body = send_patiently(self.request(Method::GET, &path))
+                .await
+                .is(200);
             let seen = body["status"].as_str().unwrap().to_owned();
             if seen == status {
                 return Some(body);
@@ -76,7 +80,9 @@ impl Caller {
     pub async fn until_ended(&self, id: &str) -> Value {
         let path = format!("/environments/{id}");
         eventually(&format!("{id} has ended"), async || {
-            let body = self.get(&path).await.is(200);
+            let body = send_patiently(self.request(Method::GET, &path))
+                .await
+                .is(200);
             matches!(body["status"].as_str(), Some("terminated" | "failed")).then_some(body)
         })
         .await
@@ -88,7 +94,8 @@ impl Caller {
     }
 
     pub async fn exec(&self, id: &str, body: &Value) -> Value {
-        self.post(&format!("/environments/{id}/exec"), body)
+        let path = format!("/environments/{id}/exec");
+        send_patiently(self.request(Method::POST, &path).json(body))
             .await
             .is(200)
     }

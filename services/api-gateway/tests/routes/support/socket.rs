@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+use super::answer::check_head;
 use super::caller::Caller;
 
 /// How long the next frame may take.
@@ -76,7 +77,7 @@ impl Socket {
     pub async fn connect(request: Request) -> Result<Self, (u16, Value)> {
         match connect_async(request).await {
             Ok((socket, response)) => {
-                assert!(response.headers().contains_key("x-trace-id"));
+                check_head(101, response.headers());
                 let protocol = response.headers().get("sec-websocket-protocol");
                 Ok(Self {
                     socket,

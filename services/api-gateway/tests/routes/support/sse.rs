@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::answer::{Answer, header};
+use super::answer::{Answer, check_head, header};
 use super::caller::Caller;
 
 /// How long the next one may take.
@@ -89,7 +89,7 @@ impl Events {
         }
         let headers = response.headers();
         assert_eq!(header(headers, "content-type"), Some("text/event-stream"));
-        assert!(headers.contains_key("x-trace-id"));
+        check_head(200, headers);
         Ok(Self {
             response,
             buffer: String::new(),

@@ -1,0 +1,219 @@
+//! `POST /environments`.
+
+use chrono::{TimeDelta, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::instant;
+use crate::support::answer::Answer;
+use crate::support::boxes::small;
+use crate::support::caller::{Caller, send_patiently, someone};
+use crate::support::eventually;
+
+#[tokio::test]
+async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
+    let user = someone().await;
+    let mut body = small();
+    body["name"] = json!("my-python-env");
+    body["timeout"] = json!(1800);
+    body["env"] = json!({"MY_VAR": "my-value"});
+    body["labels"] = json!({"project": "my-project"});
+    body["isolation"] = json!({"network_policy": {"allow_internet": false}});
+    let answer = user.caller.post("/environments", &body).await;
+    let location = answer.header("location").to_owned();
+    let created = answer.is(201);
+    let id = created["id"].as_str().unwrap();
+    assert!(id.starts_with("env-"));
+    assert_eq!(location, format!("/api/v1/environments/{id}"));
+    assert_eq!(created["status"], "pending");
+    for field in ["name", "image", "resources", "timeout", "env", "labels"] {
+        assert_eq!(created[field], body[field], "{field}");
+    }
+    assert_eq!(created["namespace"], format!("agentbox-{id}"));
+    assert!(!created["endpoint"].as_str().unwrap().is_empty());
+    assert_eq!(created["owner"], user.id);
+    assert_eq!(
+        created["isolation"]["network_policy"]["allow_internet"],
+        false
+    );
+    let made = instant(&created["created_at"]);
+    assert!((Utc::now() - made).abs() < TimeDelta::seconds(60));
+    assert_eq!(
+        instant(&created["expires_at"]) - made,
+        TimeDelta::seconds(1800)
+    );
+
+    let running = user.caller.until(id, "running").await;
+    assert!(instant(&running["started_at"]) >= made);
+    for field in [
+        "id",
+        "name",
+        "image",
+        "created_at",
+        "env",
+        "labels",
+        "namespace",
+        "owner",
+    ] {
+        assert_eq!(running[field], created[field], "{field}");
+    }
+    let path = format!("/environments/{id}");
+    let metrics = eventually("its usage is known", async || {
+        let body = user.caller.get(&path).await.is(200);
+        body.get("metrics").cloned()
+    })
+    .await;
+    for field in ["cpu_usage", "memory_usage"] {
+        assert!(metrics[field].is_string(), "{metrics}");
+    }
+    let said = user.caller.sh(id, "echo $MY_VAR").await;
+    assert_eq!(said["stdout"], "my-value\n");
+}
+
+#[tokio::test]
+async fn only_name_image_and_resources_are_required() {
+    let user = someone().await;
+    let created = user.caller.post("/environments", &small()).await.is(201);
+    assert_eq!(created["timeout"], 3600, "the default");
+    assert_eq!(created["labels"], json!({}));
+    assert_eq!(created["env"], json!({}));
+    for field in [
+        "command",
+        "isolation",
+        "exit_code",
+        "status_reason",
+        "metrics",
+    ] {
+        assert!(created.get(field).is_none(), "{field}: {created}");
+    }
+    for field in ["name", "image", "resources"] {
+        let mut body = small();
+        body.as_object_mut().unwrap().remove(field);
+        let answer = user.caller.post("/environments", &body).await;
+        assert_eq!(
+            answer.is_error(400, "validation_failed"),
+            format!("{field}: is required")
+        );
+    }
+    for field in ["cpu", "memory", "storage"] {
+        let mut body = small();
+        body["resources"].as_object_mut().unwrap().remove(field);
+        let answer = user.caller.post("/environments", &body).await;
+        let expected = format!("resources.{field}: is required");
+        assert_eq!(answer.is_error(400, "validation_failed"), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_refused_by_field_and_nothing_is_created() {
+    let user = someone().await;
+    for (field, value) in [
+        ("name", json!("")),
+        ("name", json!("Upper")),
+        ("name", json!("-a")),
+        ("name", json!("a".repeat(64))),
+        ("name", json!(7)),
+        ("image", json!("")),
+        ("image", json!("a b")),
+        ("timeout", json!(0)),
+        ("timeout", json!(-1)),
+        ("timeout", json!(1.5)),
+        ("timeout", json!("3600")),
+        ("env", json!({"A=B": "c"})),
+        ("env", json!({"": "c"})),
+        ("command", json!([])),
+        ("command", json!("sh")),
+        ("labels", json!({"agentbox/owner": "me", "bad key": "x"})),
+        ("labels", json!({"a": "b c"})),
+        ("node_selector", json!({"a": "b c"})),
+        ("tolerations", json!({})),
+        (
+            "isolation",
+            json!({"network_policy": {"allowed_egress_cidrs": ["ten"]}}),
+        ),
+        (
+            "isolation",
+            json!({"network_policy": {"allowed_ingress_ports": [0]}}),
+        ),
+        ("isolation", json!({"sandbox": true})),
+        ("colour", json!("red")),
+    ] {
+        let mut body = small();
+        body[field] = value.clone();
+        let answer = user.caller.post("/environments", &body).await;
+        let message = answer.is_error(400, "validation_failed");
+        assert!(message.starts_with(field), "{field} {value}: {message}");
+    }
+    for (field, value) in [
+        ("cpu", "much"),
+        ("memory", "-1Gi"),
+        ("storage", ""),
+        ("gpu", "1"),
+    ] {
+        let mut body = small();
+        body["resources"][field] = json!(value);
+        let answer = user.caller.post("/environments", &body).await;
+        let message = answer.is_error(400, "validation_failed");
+        assert!(
+            message.starts_with(&format!("resources.{field}: ")),
+            "{message}"
+        );
+    }
+    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 0);
+}
+
+#[tokio::test]
+async fn quantities_come_in_any_of_their_forms_and_are_answered_as_written() {
+    let user = someone().await;
+    let mut body = small();
+    body["resources"] = json!({"cpu": "0.1", "memory": "0.125Gi", "storage": "67108864"});
+    let created = user.caller.post("/environments", &body).await.is(201);
+    assert_eq!(created["resources"], body["resources"]);
+}
+
+async fn create_with(caller: &Caller, gateway: usize, key: &str, body: &Value) -> Answer {
+    let request = caller
+        .request_on(gateway, Method::POST, "/environments")
+        .header("idempotency-key", key)
+        .json(body);
+    send_patiently(request).await
+}
+
+#[tokio::test]
+async fn an_idempotency_key_gives_the_same_environment_and_another_body_conflicts() {
+    let user = someone().await;
+    let first = create_with(&user.caller, 0, "k-1", &small()).await.is(201);
+    let again = create_with(&user.caller, 1, "k-1", &small()).await.is(201);
+    assert_eq!(first["id"], again["id"]);
+    let mut other = small();
+    other["name"] = json!("another");
+    create_with(&user.caller, 0, "k-1", &other)
+        .await
+        .is_error(409, "idempotency_conflict");
+    let next = create_with(&user.caller, 1, "k-2", &small()).await.is(201);
+    assert_ne!(first["id"], next["id"]);
+    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 2);
+    // A key is its user's.
+    let other = someone().await;
+    let theirs = create_with(&other.caller, 0, "k-1", &small()).await.is(201);
+    assert_ne!(first["id"], theirs["id"]);
+    let long = create_with(&user.caller, 0, &"k".repeat(256), &small()).await;
+    assert!(
+        long.is_error(400, "validation_failed")
+            .starts_with("Idempotency-Key: ")
+    );
+}
+
+#[tokio::test]
+async fn ten_at_once_with_one_idempotency_key_are_one() {
+    let user = someone().await;
+    let body = small();
+    let tries = (0..10).map(|n| create_with(&user.caller, n % 2, "same", &body));
+    let answers = futures::future::join_all(tries).await;
+    let ids: std::collections::BTreeSet<String> = answers
+        .into_iter()
+        .map(|answer| answer.is(201)["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 1);
+}

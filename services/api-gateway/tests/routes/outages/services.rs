@@ -1,0 +1,106 @@
+//! One of our own programs stops or is killed.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{everything_works_again, own};
+use crate::support::boxes::{script, small};
+use crate::support::socket::Socket;
+use crate::support::sse::Events;
+use crate::support::{PATIENCE, eventually};
+
+/// Counts to 200 within some seconds, and stays.
+const COUNTING: &str =
+    "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 60";
+
+#[tokio::test]
+async fn a_gateway_that_stops_finishes_what_it_has_begun_and_says_goodbye_to_streams() {
+    let (system, admin) = own().await;
+    let id = admin.running(&script(COUNTING)).await;
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut events = Events::open(&admin, &path).await;
+    let first = events.take(3).await;
+    let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=611").await;
+    socket.ready().await;
+    let exec = json!({"command": ["sh", "-c", "sleep 1; echo done"]});
+    let run = format!("/environments/{id}/exec");
+    let running = admin.post(&run, &exec);
+    let stopping = async {
+        eventually("it runs", async || {
+            admin.runs(&id, "sleep 1").await.then_some(())
+        })
+        .await;
+        assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
+    };
+    let begun = Instant::now();
+    let (answer, ()) = tokio::join!(running, stopping);
+    assert_eq!(answer.is(200)["stdout"], "done\n");
+    let said = socket.rest().await;
+    assert_eq!(said.close.0, 1001, "{said:?}");
+    let rest = events.rest().await;
+    assert!(rest.iter().all(|event| event.name == "message"), "{rest:?}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    // The next one takes over where this one was.
+    system.wait_ready(PATIENCE).await.unwrap();
+    everything_works_again(&admin, &id).await;
+    let last = rest.last().or(first.last()).unwrap().number();
+    let seen = first.len() + rest.len();
+    let mut again = Events::resume(&admin, 0, &path, Some(last)).await;
+    let next = again.take(200 - seen).await;
+    assert_eq!(next[0].json()["message"], (seen + 1).to_string());
+    assert_eq!(next.last().unwrap().json()["message"], "200");
+    assert!(
+        !admin.runs(&id, "sleep 611").await,
+        "its command went with the terminal"
+    );
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_all() {
+    let (system, admin) = own().await;
+    let id = admin.running(&script(COUNTING)).await;
+    let mut events = Events::open(&admin, &format!("/environments/{id}/logs?follow=true")).await;
+    events.take(3).await;
+    let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=612").await;
+    socket.ready().await;
+    let exec = json!({"command": ["sleep", "613"], "timeout": 600});
+    let run = format!("/environments/{id}/exec");
+    let running = admin.post(&run, &exec);
+    let killing = async {
+        eventually("it runs", async || {
+            admin.runs(&id, "sleep 613").await.then_some(())
+        })
+        .await;
+        assert!(system.kill("exec-proxy", 0));
+    };
+    let (answer, ()) = tokio::join!(running, killing);
+    assert!(
+        matches!(answer.status, 502 | 503),
+        "never an exit: {answer:?}"
+    );
+    let said = socket.rest().await;
+    assert!(matches!(said.close.0, 4502 | 4503), "{said:?}");
+    assert!(said.exit.is_none(), "{said:?}");
+    let rest = events.take(197).await;
+    let seen: Vec<String> = rest
+        .iter()
+        .map(|event| event.json()["message"].as_str().unwrap().to_owned())
+        .collect();
+    let expected: Vec<String> = (4..=200).map(|n| n.to_string()).collect();
+    assert_eq!(seen, expected);
+    everything_works_again(&admin, &id).await;
+    eventually("what they ran is killed", async || {
+        (!admin.runs(&id, "sleep 61").await).then_some(())
+    })
+    .await;
+    admin.running(&small()).await;
+    system.stop().await;
+}
