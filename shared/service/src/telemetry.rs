@@ -1,4 +1,4 @@
-//! Logs, traces and metrics. Traces leave by OTLP over gRPC when the standard variables
+//! Logs, traces and metrics. Traces leave by OTLP when the standard variables
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT` and its kin) name a collector; without one, trace ids
 //! are still made, so that logs and answers can carry them.
 //!
@@ -28,7 +28,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::CommonConfig;
 use crate::log_format::JsonLines;
-use environment::Environment;
+use environment::{Environment, Protocol};
 use export::Queue;
 pub use foreign::ForeignSpans;
 
@@ -58,8 +58,8 @@ pub(crate) struct Telemetry {
 /// The queues to the collector, beside this program's own.
 #[derive(Clone, Default)]
 pub(crate) struct Exports {
-    /// Whether there is a collector.
-    wanted: bool,
+    /// To the collector, if there is one.
+    protocol: Option<Protocol>,
     foreign: Arc<Mutex<Vec<Arc<Queue>>>>,
 }
 
@@ -67,11 +67,13 @@ fn environment() -> Environment<impl Fn(&str) -> Option<String>> {
     Environment(|name: &str| std::env::var(name).ok())
 }
 
-fn queue() -> Result<Queue, anyhow::Error> {
-    let exporter = SpanExporter::builder()
-        .with_tonic()
-        .build()
-        .context("cannot set up the OTLP exporter")?;
+fn queue(protocol: Protocol) -> Result<Queue, anyhow::Error> {
+    let builder = SpanExporter::builder();
+    let exporter = match protocol {
+        Protocol::Grpc => builder.with_tonic().build(),
+        Protocol::HttpProtobuf => builder.with_http().build(),
+    }
+    .context("cannot set up the OTLP exporter")?;
     Ok(Queue::new(exporter, environment().queue_size()))
 }
 
@@ -96,13 +98,13 @@ pub(crate) fn start(
     global::set_text_map_propagator(TraceContextPropagator::new());
 
     let exports = Exports {
-        wanted: environment().wants_export()?,
+        protocol: environment().protocol()?,
         ..Exports::default()
     };
     let mut provider =
         SdkTracerProvider::builder().with_resource(resource(service, instance, &config.replica));
-    if exports.wanted {
-        provider = provider.with_span_processor(queue()?);
+    if let Some(protocol) = exports.protocol {
+        provider = provider.with_span_processor(queue(protocol)?);
     }
     let tracer = provider.build();
     global::set_tracer_provider(tracer.clone());
@@ -150,10 +152,10 @@ pub(crate) fn start(
 impl Exports {
     /// A way to the collector for the spans of `program`.
     pub(crate) fn foreign_spans(&self, program: &str) -> Result<ForeignSpans, anyhow::Error> {
-        if !self.wanted {
+        let Some(protocol) = self.protocol else {
             return Ok(ForeignSpans::default());
-        }
-        let mut queue = queue()?;
+        };
+        let mut queue = queue(protocol)?;
         queue.set_resource(&environment().foreign_resource(
             &format!("agentbox-{program}"),
             vec![KeyValue::new("service.namespace", "agentbox")],

@@ -228,6 +228,11 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
             "OTEL_RESOURCE_ATTRIBUTES",
             "deployment.environment.name=proving",
         );
+    // One service speaks the other protocol.
+    let http = format!("http://{}", collector.http_address);
+    let options = options
+        .env("auth", "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .env("auth", "OTEL_EXPORTER_OTLP_ENDPOINT", http);
     let system = System::start(options).await.unwrap();
     let caller = Caller::login(&system).await;
     let mut secrets = Secrets::of(&system);

@@ -23,6 +23,13 @@ const SAMPLERS: [&str; 6] = [
 /// Spans that may wait for the collector.
 const DEFAULT_QUEUE: usize = 2048;
 
+/// How spans travel to the collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    HttpProtobuf,
+}
+
 /// Looks a variable up; an empty one counts as absent, as the standard says.
 pub(super) struct Environment<F>(pub(super) F);
 
@@ -31,11 +38,11 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         (self.0)(name).filter(|value| !value.trim().is_empty())
     }
 
-    /// Whether spans are to be exported.
+    /// How spans are to be exported; `None`: not at all.
     ///
     /// # Errors
     /// For what is not supported: an operator who asked for it should not wait for spans.
-    pub(super) fn wants_export(&self) -> Result<bool, anyhow::Error> {
+    pub(super) fn protocol(&self) -> Result<Option<Protocol>, anyhow::Error> {
         if let Some(sampler) = self.get("OTEL_TRACES_SAMPLER") {
             ensure!(
                 SAMPLERS.contains(&sampler.as_str()),
@@ -47,24 +54,31 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             .get("OTEL_SDK_DISABLED")
             .is_some_and(|value| value.eq_ignore_ascii_case("true"))
         {
-            return Ok(false);
+            return Ok(None);
         }
         match self.get("OTEL_TRACES_EXPORTER").as_deref() {
             None | Some("otlp") => {}
-            Some("none") => return Ok(false),
+            Some("none") => return Ok(None),
             Some(other) => bail!("OTEL_TRACES_EXPORTER: `{other}` is not one of otlp, none"),
         }
         let either = |name: &str| {
             self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
                 .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{name}")))
         };
-        if either("ENDPOINT").is_none() {
-            return Ok(false);
-        }
+        let Some(endpoint) = either("ENDPOINT") else {
+            return Ok(None);
+        };
         match either("PROTOCOL").as_deref() {
-            None | Some("grpc") => Ok(true),
+            None | Some("grpc") => Ok(Some(Protocol::Grpc)),
+            Some("http/protobuf") => {
+                ensure!(
+                    !endpoint.starts_with("https:"),
+                    "OTEL_EXPORTER_OTLP_ENDPOINT: https is supported with the protocol grpc only"
+                );
+                Ok(Some(Protocol::HttpProtobuf))
+            }
             Some(other) => {
-                bail!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is not supported, only grpc")
+                bail!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is not one of grpc, http/protobuf")
             }
         }
     }
@@ -108,38 +122,47 @@ mod tests {
 
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
 
-    fn wants(variables: &[(&str, &str)]) -> Result<bool, String> {
+    fn asked(variables: &[(&str, &str)]) -> Result<Option<Protocol>, String> {
         let lookup = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
         Environment(lookup)
-            .wants_export()
+            .protocol()
             .map_err(|error| error.to_string())
     }
 
     #[test]
     fn spans_are_exported_when_an_endpoint_is_named_and_nothing_forbids_it() {
-        assert_eq!(wants(&[]), Ok(false));
-        assert_eq!(wants(&[ENDPOINT]), Ok(true));
-        assert_eq!(wants(&[("OTEL_EXPORTER_OTLP_ENDPOINT", " ")]), Ok(false));
-        assert_eq!(
-            wants(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")]),
-            Ok(true)
-        );
-        assert_eq!(
-            wants(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]),
-            Ok(true)
-        );
-        assert_eq!(wants(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]), Ok(false));
-        assert_eq!(
-            wants(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]),
-            Ok(false)
-        );
-        assert_eq!(
-            wants(&[ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_off")]),
-            Ok(true)
-        );
+        let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317");
+        let protocol = |name| ("OTEL_EXPORTER_OTLP_PROTOCOL", name);
+        for (variables, expected) in [
+            (vec![], None),
+            (vec![("OTEL_EXPORTER_OTLP_ENDPOINT", " ")], None),
+            (vec![ENDPOINT], Some(Protocol::Grpc)),
+            (vec![traces], Some(Protocol::Grpc)),
+            (vec![ENDPOINT, protocol("grpc")], Some(Protocol::Grpc)),
+            (
+                vec![ENDPOINT, protocol("http/protobuf")],
+                Some(Protocol::HttpProtobuf),
+            ),
+            (
+                vec![
+                    ENDPOINT,
+                    protocol("grpc"),
+                    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+                ],
+                Some(Protocol::HttpProtobuf),
+            ),
+            (vec![ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")], None),
+            (vec![ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")], None),
+            (
+                vec![ENDPOINT, ("OTEL_TRACES_SAMPLER", "always_off")],
+                Some(Protocol::Grpc),
+            ),
+        ] {
+            assert_eq!(asked(&variables), Ok(expected), "{variables:?}");
+        }
     }
 
     #[test]
@@ -149,9 +172,14 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_TRACES_SAMPLER", "xray"),
         ] {
-            let error = wants(&[ENDPOINT, (name, value)]).unwrap_err();
+            let error = asked(&[ENDPOINT, (name, value)]).unwrap_err();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
+        let secure = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://c:4318"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ];
+        assert!(asked(&secure).unwrap_err().contains("https"));
     }
 
     #[test]

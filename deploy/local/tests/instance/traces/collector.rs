@@ -1,9 +1,12 @@
-//! A trace collector: receives OTLP over gRPC and keeps what came.
+//! A trace collector: receives OTLP, over gRPC and over HTTP, and keeps what came.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::HeaderMap;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -12,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 pub use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
@@ -52,26 +56,35 @@ struct Kept {
 }
 
 pub struct Collector {
+    /// Of gRPC, and of HTTP.
     pub address: SocketAddr,
+    pub http_address: SocketAddr,
     kept: Kept,
-    server: JoinHandle<()>,
+    servers: [JoinHandle<()>; 2],
 }
 
 impl Collector {
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let http_address = http.local_addr().unwrap();
         let kept = Kept::default();
+        let router = axum::Router::new()
+            .route("/v1/traces", axum::routing::post(over_http))
+            .with_state(kept.clone());
+        let http = tokio::spawn(async move { axum::serve(http, router).await.unwrap() });
         let service = TraceServiceServer::new(kept.clone());
-        let server = tokio::spawn(async move {
+        let grpc = tokio::spawn(async move {
             let incoming = TcpIncoming::from(listener);
             let serving = Server::builder().add_service(service);
             serving.serve_with_incoming(incoming).await.unwrap();
         });
         Self {
             address,
+            http_address,
             kept,
-            server,
+            servers: [grpc, http],
         }
     }
 
@@ -103,7 +116,9 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.server.abort();
+        for server in &self.servers {
+            server.abort();
+        }
     }
 }
 
@@ -130,8 +145,26 @@ impl TraceService for Kept {
         if let Some(key) = request.metadata().get("x-collector-key") {
             *self.key.lock().unwrap() = key.to_str().unwrap().to_owned();
         }
+        self.keep(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+async fn over_http(
+    State(kept): State<Kept>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> ([(&'static str, &'static str); 1], Vec<u8>) {
+    assert_eq!(headers["content-type"], "application/x-protobuf");
+    kept.keep(ExportTraceServiceRequest::decode(body).unwrap());
+    let answer = ExportTraceServiceResponse::default().encode_to_vec();
+    ([("content-type", "application/x-protobuf")], answer)
+}
+
+impl Kept {
+    fn keep(&self, request: ExportTraceServiceRequest) {
         let mut kept = self.spans.lock().unwrap();
-        for of_resource in request.into_inner().resource_spans {
+        for of_resource in request.resource_spans {
             let resource = pairs(&of_resource.resource.unwrap_or_default().attributes);
             let name = resource.iter().find(|(key, _)| key == "service.name");
             let service = name.map_or(String::new(), |(_, name)| name.clone());
@@ -160,7 +193,6 @@ impl TraceService for Kept {
                 });
             }
         }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
