@@ -1,8 +1,12 @@
 # Installs the Debian packages that AgentBox needs on one machine, and only those that
 # are missing. Where it may not (no apt, not root) it says exactly what to install.
+#
+#   bash packages.sh          install what is missing
+#   bash packages.sh check    say in one line what is missing to run what is built
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 
+mode=${1:-install}
 missing=()
 # need PACKAGE PROGRAM-OR-FILE...: any one of them will do.
 need() {
@@ -17,6 +21,11 @@ need() {
   missing+=("$package")
 }
 
+# For building only.
+need_to_build() {
+  [ "$mode" = check ] || need "$@"
+}
+
 need postgresql '/usr/lib/postgresql/*/bin/initdb' initdb
 need containerd containerd
 need runc runc
@@ -25,15 +34,14 @@ need nftables nft
 need iptables iptables
 need iproute2 ip
 need util-linux setpriv
-need protobuf-compiler protoc
-need libprotobuf-dev /usr/include/google/protobuf/timestamp.proto
+need_to_build protobuf-compiler protoc
+need_to_build libprotobuf-dev /usr/include/google/protobuf/timestamp.proto
 need mmdebstrap mmdebstrap
 need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
-need busybox-static busybox
 need gcc gcc
 need libc6-dev '/usr/lib/*/libc.a' /usr/lib/libc.a
-need make make
-need pkg-config pkg-config
+need_to_build make make
+need_to_build pkg-config pkg-config
 need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
@@ -41,6 +49,10 @@ need jq jq
 
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
+fi
+if [ "$mode" = check ]; then
+  echo "missing packages (Debian's names): ${missing[*]}; run \`make packages\` or \`agentbox-local prepare\`" >&2
+  exit 1
 fi
 if ! command -v apt-get > /dev/null; then
   echo "missing: ${missing[*]} (Debian's names); install them with this system's package manager" >&2

@@ -13,6 +13,8 @@ export PATH="$PATH:/usr/sbin:/sbin"
 umask 022
 work=$(mktemp -d "${TMPDIR:-/tmp}/agentbox-image.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
+# It is no directory of the images', where programs run too.
+unset TMPDIR
 
 case $(uname -m) in
   x86_64) architecture=amd64 ;;
@@ -46,11 +48,18 @@ build_pause() {
 }
 
 build_busybox() {
-  local root=$work/root applet
+  local root=$work/root package=$work/package applet file loader
+  # The dynamic busybox with the libraries it is linked with: a static glibc looks names
+  # up with the libraries it finds at run time, and crashes beside others than its own.
+  mmdebstrap --quiet --variant=extract --mode=root --include=busybox bookworm "$package"
   mkdir -p "$root"/{bin,dev,etc,home,proc,root,sys,tmp,usr/bin,usr/sbin,var/spool/mail,var/www}
   chmod 1777 "$root/tmp"
   chmod 700 "$root/root"
-  cp "$(command -v busybox)" "$root/bin/busybox"
+  cp "$package/bin/busybox" "$root/bin/busybox"
+  loader=$(cd "$package" && echo lib*/ld-linux-*.so.*)
+  for file in $(chroot "$package" "/$loader" --list /bin/busybox | grep -o '/[^ ]*'); do
+    (cd "$package" && cp -L --parents ".$file" "$root")
+  done
   for applet in $("$root/bin/busybox" --list); do
     [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
   done
@@ -83,9 +92,22 @@ EOF
   printf 'root:*::0:::::\n' > "$root/etc/shadow"
   chmod 640 "$root/etc/shadow"
   printf 'hosts: files dns\n' > "$root/etc/nsswitch.conf"
+  check_busybox "$root"
   pack_root
   archive docker.io/library/busybox:latest \
     '{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["sh"]}'
+}
+
+# Names are looked up by what is in the image, not by what is on this machine.
+check_busybox() {
+  local root=$1
+  printf '127.0.0.1 check\n' > "$root/etc/hosts"
+  unshare --net --pid --fork --kill-child chroot "$root" sh -euc '
+    ip link set lo up
+    echo found > /tmp/page
+    httpd -h /tmp
+    [ "$(wget -qO- http://check/page)" = found ]'
+  rm "$root/etc/hosts" "$root/tmp/page"
 }
 
 build_python() {

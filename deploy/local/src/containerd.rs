@@ -5,7 +5,8 @@
 //! (see [`Paths`]), so what a killed run left is found and removed without its help.
 //!
 //! * I1. Everything that ends with the instance lies under its run directory, its boxes
-//!   directory, its bridge and the firewall tables of its name ([`leftovers`]).
+//!   directory, its bridge, and the firewall tables and control groups of its name
+//!   ([`leftovers`]).
 //! * I2. Images, and only they, outlive it, in `root`.
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::network::{self, NetworkError, Subnet, bridge_name};
 use crate::tool::{Tool, ToolError};
 
 mod configuration;
+mod control_groups;
 pub(crate) mod cri;
 pub(crate) mod leftovers;
 pub(crate) mod slot;
@@ -47,6 +49,9 @@ pub enum ContainerdError {
     #[error("all {0} places for test instances are in use")]
     NoSlot(u32),
 }
+
+/// Every instance has one below.
+const RUN_DIRECTORIES: &str = "/run/agentbox";
 
 /// Where everything of one instance is.
 #[derive(Clone, Debug)]
@@ -86,11 +91,11 @@ impl Paths {
 /// Where Postgres' data appear when its user cannot reach them in their own place. Not
 /// below the run directory: that is removed with all that is in it.
 pub(crate) fn postgres_mount(deployment: &str) -> PathBuf {
-    Path::new("/run/agentbox").join(format!("{deployment}-postgres"))
+    Path::new(RUN_DIRECTORIES).join(format!("{deployment}-postgres"))
 }
 
 pub(crate) fn run_directory(deployment: &str) -> PathBuf {
-    Path::new("/run/agentbox").join(deployment)
+    Path::new(RUN_DIRECTORIES).join(deployment)
 }
 
 /// A running containerd, as a cluster's `containerd` object in the clusters file wants it.
@@ -103,10 +108,29 @@ pub struct ContainerdEndpoint {
     pub boxd: PathBuf,
     pub subnet: Subnet,
     pub bridge: String,
-    /// The instance's unique name. A firewall table named `agentbox-<deployment>` or
-    /// `agentbox-<deployment>-…` is removed with the instance.
+    /// The instance's unique name. A firewall table or control group named
+    /// `agentbox-<deployment>` or `agentbox-<deployment>-…` is removed with the instance.
     pub deployment: String,
+    /// Whose firewall tables the boxes are in; `None`: the deployment's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     pub dns_servers: Vec<IpAddr>,
+}
+
+impl ContainerdEndpoint {
+    /// The same containerd and network for a deployment with boxes of its own, as tests
+    /// that share one want it. Whatever it leaves is removed with the instance.
+    #[must_use]
+    pub fn another_deployment(&self) -> Self {
+        let name = hex::encode(rand::random::<[u8; 6]>());
+        Self {
+            // Below ours, so that it is found, and beside our boxes.
+            state_dir: self.state_dir.join("shared").join(&name),
+            network: Some(self.network.as_ref().unwrap_or(&self.deployment).clone()),
+            deployment: format!("{}-{name}", self.deployment),
+            ..self.clone()
+        }
+    }
 }
 
 pub(crate) struct Containerd {
@@ -145,7 +169,7 @@ impl Containerd {
         }
         let resolvers = network::resolvers();
         let subnet =
-            network::create(&paths.deployment, Path::new("/run/agentbox"), &resolvers).await?;
+            network::create(&paths.deployment, Path::new(RUN_DIRECTORIES), &resolvers).await?;
         let bridge = bridge_name(&paths.deployment);
         configuration::write(&paths, subnet, &bridge, images.refuse_hub).map_err(|source| {
             ContainerdError::Directory {
@@ -160,6 +184,7 @@ impl Containerd {
             subnet,
             bridge,
             deployment: paths.deployment.clone(),
+            network: None,
             dns_servers: resolvers,
         };
         Ok(Self { paths, endpoint })

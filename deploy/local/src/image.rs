@@ -6,6 +6,8 @@
 //! * I1. An archive's file name holds a digest of everything it is made from (recipe and
 //!   this machine's CA certificates), so a stale one is never imported.
 //! * I2. Two runs that start together build an image once: building holds a lock.
+//! * I3. A build that is killed leaves no process and no mount (it has namespaces of its
+//!   own for both), and no more than a directory that the next one removes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -135,7 +137,13 @@ async fn archive(
     let lock = std::fs::File::create(directory.join(format!("{recipe}.lock"))).map_err(failed)?;
     // Another run builds it: its result is ours too.
     let deadline = Instant::now() + Duration::from_secs(600);
-    while lock.try_lock().is_err() && Instant::now() < deadline {
+    while lock.try_lock().is_err() {
+        if Instant::now() > deadline {
+            return Err(failed(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("another run has been building {image} for 600 s"),
+            )));
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     if !path.is_file() {
@@ -155,18 +163,24 @@ async fn build(
         path: directory.to_owned(),
         source,
     };
-    let work = tempfile::tempdir_in(directory).map_err(failed)?;
-    let script = work.path().join("build.sh");
-    let pause_source = work.path().join("pause.c");
+    // The caller holds the recipe's lock: what is there is of a killed build.
+    let work = directory.join(format!("{recipe}.work"));
+    let _ = std::fs::remove_dir_all(&work);
+    std::fs::create_dir(&work).map_err(failed)?;
+    let script = work.join("build.sh");
+    let pause_source = work.join("pause.c");
     std::fs::write(&script, RECIPE).map_err(failed)?;
     std::fs::write(&pause_source, PAUSE_SOURCE).map_err(failed)?;
-    Tool::new("bash")
+    let built = Tool::new("unshare")
+        .args(["--mount-proc", "--pid", "--fork", "--kill-child", "bash"])
         .args([&script, Path::new(recipe), path])
         .env("PAUSE_SOURCE", &pause_source)
+        .env("TMPDIR", &work)
         .within(Duration::from_secs(600))
         .run()
-        .await
-        .map_err(|source| ImageError::Build { image, source })?;
+        .await;
+    let _ = std::fs::remove_dir_all(&work);
+    built.map_err(|source| ImageError::Build { image, source })?;
     Ok(())
 }
 

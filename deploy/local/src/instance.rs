@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::plan::{Layout, Plan};
+use crate::plan::{Layout, Plan, TEST_DIRECTORY};
 use crate::services::{NotBuilt, require};
 use crate::state::{Phase, State};
 
@@ -83,7 +83,7 @@ impl Instance {
             "cargo build -p agentbox-local",
         )?;
         let directory = tempfile::Builder::new()
-            .prefix("agentbox-test-")
+            .prefix(TEST_DIRECTORY)
             .permissions(std::fs::Permissions::from_mode(0o711))
             .tempdir()
             .map_err(StartError::Directory)?;

@@ -30,6 +30,7 @@
 //! Everything of it ends when the value is dropped, when the test panics, and when the
 //! test program is killed.
 
+mod abandoned;
 mod child;
 pub mod cli;
 mod containerd;

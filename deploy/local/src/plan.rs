@@ -56,6 +56,9 @@ impl Plan {
     }
 }
 
+/// What the names of tests' directories begin with, in the system's own for such.
+pub(crate) const TEST_DIRECTORY: &str = "agentbox-test-";
+
 /// An instance's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout(PathBuf);
@@ -71,6 +74,11 @@ impl Layout {
 
     pub(crate) fn plan(&self) -> PathBuf {
         self.0.join("plan.json")
+    }
+
+    /// Locked by the supervisor for as long as it lives.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.0.join("supervisor.lock")
     }
 
     pub(crate) fn state(&self) -> PathBuf {

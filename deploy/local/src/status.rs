@@ -75,6 +75,10 @@ pub(crate) async fn report(layout: &Layout) -> (String, bool) {
             (Some(_), None) => Ok("running".to_owned()),
         };
         well &= how.is_ok();
+        let how = how.map(|how| match &process.last_end {
+            Some(end) => format!("{how}; it ended before: {end}"),
+            None => how,
+        });
         let pid = alive.map_or_else(|| "-".to_owned(), |identity| identity.pid.to_string());
         let up = alive.map_or_else(|| "-".to_owned(), |_| uptime(process.started_at));
         let how = how.unwrap_or_else(|why| format!("NOT READY: {why}"));

@@ -74,7 +74,7 @@ struct Supervisor {
     /// Where containerd's things are; `None` for an instance without one.
     paths: Option<Paths>,
     /// Keeps a test's place locked until everything in it is gone.
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
     services: Layer,
     containerd: Layer,
     nats: Layer,
@@ -90,7 +90,7 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
         path: layout.directory().display().to_string(),
         source,
     };
-    let lock = std::fs::File::create(layout.directory().join("supervisor.lock")).map_err(failed)?;
+    let lock = std::fs::File::create(layout.lock()).map_err(failed)?;
     if lock.try_lock().is_err() {
         return Err(SuperviseError::Running(
             layout.directory().display().to_string(),
@@ -157,7 +157,7 @@ impl Supervisor {
             secrets,
             ports: Ports::new()?,
             paths,
-            _slot: slot,
+            slot,
             services: Layer::new(board.clone()),
             containerd: Layer::new(board.clone()),
             nats: Layer::new(board.clone()),
@@ -182,8 +182,14 @@ impl Supervisor {
             }
             services::require(self.plan.boxd.clone(), BUILD_BOXD)?;
         }
+        if self.plan.is_test() {
+            crate::abandoned::remove().await;
+        }
         if let Some(paths) = &self.paths {
             leftovers::remove(paths).await;
+        }
+        if let Some(slot) = &self.slot {
+            slot.occupy()?;
         }
         let postgres_port = self.ports.take()?;
         let nats_ports = (self.ports.take()?, self.ports.take()?);
@@ -261,7 +267,11 @@ impl Supervisor {
         })?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let port = match self.plan.port {
-            Some(port) => port,
+            // Images may have been built since it was looked at.
+            Some(port) => {
+                require_free(self.plan.host, port)?;
+                port
+            }
             None => self.ports.take()?,
         };
         let shared = SocketAddr::new(self.plan.host, port);

@@ -71,7 +71,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         Cluster::new(
             &spec.name,
             spec.driver_name(),
-            spec.own.labels.clone(),
+            spec.labels.clone(),
             spec.own.overcommit,
         )
     }));

@@ -2,9 +2,12 @@
 //! of each cluster in it:
 //! `{"clusters":[{"name":"local","driver":"containerd","labels":{},"containerd":{…}}]}`.
 //!
+//! A cluster's `labels` are what a request's `node_selector` chooses it by. They are its
+//! nodes' labels too: a cluster of one machine is that machine.
+//!
 //! What only one of them needs of a cluster is its own type, read beside the rest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use agentbox_runtime_containerd as containerd;
@@ -41,6 +44,9 @@ pub enum ClustersError {
 pub struct ClusterSpec<T> {
     /// A token of subjects.
     pub name: String,
+    /// What a `node_selector` chooses it by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     #[serde(flatten)]
     pub own: T,
     #[serde(flatten)]
@@ -113,7 +119,12 @@ impl<T> ClusterSpec<T> {
     /// When the driver's configuration cannot be used here, or not yet.
     pub fn connect(&self) -> Result<containerd::Driver, ClustersError> {
         let DriverSpec::Containerd { containerd } = &self.driver;
-        containerd::Driver::connect(containerd.clone()).map_err(|source| ClustersError::Driver {
+        let mut config = containerd.clone();
+        for (key, value) in &self.labels {
+            let own = config.labels.entry(key.clone());
+            own.or_insert_with(|| value.clone());
+        }
+        containerd::Driver::connect(config).map_err(|source| ClustersError::Driver {
             cluster: self.name.clone(),
             source,
         })

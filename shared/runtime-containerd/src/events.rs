@@ -48,7 +48,8 @@ async fn subscribe(cri: &Cri) -> Result<Streaming<Event>, Status> {
         .ready()
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
-    let filters = ["/tasks/start", "/tasks/exit", "/tasks/oom"]
+    // CRI deletes an ended task and only then says that its container has exited.
+    let filters = ["/tasks/start", "/tasks/exit", "/tasks/delete", "/tasks/oom"]
         .map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""))
         .to_vec();
     let codec = tonic_prost::ProstCodec::<SubscribeRequest, Event>::default();

@@ -26,6 +26,9 @@ const POLL_ALONE: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_secs(1);
 /// One change of a box is several events.
 const SETTLE: Duration = Duration::from_millis(20);
+/// CRI shows a change a little after its event, and later on a machine that has much to
+/// do: after an event it is looked again after pauses that double from [`SETTLE`] to this.
+const ATTENTIVE: Duration = Duration::from_millis(500);
 
 /// What a change is noticed by: containerd's states, and when our facts changed.
 type Fingerprint = (Vec<(String, i32)>, Option<SystemTime>);
@@ -38,6 +41,8 @@ struct Watch {
     are_told: bool,
     ready: VecDeque<Change>,
     next_poll: Instant,
+    /// After the next poll.
+    pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
     ledger: Ledger,
@@ -56,6 +61,7 @@ pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
         are_told: false,
         ready: VecDeque::from([Change { id: None }]),
         next_poll: now,
+        pause: POLL_ALONE,
         next_storage: now,
         next_repair: now,
         ledger: Ledger::default(),
@@ -89,8 +95,8 @@ impl Watch {
                 self.ready
                     .extend(changed.into_iter().map(|id| Change { id: Some(id) }));
                 self.before = after;
-                let pause = if self.are_told { POLL } else { POLL_ALONE };
-                self.next_poll = Instant::now() + pause;
+                self.next_poll = Instant::now() + self.pause;
+                self.pause = next_pause(self.pause, self.are_told);
             }
         }
     }
@@ -118,15 +124,26 @@ impl Watch {
             Ok(Some(())) => {
                 self.are_told = true;
                 self.next_poll = self.next_poll.min(Instant::now() + SETTLE);
+                self.pause = SETTLE * 2;
             }
             // They ended; whether containerd did too shows at the next poll.
             Ok(None) => {
                 self.events = None;
                 self.are_told = false;
                 self.next_poll = Instant::now();
+                self.pause = POLL_ALONE;
             }
             Err(_) => {}
         }
+    }
+}
+
+/// The pause after the one after the next poll.
+fn next_pause(pause: Duration, are_told: bool) -> Duration {
+    match are_told {
+        false => POLL_ALONE,
+        true if pause >= ATTENTIVE => POLL,
+        true => pause * 2,
     }
 }
 
@@ -169,6 +186,18 @@ fn changed<T: PartialEq>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_an_event_it_is_looked_often_and_then_seldom() {
+        let mut pause = SETTLE * 2;
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            pauses.push(u64::try_from(pause.as_millis()).unwrap());
+            pause = next_pause(pause, true);
+        }
+        assert_eq!(pauses, [40, 80, 160, 320, 640, 1000, 1000]);
+        assert_eq!(next_pause(SETTLE, false), POLL_ALONE);
+    }
 
     #[test]
     fn a_box_that_came_went_or_differs_is_a_change() {

@@ -6,6 +6,21 @@ use crate::plan::cache_directory;
 
 const PACKAGES: &str = include_str!("../../packages.sh");
 
+/// # Errors
+/// One line with the packages that are missing to run what is built.
+pub(super) async fn require_packages() -> anyhow::Result<()> {
+    let output = tokio::process::Command::new("bash")
+        .args(["-c", PACKAGES, "packages.sh", "check"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .context("cannot run bash")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
 pub(super) async fn run() -> anyhow::Result<()> {
     // Its own words go to the terminal as they come: installing takes a while.
     let status = tokio::process::Command::new("bash")

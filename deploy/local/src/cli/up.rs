@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::down;
+use super::{down, prepare};
 use crate::instance::{bin_dir, boxd};
 use crate::plan::{Layout, Parts, Plan, cache_directory};
 use crate::secrets::{Secrets, write_private};
@@ -45,7 +46,7 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
             _ => bail!("it is being started or stopped; see `make status`"),
         }
     }
-    check(layout, &options)?;
+    check(layout, &options).await?;
     down::sweep(layout).await;
     prepare_directory(layout, &options)?;
     let mut supervisor = start(layout)?;
@@ -54,15 +55,17 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
 }
 
 /// What would fail later, and less clearly.
-fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
+async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("boxes need root (namespaces, mounts, a bridge): run `sudo make up`");
     }
     crate::ports::require_free(options.host, options.port)?;
+    prepare::require_packages().await?;
     std::fs::create_dir_all(cache_directory())
         .with_context(|| format!("cannot use {}", cache_directory().display()))?;
-    let parent = layout.directory().parent().unwrap_or(layout.directory());
-    for directory in [parent, &cache_directory()] {
+    // Where it will be, if it is not there yet.
+    let existing = layout.directory().ancestors().find(|path| path.exists());
+    for directory in [existing.unwrap_or(Path::new("/")), &cache_directory()] {
         let disk = nix::sys::statvfs::statvfs(directory)?;
         let free = disk.blocks_available() * disk.fragment_size();
         if free < NEEDED_BYTES {

@@ -2,7 +2,9 @@
 //!
 //! Works from names alone ([`Paths`]), is safe to repeat, and removes nothing of another
 //! instance. Runs at the end of every instance, and before one starts where a killed one
-//! may have been.
+//! may have been. What deployments that share the instance's containerd leave
+//! ([`super::ContainerdEndpoint::another_deployment`]) is found by their names, which
+//! begin with the instance's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::{Paths, postgres_mount};
+use super::{Paths, control_groups, postgres_mount};
 use crate::identity::{ProcessIdentity, all_with_arguments};
 use crate::tool::Tool;
 
@@ -30,18 +32,26 @@ pub(crate) async fn remove(paths: &Paths) {
     .await;
     delete_containers(&paths.runc()).await;
     remove_shim_sockets(&paths.state());
-    let postgres = postgres_mount(&paths.deployment);
-    unmount_below(&[&paths.run(), &paths.root, &paths.boxes, &postgres]);
-    // Never recursively: were it still mounted, these would be the data.
-    let _ = std::fs::remove_dir(postgres);
+    control_groups::remove(&paths.deployment).await;
+    release_postgres(&paths.deployment);
+    unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
     crate::network::remove(&paths.deployment).await;
     remove_network_results(&paths.deployment);
-    for directory in [paths.run(), paths.boxes.clone()] {
+    // The run directory last: it says that there may be something ([`super::slot`]).
+    for directory in [paths.boxes.clone(), paths.run()] {
         // A mount that could not be released must not be emptied.
         if mounts_below(&[&directory]).is_empty() {
             let _ = std::fs::remove_dir_all(directory);
         }
     }
+}
+
+/// Postgres' own way to its data, where it needed one.
+pub(crate) fn release_postgres(deployment: &str) {
+    let mount_point = postgres_mount(deployment);
+    unmount_below(&[&mount_point]);
+    // Never recursively: were it still mounted, these would be the data.
+    let _ = std::fs::remove_dir(mount_point);
 }
 
 fn is_program(arguments: &[String], name: &str) -> bool {
@@ -97,14 +107,21 @@ fn remove_shim_sockets(state: &Path) {
     }
 }
 
-/// The CNI library keeps a file per box in one directory for all networks.
+/// The CNI library keeps a file per box and network in one directory for all of them.
 fn remove_network_results(deployment: &str) {
     let prefix = format!("agentbox-{deployment}-");
     let Ok(entries) = std::fs::read_dir("/var/lib/cni/results") else {
         return;
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // agentbox-<deployment>-<sandbox>-eth0
+        if let Some(rest) = name.strip_prefix(&prefix) {
+            let sandbox = rest.split('-').next().unwrap_or_default();
+            let loopback = entry
+                .path()
+                .with_file_name(format!("cni-loopback-{sandbox}-lo"));
+            let _ = std::fs::remove_file(loopback);
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -120,7 +137,7 @@ fn directories(parent: &Path) -> Vec<PathBuf> {
 }
 
 /// Mount points below the directories, the newest first.
-fn mounts_below(directories: &[&Path]) -> Vec<PathBuf> {
+pub(crate) fn mounts_below(directories: &[&Path]) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found: Vec<PathBuf> = table
         .lines()
@@ -144,7 +161,7 @@ fn unescape(point: &str) -> String {
         .replace("\\134", "\\")
 }
 
-fn unmount_below(directories: &[&Path]) {
+pub(crate) fn unmount_below(directories: &[&Path]) {
     for point in mounts_below(directories) {
         let _ = umount2(&point, MntFlags::MNT_DETACH);
     }

@@ -33,6 +33,28 @@ async fn the_busybox_image_has_its_applets_and_a_shell() {
     let pod = Pod::start(&containerd.endpoint, "busybox").await;
     assert_eq!(pod.output("echo a b | awk '{print $2}'").await, "b");
     assert_eq!(pod.output("/usr/bin/env true; ls -d /tmp").await, "/tmp");
+    assert_eq!(pod.output("id -un").await, "root");
+    containerd.system.stop().await;
+}
+
+#[tokio::test]
+async fn the_busybox_image_finds_names_and_fetches_pages() {
+    let containerd = TestContainerd::start().await.unwrap();
+    let pod = Pod::start(&containerd.endpoint, "busybox").await;
+    // A name of this box, from its hosts file; and one that only a resolver knows.
+    pod.output("mkdir /www && echo found > /www/page && httpd -h /www")
+        .await;
+    pod.output("echo 127.0.0.1 here >> /etc/hosts").await;
+    assert_eq!(pod.output("wget -qO- http://here/page").await, "found");
+    let looked_up = pod.output("nslookup pypi.org").await;
+    assert!(looked_up.contains("Name:\tpypi.org"), "{looked_up}");
+    // Whatever it answers: the name was found, and wget said what it got.
+    let said = pod.exec("wget -O /dev/null http://pypi.org 2>&1").await;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.exit_code <= 1 && text.contains("pypi.org ("),
+        "{said:?}"
+    );
     containerd.system.stop().await;
 }
 

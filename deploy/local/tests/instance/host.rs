@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use agentbox_local::{ContainerdEndpoint, ProcessIdentity};
 use serde_json::{Value, json};
 
+use crate::api::Api;
+
 /// A supervisor started as the library starts it, bound to a process that can be killed
 /// in the place of a test program.
 pub struct Supervised {
@@ -17,33 +19,20 @@ pub struct Supervised {
 
 impl Supervised {
     pub fn start(directory: &Path, cache: Option<&Path>) -> Self {
-        Self::start_plan(
-            directory,
-            cache,
-            json!({
-                "deployment": null,
-                "parts": { "postgres": true, "nats": true, "containerd": true, "services": false },
-                "replicas": 1, "bin_dir": "/", "boxd": "/", "host": "127.0.0.1", "port": null,
-                "environment": {},
-            }),
-        )
+        Self::start_plan(directory, cache, &plan(None, false))
+    }
+
+    /// With the product's services.
+    pub fn start_whole(directory: &Path, cache: Option<&Path>) -> Self {
+        Self::start_plan(directory, cache, &plan(None, true))
     }
 
     /// As `up` starts one: with a name, and with data that stay.
     pub fn start_lasting(directory: &Path, deployment: &str) -> Self {
-        Self::start_plan(
-            directory,
-            None,
-            json!({
-                "deployment": deployment,
-                "parts": { "postgres": true, "nats": true, "containerd": true, "services": false },
-                "replicas": 1, "bin_dir": "/", "boxd": "/", "host": "127.0.0.1", "port": null,
-                "environment": {},
-            }),
-        )
+        Self::start_plan(directory, None, &plan(Some(deployment), false))
     }
 
-    fn start_plan(directory: &Path, cache: Option<&Path>, plan: Value) -> Self {
+    fn start_plan(directory: &Path, cache: Option<&Path>, plan: &Value) -> Self {
         let _ = std::fs::remove_file(directory.join("state.json"));
         std::fs::write(directory.join("plan.json"), plan.to_string()).unwrap();
         let mut test_program = Command::new("sleep")
@@ -87,6 +76,15 @@ impl Supervised {
         serde_json::from_value(self.state()["containerd"].clone()).unwrap()
     }
 
+    pub async fn api(&self) -> Api {
+        let secrets = std::fs::read(self.directory.join("secrets.json")).unwrap();
+        let secrets: Value = serde_json::from_slice(&secrets).unwrap();
+        let word = |name: &str| secrets[name].as_str().unwrap().to_owned();
+        let state = self.state();
+        let url = state["gateway"]["url"].as_str().unwrap();
+        Api::login(url, &word("admin_username"), &word("admin_password")).await
+    }
+
     pub fn processes(&self) -> Vec<ProcessIdentity> {
         let state = self.state();
         let processes = state["processes"].as_object().unwrap();
@@ -103,6 +101,19 @@ impl Supervised {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn plan(deployment: Option<&str>, services: bool) -> Value {
+    json!({
+        "deployment": deployment,
+        "parts": { "postgres": true, "nats": true, "containerd": true, "services": services },
+        "replicas": 1,
+        "bin_dir": agentbox_local::bin_dir(),
+        "boxd": agentbox_local::boxd(),
+        "host": "127.0.0.1",
+        "port": null,
+        "environment": {},
+    })
 }
 
 impl Drop for Supervised {
@@ -127,6 +138,7 @@ pub fn remains(containerd: &ContainerdEndpoint) -> Vec<String> {
     let run = format!("/run/agentbox/{}", containerd.deployment);
     let state_dir = containerd.state_dir.parent().unwrap().display().to_string();
     let mut found = Vec::new();
+    // Network namespaces of boxes are mounts below the run directory.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(
         mounts
@@ -144,29 +156,82 @@ pub fn remains(containerd: &ContainerdEndpoint) -> Vec<String> {
     if tool("ip", &["-br", "link"]).contains(&containerd.bridge) {
         found.push(format!("bridge {}", containerd.bridge));
     }
-    let firewall = tool("nft", &["list", "ruleset"]);
-    found.extend(
-        firewall
-            .lines()
-            .filter(|line| {
-                line.contains(&containerd.deployment) || line.contains(&containerd.bridge)
-            })
-            .map(|line| format!("firewall {line}")),
-    );
+    let ours =
+        |line: &&str| line.contains(&containerd.deployment) || line.contains(&containerd.bridge);
+    for (program, arguments) in [
+        ("nft", &["list", "ruleset"][..]),
+        ("iptables", &["-w", "5", "-S"]),
+    ] {
+        let rules = tool(program, arguments);
+        found.extend(
+            rules
+                .lines()
+                .filter(ours)
+                .map(|line| format!("{program} {line}")),
+        );
+    }
+    for group in control_groups(containerd) {
+        found.push(format!("control group {}", group.display()));
+    }
     for path in [Path::new(&run), &containerd.state_dir] {
         if path.exists() {
             found.push(format!("directory {}", path.display()));
         }
     }
-    for entry in std::fs::read_dir("/var/lib/cni/results")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    let results = std::fs::read_dir("/var/lib/cni/results");
+    for entry in results.into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.contains(&containerd.deployment) {
             found.push(format!("network result {name}"));
         }
+    }
+    found
+}
+
+/// Of the deployment and of those that share its containerd, in every hierarchy.
+fn control_groups(containerd: &ContainerdEndpoint) -> Vec<PathBuf> {
+    let name = format!("agentbox-{}", containerd.deployment);
+    let below = |directory: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let mut hierarchies = below(&root);
+    hierarchies.push(root);
+    hierarchies
+        .iter()
+        .flat_map(|hierarchy| below(hierarchy))
+        .filter(|group| {
+            group
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(&name)
+        })
+        .collect()
+}
+
+/// Boxes that a running instance has, wherever anything of one is.
+pub async fn boxes_left(containerd: &ContainerdEndpoint) -> Vec<String> {
+    let mut found = crate::pod::sandboxes(containerd).await;
+    let mut directories = control_groups(containerd);
+    directories.push(containerd.state_dir.clone());
+    for directory in directories {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("env-") {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+    let table = format!("agentbox-{}", containerd.deployment);
+    for family in ["inet", "bridge"] {
+        let rules = tool("nft", &["list", "table", family, &table]);
+        found.extend(
+            rules
+                .lines()
+                .filter(|line| line.contains("env-"))
+                .map(str::to_owned),
+        );
     }
     found
 }

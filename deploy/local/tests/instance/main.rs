@@ -1,13 +1,17 @@
 //! Real instances: started, used, killed, and looked for afterwards.
 
 #![allow(
+    clippy::panic,
     clippy::unwrap_used,
     clippy::large_futures,
     reason = "helpers of tests fail the test, and a test's stack is large enough"
 )]
 
+mod api;
 mod boxes;
 mod host;
+mod kills;
+mod mistakes;
 mod pod;
 mod stores;
 mod teardown;

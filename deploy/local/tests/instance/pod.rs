@@ -8,8 +8,8 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, DnsConfig, ExecSyncRequest,
-    ExecSyncResponse, ImageSpec, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
-    RunPodSandboxRequest, StartContainerRequest,
+    ExecSyncResponse, ImageSpec, ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata,
+    PullImageRequest, RunPodSandboxRequest, StartContainerRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -20,6 +20,20 @@ pub async fn connect(socket: &Path) -> Channel {
         .connect()
         .await
         .unwrap()
+}
+
+/// The names that the driver gave to the sandboxes that containerd has.
+pub async fn sandboxes(containerd: &ContainerdEndpoint) -> Vec<String> {
+    let mut client = RuntimeServiceClient::new(connect(&containerd.socket).await);
+    let all = client
+        .list_pod_sandbox(ListPodSandboxRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    all.items
+        .into_iter()
+        .map(|sandbox| sandbox.metadata.unwrap_or_default().name)
+        .collect()
 }
 
 pub struct Pod {
@@ -46,7 +60,11 @@ impl Pod {
                     .collect(),
                 ..DnsConfig::default()
             }),
-            linux: Some(k8s_cri::v1::LinuxPodSandboxConfig::default()),
+            linux: Some(k8s_cri::v1::LinuxPodSandboxConfig {
+                // Under the instance's name, as the driver's.
+                cgroup_parent: format!("/agentbox-{}/pod", containerd.deployment),
+                ..k8s_cri::v1::LinuxPodSandboxConfig::default()
+            }),
             ..PodSandboxConfig::default()
         };
         let run = RunPodSandboxRequest {

@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::{Duration, Instant};
 
-use agentbox_local::TestContainerd;
+use agentbox_local::{Options, ProcessIdentity, System, TestContainerd};
 
-use crate::host::{Supervised, processes_in_boxes, remains};
+use crate::api::Api;
+use crate::host::{Supervised, boxes_left, processes_in_boxes, remains};
 use crate::pod::Pod;
 
 /// A directory that Postgres' own user may pass through.
@@ -64,52 +65,98 @@ fn own_cache(below: &Path) -> PathBuf {
     own
 }
 
+/// SIGKILL, and waits for the children that the kernel signals then.
+fn kill_supervisor(mut killed: Supervised) {
+    let processes = killed.processes();
+    killed.supervisor.kill().unwrap();
+    killed.wait();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while processes.iter().any(ProcessIdentity::is_alive) {
+        assert!(Instant::now() < deadline, "a child outlived its supervisor");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[tokio::test]
 async fn what_a_killed_supervisor_left_is_gone_after_the_next_start_in_its_place() {
     // The shared cache must be filled first.
     TestContainerd::start().await.unwrap().system.stop().await;
     let dir = directory();
     let cache = own_cache(dir.path());
-    let mut killed = Supervised::start(dir.path(), Some(&cache));
+    let killed = Supervised::start_whole(dir.path(), Some(&cache));
     let endpoint = killed.containerd();
-    let processes = killed.processes();
+    // A box as users have them, and one that no driver knows.
+    let api = killed.api().await;
+    let created = api.create("left").await;
+    api.reaches(created["id"].as_str().unwrap(), "running")
+        .await;
     Pod::start(&endpoint, "busybox").await;
-    killed.supervisor.kill().unwrap();
-    killed.wait();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while processes
-        .iter()
-        .any(agentbox_local::ProcessIdentity::is_alive)
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "a child outlived its supervisor"
-        );
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    kill_supervisor(killed);
     let boxes = processes_in_boxes(&endpoint);
     assert!(
         !boxes.is_empty(),
         "the box ended by itself: nothing is shown"
     );
-    drop(killed);
 
     let mut next = Supervised::start(dir.path(), Some(&cache));
     assert_eq!(next.containerd().deployment, endpoint.deployment);
     for pid in boxes {
         assert!(!pid.is_alive(), "process {pid:?} is left");
     }
-    let listed = Command::new("ctr")
-        .args(["--address".as_ref(), endpoint.socket.as_os_str()])
-        .args(["--namespace", "k8s.io", "containers", "list", "-q"])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+    assert_eq!(boxes_left(&endpoint).await, Vec::<String>::new());
     // And the place works: a box starts and ends.
     Pod::start(&next.containerd(), "busybox").await;
     next.test_program.kill().unwrap();
     next.wait();
     assert_eq!(remains(&endpoint), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_a_killed_supervisor_left_is_removed_by_whichever_instance_starts_next() {
+    TestContainerd::start().await.unwrap().system.stop().await;
+    let (one, two, three) = (directory(), directory(), directory());
+    let elsewhere = directory();
+    let cache = own_cache(elsewhere.path());
+    let mut first = Supervised::start(one.path(), Some(&cache));
+    let second = Supervised::start(two.path(), Some(&cache));
+    let left = second.containerd();
+    Pod::start(&left, "busybox").await;
+    kill_supervisor(second);
+    assert!(
+        !remains(&left).is_empty(),
+        "nothing was left: nothing is shown"
+    );
+    first.test_program.kill().unwrap();
+    first.wait();
+
+    let mut next = Supervised::start(three.path(), Some(&cache));
+    assert_ne!(next.containerd().deployment, left.deployment);
+    assert_eq!(remains(&left), Vec::<String>::new());
+    assert_eq!(processes_in_boxes(&left), []);
+    next.test_program.kill().unwrap();
+    next.wait();
+}
+
+#[tokio::test]
+async fn a_whole_system_that_is_stopped_with_its_boxes_leaves_nothing() {
+    let system = System::start(Options::default()).await.unwrap();
+    let endpoint = system.containerd.clone().unwrap();
+    let directory = system.directory().to_owned();
+    let api = Api::of(&system).await;
+    let created = api.create("left").await;
+    api.reaches(created["id"].as_str().unwrap(), "running")
+        .await;
+    let before = remains(&endpoint);
+    for kind in ["mount", "process", "bridge", "nft", "control group"] {
+        assert!(
+            before.iter().any(|found| found.starts_with(kind)),
+            "the search finds no {kind}: {before:?}"
+        );
+    }
+    system.stop().await;
+    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(processes_in_boxes(&endpoint), []);
+    assert!(!directory.exists());
 }
 
 #[tokio::test]

@@ -29,19 +29,6 @@ impl Drop for Program {
     }
 }
 
-fn containerd_config(containerd: &TestContainerd) -> serde_json::Value {
-    let endpoint = &containerd.endpoint;
-    serde_json::json!({
-        "socket": endpoint.socket,
-        "state_dir": endpoint.state_dir,
-        "boxd": endpoint.boxd,
-        "subnet": endpoint.subnet.to_string(),
-        "bridge": endpoint.bridge,
-        "deployment": endpoint.deployment,
-        "dns_servers": endpoint.dns_servers,
-    })
-}
-
 fn start_program(nats: &NatsEndpoint, clusters: &std::path::Path) -> Program {
     let secret = proxy::secret_bytes();
     let process = Command::new(env!("CARGO_BIN_EXE_agentbox-exec-proxy"))
@@ -116,7 +103,7 @@ impl RealBox {
 async fn the_program_serves_real_boxes_from_their_first_command_to_their_archive() {
     let containerd = TestContainerd::start().await.unwrap();
     let nats = TestNats::shared().await.unwrap();
-    let config = containerd_config(&containerd);
+    let config = serde_json::to_value(&containerd.endpoint).unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let clusters = scratch.path().join("clusters.json");
     let file = serde_json::json!({ "clusters": [{

@@ -1,6 +1,5 @@
 //! What the scheduler reads of a cluster in the clusters file, beside its name and driver.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use agentbox_clusters::{ClusterSpec, ClustersError};
@@ -35,9 +34,6 @@ impl Default for Overcommit {
 /// The scheduler's part of one cluster.
 #[derive(Clone, Deserialize)]
 pub struct Placing {
-    /// Matched against a request's `node_selector` before the nodes' own labels.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub overcommit: Overcommit,
 }

@@ -75,6 +75,20 @@ fn share_free(capacity: &Capacity) -> u64 {
     u64::try_from(free / u128::from(capacity.total_memory.0.max(1))).unwrap_or(u64::MAX)
 }
 
+/// A selector in words, no longer than a message may be.
+fn shown(selector: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> = selector
+        .iter()
+        .map(|(key, value)| format!("`{key}={value}`"))
+        .collect();
+    let shown = labels.join(" and ");
+    shown
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(300)
+        .collect()
+}
+
 /// The order in which clusters are asked: those with most of their memory free first.
 ///
 /// # Errors
@@ -89,7 +103,10 @@ pub fn rank(
         .filter(|candidate| rest_of_selector(selector, &candidate.labels).is_some())
         .collect();
     if matching.is_empty() {
-        return Err(Error::field("node_selector", "no cluster has these labels"));
+        return Err(Error::field(
+            "node_selector",
+            format!("no cluster has {}", shown(selector)),
+        ));
     }
     let most = |of: fn(&Capacity) -> u64| {
         matching
@@ -201,7 +218,7 @@ mod tests {
             ["b"]
         );
         let error = rank(&selector(&[("region", "mars")]), wanted(1, 1), two).unwrap_err();
-        assert!(error.message.starts_with("node_selector: "), "{error}");
+        assert_eq!(error.message, "node_selector: no cluster has `region=mars`");
     }
 
     #[test]

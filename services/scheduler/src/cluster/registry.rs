@@ -16,6 +16,7 @@ pub struct Cluster {
     pub name: String,
     /// "containerd", "kubernetes".
     pub driver: &'static str,
+    /// Matched against a request's `node_selector` before the nodes' own.
     pub labels: BTreeMap<String, String>,
     pub overcommit: Overcommit,
     pub capacity: CapacityCache,

@@ -12,6 +12,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::MilliCpu;
 use agentbox_scheduler::environment::quota::Quota;
 use chrono::TimeDelta;
+use serde_json::json;
 
 use crate::support::cluster::{CALL, World};
 use crate::support::request;
@@ -179,6 +180,35 @@ async fn what_no_cluster_offers_is_refused_and_leaves_no_row() {
         0
     );
     replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_selector_of_the_clusters_labels_runs_and_another_is_refused_by_name() {
+    let world = World::with_labels(json!({ "region": "eu" })).await;
+    // The program itself, which reads the labels from the clusters file.
+    let _scheduler = world.process();
+    world.answers().await;
+    let selecting = |pairs: &[(&str, &str)]| {
+        let mut wanted = request("selects");
+        for (key, value) in pairs {
+            wanted.node_selector.insert((*key).into(), (*value).into());
+        }
+        wanted
+    };
+    let placed = selecting(&[("region", "eu"), ("kubernetes.io/os", "linux")]);
+    let created = world.create(placed).await;
+    world.reaches(&created.id, Status::Running, SOON).await;
+    for (selector, named) in [
+        ([("region", "us")], "`region=us`"),
+        ([("disk", "ssd")], "`disk=ssd`"),
+    ] {
+        let refused = world.try_create(selecting(&selector)).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Validation);
+        assert!(refused.message.starts_with("node_selector: "), "{refused}");
+        assert!(refused.message.contains(named), "{refused}");
+    }
+    delete(&world, &created.id, true).await;
+    world.reaches(&created.id, Status::Terminated, SOON).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime::{BoxPhase, Runtime};
 use agentbox_runtime_containerd::{Config, Driver};
 
-use crate::machine::{config, control_groups, host, subject};
+use crate::machine::{another_config, config, control_groups, host, subject};
 
 /// Everything on the machine that names the box or its network.
 async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
@@ -101,11 +101,7 @@ async fn lost_facts(config: &Config, s: &Subject<Driver>) -> Result<(), Violatio
 #[tokio::test(flavor = "multi_thread")]
 async fn another_deployments_box_is_neither_seen_nor_touched() {
     let ours = subject().await;
-    let mut other = config().await;
-    other.network = Some(other.network().to_owned());
-    other.deployment = "other".to_owned();
-    let state = tempfile::tempdir().unwrap();
-    other.state_dir = state.path().to_owned();
+    let other = another_config().await;
     let driver = || Driver::connect(other.clone()).unwrap();
     let theirs = Subject::new(driver(), driver(), "busybox");
     let spec = theirs.spec();

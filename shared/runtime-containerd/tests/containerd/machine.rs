@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use agentbox_local::TestContainerd;
+use agentbox_local::{ContainerdEndpoint, TestContainerd};
 use agentbox_runtime::conformance::Subject;
 use agentbox_runtime_containerd::{Config, Driver};
 use tokio::process::Command;
@@ -11,13 +11,25 @@ use tokio::sync::OnceCell;
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
-/// The clusters file's `containerd` object, as deploy/local writes it.
-pub async fn config() -> Config {
-    let containerd = CONTAINERD
+async fn containerd() -> &'static TestContainerd {
+    CONTAINERD
         .get_or_init(|| async { TestContainerd::start().await.expect("containerd starts") })
-        .await;
-    let json = serde_json::to_value(&containerd.endpoint).expect("an endpoint is JSON");
+        .await
+}
+
+/// The clusters file's `containerd` object, as deploy/local writes it.
+fn read(endpoint: &ContainerdEndpoint) -> Config {
+    let json = serde_json::to_value(endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
+}
+
+pub async fn config() -> Config {
+    read(&containerd().await.endpoint)
+}
+
+/// Of a deployment that shares the containerd and its bridge.
+pub async fn another_config() -> Config {
+    read(&containerd().await.endpoint.another_deployment())
 }
 
 /// Each driver has connections of its own, as two processes have.

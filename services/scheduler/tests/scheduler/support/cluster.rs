@@ -17,7 +17,7 @@ use agentbox_runtime::Runtime;
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_scheduler::config::Settings;
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
 use super::scheduler::{BOX_SECRET, Replica, bus, settings};
@@ -79,19 +79,19 @@ impl Drop for Process {
 
 impl World {
     pub async fn new() -> Self {
+        Self::with_labels(json!({})).await
+    }
+
+    /// With these `labels` of the cluster in the clusters file.
+    pub async fn with_labels(labels: serde_json::Value) -> Self {
         let containerd = CONTAINERD
             .get_or_try_init(TestContainerd::start)
             .await
             .expect("containerd for tests");
         let files = tempfile::tempdir().unwrap();
-        let mut config: Value = serde_json::to_value(&containerd.endpoint).unwrap();
-        // One bridge, and so one set of firewall tables; but boxes of this test's own.
-        config["network"] = config["deployment"].clone();
-        let unique = EnvironmentId::random().to_string();
-        config["deployment"] = json!(unique.replace("env-", "t-"));
-        config["state_dir"] = json!(files.path().join("boxes"));
+        let config = serde_json::to_value(containerd.endpoint.another_deployment()).unwrap();
         let clusters = json!({ "clusters": [{
-            "name": CLUSTER, "driver": "containerd", "labels": {}, "containerd": config,
+            "name": CLUSTER, "driver": "containerd", "labels": labels, "containerd": config,
         }]});
         let path = files.path().join("clusters.json");
         std::fs::write(&path, clusters.to_string()).unwrap();

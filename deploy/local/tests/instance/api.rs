@@ -1,0 +1,151 @@
+//! The API as a careful client uses it: where a part of the system is gone, it asks again
+//! what may be asked twice, and takes no other answer than the promised one.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use agentbox_local::{Options, System};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// So long one question may go unanswered.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ONE_TRY: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The rate limits are not what these tests are about.
+pub fn without_rate_limits(options: Options) -> Options {
+    ["AUTH", "CREATE", "EXEC", "OTHER"]
+        .iter()
+        .fold(options, |options, category| {
+            let name = format!("AGENTBOX_RATE_LIMIT_{category}");
+            options.env("api-gateway", &name, "1000000")
+        })
+}
+
+pub struct Api {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+    /// Questions that had to be asked again.
+    pub repeated: Cell<u32>,
+}
+
+impl Api {
+    pub async fn of(system: &System) -> Self {
+        Self::login(system.url(), &system.admin.username, &system.admin.password).await
+    }
+
+    pub async fn login(url: &str, username: &str, password: &str) -> Self {
+        let mut api = Self {
+            http: reqwest::Client::new(),
+            base: format!("{url}/api/v1"),
+            token: String::new(),
+            repeated: Cell::new(0),
+        };
+        let login = json!({ "username": username, "password": password });
+        let reply = api
+            .ask(Method::POST, "/auth/login", Some(login), None)
+            .await;
+        reply["token"].as_str().unwrap().clone_into(&mut api.token);
+        api
+    }
+
+    /// Makes a small busybox environment, once, however often it has to ask.
+    pub async fn create(&self, name: &str) -> Value {
+        let body = json!({
+            "name": name,
+            "image": "busybox",
+            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
+            "timeout": 1800,
+        });
+        self.ask(Method::POST, "/environments", Some(body), Some(name))
+            .await
+    }
+
+    pub async fn get(&self, id: &str) -> Value {
+        let path = format!("/environments/{id}");
+        self.ask(Method::GET, &path, None, None).await
+    }
+
+    pub async fn list(&self) -> Value {
+        self.ask(Method::GET, "/environments?limit=1000", None, None)
+            .await
+    }
+
+    pub async fn delete(&self, id: &str) {
+        let path = format!("/environments/{id}");
+        self.ask(Method::DELETE, &path, None, None).await;
+    }
+
+    /// Runs a script that may run twice.
+    pub async fn exec(&self, id: &str, script: &str) -> Value {
+        let path = format!("/environments/{id}/exec");
+        let body = json!({ "command": ["sh", "-c", script] });
+        self.ask(Method::POST, &path, Some(body), None).await
+    }
+
+    /// Waits for a status, and fails early when another end has come.
+    pub async fn reaches(&self, id: &str, status: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let seen = self.get(id).await;
+            if seen["status"] == status {
+                return seen;
+            }
+            let has_ended = seen["status"] == "failed" || seen["status"] == "terminated";
+            assert!(
+                !has_ended && begun.elapsed() < PATIENCE,
+                "{id} is not {status} after {:?}: {seen}",
+                begun.elapsed()
+            );
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        idempotency_key: Option<&str>,
+    ) -> Value {
+        let begun = Instant::now();
+        loop {
+            let mut request = self
+                .http
+                .request(method.clone(), format!("{}{path}", self.base))
+                .timeout(ONE_TRY);
+            if !self.token.is_empty() {
+                request = request.bearer_auth(&self.token);
+            }
+            if let Some(body) = &body {
+                request = request.json(body);
+            }
+            if let Some(key) = idempotency_key {
+                request = request.header("Idempotency-Key", key);
+            }
+            let why = match answer(request).await {
+                Ok((200..300, text)) => return serde_json::from_str(&text).unwrap_or_default(),
+                // A part that is gone, and may have done it or not.
+                Ok((502..=504, text)) => text,
+                Err(broken) => format!("{broken:?}"),
+                Ok((status, text)) => panic!("{method} {path}: {status} {text}"),
+            };
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{method} {path} has no answer after {:?}: {why}",
+                begun.elapsed()
+            );
+            self.repeated.set(self.repeated.get() + 1);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Status and body; a connection that breaks in the midst of it has no answer.
+async fn answer(request: reqwest::RequestBuilder) -> Result<(u16, String), reqwest::Error> {
+    let answer = request.send().await?;
+    let status = answer.status().as_u16();
+    Ok((status, answer.text().await?))
+}

@@ -1,0 +1,222 @@
+//! Every part of the system is killed (SIGKILL) while it works. Nothing is lost, doubled
+//! or invented, and the system comes back by itself.
+
+use std::cell::{Cell, RefCell};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agentbox_local::{Options, System};
+use futures::future::join_all;
+use serde_json::Value;
+
+use crate::api::{Api, without_rate_limits};
+use crate::host::{boxes_left, remains};
+
+const CLIENTS: usize = 4;
+const RESTARTED: Duration = Duration::from_secs(30);
+
+/// What the clients are doing, for whoever kills at a chosen point.
+#[derive(Default)]
+struct Progress {
+    starting: Cell<usize>,
+    executing: Cell<usize>,
+    rounds: Cell<usize>,
+    is_over: Cell<bool>,
+    created: RefCell<Vec<String>>,
+}
+
+/// When a service is killed.
+#[derive(Clone, Copy, Debug)]
+enum Point {
+    WhileEnvironmentsStart,
+    WhileCommandsRun,
+}
+
+impl Progress {
+    async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !is_so(self) {
+            assert!(begun.elapsed() < Duration::from_secs(120), "never: {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn reaches(&self, point: Point) {
+        self.until(&format!("{point:?}"), |now| match point {
+            Point::WhileEnvironmentsStart => now.starting.get() > 0,
+            Point::WhileCommandsRun => now.executing.get() > 1,
+        })
+        .await;
+    }
+
+    /// Until every client has been through a whole workflow that began after now.
+    async fn goes_on(&self) {
+        let enough = self.rounds.get() + 2 * CLIENTS;
+        self.until("work goes on", |now| now.rounds.get() >= enough)
+            .await;
+    }
+
+    async fn work(&self, api: &Api, client: usize) {
+        let mut round = 0;
+        while !self.is_over.get() {
+            round += 1;
+            self.starting.set(self.starting.get() + 1);
+            let created = api.create(&format!("c{client}-r{round}")).await;
+            let id = created["id"].as_str().unwrap().to_owned();
+            self.created.borrow_mut().push(id.clone());
+            api.reaches(&id, "running").await;
+            self.starting.set(self.starting.get() - 1);
+            for word in ["one", "two"] {
+                self.executing.set(self.executing.get() + 1);
+                let said = api
+                    .exec(&id, &format!("sleep 0.2; echo {word}; exit 7"))
+                    .await;
+                self.executing.set(self.executing.get() - 1);
+                assert_eq!(said["exit_code"], 7, "{said}");
+                assert_eq!(said["stdout"], format!("{word}\n"), "{said}");
+            }
+            api.delete(&id).await;
+            self.rounds.set(self.rounds.get() + 1);
+        }
+    }
+}
+
+/// Kills one, and waits until another is in its place and everything is ready.
+async fn kill(system: &System, part: &str, index: usize) -> Duration {
+    let before = system.pids(part)[&index];
+    let begun = Instant::now();
+    assert!(system.kill(part, index));
+    while system
+        .pids(part)
+        .get(&index)
+        .is_none_or(|pid| *pid == before)
+    {
+        assert!(
+            begun.elapsed() < RESTARTED,
+            "{part}-{index} is not restarted"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    system.wait_ready(RESTARTED).await.unwrap();
+    begun.elapsed()
+}
+
+/// What `make status` says.
+fn status(system: &System) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_agentbox-local"))
+        .arg("--dir")
+        .arg(system.directory())
+        .arg("status")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "all is well again:\n{said}");
+    said
+}
+
+#[tokio::test]
+async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
+    let system = System::start(without_rate_limits(Options::default().replicas(2)))
+        .await
+        .unwrap();
+    let api = Api::of(&system).await;
+    let progress = Progress::default();
+    let clients = join_all((0..CLIENTS).map(|client| progress.work(&api, client)));
+    let killing = async {
+        for (service, point) in [
+            ("scheduler", Point::WhileEnvironmentsStart),
+            ("exec-proxy", Point::WhileCommandsRun),
+            ("auth", Point::WhileEnvironmentsStart),
+            ("api-gateway", Point::WhileCommandsRun),
+        ] {
+            for index in 0..2 {
+                progress.reaches(point).await;
+                let back = kill(&system, service, index).await;
+                println!("{service}-{index} killed {point:?}, all ready after {back:?}");
+                progress.goes_on().await;
+            }
+        }
+        progress.is_over.set(true);
+    };
+    tokio::join!(clients, killing);
+
+    let mut created = progress.created.take();
+    println!(
+        "{} environments, {} requests asked again",
+        created.len(),
+        api.repeated.get()
+    );
+    for id in &created {
+        let ended = api.reaches(id, "terminated").await;
+        assert_eq!(ended["status_reason"], "DELETED", "{ended}");
+    }
+    let listed = api.list().await;
+    let mut known: Vec<String> = listed["environments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|environment| environment["id"].as_str().unwrap().to_owned())
+        .collect();
+    created.sort();
+    known.sort();
+    assert_eq!(known, created, "each was made once, and none is lost");
+    let containerd = system.containerd.clone().unwrap();
+    assert_eq!(boxes_left(&containerd).await, Vec::<String>::new());
+    let said = status(&system);
+    let killed = said
+        .lines()
+        .filter(|line| line.contains("ready; it ended before: signal: 9"))
+        .count();
+    assert_eq!(killed, 8, "{said}");
+    system.stop().await;
+    assert_eq!(remains(&containerd), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
+    let system = System::start(without_rate_limits(Options::default().replicas(2)))
+        .await
+        .unwrap();
+    let api = Api::of(&system).await;
+    let lasting = api.create("lasting").await;
+    let id = lasting["id"].as_str().unwrap().to_owned();
+    let running = api.reaches(&id, "running").await;
+    let mark = api
+        .exec(&id, "cat /proc/sys/kernel/random/uuid | tee /mark")
+        .await;
+    for part in ["nats", "postgres", "containerd"] {
+        let back = kill(&system, part, 0).await;
+        let begun = Instant::now();
+        let said = api.exec(&id, "cat /mark").await;
+        println!(
+            "{part} killed: all ready after {back:?}, exec answers {:?} later",
+            begun.elapsed()
+        );
+        assert_eq!(said["stdout"], mark["stdout"], "the same box: {said}");
+        let still = api.get(&id).await;
+        for field in ["status", "started_at", "endpoint"] {
+            assert_eq!(still[field], running[field], "{part}: {still}");
+        }
+        whole_life(&api, part).await;
+        assert!(status(&system).contains("it ended before: signal: 9"));
+    }
+    api.delete(&id).await;
+    api.reaches(&id, "terminated").await;
+    let containerd = system.containerd.clone().unwrap();
+    assert_eq!(boxes_left(&containerd).await, Vec::<String>::new());
+    system.stop().await;
+    assert_eq!(remains(&containerd), Vec::<String>::new());
+}
+
+async fn whole_life(api: &Api, name: &str) {
+    let created: Value = api.create(&format!("after-{name}")).await;
+    let id = created["id"].as_str().unwrap().to_owned();
+    api.reaches(&id, "running").await;
+    let said = api.exec(&id, "echo here; exit 3").await;
+    assert_eq!(
+        (&said["stdout"], &said["exit_code"]),
+        (&"here\n".into(), &3.into())
+    );
+    api.delete(&id).await;
+    api.reaches(&id, "terminated").await;
+}

@@ -1,0 +1,98 @@
+//! What a person can get wrong: `up` says it in one line, at once, and leaves nothing.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_agentbox-local");
+
+/// `up` by way of `wrapper`, in a directory and on a port of its own.
+fn up(wrapper: &[&str], directory: &Path, port: u16) -> String {
+    let begun = Instant::now();
+    let mut words = wrapper.iter().copied().chain([PROGRAM, "up"]);
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .env("AGENTBOX_DIR", directory)
+        .env("AGENTBOX_PORT", port.to_string())
+        .env("AGENTBOX_BIN_DIR", agentbox_local::bin_dir())
+        .env("AGENTBOX_BOXD", agentbox_local::boxd())
+        .output()
+        .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{output:?}");
+    one_line(&output)
+}
+
+fn one_line(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[test]
+fn a_taken_port_is_named_with_who_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let said = up(&["env"], dir.path(), port);
+    let own = format!("(pid {})", std::process::id());
+    for expected in [&format!("port {port} is taken by"), &own, "AGENTBOX_PORT"] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn without_root_it_says_how_to_get_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // All rights of root without its name: enough to find the program wherever it is.
+    let said = up(
+        &[
+            "setpriv",
+            "--ambient-caps=+dac_read_search",
+            "--inh-caps=+dac_read_search",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ],
+        dir.path(),
+        free_port(),
+    );
+    assert!(said.contains("sudo make up"), "{said}");
+}
+
+#[test]
+fn a_full_disk_is_named_with_what_is_free_and_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let within = format!(
+        "mount -t tmpfs -o size=100m none {0} && exec \"$@\"",
+        dir.path().display()
+    );
+    // In a mount namespace of its own: nothing is left of it.
+    let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
+    let said = up(&wrapper, &dir.path().join("data"), free_port());
+    for expected in ["the disk is full: 100 MiB free in", "2048 MiB are needed"] {
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn missing_packages_are_named_together_with_how_to_install_them() {
+    let (dir, nothing) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hidden = ["/usr/lib/postgresql", "/usr/lib/cni"];
+    let within = hidden
+        .map(|path| format!("mount --bind {} {path} && ", nothing.path().display()))
+        .concat()
+        + "exec \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
+    let said = up(&wrapper, dir.path(), free_port());
+    for expected in ["postgresql containernetworking-plugins", "make packages"] {
+        assert!(said.contains(expected), "{said}");
+    }
+}
