@@ -49,7 +49,7 @@ boxd: packages ## Build boxd, the program inside every box
 test: packages boxd ## Run all tests, on real Postgres, NATS and containerd
 	cargo build --workspace --bins
 	$(TARGET)/debug/agentbox-local prepare
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check

@@ -39,28 +39,31 @@ impl Trace {
     /// The spans of a command that was there at `launched` and took `duration`.
     #[must_use]
     pub fn of_command(&self, launched: SystemTime, duration: Duration) -> Vec<proto::Span> {
-        let run = self.run();
+        // The duration is of another clock than the moments: a run still covers its command.
+        let ended = launched + duration;
+        let run = self.run_until(ended.max(SystemTime::now()));
         let start = child(&run, Step::Start, self.begun, launched);
-        let command = child(&run, Step::Command, launched, launched + duration);
+        let command = child(&run, Step::Command, launched, ended);
         vec![run, start, command]
     }
 
     /// The spans of a command that could not be started.
     #[must_use]
     pub fn of_refusal(&self) -> Vec<proto::Span> {
-        let run = self.run();
-        let start = child(&run, Step::Start, self.begun, SystemTime::now());
+        let ended = SystemTime::now();
+        let run = self.run_until(ended);
+        let start = child(&run, Step::Start, self.begun, ended);
         vec![run, start]
     }
 
-    fn run(&self) -> proto::Span {
+    fn run_until(&self, ended: SystemTime) -> proto::Span {
         proto::Span {
             trace_id: self.trace_id.to_vec(),
             span_id: new_span_id(),
             parent_span_id: self.parent.to_vec(),
             step: Step::Run.into(),
             start_unix_nanos: unix_nanos(self.begun),
-            end_unix_nanos: unix_nanos(SystemTime::now()),
+            end_unix_nanos: unix_nanos(ended),
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn without_rate_limits(options: Options) -> Options {
 pub struct Api {
     http: reqwest::Client,
     base: String,
-    token: String,
+    pub token: String,
     /// Questions that had to be asked again.
     pub repeated: Cell<u32>,
 }

@@ -9,6 +9,7 @@
 
 mod api;
 mod boxes;
+mod examples;
 mod host;
 mod kills;
 mod mistakes;

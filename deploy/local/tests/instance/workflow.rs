@@ -6,29 +6,14 @@ use std::time::Duration;
 use agentbox_local::{Options, System};
 use tokio::process::Command;
 
+use crate::api::Api;
+
 /// As the guide prints it.
 const SCRIPT: &str = include_str!("workflow.sh");
 /// `pip install` included.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-async fn login(system: &System) -> String {
-    let reply: serde_json::Value = reqwest::Client::new()
-        .post(format!("{}/api/v1/auth/login", system.url()))
-        .json(&serde_json::json!({
-            "username": system.admin.username,
-            "password": system.admin.password,
-        }))
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
-    reply["token"].as_str().unwrap().to_owned()
-}
-
-async fn run_script(system: &System) -> String {
-    let token = login(system).await;
+async fn run_script(system: &System, token: &str) -> String {
     let script = SCRIPT
         .replace(
             "SERVER=\"https://your-server/api/v1\"",
@@ -57,7 +42,8 @@ async fn run_script(system: &System) -> String {
 #[tokio::test]
 async fn the_guides_workflow_runs_as_written_and_nothing_of_it_stays() {
     let system = System::start(Options::default().replicas(2)).await.unwrap();
-    let said = run_script(&system).await;
+    let api = Api::of(&system).await;
+    let said = run_script(&system, &api.token).await;
     for expected in [
         "Environment is running!",
         "NumPy version: ",
@@ -67,28 +53,9 @@ async fn the_guides_workflow_runs_as_written_and_nothing_of_it_stays() {
         assert!(said.contains(expected), "{expected} is missing in:\n{said}");
     }
 
-    let token = login(&system).await;
-    let list = format!("{}/api/v1/environments", system.url());
-    let ended = async {
-        loop {
-            let page: serde_json::Value = reqwest::Client::new()
-                .get(&list)
-                .bearer_auth(&token)
-                .send()
-                .await
-                .unwrap()
-                .json()
-                .await
-                .unwrap();
-            assert_eq!(page["total"], 1, "one environment, not doubled: {page}");
-            if page["environments"][0]["status"] == "terminated" {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), ended)
-        .await
-        .unwrap();
+    let list = api.list().await;
+    assert_eq!(list["total"], 1, "one environment, not doubled: {list}");
+    let id = list["environments"][0]["id"].as_str().unwrap();
+    api.reaches(id, "terminated").await;
     system.stop().await;
 }
