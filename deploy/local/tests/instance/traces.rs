@@ -440,11 +440,9 @@ impl Logs {
             .filter(move |(name, _)| ours(name))
             .flat_map(|(name, text)| {
                 text.lines().map(move |line| {
-                    let value = serde_json::from_str(line);
-                    (
-                        name.as_str(),
-                        value.unwrap_or_else(|_| panic!("{name}: no JSON: {line}")),
-                    )
+                    let value: Result<Value, _> = serde_json::from_str(line);
+                    assert!(value.is_ok(), "{name}: no JSON: {line}");
+                    (name.as_str(), value.unwrap())
                 })
             })
     }
