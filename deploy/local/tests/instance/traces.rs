@@ -1,8 +1,11 @@
 //! What a real collector receives of a request's way through the whole system, and what
 //! neither it nor a log may ever contain.
 
+mod caller;
 mod collector;
+mod logs;
 mod secrets;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,11 +15,13 @@ use agentbox_local::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use collector::{Collector, Span, SpanKind};
+use caller::{Began, Caller};
+use collector::{Collector, Span};
+use logs::Logs;
 use secrets::Secrets;
+use ways::{command, through_the_box, through_the_scheduler};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
 
 fn traced(endpoint: &str) -> Options {
     Options::default()
@@ -25,193 +30,6 @@ fn traced(endpoint: &str) -> Options {
         .env("*", "OTEL_BSP_SCHEDULE_DELAY", "200")
         // More is logged than in production, so more could leak.
         .env("*", "AGENTBOX_LOG", "info,agentbox=debug")
-}
-
-/// A caller with a trace of its own for each request.
-struct Caller {
-    http: reqwest::Client,
-    url: String,
-    token: String,
-}
-
-/// A request's trace, as its caller began it.
-#[derive(Clone)]
-struct Began {
-    trace: String,
-    span: String,
-}
-
-impl Began {
-    fn new() -> Self {
-        Self {
-            trace: hex::encode(rand::random::<[u8; 16]>()),
-            span: hex::encode(rand::random::<[u8; 8]>()),
-        }
-    }
-}
-
-impl Caller {
-    async fn login(system: &System) -> Self {
-        let mut caller = Self {
-            http: reqwest::Client::new(),
-            url: system.url().to_owned(),
-            token: String::new(),
-        };
-        let login = json!({
-            "username": system.admin.username,
-            "password": system.admin.password,
-        });
-        let (status, reply) = caller
-            .ask(&Began::new(), "01", Method::POST, "/auth/login", &login)
-            .await;
-        assert_eq!(status, StatusCode::OK, "{reply}");
-        caller.token = reply["token"].as_str().unwrap().to_owned();
-        caller
-    }
-
-    /// Asks in the trace `began`; the answer names that trace.
-    async fn ask(
-        &self,
-        began: &Began,
-        flags: &str,
-        method: Method,
-        path: &str,
-        body: &Value,
-    ) -> (StatusCode, Value) {
-        let mut request = self
-            .http
-            .request(method, format!("{}/api/v1{path}", self.url))
-            .header(
-                "traceparent",
-                format!("00-{}-{}-{flags}", began.trace, began.span),
-            );
-        if !self.token.is_empty() {
-            request = request.bearer_auth(&self.token);
-        }
-        if !body.is_null() {
-            request = request.json(body);
-        }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.headers()["x-trace-id"], began.trace.as_str());
-        let status = response.status();
-        (status, response.json().await.unwrap_or(Value::Null))
-    }
-
-    async fn sampled(&self, method: Method, path: &str, body: &Value) -> (Began, Value) {
-        let began = Began::new();
-        let (status, reply) = self.ask(&began, "01", method, path, body).await;
-        assert!(status.is_success(), "{path}: {status} {reply}");
-        (began, reply)
-    }
-
-    async fn until_status(&self, id: &str, wanted: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let path = format!("/environments/{id}");
-            let (_, reply) = self
-                .ask(&Began::new(), "00", Method::GET, &path, &Value::Null)
-                .await;
-            if reply["status"] == wanted {
-                return;
-            }
-            assert!(Instant::now() < deadline, "not {wanted}: {reply}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-/// The spans of one trace and what hangs on which.
-struct Tree<'a>(Vec<&'a Span>);
-
-impl<'a> Tree<'a> {
-    fn of(spans: &'a [Span], trace: &str) -> Self {
-        Self(spans.iter().filter(|span| span.trace == trace).collect())
-    }
-
-    fn find(&self, service: &str, kind: SpanKind, is: impl Fn(&Span) -> bool) -> Option<&'a Span> {
-        let service = format!("agentbox-{service}");
-        let fits = |span: &&&Span| span.service == service && span.kind == kind && is(span);
-        self.0.iter().find(fits).copied()
-    }
-
-    fn is_below(&self, span: &Span, above: &Span) -> bool {
-        let mut parent = span.parent.clone();
-        for _ in 0..self.0.len() {
-            if parent == above.id {
-                return true;
-            }
-            match self.0.iter().find(|other| other.id == parent) {
-                Some(next) => parent.clone_from(&next.parent),
-                None => return false,
-            }
-        }
-        false
-    }
-}
-
-/// The gateway's span of a request, child of the caller's.
-fn request<'a>(tree: &Tree<'a>, began: &Began, name: &str) -> Option<&'a Span> {
-    tree.find("api-gateway", SpanKind::Server, |span| {
-        span.name == name && span.parent == began.span
-    })
-}
-
-/// HTTP → request → scheduler → Postgres, and the command that the scheduler sent.
-fn through_the_scheduler(spans: &[Span], began: &Began, http: &str) -> Option<Span> {
-    let tree = Tree::of(spans, &began.trace);
-    let http = request(&tree, began, http)?;
-    let sent = tree.find("scheduler", SpanKind::Producer, |span| {
-        span.name.contains("command") && tree.is_below(span, http)
-    })?;
-    let served = tree.find("scheduler", SpanKind::Server, |span| {
-        tree.is_below(sent, span)
-    })?;
-    tree.find("api-gateway", SpanKind::Client, |span| {
-        span.id == served.parent && tree.is_below(span, http)
-    })?;
-    tree.find("scheduler", SpanKind::Client, |span| {
-        span.attribute("db.system.name") == "postgresql"
-            && !span.attribute("db.operation.name").is_empty()
-            && tree.is_below(span, served)
-    })?;
-    Some(sent.clone())
-}
-
-/// The span of the command that `sent` sent: in a trace of its own, linked to it, with a
-/// call of containerd below it.
-fn command(spans: &[Span], sent: &Span, method: &str) -> Option<()> {
-    let is_linked = |span: &&Span| {
-        span.kind == SpanKind::Consumer
-            && span.links.contains(&(sent.trace.clone(), sent.id.clone()))
-    };
-    let carried_out = spans.iter().find(is_linked)?;
-    assert_ne!(carried_out.trace, sent.trace);
-    assert_eq!(carried_out.parent, "");
-    let tree = Tree::of(spans, &carried_out.trace);
-    tree.find("scheduler", SpanKind::Client, |span| {
-        span.attribute("rpc.method") == method
-            && span.attribute("rpc.service") == "runtime.v1.RuntimeService"
-            && tree.is_below(span, carried_out)
-    })?;
-    Some(())
-}
-
-/// HTTP → exec-proxy → boxd, down to the command.
-fn through_the_box(spans: &[Span], began: &Began) -> Option<(Span, Span)> {
-    let tree = Tree::of(spans, &began.trace);
-    let http = request(&tree, began, "POST /api/v1/environments/{id}/exec")?;
-    let session = tree.find("exec-proxy", SpanKind::Server, |s| tree.is_below(s, http))?;
-    let call = tree.find("exec-proxy", SpanKind::Client, |s| {
-        s.attribute("rpc.method") == "Run" && tree.is_below(s, session)
-    })?;
-    let run = tree.find("boxd", SpanKind::Server, |s| s.parent == call.id)?;
-    let below = |name: &str| {
-        tree.find("boxd", SpanKind::Internal, |s| {
-            s.name == name && s.parent == run.id
-        })
-    };
-    below("start")?;
-    Some((run.clone(), below("command")?.clone()))
 }
 
 #[tokio::test]
@@ -414,61 +232,6 @@ fn check_spans(spans: &[Span], id: &str, unsampled: &Began, secrets: &Secrets) {
             .map(String::as_str)
             .collect()
     );
-}
-
-/// All logs of a system.
-struct Logs(Vec<(String, String)>);
-
-impl Logs {
-    fn of(system: &System) -> Self {
-        let read = |entry: std::fs::DirEntry| {
-            let name = entry.file_name().into_string().unwrap();
-            (
-                name,
-                String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).into_owned(),
-            )
-        };
-        let entries = std::fs::read_dir(system.logs()).unwrap();
-        Self(entries.map(|entry| read(entry.unwrap())).collect())
-    }
-
-    /// The lines of our services; of Postgres, NATS and containerd none.
-    fn lines(&self) -> impl Iterator<Item = (&str, Value)> {
-        let ours = |name: &str| SERVICES.iter().any(|service| name.starts_with(service));
-        self.0
-            .iter()
-            .filter(move |(name, _)| ours(name))
-            .flat_map(|(name, text)| {
-                text.lines().map(move |line| {
-                    let value: Result<Value, _> = serde_json::from_str(line);
-                    assert!(value.is_ok(), "{name}: no JSON: {line}");
-                    (name.as_str(), value.unwrap())
-                })
-            })
-    }
-
-    fn check(&self, secrets: &Secrets) {
-        for (name, text) in &self.0 {
-            secrets.check(name, text);
-        }
-        let mut services = BTreeSet::new();
-        for (name, line) in self.lines() {
-            for key in ["timestamp", "level", "target", "service", "message"] {
-                assert!(line[key].is_string(), "{name}: no {key}: {line}");
-            }
-            assert_ne!(line["level"], "ERROR", "nobody needs to act: {line}");
-            services.insert(line["service"].as_str().unwrap().to_owned());
-        }
-        assert_eq!(services, SERVICES.map(String::from).into());
-    }
-
-    fn have_a_line_in(&self, trace: &str, service: &str) {
-        assert!(
-            self.lines()
-                .any(|(_, line)| line["trace_id"] == trace && line["service"] == service),
-            "{service} logs nothing in {trace}"
-        );
-    }
 }
 
 #[tokio::test]

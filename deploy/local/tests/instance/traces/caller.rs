@@ -1,0 +1,102 @@
+//! A client whose every request begins a trace.
+
+use std::time::{Duration, Instant};
+
+use agentbox_local::System;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A caller with a trace of its own for each request.
+pub struct Caller {
+    pub http: reqwest::Client,
+    pub url: String,
+    pub token: String,
+}
+
+/// A request's trace, as its caller began it.
+#[derive(Clone)]
+pub struct Began {
+    pub trace: String,
+    pub span: String,
+}
+
+impl Began {
+    pub fn new() -> Self {
+        Self {
+            trace: hex::encode(rand::random::<[u8; 16]>()),
+            span: hex::encode(rand::random::<[u8; 8]>()),
+        }
+    }
+}
+
+impl Caller {
+    pub async fn login(system: &System) -> Self {
+        let mut caller = Self {
+            http: reqwest::Client::new(),
+            url: system.url().to_owned(),
+            token: String::new(),
+        };
+        let login = json!({
+            "username": system.admin.username,
+            "password": system.admin.password,
+        });
+        let (status, reply) = caller
+            .ask(&Began::new(), "01", Method::POST, "/auth/login", &login)
+            .await;
+        assert_eq!(status, StatusCode::OK, "{reply}");
+        caller.token = reply["token"].as_str().unwrap().to_owned();
+        caller
+    }
+
+    /// Asks in the trace `began`; the answer names that trace.
+    pub async fn ask(
+        &self,
+        began: &Began,
+        flags: &str,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> (StatusCode, Value) {
+        let mut request = self
+            .http
+            .request(method, format!("{}/api/v1{path}", self.url))
+            .header(
+                "traceparent",
+                format!("00-{}-{}-{flags}", began.trace, began.span),
+            );
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.headers()["x-trace-id"], began.trace.as_str());
+        let status = response.status();
+        (status, response.json().await.unwrap_or(Value::Null))
+    }
+
+    pub async fn sampled(&self, method: Method, path: &str, body: &Value) -> (Began, Value) {
+        let began = Began::new();
+        let (status, reply) = self.ask(&began, "01", method, path, body).await;
+        assert!(status.is_success(), "{path}: {status} {reply}");
+        (began, reply)
+    }
+
+    pub async fn until_status(&self, id: &str, wanted: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let path = format!("/environments/{id}");
+            let (_, reply) = self
+                .ask(&Began::new(), "00", Method::GET, &path, &Value::Null)
+                .await;
+            if reply["status"] == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {wanted}: {reply}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}

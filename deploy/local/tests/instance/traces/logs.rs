@@ -1,0 +1,65 @@
+//! The logs of a system, read as an operator's tools do.
+
+use std::collections::BTreeSet;
+
+use agentbox_local::System;
+use serde_json::Value;
+
+use super::secrets::Secrets;
+
+const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
+
+/// All logs of a system.
+pub struct Logs(Vec<(String, String)>);
+
+impl Logs {
+    pub fn of(system: &System) -> Self {
+        let read = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().into_string().unwrap();
+            (
+                name,
+                String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).into_owned(),
+            )
+        };
+        let entries = std::fs::read_dir(system.logs()).unwrap();
+        Self(entries.map(|entry| read(entry.unwrap())).collect())
+    }
+
+    /// The lines of our services; of Postgres, NATS and containerd none.
+    pub fn lines(&self) -> impl Iterator<Item = (&str, Value)> {
+        let ours = |name: &str| SERVICES.iter().any(|service| name.starts_with(service));
+        self.0
+            .iter()
+            .filter(move |(name, _)| ours(name))
+            .flat_map(|(name, text)| {
+                text.lines().map(move |line| {
+                    let value: Result<Value, _> = serde_json::from_str(line);
+                    assert!(value.is_ok(), "{name}: no JSON: {line}");
+                    (name.as_str(), value.unwrap())
+                })
+            })
+    }
+
+    pub fn check(&self, secrets: &Secrets) {
+        for (name, text) in &self.0 {
+            secrets.check(name, text);
+        }
+        let mut services = BTreeSet::new();
+        for (name, line) in self.lines() {
+            for key in ["timestamp", "level", "target", "service", "message"] {
+                assert!(line[key].is_string(), "{name}: no {key}: {line}");
+            }
+            assert_ne!(line["level"], "ERROR", "nobody needs to act: {line}");
+            services.insert(line["service"].as_str().unwrap().to_owned());
+        }
+        assert_eq!(services, SERVICES.map(String::from).into());
+    }
+
+    pub fn have_a_line_in(&self, trace: &str, service: &str) {
+        assert!(
+            self.lines()
+                .any(|(_, line)| line["trace_id"] == trace && line["service"] == service),
+            "{service} logs nothing in {trace}"
+        );
+    }
+}
