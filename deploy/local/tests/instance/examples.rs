@@ -45,7 +45,7 @@ impl Guide<'_> {
             .output();
         let output = tokio::time::timeout(DEADLINE, run)
             .await
-            .expect(name)
+            .unwrap_or_else(|_| panic!("{name} did not end in time"))
             .unwrap();
         assert!(output.status.success(), "{name}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
