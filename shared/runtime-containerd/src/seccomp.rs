@@ -53,7 +53,11 @@ pub fn narrowed(info: &str) -> Result<String, SeccompError> {
             names.retain(|name| name.as_str().is_none_or(|name| !REFUSED.contains(&name)));
         }
     }
-    rules.retain(|rule| rule["names"].as_array().is_some_and(|names| !names.is_empty()));
+    rules.retain(|rule| {
+        rule["names"]
+            .as_array()
+            .is_some_and(|names| !names.is_empty())
+    });
     rules.extend(FAMILIES.map(|family| {
         json!({
             "names": ["socket"],
@@ -74,7 +78,10 @@ pub fn keep(state_dir: &Path, filter: &str) -> io::Result<PathBuf> {
         return Ok(path);
     }
     // Whole or not at all, also when two write at a time.
-    let unique = format!("seccomp.json.{}", agentbox_contracts::ids::InstanceId::random());
+    let unique = format!(
+        "seccomp.json.{}",
+        agentbox_contracts::ids::InstanceId::random()
+    );
     let new = state_dir.join(unique);
     std::fs::write(&new, filter)?;
     std::fs::rename(&new, &path)?;

@@ -24,7 +24,7 @@ use crate::cgroup;
 use crate::driver::{Inner, io_failure};
 use crate::facts::BoxLock;
 use crate::labels::Promised;
-use measure::{MeasureError, MIN_FILE_BYTES};
+use measure::{MIN_FILE_BYTES, MeasureError};
 
 /// Between two looks.
 pub const INTERVAL: Duration = Duration::from_secs(1);

@@ -23,10 +23,11 @@ pub const NEVER_V6: [&str; 7] = [
 /// can open nothing. A larger one is no mistake, it opens the rest.
 #[must_use]
 pub fn never_reached(network: &IpNet) -> Option<&'static str> {
-    NEVER_V4
-        .into_iter()
-        .chain(NEVER_V6)
-        .find(|range| range.parse().is_ok_and(|range: IpNet| range.contains(network)))
+    NEVER_V4.into_iter().chain(NEVER_V6).find(|range| {
+        range
+            .parse()
+            .is_ok_and(|range: IpNet| range.contains(network))
+    })
 }
 
 #[cfg(test)]

@@ -29,6 +29,15 @@ pub(crate) async fn remove(paths: &Paths) {
     })
     .await;
     delete_containers(&paths.runc()).await;
+    // gVisor's sandboxes are processes that were told where their state is.
+    let runsc = paths.runsc().to_string_lossy().into_owned();
+    kill_all(|arguments| {
+        arguments
+            .first()
+            .is_some_and(|program| program.starts_with("runsc"))
+            && arguments.iter().any(|argument| argument.contains(&runsc))
+    })
+    .await;
     remove_shim_sockets(&paths.state());
     let postgres = postgres_mount(&paths.deployment);
     unmount_below(&[&paths.run(), &paths.root, &paths.boxes, &postgres]);

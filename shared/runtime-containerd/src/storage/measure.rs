@@ -85,7 +85,10 @@ pub fn unlinked(places: &[&Path], processes: &[u32]) -> Result<u64, MeasureError
     let mut total = 0u64;
     for process in processes {
         let process = PathBuf::from(format!("/proc/{process}"));
-        for held in open_files(&process).into_iter().chain(deleted_maps(&process)) {
+        for held in open_files(&process)
+            .into_iter()
+            .chain(deleted_maps(&process))
+        {
             // The kernel's link leads to the file itself, whatever it is called.
             let Ok(metadata) = fs::metadata(held) else {
                 continue;

@@ -116,12 +116,23 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
     let net = format!("fd77:{:x}", std::process::id() & 0xffff);
     let (near, far) = (format!("{net}::1"), format!("{net}::2/64"));
     let with_length = format!("{near}/64");
-    let of_bridge = ["-6", "addr", "add", &with_length, "dev", &config.bridge, "nodad"];
+    let of_bridge = [
+        "-6",
+        "addr",
+        "add",
+        &with_length,
+        "dev",
+        &config.bridge,
+        "nodad",
+    ];
     host("ip", &of_bridge).await.map_err(Violation)?;
     let attempts = async {
-        inside(pid, &["ip", "-6", "addr", "add", &far, "dev", "eth0", "nodad"])
-            .await
-            .map_err(Violation)?;
+        inside(
+            pid,
+            &["ip", "-6", "addr", "add", &far, "dev", "eth0", "nodad"],
+        )
+        .await
+        .map_err(Violation)?;
         // The control: it listens there.
         let own = TcpStream::connect((near.as_str(), port)).await;
         claim(own.is_ok(), || format!("{own:?}"))?;
@@ -132,7 +143,9 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         refused.map_err(Violation)?;
         let pinged = inside(
             pid,
-            &["busybox", "ping", "-c", "1", "-W", "2", "-I", "eth0", "ff02::1"],
+            &[
+                "busybox", "ping", "-c", "1", "-W", "2", "-I", "eth0", "ff02::1",
+            ],
         );
         // All nodes: the box's own interface may answer itself, nobody else does.
         let heard = pinged.await.unwrap_or_default();

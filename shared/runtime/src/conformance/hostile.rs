@@ -56,9 +56,7 @@ pub fn all_refused(end: &End, refusals: &[&str], least: usize) -> Outcome {
             .is_some_and(|(_, why)| refusals.contains(&why))
     };
     let others: Vec<&str> = lines.into_iter().filter(|line| !refused(line)).collect();
-    claim(others.is_empty(), || {
-        format!("not refused: {others:#?}")
-    })
+    claim(others.is_empty(), || format!("not refused: {others:#?}"))
 }
 
 /// # Errors
