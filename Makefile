@@ -15,7 +15,7 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd packages test check fmt bench fuzz deny
+.PHONY: help up down status logs clean build boxd gvisor packages test check fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ build: packages boxd ## Build the release programs
 boxd: packages ## Build boxd, the program inside every box
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p agentbox-boxd --profile boxd \
 	  --target $(TRIPLE) --target-dir $(TARGET)/static
+
+gvisor: ## Build gVisor (needs Go), so that requests may name it as their runtime_class
+	@bash deploy/gvisor/build.sh
 
 test: packages boxd ## Run all tests, on real Postgres, NATS and containerd
 	cargo build --workspace --bins

@@ -25,6 +25,7 @@ use crate::tool::{Tool, ToolError};
 mod configuration;
 mod control_groups;
 pub(crate) mod cri;
+mod gvisor;
 pub(crate) mod leftovers;
 pub(crate) mod slot;
 
@@ -81,6 +82,11 @@ impl Paths {
     /// Where runc keeps what it started.
     pub(crate) fn runc(&self) -> PathBuf {
         self.run().join("runc")
+    }
+
+    /// Where gVisor does.
+    pub(crate) fn runsc(&self) -> PathBuf {
+        self.run().join("runsc")
     }
 
     pub(crate) fn configuration(&self) -> PathBuf {

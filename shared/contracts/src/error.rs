@@ -62,14 +62,16 @@ codes! {
     Timeout = "timeout", 504;
 }
 
-/// A value as a message shows it.
+/// A value as a message shows it: bounded, and without control characters.
 #[must_use]
 pub fn shortened(value: &str) -> String {
     const MOST: usize = 80;
-    match value.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &value[..end]),
-        None => value.to_owned(),
+    let mut visible = value.chars().filter(|c| !c.is_control());
+    let mut shown: String = visible.by_ref().take(MOST).collect();
+    if visible.next().is_some() {
+        shown.push('…');
     }
+    shown
 }
 
 /// An error on its way to a caller: safe to show, no operator detail.
@@ -130,6 +132,7 @@ mod tests {
         assert_eq!(error.code, ErrorCode::Validation);
         let shown = format!("name: must be short, is `{}…`", "ä".repeat(80));
         assert_eq!(error.message, shown);
+        assert_eq!(shortened("a\u{1b}[31m\nb"), "a[31mb");
         let error = Error::value("limit", "must be 1 to 1000", 0);
         assert_eq!(error.message, "limit: must be 1 to 1000, is `0`");
     }

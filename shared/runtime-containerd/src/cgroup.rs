@@ -1,9 +1,11 @@
-//! The control group above a box's containers, where the pids limit lives.
+//! The control group above a box's containers, where the pids limit lives, and for a
+//! runtime with a kernel of its own the other limits too.
 //!
-//! CRI has no field for it in containerd 1.6, so the driver makes the group that the
-//! sandbox and its container become children of, and limits that; the kernel counts
-//! hierarchically. With cgroup v1 the group exists in each hierarchy (runc makes the
-//! others); with v2 there is one.
+//! CRI has no field for the number of processes in containerd 1.6, so the driver makes the
+//! group that the sandbox and its container become children of, and limits that; the kernel
+//! counts hierarchically. gVisor runs a whole box in this group, so that the container's
+//! own limits, which are in a group below, would limit nothing. With cgroup v1 the group
+//! exists in each hierarchy (runc makes the others); with v2 there is one.
 
 use std::fs;
 use std::io;
@@ -13,6 +15,9 @@ use std::time::Duration;
 use agentbox_contracts::ids::EnvironmentId;
 
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// CPU time is given out in parts of this long.
+pub const CPU_PERIOD_US: i64 = 100_000;
 
 /// The pause process is one more than the user's.
 const OURS: u64 = 1;
@@ -33,34 +38,112 @@ fn is_unified(root: &Path) -> bool {
     root.join("cgroup.controllers").exists()
 }
 
-/// Makes the group with its limit in force. Again: the limit is set again.
+/// What a box with a kernel of its own may use, that kernel included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    pub memory_bytes: u64,
+    /// Of each [`CPU_PERIOD_US`].
+    pub cpu_quota_us: i64,
+}
+
+/// Makes the group with its limits in force. Again: the limits are set again.
 ///
 /// # Errors
-/// When the pids controller is not there or not writable: then no box may start.
-pub fn create(deployment: &str, id: &EnvironmentId, pids: u32) -> io::Result<()> {
+/// When a controller is not there or not writable: then no box may start.
+pub fn create(
+    deployment: &str,
+    id: &EnvironmentId,
+    pids: u32,
+    whole: Option<Whole>,
+) -> io::Result<()> {
     let root = Path::new(ROOT);
-    let (hierarchy, unified) = if is_unified(root) {
-        (root.to_owned(), true)
-    } else {
-        (root.join("pids"), false)
+    let unified = is_unified(root);
+    let below = |controller: &str| {
+        let hierarchy = if unified {
+            root.to_owned()
+        } else {
+            root.join(controller)
+        };
+        hierarchy.join(format!("agentbox-{deployment}"))
     };
-    let all = hierarchy.join(format!("agentbox-{deployment}"));
-    let group = all.join(id.as_str());
     if unified {
+        let all = below("");
         fs::create_dir_all(&all)?;
-        for above in [&hierarchy, &all] {
+        for above in [root, &all] {
             fs::write(above.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
         }
     }
+    let group = make(&below("pids").join(id.as_str()))?;
+    fs::write(group.join("pids.max"), limit(pids).to_string())?;
+    let Some(whole) = whole else { return Ok(()) };
+    let (memory, quota) = (whole.memory_bytes.to_string(), whole.cpu_quota_us);
+    if unified {
+        fs::write(group.join("memory.max"), memory)?;
+        // Where the machine has no swap accounting there is no swap to limit either.
+        write_if_there(&group.join("memory.swap.max"), "0")?;
+        return fs::write(group.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"));
+    }
+    let group = make(&below("memory").join(id.as_str()))?;
+    fs::write(group.join("memory.limit_in_bytes"), &memory)?;
+    write_if_there(&group.join("memory.memsw.limit_in_bytes"), &memory)?;
+    let group = make(&below("cpu").join(id.as_str()))?;
+    fs::write(group.join("cpu.cfs_period_us"), CPU_PERIOD_US.to_string())?;
+    fs::write(group.join("cpu.cfs_quota_us"), quota.to_string())
+}
+
+fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
+    match fs::OpenOptions::new().write(true).open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => io::Write::write_all(&mut opened?, value.as_bytes()),
+    }
+}
+
+fn make(group: &Path) -> io::Result<PathBuf> {
     // Another box's removal may take the empty directory above away in between.
     let mut attempts = 0;
-    while let Err(error) = fs::create_dir_all(&group) {
+    while let Err(error) = fs::create_dir_all(group) {
         attempts += 1;
         if error.kind() != io::ErrorKind::NotFound || attempts > 10 {
             return Err(error);
         }
     }
-    fs::write(group.join("pids.max"), limit(pids).to_string())
+    Ok(group.to_owned())
+}
+
+/// Whether the group's own memory limit was met.
+///
+/// With v1 the kernel counts kills in the groups below, which are gone by now, and failures
+/// not at all on newer kernels; but the group remembers the most that it ever had.
+pub fn was_out_of_memory(deployment: &str, id: &EnvironmentId) -> bool {
+    /// Memory is charged in batches: the limit is met a little before it is reached.
+    const BATCH_BYTES: u64 = 1 << 20;
+    let root = Path::new(ROOT);
+    let group = |hierarchy: &Path| {
+        hierarchy
+            .join(format!("agentbox-{deployment}"))
+            .join(id.as_str())
+    };
+    if is_unified(root) {
+        let events = fs::read_to_string(group(root).join("memory.events")).unwrap_or_default();
+        let kills = events.lines().find_map(|l| l.strip_prefix("oom_kill "));
+        return kills.is_some_and(|kills| kills.trim() != "0");
+    }
+    let group = group(&root.join("memory"));
+    let bytes = |file| -> Option<u64> {
+        let text = fs::read_to_string(group.join(file)).ok()?;
+        text.trim().parse().ok()
+    };
+    bytes("memory.max_usage_in_bytes")
+        .zip(bytes("memory.limit_in_bytes"))
+        .is_some_and(|(most, limit)| most.saturating_add(BATCH_BYTES) >= limit)
+}
+
+fn groups_below(group: &Path) -> Vec<PathBuf> {
+    let below = fs::read_dir(group).into_iter().flatten().flatten();
+    below
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// Removes the group from every hierarchy, and the deployment's when it was the last.
@@ -141,8 +224,7 @@ pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
     while let Some(group) = pending.pop() {
         let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
-        let below = fs::read_dir(&group).into_iter().flatten().flatten();
-        pending.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        pending.extend(groups_below(&group));
     }
     found
 }
@@ -172,8 +254,13 @@ mod tests {
     async fn a_group_is_made_with_its_limit_and_removed_with_its_parent() {
         let id = EnvironmentId::random();
         let deployment = format!("cgroup-test-{}", std::process::id());
-        create(&deployment, &id, 32).unwrap();
-        create(&deployment, &id, 48).unwrap();
+        create(&deployment, &id, 32, None).unwrap();
+        let whole = Whole {
+            memory_bytes: 64 << 20,
+            cpu_quota_us: 50_000,
+        };
+        create(&deployment, &id, 48, Some(whole)).unwrap();
+        assert!(!was_out_of_memory(&deployment, &id));
         assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
         remove(&deployment, &id, Duration::from_secs(5))
             .await

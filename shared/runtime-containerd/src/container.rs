@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use agentbox_box_protocol::variables;
+use agentbox_contracts::units::MilliCpu;
 use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue,
@@ -16,6 +17,7 @@ use k8s_cri::v1::{
     security_profile::ProfileType,
 };
 
+use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
 use crate::labels;
 
@@ -25,7 +27,6 @@ const OUTPUT: &str = "/.agentbox/output";
 /// Inside the output directory.
 pub const TERMINATION_FILE: &str = "termination.json";
 
-const CPU_PERIOD_US: i64 = 100_000;
 /// The kernel refuses less than 1 ms of each period.
 const MIN_CPU_QUOTA_US: i64 = 1_000;
 
@@ -126,14 +127,22 @@ fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
         .collect()
 }
 
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Microseconds of each period.
+pub fn cpu_quota_us(cpu: MilliCpu) -> i64 {
+    signed(cpu.0)
+        .saturating_mul(CPU_PERIOD_US / 1_000)
+        .max(MIN_CPU_QUOTA_US)
+}
+
 fn resources(limits: &Resources) -> LinuxContainerResources {
-    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let milli = signed(limits.cpu.0);
     LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
-        cpu_quota: milli
-            .saturating_mul(CPU_PERIOD_US / 1_000)
-            .max(MIN_CPU_QUOTA_US),
+        cpu_quota: cpu_quota_us(limits.cpu),
         // The share under contention: as Kubernetes counts, 1024 a core, at least 2.
         cpu_shares: (milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144),
         memory_limit_in_bytes: signed(limits.memory.0),

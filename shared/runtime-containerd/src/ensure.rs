@@ -192,8 +192,9 @@ impl Inner {
         })?;
         self.facts.save(lock, id, facts).await?;
         let output = self.output_directory(id);
-        cgroup::create(&self.config.deployment, id, spec.resources.pids)
-            .map_err(|error| io_failure("pids limit", &error))?;
+        let (pids, whole) = (spec.resources.pids, sandbox::whole(spec));
+        cgroup::create(&self.config.deployment, id, pids, whole)
+            .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);

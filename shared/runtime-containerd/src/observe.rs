@@ -108,10 +108,14 @@ impl Inner {
             ContainerSeen::Exited(_) => output::termination(&self.output_directory(id)),
             _ => None,
         };
+        let out_of_memory = matches!(container, ContainerSeen::Exited(_))
+            && termination.is_none()
+            && cgroup::was_out_of_memory(&self.config.deployment, id);
         Ok(Seen {
             facts,
             container,
             termination,
+            out_of_memory,
         })
     }
 

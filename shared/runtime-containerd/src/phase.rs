@@ -35,6 +35,9 @@ pub struct Seen {
     pub facts: Option<Facts>,
     pub container: ContainerSeen,
     pub termination: Option<Termination>,
+    /// The limit of the box as a whole was met, and boxd has told no end: where a kernel of
+    /// the box's own uses the memory, the OOM killer takes all of it at once.
+    pub out_of_memory: bool,
 }
 
 /// From the listing alone; an exited container needs its status.
@@ -57,7 +60,7 @@ pub fn phase(seen: &Seen) -> BoxPhase {
         };
     }
     match (&seen.container, facts.ready_at, &facts.network) {
-        (ContainerSeen::Exited(status), _, _) => exited(status, facts, seen.termination.as_ref()),
+        (ContainerSeen::Exited(status), _, _) => exited(status, facts, seen),
         (ContainerSeen::Running, Some(started_at), Some(network)) => BoxPhase::Running {
             address: SocketAddr::new(network.address.into(), DEFAULT_PORT),
             started_at,
@@ -96,8 +99,9 @@ fn ended(ending: &Ending) -> (ExitReason, String) {
     }
 }
 
-fn exited(status: &ContainerStatus, facts: &Facts, said: Option<&Termination>) -> BoxPhase {
+fn exited(status: &ContainerStatus, facts: &Facts, seen: &Seen) -> BoxPhase {
     let finished_at = DateTime::<Utc>::from_timestamp_nanos(status.finished_at);
+    let said = seen.termination.as_ref();
     let exit_code = said.map_or(status.exit_code, |said| said.exit_code);
     let (reason, message) = if let Some(ending) = &facts.ending {
         ended(ending)
@@ -106,7 +110,8 @@ fn exited(status: &ContainerStatus, facts: &Facts, said: Option<&Termination>) -
             ExitReason::NodeLost,
             "containerd lost the container".to_owned(),
         )
-    } else if said.is_some_and(|said| said.oom_killed)
+    } else if (seen.out_of_memory && exit_code == KILLED)
+        || said.is_some_and(|said| said.oom_killed)
         || (status.reason == OOM_KILLED && exit_code == KILLED)
     {
         (
@@ -177,6 +182,7 @@ mod tests {
             facts: Some(facts),
             container,
             termination,
+            out_of_memory: false,
         })
     }
 
@@ -342,7 +348,31 @@ mod tests {
             facts: None,
             container: ContainerSeen::Running,
             termination: None,
+            out_of_memory: false,
         };
         assert!(matches!(phase(&seen), BoxPhase::Starting { .. }));
+    }
+
+    #[test]
+    fn a_box_that_the_oom_killer_took_as_a_whole_is_told_so() {
+        for (out_of_memory, code, expected) in [
+            (true, KILLED, ExitReason::OomKilled),
+            (true, 1, ExitReason::Exited),
+            (false, KILLED, ExitReason::Exited),
+        ] {
+            let phase = phase(&Seen {
+                facts: Some(facts(true)),
+                container: gone(code, "Error"),
+                termination: None,
+                out_of_memory,
+            });
+            let BoxPhase::Exited {
+                exit_code, reason, ..
+            } = phase
+            else {
+                panic!("{phase:?}")
+            };
+            assert_eq!((exit_code, reason), (code, expected));
+        }
     }
 }

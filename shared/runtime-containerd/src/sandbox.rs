@@ -8,8 +8,12 @@ use k8s_cri::v1::{
     PodSandboxConfig, PodSandboxMetadata, SecurityProfile, security_profile::ProfileType,
 };
 
+use crate::cgroup::{self, Whole};
 use crate::config::Config;
-use crate::{cgroup, labels};
+use crate::{container, labels};
+
+/// containerd's name for the runtime that shares this machine's kernel.
+const RUNC: &str = "runc";
 
 /// Nothing of the user's is in it: containerd runs its pause image there.
 pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxConfig {
@@ -64,4 +68,14 @@ fn runtime_default() -> SecurityProfile {
 /// The CRI handler of a spec; empty: containerd's default.
 pub fn runtime_handler(spec: &BoxSpec) -> String {
     spec.isolation.runtime_class.clone().unwrap_or_default()
+}
+
+/// The limits of the group above the box, where its runtime brings a kernel of its own:
+/// all that runc does not run.
+pub fn whole(spec: &BoxSpec) -> Option<Whole> {
+    let class = spec.isolation.runtime_class.as_deref();
+    class.filter(|class| *class != RUNC).map(|_| Whole {
+        memory_bytes: spec.resources.memory.0,
+        cpu_quota_us: container::cpu_quota_us(spec.resources.cpu),
+    })
 }

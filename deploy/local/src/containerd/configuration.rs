@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Containerd, Paths};
+use super::{Containerd, Paths, gvisor};
 use crate::network::Subnet;
 
 /// A TOML basic string; what JSON escapes, TOML escapes alike.
@@ -14,18 +14,23 @@ fn quoted(path: &Path) -> String {
     json!(path.to_string_lossy()).to_string()
 }
 
-fn daemon(paths: &Paths, runsc: bool) -> String {
+/// `gvisor` is what runs as if it were runc, if there is gVisor.
+fn daemon(paths: &Paths, gvisor: Option<&Path>) -> String {
     let run = paths.run();
-    let gvisor = if runsc {
-        r#"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.gvisor]
-  runtime_type = "io.containerd.runsc.v1"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runsc]
-  runtime_type = "io.containerd.runsc.v1"
-"#
-    } else {
-        ""
-    };
+    let gvisor = gvisor.map_or(String::new(), |script| {
+        format!(
+            r#"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{class}]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{class}.options]
+  BinaryName = {script}
+  Root = {root}
+"#,
+            class = gvisor::CLASS,
+            script = quoted(script),
+            root = quoted(&paths.runsc()),
+        )
+    });
     format!(
         r#"version = 2
 root = {root}
@@ -111,9 +116,11 @@ pub(super) fn write(
         // Nothing listens on port 1: refused at once, where the real one is a time-out.
         std::fs::write(hub.join("hosts.toml"), "server = \"http://127.0.0.1:1\"\n")?;
     }
-    let runsc = crate::tool::find("runsc").is_some()
-        && crate::tool::find("containerd-shim-runsc-v1").is_some();
-    std::fs::write(paths.configuration(), daemon(paths, runsc))
+    let script = match gvisor::find() {
+        Some(runsc) => Some(gvisor::write_script(paths, &runsc)?),
+        None => None,
+    };
+    std::fs::write(paths.configuration(), daemon(paths, script.as_deref()))
 }
 
 #[cfg(test)]

@@ -31,6 +31,15 @@ pub(crate) async fn remove(paths: &Paths) {
     })
     .await;
     delete_containers(&paths.runc()).await;
+    // gVisor's sandboxes are processes that were told where their state is.
+    let runsc = paths.runsc().to_string_lossy().into_owned();
+    kill_all(|arguments| {
+        arguments
+            .first()
+            .is_some_and(|program| program.starts_with("runsc"))
+            && arguments.iter().any(|argument| argument.contains(&runsc))
+    })
+    .await;
     remove_shim_sockets(&paths.state());
     control_groups::remove(&paths.deployment).await;
     release_postgres(&paths.deployment);

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::Status;
 use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
+use agentbox_contracts::environment::{Environment, EnvironmentRequest, Status};
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_scheduler::environment::quota::Quota;
 use futures::future::join_all;
 
 use crate::support::cluster::{CALL, World};
-use crate::support::{eventually, request};
+use crate::support::scheduler::settings;
+use crate::support::{creation, eventually, request};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -81,4 +85,104 @@ async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> 
         .into_iter()
         .map(|live| live.id)
         .collect()
+}
+
+/// As a client that is told to try again does.
+async fn answered(world: &World, request: EnvironmentRequest) -> Result<Environment, Error> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match world.try_create(request.clone()).await {
+            Err(error) if error.code == ErrorCode::Unavailable && begun.elapsed() < SOON => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_admit_exactly_a_users_quota_however_many_ask_at_once() {
+    const ASKED: usize = 40;
+    let world = World::new().await;
+    let settings = |quota| {
+        let mut settings = settings();
+        settings.quota = quota;
+        settings
+    };
+    // Each of 100m and 64Mi: each quota lets four in, by another of its limits.
+    let quotas = [
+        Quota {
+            environments: Some(4),
+            ..Quota::default()
+        },
+        Quota {
+            cpu: Some(MilliCpu(450)),
+            ..Quota::default()
+        },
+        Quota {
+            memory: Some(Bytes(256 << 20)),
+            ..Quota::default()
+        },
+    ];
+    for (what, quota) in ["environments", "CPU", "memory"].into_iter().zip(quotas) {
+        let driver = || world.driver.clone();
+        let first = world.replica_with(driver(), settings(quota)).await;
+        let second = world.replica_with(driver(), settings(quota)).await;
+        let outcomes = join_all((0..ASKED).map(|n| {
+            let world = &world;
+            async move { answered(world, request(&format!("n-{n}"))).await }
+        }))
+        .await;
+        let rows = "SELECT count(*) FROM environments WHERE status IN ('pending', 'running')";
+        assert_eq!(world.database.number(rows).await, 4, "{what}");
+        let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+        // An answer that was lost is asked for again, and then refused: the row counts.
+        assert!(refused.len() >= ASKED - 4, "{what}: {refused:?}");
+        for error in refused {
+            assert_eq!(error.code, ErrorCode::QuotaExceeded, "{what}: {error}");
+            assert_eq!(error.code.status(), 403);
+            let begin = format!("your quota of {what} is ");
+            assert!(error.message.starts_with(&begin), "{error}");
+        }
+        for id in live_ids(&world).await {
+            let delete = DeleteRequest {
+                id: id.clone(),
+                force: true,
+            };
+            world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
+            world.reaches(&id, Status::Terminated, SOON).await;
+        }
+        first.stop().await;
+        second.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_forgets_what_is_past_its_retention() {
+    let world = World::new().await;
+    let created = |name: &str| {
+        let creation = creation(&world.owner, request(name));
+        let store = world.database.store.clone();
+        async move { store.create(&creation).await }
+    };
+    let (old, recent) = (created("old"), created("recent"));
+    let (old, recent) = (
+        old.await.unwrap().environment,
+        recent.await.unwrap().environment,
+    );
+    for (id, days) in [(&old.id, 8), (&recent.id, 6)] {
+        let ended = format!(
+            "UPDATE environments SET status = 'failed', status_reason = 'EXITED',
+                ended_at = now() - interval '{days} days', box_removed = true WHERE id = '{id}'"
+        );
+        world.database.execute(&ended).await;
+        let drive = format!("DELETE FROM drives WHERE environment_id = '{id}'");
+        world.database.execute(&drive).await;
+    }
+    let replica = world.replica().await;
+    eventually("the old one is forgotten", SOON, async || {
+        let left = world.database.store.get(&old.id).await;
+        left.is_ok_and(|record| record.is_none())
+    })
+    .await;
+    assert_eq!(world.get(&recent.id).await.status, Status::Failed);
+    replica.stop().await;
 }

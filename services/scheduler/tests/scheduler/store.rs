@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::Status;
+use agentbox_contracts::environment::{
+    Isolation, NetworkPolicy, SecurityContext, Status, Toleration,
+};
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::ids::{InstanceId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
@@ -29,6 +31,30 @@ async fn what_was_created_reads_back_as_it_was_answered() {
     wanted.labels.insert("project".into(), "x".into());
     wanted.env.insert("A".into(), "ü\n\"'".into());
     wanted.command = Some(vec!["sh".into(), "-c".into(), "exit 3".into()]);
+    wanted.node_selector.insert("disk".into(), "ssd".into());
+    wanted.tolerations = vec![Toleration {
+        key: Some("gpu".into()),
+        operator: Some("Exists".into()),
+        value: None,
+        effect: Some("NoExecute".into()),
+        toleration_seconds: Some(30),
+    }];
+    wanted.isolation = Some(Isolation {
+        runtime_class: Some("gvisor".into()),
+        network_policy: Some(NetworkPolicy {
+            allow_internet: true,
+            allowed_egress_cidrs: vec!["10.0.0.0/8".into()],
+            allowed_ingress_ports: vec![8080],
+            allow_cluster_internal: true,
+        }),
+        security_context: Some(SecurityContext {
+            run_as_user: Some(1000),
+            run_as_group: Some(1001),
+            run_as_non_root: Some(true),
+            read_only_root_filesystem: Some(true),
+            allow_privilege_escalation: Some(false),
+        }),
+    });
     let creation = creation(&UserId::random(), wanted);
     let created = database.store.create(&creation).await.unwrap();
     assert_eq!(created.environment, creation.environment);

@@ -12,6 +12,7 @@ mod conformance;
 mod elsewhere;
 mod filling;
 mod first_instruction;
+mod gvisor;
 mod host_network;
 mod latency;
 mod leftovers;

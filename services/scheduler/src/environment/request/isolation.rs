@@ -1,12 +1,14 @@
 //! `isolation` and `tolerations`: syntax and contradictions. Whether a cluster can offer
 //! it is for the driver's preflight to say.
 
-use std::net::IpAddr;
-
+use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
 use agentbox_contracts::error::Error;
+use agentbox_runtime::never_reached;
+use ipnet::IpNet;
 
-use super::{is_dns_label, label_key, label_value};
+use super::labels::is_dns_subdomain;
+use super::{label_key, label_value};
 
 const MAX_ENTRIES: usize = 64;
 
@@ -76,7 +78,7 @@ pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
 
 pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
     if let Some(class) = &isolation.runtime_class
-        && !is_dns_label(class)
+        && !is_dns_subdomain(class)
     {
         return Err(Error::value(
             "isolation.runtime_class",
@@ -93,16 +95,18 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
     Ok(())
 }
 
-fn is_cidr(text: &str) -> bool {
-    let Some((address, length)) = text.split_once('/') else {
-        return false;
-    };
-    let most = match address.parse::<IpAddr>() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
-    };
-    length.bytes().all(|b| b.is_ascii_digit()) && length.parse::<u8>().is_ok_and(|n| n <= most)
+/// # Errors
+/// The rule it breaks, in words.
+fn egress_cidr(text: &str) -> Result<(), String> {
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| "must be CIDRs such as 10.0.0.0/8".to_owned())?;
+    match never_reached(&network) {
+        Some(range) => Err(format!(
+            "must not lie in {range}, which no environment reaches"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
@@ -119,19 +123,15 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
             ));
         }
     }
-    if let Some(wrong) = policy
-        .allowed_egress_cidrs
-        .iter()
-        .find(|text| !is_cidr(text))
-    {
-        return Err(Error::value(
-            CIDRS,
-            "must be CIDRs such as 10.0.0.0/8",
-            wrong,
-        ));
+    for text in &policy.allowed_egress_cidrs {
+        egress_cidr(text).map_err(|rule| Error::value(CIDRS, rule, text))?;
     }
     if policy.allowed_ingress_ports.contains(&0) {
         return Err(Error::value(PORTS, "must be 1 to 65535", 0));
+    }
+    if policy.allowed_ingress_ports.contains(&DEFAULT_PORT) {
+        let rule = "must not be boxd's own port, which is for us alone";
+        return Err(Error::value(PORTS, rule, DEFAULT_PORT));
     }
     Ok(())
 }
@@ -140,7 +140,7 @@ fn security_context(context: &SecurityContext) -> Result<(), Error> {
     if context.run_as_non_root == Some(true) && context.run_as_user == Some(0) {
         return Err(Error::field(
             "isolation.security_context.run_as_user",
-            "must not be 0 with run_as_non_root",
+            "must not be 0, which is root, with run_as_non_root",
         ));
     }
     // Kubernetes' ids are signed 32-bit numbers.

@@ -9,7 +9,7 @@ pub fn label_key(key: &str) -> Result<(), &'static str> {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
     };
-    if name.is_empty() || !is_name(name) || prefix.is_some_and(|prefix| !is_subdomain(prefix)) {
+    if name.is_empty() || !is_name(name) || prefix.is_some_and(|prefix| !is_dns_subdomain(prefix)) {
         return Err(RULE);
     }
     Ok(())
@@ -38,6 +38,7 @@ fn is_name(text: &str) -> bool {
         && ends(bytes.last())
 }
 
-fn is_subdomain(text: &str) -> bool {
+/// RFC 1123.
+pub(super) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(super::is_dns_label)
 }

@@ -127,6 +127,15 @@ fn each_broken_rule_is_a_validation_error_that_names_its_field() {
         ("isolation.network_policy.allowed_ingress_ports", |r| {
             policy(r).allowed_ingress_ports = vec![0];
         }),
+        ("isolation.network_policy.allowed_ingress_ports", |r| {
+            policy(r).allowed_ingress_ports = vec![80, 10777];
+        }),
+        ("isolation.network_policy.allowed_ingress_ports", |r| {
+            policy(r).allowed_ingress_ports = (1..=65).collect();
+        }),
+        ("isolation.network_policy.allowed_egress_cidrs", |r| {
+            policy(r).allowed_egress_cidrs = vec!["10.0.0.0/8".into(); 65];
+        }),
         ("isolation.security_context.run_as_user", |r| {
             context(r).run_as_user = Some(0)
         }),
@@ -156,4 +165,76 @@ fn policy(request: &mut EnvironmentRequest) -> &mut NetworkPolicy {
 
 fn context(request: &mut EnvironmentRequest) -> &mut SecurityContext {
     isolation(request).security_context.as_mut().unwrap()
+}
+
+#[test]
+fn an_egress_cidr_that_could_open_nothing_is_refused_with_the_range_it_lies_in() {
+    for (cidr, rule) in [
+        (
+            "169.254.169.254/32",
+            Some(
+                "must not lie in 169.254.0.0/16, which no environment reaches, is `169.254.169.254/32`",
+            ),
+        ),
+        (
+            "127.0.0.0/8",
+            Some("must not lie in 127.0.0.0/8, which no environment reaches, is `127.0.0.0/8`"),
+        ),
+        (
+            "fe80::/64",
+            Some("must not lie in fe80::/10, which no environment reaches, is `fe80::/64`"),
+        ),
+        (
+            "::ffff:10.0.0.1/128",
+            Some(
+                "must not lie in ::ffff:0:0/96, which no environment reaches, is `::ffff:10.0.0.1/128`",
+            ),
+        ),
+        (
+            "10.0.0.0 /8",
+            Some("must be CIDRs such as 10.0.0.0/8, is `10.0.0.0 /8`"),
+        ),
+        (
+            "10.0.0.0/+8",
+            Some("must be CIDRs such as 10.0.0.0/8, is `10.0.0.0/+8`"),
+        ),
+        ("0.0.0.0/0", None),
+        ("::/0", None),
+        ("192.168.1.7/32", None),
+    ] {
+        let mut request = sound();
+        policy(&mut request).allowed_egress_cidrs = vec![cidr.into()];
+        let expected = rule.map(|rule| {
+            let field = "isolation.network_policy.allowed_egress_cidrs";
+            format!("{field}: {rule}")
+        });
+        assert_eq!(
+            validate(&request).err().map(|e| e.message),
+            expected,
+            "{cidr}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_says_the_field_the_rule_and_the_value() {
+    let table: &[(Break, &str)] = &[
+        (
+            |r| isolation(r).runtime_class = Some("g/v\n".into()),
+            "isolation.runtime_class: must be a name such as gvisor, is `g/v`",
+        ),
+        (
+            |r| context(r).run_as_user = Some(u32::MAX),
+            "isolation.security_context.run_as_user: must be at most 2147483647, is `4294967295`",
+        ),
+        (
+            |r| r.tolerations[0].effect = Some("Never".into()),
+            "tolerations[0].effect: must be NoSchedule, PreferNoSchedule or NoExecute, is `Never`",
+        ),
+    ];
+    for (break_it, message) in table {
+        let mut request = sound();
+        break_it(&mut request);
+        assert_eq!(validate(&request).unwrap_err().message, *message);
+    }
 }
