@@ -19,7 +19,7 @@ use futures::stream;
 
 use crate::figures::{Figure, Samples};
 use crate::raw::{Raw, RawBox};
-use crate::target::Target;
+use crate::target::{LIMITS, NO_LIMIT, Target};
 
 pub const IMAGE: &str = "busybox";
 const CREATES: usize = 20;
@@ -60,8 +60,8 @@ async fn warm_up(client: &Client) -> anyhow::Result<()> {
         match worked {
             Ok(_) => {}
             Err(error) if is_rate_limited(&error) => bail!(
-                "the rate limits are in the way: start it with AGENTBOX_RATE_LIMIT_CREATE, \
-                 AGENTBOX_RATE_LIMIT_EXEC and AGENTBOX_RATE_LIMIT_OTHER set to 1000000"
+                "the rate limits are in the way: start it with {} set to {NO_LIMIT}",
+                LIMITS.join(", ")
             ),
             Err(error) => return Err(error.context("a first box")),
         }

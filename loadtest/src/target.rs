@@ -6,8 +6,16 @@ use agentbox_client::Client;
 use agentbox_local::{Options, System};
 use anyhow::Context as _;
 
-/// Requests a minute: out of the way of what is measured.
-const NO_RATE_LIMIT: &str = "1000000";
+/// The gateway's limits on requests, which must be out of the way.
+pub const LIMITS: [&str; 6] = [
+    "AGENTBOX_RATE_LIMIT_AUTH",
+    "AGENTBOX_RATE_LIMIT_CREATE",
+    "AGENTBOX_RATE_LIMIT_EXEC",
+    "AGENTBOX_RATE_LIMIT_OTHER",
+    "AGENTBOX_FLOOD_PER_SECOND",
+    "AGENTBOX_FLOOD_BURST",
+];
+pub const NO_LIMIT: &str = "1000000";
 
 pub struct Target {
     pub client: Client,
@@ -40,9 +48,8 @@ impl Target {
 
     async fn start() -> anyhow::Result<Self> {
         let mut options = Options::default().durable();
-        for category in ["AUTH", "CREATE", "EXEC", "OTHER"] {
-            let name = format!("AGENTBOX_RATE_LIMIT_{category}");
-            options = options.env("api-gateway", &name, NO_RATE_LIMIT);
+        for limit in LIMITS {
+            options = options.env("api-gateway", limit, NO_LIMIT);
         }
         let system = System::start(options).await?;
         let url = system.url().to_owned();
