@@ -50,7 +50,7 @@ impl Supervised {
             command.env("XDG_CACHE_HOME", cache);
         }
         let supervisor = command.spawn().unwrap();
-        let supervised = Self {
+        let mut supervised = Self {
             directory: directory.to_owned(),
             supervisor,
             test_program,
@@ -64,9 +64,14 @@ impl Supervised {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    fn until(&self, what: &str, condition: impl Fn(&Value) -> bool) {
+    fn until(&mut self, what: &str, condition: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while !condition(&self.state()) {
+            let ended = self.supervisor.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "not {what}, and the supervisor ended: {ended:?}"
+            );
             assert!(Instant::now() < deadline, "not {what}: {}", self.state());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -106,6 +111,7 @@ impl Supervised {
 fn plan(deployment: Option<&str>, services: bool) -> Value {
     json!({
         "deployment": deployment,
+        "durable": deployment.is_some(),
         "parts": { "postgres": true, "nats": true, "containerd": true, "services": services },
         "replicas": 1,
         "bin_dir": agentbox_local::bin_dir(),
