@@ -46,7 +46,7 @@ boxd: packages ## Build boxd, the program inside every box
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p agentbox-boxd --profile boxd \
 	  --target $(TRIPLE) --target-dir $(TARGET)/static
 
-gvisor: ## Build gVisor (needs Go), so that requests may name it as their runtime_class
+gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
 test: packages boxd ## Run all tests, on real Postgres, NATS and containerd

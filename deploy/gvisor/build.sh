@@ -8,16 +8,13 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-export PATH="$PATH:/usr/local/go/bin"
 version=$(sed -nE 's|.*gvisor.dev/gvisor v0\.0\.0-([0-9]{14})-[0-9a-f]+.*|\1|p' "$here/go.mod")
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentbox
 directory=${1:-$cache/gvisor-$version}
 
 if [ ! -x "$directory/runsc" ]; then
-  command -v go > /dev/null || {
-    echo "gVisor is built with Go 1.26 or later, and there is no \`go\`: install it, or put a \`runsc\` on PATH" >&2
-    exit 1
-  }
+  # shellcheck source=deploy/go.sh
+  . "$here/../go.sh"
   mkdir -p "$directory"
   # A dynamic one dies in its chroot. Whole or not at all, also when two build at once.
   cd "$here"
