@@ -79,6 +79,10 @@ async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_a
             admin.runs(&id, "sleep 613").await.then_some(())
         })
         .await;
+        // An exec-proxy tells the gateway that it has a command 50 ms after it got it. One
+        // that is killed before it said so was never heard of, which is a 504.
+        let meanwhile = json!({"command": ["sleep", "0.5"]});
+        admin.post(&run, &meanwhile).await.is(200);
         assert!(system.kill("exec-proxy", 0));
     };
     let (answer, ()) = tokio::join!(running, killing);
