@@ -61,6 +61,17 @@ impl Options {
         self
     }
 
+    /// Without the gateway's limits on requests a minute, for tests that are not about them.
+    #[must_use]
+    pub fn without_rate_limits(self) -> Self {
+        ["AUTH", "CREATE", "EXEC", "OTHER"]
+            .iter()
+            .fold(self, |options, category| {
+                let name = format!("AGENTBOX_RATE_LIMIT_{category}");
+                options.env("api-gateway", &name, "1000000")
+            })
+    }
+
     /// Sets a variable of one service's environment; of every service's for `*`.
     #[must_use]
     pub fn env(mut self, service: &str, name: &str, value: impl Into<String>) -> Self {

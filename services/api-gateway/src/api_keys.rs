@@ -3,19 +3,16 @@
 use agentbox_api::api_key::{ApiKeyBody, ApiKeyList, CreateApiKey, CreatedApiKey};
 use agentbox_api::user::PageQuery;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::{EnvironmentPermission, Principal, rpc};
-use agentbox_contracts::ids::{ApiKeyId, EnvironmentId};
+use agentbox_contracts::identity::{EnvironmentPermission, MAX_KEY_PERMISSIONS, Principal, rpc};
+use agentbox_contracts::ids::ApiKeyId;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::authorize::{Action, authorize};
+use crate::authorize::Action;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
-
-/// As many environments as one key may name.
-const MAX_PERMISSIONS: usize = 100;
 
 /// The environments that a key names must be its creator's to see; one that is not is
 /// not found, whether it exists or not.
@@ -27,11 +24,11 @@ async fn granted(
     let Some(wanted) = &body.permissions else {
         return Ok(Vec::new());
     };
-    if !(1..=MAX_PERMISSIONS).contains(&wanted.len()) {
+    if !(1..=MAX_KEY_PERMISSIONS).contains(&wanted.len()) {
         return Err(Error::field(
             "permissions",
             format_args!(
-                "must name 1 to {MAX_PERMISSIONS} environments, names {}; leave it out for a \
+                "must name 1 to {MAX_KEY_PERMISSIONS} environments, names {}; leave it out for a \
                  key that acts as its owner",
                 wanted.len()
             ),
@@ -39,7 +36,9 @@ async fn granted(
     }
     let mut granted = Vec::with_capacity(wanted.len());
     for (index, wanted) in wanted.iter().enumerate() {
-        let id = visible(gateway, principal, &wanted.environment_id)
+        // That it runs somewhere is enough to know whose it is.
+        let action = Action::ReadLogs;
+        let place = lookup::named(gateway, principal, action, &wanted.environment_id)
             .await
             .map_err(|error| match error.code {
                 ErrorCode::NotFound => Error::new(
@@ -49,27 +48,11 @@ async fn granted(
                 _ => error,
             })?;
         granted.push(EnvironmentPermission {
-            environment_id: id,
+            environment_id: place.id,
             permission: wanted.permission,
         });
     }
     Ok(granted)
-}
-
-async fn visible(
-    gateway: &Gateway,
-    principal: &Principal,
-    id: &str,
-) -> Result<EnvironmentId, Error> {
-    let id: EnvironmentId = id.parse().map_err(|_| Error::not_found("environment"))?;
-    // That it runs somewhere is enough to know whose it is.
-    let place = lookup::place(gateway, Action::ReadLogs, id.clone()).await?;
-    authorize(
-        Some(principal),
-        Action::ViewEnvironment,
-        Some(place.target()),
-    )?;
-    Ok(id)
 }
 
 #[utoipa::path(post, operation_id = "createApiKey", path = "/api/v1/api-keys", tag = "api-keys", request_body = CreateApiKey,

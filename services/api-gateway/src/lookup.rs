@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use agentbox_contracts::environment::rpc::{Get, GetRequest};
 use agentbox_contracts::environment::{Environment, Route, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::Principal;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
-use crate::authorize::{Action, Target};
+use crate::authorize::{Action, Target, authorize};
 use crate::state::{Gateway, SCHEDULER_DEADLINE};
 
 /// An environment: whose it is, and where its user I/O goes.
@@ -92,6 +93,22 @@ pub(crate) async fn place(
         return Ok(Place::from_route(id, route));
     }
     record(gateway, id).await.map(Place::from)
+}
+
+/// The environment that a request's body names, if `principal` may do `action` on it.
+///
+/// # Errors
+/// As [`place`] and [`authorize`].
+pub(crate) async fn named(
+    gateway: &Gateway,
+    principal: &Principal,
+    action: Action,
+    id: &str,
+) -> Result<Place, Error> {
+    let id = id.parse().map_err(|_| Error::not_found("environment"))?;
+    let place = place(gateway, action, id).await?;
+    authorize(Some(principal), action, Some(place.target()))?;
+    Ok(place)
 }
 
 /// The environment as the scheduler has it.

@@ -95,14 +95,18 @@ fn subject(outcome: &Result<Principal, Error>, otherwise: Subject) -> Subject {
         .map_or(otherwise, |principal| Subject::user(&principal.user))
 }
 
-async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Error> {
-    let request = AuthenticateRequest::Bearer {
-        token: token.clone(),
-    };
+async fn ask(gateway: &Gateway, request: AuthenticateRequest) -> Result<Principal, Error> {
     gateway
         .bus
         .call::<Authenticate>(&request, AUTH_DEADLINE)
         .await
+}
+
+async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Error> {
+    let request = AuthenticateRequest::Bearer {
+        token: token.clone(),
+    };
+    ask(gateway, request).await
 }
 
 /// Uses up a ticket.
@@ -117,10 +121,7 @@ async fn redeem(
         environment,
         action,
     };
-    gateway
-        .bus
-        .call::<Authenticate>(&request, AUTH_DEADLINE)
-        .await
+    ask(gateway, request).await
 }
 
 /// Whether the credential of a stream that runs on is still good.
@@ -132,9 +133,5 @@ pub(crate) async fn still_good(gateway: &Gateway, principal: &Principal) -> Resu
         user: principal.user.clone(),
         credential: principal.credential.clone(),
     };
-    gateway
-        .bus
-        .call::<Authenticate>(&request, AUTH_DEADLINE)
-        .await
-        .map(|_| ())
+    ask(gateway, request).await.map(|_| ())
 }

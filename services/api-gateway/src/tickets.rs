@@ -2,13 +2,11 @@
 //! send no headers.
 
 use agentbox_api::user::{CreateTicket, TicketReply};
-use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::{TicketAction, rpc};
-use agentbox_contracts::ids::EnvironmentId;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::authorize::{Action, authorize};
+use crate::authorize::Action;
 use crate::edge::{Answer, Caller, Json};
 use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
@@ -21,19 +19,14 @@ pub(crate) async fn create(
     Caller(principal): Caller,
     Json(body): Json<CreateTicket>,
 ) -> Answer<(StatusCode, axum::Json<TicketReply>)> {
-    let id: EnvironmentId = body
-        .environment_id
-        .parse()
-        .map_err(|_| Error::not_found("environment"))?;
     let action = match body.action {
         TicketAction::Logs => Action::TicketForLogs,
         TicketAction::Attach => Action::TicketForAttach,
     };
-    let place = lookup::place(&gateway, action, id.clone()).await?;
-    authorize(Some(&principal), action, Some(place.target()))?;
+    let place = lookup::named(&gateway, &principal, action, &body.environment_id).await?;
     let request = rpc::TicketRequest {
         principal,
-        environment: id,
+        environment: place.id,
         action: body.action,
     };
     let reply = gateway

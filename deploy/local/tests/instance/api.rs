@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Options, System};
+use agentbox_local::System;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -12,16 +12,6 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 const ONE_TRY: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// The rate limits are not what these tests are about.
-pub fn without_rate_limits(options: Options) -> Options {
-    ["AUTH", "CREATE", "EXEC", "OTHER"]
-        .iter()
-        .fold(options, |options, category| {
-            let name = format!("AGENTBOX_RATE_LIMIT_{category}");
-            options.env("api-gateway", &name, "1000000")
-        })
-}
 
 pub struct Api {
     http: reqwest::Client,

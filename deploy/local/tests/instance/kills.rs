@@ -9,7 +9,7 @@ use agentbox_local::{Options, System};
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::api::{Api, without_rate_limits};
+use crate::api::Api;
 use crate::host::{boxes_left, remains};
 
 const CLIENTS: usize = 4;
@@ -116,7 +116,7 @@ fn status(system: &System) -> String {
 
 #[tokio::test]
 async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
-    let system = System::start(without_rate_limits(Options::default().replicas(2)))
+    let system = System::start(Options::default().replicas(2).without_rate_limits())
         .await
         .unwrap();
     let api = Api::of(&system).await;
@@ -174,7 +174,7 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
 
 #[tokio::test]
 async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
-    let system = System::start(without_rate_limits(Options::default().replicas(2)))
+    let system = System::start(Options::default().replicas(2).without_rate_limits())
         .await
         .unwrap();
     let api = Api::of(&system).await;

@@ -53,19 +53,17 @@ fn flag(name: &str, value: &str) -> Result<bool, Error> {
     match value {
         "true" => Ok(true),
         "false" => Ok(false),
-        other => Err(Error::field(
-            name,
-            format_args!("must be true or false, is `{}`", shortened(other)),
-        )),
+        other => Err(Error::value(name, "must be true or false", other)),
     }
 }
 
 fn side(name: &str, value: &str) -> Result<u16, Error> {
     match value.parse() {
         Ok(side @ 1..=MAX_SIDE) => Ok(side),
-        _ => Err(Error::field(
+        _ => Err(Error::value(
             name,
-            format_args!("must be 1 to {MAX_SIDE}, is `{}`", shortened(value)),
+            format_args!("must be 1 to {MAX_SIDE}"),
+            value,
         )),
     }
 }

@@ -38,9 +38,10 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     if let Some(directory) = &body.working_dir
         && (!directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096)
     {
-        return Err(Error::field(
+        return Err(Error::value(
             "working_dir",
-            format_args!("must be an absolute path, is `{}`", shortened(directory)),
+            "must be an absolute path",
+            directory,
         ));
     }
     let variables: usize = body

@@ -9,7 +9,7 @@ use std::time::Duration;
 use agentbox_contracts::error::{Error, ErrorCode};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, Request};
+use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use governor::middleware::NoOpMiddleware;
@@ -18,6 +18,7 @@ use tower_governor::governor::{GovernorConfig, GovernorConfigBuilder};
 use tower_governor::key_extractor::KeyExtractor;
 use tower_governor::{GovernorError, GovernorLayer};
 
+use super::window::write_headers;
 use crate::edge::client_address::ClientAddress;
 use crate::edge::error::ApiError;
 use crate::metrics;
@@ -99,15 +100,7 @@ fn refuse(error: &GovernorError, burst: u32) -> Response {
     error.retry_after_s = u32::try_from(wait).ok();
     let mut response = ApiError(error).into_response();
     let reset = u64::try_from(Utc::now().timestamp()).unwrap_or(0) + wait;
-    for (name, value) in [
-        ("x-ratelimit-limit", u64::from(burst)),
-        ("x-ratelimit-remaining", 0),
-        ("x-ratelimit-reset", reset),
-    ] {
-        response
-            .headers_mut()
-            .insert(HeaderName::from_static(name), HeaderValue::from(value));
-    }
+    write_headers(response.headers_mut(), u64::from(burst), 0, reset);
     response
 }
 

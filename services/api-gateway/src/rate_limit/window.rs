@@ -9,6 +9,18 @@ use crate::metrics;
 /// Seconds. Windows begin at its multiples since the Unix epoch, on every replica alike.
 pub(crate) const WINDOW_S: u64 = 60;
 
+/// Writes the guide's headers: requests a window, those left in it, and its end in Unix
+/// seconds.
+pub(super) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
+    for (name, value) in [
+        ("x-ratelimit-limit", limit),
+        ("x-ratelimit-remaining", remaining),
+        ("x-ratelimit-reset", reset),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
+}
+
 /// Where a caller stands with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
@@ -50,13 +62,7 @@ impl Standing {
     }
 
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
-        for (name, value) in [
-            ("x-ratelimit-limit", self.limit),
-            ("x-ratelimit-remaining", self.remaining()),
-            ("x-ratelimit-reset", self.reset),
-        ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
-        }
+        write_headers(headers, self.limit, self.remaining(), self.reset);
     }
 
     /// # Errors

@@ -35,12 +35,9 @@ pub fn options() -> Options {
 }
 
 /// Without limits that a test could meet by accident.
-pub fn unlimited(mut options: Options) -> Options {
-    for category in ["AUTH", "CREATE", "EXEC", "OTHER"] {
-        let name = format!("AGENTBOX_RATE_LIMIT_{category}");
-        options = options.env("api-gateway", &name, "1000000");
-    }
+pub fn unlimited(options: Options) -> Options {
     options
+        .without_rate_limits()
         .env("api-gateway", "AGENTBOX_FLOOD_PER_SECOND", "100000")
         .env("api-gateway", "AGENTBOX_FLOOD_BURST", "100000")
         .env("scheduler", "AGENTBOX_QUOTA_ENVIRONMENTS", "10000")
