@@ -85,5 +85,5 @@ bench: build ## Measure create, exec and lists beside the runtime's own cost (ON
 
 # The build that started it, or any that is there: stopping must not need a build.
 define local
-$$(ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null | head -n 1 | grep . || { echo "nothing is built yet, so nothing runs" >&2; exit 1; })
+$$({ ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "nothing is built yet, so nothing runs" >&2; exit 1; })
 endef

@@ -196,8 +196,8 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
         name: name.to_owned(),
         image: IMAGE.to_owned(),
         resources: Resources {
-            cpu: "50m".to_owned(),
-            memory: "32Mi".to_owned(),
+            cpu: "1".to_owned(),
+            memory: "64Mi".to_owned(),
             storage: "64Mi".to_owned(),
         },
         timeout: LIFETIME_S,
