@@ -9,13 +9,15 @@
 #   sandbox has no process on the machine. `create` leaves one behind that waits for the
 #   container and ends as it did: as killed, if the whole sandbox ended.
 # * To kill what has ended already is no failure for the shim, if it is told so.
+# * runsc takes the first letters of an id for the id, so what is asked must be the id: the
+#   last word of a command, but before the signal in `kill`.
 # * runsc's control groups are left on: the sandbox runs in the box's.
 set -u
 runsc=@RUNSC@
 
-command='' root='' bundle='' pid_file='' previous='' id=''
+command='' root='' bundle='' pid_file='' previous='' last=''
 for argument; do
-  case $previous in
+  case $last in
     --root) root=$argument ;;
     --bundle) bundle=$argument ;;
     --pid-file) pid_file=$argument ;;
@@ -25,8 +27,10 @@ for argument; do
           command=$argument ;;
       esac ;;
   esac
-  previous=$argument id=$argument
+  previous=$last last=$argument
 done
+id=$last
+[ "$command" != kill ] || id=$previous
 
 # Where `create` of a container waits for its `start`: each opens its end.
 started=$root/$id.started
