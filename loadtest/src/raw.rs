@@ -1,7 +1,9 @@
-//! The runtime's own cost: the same containerd, asked over CRI as a kubelet asks it.
+//! The runtime's own cost: the same containerd, asked over CRI as a kubelet asks it for a
+//! Pod with limits.
 //!
 //! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, in
-//! the same network; without limits, firewall, boxd and everything around them.
+//! the same network, with the same limits and the runtime's own seccomp profile; without
+//! firewall, boxd and everything around them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,14 +12,25 @@ use anyhow::{Context as _, ensure};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxMetadata,
+    RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
+    StopPodSandboxRequest, security_profile::ProfileType,
 };
 use tonic::transport::{Channel, Endpoint};
 
 use crate::boxes::IMAGE;
 
 const WITHIN: Duration = Duration::from_secs(60);
+/// What a box of [`crate::boxes`] has, too: one CPU and 64Mi.
+const MEMORY_BYTES: i64 = 64 << 20;
+
+fn runtime_default() -> SecurityProfile {
+    SecurityProfile {
+        profile_type: ProfileType::RuntimeDefault.into(),
+        localhost_ref: String::new(),
+    }
+}
 
 /// Clones share the connection.
 #[derive(Clone)]
@@ -57,6 +70,14 @@ impl Raw {
                 namespace: "bench-raw".to_owned(),
                 attempt: 0,
             }),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext {
+                    readonly_rootfs: true,
+                    seccomp: Some(runtime_default()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let began = Instant::now();
@@ -89,6 +110,20 @@ impl Raw {
                 ..Default::default()
             }),
             command: ["sleep", "900"].map(str::to_owned).to_vec(),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(LinuxContainerResources {
+                    cpu_period: 100_000,
+                    cpu_quota: 100_000,
+                    memory_limit_in_bytes: MEMORY_BYTES,
+                    memory_swap_limit_in_bytes: MEMORY_BYTES,
+                    ..Default::default()
+                }),
+                security_context: Some(LinuxContainerSecurityContext {
+                    no_new_privs: true,
+                    seccomp: Some(runtime_default()),
+                    ..Default::default()
+                }),
+            }),
             ..Default::default()
         };
         let create = CreateContainerRequest {

@@ -99,14 +99,7 @@ fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
 }
 
 fn make(group: &Path) -> io::Result<PathBuf> {
-    // Another box's removal may take the empty directory above away in between.
-    let mut attempts = 0;
-    while let Err(error) = fs::create_dir_all(group) {
-        attempts += 1;
-        if error.kind() != io::ErrorKind::NotFound || attempts > 10 {
-            return Err(error);
-        }
-    }
+    fs::create_dir_all(group)?;
     Ok(group.to_owned())
 }
 
@@ -146,16 +139,17 @@ fn groups_below(group: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Removes the group from every hierarchy, and the deployment's when it was the last.
-/// What is not there is not an error.
+/// Removes the group from every hierarchy. What is not there is not an error. The deployment's
+/// group above it stays, empty or not: in another box's start runc may rely on it just now.
 ///
 /// # Errors
 /// When something still runs in it after `within`.
 pub async fn remove(deployment: &str, id: &EnvironmentId, within: Duration) -> io::Result<()> {
     let deadline = tokio::time::Instant::now() + within;
     for hierarchy in hierarchies()? {
-        let all = hierarchy.join(format!("agentbox-{deployment}"));
-        let group = all.join(id.as_str());
+        let group = hierarchy
+            .join(format!("agentbox-{deployment}"))
+            .join(id.as_str());
         // The kernel is done with a dead process's group a little after its exit.
         while let Err(error) = remove_tree(&group) {
             if tokio::time::Instant::now() >= deadline {
@@ -163,8 +157,6 @@ pub async fn remove(deployment: &str, id: &EnvironmentId, within: Duration) -> i
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // Not empty while other boxes are there.
-        let _ = fs::remove_dir(&all);
     }
     Ok(())
 }
@@ -251,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_group_is_made_with_its_limit_and_removed_with_its_parent() {
+    async fn a_group_is_made_with_its_limit_and_removed() {
         let id = EnvironmentId::random();
         let deployment = format!("cgroup-test-{}", std::process::id());
         create(&deployment, &id, 32, None).unwrap();
@@ -270,7 +262,9 @@ mod tests {
             .unwrap();
         assert_eq!(boxes(&deployment), []);
         for hierarchy in hierarchies().unwrap() {
-            assert!(!hierarchy.join(format!("agentbox-{deployment}")).exists());
+            let all = hierarchy.join(format!("agentbox-{deployment}"));
+            assert!(!all.join(id.as_str()).exists());
+            let _ = fs::remove_dir(all);
         }
     }
 }

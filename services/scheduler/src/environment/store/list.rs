@@ -33,22 +33,22 @@ impl Listing {
     }
 
     /// The rows of which it is so, `FROM … WHERE …`: of `environments`, or of
-    /// `environment_terms` when terms are asked for. Both are called `e` and have `owner`,
-    /// `status` and `created_at`. `groups` come in addition to `any_of_each`.
+    /// `environment_terms` when terms are asked for. Both are called `e` and have `number`,
+    /// `owner`, `status` and `created_at`. `groups` come in addition to `any_of_each`.
     fn rows(&self, groups: &[&[String]], bound: &mut Bound) -> Result<Rows, StoreError> {
         let own = self.terms.any_of_each.iter().map(Vec::as_slice);
         let mut groups = own.chain(groups.iter().copied());
         let first = groups.next();
-        let (table, id) = match first {
-            None => ("environments", "e.id"),
-            Some(_) => ("environment_terms", "e.environment_id"),
+        let table = match first {
+            None => "environments",
+            Some(_) => "environment_terms",
         };
         let mut conditions = Vec::new();
         if let Some(terms) = first {
             conditions.push(format!("e.term IN ({})", bound.list(terms)));
         }
         for terms in groups {
-            conditions.push(format!("EXISTS ({})", having(id, &bound.list(terms))));
+            conditions.push(format!("EXISTS ({})", having(&bound.list(terms))));
         }
         match &self.visibility {
             Visibility::All => {}
@@ -58,25 +58,22 @@ impl Listing {
             Visibility::Listed { owner, only } => {
                 conditions.push(format!("e.owner = {}", bound.one(owner.as_str())));
                 let ids = bound.one(serde_json::to_value(only)?);
-                conditions.push(format!("{id} IN (SELECT jsonb_array_elements_text({ids}))"));
+                conditions.push(format!(
+                    "e.number IN (SELECT number FROM environments
+                        WHERE id IN (SELECT jsonb_array_elements_text({ids})))"
+                ));
             }
         }
         if let Some(status) = self.status {
             conditions.push(format!("e.status = {}", bound.one(status.as_str())));
         }
-        Ok(Rows {
-            table,
-            id,
-            conditions,
-        })
+        Ok(Rows { table, conditions })
     }
 }
 
 /// Where rows come from, and what must be true of them.
 struct Rows {
     table: &'static str,
-    /// The column that is the environment's id.
-    id: &'static str,
     conditions: Vec<String>,
 }
 
@@ -91,9 +88,11 @@ impl Rows {
     }
 }
 
-fn having(id: &str, terms: &str) -> String {
+/// In the order of the index, so that two long lists are merged instead of hashed.
+fn having(terms: &str) -> String {
     format!(
-        "SELECT FROM environment_terms AS t WHERE t.environment_id = {id} AND t.term IN ({terms})"
+        "SELECT FROM environment_terms AS t
+         WHERE t.created_at = e.created_at AND t.number = e.number AND t.term IN ({terms})"
     )
 }
 
@@ -128,10 +127,10 @@ impl Store {
         let mut bound = Bound::default();
         let mut rows = listing.rows(&[], &mut bound)?;
         if !listing.terms.none_of.is_empty() {
-            let unwanted = having(rows.id, &bound.list(&listing.terms.none_of));
+            let unwanted = having(&bound.list(&listing.terms.none_of));
             rows.conditions.push(format!("NOT EXISTS ({unwanted})"));
         }
-        let (ids, id) = (rows.select(rows.id), rows.id);
+        let numbers = rows.select("e.number");
         let limit = bound.one(i64::from(limit));
         let offset = bound.one(i64::try_from(offset).unwrap_or(i64::MAX));
         let lean = COLUMNS.replace(
@@ -141,10 +140,10 @@ impl Store {
         );
         let statement = sql(
             format!(
-                "SELECT {lean} FROM environments WHERE id IN (
-                    {ids} ORDER BY e.created_at DESC, {id} DESC LIMIT {limit} OFFSET {offset}
+                "SELECT {lean} FROM environments WHERE number IN (
+                    {numbers} ORDER BY e.created_at DESC, e.number DESC LIMIT {limit} OFFSET {offset}
                  )
-                 ORDER BY created_at DESC, id DESC"
+                 ORDER BY created_at DESC, number DESC"
             ),
             bound.0,
         );
@@ -171,7 +170,7 @@ impl Store {
             // Terms of several keys may be one row's.
             let repeats = listing.terms.any_of_each.is_empty() && listing.terms.none_of.len() > 1;
             let unwanted = if repeats {
-                let each = rows.select(&format!("DISTINCT {}", rows.id));
+                let each = rows.select("DISTINCT e.number");
                 format!("SELECT count(*) FROM ({each}) AS once")
             } else {
                 rows.select("count(*)")
