@@ -10,6 +10,9 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
+mod objects;
+
+use self::objects::Objects;
 use super::error::ApiError;
 use crate::state::Gateway;
 
@@ -77,7 +80,7 @@ fn not_json(error: &serde_json::Error) -> Error {
 /// Reads JSON; the error names the field.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let value = serde_path_to_error::deserialize(Objects(&mut reader)).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if !inner.is_data() {
@@ -191,8 +194,20 @@ mod tests {
                 "not a field",
             ),
             (r#"{"name":"a"}"#, Validation, "image: ", "required"),
-            ("[]", Validation, "", "invalid length"),
-            ("7", Validation, "body: ", "`7`"),
+            (
+                r#"{"name":"a","image":"b","resources":["1","64Mi","1Gi"]}"#,
+                Validation,
+                "resources: ",
+                "sequence, expected an object",
+            ),
+            (
+                r#"{"name":"a","tolerations":[["a"]]}"#,
+                Validation,
+                "tolerations[0]: ",
+                "sequence, expected an object",
+            ),
+            ("[]", Validation, "body: ", "sequence, expected an object"),
+            ("7", Validation, "body: ", "integer `7`, expected an object"),
             (r#"{"name""#, BadRequest, "", "not JSON"),
             ("", BadRequest, "", "not JSON"),
             ("\u{0}", BadRequest, "", "not JSON"),
