@@ -29,6 +29,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use tracing::Instrument;
 
+use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::server::Slot;
@@ -36,7 +37,7 @@ use crate::exec::OPEN_DEADLINE;
 use crate::lookup::Place;
 use crate::principal::credential::subprotocols;
 use crate::state::Gateway;
-use crate::stream::Watch;
+use crate::stream::{Right, Watch};
 use parameters::Parameters;
 use pump::Terminal;
 
@@ -87,10 +88,11 @@ async fn start(
 ///
 /// Close codes: 1000 the command has ended, its `exit` message came before; 1001 the
 /// gateway stops, connect again; 1009 a message was larger than 1 MiB; 1011 something went
-/// wrong on the server's side; 4401 the credential is no longer good; 4404 the environment
-/// is gone; 4408 the client did not answer pings; 4409 the environment does not run any
-/// more; 4502 the box was lost while the command ran; 4503 a part of the system cannot be
-/// reached, connect again.
+/// wrong on the server's side; 4401 the credential is no longer good, or no longer allows
+/// this; 4404 the environment is gone, or no longer the caller's to see; 4408 the client
+/// did not answer pings; 4409 the environment does not run any more: it was deleted, its
+/// lifetime is over or its own command has ended; 4502 the box was lost while the command
+/// ran; 4503 a part of the system cannot be reached, connect again.
 #[utoipa::path(get, operation_id = "attachEnvironment", path = "/api/v1/environments/{id}/attach", tag = "attach",
     params(("id" = String, Path, description = "The environment"), Parameters),
     responses((status = 101, description = "The command has started")))]
@@ -119,10 +121,13 @@ pub(crate) async fn attach(
         .write_buffer_size(WRITE_BUFFER)
         .max_write_buffer_size(MAX_WRITE_BUFFER)
         .protocols(protocol);
+    let right = Right::on(Action::Attach, &place);
     let terminal = Terminal {
+        gateway: gateway.clone(),
+        environment: place.id,
         session,
         id,
-        watch: Watch::new(gateway.clone(), principal),
+        watch: Watch::new(gateway.clone(), principal, right),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
     };

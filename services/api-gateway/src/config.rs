@@ -75,6 +75,12 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_BODY_TIMEOUT", default_value_t = 30)]
     pub body_timeout_s: u64,
 
+    /// How often the client of a terminal is asked whether it is there. One that was not
+    /// heard between two questions is gone.
+    #[arg(long, env = "AGENTBOX_PING_INTERVAL", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub ping_interval_s: u64,
+
     /// Connections held at once.
     #[arg(long, env = "AGENTBOX_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
@@ -87,6 +93,10 @@ impl Config {
 
     pub(crate) const fn body_timeout(&self) -> Duration {
         Duration::from_secs(self.body_timeout_s)
+    }
+
+    pub(crate) const fn ping_interval(&self) -> Duration {
+        Duration::from_secs(self.ping_interval_s)
     }
 }
 

@@ -18,12 +18,12 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use crate::authorize::visibility;
+use crate::authorize::{Action, visibility};
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::query::page;
 use crate::edge::{Answer, Query};
 use crate::state::Gateway;
-use crate::stream::sse;
+use crate::stream::{Right, sse};
 use follow::Follower;
 
 /// How long the event stream may take to answer a question, or to replay what it has.
@@ -99,6 +99,7 @@ pub(crate) async fn of_one(
         )?);
     }
     let last = sse::last_event_id(&headers)?;
+    let right = Right::on(Action::ViewEnvironment, &place);
     let past = if place.status.is_ended() {
         Some(stored::matching(&gateway, &filter, &seen).await?)
     } else {
@@ -111,7 +112,7 @@ pub(crate) async fn of_one(
             Follower::of_one(stored::from(&gateway, filter, from).await?, last, seen)
         }
     };
-    Ok(sse::answer("events", gateway, principal, source))
+    Ok(sse::answer("events", gateway, principal, right, source))
 }
 
 /// As those of one environment, of all that the caller may see. With `follow` and without
@@ -141,8 +142,9 @@ pub(crate) async fn of_all(
     let from = last.unwrap_or(place.last).saturating_add(1);
     let gap = place.gap_before(from);
     let stream = stored::from(&gateway, filter.to_owned(), from).await?;
+    let right = Right::Listed(seen.clone());
     let source = Follower::of_all(stream, last, seen, gap);
-    Ok(sse::answer("events", gateway, principal, source))
+    Ok(sse::answer("events", gateway, principal, right, source))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::edge::admit::Admitted;
 use crate::edge::{Answer, Json};
+use crate::lost;
 use crate::state::Gateway;
 use crate::text;
 
@@ -76,7 +77,7 @@ pub(crate) async fn exec(
         })?;
     match outcome {
         Ok(result) => Ok(axum::Json(reply(result, encoding))),
-        Err(error) => Err(run::explained(&gateway, place.id, error).await.into()),
+        Err(error) => Err(lost::explained(&gateway, &place.id, error).await.into()),
     }
 }
 

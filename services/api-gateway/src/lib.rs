@@ -21,6 +21,7 @@ mod exec;
 mod health;
 mod logs;
 mod lookup;
+mod lost;
 mod metrics;
 mod openapi;
 mod principal;

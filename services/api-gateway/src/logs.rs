@@ -13,12 +13,13 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
+use crate::authorize::Action;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::{Answer, Query};
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::Place;
 use crate::state::Gateway;
-use crate::stream::sse;
+use crate::stream::{Right, sse};
 
 type LogsSession = Session<ToBox, FromBox>;
 
@@ -66,6 +67,7 @@ pub(crate) async fn logs(
         return Ok(page::answer(session, query.timestamps).await?);
     }
     let last = sse::last_event_id(&headers)?;
+    let right = Right::on(Action::ReadLogs, &place);
     let source = follow::Follower::new(gateway.clone(), place, request, last, query.timestamps);
-    Ok(sse::answer("logs", gateway, principal, source))
+    Ok(sse::answer("logs", gateway, principal, right, source))
 }

@@ -124,14 +124,15 @@ async fn redeem(
     ask(gateway, request).await
 }
 
-/// Whether the credential of a stream that runs on is still good.
+/// The caller of a stream that runs on, as it is now.
 ///
 /// # Errors
-/// [`ErrorCode::Unauthorized`] when it is not; anything else says that auth cannot tell.
-pub(crate) async fn still_good(gateway: &Gateway, principal: &Principal) -> Result<(), Error> {
+/// [`ErrorCode::Unauthorized`] when its credential is no longer good; anything else says
+/// that auth cannot tell.
+pub(crate) async fn again(gateway: &Gateway, principal: &Principal) -> Result<Principal, Error> {
     let request = AuthenticateRequest::Again {
         user: principal.user.clone(),
         credential: principal.credential.clone(),
     };
-    ask(gateway, request).await.map(|_| ())
+    ask(gateway, request).await
 }

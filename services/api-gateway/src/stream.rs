@@ -1,8 +1,8 @@
-//! What long-lived answers share: they end with their credential, and when the gateway
-//! stops.
+//! What long-lived answers share: they end with their credential, with their caller's
+//! right to them, and when the gateway stops.
 //!
-//! * I1. A stream whose credential has died sends nothing more from [`STALE`] on, and ends
-//!   at the latest then, if its client reads.
+//! * I1. A stream whose credential has died, or whose caller may not open it any more,
+//!   sends nothing more from [`STALE`] on, and ends at the latest then, if its client reads.
 //! * I2. That auth cannot be reached is not a credential's end; after [`PATIENCE`] without
 //!   a word of auth it ends all the same.
 
@@ -12,13 +12,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use chrono::Utc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::authorize::unauthorized;
-use crate::principal::still_good;
+use crate::authorize::{Action, Target, authorize, unauthorized, visibility};
+use crate::lookup::Place;
+use crate::principal::again;
 use crate::state::Gateway;
 
 /// How often the credential of a running stream is looked at again.
@@ -32,19 +35,58 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Why a stream ends before its source does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The credential is no longer good, or nobody can say so.
-    Credential(Error),
+    /// Its caller would not be let in again, or nobody can say so.
+    Refused(Error),
     /// The gateway stops: the client connects again, to another replica.
     Stopping,
 }
 
+/// What a stream's caller must be allowed for as long as it runs.
+#[derive(Clone, Debug)]
+pub(crate) enum Right {
+    /// An action on an environment.
+    On {
+        action: Action,
+        id: EnvironmentId,
+        owner: UserId,
+    },
+    /// To be shown what its lists showed when the stream began.
+    Listed(Visibility),
+}
+
+impl Right {
+    pub(crate) fn on(action: Action, place: &Place) -> Self {
+        Self::On {
+            action,
+            id: place.id.clone(),
+            owner: place.owner.clone(),
+        }
+    }
+
+    /// # Errors
+    /// As a request of now would be answered.
+    fn check(&self, principal: &Principal) -> Result<(), Error> {
+        match self {
+            Self::On { action, id, owner } => {
+                authorize(Some(principal), *action, Some(Target { id, owner }))
+            }
+            Self::Listed(seen) if visibility(principal) == *seen => Ok(()),
+            Self::Listed(_) => Err(Error::new(
+                ErrorCode::Forbidden,
+                "what the caller may see has changed; connect again",
+            )),
+        }
+    }
+}
+
 type Asking = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
-/// Watches over one stream's credential. What it waits for goes on when [`Self::ended`]
+/// Watches over one stream's credential and right. What it waits for goes on when [`Self::ended`]
 /// is dropped and called again.
 pub(crate) struct Watch {
     gateway: Gateway,
     principal: Principal,
+    right: Right,
     asking: Option<Asking>,
     asked: Instant,
     good: Instant,
@@ -53,7 +95,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// `principal` was good a moment ago.
-    pub(crate) fn new(gateway: Gateway, principal: Principal) -> Self {
+    pub(crate) fn new(gateway: Gateway, principal: Principal, right: Right) -> Self {
         let now = Instant::now();
         let expires = principal.expires_at.map(|at| {
             let left = (at - Utc::now()).to_std().unwrap_or_default();
@@ -64,6 +106,7 @@ impl Watch {
         Self {
             gateway,
             principal,
+            right,
             asking: None,
             asked: now,
             good: now,
@@ -101,10 +144,11 @@ impl Watch {
                 () = sleep_until(wake) => {}
             }
         }
-        let (gateway, principal) = (&self.gateway, &self.principal);
+        let (gateway, principal, right) = (&self.gateway, &self.principal, &self.right);
         let asking = self.asking.get_or_insert_with(|| {
             let (gateway, principal) = (gateway.clone(), principal.clone());
-            Box::pin(async move { still_good(&gateway, &principal).await })
+            let right = right.clone();
+            Box::pin(async move { right.check(&again(&gateway, &principal).await?) })
         });
         let outcome = tokio::select! {
             () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
@@ -116,14 +160,22 @@ impl Watch {
         if outcome.is_ok() && !has_expired {
             self.good = self.asked;
         }
-        judge(outcome, has_expired, self.good.elapsed()).map(Ended::Credential)
+        judge(outcome, has_expired, self.good.elapsed()).map(Ended::Refused)
     }
+}
+
+/// Whether it says that the caller would not be let in again.
+const fn is_refusal(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::Unauthorized | ErrorCode::Forbidden | ErrorCode::NotFound
+    )
 }
 
 /// What auth's answer means for the stream.
 fn judge(outcome: Result<(), Error>, has_expired: bool, silent: Duration) -> Option<Error> {
     match outcome {
-        Err(error) if error.code == ErrorCode::Unauthorized => Some(error),
+        Err(error) if is_refusal(error.code) => Some(error),
         _ if has_expired => Some(unauthorized("the credential has expired")),
         Ok(()) => None,
         Err(error) if silent >= PATIENCE => Some(error),
@@ -136,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_bad_credential_or_a_long_silence_ends_a_stream() {
+    fn only_a_refusal_or_a_long_silence_ends_a_stream() {
         let down = || Err(Error::new(ErrorCode::Unavailable, "down"));
         let dead = || Err(unauthorized("revoked"));
         let code = |outcome, expired, silent| {
@@ -144,6 +196,8 @@ mod tests {
         };
         assert_eq!(code(Ok(()), false, 0), None);
         assert_eq!(code(dead(), false, 0), Some(ErrorCode::Unauthorized));
+        let unseen = Err(Error::not_found("environment"));
+        assert_eq!(code(unseen, false, 0), Some(ErrorCode::NotFound));
         assert_eq!(code(Ok(()), true, 0), Some(ErrorCode::Unauthorized));
         assert_eq!(code(down(), true, 0), Some(ErrorCode::Unauthorized));
         assert_eq!(code(down(), false, 29), None);

@@ -75,6 +75,8 @@ struct State {
     /// Counts readers; the last is the one that is served.
     reader: u64,
     exited: Option<proto::Exited>,
+    /// The box ended under it: there is no exit of its own to tell.
+    cut: bool,
 }
 
 impl State {
@@ -88,6 +90,8 @@ impl State {
 enum Taken {
     Output(proto::RunOutput),
     Exited(proto::RunOutput),
+    /// The box ends, and the run with it.
+    Cut,
     Nothing,
     /// Another reader came.
     Superseded,
@@ -216,6 +220,7 @@ impl Run {
                 let exited = run_output::Output::Exited(exited.clone());
                 Taken::Exited(output(sequence, exited))
             }
+            None if state.cut => Taken::Cut,
             None => Taken::Nothing,
         }
     }

@@ -13,10 +13,10 @@ use crate::stream::Ended;
 /// | 1001 | the gateway stops; connect again |
 /// | 1009 | a message was larger than 1 MiB |
 /// | 1011 | something went wrong on our side |
-/// | 4401 | the credential is no longer good |
-/// | 4404 | the environment is gone |
+/// | 4401 | the credential is no longer good, or no longer allows this |
+/// | 4404 | the environment is gone, or no longer the caller's to see |
 /// | 4408 | the client did not answer pings |
-/// | 4409 | the environment does not run any more |
+/// | 4409 | the environment does not run any more, as it was to |
 /// | 4502 | the box was lost while the command ran |
 /// | 4503 | a part of the system cannot be reached; connect again |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Close {
 impl From<Ended> for Close {
     fn from(ended: Ended) -> Self {
         match ended {
-            Ended::Credential(error) => Self::failed(&error),
+            Ended::Refused(error) => Self::failed(&error),
             Ended::Stopping => Self::new(1001, "the gateway stops; connect again"),
         }
     }

@@ -7,7 +7,7 @@ use agentbox_api::attach::ServerMessage;
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{FromBox, ToBox};
-use agentbox_contracts::ids::ExecId;
+use agentbox_contracts::ids::{EnvironmentId, ExecId};
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -19,12 +19,11 @@ use super::AttachSession;
 use super::close::Close;
 use super::protocol::{Output, exit, frame, stdin, to_box};
 use crate::edge::server::Slot;
+use crate::lost;
 use crate::metrics::OpenStream;
+use crate::state::Gateway;
 use crate::stream::Watch;
 
-/// How often a client is asked whether it is there. One that has not been heard between
-/// two questions is gone.
-const PING: Duration = Duration::from_secs(20);
 /// Sending took so long only because the client did not read.
 const SLOW: Duration = Duration::from_millis(200);
 /// How long saying goodbye may take.
@@ -37,6 +36,8 @@ type Source = SplitStream<WebSocket>;
 
 /// An attached command before its socket is there.
 pub(super) struct Terminal {
+    pub gateway: Gateway,
+    pub environment: EnvironmentId,
     pub session: AttachSession,
     pub id: ExecId,
     pub watch: Watch,
@@ -76,6 +77,8 @@ impl Heard {
 impl Terminal {
     pub(super) async fn serve(self, socket: WebSocket) {
         let Self {
+            gateway,
+            environment,
             session,
             id,
             mut watch,
@@ -93,9 +96,17 @@ impl Terminal {
             complaints,
             heard: &heard,
             output: Output::new(is_binary),
+            ping: gateway.config.ping_interval(),
         };
         let close = tokio::select! {
-            close = outwards.run(id) => close,
+            end = outwards.run(id) => match end {
+                Some(Ok(close)) => Some(close),
+                Some(Err(error)) => {
+                    let error = lost::judged(&gateway, &environment, error).await;
+                    Some(Close::failed(&error))
+                }
+                None => None,
+            },
             close = inwards(&mut source, to_box, &complain, &heard) => close,
             ended = watch.ended() => Some(ended.into()),
         };
@@ -126,22 +137,23 @@ struct Outwards<'a> {
     complaints: mpsc::Receiver<Error>,
     heard: &'a Heard,
     output: Output,
+    ping: Duration,
 }
 
 impl Outwards<'_> {
-    /// Until the command ends, or the client is gone (`None`).
-    async fn run(mut self, id: ExecId) -> Option<Close> {
+    /// Until the command ends, or fails, or the client is gone (`None`).
+    async fn run(mut self, id: ExecId) -> Option<Result<Close, Error>> {
         let ready = ServerMessage::Ready {
             session_id: id.to_string(),
         };
         self.send(frame(&ready)).await?;
-        let mut ping = interval_at(Instant::now() + PING, PING);
+        let mut ping = interval_at(Instant::now() + self.ping, self.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 message = self.from_box.recv() => {
-                    if let Some(close) = self.take(message).await? {
-                        return Some(close);
+                    if let Some(end) = self.take(message).await? {
+                        return Some(end);
                     }
                 }
                 Some(error) = self.complaints.recv() => {
@@ -150,7 +162,7 @@ impl Outwards<'_> {
                 }
                 _ = ping.tick() => {
                     if !self.heard.take() {
-                        return Some(Close::new(4408, "the client does not answer"));
+                        return Some(Ok(Close::new(4408, "the client does not answer")));
                     }
                     self.send(Message::Ping(Bytes::new())).await?;
                 }
@@ -159,14 +171,17 @@ impl Outwards<'_> {
     }
 
     /// `Some(None)`: it goes on.
-    async fn take(&mut self, message: Result<Option<FromBox>, Error>) -> Option<Option<Close>> {
+    async fn take(
+        &mut self,
+        message: Result<Option<FromBox>, Error>,
+    ) -> Option<Option<Result<Close, Error>>> {
         let message = match message {
             Ok(Some(message)) => message,
             Ok(None) => {
                 let error = Error::new(ErrorCode::BoxLost, "the command's end is not known");
-                return Some(Some(Close::failed(&error)));
+                return Some(Some(Err(error)));
             }
-            Err(error) => return Some(Some(Close::failed(&error))),
+            Err(error) => return Some(Some(Err(error))),
         };
         match message {
             FromBox::Stdout(_) | FromBox::Stderr(_) => {
@@ -181,9 +196,9 @@ impl Outwards<'_> {
                     self.send(frame).await?;
                 }
                 self.send(exit(&ended)).await?;
-                Some(Some(Close::exited()))
+                Some(Some(Ok(Close::exited())))
             }
-            _ => Some(Some(Close::failed(&Error::internal()))),
+            _ => Some(Some(Err(Error::internal()))),
         }
     }
 

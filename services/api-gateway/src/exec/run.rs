@@ -1,24 +1,15 @@
 //! Runs one command through the exec-proxy and collects what it says.
 
-use std::time::Duration;
-
 use agentbox_bus::{SessionReceiver, SessionSender};
-use agentbox_contracts::environment::Environment;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ExecResult, FromBox, MAX_CHUNK, OPEN, Open, OpenKind, ToBox};
-use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
 
 use super::OPEN_DEADLINE;
 use super::request::Command;
-use crate::lookup::{self, Place};
+use crate::lookup::Place;
 use crate::state::Gateway;
-
-/// How long the scheduler may take to notice why a box was lost.
-const REASON_PATIENCE: Duration = Duration::from_millis(1500);
-const REASON_PAUSE: Duration = Duration::from_millis(100);
 
 /// Dropping the future kills the command.
 pub(super) async fn run(
@@ -116,46 +107,6 @@ impl Capped {
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.truncated |= bytes.len() > room;
     }
-}
-
-/// A box that was lost, with why, as soon as that is known.
-pub(super) async fn explained(gateway: &Gateway, id: EnvironmentId, error: Error) -> Error {
-    if error.code != ErrorCode::BoxLost {
-        return error;
-    }
-    let give_up = Instant::now() + REASON_PATIENCE;
-    loop {
-        match lookup::record(gateway, id.clone()).await {
-            Ok(environment) => {
-                if let Some(explained) = because(&environment, &error) {
-                    return explained;
-                }
-            }
-            Err(_) => return error,
-        }
-        if Instant::now() >= give_up {
-            return error;
-        }
-        sleep(REASON_PAUSE).await;
-    }
-}
-
-fn because(environment: &Environment, error: &Error) -> Option<Error> {
-    let reason = environment.status_reason?;
-    let status = environment.status.as_str();
-    let detail = environment
-        .status_message
-        .as_ref()
-        .map(|message| format!(": {message}"))
-        .unwrap_or_default();
-    Some(Error::new(
-        ErrorCode::BoxLost,
-        format!(
-            "{}; the environment is {status}, {}{detail}",
-            error.message,
-            reason.as_str()
-        ),
-    ))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::{Ended, Watch};
+use super::{Ended, Right, Watch};
 use crate::metrics::OpenStream;
 use crate::state::Gateway;
 
@@ -47,7 +47,7 @@ impl<S: Source> Stream<S> {
         };
         self.over = true;
         match ended {
-            Ended::Credential(error) => Some(failure(&error)),
+            Ended::Refused(error) => Some(failure(&error)),
             Ended::Stopping => None,
         }
     }
@@ -58,11 +58,12 @@ pub(crate) fn answer(
     kind: &'static str,
     gateway: Gateway,
     principal: Principal,
+    right: Right,
     source: impl Source,
 ) -> Response {
     let stream = Stream {
         source,
-        watch: Watch::new(gateway, principal),
+        watch: Watch::new(gateway, principal, right),
         over: false,
         _open: OpenStream::begin(kind),
     };

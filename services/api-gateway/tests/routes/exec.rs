@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::support::boxes::{Idle, idle, script, small};
-use crate::support::caller::someone;
+use crate::support::caller::{send, someone};
 use crate::support::{eventually, within};
 
 impl Idle {
@@ -241,23 +241,38 @@ async fn what_does_not_run_is_409() {
 }
 
 #[tokio::test]
-async fn a_box_that_dies_meanwhile_is_502_with_the_reason_and_never_an_exit() {
+async fn a_box_that_ends_meanwhile_is_502_with_the_reason_and_never_an_exit() {
     let user = someone().await;
-    let id = user.caller.running(&small()).await;
-    let path = format!("/environments/{id}/exec");
-    let body = json!({"command": ["sleep", "60"], "timeout": 60});
-    let running = user.caller.post(&path, &body);
-    let killing = async {
-        eventually("it runs", async || {
-            user.caller.runs(&id, "sleep 60").await.then_some(())
-        })
-        .await;
-        let path = format!("/environments/{id}?force=true");
-        user.caller.delete(&path).await.is(204);
+    let caller = &user.caller;
+    let lost = async |reason: &str, end: &(dyn Fn(String) -> RequestBuilder + Sync)| {
+        let id = caller.running(&small()).await;
+        let path = format!("/environments/{id}/exec");
+        let body = json!({"command": ["sleep", "60"], "timeout": 60});
+        let running = caller.post(&path, &body);
+        let ending = async {
+            eventually("it runs", async || {
+                caller.runs(&id, "sleep 60").await.then_some(())
+            })
+            .await;
+            let answer = send(end(format!("/environments/{id}"))).await;
+            assert!(answer.status < 300, "{answer:?}");
+        };
+        let (answer, ()) = tokio::join!(running, ending);
+        let message = answer.is_error(502, "box_lost");
+        assert!(message.contains(reason), "{message}");
     };
-    let (answer, ()) = tokio::join!(running, killing);
-    let message = answer.is_error(502, "box_lost");
-    assert!(message.contains("DELETED"), "{message}");
+    let forced = |path: String| caller.request(Method::DELETE, &format!("{path}?force=true"));
+    // Its commands are told to end; that is no exit of theirs.
+    let gently = |path: String| caller.request(Method::DELETE, &path);
+    let expired = |path: String| {
+        let request = caller.request(Method::PATCH, &path);
+        request.json(&json!({"timeout": 1}))
+    };
+    tokio::join!(
+        lost("DELETED", &forced),
+        lost("DELETED", &gently),
+        lost("EXPIRED", &expired),
+    );
 }
 
 #[tokio::test]

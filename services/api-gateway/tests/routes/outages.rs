@@ -5,7 +5,7 @@ mod services;
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::System;
+use agentbox_local::{Options, System};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -20,7 +20,11 @@ use crate::support::system::{options, unlimited};
 const SOON: Duration = Duration::from_secs(8);
 
 async fn own() -> (System, Caller) {
-    let system = System::start(unlimited(options())).await.unwrap();
+    own_with(unlimited(options())).await
+}
+
+async fn own_with(options: Options) -> (System, Caller) {
+    let system = System::start(options).await.unwrap();
     let admin = admin_of(&system).await;
     (system, admin)
 }

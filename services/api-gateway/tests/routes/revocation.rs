@@ -1,80 +1,16 @@
-//! Streams end with their credential, within five seconds, on whichever replica they run.
+//! Streams end with their credential, or their caller's right to them, within five seconds,
+//! on whichever replica they run. Those that end by themselves: `expiry`.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use crate::support::boxes::{Idle, idle};
-use crate::support::caller::{Caller, User, admin, someone};
-use crate::support::socket::Socket;
+use crate::support::boxes::{Idle, idle, small};
+use crate::support::caller::{User, admin, someone};
 use crate::support::sse::Events;
+use crate::support::streams::{AT_MOST, Streams};
 use crate::support::system::shared;
-use crate::support::within;
-
-const AT_MOST: Duration = Duration::from_secs(5);
-
-/// One stream of each kind, on both replicas.
-struct Streams {
-    events: Vec<Events>,
-    sockets: Vec<Socket>,
-    mark: String,
-}
-
-impl Streams {
-    async fn open(caller: &Caller, id: &str) -> Self {
-        let mark = format!("6{:06}", rand::random::<u32>() % 1_000_000);
-        let command = format!("tty=false&command=sh&command=-c&command=sleep%20{mark}%3B%20true");
-        let mut streams = Self {
-            events: Vec::new(),
-            sockets: Vec::new(),
-            mark,
-        };
-        for gateway in 0..caller.gateways() {
-            for path in [
-                format!("/environments/{id}/logs?follow=true"),
-                "/events?follow=true".to_owned(),
-            ] {
-                let events = Events::resume(caller, gateway, &path, None).await;
-                streams.events.push(events);
-            }
-            let mut socket = Socket::open_on(caller, gateway, id, &command)
-                .await
-                .unwrap_or_else(|(status, body)| panic!("{status} {body}"));
-            socket.ready().await;
-            streams.sockets.push(socket);
-        }
-        streams
-    }
-
-    /// All have ended by the deadline, each saying why; `still` finds what ran.
-    async fn end(self, still: &Caller, id: &str) {
-        let deadline = Instant::now() + AT_MOST;
-        let left = || deadline.saturating_duration_since(Instant::now());
-        for events in self.events {
-            let rest = timeout(left(), events.rest())
-                .await
-                .expect("events end in time");
-            let last = rest.last().expect("a last word");
-            assert_eq!(
-                (last.name.as_str(), &last.json()["code"]),
-                ("error", &json!(401))
-            );
-        }
-        for mut socket in self.sockets {
-            let said = timeout(left(), socket.rest())
-                .await
-                .expect("sockets close in time");
-            assert_eq!(said.close.0, 4401, "{said:?}");
-            assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
-        }
-        let text = format!("sleep {}", self.mark);
-        within(AT_MOST, "their commands are killed", async || {
-            (!still.runs(id, &text).await).then_some(())
-        })
-        .await;
-    }
-}
 
 /// An environment of its owner's, and somebody else who administers it.
 async fn administered() -> (&'static Idle, User) {
@@ -119,6 +55,11 @@ async fn streams_end_with_a_key_that_expires() {
     assert!(Instant::now() < expires, "opened in time");
     tokio::time::sleep_until(expires).await;
     streams.end(&idle.user.caller, &idle.id).await;
+    for gateway in 0..key.gateways() {
+        key.get_on(gateway, "/auth/me")
+            .await
+            .is_error(401, "unauthorized");
+    }
 }
 
 #[tokio::test]
@@ -144,6 +85,28 @@ async fn streams_end_with_their_user() {
         .await
         .is(204);
     streams.end(&idle.user.caller, &idle.id).await;
+}
+
+#[tokio::test]
+async fn streams_end_when_what_they_show_is_no_longer_their_callers_to_see() {
+    let (idle, chief) = administered().await;
+    let own = chief.caller.create(&small()).await;
+    let path = format!("/environments/{own}/logs?follow=true");
+    let mut kept = Events::open(&chief.caller, &path).await;
+    let streams = Streams::open(&chief.caller, &idle.id).await;
+    admin()
+        .await
+        .patch(&format!("/users/{}", chief.id), &json!({"role": "user"}))
+        .await
+        .is(200);
+    streams
+        .end_with(404, 403, 4404, &idle.user.caller, &idle.id)
+        .await;
+    let foreign = format!("/environments/{}", idle.id);
+    chief.caller.get(&foreign).await.is_error(404, "not_found");
+    // Its login and what it owns are as good as before.
+    let quiet = timeout(Duration::from_millis(200), kept.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ pub mod boxes;
 pub mod caller;
 pub mod socket;
 pub mod sse;
+pub mod streams;
 pub mod system;
 
 use std::time::Duration;

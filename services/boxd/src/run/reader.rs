@@ -57,7 +57,8 @@ impl Reader {
         self.gone.clone()
     }
 
-    /// Ends after the exit, or with ABORTED when another reader came.
+    /// Ends after the exit, with UNAVAILABLE when the box ended before it, or with ABORTED
+    /// when another reader came.
     pub fn into_stream(self) -> impl Stream<Item = Result<proto::RunOutput, Status>> {
         unfold(self, |mut reader| async move {
             let item = reader.next().await?;
@@ -76,6 +77,10 @@ impl Reader {
                 Taken::Exited(output) => {
                     self.done = true;
                     return Some(Ok(output));
+                }
+                Taken::Cut => {
+                    self.done = true;
+                    return Some(Err(Status::unavailable("the box ends")));
                 }
                 Taken::Superseded => {
                     self.done = true;

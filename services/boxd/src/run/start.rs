@@ -87,6 +87,7 @@ impl Starter {
                 acks: wish.acks,
                 reader: 0,
                 exited: None,
+                cut: false,
             }),
             news: watch::Sender::new(0),
             room: watch::Sender::new(0),

@@ -45,6 +45,8 @@ struct End {
     ended: Option<Ended>,
     /// boxd killed it.
     killed: bool,
+    /// Because the box ends.
+    closed: bool,
     timed_out: bool,
     duration: Duration,
 }
@@ -69,7 +71,7 @@ pub async fn supervise(
     let mut deadline = limits
         .timeout
         .and_then(|timeout| limits.began.checked_add(timeout));
-    let (mut killed, mut timed_out) = (false, false);
+    let (mut killed, mut closed, mut timed_out) = (false, false, false);
 
     let ended = loop {
         tokio::select! {
@@ -89,6 +91,7 @@ pub async fn supervise(
             || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace)))
         {
             killed = true;
+            closed = closing.is_cancelled() && !timed_out;
             if closing.is_cancelled() {
                 run.kill_group();
             } else {
@@ -107,13 +110,14 @@ pub async fn supervise(
             () = unread_for(&mut unread, limits.orphan_grace) => false,
             () = after_closing(&closing) => false,
         };
-    if complete {
-        let end = End {
-            ended,
-            killed,
-            timed_out,
-            duration,
-        };
+    let end = End {
+        ended,
+        killed,
+        closed,
+        timed_out,
+        duration,
+    };
+    if complete && end.is_its_own() {
         let mut exited = exited(&end, limits.oom_kills);
         if let Some((trace, launched)) = &limits.trace {
             exited.spans = trace.of_command(*launched, duration);
@@ -121,8 +125,16 @@ pub async fn supervise(
         run.finish(exited).await;
         registry.finish(&run);
     } else {
-        // An exit without all the output before it would be a lie.
+        // An exit without all the output before it would be a lie, and so would the code of
+        // a command that ended only because its box did.
         registry.forget(&run);
+        run.cut();
+    }
+}
+
+impl End {
+    fn is_its_own(&self) -> bool {
+        !self.closed || matches!(self.ended, Some(Ended::Exited(_)))
     }
 }
 
@@ -181,6 +193,12 @@ impl Run {
         self.news.send_modify(|count| *count += 1);
     }
 
+    /// Its reader gets what there is, and is then told that no exit follows.
+    fn cut(&self) {
+        lock(&self.state).cut = true;
+        self.news.send_modify(|count| *count += 1);
+    }
+
     fn has_room(&self) -> bool {
         let state = lock(&self.state);
         state.ring.room(state.floor()) > 0
@@ -231,6 +249,7 @@ mod tests {
             let end = End {
                 ended,
                 killed,
+                closed: false,
                 timed_out,
                 duration: Duration::ZERO,
             };
@@ -242,5 +261,23 @@ mod tests {
         assert_eq!(code(Some(Ended::Signalled(9)), true, true), 124);
         assert_eq!(code(None, true, false), 137);
         assert_eq!(code(None, true, true), 124);
+    }
+
+    #[test]
+    fn what_its_box_took_along_has_no_end_of_its_own() {
+        let own = |ended, closed| {
+            let end = End {
+                ended,
+                killed: closed,
+                closed,
+                timed_out: false,
+                duration: Duration::ZERO,
+            };
+            end.is_its_own()
+        };
+        assert!(own(Some(Ended::Signalled(9)), false));
+        assert!(own(Some(Ended::Exited(3)), true), "it was faster");
+        assert!(!own(Some(Ended::Signalled(9)), true));
+        assert!(!own(None, true));
     }
 }

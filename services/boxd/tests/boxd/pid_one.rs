@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tonic::Code;
 
 use crate::support::{Session, Setup, TestBox, eventually, run, sh, shell, start};
 
@@ -91,13 +92,13 @@ async fn a_stop_is_passed_to_the_main_command_whose_code_is_the_boxs() {
 }
 
 #[tokio::test]
-async fn an_idle_box_ends_at_once_when_told_to_and_with_it_all_runs() {
+async fn an_idle_box_ends_at_once_when_told_to_and_no_exit_of_its_runs_is_made_up() {
     let (mut boxd, client) = TestBox::start(namespaced(vec![])).await;
     let mut session = Session::start(&client, sh("trap '' TERM; echo up; sleep 1000")).await;
     session.until("up").await;
     let began = Instant::now();
     boxd.signal(Signal::SIGTERM);
-    assert_eq!(session.finish().await.code(), 137);
+    assert_eq!(session.cut().await, Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(0));
     assert!(
         began.elapsed() < Duration::from_secs(3),
@@ -115,7 +116,7 @@ async fn the_end_of_the_main_command_is_the_end_of_the_box_and_of_its_runs() {
     let mut session = Session::start(&client, sh("echo up; sleep 1000")).await;
     session.until("up").await;
     std::fs::write(boxd.path("go"), "").unwrap();
-    assert_eq!(session.finish().await.code(), 137);
+    assert_eq!(session.cut().await, Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(6));
 }
 

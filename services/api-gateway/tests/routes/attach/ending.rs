@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::SinkExt;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::boxes::{idle, small};
+use crate::support::boxes::{idle, script, small};
 use crate::support::caller::someone;
 use crate::support::socket::Socket;
 use crate::support::{eventually, within};
@@ -41,18 +43,96 @@ async fn a_client_that_goes_takes_its_command_with_it_within_five_seconds() {
 }
 
 #[tokio::test]
-async fn a_box_that_goes_is_said_with_4502_and_no_exit_is_made_up() {
+async fn an_environment_that_ends_as_it_was_to_is_said_with_4409_and_no_exit_is_made_up() {
+    let user = someone().await;
+    let forced = user.caller.running(&small()).await;
+    let deleted = user.caller.running(&small()).await;
+    let expired = user.caller.running(&small()).await;
+    let through = script("while [ ! -e /tmp/go ]; do sleep 0.1; done");
+    let through = user.caller.running(&through).await;
+    let mut sockets = Vec::new();
+    for (id, reason) in [
+        (&forced, "DELETED"),
+        (&deleted, "DELETED"),
+        (&expired, "EXPIRED"),
+        (&through, "EXITED"),
+    ] {
+        for gateway in 0..user.caller.gateways() {
+            let socket = Socket::open_on(&user.caller, gateway, id, &sleeping("600")).await;
+            let mut socket = socket.unwrap();
+            socket.ready().await;
+            sockets.push((socket, reason));
+        }
+    }
+    for path in [format!("{forced}?force=true"), deleted] {
+        let path = format!("/environments/{path}");
+        user.caller.delete(&path).await.is(204);
+    }
+    let path = format!("/environments/{expired}");
+    let over = json!({"timeout": 1});
+    user.caller.patch(&path, &over).await.is(200);
+    user.caller.sh(&through, "touch /tmp/go").await;
+    for (mut socket, reason) in sockets {
+        let said = socket.rest().await;
+        assert_eq!(said.close.0, 4409, "{reason}: {said:?}");
+        assert!(said.exit.is_none(), "{said:?}");
+        assert!(said.error.as_ref().unwrap().contains(reason), "{said:?}");
+    }
+}
+
+/// Kills the box that runs a process with this text in its command line.
+fn kill_box_of(text: &str) {
+    let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status"));
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let pids = || {
+        let entries = std::fs::read_dir("/proc").unwrap();
+        entries.filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+    };
+    let runs = |pid: &String| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line)
+            .replace('\0', " ")
+            .contains(text)
+    };
+    let inside = pids().find(runs).expect("a process of the box");
+    let wanted = namespace(&inside);
+    let first = pids()
+        .filter(|pid| pid.parse::<u32>().is_ok() && namespace(pid) == wanted)
+        .find(|pid| {
+            // Its last number is that in the box.
+            let status = status(pid).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some("1"))
+        })
+        .expect("the first process of the box");
+    let pid = Pid::from_raw(first.parse().unwrap());
+    assert_ne!(wanted, namespace("self"), "no box");
+    kill(pid, Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_box_that_is_lost_is_said_with_4502_and_no_exit_is_made_up() {
     let user = someone().await;
     let id = user.caller.running(&small()).await;
-    let mut socket = Socket::open(&user.caller, &id, &sleeping("600")).await;
-    socket.ready().await;
-    user.caller
-        .delete(&format!("/environments/{id}?force=true"))
-        .await
-        .is(204);
-    let said = socket.rest().await;
-    assert_eq!(said.close.0, 4502, "{said:?}");
-    assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+    let mark = format!("7{:06}", rand::random::<u16>());
+    let mut sockets = Vec::new();
+    for gateway in 0..user.caller.gateways() {
+        let socket = Socket::open_on(&user.caller, gateway, &id, &sleeping(&mark)).await;
+        let mut socket = socket.unwrap();
+        socket.ready().await;
+        sockets.push(socket);
+    }
+    let text = format!("sleep {mark}");
+    eventually("it runs", async || {
+        user.caller.runs(&id, &text).await.then_some(())
+    })
+    .await;
+    kill_box_of(&text);
+    for mut socket in sockets {
+        let said = socket.rest().await;
+        assert_eq!(said.close.0, 4502, "{said:?}");
+        assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+    }
 }
 
 #[tokio::test]

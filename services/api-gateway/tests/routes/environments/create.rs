@@ -71,6 +71,43 @@ async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
 }
 
 #[tokio::test]
+async fn the_isolation_that_was_asked_for_is_answered_and_holds_in_the_box() {
+    let user = someone().await;
+    let mut body = small();
+    body["name"] = json!("n".repeat(63));
+    body["isolation"] = json!({
+        "network_policy": {
+            "allow_internet": false,
+            "allowed_ingress_ports": [8080],
+            "allow_cluster_internal": false,
+        },
+        "security_context": {
+            "run_as_user": 1000,
+            "run_as_group": 1001,
+            "run_as_non_root": true,
+            "read_only_root_filesystem": true,
+            "allow_privilege_escalation": false,
+        },
+    });
+    let created = user.caller.post("/environments", &body).await.is(201);
+    assert_eq!(created["name"], body["name"], "the longest");
+    for part in ["network_policy", "security_context"] {
+        for (field, value) in body["isolation"][part].as_object().unwrap() {
+            let answered = &created["isolation"][part][field];
+            assert_eq!(answered, value, "{part}.{field}");
+        }
+    }
+    let id = created["id"].as_str().unwrap();
+    user.caller.until(id, "running").await;
+    let text = "id -u; id -g; grep NoNewPrivs /proc/self/status; touch /x || echo read-only";
+    let said = user.caller.sh(id, text).await;
+    assert_eq!(
+        said["stdout"], "1000\n1001\nNoNewPrivs:\t1\nread-only\n",
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn only_name_image_and_resources_are_required() {
     let user = someone().await;
     let created = user.caller.post("/environments", &small()).await.is(201);

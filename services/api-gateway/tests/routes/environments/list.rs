@@ -99,6 +99,25 @@ async fn a_list_is_filtered_by_status() {
         let list = user.caller.get(&path).await.is(200);
         assert_eq!(ids(&list).iter().collect::<Vec<_>>(), expected, "{status}");
     }
+    // What the guide shows of one in a list is what is shown of it alone.
+    let list = user.caller.get("/environments?status=running").await;
+    let shown = &list.is(200)["environments"][0];
+    let alone = user.caller.get(&format!("/environments/{running}")).await;
+    let alone = alone.is(200);
+    for field in [
+        "id",
+        "name",
+        "status",
+        "image",
+        "created_at",
+        "started_at",
+        "resources",
+        "endpoint",
+        "namespace",
+    ] {
+        assert!(!shown[field].is_null(), "{field}: {shown}");
+        assert_eq!(shown[field], alone[field], "{field}");
+    }
 }
 
 #[tokio::test]

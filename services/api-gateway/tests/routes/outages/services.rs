@@ -2,13 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use agentbox_bus::{Bus, BusConfig, Session};
+use agentbox_contracts::exec::{FromBox, OPEN, Open, OpenKind, ToBox};
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::subjects;
+use agentbox_local::System;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{everything_works_again, own};
+use super::{Gone, everything_works_again, own, own_with};
 use crate::support::boxes::{script, small};
 use crate::support::socket::Socket;
 use crate::support::sse::Events;
+use crate::support::system::{options, unlimited};
 use crate::support::{PATIENCE, eventually};
 
 /// Counts to 200 within some seconds, and stays.
@@ -91,7 +97,7 @@ async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_a
         "never an exit: {answer:?}"
     );
     let said = socket.rest().await;
-    assert!(matches!(said.close.0, 4502 | 4503), "{said:?}");
+    assert_eq!(said.close.0, 4503, "the box runs on: {said:?}");
     assert!(said.exit.is_none(), "{said:?}");
     let rest = events.take(197).await;
     let seen: Vec<String> = rest
@@ -106,5 +112,64 @@ async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_a
     })
     .await;
     admin.running(&small()).await;
+    system.stop().await;
+}
+
+/// Takes the next terminal in an exec-proxy's place, says that its command runs, and then
+/// what no terminal can say.
+async fn talk_nonsense(system: &System) {
+    let nats = system.nats.as_ref().unwrap();
+    let bus = Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        user: "exec-proxy".to_owned(),
+        password: nats.passwords["exec-proxy"].clone(),
+        service: "exec-proxy",
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap();
+    let clusters = std::fs::read(system.clusters_file()).unwrap();
+    let clusters: serde_json::Value = serde_json::from_slice(&clusters).unwrap();
+    let cluster = clusters["clusters"][0]["name"].as_str().unwrap();
+    let subject = subjects::exec_rpc(cluster, OPEN);
+    let mut sessions = bus.accept_sessions(subject, "exec-proxy").await.unwrap();
+    let incoming = sessions.next().await.unwrap();
+    let open: Open = serde_json::from_slice(&incoming.open).unwrap();
+    let OpenKind::Attach(request) = open.kind else {
+        panic!("{open:?}");
+    };
+    let mut session: Session<FromBox, ToBox> = incoming.accept();
+    session.send(FromBox::Started(request.id)).await.unwrap();
+    session.send(FromBox::LogsLost(1)).await.unwrap();
+    session.closed().await;
+}
+
+#[tokio::test]
+async fn an_exec_proxy_that_stops_closes_terminals_with_4503_and_one_that_errs_with_1011() {
+    let impatient = unlimited(options()).env("exec-proxy", "AGENTBOX_SESSION_GRACE", "0");
+    let (system, admin) = own_with(impatient).await;
+    let id = admin.running(&small()).await;
+    let sleep = "tty=false&command=sleep&command=616";
+    let mut socket = Socket::open(&admin, &id, sleep).await;
+    socket.ready().await;
+    assert!(system.signal("exec-proxy", 0, Signal::SIGTERM));
+    let said = socket.rest().await;
+    assert_eq!(said.close.0, 4503, "{said:?}");
+    assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+    system.wait_ready(PATIENCE).await.unwrap();
+    {
+        let _gone = Gone::kill(&system, "exec-proxy");
+        let terminal = async {
+            let mut socket = eventually("it opens", async || {
+                Socket::open_on(&admin, 0, &id, sleep).await.ok()
+            })
+            .await;
+            socket.rest().await
+        };
+        let ((), said) = tokio::join!(talk_nonsense(&system), terminal);
+        assert_eq!(said.close.0, 1011, "{said:?}");
+        assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+    }
+    everything_works_again(&admin, &id).await;
     system.stop().await;
 }

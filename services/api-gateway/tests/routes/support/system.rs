@@ -29,6 +29,29 @@ pub async fn shared() -> &'static System {
         .await
 }
 
+/// How long a login is good on [`short_lived`], in seconds.
+pub const TOKEN_S: u64 = 10;
+/// How long a ticket is good on it.
+pub const TICKET_S: u64 = 3;
+/// How often the client of a terminal is asked on it.
+pub const PING_S: u64 = 2;
+
+static SHORT_LIVED: OnceCell<System> = OnceCell::const_new();
+
+/// Two replicas of each service, where what ends by itself does so soon.
+pub async fn short_lived() -> &'static System {
+    SHORT_LIVED
+        .get_or_init(async || {
+            let options = unlimited(options())
+                .replicas(2)
+                .env("auth", "AGENTBOX_TOKEN_TTL", TOKEN_S.to_string())
+                .env("auth", "AGENTBOX_TICKET_TTL", TICKET_S.to_string())
+                .env("api-gateway", "AGENTBOX_PING_INTERVAL", PING_S.to_string());
+            System::start(options).await.unwrap()
+        })
+        .await
+}
+
 /// The tests come from this machine and say for whom they speak, as a proxy would.
 pub fn options() -> Options {
     Options::default().env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")

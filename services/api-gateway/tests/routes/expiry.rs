@@ -1,0 +1,189 @@
+//! What ends by itself: logins, tickets, keys, and clients that fall silent. On a system
+//! where they do so soon.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::support::boxes::{Idle, small};
+use crate::support::caller::{Caller, PASSWORD, admin_of, new_user, send};
+use crate::support::socket::{Socket, handshake};
+use crate::support::sse::Events;
+use crate::support::streams::{AT_MOST, Streams};
+use crate::support::system::{PING_S, TICKET_S, TOKEN_S, short_lived};
+
+static OWNED: OnceCell<Idle> = OnceCell::const_new();
+
+/// A running environment, and its owner by a key, which does not end.
+async fn owned() -> &'static Idle {
+    OWNED
+        .get_or_init(async || {
+            let mut user = new_user(&admin_of(short_lived().await).await, "user").await;
+            user.caller = user.key(json!({})).await.1;
+            let id = user.caller.running(&small()).await;
+            Idle { user, id }
+        })
+        .await
+}
+
+/// When the answer says that it ends, on this process's clock.
+fn end_of(answer: &Value) -> Instant {
+    let at: DateTime<Utc> = answer["expires_at"].as_str().unwrap().parse().unwrap();
+    Instant::now() + (at - Utc::now()).to_std().unwrap()
+}
+
+/// Every kind of request, on every replica.
+async fn is_refused_everywhere(caller: &Caller, id: &str) {
+    let exec = json!({"command": ["true"]});
+    let at = format!("/environments/{id}");
+    let ticket = json!({"environment_id": id, "action": "logs"});
+    for gateway in 0..caller.gateways() {
+        for (method, path, body) in [
+            (Method::GET, "/auth/me".to_owned(), None),
+            (Method::POST, "/auth/logout".to_owned(), None),
+            (Method::POST, "/auth/tickets".to_owned(), Some(&ticket)),
+            (Method::GET, "/api-keys".to_owned(), None),
+            (Method::GET, "/environments".to_owned(), None),
+            (Method::POST, "/environments".to_owned(), Some(&small())),
+            (Method::GET, at.clone(), None),
+            (Method::DELETE, at.clone(), None),
+            (Method::POST, format!("{at}/exec"), Some(&exec)),
+            (Method::GET, format!("{at}/logs"), None),
+            (Method::GET, format!("{at}/logs?follow=true"), None),
+            (Method::GET, "/events?follow=true".to_owned(), None),
+        ] {
+            let mut request = caller.request_on(gateway, method, &path);
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            send(request).await.is_error(401, "unauthorized");
+        }
+        let attach = Socket::open_on(caller, gateway, id, "").await;
+        assert_eq!(attach.err().unwrap().0, 401);
+    }
+}
+
+async fn ticket(caller: &Caller, id: &str, action: &str) -> (String, Instant) {
+    let body = json!({"environment_id": id, "action": action});
+    let made = caller.post("/auth/tickets", &body).await.is(201);
+    (made["ticket"].as_str().unwrap().to_owned(), end_of(&made))
+}
+
+#[tokio::test]
+async fn a_token_is_good_until_it_expires_and_then_nothing_of_it_goes_on() {
+    let owned = owned().await;
+    let (owner, id) = (&owned.user.caller, &owned.id);
+    let nobody = owner.elsewhere();
+    let reply = nobody.login(&owned.user.username, PASSWORD).await.is(200);
+    let expires = end_of(&reply);
+    assert!(expires <= Instant::now() + Duration::from_secs(TOKEN_S));
+    let login = nobody.with(reply["token"].as_str().unwrap());
+    let mut streams = Streams::open(&login, id).await;
+    // A stream that a ticket opened outlives the ticket, and not the login behind it.
+    for gateway in 0..nobody.gateways() {
+        let (logs, _) = ticket(&login, id, "logs").await;
+        let path = format!("/environments/{id}/logs?follow=true&ticket={logs}");
+        let events = Events::resume(&nobody, gateway, &path, None).await;
+        streams.events.push(events);
+        let (attach, _) = ticket(&login, id, "attach").await;
+        let query = format!("{}&ticket={attach}", streams.query());
+        let mut socket = Socket::connect(handshake(&nobody, gateway, id, &query))
+            .await
+            .unwrap_or_else(|(status, body)| panic!("{status} {body}"));
+        socket.ready().await;
+        streams.sockets.push(socket);
+    }
+    // Before its time nothing is refused; a moment is left for the clocks.
+    let before = expires - Duration::from_millis(300);
+    assert!(Instant::now() < before, "opened in time");
+    streams.are_quiet_until(before).await;
+    sleep_until(expires).await;
+    let refused = is_refused_everywhere(&login, id);
+    let ended = streams.end(owner, id);
+    tokio::join!(refused, ended);
+    for gateway in 0..owner.gateways() {
+        let of_owner = owner.get_on(gateway, &format!("/environments/{id}")).await;
+        assert_eq!(of_owner.is(200)["status"], "running", "nothing was done");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_good_until_it_expires_and_a_ticket_made_with_it_too() {
+    let owned = owned().await;
+    let (id, key) = owned.user.key(json!({"expires_in": 1})).await;
+    key.get(&format!("/environments/{}", owned.id))
+        .await
+        .is(200);
+    let (logs, ticket_ends) = ticket(&key, &owned.id, "logs").await;
+    // Days are the shortest that one can ask for.
+    let ended = format!("UPDATE auth.api_keys SET expires_at = now() WHERE id = '{id}'");
+    let postgres = short_lived().await.postgres.as_ref().unwrap();
+    postgres.execute(&[&ended]).await.unwrap();
+    let path = format!("/environments/{}/logs?ticket={logs}", owned.id);
+    let with_ticket = key.anonymous().get(&path).await;
+    with_ticket.is_error(401, "unauthorized");
+    assert!(
+        Instant::now() < ticket_ends,
+        "it was the key that had ended"
+    );
+    is_refused_everywhere(&key, &owned.id).await;
+}
+
+#[tokio::test]
+async fn a_ticket_that_was_not_used_in_time_opens_nothing() {
+    let owned = owned().await;
+    let (owner, id) = (&owned.user.caller, &owned.id);
+    let browser = owner.elsewhere();
+    let mut late = Vec::new();
+    for gateway in 0..browser.gateways() {
+        for action in ["logs", "attach"] {
+            let (ticket, ends) = ticket(owner, id, action).await;
+            assert!(ends <= Instant::now() + Duration::from_secs(TICKET_S));
+            late.push((gateway, action, ticket, ends));
+        }
+    }
+    for (gateway, action, ticket, ends) in late {
+        sleep_until(ends).await;
+        if action == "logs" {
+            for path in ["logs?", "logs?follow=true&"] {
+                let path = format!("/environments/{id}/{path}ticket={ticket}");
+                let refused = browser.get_on(gateway, &path).await;
+                refused.is_error(401, "unauthorized");
+            }
+        } else {
+            let query = format!("ticket={ticket}");
+            let refused = Socket::connect(handshake(&browser, gateway, id, &query)).await;
+            let (status, body) = refused.err().unwrap();
+            assert_eq!((status, &body["error"]), (401, &json!("unauthorized")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_closed_with_4408_and_its_command_killed() {
+    let owned = owned().await;
+    let (owner, id) = (&owned.user.caller, &owned.id);
+    let mut silent = Vec::new();
+    for gateway in 0..owner.gateways() {
+        let query =
+            format!("tty=false&command=sh&command=-c&command=sleep%20715{gateway}%3B%20true");
+        let mut socket = Socket::open_on(owner, gateway, id, &query).await.unwrap();
+        socket.ready().await;
+        silent.push(socket);
+    }
+    // Who does not read does not answer either.
+    tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
+    for mut socket in silent {
+        let said = timeout(AT_MOST, socket.rest()).await.unwrap();
+        assert_eq!(said.close.0, 4408, "{said:?}");
+        assert!(said.exit.is_none(), "{said:?}");
+    }
+    crate::support::within(AT_MOST, "the commands are killed", async || {
+        (!owner.runs(id, "sleep 715").await).then_some(())
+    })
+    .await;
+}
