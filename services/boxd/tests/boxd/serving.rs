@@ -25,6 +25,7 @@ async fn every_call_without_the_token_is_refused() {
         let codes = [
             client.status(proto::StatusRequest {}).await.map(drop),
             client.usage(proto::UsageRequest {}).await.map(drop),
+            client.end(proto::EndRequest {}).await.map(drop),
             client.logs(proto::LogsRequest::default()).await.map(drop),
             client
                 .configure(proto::ConfigureRequest::default())
