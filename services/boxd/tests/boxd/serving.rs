@@ -19,7 +19,7 @@ async fn status(client: &BoxClient) -> proto::StatusReply {
 
 #[tokio::test]
 async fn every_call_without_the_token_is_refused() {
-    let (boxd, _client) = TestBox::idle().await;
+    let (boxd, client) = TestBox::idle().await;
     for token in ["wrong", "token-of-the-test-boy", "token-of-the-test-box2"] {
         let mut client = boxd.client(token).await;
         let codes = [
@@ -43,6 +43,8 @@ async fn every_call_without_the_token_is_refused() {
             assert_eq!(code.unwrap_err().code(), Code::Unauthenticated);
         }
     }
+    // A refused `end` has ended nothing.
+    assert_eq!(run(&client, sh("echo here")).await.text(), "here\n");
 }
 
 #[tokio::test]
