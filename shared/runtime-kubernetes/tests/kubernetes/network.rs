@@ -55,12 +55,14 @@ async fn no_policy_opens_the_node_the_api_server_or_the_metadata_address() {
         ..Default::default()
     };
     let subject = subject().await;
-    for policy in [None, Some(NetworkPolicy::default()), Some(open)] {
+    let policies = [None, Some(NetworkPolicy::default()), Some(open)];
+    let knocks = policies.into_iter().map(|policy| async {
         let mut spec = subject.script(&knocking(&targets));
         spec.isolation.network_policy = policy;
         let end = subject.run_to_end(&spec).await.unwrap();
         assert_eq!(end.exit_code, 0, "{:?}: {end:?}", spec.isolation);
-    }
+    });
+    futures::future::join_all(knocks).await;
     subject.clean().await.unwrap();
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agentbox_runtime::conformance::Subject;
+use agentbox_runtime::conformance::{self, Subject};
 use agentbox_runtime::{BoxPhase, ExitReason, FailureReason, Runtime, RuntimeError};
 use agentbox_runtime_kubernetes::Driver;
 use serde_json::{Value, json};
@@ -108,19 +108,23 @@ async fn a_box_whose_pod_somebody_removed_has_ended_and_is_not_made_again() {
 
 #[tokio::test]
 async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
-    let mut config = config().await;
-    config.unschedulable_deadline_s = 3;
-    config.start_deadline_s = 1;
-    let driver = || Driver::connect(config.clone()).unwrap();
-    let subject = Subject::new(driver(), driver(), "busybox");
+    let mut patient = config().await;
+    patient.start_deadline_s = 1;
+    let mut impatient = patient.clone();
+    impatient.unschedulable_deadline_s = 0;
+    let driver = |config| Driver::connect(config).unwrap();
+    let subject = Subject::new(driver(patient), driver(impatient), "busybox");
     let mut spec = subject.spec();
     spec.node_selector
         .insert("disk".to_owned(), "none-has-it".to_owned());
-    let first = subject.first.ensure(&spec, 1).await.unwrap();
-    let waits =
-        matches!(&first.phase, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
-    assert!(waits, "{first:?}");
-    let phase = subject.start(&spec).await.unwrap().phase;
+    conformance::until("the scheduler says why", || async {
+        let waits = subject.first.ensure(&spec, 1).await?.phase;
+        let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
+        Ok(says.then_some(()))
+    })
+    .await
+    .unwrap();
+    let phase = subject.second.ensure(&spec, 1).await.unwrap().phase;
     let failed = matches!(
         phase,
         BoxPhase::Failed {
