@@ -6,6 +6,8 @@ SHELL := bash
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 REPLICAS ?= 1
+# Where boxes run: containerd, or kubernetes (one node of our own; built once, in minutes).
+RUNTIME ?= containerd
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 TRIPLE = $(shell uname -m)-unknown-linux-gnu
@@ -15,13 +17,13 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd gvisor packages test check fmt bench fuzz deny
+.PHONY: help up down status logs clean build boxd gvisor packages test test-kubernetes check fmt bench fuzz deny
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3)
-	@REPLICAS=$(REPLICAS) $(LOCAL) up
+up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes)
+	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
 down: ## Stop everything and leave nothing running or mounted; data stay
 	@$(call local) down
@@ -36,7 +38,7 @@ clean: ## Stop everything and remove its data
 	@$(call local) clean
 
 packages: ## Install the Debian packages that are missing
-	@bash deploy/local/packages.sh
+	@bash deploy/local/packages.sh $(filter kubernetes,$(RUNTIME))
 
 build: packages boxd ## Build the release programs
 	cargo build --release $(SERVICES) -p agentbox-local
@@ -54,9 +56,16 @@ test: packages boxd ## Run all tests, on real Postgres, NATS and containerd
 	$(TARGET)/debug/agentbox-local prepare
 	cargo test --workspace --no-fail-fast
 
+# Apart, since the first time is ten minutes of compiling Kubernetes.
+test-kubernetes: boxd gvisor ## Run the tests on a real Kubernetes of our own
+	cargo build --workspace --bins
+	$(TARGET)/debug/agentbox-local prepare --kubernetes
+	cargo test -p agentbox-runtime-kubernetes --features cluster
+	cargo test -p agentbox-local --test instance -- --ignored kubernetes
+
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features agentbox-runtime-kubernetes/cluster -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	@$(MAKE) --no-print-directory deny
 

@@ -4,7 +4,8 @@
 # works on all others too. Whoever writes it to its place puts runsc's path below.
 #
 # * The shim waits until nobody holds the pipe that it gave to a command. `start` begins
-#   processes that outlive it: they get no pipe.
+#   processes that outlive it: they do not get it. For runsc these are also the container's
+#   input and output, which the shim gives to `create`: they are taken from there.
 # * The shim learns that a container ended by the end of its process, and a container in a
 #   sandbox has no process on the machine. `create` leaves one behind that waits for the
 #   container and ends as it did: as killed, if the whole sandbox ended.
@@ -34,6 +35,8 @@ id=$last
 
 # Where `create` of a container waits for its `start`: each opens its end.
 started=$root/$id.started
+# Which process that is: it holds the container's output.
+waiting=$root/$id.waiting
 tell() {
   [ -p "$started" ] || return 0
   timeout 10 sh -c ': > "$0"' "$started"
@@ -42,7 +45,11 @@ tell() {
 
 case $command in
   start)
-    "$runsc" --platform=systrap "$@" > /dev/null 2>&1
+    streams=/dev/null errors=/dev/null
+    if waiter=$(cat "$waiting" 2> /dev/null) && [ -e "/proc/$waiter/fd/1" ]; then
+      streams=/proc/$waiter/fd/1 errors=/proc/$waiter/fd/2
+    fi
+    "$runsc" --platform=systrap "$@" > "$streams" 2> "$errors"
     code=$?
     tell
     exit "$code" ;;
@@ -56,7 +63,8 @@ case $command in
       said=$("$runsc" --root "$root" wait "$id") || exit 137
       code=${said##*\"exitStatus\":}
       exit "${code%%[!0-9]*}"
-    ) < /dev/null > /dev/null 2>&1 &
+    ) < /dev/null &
+    printf %s "$!" > "$waiting"
     printf %s "$!" > "$pid_file" ;;
   kill)
     "$runsc" --platform=systrap "$@" && exit
@@ -66,6 +74,7 @@ case $command in
     exit 1 ;;
   delete)
     tell
+    rm -f "$waiting"
     exec "$runsc" --platform=systrap "$@" ;;
   *) exec "$runsc" --platform=systrap "$@" ;;
 esac

@@ -1,8 +1,9 @@
 # Installs the Debian packages that AgentBox needs on one machine, and only those that
 # are missing. Where it may not (no apt, not root) it says exactly what to install.
 #
-#   bash packages.sh          install what is missing
-#   bash packages.sh check    say in one line what is missing to run what is built
+#   bash packages.sh             install what is missing
+#   bash packages.sh kubernetes  also what a Kubernetes node needs
+#   bash packages.sh check       say in one line what is missing to run what is built
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 
@@ -46,6 +47,13 @@ need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
+if [ "${1:-}" = kubernetes ]; then
+  need ipset ipset
+  need conntrack conntrack
+  need socat socat
+  need openssl openssl
+  need procps sysctl
+fi
 
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0

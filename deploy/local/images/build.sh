@@ -1,6 +1,6 @@
 # Builds one container image from Debian packages, as a docker-archive.
 #
-#   bash build.sh python|busybox|pause OUT.tar
+#   bash build.sh python|busybox|pause|boxd OUT.tar
 #
 # Run by `agentbox-local` where no registry can be reached; as root, since device nodes
 # and file owners belong to the result. The archive's names are the official ones:
@@ -45,6 +45,14 @@ build_pause() {
   gcc -static -Os -s -o "$work/root/pause" "$PAUSE_SOURCE"
   pack_root
   archive agentbox.local/pause:1 '{"Entrypoint":["/pause"],"Env":["PATH=/"]}'
+}
+
+# $BOXD is the program, $BOXD_IMAGE the name.
+build_boxd() {
+  mkdir -p "$work/root"
+  install -m 0755 "$BOXD" "$work/root/boxd"
+  pack_root
+  archive "$BOXD_IMAGE" '{"Entrypoint":["/boxd"],"Env":["PATH=/"]}'
 }
 
 build_busybox() {
@@ -143,6 +151,6 @@ build_python() {
 }
 
 case $image in
-  python | busybox | pause) "build_$image" ;;
+  python | busybox | pause | boxd) "build_$image" ;;
   *) echo "no recipe for image $image" >&2; exit 1 ;;
 esac

@@ -25,7 +25,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Install and build what is needed: packages, a NATS server, images.
-    Prepare,
+    Prepare {
+        /// Also the programs of a Kubernetes: minutes of compiling, once.
+        #[arg(long)]
+        kubernetes: bool,
+    },
     /// Start everything and wait until it is ready.
     Up(up::Options),
     /// Stop everything; data stay.
@@ -77,7 +81,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let directory = std::path::absolute(&arguments.dir)?;
     let layout = Layout::new(directory);
     match arguments.command {
-        Command::Prepare => prepare::run().await?,
+        Command::Prepare { kubernetes } => prepare::run(kubernetes).await?,
         Command::Up(options) => up::run(&layout, options).await?,
         Command::Down => down::run(&layout).await?,
         Command::Clean => down::clean(&layout).await?,

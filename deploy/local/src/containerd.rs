@@ -18,14 +18,14 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::child::Launch;
-use crate::image::{Images, PAUSE};
+use crate::image::{Archive, Images, PAUSE};
 use crate::network::{self, NetworkError, Subnet, bridge_name};
 use crate::tool::{Tool, ToolError};
 
 mod configuration;
 mod control_groups;
 pub(crate) mod cri;
-mod gvisor;
+pub(crate) mod gvisor;
 pub(crate) mod leftovers;
 pub(crate) mod slot;
 
@@ -212,40 +212,48 @@ impl Containerd {
 
     /// Imports the archives that this containerd does not have yet.
     pub(crate) async fn import(&self, images: &Images) -> Result<(), ContainerdError> {
-        // Which archive an image came from is not in containerd; a changed recipe has
-        // another file name.
-        let record = self.paths.root.join("imported");
-        let known = std::fs::read_to_string(&record).unwrap_or_default();
-        let listed = self.ctr(&["images", "list", "-q"]).await?;
-        let mut imported = Vec::new();
-        for archive in &images.archives {
-            let path = archive.path.to_string_lossy().into_owned();
-            let there = listed.lines().any(|line| line == archive.image)
-                && known.lines().any(|line| line == path);
-            if !there {
-                self.ctr(&["images", "import", &path]).await?;
-            }
-            imported.push(path);
-        }
-        std::fs::write(&record, imported.join("\n")).map_err(|source| ContainerdError::Directory {
-            path: record.clone(),
-            source,
-        })
-    }
-
-    async fn ctr(&self, arguments: &[&str]) -> Result<String, ToolError> {
-        Tool::new("ctr")
-            .args(["--address"])
-            .args([self.paths.socket()])
-            .args(["--namespace", "k8s.io"])
-            .args(arguments)
-            .within(Duration::from_secs(120))
-            .run()
-            .await
+        import(Path::new("ctr"), &self.paths, &images.archives).await
     }
 
     /// The sandbox image's name, for the configuration.
     const fn pause() -> &'static str {
         PAUSE
     }
+}
+
+/// Imports the archives that the instance's containerd does not have yet, with the `ctr`
+/// that belongs to it.
+pub(crate) async fn import<'a>(
+    ctr: &Path,
+    paths: &Paths,
+    archives: impl IntoIterator<Item = &'a Archive>,
+) -> Result<(), ContainerdError> {
+    // Which archive an image came from is not in containerd; a changed recipe has
+    // another file name.
+    let record = paths.root.join("imported");
+    let known = std::fs::read_to_string(&record).unwrap_or_default();
+    let run = |arguments: &[&str]| {
+        Tool::new(ctr)
+            .args(["--address"])
+            .args([paths.socket()])
+            .args(["--namespace", "k8s.io"])
+            .args(arguments)
+            .within(Duration::from_secs(120))
+            .run()
+    };
+    let listed = run(&["images", "list", "-q"]).await?;
+    let mut imported = Vec::new();
+    for archive in archives {
+        let path = archive.path.to_string_lossy().into_owned();
+        let there = listed.lines().any(|line| line == archive.image)
+            && known.lines().any(|line| line == path);
+        if !there {
+            run(&["images", "import", &path]).await?;
+        }
+        imported.push(path);
+    }
+    std::fs::write(&record, imported.join("\n")).map_err(|source| ContainerdError::Directory {
+        path: record.clone(),
+        source,
+    })
 }

@@ -19,6 +19,9 @@ use crate::tool::{Tool, ToolError};
 /// The name that containerd is configured to take for every sandbox.
 pub(crate) const PAUSE: &str = "agentbox.local/pause:1";
 
+/// What Pods copy boxd from.
+const BOXD: &str = "agentbox.local/boxd";
+
 const RECIPE: &str = include_str!("../images/build.sh");
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
 
@@ -50,7 +53,7 @@ enum Hub {
 /// One image in the docker-archive format.
 #[derive(Clone, Debug)]
 pub(crate) struct Archive {
-    pub(crate) image: &'static str,
+    pub(crate) image: String,
     pub(crate) path: PathBuf,
 }
 
@@ -131,8 +134,12 @@ async fn archive(
     let directory = cache.join("images");
     std::fs::create_dir_all(&directory).map_err(failed)?;
     let path = directory.join(format!("{recipe}-{}.tar", key()));
+    let made = Archive {
+        image: image.to_owned(),
+        path: path.clone(),
+    };
     if path.is_file() {
-        return Ok(Archive { image, path });
+        return Ok(made);
     }
     let lock = std::fs::File::create(directory.join(format!("{recipe}.lock"))).map_err(failed)?;
     // Another run builds it: its result is ours too.
@@ -150,6 +157,36 @@ async fn archive(
         say(format!("building the image {image} from Debian packages"));
         build(recipe, image, &directory, &path).await?;
     }
+    Ok(made)
+}
+
+/// boxd as an image, under a name that changes with it, in a directory of the instance's.
+///
+/// # Errors
+/// When boxd cannot be read or the recipe fails.
+pub(crate) async fn of_boxd(boxd: &Path, directory: &Path) -> Result<Archive, ImageError> {
+    let program = std::fs::read(boxd).map_err(|source| ImageError::Cache {
+        path: boxd.to_owned(),
+        source,
+    })?;
+    let digest = hex::encode(&Sha256::digest(program)[..6]);
+    let image = format!("{BOXD}:{digest}");
+    let path = directory.join(format!("boxd-{digest}.tar"));
+    let script = directory.join("image.sh");
+    std::fs::write(&script, RECIPE).map_err(|source| ImageError::Cache {
+        path: script.clone(),
+        source,
+    })?;
+    Tool::new("bash")
+        .args([&script, Path::new("boxd"), &path])
+        .env("BOXD", boxd)
+        .env("BOXD_IMAGE", &image)
+        .run()
+        .await
+        .map_err(|source| ImageError::Build {
+            image: BOXD,
+            source,
+        })?;
     Ok(Archive { image, path })
 }
 

@@ -1,7 +1,7 @@
 //! Starts AgentBox on one machine: for people (`make up`) and for tests, by the same code.
 //!
-//! Owns Postgres, NATS, a private containerd with its images and network, and the
-//! product's services as processes, each instance under one supervisor process that
+//! Owns Postgres, NATS, a private containerd (or a whole Kubernetes) with its images and
+//! network, and the product's services as processes, each instance under one supervisor process that
 //! restarts what dies and removes everything at the end. It uses the product from
 //! outside; no service uses it.
 //!
@@ -37,6 +37,7 @@ mod containerd;
 mod identity;
 mod image;
 mod instance;
+mod kubernetes;
 mod log_file;
 mod nats;
 mod network;
@@ -55,9 +56,10 @@ mod tool;
 pub use containerd::{ContainerdEndpoint, ContainerdError};
 pub use identity::ProcessIdentity;
 pub use instance::{StartError, bin_dir, boxd};
+pub use kubernetes::KubernetesEndpoint;
 pub use nats::NatsEndpoint;
 pub use network::{Subnet, resolvers};
-pub use parts::{TestContainerd, TestNats, TestPostgres};
+pub use parts::{TestContainerd, TestKubernetes, TestNats, TestPostgres};
 pub use plan::Parts;
 pub use postgres::{PostgresEndpoint, PostgresError};
 pub use secrets::ALL_ACCESS_USER;

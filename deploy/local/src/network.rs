@@ -52,7 +52,21 @@ impl Subnet {
     /// The bridge's own address: the first host.
     #[must_use]
     pub fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.first + 1)
+        self.host(1)
+    }
+
+    pub(crate) fn host(self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.first + number)
+    }
+
+    pub(crate) const fn length(self) -> u8 {
+        self.length
+    }
+
+    /// Its `number`th part of this length, counted from 0.
+    pub(crate) fn part(self, length: u8, number: u32) -> Self {
+        let first = self.first + (number << (32 - u32::from(length)));
+        Self { first, length }
     }
 }
 

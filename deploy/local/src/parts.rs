@@ -1,5 +1,5 @@
 //! Single parts for the tests of crates below the services: a database, a NATS server,
-//! a containerd.
+//! a containerd, a Kubernetes.
 //!
 //! Postgres and NATS are started once for a test program and shared by its tests: each
 //! test takes a database, and subjects or streams, of its own. They end with the
@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::containerd::ContainerdEndpoint;
 use crate::instance::StartError;
+use crate::kubernetes::KubernetesEndpoint;
 use crate::nats::NatsEndpoint;
 use crate::plan::Parts;
 use crate::postgres::PostgresEndpoint;
@@ -116,6 +117,31 @@ impl TestContainerd {
             .containerd
             .clone()
             .ok_or_else(|| missing(&system, "containerd"))?;
+        Ok(Self { endpoint, system })
+    }
+}
+
+/// A Kubernetes of one node with the images python:3.11-slim and busybox; ends with the
+/// value.
+#[derive(Debug)]
+pub struct TestKubernetes {
+    pub endpoint: KubernetesEndpoint,
+    pub system: System,
+}
+
+impl TestKubernetes {
+    /// # Errors
+    /// When it cannot be started: not root, something not installed or not built.
+    pub async fn start() -> Result<Self, StartError> {
+        let system = start(Parts {
+            kubernetes: true,
+            ..Parts::NONE
+        })
+        .await?;
+        let endpoint = system
+            .kubernetes
+            .clone()
+            .ok_or_else(|| missing(&system, "kubernetes"))?;
         Ok(Self { endpoint, system })
     }
 }

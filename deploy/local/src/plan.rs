@@ -13,7 +13,10 @@ pub struct Parts {
     pub postgres: bool,
     pub nats: bool,
     pub containerd: bool,
-    /// The product's services; they need the other three.
+    /// A Kubernetes of one node, instead of `containerd`.
+    #[serde(default)]
+    pub kubernetes: bool,
+    /// The product's services; they need the stores and one of the two clusters.
     pub services: bool,
 }
 
@@ -22,13 +25,21 @@ impl Parts {
         postgres: true,
         nats: true,
         containerd: true,
+        kubernetes: false,
         services: true,
     };
     pub const NONE: Self = Self {
         postgres: false,
         nats: false,
         containerd: false,
+        kubernetes: false,
         services: false,
+    };
+    /// Everything, with boxes on a Kubernetes.
+    pub const ALL_ON_KUBERNETES: Self = Self {
+        containerd: false,
+        kubernetes: true,
+        ..Self::ALL
     };
 }
 
@@ -118,8 +129,13 @@ impl Layout {
         self.0.join("nats")
     }
 
-    pub(crate) fn containerd(&self) -> PathBuf {
-        self.0.join("containerd")
+    /// The images of the cluster's containerd; each version has a form of its own.
+    pub(crate) fn images(&self, parts: Parts) -> PathBuf {
+        self.0.join(if parts.kubernetes {
+            "kubernetes"
+        } else {
+            "containerd"
+        })
     }
 }
 

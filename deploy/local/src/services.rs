@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::child::Launch;
 use crate::containerd::ContainerdEndpoint;
+use crate::kubernetes::KubernetesEndpoint;
 use crate::nats::NatsEndpoint;
 use crate::plan::Plan;
 use crate::postgres::PostgresEndpoint;
@@ -142,17 +143,20 @@ impl Replica {
     }
 }
 
-/// The clusters file: this machine's containerd, as the one cluster `local`.
-pub(crate) fn clusters(containerd: &ContainerdEndpoint) -> String {
-    json!({
-        "clusters": [{
-            "name": "local",
-            "driver": "containerd",
-            "labels": {},
-            "containerd": containerd,
-        }],
-    })
-    .to_string()
+/// The cluster that was started for the boxes.
+pub(crate) enum ClusterEndpoint {
+    Containerd(ContainerdEndpoint),
+    Kubernetes(KubernetesEndpoint),
+}
+
+/// The clusters file: the one cluster is `local`.
+pub(crate) fn clusters(cluster: &ClusterEndpoint) -> String {
+    let (driver, endpoint) = match cluster {
+        ClusterEndpoint::Containerd(endpoint) => ("containerd", json!(endpoint)),
+        ClusterEndpoint::Kubernetes(endpoint) => ("kubernetes", json!(endpoint)),
+    };
+    let cluster = json!({ "name": "local", "driver": driver, "labels": {}, driver: endpoint });
+    json!({ "clusters": [cluster] }).to_string()
 }
 
 #[cfg(test)]

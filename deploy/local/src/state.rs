@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::containerd::ContainerdEndpoint;
 use crate::identity::{ProcessIdentity, boot_id};
+use crate::kubernetes::KubernetesEndpoint;
 use crate::nats::NatsEndpoint;
 use crate::postgres::PostgresEndpoint;
 use crate::secrets::write_private;
@@ -61,6 +62,7 @@ pub(crate) struct State {
     pub(crate) postgres: Option<PostgresEndpoint>,
     pub(crate) nats: Option<NatsEndpoint>,
     pub(crate) containerd: Option<ContainerdEndpoint>,
+    pub(crate) kubernetes: Option<KubernetesEndpoint>,
     pub(crate) gateway: Option<GatewayEndpoint>,
 }
 
@@ -76,6 +78,7 @@ impl State {
             postgres: None,
             nats: None,
             containerd: None,
+            kubernetes: None,
             gateway: None,
         }
     }

@@ -14,17 +14,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::containerd::slot::Slot;
-use crate::containerd::{Containerd, ContainerdError, Paths, leftovers};
+use crate::containerd::{ContainerdError, Paths, leftovers};
 use crate::image::ImageError;
+use crate::kubernetes::KubernetesError;
 use crate::nats::{Nats, NatsError};
-use crate::plan::{Layout, Plan, cache_directory};
+use crate::plan::{Layout, Parts, Plan, cache_directory};
 use crate::ports::{PortError, Ports, require_free};
 use crate::postgres::{Postgres, PostgresError};
 use crate::secrets::{Secrets, SecretsError, write_private};
-use crate::services::{self, BUILD_BOXD, NotBuilt, Replica, Surroundings};
+use crate::services::{self, BUILD_BOXD, ClusterEndpoint, NotBuilt, Replica, Surroundings};
 use crate::state::{GatewayEndpoint, Phase, State};
 
 mod board;
+mod kubernetes;
 mod layer;
 mod parts;
 mod probe;
@@ -56,6 +58,8 @@ pub enum SuperviseError {
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
     #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
     NotBuilt(#[from] NotBuilt),
@@ -71,12 +75,14 @@ struct Supervisor {
     secrets: Secrets,
     board: Board,
     ports: Ports,
-    /// Where containerd's things are; `None` for an instance without one.
+    /// Where the cluster's things are; `None` for an instance without one.
     paths: Option<Paths>,
     /// Keeps a test's place locked until everything in it is gone.
     slot: Option<Slot>,
     services: Layer,
+    kubelet: Layer,
     containerd: Layer,
+    control: Layer,
     nats: Layer,
     postgres: Layer,
 }
@@ -128,15 +134,24 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
 impl Supervisor {
     fn new(layout: Layout, plan: Plan) -> Result<Self, SuperviseError> {
         let secrets = Secrets::load_or_generate(&layout.secrets())?;
-        let slot = match (plan.parts.containerd, &plan.deployment) {
-            (true, None) => Some(Slot::take(&cache_directory())?),
+        let kind = match plan.parts {
+            Parts {
+                kubernetes: true, ..
+            } => Some("kubernetes"),
+            Parts {
+                containerd: true, ..
+            } => Some("containerd"),
+            _ => None,
+        };
+        let slot = match (kind, &plan.deployment) {
+            (Some(kind), None) => Some(Slot::take(&cache_directory(), kind)?),
             _ => None,
         };
         let paths = match (&slot, &plan.deployment) {
             (Some(slot), _) => Some(slot.paths.clone()),
             (None, Some(deployment)) => Some(Paths {
                 deployment: deployment.clone(),
-                root: layout.containerd(),
+                root: layout.images(plan.parts),
                 boxes: layout.directory().join("boxes"),
             }),
             (None, None) => None,
@@ -159,7 +174,9 @@ impl Supervisor {
             paths,
             slot,
             services: Layer::new(board.clone()),
+            kubelet: Layer::new(board.clone()),
             containerd: Layer::new(board.clone()),
+            control: Layer::new(board.clone()),
             nats: Layer::new(board.clone()),
             postgres: Layer::new(board.clone()),
             board,
@@ -200,12 +217,14 @@ impl Supervisor {
             secrets,
             board,
             paths,
+            kubelet,
             containerd,
+            control,
             nats,
             postgres,
             ..
         } = self;
-        let (postgres, nats, containerd) = tokio::try_join!(
+        let (postgres, nats, cluster) = tokio::try_join!(
             async {
                 match wanted.postgres {
                     true => parts::postgres(layout, plan, secrets, postgres, postgres_port)
@@ -223,25 +242,42 @@ impl Supervisor {
                 }
             },
             async {
-                match (wanted.containerd, paths.clone()) {
-                    (true, Some(paths)) => parts::containerd(layout, plan, containerd, paths)
-                        .await
-                        .map(Some),
-                    _ => Ok(None),
+                let Some(paths) = paths.clone() else {
+                    return Ok(None);
+                };
+                if wanted.kubernetes {
+                    let layers = kubernetes::Layers {
+                        kubelet,
+                        node: containerd,
+                        control,
+                    };
+                    let started = kubernetes::start(layout, plan, layers, paths).await?;
+                    return Ok(Some(ClusterEndpoint::Kubernetes(started.endpoint)));
                 }
+                if wanted.containerd {
+                    let started = parts::containerd(layout, plan, containerd, paths).await?;
+                    return Ok(Some(ClusterEndpoint::Containerd(started.endpoint)));
+                }
+                Ok(None)
             },
         )?;
         board.update(|state| {
             state.postgres = postgres.as_ref().map(|postgres| postgres.endpoint.clone());
             state.nats = nats.as_ref().map(|nats| nats.endpoint.clone());
-            state.containerd = containerd
-                .as_ref()
-                .map(|containerd| containerd.endpoint.clone());
+            match &cluster {
+                Some(ClusterEndpoint::Containerd(endpoint)) => {
+                    state.containerd = Some(endpoint.clone());
+                }
+                Some(ClusterEndpoint::Kubernetes(endpoint)) => {
+                    state.kubernetes = Some(endpoint.clone());
+                }
+                None => {}
+            }
         });
-        if let (true, Some(postgres), Some(nats), Some(containerd)) =
-            (wanted.services, postgres, nats, containerd)
+        if let (true, Some(postgres), Some(nats), Some(cluster)) =
+            (wanted.services, postgres, nats, cluster)
         {
-            self.start_services(&postgres, &nats, &containerd).await?;
+            self.start_services(&postgres, &nats, &cluster).await?;
         }
         self.board.say(&format!(
             "all is ready after {:.1} s",
@@ -254,16 +290,14 @@ impl Supervisor {
         &mut self,
         postgres: &Postgres,
         nats: &Nats,
-        containerd: &Containerd,
+        cluster: &ClusterEndpoint,
     ) -> Result<(), SuperviseError> {
         let clusters = self.layout.clusters();
-        write_private(
-            &clusters,
-            services::clusters(&containerd.endpoint).as_bytes(),
-        )
-        .map_err(|source| SuperviseError::Directory {
-            path: clusters.display().to_string(),
-            source,
+        write_private(&clusters, services::clusters(cluster).as_bytes()).map_err(|source| {
+            SuperviseError::Directory {
+                path: clusters.display().to_string(),
+                source,
+            }
         })?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let port = match self.plan.port {
@@ -324,6 +358,7 @@ impl Supervisor {
     async fn tear_down(mut self, phase: Phase) {
         self.board.update(|state| state.phase = Phase::Stopping);
         self.services.end().await;
+        self.kubelet.end().await;
         if let Some(paths) = &self.paths {
             if self.containerd.is_running() {
                 // What this misses, `leftovers` finds.
@@ -339,7 +374,7 @@ impl Supervisor {
                     Err(_) => self.board.say("removing boxes took more than 60 s"),
                 }
             }
-            self.containerd.end().await;
+            tokio::join!(self.containerd.end(), self.control.end());
         }
         tokio::join!(self.nats.end(), self.postgres.end());
         if let Some(paths) = &self.paths {

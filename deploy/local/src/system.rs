@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::containerd::ContainerdEndpoint;
 use crate::instance::{Instance, StartError, bin_dir, boxd};
+use crate::kubernetes::KubernetesEndpoint;
 use crate::nats::NatsEndpoint;
 use crate::plan::{Parts, Plan};
 use crate::postgres::PostgresEndpoint;
@@ -100,6 +101,7 @@ pub struct System {
     pub postgres: Option<PostgresEndpoint>,
     pub nats: Option<NatsEndpoint>,
     pub containerd: Option<ContainerdEndpoint>,
+    pub kubernetes: Option<KubernetesEndpoint>,
     pub gateway: Option<GatewayEndpoint>,
 }
 
@@ -138,6 +140,7 @@ impl System {
             postgres: state.postgres,
             nats: state.nats,
             containerd: state.containerd,
+            kubernetes: state.kubernetes,
             gateway: state.gateway,
             instance,
         })

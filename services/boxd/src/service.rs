@@ -7,6 +7,8 @@ use std::time::Duration;
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
 use futures::{Stream, stream};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
@@ -157,6 +159,16 @@ impl Boxd for Service {
             exit_code,
             runs,
         }))
+    }
+
+    async fn end(
+        &self,
+        _: Request<proto::EndRequest>,
+    ) -> Result<Response<proto::EndReply>, Status> {
+        // The way that a runtime's own signal goes.
+        kill(Pid::this(), Signal::SIGTERM)
+            .map_err(|errno| Status::internal(format!("no signal can be sent: {errno}")))?;
+        Ok(Response::new(proto::EndReply {}))
     }
 }
 

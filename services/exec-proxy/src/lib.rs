@@ -68,8 +68,8 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         let secret = config.box_secret.clone();
         context.tasks.clone().spawn("cluster", async move {
             let connector = loop {
-                let error = match spec.connect() {
-                    Ok(driver) => break Arc::new(driver),
+                let error = match spec.connector() {
+                    Ok(connector) => break connector,
                     Err(error) => error,
                 };
                 tracing::warn!(

@@ -84,7 +84,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     );
     let ready = context.readiness.component("clusters");
     for spec in specs {
-        let runtime: Arc<dyn Runtime> = Arc::new(spec.connect()?);
+        let runtime = spec.runtime()?;
         let (parts, ready) = (scheduler.parts.clone(), ready.clone());
         context.tasks.spawn("cluster", async move {
             Ok(parts.serve_cluster(spec.name, runtime, Some(ready)).await?)

@@ -9,8 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
+use agentbox_runtime::{BoxConnector, Runtime};
 use agentbox_runtime_containerd as containerd;
+use agentbox_runtime_kubernetes as kubernetes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -35,8 +38,17 @@ pub enum ClustersError {
     #[error("the driver of cluster `{cluster}` cannot be used")]
     Driver {
         cluster: String,
-        source: containerd::ConnectError,
+        source: ConnectError,
     },
+}
+
+/// A driver's own reason.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Containerd(#[from] containerd::ConnectError),
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::ConnectError),
 }
 
 /// One cluster of the file, and what its reader wants of it beside the driver.
@@ -56,7 +68,14 @@ pub struct ClusterSpec<T> {
 #[derive(Clone, Deserialize)]
 #[serde(tag = "driver", rename_all = "lowercase")]
 enum DriverSpec {
-    Containerd { containerd: containerd::Config },
+    Containerd { containerd: Box<containerd::Config> },
+    Kubernetes { kubernetes: Box<kubernetes::Config> },
+}
+
+/// The driver of one cluster, whichever it is.
+enum Driver {
+    Containerd(containerd::Driver),
+    Kubernetes(kubernetes::Driver),
 }
 
 #[derive(Deserialize)]
@@ -109,31 +128,95 @@ impl<T> ClusterSpec<T> {
     pub const fn driver_name(&self) -> &'static str {
         match self.driver {
             DriverSpec::Containerd { .. } => "containerd",
+            DriverSpec::Kubernetes { .. } => "kubernetes",
         }
     }
 
-    /// The cluster's driver. Does not wait for the cluster itself: one that is down
-    /// answers that it is unavailable, and comes back.
+    /// The scheduler's side of the cluster's driver. Does not wait for the cluster itself:
+    /// one that is down answers that it is unavailable, and comes back.
     ///
     /// # Errors
     /// When the driver's configuration cannot be used here, or not yet.
-    pub fn connect(&self) -> Result<containerd::Driver, ClustersError> {
-        let DriverSpec::Containerd { containerd } = &self.driver;
-        let mut config = containerd.clone();
-        for (key, value) in &self.labels {
-            let own = config.labels.entry(key.clone());
-            own.or_insert_with(|| value.clone());
-        }
-        containerd::Driver::connect(config).map_err(|source| ClustersError::Driver {
+    pub fn runtime(&self) -> Result<Arc<dyn Runtime>, ClustersError> {
+        Ok(match self.connect()? {
+            Driver::Containerd(driver) => Arc::new(driver),
+            Driver::Kubernetes(driver) => Arc::new(driver),
+        })
+    }
+
+    /// The exec-proxy's side; else as [`Self::runtime`].
+    ///
+    /// # Errors
+    /// When the driver's configuration cannot be used here, or not yet.
+    pub fn connector(&self) -> Result<Arc<dyn BoxConnector>, ClustersError> {
+        Ok(match self.connect()? {
+            Driver::Containerd(driver) => Arc::new(driver),
+            Driver::Kubernetes(driver) => Arc::new(driver),
+        })
+    }
+
+    fn connect(&self) -> Result<Driver, ClustersError> {
+        let connected = match &self.driver {
+            DriverSpec::Containerd { containerd } => {
+                let mut config = (**containerd).clone();
+                add_labels(&mut config.labels, &self.labels);
+                containerd::Driver::connect(config)
+                    .map(Driver::Containerd)
+                    .map_err(ConnectError::from)
+            }
+            DriverSpec::Kubernetes { kubernetes } => {
+                let mut config = (**kubernetes).clone();
+                add_labels(&mut config.labels, &self.labels);
+                kubernetes::Driver::connect(config)
+                    .map(Driver::Kubernetes)
+                    .map_err(ConnectError::from)
+            }
+        };
+        connected.map_err(|source| ClustersError::Driver {
             cluster: self.name.clone(),
             source,
         })
     }
 }
 
+/// A driver's own labels go before the cluster's.
+fn add_labels(own: &mut BTreeMap<String, String>, clusters: &BTreeMap<String, String>) {
+    for (key, value) in clusters {
+        own.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Deserialize)]
+    struct Nothing {}
+
+    #[test]
+    fn each_kind_of_cluster_is_read_and_another_is_refused() {
+        let read = |cluster: serde_json::Value| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("clusters.json");
+            let text = serde_json::json!({ "clusters": [cluster] }).to_string();
+            std::fs::write(&path, text).unwrap();
+            super::read::<Nothing>(&path).map(|specs| specs[0].driver_name())
+        };
+        let containerd = serde_json::json!({
+            "name": "one", "driver": "containerd", "containerd": {
+                "socket": "/s", "state_dir": "/d", "boxd": "/b", "subnet": "10.1.0.0/20",
+                "bridge": "b0", "deployment": "one", "dns_servers": [],
+            },
+        });
+        let kubernetes = serde_json::json!({
+            "name": "two", "driver": "kubernetes", "kubernetes": {
+                "deployment": "two", "boxd_image": "boxd:1", "cluster_cidrs": ["10.2.0.0/16"],
+            },
+        });
+        assert_eq!(read(containerd).unwrap(), "containerd");
+        assert_eq!(read(kubernetes).unwrap(), "kubernetes");
+        assert!(read(serde_json::json!({ "name": "three", "driver": "docker" })).is_err());
+    }
 
     #[test]
     fn a_name_that_cannot_be_a_subject_token_is_refused() {

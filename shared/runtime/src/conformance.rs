@@ -36,7 +36,18 @@ pub struct Subject<D> {
     pub image: String,
     /// With `python3` 3.9 or later and `/bin/cat`: a Debian.
     pub python: String,
+    pub differences: Differences,
     made: Mutex<Vec<EnvironmentId>>,
+}
+
+/// Where a kind of cluster cannot do as the others do; claimed as it is. `docs/drivers.md`
+/// is the list for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// The limit of processes is the cluster's, for every box, not the spec's.
+    pub pids_of_every_box: Option<u32>,
+    /// A box that is over its storage limit loses its output.
+    pub eviction_takes_the_output: bool,
 }
 
 /// A claim does not hold.
@@ -93,8 +104,16 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             second,
             image: image.into(),
             python: "python:3.11-slim".to_owned(),
+            differences: Differences::default(),
             made: Mutex::default(),
         }
+    }
+
+    /// The same, on a kind of cluster that differs.
+    #[must_use]
+    pub fn differing(mut self, differences: Differences) -> Self {
+        self.differences = differences;
+        self
     }
 
     /// A small box of a new id that will be removed at the end.

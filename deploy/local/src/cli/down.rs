@@ -23,7 +23,7 @@ pub(super) async fn run(layout: &Layout) -> anyhow::Result<()> {
         println!("AgentBox is not running.");
         return Ok(());
     };
-    println!("stopping services, boxes, containerd, NATS and Postgres");
+    println!("stopping services, boxes, their cluster, NATS and Postgres");
     supervisor.signal(Signal::SIGTERM);
     let deadline = Instant::now() + DEADLINE;
     while supervisor.is_alive() && Instant::now() < deadline {
@@ -68,10 +68,12 @@ pub(super) async fn sweep(layout: &Layout) {
     let plan = std::fs::read(layout.plan())
         .ok()
         .and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
-    if let Some(deployment) = plan.and_then(|plan| plan.deployment) {
+    if let Some(plan) = plan
+        && let Some(deployment) = plan.deployment
+    {
         leftovers::remove(&Paths {
             deployment,
-            root: layout.containerd(),
+            root: layout.images(plan.parts),
             boxes: layout.directory().join("boxes"),
         })
         .await;

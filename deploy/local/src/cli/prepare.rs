@@ -21,10 +21,12 @@ pub(super) async fn require_packages() -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) async fn run() -> anyhow::Result<()> {
+/// With `kubernetes`, also what a Kubernetes of our own is made of.
+pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
     // Its own words go to the terminal as they come: installing takes a while.
     let status = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh"])
+        .args(kubernetes.then_some("kubernetes"))
         .stdin(std::process::Stdio::null())
         .status()
         .await
@@ -39,6 +41,9 @@ pub(super) async fn run() -> anyhow::Result<()> {
     let images = crate::image::provide(&cache, |step| println!("{step}")).await?;
     if let Some(remark) = images.remark {
         println!("{remark}");
+    }
+    if kubernetes {
+        crate::kubernetes::build::provide(&cache, |step| println!("{step}")).await?;
     }
     println!("prepared");
     Ok(())

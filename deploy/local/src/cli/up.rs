@@ -20,12 +20,21 @@ use crate::state::{Phase, State};
 const NEEDED_BYTES: u64 = 2 << 30;
 const DEADLINE: Duration = Duration::from_secs(900);
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Runtime {
+    Containerd,
+    Kubernetes,
+}
+
 #[derive(Args)]
 pub(super) struct Options {
     /// Of each service.
     #[arg(long, env = "REPLICAS", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     replicas: u16,
+    /// Where boxes run: this machine's containerd, or a Kubernetes of one node on it.
+    #[arg(long, env = "RUNTIME", default_value = "containerd")]
+    runtime: Runtime,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -98,7 +107,10 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
-        parts: Parts::ALL,
+        parts: match options.runtime {
+            Runtime::Containerd => Parts::ALL,
+            Runtime::Kubernetes => Parts::ALL_ON_KUBERNETES,
+        },
         replicas: usize::from(options.replicas),
         durable: true,
         bin_dir: bin_dir(),

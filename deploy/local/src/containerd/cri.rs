@@ -45,7 +45,12 @@ impl Cri {
             .await
             .map_err(|status| failed(&status))?;
         let conditions = answer.into_inner().status.unwrap_or_default().conditions;
-        match conditions.iter().find(|condition| !condition.status) {
+        // Newer versions also tell of what is deprecated: that keeps nobody waiting.
+        let counts = |kind: &str| matches!(kind, "RuntimeReady" | "NetworkReady");
+        match conditions
+            .iter()
+            .find(|condition| counts(&condition.r#type) && !condition.status)
+        {
             None => Ok(()),
             Some(condition) => Err(ContainerdError::Cri(format!(
                 "{}: {} {}",

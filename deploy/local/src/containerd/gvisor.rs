@@ -40,7 +40,7 @@ fn word(path: &Path) -> String {
 }
 
 /// Writes the script; its path.
-pub(super) fn write_script(paths: &Paths, runsc: &Path) -> io::Result<PathBuf> {
+pub(crate) fn write_script(paths: &Paths, runsc: &Path) -> io::Result<PathBuf> {
     let path = paths.run().join("runsc.sh");
     std::fs::write(&path, AS_RUNC.replace("@RUNSC@", &word(runsc)))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;

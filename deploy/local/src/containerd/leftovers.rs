@@ -45,6 +45,7 @@ pub(crate) async fn remove(paths: &Paths) {
     release_postgres(&paths.deployment);
     unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
     crate::network::remove(&paths.deployment).await;
+    crate::kubernetes::node::remove_control_groups(&paths.deployment);
     remove_network_results(&paths.deployment);
     // The run directory last: it says that there may be something ([`super::slot`]).
     for directory in [paths.boxes.clone(), paths.run()] {

@@ -1,5 +1,6 @@
-//! Places for test instances, in the cache. A place keeps its images from run to run,
-//! so that a test waits for no import; its lock says whether it is in use.
+//! Places for test instances, in the cache, so many for each kind of cluster. A place keeps
+//! its images from run to run, so that a test waits for no import; its lock says whether it
+//! is in use.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,10 +23,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// The first free place.
-    pub(crate) fn take(cache: &Path) -> Result<Self, ContainerdError> {
+    /// The first free place of a kind.
+    pub(crate) fn take(cache: &Path, kind: &str) -> Result<Self, ContainerdError> {
         for number in 0..SLOTS {
-            let directory = directory(cache, number);
+            let directory = directory(cache, kind, number);
             let failed = |source| ContainerdError::Directory {
                 path: directory.clone(),
                 source,
@@ -67,8 +68,8 @@ impl Slot {
     }
 }
 
-fn directory(cache: &Path, number: u32) -> PathBuf {
-    cache.join("test-containerd").join(number.to_string())
+fn directory(cache: &Path, kind: &str, number: u32) -> PathBuf {
+    cache.join(format!("test-{kind}")).join(number.to_string())
 }
 
 fn paths(directory: &Path) -> Paths {

@@ -12,6 +12,7 @@ mod boxes;
 mod examples;
 mod host;
 mod kills;
+mod kubernetes;
 mod mistakes;
 mod pod;
 mod stores;

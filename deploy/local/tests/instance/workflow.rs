@@ -13,7 +13,7 @@ const SCRIPT: &str = include_str!("workflow.sh");
 /// `pip install` included.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-async fn run_script(system: &System, token: &str) -> String {
+pub async fn run_script(system: &System, token: &str) -> String {
     let script = SCRIPT
         .replace(
             "SERVER=\"https://your-server/api/v1\"",

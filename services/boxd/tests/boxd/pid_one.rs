@@ -92,6 +92,24 @@ async fn a_stop_is_passed_to_the_main_command_whose_code_is_the_boxs() {
 }
 
 #[tokio::test]
+async fn a_box_that_is_told_to_end_by_call_ends_as_by_signal() {
+    let script = "trap 'echo stopping; exit 7' TERM; echo up; while :; do sleep 0.05; done";
+    let (mut boxd, mut client) = TestBox::start(namespaced(shell(script))).await;
+    wait_for_line(&client, b"up").await;
+    client
+        .end(agentbox_box_protocol::proto::EndRequest {})
+        .await
+        .unwrap();
+    assert_eq!(boxd.exit_code().await, Some(7));
+    let (mut boxd, mut client) = TestBox::start(namespaced(vec![])).await;
+    client
+        .end(agentbox_box_protocol::proto::EndRequest {})
+        .await
+        .unwrap();
+    assert_eq!(boxd.exit_code().await, Some(0));
+}
+
+#[tokio::test]
 async fn an_idle_box_ends_at_once_when_told_to_and_no_exit_of_its_runs_is_made_up() {
     let (mut boxd, client) = TestBox::start(namespaced(vec![])).await;
     let mut session = Session::start(&client, sh("trap '' TERM; echo up; sleep 1000")).await;

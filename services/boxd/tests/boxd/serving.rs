@@ -19,12 +19,13 @@ async fn status(client: &BoxClient) -> proto::StatusReply {
 
 #[tokio::test]
 async fn every_call_without_the_token_is_refused() {
-    let (boxd, _client) = TestBox::idle().await;
+    let (boxd, client) = TestBox::idle().await;
     for token in ["wrong", "token-of-the-test-boy", "token-of-the-test-box2"] {
         let mut client = boxd.client(token).await;
         let codes = [
             client.status(proto::StatusRequest {}).await.map(drop),
             client.usage(proto::UsageRequest {}).await.map(drop),
+            client.end(proto::EndRequest {}).await.map(drop),
             client.logs(proto::LogsRequest::default()).await.map(drop),
             client
                 .configure(proto::ConfigureRequest::default())
@@ -42,6 +43,8 @@ async fn every_call_without_the_token_is_refused() {
             assert_eq!(code.unwrap_err().code(), Code::Unauthenticated);
         }
     }
+    // A refused `end` has ended nothing.
+    assert_eq!(run(&client, sh("echo here")).await.text(), "here\n");
 }
 
 #[tokio::test]

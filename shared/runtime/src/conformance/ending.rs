@@ -80,7 +80,8 @@ pub async fn stop_without_grace_kills_at_once<D: Runtime + BoxConnector>(
         end.reason == ExitReason::Stopped && end.exit_code == 137,
         || format!("{end:?}"),
     )?;
-    claim(start.elapsed() < Duration::from_secs(10), || {
+    // Less than what a runtime gives who asks for nothing, also on a busy machine.
+    claim(start.elapsed() < Duration::from_secs(25), || {
         format!("took {:?}", start.elapsed())
     })
 }
@@ -96,7 +97,8 @@ pub async fn an_image_that_does_not_exist_fails_by_name_within_seconds<
     "agentbox-conformance/no-such-image:1".clone_into(&mut spec.image);
     let start = Instant::now();
     let observed = s.start(&spec).await?;
-    claim(start.elapsed() < Duration::from_secs(15), || {
+    // Less than the patience with a registry that is busy, also on a busy machine.
+    claim(start.elapsed() < Duration::from_secs(40), || {
         format!("took {:?}", start.elapsed())
     })?;
     let named = matches!(&observed.phase, BoxPhase::Failed { reason: FailureReason::ImagePull, message }

@@ -1,0 +1,213 @@
+//! The few things that are asked of the cluster while it comes up.
+
+use std::path::Path;
+
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::{Value, json};
+
+use super::node::{self, Addresses};
+use crate::containerd::gvisor;
+
+/// Where our services' namespace is.
+pub(crate) const SYSTEM_NAMESPACE: &str = "agentbox-system";
+
+/// The API server did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("cannot read the cluster's kubeconfig: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    #[error("{what}: {source}")]
+    Call {
+        what: String,
+        source: Box<kube::Error>,
+    },
+    #[error("cannot read {path}: {source}")]
+    File {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    NotYet(String),
+}
+
+/// One connection.
+pub(crate) struct Api(Client);
+
+impl Api {
+    pub(crate) async fn connect(kubeconfig: &Path) -> Result<Self, ApiError> {
+        let file = Kubeconfig::read_from(kubeconfig)?;
+        let options = KubeConfigOptions::default();
+        let configuration = kube::Config::from_custom_kubeconfig(file, &options).await?;
+        let client = Client::try_from(configuration).map_err(|source| ApiError::Call {
+            what: "connect".to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(Self(client))
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Vec<u8>) -> Result<String, ApiError> {
+        let failed = |source| ApiError::Call {
+            what: format!("{method} {path}"),
+            source: Box::new(source),
+        };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            // YAML, and so JSON too.
+            .header("Content-Type", "application/apply-patch+yaml")
+            .body(body)
+            .map_err(|error| failed(kube::Error::HttpError(error)))?;
+        self.0.request_text(request).await.map_err(failed)
+    }
+
+    pub(crate) async fn is_ready(&self) -> Result<(), ApiError> {
+        self.call("GET", "/readyz", Vec::new()).await.map(drop)
+    }
+
+    /// Server-side apply of one object.
+    async fn apply(&self, path: &str, body: impl Into<Vec<u8>>) -> Result<(), ApiError> {
+        let path = format!("{path}?fieldManager=agentbox-local&force=true");
+        self.call("PATCH", &path, body.into()).await.map(drop)
+    }
+
+    /// Calico's kinds, and what Felix wants of them.
+    pub(crate) async fn set_up_calico(
+        &self,
+        kinds: &Path,
+        addresses: &Addresses,
+    ) -> Result<(), ApiError> {
+        let failed = |source| ApiError::File {
+            path: kinds.display().to_string(),
+            source,
+        };
+        let mut applied = Vec::new();
+        for entry in std::fs::read_dir(kinds).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            // crd.projectcalico.org_ippools.yaml has ippools.crd.projectcalico.org.
+            let Some((group, plural)) = stem.split_once('_') else {
+                continue;
+            };
+            let name = format!("{plural}.{group}");
+            let at = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
+            let kind = std::fs::read(&path).map_err(failed)?;
+            applied.push(async move { self.apply(&at, kind).await });
+        }
+        futures::future::try_join_all(applied).await?;
+        for (plural, kind, name, spec) in [
+            (
+                "clusterinformations",
+                "ClusterInformation",
+                "default",
+                json!({
+                    "datastoreReady": true, "clusterGUID": "agentbox-local",
+                    "clusterType": "k8s", "calicoVersion": "v3.28.5",
+                }),
+            ),
+            (
+                "ippools",
+                "IPPool",
+                "pods",
+                json!({
+                    "cidr": addresses.pods.to_string(), "ipipMode": "Never",
+                    "vxlanMode": "Never", "natOutgoing": true, "nodeSelector": "all()",
+                    "allowedUses": ["Workload", "Tunnel"],
+                }),
+            ),
+            (
+                "felixconfigurations",
+                "FelixConfiguration",
+                "default",
+                json!({
+                    "usageReportingEnabled": false, "ipv6Support": true, "bpfEnabled": false,
+                }),
+            ),
+        ] {
+            let object = json!({
+                "apiVersion": "crd.projectcalico.org/v1",
+                "kind": kind,
+                "metadata": { "name": name },
+                "spec": spec,
+            });
+            let at = format!("/apis/crd.projectcalico.org/v1/{plural}/{name}");
+            self.apply_once_known(&at, &object).await?;
+        }
+        Ok(())
+    }
+
+    /// A new kind is served a moment after it is known.
+    async fn apply_once_known(&self, path: &str, object: &Value) -> Result<(), ApiError> {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            match self.apply(path, object.to_string()).await {
+                Err(_) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The node, before its kubelet is there: kube-proxy would wait for it, and make
+    /// its rules after Felix'.
+    pub(crate) async fn announce_node(&self, addresses: &Addresses) -> Result<(), ApiError> {
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": node::NAME },
+        });
+        let at = format!("/api/v1/nodes/{}", node::NAME);
+        self.apply(&at, object.to_string()).await?;
+        object["status"] = json!({ "addresses": [
+            { "type": "InternalIP", "address": addresses.node.to_string() },
+        ]});
+        self.apply(&format!("{at}/status"), object.to_string())
+            .await
+    }
+
+    /// Our services' namespace.
+    pub(crate) async fn set_up_namespace(&self) -> Result<(), ApiError> {
+        let namespace = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": { "name": SYSTEM_NAMESPACE },
+        });
+        let at = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}");
+        self.apply_once_known(&at, &namespace).await
+    }
+
+    /// A class for each runtime of the node's containerd beside runc.
+    pub(crate) async fn set_up_runtime_classes(&self) -> Result<(), ApiError> {
+        if gvisor::find().is_none() {
+            return Ok(());
+        }
+        let class = json!({
+            "apiVersion": "node.k8s.io/v1",
+            "kind": "RuntimeClass",
+            "metadata": { "name": gvisor::CLASS },
+            "handler": gvisor::CLASS,
+        });
+        let at = format!("/apis/node.k8s.io/v1/runtimeclasses/{}", gvisor::CLASS);
+        self.apply(&at, class.to_string()).await
+    }
+
+    pub(crate) async fn node_is_ready(&self) -> Result<(), ApiError> {
+        let text = self
+            .call("GET", &format!("/api/v1/nodes/{}", node::NAME), Vec::new())
+            .await?;
+        let object: Value = serde_json::from_str(&text).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array();
+        let ready = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition["type"] == "Ready");
+        match ready {
+            Some(ready) if ready["status"] == "True" => Ok(()),
+            Some(ready) => Err(ApiError::NotYet(ready["message"].to_string())),
+            None => Err(ApiError::NotYet(
+                "the kubelet has not registered".to_owned(),
+            )),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! A Kubernetes of one node comes up, runs the product, and leaves nothing.
+
+use std::path::Path;
+
+use agentbox_local::{KubernetesEndpoint, Options, Parts, System, TestKubernetes};
+
+use crate::api::Api;
+use crate::host::tool;
+
+/// Everything of the instance that this machine still has.
+fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
+    let name = &cluster.deployment;
+    let run = format!("/run/agentbox/{name}");
+    let mut found = Vec::new();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&run))
+            .map(str::to_owned),
+    );
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&run) {
+            found.push(format!("process {line}"));
+        }
+    }
+    let network = cluster.cluster_cidrs[0].to_string();
+    for (program, words) in [
+        ("ip", &["-4", "route"][..]),
+        ("ip", &["-4", "addr"]),
+        ("nft", &["list", "ruleset"]),
+    ] {
+        let said = tool(program, words);
+        let of_us = said
+            .lines()
+            .filter(|line| line.contains(name.as_str()) || line.contains(&network));
+        found.extend(of_us.map(str::to_owned));
+    }
+    for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let group = entry.path().join(format!("agentbox-{name}"));
+        if group.exists() {
+            found.push(group.display().to_string());
+        }
+    }
+    if Path::new(&run).exists() {
+        found.push(run);
+    }
+    found
+}
+
+#[tokio::test]
+#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-kubernetes`"]
+async fn a_kubernetes_that_is_stopped_leaves_nothing() {
+    let kubernetes = TestKubernetes::start().await.unwrap();
+    let endpoint = kubernetes.endpoint.clone();
+    assert!(
+        !remains(&endpoint).is_empty(),
+        "the search finds nothing at all"
+    );
+    kubernetes.system.stop().await;
+    assert_eq!(remains(&endpoint), Vec::<String>::new());
+}
+
+#[tokio::test]
+#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-kubernetes`"]
+async fn the_guides_workflow_runs_as_written_on_kubernetes() {
+    let options = Options::parts(Parts::ALL_ON_KUBERNETES).replicas(2);
+    let system = System::start(options).await.unwrap();
+    let said = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
+    for expected in ["Environment is running!", "Array mean: 3.0", "Done!"] {
+        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+    }
+    let endpoint = system.kubernetes.clone().unwrap();
+    system.stop().await;
+    assert_eq!(remains(&endpoint), Vec::<String>::new());
+}

@@ -1,0 +1,225 @@
+//! What a Kubernetes cluster's driver is told: the `kubernetes` object of the clusters
+//! file.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// Of a label's value, which a deployment's name becomes.
+const MAX_NAME: usize = 40;
+
+/// One Kubernetes cluster, and what of its network boxes must know or never reach.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which boxes are ours: `[a-z0-9-]`, at most 40 characters.
+    pub deployment: String,
+    /// The image that holds `/boxd`, static, for the init container.
+    pub boxd_image: String,
+    /// The networks of pods, services and nodes: no policy opens them, but for other
+    /// boxes where it says so.
+    pub cluster_cidrs: Vec<IpNet>,
+
+    /// Labels of the cluster as a whole, which count as every node's.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How to reach the API server. Absent: as a Pod of the cluster itself.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in it. Absent: its current one.
+    #[serde(default)]
+    pub context: Option<String>,
+    /// Where our services run and boxes' names resolve; it must exist. Its pods may reach
+    /// every boxd. Default `agentbox-system`.
+    #[serde(default = "system_namespace")]
+    pub system_namespace: String,
+    /// Who else may reach boxd: exec-proxies outside the cluster, by address.
+    #[serde(default)]
+    pub boxd_client_cidrs: Vec<IpNet>,
+    /// The cluster's DNS domain. Default `cluster.local`.
+    #[serde(default = "cluster_domain")]
+    pub cluster_domain: String,
+    /// What boxes resolve names with. Empty: the cluster's own DNS, in `kube-system`.
+    #[serde(default)]
+    pub dns_servers: Vec<IpAddr>,
+    /// Public addresses that boxes must not reach either: the operator's own services.
+    #[serde(default)]
+    pub blocked_egress_cidrs: Vec<IpNet>,
+    /// What "no `network_policy`" means: the public internet (the default) or nothing.
+    #[serde(default = "yes")]
+    pub default_allow_internet: bool,
+    /// Secrets of the system namespace that are copied beside each box, to pull with.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<String>,
+    /// The Pod Security Standard that a box's namespace enforces. Default `baseline`.
+    #[serde(default = "pod_security")]
+    pub pod_security: String,
+    /// How often CPU is promised: a Pod requests its limit divided by this. Default 20.
+    #[serde(default = "cpu_overcommit")]
+    pub cpu_overcommit: u64,
+    /// As `cpu_overcommit`, of memory. Default 4.
+    #[serde(default = "memory_overcommit")]
+    pub memory_overcommit: u64,
+    /// Seconds an image may fail to come for a reason that may pass. Default 120.
+    #[serde(default = "two_minutes")]
+    pub image_pull_deadline_s: u64,
+    /// Seconds a Pod may find no node; one may be on its way. Default 120.
+    #[serde(default = "two_minutes")]
+    pub unschedulable_deadline_s: u64,
+    /// Seconds a node may be silent before its boxes count as lost. Default 60.
+    #[serde(default = "node_lost_after_s")]
+    pub node_lost_after_s: u64,
+    /// Seconds that `ensure` waits for a Pod to run before it answers "starting".
+    /// Default 20.
+    #[serde(default = "start_deadline_s")]
+    pub start_deadline_s: u64,
+    /// Seconds that a Pod may take to end and be gone, beyond its grace. Default 30.
+    #[serde(default = "removal_deadline_s")]
+    pub removal_deadline_s: u64,
+    /// Seconds for any other call. Default 10.
+    #[serde(default = "call_deadline_s")]
+    pub call_deadline_s: u64,
+    /// Milliseconds for a TCP connection to a boxd. Default 2000.
+    #[serde(default = "connect_deadline_ms")]
+    pub connect_deadline_ms: u64,
+}
+
+fn system_namespace() -> String {
+    "agentbox-system".to_owned()
+}
+fn cluster_domain() -> String {
+    "cluster.local".to_owned()
+}
+const fn yes() -> bool {
+    true
+}
+fn pod_security() -> String {
+    "baseline".to_owned()
+}
+const fn cpu_overcommit() -> u64 {
+    20
+}
+const fn memory_overcommit() -> u64 {
+    4
+}
+const fn two_minutes() -> u64 {
+    120
+}
+const fn node_lost_after_s() -> u64 {
+    60
+}
+const fn start_deadline_s() -> u64 {
+    20
+}
+const fn removal_deadline_s() -> u64 {
+    30
+}
+const fn call_deadline_s() -> u64 {
+    10
+}
+const fn connect_deadline_ms() -> u64 {
+    2_000
+}
+
+/// The configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_NAME} characters")]
+    Name { field: &'static str, value: String },
+    #[error("`{0}` is empty")]
+    Empty(&'static str),
+    #[error("`{0}` must be at least 1")]
+    Overcommit(&'static str),
+}
+
+impl Config {
+    /// # Errors
+    /// When a value cannot be what it says; nothing is looked up.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("deployment", &self.deployment),
+            ("system_namespace", &self.system_namespace),
+        ] {
+            let named = (1..=MAX_NAME).contains(&value.len())
+                && value
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && !value.starts_with('-')
+                && !value.ends_with('-');
+            if !named {
+                return Err(ConfigError::Name {
+                    field,
+                    value: value.clone(),
+                });
+            }
+        }
+        if self.boxd_image.is_empty() {
+            return Err(ConfigError::Empty("boxd_image"));
+        }
+        // Without it a box could be let into the cluster's own network.
+        if self.cluster_cidrs.is_empty() {
+            return Err(ConfigError::Empty("cluster_cidrs"));
+        }
+        for (field, value) in [
+            ("cpu_overcommit", self.cpu_overcommit),
+            ("memory_overcommit", self.memory_overcommit),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Overcommit(field));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn call_deadline(&self) -> Duration {
+        Duration::from_secs(self.call_deadline_s)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn minimal() -> serde_json::Value {
+        serde_json::json!({
+            "deployment": "eu-1", "boxd_image": "registry.example/boxd:1",
+            "cluster_cidrs": ["10.96.0.0/12", "10.244.0.0/16", "192.168.7.0/24"],
+        })
+    }
+
+    #[test]
+    fn what_the_clusters_file_must_say_is_enough() {
+        let config: Config = serde_json::from_value(minimal()).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.system_namespace, "agentbox-system");
+        assert!(config.default_allow_internet);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (field, value) in [
+            ("deployment", serde_json::json!("a/b")),
+            ("deployment", serde_json::json!("")),
+            ("system_namespace", serde_json::json!("-a")),
+            ("boxd_image", serde_json::json!("")),
+            ("cluster_cidrs", serde_json::json!([])),
+            ("memory_overcommit", serde_json::json!(0)),
+        ] {
+            let mut json = minimal();
+            json[field] = value.clone();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert!(config.validate().is_err(), "{field}={value}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let mut json = minimal();
+        json["kubconfig"] = "/x".into();
+        assert!(serde_json::from_value::<Config>(json).is_err());
+    }
+}

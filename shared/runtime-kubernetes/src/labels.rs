@@ -1,0 +1,97 @@
+//! The labels and annotations of our objects.
+//!
+//! * I1. What we select by is under `agentbox.dev/`; a user's label is stored under a
+//!   prefix of its own and as an annotation, so it can never be selected by.
+
+use std::collections::BTreeMap;
+
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::BoxSpec;
+
+pub const DEPLOYMENT: &str = "agentbox.dev/deployment";
+pub const BOX: &str = "agentbox.dev/box";
+const OWNER: &str = "agentbox.dev/owner";
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const USER_PREFIX: &str = "user.agentbox.dev/";
+/// Kubernetes refuses an object whose annotations are more than 256 KiB.
+const MAX_USER_BYTES: usize = 200 << 10;
+
+/// Selects every object of a deployment.
+pub fn selector(deployment: &str) -> String {
+    format!("{DEPLOYMENT}={deployment}")
+}
+
+/// What every object of one box carries.
+pub fn of_box(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (MANAGED_BY.to_owned(), "agentbox".to_owned()),
+        (DEPLOYMENT.to_owned(), deployment.to_owned()),
+        (BOX.to_owned(), id.to_string()),
+    ])
+}
+
+/// A Pod's labels: whose box it is, too.
+pub fn of_pod(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut labels = of_box(deployment, &spec.id);
+    labels.insert(OWNER.to_owned(), spec.owner.to_string());
+    labels
+}
+
+/// The user's labels, for people who look at the Pod.
+pub fn annotations(spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut room = MAX_USER_BYTES;
+    spec.labels
+        .iter()
+        .map(|(key, value)| (format!("{USER_PREFIX}{key}"), value.clone()))
+        .filter(|(key, _)| is_annotation_key(key))
+        .take_while(|(key, value)| {
+            let size = key.len() + value.len();
+            let fits = size <= room;
+            room = room.saturating_sub(size);
+            fits
+        })
+        .collect()
+}
+
+/// One that Kubernetes would refuse must not keep the box from being made.
+fn is_annotation_key(key: &str) -> bool {
+    let name = key.strip_prefix(USER_PREFIX).unwrap_or(key);
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let outer = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inner)
+        && outer(name.bytes().next())
+        && outer(name.bytes().last())
+}
+
+/// The box that an object's labels name.
+pub fn id_of(labels: Option<&BTreeMap<String, String>>) -> Option<EnvironmentId> {
+    labels?.get(BOX)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_kubernetes_refuses_is_not_an_annotation() {
+        for (key, fits) in [
+            ("team", true),
+            ("a.b_c-d", true),
+            ("example.com/team", false),
+            ("-a", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_annotation_key(&format!("{USER_PREFIX}{key}")),
+                fits,
+                "{key}"
+            );
+        }
+        assert!(!is_annotation_key(&format!(
+            "{USER_PREFIX}{}",
+            "a".repeat(64)
+        )));
+    }
+}

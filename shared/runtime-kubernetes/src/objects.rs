@@ -1,0 +1,123 @@
+//! Everything of a box but its Pod: manifests, each complete, for server-side apply. Pure.
+
+use agentbox_box_protocol::variables;
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::BoxSpec;
+use serde_json::{Value, json};
+
+use crate::cluster::namespace_of;
+use crate::config::Config;
+use crate::facts::GENERATION;
+use crate::labels;
+use crate::policy::Policy;
+
+/// The one Pod of a box, and what else there is one of.
+pub const MAIN: &str = "main";
+/// The Secret with the token that the box's boxd accepts.
+pub const SECRET: &str = "boxd";
+pub const SERVICE_ACCOUNT: &str = "box";
+pub const QUOTA: &str = "box";
+const PODS: u32 = 4;
+
+fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
+    json!({
+        "name": name,
+        "namespace": namespace_of(id),
+        "labels": labels::of_box(&config.deployment, id),
+    })
+}
+
+pub fn namespace(config: &Config, id: &EnvironmentId, generation: i64) -> Value {
+    let mut labels = labels::of_box(&config.deployment, id);
+    labels.insert(
+        "pod-security.kubernetes.io/enforce".to_owned(),
+        config.pod_security.clone(),
+    );
+    json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace_of(id),
+            "labels": labels,
+            "annotations": { GENERATION: generation.to_string() },
+        },
+    })
+}
+
+pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &Policy) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(config, id, MAIN),
+        "spec": policy.spec(config),
+    })
+}
+
+/// Few Pods, whoever comes by a right to make more. Not one: a creation that was cut off
+/// (its caller killed) stays counted until the quota's controller counts anew, minutes later.
+pub fn quota(config: &Config, id: &EnvironmentId) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": metadata(config, id, QUOTA),
+        "spec": { "hard": { "pods": PODS.to_string() } },
+    })
+}
+
+pub fn service_account(config: &Config, id: &EnvironmentId) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": metadata(config, id, SERVICE_ACCOUNT),
+        "automountServiceAccountToken": false,
+    })
+}
+
+pub fn secret(config: &Config, spec: &BoxSpec) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(config, &spec.id, SECRET),
+        "stringData": { variables::TOKEN: spec.boxd_token },
+    })
+}
+
+/// A copy of one of the system namespace's, to pull the image with.
+pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(config, id, name),
+        "type": original["type"],
+        "data": original["data"],
+    })
+}
+
+/// Headless: the box's name is the Pod's address, with whatever ports its policy opens.
+pub fn service(config: &Config, id: &EnvironmentId) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(config, id, MAIN),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": true,
+            "selector": { labels::BOX: id.to_string() },
+        },
+    })
+}
+
+/// `<id>.<system namespace>`: the endpoint that the public contract promises.
+pub fn endpoint(config: &Config, id: &EnvironmentId) -> Value {
+    let target = format!("{MAIN}.{}.svc.{}", namespace_of(id), config.cluster_domain);
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": id.to_string(),
+            "namespace": config.system_namespace,
+            "labels": labels::of_box(&config.deployment, id),
+        },
+        "spec": { "type": "ExternalName", "externalName": target },
+    })
+}

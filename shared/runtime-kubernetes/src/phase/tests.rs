@@ -1,0 +1,281 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::facts::tests::facts;
+
+const PATIENCE: Patience = Patience {
+    image_pull: Duration::from_secs(120),
+    unschedulable: Duration::from_secs(120),
+    node_lost: Duration::from_secs(60),
+};
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(seconds, 0).unwrap()
+}
+
+fn pod(status: Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": { "name": "main", "creationTimestamp": "1970-01-01T00:01:40Z" },
+        "spec": {
+            "initContainers": [{ "name": "boxd", "image": "boxd:1" }],
+            "containers": [{ "name": "main", "image": "user:1" }],
+        },
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn main_state(state: Value) -> Value {
+    json!([{ "name": "main", "image": "user:1", "imageID": "", "ready": false,
+             "restartCount": 0, "state": state }])
+}
+
+/// At 110 s, ten after the Pod was made.
+fn of(annotations: Value, status: Value) -> BoxPhase {
+    later(annotations, status, 110, None)
+}
+
+fn later(annotations: Value, status: Value, now: i64, silent: Option<i64>) -> BoxPhase {
+    let pod = pod(status);
+    phase(&Seen {
+        facts: &facts(annotations),
+        pod: Some(&pod),
+        node_silent_since: silent.map(at),
+        now: at(now),
+        patience: PATIENCE,
+    })
+}
+
+fn running() -> Value {
+    json!({ "phase": "Running", "podIP": "10.244.0.7", "containerStatuses":
+        main_state(json!({ "running": { "startedAt": "1970-01-01T00:01:45Z" } })) })
+}
+
+fn ended(code: i32, reason: &str, message: &str) -> Value {
+    json!({ "phase": "Failed", "containerStatuses": main_state(json!({ "terminated": {
+        "exitCode": code, "reason": reason, "message": message,
+        "finishedAt": "1970-01-01T00:01:47Z",
+    }})) })
+}
+
+fn told(code: i32, oom_killed: bool) -> String {
+    json!({ "exit_code": code, "oom_killed": oom_killed, "message": "",
+        "started_at": "1970-01-01T00:01:45Z", "finished_at": "1970-01-01T00:01:46Z" })
+    .to_string()
+}
+
+fn exit(phase: &BoxPhase) -> Option<(i32, ExitReason)> {
+    match phase {
+        BoxPhase::Exited {
+            exit_code, reason, ..
+        } => Some((*exit_code, *reason)),
+        _ => None,
+    }
+}
+
+fn reason(phase: &BoxPhase) -> Option<FailureReason> {
+    match phase {
+        BoxPhase::Failed { reason, .. } => Some(*reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_container_that_runs_is_a_box_that_runs() {
+    assert_eq!(
+        of(json!({}), running()),
+        BoxPhase::Running {
+            address: "10.244.0.7:10777".parse().unwrap(),
+            started_at: at(105),
+        }
+    );
+}
+
+#[test]
+fn a_silent_node_loses_its_boxes_after_a_while() {
+    let briefly = later(json!({}), running(), 159, Some(100));
+    assert!(matches!(briefly, BoxPhase::Running { .. }), "{briefly:?}");
+    let long = later(json!({}), running(), 160, Some(100));
+    assert_eq!(exit(&long), Some((137, ExitReason::NodeLost)), "{long:?}");
+}
+
+#[test]
+fn why_a_box_ended_is_told_by_who_knows_best() {
+    let stopped = json!({ "agentbox.dev/ending": "stopped" });
+    let evicted = |code: i32| {
+        let mut status = ended(code, "Error", "");
+        status["reason"] = json!("Evicted");
+        status["message"] = json!("exceeded its local ephemeral storage limit \"16Mi\"");
+        status
+    };
+    let tainted = {
+        let mut status = ended(137, "Error", "");
+        status["conditions"] = json!([{ "type": "DisruptionTarget", "status": "True",
+            "reason": "DeletionByTaintManager", "message": "taint" }]);
+        status
+    };
+    for (what, facts, status, code, why) in [
+        (
+            "by itself",
+            json!({}),
+            ended(3, "Error", &told(3, false)),
+            3,
+            ExitReason::Exited,
+        ),
+        (
+            "by itself, untold",
+            json!({}),
+            ended(3, "Error", ""),
+            3,
+            ExitReason::Exited,
+        ),
+        (
+            "its command OOM-killed",
+            json!({}),
+            ended(137, "Error", &told(137, true)),
+            137,
+            ExitReason::OomKilled,
+        ),
+        (
+            "boxd OOM-killed",
+            json!({}),
+            ended(137, "OOMKilled", ""),
+            137,
+            ExitReason::OomKilled,
+        ),
+        (
+            "a child OOM-killed before",
+            json!({}),
+            ended(0, "OOMKilled", &told(0, false)),
+            0,
+            ExitReason::Exited,
+        ),
+        (
+            "stopped",
+            stopped.clone(),
+            ended(5, "Error", &told(5, false)),
+            5,
+            ExitReason::Stopped,
+        ),
+        ("evicted", json!({}), evicted(137), 137, ExitReason::Evicted),
+        (
+            "stopped, then evicted",
+            stopped,
+            evicted(137),
+            137,
+            ExitReason::Stopped,
+        ),
+        (
+            "its node drained of it",
+            json!({}),
+            tainted,
+            137,
+            ExitReason::NodeLost,
+        ),
+        (
+            "unknown to its node",
+            json!({}),
+            ended(137, "ContainerStatusUnknown", ""),
+            137,
+            ExitReason::NodeLost,
+        ),
+    ] {
+        let phase = of(facts, status);
+        assert_eq!(exit(&phase), Some((code, why)), "{what}: {phase:?}");
+    }
+}
+
+#[test]
+fn an_eviction_is_told_also_when_the_container_is_removed_already() {
+    let status = json!({ "phase": "Failed", "reason": "Evicted", "message": "over 16Mi" });
+    let started = json!({ "agentbox.dev/started-at": "2026-01-02T03:04:05Z" });
+    for facts in [started, json!({})] {
+        let phase = of(facts, status.clone());
+        assert_eq!(exit(&phase), Some((137, ExitReason::Evicted)), "{phase:?}");
+    }
+}
+
+#[test]
+fn a_box_whose_pod_is_gone_has_ended_if_it_ever_ran() {
+    let without_pod = |annotations: Value| {
+        phase(&Seen {
+            facts: &facts(annotations),
+            pod: None,
+            node_silent_since: None,
+            now: at(110),
+            patience: PATIENCE,
+        })
+    };
+    let started = "2026-01-02T03:04:05Z";
+    assert!(matches!(without_pod(json!({})), BoxPhase::Starting { .. }));
+    let lost = without_pod(json!({ "agentbox.dev/started-at": started }));
+    assert_eq!(exit(&lost), Some((137, ExitReason::NodeLost)));
+    let stopped = without_pod(
+        json!({ "agentbox.dev/started-at": started, "agentbox.dev/ending": "stopped" }),
+    );
+    assert_eq!(exit(&stopped), Some((137, ExitReason::Stopped)));
+}
+
+#[test]
+fn a_box_that_will_never_start_says_why() {
+    let waiting = |reason: &str, message: &str| {
+        json!({ "phase": "Pending", "containerStatuses":
+            main_state(json!({ "waiting": { "reason": reason, "message": message } })) })
+    };
+    let unscheduled = json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled",
+        "status": "False", "reason": "Unschedulable", "message": "0/1 nodes" }] });
+    let refused = json!({ "phase": "Failed", "reason": "OutOfcpu", "message": "no cpu" });
+    let broken_install = json!({ "phase": "Failed", "initContainerStatuses": [{
+        "name": "boxd", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "terminated": { "exitCode": 125, "reason": "Error" } } }] });
+    for (what, status, now, expected) in [
+        ("pulling", waiting("ContainerCreating", ""), 110, None),
+        (
+            "no image",
+            waiting("ErrImagePull", "not found"),
+            110,
+            Some(FailureReason::ImagePull),
+        ),
+        ("no node yet", unscheduled.clone(), 110, None),
+        (
+            "no node",
+            unscheduled,
+            220,
+            Some(FailureReason::Unschedulable),
+        ),
+        (
+            "not taken",
+            refused,
+            110,
+            Some(FailureReason::Unschedulable),
+        ),
+        (
+            "no boxd",
+            broken_install,
+            110,
+            Some(FailureReason::ImageInvalid),
+        ),
+        (
+            "no program",
+            ended(128, "StartError", "exec: no such file"),
+            110,
+            Some(FailureReason::ImageInvalid),
+        ),
+    ] {
+        let phase = later(json!({}), status, now, None);
+        assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
+    }
+    let noted = json!({ "agentbox.dev/failure": "QUOTA", "agentbox.dev/failure-message": "m" });
+    assert_eq!(reason(&of(noted, running())), Some(FailureReason::Quota));
+}
+
+#[test]
+fn a_failure_names_the_image_of_its_own_container() {
+    let status = json!({ "phase": "Pending", "initContainerStatuses": [{
+        "name": "boxd", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "waiting": { "reason": "ErrImagePull", "message": "not found" } } }] });
+    let BoxPhase::Failed { message, .. } = of(json!({}), status) else {
+        panic!("it failed");
+    };
+    assert!(message.contains("boxd:1"), "{message}");
+}

@@ -1,0 +1,264 @@
+//! A box's Pod: boxd as the container's entry, the user's command behind it, limits and
+//! rights. Pure.
+//!
+//! * I1. `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
+//!   `command` does; without one both are ignored too, and the box idles.
+//! * I2. boxd is copied by an init container of an image of ours, and read-only in the box.
+//! * I3. No service account token, no host namespace, no host path.
+
+use std::collections::BTreeMap;
+
+use agentbox_box_protocol::{output, variables};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::{BoxSpec, CAPABILITIES, SecurityContext};
+use serde_json::{Value, json};
+
+use crate::cluster::namespace_of;
+use crate::config::Config;
+use crate::labels;
+use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
+
+/// Where a box sees boxd, and the directory of its output.
+const PROGRAMS: &str = "/.agentbox/bin";
+const BOXD: &str = "/.agentbox/bin/boxd";
+const OUTPUT: &str = "/.agentbox/output";
+/// Where the kubelet reads why a container ended.
+const TERMINATION_FILE: &str = "/dev/termination-log";
+
+/// From SIGTERM to SIGKILL when Kubernetes itself ends a Pod. Our own grace is boxd's: see
+/// [`crate::ending`].
+pub const GRACE_S: u32 = 1;
+
+pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
+    let resources = resources(config, spec);
+    let security = security(spec.isolation.security_context.as_ref());
+    let programs = |read_only: bool| json!({ "name": "programs", "mountPath": PROGRAMS, "readOnly": read_only });
+    let mut body = json!({
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_S,
+        "serviceAccountName": SERVICE_ACCOUNT,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "hostname": spec.id.to_string(),
+        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+        "nodeSelector": node_selector(config, spec),
+        "tolerations": spec.tolerations,
+        "volumes": [
+            { "name": "programs", "emptyDir": { "sizeLimit": "64Mi" } },
+            { "name": "output", "emptyDir": {
+                "medium": "Memory", "sizeLimit": output::DIRECTORY_BYTES.to_string(),
+            }},
+        ],
+        "initContainers": [{
+            "name": "boxd",
+            "image": config.boxd_image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["/boxd", "install", BOXD],
+            "resources": resources,
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": { "drop": ["ALL"] },
+                "readOnlyRootFilesystem": true,
+            },
+            "volumeMounts": [programs(false)],
+        }],
+        "containers": [{
+            "name": MAIN,
+            "image": spec.image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": command(spec.command.as_deref()),
+            "env": environment(spec),
+            "resources": resources,
+            "securityContext": security,
+            "terminationMessagePath": TERMINATION_FILE,
+            "terminationMessagePolicy": "File",
+            "volumeMounts": [
+                programs(true),
+                { "name": "output", "mountPath": OUTPUT },
+            ],
+        }],
+    });
+    if let Some(class) = &spec.isolation.runtime_class {
+        body["runtimeClassName"] = json!(class);
+    }
+    if !config.dns_servers.is_empty() {
+        body["dnsPolicy"] = json!("None");
+        body["dnsConfig"] = json!({ "nameservers": config.dns_servers });
+    }
+    if !config.image_pull_secrets.is_empty() {
+        let names = config.image_pull_secrets.iter();
+        body["imagePullSecrets"] = names.map(|name| json!({ "name": name })).collect();
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": MAIN,
+            "namespace": namespace_of(&spec.id),
+            "labels": labels::of_pod(&config.deployment, spec),
+            "annotations": labels::annotations(spec),
+        },
+        "spec": body,
+    })
+}
+
+/// What the cluster as a whole has, its nodes need not say again.
+pub fn node_selector(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut selector = spec.node_selector.clone();
+    selector.retain(|key, value| config.labels.get(key) != Some(value));
+    selector
+}
+
+fn command(asked: Option<&[String]>) -> Vec<String> {
+    let mut command = vec![BOXD.to_owned(), "run".to_owned()];
+    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+        command.push("--".to_owned());
+        // Kubernetes would replace $(NAME) with the environment's.
+        command.extend(asked.iter().map(|word| word.replace("$(", "$$(")));
+    }
+    command
+}
+
+/// The user's variables, then boxd's: nobody sets boxd's but us.
+fn environment(spec: &BoxSpec) -> Vec<Value> {
+    let users = spec
+        .env
+        .iter()
+        .filter(|(key, _)| !key.starts_with(variables::PREFIX))
+        .map(|(key, value)| json!({ "name": key, "value": value.replace("$(", "$$(") }));
+    let ours = [
+        (variables::LISTEN, variables::DEFAULT_LISTEN.to_owned()),
+        (variables::OUTPUT_DIR, OUTPUT.to_owned()),
+        (variables::TERMINATION_FILE, TERMINATION_FILE.to_owned()),
+    ]
+    .map(|(name, value)| json!({ "name": name, "value": value }));
+    let token = json!({ "name": variables::TOKEN, "valueFrom": { "secretKeyRef": {
+        "name": SECRET, "key": variables::TOKEN,
+    }}});
+    users.chain(ours).chain([token]).collect()
+}
+
+/// What is requested decides where the box fits; what is limited, what it may use.
+fn resources(config: &Config, spec: &BoxSpec) -> Value {
+    let limits = spec.resources;
+    let cpu = MilliCpu((limits.cpu.0 / config.cpu_overcommit).max(1));
+    let memory = Bytes((limits.memory.0 / config.memory_overcommit).max(1));
+    json!({
+        "limits": {
+            "cpu": limits.cpu.to_string(),
+            "memory": limits.memory.to_string(),
+            "ephemeral-storage": limits.storage.to_string(),
+        },
+        "requests": {
+            "cpu": cpu.to_string(),
+            "memory": memory.to_string(),
+            "ephemeral-storage": "0",
+        },
+    })
+}
+
+fn security(asked: Option<&SecurityContext>) -> Value {
+    let default = SecurityContext::default();
+    let asked = asked.unwrap_or(&default);
+    let mut security = json!({
+        "allowPrivilegeEscalation": asked.allow_privilege_escalation.unwrap_or(false),
+        "readOnlyRootFilesystem": asked.read_only_root_filesystem.unwrap_or(false),
+        "runAsNonRoot": asked.run_as_non_root.unwrap_or(false),
+        "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
+    });
+    for (name, value) in [
+        ("runAsUser", asked.run_as_user),
+        ("runAsGroup", asked.run_as_group),
+    ] {
+        if let Some(value) = value {
+            security[name] = json!(value);
+        }
+    }
+    security
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_runtime::Toleration;
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+    use crate::preflight::tests::spec;
+
+    fn config() -> Config {
+        serde_json::from_value(crate::config::tests::minimal()).unwrap()
+    }
+
+    fn made(change: impl FnOnce(&mut BoxSpec)) -> Value {
+        pod(&config(), &spec(change))
+    }
+
+    #[test]
+    fn a_manifest_is_a_pod_of_kubernetes_own_fields() {
+        let manifest = made(|spec| {
+            spec.command = Some(vec!["sh".into()]);
+            spec.tolerations = vec![Toleration {
+                key: Some("gpu".into()),
+                operator: Some("Exists".into()),
+                value: None,
+                effect: Some("NoSchedule".into()),
+                toleration_seconds: None,
+            }];
+            spec.isolation.runtime_class = Some("gvisor".into());
+        });
+        let typed: Pod = serde_json::from_value(manifest).unwrap();
+        let spec = typed.spec.unwrap();
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        assert_eq!(spec.runtime_class_name.as_deref(), Some("gvisor"));
+        assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("gpu"));
+        assert!(spec.host_network.is_none() && spec.host_pid.is_none());
+    }
+
+    #[test]
+    fn a_user_sets_neither_boxds_variables_nor_expands_others() {
+        let manifest = made(|spec| {
+            spec.env.insert(variables::TOKEN.into(), "mine".into());
+            spec.env.insert("A".into(), "$(B)".into());
+            spec.command = Some(vec!["echo".into(), "$(A)".into()]);
+        });
+        let container = &manifest["spec"]["containers"][0];
+        assert_eq!(container["command"][4], "$$(A)");
+        let env = container["env"].as_array().unwrap();
+        let of = |name: &str| env.iter().filter(|v| v["name"] == name).collect::<Vec<_>>();
+        assert_eq!(of("A")[0]["value"], "$$(B)");
+        assert_eq!(of(variables::TOKEN).len(), 1);
+        assert!(of(variables::TOKEN)[0]["value"].is_null());
+    }
+
+    #[test]
+    fn limits_are_the_specs_and_requests_a_part_of_them() {
+        let manifest = made(|_| {});
+        let resources = &manifest["spec"]["containers"][0]["resources"];
+        assert_eq!(resources["limits"]["cpu"], "100m");
+        assert_eq!(resources["limits"]["memory"], "64Mi");
+        assert_eq!(resources["limits"]["ephemeral-storage"], "1Gi");
+        assert_eq!(resources["requests"]["cpu"], "5m");
+        assert_eq!(resources["requests"]["memory"], "16Mi");
+    }
+
+    #[test]
+    fn a_label_of_the_whole_cluster_is_not_asked_of_its_nodes() {
+        let mut config = config();
+        config.labels.insert("region".into(), "eu".into());
+        let made = |key: &str, value: &str| {
+            let spec = spec(|spec| drop(spec.node_selector.insert(key.into(), value.into())));
+            pod(&config, &spec)["spec"]["nodeSelector"].clone()
+        };
+        assert_eq!(made("region", "eu"), json!({}));
+        assert_eq!(made("region", "us"), json!({ "region": "us" }));
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_denied() {
+        let manifest = made(|_| {});
+        let security = &manifest["spec"]["containers"][0]["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+        assert!(security["privileged"].is_null() && security["runAsUser"].is_null());
+    }
+}

@@ -1,0 +1,3 @@
+//! What every driver must hold.
+
+agentbox_runtime::conformance_tests!(crate::cluster::subject());

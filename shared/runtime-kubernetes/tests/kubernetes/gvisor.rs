@@ -1,0 +1,68 @@
+//! A box whose `runtime_class` is `gvisor` runs on gVisor's kernel, and ends as any other.
+
+use std::time::Duration;
+
+use agentbox_contracts::units::Bytes;
+use agentbox_runtime::conformance::until;
+use agentbox_runtime::{BoxConnector as _, BoxSpec, ExitReason, Runtime as _};
+
+use crate::cluster::subject;
+
+fn on_gvisor(mut spec: BoxSpec) -> BoxSpec {
+    spec.isolation.runtime_class = Some("gvisor".to_owned());
+    spec.resources.memory = Bytes(256 << 20);
+    spec
+}
+
+#[tokio::test]
+async fn a_box_on_gvisor_runs_prints_ends_and_is_removed() {
+    let subject = subject().await;
+    let spec = on_gvisor(subject.script("dmesg | head -n 3; exit 3"));
+    subject.first.preflight(&spec).await.unwrap();
+    let end = subject.run_to_end(&spec).await.unwrap();
+    assert_eq!(
+        (end.exit_code, end.reason),
+        (3, ExitReason::Exited),
+        "{end:?}"
+    );
+    assert!(end.output.contains("gVisor"), "{end:?}");
+    let capacity = subject.first.capacity().await.unwrap();
+    assert!(capacity.runtime_classes.contains(&"gvisor".to_owned()));
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_box_on_gvisor_is_reached_and_stopped() {
+    let subject = subject().await;
+    let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
+    let spec = on_gvisor(subject.script(script));
+    subject.run(&spec).await.unwrap();
+    until("the command is up", || async {
+        let output = subject.first.last_output(&spec.id, 1_000).await?;
+        Ok((!output.is_empty()).then_some(()))
+    })
+    .await
+    .unwrap();
+    subject
+        .first
+        .stop(&spec.id, Duration::from_secs(20))
+        .await
+        .unwrap();
+    let end = subject.end_of(&spec.id).await.unwrap();
+    assert_eq!(
+        (end.exit_code, end.reason),
+        (5, ExitReason::Stopped),
+        "{end:?}"
+    );
+    assert!(end.output.contains("bye"), "{end:?}");
+    let spec = on_gvisor(subject.script("trap '' TERM; while :; do sleep 0.1; done"));
+    subject.run(&spec).await.unwrap();
+    subject.first.stop(&spec.id, Duration::ZERO).await.unwrap();
+    let end = subject.end_of(&spec.id).await.unwrap();
+    assert_eq!(
+        (end.exit_code, end.reason),
+        (137, ExitReason::Stopped),
+        "{end:?}"
+    );
+    subject.clean().await.unwrap();
+}

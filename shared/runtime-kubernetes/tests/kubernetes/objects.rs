@@ -1,0 +1,176 @@
+//! What a box is made of, and what is left alone.
+
+use std::time::{Duration, Instant};
+
+use agentbox_runtime::conformance::{self, Subject};
+use agentbox_runtime::{BoxPhase, ExitReason, FailureReason, Runtime, RuntimeError};
+use agentbox_runtime_kubernetes::Driver;
+use serde_json::{Value, json};
+
+use crate::cluster::{Kubectl, config, kubectl, subject};
+
+fn namespace_of(spec: &agentbox_runtime::BoxSpec) -> String {
+    format!("/api/v1/namespaces/agentbox-{}", spec.id)
+}
+
+/// Asks until it holds.
+async fn until(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let seen = kubectl.get(path).await;
+        if holds(&seen) {
+            return;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{what}: {path} is {seen}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_box_holds_no_token_of_the_cluster_and_its_endpoint_has_a_name() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    subject.run(&spec).await.unwrap();
+    let at = namespace_of(&spec);
+    let namespace = kubectl.get(&at).await;
+    let labels = &namespace["metadata"]["labels"];
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "baseline");
+    let pod = kubectl.get(&format!("{at}/pods/main")).await;
+    assert_eq!(pod["spec"]["automountServiceAccountToken"], false);
+    let mounts = &pod["spec"]["containers"][0]["volumeMounts"];
+    assert!(!mounts.to_string().contains("serviceaccount"), "{mounts}");
+    let policy = format!(
+        "/apis/networking.k8s.io/v1/namespaces/agentbox-{}/networkpolicies/main",
+        spec.id
+    );
+    let made_at = |object: &Value| object["metadata"]["creationTimestamp"].clone();
+    let policy = kubectl.get(&policy).await;
+    assert!(made_at(&policy).as_str() <= made_at(&pod).as_str());
+    let service = format!("/api/v1/namespaces/agentbox-system/services/{}", spec.id);
+    let endpoint = kubectl.get(&service).await;
+    assert_eq!(
+        endpoint["spec"]["externalName"],
+        format!("main.agentbox-{}.svc.cluster.local", spec.id)
+    );
+    subject.clean().await.unwrap();
+    assert_eq!(kubectl.get(&service).await["code"], 404);
+    until("the namespace goes", &kubectl, &at, |seen| {
+        seen["code"] == 404
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_namespace_of_somebody_else_is_left_alone() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": format!("agentbox-{}", spec.id) },
+    });
+    kubectl.post("/api/v1/namespaces", &theirs).await;
+    let refused = subject.first.ensure(&spec, 1).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::Cluster { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(subject.first.get(&spec.id).await.unwrap(), None);
+    subject.first.remove(&spec.id).await.unwrap();
+    let at = namespace_of(&spec);
+    let left = kubectl.get(&at).await;
+    assert!(left["metadata"]["deletionTimestamp"].is_null(), "{left}");
+    kubectl.delete(&at).await;
+}
+
+#[tokio::test]
+async fn a_box_whose_pod_somebody_removed_has_ended_and_is_not_made_again() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    subject.run(&spec).await.unwrap();
+    let pod = format!("{}/pods/main", namespace_of(&spec));
+    kubectl.delete(&pod).await;
+    until("the Pod goes", &kubectl, &pod, |seen| seen["code"] == 404).await;
+    let again = subject.second.ensure(&spec, 2).await.unwrap();
+    let lost = matches!(
+        again.phase,
+        BoxPhase::Exited {
+            reason: ExitReason::NodeLost,
+            ..
+        }
+    );
+    assert!(lost, "{again:?}");
+    assert_eq!(kubectl.get(&pod).await["code"], 404);
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
+    let mut patient = config().await;
+    patient.start_deadline_s = 1;
+    let mut impatient = patient.clone();
+    impatient.unschedulable_deadline_s = 0;
+    let driver = |config| Driver::connect(config).unwrap();
+    let subject = Subject::new(driver(patient), driver(impatient), "busybox");
+    let mut spec = subject.spec();
+    spec.node_selector
+        .insert("disk".to_owned(), "none-has-it".to_owned());
+    conformance::until("the scheduler says why", || async {
+        let waits = subject.first.ensure(&spec, 1).await?.phase;
+        let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
+        Ok(says.then_some(()))
+    })
+    .await
+    .unwrap();
+    let phase = subject.second.ensure(&spec, 1).await.unwrap().phase;
+    let failed = matches!(
+        phase,
+        BoxPhase::Failed {
+            reason: FailureReason::Unschedulable,
+            ..
+        }
+    );
+    assert!(failed, "{phase:?}");
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_box_over_its_namespaces_quota_fails_by_that_name() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    let namespace = format!("agentbox-{}", spec.id);
+    // As an operator's admission would, before the Pod is made.
+    let ours = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": namespace,
+            "labels": {
+                "agentbox.dev/deployment": config().await.deployment,
+                "agentbox.dev/box": spec.id.to_string(),
+            },
+            "annotations": { "agentbox.dev/generation": "1" },
+        },
+    });
+    kubectl.post("/api/v1/namespaces", &ours).await;
+    let quotas = format!("/api/v1/namespaces/{namespace}/resourcequotas");
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota",
+        "metadata": { "name": "operators" },
+        "spec": { "hard": { "limits.memory": "1Mi" } },
+    });
+    kubectl.post(&quotas, &quota).await;
+    let at = format!("{quotas}/operators");
+    until("the quota counts", &kubectl, &at, |seen| {
+        seen["status"]["hard"].is_object()
+    })
+    .await;
+    let phase = subject.start(&spec).await.unwrap().phase;
+    let failed = matches!(
+        &phase,
+        BoxPhase::Failed { reason: FailureReason::Quota, message } if message.contains("operators")
+    );
+    assert!(failed, "{phase:?}");
+    subject.clean().await.unwrap();
+}
