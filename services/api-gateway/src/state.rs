@@ -31,6 +31,8 @@ pub(crate) struct Inner {
     pub limiter: Limiter,
     pub signatures: Signatures,
     pub whose: WhoseToken,
+    /// When it is cancelled, clients are told to come back on another connection.
+    pub leaving: CancellationToken,
     /// Streams end when it is cancelled.
     pub shutdown: CancellationToken,
     /// WebSockets, which outlive the connection's own future.
@@ -42,6 +44,7 @@ impl Gateway {
         config: Config,
         bus: Bus,
         routes: RouteMirror,
+        leaving: CancellationToken,
         shutdown: CancellationToken,
     ) -> Self {
         let limiter = Limiter::new(bus.clone(), Limits::from(&config));
@@ -53,6 +56,7 @@ impl Gateway {
                 limiter,
                 signatures: Signatures::default(),
                 whose: WhoseToken::default(),
+                leaving,
                 shutdown,
                 sockets: TaskTracker::new(),
             }),
