@@ -122,7 +122,7 @@ pub(crate) async fn attach(
     let terminal = Terminal {
         session,
         id,
-        watch: Watch::new(gateway.clone(), principal),
+        watch: Watch::new(gateway.clone(), principal, gateway.shutdown.clone()),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
     };

@@ -81,6 +81,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         let served = server::serve(listener, router.clone(), gateway.clone(), slots.clone());
         tasks.spawn("http", served);
     }
+    tasks.spawn("old-streams", gateway.clone().end_old_streams());
     tasks.spawn("sockets", wait_for_sockets(gateway, shutdown));
     Ok(())
 }

@@ -16,6 +16,7 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
 use chrono::Utc;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::authorize::unauthorized;
 use crate::principal::still_good;
@@ -45,6 +46,7 @@ type Asking = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 pub(crate) struct Watch {
     gateway: Gateway,
     principal: Principal,
+    stop: CancellationToken,
     asking: Option<Asking>,
     asked: Instant,
     good: Instant,
@@ -52,8 +54,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// `principal` was good a moment ago.
-    pub(crate) fn new(gateway: Gateway, principal: Principal) -> Self {
+    /// `principal` was good a moment ago; `stop` is when a gateway that stops ends the stream.
+    pub(crate) fn new(gateway: Gateway, principal: Principal, stop: CancellationToken) -> Self {
         let now = Instant::now();
         let expires = principal.expires_at.map(|at| {
             let left = (at - Utc::now()).to_std().unwrap_or_default();
@@ -64,6 +66,7 @@ impl Watch {
         Self {
             gateway,
             principal,
+            stop,
             asking: None,
             asked: now,
             good: now,
@@ -97,7 +100,7 @@ impl Watch {
             let next = self.asked + RECHECK;
             let wake = self.expires.map_or(next, |expires| expires.min(next));
             tokio::select! {
-                () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+                () = self.stop.cancelled() => return Some(Ended::Stopping),
                 () = sleep_until(wake) => {}
             }
         }
@@ -107,7 +110,7 @@ impl Watch {
             Box::pin(async move { still_good(&gateway, &principal).await })
         });
         let outcome = tokio::select! {
-            () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+            () = self.stop.cancelled() => return Some(Ended::Stopping),
             outcome = asking => outcome,
         };
         self.asking = None;

@@ -5,7 +5,8 @@
 //! * I2. A head that does not arrive, an idle connection and a peer that is no longer
 //!   there each end by a deadline.
 //! * I3. Before the shutdown, from the order to stop on, each answer over HTTP/1 ends its
-//!   connection, so that no client asks on one that is about to close.
+//!   connection, so that no client asks on one that is about to close; streams that were
+//!   begun before end soon ([`Gateway::end_of_streams`]).
 //! * I4. On shutdown nothing new is accepted, streams end at once, requests in flight are
 //!   given [`DRAIN_DEADLINE`], and then their connections are closed.
 

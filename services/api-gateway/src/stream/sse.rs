@@ -60,9 +60,10 @@ pub(crate) fn answer(
     principal: Principal,
     source: impl Source,
 ) -> Response {
+    let stop = gateway.end_of_streams();
     let stream = Stream {
         source,
-        watch: Watch::new(gateway, principal),
+        watch: Watch::new(gateway, principal, stop),
         over: false,
         _open: OpenStream::begin(kind),
     };

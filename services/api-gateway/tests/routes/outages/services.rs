@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{everything_works_again, own};
 use crate::support::boxes::{script, small};
+use crate::support::caller::admin_of;
 use crate::support::socket::Socket;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
@@ -106,6 +107,37 @@ async fn a_gateway_that_is_told_to_stop_says_so_and_serves_on_until_others_have_
     .await;
     assert!(
         told.elapsed() > Duration::from_secs(4),
+        "{:?}",
+        told.elapsed()
+    );
+    system.stop().await;
+}
+
+/// A client may ask again on the connection that its stream was on, which must be served.
+#[tokio::test]
+async fn an_old_stream_ends_before_its_gateway_closes_and_a_new_one_with_it() {
+    let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "8");
+    let system = System::start(options).await.unwrap();
+    let admin = admin_of(&system).await;
+    let id = admin.running(&script(COUNTING)).await;
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut old = Events::open(&admin, &path).await;
+    let first = old.take(1).await;
+
+    let told = Instant::now();
+    assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
+    let rest = old.rest().await;
+    assert!(
+        told.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        told.elapsed()
+    );
+    let last = rest.last().or(first.last()).unwrap().number();
+    let new = Events::resume(&admin, 0, &path, Some(last)).await;
+    let rest = new.rest().await;
+    assert_eq!(rest[0].number(), last + 1);
+    assert!(
+        told.elapsed() > Duration::from_secs(8),
         "{:?}",
         told.elapsed()
     );
