@@ -197,17 +197,23 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
         SERVICES.len(),
         "Postgres has one, the gateway another's"
     );
+    let auth = cluster.pods("auth").await;
     let more = [
         "upgrade",
         "--wait",
         "--timeout",
         "5m",
         "--set",
-        "services.execProxy.replicas=3",
+        "services.execProxy.replicas=3,services.auth.autoscaling.enabled=true",
     ];
     install(cluster, &more).await;
     assert_eq!(held().await, before);
     assert_eq!(cluster.pods("exec-proxy").await.len(), 3);
+    assert_eq!(
+        cluster.pods("auth").await,
+        auth,
+        "an autoscaler begins with what is there"
+    );
     // The token is of before.
     client
         .ask(reqwest::Method::GET, "/auth/me", None, 200)
