@@ -17,7 +17,7 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd gvisor packages test test-kubernetes check fmt bench fuzz deny
+.PHONY: help up down status logs clean build boxd gvisor packages test test-kubernetes test-chart images check fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -48,6 +48,9 @@ boxd: packages ## Build boxd, the program inside every box
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p agentbox-boxd --profile boxd \
 	  --target $(TRIPLE) --target-dir $(TARGET)/static
 
+images: build ## Build the container images of the services and of boxd (REGISTRY=registry.example/team TAG=1.0)
+	@$(LOCAL) images $(TARGET)/images $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG))
+
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
@@ -62,6 +65,12 @@ test-kubernetes: boxd gvisor ## Run the tests on a real Kubernetes of our own
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	cargo test -p agentbox-runtime-kubernetes --features cluster
 	cargo test -p agentbox-local --test instance -- --ignored kubernetes
+	cargo test -p agentbox-local --test chart -- --ignored
+
+test-chart: boxd ## Install the Helm chart into a Kubernetes of our own, use it, restart it under load
+	cargo build --workspace --bins
+	$(TARGET)/debug/agentbox-local prepare --kubernetes
+	cargo test -p agentbox-local --test chart -- --ignored --nocapture
 
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check

@@ -1,10 +1,11 @@
-# Builds one container image from Debian packages, as a docker-archive.
+# Builds one container image without a container daemon, as a docker-archive.
 #
-#   bash build.sh python|busybox|pause|boxd OUT.tar
+#   bash build.sh python|busybox|pause|postgres|program|services OUT.tar
 #
-# Run by `agentbox-local` where no registry can be reached; as root, since device nodes
-# and file owners belong to the result. The archive's names are the official ones:
-# what is built here stands in for them.
+# Run by `agentbox-local`. From Debian packages: python, busybox and postgres, where no
+# registry can be reached; as root, since device nodes and file owners belong to the
+# result. The archive's names are the official ones: what is built here stands in for them.
+# Of programs that are there: one static `program`, and our `services`.
 set -euo pipefail
 
 image=$1
@@ -47,12 +48,57 @@ build_pause() {
   archive agentbox.local/pause:1 '{"Entrypoint":["/pause"],"Env":["PATH=/"]}'
 }
 
-# $BOXD is the program, $BOXD_IMAGE the name.
-build_boxd() {
+# $PROGRAM, a static one, alone; $IMAGE is the name.
+build_program() {
+  local name=${PROGRAM##*/}
   mkdir -p "$work/root"
-  install -m 0755 "$BOXD" "$work/root/boxd"
+  install -m 0755 "$PROGRAM" "$work/root/$name"
   pack_root
-  archive "$BOXD_IMAGE" '{"Entrypoint":["/boxd"],"Env":["PATH=/"]}'
+  archive "$IMAGE" '{"Entrypoint":["/'"$name"'"],"Env":["PATH=/"]}'
+}
+
+# The four services of $PROGRAMS with the libraries that they are linked with, and nothing
+# else: no shell, no package manager. Who starts it names one of them.
+build_services() {
+  local root=$work/root service file
+  mkdir -p "$root"/{etc/ssl/certs,tmp,usr/bin}
+  chmod 1777 "$root/tmp"
+  for service in api-gateway auth scheduler exec-proxy; do
+    install -m 0755 "$PROGRAMS/agentbox-$service" "$root/usr/bin/"
+    strip --strip-debug "$root/usr/bin/agentbox-$service"
+    for file in $(ldd "$PROGRAMS/agentbox-$service" | grep -o '/[^ ]*'); do
+      (cd / && cp -L --no-preserve=ownership --parents "${file#/}" "$root")
+    done
+  done
+  cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+  printf 'hosts: files dns\n' > "$root/etc/nsswitch.conf"
+  printf 'root:x:0:0::/:/\nagentbox:x:65532:65532::/:/\n' > "$root/etc/passwd"
+  printf 'root:x:0:\nagentbox:x:65532:\n' > "$root/etc/group"
+  for service in api-gateway auth scheduler exec-proxy; do
+    chroot "$root" "/usr/bin/agentbox-$service" --version > /dev/null
+  done
+  pack_root
+  archive "$IMAGE" '{"Env":["PATH=/usr/bin"],"User":"65532:65532"}'
+}
+
+# As the official image: the user `postgres` is number 999, and SIGINT ends it in order.
+build_postgres() {
+  local root=$work/root
+  mmdebstrap --quiet --variant=minbase --mode=root --include=postgresql-15 \
+    --aptopt='APT::Install-Recommends "false"' \
+    --essential-hook='mkdir -p "$1/etc/postgresql-common" && echo "create_main_cluster = false" > "$1/etc/postgresql-common/createcluster.conf"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' \
+    bookworm "$root"
+  chroot "$root" groupmod -g 999 postgres
+  chroot "$root" usermod -u 999 -g 999 postgres
+  rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log \
+    "$root"/var/log/apt "$root/etc/resolv.conf" "$root/etc/hostname"
+  find "$root/dev" -mindepth 1 -delete
+  tar -C "$root" --numeric-owner -cf "$work/layer.tar" .
+  archive agentbox.local/postgres:15 \
+    '{"Env":["PATH=/usr/local/bin:/usr/bin:/bin:/usr/lib/postgresql/15/bin","LANG=C.UTF-8"],"StopSignal":"SIGINT"}'
 }
 
 build_busybox() {
@@ -151,6 +197,6 @@ build_python() {
 }
 
 case $image in
-  python | busybox | pause | boxd) "build_$image" ;;
+  python | busybox | pause | postgres | program | services) "build_$image" ;;
   *) echo "no recipe for image $image" >&2; exit 1 ;;
 esac

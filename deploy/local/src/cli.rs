@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::plan::Layout;
 
 mod down;
+mod images;
 mod prepare;
 mod up;
 
@@ -46,6 +47,16 @@ enum Command {
     },
     /// Stop everything and remove its data.
     Clean,
+    /// Build the container images of the services and of boxd, without a container daemon.
+    Images {
+        /// Where the archives go, each for `docker load`, `crane push` or `ctr images import`.
+        directory: PathBuf,
+        /// Put before the images' names: registry.example/team
+        #[arg(long, default_value = "")]
+        registry: String,
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+    },
     /// Owns a running instance; started by `up` and by tests.
     #[command(hide = true)]
     Supervise {
@@ -85,6 +96,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Up(options) => up::run(&layout, options).await?,
         Command::Down => down::run(&layout).await?,
         Command::Clean => down::clean(&layout).await?,
+        Command::Images {
+            directory,
+            registry,
+            tag,
+        } => images::run(&std::path::absolute(&directory)?, &registry, &tag).await?,
         Command::Supervise { until_stdin_ends } => {
             crate::supervisor::run(layout, until_stdin_ends).await?;
         }

@@ -1,4 +1,5 @@
-//! The images that boxes start from, where no registry offers them.
+//! The images that boxes start from, where no registry offers them, and those of our own
+//! programs ([`programs`]).
 //!
 //! Owns which images are built, their archives in the cache, and their import. Where
 //! Docker Hub is in reach only the pause image is made: the rest is pulled on demand.
@@ -16,11 +17,10 @@ use sha2::{Digest, Sha256};
 
 use crate::tool::{Tool, ToolError};
 
+pub mod programs;
+
 /// The name that containerd is configured to take for every sandbox.
 pub(crate) const PAUSE: &str = "agentbox.local/pause:1";
-
-/// What Pods copy boxd from.
-const BOXD: &str = "agentbox.local/boxd";
 
 const RECIPE: &str = include_str!("../images/build.sh");
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
@@ -29,10 +29,7 @@ const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("cannot build the image {image}: {source}")]
-    Build {
-        image: &'static str,
-        source: ToolError,
-    },
+    Build { image: String, source: ToolError },
     #[error("cannot keep images in {path}: {source}")]
     Cache {
         path: PathBuf,
@@ -52,9 +49,10 @@ enum Hub {
 
 /// One image in the docker-archive format.
 #[derive(Clone, Debug)]
-pub(crate) struct Archive {
-    pub(crate) image: String,
-    pub(crate) path: PathBuf,
+pub struct Archive {
+    /// Its name, with the tag.
+    pub image: String,
+    pub path: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -160,36 +158,6 @@ async fn archive(
     Ok(made)
 }
 
-/// boxd as an image, under a name that changes with it, in a directory of the instance's.
-///
-/// # Errors
-/// When boxd cannot be read or the recipe fails.
-pub(crate) async fn of_boxd(boxd: &Path, directory: &Path) -> Result<Archive, ImageError> {
-    let program = std::fs::read(boxd).map_err(|source| ImageError::Cache {
-        path: boxd.to_owned(),
-        source,
-    })?;
-    let digest = hex::encode(&Sha256::digest(program)[..6]);
-    let image = format!("{BOXD}:{digest}");
-    let path = directory.join(format!("boxd-{digest}.tar"));
-    let script = directory.join("image.sh");
-    std::fs::write(&script, RECIPE).map_err(|source| ImageError::Cache {
-        path: script.clone(),
-        source,
-    })?;
-    Tool::new("bash")
-        .args([&script, Path::new("boxd"), &path])
-        .env("BOXD", boxd)
-        .env("BOXD_IMAGE", &image)
-        .run()
-        .await
-        .map_err(|source| ImageError::Build {
-            image: BOXD,
-            source,
-        })?;
-    Ok(Archive { image, path })
-}
-
 async fn build(
     recipe: &'static str,
     image: &'static str,
@@ -217,7 +185,10 @@ async fn build(
         .run()
         .await;
     let _ = std::fs::remove_dir_all(&work);
-    built.map_err(|source| ImageError::Build { image, source })?;
+    built.map_err(|source| ImageError::Build {
+        image: image.to_owned(),
+        source,
+    })?;
     Ok(())
 }
 

@@ -23,6 +23,8 @@ use crate::tool::ToolError;
 pub(crate) mod api;
 pub(crate) mod build;
 mod configuration;
+mod dns;
+pub mod guest;
 pub(crate) mod node;
 mod programs;
 
@@ -146,7 +148,7 @@ impl Kubernetes {
         files
             .write(&paths, &addresses, &resolvers, &plugins, images.refuse_hub)
             .await?;
-        let boxd = crate::image::of_boxd(boxd, &run).await?;
+        let boxd = crate::image::programs::of_boxd(boxd, &run).await?;
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
             deployment: paths.deployment.clone(),

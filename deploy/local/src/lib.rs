@@ -55,8 +55,11 @@ mod tool;
 
 pub use containerd::{ContainerdEndpoint, ContainerdError};
 pub use identity::ProcessIdentity;
+pub use image::programs::{of_program, of_services, of_stores};
+pub use image::{Archive, ImageError};
 pub use instance::{StartError, bin_dir, boxd};
-pub use kubernetes::KubernetesEndpoint;
+pub use kubernetes::guest::Tools;
+pub use kubernetes::{KubernetesEndpoint, KubernetesError};
 pub use nats::NatsEndpoint;
 pub use network::{Subnet, resolvers};
 pub use parts::{TestContainerd, TestKubernetes, TestNats, TestPostgres};

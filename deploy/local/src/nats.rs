@@ -143,6 +143,32 @@ impl Nats {
 mod tests {
     use super::*;
 
+    /// `AGENTBOX_WRITE=1` writes the file anew.
+    #[test]
+    fn the_charts_permissions_are_those_of_the_contracts() {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/files/nats-permissions.json");
+        let users = |service: &&str| {
+            let permissions = for_service(service).unwrap();
+            let lists = json!({
+                "publish": { "allow": permissions.publish },
+                "subscribe": { "allow": permissions.subscribe },
+            });
+            ((*service).to_owned(), lists)
+        };
+        let expected: BTreeMap<String, Value> = SERVICES.iter().map(users).collect();
+        let text = serde_json::to_string_pretty(&expected).unwrap() + "\n";
+        if std::env::var_os("AGENTBOX_WRITE").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let is_current = std::fs::read_to_string(&path).unwrap() == text;
+        assert!(
+            is_current,
+            "{} is not what the contracts say",
+            path.display()
+        );
+    }
+
     #[test]
     fn every_service_has_its_own_user_and_only_its_own_subjects() {
         let passwords: BTreeMap<String, String> = SERVICES

@@ -122,6 +122,11 @@ fn choose(seed: u64, in_use: &[Subnet]) -> Option<Subnet> {
         .find(|candidate| !in_use.iter().any(|used| used.overlaps(*candidate)))
 }
 
+/// The bridge's port to a Kubernetes' node.
+pub(crate) fn node_port(bridge: &str) -> String {
+    format!("{bridge}n")
+}
+
 /// The bridge's name: 15 bytes at most, unique for the instance.
 pub(crate) fn bridge_name(deployment: &str) -> String {
     let digest = Sha256::digest(deployment);
@@ -255,6 +260,8 @@ async fn open_forwarding(deployment: &str, bridge: &str) -> Result<(), NetworkEr
 pub(crate) async fn remove(deployment: &str) {
     let bridge = bridge_name(deployment);
     let _ = ip(&["link", "delete", &bridge]).await;
+    // The node's network may outlive it for minutes, held by a connection that nobody ends.
+    let _ = ip(&["link", "delete", &node_port(&bridge)]).await;
     if let Ok(tables) = Tool::new("nft").args(["list", "tables"]).run().await {
         for (family, table) in own_tables(&tables, deployment) {
             let _ = Tool::new("nft")

@@ -127,7 +127,7 @@ pub(crate) async fn attach(
         environment: place.id,
         session,
         id,
-        watch: Watch::new(gateway.clone(), principal, right),
+        watch: Watch::new(gateway.clone(), principal, right, gateway.shutdown.clone()),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
     };

@@ -56,6 +56,7 @@ const GOODBYE: Duration = Duration::from_secs(8);
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let Context {
         bus,
+        leaving,
         shutdown,
         tasks,
         readiness,
@@ -66,7 +67,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     bus.ensure_streams_of("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
     let routes = bus.mirror_routes();
-    let gateway = Gateway::new(config, bus, routes.clone(), shutdown.clone());
+    let gateway = Gateway::new(config, bus, routes.clone(), leaving, shutdown.clone());
 
     let stop = shutdown.clone();
     tasks.spawn("routes", async move {
@@ -81,6 +82,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         let served = server::serve(listener, router.clone(), gateway.clone(), slots.clone());
         tasks.spawn("http", served);
     }
+    tasks.spawn("old-streams", gateway.clone().end_old_streams());
     tasks.spawn("sockets", wait_for_sockets(gateway, shutdown));
     Ok(())
 }

@@ -18,6 +18,7 @@ use agentbox_contracts::identity::Principal;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use chrono::Utc;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::authorize::{Action, Target, authorize, unauthorized, visibility};
 use crate::lookup::Place;
@@ -87,6 +88,7 @@ pub(crate) struct Watch {
     gateway: Gateway,
     principal: Principal,
     right: Right,
+    stop: CancellationToken,
     asking: Option<Asking>,
     asked: Instant,
     good: Instant,
@@ -94,8 +96,13 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// `principal` was good a moment ago.
-    pub(crate) fn new(gateway: Gateway, principal: Principal, right: Right) -> Self {
+    /// `principal` was good a moment ago; `stop` is when a gateway that stops ends the stream.
+    pub(crate) fn new(
+        gateway: Gateway,
+        principal: Principal,
+        right: Right,
+        stop: CancellationToken,
+    ) -> Self {
         let now = Instant::now();
         let expires = principal.expires_at.map(|at| {
             let left = (at - Utc::now()).to_std().unwrap_or_default();
@@ -107,6 +114,7 @@ impl Watch {
             gateway,
             principal,
             right,
+            stop,
             asking: None,
             asked: now,
             good: now,
@@ -140,7 +148,7 @@ impl Watch {
             let next = self.asked + RECHECK;
             let wake = self.expires.map_or(next, |expires| expires.min(next));
             tokio::select! {
-                () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+                () = self.stop.cancelled() => return Some(Ended::Stopping),
                 () = sleep_until(wake) => {}
             }
         }
@@ -151,7 +159,7 @@ impl Watch {
             Box::pin(async move { right.check(&again(&gateway, &principal).await?) })
         });
         let outcome = tokio::select! {
-            () = self.gateway.shutdown.cancelled() => return Some(Ended::Stopping),
+            () = self.stop.cancelled() => return Some(Ended::Stopping),
             outcome = asking => outcome,
         };
         self.asking = None;

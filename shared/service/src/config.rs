@@ -40,12 +40,22 @@ pub struct CommonConfig {
     #[arg(long, env = "AGENTBOX_REPLICA", default_value = "")]
     pub replica: String,
 
-    /// How long stopping may take, in seconds.
+    /// How long to go on working after the order to stop, not ready, in seconds: whoever
+    /// sends work shall have heard of it before the listeners close.
+    #[arg(long, env = "AGENTBOX_SHUTDOWN_DELAY", default_value_t = 0)]
+    pub shutdown_delay_s: u64,
+
+    /// How long stopping may take after that, in seconds.
     #[arg(long, env = "AGENTBOX_SHUTDOWN_GRACE", default_value_t = 20)]
     pub shutdown_grace_s: u64,
 }
 
 impl CommonConfig {
+    #[must_use]
+    pub fn shutdown_delay(&self) -> Duration {
+        Duration::from_secs(self.shutdown_delay_s)
+    }
+
     #[must_use]
     pub fn shutdown_grace(&self) -> Duration {
         Duration::from_secs(self.shutdown_grace_s)

@@ -2,7 +2,8 @@
 //!
 //! Start: configuration → telemetry → bus → the service's own `run`, which spawns its
 //! tasks and returns. Stop (SIGTERM, SIGINT, a failed task or a fatal bus error): not
-//! ready → tasks are cancelled and awaited → bus closed → telemetry flushed.
+//! ready → after the configured delay tasks are cancelled and awaited → bus closed →
+//! telemetry flushed. A second signal and a failure cut the delay short.
 //!
 //! * I1. No task outlives [`main`], and none is started but through [`Tasks`].
 //! * I2. A task that fails takes the process down: whoever runs it starts it again. A
@@ -35,6 +36,8 @@ pub use telemetry::ForeignSpans;
 #[derive(Clone)]
 pub struct Context {
     pub bus: Bus,
+    /// Cancelled when the service has been told to stop; it still takes work.
+    pub leaving: CancellationToken,
     /// Cancelled when the service is to stop.
     pub shutdown: CancellationToken,
     pub tasks: Tasks,
@@ -127,6 +130,7 @@ where
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
 
+    let leaving = CancellationToken::new();
     let shutdown = CancellationToken::new();
     let tasks = Tasks::new(shutdown.clone());
     let readiness = Readiness::new();
@@ -160,6 +164,7 @@ where
 
         let context = Context {
             bus: bus.clone(),
+            leaving: leaving.clone(),
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
             readiness: readiness.clone(),
@@ -174,18 +179,34 @@ where
             }
             started.ready();
             tracing::info!("started");
-            tokio::select! {
-                _ = terminate.recv() => Ok(()),
-                _ = interrupt.recv() => Ok(()),
-                violation = bus.violated() => {
-                    Err(anyhow::anyhow!("NATS refused what this service needs: {violation}"))
+            let failed = async {
+                tokio::select! {
+                    violation = bus.violated() => {
+                        anyhow::anyhow!("NATS refused what this service needs: {violation}")
+                    }
+                    failure = tasks.failed() => failure,
                 }
-                failure = tasks.failed() => Err(failure),
+            };
+            tokio::pin!(failed);
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                failure = &mut failed => return Err(failure),
             }
+            readiness.stop();
+            leaving.cancel();
+            tokio::select! {
+                () = tokio::time::sleep(common.shutdown_delay()) => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                failure = &mut failed => return Err(failure),
+            }
+            Ok(())
         }
         .await;
 
         readiness.stop();
+        leaving.cancel();
         shutdown.cancel();
         tasks.finish(common.shutdown_grace()).await;
         bus.close().await;

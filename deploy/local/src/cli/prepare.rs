@@ -44,6 +44,7 @@ pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
     }
     if kubernetes {
         crate::kubernetes::build::provide(&cache, |step| println!("{step}")).await?;
+        crate::kubernetes::build::provide_tools(&cache, |step| println!("{step}")).await?;
     }
     println!("prepared");
     Ok(())

@@ -66,7 +66,7 @@ impl Api {
     }
 
     /// Server-side apply of one object.
-    async fn apply(&self, path: &str, body: impl Into<Vec<u8>>) -> Result<(), ApiError> {
+    pub(super) async fn apply(&self, path: &str, body: impl Into<Vec<u8>>) -> Result<(), ApiError> {
         let path = format!("{path}?fieldManager=agentbox-local&force=true");
         self.call("PATCH", &path, body.into()).await.map(drop)
     }

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::tool::{Tool, ToolError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
+const TOOLS_RECIPE: &str = include_str!("../../../kubernetes-parts/tools.sh");
 /// What the recipe takes Go from.
 const GO: &str = include_str!("../../../go.sh");
 
@@ -40,15 +41,17 @@ struct Part {
     name: &'static str,
     /// What a person is told who waits.
     what: &'static str,
+    recipe: &'static str,
     module: &'static str,
     sums: &'static str,
 }
 
 macro_rules! part {
-    ($name:literal, $what:literal) => {
+    ($name:literal, $what:literal, $recipe:ident) => {
         Part {
             name: $name,
             what: $what,
+            recipe: $recipe,
             module: include_str!(concat!("../../../kubernetes-parts/", $name, "/go.mod")),
             sums: include_str!(concat!("../../../kubernetes-parts/", $name, "/go.sum")),
         }
@@ -56,15 +59,27 @@ macro_rules! part {
 }
 
 const PARTS: [Part; 4] = [
-    part!("etcd", "etcd"),
-    part!("containerd", "containerd 2 with its shim"),
+    part!("etcd", "etcd", RECIPE),
+    part!("containerd", "containerd 2 with its shim", RECIPE),
     part!(
         "calico",
-        "Calico's Felix and its network plugin (some minutes)"
+        "Calico's Felix and its network plugin (some minutes)",
+        RECIPE
     ),
     part!(
         "kubernetes",
-        "the API server, controllers, scheduler, kubelet and proxy (some minutes)"
+        "the API server, controllers, scheduler, kubelet and proxy (some minutes)",
+        RECIPE
+    ),
+];
+
+/// What a cluster is used with, where the chart is installed.
+const TOOLS: [Part; 2] = [
+    part!("helm", "Helm (some minutes)", TOOLS_RECIPE),
+    part!(
+        "coredns",
+        "CoreDNS, a cluster's DNS server (some minutes)",
+        TOOLS_RECIPE
     ),
 ];
 
@@ -72,7 +87,7 @@ impl Part {
     /// Of everything that it is made from.
     fn key(&self) -> String {
         let mut digest = Sha256::new();
-        for text in [RECIPE, self.module, self.sums] {
+        for text in [self.recipe, self.module, self.sums] {
             digest.update(text.len().to_le_bytes());
             digest.update(text);
         }
@@ -88,6 +103,7 @@ impl Programs {
     fn directory(&self, part: &str) -> PathBuf {
         let key = PARTS
             .iter()
+            .chain(&TOOLS)
             .find(|known| known.name == part)
             .map(Part::key)
             .unwrap_or_default();
@@ -104,11 +120,24 @@ impl Programs {
     }
 }
 
-/// Builds what is not yet in the cache. `say` hears of what takes long.
+/// Builds what of a cluster is not yet in the cache. `say` hears of what takes long.
 ///
 /// # Errors
 /// The part that cannot be built, with the last words of its build.
-pub(crate) async fn provide(
+pub(crate) async fn provide(cache: &Path, say: impl FnMut(String)) -> Result<Programs, BuildError> {
+    provide_all(&PARTS, cache, say).await
+}
+
+/// As [`provide`], of Helm and CoreDNS.
+pub(crate) async fn provide_tools(
+    cache: &Path,
+    say: impl FnMut(String),
+) -> Result<Programs, BuildError> {
+    provide_all(&TOOLS, cache, say).await
+}
+
+async fn provide_all(
+    wanted: &[Part],
     cache: &Path,
     mut say: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
@@ -119,7 +148,7 @@ pub(crate) async fn provide(
     };
     std::fs::create_dir_all(&parts).map_err(failed)?;
     let programs = Programs(parts.clone());
-    for part in &PARTS {
+    for part in wanted {
         let directory = programs.directory(part.name);
         if directory.is_dir() {
             continue;
@@ -151,7 +180,7 @@ async fn build(part: &Part, parts: &Path, directory: &Path) -> Result<(), BuildE
     let recipes = work.path().join("kubernetes-parts");
     std::fs::create_dir_all(&recipes).map_err(failed)?;
     let script = recipes.join("build.sh");
-    std::fs::write(&script, RECIPE).map_err(failed)?;
+    std::fs::write(&script, part.recipe).map_err(failed)?;
     std::fs::write(work.path().join("go.sh"), GO).map_err(failed)?;
     std::fs::write(module.join("go.mod"), part.module).map_err(failed)?;
     std::fs::write(module.join("go.sum"), part.sums).map_err(failed)?;
@@ -173,11 +202,12 @@ mod tests {
 
     #[test]
     fn each_part_has_a_place_of_its_own() {
+        let all = || PARTS.iter().chain(&TOOLS);
         let programs = Programs(PathBuf::from("/cache"));
         let places: std::collections::BTreeSet<_> =
-            PARTS.iter().map(|part| programs.bin(part.name)).collect();
-        assert_eq!(places.len(), PARTS.len());
-        for part in &PARTS {
+            all().map(|part| programs.bin(part.name)).collect();
+        assert_eq!(places.len(), PARTS.len() + TOOLS.len());
+        for part in all() {
             assert!(part.module.contains("tool"), "{} builds nothing", part.name);
         }
     }

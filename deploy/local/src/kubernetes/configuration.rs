@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::api::SYSTEM_NAMESPACE;
 use super::node;
 use super::node::Addresses;
 use crate::containerd::{Paths, gvisor};
@@ -104,6 +105,7 @@ impl Files {
             .run()
             .await?;
         self.write_users(addresses).map_err(failed)?;
+        std::fs::write(self.at("audit.json"), audit_policy().to_string()).map_err(failed)?;
         self.write_node(addresses, paths, resolvers)
             .map_err(failed)?;
         self.write_network(paths, addresses).map_err(failed)?;
@@ -225,6 +227,22 @@ pub enum WriteError {
     Tool(#[from] ToolError),
 }
 
+/// What our services ask the API server for, without bodies.
+fn audit_policy() -> Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            {
+                "level": "Metadata",
+                "userGroups": [format!("system:serviceaccounts:{SYSTEM_NAMESPACE}")],
+            },
+            { "level": "None" },
+        ],
+    })
+}
+
 fn kubelet(addresses: &Addresses, paths: &Paths, files: &Files) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -239,6 +257,9 @@ fn kubelet(addresses: &Addresses, paths: &Paths, files: &Files) -> Value {
         "containerRuntimeEndpoint": format!("unix://{}", paths.socket().display()),
         "podLogsDir": files.at("pods"),
         "resolvConf": files.at("resolv.conf"),
+        // Where a cluster's DNS is, if it is given one.
+        "clusterDNS": [addresses.dns().to_string()],
+        "clusterDomain": "cluster.local",
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{}", node::control_group(&paths.deployment)),
         "cgroupsPerQOS": true,

@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 
 use crate::child::Launch;
 use crate::containerd::Paths;
-use crate::network::Subnet;
+use crate::network::{Subnet, node_port};
 use crate::tool::{Tool, ToolError};
 
 /// The node's name in the cluster.
@@ -75,6 +75,11 @@ impl Addresses {
             services: whole.part(22, 1),
             pods: whole.part(21, 1),
         }
+    }
+
+    /// The Service of the cluster's DNS.
+    pub(crate) fn dns(&self) -> Ipv4Addr {
+        self.services.host(10)
     }
 }
 
@@ -136,7 +141,7 @@ pub(crate) async fn connect(
     bridge: &str,
     addresses: &Addresses,
 ) -> Result<(), ToolError> {
-    let port = format!("{bridge}n");
+    let port = node_port(bridge);
     let pid = keeper.to_string();
     let node = addresses.node.to_string();
     let pods = addresses.pods.to_string();

@@ -91,6 +91,8 @@ impl Launches<'_> {
             "--allow-privileged=true".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--enable-aggregator-routing=true".to_owned(),
+            flag("audit-policy-file", &self.files.at("audit.json")),
+            flag("audit-log-path", &self.files.at("audit.log")),
             // Of a process that ends anyway.
             "--shutdown-delay-duration=0s".to_owned(),
         ];

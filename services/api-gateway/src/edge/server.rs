@@ -4,7 +4,10 @@
 //!   A WebSocket keeps its place.
 //! * I2. A head that does not arrive, an idle connection and a peer that is no longer
 //!   there each end by a deadline.
-//! * I3. On shutdown nothing new is accepted, streams end at once, requests in flight are
+//! * I3. Before the shutdown, from the order to stop on, each answer over HTTP/1 ends its
+//!   connection, so that no client asks on one that is about to close; streams that were
+//!   begun before end soon ([`Gateway::end_of_streams`]).
+//! * I4. On shutdown nothing new is accepted, streams end at once, requests in flight are
 //!   given [`DRAIN_DEADLINE`], and then their connections are closed.
 
 use std::convert::Infallible;
@@ -14,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use axum::http::{HeaderValue, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -205,10 +209,18 @@ impl Connection {
                 ClientAddress::find(peer, request.headers(), &gateway.config.trusted_proxies);
             request.extensions_mut().insert(client);
             request.extensions_mut().insert(slot.clone());
-            let router = router.clone();
+            let (router, gateway) = (router.clone(), gateway.clone());
             async move {
+                // HTTP/2 has no such header: its connections are told by a frame of their own.
+                let is_http1 = request.version() < Version::HTTP_2;
                 let answer = router.oneshot(request.map(axum::body::Body::new)).await;
-                Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+                let mut answer = answer.unwrap_or_else(|never| match never {});
+                let is_upgrade = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+                if is_http1 && !is_upgrade && gateway.leaving.is_cancelled() {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(answer)
             }
         });
         let connection = builder

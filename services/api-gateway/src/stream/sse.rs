@@ -61,9 +61,10 @@ pub(crate) fn answer(
     right: Right,
     source: impl Source,
 ) -> Response {
+    let stop = gateway.end_of_streams();
     let stream = Stream {
         source,
-        watch: Watch::new(gateway, principal, right),
+        watch: Watch::new(gateway, principal, right, stop),
         over: false,
         _open: OpenStream::begin(kind),
     };

@@ -119,7 +119,8 @@ async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
         .insert("disk".to_owned(), "none-has-it".to_owned());
     conformance::until("the scheduler says why", || async {
         let waits = subject.first.ensure(&spec, 1).await?.phase;
-        let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
+        let says =
+            matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
         Ok(says.then_some(()))
     })
     .await

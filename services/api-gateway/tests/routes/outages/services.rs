@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{Gone, everything_works_again, own, own_with};
 use crate::support::boxes::{script, small};
+use crate::support::caller::admin_of;
 use crate::support::socket::Socket;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
@@ -65,6 +66,84 @@ async fn a_gateway_that_stops_finishes_what_it_has_begun_and_says_goodbye_to_str
     assert!(
         !admin.runs(&id, "sleep 611").await,
         "its command went with the terminal"
+    );
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_told_to_stop_says_so_and_serves_on_until_others_have_heard() {
+    let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "4");
+    let system = System::start(options).await.unwrap();
+    let gateway = system.gateway.as_ref().unwrap().replica_urls[0].clone();
+    let unready = format!(
+        "{}/health/ready",
+        system.admin_url("api-gateway", 0).unwrap()
+    );
+    let client = reqwest::Client::new();
+    let closes = |answer: &reqwest::Response| answer.headers().get("connection").cloned();
+    let live = format!("{gateway}/api/v1/health/live");
+    let before = client.get(&live).send().await.unwrap();
+    assert_eq!(
+        (before.status(), closes(&before)),
+        (reqwest::StatusCode::OK, None)
+    );
+    drop(before.bytes().await.unwrap());
+
+    let told = Instant::now();
+    assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
+    eventually("it is not ready", async || {
+        let answer = client.get(&unready).send().await.unwrap();
+        (answer.status() == 503).then_some(())
+    })
+    .await;
+    let ready = format!("{gateway}/api/v1/health/ready");
+    assert_eq!(client.get(&ready).send().await.unwrap().status(), 503);
+    // Kept connections and new ones are served; each answer is its connection's last.
+    while told.elapsed() < Duration::from_secs(3) {
+        let answer = client.get(&live).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(closes(&answer).unwrap(), "close");
+    }
+    eventually("the next one serves", async || {
+        let answer = client.get(&live).send().await.ok()?;
+        closes(&answer).is_none().then_some(())
+    })
+    .await;
+    assert!(
+        told.elapsed() > Duration::from_secs(4),
+        "{:?}",
+        told.elapsed()
+    );
+    system.stop().await;
+}
+
+/// A client may ask again on the connection that its stream was on, which must be served.
+#[tokio::test]
+async fn an_old_stream_ends_before_its_gateway_closes_and_a_new_one_with_it() {
+    let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "8");
+    let system = System::start(options).await.unwrap();
+    let admin = admin_of(&system).await;
+    let id = admin.running(&script(COUNTING)).await;
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut old = Events::open(&admin, &path).await;
+    let first = old.take(1).await;
+
+    let told = Instant::now();
+    assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
+    let rest = old.rest().await;
+    assert!(
+        told.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        told.elapsed()
+    );
+    let last = rest.last().or(first.last()).unwrap().number();
+    let new = Events::resume(&admin, 0, &path, Some(last)).await;
+    let rest = new.rest().await;
+    assert_eq!(rest[0].number(), last + 1);
+    assert!(
+        told.elapsed() > Duration::from_secs(8),
+        "{:?}",
+        told.elapsed()
     );
     system.stop().await;
 }

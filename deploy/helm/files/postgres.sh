@@ -1,0 +1,25 @@
+# Makes the data directory when there is none, the roles and their passwords as the
+# environment says, and becomes the server.
+set -eu
+umask 077
+export PGDATA=/data/postgres PGHOST=/tmp PGUSER=postgres
+if [ ! -s "$PGDATA/PG_VERSION" ] || [ -e "$PGDATA.partial" ]; then
+  # A start that was killed in the middle has left a half-made directory.
+  rm -rf "$PGDATA"
+  touch "$PGDATA.partial"
+  printf %s "$POSTGRES_PASSWORD" > /tmp/password
+  initdb --username=postgres --pwfile=/tmp/password --auth-local=peer --auth-host=scram-sha-256 \
+    --encoding=UTF8 --locale=C.UTF-8
+  rm /tmp/password
+  echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+  rm "$PGDATA.partial"
+fi
+# Nobody but this script until the roles are there.
+pg_ctl --wait --log=/tmp/bootstrap.log --options="-c listen_addresses= -c unix_socket_directories=/tmp" start > /tmp/start.log ||
+  { cat /tmp/bootstrap.log; exit 1; }
+psql --no-psqlrc --quiet --dbname=postgres -v auth_password="$AUTH_PASSWORD" \
+  -v scheduler_password="$SCHEDULER_PASSWORD" -f /scripts/postgres.sql
+pg_ctl --wait --mode=fast stop > /tmp/stop.log
+unset POSTGRES_PASSWORD AUTH_PASSWORD SCHEDULER_PASSWORD
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp \
+  -c max_connections="$MAX_CONNECTIONS" -c logging_collector=off

@@ -1,0 +1,24 @@
+-- The database, and of each service that stores something its role and schema. Run by the
+-- superuser with psql, as often as one likes; psql's variables auth_password and
+-- scheduler_password hold the passwords:
+--   psql -v auth_password=… -v scheduler_password=… -f postgres.sql
+\set ON_ERROR_STOP on
+SET client_min_messages = warning;
+SELECT 'CREATE DATABASE agentbox' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'agentbox') \gexec
+\connect agentbox
+SET client_min_messages = warning;
+REVOKE ALL ON DATABASE agentbox FROM PUBLIC;
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+
+SELECT 'CREATE ROLE auth LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'auth') \gexec
+ALTER ROLE auth LOGIN PASSWORD :'auth_password';
+-- CREATE, since migrations begin with `CREATE SCHEMA IF NOT EXISTS`.
+GRANT CONNECT, CREATE, TEMPORARY ON DATABASE agentbox TO auth;
+CREATE SCHEMA IF NOT EXISTS auth AUTHORIZATION auth;
+ALTER ROLE auth IN DATABASE agentbox SET search_path = auth;
+
+SELECT 'CREATE ROLE scheduler LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'scheduler') \gexec
+ALTER ROLE scheduler LOGIN PASSWORD :'scheduler_password';
+GRANT CONNECT, CREATE, TEMPORARY ON DATABASE agentbox TO scheduler;
+CREATE SCHEMA IF NOT EXISTS scheduler AUTHORIZATION scheduler;
+ALTER ROLE scheduler IN DATABASE agentbox SET search_path = scheduler;

@@ -1,0 +1,151 @@
+{{- define "agentbox.name" -}}
+{{- ternary .Release.Name (printf "%s-agentbox" .Release.Name) (contains "agentbox" .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Of everything of the release. */}}
+{{- define "agentbox.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: agentbox
+{{ include "agentbox.selector" . }}
+{{- end }}
+
+{{- define "agentbox.selector" -}}
+app.kubernetes.io/name: agentbox
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Which boxes are this release's. */}}
+{{- define "agentbox.deployment" -}}
+{{- $name := .Values.cluster.deployment | default (printf "%s-%s" .Release.Namespace .Release.Name) -}}
+{{- if gt (len $name) 40 }}{{ fail (printf "cluster.deployment: `%s` is longer than 40 characters" $name) }}{{ end -}}
+{{- $name -}}
+{{- end }}
+
+{{- define "agentbox.image" -}}
+{{- $image := index . 1 -}}
+{{- with (index . 0) -}}
+{{- $registry := ternary "" (printf "%s/" .Values.image.registry) (empty .Values.image.registry) -}}
+{{- printf "%s%s:%s" $registry $image.repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{/* The services, as JSON: by their names, with their values. */}}
+{{- define "agentbox.services" -}}
+{{- $services := dict -}}
+{{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" -}}
+{{- $_ := set $services $name (mergeOverwrite (deepCopy $.Values.defaults) (deepCopy (index $.Values.services $key))) -}}
+{{- end -}}
+{{- $services | toJson -}}
+{{- end }}
+
+{{/* The Secret of a service: (list $ name). */}}
+{{- define "agentbox.secret" -}}
+{{- $root := index . 0 -}}
+{{- $service := index . 1 -}}
+{{- $values := index (include "agentbox.services" $root | fromJson) $service -}}
+{{- $values.existingSecret | default (printf "%s-%s" (include "agentbox.name" $root) $service) -}}
+{{- end }}
+
+{{- define "agentbox.postgresSecret" -}}
+{{- .Values.postgres.existingSecret | default (printf "%s-postgres" (include "agentbox.name" .)) -}}
+{{- end }}
+
+{{- define "agentbox.natsUrl" -}}
+{{- if .Values.nats.enabled -}}
+nats://{{ include "agentbox.name" . }}-nats:4222
+{{- else -}}
+{{- required "nats.url is needed when nats.enabled is false" .Values.nats.url -}}
+{{- end -}}
+{{- end }}
+
+{{/* What no container of ours needs more than. */}}
+{{- define "agentbox.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end }}
+
+{{/* Where a Pod may run: (list $ values component). */}}
+{{- define "agentbox.placement" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 1 -}}
+{{- $component := index . 2 -}}
+{{- with $values.nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "agentbox.selector" $root | nindent 8 }}
+        app.kubernetes.io/component: {{ $component }}
+{{- end }}
+
+{{/* The clusters file. */}}
+{{- define "agentbox.clusters" -}}
+{{- $own := dict
+      "deployment" (include "agentbox.deployment" .)
+      "boxd_image" (include "agentbox.image" (list . .Values.boxdImage))
+      "cluster_cidrs" .Values.cluster.cidrs
+      "system_namespace" .Release.Namespace
+      "image_pull_secrets" .Values.image.pullSecrets }}
+{{- $settings := mergeOverwrite $own (deepCopy .Values.cluster.settings) }}
+{{- $cluster := dict "name" .Values.cluster.name "labels" .Values.cluster.labels "driver" "kubernetes" "kubernetes" $settings }}
+{{- dict "clusters" (list $cluster) | toPrettyJson }}
+{{- end }}
+
+{{/* Of the server: its language is a looser JSON. */}}
+{{- define "agentbox.natsConfig" }}
+server_name: {{ include "agentbox.name" . }}-nats
+port: 4222
+http: 8222
+max_payload: 1MB
+lame_duck_duration: 30s
+lame_duck_grace_period: 5s
+jetstream {
+  store_dir: /data
+  max_file_store: {{ .Values.nats.fileStore }}
+  max_memory_store: {{ .Values.nats.memoryStore }}
+  # What was acknowledged is on the disk.
+  sync_interval: always
+}
+# A user for each service, which may do what the service does.
+authorization {
+  users: [
+    {{- range $service, $permissions := .Files.Get "files/nats-permissions.json" | fromJson }}
+    {
+      user: {{ $service | quote }}
+      password: {{ printf "$PASSWORD_%s" ($service | upper | replace "-" "_") }}
+      permissions: {{ toRawJson $permissions }}
+    }
+    {{- end }}
+  ]
+}
+{{- end }}
+
+{{/* A StatefulSet's claim: (list $ storage component). */}}
+{{- define "agentbox.claim" -}}
+{{- $root := index . 0 -}}
+{{- $storage := index . 1 -}}
+- metadata:
+    name: data
+    labels:
+      {{- include "agentbox.selector" $root | nindent 6 }}
+      app.kubernetes.io/component: {{ index . 2 }}
+  spec:
+    accessModes: [ReadWriteOnce]
+    {{- with $storage.className }}
+    storageClassName: {{ . }}
+    {{- end }}
+    resources: { requests: { storage: {{ $storage.size }} } }
+{{- end }}

@@ -1,0 +1,22 @@
+//! `images`: what the Helm chart installs, as archives.
+
+use std::path::Path;
+
+use crate::image::programs::{of_program, of_services};
+use crate::instance::{bin_dir, boxd};
+
+/// # Errors
+/// When a program is not built, or cannot be packed.
+pub(super) async fn run(directory: &Path, registry: &str, tag: &str) -> anyhow::Result<()> {
+    let registry = registry.trim_end_matches('/');
+    let name = |name: &str| match registry {
+        "" => format!("{name}:{tag}"),
+        _ => format!("{registry}/{name}:{tag}"),
+    };
+    let services = of_services(&bin_dir(), &name("agentbox"), directory).await?;
+    let boxd = of_program(&boxd(), &name("agentbox-boxd"), directory).await?;
+    for archive in [services, boxd] {
+        println!("{}\t{}", archive.image, archive.path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! A Kubernetes with what the chart expects of one: DNS, volumes, images in reach.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use agentbox_local::{Archive, TestKubernetes, Tools, bin_dir, of_services, of_stores};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret, Service};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::helm::Helm;
+
+pub const NAMESPACE: &str = "agentbox-system";
+pub const RELEASE: &str = "agentbox";
+pub const SERVICES: [&str; 4] = ["auth", "scheduler", "exec-proxy", "api-gateway"];
+/// Of a registry that wants a login, for boxes' images and our own.
+pub const PULL_SECRET: &str = "registry";
+/// The gateway's, from outside the chart.
+const OWN_SECRET: &str = "made-elsewhere";
+const STORAGE_CLASS: &str = "node";
+
+pub struct Cluster {
+    pub kubernetes: TestKubernetes,
+    pub client: Client,
+    pub helm: Helm,
+    services: Archive,
+    nats: Archive,
+    postgres: Archive,
+    /// Where the images' archives are.
+    _images: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let tools = Tools::provide(|step| println!("{step}")).await.unwrap();
+        let images = tempfile::tempdir().unwrap();
+        let programs = bin_dir();
+        let services = of_services(&programs, "agentbox.local/agentbox:test", images.path());
+        let services = services.await.unwrap();
+        let (nats, postgres) = of_stores(images.path()).await.unwrap();
+        let kubernetes = TestKubernetes::start().await.unwrap();
+        let endpoint = &kubernetes.endpoint;
+        endpoint
+            .import([&services, &nats, &postgres])
+            .await
+            .unwrap();
+        endpoint.add_dns(&tools, images.path()).await.unwrap();
+        let file = Kubeconfig::read_from(&endpoint.kubeconfig).unwrap();
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+        let cluster = Self {
+            helm: Helm::new(&tools, &endpoint.kubeconfig),
+            client: Client::try_from(config.unwrap()).unwrap(),
+            kubernetes,
+            services,
+            nats,
+            postgres,
+            _images: images,
+        };
+        cluster.set_up().await;
+        cluster
+    }
+
+    async fn set_up(&self) {
+        // Nothing of ours may need more than the strictest standard gives.
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": NAMESPACE, "labels": {
+                "pod-security.kubernetes.io/enforce": "restricted",
+            }},
+        });
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        apply(&namespaces, NAMESPACE, &namespace).await;
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        for name in ["one", "two"] {
+            let path = self.kubernetes.endpoint.shared_directory().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let open = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(&path, open).unwrap();
+            let volume = json!({
+                "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": name },
+                "spec": {
+                    "capacity": { "storage": "10Gi" }, "accessModes": ["ReadWriteOnce"],
+                    "storageClassName": STORAGE_CLASS, "hostPath": { "path": path },
+                },
+            });
+            apply(&volumes, name, &volume).await;
+        }
+        let login = json!({ "auths": { "registry.invalid": { "auth": "dTpw" } } });
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": PULL_SECRET },
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": { ".dockerconfigjson": login.to_string() },
+        });
+        apply(&self.api::<Secret>(), PULL_SECRET, &secret).await;
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": OWN_SECRET },
+            "stringData": { "nats-password": "fromOutside1" },
+        });
+        apply(&self.api::<Secret>(), OWN_SECRET, &secret).await;
+    }
+
+    /// Of our namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// What an operator would write, for this cluster.
+    pub fn values(&self) -> Value {
+        let endpoint = &self.kubernetes.endpoint;
+        let boxd = endpoint.boxd_image.strip_prefix("agentbox.local/").unwrap();
+        let (boxd, boxd_tag) = boxd.split_once(':').unwrap();
+        let tag = self.services.image.rsplit(':').next().unwrap();
+        let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
+        // A small node.
+        let little = json!({ "requests": { "cpu": "10m", "memory": "32Mi" } });
+        let unlimited: serde_json::Map<String, Value> = ["AUTH", "CREATE", "EXEC", "OTHER"]
+            .iter()
+            .map(|of| (format!("AGENTBOX_RATE_LIMIT_{of}"), json!(1_000_000)))
+            .collect();
+        json!({
+            "image": {
+                "registry": "agentbox.local", "repository": "agentbox", "tag": tag,
+                "pullPolicy": "IfNotPresent", "pullSecrets": [PULL_SECRET],
+            },
+            "boxdImage": { "repository": boxd, "tag": boxd_tag },
+            "cluster": {
+                "cidrs": endpoint.cluster_cidrs,
+                "settings": { "dns_servers": endpoint.dns_servers },
+            },
+            "defaults": { "replicas": 2, "resources": little },
+            "services": { "apiGateway": { "env": unlimited, "existingSecret": OWN_SECRET } },
+            "service": { "type": "NodePort" },
+            "nats": { "image": self.nats.image, "resources": little, "storage": storage },
+            "postgres": { "image": self.postgres.image, "resources": little, "storage": storage },
+        })
+    }
+
+    /// The gateway's Service, from this machine.
+    pub async fn url(&self) -> String {
+        let service = self.api::<Service>().get(RELEASE).await.unwrap();
+        let port = service.spec.unwrap().ports.unwrap()[0].node_port.unwrap();
+        let node = self.kubernetes.endpoint.node().unwrap();
+        format!("http://{node}:{port}")
+    }
+
+    /// The bootstrap administrator's password, where NOTES.txt says it is.
+    pub async fn password(&self) -> String {
+        let secret = self.api::<Secret>().get("agentbox-auth").await.unwrap();
+        let password = secret.data.unwrap().remove("admin-password").unwrap();
+        String::from_utf8(password.0).unwrap()
+    }
+
+    /// As `kubectl rollout restart`, and `kubectl rollout status`.
+    pub async fn restart(&self, service: &str) {
+        let name = format!("{RELEASE}-{service}");
+        let deployments = self.api::<Deployment>();
+        let before = self.pods(service).await;
+        assert_eq!(before.len(), 2, "{service}: {before:?}");
+        deployments.restart(&name).await.unwrap();
+        self.until(&format!("{service} is restarted"), async || {
+            let deployment = deployments.get(&name).await.unwrap();
+            let (wanted, status) = (deployment.metadata.generation, deployment.status.unwrap());
+            let all = Some(2);
+            let is_out = status.observed_generation >= wanted
+                && status.updated_replicas == all
+                && status.available_replicas == all
+                && status.replicas == all;
+            // Gone, not only told to go.
+            is_out && {
+                let now = self.pods(service).await;
+                now.len() == 2 && now.iter().all(|pod| !before.contains(pod))
+            }
+        })
+        .await;
+    }
+
+    /// Ends the one Pod of a store as its node's drain would, and waits for the next.
+    pub async fn restart_store(&self, store: &str) {
+        let name = format!("{RELEASE}-{store}-0");
+        let pods = self.api::<Pod>();
+        let uid = pods.get(&name).await.unwrap().metadata.uid;
+        pods.delete(&name, &DeleteParams::default()).await.unwrap();
+        self.until(&format!("{store} is there again"), async || {
+            let Some(pod) = pods.get_opt(&name).await.unwrap() else {
+                return false;
+            };
+            let conditions = pod.status.and_then(|status| status.conditions);
+            let mut conditions = conditions.unwrap_or_default().into_iter();
+            pod.metadata.uid != uid
+                && conditions.any(|one| one.type_ == "Ready" && one.status == "True")
+        })
+        .await;
+    }
+
+    pub async fn pods(&self, service: &str) -> Vec<String> {
+        let selector = format!("app.kubernetes.io/component={service}");
+        let of_it = ListParams::default().labels(&selector);
+        let pods = self.api::<Pod>().list(&of_it).await.unwrap();
+        pods.items
+            .into_iter()
+            .filter_map(|pod| pod.metadata.name)
+            .collect()
+    }
+
+    /// What the Pods of our namespace are waiting for, and their last words.
+    pub async fn report(&self) -> String {
+        let pods = self.api::<Pod>();
+        let mut report = String::new();
+        for pod in pods.list(&ListParams::default()).await.unwrap() {
+            let name = pod.metadata.name.unwrap();
+            let status = pod.status.unwrap_or_default();
+            let states = status.container_statuses.unwrap_or_default();
+            let states = states
+                .iter()
+                .map(|one| (one.ready, one.restart_count, &one.state));
+            let states: Vec<_> = states.collect();
+            let conditions = status.conditions.unwrap_or_default();
+            let why = conditions.iter().filter_map(|one| one.message.as_ref());
+            let why: Vec<_> = why.collect();
+            report += &format!("== {name} {:?} {why:?} {states:?}\n", status.phase);
+            for previous in [true, false] {
+                let last = LogParams {
+                    previous,
+                    tail_lines: Some(12),
+                    ..LogParams::default()
+                };
+                report += &pods.logs(&name, &last).await.unwrap_or_default();
+            }
+        }
+        report
+    }
+
+    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds().await {
+            assert!(begun.elapsed() < Duration::from_secs(180), "not so: {what}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    pub async fn stop(self) {
+        self.kubernetes.system.stop().await;
+    }
+}
+
+pub async fn apply<K>(api: &Api<K>, name: &str, object: &Value)
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let parameters = PatchParams::apply("operator").force();
+    api.patch(name, &parameters, &Patch::Apply(object))
+        .await
+        .unwrap();
+}

@@ -1,0 +1,241 @@
+//! The whole of it: installed, used as the guide says, restarted under load, upgraded and
+//! removed.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
+use crate::helm::chart;
+use crate::load::{Client, Load};
+use crate::{follow, manifests, network, rbac};
+
+/// As the guide prints it.
+const GUIDE: &str = include_str!("../instance/workflow.sh");
+/// `pip install` included.
+const GUIDE_DEADLINE: Duration = Duration::from_secs(300);
+/// A line every 100 ms.
+const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
+
+#[tokio::test]
+#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-chart`"]
+async fn the_chart_serves_the_guide_and_restarts_without_a_failed_request() {
+    let cluster = Cluster::start().await;
+    manifests::are_valid(&cluster).await;
+    let begun = Instant::now();
+    install(&cluster, &["install", "--wait", "--timeout", "2m"]).await;
+    println!("installed and ready after {:.1?}", begun.elapsed());
+    for service in SERVICES {
+        assert_eq!(cluster.pods(service).await.len(), 2, "{service}");
+    }
+    let (url, password) = (cluster.url().await, cluster.password().await);
+    let client = Client::login(&url, &password, true).await;
+    let begun = Instant::now();
+    run_the_guide(&url, client.token()).await;
+    println!("the guide's workflow took {:.1?}", begun.elapsed());
+    use_every_right(&client).await;
+    network::is_as_the_policies_say(&cluster).await;
+    restart_under_load(&cluster, &url, &password).await;
+    rbac::is_what_was_used(&cluster).await;
+    stores_may_restart(&cluster, &client).await;
+    upgrade_keeps_secrets(&cluster, &client).await;
+    uninstall(&cluster).await;
+    cluster.stop().await;
+}
+
+async fn install(cluster: &Cluster, words: &[&str]) {
+    let values = cluster.helm.values("own.json", &cluster.values());
+    let chart = chart().display().to_string();
+    let mut all = words.to_vec();
+    all.extend([
+        RELEASE,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        &values,
+    ]);
+    let output = cluster.helm.run(&all).await;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        panic!("helm {all:?}: {said}\n{}", cluster.report().await);
+    }
+}
+
+async fn run_the_guide(url: &str, token: &str) {
+    let script = GUIDE
+        .replace("https://your-server/api/v1", &format!("{url}/api/v1"))
+        .replace("your-jwt-token", token);
+    assert!(!script.contains("your-"), "all is filled in");
+    let run = Command::new("bash")
+        .args(["-c", &script])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(GUIDE_DEADLINE, run).await;
+    let output = output.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    for expected in [
+        "Environment is running!",
+        "NumPy version: ",
+        "Array mean: 3.0",
+        "Done!",
+    ] {
+        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+    }
+}
+
+/// What neither the guide nor the load does: a class of runtime, a box that ends by itself,
+/// a box that is ended at once.
+async fn use_every_right(client: &Client) {
+    let class = json!({ "isolation": { "runtime_class": "none-such" } });
+    let refused = client.create("class", class).await.unwrap_err();
+    assert!(refused.contains("400"), "{refused}");
+    let ends = json!({ "command": ["sh", "-c", "echo bye"] });
+    let id = client.create("ends", ends).await.unwrap();
+    client.reaches(&id, &["terminated"]).await.unwrap();
+    let logs = format!("/environments/{id}/logs");
+    let (_, said) = client
+        .ask(reqwest::Method::GET, &logs, None, 200)
+        .await
+        .unwrap();
+    assert!(said.to_string().contains("bye"), "{said}");
+    let stubborn = json!({ "command": ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"] });
+    let id = client.create("stubborn", stubborn).await.unwrap();
+    client.reaches(&id, &["running"]).await.unwrap();
+    let force = format!("/environments/{id}?force=true");
+    client
+        .ask(reqwest::Method::DELETE, &force, None, 204)
+        .await
+        .unwrap();
+    client.reaches(&id, &["terminated"]).await.unwrap();
+}
+
+async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
+    let keeping = Client::login(url, password, true).await;
+    let fresh = Client::login(url, password, false).await;
+    let mut boxes = Vec::new();
+    for name in ["one", "two"] {
+        let counting = json!({ "command": ["sh", "-c", COUNTING] });
+        let id = keeping.create(name, counting).await.unwrap();
+        keeping.reaches(&id, &["running"]).await.unwrap();
+        boxes.push(id);
+    }
+    let boxes: [String; 2] = boxes.try_into().unwrap();
+    let stop = CancellationToken::new();
+    let long = follow::for_long(keeping.clone(), boxes[0].clone(), stop.clone());
+    let load = Load::start(&keeping, &fresh, &boxes);
+    // So the failures of a restart can be told from those of a start.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for service in SERVICES {
+        let from = load.elapsed();
+        cluster.restart(service).await;
+        println!(
+            "{service} restarted from {from:.1?} to {:.1?}",
+            load.elapsed()
+        );
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let took = load.elapsed();
+    let tally = load.stop().await;
+    stop.cancel();
+    let seen = long.await.unwrap();
+    println!(
+        "{} creates, {} execs, {} follows, {} lists in {took:.1?}; the long follow: {} lines, resumed {} times",
+        tally.creates, tally.execs, tally.follows, tally.lists, seen.lines, seen.resumed
+    );
+    assert_eq!(tally.failures, Vec::<String>::new());
+    assert_eq!(seen.failures, Vec::<String>::new());
+    assert!(tally.creates >= 8 && tally.execs >= 40 && tally.follows >= 20);
+    assert!(seen.lines > 200, "{seen:?}");
+    for id in &boxes {
+        keeping.delete(id).await.unwrap();
+    }
+}
+
+/// What was there is there, and all works again without any other restart.
+async fn stores_may_restart(cluster: &Cluster, client: &Client) {
+    let id = client.create("stays", json!({})).await.unwrap();
+    client.reaches(&id, &["running"]).await.unwrap();
+    for store in ["nats", "postgres"] {
+        cluster.restart_store(store).await;
+        let path = format!("/environments/{id}");
+        cluster
+            .until(
+                &format!("requests are answered after {store}'s restart"),
+                async || {
+                    let known = client.ask(reqwest::Method::GET, &path, None, 200).await;
+                    known.is_ok() && client.exec(&id, "again").await.is_ok()
+                },
+            )
+            .await;
+    }
+    client.delete(&id).await.unwrap();
+    client.reaches(&id, &["terminated"]).await.unwrap();
+}
+
+async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
+    let secrets: Api<Secret> = cluster.api();
+    let ours = ListParams::default().labels("app.kubernetes.io/part-of=agentbox");
+    let held = async || {
+        let list = secrets.list(&ours).await.unwrap();
+        let data = list
+            .items
+            .into_iter()
+            .map(|secret| (secret.metadata.name, secret.data));
+        data.collect::<Vec<_>>()
+    };
+    let before = held().await;
+    assert_eq!(
+        before.len(),
+        SERVICES.len(),
+        "Postgres has one, the gateway another's"
+    );
+    let auth = cluster.pods("auth").await;
+    let more = [
+        "upgrade",
+        "--wait",
+        "--timeout",
+        "5m",
+        "--set",
+        "services.execProxy.replicas=3,services.auth.autoscaling.enabled=true",
+    ];
+    install(cluster, &more).await;
+    assert_eq!(held().await, before);
+    assert_eq!(cluster.pods("exec-proxy").await.len(), 3);
+    assert_eq!(
+        cluster.pods("auth").await,
+        auth,
+        "an autoscaler begins with what is there"
+    );
+    // The token is of before.
+    client
+        .ask(reqwest::Method::GET, "/auth/me", None, 200)
+        .await
+        .unwrap();
+}
+
+/// What is stored stays, with what opens it.
+async fn uninstall(cluster: &Cluster) {
+    let words = [
+        "uninstall",
+        RELEASE,
+        "--namespace",
+        NAMESPACE,
+        "--wait",
+        "--timeout",
+        "3m",
+    ];
+    cluster.helm.succeeds(&words).await;
+    let deployments: Api<Deployment> = cluster.api();
+    let left = deployments.list(&ListParams::default()).await.unwrap();
+    assert!(left.items.is_empty());
+    let secrets: Api<Secret> = cluster.api();
+    assert!(secrets.get_opt("agentbox-auth").await.unwrap().is_some());
+}

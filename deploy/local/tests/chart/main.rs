@@ -1,0 +1,18 @@
+//! The Helm chart, as an operator installs it: by Helm, into a real Kubernetes, from images
+//! that were built here.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "helpers of tests fail the test, and a test's stack is large enough"
+)]
+
+mod cluster;
+mod follow;
+mod helm;
+mod install;
+mod load;
+mod manifests;
+mod network;
+mod rbac;

@@ -1,0 +1,154 @@
+//! What the chart renders, for values of several kinds, before anything of it is installed.
+
+use kube::Client;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, NAMESPACE, RELEASE};
+use crate::helm::{Helm, chart};
+
+/// Where a kind is in the API, and whether in a namespace.
+fn place(kind: &str) -> (&'static str, &'static str, bool) {
+    match kind {
+        "ConfigMap" => ("api/v1", "configmaps", true),
+        "Secret" => ("api/v1", "secrets", true),
+        "Service" => ("api/v1", "services", true),
+        "ServiceAccount" => ("api/v1", "serviceaccounts", true),
+        "Deployment" => ("apis/apps/v1", "deployments", true),
+        "StatefulSet" => ("apis/apps/v1", "statefulsets", true),
+        "NetworkPolicy" => ("apis/networking.k8s.io/v1", "networkpolicies", true),
+        "Ingress" => ("apis/networking.k8s.io/v1", "ingresses", true),
+        "PodDisruptionBudget" => ("apis/policy/v1", "poddisruptionbudgets", true),
+        "HorizontalPodAutoscaler" => ("apis/autoscaling/v2", "horizontalpodautoscalers", true),
+        "Role" => ("apis/rbac.authorization.k8s.io/v1", "roles", true),
+        "RoleBinding" => ("apis/rbac.authorization.k8s.io/v1", "rolebindings", true),
+        "ClusterRole" => ("apis/rbac.authorization.k8s.io/v1", "clusterroles", false),
+        "ClusterRoleBinding" => (
+            "apis/rbac.authorization.k8s.io/v1",
+            "clusterrolebindings",
+            false,
+        ),
+        other => panic!("{other} is of a kind that the chart does not have"),
+    }
+}
+
+/// The API server takes a document as it is: every field known, every value allowed, no
+/// warning of what is about to be removed.
+async fn is_taken(client: &Client, document: &str) -> String {
+    let line = |start: &str| {
+        let found = document.lines().find_map(|line| line.strip_prefix(start));
+        found.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    let (kind, name) = (line("kind: "), line("  name: "));
+    let (root, plural, is_local) = place(&kind);
+    let namespace = if is_local {
+        format!("namespaces/{NAMESPACE}/")
+    } else {
+        String::new()
+    };
+    let request = http::Request::builder()
+        .method("PATCH")
+        .uri(format!(
+            "/{root}/{namespace}{plural}/{name}?dryRun=All&fieldManager=helm&fieldValidation=Strict&force=true"
+        ))
+        .header("Content-Type", "application/apply-patch+yaml")
+        .body(document.as_bytes().to_vec())
+        .unwrap();
+    let answer = client.request_text(request).await;
+    assert!(answer.is_ok(), "{kind} {name}: {answer:?}\n{document}");
+    kind
+}
+
+/// Everything that can be turned on, and nothing of our own that can be external.
+fn widest() -> Value {
+    json!({
+        "defaults": {
+            "autoscaling": { "enabled": true }, "env": { "AGENTBOX_LOG": "debug" },
+            "podAnnotations": { "example.com/team": "boxes" },
+            "nodeSelector": { "disk": "ssd" }, "priorityClassName": "high",
+            "tolerations": [{ "key": "dedicated", "operator": "Exists" }],
+            "affinity": { "podAntiAffinity": {} },
+        },
+        "services": {
+            "apiGateway": { "existingSecret": "a" }, "auth": { "existingSecret": "b" },
+            "scheduler": { "existingSecret": "c" },
+            "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
+        },
+        "nats": { "enabled": false, "url": "tls://nats.example:4222" },
+        "postgres": { "enabled": false },
+        "ingress": {
+            "enabled": true, "className": "nginx", "host": "boxes.example", "tlsSecret": "tls",
+            "annotations": { "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600" },
+        },
+        "service": { "type": "LoadBalancer", "annotations": { "example.com/lb": "internal" } },
+        "telemetry": { "otlpEndpoint": "http://collector:4317" },
+        "networkPolicy": {
+            "gatewayFrom": [{ "namespaceSelector": { "matchLabels": { "name": "ingress" } } }],
+            "metricsFrom": [{ "namespaceSelector": { "matchLabels": { "name": "monitoring" } } }],
+            "apiServer": { "to": [{ "ipBlock": { "cidr": "10.0.0.1/32" } }], "ports": [6443] },
+            "extraEgress": [{ "ports": [{ "protocol": "TCP", "port": 4317 }] }],
+        },
+    })
+}
+
+async fn render(helm: &Helm, files: &[String]) -> String {
+    let chart = chart().display().to_string();
+    let mut words = vec!["template", RELEASE, &chart, "--namespace", NAMESPACE];
+    for file in files {
+        words.extend(["--values", file]);
+    }
+    helm.succeeds(&words).await
+}
+
+/// Lint, schema, and the API server's own check of every object.
+pub async fn are_valid(cluster: &Cluster) {
+    let helm = &cluster.helm;
+    let chart = chart().display().to_string();
+    let own = helm.values("own.json", &cluster.values());
+    let wide = helm.values("widest.json", &widest());
+    for files in [vec![own.clone()], vec![own.clone(), wide.clone()]] {
+        let mut words = vec!["lint", "--strict", &chart];
+        for file in &files {
+            words.extend(["--values", file]);
+        }
+        helm.succeeds(&words).await;
+        let text = render(helm, &files).await;
+        let mut kinds = Vec::new();
+        for document in text.split("\n---\n").filter(|d| d.contains("kind: ")) {
+            kinds.push(is_taken(&cluster.client, document).await);
+        }
+        assert!(kinds.len() > 25, "{kinds:?}");
+        let is_wide = files.len() > 1;
+        assert_eq!(kinds.iter().any(|k| k == "StatefulSet"), !is_wide);
+        assert_eq!(kinds.iter().any(|k| k == "Secret"), !is_wide);
+        assert_eq!(
+            kinds.iter().any(|k| k == "HorizontalPodAutoscaler"),
+            is_wide
+        );
+    }
+    for (why, values) in [
+        ("cidrs", json!({ "cluster": { "cidrs": [] } })),
+        ("cidrs", json!({ "cluster": { "cidrs": ["10.0.0.0"] } })),
+        (
+            "replicaz",
+            json!({ "services": { "auth": { "replicaz": 3 } } }),
+        ),
+        ("replicas", json!({ "defaults": { "replicas": 0 } })),
+        (
+            "settings",
+            json!({ "cluster": { "settings": { "kubeconfig": "/x" } } }),
+        ),
+        ("grace", json!({ "shutdown": { "grace": 5 } })),
+        ("nats.url", json!({ "nats": { "enabled": false } })),
+        (
+            "deployment",
+            json!({ "cluster": { "deployment": "Not a label" } }),
+        ),
+    ] {
+        let file = helm.values("bad.json", &values);
+        let words = [
+            "template", RELEASE, &chart, "--values", &own, "--values", &file,
+        ];
+        let said = helm.refuses(&words).await;
+        assert!(said.contains(why), "{why} is not in: {said}");
+    }
+}

@@ -1,0 +1,73 @@
+//! Who reaches what of a release, by traffic.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, NAMESPACE, RELEASE, apply};
+
+/// `name` becomes a Pod of `namespace` with `labels`, in which `script` must succeed.
+async fn runs(cluster: &Cluster, namespace: &str, name: &str, labels: Value, script: &str) {
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "labels": labels },
+        "spec": {
+            "restartPolicy": "Never", "automountServiceAccountToken": false,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": 65534,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-uxc", script],
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+                },
+            }],
+        },
+    });
+    apply(&pods, name, &pod).await;
+    let phase = async || {
+        let pod = pods.get(name).await.unwrap();
+        pod.status.unwrap().phase.unwrap_or_default()
+    };
+    cluster
+        .until(&format!("the Pod {name} has ended"), async || {
+            matches!(phase().await.as_str(), "Succeeded" | "Failed")
+        })
+        .await;
+    let said = pods.logs(name, &Default::default()).await.unwrap();
+    assert_eq!(phase().await, "Succeeded", "{namespace}/{name}:\n{said}");
+    pods.delete(name, &Default::default()).await.unwrap();
+}
+
+/// The API is for everybody; stores, metrics and other ports are not.
+pub async fn is_as_the_policies_say(cluster: &Cluster) {
+    let host = |component: &str| format!("{RELEASE}{component}.{NAMESPACE}.svc.cluster.local");
+    let (api, nats, postgres) = (host(""), host("-nats"), host("-postgres"));
+    let gateway: Api<Pod> = cluster.api();
+    let name = &cluster.pods("api-gateway").await[0];
+    let gateway = gateway.get(name).await.unwrap();
+    let gateway = gateway.status.unwrap().pod_ip.unwrap();
+    // A closed port refuses at once, a policy lets one wait: neither connects.
+    let closed = format!(
+        "for at in '{nats} 4222' '{postgres} 5432' '{gateway} 9090'; do
+           if echo | timeout 4 nc $at; then echo \"$at is open\"; exit 1; fi
+         done"
+    );
+    let open = format!("timeout 10 wget -qO- http://{api}/api/v1/health/live");
+    let script = format!("{open} && {closed}");
+    runs(cluster, "default", "stranger", json!({}), &script).await;
+    // In our own namespace, but none of ours.
+    runs(cluster, NAMESPACE, "stranger", json!({}), &script).await;
+    // The same test finds an open port open: one that may.
+    let labels = json!({
+        "app.kubernetes.io/name": "agentbox", "app.kubernetes.io/instance": RELEASE,
+        "app.kubernetes.io/component": "scheduler",
+    });
+    let script = format!(
+        "timeout 10 nc {nats} 4222 < /dev/null | grep INFO && timeout 10 nc -w 3 {postgres} 5432 < /dev/null"
+    );
+    runs(cluster, NAMESPACE, "friend", labels, &script).await;
+}
