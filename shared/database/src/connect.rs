@@ -43,6 +43,9 @@ pub async fn connect(
                     "idle_in_transaction_session_timeout",
                     IDLE_IN_TRANSACTION_TIMEOUT.as_millis().to_string(),
                 ),
+                // Our statements are short: workers would cost more than they bring, and
+                // with them Postgres prefers reading a whole table to walking an index.
+                ("max_parallel_workers_per_gather", "0".to_owned()),
             ])
         });
 
