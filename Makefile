@@ -17,7 +17,7 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd gvisor packages test test-kubernetes test-chart images check fmt bench fuzz deny
+.PHONY: help up down status logs clean build boxd gvisor packages test images check fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -54,27 +54,15 @@ images: build ## Build the container images of the services and of boxd (REGISTR
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
-test: packages boxd ## Run all tests, on real Postgres, NATS and containerd
+# The first time, Kubernetes and gVisor are built from their sources: a quarter of an hour.
+test: packages boxd gvisor ## Run all tests, on real Postgres, NATS, containerd and Kubernetes
 	cargo build --workspace --bins
-	$(TARGET)/debug/agentbox-local prepare
+	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	cargo test --workspace --no-fail-fast
-
-# Apart, since the first time is ten minutes of compiling Kubernetes.
-test-kubernetes: boxd gvisor ## Run the tests on a real Kubernetes of our own
-	cargo build --workspace --bins
-	$(TARGET)/debug/agentbox-local prepare --kubernetes
-	cargo test -p agentbox-runtime-kubernetes --features cluster
-	cargo test -p agentbox-local --test instance -- --ignored kubernetes
-	cargo test -p agentbox-local --test chart -- --ignored
-
-test-chart: boxd ## Install the Helm chart into a Kubernetes of our own, use it, restart it under load
-	cargo build --workspace --bins
-	$(TARGET)/debug/agentbox-local prepare --kubernetes
-	cargo test -p agentbox-local --test chart -- --ignored --nocapture
 
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features agentbox-runtime-kubernetes/cluster -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	@$(MAKE) --no-print-directory deny
 

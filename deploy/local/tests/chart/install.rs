@@ -24,7 +24,6 @@ const GUIDE_DEADLINE: Duration = Duration::from_secs(300);
 const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
 
 #[tokio::test]
-#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-chart`"]
 async fn the_chart_serves_the_guide_and_restarts_without_a_failed_request() {
     let cluster = Cluster::start().await;
     manifests::are_valid(&cluster).await;

@@ -51,7 +51,6 @@ fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
 }
 
 #[tokio::test]
-#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-kubernetes`"]
 async fn a_kubernetes_that_is_stopped_leaves_nothing() {
     let kubernetes = TestKubernetes::start().await.unwrap();
     let endpoint = kubernetes.endpoint.clone();
@@ -64,7 +63,6 @@ async fn a_kubernetes_that_is_stopped_leaves_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "a Kubernetes is minutes of compiling the first time: `make test-kubernetes`"]
 async fn the_guides_workflow_runs_as_written_on_kubernetes() {
     let options = Options::parts(Parts::ALL_ON_KUBERNETES).replicas(2);
     let system = System::start(options).await.unwrap();
