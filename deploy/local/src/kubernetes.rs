@@ -1,5 +1,6 @@
 //! A real Kubernetes of one node, from the projects' own sources: etcd, the API server,
-//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network.
+//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network; and what clusters have beside: metrics-server,
+//! a registry.
 //! No other Kubernetes and no Docker is needed, and none is touched.
 //!
 //! * I1. All of it runs in namespaces of its own ([`node`]) and below the instance's run
@@ -25,8 +26,10 @@ pub(crate) mod build;
 mod configuration;
 mod dns;
 pub mod guest;
+pub(crate) mod measure;
 pub(crate) mod node;
 mod programs;
+pub(crate) mod registry;
 
 use api::SYSTEM_NAMESPACE;
 use build::Programs;
@@ -73,6 +76,8 @@ pub struct KubernetesEndpoint {
     pub deployment: String,
     pub system_namespace: String,
     pub boxd_image: String,
+    /// The Secret with the login of the cluster's registry.
+    pub image_pull_secrets: Vec<String>,
     /// Nodes, services and pods.
     pub cluster_cidrs: Vec<Subnet>,
     /// This machine, as the boxes see it: its exec-proxies reach them from there.
@@ -105,6 +110,7 @@ impl Kubernetes {
         paths: Paths,
         boxd: &Path,
         images: &Images,
+        registry: &Path,
         programs: Programs,
     ) -> Result<Self, KubernetesError> {
         if !nix::unistd::geteuid().is_root() {
@@ -148,12 +154,15 @@ impl Kubernetes {
         files
             .write(&paths, &addresses, &resolvers, &plugins, images.refuse_hub)
             .await?;
+        registry::write(&files, &addresses, registry)?;
+        measure::write_keys(&files).await?;
         let boxd = crate::image::programs::of_boxd(boxd, &run).await?;
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
             deployment: paths.deployment.clone(),
             system_namespace: SYSTEM_NAMESPACE.to_owned(),
             boxd_image: boxd.image.clone(),
+            image_pull_secrets: vec![registry::SECRET.to_owned()],
             cluster_cidrs: vec![whole],
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],
             dns_servers: resolvers,

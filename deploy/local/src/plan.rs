@@ -129,6 +129,11 @@ impl Layout {
         self.0.join("nats")
     }
 
+    /// The images in the registry of a Kubernetes.
+    pub(crate) fn registry(&self) -> PathBuf {
+        self.0.join("registry")
+    }
+
     /// The images of the cluster's containerd; each version has a form of its own.
     pub(crate) fn images(&self, parts: Parts) -> PathBuf {
         self.0.join(if parts.kubernetes {

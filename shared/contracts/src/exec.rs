@@ -256,7 +256,6 @@ pub struct UsageRequest {
 pub struct UsageReply {
     pub cpu_milli: u64,
     pub memory_bytes: u64,
-    pub pids: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -83,9 +83,23 @@ pub struct Config {
     /// Seconds for any other call. Default 10.
     #[serde(default = "call_deadline_s")]
     pub call_deadline_s: u64,
-    /// Milliseconds for a TCP connection to a boxd. Default 2000.
+    /// How boxes' boxd are reached. Default `pod_ip`.
+    #[serde(default)]
+    pub reach: Reach,
+    /// Milliseconds for a connection to a boxd. Default 2000.
     #[serde(default = "connect_deadline_ms")]
     pub connect_deadline_ms: u64,
+}
+
+/// The way to a box's boxd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// Straight to the Pod's address: from inside the cluster, or where Pods are routed.
+    #[default]
+    PodIp,
+    /// Through the API server, from anywhere: slower, and not into a box on gVisor.
+    PortForward,
 }
 
 fn system_namespace() -> String {

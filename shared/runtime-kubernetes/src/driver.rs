@@ -9,13 +9,13 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{
     BoxConnector, BoxSpec, BoxStream, Capacity, ChangeStream, Observed, PreflightError, Runtime,
-    RuntimeError,
+    RuntimeError, Usage,
 };
 use async_trait::async_trait;
-use tokio::net::TcpStream;
 
 use crate::cluster::Cluster;
 use crate::config::{Config, ConfigError};
+use crate::usage::Silence;
 use crate::watch::Watch;
 
 /// The driver cannot be made.
@@ -38,6 +38,7 @@ pub struct Inner {
     pub config: Config,
     pub cluster: Cluster,
     pub watch: Watch,
+    pub silence: Silence,
 }
 
 impl Driver {
@@ -54,26 +55,12 @@ impl Driver {
         let inner = Inner {
             cluster: Cluster::new(&config),
             watch: Watch::default(),
+            silence: Silence::default(),
             config,
         };
         Ok(Self {
             inner: Arc::new(inner),
         })
-    }
-}
-
-impl Inner {
-    pub async fn dial(&self, address: SocketAddr) -> Result<TcpStream, RuntimeError> {
-        let within = Duration::from_millis(self.config.connect_deadline_ms);
-        let stream = tokio::time::timeout(within, TcpStream::connect(address))
-            .await
-            .map_err(|_| RuntimeError::Unreachable(format!("{address}: no answer in {within:?}")))?
-            .map_err(|error| RuntimeError::Unreachable(format!("{address}: {error}")))?;
-        // Each frame is an answer somebody waits for.
-        stream
-            .set_nodelay(true)
-            .map_err(|error| RuntimeError::Unreachable(format!("{address}: {error}")))?;
-        Ok(stream)
     }
 }
 
@@ -132,7 +119,11 @@ impl BoxConnector for Driver {
                 "{address} is not the box's address"
             )));
         }
-        Ok(Box::new(self.inner.dial(address).await?))
+        self.inner.dial(id, address).await
+    }
+
+    async fn usage(&self, id: &EnvironmentId) -> Result<Option<Usage>, RuntimeError> {
+        Ok(self.inner.usage(id).await?)
     }
 
     async fn last_output(

@@ -79,7 +79,7 @@ impl Inner {
             .and_then(|bytes| String::from_utf8(bytes.0).ok())
             .ok_or("its token is gone")?;
         let token = BoxToken::parse(&token).map_err(|e| e.to_string())?;
-        let stream = self.dial(address).await.map_err(|e| e.to_string())?;
+        let stream = self.dial(id, address).await.map_err(|e| e.to_string())?;
         let asked = async {
             let mut boxd = client::connect(stream, &token)
                 .await

@@ -221,7 +221,7 @@ impl Inner {
                 BoxPhase::Running {
                     address,
                     started_at,
-                } => match self.dial(address).await {
+                } => match self.dial(id, address).await {
                     Ok(_) => {
                         self.learn(id, &Fact::Started(started_at)).await?;
                         return Ok(observed);

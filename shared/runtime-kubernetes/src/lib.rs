@@ -36,8 +36,10 @@ mod phase;
 mod pod;
 mod policy;
 mod preflight;
+mod reach;
 mod refusal;
+mod usage;
 mod watch;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Reach};
 pub use driver::{ConnectError, Driver};

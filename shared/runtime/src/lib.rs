@@ -19,7 +19,7 @@ mod rights;
 mod runtime;
 mod spec;
 
-pub use connector::{BoxConnector, BoxStream};
+pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{PreflightError, RuntimeError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
 pub use reach::{NEVER_V4, NEVER_V6, never_reached};

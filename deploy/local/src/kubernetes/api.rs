@@ -177,6 +177,17 @@ impl Api {
         self.apply_once_known(&at, &namespace).await
     }
 
+    /// Each object at its place.
+    pub(crate) async fn set_up(
+        &self,
+        objects: impl IntoIterator<Item = (String, Value)>,
+    ) -> Result<(), ApiError> {
+        for (path, object) in objects {
+            self.apply(&path, object.to_string()).await?;
+        }
+        Ok(())
+    }
+
     /// A class for each runtime of the node's containerd beside runc.
     pub(crate) async fn set_up_runtime_classes(&self) -> Result<(), ApiError> {
         if gvisor::find().is_none() {

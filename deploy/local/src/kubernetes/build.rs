@@ -58,7 +58,7 @@ macro_rules! part {
     };
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 6] = [
     part!("etcd", "etcd", RECIPE),
     part!("containerd", "containerd 2 with its shim", RECIPE),
     part!(
@@ -70,6 +70,12 @@ const PARTS: [Part; 4] = [
         "kubernetes",
         "the API server, controllers, scheduler, kubelet and proxy (some minutes)",
         RECIPE
+    ),
+    part!("metrics-server", "metrics-server", TOOLS_RECIPE),
+    part!(
+        "registry",
+        "an OCI registry, and crane to fill it",
+        TOOLS_RECIPE
     ),
 ];
 

@@ -52,6 +52,10 @@ const PROXY: User = User {
     name: "system:kube-proxy",
     groups: "",
 };
+const MEASURER: User = User {
+    name: "metrics-server",
+    groups: "system:masters",
+};
 const CALICO: User = User {
     name: "calico",
     groups: "system:masters",
@@ -134,6 +138,7 @@ impl Files {
             ("kube-controller-manager", CONTROLLERS),
             ("kube-scheduler", SCHEDULER),
             ("kube-proxy", PROXY),
+            ("metrics-server", MEASURER),
             ("calico", CALICO),
         ] {
             let token = hex::encode(rand::random::<[u8; 16]>());

@@ -1,13 +1,13 @@
 //! What is added to a running test cluster, and asked of it: images, a DNS server, what the
 //! API server was asked.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::api::Api;
 use super::build::{BuildError, Programs};
 use super::node::Addresses;
-use super::{KubernetesEndpoint, KubernetesError, build, dns};
+use super::{KubernetesEndpoint, KubernetesError, build, dns, registry};
 use crate::containerd::run_directory;
 use crate::image::{Archive, programs};
 use crate::plan::cache_directory;
@@ -62,6 +62,38 @@ impl KubernetesEndpoint {
         run_directory(&self.deployment).join("shared")
     }
 
+    /// The cluster's registry, over HTTP; it wants a login.
+    #[must_use]
+    pub fn registry(&self) -> Option<SocketAddr> {
+        Some(registry::address(&self.addresses()?))
+    }
+
+    /// A Docker client's `config.json` with that login.
+    #[must_use]
+    pub fn registry_login(&self) -> PathBuf {
+        registry::login(&run_directory(&self.deployment))
+    }
+
+    /// Puts an image into the cluster's registry as `name`; its whole name there.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub async fn push(&self, image: &Archive, name: &str) -> Result<String, KubernetesError> {
+        let programs = build::provide(&cache_directory(), |_| {}).await?;
+        let registry = self.registry().ok_or(KubernetesError::NoNode)?;
+        let whole = format!("{registry}/{name}");
+        let login = self.registry_login();
+        Tool::new(programs.bin("registry").join("crane"))
+            .args(["push", "--insecure"])
+            .args([&image.path])
+            .args([&whole])
+            .env("DOCKER_CONFIG", login.parent().unwrap_or(&login))
+            .within(std::time::Duration::from_secs(180))
+            .run()
+            .await?;
+        Ok(whole)
+    }
+
     /// Gives the node images; one that it has by that name is replaced.
     ///
     /// # Errors
@@ -94,9 +126,8 @@ impl KubernetesEndpoint {
         self.import([&image]).await?;
         let addresses = self.addresses().ok_or(KubernetesError::NoNode)?;
         let api = Api::connect(&self.kubeconfig).await?;
-        for (path, object) in dns::objects(&image.image, addresses.dns()) {
-            api.apply(&path, object.to_string()).await?;
-        }
+        api.set_up(dns::objects(&image.image, addresses.dns()))
+            .await?;
         Ok(())
     }
 }

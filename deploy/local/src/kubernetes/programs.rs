@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use super::build::Programs;
 use super::configuration::{API_PORT, Files};
 use super::node::{self, Addresses};
+use super::{measure, registry};
 use crate::child::Launch;
 use crate::containerd::Paths;
 use crate::plan::Layout;
@@ -91,6 +92,23 @@ impl Launches<'_> {
             "--allow-privileged=true".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--enable-aggregator-routing=true".to_owned(),
+            // How extensions know it.
+            flag(
+                "requestheader-client-ca-file",
+                &self.files.at("certificates/callers.crt"),
+            ),
+            format!("--requestheader-allowed-names={}", measure::CALLER),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+            flag(
+                "proxy-client-cert-file",
+                &self.files.at("certificates/caller.crt"),
+            ),
+            flag(
+                "proxy-client-key-file",
+                &self.files.at("certificates/caller.key"),
+            ),
             flag("audit-policy-file", &self.files.at("audit.json")),
             flag("audit-log-path", &self.files.at("audit.log")),
             // Of a process that ends anyway.
@@ -178,6 +196,33 @@ impl Launches<'_> {
             flag("cert-dir", &self.files.at("kubelet/pki")),
         ];
         self.launch("kubelet", "kubernetes", flags)
+    }
+
+    pub(crate) fn metrics_server(&self) -> Launch {
+        let kubeconfig = self.files.kubeconfig("metrics-server");
+        let flags = vec![
+            flag("kubeconfig", &kubeconfig),
+            flag("authentication-kubeconfig", &kubeconfig),
+            flag("authorization-kubeconfig", &kubeconfig),
+            flag("cert-dir", &self.files.at("metrics-server")),
+            format!("--bind-address={}", self.addresses.node),
+            format!("--secure-port={}", measure::PORT),
+            // The kubelet signs its own.
+            "--kubelet-insecure-tls".to_owned(),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            // The shortest that it takes.
+            "--metric-resolution=10s".to_owned(),
+        ];
+        self.launch("metrics-server", "metrics-server", flags)
+    }
+
+    pub(crate) fn registry(&self) -> Launch {
+        let configuration = registry::configuration(self.files).display().to_string();
+        self.launch(
+            "registry",
+            "registry",
+            vec!["serve".to_owned(), configuration],
+        )
     }
 
     pub(crate) fn ctr(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! Starts a Kubernetes, in the order that keeps its boxes in.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::SuperviseError;
@@ -9,7 +10,7 @@ use crate::containerd::Paths;
 use crate::containerd::cri::Cri;
 use crate::image;
 use crate::kubernetes::api::Api;
-use crate::kubernetes::{FELIX_PORT, Kubernetes, KubernetesError, build, node};
+use crate::kubernetes::{FELIX_PORT, Kubernetes, KubernetesError, build, measure, node, registry};
 use crate::plan::{Layout, Plan, cache_directory};
 
 const PROXY_PORT: u16 = 10_256;
@@ -46,7 +47,8 @@ pub(super) async fn start(
     if let Some(remark) = images.remark {
         board.say(remark);
     }
-    let cluster = Kubernetes::prepare(paths, &plan.boxd, &images, programs).await?;
+    let registry = layout.registry();
+    let cluster = Kubernetes::prepare(paths, &plan.boxd, &images, &registry, programs).await?;
 
     machine.keep(node::keeper(&cluster.paths, layout.log("node")), None);
     let keeper_of = || {
@@ -70,6 +72,7 @@ pub(super) async fn start(
     control.keep(launches.etcd(), None);
     control.keep(launches.api_server(), None);
     machine.keep(launches.containerd(), None);
+    control.keep(launches.registry(), None);
     let kubeconfig = &cluster.endpoint.kubeconfig;
     control
         .until_ready("kube-apiserver", PATIENCE, || async {
@@ -91,6 +94,7 @@ pub(super) async fn start(
         .await
         .map_err(KubernetesError::from)?;
     control.keep(launches.proxy(), None);
+    control.keep(launches.metrics_server(), None);
     let kinds = cluster.programs.calico_kinds();
     api.set_up_calico(&kinds, &cluster.addresses)
         .await
@@ -98,6 +102,8 @@ pub(super) async fn start(
     api.set_up_namespace()
         .await
         .map_err(KubernetesError::from)?;
+    let login = registry::secret(&cluster.paths.run()).map_err(KubernetesError::from)?;
+    api.set_up([login]).await.map_err(KubernetesError::from)?;
     api.set_up_runtime_classes()
         .await
         .map_err(KubernetesError::from)?;
@@ -135,6 +141,22 @@ pub(super) async fn start(
         .until_ready("kubelet", PATIENCE, || async {
             api.node_is_ready().await.map_err(|error| error.to_string())
         })
+        .await?;
+    let is_up = |address: SocketAddr| async move {
+        let connected = tokio::net::TcpStream::connect(address).await;
+        connected.map(drop).map_err(|error| error.to_string())
+    };
+    // Announced before it listens, it would hold up every removal of a namespace.
+    let measures = (cluster.addresses.node, measure::PORT).into();
+    control
+        .until_ready("metrics-server", PATIENCE, || is_up(measures))
+        .await?;
+    api.set_up(measure::objects(&cluster.addresses))
+        .await
+        .map_err(KubernetesError::from)?;
+    let registry = registry::address(&cluster.addresses);
+    control
+        .until_ready("registry", PATIENCE, || is_up(registry))
         .await?;
     board.say("kubernetes is ready");
     Ok(cluster)

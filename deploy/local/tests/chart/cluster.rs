@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Archive, TestKubernetes, Tools, bin_dir, of_services, of_stores};
+use agentbox_local::{
+    Archive, TestKubernetes, Tools, bin_dir, boxd, of_program, of_services, of_stores,
+};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret, Service};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams};
@@ -18,17 +20,17 @@ use crate::helm::Helm;
 pub const NAMESPACE: &str = "agentbox-system";
 pub const RELEASE: &str = "agentbox";
 pub const SERVICES: [&str; 4] = ["auth", "scheduler", "exec-proxy", "api-gateway"];
-/// Of a registry that wants a login, for boxes' images and our own.
+/// Of the cluster's registry, which wants a login: for boxes' images and our own.
 pub const PULL_SECRET: &str = "registry";
 /// The gateway's, from outside the chart.
 const OWN_SECRET: &str = "made-elsewhere";
 const STORAGE_CLASS: &str = "node";
+const TAG: &str = "test";
 
 pub struct Cluster {
     pub kubernetes: TestKubernetes,
     pub client: Client,
     pub helm: Helm,
-    services: Archive,
     nats: Archive,
     postgres: Archive,
     /// Where the images' archives are.
@@ -39,16 +41,19 @@ impl Cluster {
     pub async fn start() -> Self {
         let tools = Tools::provide(|step| println!("{step}")).await.unwrap();
         let images = tempfile::tempdir().unwrap();
-        let programs = bin_dir();
+        let (programs, first) = (bin_dir(), boxd());
         let services = of_services(&programs, "agentbox.local/agentbox:test", images.path());
         let services = services.await.unwrap();
+        let boxd = of_program(&first, "agentbox.local/agentbox-boxd:test", images.path());
+        let boxd = boxd.await.unwrap();
         let (nats, postgres) = of_stores(images.path()).await.unwrap();
         let kubernetes = TestKubernetes::start().await.unwrap();
         let endpoint = &kubernetes.endpoint;
-        endpoint
-            .import([&services, &nats, &postgres])
-            .await
-            .unwrap();
+        endpoint.import([&nats, &postgres]).await.unwrap();
+        for (image, name) in [(&services, "agentbox"), (&boxd, "agentbox-boxd")] {
+            let name = format!("team/{name}:{TAG}");
+            endpoint.push(image, &name).await.unwrap();
+        }
         endpoint.add_dns(&tools, images.path()).await.unwrap();
         let file = Kubeconfig::read_from(&endpoint.kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
@@ -57,7 +62,6 @@ impl Cluster {
             helm: Helm::new(&tools, &endpoint.kubeconfig),
             client: Client::try_from(config.unwrap()).unwrap(),
             kubernetes,
-            services,
             nats,
             postgres,
             _images: images,
@@ -91,13 +95,6 @@ impl Cluster {
             });
             apply(&volumes, name, &volume).await;
         }
-        let login = json!({ "auths": { "registry.invalid": { "auth": "dTpw" } } });
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": PULL_SECRET },
-            "type": "kubernetes.io/dockerconfigjson",
-            "stringData": { ".dockerconfigjson": login.to_string() },
-        });
-        apply(&self.api::<Secret>(), PULL_SECRET, &secret).await;
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": { "name": OWN_SECRET },
             "stringData": { "nats-password": "fromOutside1" },
@@ -116,9 +113,7 @@ impl Cluster {
     /// What an operator would write, for this cluster.
     pub fn values(&self) -> Value {
         let endpoint = &self.kubernetes.endpoint;
-        let boxd = endpoint.boxd_image.strip_prefix("agentbox.local/").unwrap();
-        let (boxd, boxd_tag) = boxd.split_once(':').unwrap();
-        let tag = self.services.image.rsplit(':').next().unwrap();
+        let registry = format!("{}/team", endpoint.registry().unwrap());
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
         // A small node.
         let little = json!({ "requests": { "cpu": "10m", "memory": "32Mi" } });
@@ -128,10 +123,9 @@ impl Cluster {
             .collect();
         json!({
             "image": {
-                "registry": "agentbox.local", "repository": "agentbox", "tag": tag,
-                "pullPolicy": "IfNotPresent", "pullSecrets": [PULL_SECRET],
+                "registry": registry, "tag": TAG, "pullSecrets": [PULL_SECRET],
             },
-            "boxdImage": { "repository": boxd, "tag": boxd_tag },
+            "boxdImage": { "tag": TAG },
             "cluster": {
                 "cidrs": endpoint.cluster_cidrs,
                 "settings": { "dns_servers": endpoint.dns_servers },

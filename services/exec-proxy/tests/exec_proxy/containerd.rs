@@ -142,7 +142,7 @@ async fn exits_are_the_commands(gateway: &Gateway, inside: &RealBox) {
         "{answer:?}"
     );
     let usage = gateway.usage_at(&inside.id, inside.address).await.unwrap();
-    assert!(usage.memory_bytes > 0 && usage.pids > 0, "{usage:?}");
+    assert!(usage.memory_bytes > 0, "{usage:?}");
 }
 
 async fn a_terminal_works(gateway: &Gateway, inside: &RealBox) {

@@ -230,7 +230,7 @@ async fn usage_is_what_boxd_says_and_a_dead_box_has_none() {
     let world = World::start().await;
     let mut inside = TestBox::idle().await;
     let usage = world.gateway.usage(&inside).await.unwrap();
-    assert!(usage.pids > 0 || usage.memory_bytes > 0, "{usage:?}");
+    assert!(usage.memory_bytes > 0, "{usage:?}");
     inside.kill();
     let error = world.gateway.usage(&inside).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotRunning);

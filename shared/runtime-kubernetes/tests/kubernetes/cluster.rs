@@ -8,17 +8,20 @@ use tokio::sync::OnceCell;
 
 static KUBERNETES: OnceCell<TestKubernetes> = OnceCell::const_new();
 
-async fn kubernetes() -> &'static TestKubernetes {
+pub async fn kubernetes() -> &'static TestKubernetes {
     KUBERNETES
         .get_or_init(|| async { TestKubernetes::start().await.expect("Kubernetes starts") })
         .await
 }
 
 /// The clusters file's `kubernetes` object, as deploy/local writes it.
-pub async fn config() -> Config {
-    let kubernetes = kubernetes().await;
+pub fn config_of(kubernetes: &TestKubernetes) -> Config {
     let json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
+}
+
+pub async fn config() -> Config {
+    config_of(kubernetes().await)
 }
 
 /// Each driver has connections of its own, as two processes have.
@@ -36,7 +39,11 @@ pub async fn subject() -> Subject<Driver> {
 pub struct Kubectl(kube::Client);
 
 pub async fn kubectl() -> Kubectl {
-    let path = config().await.kubeconfig.expect("a kubeconfig");
+    kubectl_of(config().await).await
+}
+
+pub async fn kubectl_of(config: Config) -> Kubectl {
+    let path = config.kubeconfig.expect("a kubeconfig");
     let file = kube::config::Kubeconfig::read_from(path).expect("it can be read");
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options)
@@ -48,10 +55,14 @@ pub async fn kubectl() -> Kubectl {
 impl Kubectl {
     /// The object, or the status that was answered instead.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let content_type = match method {
+            "PATCH" => "application/merge-patch+json",
+            _ => "application/json",
+        };
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header("Content-Type", "application/json")
+            .header("Content-Type", content_type)
             .body(
                 body.map(|body| body.to_string().into_bytes())
                     .unwrap_or_default(),
@@ -72,6 +83,12 @@ impl Kubectl {
         let made = self.call("POST", path, Some(object)).await;
         assert!(made["metadata"]["uid"].is_string(), "{path}: {made}");
         made
+    }
+
+    /// A JSON merge patch.
+    pub async fn patch(&self, path: &str, change: &Value) {
+        let patched = self.call("PATCH", path, Some(change)).await;
+        assert!(patched["metadata"]["uid"].is_string(), "{path}: {patched}");
     }
 
     pub async fn delete(&self, path: &str) {

@@ -10,6 +10,10 @@
 
 mod cluster;
 mod conformance;
+mod damage;
 mod gvisor;
+mod images;
 mod network;
 mod objects;
+mod reach;
+mod usage;

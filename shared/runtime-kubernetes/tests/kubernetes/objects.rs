@@ -86,6 +86,49 @@ async fn a_namespace_of_somebody_else_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_namespace_that_does_not_go_blocks_nobody() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let stuck = subject.spec();
+    subject.run(&stuck).await.unwrap();
+    let at = namespace_of(&stuck);
+    let held = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "held", "finalizers": ["example.com/never"] },
+    });
+    kubectl.post(&format!("{at}/configmaps"), &held).await;
+    subject.first.remove(&stuck.id).await.unwrap();
+    assert_eq!(subject.second.get(&stuck.id).await.unwrap(), None);
+    // The control: it is still there.
+    until("it says why it stays", &kubectl, &at, |seen| {
+        seen["status"]["phase"] == "Terminating" && seen.to_string().contains("example.com/never")
+    })
+    .await;
+    let spec = subject.spec();
+    subject.run(&spec).await.unwrap();
+    subject.first.remove(&spec.id).await.unwrap();
+    until(
+        "another's namespace goes",
+        &kubectl,
+        &namespace_of(&spec),
+        |seen| seen["code"] == 404,
+    )
+    .await;
+    let listed = subject.second.list().await.unwrap();
+    let ours = [&stuck.id, &spec.id];
+    assert!(
+        !listed.iter().any(|seen| ours.contains(&&seen.id)),
+        "{listed:?}"
+    );
+    subject.first.remove(&stuck.id).await.unwrap();
+    let freed = json!({ "metadata": { "finalizers": null } });
+    kubectl
+        .patch(&format!("{at}/configmaps/held"), &freed)
+        .await;
+    until("it goes", &kubectl, &at, |seen| seen["code"] == 404).await;
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_box_whose_pod_somebody_removed_has_ended_and_is_not_made_again() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();

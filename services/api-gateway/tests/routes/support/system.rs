@@ -1,6 +1,6 @@
 //! The systems under test.
 
-use agentbox_local::{Options, System};
+use agentbox_local::{Options, Parts, System};
 use tokio::sync::OnceCell;
 
 /// How long a request's head or body may take on the shared system, in seconds.
@@ -52,9 +52,17 @@ pub async fn short_lived() -> &'static System {
         .await
 }
 
+/// Which cluster the boxes are on: `kubernetes`, or containerd.
+const RUNTIME: &str = "AGENTBOX_TEST_RUNTIME";
+
 /// The tests come from this machine and say for whom they speak, as a proxy would.
 pub fn options() -> Options {
-    Options::default().env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
+    let parts = match std::env::var(RUNTIME).as_deref() {
+        Ok("kubernetes") => Parts::ALL_ON_KUBERNETES,
+        Ok("containerd") | Err(_) => Parts::ALL,
+        Ok(other) => panic!("{RUNTIME} is `{other}`: containerd or kubernetes"),
+    };
+    Options::parts(parts).env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
 }
 
 /// Without limits that a test could meet by accident.

@@ -1,0 +1,177 @@
+//! What becomes of boxes when their cluster is damaged. On a cluster of its own, one test at
+//! a time.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::environment::Toleration;
+use agentbox_local::TestKubernetes;
+use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::{BoxConnector as _, BoxPhase, ExitReason, Runtime as _, RuntimeError};
+use agentbox_runtime_kubernetes::{Config, Driver};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use crate::cluster::{Kubectl, config_of, kubectl_of};
+
+const NODES: &str = "/api/v1/nodes";
+/// The controllers give a silent node most of a minute.
+const A_NODE_IS_GIVEN_UP: Duration = Duration::from_secs(120);
+
+struct Fragile {
+    kubernetes: TestKubernetes,
+    kubectl: Kubectl,
+    node: String,
+}
+
+impl Fragile {
+    async fn start() -> Mutex<Self> {
+        let kubernetes = TestKubernetes::start().await.expect("Kubernetes starts");
+        let kubectl = kubectl_of(config_of(&kubernetes)).await;
+        let nodes = kubectl.get(NODES).await;
+        let name = nodes["items"][0]["metadata"]["name"].as_str();
+        let node = format!("{NODES}/{}", name.expect("a node"));
+        Mutex::new(Self {
+            kubernetes,
+            kubectl,
+            node,
+        })
+    }
+
+    fn subject(&self, change: impl FnOnce(&mut Config)) -> Subject<Driver> {
+        let mut config = config_of(&self.kubernetes);
+        change(&mut config);
+        let driver = || Driver::connect(config.clone()).expect("the configuration is right");
+        Subject::new(driver(), driver(), "busybox")
+    }
+
+    fn signal(&self, program: &str, signal: Signal) {
+        let was_there = self.kubernetes.system.signal(program, 0, signal);
+        assert!(was_there, "{program} runs");
+    }
+
+    async fn has_a_ready_node(&self) -> bool {
+        let node = self.kubectl.get(&self.node).await;
+        let conditions = node["status"]["conditions"].as_array();
+        let holds = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+        conditions.into_iter().flatten().any(holds) && node["spec"]["taints"].is_null()
+    }
+}
+
+static CLUSTER: OnceCell<Mutex<Fragile>> = OnceCell::const_new();
+
+async fn cluster() -> MutexGuard<'static, Fragile> {
+    CLUSTER.get_or_init(Fragile::start).await.lock().await
+}
+
+async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, ask: impl Fn() -> F) {
+    let begun = Instant::now();
+    while !ask().await {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_box_on_a_silent_node_is_lost_and_its_removal_does_not_wait_for_the_node() {
+    let cluster = cluster().await;
+    let subject = cluster.subject(|config| config.node_lost_after_s = 1);
+    let spec = subject.spec();
+    subject.run(&spec).await.unwrap();
+    cluster.signal("kubelet", Signal::SIGSTOP);
+    within(A_NODE_IS_GIVEN_UP, "the box is lost", async || {
+        let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
+        matches!(
+            seen.phase,
+            BoxPhase::Exited {
+                reason: ExitReason::NodeLost,
+                ..
+            }
+        )
+    })
+    .await;
+    subject.first.remove(&spec.id).await.unwrap();
+    assert_eq!(subject.second.get(&spec.id).await.unwrap(), None);
+    cluster.signal("kubelet", Signal::SIGCONT);
+    let back = || cluster.has_a_ready_node();
+    within(A_NODE_IS_GIVEN_UP, "the node is back", back).await;
+    let next = subject.script("exit 4");
+    assert_eq!(subject.run_to_end(&next).await.unwrap().exit_code, 4);
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by_it() {
+    let cluster = cluster().await;
+    let subject = cluster.subject(|config| config.call_deadline_s = 2);
+    let spec = subject.spec();
+    let address = subject.run(&spec).await.unwrap();
+    cluster.signal("kube-apiserver", Signal::SIGSTOP);
+    let begun = Instant::now();
+    let refused = [
+        subject.first.get(&spec.id).await.map(|_| ()),
+        subject.first.list().await.map(|_| ()),
+        subject.first.capacity().await.map(|_| ()),
+        subject.first.ensure(&subject.spec(), 1).await.map(|_| ()),
+    ];
+    let took = begun.elapsed();
+    for outcome in refused {
+        let is_outage = matches!(
+            outcome,
+            Err(RuntimeError::Unavailable(_) | RuntimeError::Deadline(_))
+        );
+        assert!(is_outage, "{outcome:?}");
+    }
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    // Who is connected needs no API server.
+    subject.first.connect(&spec.id, address).await.unwrap();
+    cluster.signal("kube-apiserver", Signal::SIGKILL);
+    until("the API server is back", || async {
+        Ok(subject.second.get(&spec.id).await.ok().flatten())
+    })
+    .await
+    .unwrap();
+    let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
+    assert!(matches!(seen.phase, BoxPhase::Running { .. }), "{seen:?}");
+    within(A_NODE_IS_GIVEN_UP, "boxes start again", async || {
+        let next = subject.script("exit 4");
+        let end = subject.run_to_end(&next).await;
+        end.is_ok_and(|end| end.exit_code == 4)
+    })
+    .await;
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_box_goes_where_its_selector_and_its_tolerations_let_it() {
+    let cluster = cluster().await;
+    let taint = json!([{ "key": "team", "value": "ci", "effect": "NoSchedule" }]);
+    let change =
+        json!({ "metadata": { "labels": { "disk": "fast" } }, "spec": { "taints": taint } });
+    cluster.kubectl.patch(&cluster.node, &change).await;
+    let subject = cluster.subject(|config| config.start_deadline_s = 1);
+    let mut spec = subject.script("exit 0");
+    spec.node_selector
+        .insert("disk".to_owned(), "fast".to_owned());
+    until("the scheduler names the taint", || async {
+        let waits = subject.first.ensure(&spec, 1).await?.phase;
+        let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("taint"));
+        Ok(says.then_some(()))
+    })
+    .await
+    .unwrap();
+    let mut tolerant = spec.clone();
+    tolerant.id = subject.spec().id;
+    tolerant.tolerations.push(Toleration {
+        key: Some("team".to_owned()),
+        operator: None,
+        value: Some("ci".to_owned()),
+        effect: Some("NoSchedule".to_owned()),
+        toleration_seconds: None,
+    });
+    assert_eq!(subject.run_to_end(&tolerant).await.unwrap().exit_code, 0);
+    let change = json!({ "metadata": { "labels": { "disk": null } }, "spec": { "taints": null } });
+    cluster.kubectl.patch(&cluster.node, &change).await;
+    subject.clean().await.unwrap();
+}

@@ -1,0 +1,55 @@
+//! Images of a registry that wants a login.
+
+use agentbox_local::{boxd, of_program};
+use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
+use agentbox_runtime_kubernetes::{Config, Driver};
+
+use crate::cluster::{config, kubernetes};
+
+/// A program that ends by itself, without a shell beside it.
+async fn pushed() -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let boxd = boxd();
+    let program = of_program(&boxd, "agentbox.local/private:1", directory.path());
+    let archive = program.await.unwrap();
+    let endpoint = &kubernetes().await.endpoint;
+    endpoint.push(&archive, "team/private:1").await.unwrap();
+    endpoint.registry().unwrap().to_string() + "/team/private:1"
+}
+
+fn subject(config: Config) -> Subject<Driver> {
+    let driver = || Driver::connect(config.clone()).unwrap();
+    Subject::new(driver(), driver(), "busybox")
+}
+
+#[tokio::test]
+async fn a_private_image_comes_with_the_login_and_says_so_without() {
+    let image = pushed().await;
+    let (mut closed, open) = (config().await, config().await);
+    closed.image_pull_secrets.clear();
+    closed.image_pull_deadline_s = 1;
+    let closed = subject(closed);
+    let mut spec = closed.spec();
+    spec.image.clone_from(&image);
+    let phase = until("it fails", || async {
+        let phase = closed.first.ensure(&spec, 1).await?.phase;
+        Ok((!matches!(phase, BoxPhase::Starting { .. })).then_some(phase))
+    })
+    .await
+    .unwrap();
+    let says_why = matches!(
+        &phase,
+        BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("401")
+    );
+    assert!(says_why, "{phase:?}");
+    closed.clean().await.unwrap();
+
+    let open = subject(open);
+    let mut spec = open.spec();
+    spec.image = image;
+    spec.command = Some(vec!["/boxd".to_owned(), "--version".to_owned()]);
+    let end = open.run_to_end(&spec).await.unwrap();
+    assert_eq!(end.exit_code, 0, "{end:?}");
+    open.clean().await.unwrap();
+}
