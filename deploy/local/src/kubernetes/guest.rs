@@ -43,6 +43,12 @@ impl KubernetesEndpoint {
         self.cluster_cidrs.first().copied().map(Addresses::of)
     }
 
+    /// This machine, as its Pods see it.
+    #[must_use]
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        self.addresses().map(|addresses| addresses.gateway)
+    }
+
     /// The node: its NodePorts are reached there from this machine.
     #[must_use]
     pub fn node(&self) -> Option<Ipv4Addr> {

@@ -210,8 +210,9 @@ impl Launches<'_> {
             // The kubelet signs its own.
             "--kubelet-insecure-tls".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
-            // The shortest that it takes.
+            // The shortest that it takes, and it must be longer than an answer may take.
             "--metric-resolution=10s".to_owned(),
+            "--kubelet-request-timeout=8s".to_owned(),
         ];
         self.launch("metrics-server", "metrics-server", flags)
     }

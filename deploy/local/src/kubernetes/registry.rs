@@ -49,7 +49,7 @@ pub(crate) fn write(
         "version": "0.1",
         "log": { "level": "warn" },
         "storage": { "filesystem": { "rootdirectory": storage }, "delete": { "enabled": true } },
-        "http": { "addr": address },
+        "http": { "addr": address, "secret": hex::encode(rand::random::<[u8; 16]>()) },
         "auth": { "htpasswd": { "realm": "agentbox", "path": users } },
     });
     let client =

@@ -140,7 +140,12 @@ impl Cluster {
 
     /// The gateway's Service, from this machine.
     pub async fn url(&self) -> String {
-        let service = self.api::<Service>().get(RELEASE).await.unwrap();
+        self.url_of(RELEASE).await
+    }
+
+    /// A Service with a port on the node.
+    pub async fn url_of(&self, name: &str) -> String {
+        let service = self.api::<Service>().get(name).await.unwrap();
         let port = service.spec.unwrap().ports.unwrap()[0].node_port.unwrap();
         let node = self.kubernetes.endpoint.node().unwrap();
         format!("http://{node}:{port}")

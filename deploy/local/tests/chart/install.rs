@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
 use crate::helm::chart;
 use crate::load::{Client, Load};
-use crate::{follow, manifests, network, rbac};
+use crate::{external, follow, manifests, network, rbac};
 
 /// As the guide prints it.
 const GUIDE: &str = include_str!("../instance/workflow.sh");
@@ -45,6 +45,7 @@ async fn the_chart_serves_the_guide_and_restarts_without_a_failed_request() {
     stores_may_restart(&cluster, &client).await;
     upgrade_keeps_secrets(&cluster, &client).await;
     uninstall(&cluster).await;
+    external::stores_and_secrets_serve(&cluster).await;
     cluster.stop().await;
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod cluster;
+mod external;
 mod follow;
 mod helm;
 mod install;

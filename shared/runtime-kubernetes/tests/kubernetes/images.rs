@@ -40,7 +40,7 @@ async fn a_private_image_comes_with_the_login_and_says_so_without() {
     .unwrap();
     let says_why = matches!(
         &phase,
-        BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("401")
+        BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("authorization")
     );
     assert!(says_why, "{phase:?}");
     closed.clean().await.unwrap();

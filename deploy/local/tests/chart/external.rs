@@ -1,0 +1,151 @@
+//! The chart without stores and without secrets of its own: both are brought, from outside
+//! the cluster.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use agentbox_local::{Options, Parts, System};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ListParams};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::cluster::{Cluster, NAMESPACE, apply};
+use crate::helm::chart;
+use crate::load::Client;
+
+const RELEASE: &str = "elsewhere";
+const ADMIN_PASSWORD: &str = "brought-from-outside";
+
+/// A port of this machine that the cluster's Pods can reach, and what it leads to.
+struct Way {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Way {
+    async fn to(at: Ipv4Addr, port: u16) -> Self {
+        let listener = TcpListener::bind((at, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let far = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+                    if let Ok(mut far) = far {
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn port_of(url: &str) -> u16 {
+    let authority = url.split("://").nth(1).unwrap().split('/').next().unwrap();
+    authority.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+/// Its services, stores from elsewhere and every secret by name.
+pub async fn stores_and_secrets_serve(cluster: &Cluster) {
+    let stores = System::start(Options::parts(Parts {
+        postgres: true,
+        nats: true,
+        ..Parts::NONE
+    }));
+    let stores = stores.await.unwrap();
+    let (nats, postgres) = (
+        stores.nats.clone().unwrap(),
+        stores.postgres.clone().unwrap(),
+    );
+    let gateway = cluster.kubernetes.endpoint.gateway().unwrap();
+    let nats_way = Way::to(gateway, port_of(&nats.url)).await;
+    let postgres_way = Way::to(gateway, postgres.port).await;
+
+    let database_url = |service: &str| {
+        let local = format!("127.0.0.1:{}", postgres.port);
+        postgres.urls[service].replace(&local, &postgres_way.address.to_string())
+    };
+    let box_secret = "5a".repeat(32);
+    let mut brought = json!({
+        "api-gateway": {},
+        "auth": {
+            "auth-secret": "a5".repeat(32), "admin-password": ADMIN_PASSWORD,
+            "database-url": database_url("auth"),
+        },
+        "scheduler": { "box-secret": box_secret, "database-url": database_url("scheduler") },
+        "exec-proxy": { "box-secret": box_secret },
+    });
+    let secrets: Api<Secret> = cluster.api();
+    for (service, data) in brought.as_object_mut().unwrap() {
+        data["nats-password"] = json!(nats.passwords[service]);
+        let name = format!("brought-{service}");
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name },
+            "stringData": data,
+        });
+        apply(&secrets, &name, &secret).await;
+    }
+
+    install(cluster, &nats_way, &postgres_way).await;
+    let stateful: Api<StatefulSet> = cluster.api();
+    let of_it = ListParams::default().labels(&format!("app.kubernetes.io/instance={RELEASE}"));
+    assert!(stateful.list(&of_it).await.unwrap().items.is_empty());
+    let made = secrets.list(&of_it).await.unwrap().items;
+    assert!(made.is_empty(), "no Secret of the chart's own: {made:?}");
+
+    let url = cluster.url_of(&format!("{RELEASE}-agentbox")).await;
+    let client = Client::login(&url, ADMIN_PASSWORD, true).await;
+    let id = client.create("elsewhere", json!({})).await.unwrap();
+    client.reaches(&id, &["running"]).await.unwrap();
+    client.exec(&id, "hello").await.unwrap();
+    client.delete(&id).await.unwrap();
+    client.reaches(&id, &["terminated"]).await.unwrap();
+    let words = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"];
+    cluster.helm.succeeds(&words).await;
+    stores.stop().await;
+}
+
+async fn install(cluster: &Cluster, nats: &Way, postgres: &Way) {
+    let mut values = cluster.values();
+    let own = |service: &str| json!({ "existingSecret": format!("brought-{service}") });
+    values["services"] = json!({
+        "apiGateway": own("api-gateway"), "auth": own("auth"),
+        "scheduler": own("scheduler"), "execProxy": own("exec-proxy"),
+    });
+    values["nats"] = json!({ "enabled": false, "url": format!("nats://{}", nats.address) });
+    values["postgres"] = json!({ "enabled": false });
+    let open = |way: &Way| -> Value {
+        json!({
+            "to": [{ "ipBlock": { "cidr": format!("{}/32", way.address.ip()) } }],
+            "ports": [{ "protocol": "TCP", "port": way.address.port() }],
+        })
+    };
+    values["networkPolicy"] = json!({ "extraEgress": [open(nats), open(postgres)] });
+    let values = cluster.helm.values("external.json", &values);
+    let chart = chart().display().to_string();
+    let words = [
+        "install",
+        RELEASE,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        &values,
+        "--wait",
+        "--timeout",
+        "3m",
+    ];
+    let output = cluster.helm.run(&words).await;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        panic!("helm {words:?}: {said}\n{}", cluster.report().await);
+    }
+}
