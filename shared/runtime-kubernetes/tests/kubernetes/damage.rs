@@ -4,6 +4,9 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use agentbox_box_protocol::client;
+use agentbox_box_protocol::proto::UsageRequest;
+use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::environment::Toleration;
 use agentbox_local::TestKubernetes;
 use agentbox_runtime::conformance::{Subject, until};
@@ -21,7 +24,6 @@ const A_NODE_IS_GIVEN_UP: Duration = Duration::from_secs(120);
 
 struct Fragile {
     kubernetes: TestKubernetes,
-    kubectl: Kubectl,
     node: String,
 }
 
@@ -32,11 +34,12 @@ impl Fragile {
         let nodes = kubectl.get(NODES).await;
         let name = nodes["items"][0]["metadata"]["name"].as_str();
         let node = format!("{NODES}/{}", name.expect("a node"));
-        Mutex::new(Self {
-            kubernetes,
-            kubectl,
-            node,
-        })
+        Mutex::new(Self { kubernetes, node })
+    }
+
+    /// A connection lives no longer than the test that made it.
+    async fn kubectl(&self) -> Kubectl {
+        kubectl_of(config_of(&self.kubernetes)).await
     }
 
     fn subject(&self, change: impl FnOnce(&mut Config)) -> Subject<Driver> {
@@ -51,8 +54,8 @@ impl Fragile {
         assert!(was_there, "{program} runs");
     }
 
-    async fn has_a_ready_node(&self) -> bool {
-        let node = self.kubectl.get(&self.node).await;
+    async fn has_a_ready_node(&self, kubectl: &Kubectl) -> bool {
+        let node = kubectl.get(&self.node).await;
         let conditions = node["status"]["conditions"].as_array();
         let holds = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
         conditions.into_iter().flatten().any(holds) && node["spec"]["taints"].is_null()
@@ -94,7 +97,8 @@ async fn a_box_on_a_silent_node_is_lost_and_its_removal_does_not_wait_for_the_no
     subject.first.remove(&spec.id).await.unwrap();
     assert_eq!(subject.second.get(&spec.id).await.unwrap(), None);
     cluster.signal("kubelet", Signal::SIGCONT);
-    let back = || cluster.has_a_ready_node();
+    let kubectl = cluster.kubectl().await;
+    let back = || cluster.has_a_ready_node(&kubectl);
     within(A_NODE_IS_GIVEN_UP, "the node is back", back).await;
     let next = subject.script("exit 4");
     assert_eq!(subject.run_to_end(&next).await.unwrap().exit_code, 4);
@@ -107,6 +111,7 @@ async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by
     let subject = cluster.subject(|config| config.call_deadline_s = 2);
     let spec = subject.spec();
     let address = subject.run(&spec).await.unwrap();
+    let stream = subject.first.connect(&spec.id, address).await.unwrap();
     cluster.signal("kube-apiserver", Signal::SIGSTOP);
     let begun = Instant::now();
     let refused = [
@@ -125,7 +130,9 @@ async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by
     }
     assert!(took < Duration::from_secs(60), "{took:?}");
     // Who is connected needs no API server.
-    subject.first.connect(&spec.id, address).await.unwrap();
+    let token = BoxToken::parse(&spec.boxd_token).unwrap();
+    let mut boxd = client::connect(stream, &token).await.unwrap();
+    boxd.usage(UsageRequest {}).await.unwrap();
     cluster.signal("kube-apiserver", Signal::SIGKILL);
     until("the API server is back", || async {
         Ok(subject.second.get(&spec.id).await.ok().flatten())
@@ -146,10 +153,11 @@ async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by
 #[tokio::test]
 async fn a_box_goes_where_its_selector_and_its_tolerations_let_it() {
     let cluster = cluster().await;
+    let kubectl = cluster.kubectl().await;
     let taint = json!([{ "key": "team", "value": "ci", "effect": "NoSchedule" }]);
     let change =
         json!({ "metadata": { "labels": { "disk": "fast" } }, "spec": { "taints": taint } });
-    cluster.kubectl.patch(&cluster.node, &change).await;
+    kubectl.patch(&cluster.node, &change).await;
     let subject = cluster.subject(|config| config.start_deadline_s = 1);
     let mut spec = subject.script("exit 0");
     spec.node_selector
@@ -172,6 +180,6 @@ async fn a_box_goes_where_its_selector_and_its_tolerations_let_it() {
     });
     assert_eq!(subject.run_to_end(&tolerant).await.unwrap().exit_code, 0);
     let change = json!({ "metadata": { "labels": { "disk": null } }, "spec": { "taints": null } });
-    cluster.kubectl.patch(&cluster.node, &change).await;
+    kubectl.patch(&cluster.node, &change).await;
     subject.clean().await.unwrap();
 }
