@@ -85,9 +85,9 @@ fmt: ## Format the code
 fuzz: build ## Requests made from the OpenAPI document, and whether each answer is in it
 	@bash loadtest/fuzz.sh $(dir $(LOCAL)) $(CACHE)
 
-bench: build ## Measure create, exec and lists beside the runtime's own cost (ONLY=boxes, ONLY=lists)
+bench: build ## Measure create, exec and lists beside the runtime's own cost (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest
-	$(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
+	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 
 # The build that started it, or any that is there: stopping must not need a build.
 define local

@@ -34,17 +34,12 @@ const LIFETIME_S: u64 = 900;
 /// When the first box does not run or does not run a command.
 pub async fn all(target: &Target) -> anyhow::Result<Vec<Figure>> {
     let client = &target.client;
-    let raw = match &target.containerd {
-        Some(socket) => Some(Raw::connect(socket).await?),
-        None => {
-            println!("the runtime alone is not measured: AGENTBOX_CONTAINERD_SOCKET is not set");
-            None
-        }
-    };
+    let raw = target.raw().await?;
+    let raw = raw.as_deref();
     warm_up(client).await?;
-    let mut figures = one_by_one(client, raw.as_ref()).await;
-    figures.extend(execs(client, raw.as_ref()).await?);
-    figures.push(burst(client, raw.as_ref()).await);
+    let mut figures = one_by_one(client, raw).await;
+    figures.extend(execs(client, raw).await?);
+    figures.push(burst(client, raw).await);
     Ok(figures)
 }
 
@@ -75,10 +70,11 @@ fn is_rate_limited(error: &anyhow::Error) -> bool {
 }
 
 /// A create, its first exec, its deletion, before the next; ours and raw by turns.
-async fn one_by_one(client: &Client, raw: Option<&Raw>) -> Vec<Figure> {
+async fn one_by_one(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
     let [mut creates, mut firsts, mut raw_creates, mut raw_firsts] =
         std::array::from_fn(|_| Samples::default());
     for number in 0..CREATES {
+        settle(raw).await;
         let (id, created) = create(client, &format!("bench-{number}")).await;
         if let (Some(id), Ok(_)) = (&id, &created) {
             firsts.push(exec(client, id).await);
@@ -86,6 +82,7 @@ async fn one_by_one(client: &Client, raw: Option<&Raw>) -> Vec<Figure> {
         creates.push(created);
         end(client, id, true).await;
         let Some(raw) = raw else { continue };
+        raw.settle().await;
         match raw.create(&format!("bench-{number}")).await {
             Ok((made, took)) => {
                 raw_creates.push(Ok(took));
@@ -95,19 +92,18 @@ async fn one_by_one(client: &Client, raw: Option<&Raw>) -> Vec<Figure> {
             Err(error) => raw_creates.push(Err(error)),
         }
     }
-    let beside = |samples: Samples, name| raw.map(|_| samples.figure(name));
     vec![
         creates
             .figure("create to running, one by one")
-            .beside(beside(raw_creates, "raw sandbox and container")),
+            .beside(raw.map(|raw| raw_creates.figure(raw.names().create))),
         firsts
             .figure("first exec of `true` in a new box")
-            .beside(beside(raw_firsts, "raw ExecSync")),
+            .beside(raw.map(|raw| raw_firsts.figure(raw.names().exec))),
     ]
 }
 
 /// In one box, which is warm.
-async fn execs(client: &Client, raw: Option<&Raw>) -> anyhow::Result<Vec<Figure>> {
+async fn execs(client: &Client, raw: Option<&dyn Raw>) -> anyhow::Result<Vec<Figure>> {
     let (id, created) = create(client, "bench-exec").await;
     let (Some(id), Ok(_)) = (&id, &created) else {
         end(client, id, false).await;
@@ -124,7 +120,7 @@ async fn execs(client: &Client, raw: Option<&Raw>) -> anyhow::Result<Vec<Figure>
             // Far slower: fewer say as much.
             Some((raw, made)) => {
                 let samples = together(clients, count / 5, || raw.exec(made)).await;
-                Some(samples.figure("raw ExecSync"))
+                Some(samples.figure(raw.names().exec))
             }
             None => None,
         };
@@ -134,7 +130,7 @@ async fn execs(client: &Client, raw: Option<&Raw>) -> anyhow::Result<Vec<Figure>
     if let Some((raw, made)) = raw_box {
         raw.remove(made).await;
     }
-    end(client, Some(id.clone()), false).await;
+    end(client, Some(id.clone()), true).await;
     Ok(figures)
 }
 
@@ -151,7 +147,8 @@ async fn together<F: Future<Output = anyhow::Result<Duration>>>(
     Samples::together(results, began.elapsed())
 }
 
-async fn burst(client: &Client, raw: Option<&Raw>) -> Figure {
+async fn burst(client: &Client, raw: Option<&dyn Raw>) -> Figure {
+    settle(raw).await;
     let began = Instant::now();
     let names = (0..CREATES).map(|number| format!("bench-burst-{number}"));
     let creates = names
@@ -171,7 +168,15 @@ async fn burst(client: &Client, raw: Option<&Raw>) -> Figure {
         .beside(beside)
 }
 
-async fn raw_burst(raw: &Raw, names: impl Iterator<Item = String>) -> Figure {
+/// See [`Raw::settle`].
+async fn settle(raw: Option<&dyn Raw>) {
+    if let Some(raw) = raw {
+        raw.settle().await;
+    }
+}
+
+async fn raw_burst(raw: &dyn Raw, names: impl Iterator<Item = String>) -> Figure {
+    raw.settle().await;
     let began = Instant::now();
     let made = join_all(names.map(|name| async move { raw.create(&name).await })).await;
     let wall = began.elapsed();
@@ -186,7 +191,7 @@ async fn raw_burst(raw: &Raw, names: impl Iterator<Item = String>) -> Figure {
         })
         .collect();
     join_all(boxes.into_iter().map(|made| raw.remove(made))).await;
-    Samples::together(results, wall).figure("raw sandbox and container")
+    Samples::together(results, wall).figure(raw.names().create)
 }
 
 /// From before the request until its event says that it runs; its id even when that

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use agentbox_local::Runtime;
 use serde::Serialize;
 
 /// One measured thing. Times are milliseconds.
@@ -109,14 +110,16 @@ fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
 #[derive(Debug, Serialize)]
 pub struct Report {
     target: String,
+    runtime: Runtime,
     processors: usize,
     figures: Vec<Figure>,
 }
 
 impl Report {
-    pub fn new(target: String, figures: Vec<Figure>) -> Self {
+    pub fn new(target: String, runtime: Runtime, figures: Vec<Figure>) -> Self {
         Self {
             target,
+            runtime,
             processors: std::thread::available_parallelism().map_or(0, usize::from),
             figures,
         }
@@ -127,8 +130,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} processors, shared with the load; `/ raw`: p50 by that of the runtime alone",
-            self.processors
+            "{} processors, shared with the load; boxes on {}; `/ raw`: p50 by that of the \
+             runtime alone",
+            self.processors,
+            match self.runtime {
+                Runtime::Containerd => "containerd",
+                Runtime::Kubernetes => "Kubernetes",
+            }
         )?;
         writeln!(
             f,
@@ -171,7 +179,9 @@ mod tests {
         assert_eq!((figure.samples, figure.failures), (2, 1));
         assert_eq!(figure.first_failure.as_deref(), Some("broken"));
         assert_eq!(figure.per_second.round(), 50.0);
-        let text = Report::new("t".into(), vec![figure.clone().beside(Some(figure))]).to_string();
+        let figures = vec![figure.clone().beside(Some(figure))];
+        let text = Report::new("t".into(), Runtime::Kubernetes, figures).to_string();
         assert!(text.contains("1.00"), "{text}");
+        assert!(text.contains("boxes on Kubernetes"), "{text}");
     }
 }

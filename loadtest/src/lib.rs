@@ -11,6 +11,7 @@ mod target;
 
 use std::path::PathBuf;
 
+use agentbox_local::Runtime;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 
@@ -25,6 +26,10 @@ pub struct Options {
     /// What to measure; everything when it is not said.
     #[arg(value_enum)]
     only: Option<Part>,
+
+    /// Where boxes run: this machine's containerd, or a Kubernetes.
+    #[arg(long, env = "RUNTIME", default_value = "containerd")]
+    runtime: Runtime,
 
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench.json")]
@@ -44,12 +49,12 @@ enum Part {
 /// # Errors
 /// When there is no system to measure or it does not do the simplest thing.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let target = Target::find().await?;
+    let target = Target::find(options.runtime).await?;
     let description = target.describe();
     println!("measuring {description}");
     let measured = measure(&target, options.only).await;
     target.stop().await;
-    let report = Report::new(description, measured?);
+    let report = Report::new(description, options.runtime, measured?);
     print!("{report}");
     let path = &options.report;
     if let Some(directory) = path.parent() {

@@ -1,180 +1,58 @@
-//! The runtime's own cost: the same containerd, asked over CRI as a kubelet asks it for a
-//! Pod with limits.
-//!
-//! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, in
-//! the same network, with the same limits and the runtime's own seccomp profile; without
-//! firewall, boxd and everything around them.
+//! The runtime's own cost: a box made by the cluster's own API, without AgentBox.
+
+mod containerd;
+mod kubernetes;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxMetadata,
-    RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
-    StopPodSandboxRequest, security_profile::ProfileType,
-};
-use tonic::transport::{Channel, Endpoint};
+use agentbox_local::Runtime;
+use async_trait::async_trait;
 
-use crate::boxes::IMAGE;
+use containerd::Containerd;
+use kubernetes::Kubernetes;
 
 const WITHIN: Duration = Duration::from_secs(60);
-/// What a box of [`crate::boxes`] has, too: one CPU and 64Mi.
-const MEMORY_BYTES: i64 = 64 << 20;
+const CONTAINER: &str = "main";
 
-fn runtime_default() -> SecurityProfile {
-    SecurityProfile {
-        profile_type: ProfileType::RuntimeDefault.into(),
-        localhost_ref: String::new(),
-    }
+/// What the two steps are called in a report.
+pub struct Names {
+    pub create: &'static str,
+    pub exec: &'static str,
 }
 
-/// Clones share the connection.
-#[derive(Clone)]
-pub struct Raw {
-    cri: RuntimeServiceClient<Channel>,
-    run: u32,
-}
-
-/// A box made without AgentBox.
+/// A box made without AgentBox: its Pod, and the container in it.
 pub struct RawBox {
-    sandbox: String,
+    pod: String,
     container: String,
 }
 
-impl Raw {
-    pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
-            .connect_timeout(WITHIN)
-            .timeout(WITHIN)
-            .connect()
-            .await
-            .with_context(|| format!("connecting to {}", socket.display()))?;
-        Ok(Self {
-            cri: RuntimeServiceClient::new(channel),
-            run: std::process::id(),
-        })
-    }
+/// A cluster, asked as its own clients ask it. Every call ends within a minute.
+#[async_trait]
+pub trait Raw: Send + Sync {
+    fn names(&self) -> Names;
 
-    /// Also how long it took.
-    pub async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
-        let mut cri = self.cri.clone();
-        let name = format!("{name}-{}", self.run);
-        let config = PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                name: name.clone(),
-                uid: name,
-                namespace: "bench-raw".to_owned(),
-                attempt: 0,
-            }),
-            linux: Some(LinuxPodSandboxConfig {
-                security_context: Some(LinuxSandboxSecurityContext {
-                    readonly_rootfs: true,
-                    seccomp: Some(runtime_default()),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let began = Instant::now();
-        let run = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            ..Default::default()
-        };
-        let sandbox = cri.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
-        match self.start(&sandbox, config).await {
-            Ok(container) => {
-                let took = began.elapsed();
-                Ok((RawBox { sandbox, container }, took))
-            }
-            Err(error) => {
-                self.remove_sandbox(sandbox).await;
-                Err(error)
-            }
-        }
-    }
+    /// A box that runs, and how long that took.
+    async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)>;
 
-    async fn start(&self, sandbox: &str, config: PodSandboxConfig) -> anyhow::Result<String> {
-        let mut cri = self.cri.clone();
-        let container = ContainerConfig {
-            metadata: Some(ContainerMetadata {
-                name: "main".to_owned(),
-                attempt: 0,
-            }),
-            image: Some(ImageSpec {
-                image: IMAGE.to_owned(),
-                ..Default::default()
-            }),
-            command: ["sleep", "900"].map(str::to_owned).to_vec(),
-            linux: Some(LinuxContainerConfig {
-                resources: Some(LinuxContainerResources {
-                    cpu_period: 100_000,
-                    cpu_quota: 100_000,
-                    memory_limit_in_bytes: MEMORY_BYTES,
-                    memory_swap_limit_in_bytes: MEMORY_BYTES,
-                    ..Default::default()
-                }),
-                security_context: Some(LinuxContainerSecurityContext {
-                    no_new_privs: true,
-                    seccomp: Some(runtime_default()),
-                    ..Default::default()
-                }),
-            }),
-            ..Default::default()
-        };
-        let create = CreateContainerRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            config: Some(container),
-            sandbox_config: Some(config),
-        };
-        let container_id = cri
-            .create_container(create)
-            .await?
-            .into_inner()
-            .container_id;
-        let start = StartContainerRequest {
-            container_id: container_id.clone(),
-        };
-        cri.start_container(start).await?;
-        Ok(container_id)
-    }
+    /// `true` in it: how long it took.
+    async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration>;
 
-    /// `true`, over ExecSync: how long it took.
-    pub async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration> {
-        let request = ExecSyncRequest {
-            container_id: raw.container.clone(),
-            cmd: vec!["true".to_owned()],
-            timeout: 30,
-        };
-        let began = Instant::now();
-        let reply = self.cri.clone().exec_sync(request).await?.into_inner();
-        let took = began.elapsed();
-        ensure!(reply.exit_code == 0, "exit code {}", reply.exit_code);
-        Ok(took)
-    }
+    /// Until nothing is left; says when something may be.
+    async fn remove(&self, raw: RawBox);
 
-    pub async fn remove(&self, raw: RawBox) {
-        self.remove_sandbox(raw.sandbox).await;
-    }
+    /// Waits for what the cluster still does behind an end that has been told, so that the
+    /// next sample does not bear it.
+    async fn settle(&self) {}
+}
 
-    async fn remove_sandbox(&self, sandbox: String) {
-        let mut cri = self.cri.clone();
-        let stop = StopPodSandboxRequest {
-            pod_sandbox_id: sandbox.clone(),
-        };
-        let remove = RemovePodSandboxRequest {
-            pod_sandbox_id: sandbox.clone(),
-        };
-        let removed = async {
-            cri.stop_pod_sandbox(stop).await?;
-            cri.remove_pod_sandbox(remove).await
-        };
-        if let Err(status) = removed.await {
-            println!("sandbox {sandbox} may be left: {}", status.message());
-        }
-    }
+/// Of containerd's socket or a Kubernetes' kubeconfig.
+///
+/// # Errors
+/// When it is not there.
+pub async fn connect(runtime: Runtime, place: &Path) -> anyhow::Result<Box<dyn Raw>> {
+    Ok(match runtime {
+        Runtime::Containerd => Box::new(Containerd::connect(place).await?),
+        Runtime::Kubernetes => Box::new(Kubernetes::connect(place).await?),
+    })
 }

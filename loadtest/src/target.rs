@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use agentbox_client::Client;
-use agentbox_local::{Options, System};
+use agentbox_local::{Options, Runtime, System, build_kubernetes};
 use anyhow::Context as _;
+
+use crate::raw::{self, Raw};
 
 /// The gateway's limits on requests, which must be out of the way.
 pub const LIMITS: [&str; 6] = [
@@ -19,8 +21,9 @@ pub const NO_LIMIT: &str = "1000000";
 
 pub struct Target {
     pub client: Client,
-    /// The containerd behind it.
-    pub containerd: Option<PathBuf>,
+    pub runtime: Runtime,
+    /// Where the runtime behind it is: containerd's socket, a Kubernetes' kubeconfig.
+    place: Option<PathBuf>,
     url: String,
     system: Option<System>,
 }
@@ -28,10 +31,10 @@ pub struct Target {
 impl Target {
     /// # Errors
     /// When it cannot be started, or nobody can log in.
-    pub async fn find() -> anyhow::Result<Self> {
+    pub async fn find(runtime: Runtime) -> anyhow::Result<Self> {
         let value = |name: &str| std::env::var(name).ok();
         let Some(url) = value("AGENTBOX_URL") else {
-            return Self::start().await;
+            return Self::start(runtime).await;
         };
         let of = |name| value(name).with_context(|| format!("{name} is not set"));
         let (username, password) = (
@@ -40,14 +43,18 @@ impl Target {
         );
         Ok(Self {
             client: log_in(&url, &username, &password).await?,
-            containerd: value("AGENTBOX_CONTAINERD_SOCKET").map(PathBuf::from),
+            runtime,
+            place: value(variable_of(runtime)).map(PathBuf::from),
             url,
             system: None,
         })
     }
 
-    async fn start() -> anyhow::Result<Self> {
-        let mut options = Options::default().durable();
+    async fn start(runtime: Runtime) -> anyhow::Result<Self> {
+        if runtime == Runtime::Kubernetes {
+            build_kubernetes(|step| println!("{step}")).await?;
+        }
+        let mut options = Options::parts(runtime.parts()).durable();
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }
@@ -55,10 +62,27 @@ impl Target {
         let url = system.url().to_owned();
         Ok(Self {
             client: log_in(&url, &system.admin.username, &system.admin.password).await?,
-            containerd: system.containerd.as_ref().map(|found| found.socket.clone()),
+            runtime,
+            place: match runtime {
+                Runtime::Containerd => system.containerd.as_ref().map(|it| it.socket.clone()),
+                Runtime::Kubernetes => system.kubernetes.as_ref().map(|it| it.kubeconfig.clone()),
+            },
             url,
             system: Some(system),
         })
+    }
+
+    /// The runtime alone, when it is known where it is.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn raw(&self) -> anyhow::Result<Option<Box<dyn Raw>>> {
+        let Some(place) = &self.place else {
+            let variable = variable_of(self.runtime);
+            println!("the runtime alone is not measured: {variable} is not set");
+            return Ok(None);
+        };
+        raw::connect(self.runtime, place).await.map(Some)
     }
 
     /// The system that was started for this.
@@ -79,6 +103,14 @@ impl Target {
         if let Some(system) = self.system {
             system.stop().await;
         }
+    }
+}
+
+/// Says where the runtime of a system that runs already is.
+const fn variable_of(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Containerd => "AGENTBOX_CONTAINERD_SOCKET",
+        Runtime::Kubernetes => "AGENTBOX_KUBECONFIG",
     }
 }
 

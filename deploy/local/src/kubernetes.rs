@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::containerd::{ContainerdError, Paths};
 use crate::image::{Archive, ImageError, Images};
 use crate::network::{self, NetworkError, Subnet, bridge_name};
-use crate::plan::Layout;
+use crate::plan::{Layout, cache_directory};
 use crate::tool::ToolError;
 
 pub(crate) mod api;
@@ -93,6 +93,25 @@ impl KubernetesEndpoint {
     }
 }
 
+/// Builds what of a cluster is not yet there, which a start would do without a word. `say`
+/// hears of what takes long.
+///
+/// # Errors
+/// When one cannot be built, or nobody but root could use it.
+pub async fn build_kubernetes(say: impl FnMut(String)) -> Result<(), KubernetesError> {
+    require_root()?;
+    build::provide(&cache_directory(), say).await?;
+    Ok(())
+}
+
+fn require_root() -> Result<(), KubernetesError> {
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(KubernetesError::NotRoot)
+    }
+}
+
 pub(crate) struct Kubernetes {
     pub(crate) paths: Paths,
     pub(crate) addresses: Addresses,
@@ -113,9 +132,7 @@ impl Kubernetes {
         registry: &Path,
         programs: Programs,
     ) -> Result<Self, KubernetesError> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(KubernetesError::NotRoot);
-        }
+        require_root()?;
         for program in [
             "runc",
             "nft",

@@ -43,6 +43,25 @@ impl Parts {
     };
 }
 
+/// Where boxes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    Containerd,
+    Kubernetes,
+}
+
+impl Runtime {
+    /// A whole system with boxes there.
+    #[must_use]
+    pub const fn parts(self) -> Parts {
+        match self {
+            Self::Containerd => Parts::ALL,
+            Self::Kubernetes => Parts::ALL_ON_KUBERNETES,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// `None` for a test: it is named after the place that it gets.

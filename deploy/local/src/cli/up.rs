@@ -12,19 +12,13 @@ use sha2::{Digest, Sha256};
 
 use super::{down, prepare};
 use crate::instance::{bin_dir, boxd};
-use crate::plan::{Layout, Parts, Plan, cache_directory};
+use crate::plan::{Layout, Plan, Runtime, cache_directory};
 use crate::secrets::{Secrets, write_private};
 use crate::services::{self, BUILD_BOXD, BUILD_SERVICES};
 use crate::state::{Phase, State};
 
 const NEEDED_BYTES: u64 = 2 << 30;
 const DEADLINE: Duration = Duration::from_secs(900);
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Runtime {
-    Containerd,
-    Kubernetes,
-}
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -107,10 +101,7 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
-        parts: match options.runtime {
-            Runtime::Containerd => Parts::ALL,
-            Runtime::Kubernetes => Parts::ALL_ON_KUBERNETES,
-        },
+        parts: options.runtime.parts(),
         replicas: usize::from(options.replicas),
         durable: true,
         bin_dir: bin_dir(),

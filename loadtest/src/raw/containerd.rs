@@ -1,0 +1,181 @@
+//! The same containerd, asked over CRI as a kubelet asks it for a Pod with limits.
+//!
+//! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, in
+//! the same network, with the same limits and the runtime's own seccomp profile; without
+//! firewall, boxd and everything around them.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use async_trait::async_trait;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxMetadata,
+    RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
+    StopPodSandboxRequest, security_profile::ProfileType,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{CONTAINER, Names, Raw, RawBox, WITHIN};
+use crate::boxes::IMAGE;
+
+/// What a box of [`crate::boxes`] has, too: one CPU and 64Mi.
+const MEMORY_BYTES: i64 = 64 << 20;
+
+fn runtime_default() -> SecurityProfile {
+    SecurityProfile {
+        profile_type: ProfileType::RuntimeDefault.into(),
+        localhost_ref: String::new(),
+    }
+}
+
+pub struct Containerd {
+    cri: RuntimeServiceClient<Channel>,
+    run: u32,
+}
+
+impl Containerd {
+    pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
+        let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
+            .connect_timeout(WITHIN)
+            .timeout(WITHIN)
+            .connect()
+            .await
+            .with_context(|| format!("connecting to {}", socket.display()))?;
+        Ok(Self {
+            cri: RuntimeServiceClient::new(channel),
+            run: std::process::id(),
+        })
+    }
+
+    async fn start(&self, sandbox: &str, config: PodSandboxConfig) -> anyhow::Result<String> {
+        let mut cri = self.cri.clone();
+        let container = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: CONTAINER.to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: IMAGE.to_owned(),
+                ..Default::default()
+            }),
+            command: ["sleep", "900"].map(str::to_owned).to_vec(),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(LinuxContainerResources {
+                    cpu_period: 100_000,
+                    cpu_quota: 100_000,
+                    memory_limit_in_bytes: MEMORY_BYTES,
+                    memory_swap_limit_in_bytes: MEMORY_BYTES,
+                    ..Default::default()
+                }),
+                security_context: Some(LinuxContainerSecurityContext {
+                    no_new_privs: true,
+                    seccomp: Some(runtime_default()),
+                    ..Default::default()
+                }),
+            }),
+            ..Default::default()
+        };
+        let create = CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(container),
+            sandbox_config: Some(config),
+        };
+        let container_id = cri
+            .create_container(create)
+            .await?
+            .into_inner()
+            .container_id;
+        let start = StartContainerRequest {
+            container_id: container_id.clone(),
+        };
+        cri.start_container(start).await?;
+        Ok(container_id)
+    }
+
+    async fn remove_sandbox(&self, sandbox: String) {
+        let mut cri = self.cri.clone();
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: sandbox.clone(),
+        };
+        let remove = RemovePodSandboxRequest {
+            pod_sandbox_id: sandbox.clone(),
+        };
+        let removed = async {
+            cri.stop_pod_sandbox(stop).await?;
+            cri.remove_pod_sandbox(remove).await
+        };
+        if let Err(status) = removed.await {
+            println!("sandbox {sandbox} may be left: {}", status.message());
+        }
+    }
+}
+
+#[async_trait]
+impl Raw for Containerd {
+    fn names(&self) -> Names {
+        Names {
+            create: "raw sandbox and container",
+            exec: "raw ExecSync",
+        }
+    }
+
+    async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
+        let mut cri = self.cri.clone();
+        let name = format!("{name}-{}", self.run);
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.clone(),
+                uid: name,
+                namespace: "bench-raw".to_owned(),
+                attempt: 0,
+            }),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext {
+                    readonly_rootfs: true,
+                    seccomp: Some(runtime_default()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let began = Instant::now();
+        let run = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            ..Default::default()
+        };
+        let sandbox = cri.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        match self.start(&sandbox, config).await {
+            Ok(container) => {
+                let took = began.elapsed();
+                let pod = sandbox;
+                Ok((RawBox { pod, container }, took))
+            }
+            Err(error) => {
+                self.remove_sandbox(sandbox).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration> {
+        let request = ExecSyncRequest {
+            container_id: raw.container.clone(),
+            cmd: vec!["true".to_owned()],
+            timeout: 30,
+        };
+        let began = Instant::now();
+        let reply = self.cri.clone().exec_sync(request).await?.into_inner();
+        let took = began.elapsed();
+        ensure!(reply.exit_code == 0, "exit code {}", reply.exit_code);
+        Ok(took)
+    }
+
+    async fn remove(&self, raw: RawBox) {
+        self.remove_sandbox(raw.pod).await;
+    }
+}
