@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 
 static KUBERNETES: OnceCell<TestKubernetes> = OnceCell::const_new();
 
-async fn kubernetes() -> &'static TestKubernetes {
+pub async fn kubernetes() -> &'static TestKubernetes {
     KUBERNETES
         .get_or_init(|| async { TestKubernetes::start().await.expect("Kubernetes starts") })
         .await
@@ -16,27 +16,37 @@ async fn kubernetes() -> &'static TestKubernetes {
 
 /// The clusters file's `kubernetes` object, as deploy/local writes it.
 pub async fn config() -> Config {
-    let kubernetes = kubernetes().await;
+    config_of(kubernetes().await)
+}
+
+pub fn config_of(kubernetes: &TestKubernetes) -> Config {
     let json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 
 /// Each driver has connections of its own, as two processes have.
 pub async fn subject() -> Subject<Driver> {
-    let config = config().await;
-    let driver = || Driver::connect(config.clone()).expect("the configuration is right");
     let differences = Differences {
         pids_of_every_box: Some(kubernetes().await.endpoint.pids_of_a_pod()),
         eviction_takes_the_output: true,
     };
-    Subject::new(driver(), driver(), "busybox").differing(differences)
+    subject_with(&config().await).differing(differences)
+}
+
+pub fn subject_with(config: &Config) -> Subject<Driver> {
+    let driver = || Driver::connect(config.clone()).expect("the configuration is right");
+    Subject::new(driver(), driver(), "busybox")
 }
 
 /// The API server, as an administrator sees it.
 pub struct Kubectl(kube::Client);
 
 pub async fn kubectl() -> Kubectl {
-    let path = config().await.kubeconfig.expect("a kubeconfig");
+    kubectl_of(&config().await).await
+}
+
+pub async fn kubectl_of(config: &Config) -> Kubectl {
+    let path = config.kubeconfig.as_ref().expect("a kubeconfig");
     let file = kube::config::Kubeconfig::read_from(path).expect("it can be read");
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options)
@@ -48,10 +58,14 @@ pub async fn kubectl() -> Kubectl {
 impl Kubectl {
     /// The object, or the status that was answered instead.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let kind = match method {
+            "PATCH" => "application/merge-patch+json",
+            _ => "application/json",
+        };
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header("Content-Type", "application/json")
+            .header("Content-Type", kind)
             .body(
                 body.map(|body| body.to_string().into_bytes())
                     .unwrap_or_default(),
@@ -66,6 +80,20 @@ impl Kubectl {
 
     pub async fn get(&self, path: &str) -> Value {
         self.call("GET", path, None).await
+    }
+
+    /// A log.
+    pub async fn text(&self, path: &str) -> String {
+        let request = http::Request::get(path)
+            .body(Vec::new())
+            .expect("a request");
+        self.0.request_text(request).await.expect("a log")
+    }
+
+    /// Puts these fields into an object.
+    pub async fn patch(&self, path: &str, fields: &Value) {
+        let changed = self.call("PATCH", path, Some(fields)).await;
+        assert!(changed["metadata"]["uid"].is_string(), "{path}: {changed}");
     }
 
     pub async fn post(&self, path: &str, object: &Value) -> Value {
