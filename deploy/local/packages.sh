@@ -22,7 +22,7 @@ need() {
   missing+=("$package")
 }
 
-# For building only.
+# For building and testing only.
 need_to_build() {
   [ "$mode" = check ] || need "$@"
 }
@@ -43,6 +43,7 @@ need gcc gcc
 need libc6-dev '/usr/lib/*/libc.a' /usr/lib/libc.a
 need_to_build make make
 need_to_build pkg-config pkg-config
+need_to_build busybox busybox
 need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt

@@ -1,8 +1,9 @@
 //! A box's network policy, in Kubernetes' words. Pure.
 //!
 //! * I1. Everything is denied that is not listed here, both ways.
-//! * I2. No address of the cluster's own, no link-local and no loopback address is ever
-//!   in a list of what is open: it is cut out of any network that contains it.
+//! * I2. No address of the cluster's own, none that the operator blocks, no link-local and no
+//!   loopback address is ever in a list of what is open: it is cut out of any network that
+//!   contains it.
 //! * I3. No policy of a user's opens boxd's port.
 
 use std::net::IpAddr;
@@ -130,15 +131,11 @@ impl Policy {
         let never: Vec<IpNet> = networks(&NEVER_V4)
             .chain(networks(&NEVER_V6))
             .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
+            .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
             .collect();
         let mut open = Vec::new();
         if self.internet {
-            let closed: Vec<IpNet> = never
-                .iter()
-                .copied()
-                .chain(networks(&PRIVATE))
-                .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
-                .collect();
+            let closed: Vec<IpNet> = never.iter().copied().chain(networks(&PRIVATE)).collect();
             for whole in networks(&["0.0.0.0/0", "::/0"]) {
                 open.extend(block(whole, &closed));
             }
@@ -222,6 +219,7 @@ mod tests {
     fn config() -> Config {
         let mut json = crate::config::tests::minimal();
         json["boxd_client_cidrs"] = json!(["10.9.0.1/32"]);
+        json["blocked_egress_cidrs"] = json!(["203.0.113.0/24"]);
         serde_json::from_value(json).unwrap()
     }
 
@@ -296,13 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_cidr_never_opens_the_cluster_or_the_metadata_address() {
+    fn an_egress_cidr_never_opens_the_cluster_a_blocked_or_the_metadata_address() {
         let spec = spec(&NetworkPolicy {
             allowed_egress_cidrs: [
                 "10.0.0.0/8",
                 "10.244.3.0/24",
                 "169.254.169.254",
                 "192.168.8.1",
+                "203.0.113.7",
             ]
             .map(str::to_owned)
             .to_vec(),

@@ -8,10 +8,12 @@
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
 pub mod ending;
+pub mod gvisor;
 pub mod hostile;
 pub mod life;
 pub mod limits;
 pub mod network;
+pub mod session;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -314,5 +316,18 @@ macro_rules! conformance_tests {
                 }
             }
         )*
+    };
+}
+
+/// As [`conformance_tests`], of boxes on gVisor: for where it is.
+#[macro_export]
+macro_rules! gvisor_tests {
+    ($subject:expr) => {
+        $crate::conformance_tests! { @each $subject;
+            gvisor: a_command_runs_on_gvisors_kernel_and_tells_its_end,
+            gvisor: what_a_command_on_gvisor_is_told_and_says_comes_as_it_happens,
+            gvisor: a_terminal_on_gvisor_has_a_size_and_its_keys_work,
+            gvisor: boxes_on_gvisor_are_killed_and_removed_again_and_again,
+        }
     };
 }

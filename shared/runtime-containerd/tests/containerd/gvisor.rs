@@ -4,19 +4,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use agentbox_box_protocol::proto::{RunInput, StartCommand, run_input::Input, run_output::Output};
-use agentbox_box_protocol::token::BoxToken;
-use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::Bytes;
 use agentbox_local::TestContainerd;
+use agentbox_runtime::conformance::gvisor::on_gvisor;
+use agentbox_runtime::conformance::session::exec;
 use agentbox_runtime::conformance::{Subject, Violation, claim, until};
-use agentbox_runtime::{
-    BoxConnector as _, BoxPhase, BoxSpec, ExitReason, NetworkPolicy, Runtime as _,
-};
+use agentbox_runtime::{ExitReason, NetworkPolicy, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
+use crate::elsewhere::Elsewhere;
 use crate::machine::control_groups;
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
@@ -42,53 +40,7 @@ async fn subject() -> Subject<Driver> {
     Subject::new(driver(), driver(), "busybox")
 }
 
-fn on_gvisor(mut spec: BoxSpec) -> BoxSpec {
-    spec.isolation.runtime_class = Some("gvisor".to_owned());
-    spec.resources.memory = Bytes(256 << 20);
-    spec
-}
-
-/// Runs a command through boxd; its standard output and exit code.
-async fn exec(
-    s: &Subject<Driver>,
-    spec: &BoxSpec,
-    command: &[&str],
-) -> Result<(String, i32), Violation> {
-    let failed = |error: &dyn std::fmt::Display| Violation(error.to_string());
-    let Some(BoxPhase::Running { address, .. }) = s.first.get(&spec.id).await?.map(|o| o.phase)
-    else {
-        return Err(Violation("it does not run".to_owned()));
-    };
-    let stream = s.first.connect(&spec.id, address).await?;
-    let token = BoxToken::parse(&spec.boxd_token).map_err(|e| failed(&e))?;
-    let mut boxd = agentbox_box_protocol::client::connect(stream, &token)
-        .await
-        .map_err(|e| failed(&e))?;
-    let start = StartCommand {
-        run_id: EnvironmentId::random().to_string(),
-        command: command.iter().map(|&word| word.to_owned()).collect(),
-        ..Default::default()
-    };
-    let input = RunInput {
-        input: Some(Input::Start(start)),
-    };
-    let outputs = boxd.run(futures::stream::iter([input])).await;
-    let mut outputs = outputs.map_err(|e| failed(&e))?.into_inner();
-    let mut text = Vec::new();
-    while let Some(output) = outputs.message().await.map_err(|e| failed(&e))? {
-        match output.output {
-            Some(Output::Stdout(bytes)) => text.extend(bytes),
-            Some(Output::Exited(exited)) => {
-                return Ok((
-                    String::from_utf8_lossy(&text).into_owned(),
-                    exited.exit_code,
-                ));
-            }
-            _ => {}
-        }
-    }
-    Err(Violation("the run has no end".to_owned()))
-}
+agentbox_runtime::gvisor_tests!(subject());
 
 async fn held(outcome: Result<(), Violation>, s: &Subject<Driver>) {
     let cleaned = s.clean().await;
@@ -147,11 +99,18 @@ async fn limits_and_the_network_hold_on_gvisor() {
             || format!("{end:?}"),
         )?;
 
-        let mut closed =
-            on_gvisor(s.script("timeout 6 nc -w 2 198.51.100.1 80 </dev/null; echo $?"));
-        closed.isolation.network_policy = Some(NetworkPolicy::default());
-        let end = s.run_to_end(&closed).await?;
-        claim(end.output.trim_end().ends_with('1'), || format!("{end:?}"))?;
+        let mut elsewhere = Elsewhere::new("g", &["198.51.100.8"]).await;
+        elsewhere.listen(8080).await;
+        for (policy, expected) in [(None, "0"), (Some(NetworkPolicy::default()), "1")] {
+            let mut knocks =
+                on_gvisor(s.script("timeout 6 nc -w 2 198.51.100.8 8080 </dev/null; echo said $?"));
+            knocks.isolation.network_policy = policy;
+            let end = s.run_to_end(&knocks).await?;
+            let said = format!("said {expected}");
+            claim(end.output.trim_end().ends_with(&said), || {
+                format!("{end:?}")
+            })?;
+        }
 
         let mut processes = on_gvisor(s.script(
             "i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done; echo started $i; exit 0",

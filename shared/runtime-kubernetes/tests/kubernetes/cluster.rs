@@ -15,35 +15,38 @@ pub async fn kubernetes() -> &'static TestKubernetes {
 }
 
 /// The clusters file's `kubernetes` object, as deploy/local writes it.
+pub async fn config() -> Config {
+    config_of(kubernetes().await)
+}
+
 pub fn config_of(kubernetes: &TestKubernetes) -> Config {
     let json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 
-pub async fn config() -> Config {
-    config_of(kubernetes().await)
-}
-
 /// Each driver has connections of its own, as two processes have.
 pub async fn subject() -> Subject<Driver> {
-    let config = config().await;
-    let driver = || Driver::connect(config.clone()).expect("the configuration is right");
     let differences = Differences {
         pids_of_every_box: Some(kubernetes().await.endpoint.pids_of_a_pod()),
         eviction_takes_the_output: true,
     };
-    Subject::new(driver(), driver(), "busybox").differing(differences)
+    subject_with(&config().await).differing(differences)
+}
+
+pub fn subject_with(config: &Config) -> Subject<Driver> {
+    let driver = || Driver::connect(config.clone()).expect("the configuration is right");
+    Subject::new(driver(), driver(), "busybox")
 }
 
 /// The API server, as an administrator sees it.
 pub struct Kubectl(kube::Client);
 
 pub async fn kubectl() -> Kubectl {
-    kubectl_of(config().await).await
+    kubectl_of(&config().await).await
 }
 
-pub async fn kubectl_of(config: Config) -> Kubectl {
-    let path = config.kubeconfig.expect("a kubeconfig");
+pub async fn kubectl_of(config: &Config) -> Kubectl {
+    let path = config.kubeconfig.as_ref().expect("a kubeconfig");
     let file = kube::config::Kubeconfig::read_from(path).expect("it can be read");
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options)
@@ -55,14 +58,14 @@ pub async fn kubectl_of(config: Config) -> Kubectl {
 impl Kubectl {
     /// The object, or the status that was answered instead.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let content_type = match method {
+        let kind = match method {
             "PATCH" => "application/merge-patch+json",
             _ => "application/json",
         };
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header("Content-Type", content_type)
+            .header("Content-Type", kind)
             .body(
                 body.map(|body| body.to_string().into_bytes())
                     .unwrap_or_default(),
@@ -79,16 +82,24 @@ impl Kubectl {
         self.call("GET", path, None).await
     }
 
+    /// A log.
+    pub async fn text(&self, path: &str) -> String {
+        let request = http::Request::get(path)
+            .body(Vec::new())
+            .expect("a request");
+        self.0.request_text(request).await.expect("a log")
+    }
+
+    /// Puts these fields into an object.
+    pub async fn patch(&self, path: &str, fields: &Value) {
+        let changed = self.call("PATCH", path, Some(fields)).await;
+        assert!(changed["metadata"]["uid"].is_string(), "{path}: {changed}");
+    }
+
     pub async fn post(&self, path: &str, object: &Value) -> Value {
         let made = self.call("POST", path, Some(object)).await;
         assert!(made["metadata"]["uid"].is_string(), "{path}: {made}");
         made
-    }
-
-    /// A JSON merge patch.
-    pub async fn patch(&self, path: &str, change: &Value) {
-        let patched = self.call("PATCH", path, Some(change)).await;
-        assert!(patched["metadata"]["uid"].is_string(), "{path}: {patched}");
     }
 
     pub async fn delete(&self, path: &str) {

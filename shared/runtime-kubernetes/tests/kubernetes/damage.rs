@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::cluster::{Kubectl, config_of, kubectl_of};
+use crate::cluster::{Kubectl, config_of, kubectl_of, subject_with};
 
 const NODES: &str = "/api/v1/nodes";
 /// The controllers give a silent node most of a minute.
@@ -30,7 +30,7 @@ struct Fragile {
 impl Fragile {
     async fn start() -> Mutex<Self> {
         let kubernetes = TestKubernetes::start().await.expect("Kubernetes starts");
-        let kubectl = kubectl_of(config_of(&kubernetes)).await;
+        let kubectl = kubectl_of(&config_of(&kubernetes)).await;
         let nodes = kubectl.get(NODES).await;
         let name = nodes["items"][0]["metadata"]["name"].as_str();
         let node = format!("{NODES}/{}", name.expect("a node"));
@@ -39,14 +39,13 @@ impl Fragile {
 
     /// A connection lives no longer than the test that made it.
     async fn kubectl(&self) -> Kubectl {
-        kubectl_of(config_of(&self.kubernetes)).await
+        kubectl_of(&config_of(&self.kubernetes)).await
     }
 
     fn subject(&self, change: impl FnOnce(&mut Config)) -> Subject<Driver> {
         let mut config = config_of(&self.kubernetes);
         change(&mut config);
-        let driver = || Driver::connect(config.clone()).expect("the configuration is right");
-        Subject::new(driver(), driver(), "busybox")
+        subject_with(&config)
     }
 
     fn signal(&self, program: &str, signal: Signal) {

@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::units::Bytes;
+use agentbox_runtime::conformance::gvisor::on_gvisor;
 use agentbox_runtime::conformance::until;
-use agentbox_runtime::{BoxConnector as _, BoxSpec, ExitReason, Runtime as _};
+use agentbox_runtime::{BoxConnector as _, ExitReason, NetworkPolicy, Runtime as _};
 
 use crate::cluster::subject;
+use crate::network::places::{Listener, PRIVATE, PUBLIC, elsewhere};
+use crate::network::probe::{Targets, probing, reached, tcp, udp};
 
-fn on_gvisor(mut spec: BoxSpec) -> BoxSpec {
-    spec.isolation.runtime_class = Some("gvisor".to_owned());
-    spec.resources.memory = Bytes(256 << 20);
-    spec
-}
+agentbox_runtime::gvisor_tests!(crate::cluster::subject());
 
 #[tokio::test]
 async fn a_box_on_gvisor_runs_prints_ends_and_is_removed() {
@@ -64,5 +62,30 @@ async fn a_box_on_gvisor_is_reached_and_stopped() {
         (137, ExitReason::Stopped),
         "{end:?}"
     );
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_network_policy_holds_on_gvisor() {
+    let subject = subject().await;
+    let elsewhere = elsewhere().await;
+    let public = Listener::on(elsewhere, PUBLIC, 0);
+    let private = Listener::on(elsewhere, PRIVATE, 0);
+    let open = Targets::from([tcp(PUBLIC, public.port), udp(PUBLIC, public.port)]);
+    let mut all = open.clone();
+    all.extend([tcp(PRIVATE, private.port), udp(PRIVATE, private.port)]);
+    let everything = NetworkPolicy {
+        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        ..Default::default()
+    };
+    for (policy, expected) in [
+        (None, &open),
+        (Some(NetworkPolicy::default()), &Targets::new()),
+        (Some(everything), &all),
+    ] {
+        let spec = on_gvisor(probing(&subject, policy.clone(), &all));
+        let reached = reached(&subject, &spec).await.unwrap();
+        assert_eq!(&reached, expected, "{policy:?}");
+    }
     subject.clean().await.unwrap();
 }

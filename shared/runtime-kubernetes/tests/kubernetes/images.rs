@@ -1,11 +1,10 @@
 //! Images of a registry that wants a login.
 
 use agentbox_local::{boxd, of_program};
-use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
-use agentbox_runtime_kubernetes::{Config, Driver};
 
-use crate::cluster::{config, kubernetes};
+use crate::cluster::{config, kubernetes, subject_with};
 
 /// A program that ends by itself, without a shell beside it.
 async fn pushed() -> String {
@@ -18,18 +17,13 @@ async fn pushed() -> String {
     endpoint.registry().unwrap().to_string() + "/team/private:1"
 }
 
-fn subject(config: Config) -> Subject<Driver> {
-    let driver = || Driver::connect(config.clone()).unwrap();
-    Subject::new(driver(), driver(), "busybox")
-}
-
 #[tokio::test]
 async fn a_private_image_comes_with_the_login_and_says_so_without() {
     let image = pushed().await;
     let (mut closed, open) = (config().await, config().await);
     closed.image_pull_secrets.clear();
     closed.image_pull_deadline_s = 1;
-    let closed = subject(closed);
+    let closed = subject_with(&closed);
     let mut spec = closed.spec();
     spec.image.clone_from(&image);
     let phase = until("it fails", || async {
@@ -45,7 +39,7 @@ async fn a_private_image_comes_with_the_login_and_says_so_without() {
     assert!(says_why, "{phase:?}");
     closed.clean().await.unwrap();
 
-    let open = subject(open);
+    let open = subject_with(&open);
     let mut spec = open.spec();
     spec.image = image;
     spec.command = Some(vec!["/boxd".to_owned(), "--version".to_owned()]);

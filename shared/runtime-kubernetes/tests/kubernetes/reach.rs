@@ -7,13 +7,12 @@ use agentbox_runtime::conformance::{Subject, life};
 use agentbox_runtime::{BoxConnector as _, ExitReason, Runtime as _};
 use agentbox_runtime_kubernetes::{Driver, Reach};
 
-use crate::cluster::config;
+use crate::cluster::{config, subject_with};
 
 async fn from_outside() -> Subject<Driver> {
     let mut config = config().await;
     config.reach = Reach::PortForward;
-    let driver = || Driver::connect(config.clone()).unwrap();
-    Subject::new(driver(), driver(), "busybox")
+    subject_with(&config)
 }
 
 #[tokio::test]

@@ -2,6 +2,9 @@
 //! must hold on its own machines (host ports, the metadata address, forged senders) is in its
 //! own tests.
 
+pub mod destinations;
+pub mod knocking;
+
 use std::net::SocketAddr;
 
 use super::{Subject, Violation, claim};

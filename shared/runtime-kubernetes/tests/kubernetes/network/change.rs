@@ -1,0 +1,94 @@
+//! A policy that changes holds for a box that runs.
+
+use std::cell::Cell;
+
+use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::{BoxConnector as _, BoxSpec, NetworkPolicy};
+use agentbox_runtime_kubernetes::Driver;
+use serde_json::json;
+
+use super::internet;
+use super::places::{Listener, PUBLIC, elsewhere};
+use crate::cluster::{kubectl, subject};
+
+/// Tries again and again, and says each time what came of it.
+const WATCH: &str = "n=0; while :; do n=$((n+1)); \
+                     if timeout 4 nc -w 1 $HOST $PORT < /dev/null 2> /dev/null; then echo $n open; \
+                     else echo $n closed; fi; sleep 0.1; done";
+
+/// The number and the outcome of the last attempt.
+async fn last_attempt(s: &Subject<Driver>, spec: &BoxSpec) -> (u64, String) {
+    let lines = s.first.last_output(&spec.id, 1_000).await.unwrap();
+    let line = lines
+        .last()
+        .map(|entry| String::from_utf8_lossy(&entry.line).into_owned());
+    let line = line.unwrap_or_default();
+    let (number, outcome) = line.split_once(' ').unwrap_or_default();
+    (number.parse().unwrap_or(0), outcome.to_owned())
+}
+
+/// Waits until the attempts come out like this, and another one does.
+async fn until_it_is(s: &Subject<Driver>, spec: &BoxSpec, outcome: &str) {
+    let first = Cell::new(None);
+    let stays = until(outcome, || async {
+        let (last, came_out) = last_attempt(s, spec).await;
+        if came_out != outcome {
+            return Ok(None);
+        }
+        // The next one may be under way.
+        let from = first.get().unwrap_or(last) + 1;
+        first.set(first.get().or(Some(last)));
+        Ok((last > from).then_some(()))
+    });
+    if let Err(violation) = stays.await {
+        panic!("{violation}; last: {:?}", last_attempt(s, spec).await);
+    }
+}
+
+/// Where Kubernetes has a box's policy.
+fn policy_of(spec: &BoxSpec) -> String {
+    let namespace = format!("/apis/networking.k8s.io/v1/namespaces/agentbox-{}", spec.id);
+    format!("{namespace}/networkpolicies/main")
+}
+
+#[tokio::test]
+async fn a_changed_policy_closes_and_opens_a_box_that_runs() {
+    let (s, kubectl) = (subject().await, kubectl().await);
+    let listener = Listener::on(elsewhere().await, PUBLIC, 0);
+    let [open, closed] = [Some(internet()), Some(NetworkPolicy::default())].map(|policy| {
+        let mut spec = s.script(WATCH);
+        spec.env.insert("HOST".to_owned(), PUBLIC.to_owned());
+        spec.env
+            .insert("PORT".to_owned(), listener.port.to_string());
+        spec.isolation.network_policy = policy;
+        spec
+    });
+    let (one, other) = futures::join!(s.run(&open), s.run(&closed));
+    one.and(other).unwrap();
+    let rules = |spec: &BoxSpec| {
+        let (kubectl, at) = (&kubectl, policy_of(spec));
+        // Rules that are not there are null, which takes them away.
+        async move { json!({ "spec": { "egress": kubectl.get(&at).await["spec"]["egress"] } }) }
+    };
+    let (opening, closing) = (rules(&open).await, rules(&closed).await);
+    // Each becomes what the other was, and then itself again.
+    for (first, second) in [("open", "closed"), ("closed", "open"), ("open", "closed")] {
+        until_it_is(&s, &open, first).await;
+        until_it_is(&s, &closed, second).await;
+        let [to_first, to_second] = match first {
+            "open" => [&closing, &opening],
+            _ => [&opening, &closing],
+        };
+        kubectl.patch(&policy_of(&open), to_first).await;
+        kubectl.patch(&policy_of(&closed), to_second).await;
+    }
+    until_it_is(&s, &open, "closed").await;
+    kubectl.patch(&policy_of(&closed), &closing).await;
+    until_it_is(&s, &closed, "closed").await;
+    // Closed is closed: not one more packet arrives.
+    let heard = listener.heard();
+    until_it_is(&s, &open, "closed").await;
+    until_it_is(&s, &closed, "closed").await;
+    assert_eq!(listener.heard(), heard);
+    s.clean().await.unwrap();
+}

@@ -1,0 +1,50 @@
+//! Addresses beyond the cluster.
+
+use agentbox_runtime::conformance::network::destinations::{
+    Destinations, each_is_open_to_exactly_the_policies_that_say_so,
+};
+
+use super::internet;
+use super::places::{
+    ANY, BLOCKED, Listener, METADATA, OTHER_PRIVATE, PRIVATE, PUBLIC, at, elsewhere,
+};
+use super::probe::{Targets, from_box, from_pod, tcp, udp};
+use crate::cluster::{config, subject_with};
+
+#[tokio::test]
+async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
+    let listener = Listener::on(elsewhere().await, ANY, 0);
+    let destinations = Destinations {
+        public: at(PUBLIC, &listener),
+        blocked: at(BLOCKED, &listener),
+        private: at(PRIVATE, &listener),
+        other_private: OTHER_PRIVATE.map(|address| at(address, &listener)).to_vec(),
+        metadata: at(METADATA, &listener),
+    };
+    let all = destinations.all().into_iter();
+    let all: Targets = all.map(|at| tcp(at.ip(), at.port())).collect();
+    assert_eq!(from_pod("default", &all).await, all);
+    let mut config = config().await;
+    config.blocked_egress_cidrs = vec![destinations.blocked.ip().into()];
+    let subject = subject_with(&config);
+    let outcome = each_is_open_to_exactly_the_policies_that_say_so(&subject, &destinations).await;
+    subject.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn the_internet_is_closed_by_default_where_the_operator_says_so_over_udp_too() {
+    let listener = Listener::on(elsewhere().await, PUBLIC, 0);
+    let targets = Targets::from([tcp(PUBLIC, listener.port), udp(PUBLIC, listener.port)]);
+    let mut config = config().await;
+    for (default, open) in [(true, targets.clone()), (false, Targets::new())] {
+        config.default_allow_internet = default;
+        let subject = subject_with(&config);
+        assert_eq!(from_box(&subject, None, &targets).await, open);
+        assert_eq!(
+            from_box(&subject, Some(internet()), &targets).await,
+            targets
+        );
+        subject.clean().await.unwrap();
+    }
+}

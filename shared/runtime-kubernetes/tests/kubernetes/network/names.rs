@@ -1,0 +1,74 @@
+//! Name resolution: by the cluster's own DNS, or by resolvers that the operator names.
+
+use agentbox_local::Tools;
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::conformance::until;
+
+use super::places::{ANY, Listener, PRIVATE, elsewhere};
+use super::probe::{Targets, from_box, from_pod, name, tcp, udp};
+use super::{internet, own, wide_open};
+use crate::cluster::{config, kubectl, kubernetes, subject_with};
+
+const API: &str = "kubernetes.default.svc.cluster.local.";
+
+#[tokio::test]
+async fn the_clusters_dns_answers_boxes_with_the_internet_and_tells_no_other() {
+    let (mut config, kubectl) = (config().await, kubectl().await);
+    config.dns_servers.clear();
+    let tools = Tools::provide(|_| {}).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let endpoint = &kubernetes().await.endpoint;
+    endpoint.add_dns(&tools, directory.path()).await.unwrap();
+    let pods = "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns";
+    let address = until("the DNS server is ready", || async {
+        let pod = kubectl.get(pods).await["items"][0].clone();
+        let is_ready = pod["status"]["containerStatuses"][0]["ready"] == true;
+        Ok(pod["status"]["podIP"]
+            .as_str()
+            .filter(|_| is_ready)
+            .map(str::to_owned))
+    })
+    .await
+    .unwrap();
+    // Its Service, the Pod behind it, and the Pod's other port.
+    let service = own(&config, 1024 + 10);
+    let open = Targets::from([name(API), tcp(service, 53), tcp(&address, 53)]);
+    let mut all = open.clone();
+    all.insert(tcp(&address, 8181));
+    assert_eq!(from_pod("default", &all).await, all);
+    let subject = subject_with(&config);
+    let no_internet = NetworkPolicy {
+        allow_internet: false,
+        allow_cluster_internal: false,
+        ..wide_open()
+    };
+    for (policy, expected) in [
+        (None, &open),
+        (Some(internet()), &open),
+        (Some(NetworkPolicy::default()), &Targets::new()),
+        (Some(no_internet), &Targets::new()),
+    ] {
+        let reached = from_box(&subject, policy.clone(), &all).await;
+        assert_eq!(&reached, expected, "{policy:?}");
+    }
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_named_resolver_is_reached_at_its_port_and_at_no_other() {
+    let elsewhere = elsewhere().await;
+    let resolver = Listener::on(elsewhere, PRIVATE, 53);
+    let other = Listener::on(elsewhere, ANY, 0);
+    let open = Targets::from([tcp(PRIVATE, 53), udp(PRIVATE, 53)]);
+    let mut all = open.clone();
+    all.insert(tcp(PRIVATE, other.port));
+    assert_eq!(from_pod("default", &all).await, all);
+    let mut config = config().await;
+    config.dns_servers = vec![PRIVATE.parse().unwrap()];
+    let subject = subject_with(&config);
+    assert_eq!(from_box(&subject, None, &all).await, open);
+    let heard = resolver.heard();
+    let closed = from_box(&subject, Some(NetworkPolicy::default()), &all).await;
+    assert_eq!((closed, resolver.heard()), (Targets::new(), heard));
+    subject.clean().await.unwrap();
+}

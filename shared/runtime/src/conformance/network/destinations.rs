@@ -1,0 +1,97 @@
+//! Which policy opens which address beyond the cluster. A driver's tests stand the addresses
+//! up, and show that each answers who is not a box.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use crate::conformance::{Subject, Violation, claim};
+use crate::{BoxConnector, NetworkPolicy, Runtime};
+
+/// Where something answers on TCP.
+#[derive(Clone, Debug)]
+pub struct Destinations {
+    /// As any address of the internet.
+    pub public: SocketAddr,
+    /// In the deployment's `blocked_egress_cidrs`.
+    pub blocked: SocketAddr,
+    /// Alone in its /24.
+    pub private: SocketAddr,
+    /// Private too, in other ranges.
+    pub other_private: Vec<SocketAddr>,
+    /// Link-local, as metadata services have.
+    pub metadata: SocketAddr,
+}
+
+impl Destinations {
+    #[must_use]
+    pub fn all(&self) -> Vec<SocketAddr> {
+        let mut all = vec![self.public, self.blocked, self.private, self.metadata];
+        all.extend(&self.other_private);
+        all
+    }
+}
+
+/// Says which of them answer.
+fn knocking(at: &[SocketAddr]) -> String {
+    let each = at
+        .iter()
+        .map(|at| format!("{},{}", at.ip(), at.port()))
+        .collect::<Vec<_>>()
+        .join(" ");
+    format!(
+        "for u in {each}; do \
+         (timeout 8 nc -w 4 ${{u%,*}} ${{u#*,}} < /dev/null && echo ${{u%,*}}:${{u#*,}}) & \
+         done; wait; exit 0"
+    )
+}
+
+/// # Errors
+/// When it does not hold.
+pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    at: &Destinations,
+) -> Result<(), Violation> {
+    let cidrs = |texts: &[String]| NetworkPolicy {
+        allowed_egress_cidrs: texts.to_vec(),
+        ..Default::default()
+    };
+    let everything = NetworkPolicy {
+        allow_internet: true,
+        allow_cluster_internal: true,
+        ..cidrs(&["0.0.0.0/0".to_owned()])
+    };
+    let mut private = at.other_private.clone();
+    private.extend([at.private, at.public]);
+    for (policy, open) in [
+        (None, vec![at.public]),
+        (Some(NetworkPolicy::default()), vec![]),
+        (
+            Some(NetworkPolicy {
+                allow_internet: true,
+                ..Default::default()
+            }),
+            vec![at.public],
+        ),
+        (
+            Some(cidrs(&[format!("{}/24", at.private.ip())])),
+            vec![at.private],
+        ),
+        (Some(cidrs(&[at.blocked.ip().to_string()])), vec![]),
+        (Some(everything), private),
+    ] {
+        let mut spec = s.script(&knocking(&at.all()));
+        spec.isolation.network_policy.clone_from(&policy);
+        let end = s.run_to_end(&spec).await?;
+        let reached: BTreeSet<_> = end
+            .output
+            .lines()
+            .filter_map(|at| at.parse().ok())
+            .collect();
+        claim(
+            end.exit_code == 0 && reached == open.into_iter().collect(),
+            || format!("{policy:?} opens {reached:?}: {end:?}"),
+        )?;
+        s.first.remove(&spec.id).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! A command in a running box, through its boxd, as the exec-proxy runs one.
+
+use std::fmt::Display;
+
+use agentbox_box_protocol::client::{BoxClient, connect};
+use agentbox_box_protocol::proto::{
+    RunInput, RunOutput, StartCommand, run_input::Input, run_output::Output,
+};
+use agentbox_box_protocol::token::BoxToken;
+use agentbox_contracts::ids::EnvironmentId;
+use futures::channel::mpsc::{UnboundedSender, unbounded};
+use tonic::Streaming;
+
+use super::{PATIENCE, Subject, Violation};
+use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime};
+
+fn failed(error: impl Display) -> Violation {
+    Violation(error.to_string())
+}
+
+/// One command and its streams.
+#[derive(Debug)]
+pub struct Session {
+    inputs: UnboundedSender<RunInput>,
+    outputs: Streaming<RunOutput>,
+    /// Standard output so far.
+    said: Vec<u8>,
+    _boxd: BoxClient,
+}
+
+impl Session {
+    /// # Errors
+    /// When the box does not run or its boxd does not answer.
+    pub async fn start<D: Runtime + BoxConnector>(
+        s: &Subject<D>,
+        spec: &BoxSpec,
+        command: StartCommand,
+    ) -> Result<Self, Violation> {
+        let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
+        let Some(BoxPhase::Running { address, .. }) = phase else {
+            return Err(failed(format!("it does not run: {phase:?}")));
+        };
+        let stream = s.first.connect(&spec.id, address).await?;
+        let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
+        let mut boxd = connect(stream, &token).await.map_err(failed)?;
+        let (inputs, received) = unbounded();
+        let start = StartCommand {
+            run_id: EnvironmentId::random().to_string(),
+            ..command
+        };
+        let first = RunInput {
+            input: Some(Input::Start(start)),
+        };
+        inputs.unbounded_send(first).map_err(failed)?;
+        let outputs = boxd.run(received).await.map_err(failed)?.into_inner();
+        Ok(Self {
+            inputs,
+            outputs,
+            said: Vec::new(),
+            _boxd: boxd,
+        })
+    }
+
+    /// # Errors
+    /// When the command has ended.
+    pub fn send(&self, input: Input) -> Result<(), Violation> {
+        let input = RunInput { input: Some(input) };
+        self.inputs.unbounded_send(input).map_err(failed)
+    }
+
+    /// # Errors
+    /// When the command has ended.
+    pub fn types(&self, text: &str) -> Result<(), Violation> {
+        self.send(Input::Stdin(text.as_bytes().to_vec().into()))
+    }
+
+    async fn next(&mut self) -> Result<Output, Violation> {
+        let output = tokio::time::timeout(PATIENCE, self.outputs.message()).await;
+        let so_far = || String::from_utf8_lossy(&self.said).into_owned();
+        match output {
+            Ok(Ok(Some(output))) => output.output.ok_or_else(|| failed("an empty output")),
+            Ok(Ok(None)) => Err(failed(format!("no end; so far: {:?}", so_far()))),
+            Ok(Err(status)) => Err(failed(format!("{status}; so far: {:?}", so_far()))),
+            Err(_) => Err(failed(format!("silent; so far: {:?}", so_far()))),
+        }
+    }
+
+    /// Forgets the output up to and with this text.
+    ///
+    /// # Errors
+    /// When the command ends before it says so, or is silent for [`PATIENCE`].
+    pub async fn until(&mut self, text: &str) -> Result<(), Violation> {
+        let text = text.as_bytes();
+        loop {
+            let at = self.said.windows(text.len()).position(|part| part == text);
+            if let Some(at) = at {
+                self.said.drain(..at + text.len());
+                return Ok(());
+            }
+            match self.next().await? {
+                Output::Stdout(bytes) => self.said.extend(bytes),
+                Output::Exited(exited) => {
+                    return Err(failed(format!("it ended: {exited:?}, {:?}", self.said)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The rest of its standard output, and its exit code.
+    ///
+    /// # Errors
+    /// When it does not end, or is silent for [`PATIENCE`].
+    pub async fn end(mut self) -> Result<(String, i32), Violation> {
+        loop {
+            match self.next().await? {
+                Output::Stdout(bytes) => self.said.extend(bytes),
+                Output::Exited(exited) => {
+                    let said = String::from_utf8_lossy(&self.said).into_owned();
+                    return Ok((said, exited.exit_code));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs a command; its standard output and exit code.
+///
+/// # Errors
+/// As [`Session`]'s.
+pub async fn exec<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    spec: &BoxSpec,
+    command: &[&str],
+) -> Result<(String, i32), Violation> {
+    let command = StartCommand {
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        ..Default::default()
+    };
+    Session::start(s, spec, command).await?.end().await
+}
