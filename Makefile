@@ -14,6 +14,8 @@ TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
 SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
 LOCAL = $(TARGET)/release/agentbox-local
+# The routes' tests that touch a box: they run on both clusters.
+BOX_ROUTES := attach:: environments:: events:: exec:: expiry:: health:: isolation:: logs::
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
@@ -59,6 +61,7 @@ test: packages boxd gvisor ## Run all tests, on real Postgres, NATS, containerd 
 	cargo build --workspace --bins
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	cargo test --workspace --no-fail-fast
+	AGENTBOX_TEST_RUNTIME=kubernetes cargo test -p agentbox-api-gateway --test routes --no-fail-fast -- $(BOX_ROUTES)
 
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check
