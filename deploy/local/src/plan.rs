@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Kind;
+use crate::containerd::Paths;
+
 /// Which parts of the system an instance has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
     pub postgres: bool,
     pub nats: bool,
     pub containerd: bool,
-    /// A Kubernetes of one node, instead of `containerd`.
+    /// A Kubernetes of one node; with `containerd`, boxes run on both.
     #[serde(default)]
     pub kubernetes: bool,
-    /// The product's services; they need the stores and one of the two clusters.
+    /// The product's services; they need the stores and a cluster.
     pub services: bool,
 }
 
@@ -41,6 +44,16 @@ impl Parts {
         kubernetes: true,
         ..Self::ALL
     };
+
+    pub(crate) fn clusters(self) -> Vec<Kind> {
+        [
+            (self.containerd, Kind::Containerd),
+            (self.kubernetes, Kind::Kubernetes),
+        ]
+        .into_iter()
+        .filter_map(|(wanted, kind)| wanted.then_some(kind))
+        .collect()
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,13 +142,16 @@ impl Layout {
         self.0.join("nats")
     }
 
-    /// The images of the cluster's containerd; each version has a form of its own.
-    pub(crate) fn images(&self, parts: Parts) -> PathBuf {
-        self.0.join(if parts.kubernetes {
-            "kubernetes"
-        } else {
-            "containerd"
-        })
+    /// Where everything is of one cluster of an instance with a name. None of its clusters'
+    /// names begins with another's: what they leave is found by it.
+    pub(crate) fn cluster(&self, instance: &str, kind: Kind) -> Paths {
+        let kind = kind.as_str();
+        Paths {
+            deployment: format!("{instance}-{kind}"),
+            // Each version of containerd keeps images in a form of its own.
+            root: self.0.join(kind),
+            boxes: self.0.join(format!("{kind}-boxes")),
+        }
     }
 }
 

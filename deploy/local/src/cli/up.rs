@@ -11,6 +11,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{down, prepare};
+use crate::cluster::{Kind, LABEL};
 use crate::instance::{bin_dir, boxd};
 use crate::plan::{Layout, Parts, Plan, cache_directory};
 use crate::secrets::{Secrets, write_private};
@@ -20,21 +21,20 @@ use crate::state::{Phase, State};
 const NEEDED_BYTES: u64 = 2 << 30;
 const DEADLINE: Duration = Duration::from_secs(900);
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Runtime {
-    Containerd,
-    Kubernetes,
-}
-
 #[derive(Args)]
 pub(super) struct Options {
     /// Of each service.
     #[arg(long, env = "REPLICAS", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     replicas: u16,
-    /// Where boxes run: this machine's containerd, or a Kubernetes of one node on it.
-    #[arg(long, env = "RUNTIME", default_value = "containerd")]
-    runtime: Runtime,
+    /// Where boxes run: this machine's containerd, a Kubernetes of one node on it, or both.
+    #[arg(
+        long,
+        env = "RUNTIME",
+        default_value = "containerd",
+        value_delimiter = ','
+    )]
+    runtime: Vec<Kind>,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -107,9 +107,10 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
-        parts: match options.runtime {
-            Runtime::Containerd => Parts::ALL,
-            Runtime::Kubernetes => Parts::ALL_ON_KUBERNETES,
+        parts: Parts {
+            containerd: options.runtime.contains(&Kind::Containerd),
+            kubernetes: options.runtime.contains(&Kind::Kubernetes),
+            ..Parts::ALL
         },
         replicas: usize::from(options.replicas),
         durable: true,
@@ -186,6 +187,7 @@ fn tell(layout: &Layout, state: &State) -> anyhow::Result<()> {
         "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n"
     );
     write_private(&file, text.as_bytes())?;
+    let kinds: Vec<&str> = state.clusters.iter().map(|c| c.kind().as_str()).collect();
     println!(
         r#"
 AgentBox is ready.
@@ -194,6 +196,7 @@ AgentBox is ready.
   username  {username}
   password  {password}
   (also in {file}, for scripts to source)
+  boxes on  {kinds} (the label `{LABEL}`, for a node_selector)
 
 A first environment:
 
@@ -206,6 +209,7 @@ A first environment:
 
 `make status`, `make logs` and `make down` do what they say."#,
         file = file.display(),
+        kinds = kinds.join(" and "),
     );
     Ok(())
 }
