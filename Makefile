@@ -6,7 +6,8 @@ SHELL := bash
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 REPLICAS ?= 1
-# Where boxes run: containerd, or kubernetes (one node of our own; built once, in minutes).
+# Where boxes run: containerd, kubernetes (one node of our own; built once, in minutes), or
+# both: containerd,kubernetes.
 RUNTIME ?= containerd
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -24,7 +25,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes)
+up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes or containerd,kubernetes)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
 down: ## Stop everything and leave nothing running or mounted; data stay
@@ -40,7 +41,7 @@ clean: ## Stop everything and remove its data
 	@$(call local) clean
 
 packages: ## Install the Debian packages that are missing
-	@bash deploy/local/packages.sh $(filter kubernetes,$(RUNTIME))
+	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))
 
 build: packages boxd ## Build the release programs
 	cargo build --release $(SERVICES) -p agentbox-local

@@ -72,7 +72,7 @@ impl Paths {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.run().join("containerd.sock")
+        socket_of(&self.deployment)
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -94,10 +94,14 @@ impl Paths {
     }
 }
 
-/// Where Postgres' data appear when its user cannot reach them in their own place. Not
-/// below the run directory: that is removed with all that is in it.
-pub(crate) fn postgres_mount(deployment: &str) -> PathBuf {
-    Path::new(RUN_DIRECTORIES).join(format!("{deployment}-postgres"))
+/// Where an instance's Postgres data appear when its user cannot reach them in their own
+/// place. Not below a run directory: that is removed with all that is in it.
+pub(crate) fn postgres_mount(instance: &str) -> PathBuf {
+    Path::new(RUN_DIRECTORIES).join(format!("{instance}-postgres"))
+}
+
+pub(crate) fn socket_of(deployment: &str) -> PathBuf {
+    run_directory(deployment).join("containerd.sock")
 }
 
 pub(crate) fn run_directory(deployment: &str) -> PathBuf {

@@ -35,7 +35,7 @@ use api::SYSTEM_NAMESPACE;
 use build::Programs;
 use configuration::Files;
 use node::Addresses;
-pub(crate) use programs::{FELIX_PORT, Launches};
+pub(crate) use programs::{FELIX_PORT, Launches, NODE_CONTAINERD};
 
 /// The cluster cannot be prepared.
 #[derive(Debug, thiserror::Error)]

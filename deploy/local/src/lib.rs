@@ -1,9 +1,9 @@
 //! Starts AgentBox on one machine: for people (`make up`) and for tests, by the same code.
 //!
-//! Owns Postgres, NATS, a private containerd (or a whole Kubernetes) with its images and
-//! network, and the product's services as processes, each instance under one supervisor process that
-//! restarts what dies and removes everything at the end. It uses the product from
-//! outside; no service uses it.
+//! Owns Postgres, NATS, a private containerd, a whole Kubernetes or both, with their images
+//! and networks, and the product's services as processes, each instance under one supervisor
+//! process that restarts what dies and removes everything at the end. It uses the product
+//! from outside; no service uses it.
 //!
 //! # In a test
 //!
@@ -33,6 +33,7 @@
 mod abandoned;
 mod child;
 pub mod cli;
+mod cluster;
 mod containerd;
 mod identity;
 mod image;
@@ -53,6 +54,7 @@ mod supervisor;
 mod system;
 mod tool;
 
+pub use cluster::Runtime;
 pub use containerd::{ContainerdEndpoint, ContainerdError};
 pub use identity::ProcessIdentity;
 pub use image::programs::{of_program, of_services, of_stores};
@@ -63,7 +65,7 @@ pub use kubernetes::{KubernetesEndpoint, KubernetesError, build_kubernetes};
 pub use nats::NatsEndpoint;
 pub use network::{Subnet, resolvers};
 pub use parts::{TestContainerd, TestKubernetes, TestNats, TestPostgres};
-pub use plan::{Parts, Runtime};
+pub use plan::Parts;
 pub use postgres::{PostgresEndpoint, PostgresError};
 pub use secrets::ALL_ACCESS_USER;
 pub use services::NotBuilt;

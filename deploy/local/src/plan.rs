@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Runtime;
+use crate::containerd::Paths;
+
 /// Which parts of the system an instance has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
     pub postgres: bool,
     pub nats: bool,
     pub containerd: bool,
-    /// A Kubernetes of one node, instead of `containerd`.
+    /// A Kubernetes of one node; with `containerd`, boxes run on both.
     #[serde(default)]
     pub kubernetes: bool,
-    /// The product's services; they need the stores and one of the two clusters.
+    /// The product's services; they need the stores and a cluster.
     pub services: bool,
 }
 
@@ -41,24 +44,15 @@ impl Parts {
         kubernetes: true,
         ..Self::ALL
     };
-}
 
-/// Where boxes run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Runtime {
-    Containerd,
-    Kubernetes,
-}
-
-impl Runtime {
-    /// A whole system with boxes there.
-    #[must_use]
-    pub const fn parts(self) -> Parts {
-        match self {
-            Self::Containerd => Parts::ALL,
-            Self::Kubernetes => Parts::ALL_ON_KUBERNETES,
-        }
+    pub(crate) fn clusters(self) -> Vec<Runtime> {
+        [
+            (self.containerd, Runtime::Containerd),
+            (self.kubernetes, Runtime::Kubernetes),
+        ]
+        .into_iter()
+        .filter_map(|(wanted, kind)| wanted.then_some(kind))
+        .collect()
     }
 }
 
@@ -153,13 +147,16 @@ impl Layout {
         self.0.join("registry")
     }
 
-    /// The images of the cluster's containerd; each version has a form of its own.
-    pub(crate) fn images(&self, parts: Parts) -> PathBuf {
-        self.0.join(if parts.kubernetes {
-            "kubernetes"
-        } else {
-            "containerd"
-        })
+    /// Where everything is of one cluster of an instance with a name. None of its clusters'
+    /// names begins with another's: what they leave is found by it.
+    pub(crate) fn cluster(&self, instance: &str, kind: Runtime) -> Paths {
+        let kind = kind.as_str();
+        Paths {
+            deployment: format!("{instance}-{kind}"),
+            // Each version of containerd keeps images in a form of its own.
+            root: self.0.join(kind),
+            boxes: self.0.join(format!("{kind}-boxes")),
+        }
     }
 }
 

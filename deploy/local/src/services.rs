@@ -10,8 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::child::Launch;
-use crate::containerd::ContainerdEndpoint;
-use crate::kubernetes::KubernetesEndpoint;
+use crate::cluster::Cluster;
 use crate::nats::NatsEndpoint;
 use crate::plan::Plan;
 use crate::postgres::PostgresEndpoint;
@@ -143,20 +142,9 @@ impl Replica {
     }
 }
 
-/// The cluster that was started for the boxes.
-pub(crate) enum ClusterEndpoint {
-    Containerd(ContainerdEndpoint),
-    Kubernetes(KubernetesEndpoint),
-}
-
-/// The clusters file: the one cluster is `local`.
-pub(crate) fn clusters(cluster: &ClusterEndpoint) -> String {
-    let (driver, endpoint) = match cluster {
-        ClusterEndpoint::Containerd(endpoint) => ("containerd", json!(endpoint)),
-        ClusterEndpoint::Kubernetes(endpoint) => ("kubernetes", json!(endpoint)),
-    };
-    let cluster = json!({ "name": "local", "driver": driver, "labels": {}, driver: endpoint });
-    json!({ "clusters": [cluster] }).to_string()
+/// The clusters file.
+pub(crate) fn clusters(clusters: &[Cluster]) -> String {
+    json!({ "clusters": clusters }).to_string()
 }
 
 #[cfg(test)]

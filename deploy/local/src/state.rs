@@ -6,9 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::containerd::ContainerdEndpoint;
+use crate::cluster::Cluster;
 use crate::identity::{ProcessIdentity, boot_id};
-use crate::kubernetes::KubernetesEndpoint;
 use crate::nats::NatsEndpoint;
 use crate::postgres::PostgresEndpoint;
 use crate::secrets::write_private;
@@ -61,8 +60,8 @@ pub(crate) struct State {
     pub(crate) processes: BTreeMap<String, ProcessState>,
     pub(crate) postgres: Option<PostgresEndpoint>,
     pub(crate) nats: Option<NatsEndpoint>,
-    pub(crate) containerd: Option<ContainerdEndpoint>,
-    pub(crate) kubernetes: Option<KubernetesEndpoint>,
+    #[serde(default)]
+    pub(crate) clusters: Vec<Cluster>,
     pub(crate) gateway: Option<GatewayEndpoint>,
 }
 
@@ -77,8 +76,7 @@ impl State {
             processes: BTreeMap::new(),
             postgres: None,
             nats: None,
-            containerd: None,
-            kubernetes: None,
+            clusters: Vec::new(),
             gateway: None,
         }
     }

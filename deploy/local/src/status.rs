@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::containerd::cri::Cri;
 use crate::plan::Layout;
 use crate::state::{Phase, State};
 
@@ -88,22 +89,18 @@ pub(crate) async fn report(layout: &Layout) -> (String, bool) {
             process.restarts
         );
     }
-    if let Some(containerd) = &state.containerd {
-        let boxes = async {
-            crate::containerd::cri::Cri::connect(&containerd.socket)
-                .await?
-                .count()
-                .await
-        };
-        let line = match boxes.await {
+    text.push('\n');
+    for cluster in &state.clusters {
+        let boxes = async { Cri::connect(&cluster.socket()).await?.count().await };
+        let kind = cluster.kind().as_str();
+        let _ = match boxes.await {
             Ok((running, all)) => {
-                format!("{running} running, {all} in all, on {}", containerd.subnet)
+                writeln!(text, "boxes on {kind}: {running} running, {all} in all")
             }
-            Err(error) => format!("unknown: {error}"),
+            Err(error) => writeln!(text, "boxes on {kind}: unknown: {error}"),
         };
-        let _ = writeln!(text, "\nboxes: {line}");
     }
-    let _ = writeln!(text, "logs:  {} (`make logs`)", layout.logs().display());
+    let _ = writeln!(text, "logs: {} (`make logs`)", layout.logs().display());
     (text, well)
 }
 

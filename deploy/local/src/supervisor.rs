@@ -3,8 +3,9 @@
 //!
 //! * I1. What it starts, it ends: on SIGTERM and SIGINT, when a part cannot be started,
 //!   and, for a test, when its standard input ends, as it does however the test ends.
-//! * I2. Teardown goes from the outside in: services, boxes, containerd, then the
-//!   stores; each step is bounded, and a step that fails does not keep the next.
+//! * I2. Teardown goes from the outside in: services, each cluster's boxes and then its
+//!   programs, the stores; each step is bounded, and a step that fails does not keep the
+//!   next.
 //! * I3. `state.json` always says what it is doing.
 //!
 //! It is single-threaded: a child gets its orphan signal when the *thread* that started
@@ -13,19 +14,21 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::containerd::slot::Slot;
-use crate::containerd::{ContainerdError, Paths, leftovers};
+use futures::future::{join_all, try_join_all};
+
+use crate::containerd::{ContainerdError, leftovers};
 use crate::image::ImageError;
 use crate::kubernetes::KubernetesError;
 use crate::nats::{Nats, NatsError};
-use crate::plan::{Layout, Parts, Plan, cache_directory};
+use crate::plan::{Layout, Plan};
 use crate::ports::{PortError, Ports, require_free};
 use crate::postgres::{Postgres, PostgresError};
 use crate::secrets::{Secrets, SecretsError, write_private};
-use crate::services::{self, BUILD_BOXD, ClusterEndpoint, NotBuilt, Replica, Surroundings};
+use crate::services::{self, BUILD_BOXD, NotBuilt, Replica, Surroundings};
 use crate::state::{GatewayEndpoint, Phase, State};
 
 mod board;
+mod cluster;
 mod kubernetes;
 mod layer;
 mod parts;
@@ -33,6 +36,7 @@ mod probe;
 mod stop;
 
 use board::Board;
+use cluster::Cluster;
 use layer::{Layer, NotReady};
 use probe::{answers, url_of};
 use stop::stop_request;
@@ -75,14 +79,8 @@ struct Supervisor {
     secrets: Secrets,
     board: Board,
     ports: Ports,
-    /// Where the cluster's things are; `None` for an instance without one.
-    paths: Option<Paths>,
-    /// Keeps a test's place locked until everything in it is gone.
-    slot: Option<Slot>,
     services: Layer,
-    kubelet: Layer,
-    containerd: Layer,
-    control: Layer,
+    clusters: Vec<Cluster>,
     nats: Layer,
     postgres: Layer,
 }
@@ -134,51 +132,25 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
 impl Supervisor {
     fn new(layout: Layout, plan: Plan) -> Result<Self, SuperviseError> {
         let secrets = Secrets::load_or_generate(&layout.secrets())?;
-        let kind = match plan.parts {
-            Parts {
-                kubernetes: true, ..
-            } => Some("kubernetes"),
-            Parts {
-                containerd: true, ..
-            } => Some("containerd"),
-            _ => None,
-        };
-        let slot = match (kind, &plan.deployment) {
-            (Some(kind), None) => Some(Slot::take(&cache_directory(), kind)?),
-            _ => None,
-        };
-        let paths = match (&slot, &plan.deployment) {
-            (Some(slot), _) => Some(slot.paths.clone()),
-            (None, Some(deployment)) => Some(Paths {
-                deployment: deployment.clone(),
-                root: layout.images(plan.parts),
-                boxes: layout.directory().join("boxes"),
-            }),
-            (None, None) => None,
-        };
-        let deployment = paths.as_ref().map_or_else(
-            || format!("test-{}", hex::encode(rand::random::<[u8; 4]>())),
-            |paths| paths.deployment.clone(),
-        );
-        let board = Board::new(&layout, State::new(deployment)).map_err(|source| {
+        let instance = plan
+            .deployment
+            .clone()
+            .unwrap_or_else(|| format!("test-{}", hex::encode(rand::random::<[u8; 4]>())));
+        let board = Board::new(&layout, State::new(instance)).map_err(|source| {
             SuperviseError::Directory {
                 path: layout.directory().display().to_string(),
                 source,
             }
         })?;
         Ok(Self {
+            ports: Ports::new()?,
+            services: Layer::new(board.clone()),
+            clusters: Cluster::all(&layout, &plan, &board)?,
+            nats: Layer::new(board.clone()),
+            postgres: Layer::new(board.clone()),
             layout,
             plan,
             secrets,
-            ports: Ports::new()?,
-            paths,
-            slot,
-            services: Layer::new(board.clone()),
-            kubelet: Layer::new(board.clone()),
-            containerd: Layer::new(board.clone()),
-            control: Layer::new(board.clone()),
-            nats: Layer::new(board.clone()),
-            postgres: Layer::new(board.clone()),
             board,
         })
     }
@@ -202,12 +174,10 @@ impl Supervisor {
         if self.plan.is_test() {
             crate::abandoned::remove().await;
         }
-        if let Some(paths) = &self.paths {
-            leftovers::remove(paths).await;
+        for cluster in &self.clusters {
+            cluster.clear().await?;
         }
-        if let Some(slot) = &self.slot {
-            slot.occupy()?;
-        }
+        leftovers::release_postgres(&self.board.deployment());
         let postgres_port = self.ports.take()?;
         let nats_ports = (self.ports.take()?, self.ports.take()?);
         // Disjoint parts of self, started at the same time.
@@ -216,15 +186,12 @@ impl Supervisor {
             plan,
             secrets,
             board,
-            paths,
-            kubelet,
-            containerd,
-            control,
+            clusters,
             nats,
             postgres,
             ..
         } = self;
-        let (postgres, nats, cluster) = tokio::try_join!(
+        let (postgres, nats, clusters) = tokio::try_join!(
             async {
                 match wanted.postgres {
                     true => parts::postgres(layout, plan, secrets, postgres, postgres_port)
@@ -242,42 +209,25 @@ impl Supervisor {
                 }
             },
             async {
-                let Some(paths) = paths.clone() else {
-                    return Ok(None);
-                };
-                if wanted.kubernetes {
-                    let layers = kubernetes::Layers {
-                        kubelet,
-                        node: containerd,
-                        control,
-                    };
-                    let started = kubernetes::start(layout, plan, layers, paths).await?;
-                    return Ok(Some(ClusterEndpoint::Kubernetes(started.endpoint)));
+                if clusters.is_empty() {
+                    return Ok(Vec::new());
                 }
-                if wanted.containerd {
-                    let started = parts::containerd(layout, plan, containerd, paths).await?;
-                    return Ok(Some(ClusterEndpoint::Containerd(started.endpoint)));
-                }
-                Ok(None)
+                let images = parts::images(board).await?;
+                let starts = clusters
+                    .iter_mut()
+                    .map(|cluster| cluster.start(layout, plan, &images));
+                try_join_all(starts).await
             },
         )?;
         board.update(|state| {
             state.postgres = postgres.as_ref().map(|postgres| postgres.endpoint.clone());
             state.nats = nats.as_ref().map(|nats| nats.endpoint.clone());
-            match &cluster {
-                Some(ClusterEndpoint::Containerd(endpoint)) => {
-                    state.containerd = Some(endpoint.clone());
-                }
-                Some(ClusterEndpoint::Kubernetes(endpoint)) => {
-                    state.kubernetes = Some(endpoint.clone());
-                }
-                None => {}
-            }
+            state.clusters.clone_from(&clusters);
         });
-        if let (true, Some(postgres), Some(nats), Some(cluster)) =
-            (wanted.services, postgres, nats, cluster)
+        if let (true, Some(postgres), Some(nats)) = (wanted.services, postgres, nats)
+            && !clusters.is_empty()
         {
-            self.start_services(&postgres, &nats, &cluster).await?;
+            self.start_services(&postgres, &nats, &clusters).await?;
         }
         self.board.say(&format!(
             "all is ready after {:.1} s",
@@ -290,12 +240,12 @@ impl Supervisor {
         &mut self,
         postgres: &Postgres,
         nats: &Nats,
-        cluster: &ClusterEndpoint,
+        clusters: &[crate::cluster::Cluster],
     ) -> Result<(), SuperviseError> {
-        let clusters = self.layout.clusters();
-        write_private(&clusters, services::clusters(cluster).as_bytes()).map_err(|source| {
+        let file = self.layout.clusters();
+        write_private(&file, services::clusters(clusters).as_bytes()).map_err(|source| {
             SuperviseError::Directory {
-                path: clusters.display().to_string(),
+                path: file.display().to_string(),
                 source,
             }
         })?;
@@ -334,7 +284,7 @@ impl Supervisor {
                 secrets: &self.secrets,
                 postgres: &postgres.endpoint,
                 nats: &nats.endpoint,
-                clusters: &clusters,
+                clusters: &file,
             };
             let name = replica.name();
             let launch = replica.launch(&around, self.layout.log(&name))?;
@@ -358,28 +308,9 @@ impl Supervisor {
     async fn tear_down(mut self, phase: Phase) {
         self.board.update(|state| state.phase = Phase::Stopping);
         self.services.end().await;
-        self.kubelet.end().await;
-        if let Some(paths) = &self.paths {
-            if self.containerd.is_running() {
-                // What this misses, `leftovers` finds.
-                let removal = async {
-                    crate::containerd::cri::Cri::connect(&paths.socket())
-                        .await?
-                        .remove_all()
-                        .await
-                };
-                match tokio::time::timeout(Duration::from_secs(60), removal).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => self.board.say(&format!("removing boxes: {error}")),
-                    Err(_) => self.board.say("removing boxes took more than 60 s"),
-                }
-            }
-            tokio::join!(self.containerd.end(), self.control.end());
-        }
+        join_all(self.clusters.iter_mut().map(Cluster::end)).await;
         tokio::join!(self.nats.end(), self.postgres.end());
-        if let Some(paths) = &self.paths {
-            leftovers::remove(paths).await;
-        }
+        leftovers::release_postgres(&self.board.deployment());
         if self.plan.is_test() {
             for directory in [self.layout.postgres(), self.layout.nats()] {
                 let _ = std::fs::remove_dir_all(directory);

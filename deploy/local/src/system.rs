@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::cluster::Cluster;
 use crate::containerd::ContainerdEndpoint;
 use crate::instance::{Instance, StartError, bin_dir, boxd};
 use crate::kubernetes::KubernetesEndpoint;
@@ -139,8 +140,8 @@ impl System {
             },
             postgres: state.postgres,
             nats: state.nats,
-            containerd: state.containerd,
-            kubernetes: state.kubernetes,
+            containerd: state.clusters.iter().find_map(Cluster::containerd).cloned(),
+            kubernetes: state.clusters.iter().find_map(Cluster::kubernetes).cloned(),
             gateway: state.gateway,
             instance,
         })

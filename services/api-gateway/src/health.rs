@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
-use agentbox_api::health::{CapacityBody, ClusterState, Health, Probe, Unhealthy};
+use agentbox_api::health::{CapacityBody, ClusterState, Health, NamedCluster, Probe, Unhealthy};
 use agentbox_contracts::environment::rpc::{self, ClusterHealth};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity;
@@ -59,6 +59,20 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
             available_cpu: MilliCpu(up().map(|cluster| cluster.available_cpu_milli).sum())
                 .to_string(),
             available_memory: Bytes(memory / MEBIBYTE * MEBIBYTE).to_string(),
+        },
+        clusters: match clusters {
+            [_] => Vec::new(),
+            several => several.iter().map(named).collect(),
+        },
+    }
+}
+
+fn named(cluster: &ClusterHealth) -> NamedCluster {
+    NamedCluster {
+        name: cluster.name.clone(),
+        state: ClusterState {
+            connected: cluster.connected,
+            version: cluster.version.clone(),
         },
     }
 }
@@ -183,6 +197,8 @@ mod tests {
         assert_eq!(health.status, "degraded");
         assert!(!health.kubernetes.connected);
         assert_eq!(health.capacity.total_nodes, 3);
+        let connected: Vec<bool> = health.clusters.iter().map(|c| c.state.connected).collect();
+        assert_eq!(connected, [true, false]);
         assert_eq!(summary(&[], false).status, "unhealthy");
     }
 }

@@ -224,13 +224,6 @@ impl Parts {
     /// What time asks for, in every cluster.
     async fn sweep(&self) {
         let instance = self.bus.instance();
-        let due = due::keep_driving(
-            self.store.clone(),
-            self.clusters.clone(),
-            self.reconciler.clone(),
-            self.settings.max_reconciles,
-            self.shutdown.clone(),
-        );
         let expiry = lease::while_held(&self.store, "expiry", instance, &self.shutdown, |held| {
             expire::sweep(&self.environments, held)
         });
@@ -238,10 +231,11 @@ impl Parts {
             lease::while_held(&self.store, "retention", instance, &self.shutdown, |held| {
                 retention::sweep(&self.store, self.settings.retention, held)
             });
-        tokio::join!(due, expiry, forgetting);
+        tokio::join!(expiry, forgetting);
     }
 
-    /// Serves one cluster until shutdown: its capacity, its commands, its changes.
+    /// Serves one cluster until shutdown: its capacity, its commands, what is due in it, its
+    /// changes.
     async fn serve_cluster(
         &self,
         name: String,
@@ -285,6 +279,13 @@ impl Parts {
             },
             self.shutdown.clone(),
         );
+        let due = due::keep_driving(
+            self.store.clone(),
+            name.clone(),
+            self.reconciler.clone(),
+            self.settings.max_reconciles,
+            self.shutdown.clone(),
+        );
         let lease = format!("cluster:{name}");
         let changes = lease::while_held(
             &self.store,
@@ -301,7 +302,7 @@ impl Parts {
                 )
             },
         );
-        tokio::join!(commands, capacity, changes);
+        tokio::join!(commands, due, capacity, changes);
         Ok(())
     }
 }

@@ -11,6 +11,16 @@ pub struct Health {
     /// The clusters, whatever their kind.
     pub kubernetes: ClusterState,
     pub capacity: CapacityBody,
+    /// Each of them, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<NamedCluster>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NamedCluster {
+    pub name: String,
+    #[serde(flatten)]
+    pub state: ClusterState,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

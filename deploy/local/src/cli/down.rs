@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use nix::sys::signal::Signal;
 
-use crate::containerd::{Paths, leftovers};
+use crate::containerd::leftovers;
 use crate::plan::{Layout, Plan};
 use crate::state::State;
 
@@ -71,12 +71,10 @@ pub(super) async fn sweep(layout: &Layout) {
     if let Some(plan) = plan
         && let Some(deployment) = plan.deployment
     {
-        leftovers::remove(&Paths {
-            deployment,
-            root: layout.images(plan.parts),
-            boxes: layout.directory().join("boxes"),
-        })
-        .await;
+        for kind in plan.parts.clusters() {
+            leftovers::remove(&layout.cluster(&deployment, kind)).await;
+        }
+        leftovers::release_postgres(&deployment);
     }
     let _ = std::fs::remove_file(layout.state());
 }

@@ -11,8 +11,9 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{down, prepare};
+use crate::cluster::{LABEL, Runtime};
 use crate::instance::{bin_dir, boxd};
-use crate::plan::{Layout, Plan, Runtime, cache_directory};
+use crate::plan::{Layout, Parts, Plan, cache_directory};
 use crate::secrets::{Secrets, write_private};
 use crate::services::{self, BUILD_BOXD, BUILD_SERVICES};
 use crate::state::{Phase, State};
@@ -26,9 +27,14 @@ pub(super) struct Options {
     #[arg(long, env = "REPLICAS", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     replicas: u16,
-    /// Where boxes run: this machine's containerd, or a Kubernetes of one node on it.
-    #[arg(long, env = "RUNTIME", default_value = "containerd")]
-    runtime: Runtime,
+    /// Where boxes run: this machine's containerd, a Kubernetes of one node on it, or both.
+    #[arg(
+        long,
+        env = "RUNTIME",
+        default_value = "containerd",
+        value_delimiter = ','
+    )]
+    runtime: Vec<Runtime>,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -101,7 +107,11 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
-        parts: options.runtime.parts(),
+        parts: Parts {
+            containerd: options.runtime.contains(&Runtime::Containerd),
+            kubernetes: options.runtime.contains(&Runtime::Kubernetes),
+            ..Parts::ALL
+        },
         replicas: usize::from(options.replicas),
         durable: true,
         bin_dir: bin_dir(),
@@ -177,6 +187,7 @@ fn tell(layout: &Layout, state: &State) -> anyhow::Result<()> {
         "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n"
     );
     write_private(&file, text.as_bytes())?;
+    let kinds: Vec<&str> = state.clusters.iter().map(|c| c.kind().as_str()).collect();
     println!(
         r#"
 AgentBox is ready.
@@ -185,6 +196,7 @@ AgentBox is ready.
   username  {username}
   password  {password}
   (also in {file}, for scripts to source)
+  boxes on  {kinds} (the label `{LABEL}`, for a node_selector)
 
 A first environment:
 
@@ -197,6 +209,7 @@ A first environment:
 
 `make status`, `make logs` and `make down` do what they say."#,
         file = file.display(),
+        kinds = kinds.join(" and "),
     );
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! Removes everything that an instance can leave, with no containerd running.
+//! Removes everything that a cluster can leave, with no containerd running.
 //!
 //! Works from names alone ([`Paths`]), is safe to repeat, and removes nothing of another
-//! instance. Runs at the end of every instance, and before one starts where a killed one
-//! may have been. What deployments that share the instance's containerd leave
+//! cluster. Runs at the end of every cluster, and before one starts where a killed one
+//! may have been. What deployments that share the cluster's containerd leave
 //! ([`super::ContainerdEndpoint::another_deployment`]) is found by their names, which
-//! begin with the instance's.
+//! begin with the cluster's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,7 +42,6 @@ pub(crate) async fn remove(paths: &Paths) {
     .await;
     remove_shim_sockets(&paths.state());
     control_groups::remove(&paths.deployment).await;
-    release_postgres(&paths.deployment);
     unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
     crate::network::remove(&paths.deployment).await;
     crate::kubernetes::node::remove_control_groups(&paths.deployment);
@@ -57,8 +56,8 @@ pub(crate) async fn remove(paths: &Paths) {
 }
 
 /// Postgres' own way to its data, where it needed one.
-pub(crate) fn release_postgres(deployment: &str) {
-    let mount_point = postgres_mount(deployment);
+pub(crate) fn release_postgres(instance: &str) {
+    let mount_point = postgres_mount(instance);
     unmount_below(&[&mount_point]);
     // Never recursively: were it still mounted, these would be the data.
     let _ = std::fs::remove_dir(mount_point);

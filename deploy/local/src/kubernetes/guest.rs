@@ -8,7 +8,7 @@ use super::api::Api;
 use super::build::{BuildError, Programs};
 use super::node::Addresses;
 use super::{KubernetesEndpoint, KubernetesError, build, dns, registry};
-use crate::containerd::run_directory;
+use crate::containerd::{run_directory, socket_of};
 use crate::image::{Archive, programs};
 use crate::plan::cache_directory;
 use crate::tool::Tool;
@@ -109,7 +109,7 @@ impl KubernetesEndpoint {
         images: impl IntoIterator<Item = &Archive>,
     ) -> Result<(), KubernetesError> {
         let programs = build::provide(&cache_directory(), |_| {}).await?;
-        let socket = run_directory(&self.deployment).join("containerd.sock");
+        let socket = socket_of(&self.deployment);
         for archive in images {
             Tool::new(programs.bin("containerd").join("ctr"))
                 .args([Path::new("--address"), &socket])

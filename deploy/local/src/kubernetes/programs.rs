@@ -19,6 +19,9 @@ use crate::tool::search_path;
 /// Where Felix says on the node's loopback whether it is ready.
 pub(crate) const FELIX_PORT: u16 = 9099;
 
+/// The node's containerd among the instance's programs.
+pub(crate) const NODE_CONTAINERD: &str = "node-containerd";
+
 /// Everything that the launches are made of.
 pub(crate) struct Launches<'a> {
     pub(crate) programs: &'a Programs,
@@ -182,6 +185,9 @@ impl Launches<'_> {
     pub(crate) fn containerd(&self) -> Launch {
         let flags = vec![flag("config", &self.paths.configuration())];
         let mut launch = self.launch("containerd", "containerd", flags);
+        // This machine may have one of the instance's own beside it.
+        launch.name = NODE_CONTAINERD.to_owned();
+        launch.log = self.layout.log(NODE_CONTAINERD);
         launch.grace = Duration::from_secs(10);
         launch
     }

@@ -4,38 +4,32 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::SuperviseError;
-use super::layer::{Layer, ready};
+use super::cluster::Layers;
+use super::layer::ready;
 use super::probe::answers;
 use crate::containerd::Paths;
 use crate::containerd::cri::Cri;
-use crate::image;
+use crate::image::Images;
 use crate::kubernetes::api::Api;
-use crate::kubernetes::{FELIX_PORT, Kubernetes, KubernetesError, build, measure, node, registry};
+use crate::kubernetes::{
+    FELIX_PORT, Kubernetes, KubernetesError, NODE_CONTAINERD, build, measure, node, registry,
+};
 use crate::plan::{Layout, Plan, cache_directory};
 
 const PROXY_PORT: u16 = 10_256;
 /// A machine that is busy with something else needs its time.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The programs of one cluster, by when they end.
-pub(super) struct Layers<'a> {
-    /// First: it would make again what is removed.
-    pub(super) kubelet: &'a mut Layer,
-    /// Then containerd, and the node itself.
-    pub(super) node: &'a mut Layer,
-    /// The rest, which containerd asks when it removes a Pod's network.
-    pub(super) control: &'a mut Layer,
-}
-
 pub(super) async fn start(
     layout: &Layout,
     plan: &Plan,
-    layers: Layers<'_>,
+    layers: &mut Layers,
     paths: Paths,
+    images: &Images,
 ) -> Result<Kubernetes, SuperviseError> {
     let Layers {
         kubelet,
-        node: machine,
+        containerd: machine,
         control,
     } = layers;
     let board = machine.board().clone();
@@ -43,12 +37,8 @@ pub(super) async fn start(
     let programs = build::provide(&cache, |step| board.say(&step))
         .await
         .map_err(KubernetesError::from)?;
-    let images = image::provide(&cache, |step| board.say(&step)).await?;
-    if let Some(remark) = images.remark {
-        board.say(remark);
-    }
     let registry = layout.registry();
-    let cluster = Kubernetes::prepare(paths, &plan.boxd, &images, &registry, programs).await?;
+    let cluster = Kubernetes::prepare(paths, &plan.boxd, images, &registry, programs).await?;
 
     machine.keep(node::keeper(&cluster.paths, layout.log("node")), None);
     let keeper_of = || {
@@ -125,7 +115,7 @@ pub(super) async fn start(
 
     let socket = cluster.paths.socket();
     machine
-        .until_ready("containerd", PATIENCE, || async {
+        .until_ready(NODE_CONTAINERD, PATIENCE, || async {
             match Cri::connect(&socket).await {
                 Ok(cri) => cri.ready().await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::SuperviseError;
+use super::board::Board;
 use super::layer::{Layer, ready};
 use super::probe::answers;
 use crate::containerd::{Containerd, Paths};
-use crate::image;
+use crate::image::{self, Images};
 use crate::nats::{Nats, NatsError};
 use crate::plan::{Layout, Plan, cache_directory};
 use crate::postgres::Postgres;
@@ -74,18 +75,23 @@ pub(super) async fn nats(
     Ok(nats)
 }
 
+/// What boxes start from, whichever cluster they are on.
+pub(super) async fn images(board: &Board) -> Result<Images, SuperviseError> {
+    let images = image::provide(&cache_directory(), |step| board.say(&step)).await?;
+    if let Some(remark) = images.remark {
+        board.say(remark);
+    }
+    Ok(images)
+}
+
 pub(super) async fn containerd(
     layout: &Layout,
     plan: &Plan,
     layer: &mut Layer,
     paths: Paths,
+    images: &Images,
 ) -> Result<Containerd, SuperviseError> {
-    let board = layer.board().clone();
-    let images = image::provide(&cache_directory(), |step| board.say(&step)).await?;
-    if let Some(remark) = images.remark {
-        board.say(remark);
-    }
-    let containerd = Containerd::prepare(paths, &plan.boxd, &images).await?;
+    let containerd = Containerd::prepare(paths, &plan.boxd, images).await?;
     layer.keep(containerd.launch(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
     layer
@@ -102,7 +108,7 @@ pub(super) async fn containerd(
         .await?
         .remove_all()
         .await?;
-    containerd.import(&images).await?;
-    board.say("containerd is ready");
+    containerd.import(images).await?;
+    layer.board().say("containerd is ready");
     Ok(containerd)
 }

@@ -5,12 +5,12 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use agentbox_local::System;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 /// So long one question may go unanswered.
 const PATIENCE: Duration = Duration::from_secs(60);
-const ONE_TRY: Duration = Duration::from_secs(20);
+const ONE_TRY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub struct Api {
@@ -43,13 +43,13 @@ impl Api {
 
     /// Makes a small busybox environment, once, however often it has to ask.
     pub async fn create(&self, name: &str) -> Value {
-        let body = json!({
-            "name": name,
-            "image": "busybox",
-            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
-            "timeout": 1800,
-        });
-        self.ask(Method::POST, "/environments", Some(body), Some(name))
+        self.create_as(small(name)).await
+    }
+
+    /// As [`Self::create`], from a body of the caller's.
+    pub async fn create_as(&self, body: Value) -> Value {
+        let name = body["name"].as_str().unwrap().to_owned();
+        self.ask(Method::POST, "/environments", Some(body), Some(&name))
             .await
     }
 
@@ -93,6 +93,26 @@ impl Api {
         }
     }
 
+    fn request(&self, method: &Method, path: &str, body: Option<&Value>) -> RequestBuilder {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.http.request(method.clone(), url).timeout(ONE_TRY);
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request
+    }
+
+    /// Asks once: status and body of whatever answer comes.
+    pub async fn once(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let (status, text) = answer(self.request(&method, path, body.as_ref()))
+            .await
+            .unwrap_or_else(|broken| panic!("{method} {path}: {broken:?}"));
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
     async fn ask(
         &self,
         method: Method,
@@ -102,16 +122,7 @@ impl Api {
     ) -> Value {
         let begun = Instant::now();
         loop {
-            let mut request = self
-                .http
-                .request(method.clone(), format!("{}{path}", self.base))
-                .timeout(ONE_TRY);
-            if !self.token.is_empty() {
-                request = request.bearer_auth(&self.token);
-            }
-            if let Some(body) = &body {
-                request = request.json(body);
-            }
+            let mut request = self.request(&method, path, body.as_ref());
             if let Some(key) = idempotency_key {
                 request = request.header("Idempotency-Key", key);
             }
@@ -133,8 +144,18 @@ impl Api {
     }
 }
 
+/// A small busybox environment.
+pub fn small(name: &str) -> Value {
+    json!({
+        "name": name,
+        "image": "busybox",
+        "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
+        "timeout": 1800,
+    })
+}
+
 /// Status and body; a connection that breaks in the midst of it has no answer.
-async fn answer(request: reqwest::RequestBuilder) -> Result<(u16, String), reqwest::Error> {
+async fn answer(request: RequestBuilder) -> Result<(u16, String), reqwest::Error> {
     let answer = request.send().await?;
     let status = answer.status().as_u16();
     Ok((status, answer.text().await?))

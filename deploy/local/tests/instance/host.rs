@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agentbox_local::{ContainerdEndpoint, ProcessIdentity};
+use agentbox_local::{ContainerdEndpoint, KubernetesEndpoint, ProcessIdentity};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -20,6 +20,13 @@ pub struct Supervised {
 impl Supervised {
     pub fn start(directory: &Path, cache: Option<&Path>) -> Self {
         Self::start_plan(directory, cache, &plan(None, false))
+    }
+
+    /// With a Kubernetes beside containerd.
+    pub fn start_both(directory: &Path, cache: &Path) -> Self {
+        let mut plan = plan(None, false);
+        plan["parts"]["kubernetes"] = true.into();
+        Self::start_plan(directory, Some(cache), &plan)
     }
 
     /// With the product's services.
@@ -78,7 +85,17 @@ impl Supervised {
     }
 
     pub fn containerd(&self) -> ContainerdEndpoint {
-        serde_json::from_value(self.state()["containerd"].clone()).unwrap()
+        serde_json::from_value(self.cluster("containerd")).unwrap()
+    }
+
+    pub fn kubernetes(&self) -> KubernetesEndpoint {
+        serde_json::from_value(self.cluster("kubernetes")).unwrap()
+    }
+
+    fn cluster(&self, kind: &str) -> Value {
+        let state = self.state();
+        let mut clusters = state["clusters"].as_array().unwrap().iter();
+        clusters.find(|c| c["driver"] == kind).unwrap()[kind].clone()
     }
 
     pub async fn api(&self) -> Api {
@@ -100,7 +117,8 @@ impl Supervised {
     }
 
     pub fn wait(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        // Its own bounds add up to less.
+        let deadline = Instant::now() + Duration::from_secs(100);
         while self.supervisor.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the supervisor did not end");
             std::thread::sleep(Duration::from_millis(20));

@@ -102,7 +102,7 @@ async fn kill(system: &System, part: &str, index: usize) -> Duration {
 }
 
 /// What `make status` says.
-fn status(system: &System) -> String {
+pub fn status(system: &System) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_agentbox-local"))
         .arg("--dir")
         .arg(system.directory())

@@ -8,7 +8,7 @@ use crate::api::Api;
 use crate::host::tool;
 
 /// Everything of the instance that this machine still has.
-fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
+pub fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
     let name = &cluster.deployment;
     let run = format!("/run/agentbox/{name}");
     let mut found = Vec::new();

@@ -9,6 +9,7 @@
 
 mod api;
 mod boxes;
+mod clusters;
 mod examples;
 mod host;
 mod kills;

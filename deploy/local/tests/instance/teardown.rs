@@ -8,6 +8,7 @@ use agentbox_local::{Options, ProcessIdentity, System, TestContainerd};
 
 use crate::api::Api;
 use crate::host::{Supervised, boxes_left, processes_in_boxes, remains};
+use crate::kubernetes::remains as of_kubernetes;
 use crate::pod::Pod;
 
 /// A directory that Postgres' own user may pass through.
@@ -138,6 +139,25 @@ async fn what_a_killed_supervisor_left_is_removed_by_whichever_instance_starts_n
 }
 
 #[tokio::test]
+async fn what_a_killed_supervisor_left_of_two_clusters_is_gone_after_the_next_start() {
+    TestContainerd::start().await.unwrap().system.stop().await;
+    let dir = directory();
+    let cache = own_cache(dir.path());
+    let killed = Supervised::start_both(dir.path(), &cache);
+    let (containerd, kubernetes) = (killed.containerd(), killed.kubernetes());
+    Pod::start(&containerd, "busybox").await;
+    kill_supervisor(killed);
+    assert!(!remains(&containerd).is_empty() && !of_kubernetes(&kubernetes).is_empty());
+
+    let mut next = Supervised::start_both(dir.path(), &cache);
+    assert_eq!(next.containerd().deployment, containerd.deployment);
+    next.test_program.kill().unwrap();
+    next.wait();
+    assert_eq!(remains(&containerd), Vec::<String>::new());
+    assert_eq!(of_kubernetes(&kubernetes), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_whole_system_that_is_stopped_with_its_boxes_leaves_nothing() {
     let system = System::start(Options::default()).await.unwrap();
     let endpoint = system.containerd.clone().unwrap();
@@ -185,4 +205,6 @@ async fn data_stay_over_a_restart_even_where_postgres_cannot_reach_them_by_itsel
     third.test_program.kill().unwrap();
     third.wait();
     assert_eq!(remains(&endpoint), Vec::<String>::new());
+    let way = format!("/run/agentbox/{deployment}-postgres");
+    assert!(!Path::new(&way).exists());
 }

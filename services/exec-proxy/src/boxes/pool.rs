@@ -191,7 +191,7 @@ impl Boxes {
         };
         tokio::time::timeout(CONNECT_DEADLINE, dialled)
             .await
-            .unwrap_or_else(|_| Err(BoxError::Unreachable("no answer in time".into())))
+            .unwrap_or_else(|_| Err(BoxError::Cluster("no answer in time".into())))
     }
 }
 
@@ -231,7 +231,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`BoxError::Unreachable`] when nothing listens there, [`BoxError::Cluster`] when
-    /// the driver cannot tell.
+    /// the driver cannot tell, or not in time.
     pub async fn connection(&self) -> Result<Connection, BoxError> {
         let mut kept = self.entry.connection.lock().await;
         let client = match &kept.client {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::Capacity;
 
@@ -142,6 +142,29 @@ pub fn rank(
     Ok(matching)
 }
 
+/// What to answer when no cluster that answers takes a request: what they refused it with,
+/// or to try again when one of those `away` (name and labels) may take it.
+#[must_use]
+pub fn unless_away<'a>(
+    refusal: Error,
+    selector: &BTreeMap<String, String>,
+    away: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,
+) -> Error {
+    let mut possible = away
+        .into_iter()
+        .filter(|(_, labels)| rest_of_selector(selector, labels).is_some());
+    match possible.next() {
+        Some((name, _)) if refusal.code == ErrorCode::Validation => Error::new(
+            ErrorCode::Unavailable,
+            format!(
+                "cluster `{name}` may take it and is away, try again; elsewhere: {}",
+                refusal.message
+            ),
+        ),
+        _ => refusal,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +273,18 @@ mod tests {
         assert!(rank(&selector(&[]), wanted(1, 901), two()).is_err());
         assert!(rank(&selector(&[]), wanted(1_500, 500), two()).is_err());
         assert_eq!(names(rank(&selector(&[]), wanted(1_500, 5), two())), ["b"]);
+    }
+
+    #[test]
+    fn what_a_cluster_that_is_away_may_take_is_not_called_wrong() {
+        let refused = || Error::field("node_selector", "no cluster has `region=us`");
+        let (eu, us) = (selector(&[("region", "eu")]), selector(&[("region", "us")]));
+        let told = unless_away(refused(), &us, [("a", &eu), ("b", &us)]);
+        assert_eq!(told.code, ErrorCode::Unavailable);
+        assert!(told.message.contains("`b`"), "{told}");
+        assert_eq!(unless_away(refused(), &us, [("a", &eu)]), refused());
+        let down = || Error::new(ErrorCode::Unavailable, "down");
+        assert_eq!(unless_away(down(), &us, [("b", &us)]), down());
     }
 
     #[test]

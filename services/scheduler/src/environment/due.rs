@@ -8,26 +8,26 @@ use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::cluster::registry::Clusters;
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const BATCH: u32 = 64;
 
-/// Drives what is due in every connected cluster, up to `at_once` at a time, until
-/// `shutdown`. Every replica does so; each environment is taken by one of them.
+/// Drives what is due in one cluster, up to `at_once` at a time, until `shutdown`. Every
+/// replica does so; each environment is taken by one of them. A cluster that hangs holds up
+/// only its own.
 pub async fn keep_driving(
     store: Store,
-    clusters: Clusters,
+    cluster: String,
     reconciler: Arc<Reconciler>,
     at_once: usize,
     shutdown: CancellationToken,
 ) {
-    let source = (store, clusters, shutdown, false);
+    let source = (store, cluster, shutdown, false);
     let due = futures::stream::unfold(
         source,
-        |(store, clusters, shutdown, mut at_once)| async move {
+        |(store, cluster, shutdown, mut at_once)| async move {
             loop {
                 if !at_once {
                     tokio::select! {
@@ -39,15 +39,10 @@ pub async fn keep_driving(
                     return None;
                 }
                 at_once = false;
-                let connected: Vec<String> = clusters
-                    .iter()
-                    .filter(|cluster| cluster.runtime().is_some())
-                    .map(|cluster| cluster.name.clone())
-                    .collect();
-                match store.due(&connected, BATCH).await {
+                match store.due(&cluster, BATCH).await {
                     Ok(ids) if ids.is_empty() => {}
                     // Where there was one batch there may be another.
-                    Ok(ids) => return Some((ids, (store, clusters, shutdown, true))),
+                    Ok(ids) => return Some((ids, (store, cluster, shutdown, true))),
                     Err(error) => tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "what is due cannot be read"

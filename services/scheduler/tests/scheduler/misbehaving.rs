@@ -13,7 +13,7 @@ use agentbox_runtime::{
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use crate::support::cluster::{CALL, World};
+use crate::support::cluster::{CALL, CLUSTER, World};
 use crate::support::scheduler::settings;
 use crate::support::{eventually, request};
 
@@ -160,6 +160,37 @@ async fn an_environment_whose_command_was_lost_runs_all_the_same() {
     world
         .reaches(&record.environment.id, Status::Running, SOON)
         .await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_hangs_holds_up_no_other() {
+    let world = World::new().await;
+    // Cut off as well: it would take the other's boxes, of the same machine, for unwanted.
+    let hangs = Gate::new(world.driver.clone(), 0);
+    hangs.is_cut_off.store(true, Ordering::SeqCst);
+    let mut settings = settings();
+    settings.max_reconciles = 1;
+    let mut ids = Vec::new();
+    for cluster in ["hangs", "hangs", CLUSTER] {
+        let mut waits = crate::support::creation(&world.owner, request(cluster));
+        waits.environment.cluster = cluster.into();
+        let record = world.database.store.create(&waits).await.unwrap();
+        ids.push(record.environment.id);
+    }
+    // No command: they are found when they are due, the first two before the last.
+    world
+        .database
+        .execute("UPDATE outbox SET published_at = now() WHERE kind = 'command'")
+        .await;
+    let clusters: Vec<(&str, Arc<dyn Runtime>)> =
+        vec![("hangs", hangs.clone()), (CLUSTER, world.driver.clone())];
+    let replica = world.replica_of(clusters, settings).await;
+    eventually("it hangs", SOON, async || {
+        hangs.waiting.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    world.reaches(&ids[2], Status::Running, SOON).await;
     replica.stop().await;
 }
 

@@ -299,21 +299,13 @@ async fn what_is_due_is_taken_by_one_replica() {
                 .id,
         );
     }
-    let clusters = vec!["test".to_owned()];
     assert!(
-        database.store.due(&clusters, 64).await.unwrap().is_empty(),
+        database.store.due("test", 64).await.unwrap().is_empty(),
         "not due yet"
     );
     database.execute("UPDATE drives SET due_at = now()").await;
-    assert!(
-        database
-            .store
-            .due(&["other".to_owned()], 64)
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    let taken = join_all((0..4).map(|_| database.store.due(&clusters, 8))).await;
+    assert!(database.store.due("other", 64).await.unwrap().is_empty());
+    let taken = join_all((0..4).map(|_| database.store.due("test", 8))).await;
     let mut taken: Vec<_> = taken.into_iter().flat_map(Result::unwrap).collect();
     taken.sort();
     ids.sort();

@@ -9,7 +9,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::Environments;
-use crate::cluster::placement::{Candidate, rank, room};
+use crate::cluster::placement::{Candidate, rank, room, unless_away};
 use crate::cluster::registry::no_cluster;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::{self, SpecError};
@@ -100,28 +100,42 @@ impl Environments {
         Ok(created.environment)
     }
 
-    /// The first cluster of the ranking that could ever run it.
+    /// The cluster for it, of those that are there.
     async fn place(
         &self,
         environment: &Environment,
         quantities: Quantities,
     ) -> Result<Candidate, Error> {
-        let inner = self.inner();
-        let candidates: Vec<Candidate> = inner
-            .clusters
-            .iter()
-            .filter(|cluster| cluster.runtime().is_some())
-            .filter_map(|cluster| {
-                Some(Candidate {
+        let mut candidates = Vec::new();
+        let mut away = Vec::new();
+        for cluster in self.inner().clusters.iter() {
+            // One whose nodes are all closed or silent takes nothing either.
+            let capacity = cluster.capacity.current().filter(|has| has.nodes > 0);
+            match capacity {
+                Some(capacity) if cluster.runtime().is_some() => candidates.push(Candidate {
                     name: cluster.name.clone(),
                     labels: cluster.labels.clone(),
-                    capacity: cluster.capacity.current()?,
-                })
-            })
-            .collect();
+                    capacity,
+                }),
+                _ => away.push((cluster.name.as_str(), &cluster.labels)),
+            }
+        }
         if candidates.is_empty() {
             return Err(no_cluster());
         }
+        self.first_that_takes(environment, quantities, candidates)
+            .await
+            .map_err(|refusal| unless_away(refusal, &environment.request.node_selector, away))
+    }
+
+    /// The first cluster of the ranking that could ever run it.
+    async fn first_that_takes(
+        &self,
+        environment: &Environment,
+        quantities: Quantities,
+        candidates: Vec<Candidate>,
+    ) -> Result<Candidate, Error> {
+        let inner = self.inner();
         let mut refusal = None;
         for candidate in rank(&environment.request.node_selector, quantities, candidates)? {
             let Some((cluster, runtime)) = inner

@@ -117,30 +117,21 @@ impl Store {
         }
     }
 
-    /// Takes up to `limit` environments of `clusters` that are due, and puts their next
+    /// Takes up to `limit` environments of `cluster` that are due, and puts their next
     /// time off so that no other replica takes the same.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn due(
-        &self,
-        clusters: &[String],
-        limit: u32,
-    ) -> Result<Vec<EnvironmentId>, StoreError> {
+    pub async fn due(&self, cluster: &str, limit: u32) -> Result<Vec<EnvironmentId>, StoreError> {
         let statement = sql(
             "UPDATE drives SET due_at = now() + make_interval(secs => $3)
              WHERE environment_id IN (
                 SELECT environment_id FROM drives
-                WHERE due_at <= now()
-                  AND cluster IN (SELECT jsonb_array_elements_text($1))
+                WHERE due_at <= now() AND cluster = $1
                 ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
              )
              RETURNING environment_id",
-            [
-                serde_json::to_value(clusters)?.into(),
-                i64::from(limit).into(),
-                seconds(LEASE),
-            ],
+            [cluster.into(), i64::from(limit).into(), seconds(LEASE)],
         );
         self.environment_ids(statement).await
     }

@@ -125,9 +125,18 @@ impl World {
     }
 
     pub async fn replica_with(&self, runtime: Arc<dyn Runtime>, settings: Settings) -> Replica {
-        let replica = Replica::start(&self.database, &self.nats, CLUSTER, runtime, settings).await;
+        let replica = self.replica_of(vec![(CLUSTER, runtime)], settings).await;
         self.answers().await;
         replica
+    }
+
+    /// A replica that serves several clusters, and need not be answered by all.
+    pub async fn replica_of(
+        &self,
+        runtimes: Vec<(&str, Arc<dyn Runtime>)>,
+        settings: Settings,
+    ) -> Replica {
+        Replica::start(&self.database, &self.nats, runtimes, settings).await
     }
 
     /// A replica that is a process, to kill.

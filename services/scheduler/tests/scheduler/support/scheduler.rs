@@ -77,8 +77,7 @@ impl Replica {
     pub async fn start(
         database: &Database,
         nats: &NatsEndpoint,
-        cluster: &str,
-        runtime: Arc<dyn Runtime>,
+        runtimes: Vec<(&str, Arc<dyn Runtime>)>,
         settings: Settings,
     ) -> Self {
         let bus = bus(nats, "scheduler").await;
@@ -87,12 +86,11 @@ impl Replica {
             cpu: 1_000.0,
             memory: 1_000.0,
         };
-        let clusters = Clusters::new([Cluster::new(
-            cluster,
-            "containerd",
-            BTreeMap::new(),
-            overcommit,
-        )]);
+        let clusters = Clusters::new(
+            runtimes
+                .iter()
+                .map(|(name, _)| Cluster::new(name, "containerd", BTreeMap::new(), overcommit)),
+        );
         let shutdown = CancellationToken::new();
         let scheduler = Scheduler::new(
             database.store.clone(),
@@ -101,9 +99,12 @@ impl Replica {
             settings,
             shutdown.clone(),
         );
-        let name = cluster.to_owned();
+        let runtimes = runtimes
+            .into_iter()
+            .map(|(name, runtime)| (name.to_owned(), runtime))
+            .collect();
         let task = tokio::spawn(async move {
-            scheduler.run_with(vec![(name, runtime)]).await.unwrap();
+            scheduler.run_with(runtimes).await.unwrap();
         });
         Self { task, shutdown }
     }
