@@ -10,6 +10,7 @@ use crate::support::boxes::{idle, script, small};
 use crate::support::caller::{send, someone};
 use crate::support::eventually;
 use crate::support::sse::{Event, Events};
+use crate::support::system::stderr_after_the_end;
 
 fn messages(body: &Value) -> Vec<&str> {
     body["logs"]
@@ -45,6 +46,7 @@ async fn lines_have_their_time_stream_and_text_while_it_runs_and_after_its_end()
     })
     .await;
     assert_eq!(messages(&while_running)[..2], ["one", "two"]);
+    assert_eq!(while_running["logs"][1]["stream"], "stderr");
     user.caller.until_ended(&id).await;
     for gateway in 0..user.caller.gateways() {
         let body = user.caller.get_on(gateway, &path).await.is(200);
@@ -55,7 +57,7 @@ async fn lines_have_their_time_stream_and_text_while_it_runs_and_after_its_end()
             .iter()
             .map(|l| &l["stream"])
             .collect();
-        assert_eq!(streams, ["stdout", "stderr", "stdout"]);
+        assert_eq!(streams, ["stdout", stderr_after_the_end(), "stdout"]);
         for line in body["logs"].as_array().unwrap() {
             let at: DateTime<Utc> = line["timestamp"].as_str().unwrap().parse().unwrap();
             assert!(
@@ -187,7 +189,7 @@ async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
     assert_eq!(tail.len(), 2);
     assert_eq!(
         tail[0].json(),
-        json!({"stream": "stderr", "message": "two"})
+        json!({"stream": stderr_after_the_end(), "message": "two"})
     );
 }
 

@@ -1,6 +1,6 @@
 //! The systems under test.
 
-use agentbox_local::{Options, Parts, System};
+use agentbox_local::{Options, Runtime, System};
 use tokio::sync::OnceCell;
 
 /// How long a request's head or body may take on the shared system, in seconds.
@@ -55,14 +55,26 @@ pub async fn short_lived() -> &'static System {
 /// Which cluster the boxes are on: `kubernetes`, or containerd.
 const RUNTIME: &str = "AGENTBOX_TEST_RUNTIME";
 
+fn runtime() -> Runtime {
+    match std::env::var(RUNTIME).as_deref() {
+        Ok("kubernetes") => Runtime::Kubernetes,
+        Ok("containerd") | Err(_) => Runtime::Containerd,
+        Ok(other) => panic!("{RUNTIME} is `{other}`: containerd or kubernetes"),
+    }
+}
+
+/// Of which stream a line of stderr is once its box has ended: one of the differences in
+/// `docs/drivers.md`.
+pub fn stderr_after_the_end() -> &'static str {
+    match runtime() {
+        Runtime::Containerd => "stderr",
+        Runtime::Kubernetes => "stdout",
+    }
+}
+
 /// The tests come from this machine and say for whom they speak, as a proxy would.
 pub fn options() -> Options {
-    let parts = match std::env::var(RUNTIME).as_deref() {
-        Ok("kubernetes") => Parts::ALL_ON_KUBERNETES,
-        Ok("containerd") | Err(_) => Parts::ALL,
-        Ok(other) => panic!("{RUNTIME} is `{other}`: containerd or kubernetes"),
-    };
-    Options::parts(parts).env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
+    Options::parts(runtime().parts()).env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
 }
 
 /// Without limits that a test could meet by accident.
