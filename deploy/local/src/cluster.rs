@@ -98,11 +98,13 @@ impl Cluster {
         }
     }
 
-    /// Where the containerd listens that runs its boxes.
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// Where the containerd listens that runs its boxes, if it is on this machine.
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
         match &self.endpoint {
-            Endpoint::Containerd { containerd } => containerd.socket.clone(),
-            Endpoint::Kubernetes { kubernetes } => socket_of(&kubernetes.deployment),
+            Endpoint::Containerd { containerd } => Some(containerd.socket.clone()),
+            Endpoint::Kubernetes { kubernetes } => {
+                Some(socket_of(&kubernetes.deployment)).filter(|socket| socket.exists())
+            }
         }
     }
 }
@@ -118,7 +120,7 @@ mod tests {
         let endpoint = json!({
             "kubeconfig": "/k", "deployment": "d", "system_namespace": "s", "boxd_image": "b",
             "image_pull_secrets": [], "cluster_cidrs": [], "boxd_client_cidrs": [],
-            "dns_servers": [],
+            "dns_servers": [], "reach": "pod_ip",
         });
         let kubernetes: KubernetesEndpoint = serde_json::from_value(endpoint.clone()).unwrap();
         let cluster = Cluster::new("k", Endpoint::Kubernetes { kubernetes });

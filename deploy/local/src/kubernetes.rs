@@ -13,11 +13,12 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::containerd::{ContainerdError, Paths};
 use crate::image::{Archive, ImageError, Images};
-use crate::network::{self, NetworkError, Subnet, bridge_name};
+use crate::network::{self, NetworkError, bridge_name};
 use crate::plan::{Layout, cache_directory};
 use crate::tool::ToolError;
 
@@ -25,6 +26,7 @@ pub(crate) mod api;
 pub(crate) mod build;
 mod configuration;
 mod dns;
+pub mod existing;
 pub mod guest;
 pub(crate) mod measure;
 pub(crate) mod node;
@@ -79,10 +81,12 @@ pub struct KubernetesEndpoint {
     /// The Secret with the login of the cluster's registry.
     pub image_pull_secrets: Vec<String>,
     /// Nodes, services and pods.
-    pub cluster_cidrs: Vec<Subnet>,
+    pub cluster_cidrs: Vec<IpNet>,
     /// This machine, as the boxes see it: its exec-proxies reach them from there.
     pub boxd_client_cidrs: Vec<String>,
     pub dns_servers: Vec<IpAddr>,
+    /// How the driver reaches boxes.
+    pub reach: String,
 }
 
 impl KubernetesEndpoint {
@@ -180,9 +184,10 @@ impl Kubernetes {
             system_namespace: SYSTEM_NAMESPACE.to_owned(),
             boxd_image: boxd.image.clone(),
             image_pull_secrets: vec![registry::SECRET.to_owned()],
-            cluster_cidrs: vec![whole],
+            cluster_cidrs: vec![whole.into()],
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],
             dns_servers: resolvers,
+            reach: "pod_ip".to_owned(),
         };
         Ok(Self {
             paths,

@@ -60,6 +60,7 @@ pub use identity::ProcessIdentity;
 pub use image::programs::{of_program, of_services, of_stores};
 pub use image::{Archive, ImageError};
 pub use instance::{StartError, bin_dir, boxd};
+pub use kubernetes::existing::ExistingKubernetes;
 pub use kubernetes::guest::Tools;
 pub use kubernetes::{KubernetesEndpoint, KubernetesError, build_kubernetes};
 pub use nats::NatsEndpoint;

@@ -80,6 +80,12 @@ impl std::fmt::Display for Subnet {
     }
 }
 
+impl From<Subnet> for ipnet::IpNet {
+    fn from(subnet: Subnet) -> Self {
+        ipnet::Ipv4Net::new_assert(subnet.host(0), subnet.length).into()
+    }
+}
+
 impl From<Subnet> for String {
     fn from(subnet: Subnet) -> Self {
         subnet.to_string()

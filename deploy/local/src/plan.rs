@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Runtime;
 use crate::containerd::Paths;
+use crate::kubernetes::existing::ExistingKubernetes;
 
 /// Which parts of the system an instance has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,9 @@ pub(crate) struct Plan {
     /// `None` for a test: it is named after the place that it gets.
     pub(crate) deployment: Option<String>,
     pub(crate) parts: Parts,
+    /// Where boxes run too, or alone.
+    #[serde(default)]
+    pub(crate) existing: Option<ExistingKubernetes>,
     pub(crate) replicas: usize,
     /// Whether what is written outlives a power cut, as it must where people work.
     pub(crate) durable: bool,
@@ -74,6 +78,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// How many clusters its boxes run on.
+    pub(crate) fn clusters(&self) -> usize {
+        self.parts.clusters().len() + usize::from(self.existing.is_some())
+    }
+
     /// A test's instance: nothing of it is kept.
     pub(crate) fn is_test(&self) -> bool {
         self.deployment.is_none()

@@ -158,6 +158,7 @@ mod tests {
         let plan = Plan {
             deployment: None,
             parts: Parts::ALL,
+            existing: None,
             replicas: 2,
             durable: false,
             bin_dir: "/bin".into(),

@@ -91,8 +91,11 @@ pub(crate) async fn report(layout: &Layout) -> (String, bool) {
     }
     text.push('\n');
     for cluster in &state.clusters {
-        let boxes = async { Cri::connect(&cluster.socket()).await?.count().await };
         let kind = cluster.kind().as_str();
+        let Some(socket) = cluster.socket() else {
+            continue;
+        };
+        let boxes = async { Cri::connect(&socket).await?.count().await };
         let _ = match boxes.await {
             Ok((running, all)) => {
                 writeln!(text, "boxes on {kind}: {running} running, {all} in all")

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
 
+use crate::cluster::{Cluster as RunningCluster, Endpoint, Runtime};
 use crate::containerd::{ContainerdError, leftovers};
 use crate::image::ImageError;
 use crate::kubernetes::KubernetesError;
@@ -209,14 +210,23 @@ impl Supervisor {
                 }
             },
             async {
-                if clusters.is_empty() {
-                    return Ok(Vec::new());
+                let mut running = Vec::new();
+                if !clusters.is_empty() {
+                    let images = parts::images(board).await?;
+                    let starts = clusters
+                        .iter_mut()
+                        .map(|cluster| cluster.start(layout, plan, &images));
+                    running = try_join_all(starts).await?;
                 }
-                let images = parts::images(board).await?;
-                let starts = clusters
-                    .iter_mut()
-                    .map(|cluster| cluster.start(layout, plan, &images));
-                try_join_all(starts).await
+                if let Some(existing) = &plan.existing {
+                    let kubernetes = existing.join(&board.deployment()).await?;
+                    let name = Runtime::Kubernetes.name(plan.clusters());
+                    running.push(RunningCluster::new(
+                        name,
+                        Endpoint::Kubernetes { kubernetes },
+                    ));
+                }
+                Ok(running)
             },
         )?;
         board.update(|state| {
@@ -240,7 +250,7 @@ impl Supervisor {
         &mut self,
         postgres: &Postgres,
         nats: &Nats,
-        clusters: &[crate::cluster::Cluster],
+        clusters: &[RunningCluster],
     ) -> Result<(), SuperviseError> {
         let file = self.layout.clusters();
         write_private(&file, services::clusters(clusters).as_bytes()).map_err(|source| {

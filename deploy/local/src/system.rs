@@ -11,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::containerd::ContainerdEndpoint;
 use crate::instance::{Instance, StartError, bin_dir, boxd};
 use crate::kubernetes::KubernetesEndpoint;
+use crate::kubernetes::existing::ExistingKubernetes;
 use crate::nats::NatsEndpoint;
 use crate::plan::{Parts, Plan};
 use crate::postgres::PostgresEndpoint;
@@ -21,6 +22,7 @@ use crate::state::{GatewayEndpoint, State};
 #[derive(Clone, Debug)]
 pub struct Options {
     pub parts: Parts,
+    existing: Option<ExistingKubernetes>,
     /// Of each service.
     pub replicas: usize,
     durable: bool,
@@ -33,6 +35,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             parts: Parts::ALL,
+            existing: None,
             replicas: 1,
             durable: false,
             environment: BTreeMap::new(),
@@ -48,6 +51,13 @@ impl Options {
             parts,
             ..Self::default()
         }
+    }
+
+    /// With boxes on a Kubernetes that is there, beside the clusters of the parts.
+    #[must_use]
+    pub fn on(mut self, existing: ExistingKubernetes) -> Self {
+        self.existing = Some(existing);
+        self
     }
 
     #[must_use]
@@ -115,6 +125,7 @@ impl System {
         let plan = Plan {
             deployment: None,
             parts: options.parts,
+            existing: options.existing,
             replicas: options.replicas.max(1),
             durable: options.durable,
             bin_dir: bin_dir(),

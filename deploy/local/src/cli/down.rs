@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use crate::containerd::leftovers;
@@ -41,6 +41,11 @@ pub(super) async fn run(layout: &Layout) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn plan_of(layout: &Layout) -> Option<Plan> {
+    let text = std::fs::read(layout.plan()).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 /// Ends and removes what a killed supervisor left. Nothing is killed by its pid alone,
 /// and the names of everything else follow from the plan.
 pub(super) async fn sweep(layout: &Layout) {
@@ -65,10 +70,7 @@ pub(super) async fn sweep(layout: &Layout) {
             identity.signal(Signal::SIGKILL);
         }
     }
-    let plan = std::fs::read(layout.plan())
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
-    if let Some(plan) = plan
+    if let Some(plan) = plan_of(layout)
         && let Some(deployment) = plan.deployment
     {
         for kind in plan.parts.clusters() {
@@ -87,6 +89,13 @@ pub(super) async fn clean(layout: &Layout) -> anyhow::Result<()> {
             "{} is not a directory of ours",
             layout.directory().display()
         );
+    }
+    if let Some(plan) = plan_of(layout)
+        && let (Some(deployment), Some(existing)) = (&plan.deployment, &plan.existing)
+    {
+        let removed = existing.remove_boxes(deployment).await;
+        let removed = removed.context("the boxes on your Kubernetes are still there")?;
+        println!("removed {removed} boxes from your Kubernetes");
     }
     if layout.directory().exists() {
         std::fs::remove_dir_all(layout.directory())?;

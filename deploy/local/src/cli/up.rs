@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use super::{down, prepare};
 use crate::cluster::{LABEL, Runtime};
 use crate::instance::{bin_dir, boxd};
+use crate::kubernetes::existing::ExistingKubernetes;
 use crate::plan::{Layout, Parts, Plan, cache_directory};
 use crate::secrets::{Secrets, write_private};
 use crate::services::{self, BUILD_BOXD, BUILD_SERVICES};
@@ -35,12 +37,55 @@ pub(super) struct Options {
         value_delimiter = ','
     )]
     runtime: Vec<Runtime>,
+    /// For RUNTIME=kubernetes a Kubernetes that is there, instead of one of our own.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// With KUBECONFIG: an image with boxd, where that cluster can pull it.
+    #[arg(long, env = "BOXD_IMAGE")]
+    boxd_image: Option<String>,
+    /// With KUBECONFIG: the networks of that cluster's pods, services and nodes.
+    #[arg(long, env = "CLUSTER_CIDRS", value_delimiter = ',')]
+    cluster_cidrs: Vec<IpNet>,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// The public port.
     #[arg(long, env = "AGENTBOX_PORT", default_value_t = 8080)]
     port: u16,
+}
+
+impl Options {
+    fn existing(&self) -> anyhow::Result<Option<ExistingKubernetes>> {
+        let given = self.kubeconfig.as_ref();
+        let Some(kubeconfig) = given.filter(|path| !path.as_os_str().is_empty()) else {
+            return Ok(None);
+        };
+        if !self.runtime.contains(&Runtime::Kubernetes) {
+            return Ok(None);
+        }
+        let unset = "unset KUBECONFIG for a Kubernetes of our own";
+        if !kubeconfig.is_file() {
+            let shown = kubeconfig.display();
+            bail!("KUBECONFIG is `{shown}`, which is not one file: name one, or {unset}");
+        }
+        let Some(boxd_image) = self.boxd_image.clone().filter(|image| !image.is_empty()) else {
+            bail!(
+                "KUBECONFIG is set, so boxes are to run on that cluster: set BOXD_IMAGE to an \
+                 image of boxd that it can pull (`make images`), or {unset}"
+            );
+        };
+        if self.cluster_cidrs.is_empty() {
+            bail!(
+                "KUBECONFIG is set, so boxes are to run on that cluster: set CLUSTER_CIDRS to \
+                 the networks of its pods, services and nodes, which no box may reach, or {unset}"
+            );
+        }
+        Ok(Some(ExistingKubernetes {
+            kubeconfig: std::path::absolute(kubeconfig)?,
+            boxd_image,
+            cluster_cidrs: self.cluster_cidrs.clone(),
+        }))
+    }
 }
 
 pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()> {
@@ -55,9 +100,10 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
             _ => bail!("it is being started or stopped; see `make status`"),
         }
     }
+    let existing = options.existing()?;
     check(layout, &options).await?;
     down::sweep(layout).await;
-    prepare_directory(layout, &options)?;
+    prepare_directory(layout, &options, existing)?;
     let mut supervisor = start(layout)?;
     let state = follow(layout, &mut supervisor).await?;
     tell(layout, &state)
@@ -96,7 +142,11 @@ async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
+fn prepare_directory(
+    layout: &Layout,
+    options: &Options,
+    existing: Option<ExistingKubernetes>,
+) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -109,9 +159,10 @@ fn prepare_directory(layout: &Layout, options: &Options) -> anyhow::Result<()> {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
         parts: Parts {
             containerd: options.runtime.contains(&Runtime::Containerd),
-            kubernetes: options.runtime.contains(&Runtime::Kubernetes),
+            kubernetes: options.runtime.contains(&Runtime::Kubernetes) && existing.is_none(),
             ..Parts::ALL
         },
+        existing,
         replicas: usize::from(options.replicas),
         durable: true,
         bin_dir: bin_dir(),

@@ -46,6 +46,10 @@ impl Api {
         Ok(Self(client))
     }
 
+    pub(super) fn into_client(self) -> Client {
+        self.0
+    }
+
     async fn call(&self, method: &str, path: &str, body: Vec<u8>) -> Result<String, ApiError> {
         let failed = |source| ApiError::Call {
             what: format!("{method} {path}"),

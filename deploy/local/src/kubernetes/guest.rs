@@ -40,7 +40,8 @@ impl Tools {
 
 impl KubernetesEndpoint {
     fn addresses(&self) -> Option<Addresses> {
-        self.cluster_cidrs.first().copied().map(Addresses::of)
+        let whole = self.cluster_cidrs.first()?.to_string();
+        whole.parse().ok().map(Addresses::of)
     }
 
     /// This machine, as its Pods see it.

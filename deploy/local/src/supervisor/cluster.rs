@@ -56,7 +56,7 @@ impl Cluster {
                 let layer = || Layer::new(board.clone());
                 Ok(Self {
                     kind,
-                    name: kind.name(kinds.len()),
+                    name: kind.name(plan.clusters()),
                     paths,
                     slot,
                     layers: Layers {

@@ -11,6 +11,7 @@ mod api;
 mod boxes;
 mod clusters;
 mod examples;
+mod existing;
 mod host;
 mod kills;
 mod kubernetes;

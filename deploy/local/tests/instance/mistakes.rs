@@ -96,3 +96,21 @@ fn missing_packages_are_named_together_with_how_to_install_them() {
         assert!(said.contains(expected), "{said}");
     }
 }
+
+#[test]
+fn a_kubernetes_that_is_there_is_not_used_by_accident() {
+    let (dir, file) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::NamedTempFile::new().unwrap(),
+    );
+    let kubeconfig = format!("KUBECONFIG={}", file.path().display());
+    let given = ["env", "RUNTIME=kubernetes", &kubeconfig];
+    let said = up(&given, dir.path(), free_port());
+    assert!(said.contains("set BOXD_IMAGE"), "{said}");
+    let given = [&given[..], &["BOXD_IMAGE=registry.example/boxd:1"]].concat();
+    let said = up(&given, dir.path(), free_port());
+    assert!(said.contains("set CLUSTER_CIDRS"), "{said}");
+    let given = ["env", "RUNTIME=kubernetes", "KUBECONFIG=/no/such:/file"];
+    let said = up(&given, dir.path(), free_port());
+    assert!(said.contains("not one file"), "{said}");
+}
