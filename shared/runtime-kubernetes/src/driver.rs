@@ -15,7 +15,7 @@ use async_trait::async_trait;
 
 use crate::cluster::Cluster;
 use crate::config::{Config, ConfigError};
-use crate::usage::Silence;
+use crate::usage::Measurements;
 use crate::watch::Watch;
 
 /// The driver cannot be made.
@@ -38,7 +38,7 @@ pub struct Inner {
     pub config: Config,
     pub cluster: Cluster,
     pub watch: Watch,
-    pub silence: Silence,
+    pub measurements: Measurements,
 }
 
 impl Driver {
@@ -55,7 +55,7 @@ impl Driver {
         let inner = Inner {
             cluster: Cluster::new(&config),
             watch: Watch::default(),
-            silence: Silence::default(),
+            measurements: Measurements::default(),
             config,
         };
         Ok(Self {

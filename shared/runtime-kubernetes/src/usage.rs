@@ -1,6 +1,7 @@
 //! What a box uses, as `metrics.k8s.io` has it: from metrics-server, or whatever serves that.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::EnvironmentId;
@@ -16,44 +17,77 @@ use crate::driver::Inner;
 /// How long a cluster that does not measure is not asked again.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// When the cluster last said that it does not measure at all.
-#[derive(Debug, Default)]
-pub struct Silence(Mutex<Option<Instant>>);
+/// How long an answer is as good as a new one: no metrics server measures more often.
+const FRESH: Duration = Duration::from_secs(5);
+/// Boxes whose last answer is kept.
+const KEPT: usize = 1_024;
 
-impl Silence {
-    fn lasts(&self) -> bool {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() < PAUSE)
+/// What the cluster last answered, so that a client who asks again and again does not have
+/// the API server asked each time.
+#[derive(Debug, Default)]
+pub struct Measurements(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Since when it does not measure at all.
+    silent_since: Option<Instant>,
+    boxes: HashMap<EnvironmentId, (Instant, Option<Usage>)>,
+}
+
+impl Measurements {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// The answer, if there is no need to ask.
+    fn recall(&self, id: &EnvironmentId) -> Option<Option<Usage>> {
+        let known = self.known();
+        let is_silent = known.silent_since.is_some_and(|at| at.elapsed() < PAUSE);
+        let (at, usage) = match known.boxes.get(id) {
+            _ if is_silent => return Some(None),
+            Some(answer) => answer,
+            None => return None,
+        };
+        (at.elapsed() < FRESH).then_some(*usage)
+    }
+
+    fn keep(&self, id: &EnvironmentId, usage: Option<Usage>) {
+        let mut known = self.known();
+        if known.boxes.len() >= KEPT {
+            known.boxes.retain(|_, (at, _)| at.elapsed() < FRESH);
+        }
+        if known.boxes.len() < KEPT {
+            known.boxes.insert(id.clone(), (Instant::now(), usage));
+        }
+    }
+
+    fn fall_silent(&self) {
+        self.known().silent_since = Some(Instant::now());
     }
 }
 
 impl Inner {
     /// `None` where the cluster does not measure, or has not measured this box yet.
     pub async fn usage(&self, id: &EnvironmentId) -> Result<Option<Usage>, ApiError> {
-        if self.silence.lasts() {
-            return Ok(None);
+        if let Some(usage) = self.measurements.recall(id) {
+            return Ok(usage);
         }
         let kind = GroupVersionKind::gvk("metrics.k8s.io", "v1beta1", "PodMetrics");
         let resource = ApiResource::from_gvk_with_plural(&kind, "pods");
         let client = self.cluster.client().await?.clone();
         let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace_of(id), &resource);
-        match self
-            .cluster
-            .call("read a box's metrics", pods.get("main"))
-            .await
-        {
-            Ok(metrics) => Ok(usage_of(&metrics.data)),
-            Err(ApiError::Refused { status, .. }) if is_not_measured(&status) => Ok(None),
+        let asked = pods.get("main");
+        let usage = match self.cluster.call("read a box's metrics", asked).await {
+            Ok(metrics) => usage_of(&metrics.data),
+            Err(ApiError::Refused { status, .. }) if is_not_measured(&status) => None,
             Err(error) => {
                 // Not served, not allowed, or down: boxd answers meanwhile.
-                self.silence.begin();
-                Err(error)
+                self.measurements.fall_silent();
+                return Err(error);
             }
-        }
+        };
+        self.measurements.keep(id, usage);
+        Ok(usage)
     }
 }
 
@@ -111,10 +145,27 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_does_not_measure_is_left_alone_for_a_while() {
-        let silence = Silence::default();
-        assert!(!silence.lasts());
-        silence.begin();
-        assert!(silence.lasts());
+    fn an_answer_is_kept_for_a_while_and_so_is_that_there_is_none() {
+        let measurements = Measurements::default();
+        let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
+        assert_eq!(measurements.recall(&id), None);
+        let usage = Some(Usage {
+            cpu: MilliCpu(1),
+            memory: Bytes(1),
+        });
+        measurements.keep(&id, usage);
+        assert_eq!(measurements.recall(&id), Some(usage));
+        assert_eq!(measurements.recall(&other), None);
+        measurements.fall_silent();
+        assert_eq!(measurements.recall(&other), Some(None));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let measurements = Measurements::default();
+        for _ in 0..=KEPT {
+            measurements.keep(&EnvironmentId::random(), None);
+        }
+        assert_eq!(measurements.known().boxes.len(), KEPT);
     }
 }

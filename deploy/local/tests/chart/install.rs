@@ -150,7 +150,9 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
         "{} creates, {} execs, {} follows, {} lists in {took:.1?}; the long follow: {} lines, resumed {} times",
         tally.creates, tally.execs, tally.follows, tally.lists, seen.lines, seen.resumed
     );
-    assert_eq!(tally.failures, Vec::<String>::new());
+    if !tally.failures.is_empty() {
+        panic!("{:#?}\n{}", tally.failures, cluster.report().await);
+    }
     assert_eq!(seen.failures, Vec::<String>::new());
     assert!(tally.creates >= 8 && tally.execs >= 40 && tally.follows >= 20);
     assert!(seen.lines > 200, "{seen:?}");
