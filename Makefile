@@ -15,6 +15,8 @@ TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
 SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
 LOCAL = $(TARGET)/release/agentbox-local
+# Tests on Kubernetes mostly wait for it, so more of them run at once.
+ON_KUBERNETES := AGENTBOX_TEST_RUNTIME=kubernetes RUST_TEST_THREADS=6
 # The routes' tests that touch a box: they run on both clusters.
 BOX_ROUTES := attach:: environments:: events:: exec:: expiry:: health:: isolation:: logs::
 DENY_VERSION := 0.20.2
@@ -61,8 +63,9 @@ gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 test: packages boxd gvisor ## Run all tests, on real Postgres, NATS, containerd and Kubernetes
 	cargo build --workspace --bins
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
-	cargo test --workspace --no-fail-fast
-	AGENTBOX_TEST_RUNTIME=kubernetes cargo test -p agentbox-api-gateway --test routes --no-fail-fast -- $(BOX_ROUTES)
+	cargo test --workspace --exclude agentbox-runtime-kubernetes --no-fail-fast
+	$(ON_KUBERNETES) cargo test --workspace --lib --test kubernetes --no-fail-fast
+	$(ON_KUBERNETES) cargo test --workspace --test routes --no-fail-fast -- $(BOX_ROUTES)
 
 check: packages ## Format, lints, documentation, licences and sources of dependencies
 	cargo fmt --all --check
