@@ -3,15 +3,15 @@
 //! Owns the tasks of the sessions in flight.
 //!
 //! * I1. What is over a bound is refused at once, with a word that says so.
-//! * I2. On shutdown nothing new is taken, what is short finishes within the grace, and
-//!   what is longer is ended with an error: no session is dropped without a word.
+//! * I2. On shutdown what is on its way is still taken, what is short finishes within the
+//!   grace, and what is longer is ended with an error: no session is dropped without a word.
 
 pub mod outcome;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_bus::{Acceptor, Bus, BusError, Incoming};
+use agentbox_bus::{Bus, BusError, Incoming};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{OPEN, Open, OpenKind};
@@ -48,9 +48,16 @@ pub async fn serve(
         .await?;
     let stopping = CancellationToken::new();
     let mut sessions = JoinSet::new();
+    let mut is_open = true;
     loop {
         let incoming = tokio::select! {
-            () = shutdown.cancelled() => break,
+            // Leaves the queue group. Who is on the way here by then is served all the same:
+            // nobody else will.
+            () = shutdown.cancelled(), if is_open => {
+                acceptor.stop().await;
+                is_open = false;
+                continue;
+            }
             Some(ended) = sessions.join_next() => {
                 log_panic(ended);
                 continue;
@@ -68,22 +75,8 @@ pub async fn serve(
         let (cluster, archive) = (Arc::clone(&cluster), archive.clone());
         sessions.spawn(one(incoming, cluster, archive, stopping.clone()).instrument(span));
     }
-    turn_away(acceptor).await;
     see_off(sessions, limits.session_grace, &stopping).await;
     Ok(())
-}
-
-/// Leaves the queue group; who was on the way here is sent to the others.
-async fn turn_away(mut acceptor: Acceptor) {
-    acceptor.stop().await;
-    while let Some(incoming) = acceptor.next().await {
-        let error = Error::new(
-            ErrorCode::Unavailable,
-            "the exec-proxy is shutting down; try again",
-        );
-        metrics::failed("open", error.code);
-        incoming.refuse(error).await;
-    }
 }
 
 async fn see_off(mut sessions: JoinSet<()>, grace: Duration, stopping: &CancellationToken) {
