@@ -6,8 +6,10 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection};
 
 use crate::DatabaseError;
 
-/// How long a request may wait for a connection.
+/// How long a request may wait for a connection: less than its caller waits for an answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Made before a request needs them, and kept: making one takes several round trips.
+const READY_CONNECTIONS: u32 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No statement of ours takes this long unless something is wrong.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +30,7 @@ pub async fn connect(
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(max_connections)
-        .min_connections(1)
+        .min_connections(READY_CONNECTIONS.min(max_connections))
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT)
         .set_schema_search_path(schema)
