@@ -25,12 +25,13 @@ pub const PULL_SECRET: &str = "registry";
 /// The gateway's, from outside the chart.
 const OWN_SECRET: &str = "made-elsewhere";
 const STORAGE_CLASS: &str = "node";
-const TAG: &str = "test";
 
 pub struct Cluster {
     pub kubernetes: TestKubernetes,
     pub client: Client,
     pub helm: Helm,
+    services: Archive,
+    boxd: Archive,
     nats: Archive,
     postgres: Archive,
     /// Where the images' archives are.
@@ -42,17 +43,18 @@ impl Cluster {
         let tools = Tools::provide(|step| println!("{step}")).await.unwrap();
         let images = tempfile::tempdir().unwrap();
         let (programs, first) = (bin_dir(), boxd());
-        let services = of_services(&programs, "agentbox.local/agentbox:test", images.path());
+        let services = of_services(&programs, "agentbox.local/agentbox", images.path());
         let services = services.await.unwrap();
-        let boxd = of_program(&first, "agentbox.local/agentbox-boxd:test", images.path());
+        let boxd = of_program(&first, "agentbox.local/agentbox-boxd", images.path());
         let boxd = boxd.await.unwrap();
         let (nats, postgres) = of_stores(images.path()).await.unwrap();
         let kubernetes = TestKubernetes::start().await.unwrap();
         let endpoint = &kubernetes.endpoint;
         endpoint.import([&nats, &postgres]).await.unwrap();
-        for (image, name) in [(&services, "agentbox"), (&boxd, "agentbox-boxd")] {
-            let name = format!("team/{name}:{TAG}");
-            endpoint.push(image, &name).await.unwrap();
+        // Tags of what is in them: the node keeps images.
+        for image in [&services, &boxd] {
+            let name = image.image.rsplit('/').next().unwrap();
+            endpoint.push(image, &format!("team/{name}")).await.unwrap();
         }
         endpoint.add_dns(&tools, images.path()).await.unwrap();
         let file = Kubeconfig::read_from(&endpoint.kubeconfig).unwrap();
@@ -62,6 +64,8 @@ impl Cluster {
             helm: Helm::new(&tools, &endpoint.kubeconfig),
             client: Client::try_from(config.unwrap()).unwrap(),
             kubernetes,
+            services,
+            boxd,
             nats,
             postgres,
             _images: images,
@@ -114,6 +118,7 @@ impl Cluster {
     pub fn values(&self) -> Value {
         let endpoint = &self.kubernetes.endpoint;
         let registry = format!("{}/team", endpoint.registry().unwrap());
+        let tag_of = |archive: &Archive| archive.image.rsplit(':').next().unwrap().to_owned();
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
         // A small node.
         let little = json!({ "requests": { "cpu": "10m", "memory": "32Mi" } });
@@ -123,9 +128,9 @@ impl Cluster {
             .collect();
         json!({
             "image": {
-                "registry": registry, "tag": TAG, "pullSecrets": [PULL_SECRET],
+                "registry": registry, "tag": tag_of(&self.services), "pullSecrets": [PULL_SECRET],
             },
-            "boxdImage": { "tag": TAG },
+            "boxdImage": { "tag": tag_of(&self.boxd) },
             "cluster": {
                 "cidrs": endpoint.cluster_cidrs,
                 "settings": { "dns_servers": endpoint.dns_servers },

@@ -1,5 +1,6 @@
 //! Images of a registry that wants a login.
 
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_local::{boxd, of_program};
 use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
@@ -13,8 +14,9 @@ async fn pushed() -> String {
     let program = of_program(&boxd, "agentbox.local/private:1", directory.path());
     let archive = program.await.unwrap();
     let endpoint = &kubernetes().await.endpoint;
-    endpoint.push(&archive, "team/private:1").await.unwrap();
-    endpoint.registry().unwrap().to_string() + "/team/private:1"
+    // The node keeps images, and what it has it does not ask for.
+    let name = format!("team/private:{}", EnvironmentId::random());
+    endpoint.push(&archive, &name).await.unwrap()
 }
 
 #[tokio::test]
