@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, PreflightError, RuntimeError};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, PostParams};
@@ -60,10 +60,12 @@ impl Inner {
         let id = &spec.id;
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
-        let facts = self.claim(id, generation).await?;
+        let asked = spec.isolation.network_policy.as_ref();
+        let policy = Policy::read(asked, self.config.default_allow_internet);
+        let facts = self.claim(id, generation, policy.as_ref().ok()).await?;
         let is_to_make = facts.failure.is_none() && facts.started_at.is_none() && !facts.is_stopped;
         if is_to_make && self.pod(id).await?.is_none() {
-            match self.make(spec, deadline).await {
+            match self.make(spec, policy, deadline).await {
                 Ok(()) => {}
                 Err(Halt::Error(error)) => return Err(error),
                 Err(Halt::Failed(failure)) => {
@@ -75,9 +77,14 @@ impl Inner {
     }
 
     /// The box's namespace at this generation; made if there is none.
-    async fn claim(&self, id: &EnvironmentId, generation: i64) -> Result<Facts, RuntimeError> {
+    async fn claim(
+        &self,
+        id: &EnvironmentId,
+        generation: i64,
+        policy: Option<&Policy>,
+    ) -> Result<Facts, RuntimeError> {
         let namespaces = self.cluster.namespaces().await?;
-        let manifest = objects::namespace(&self.config, id, generation);
+        let manifest = objects::namespace(&self.config, id, generation, policy);
         let namespace: Namespace =
             serde_json::from_value(manifest).map_err(|error| refused(&error.to_string()))?;
         for _ in 0..ATTEMPTS {
@@ -113,14 +120,15 @@ impl Inner {
         ))
     }
 
-    async fn make(&self, spec: &BoxSpec, deadline: Instant) -> Result<(), Halt> {
+    async fn make(
+        &self,
+        spec: &BoxSpec,
+        policy: Result<Policy, PreflightError>,
+        deadline: Instant,
+    ) -> Result<(), Halt> {
         let id = &spec.id;
         let config = &self.config;
-        let policy = Policy::read(
-            spec.isolation.network_policy.as_ref(),
-            config.default_allow_internet,
-        )
-        .map_err(|error| {
+        let policy = policy.map_err(|error| {
             Halt::Failed(Failure {
                 reason: FailureReason::Unschedulable,
                 message: error.to_string(),

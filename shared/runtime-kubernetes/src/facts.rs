@@ -15,8 +15,10 @@ use serde_json::{Value, json};
 use crate::cluster::{ApiError, namespace_of};
 use crate::driver::Inner;
 use crate::observe::instant;
+use crate::policy::Policy;
 
 pub const GENERATION: &str = "agentbox.dev/generation";
+pub const NETWORK_POLICY: &str = "agentbox.dev/network-policy";
 const FAILURE: &str = "agentbox.dev/failure";
 const FAILURE_MESSAGE: &str = "agentbox.dev/failure-message";
 const STARTED_AT: &str = "agentbox.dev/started-at";
@@ -37,6 +39,8 @@ pub struct Failure {
 pub struct Facts {
     pub generation: i64,
     pub created_at: DateTime<Utc>,
+    /// What it was made with.
+    pub policy: Option<Policy>,
     pub failure: Option<Failure>,
     /// When it was first seen to run. From then on its Pod is never made again.
     pub started_at: Option<DateTime<Utc>>,
@@ -65,6 +69,9 @@ impl Facts {
                 .as_ref()
                 .map(instant)
                 .unwrap_or_default(),
+            policy: annotations
+                .get(NETWORK_POLICY)
+                .and_then(|text| serde_json::from_str(text).ok()),
             failure: failure.map(|reason| Failure {
                 reason,
                 message: annotations

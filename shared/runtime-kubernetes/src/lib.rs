@@ -17,7 +17,7 @@
 //! exec API.
 //!
 //! Making a box: [`ensure`], of [`objects`], [`pod`] and [`policy`]. Ending it: [`ending`].
-//! Looking: [`observe`], [`phase`] (which decides), [`watch`]. Where it differs from the
+//! Looking: [`observe`], [`phase`] (which decides), [`watch`]; putting back: [`repair`]. Where it differs from the
 //! driver for one machine: `docs/drivers.md`.
 
 mod capacity;
@@ -38,6 +38,7 @@ mod policy;
 mod preflight;
 mod reach;
 mod refusal;
+mod repair;
 mod usage;
 mod watch;
 

@@ -1,5 +1,7 @@
 //! Everything of a box but its Pod: manifests, each complete, for server-side apply. Pure.
 
+use std::collections::BTreeMap;
+
 use agentbox_box_protocol::variables;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::BoxSpec;
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::namespace_of;
 use crate::config::Config;
-use crate::facts::GENERATION;
+use crate::facts::{GENERATION, NETWORK_POLICY};
 use crate::labels;
 use crate::policy::Policy;
 
@@ -27,19 +29,29 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
     })
 }
 
-pub fn namespace(config: &Config, id: &EnvironmentId, generation: i64) -> Value {
+/// `policy`: the box's, unless it has none that can be used.
+pub fn namespace(
+    config: &Config,
+    id: &EnvironmentId,
+    generation: i64,
+    policy: Option<&Policy>,
+) -> Value {
     let mut labels = labels::of_box(&config.deployment, id);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
     );
+    let mut annotations = BTreeMap::from([(GENERATION, generation.to_string())]);
+    if let Some(policy) = policy {
+        annotations.insert(NETWORK_POLICY, json!(policy).to_string());
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
             "name": namespace_of(id),
             "labels": labels,
-            "annotations": { GENERATION: generation.to_string() },
+            "annotations": annotations,
         },
     })
 }

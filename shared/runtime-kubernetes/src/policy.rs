@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_runtime::{NEVER_V4, NEVER_V6, NetworkPolicy, PreflightError};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -30,7 +31,7 @@ const PRIVATE: [&str; 7] = [
 ];
 
 /// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     internet: bool,
     egress: Vec<IpNet>,

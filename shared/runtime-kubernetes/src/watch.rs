@@ -1,7 +1,8 @@
 //! Tells which boxes may have changed.
 //!
 //! One watch of our Pods' metadata a driver, however many ask: each gets a copy of what
-//! it tells. It begins with the first who asks and ends with the driver.
+//! it tells. It begins with the first who asks and ends with the driver. Who follows the
+//! changes also puts back what boxes have lost ([`crate::repair`]), while it is polled.
 //!
 //! * I1. After every gap (a lost connection, a list from the start, a reader that was too
 //!   slow) `None` is told: anything may have changed.
@@ -20,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use crate::driver::Inner;
 use crate::labels;
+use crate::repair::Repairer;
 
 /// Changes that wait for a slow reader; what is more becomes one `None`.
 const WAITING: usize = 1_024;
@@ -101,6 +103,7 @@ fn id_of(pod: &PartialObjectMeta<Pod>) -> Option<EnvironmentId> {
 /// When the API server cannot be addressed at all.
 pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
     let changes = inner.changes().await?;
+    let repairer = Repairer::new(inner.clone()).await?;
     let told = stream::unfold((inner, changes), |(inner, mut changes)| async {
         let id = match changes.recv().await {
             Ok(id) => id,
@@ -113,5 +116,6 @@ pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
         Some((Change { id }, (inner, changes)))
     });
     let first = stream::once(async { Change { id: None } });
-    Ok(Box::pin(first.chain(told)))
+    let repairing = stream::once(repairer.run()).map(|never| match never {});
+    Ok(Box::pin(stream::select(first.chain(told), repairing)))
 }

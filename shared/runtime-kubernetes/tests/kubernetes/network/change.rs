@@ -1,15 +1,17 @@
-//! A policy that changes holds for a box that runs.
+//! A policy that changes holds for a box that runs, and one that is removed comes back.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use agentbox_runtime::conformance::{Subject, until};
-use agentbox_runtime::{BoxConnector as _, BoxSpec, NetworkPolicy};
+use agentbox_runtime::{BoxConnector as _, BoxSpec, ChangeStream, NetworkPolicy, Runtime as _};
 use agentbox_runtime_kubernetes::Driver;
-use serde_json::json;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
 
 use super::internet;
 use super::places::{Listener, PUBLIC, elsewhere};
-use crate::cluster::{kubectl, subject};
+use crate::cluster::{Kubectl, config, kubectl, subject, subject_with};
 
 /// Tries again and again, and says each time what came of it.
 const WATCH: &str = "n=0; while :; do n=$((n+1)); \
@@ -91,4 +93,52 @@ async fn a_changed_policy_closes_and_opens_a_box_that_runs() {
     until_it_is(&s, &closed, "closed").await;
     assert_eq!(listener.heard(), heard);
     s.clean().await.unwrap();
+}
+
+/// Until the policy is there, or not, as it was made; while `changes` is followed.
+async fn until_policy(
+    kubectl: &Kubectl,
+    spec: &BoxSpec,
+    changes: &mut ChangeStream,
+    is_as_wished: impl Fn(&Value) -> bool,
+) {
+    let at = policy_of(spec);
+    let wished = async {
+        while !is_as_wished(&kubectl.get(&at).await) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let following = async { while changes.next().await.is_some() {} };
+    let came = tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::select! { () = wished => true, () = following => false }
+    });
+    assert_eq!(came.await, Ok(true), "{}", kubectl.get(&at).await);
+}
+
+#[tokio::test]
+async fn a_policy_that_somebody_removed_is_put_back_by_whoever_watches() {
+    let kubectl = kubectl().await;
+    // A deployment of its own: nobody else watches it.
+    let mut config = config().await;
+    config.deployment = "policies".to_owned();
+    let s = subject_with(&config);
+    let spec = s.spec();
+    s.run(&spec).await.unwrap();
+    let at = policy_of(&spec);
+    let made = kubectl.get(&at).await["spec"].clone();
+    assert!(made["egress"].is_array(), "{made}");
+    // While nobody watches, and while somebody does.
+    kubectl.delete(&at).await;
+    assert_eq!(kubectl.get(&at).await["code"], 404);
+    let mut changes = s.second.watch().await.unwrap();
+    until_policy(&kubectl, &spec, &mut changes, |now| now["spec"] == made).await;
+    let first = kubectl.get(&at).await["metadata"]["uid"].clone();
+    kubectl.delete(&at).await;
+    until_policy(&kubectl, &spec, &mut changes, |now| {
+        now["spec"] == made && now["metadata"]["uid"] != first
+    })
+    .await;
+    // It does not hold up a box's end.
+    s.clean().await.unwrap();
+    until_policy(&kubectl, &spec, &mut changes, |now| now["code"] == 404).await;
 }
