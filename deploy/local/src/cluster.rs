@@ -119,6 +119,7 @@ mod tests {
     fn a_cluster_is_an_entry_of_the_clusters_file_and_read_back_from_it() {
         let endpoint = json!({
             "kubeconfig": "/k", "deployment": "d", "system_namespace": "s", "boxd_image": "b",
+            "boxd_delivery": "image_volume",
             "image_pull_secrets": [], "cluster_cidrs": [], "boxd_client_cidrs": [],
             "dns_servers": [], "reach": "pod_ip",
         });

@@ -78,6 +78,8 @@ pub struct KubernetesEndpoint {
     pub deployment: String,
     pub system_namespace: String,
     pub boxd_image: String,
+    /// How the driver brings it into boxes.
+    pub boxd_delivery: String,
     /// The Secret with the login of the cluster's registry.
     pub image_pull_secrets: Vec<String>,
     /// Nodes, services and pods.
@@ -183,6 +185,7 @@ impl Kubernetes {
             deployment: paths.deployment.clone(),
             system_namespace: SYSTEM_NAMESPACE.to_owned(),
             boxd_image: boxd.image.clone(),
+            boxd_delivery: "image_volume".to_owned(),
             image_pull_secrets: vec![registry::SECRET.to_owned()],
             cluster_cidrs: vec![whole.into()],
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],

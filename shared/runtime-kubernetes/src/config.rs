@@ -18,12 +18,15 @@ const MAX_NAME: usize = 40;
 pub struct Config {
     /// Which boxes are ours: `[a-z0-9-]`, at most 40 characters.
     pub deployment: String,
-    /// The image that holds `/boxd`, static, for the init container.
+    /// The image that holds `/boxd`, static.
     pub boxd_image: String,
     /// The networks of pods, services and nodes: no policy opens them, but for other
     /// boxes where it says so.
     pub cluster_cidrs: Vec<IpNet>,
 
+    /// How `/boxd` comes into a box. Default `init_container`.
+    #[serde(default)]
+    pub boxd_delivery: Delivery,
     /// Labels of the cluster as a whole, which count as every node's.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -89,6 +92,18 @@ pub struct Config {
     /// Milliseconds for a connection to a boxd. Default 2000.
     #[serde(default = "connect_deadline_ms")]
     pub connect_deadline_ms: u64,
+}
+
+/// How `/boxd` comes into a box.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// An init container copies it, on any cluster.
+    #[default]
+    InitContainer,
+    /// Its image is a volume of the Pod: there at once, where the cluster has image volumes
+    /// and its nodes let what is on them be executed.
+    ImageVolume,
 }
 
 /// The way to a box's boxd.

@@ -1,8 +1,8 @@
 //! Boxes on a Kubernetes cluster.
 //!
 //! A box is a namespace, `agentbox-<id>`, with its network policy, quota, token, Service
-//! and one Pod, `main`: an init container that copies `boxd` from an image of ours, and
-//! the user's image with boxd as its entry. Beside that, an ExternalName Service `<id>` in
+//! and one Pod, `main`: the user's image with boxd as its entry, which an init container has
+//! copied from an image of ours, or which is on that image as a volume. Beside that, an ExternalName Service `<id>` in
 //! the system namespace, so that the box's endpoint resolves.
 //!
 //! Names follow from the id alone, so nothing is ever made twice. The namespace is the
@@ -42,5 +42,5 @@ mod repair;
 mod usage;
 mod watch;
 
-pub use config::{Config, ConfigError, Reach};
+pub use config::{Config, ConfigError, Delivery, Reach};
 pub use driver::{ConnectError, Driver};

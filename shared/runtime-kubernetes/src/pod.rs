@@ -3,7 +3,7 @@
 //!
 //! * I1. `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
-//! * I2. boxd is copied by an init container of an image of ours, and read-only in the box.
+//! * I2. boxd comes from an image of ours, and is read-only in the box.
 //! * I3. No service account token, no host namespace, no host path.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use agentbox_runtime::{BoxSpec, CAPABILITIES, SecurityContext};
 use serde_json::{Value, json};
 
 use crate::cluster::namespace_of;
-use crate::config::Config;
+use crate::config::{Config, Delivery};
 use crate::labels;
 use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
 
@@ -22,6 +22,8 @@ use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
 const PROGRAMS: &str = "/.agentbox/bin";
 const BOXD: &str = "/.agentbox/bin/boxd";
 const OUTPUT: &str = "/.agentbox/output";
+/// The volume that boxd is on.
+const VOLUME: &str = "programs";
 /// Where the kubelet reads why a container ended.
 const TERMINATION_FILE: &str = "/dev/termination-log";
 
@@ -32,7 +34,7 @@ pub const GRACE_S: u32 = 1;
 pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
     let resources = resources(config, spec);
     let security = security(spec.isolation.security_context.as_ref());
-    let programs = |read_only: bool| json!({ "name": "programs", "mountPath": PROGRAMS, "readOnly": read_only });
+    let (programs, init_containers) = boxd(config, &resources);
     let mut body = json!({
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
@@ -44,24 +46,12 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "nodeSelector": node_selector(config, spec),
         "tolerations": spec.tolerations,
         "volumes": [
-            { "name": "programs", "emptyDir": { "sizeLimit": "64Mi" } },
+            programs,
             { "name": "output", "emptyDir": {
                 "medium": "Memory", "sizeLimit": output::DIRECTORY_BYTES.to_string(),
             }},
         ],
-        "initContainers": [{
-            "name": "boxd",
-            "image": config.boxd_image,
-            "imagePullPolicy": "IfNotPresent",
-            "command": ["/boxd", "install", BOXD],
-            "resources": resources,
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "capabilities": { "drop": ["ALL"] },
-                "readOnlyRootFilesystem": true,
-            },
-            "volumeMounts": [programs(false)],
-        }],
+        "initContainers": init_containers,
         "containers": [{
             "name": MAIN,
             "image": spec.image,
@@ -73,7 +63,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "terminationMessagePath": TERMINATION_FILE,
             "terminationMessagePolicy": "File",
             "volumeMounts": [
-                programs(true),
+                { "name": VOLUME, "mountPath": PROGRAMS, "readOnly": true },
                 { "name": "output", "mountPath": OUTPUT },
             ],
         }],
@@ -100,6 +90,33 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         },
         "spec": body,
     })
+}
+
+/// The volume that boxd is on, and the init containers that put it there.
+fn boxd(config: &Config, resources: &Value) -> (Value, Value) {
+    match config.boxd_delivery {
+        Delivery::ImageVolume => {
+            let image = json!({ "reference": config.boxd_image, "pullPolicy": "IfNotPresent" });
+            (json!({ "name": VOLUME, "image": image }), json!([]))
+        }
+        Delivery::InitContainer => {
+            let copy = json!({
+                "name": "boxd",
+                "image": config.boxd_image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["/boxd", "install", BOXD],
+                "resources": resources,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "capabilities": { "drop": ["ALL"] },
+                    "readOnlyRootFilesystem": true,
+                },
+                "volumeMounts": [{ "name": VOLUME, "mountPath": PROGRAMS }],
+            });
+            let empty = json!({ "name": VOLUME, "emptyDir": { "sizeLimit": "64Mi" } });
+            (empty, json!([copy]))
+        }
+    }
 }
 
 /// What the cluster as a whole has, its nodes need not say again.
@@ -212,6 +229,24 @@ mod tests {
         assert_eq!(spec.runtime_class_name.as_deref(), Some("gvisor"));
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("gpu"));
         assert!(spec.host_network.is_none() && spec.host_pid.is_none());
+    }
+
+    #[test]
+    fn boxd_is_read_only_in_the_box_however_it_came() {
+        for (delivery, kind, copies) in [
+            (Delivery::InitContainer, "emptyDir", 1),
+            (Delivery::ImageVolume, "image", 0),
+        ] {
+            let mut config = config();
+            config.boxd_delivery = delivery;
+            let spec = &pod(&config, &spec(|_| {}))["spec"];
+            let mount = &spec["containers"][0]["volumeMounts"][0];
+            assert_eq!(mount["readOnly"], true, "{delivery:?}");
+            assert_eq!(mount["name"], spec["volumes"][0]["name"], "{delivery:?}");
+            assert!(spec["volumes"][0][kind].is_object(), "{delivery:?}");
+            let inits = spec["initContainers"].as_array().unwrap();
+            assert_eq!(inits.len(), copies, "{delivery:?}");
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl ExistingKubernetes {
             deployment: deployment.to_owned(),
             system_namespace: SYSTEM_NAMESPACE.to_owned(),
             boxd_image: self.boxd_image.clone(),
+            boxd_delivery: "init_container".to_owned(),
             image_pull_secrets: Vec::new(),
             cluster_cidrs: self.cluster_cidrs.clone(),
             boxd_client_cidrs: Vec::new(),

@@ -11,6 +11,7 @@
 mod cluster;
 mod conformance;
 mod damage;
+mod delivery;
 mod gvisor;
 mod images;
 mod network;
