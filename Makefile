@@ -59,7 +59,7 @@ images: build ## Build the container images of the services and of boxd (REGISTR
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
-# The first time, Kubernetes and gVisor are built from their sources: a quarter of an hour.
+# The first time, Kubernetes and gVisor are built from their sources: half an hour on 2 processors.
 test: packages boxd gvisor ## Run all tests, on real Postgres, NATS, containerd and Kubernetes
 	cargo build --workspace --bins
 	$(TARGET)/debug/agentbox-local prepare --kubernetes

@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep};
 use crate::lookup;
 use crate::state::Gateway;
 
-/// How long the scheduler may take to notice why a box was lost.
-const REASON_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the scheduler may take to notice why a box was lost, on a busy node too: a kubelet
+/// looks once a second, and the last output is stored first.
+const REASON_PATIENCE: Duration = Duration::from_secs(8);
 const REASON_PAUSE: Duration = Duration::from_millis(100);
 
 /// The environment with why it ended, as soon as that is known; `None` when it is not.

@@ -28,8 +28,10 @@ fn kinds(events: &Value) -> Vec<&str> {
 #[tokio::test]
 async fn a_life_is_told_newest_first_with_why_it_ended() {
     let user = someone().await;
-    let id = user.caller.create(&script("sleep 1; exit 3")).await;
-    user.caller.until(&id, "failed").await;
+    let until_told = script("while [ ! -e /tmp/go ]; do sleep 1; done; exit 3");
+    let id = user.caller.running(&until_told).await;
+    user.caller.sh(&id, "touch /tmp/go").await;
+    user.caller.until_ended(&id).await;
     let path = format!("/environments/{id}/events");
     let list = page(&user.caller, &path, 3).await;
     assert_eq!(kinds(&list["events"]), ["failed", "running", "created"]);

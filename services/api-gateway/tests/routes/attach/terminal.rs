@@ -77,7 +77,10 @@ async fn a_signal_reaches_the_command_by_either_name() {
 async fn control_c_on_a_terminal_interrupts_what_runs_and_not_the_shell() {
     let mut socket = open("").await;
     socket.ready().await;
-    socket.stdin("echo star''ted; sleep 600\n").await;
+    // By what is in the foreground: a shell may still be about to start it.
+    socket
+        .stdin("sh -c \"echo star''ted; exec sleep 600\"\n")
+        .await;
     socket.until("started").await;
     socket.stdin("\u{3}").await;
     socket.stdin("echo $?-aft''er\n").await;

@@ -105,8 +105,10 @@ impl Socket {
     }
 
     pub async fn next(&mut self) -> Frame {
+        // A ping is no frame: one who sends nothing else is waited for no longer.
+        let deadline = tokio::time::Instant::now() + NEXT;
         loop {
-            let next = tokio::time::timeout(NEXT, self.socket.next()).await;
+            let next = tokio::time::timeout_at(deadline, self.socket.next()).await;
             match next.expect("the next frame in time") {
                 Some(Ok(Message::Text(text))) => {
                     return Frame::Json(serde_json::from_str(text.as_str()).unwrap());
