@@ -28,12 +28,12 @@ use crate::{labels, objects};
 /// After something could not be put back.
 const RETRY: Duration = Duration::from_secs(2);
 
-type Policies = PartialObjectMeta<NetworkPolicy>;
+type PolicyMetadata = PartialObjectMeta<NetworkPolicy>;
 
 /// Follows the boxes' policies.
 pub struct Repairer {
     inner: Arc<Inner>,
-    events: BoxStream<'static, Result<Event<Policies>, watcher::Error>>,
+    events: BoxStream<'static, Result<Event<PolicyMetadata>, watcher::Error>>,
     /// Policies of a list, as far as it has come.
     listed: BTreeSet<EnvironmentId>,
     /// A list has come to its end, and boxes were not compared with it.
@@ -46,7 +46,7 @@ impl Repairer {
     /// # Errors
     /// When the API server cannot be addressed at all.
     pub async fn new(inner: Arc<Inner>) -> Result<Self, RuntimeError> {
-        let policies: Api<Policies> = Api::all(inner.cluster.client().await?.clone());
+        let policies: Api<PolicyMetadata> = Api::all(inner.cluster.client().await?.clone());
         let selector = labels::selector(&inner.config.deployment);
         let configuration = watcher::Config::default().labels(&selector);
         let events = watcher::watcher(policies, configuration);
@@ -88,10 +88,14 @@ impl Repairer {
         }
     }
 
-    fn note(&mut self, event: Result<Event<Policies>, watcher::Error>) {
-        let id_of = |policy: &Policies| labels::id_of(policy.metadata.labels.as_ref());
+    fn note(&mut self, event: Result<Event<PolicyMetadata>, watcher::Error>) {
+        let id_of = |policy: &PolicyMetadata| labels::id_of(policy.metadata.labels.as_ref());
         match event {
-            Ok(Event::Init) => self.listed.clear(),
+            // What was listed before is not compared any more: this list's end asks for that.
+            Ok(Event::Init) => {
+                self.listed.clear();
+                self.is_unchecked = false;
+            }
             Ok(Event::InitApply(policy)) => self.listed.extend(id_of(&policy)),
             Ok(Event::InitDone) => self.is_unchecked = true,
             Ok(Event::Delete(policy)) => self.missing.extend(id_of(&policy)),
