@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, PreflightError, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, PostParams};
@@ -61,7 +61,11 @@ impl Inner {
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
         let asked = spec.isolation.network_policy.as_ref();
-        let policy = Policy::read(asked, self.config.default_allow_internet);
+        let policy =
+            Policy::read(asked, self.config.default_allow_internet).map_err(|error| Failure {
+                reason: FailureReason::Unschedulable,
+                message: error.to_string(),
+            });
         let facts = self.claim(id, generation, policy.as_ref().ok()).await?;
         let is_to_make = facts.failure.is_none() && facts.started_at.is_none() && !facts.is_stopped;
         if is_to_make && self.pod(id).await?.is_none() {
@@ -123,17 +127,12 @@ impl Inner {
     async fn make(
         &self,
         spec: &BoxSpec,
-        policy: Result<Policy, PreflightError>,
+        policy: Result<Policy, Failure>,
         deadline: Instant,
     ) -> Result<(), Halt> {
         let id = &spec.id;
         let config = &self.config;
-        let policy = policy.map_err(|error| {
-            Halt::Failed(Failure {
-                reason: FailureReason::Unschedulable,
-                message: error.to_string(),
-            })
-        })?;
+        let policy = policy.map_err(Halt::Failed)?;
         let (policies, quotas, accounts, secrets, services, endpoints) = tokio::try_join!(
             self.cluster.of_box::<NetworkPolicy>(id),
             self.cluster.of_box::<ResourceQuota>(id),

@@ -2,8 +2,8 @@
 //!
 //! A box is a namespace, `agentbox-<id>`, with its network policy, quota, token, Service
 //! and one Pod, `main`: the user's image with boxd as its entry, which an init container has
-//! copied from an image of ours, or which is on that image as a volume. Beside that, an ExternalName Service `<id>` in
-//! the system namespace, so that the box's endpoint resolves.
+//! copied from an image of ours, or which is on that image as a volume. Beside that, an
+//! ExternalName Service `<id>` in the system namespace, so that the box's endpoint resolves.
 //!
 //! Names follow from the id alone, so nothing is ever made twice. The namespace is the
 //! record of the box: what Kubernetes cannot remember is in its annotations ([`facts`]),
@@ -17,8 +17,8 @@
 //! exec API.
 //!
 //! Making a box: [`ensure`], of [`objects`], [`pod`] and [`policy`]. Ending it: [`ending`].
-//! Looking: [`observe`], [`phase`] (which decides), [`watch`]; putting back: [`repair`]. Where it differs from the
-//! driver for one machine: `docs/drivers.md`.
+//! Looking: [`observe`], [`phase`] (which decides), [`watch`]; putting back: [`repair`].
+//! Where it differs from the driver for one machine: `docs/drivers.md`.
 
 mod capacity;
 mod cluster;

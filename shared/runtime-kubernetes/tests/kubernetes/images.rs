@@ -2,8 +2,7 @@
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_local::{boxd, of_program};
-use agentbox_runtime::conformance::until;
-use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
+use agentbox_runtime::{BoxPhase, FailureReason};
 
 use crate::cluster::{config, kubernetes, subject_with};
 
@@ -28,12 +27,7 @@ async fn a_private_image_comes_with_the_login_and_says_so_without() {
     let closed = subject_with(&closed);
     let mut spec = closed.spec();
     spec.image.clone_from(&image);
-    let phase = until("it fails", || async {
-        let phase = closed.first.ensure(&spec, 1).await?.phase;
-        Ok((!matches!(phase, BoxPhase::Starting { .. })).then_some(phase))
-    })
-    .await
-    .unwrap();
+    let phase = closed.start(&spec).await.unwrap().phase;
     let says_why = matches!(
         &phase,
         BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("authorization")
