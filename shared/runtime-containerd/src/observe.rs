@@ -98,7 +98,7 @@ impl Inner {
             None => ContainerSeen::Absent,
             Some(container) if container.state() == ContainerState::ContainerExited => {
                 match self.cri.container_status(&container.id).await? {
-                    Some(status) => ContainerSeen::Exited(Box::new(status)),
+                    Some(status) => phase::of_status(status),
                     None => ContainerSeen::Absent,
                 }
             }

@@ -19,6 +19,9 @@ const KILLED: i32 = 137;
 /// was gone when they looked (a reboot, a lost shim).
 const OOM_KILLED: &str = "OOMKilled";
 const LOST: &str = "Unknown";
+/// And of a container whose start failed, or was cut off with the connection of who asked
+/// for it: nothing of it has run.
+const NOT_STARTED: &str = "StartError";
 
 /// One box's container, as far as it got.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +49,15 @@ pub fn listed(state: ContainerState) -> ContainerSeen {
         ContainerState::ContainerCreated => ContainerSeen::Created,
         ContainerState::ContainerRunning => ContainerSeen::Running,
         ContainerState::ContainerExited | ContainerState::ContainerUnknown => ContainerSeen::Absent,
+    }
+}
+
+/// From the status of one that does not run any more.
+pub fn of_status(status: ContainerStatus) -> ContainerSeen {
+    if status.reason == NOT_STARTED {
+        ContainerSeen::Created
+    } else {
+        ContainerSeen::Exited(Box::new(status))
     }
 }
 
@@ -159,12 +171,12 @@ mod tests {
     }
 
     fn gone(exit_code: i32, reason: &str) -> ContainerSeen {
-        ContainerSeen::Exited(Box::new(ContainerStatus {
+        of_status(ContainerStatus {
             exit_code,
             reason: reason.to_owned(),
             finished_at: 3_000_000_000,
             ..Default::default()
-        }))
+        })
     }
 
     fn said(exit_code: i32, oom_killed: bool) -> Termination {
@@ -200,6 +212,7 @@ mod tests {
             ContainerSeen::Running,
             ContainerSeen::Created,
             ContainerSeen::Absent,
+            gone(128, "StartError"),
         ] {
             let phase = of(facts(false), container, None);
             assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");

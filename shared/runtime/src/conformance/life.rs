@@ -1,6 +1,6 @@
 //! Boxes come and go, whoever asks, however often, and whoever is killed meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
@@ -8,6 +8,9 @@ use super::{Subject, Violation, claim, until};
 use crate::{BoxConnector, BoxPhase, Runtime, RuntimeError};
 
 type Outcome = Result<(), Violation>;
+
+/// How many times the making of a box is cut off, evenly over the time that it takes.
+const PARTS: u32 = 8;
 
 async fn count<D: Runtime>(driver: &D, spec: &crate::BoxSpec) -> Result<usize, Violation> {
     Ok(driver
@@ -51,18 +54,26 @@ pub async fn two_replicas_at_once_make_one_box<D: Runtime + BoxConnector>(
 pub async fn an_ensure_cut_off_anywhere_is_finished_by_the_next<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    for after_ms in [1, 10, 30, 60, 90, 120, 150, 200] {
-        let spec = s.spec();
-        let cut = Duration::from_millis(after_ms);
-        // Whether it was done by then or not: the next one finds out.
-        let _ = tokio::time::timeout(cut, s.first.ensure(&spec, 1)).await;
-        let observed = s.second.ensure(&spec, 1).await?;
-        claim(matches!(observed.phase, BoxPhase::Running { .. }), || {
-            format!("cut after {cut:?}: {observed:?}")
-        })?;
-        let count = count(&s.first, &spec).await?;
-        claim(count == 1, || format!("cut after {cut:?}: {count} boxes"))?;
-        s.second.remove(&spec.id).await?;
+    let spec = s.spec();
+    let begun = Instant::now();
+    s.run(&spec).await?;
+    let whole = begun.elapsed();
+    for part in 0..PARTS {
+        let cut = whole * part / PARTS;
+        // At once, and when the cluster has given up what nobody waits for.
+        for pause in [Duration::ZERO, Duration::from_millis(300)] {
+            let spec = s.spec();
+            // Whether it was done by then or not: the next one finds out.
+            let _ = tokio::time::timeout(cut, s.first.ensure(&spec, 1)).await;
+            tokio::time::sleep(pause).await;
+            let observed = s.second.ensure(&spec, 1).await?;
+            claim(matches!(observed.phase, BoxPhase::Running { .. }), || {
+                format!("cut after {cut:?}, {pause:?} ago: {observed:?}")
+            })?;
+            let count = count(&s.first, &spec).await?;
+            claim(count == 1, || format!("cut after {cut:?}: {count} boxes"))?;
+            s.second.remove(&spec.id).await?;
+        }
     }
     Ok(())
 }
