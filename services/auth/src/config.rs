@@ -18,8 +18,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
 
-    /// Connections to Postgres that one replica may hold.
-    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 16)]
+    /// Connections to Postgres that one replica holds.
+    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 8)]
     pub database_connections: u32,
 
     /// 64 hex digits, the same on every replica: a replica with another one does not start.

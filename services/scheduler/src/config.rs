@@ -26,8 +26,8 @@ pub struct Config {
     )]
     pub database_url: String,
 
-    /// Connections to Postgres that one replica holds at most.
-    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 20)]
+    /// Connections to Postgres that one replica holds, at least 4.
+    #[arg(long, env = "AGENTBOX_DATABASE_CONNECTIONS", default_value_t = 16)]
     pub database_connections: u32,
 
     /// The secret under which box tokens are made, 32 bytes in hex.

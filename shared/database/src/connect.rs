@@ -1,22 +1,26 @@
-//! A bounded pool whose connections work in one schema.
+//! A pool of a fixed size whose connections work in one schema.
+//!
+//! All are made before the first request, and kept as long as they work: making one takes
+//! several round trips and a process of Postgres', which on a busy machine is longer than a
+//! request may wait, and a request that makes one waits for that one alone, whatever becomes
+//! free meanwhile.
 
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use tokio::time::Instant;
 
 use crate::DatabaseError;
 
 /// How long a request may wait for a connection: less than its caller waits for an answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Made before a request needs them, and kept: making one takes several round trips.
-const READY_CONNECTIONS: u32 = 4;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No statement of ours takes this long unless something is wrong.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transaction whose owner was killed keeps its locks no longer than this.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the first connection is tried for: Postgres may be starting too.
+/// How long connections are tried for at the start: Postgres may be starting too.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// Connects to `url`, with `schema` as the search path.
 ///
@@ -25,14 +29,15 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn connect(
     url: &str,
     schema: &'static str,
-    max_connections: u32,
+    connections: u32,
 ) -> Result<DatabaseConnection, DatabaseError> {
     let mut options = ConnectOptions::new(url);
     options
-        .max_connections(max_connections)
-        .min_connections(READY_CONNECTIONS.min(max_connections))
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_lazy(true)
         .set_schema_search_path(schema)
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(move |options| {
@@ -51,17 +56,33 @@ pub async fn connect(
             ])
         });
 
-    let begun = tokio::time::Instant::now();
-    loop {
-        match Database::connect(options.clone()).await {
-            Ok(connection) => return Ok(connection),
-            Err(source) if begun.elapsed() > START_DEADLINE => {
-                return Err(DatabaseError::Connect { schema, source });
+    let failed = |source| DatabaseError::Connect { schema, source };
+    let pool = Database::connect(options).await.map_err(failed)?;
+    make_all(&pool, connections).await.map_err(failed)?;
+    Ok(pool)
+}
+
+/// One after the other, so that each has the whole of the pool's timeout. Fewer than asked for
+/// are no reason not to serve; none are.
+async fn make_all(pool: &DatabaseConnection, connections: u32) -> Result<(), DbErr> {
+    let begun = Instant::now();
+    let mut made = Vec::new();
+    while made.len() < connections as usize {
+        match pool.get_postgres_connection_pool().acquire().await {
+            Ok(connection) => made.push(connection),
+            Err(error) if begun.elapsed() < START_DEADLINE => {
+                tracing::info!(%error, made = made.len(), "Postgres gives no connection yet");
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            Err(error) if made.is_empty() => {
+                return Err(DbErr::Conn(RuntimeErr::SqlxError(error.into())));
             }
             Err(error) => {
-                tracing::info!(%error, schema, "Postgres is not there yet");
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                let (made, wanted) = (made.len(), connections);
+                tracing::warn!(%error, made, wanted, "Postgres gives fewer connections than wanted");
+                break;
             }
         }
     }
+    Ok(())
 }

@@ -120,8 +120,8 @@ impl Cluster {
         let registry = format!("{}/team", endpoint.registry().unwrap());
         let tag_of = |archive: &Archive| archive.image.rsplit(':').next().unwrap().to_owned();
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
-        // A small node.
-        let little = json!({ "requests": { "cpu": "10m", "memory": "32Mi" } });
+        // A small node: two of each service, one more of each and some boxes have to fit.
+        let little = json!({ "requests": { "cpu": "50m", "memory": "32Mi" } });
         let unlimited: serde_json::Map<String, Value> = ["AUTH", "CREATE", "EXEC", "OTHER"]
             .iter()
             .map(|of| (format!("AGENTBOX_RATE_LIMIT_{of}"), json!(1_000_000)))
@@ -138,8 +138,8 @@ impl Cluster {
             "defaults": { "replicas": 2, "resources": little },
             "services": { "apiGateway": { "env": unlimited, "existingSecret": OWN_SECRET } },
             "service": { "type": "NodePort" },
-            "nats": { "image": self.nats.image, "resources": little, "storage": storage },
-            "postgres": { "image": self.postgres.image, "resources": little, "storage": storage },
+            "nats": { "image": self.nats.image, "storage": storage },
+            "postgres": { "image": self.postgres.image, "storage": storage },
         })
     }
 

@@ -36,7 +36,7 @@ pub struct Database {
 
 pub async fn database() -> Database {
     let url = TestPostgres::start().await.unwrap().url;
-    let connection = agentbox_database::connect(&url, "scheduler", 30)
+    let connection = agentbox_database::connect(&url, "scheduler", 10)
         .await
         .unwrap();
     agentbox_database::migrate::<Migrator>(&connection, "scheduler")

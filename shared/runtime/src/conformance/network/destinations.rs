@@ -7,6 +7,10 @@ use std::net::SocketAddr;
 use crate::conformance::{Subject, Violation, claim};
 use crate::{BoxConnector, NetworkPolicy, Runtime};
 
+/// On a busy machine an open connection may not be made in time, so what was not reached is
+/// asked for again; what is closed is never reached.
+const ASKS: u32 = 3;
+
 /// Where something answers on TCP.
 #[derive(Clone, Debug)]
 pub struct Destinations {
@@ -45,6 +49,21 @@ fn knocking(at: &[SocketAddr]) -> String {
     )
 }
 
+/// Those that a box with the policy reaches.
+async fn reached<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    at: &Destinations,
+    policy: Option<&NetworkPolicy>,
+) -> Result<BTreeSet<SocketAddr>, Violation> {
+    let mut spec = s.script(&knocking(&at.all()));
+    spec.isolation.network_policy = policy.cloned();
+    let end = s.run_to_end(&spec).await?;
+    claim(end.exit_code == 0, || format!("{end:?}"))?;
+    s.first.remove(&spec.id).await?;
+    let lines = end.output.lines();
+    Ok(lines.filter_map(|at| at.parse().ok()).collect())
+}
+
 /// # Errors
 /// When it does not hold.
 pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxConnector>(
@@ -79,19 +98,16 @@ pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxCo
         (Some(cidrs(&[at.blocked.ip().to_string()])), vec![]),
         (Some(everything), private),
     ] {
-        let mut spec = s.script(&knocking(&at.all()));
-        spec.isolation.network_policy.clone_from(&policy);
-        let end = s.run_to_end(&spec).await?;
-        let reached: BTreeSet<_> = end
-            .output
-            .lines()
-            .filter_map(|at| at.parse().ok())
-            .collect();
-        claim(
-            end.exit_code == 0 && reached == open.into_iter().collect(),
-            || format!("{policy:?} opens {reached:?}: {end:?}"),
-        )?;
-        s.first.remove(&spec.id).await?;
+        let open = BTreeSet::from_iter(open);
+        for ask in 1.. {
+            let reached = reached(s, at, policy.as_ref()).await?;
+            if reached == open {
+                break;
+            }
+            claim(ask < ASKS && reached.is_subset(&open), || {
+                format!("{policy:?} opens {reached:?} instead of {open:?}")
+            })?;
+        }
     }
     Ok(())
 }
