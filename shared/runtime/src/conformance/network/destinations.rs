@@ -44,7 +44,8 @@ fn knocking(at: &[SocketAddr]) -> String {
         .join(" ");
     format!(
         "for u in {each}; do \
-         (timeout 8 nc -w 4 ${{u%,*}} ${{u#*,}} < /dev/null && echo ${{u%,*}}:${{u#*,}}) & \
+         (timeout 8 nc -w 4 ${{u%,*}} ${{u#*,}} < /dev/null > /dev/null && \
+         echo ${{u%,*}}:${{u#*,}}) & \
          done; wait; exit 0"
     )
 }
