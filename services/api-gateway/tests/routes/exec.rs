@@ -92,7 +92,7 @@ async fn a_child_that_keeps_the_pipe_open_does_not_hold_the_answer() {
     let said = idle.sh("sleep 300 & echo done").await;
     assert_eq!(said["stdout"], "done\n");
     assert!(
-        begun.elapsed() < Duration::from_secs(60),
+        begun.elapsed() < Duration::from_secs(5),
         "{:?}",
         begun.elapsed()
     );

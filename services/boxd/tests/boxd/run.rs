@@ -122,7 +122,7 @@ async fn who_keeps_the_pipe_open_neither_holds_the_answer_nor_is_killed() {
     let began = Instant::now();
     let outcome = run(&client, sh("sleep 30 & echo $!")).await;
     assert!(
-        began.elapsed() < Duration::from_secs(15),
+        began.elapsed() < Duration::from_secs(2),
         "{:?}",
         began.elapsed()
     );
@@ -138,7 +138,7 @@ async fn a_noisy_survivor_does_not_hold_the_answer_either() {
     let began = Instant::now();
     let outcome = run(&client, sh("yes survivor & echo $! >&2")).await;
     assert!(
-        began.elapsed() < Duration::from_secs(15),
+        began.elapsed() < Duration::from_secs(5),
         "{:?}",
         began.elapsed()
     );

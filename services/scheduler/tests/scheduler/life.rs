@@ -18,7 +18,7 @@ use crate::support::cluster::{CALL, World};
 use crate::support::request;
 use crate::support::scheduler::settings;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(20);
 
 fn command(name: &str, words: &[&str]) -> agentbox_contracts::environment::EnvironmentRequest {
     let mut request = request(name);
@@ -224,7 +224,7 @@ async fn force_ends_the_grace_of_a_box_that_ignores_sigterm() {
     delete(&world, &created.id, true).await;
     world.reaches(&created.id, Status::Terminated, SOON).await;
     assert!(
-        begun.elapsed() < Duration::from_secs(9),
+        begun.elapsed() < Duration::from_secs(6),
         "{:?}",
         begun.elapsed()
     );

@@ -10,7 +10,7 @@ use agentbox_runtime::{BoxPhase, BoxSpec, Isolation, Resources};
 use crate::support::cluster::World;
 use crate::support::request;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(20);
 
 fn spec(id: &EnvironmentId) -> BoxSpec {
     BoxSpec {

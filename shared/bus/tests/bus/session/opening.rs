@@ -22,7 +22,7 @@ async fn nobody_serving_is_known_at_once() {
         .unwrap();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_millis(500));
 }
 
 #[tokio::test(flavor = "multi_thread")]
