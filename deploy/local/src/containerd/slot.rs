@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{ContainerdError, Paths, RUN_DIRECTORIES};
+use crate::secrets::write_private;
 
 const SLOTS: u32 = 16;
 /// In the run directory of an instance: the directory of its place.
@@ -44,12 +45,12 @@ impl Slot {
     }
 
     /// From now on something may be left. Where the place is is written where the next
-    /// instance looks, whichever cache it has.
+    /// instance looks, whichever cache it has, and may look at any moment.
     pub(crate) fn occupy(&self) -> Result<(), ContainerdError> {
         let run = self.paths.run();
         let place = self.paths.root.parent().unwrap_or(&self.paths.root);
         std::fs::create_dir_all(&run)
-            .and_then(|()| std::fs::write(run.join(PLACE), place.as_os_str().as_encoded_bytes()))
+            .and_then(|()| write_private(&run.join(PLACE), place.as_os_str().as_encoded_bytes()))
             .map_err(|source| ContainerdError::Directory { path: run, source })
     }
 

@@ -3,6 +3,7 @@
 //! How a packet that a box sends goes: its port's guard (own MAC and address, IPv4 and
 //! ARP only) → to the host: refused but for answers and the resolvers → to elsewhere:
 //! resolvers → never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
+//! Only answers go past it all: connection tracking knows an earlier box's connections too.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -182,11 +183,11 @@ flush chain inet {table} internet
 flush chain inet {table} input
 flush chain inet {table} forward
 add rule inet {table} input iifname != "{bridge}" accept
-add rule inet {table} input ct state established,related accept
+add rule inet {table} input ct state established,related ct direction reply accept
 add rule inet {table} input {dns} accept
 add rule inet {table} input {refuse}
 add rule inet {table} forward iifname != "{bridge}" oifname != "{bridge}" accept
-add rule inet {table} forward ct state established,related accept
+add rule inet {table} forward ct state established,related ct direction reply accept
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
 add rule inet {table} forward {dns} accept

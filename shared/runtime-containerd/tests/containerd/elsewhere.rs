@@ -1,8 +1,11 @@
 //! What is beyond a box, for tests of what it reaches: this machine's addresses, another
 //! "machine", and a way into a box's own network with all rights.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::machine::host;
 
@@ -22,6 +25,26 @@ pub async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
     let mut all = vec!["-t", &pid, "-n"];
     all.extend(arguments);
     host("nsenter", &all).await
+}
+
+/// A TCP connection to an [`Elsewhere`] from a box's network namespace, which it stays in.
+pub fn connection_inside(pid: u32, to: SocketAddr) -> TcpStream {
+    let enter_and_connect = move || {
+        let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        setns(network, CloneFlags::CLONE_NEWNET).expect("the box's network is entered");
+        let connection = TcpStream::connect_timeout(&to, Duration::from_secs(10)).unwrap();
+        let wait = Some(Duration::from_secs(2));
+        connection.set_read_timeout(wait).unwrap();
+        connection
+    };
+    // Entering is for a thread and for good: one that ends here.
+    std::thread::spawn(enter_and_connect).join().unwrap()
+}
+
+/// Whether what listens at the other end says anything within 2 s of being asked.
+pub fn is_answered(mut connection: &TcpStream) -> bool {
+    let asked = connection.write_all(b"GET /status HTTP/1.0\r\n\r\n");
+    asked.is_ok() && connection.read(&mut [0]).is_ok_and(|count| count > 0)
 }
 
 /// A network namespace beside the machine that answers on some addresses; a box reaches

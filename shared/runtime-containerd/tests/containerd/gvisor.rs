@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use crate::elsewhere::Elsewhere;
-use crate::machine::control_groups;
+use crate::machine::{control_groups, read, subject_of};
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
@@ -30,14 +30,11 @@ async fn config() -> Config {
             TestContainerd::start().await.expect("containerd starts")
         })
         .await;
-    let json = serde_json::to_value(&containerd.endpoint).unwrap();
-    serde_json::from_value(json).unwrap()
+    read(&containerd.endpoint)
 }
 
 async fn subject() -> Subject<Driver> {
-    let config = config().await;
-    let driver = || Driver::connect(config.clone()).unwrap();
-    Subject::new(driver(), driver(), "busybox")
+    subject_of(&config().await)
 }
 
 agentbox_runtime::gvisor_tests!(subject());

@@ -13,8 +13,8 @@ use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 
-use crate::elsewhere::{Elsewhere, inside, own_address};
-use crate::machine::{config, host, process_of, subject};
+use crate::elsewhere::{Elsewhere, connection_inside, inside, is_answered, own_address};
+use crate::machine::{another_config, config, host, process_of, subject, subject_of};
 
 /// All that a request can open.
 fn wide_open() -> NetworkPolicy {
@@ -94,8 +94,7 @@ async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
     };
     let mut config = config().await;
     config.blocked_egress_cidrs = vec![blocked.ip().into()];
-    let driver = || Driver::connect(config.clone()).unwrap();
-    let s = Subject::new(driver(), driver(), "busybox");
+    let s = subject_of(&config);
     let outcome = each_is_open_to_exactly_the_policies_that_say_so(&s, &destinations).await;
     s.clean().await.unwrap();
     outcome.unwrap();
@@ -274,7 +273,9 @@ async fn knocks(pid: u32, to: SocketAddr) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_box_without_rules_reaches_nothing() {
-    let (config, s) = (config().await, subject().await);
+    // Of its own: who watches for another test would put them back.
+    let config = another_config().await;
+    let s = subject_of(&config);
     let mut elsewhere = Elsewhere::new("n", &["198.51.100.9"]).await;
     elsewhere.listen(8080).await;
     let to: SocketAddr = "198.51.100.9:8080".parse().unwrap();
@@ -282,6 +283,8 @@ async fn a_box_without_rules_reaches_nothing() {
     let address = s.run(&spec).await.unwrap().ip();
     let pid = process_of(&config.deployment, spec.id.as_str());
     let open = knocks(pid, to).await;
+    let standing = [(); 2].map(|()| connection_inside(pid, to));
+    let stands = is_answered(&standing[0]);
     let table = format!("agentbox-{}", config.network());
     let element = format!("{{ {address} }}");
     host(
@@ -291,16 +294,18 @@ async fn a_box_without_rules_reaches_nothing() {
     .await
     .unwrap();
     let still_open = knocks(pid, to).await;
+    let still_stands = is_answered(&standing[1]);
     s.clean().await.unwrap();
-    assert!(open, "the control: it reached the internet before");
+    assert!(open && stands, "the control: it reached the internet");
     assert!(!still_open, "without rules it still does");
+    assert!(!still_stands, "by a connection that stood it still does");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
-    let s = subject().await;
-    // A bridge of its own would be better than everybody's: only this box's rules go.
-    let config = config().await;
+    // Of its own: nobody else watches it. The table is everybody's: only this box's rules go.
+    let config = another_config().await;
+    let s = subject_of(&config);
     let spec = s.spec();
     let address = s.run(&spec).await.unwrap().ip();
     let table = format!("agentbox-{}", config.network());

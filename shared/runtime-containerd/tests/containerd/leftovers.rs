@@ -6,7 +6,7 @@ use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime::{BoxPhase, Runtime};
 use agentbox_runtime_containerd::{Config, Driver};
 
-use crate::machine::{another_config, config, control_groups, host, subject};
+use crate::machine::{another_config, config, control_groups, host, subject, subject_of};
 
 /// Everything on the machine that names the box or its network.
 async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
@@ -101,9 +101,7 @@ async fn lost_facts(config: &Config, s: &Subject<Driver>) -> Result<(), Violatio
 #[tokio::test(flavor = "multi_thread")]
 async fn another_deployments_box_is_neither_seen_nor_touched() {
     let ours = subject().await;
-    let other = another_config().await;
-    let driver = || Driver::connect(other.clone()).unwrap();
-    let theirs = Subject::new(driver(), driver(), "busybox");
+    let theirs = subject_of(&another_config().await);
     let spec = theirs.spec();
     let outcome = foreign(&ours, &theirs, &spec).await;
     theirs.clean().await.unwrap();

@@ -18,7 +18,7 @@ async fn containerd() -> &'static TestContainerd {
 }
 
 /// The clusters file's `containerd` object, as deploy/local writes it.
-fn read(endpoint: &ContainerdEndpoint) -> Config {
+pub fn read(endpoint: &ContainerdEndpoint) -> Config {
     let json = serde_json::to_value(endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
@@ -32,9 +32,12 @@ pub async fn another_config() -> Config {
     read(&containerd().await.endpoint.another_deployment())
 }
 
-/// Each driver has connections of its own, as two processes have.
 pub async fn subject() -> Subject<Driver> {
-    let config = config().await;
+    subject_of(&config().await)
+}
+
+/// Each driver has connections of its own, as two processes have.
+pub fn subject_of(config: &Config) -> Subject<Driver> {
     let driver = || Driver::connect(config.clone()).expect("the configuration is right");
     Subject::new(driver(), driver(), "busybox")
 }

@@ -12,7 +12,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Mutex;
 
 use crate::elsewhere::Elsewhere;
-use crate::machine::config;
+use crate::machine::{config, subject_of};
 
 /// What the resolver says of every name.
 const ANSWER: [u8; 4] = [192, 0, 2, 77];
@@ -109,8 +109,7 @@ async fn resolving() -> Result<(), Violation> {
     let (other, other_address) = Resolver::serve(SocketAddr::new(near, 0)).await;
     let mut with_resolver = config().await;
     with_resolver.dns_servers = vec![near];
-    let driver = || Driver::connect(with_resolver.clone()).unwrap();
-    let s = Subject::new(driver(), driver(), "busybox");
+    let s = subject_of(&with_resolver);
     let outcome = ask(&s, near, other_address.port(), &resolver, &other).await;
     s.clean().await?;
     outcome

@@ -3,19 +3,17 @@
 use std::time::Duration;
 
 use agentbox_local::TestContainerd;
-use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxConnector as _, BoxPhase, Runtime as _, RuntimeError};
-use agentbox_runtime_containerd::Driver;
 use futures::StreamExt as _;
+
+use crate::machine::{read, subject_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn boxes_outlive_a_killed_containerd_and_the_watch_ends() {
     // Of its own: the others' tests need theirs.
     let containerd = TestContainerd::start().await.unwrap();
-    let json = serde_json::to_value(&containerd.endpoint).unwrap();
-    let config: agentbox_runtime_containerd::Config = serde_json::from_value(json).unwrap();
-    let driver = || Driver::connect(config.clone()).unwrap();
-    let s = Subject::new(driver(), driver(), "busybox");
+    let s = subject_of(&read(&containerd.endpoint));
     let spec = s.script("echo before; exec sleep 600");
     let address = s.run(&spec).await.unwrap();
     let before = s.first.get(&spec.id).await.unwrap();
