@@ -263,6 +263,14 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     Ok(())
 }
 
+/// Does something to the element by which a box's packets find its rules.
+async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<String, String> {
+    let table = format!("agentbox-{}", config.network());
+    let element = format!("{{ {address} }}");
+    let arguments = [verb, "element", "inet", &table, "egress", &element];
+    host("nft", &arguments).await
+}
+
 /// Whether a connection from the namespace to a port of the machine is made.
 async fn knocks(pid: u32, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
@@ -285,14 +293,7 @@ async fn a_box_without_rules_reaches_nothing() {
     let open = knocks(pid, to).await;
     let standing = [(); 2].map(|()| connection_inside(pid, to));
     let stands = is_answered(&standing[0]);
-    let table = format!("agentbox-{}", config.network());
-    let element = format!("{{ {address} }}");
-    host(
-        "nft",
-        &["delete", "element", "inet", &table, "egress", &element],
-    )
-    .await
-    .unwrap();
+    nft_element("delete", &config, address).await.unwrap();
     let still_open = knocks(pid, to).await;
     let still_stands = is_answered(&standing[1]);
     s.clean().await.unwrap();
@@ -308,19 +309,9 @@ async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
     let s = subject_of(&config);
     let spec = s.spec();
     let address = s.run(&spec).await.unwrap().ip();
-    let table = format!("agentbox-{}", config.network());
-    let element = format!("{{ {address} }}");
-    let has_rules = || async {
-        let arguments = ["get", "element", "inet", &table, "egress", &element];
-        host("nft", &arguments).await.is_ok()
-    };
+    let has_rules = || async { nft_element("get", &config, address).await.is_ok() };
     let before = has_rules().await;
-    host(
-        "nft",
-        &["delete", "element", "inet", &table, "egress", &element],
-    )
-    .await
-    .unwrap();
+    nft_element("delete", &config, address).await.unwrap();
     let gone = !has_rules().await;
     let mut changes = s.second.watch().await.unwrap();
     let watching = async { while changes.next().await.is_some() {} };
