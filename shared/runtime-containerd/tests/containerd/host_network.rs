@@ -302,6 +302,41 @@ async fn a_box_without_rules_reaches_nothing() {
     assert!(!still_stands, "by a connection that stood it still does");
 }
 
+/// A cable like a box's, with one of the lowest hardware addresses there are.
+async fn attach(bridge: &str, port: &str, number: u8) {
+    let address = format!("02:00:00:00:00:{number:02x}");
+    let add = ["link", "add", port, "address", &address];
+    let words = [&add[..], &["master", bridge, "type", "veth"]].concat();
+    host("ip", &words).await.unwrap();
+}
+
+async fn delete_link(name: &str) {
+    host("ip", &["link", "delete", name]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_keeps_its_network_while_others_come_and_go() {
+    let (config, s) = (config().await, subject().await);
+    let [one, other] = ["p", "q"].map(|tag| format!("abx{tag}{}", std::process::id()));
+    let mut elsewhere = Elsewhere::new("k", &["198.51.100.10"]).await;
+    elsewhere.listen(8080).await;
+    let to: SocketAddr = "198.51.100.10:8080".parse().unwrap();
+    let spec = s.spec();
+    s.run(&spec).await.unwrap();
+    let pid = process_of(&config.deployment, spec.id.as_str());
+    // A bridge that was given no address takes the lowest of its ports'.
+    attach(&config.bridge, &other, 2).await;
+    let standing = connection_inside(pid, to);
+    attach(&config.bridge, &one, 1).await;
+    delete_link(&other).await;
+    let stands = is_answered(&standing);
+    let reaches = knocks(pid, to).await;
+    delete_link(&one).await;
+    s.clean().await.unwrap();
+    assert!(stands, "its connection goes on");
+    assert!(reaches, "it makes another");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
     // Of its own: nobody else watches it. The table is everybody's: only this box's rules go.

@@ -18,6 +18,9 @@ fn failed(error: impl Display) -> Violation {
     Violation(error.to_string())
 }
 
+/// So much of a command's last output stands in a violation.
+const SHOWN_BYTES: usize = 1000;
+
 /// One command and its streams.
 #[derive(Debug)]
 pub struct Session {
@@ -76,12 +79,15 @@ impl Session {
 
     async fn next(&mut self) -> Result<Output, Violation> {
         let output = tokio::time::timeout(PATIENCE, self.outputs.message()).await;
-        let so_far = || String::from_utf8_lossy(&self.said).into_owned();
+        let at_last = || {
+            let end = self.said.len().saturating_sub(SHOWN_BYTES);
+            String::from_utf8_lossy(&self.said[end..]).into_owned()
+        };
         match output {
             Ok(Ok(Some(output))) => output.output.ok_or_else(|| failed("an empty output")),
-            Ok(Ok(None)) => Err(failed(format!("no end; so far: {:?}", so_far()))),
-            Ok(Err(status)) => Err(failed(format!("{status}; so far: {:?}", so_far()))),
-            Err(_) => Err(failed(format!("silent; so far: {:?}", so_far()))),
+            Ok(Ok(None)) => Err(failed(format!("no end; at last: {:?}", at_last()))),
+            Ok(Err(status)) => Err(failed(format!("{status}; at last: {:?}", at_last()))),
+            Err(_) => Err(failed(format!("silent; at last: {:?}", at_last()))),
         }
     }
 
