@@ -44,6 +44,8 @@ const COMMAND_ACK_WAIT: Duration = Duration::from_secs(10);
 /// A command only fails when the database does.
 const COMMAND_ATTEMPTS: i64 = 20;
 const COMMAND_RETRY: Duration = Duration::from_secs(1);
+/// Requests are heard after so long at the latest: most need no cluster.
+const CLUSTERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts the scheduler: its tasks run on until shutdown.
 ///
@@ -90,6 +92,9 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
             Ok(parts.serve_cluster(spec.name, runtime, Some(ready)).await?)
         });
     }
+    // Before it knows a cluster it can create nothing, and another replica may.
+    let clusters = scheduler.parts.clusters.clone();
+    clusters.another_answers(CLUSTERS_ANSWER_WITHIN).await;
     scheduler.spawn(&context.tasks).await?;
     Ok(())
 }

@@ -234,7 +234,7 @@ impl Cluster {
             for previous in [true, false] {
                 let last = LogParams {
                     previous,
-                    tail_lines: Some(12),
+                    tail_lines: Some(100),
                     ..LogParams::default()
                 };
                 report += &pods.logs(&name, &last).await.unwrap_or_default();

@@ -1,61 +1,56 @@
 //! What one cluster has, refreshed in the background.
 //!
 //! * I1. Reading never waits for the cluster.
-//! * I2. What is older than [`STALE_AFTER`] is not told: the cluster counts as gone.
+//! * I2. What is older than [`STALE_AFTER`] is not told: the cluster counts as away. One that
+//!   fails to answer once does not.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use agentbox_runtime::{Capacity, Runtime};
+use agentbox_runtime::{Capacity, Runtime, RuntimeError};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// After one that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const STALE_AFTER: Duration = Duration::from_secs(4);
 
+/// An answer, and when it came.
+type Answer = Option<(Instant, Capacity)>;
+
+fn fresh(answer: &Answer) -> Option<&Capacity> {
+    let (at, capacity) = answer.as_ref()?;
+    (at.elapsed() < STALE_AFTER).then_some(capacity)
+}
+
 /// The newest answer. Clones are made of the value, not of the cache.
 #[derive(Default)]
-pub struct CapacityCache(Mutex<Option<(Instant, Capacity)>>);
+pub struct CapacityCache(watch::Sender<Answer>);
 
 impl CapacityCache {
     /// `None` while the cluster does not answer.
     #[must_use]
     pub fn current(&self) -> Option<Capacity> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref()
-            .filter(|(at, _)| at.elapsed() < STALE_AFTER)
-            .map(|(_, capacity)| capacity.clone())
+        fresh(&self.0.borrow()).cloned()
     }
 
-    fn set(&self, capacity: Option<Capacity>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = capacity.map(|capacity| (Instant::now(), capacity));
+    /// Returns when there is something to read: at once, or at the next answer.
+    pub async fn is_known(&self) {
+        let mut answers = self.0.subscribe();
+        // It ends with the cache only, which we hold.
+        let _ = answers.wait_for(|answer| fresh(answer).is_some()).await;
     }
 
     /// Asks once.
-    pub async fn refresh(&self, cluster: &str, runtime: &dyn Runtime) {
-        let was_there = self.current().is_some();
-        match tokio::time::timeout(ANSWER_WITHIN, runtime.capacity()).await {
-            Ok(Ok(capacity)) => {
-                if !was_there {
-                    tracing::info!(cluster, version = capacity.version, "the cluster answers");
-                }
-                self.set(Some(capacity));
-            }
-            Ok(Err(error)) => {
-                if was_there {
-                    tracing::warn!(cluster, %error, "the cluster does not answer");
-                }
-                self.set(None);
-            }
-            Err(_) => {
-                if was_there {
-                    tracing::warn!(cluster, "the cluster does not answer in time");
-                }
-                self.set(None);
-            }
-        }
+    async fn refresh(&self, runtime: &dyn Runtime) -> Result<String, RuntimeError> {
+        let capacity = tokio::time::timeout(ANSWER_WITHIN, runtime.capacity())
+            .await
+            .unwrap_or(Err(RuntimeError::Deadline(ANSWER_WITHIN)))?;
+        let version = capacity.version.clone();
+        self.0.send_replace(Some((Instant::now(), capacity)));
+        Ok(version)
     }
 
     /// Refreshes until shutdown; calls `refreshed` after each time.
@@ -66,12 +61,27 @@ impl CapacityCache {
         shutdown: CancellationToken,
         refreshed: impl Fn(),
     ) {
+        let mut answered = None;
         loop {
-            self.refresh(cluster, runtime).await;
+            let outcome = self.refresh(runtime).await;
+            match &outcome {
+                Ok(version) if answered != Some(true) => {
+                    tracing::info!(cluster, version, "the cluster answers");
+                }
+                Err(error) if answered != Some(false) => {
+                    tracing::warn!(cluster, %error, "the cluster does not answer");
+                }
+                _ => {}
+            }
+            answered = Some(outcome.is_ok());
             refreshed();
+            let pause = match outcome {
+                Ok(_) => REFRESH_EVERY,
+                Err(_) => RETRY_AFTER,
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(REFRESH_EVERY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

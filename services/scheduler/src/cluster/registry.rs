@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_runtime::Runtime;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 
 use crate::cluster::capacity::CapacityCache;
 use crate::cluster::config::Overcommit;
@@ -81,6 +84,14 @@ impl Clusters {
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Cluster>> {
         self.0.values()
+    }
+
+    /// Returns when one of those that are away answers, or after so long; at once when none
+    /// is away.
+    pub async fn another_answers(&self, within: Duration) {
+        let away = self.iter().filter(|one| one.capacity.current().is_none());
+        let mut answers: FuturesUnordered<_> = away.map(|one| one.capacity.is_known()).collect();
+        let _ = tokio::time::timeout(within, answers.next()).await;
     }
 }
 

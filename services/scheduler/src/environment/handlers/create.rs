@@ -17,6 +17,8 @@ use crate::environment::store::Creation;
 use crate::metrics;
 
 const PREFLIGHT_WITHIN: Duration = Duration::from_secs(2);
+/// So long a request waits for a cluster that is away, when no other takes it.
+const AWAY_AT_MOST: Duration = Duration::from_secs(2);
 const MAX_KEY_LENGTH: usize = 255;
 
 fn idempotency_key(key: Option<&str>) -> Result<(), Error> {
@@ -84,7 +86,13 @@ impl Environments {
         if let Some(replayed) = inner.store.replay(&creation).await? {
             return Ok(replayed.environment);
         }
-        let chosen = self.place(&creation.environment, quantities).await?;
+        let chosen = match self.place(&creation.environment, quantities).await {
+            Err(refusal) if refusal.code == ErrorCode::Unavailable => {
+                inner.clusters.another_answers(AWAY_AT_MOST).await;
+                self.place(&creation.environment, quantities).await?
+            }
+            outcome => outcome?,
+        };
         if let Some(cluster) = inner.clusters.get(&chosen.name) {
             creation.room = room(&chosen.capacity, cluster.overcommit);
         }
