@@ -191,8 +191,10 @@ pub(crate) async fn create(
     // One that it was given stays when ports come and go; `02`: a single host's, local.
     let [a, b, c, d, e, ..] = <[u8; 32]>::from(digest);
     let mac = format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
-    let add = ["link", "add", &bridge, "address", &mac, "mtu", &mtu];
-    ip(&[&add[..], &["type", "bridge"]].concat()).await?;
+    ip(&[
+        "link", "add", &bridge, "address", &mac, "mtu", &mtu, "type", "bridge",
+    ])
+    .await?;
     ip(&["addr", "add", &address, "dev", &bridge]).await?;
     ip(&["link", "set", &bridge, "up"]).await?;
     let table = table_name(deployment);

@@ -94,7 +94,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     }
     // Before it knows a cluster it can create nothing, and another replica may.
     let clusters = scheduler.parts.clusters.clone();
-    clusters.another_answers(CLUSTERS_ANSWER_WITHIN).await;
+    clusters.wait_for_another(CLUSTERS_ANSWER_WITHIN).await;
     scheduler.spawn(&context.tasks).await?;
     Ok(())
 }

@@ -37,7 +37,7 @@ impl CapacityCache {
     }
 
     /// Returns when there is something to read: at once, or at the next answer.
-    pub async fn is_known(&self) {
+    pub async fn known(&self) {
         let mut answers = self.0.subscribe();
         // It ends with the cache only, which we hold.
         let _ = answers.wait_for(|answer| fresh(answer).is_some()).await;

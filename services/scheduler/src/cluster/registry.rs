@@ -88,9 +88,9 @@ impl Clusters {
 
     /// Returns when one of those that are away answers, or after so long; at once when none
     /// is away.
-    pub async fn another_answers(&self, within: Duration) {
+    pub async fn wait_for_another(&self, within: Duration) {
         let away = self.iter().filter(|one| one.capacity.current().is_none());
-        let mut answers: FuturesUnordered<_> = away.map(|one| one.capacity.is_known()).collect();
+        let mut answers: FuturesUnordered<_> = away.map(|one| one.capacity.known()).collect();
         let _ = tokio::time::timeout(within, answers.next()).await;
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::environment::rpc::{
-    Create, CreateRequest, Delete, DeleteOwned, DeleteOwnedRequest, DeleteRequest, Empty, Health,
-    Patch, PatchRequest,
+    Create, CreateRequest, Delete, DeleteOwned, DeleteOwnedRequest, DeleteRequest, Patch,
+    PatchRequest,
 };
 use agentbox_contracts::environment::{EventKind, Isolation, Status, StatusReason};
 use agentbox_contracts::error::ErrorCode;
@@ -322,7 +322,7 @@ async fn a_user_has_a_quota_idempotent_creates_and_ends_as_a_whole() {
 async fn health_tells_of_the_database_and_of_each_cluster() {
     let world = World::new().await;
     let replica = world.replica().await;
-    let health = world.gateway.call::<Health>(&Empty {}, CALL).await.unwrap();
+    let health = world.health().await.unwrap();
     assert!(health.database);
     let [cluster] = &health.clusters[..] else {
         panic!("{health:?}")

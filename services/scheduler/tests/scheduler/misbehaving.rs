@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest, Empty, Health};
+use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
 use agentbox_contracts::environment::{Environment, Status, StatusReason};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::EnvironmentId;
@@ -38,7 +38,7 @@ impl Gate {
         })
     }
 
-    fn is_open(&self, open: bool) {
+    fn set_open(&self, open: bool) {
         self.is_cut_off.store(!open, Ordering::SeqCst);
     }
 
@@ -46,7 +46,7 @@ impl Gate {
     async fn opens_for_a_create(&self, world: &World) -> Result<Environment, Error> {
         let opens = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            self.is_open(true);
+            self.set_open(true);
         };
         tokio::join!(world.try_create(request("early")), opens).0
     }
@@ -104,7 +104,7 @@ async fn a_start_that_takes_too_long_fails_though_the_cluster_is_gone() {
     let mut settings = settings();
     settings.start_timeout = Duration::from_secs(3);
     let replica = world.replica_with(gate.clone(), settings).await;
-    gate.is_open(false);
+    gate.set_open(false);
     let created = world.create(request("too-late")).await;
     let failed = world.reaches(&created.id, Status::Failed, SOON).await;
     assert_eq!(failed.status_reason, Some(StatusReason::StartTimeout));
@@ -118,13 +118,13 @@ async fn without_a_cluster_nothing_is_accepted() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
-    gate.is_open(false);
+    gate.set_open(false);
     eventually("creates are refused", SOON, async || {
         let refused = world.try_create(request("nowhere")).await;
         refused.is_err_and(|e| e.code == agentbox_contracts::error::ErrorCode::Unavailable)
     })
     .await;
-    gate.is_open(true);
+    gate.set_open(true);
     eventually("creates are accepted again", SOON, async || {
         world.try_create(request("somewhere")).await.is_ok()
     })
@@ -136,12 +136,12 @@ async fn without_a_cluster_nothing_is_accepted() {
 async fn a_create_waits_for_a_cluster_that_has_not_answered_yet() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
-    gate.is_open(false);
+    gate.set_open(false);
     let replica = world
         .replica_of(vec![(CLUSTER, gate.clone())], settings())
         .await;
     eventually("requests are heard", SOON, async || {
-        world.gateway.call::<Health>(&Empty {}, CALL).await.is_ok()
+        world.health().await.is_ok()
     })
     .await;
     let created = gate.opens_for_a_create(&world).await.unwrap();
@@ -154,10 +154,10 @@ async fn a_cluster_that_fails_to_answer_once_is_not_away() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
-    gate.is_open(false);
+    gate.set_open(false);
     // It is asked every second.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let health = world.gateway.call::<Health>(&Empty {}, CALL).await.unwrap();
+    let health = world.health().await.unwrap();
     let created = gate.opens_for_a_create(&world).await.unwrap();
     world.reaches(&created.id, Status::Running, SOON).await;
     replica.stop().await;
@@ -214,7 +214,7 @@ async fn a_cluster_that_hangs_holds_up_no_other() {
     let world = World::new().await;
     // Cut off as well: it would take the other's boxes, of the same machine, for unwanted.
     let hangs = Gate::new(world.driver.clone(), 0);
-    hangs.is_open(false);
+    hangs.set_open(false);
     let mut settings = settings();
     settings.max_reconciles = 1;
     let mut ids = Vec::new();

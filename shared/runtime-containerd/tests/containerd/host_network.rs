@@ -305,8 +305,9 @@ async fn a_box_without_rules_reaches_nothing() {
 /// A cable like a box's, with one of the lowest hardware addresses there are.
 async fn attach(bridge: &str, port: &str, number: u8) {
     let address = format!("02:00:00:00:00:{number:02x}");
-    let add = ["link", "add", port, "address", &address];
-    let words = [&add[..], &["master", bridge, "type", "veth"]].concat();
+    let words = [
+        "link", "add", port, "address", &address, "master", bridge, "type", "veth",
+    ];
     host("ip", &words).await.unwrap();
 }
 

@@ -88,7 +88,7 @@ impl Environments {
         }
         let chosen = match self.place(&creation.environment, quantities).await {
             Err(refusal) if refusal.code == ErrorCode::Unavailable => {
-                inner.clusters.another_answers(AWAY_AT_MOST).await;
+                inner.clusters.wait_for_another(AWAY_AT_MOST).await;
                 self.place(&creation.environment, quantities).await?
             }
             outcome => outcome?,

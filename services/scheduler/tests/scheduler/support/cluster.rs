@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::Bus;
-use agentbox_contracts::environment::rpc::{Create, CreateRequest, Get, GetRequest};
+use agentbox_contracts::environment::rpc::{
+    Create, CreateRequest, Empty, Get, GetRequest, Health, HealthReply,
+};
 use agentbox_contracts::environment::{Environment, EnvironmentEvent, EnvironmentRequest, Status};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
@@ -156,12 +158,15 @@ impl World {
 
     /// Waits until a scheduler answers and its cluster does.
     pub async fn answers(&self) {
-        use agentbox_contracts::environment::rpc::{Empty, Health};
         eventually("a scheduler answers", Duration::from_secs(20), async || {
-            let health = self.gateway.call::<Health>(&Empty {}, CALL).await;
+            let health = self.health().await;
             health.is_ok_and(|h| h.database && h.clusters.iter().all(|c| c.connected))
         })
         .await;
+    }
+
+    pub async fn health(&self) -> Result<HealthReply, Error> {
+        self.gateway.call::<Health>(&Empty {}, CALL).await
     }
 
     pub async fn try_create(&self, request: EnvironmentRequest) -> Result<Environment, Error> {
