@@ -1,8 +1,9 @@
-//! What the services say to each other: subjects, headers, messages by noun,
-//! identifiers, units and error codes. Pure data; no I/O.
+//! The contract between the services: subjects, headers, messages by noun, identifiers,
+//! units and error codes. Pure data; no I/O.
 
 pub mod environment;
 pub mod error;
+mod error_chain;
 pub mod exec;
 pub mod identity;
 pub mod ids;
@@ -11,3 +12,5 @@ pub mod permissions;
 pub mod rpc;
 pub mod subjects;
 pub mod units;
+
+pub use error_chain::ErrorChain;

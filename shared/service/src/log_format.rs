@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
+use agentbox_contracts::ErrorChain;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -23,18 +24,11 @@ impl Visit for Fields<'_> {
         self.0
             .insert(field.name().to_owned(), Value::String(format!("{value:?}")));
     }
-    /// With what caused it: an error's own words say what failed, and not why.
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut text = value.to_string();
-        let mut cause = value.source();
-        while let Some(next) = cause {
-            let said = next.to_string();
-            if !text.ends_with(&said) {
-                text = format!("{text}: {said}");
-            }
-            cause = next.source();
-        }
-        self.0.insert(field.name().to_owned(), text.into());
+        self.0.insert(
+            field.name().to_owned(),
+            ErrorChain(value).to_string().into(),
+        );
     }
     fn record_str(&mut self, field: &Field, value: &str) {
         self.0
@@ -152,7 +146,7 @@ mod tests {
         #[error("no connection: {0}")]
         struct Inner(#[source] std::io::Error);
         let error = Outer(Inner(std::io::Error::other("first\nsecond")));
-        let lines = lines(|| tracing::warn!(error = &error as &dyn Error, "not done"));
+        let lines = lines(|| tracing::warn!(error = %ErrorChain(&error), "not done"));
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0]["level"], "WARN");
         assert_eq!(lines[0]["message"], "not done");

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Rules of the house that no compiler checks; `make check` runs it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+status=0
+
+# refuse PATTERN RULE: fails for each line of Rust that matches, comments apart.
+refuse() {
+  local found
+  found=$(git grep -nP "$1" -- '*.rs' | grep -vP '^[^:]+:\d+:\s*//' || true)
+  if [ -n "$found" ]; then
+    printf '%s\n  %s\n' "$found" "$2" >&2
+    status=1
+  fi
+}
+
+# A log line carries an error with its causes. `%error` drops them.
+error_rule='log an error as `error = %ErrorChain(&error)` (agentbox_contracts), which writes its causes'
+refuse '(^\s*|[(,]\s*|=\s*)[%?](error|err|e)\b' "$error_rule"
+refuse '(^\s*|[(,]\s*)error = (?!%ErrorChain\()[^;]*,' "$error_rule"
+refuse 'as &\(?dyn (std::error::)?Error\b' "$error_rule"
+
+exit "$status"
