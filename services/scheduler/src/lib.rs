@@ -4,18 +4,16 @@
 //! what is wanted, clusters say what runs, and this service brings the second to the
 //! first; it keeps nothing that matters in memory. Never carries a byte of user I/O.
 //!
-//! * [`config`], [`migration`]: what it is started with and stands on.
+//! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
 //! * [`environment`]: everything about environments.
-//! * [`lease`]: work that one replica of many does.
 //! * [`trace`], [`metrics`]: what operators see.
 
 pub mod cluster;
 pub mod config;
 pub mod environment;
-pub mod lease;
 mod metrics;
-pub mod migration;
+pub mod migrations;
 mod trace;
 
 use std::sync::Arc;
@@ -24,6 +22,7 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::environment::rpc;
 use agentbox_contracts::subjects::{self, Subject};
+use agentbox_database::Leases;
 use agentbox_runtime::Runtime;
 use agentbox_service::{Component, Context};
 use anyhow::Context as _;
@@ -61,7 +60,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         config.database_connections.max(4),
     )
     .await?;
-    agentbox_database::migrate::<migration::Migrator>(&pool, SERVICE).await?;
+    agentbox_database::migrate::<migrations::Migrator>(&pool, SERVICE).await?;
     database.ready();
     context
         .bus
@@ -202,6 +201,10 @@ impl Scheduler {
 }
 
 impl Parts {
+    fn leases(&self) -> Leases {
+        self.store.leases(self.bus.instance().clone())
+    }
+
     fn requests(&self) -> Server {
         macro_rules! answer {
             ($server:expr, $rpc:ty, $method:ident) => {{
@@ -228,14 +231,13 @@ impl Parts {
 
     /// What time asks for, in every cluster.
     async fn sweep(&self) {
-        let instance = self.bus.instance();
-        let expiry = lease::while_held(&self.store, "expiry", instance, &self.shutdown, |held| {
+        let leases = self.leases();
+        let expiry = leases.run_while_held("expiry", &self.shutdown, |held| {
             expire::sweep(&self.environments, held)
         });
-        let forgetting =
-            lease::while_held(&self.store, "retention", instance, &self.shutdown, |held| {
-                retention::sweep(&self.store, self.settings.retention, held)
-            });
+        let forgetting = leases.run_while_held("retention", &self.shutdown, |held| {
+            retention::sweep(&self.store, self.settings.retention, held)
+        });
         tokio::join!(expiry, forgetting);
     }
 
@@ -291,22 +293,16 @@ impl Parts {
             self.settings.max_reconciles,
             self.shutdown.clone(),
         );
-        let lease = format!("cluster:{name}");
-        let changes = lease::while_held(
-            &self.store,
-            &lease,
-            self.bus.instance(),
-            &self.shutdown,
-            |held| {
-                orphans::follow(
-                    &self.store,
-                    &cluster,
-                    &self.reconciler,
-                    self.settings.resync_interval,
-                    held,
-                )
-            },
-        );
+        let (leases, lease) = (self.leases(), format!("cluster:{name}"));
+        let changes = leases.run_while_held(&lease, &self.shutdown, |held| {
+            orphans::follow(
+                &self.store,
+                &cluster,
+                &self.reconciler,
+                self.settings.resync_interval,
+                held,
+            )
+        });
         tokio::join!(commands, due, capacity, changes);
         Ok(())
     }

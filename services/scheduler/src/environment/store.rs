@@ -11,7 +11,6 @@
 mod change;
 mod create;
 mod drive;
-mod lease;
 mod list;
 mod outbox;
 mod sweep;
@@ -19,10 +18,10 @@ mod sweep;
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::ids::EnvironmentId;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement, Value,
-};
+use agentbox_contracts::ids::{EnvironmentId, InstanceId};
+use agentbox_database::Leases;
+use agentbox_database::sql::statement as sql;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, Statement};
 
 pub use change::{Change, Drive, Patch};
 pub use create::{Admission, Creation};
@@ -72,14 +71,6 @@ pub struct Store {
     database: DatabaseConnection,
 }
 
-fn sql(text: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
-    Statement::from_sql_and_values(DbBackend::Postgres, text, values)
-}
-
-fn seconds(duration: Duration) -> Value {
-    duration.as_secs_f64().into()
-}
-
 fn record(row: sea_orm::QueryResult) -> Result<Record, StoreError> {
     Ok(Row::from_query_result(&row, "")?.try_into()?)
 }
@@ -88,6 +79,12 @@ impl Store {
     #[must_use]
     pub fn new(database: DatabaseConnection) -> Self {
         Self { database }
+    }
+
+    /// The leases of this schema, for the replica `holder`.
+    #[must_use]
+    pub fn leases(&self, holder: InstanceId) -> Leases {
+        Leases::new(self.database.clone(), holder)
     }
 
     /// One environment; `None` if there is none of that id.

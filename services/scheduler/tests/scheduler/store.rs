@@ -315,23 +315,17 @@ async fn what_is_due_is_taken_by_one_replica() {
 #[tokio::test]
 async fn a_lease_has_one_holder_and_passes_on_when_it_runs_out_or_is_dropped() {
     let database = database().await;
-    let store = &database.store;
-    let (a, b) = (InstanceId::random(), InstanceId::random());
+    let [a, b] = [(); 2].map(|()| database.store.leases(InstanceId::random()));
     let long = Duration::from_secs(60);
-    assert!(
-        store
-            .hold_lease("x", &a, Duration::from_millis(200))
-            .await
-            .unwrap()
-    );
-    assert!(!store.hold_lease("x", &b, long).await.unwrap());
+    assert!(a.acquire("x", Duration::from_millis(200)).await.unwrap());
+    assert!(!b.acquire("x", long).await.unwrap());
     eventually("the lease runs out", Duration::from_secs(5), async || {
-        store.hold_lease("x", &b, long).await.unwrap()
+        b.acquire("x", long).await.unwrap()
     })
     .await;
-    assert!(!store.hold_lease("x", &a, long).await.unwrap());
-    store.drop_lease("x", &b).await.unwrap();
-    assert!(store.hold_lease("x", &a, long).await.unwrap());
+    assert!(!a.acquire("x", long).await.unwrap());
+    b.release("x").await.unwrap();
+    assert!(a.acquire("x", long).await.unwrap());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use agentbox_scheduler::cluster::placement::Room;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::request;
 use agentbox_scheduler::environment::store::{Creation, Store};
-use agentbox_scheduler::migration::Migrator;
+use agentbox_scheduler::migrations::Migrator;
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use sea_orm::DatabaseConnection;
 

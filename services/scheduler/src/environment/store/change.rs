@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::environment::{EventKind, Status};
+use agentbox_database::sql::{seconds, statement as sql};
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::ConnectionTrait;
 
 use super::outbox::{Item, to_json};
-use super::{COLUMNS, Record, Store, StoreError, record, seconds, sql};
+use super::{COLUMNS, Record, Store, StoreError, record};
 use crate::environment::state::{Standing, event_of};
 use crate::trace;
 

@@ -5,12 +5,13 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_database::begin;
+use agentbox_database::sql::{advisory_lock, bigint, statement as sql, unsigned};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use sha2::{Digest as _, Sha256};
 
 use super::outbox::{Item, to_json};
-use super::{COLUMNS, Record, Store, StoreError, record, sql};
+use super::{COLUMNS, Record, Store, StoreError, record};
 use crate::cluster::placement::Room;
 use crate::environment::quota::{Quota, Usage};
 use crate::environment::request::Quantities;
@@ -47,19 +48,6 @@ fn body_hash(environment: &Environment) -> Result<String, StoreError> {
     Ok(hex::encode(Sha256::digest(body)))
 }
 
-async fn lock(transaction: &DatabaseTransaction, class: i32, name: &str) -> Result<(), StoreError> {
-    let statement = sql(
-        "SELECT pg_advisory_xact_lock($1, hashtext($2))",
-        [class.into(), name.into()],
-    );
-    transaction.query_one_raw(statement).await?;
-    Ok(())
-}
-
-fn unsigned(row: &sea_orm::QueryResult, column: &str) -> Result<u64, StoreError> {
-    Ok(u64::try_from(row.try_get::<i64>("", column)?).unwrap_or(0))
-}
-
 async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usage, StoreError> {
     let statement = sql(
         "SELECT count(*) AS environments, coalesce(sum(cpu_milli), 0)::bigint AS cpu,
@@ -88,7 +76,7 @@ async fn admission(
     if room.cpu.0 == u64::MAX && room.memory.0 == u64::MAX {
         return Ok(Admission::Admitted);
     }
-    lock(transaction, CLUSTER_LOCK, cluster).await?;
+    advisory_lock(transaction, CLUSTER_LOCK, cluster).await?;
     let statement = sql(
         "SELECT coalesce(sum(cpu_milli), 0)::bigint AS cpu,
                 coalesce(sum(memory_bytes), 0)::bigint AS memory
@@ -116,10 +104,6 @@ async fn admission(
     Ok(Admission::Admitted)
 }
 
-fn signed(value: u64) -> sea_orm::Value {
-    i64::try_from(value).unwrap_or(i64::MAX).into()
-}
-
 impl Store {
     /// The environment that `owner` created with this key, if the key still stands.
     ///
@@ -138,7 +122,7 @@ impl Store {
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
         let environment = &creation.environment;
         let transaction = begin(&self.database).await?;
-        lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
+        advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
         if let Some(replayed) = replay(&transaction, creation).await? {
             transaction.rollback().await?;
             return Ok(replayed);
@@ -285,11 +269,11 @@ async fn insert(
             environment.cluster.clone().into(),
             environment.request.name.clone().into(),
             serde_json::to_value(&environment.request.labels)?.into(),
-            signed(environment.request.timeout_s),
+            bigint(environment.request.timeout_s),
             serde_json::to_value(&environment.request)?.into(),
-            signed(creation.quantities.cpu.0),
-            signed(creation.quantities.memory.0),
-            signed(creation.quantities.storage.0),
+            bigint(creation.quantities.cpu.0),
+            bigint(creation.quantities.memory.0),
+            bigint(creation.quantities.storage.0),
             message.into(),
             environment.created_at.into(),
             environment.expires_at.into(),

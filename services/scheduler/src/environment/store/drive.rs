@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_database::sql::{seconds, statement as sql};
 use sea_orm::ConnectionTrait;
 
-use super::{Store, StoreError, seconds, sql};
+use super::{Store, StoreError};
 
 /// How long a claim lasts without being renewed.
 pub const LEASE: Duration = Duration::from_secs(5);

@@ -5,9 +5,10 @@
 //! * I1. User text reaches SQL as bound values only.
 
 use agentbox_contracts::environment::{Status, Visibility};
+use agentbox_database::sql::statement as sql;
 use sea_orm::{ConnectionTrait, Value};
 
-use super::{COLUMNS, Record, Store, StoreError, record, sql};
+use super::{COLUMNS, Record, Store, StoreError, record};
 use crate::environment::selector::{Selector, Terms};
 
 /// What a list is of.

@@ -3,10 +3,11 @@
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_database::begin;
+use agentbox_database::sql::{advisory_lock, statement as sql};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, sql};
+use super::{Store, StoreError};
 
 /// The advisory lock under which one environment's rows are published.
 const LOCK_CLASS: i32 = 3;
@@ -90,11 +91,7 @@ impl Store {
     /// When the database fails.
     pub async fn unpublished(&self, id: &EnvironmentId) -> Result<Unpublished, StoreError> {
         let transaction = begin(&self.database).await?;
-        let lock = sql(
-            "SELECT pg_advisory_xact_lock($1, hashtext($2))",
-            [LOCK_CLASS.into(), id.as_str().into()],
-        );
-        transaction.query_one_raw(lock).await?;
+        advisory_lock(&transaction, LOCK_CLASS, id.as_str()).await?;
         let statement = sql(
             "SELECT id, kind, body, traceparent FROM outbox
              WHERE environment_id = $1 AND published_at IS NULL ORDER BY id LIMIT $2",

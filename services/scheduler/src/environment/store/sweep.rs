@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_database::sql::{seconds, statement as sql};
 use sea_orm::{ConnectionTrait, Statement};
 
-use super::{COLUMNS, Record, Store, StoreError, record, seconds, sql};
+use super::{COLUMNS, Record, Store, StoreError, record};
 
 /// Rows that one statement deletes at most: sweeping never blocks others for long.
 const DELETE_BATCH: i64 = 5_000;

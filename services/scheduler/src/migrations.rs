@@ -1,0 +1,22 @@
+//! The schema `scheduler`, version by version. A released migration never changes.
+
+mod m0001_initial;
+mod m0002_terms;
+mod m0003_numbers;
+mod m0004_lease_expiry;
+
+use sea_orm_migration::{MigrationTrait, MigratorTrait};
+
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m0001_initial::Migration),
+            Box::new(m0002_terms::Migration),
+            Box::new(m0003_numbers::Migration),
+            Box::new(m0004_lease_expiry::Migration),
+        ]
+    }
+}

@@ -1,0 +1,49 @@
+//! How the stores write a statement. No SQL of any noun lives here.
+
+use std::time::Duration;
+
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Value,
+};
+
+/// A statement for Postgres with `$1`-style placeholders.
+pub fn statement(text: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(DbBackend::Postgres, text, values)
+}
+
+/// Seconds for `make_interval(secs => $n)`.
+#[must_use]
+pub fn seconds(duration: Duration) -> Value {
+    duration.as_secs_f64().into()
+}
+
+/// A whole number for a `bigint` column; a larger one is clamped.
+#[must_use]
+pub fn bigint(number: u64) -> Value {
+    i64::try_from(number).unwrap_or(i64::MAX).into()
+}
+
+/// A `bigint` that is never negative: a count, a sum of quantities.
+///
+/// # Errors
+/// When the row has no such column.
+pub fn unsigned(row: &QueryResult, column: &str) -> Result<u64, DbErr> {
+    Ok(u64::try_from(row.try_get::<i64>("", column)?).unwrap_or(0))
+}
+
+/// Takes the advisory lock of `name` within `class` until the transaction ends.
+///
+/// # Errors
+/// When the database fails.
+pub async fn advisory_lock(
+    transaction: &DatabaseTransaction,
+    class: i32,
+    name: &str,
+) -> Result<(), DbErr> {
+    let lock = statement(
+        "SELECT pg_advisory_xact_lock($1, hashtext($2))",
+        [class.into(), name.into()],
+    );
+    transaction.query_one_raw(lock).await?;
+    Ok(())
+}
