@@ -12,15 +12,19 @@ use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use chrono::Utc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::Instant;
 
 use crate::driver::Inner;
-use crate::facts::{Fact, Facts, Failure};
+use crate::facts::{BlockedSince, Fact, Facts, Failure};
+use crate::objects::MAIN;
+use crate::observe::Look;
+use crate::phase::{self, is_rejected_by_node};
 use crate::policy::Policy;
 use crate::refusal::{self, Refusal};
 use crate::{objects, pod};
@@ -29,6 +33,8 @@ use crate::{objects, pod};
 const ATTEMPTS: u32 = 20;
 /// What the cluster has not caught up with, it has in a moment.
 const NOT_YET: Duration = Duration::from_millis(20);
+/// Between two attempts where the cluster may need seconds.
+const STILL_NOT: Duration = Duration::from_millis(500);
 /// boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(5);
 /// A change may be missed.
@@ -68,7 +74,7 @@ impl Inner {
             });
         let facts = self.claim(id, generation, policy.as_ref().ok()).await?;
         let is_to_make = facts.failure.is_none() && facts.started_at.is_none() && !facts.is_stopped;
-        if is_to_make && self.pod(id).await?.is_none() {
+        if is_to_make && self.lacks_pod(id).await? {
             match self.make(spec, policy, deadline).await {
                 Ok(()) => {}
                 Err(Halt::Error(error)) => return Err(error),
@@ -78,6 +84,27 @@ impl Inner {
             }
         }
         self.wait_until_settled(id, &mut changes, deadline).await
+    }
+
+    /// Whether a Pod is to be made. One that its node refused to admit is removed first.
+    async fn lacks_pod(&self, id: &EnvironmentId) -> Result<bool, RuntimeError> {
+        let Some(pod) = self.pod(id).await? else {
+            return Ok(true);
+        };
+        if !is_rejected_by_node(&pod) {
+            return Ok(false);
+        }
+        let pods = self.cluster.pods_of(id).await?;
+        let at_once = DeleteParams::default().grace_period(0);
+        let this_one = at_once.preconditions(Preconditions {
+            uid: pod.metadata.uid,
+            resource_version: None,
+        });
+        match self.cluster.delete(&pods, MAIN, &this_one).await {
+            // Another replica has replaced it.
+            Err(error) if error.is_conflict() => Ok(false),
+            outcome => outcome.map(|_| true).map_err(RuntimeError::from),
+        }
     }
 
     /// The box's namespace at this generation; made if there is none.
@@ -199,9 +226,12 @@ impl Inner {
                 Some((code, message)) => refusal::classify(code, message),
                 None => Refusal::Unknown,
             };
+            let is_late = Instant::now() >= deadline;
             match refusal {
-                Refusal::NotYet if Instant::now() < deadline => tokio::time::sleep(NOT_YET).await,
                 Refusal::Final(failure) => return Err(Halt::Failed(failure)),
+                Refusal::FinalIfItLasts(failure) if is_late => return Err(Halt::Failed(failure)),
+                Refusal::FinalIfItLasts(_) => tokio::time::sleep(STILL_NOT).await,
+                Refusal::NotYet if !is_late => tokio::time::sleep(NOT_YET).await,
                 Refusal::NotYet | Refusal::Unknown => return Err(error.into()),
             }
         }
@@ -216,12 +246,14 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Observed, RuntimeError> {
         loop {
-            let Some(facts) = self.facts(id).await? else {
+            let Some(look) = self.look(id).await? else {
                 return Err(refused("the box was removed meanwhile"));
             };
-            let Some(mut observed) = self.get(id).await? else {
-                return Err(refused("the box was removed meanwhile"));
-            };
+            let Look {
+                mut observed,
+                facts,
+                pod,
+            } = look;
             let is_late = Instant::now() >= deadline;
             match observed.phase.clone() {
                 BoxPhase::Running { .. } if facts.started_at.is_some() => return Ok(observed),
@@ -246,12 +278,49 @@ impl Inner {
                     let failure = Failure { reason, message };
                     self.learn(id, &Fact::Failed(failure)).await?;
                 }
-                BoxPhase::Starting { .. } if !is_late => {
+                BoxPhase::Starting { .. } => {
+                    self.record_blocked(id, &facts, pod.as_ref()).await?;
+                    // The next `ensure` replaces a Pod that its node rejected.
+                    if is_late || pod.as_ref().is_some_and(is_rejected_by_node) {
+                        return Ok(observed);
+                    }
                     wait_for(id, changes, deadline.min(Instant::now() + LOOK)).await;
                 }
                 _ => return Ok(observed),
             }
         }
+    }
+}
+
+impl Inner {
+    /// Records since when a container of the box has been blocked: it fails the box when it
+    /// lasts ([`crate::image`]).
+    async fn record_blocked(
+        &self,
+        id: &EnvironmentId,
+        facts: &Facts,
+        pod: Option<&Pod>,
+    ) -> Result<(), RuntimeError> {
+        let Some(blocked) = pod.and_then(phase::blocked) else {
+            return Ok(());
+        };
+        let since = BlockedSince {
+            key: blocked.key,
+            since: Utc::now(),
+        };
+        let fact = Fact::Blocked(since);
+        if !fact.changes(facts) {
+            return Ok(());
+        }
+        if blocked.is_ours {
+            tracing::warn!(
+                environment.id = %id,
+                detail = blocked.detail,
+                "an image of the deployment could not be used by a box"
+            );
+        }
+        self.learn(id, &fact).await?;
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{FailureReason, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Namespace;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cluster::{ApiError, namespace_of};
@@ -19,6 +20,7 @@ use crate::policy::Policy;
 
 pub const GENERATION: &str = "agentbox.dev/generation";
 pub const NETWORK_POLICY: &str = "agentbox.dev/network-policy";
+const BLOCKED: &str = "agentbox.dev/blocked";
 const FAILURE: &str = "agentbox.dev/failure";
 const FAILURE_MESSAGE: &str = "agentbox.dev/failure-message";
 const STARTED_AT: &str = "agentbox.dev/started-at";
@@ -35,6 +37,14 @@ pub struct Failure {
     pub message: String,
 }
 
+/// A failure that the kubelet retries, and when it was first seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedSince {
+    /// As in [`crate::image::Blocked`].
+    pub key: String,
+    pub since: DateTime<Utc>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     pub generation: i64,
@@ -42,6 +52,8 @@ pub struct Facts {
     /// What it was made with.
     pub policy: Option<Policy>,
     pub failure: Option<Failure>,
+    /// The last failure that the kubelet retries.
+    pub blocked: Option<BlockedSince>,
     /// When it was first seen to run. From then on its Pod is never made again.
     pub started_at: Option<DateTime<Utc>>,
     /// We stopped it.
@@ -79,6 +91,9 @@ impl Facts {
                     .cloned()
                     .unwrap_or_default(),
             }),
+            blocked: annotations
+                .get(BLOCKED)
+                .and_then(|text| serde_json::from_str(text).ok()),
             started_at: annotations
                 .get(STARTED_AT)
                 .and_then(|text| text.parse().ok()),
@@ -100,6 +115,7 @@ impl Facts {
 pub enum Fact {
     Generation(i64),
     Failed(Failure),
+    Blocked(BlockedSince),
     Started(DateTime<Utc>),
     Stopped,
     Removed,
@@ -113,6 +129,7 @@ impl Fact {
                 FAILURE: name_of(failure.reason),
                 FAILURE_MESSAGE: failure.message,
             }),
+            Self::Blocked(blocked) => json!({ BLOCKED: json!(blocked).to_string() }),
             Self::Started(at) => json!({ STARTED_AT: at.to_rfc3339() }),
             Self::Stopped => json!({ ENDING: "stopped" }),
             Self::Removed => json!({ REMOVAL: "begun" }),
@@ -120,10 +137,15 @@ impl Fact {
     }
 
     /// A box keeps its first end and its first failure, and never goes back.
-    fn changes(&self, facts: &Facts) -> bool {
+    pub fn changes(&self, facts: &Facts) -> bool {
         match self {
             Self::Generation(generation) => *generation > facts.generation,
             Self::Failed(_) => facts.failure.is_none(),
+            // The first time counts; another failure than the last begins anew.
+            Self::Blocked(blocked) => facts
+                .blocked
+                .as_ref()
+                .is_none_or(|known| known.key != blocked.key),
             Self::Started(_) => facts.started_at.is_none(),
             Self::Stopped => !facts.is_stopped,
             Self::Removed => !facts.is_removed,
@@ -224,6 +246,7 @@ pub mod tests {
         let others = [
             Fact::Generation(3),
             Fact::Started(at),
+            Fact::Blocked(blocked("main: pull")),
             Fact::Stopped,
             Fact::Removed,
         ];
@@ -233,6 +256,24 @@ pub mod tests {
             assert!(!fact.changes(&after), "{fact:?}: {after:?}");
         }
         assert_eq!(facts(Fact::Started(at).annotations()).started_at, Some(at));
+    }
+
+    fn blocked(key: &str) -> BlockedSince {
+        BlockedSince {
+            key: key.to_owned(),
+            since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+        }
+    }
+
+    #[test]
+    fn blocked_since_is_replaced_by_another_failure_only() {
+        let held = facts(Fact::Blocked(blocked("boxd: pull")).annotations());
+        let later = BlockedSince {
+            since: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
+            ..blocked("boxd: pull")
+        };
+        assert!(!Fact::Blocked(later).changes(&held));
+        assert!(Fact::Blocked(blocked("main: pull")).changes(&held));
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub fn silent_since(node: &Node) -> Option<DateTime<Utc>> {
     ready.last_transition_time.as_ref().map(instant)
 }
 
+/// One box, as it was read just now.
+#[derive(Debug)]
+pub struct Look {
+    pub observed: Observed,
+    pub facts: Facts,
+    pub pod: Option<Pod>,
+}
+
 fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
@@ -82,6 +90,11 @@ impl Inner {
     }
 
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Observed>, RuntimeError> {
+        Ok(self.look(id).await?.map(|seen| seen.observed))
+    }
+
+    /// All that is known of a box now; `None` when the cluster has nothing of it.
+    pub async fn look(&self, id: &EnvironmentId) -> Result<Option<Look>, RuntimeError> {
         let (facts, pod) = tokio::try_join!(self.facts(id), self.pod(id))?;
         let Some(facts) = facts else {
             return Ok(None);
@@ -93,7 +106,12 @@ impl Inner {
             Some(node) => self.node_silent_since(node).await?,
             None => None,
         };
-        Ok(Some(self.observed(id, &facts, pod.as_ref(), silent)))
+        let observed = self.observed(id, &facts, pod.as_ref(), silent);
+        Ok(Some(Look {
+            observed,
+            facts,
+            pod,
+        }))
     }
 
     /// A node that is not there any more has been silent for ever.

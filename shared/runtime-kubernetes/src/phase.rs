@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::facts::{Facts, Failure};
-use crate::image;
+use crate::image::{self, Blocked};
 use crate::objects::MAIN;
 use crate::observe::instant;
 
@@ -227,58 +227,80 @@ fn without_container(seen: &Seen<'_>, status: &PodStatus) -> BoxPhase {
             format!("boxd could not be installed: {}", why.unwrap_or_default()),
         );
     }
-    // OutOfcpu, NodeAffinity, UnexpectedAdmissionError, …: its node did not take it.
+    // OutOfcpu, NodeAffinity, UnexpectedAdmissionError, …: its node did not admit it. Another
+    // Pod may fit, so this fails the box only when it goes on.
     let why = status.reason.clone().unwrap_or_default();
-    failed(FailureReason::Unschedulable, format!("{why}: {message}"))
+    let message = format!("{why}: {message}");
+    if waited(seen.facts.created_at, seen.now) >= seen.patience.unschedulable {
+        failed(FailureReason::Unschedulable, message)
+    } else {
+        starting(&message)
+    }
+}
+
+/// Whether its node refused to admit the Pod, of which nothing has run: another takes its place.
+pub fn is_rejected_by_node(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else {
+        return false;
+    };
+    let ran = |statuses: &Option<Vec<ContainerStatus>>| {
+        statuses.iter().flatten().any(|container| {
+            let state = container.state.as_ref();
+            state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+        })
+    };
+    status.phase.as_deref() == Some("Failed")
+        && status
+            .reason
+            .as_deref()
+            .is_some_and(|reason| !reason.is_empty())
+        && disruption(status).is_none()
+        && !ran(&status.init_container_statuses)
+        && !ran(&status.container_statuses)
+}
+
+/// The first container that waits after a failure.
+pub fn blocked(pod: &Pod) -> Option<Blocked> {
+    let status = pod.status.as_ref()?;
+    containers_waiting(status)
+        .find_map(|(name, reason, message)| image::blocked(pod, name, reason, message))
+}
+
+/// Name, reason and message of each container that waits, in their order of start.
+fn containers_waiting(status: &PodStatus) -> impl Iterator<Item = (&str, &str, &str)> {
+    let inits = status.init_container_statuses.iter().flatten();
+    let mains = status.container_statuses.iter().flatten();
+    inits.chain(mains).filter_map(|container| {
+        let ContainerStateWaiting { reason, message } =
+            container.state.as_ref()?.waiting.as_ref()?;
+        Some((
+            container.name.as_str(),
+            reason.as_deref().unwrap_or_default(),
+            message.as_deref().unwrap_or_default(),
+        ))
+    })
 }
 
 fn waiting(seen: &Seen<'_>, pod: &Pod, status: &PodStatus) -> BoxPhase {
-    let created = pod.metadata.creation_timestamp.as_ref().map(instant);
-    let created = created.unwrap_or(seen.now);
-    let images = pod.spec.iter().flat_map(|spec| {
-        let inits = spec.init_containers.as_deref().unwrap_or_default();
-        inits.iter().chain(&spec.containers)
-    });
-    let image_of = |name: &str| {
-        let mut images = images.clone();
-        let found = images.find(|container| container.name == name);
-        found
-            .and_then(|container| container.image.clone())
-            .unwrap_or_default()
-    };
-    let inits = status
-        .init_container_statuses
-        .as_deref()
-        .unwrap_or_default();
-    let mains = status.container_statuses.as_deref().unwrap_or_default();
-    for container in inits.iter().chain(mains) {
-        let waiting = container
-            .state
-            .as_ref()
-            .and_then(|state| state.waiting.as_ref());
-        let Some(ContainerStateWaiting { reason, message }) = waiting else {
-            continue;
+    if let Some(blocked) = blocked(pod) {
+        let since = seen.facts.blocked.as_ref();
+        let since = since.filter(|known| known.key == blocked.key);
+        let lasted = since.map(|known| waited(known.since, seen.now));
+        return match blocked.failed(lasted, seen.patience.image_pull) {
+            Some(failure) => failed(failure.reason, failure.message),
+            None => starting(&blocked.progress()),
         };
-        let reason = reason.as_deref().unwrap_or_default();
-        let message = message.as_deref().unwrap_or_default();
-        let found = image::failure(
-            &image_of(&container.name),
-            reason,
-            message,
-            waited(created, seen.now),
-            seen.patience.image_pull,
-        );
-        if let Some(failure) = found {
-            return failed(failure.reason, failure.message);
-        }
-        if !matches!(reason, "" | "PodInitializing" | "ContainerCreating") {
-            return starting(&format!("{reason}: {message}"));
-        }
+    }
+    let unusual = containers_waiting(status)
+        .find(|(_, reason, _)| !matches!(*reason, "" | "PodInitializing" | "ContainerCreating"));
+    if let Some((_, reason, _)) = unusual {
+        return starting(reason);
     }
     match condition(status, "PodScheduled") {
         Some(scheduled) if scheduled.status == "False" => {
+            let created = pod.metadata.creation_timestamp.as_ref().map(instant);
             let message = scheduled.message.clone().unwrap_or_default();
-            if waited(created, seen.now) >= seen.patience.unschedulable {
+            if waited(created.unwrap_or(seen.now), seen.now) >= seen.patience.unschedulable {
                 failed(FailureReason::Unschedulable, message)
             } else {
                 starting(&message)

@@ -11,6 +11,9 @@ pub enum Refusal {
     NotYet,
     /// It will never be made.
     Final(Failure),
+    /// It will not be made if this lasts: a usage that is not counted anew yet, or a class that
+    /// the API server has not seen yet.
+    FinalIfItLasts(Failure),
     /// Anything else.
     Unknown,
 }
@@ -19,19 +22,20 @@ pub enum Refusal {
 pub fn classify(code: u16, message: &str) -> Refusal {
     let said = message.to_lowercase();
     let says = |part: &str| said.contains(part);
-    let failed = |reason| {
-        Refusal::Final(Failure {
-            reason,
-            message: message.chars().take(500).collect(),
-        })
+    let failure = |reason| Failure {
+        reason,
+        message: message.chars().take(500).collect(),
     };
+    let failed = |reason| Refusal::Final(failure(reason));
+    let lasting = |reason| Refusal::FinalIfItLasts(failure(reason));
     match code {
         403 if says("status unknown for quota") => Refusal::NotYet,
         403 if says("serviceaccount") && says("not found") => Refusal::NotYet,
         // Our own is full of creations that were cut off; they are forgotten in time.
         403 if says(&format!("exceeded quota: {},", objects::QUOTA)) => Refusal::NotYet,
-        403 if says("exceeded quota") => failed(FailureReason::Quota),
-        403 if says("runtimeclass") => failed(FailureReason::RuntimeClass),
+        403 if says("exceeded quota") && uses_nothing(&said) => failed(FailureReason::Quota),
+        403 if says("exceeded quota") => lasting(FailureReason::Quota),
+        403 if says("runtimeclass") => lasting(FailureReason::RuntimeClass),
         403 if says("being terminated") => Refusal::Unknown,
         // A limit range, a security standard or another admission policy.
         403 if says("maximum") || says("minimum") => failed(FailureReason::Quota),
@@ -42,6 +46,18 @@ pub fn classify(code: u16, message: &str) -> Refusal {
     }
 }
 
+/// Whether a quota is exceeded by the Pod alone: `…, used: limits.memory=0, limited: …`.
+fn uses_nothing(said: &str) -> bool {
+    let Some((_, used)) = said.split_once("used: ") else {
+        return false;
+    };
+    let used = used.split_once(", limited").map_or(used, |(used, _)| used);
+    used.split(',').all(|part| {
+        part.split_once('=')
+            .is_some_and(|(_, amount)| amount.trim() == "0")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,7 +65,8 @@ mod tests {
     #[test]
     fn a_refusal_is_told_by_its_words() {
         let of = |refusal: Refusal| match refusal {
-            Refusal::Final(failure) => Ok(failure.reason),
+            Refusal::Final(failure) => Ok((failure.reason, false)),
+            Refusal::FinalIfItLasts(failure) => Ok((failure.reason, true)),
             other => Err(other),
         };
         for (code, message, expected) in [
@@ -71,13 +88,21 @@ mod tests {
             ),
             (
                 403,
-                "pods \"main\" is forbidden: exceeded quota: team, requested: pods=1",
-                Ok(FailureReason::Quota),
+                "pods \"main\" is forbidden: exceeded quota: team, requested: pods=1, used: pods=4, \
+                 limited: pods=4",
+                Ok((FailureReason::Quota, true)),
+            ),
+            (
+                403,
+                "pods \"main\" is forbidden: exceeded quota: team, \
+                 requested: limits.cpu=1,limits.memory=64Mi, used: limits.cpu=0,limits.memory=0, \
+                 limited: limits.cpu=2,limits.memory=1Mi",
+                Ok((FailureReason::Quota, false)),
             ),
             (
                 403,
                 "pods \"main\" is forbidden: pod rejected: RuntimeClass \"gvisor\" not found",
-                Ok(FailureReason::RuntimeClass),
+                Ok((FailureReason::RuntimeClass, true)),
             ),
             (
                 403,
@@ -88,7 +113,7 @@ mod tests {
             (
                 422,
                 "Pod \"main\" is invalid: spec.containers[0].image: Required value",
-                Ok(FailureReason::ImageInvalid),
+                Ok((FailureReason::ImageInvalid, false)),
             ),
             (500, "etcdserver: request timed out", Err(Refusal::Unknown)),
         ] {

@@ -9,6 +9,9 @@ const PATIENCE: Patience = Patience {
     node_lost: Duration::from_secs(60),
 };
 
+/// When the namespace of [`facts`] was made.
+const MADE_AT: i64 = 1_767_323_045;
+
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap()
 }
@@ -231,8 +234,14 @@ fn a_box_that_will_never_start_says_why() {
     for (what, status, now, expected) in [
         ("pulling", waiting("ContainerCreating", ""), 110, None),
         (
-            "no image",
+            "no image at the first attempt",
             waiting("ErrImagePull", "not found"),
+            110,
+            None,
+        ),
+        (
+            "no image that could have this name",
+            waiting("InvalidImageName", "couldn't parse image name"),
             110,
             Some(FailureReason::ImagePull),
         ),
@@ -243,10 +252,11 @@ fn a_box_that_will_never_start_says_why() {
             220,
             Some(FailureReason::Unschedulable),
         ),
+        ("not taken yet", refused.clone(), MADE_AT + 119, None),
         (
             "not taken",
             refused,
-            110,
+            MADE_AT + 120,
             Some(FailureReason::Unschedulable),
         ),
         (
@@ -269,13 +279,113 @@ fn a_box_that_will_never_start_says_why() {
     assert_eq!(reason(&of(noted, running())), Some(FailureReason::Quota));
 }
 
+fn blocked_status(kind: &str, container: &str, reason: &str, message: &str) -> Value {
+    json!({ "phase": "Pending", (kind): [{
+        "name": container, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "waiting": { "reason": reason, "message": message } } }] })
+}
+
+fn blocked_since(key: &str, since: &str) -> Value {
+    json!({ "agentbox.dev/blocked": json!({ "key": key, "since": since }).to_string() })
+}
+
 #[test]
-fn a_failure_names_the_image_of_its_own_container() {
-    let status = json!({ "phase": "Pending", "initContainerStatuses": [{
-        "name": "boxd", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-        "state": { "waiting": { "reason": "ErrImagePull", "message": "not found" } } }] });
-    let BoxPhase::Failed { message, .. } = of(json!({}), status) else {
+fn refused_pull_fails_the_box_when_it_lasts() {
+    let first = blocked_status("containerStatuses", "main", "ErrImagePull", "x: not found");
+    let phase = of(json!({}), first.clone());
+    let BoxPhase::Starting { message } = &phase else {
+        panic!("{phase:?}");
+    };
+    assert!(message.contains("user:1"), "{message}");
+    let later_status = blocked_status(
+        "containerStatuses",
+        "main",
+        "ImagePullBackOff",
+        "Back-off pulling image \"user:1\": ErrImagePull: x: not found",
+    );
+    for (what, key, status, now, expected) in [
+        ("before the retry", "main: pull", &later_status, 129, None),
+        (
+            "after it",
+            "main: pull",
+            &later_status,
+            130,
+            Some(FailureReason::ImagePull),
+        ),
+        (
+            "after it, refused anew",
+            "main: pull",
+            &first,
+            130,
+            Some(FailureReason::ImagePull),
+        ),
+        (
+            "another container was blocked",
+            "boxd: pull",
+            &first,
+            500,
+            None,
+        ),
+        (
+            "another step was blocked",
+            "main: create",
+            &first,
+            500,
+            None,
+        ),
+    ] {
+        let known = blocked_since(key, "1970-01-01T00:01:50Z");
+        let phase = later(known, status.clone(), now, None);
+        assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
+    }
+}
+
+/// The first refused pull of fault 22: the kubelet had not seen the pull secret yet.
+#[test]
+fn first_pull_without_credentials_is_not_final() {
+    let message = "failed to pull and unpack image \"registry:5000/boxd:1\": failed to resolve \
+                   reference: pull access denied: no basic auth credentials";
+    let refused = |kind, container| blocked_status(kind, container, "ErrImagePull", message);
+    for status in [
+        refused("initContainerStatuses", "boxd"),
+        refused("containerStatuses", "main"),
+    ] {
+        let phase = of(json!({}), status);
+        assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");
+    }
+}
+
+#[test]
+fn failure_of_a_deployment_image_does_not_name_it() {
+    let status = blocked_status(
+        "initContainerStatuses",
+        "boxd",
+        "ErrImagePull",
+        "boxd:1: not found",
+    );
+    let BoxPhase::Starting { message } = of(json!({}), status.clone()) else {
+        panic!("it is pulled again");
+    };
+    assert!(!message.contains("boxd"), "{message}");
+    let known = blocked_since("boxd: pull", "1970-01-01T00:01:40Z");
+    let BoxPhase::Failed { message, .. } = later(known, status, 220, None) else {
         panic!("it failed");
     };
-    assert!(message.contains("boxd:1"), "{message}");
+    assert!(!message.contains("boxd"), "{message}");
+}
+
+#[test]
+fn pod_rejected_by_its_node_is_replaced_only_if_nothing_ran() {
+    let rejected = json!({ "phase": "Failed", "reason": "OutOfcpu", "message": "no cpu" });
+    let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "over 16Mi" });
+    let mut ran = rejected.clone();
+    ran["containerStatuses"] = ended(3, "Error", "")["containerStatuses"].clone();
+    for (what, status, expected) in [
+        ("rejected", rejected, true),
+        ("evicted", evicted, false),
+        ("rejected after it ran", ran, false),
+        ("running", running(), false),
+    ] {
+        assert_eq!(is_rejected_by_node(&pod(status)), expected, "{what}");
+    }
 }

@@ -2,9 +2,11 @@
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_local::{boxd, of_program};
-use agentbox_runtime::{BoxPhase, FailureReason};
+use agentbox_runtime::conformance::until;
+use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
+use serde_json::json;
 
-use crate::cluster::{config, kubernetes, subject_with};
+use crate::cluster::{config, kubectl, kubernetes, subject, subject_with};
 
 /// A program that ends by itself, without a shell beside it.
 async fn pushed() -> String {
@@ -42,4 +44,52 @@ async fn a_private_image_comes_with_the_login_and_says_so_without() {
     let end = open.run_to_end(&spec).await.unwrap();
     assert_eq!(end.exit_code, 0, "{end:?}");
     open.clean().await.unwrap();
+}
+
+/// The kubelet's first attempt finds no login, as when it has not seen a new pull secret yet.
+/// The login that the second attempt finds lets the box start.
+#[tokio::test]
+async fn login_that_comes_after_the_first_refused_pull_starts_the_box() {
+    let image = pushed().await;
+    let kubectl = kubectl().await;
+    let mut config = config().await;
+    // It stands for the login that the kubelet does not see at first.
+    let late = format!("late-{}", EnvironmentId::random());
+    let login = std::mem::replace(&mut config.image_pull_secrets, vec![late.clone()]);
+    let secrets = format!("/api/v1/namespaces/{}/secrets", config.system_namespace);
+    let no_login = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+        "metadata": { "name": late },
+        "stringData": { ".dockerconfigjson": "{\"auths\":{}}" },
+    });
+    kubectl.post(&secrets, &no_login).await;
+    // The node has boxd's image already, or has to get it with the real login.
+    let warm = subject().await;
+    warm.run(&warm.spec()).await.unwrap();
+    let late_login = subject_with(&config);
+    let mut spec = late_login.spec();
+    spec.image = image;
+    spec.command = Some(vec!["/boxd".to_owned(), "--version".to_owned()]);
+    let refused = late_login.first.ensure(&spec, 1);
+    let seen_refused = until("the kubelet's first pull is refused", || async {
+        let seen = late_login.second.get(&spec.id).await?;
+        Ok(seen.map(|seen| seen.phase).filter(|phase| {
+            matches!(phase, BoxPhase::Starting { message } if message.contains("trying again"))
+                || matches!(phase, BoxPhase::Failed { .. })
+        }))
+    });
+    let (_, seen_refused) = tokio::join!(refused, async {
+        let seen = seen_refused.await;
+        let real = kubectl.get(&format!("{secrets}/{}", login[0])).await;
+        let copy = format!("/api/v1/namespaces/agentbox-{}/secrets/{late}", spec.id);
+        kubectl.patch(&copy, &json!({ "data": real["data"] })).await;
+        seen
+    });
+    let phase = seen_refused.unwrap();
+    assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");
+    let end = late_login.run_to_end(&spec).await.unwrap();
+    assert_eq!(end.exit_code, 0, "{end:?}");
+    kubectl.delete(&format!("{secrets}/{late}")).await;
+    late_login.clean().await.unwrap();
+    warm.clean().await.unwrap();
 }
