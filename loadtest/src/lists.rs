@@ -93,6 +93,7 @@ fn cases(owner: &UserId) -> Vec<(&'static str, ListRequest)> {
         label_selector: None,
         limit: PAGE,
         offset: 0,
+        known_total: None,
     };
     let owned = || ListRequest {
         visibility: Visibility::Owner(owner.clone()),

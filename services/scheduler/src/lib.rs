@@ -219,6 +219,7 @@ impl Parts {
         let server = answer!(server, rpc::Create, create);
         let server = answer!(server, rpc::Get, get);
         let server = answer!(server, rpc::List, list);
+        let server = answer!(server, rpc::Resolve, resolve);
         let server = answer!(server, rpc::Patch, patch);
         let server = answer!(server, rpc::Delete, delete);
         let server = answer!(server, rpc::DeleteOwned, delete_owned);

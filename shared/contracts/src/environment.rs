@@ -336,12 +336,36 @@ pub mod rpc {
         pub label_selector: Option<String>,
         pub limit: u32,
         pub offset: u64,
+        /// The total that an earlier part of the same page returned. Absent: count.
+        #[serde(default)]
+        pub known_total: Option<u64>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct ListReply {
+        /// As many as fit in a message, at least one if there are any.
         pub environments: Vec<Environment>,
         pub total: u64,
+        /// The page has more environments than fit in this message. The caller asks for the
+        /// rest, from the first one that is missing.
+        #[serde(default)]
+        pub has_more: bool,
+    }
+
+    /// The most environments that one request may resolve.
+    pub const MAX_RESOLVED: usize = 1000;
+
+    /// Finds the owners of several environments at once.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ResolveRequest {
+        /// At most [`MAX_RESOLVED`].
+        pub ids: Vec<EnvironmentId>,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ResolveReply {
+        /// Those of the requested environments that exist.
+        pub owners: BTreeMap<EnvironmentId, UserId>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -393,6 +417,7 @@ pub mod rpc {
     rpc!(Create: "scheduler", "create", CreateRequest => Environment);
     rpc!(Get: "scheduler", "get", GetRequest => Environment);
     rpc!(List: "scheduler", "list", ListRequest => ListReply);
+    rpc!(Resolve: "scheduler", "resolve", ResolveRequest => ResolveReply);
     rpc!(Patch: "scheduler", "patch", PatchRequest => Environment);
     rpc!(Delete: "scheduler", "delete", DeleteRequest => Empty);
     rpc!(DeleteOwned: "scheduler", "delete-owned", DeleteOwnedRequest => Empty);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::{
     ClusterHealth, DeleteOwnedRequest, DeleteRequest, Empty, GetRequest, HealthReply, ListReply,
-    ListRequest, PatchRequest,
+    ListRequest, MAX_RESOLVED, PatchRequest, ResolveReply, ResolveRequest,
 };
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -28,10 +28,27 @@ const ATTEMPTS: usize = 16;
 const MAX_PAGE: u32 = 1000;
 /// Below NATS' default limit of 1 MiB a message.
 const MAX_REPLY_BYTES: usize = 1000 * 1000;
-/// No page of so few can be too large: each row is bounded by the request's own limits.
-const ALWAYS_FITS: usize = 10;
 const DATABASE_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const OWNED_BATCH: u32 = 100;
+
+/// The number of environments, from the first, whose JSON fits in `max_bytes`. At least one: a
+/// single environment is bounded by the limits of its request.
+fn fitting(environments: &[Environment], max_bytes: usize) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for (index, environment) in environments.iter().enumerate() {
+        // One byte is for the comma.
+        bytes += json_length(environment)? + 1;
+        if bytes > max_bytes && index > 0 {
+            return Ok(index);
+        }
+    }
+    Ok(environments.len())
+}
+
+fn json_length(environment: &Environment) -> Result<usize, Error> {
+    let text = serde_json::to_vec(environment).map_err(StoreError::from)?;
+    Ok(text.len())
+}
 
 /// Answers for environments. Clones share everything.
 #[derive(Clone)]
@@ -82,9 +99,26 @@ impl Environments {
         Ok(self.existing(&request.id).await?.environment)
     }
 
+    /// Finds the owners of the environments that exist.
+    ///
     /// # Errors
-    /// `Validation` for the selector or the limit; `PayloadTooLarge` for a page that does
-    /// not fit a message.
+    /// `Validation` for too many ids; `Unavailable` without a database.
+    pub async fn resolve(&self, request: ResolveRequest) -> Result<ResolveReply, Error> {
+        if request.ids.len() > MAX_RESOLVED {
+            return Err(Error::field(
+                "ids",
+                format_args!("must be at most {MAX_RESOLVED}, got {}", request.ids.len()),
+            ));
+        }
+        Ok(ResolveReply {
+            owners: self.0.store.owners(&request.ids).await?,
+        })
+    }
+
+    /// Returns a page, or the first part of it that fits in a message.
+    ///
+    /// # Errors
+    /// `Validation` for the selector or the limit.
     pub async fn list(&self, request: ListRequest) -> Result<ListReply, Error> {
         if !(1..=MAX_PAGE).contains(&request.limit) {
             return Err(Error::field(
@@ -95,26 +129,24 @@ impl Environments {
         let selector: Selector = request.label_selector.as_deref().unwrap_or("").parse()?;
         let listing = Listing::new(request.visibility, request.status, &selector);
         let store = &self.0.store;
-        let total = store.count(&listing).await?;
+        let total = match request.known_total {
+            Some(total) => total,
+            None => store.count(&listing).await?,
+        };
         let page = if request.offset < total {
             store.list(&listing, request.limit, request.offset).await?
         } else {
             Vec::new()
         };
-        let reply = ListReply {
-            environments: page.into_iter().map(|record| record.environment).collect(),
+        let mut environments: Vec<_> = page.into_iter().map(|record| record.environment).collect();
+        let fitting = fitting(&environments, MAX_REPLY_BYTES)?;
+        let has_more = fitting < environments.len();
+        environments.truncate(fitting);
+        Ok(ListReply {
+            environments,
             total,
-        };
-        let fits = reply.environments.len() <= ALWAYS_FITS
-            || serde_json::to_vec(&reply).is_ok_and(|text| text.len() <= MAX_REPLY_BYTES);
-        if fits {
-            Ok(reply)
-        } else {
-            Err(Error::new(
-                ErrorCode::PayloadTooLarge,
-                "this page is too large; ask for it with a smaller limit",
-            ))
-        }
+            has_more,
+        })
     }
 
     /// # Errors

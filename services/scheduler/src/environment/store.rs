@@ -15,10 +15,11 @@ mod list;
 mod outbox;
 mod sweep;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::ids::{EnvironmentId, InstanceId};
+use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
 use agentbox_database::Leases;
 use agentbox_database::sql::statement as sql;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, Statement};
@@ -102,6 +103,37 @@ impl Store {
             .await?
             .map(record)
             .transpose()
+    }
+
+    /// The owners of those of `ids` that exist.
+    ///
+    /// # Errors
+    /// When the database fails.
+    #[tracing::instrument(name = "postgres owners", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    pub async fn owners(
+        &self,
+        ids: &[EnvironmentId],
+    ) -> Result<BTreeMap<EnvironmentId, UserId>, StoreError> {
+        let statement = sql(
+            "SELECT id, owner FROM environments
+             WHERE id IN (SELECT jsonb_array_elements_text($1))",
+            [serde_json::to_value(ids)?.into()],
+        );
+        let rows = self.database.query_all_raw(statement).await?;
+        rows.iter()
+            .map(|row| {
+                let id: String = row.try_get("", "id")?;
+                let owner: String = row.try_get("", "owner")?;
+                let corrupt = |column, value: &str| CorruptRow {
+                    id: id.clone(),
+                    column,
+                    problem: format!("`{value}` is not an id"),
+                };
+                let environment = id.parse().map_err(|_| corrupt("id", &id))?;
+                let user = owner.parse().map_err(|_| corrupt("owner", &owner))?;
+                Ok((environment, user))
+            })
+            .collect()
     }
 
     /// The column `environment_id` of what `statement` selects.

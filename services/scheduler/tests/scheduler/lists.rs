@@ -1,11 +1,12 @@
 //! Lists: filters, visibility, selectors and paging. Their speed is the load test's.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentbox_contracts::environment::rpc::ListRequest;
+use agentbox_contracts::environment::rpc::{ListRequest, MAX_RESOLVED, ResolveRequest};
 use agentbox_contracts::environment::{Status, Visibility};
 use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::ids::UserId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_scheduler::environment::state::{EndReason, Happening, transition};
 use agentbox_scheduler::environment::store::{Change, Patch};
 use chrono::Utc;
@@ -20,6 +21,7 @@ fn all() -> ListRequest {
         label_selector: None,
         limit: 100,
         offset: 0,
+        known_total: None,
     }
 }
 
@@ -92,6 +94,74 @@ async fn a_list_shows_what_may_be_seen_newest_first_and_pages_are_seamless() {
         (vec!["n-0".to_owned()], 1),
         "a foreign id in a key gives nothing"
     );
+}
+
+#[tokio::test]
+async fn page_larger_than_a_message_returns_what_fits_and_has_more() {
+    let database = database().await;
+    let owner = UserId::random();
+    let mut long = request("long");
+    // A list leaves out variables, but not labels.
+    long.labels = (0..64)
+        .map(|n| (format!("{n:063}"), "x".repeat(63)))
+        .collect();
+    for _ in 0..150 {
+        database
+            .store
+            .create(&creation(&owner, long.clone()))
+            .await
+            .unwrap();
+    }
+    let environments = environments(&database).await;
+    let mut rest = ListRequest {
+        limit: 150,
+        ..all()
+    };
+    let mut ids = std::collections::BTreeSet::new();
+    let mut parts = 0;
+    loop {
+        let reply = environments.list(rest.clone()).await.unwrap();
+        let bytes = serde_json::to_vec(&reply).unwrap().len();
+        assert!(bytes < 1024 * 1024, "{bytes} fit in a message");
+        assert_eq!(reply.total, 150);
+        parts += 1;
+        rest.limit -= u32::try_from(reply.environments.len()).unwrap();
+        rest.offset += reply.environments.len() as u64;
+        rest.known_total = Some(reply.total);
+        assert_eq!(reply.has_more, rest.limit > 0);
+        ids.extend(reply.environments.into_iter().map(|e| e.id));
+        if !reply.has_more {
+            break;
+        }
+    }
+    assert_eq!(ids.len(), 150);
+    assert_eq!(parts, 2, "a part holds as much as fits");
+}
+
+#[tokio::test]
+async fn resolve_returns_the_owners_of_existing_environments() {
+    let database = database().await;
+    let owners = [UserId::random(), UserId::random()];
+    let mut expected = BTreeMap::new();
+    for owner in &owners {
+        let record = database
+            .store
+            .create(&creation(owner, request("box")))
+            .await
+            .unwrap();
+        expected.insert(record.environment.id, owner.clone());
+    }
+    let environments = environments(&database).await;
+    let mut ids: Vec<EnvironmentId> = expected.keys().cloned().collect();
+    ids.push(EnvironmentId::random());
+    let reply = environments.resolve(ResolveRequest { ids }).await.unwrap();
+    assert_eq!(reply.owners, expected);
+    let too_many = vec![EnvironmentId::random(); MAX_RESOLVED + 1];
+    let refused = environments
+        .resolve(ResolveRequest { ids: too_many })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Validation);
 }
 
 #[tokio::test]
@@ -188,6 +258,7 @@ async fn selectors_hold_beside_owner_status_and_paging_and_follow_every_change()
         .await;
 
     let listed = |status: Option<Status>, selector: &str, offset| ListRequest {
+        known_total: None,
         visibility: Visibility::Owner(owner.clone()),
         status,
         label_selector: Some(selector.into()),
