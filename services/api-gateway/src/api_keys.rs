@@ -4,18 +4,18 @@ use agentbox_api::api_key::{ApiKeyBody, ApiKeyList, CreateApiKey, CreatedApiKey}
 use agentbox_api::user::PageQuery;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{EnvironmentPermission, MAX_KEY_PERMISSIONS, Principal, rpc};
-use agentbox_contracts::ids::ApiKeyId;
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId};
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::authorize::Action;
+use crate::authorize::{Action, Target, authorize};
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-/// The environments that a key names must be its creator's to see; one that is not is
-/// not found, whether it exists or not.
+/// Checks the permissions of a new key. Its creator must see each environment; an environment
+/// that the creator may not see is reported as not found, whether it exists or not.
 async fn granted(
     gateway: &Gateway,
     principal: &Principal,
@@ -34,21 +34,30 @@ async fn granted(
             ),
         ));
     }
+    let ids: Vec<Option<EnvironmentId>> = wanted
+        .iter()
+        .map(|wanted| wanted.environment_id.parse().ok())
+        .collect();
+    let owners = lookup::owners(gateway, ids.iter().flatten()).await?;
     let mut granted = Vec::with_capacity(wanted.len());
-    for (index, wanted) in wanted.iter().enumerate() {
-        // That it runs somewhere is enough to know whose it is.
-        let action = Action::ReadLogs;
-        let place = lookup::named(gateway, principal, action, &wanted.environment_id)
-            .await
-            .map_err(|error| match error.code {
-                ErrorCode::NotFound => Error::new(
-                    ErrorCode::NotFound,
-                    format!("permissions[{index}].environment_id: environment not found"),
-                ),
+    for (index, (wanted, id)) in wanted.iter().zip(ids).enumerate() {
+        let not_found = || {
+            Error::new(
+                ErrorCode::NotFound,
+                format!("permissions[{index}].environment_id: environment not found"),
+            )
+        };
+        let id = id.ok_or_else(not_found)?;
+        let owner = owners.get(&id).ok_or_else(not_found)?;
+        let target = Target { id: &id, owner };
+        authorize(Some(principal), Action::ViewEnvironment, Some(target)).map_err(|error| {
+            match error.code {
+                ErrorCode::NotFound => not_found(),
                 _ => error,
-            })?;
+            }
+        })?;
         granted.push(EnvironmentPermission {
-            environment_id: place.id,
+            environment_id: id,
             permission: wanted.permission,
         });
     }

@@ -34,10 +34,10 @@ use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::server::Slot;
 use crate::exec::OPEN_DEADLINE;
-use crate::lookup::Place;
+use crate::lookup::EnvironmentLocation;
 use crate::principal::credential::subprotocols;
 use crate::state::Gateway;
-use crate::stream::{Right, Watch};
+use crate::stream::{AccessWatch, StreamGrant};
 use parameters::Parameters;
 use pump::Terminal;
 
@@ -54,20 +54,20 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 
 async fn start(
     gateway: &Gateway,
-    place: &Place,
+    location: &EnvironmentLocation,
     parameters: &Parameters,
 ) -> Result<(AttachSession, ExecId), Error> {
     let open = Open {
-        environment: place.id.clone(),
-        address: place.address,
-        status: place.status,
+        environment: location.id.clone(),
+        address: location.address,
+        status: location.status,
         kind: OpenKind::Attach(AttachRequest {
             id: ExecId::random(),
             command: parameters.command.clone(),
             tty: parameters.tty,
         }),
     };
-    let subject = subjects::exec_rpc(&place.cluster, OPEN);
+    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     let mut session: AttachSession = gateway
         .bus
         .open_session(subject, &open, OPEN_DEADLINE)
@@ -99,7 +99,7 @@ async fn start(
 pub(crate) async fn attach(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     RawQuery(query): RawQuery,
     slot: Option<Extension<Slot>>,
     headers: HeaderMap,
@@ -113,21 +113,21 @@ pub(crate) async fn attach(
         )
     })?;
     let protocol = subprotocols(&headers)?.answer;
-    let place = place.running()?;
-    let (session, id) = start(&gateway, &place, &parameters).await?;
+    let location = location.running()?;
+    let (session, id) = start(&gateway, &location, &parameters).await?;
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
         .write_buffer_size(WRITE_BUFFER)
         .max_write_buffer_size(MAX_WRITE_BUFFER)
         .protocols(protocol);
-    let right = Right::on(Action::Attach, &place);
+    let grant = StreamGrant::environment(Action::Attach, &location);
     let terminal = Terminal {
         gateway: gateway.clone(),
-        environment: place.id,
+        environment: location.id,
         session,
         id,
-        watch: Watch::new(gateway.clone(), principal, right, gateway.shutdown.clone()),
+        access: AccessWatch::new(gateway.clone(), principal, grant, gateway.shutdown.clone()),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
     };

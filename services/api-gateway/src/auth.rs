@@ -19,9 +19,9 @@ use crate::state::{AUTH_DEADLINE, Gateway};
     responses((status = 200, description = "Logged in", body = LoginReply)))]
 pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
     let subject = Subject::username(&body.username);
-    let standing = gateway.limiter.count(&subject, Category::Auth).await;
+    let rate_limit = gateway.limiter.count(&subject, Category::Auth).await;
     let answer = async {
-        standing.check()?;
+        rate_limit.check()?;
         let request = rpc::LoginRequest {
             username: body.username,
             password: rpc::Secret(body.password),
@@ -41,7 +41,7 @@ pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login
         .into_response(),
         Err(error) => ApiError(error).into_response(),
     };
-    response.extensions_mut().insert(Counted(standing));
+    response.extensions_mut().insert(Counted(rate_limit));
     response
 }
 

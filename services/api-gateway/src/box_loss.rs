@@ -20,7 +20,10 @@ const REASON_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
-async fn fate(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environment>, Error> {
+async fn wait_for_reason(
+    gateway: &Gateway,
+    id: &EnvironmentId,
+) -> Result<Option<Environment>, Error> {
     let give_up = Instant::now() + REASON_PATIENCE;
     loop {
         let environment = lookup::record(gateway, id.clone()).await?;
@@ -35,30 +38,30 @@ async fn fate(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environmen
 }
 
 /// A box that was lost, with why. Any other error stays as it is.
-pub(crate) async fn explained(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
+pub(crate) async fn with_reason(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    match fate(gateway, id).await {
-        Ok(Some(environment)) => because(&environment, &error),
+    match wait_for_reason(gateway, id).await {
+        Ok(Some(environment)) => describe(&environment, &error),
         _ => error,
     }
 }
 
-/// As [`explained`], and told apart: the environment that is gone, that was to end, that
+/// As [`with_reason`], and told apart: the environment that is gone, that was to end, that
 /// lost its box, and that runs on, only not reached.
-pub(crate) async fn judged(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
+pub(crate) async fn classify(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    verdict(error, fate(gateway, id).await)
+    classified(error, wait_for_reason(gateway, id).await)
 }
 
-fn verdict(error: Error, fate: Result<Option<Environment>, Error>) -> Error {
+fn classified(error: Error, fate: Result<Option<Environment>, Error>) -> Error {
     match fate {
         Ok(Some(environment)) => {
-            let told = because(&environment, &error);
-            if was_to_end(&environment) {
+            let told = describe(&environment, &error);
+            if was_expected(&environment) {
                 Error::new(ErrorCode::NotRunning, told.message)
             } else {
                 told
@@ -72,7 +75,7 @@ fn verdict(error: Error, fate: Result<Option<Environment>, Error>) -> Error {
 
 /// Somebody wanted it, or the main command was through; one that idles has no end of its
 /// own.
-fn was_to_end(environment: &Environment) -> bool {
+fn was_expected(environment: &Environment) -> bool {
     match environment.status_reason {
         Some(StatusReason::Deleted | StatusReason::Expired) => true,
         Some(StatusReason::Exited) => environment.request.command.is_some(),
@@ -80,7 +83,7 @@ fn was_to_end(environment: &Environment) -> bool {
     }
 }
 
-fn because(environment: &Environment, error: &Error) -> Error {
+fn describe(environment: &Environment, error: &Error) -> Error {
     let status = environment.status.as_str();
     let reason = environment
         .status_reason
@@ -157,15 +160,15 @@ mod tests {
             (StatusReason::OomKilled, Some("sh"), ErrorCode::BoxLost),
             (StatusReason::NodeLost, None, ErrorCode::BoxLost),
         ] {
-            let error = verdict(lost(), Ok(Some(ended(reason, command))));
+            let error = classified(lost(), Ok(Some(ended(reason, command))));
             assert_eq!(error.code, code, "{reason:?}");
             let expected = format!("lost; the environment is terminating, {}", reason.as_str());
             assert_eq!(error.message, expected);
         }
         let gone = Error::not_found("environment");
-        assert_eq!(verdict(lost(), Err(gone.clone())), gone);
+        assert_eq!(classified(lost(), Err(gone.clone())), gone);
         let down = Error::new(ErrorCode::Unavailable, "down");
-        assert_eq!(verdict(lost(), Err(down)), lost());
-        assert_eq!(verdict(lost(), Ok(None)).code, ErrorCode::Unavailable);
+        assert_eq!(classified(lost(), Err(down)), lost());
+        assert_eq!(classified(lost(), Ok(None)).code, ErrorCode::Unavailable);
     }
 }

@@ -12,7 +12,7 @@ use agentbox_contracts::environment::Environment;
 use agentbox_contracts::environment::rpc::{
     Create, CreateRequest, Delete, DeleteRequest, List, ListReply, ListRequest, Patch, PatchRequest,
 };
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -78,35 +78,26 @@ fn in_list(environment: Environment) -> EnvironmentBody {
     }
 }
 
-/// One page. What does not fit one message of the bus is asked for in parts.
-async fn read_page(gateway: &Gateway, wanted: &ListRequest) -> Result<ListReply, Error> {
-    let mut found = ListReply {
-        environments: Vec::new(),
-        total: 0,
-    };
-    let mut part = wanted.limit;
+/// Reads one page. The scheduler answers with as much as fits in a message of the bus, so a page
+/// of long environments takes several requests.
+async fn read_page(gateway: &Gateway, mut request: ListRequest) -> Result<ListReply, Error> {
+    let mut environments = Vec::new();
     loop {
-        let have = u32::try_from(found.environments.len()).unwrap_or(u32::MAX);
-        let missing = wanted.limit.saturating_sub(have);
-        let request = ListRequest {
-            limit: part.min(missing),
-            offset: wanted.offset.saturating_add(u64::from(have)),
-            ..wanted.clone()
-        };
-        match gateway.bus.call::<List>(&request, SCHEDULER_DEADLINE).await {
-            Ok(reply) => {
-                let is_last = reply.environments.len() < request.limit as usize;
-                found.total = reply.total;
-                found.environments.extend(reply.environments);
-                if is_last || found.environments.len() >= wanted.limit as usize {
-                    return Ok(found);
-                }
-            }
-            Err(error) if error.code == ErrorCode::PayloadTooLarge && part > 1 => {
-                part = part.div_ceil(4)
-            }
-            Err(error) => return Err(error),
+        let reply = gateway
+            .bus
+            .call::<List>(&request, SCHEDULER_DEADLINE)
+            .await?;
+        let received = u32::try_from(reply.environments.len()).unwrap_or(u32::MAX);
+        environments.extend(reply.environments);
+        request.limit = request.limit.saturating_sub(received);
+        if !reply.has_more || received == 0 || request.limit == 0 {
+            return Ok(ListReply {
+                environments,
+                ..reply
+            });
         }
+        request.offset = request.offset.saturating_add(u64::from(received));
+        request.known_total = Some(reply.total);
     }
 }
 
@@ -125,8 +116,9 @@ pub(crate) async fn list(
         label_selector: query.label.filter(|label| !label.trim().is_empty()),
         limit,
         offset,
+        known_total: None,
     };
-    let reply = read_page(&gateway, &request).await?;
+    let reply = read_page(&gateway, request).await?;
     Ok(axum::Json(EnvironmentList {
         environments: reply.environments.into_iter().map(in_list).collect(),
         total: reply.total,
@@ -140,11 +132,11 @@ pub(crate) async fn list(
     responses((status = 200, description = "The environment", body = EnvironmentBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
 ) -> Answer<axum::Json<EnvironmentBody>> {
-    let environment = match place.record {
+    let environment = match location.record {
         Some(environment) => *environment,
-        None => lookup::record(&gateway, place.id).await?,
+        None => lookup::record(&gateway, location.id).await?,
     };
     let metrics = usage::of(&gateway, &environment).await.map(Into::into);
     Ok(axum::Json(EnvironmentBody {
@@ -160,7 +152,7 @@ pub(crate) async fn get(
     responses((status = 200, description = "The environment", body = EnvironmentBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     Json(body): Json<PatchEnvironment>,
 ) -> Answer<axum::Json<EnvironmentBody>> {
     if body.name.is_none() && body.labels.is_none() && body.timeout.is_none() {
@@ -171,7 +163,7 @@ pub(crate) async fn patch(
         .into());
     }
     let request = PatchRequest {
-        id: place.id,
+        id: location.id,
         name: body.name,
         labels: body.labels,
         timeout_s: body.timeout,
@@ -189,11 +181,11 @@ pub(crate) async fn patch(
     responses((status = 204, description = "It ends")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     Query(query): Query<DeleteQuery>,
 ) -> Answer<StatusCode> {
     let request = DeleteRequest {
-        id: place.id,
+        id: location.id,
         force: query.force,
     };
     gateway
@@ -205,6 +197,8 @@ pub(crate) async fn delete(
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::error::ErrorCode;
+
     use super::*;
 
     #[test]

@@ -23,7 +23,7 @@ use crate::edge::admit::{Admitted, Caller};
 use crate::edge::query::page;
 use crate::edge::{Answer, Query};
 use crate::state::Gateway;
-use crate::stream::{Right, sse};
+use crate::stream::{StreamGrant, sse};
 use follow::Follower;
 
 /// How long the event stream may take to answer a question, or to replay what it has.
@@ -84,11 +84,11 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
 pub(crate) async fn of_one(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let filter = subjects::events_of(&place.id);
+    let filter = subjects::events_of(&location.id);
     // Whoever may see the environment may see all that happened to it.
     let seen = Visibility::All;
     if !query.follow {
@@ -99,8 +99,8 @@ pub(crate) async fn of_one(
         )?);
     }
     let last = sse::last_event_id(&headers)?;
-    let right = Right::on(Action::ViewEnvironment, &place);
-    let past = if place.status.is_ended() {
+    let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
+    let past = if location.status.is_ended() {
         Some(stored::matching(&gateway, &filter, &seen).await?)
     } else {
         None
@@ -112,7 +112,7 @@ pub(crate) async fn of_one(
             Follower::of_one(stored::from(&gateway, filter, from).await?, last, seen)
         }
     };
-    Ok(sse::answer("events", gateway, principal, right, source))
+    Ok(sse::answer("events", gateway, principal, grant, source))
 }
 
 /// As those of one environment, of all that the caller may see. With `follow` and without
@@ -138,13 +138,13 @@ pub(crate) async fn of_all(
         )?);
     }
     let last = sse::last_event_id(&headers)?;
-    let place = stored::place(&gateway).await?;
-    let from = last.unwrap_or(place.last).saturating_add(1);
-    let gap = place.gap_before(from);
+    let bounds = stored::bounds(&gateway).await?;
+    let from = last.unwrap_or(bounds.last).saturating_add(1);
+    let gap = bounds.gap_before(from);
     let stream = stored::from(&gateway, filter.to_owned(), from).await?;
-    let right = Right::Listed(seen.clone());
+    let grant = StreamGrant::Listing(seen.clone());
     let source = Follower::of_all(stream, last, seen, gap);
-    Ok(sse::answer("events", gateway, principal, right, source))
+    Ok(sse::answer("events", gateway, principal, grant, source))
 }
 
 #[cfg(test)]

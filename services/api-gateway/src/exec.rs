@@ -1,9 +1,10 @@
-//! `POST /environments/{id}/exec`: one command, its output, its end.
+//! `POST /environments/{id}/exec`: runs one command and returns its output and exit.
 //!
-//! * I1. The client that goes takes its command with it: the handler's future is dropped,
-//!   with it the session, and the exec-proxy kills the process group.
-//! * I2. Of one command no more is held than both caps together.
-//! * I3. An exit code is the box's word, never made up here.
+//! * I1. When the client disconnects its command is killed: the handler's future is dropped, with
+//!   it the session, and the exec-proxy kills the process group.
+//! * I2. The output of one command takes at most both caps together in memory. The exec-proxy
+//!   truncates it.
+//! * I3. The exit code comes from the box; none is made up here.
 
 mod request;
 mod run;
@@ -12,28 +13,38 @@ use std::time::Duration;
 
 use agentbox_api::exec::{ExecBody, ExecReply, OutputEncoding};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::ExecResult;
+use agentbox_contracts::exec::{ExecResult, MAX_CHUNK, ToBox};
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 
+use crate::box_loss;
 use crate::edge::admit::Admitted;
 use crate::edge::{Answer, Json};
-use crate::lost;
 use crate::state::Gateway;
 use crate::text;
 
 pub(crate) use request::command_line;
 
-/// How long the exec-proxy may take to say its first word.
+/// How long the exec-proxy may take to answer the first message of a session.
 pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
-/// Beyond the command's own timeout: for starting and killing it, and for what it said to
-/// arrive.
+/// Added to the command's own timeout: to start and kill the command, and to receive its output.
 const ANSWER_GRACE: Duration = Duration::from_secs(30);
+
+/// Splits stdin into messages of a session.
+pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
+    // One more is for the end of stdin.
+    let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_CHUNK) + 1);
+    while !bytes.is_empty() {
+        messages.push(ToBox::Stdin(bytes.split_to(bytes.len().min(MAX_CHUNK))));
+    }
+    messages
+}
 
 fn encoded(bytes: Vec<u8>, encoding: OutputEncoding) -> String {
     match encoding {
-        OutputEncoding::Utf8 => text::whole(bytes),
+        OutputEncoding::Utf8 => text::decode_lossy(bytes),
         OutputEncoding::Base64 => STANDARD.encode(bytes),
     }
 }
@@ -58,15 +69,15 @@ fn reply(result: ExecResult, encoding: OutputEncoding) -> ExecReply {
     responses((status = 200, description = "How the command ended", body = ExecReply)))]
 pub(crate) async fn exec(
     State(gateway): State<Gateway>,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     Json(body): Json<ExecBody>,
 ) -> Answer<axum::Json<ExecReply>> {
     request::check(&body, gateway.config.max_exec_timeout_s)?;
-    let place = place.running()?;
+    let location = location.running()?;
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);
-    let running = run::run(&gateway, &place, command);
+    let running = run::run(&gateway, &location, command);
     let outcome = tokio::time::timeout(timeout + ANSWER_GRACE, running)
         .await
         .map_err(|_| {
@@ -77,7 +88,9 @@ pub(crate) async fn exec(
         })?;
     match outcome {
         Ok(result) => Ok(axum::Json(reply(result, encoding))),
-        Err(error) => Err(lost::explained(&gateway, &place.id, error).await.into()),
+        Err(error) => Err(box_loss::with_reason(&gateway, &location.id, error)
+            .await
+            .into()),
     }
 }
 
@@ -88,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_replaced_in_text_and_exact_in_base64() {
+    fn invalid_utf8_is_replaced_in_text_and_kept_in_base64() {
         assert_eq!(encoded(vec![b'a', 0xff], OutputEncoding::Utf8), "a\u{fffd}");
         assert_eq!(encoded(vec![b'a', 0xff], OutputEncoding::Base64), "Yf8=");
     }
 
     #[test]
-    fn the_answer_is_the_guides() {
+    fn reply_has_the_documented_fields() {
         let result = ExecResult {
             stdout: b"Hello, World!\n".to_vec(),
             exit: Exit {

@@ -130,7 +130,7 @@ pub(crate) async fn live() -> axum::Json<Probe> {
 #[utoipa::path(get, operation_id = "getReadiness", path = "/api/v1/health/ready", tag = "system", security(()),
     responses((status = 200, description = "It is ready", body = Probe)))]
 pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<Probe>, ApiError> {
-    let missing = if gateway.leaving.is_cancelled() {
+    let missing = if gateway.draining.is_cancelled() {
         "this replica stops"
     } else if !gateway.bus.is_connected() {
         "the message bus is not connected"

@@ -1,18 +1,19 @@
 //! The only public face of AgentBox: REST, server-sent events, WebSocket.
 //!
-//! A request's way is straight: limits of the edge → credential, and rate at the same
+//! The path of a request: limits of the edge → credential and rate limit, at the same
 //! time → authorize (pure) → one call on the bus → answer.
 //!
-//! * I1. Nothing durable is owned here; the route mirror is a hint.
-//! * I2. Every route authorizes through [`authorize::authorize`], before its handler.
-//! * I3. Every error has the one shape, and no error carries a secret or a user's bytes.
-//! * I4. A client that goes takes with it what it had begun.
-//! * I5. No wait is without a deadline, and no buffer without a bound.
+//! * I1. The gateway owns nothing durable; the route mirror is a hint.
+//! * I2. Every route is authorized by [`authorize::authorize`], before its handler runs.
+//! * I3. Every error has the same shape and carries neither a secret nor a user's bytes.
+//! * I4. When a client disconnects, the command or stream that it started ends.
+//! * I5. Every wait has a deadline, and every buffer a bound.
 
 mod api_keys;
 mod attach;
 mod auth;
 mod authorize;
+mod box_loss;
 mod config;
 mod edge;
 mod environments;
@@ -21,7 +22,6 @@ mod exec;
 mod health;
 mod logs;
 mod lookup;
-mod lost;
 mod metrics;
 mod openapi;
 mod principal;
@@ -44,19 +44,21 @@ pub use openapi::document as openapi_document;
 
 use edge::server;
 use rate_limit::shield::Shield;
-use state::Gateway;
+use state::{AppState, Gateway};
 
-/// How often it is looked whether the route mirror is whole.
+/// How often readiness follows the state of the route mirror.
 const MIRROR_CHECK: Duration = Duration::from_millis(100);
-/// How long WebSockets may take to say goodbye when the gateway stops.
-const GOODBYE: Duration = Duration::from_secs(8);
+/// How long WebSockets may take for their close handshakes when the gateway stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Starts the gateway's tasks; they run until `context` shuts down.
+///
 /// # Errors
-/// When an address cannot be listened on, a limit makes no sense, or the bus refuses.
+/// When an address cannot be bound, a limit is zero, or the bus refuses a stream.
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let Context {
         bus,
-        leaving,
+        leaving: draining,
         shutdown,
         tasks,
         readiness,
@@ -67,7 +69,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     bus.ensure_streams_of("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
     let routes = bus.mirror_routes();
-    let gateway = Gateway::new(config, bus, routes.clone(), leaving, shutdown.clone());
+    let gateway = AppState::new(config, bus, routes.clone(), draining, shutdown.clone());
 
     let stop = shutdown.clone();
     tasks.spawn("routes", async move {
@@ -75,19 +77,19 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         Ok(())
     });
     let component = readiness.component("routes");
-    tasks.spawn("routes-ready", tell_readiness(gateway.clone(), component));
+    tasks.spawn("routes-ready", report_readiness(gateway.clone(), component));
     tasks.spawn("flood-shield", shield.clone().run(shutdown.clone()));
     let router = router::router(gateway.clone(), &shield);
     for listener in listeners {
-        let served = server::serve(listener, router.clone(), gateway.clone(), slots.clone());
-        tasks.spawn("http", served);
+        let serving = server::serve(listener, router.clone(), gateway.clone(), slots.clone());
+        tasks.spawn("http", serving);
     }
-    tasks.spawn("old-streams", gateway.clone().end_old_streams());
+    tasks.spawn("draining-streams", gateway.clone().end_draining_streams());
     tasks.spawn("sockets", wait_for_sockets(gateway, shutdown));
     Ok(())
 }
 
-async fn tell_readiness(gateway: Gateway, component: Component) -> Result<(), anyhow::Error> {
+async fn report_readiness(gateway: Gateway, component: Component) -> Result<(), anyhow::Error> {
     let mut tick = tokio::time::interval(MIRROR_CHECK);
     loop {
         tokio::select! {
@@ -108,7 +110,7 @@ async fn wait_for_sockets(
 ) -> Result<(), anyhow::Error> {
     shutdown.cancelled().await;
     gateway.sockets.close();
-    if tokio::time::timeout(GOODBYE, gateway.sockets.wait())
+    if tokio::time::timeout(CLOSE_TIMEOUT, gateway.sockets.wait())
         .await
         .is_err()
     {

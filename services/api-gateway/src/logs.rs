@@ -17,24 +17,24 @@ use crate::authorize::Action;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::{Answer, Query};
 use crate::exec::OPEN_DEADLINE;
-use crate::lookup::Place;
+use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
-use crate::stream::{Right, sse};
+use crate::stream::{StreamGrant, sse};
 
 type LogsSession = Session<ToBox, FromBox>;
 
 async fn open(
     gateway: &Gateway,
-    place: &Place,
+    location: &EnvironmentLocation,
     request: LogsRequest,
 ) -> Result<LogsSession, Error> {
     let open = Open {
-        environment: place.id.clone(),
-        address: place.address,
-        status: place.status,
+        environment: location.id.clone(),
+        address: location.address,
+        status: location.status,
         kind: OpenKind::Logs(request),
     };
-    let subject = subjects::exec_rpc(&place.cluster, OPEN);
+    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     gateway
         .bus
         .open_session(subject, &open, OPEN_DEADLINE)
@@ -52,7 +52,7 @@ async fn open(
 pub(crate) async fn logs(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Admitted(place): Admitted,
+    Admitted(location): Admitted,
     Query(query): Query<LogsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
@@ -63,11 +63,11 @@ pub(crate) async fn logs(
         follow: query.follow,
     };
     if !query.follow {
-        let session = open(&gateway, &place, request).await?;
+        let session = open(&gateway, &location, request).await?;
         return Ok(page::answer(session, query.timestamps).await?);
     }
     let last = sse::last_event_id(&headers)?;
-    let right = Right::on(Action::ReadLogs, &place);
-    let source = follow::Follower::new(gateway.clone(), place, request, last, query.timestamps);
-    Ok(sse::answer("logs", gateway, principal, right, source))
+    let grant = StreamGrant::environment(Action::ReadLogs, &location);
+    let source = follow::Follower::new(gateway.clone(), location, request, last, query.timestamps);
+    Ok(sse::answer("logs", gateway, principal, grant, source))
 }

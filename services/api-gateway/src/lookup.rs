@@ -1,11 +1,12 @@
-//! Finding the environment of a route.
+//! Finds the environments that requests name.
 //!
-//! * I1. The mirror is a hint: that an environment runs may be taken from it, that it does
-//!   not, or that there is none, only from the scheduler.
+//! * I1. The route mirror is a hint. It may confirm that an environment runs; only the
+//!   scheduler may say that one does not run, or does not exist.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use agentbox_contracts::environment::rpc::{Get, GetRequest};
+use agentbox_contracts::environment::rpc::{Get, GetRequest, Resolve, ResolveRequest};
 use agentbox_contracts::environment::{Environment, Route, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
@@ -14,19 +15,19 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 use crate::authorize::{Action, Target, authorize};
 use crate::state::{Gateway, SCHEDULER_DEADLINE};
 
-/// An environment: whose it is, and where its user I/O goes.
+/// An environment, its owner, and where its user I/O goes.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct EnvironmentLocation {
     pub id: EnvironmentId,
     pub owner: UserId,
     pub cluster: String,
     pub status: Status,
     pub address: Option<SocketAddr>,
-    /// All of it, when it was the scheduler who was asked.
+    /// The whole environment, where the scheduler was asked.
     pub record: Option<Box<Environment>>,
 }
 
-impl Place {
+impl EnvironmentLocation {
     pub(crate) fn target(&self) -> Target<'_> {
         Target {
             id: &self.id,
@@ -58,7 +59,7 @@ impl Place {
     }
 }
 
-impl From<Environment> for Place {
+impl From<Environment> for EnvironmentLocation {
     fn from(environment: Environment) -> Self {
         Self {
             id: environment.id.clone(),
@@ -71,47 +72,82 @@ impl From<Environment> for Place {
     }
 }
 
-/// Whether all of the record is wanted, or only where it runs.
-const fn wants_record(action: Action) -> bool {
+/// Whether `action` needs the whole record, not only the location.
+const fn needs_record(action: Action) -> bool {
     matches!(action, Action::ViewEnvironment)
 }
 
-/// The environment `id` for `action`. Nothing is authorized yet.
+/// The environment if it runs, from the route mirror alone.
+pub(crate) fn running(gateway: &Gateway, id: &EnvironmentId) -> Option<EnvironmentLocation> {
+    let route = gateway.routes.get(id)?;
+    (route.status == Status::Running && route.address.is_some())
+        .then(|| EnvironmentLocation::from_route(id.clone(), route))
+}
+
+/// Finds the environment `id` for `action`, which is not authorized yet.
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
-pub(crate) async fn place(
+pub(crate) async fn locate(
     gateway: &Gateway,
     action: Action,
     id: EnvironmentId,
-) -> Result<Place, Error> {
-    if !wants_record(action)
-        && let Some(route) = gateway.routes.get(&id)
-        && route.status == Status::Running
-        && route.address.is_some()
+) -> Result<EnvironmentLocation, Error> {
+    if !needs_record(action)
+        && let Some(location) = running(gateway, &id)
     {
-        return Ok(Place::from_route(id, route));
+        return Ok(location);
     }
-    record(gateway, id).await.map(Place::from)
+    record(gateway, id).await.map(EnvironmentLocation::from)
 }
 
-/// The environment that a request's body names, if `principal` may do `action` on it.
+/// Finds the environment that a request's body names, and authorizes `action` on it.
 ///
 /// # Errors
-/// As [`place`] and [`authorize`].
-pub(crate) async fn named(
+/// As [`locate`] and [`authorize`].
+pub(crate) async fn resolve(
     gateway: &Gateway,
     principal: &Principal,
     action: Action,
     id: &str,
-) -> Result<Place, Error> {
+) -> Result<EnvironmentLocation, Error> {
     let id = id.parse().map_err(|_| Error::not_found("environment"))?;
-    let place = place(gateway, action, id).await?;
-    authorize(Some(principal), action, Some(place.target()))?;
-    Ok(place)
+    let location = locate(gateway, action, id).await?;
+    authorize(Some(principal), action, Some(location.target()))?;
+    Ok(location)
 }
 
-/// The environment as the scheduler has it.
+/// The owners of those of `ids` that exist. Takes at most one request to the scheduler; the route
+/// mirror knows the owners of running environments.
+///
+/// # Errors
+/// When the scheduler cannot be reached.
+pub(crate) async fn owners(
+    gateway: &Gateway,
+    ids: impl Iterator<Item = &EnvironmentId>,
+) -> Result<BTreeMap<EnvironmentId, UserId>, Error> {
+    let mut owners = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for id in ids {
+        match running(gateway, id) {
+            Some(location) => {
+                owners.insert(location.id, location.owner);
+            }
+            None => unknown.push(id.clone()),
+        }
+    }
+    if !unknown.is_empty() {
+        let request = ResolveRequest { ids: unknown };
+        let reply = gateway
+            .bus
+            .call::<Resolve>(&request, SCHEDULER_DEADLINE)
+            .await?;
+        owners.extend(reply.owners);
+    }
+    Ok(owners)
+}
+
+/// Reads the environment from the scheduler.
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.

@@ -1,14 +1,13 @@
-//! Who calls: finds the credential, counts the request, asks auth.
+//! Identifies the caller of a request, and counts the request against the caller's limit.
 //!
-//! * I1. Auth decides, for every request: nothing here makes a credential good.
-//! * I2. A caller is counted under its user, so that many keys are not many limits; one
-//!   whose credential is not good, or who shows none, under its address.
-//! * I3. Garbage costs no question: a token that says that it is signed by us and is not
-//!   is refused here.
+//! * I1. Auth decides on every request; nothing here makes a credential valid.
+//! * I2. A caller is counted under its user, so that several keys share one limit. A request
+//!   without a valid credential is counted under the client's address.
+//! * I3. A JWT with an invalid signature is refused here and costs auth nothing.
 
 pub(crate) mod credential;
 pub(crate) mod signature;
-pub(crate) mod whose;
+pub(crate) mod token_subject;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{Authenticate, AuthenticateRequest, Secret};
@@ -17,36 +16,36 @@ use agentbox_contracts::ids::EnvironmentId;
 
 use crate::authorize::unauthorized;
 use crate::edge::client_address::ClientAddress;
-use crate::rate_limit::{Category, Standing, Subject};
+use crate::rate_limit::{Category, RateLimitStatus, Subject};
 use crate::state::{AUTH_DEADLINE, Gateway};
-use credential::Presented;
+use credential::Credentials;
 use signature::Verdict;
-use whose::Whose;
+use token_subject::CachedSubject;
 
-/// A request as far as its caller goes.
-pub(crate) struct Arrival {
-    /// What it showed, or what was wrong with how it showed it.
-    pub presented: Result<Option<Presented>, Error>,
+/// The parts of a request that identify its caller.
+pub(crate) struct AuthAttempt {
+    /// The credentials that were presented, or why they cannot be read.
+    pub credentials: Result<Option<Credentials>, Error>,
     pub address: ClientAddress,
     pub category: Category,
 }
 
-/// Counts the request and finds its caller, at the same time where it can be known under
-/// whom to count before auth has answered.
+/// Counts the request and asks auth for its caller. Both happen at the same time where the
+/// counter is known before auth has answered.
 pub(crate) async fn identify(
     gateway: &Gateway,
-    arrival: Arrival,
-) -> (Standing, Result<Option<Principal>, Error>) {
-    let by_address = Subject::address(arrival.address);
-    let count = async |subject: &Subject| gateway.limiter.count(subject, arrival.category).await;
-    let presented = match arrival.presented {
-        Ok(Some(presented)) => presented,
+    attempt: AuthAttempt,
+) -> (RateLimitStatus, Result<Option<Principal>, Error>) {
+    let by_address = Subject::address(attempt.address);
+    let count = async |subject: &Subject| gateway.limiter.count(subject, attempt.category).await;
+    let credentials = match attempt.credentials {
+        Ok(Some(credentials)) => credentials,
         Ok(None) => return (count(&by_address).await, Ok(None)),
         Err(error) => return (count(&by_address).await, Err(error)),
     };
-    let token = match presented {
-        Presented::Bearer(token) => token,
-        Presented::Ticket {
+    let token = match credentials {
+        Credentials::Bearer(token) => token,
+        Credentials::Ticket {
             ticket,
             environment,
             action,
@@ -58,10 +57,10 @@ pub(crate) async fn identify(
             );
         }
     };
-    let known = match gateway.whose.of(&token) {
-        Some(Whose::User(user)) => Some(Subject::user(&user)),
-        Some(Whose::Nobody) => Some(by_address.clone()),
-        None => match gateway.signatures.judge(&gateway.bus, &token).await {
+    let known = match gateway.token_subjects.get(&token) {
+        Some(CachedSubject::User(user)) => Some(Subject::user(&user)),
+        Some(CachedSubject::Rejected) => Some(by_address.clone()),
+        None => match gateway.signatures.verify(&gateway.bus, &token).await {
             Verdict::Signed(user) => Some(Subject::user(&user)),
             Verdict::Forged => {
                 let error = unauthorized("the token is not valid");
@@ -70,7 +69,7 @@ pub(crate) async fn identify(
             Verdict::Unknown => None,
         },
     };
-    let (standing, outcome) = match known {
+    let (rate_limit, outcome) = match known {
         Some(known) => tokio::join!(count(&known), authenticate(gateway, &token)),
         None => {
             let outcome = authenticate(gateway, &token).await;
@@ -79,14 +78,16 @@ pub(crate) async fn identify(
     };
     match &outcome {
         Ok(principal) => gateway
-            .whose
-            .remember(&token, Whose::User(principal.user.clone())),
+            .token_subjects
+            .insert(&token, CachedSubject::User(principal.user.clone())),
         Err(error) if error.code == ErrorCode::Unauthorized => {
-            gateway.whose.remember(&token, Whose::Nobody);
+            gateway
+                .token_subjects
+                .insert(&token, CachedSubject::Rejected);
         }
         Err(_) => {}
     }
-    (standing, outcome.map(Some))
+    (rate_limit, outcome.map(Some))
 }
 
 fn subject(outcome: &Result<Principal, Error>, otherwise: Subject) -> Subject {
@@ -109,7 +110,7 @@ async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Er
     ask(gateway, request).await
 }
 
-/// Uses up a ticket.
+/// Exchanges a ticket for its caller; a ticket is good once.
 async fn redeem(
     gateway: &Gateway,
     ticket: Secret,
@@ -124,12 +125,15 @@ async fn redeem(
     ask(gateway, request).await
 }
 
-/// The caller of a stream that runs on, as it is now.
+/// Asks auth for the current state of a stream's caller.
 ///
 /// # Errors
-/// [`ErrorCode::Unauthorized`] when its credential is no longer good; anything else says
-/// that auth cannot tell.
-pub(crate) async fn again(gateway: &Gateway, principal: &Principal) -> Result<Principal, Error> {
+/// [`ErrorCode::Unauthorized`] when its credential is no longer valid; any other error means
+/// that auth could not decide.
+pub(crate) async fn revalidate(
+    gateway: &Gateway,
+    principal: &Principal,
+) -> Result<Principal, Error> {
     let request = AuthenticateRequest::Again {
         user: principal.user.clone(),
         credential: principal.credential.clone(),

@@ -1,15 +1,15 @@
-//! The guide's rate limits: strict windows of one minute, exact across replicas.
+//! The documented rate limits: fixed windows of one minute, exact across replicas.
 //!
-//! Each window of each caller is a counter on the bus whose increment answers the total:
-//! deciding costs one round trip, made while auth is asked who calls.
+//! Each window of each caller is a counter on the bus, and an increment returns its total.
+//! One limit costs one round trip, made while auth is asked for the caller.
 //!
-//! * I1. Of one caller's requests in one window exactly the limit pass, on however many
-//!   replicas they arrive: what passes is decided by the total that the increment gave.
-//! * I2. Every answer says where its caller stands.
-//! * I3. When the bus does not count, each replica counts for itself ([`local`]): the
-//!   limit then holds per replica, guessing passwords stays bounded, and nobody is shut
-//!   out by the failure of a counter. A failing bus is not asked again for a second, so
-//!   that it costs one deadline a second, not one a request.
+//! * I1. Of one caller's requests in one window exactly the limit pass, whichever replicas
+//!   they reach: the total that the increment returned decides.
+//! * I2. Every answer carries the state of its caller's limit.
+//! * I3. While the bus cannot count, each replica counts for itself ([`local`]). The limit then
+//!   holds per replica: password guessing stays bounded, and no caller is refused because a
+//!   counter failed. The bus is asked again after a second, so an outage costs one deadline a
+//!   second, not one a request.
 
 pub(crate) mod local;
 pub(crate) mod shield;
@@ -30,29 +30,28 @@ use crate::config::Config;
 use crate::edge::client_address::ClientAddress;
 use crate::metrics;
 use local::LocalWindows;
-pub(crate) use window::Standing;
+pub(crate) use window::RateLimitStatus;
 use window::WINDOW_S;
 
-/// How long the bus may take to count. Auth is asked meanwhile and may take longer, so a
-/// short one would save nothing; and on a machine that is merely overloaded it would make
-/// the limits inexact just when they matter.
+/// How long the bus may take to count. Auth is asked at the same time and may take longer, so
+/// a shorter deadline saves nothing; on an overloaded machine it would make limits inexact.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// How long a bus that failed to count is left alone.
+/// How long the bus is not asked after it failed to count.
 const PAUSE_MS: i64 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Category {
-    /// Where passwords are checked.
+    /// Requests that check a password.
     Auth,
     Create,
     Exec,
     Other,
-    /// Probes of this process: they must not fail for their number, nor wait for the bus.
+    /// Probes of this process: never limited, and never waiting for the bus.
     Uncounted,
 }
 
 impl Category {
-    pub(crate) const fn word(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Auth => "auth",
             Self::Create => "create",
@@ -63,7 +62,7 @@ impl Category {
     }
 }
 
-/// Requests a minute of one caller.
+/// Requests a minute of one caller, by category.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub auth: u64,
@@ -73,7 +72,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    const fn of(&self, category: Category) -> u64 {
+    const fn get(&self, category: Category) -> u64 {
         match category {
             Category::Auth => self.auth,
             Category::Create => self.create,
@@ -94,7 +93,7 @@ impl From<&Config> for Limits {
     }
 }
 
-/// Who is counted, as one token of a subject.
+/// The counted caller, as one token of a NATS subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Subject(String);
 
@@ -110,8 +109,8 @@ impl Subject {
         ))
     }
 
-    /// The name somebody logs in with, whoever that is. Hashed: it is any text, of any
-    /// length, and perhaps a password typed into the wrong field.
+    /// The username of a login, whether it exists or not. It is hashed: it may be any text of
+    /// any length, and may be a password that was typed into the wrong field.
     pub(crate) fn username(name: &str) -> Self {
         let digest = Sha256::digest(name.trim().to_lowercase());
         Self(format!("name-{}", URL_SAFE_NO_PAD.encode(&digest[..16])))
@@ -136,24 +135,25 @@ impl Limiter {
         }
     }
 
-    /// Counts one request and says where its caller stands with it.
-    pub(crate) async fn count(&self, subject: &Subject, category: Category) -> Standing {
+    /// Counts one request and returns the state of its caller's limit.
+    pub(crate) async fn count(&self, subject: &Subject, category: Category) -> RateLimitStatus {
         let now = Utc::now();
         let second = u64::try_from(now.timestamp()).unwrap_or(0);
-        let limit = self.limits.of(category);
+        let limit = self.limits.get(category);
         if category == Category::Uncounted {
-            return Standing::at(category, limit, 0, second);
+            return RateLimitStatus::at(category, limit, 0, second);
         }
         let window = second / WINDOW_S;
-        let key = subjects::limit(&subject.0, category.word(), window);
-        let used = match self.shared(key.clone(), now.timestamp_millis()).await {
+        let key = subjects::limit(&subject.0, category.as_str(), window);
+        let used = match self.increment(key.clone(), now.timestamp_millis()).await {
             Some(used) => used,
             None => self.local.count(key, window),
         };
-        Standing::at(category, limit, used, second)
+        RateLimitStatus::at(category, limit, used, second)
     }
 
-    async fn shared(&self, key: String, now_ms: i64) -> Option<u64> {
+    /// The total on the bus; `None` when the bus cannot count.
+    async fn increment(&self, key: String, now_ms: i64) -> Option<u64> {
         if now_ms < self.paused_until.load(Ordering::Relaxed) {
             metrics::counted_locally();
             return None;
@@ -164,7 +164,7 @@ impl Limiter {
                 self.paused_until
                     .store(now_ms + PAUSE_MS, Ordering::Relaxed);
                 metrics::counted_locally();
-                tracing::warn!(%error, "requests are counted by each replica for itself");
+                tracing::warn!(%error, "the bus did not count a request; this replica counts locally");
                 None
             }
         }
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_subject_is_one_token_of_a_nats_subject() {
+    fn every_subject_is_one_nats_token() {
         let address = |text: &str| Subject::address(ClientAddress(text.parse().unwrap()));
         let long = "x".repeat(10_000);
         for subject in [
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_username_is_the_same_however_it_is_typed_and_no_other() {
+    fn username_is_compared_without_case_and_spaces() {
         assert_eq!(Subject::username("Alice "), Subject::username("alice"));
         assert_ne!(Subject::username("alice"), Subject::username("alicf"));
     }

@@ -1,6 +1,5 @@
-//! What every handler is given.
+//! The state that every handler shares.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::principal::signature::Signatures;
-use crate::principal::whose::WhoseToken;
+use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
 
 /// How long auth may take to answer; a password is checked within it.
@@ -18,82 +17,72 @@ pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the scheduler may take to answer.
 pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// By then whoever sends requests has heard that this gateway leaves: a client whose stream
-/// ends finds another one.
-const HEARD: Duration = Duration::from_secs(3);
+/// From the start of draining until open streams end. By then load balancers have seen that
+/// this replica is not ready, so a client that reconnects reaches another one.
+const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
-/// Clones share one state.
-#[derive(Clone)]
-pub(crate) struct Gateway {
-    inner: Arc<Inner>,
-}
+/// The state as handlers receive it: clones share it.
+pub(crate) type Gateway = Arc<AppState>;
 
-pub(crate) struct Inner {
+pub(crate) struct AppState {
     pub config: Config,
     pub bus: Bus,
     pub routes: RouteMirror,
     pub limiter: Limiter,
     pub signatures: Signatures,
-    pub whose: WhoseToken,
-    /// When it is cancelled, clients are told to come back on another connection.
-    pub leaving: CancellationToken,
-    /// A while after `leaving`: when streams end that were begun before it.
-    old_streams: CancellationToken,
-    /// All streams end when it is cancelled.
+    pub token_subjects: TokenSubjectCache,
+    /// Cancelled when this replica stops taking new connections.
+    pub draining: CancellationToken,
+    /// Cancelled [`DRAIN_NOTICE`] after `draining`; ends streams that were opened before it.
+    draining_streams: CancellationToken,
+    /// Cancelled when this replica stops; ends all streams.
     pub shutdown: CancellationToken,
-    /// WebSockets, which outlive the connection's own future.
+    /// WebSockets, which outlive their connection's own future.
     pub sockets: TaskTracker,
 }
 
-impl Gateway {
+impl AppState {
     pub(crate) fn new(
         config: Config,
         bus: Bus,
         routes: RouteMirror,
-        leaving: CancellationToken,
+        draining: CancellationToken,
         shutdown: CancellationToken,
-    ) -> Self {
+    ) -> Gateway {
         let limiter = Limiter::new(bus.clone(), Limits::from(&config));
-        Self {
-            inner: Arc::new(Inner {
-                config,
-                bus,
-                routes,
-                limiter,
-                signatures: Signatures::default(),
-                whose: WhoseToken::default(),
-                old_streams: shutdown.child_token(),
-                leaving,
-                shutdown,
-                sockets: TaskTracker::new(),
-            }),
-        }
+        Arc::new(Self {
+            config,
+            bus,
+            routes,
+            limiter,
+            signatures: Signatures::default(),
+            token_subjects: TokenSubjectCache::default(),
+            draining_streams: shutdown.child_token(),
+            draining,
+            shutdown,
+            sockets: TaskTracker::new(),
+        })
     }
 
-    /// When a stream ends that begins now. A client may ask again on the connection that its
-    /// stream was on, so an old stream ends while that connection is still served; a
-    /// stream that is begun after the order to stop is its connection's last answer.
+    /// The token that ends a stream which is opened now.
+    ///
+    /// A client may reconnect on the connection that carried its stream, so an earlier stream
+    /// ends while that connection is still served. A stream that is opened during draining is
+    /// the last answer on its connection.
     pub(crate) fn end_of_streams(&self) -> CancellationToken {
-        match self.leaving.is_cancelled() {
+        match self.draining.is_cancelled() {
             true => self.shutdown.clone(),
-            false => self.old_streams.clone(),
+            false => self.draining_streams.clone(),
         }
     }
 
-    /// Ends old streams once the gateway leaves.
-    pub(crate) async fn end_old_streams(self) -> Result<(), anyhow::Error> {
-        self.leaving.cancelled().await;
+    /// Ends streams that were opened before draining began, [`DRAIN_NOTICE`] later.
+    pub(crate) async fn end_draining_streams(self: Arc<Self>) -> Result<(), anyhow::Error> {
+        self.draining.cancelled().await;
         tokio::select! {
             () = self.shutdown.cancelled() => {}
-            () = tokio::time::sleep(HEARD) => self.old_streams.cancel(),
+            () = tokio::time::sleep(DRAIN_NOTICE) => self.draining_streams.cancel(),
         }
         Ok(())
-    }
-}
-
-impl Deref for Gateway {
-    type Target = Inner;
-    fn deref(&self) -> &Inner {
-        &self.inner
     }
 }

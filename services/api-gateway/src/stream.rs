@@ -1,10 +1,9 @@
-//! What long-lived answers share: they end with their credential, with their caller's
-//! right to them, and when the gateway stops.
+//! The rules that long-lived answers share: a stream ends when its credential ends, when its
+//! caller loses the right to it, and when the gateway stops.
 //!
-//! * I1. A stream whose credential has died, or whose caller may not open it any more,
-//!   sends nothing more from [`STALE`] on, and ends at the latest then, if its client reads.
-//! * I2. That auth cannot be reached is not a credential's end; after [`PATIENCE`] without
-//!   a word of auth it ends all the same.
+//! * I1. A stream whose credential or right has ended sends nothing more from [`STALE`] on, and
+//!   closes by then if its client reads.
+//! * I2. An unreachable auth does not end a stream at once; [`PATIENCE`] without an answer does.
 
 pub(crate) mod sse;
 
@@ -21,158 +20,159 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorize::{Action, Target, authorize, unauthorized, visibility};
-use crate::lookup::Place;
-use crate::principal::again;
+use crate::lookup::EnvironmentLocation;
+use crate::principal::revalidate;
 use crate::state::Gateway;
 
-/// How often the credential of a running stream is looked at again.
-const RECHECK: Duration = Duration::from_secs(2);
-/// A stream that was not polled for so long (its client does not read) asks before it
-/// sends more.
+/// How often the credential of an open stream is checked.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// A stream whose last check is older (its client did not read) checks before it sends more.
 const STALE: Duration = Duration::from_secs(4);
-/// How long a stream goes on without a word of auth.
+/// How long a stream continues while auth does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a stream ends before its source does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// Its caller would not be let in again, or nobody can say so.
+pub(crate) enum StreamEnd {
+    /// The caller would be refused now, or auth has not answered for too long.
     Refused(Error),
-    /// The gateway stops: the client connects again, to another replica.
+    /// The gateway stops; the client should reconnect, to another replica.
     Stopping,
 }
 
-/// What a stream's caller must be allowed for as long as it runs.
+/// The right that a stream's caller needs for as long as the stream is open.
 #[derive(Clone, Debug)]
-pub(crate) enum Right {
+pub(crate) enum StreamGrant {
     /// An action on an environment.
-    On {
+    Environment {
         action: Action,
         id: EnvironmentId,
         owner: UserId,
     },
-    /// To be shown what its lists showed when the stream began.
-    Listed(Visibility),
+    /// Visibility of the environments that lists showed when the stream began.
+    Listing(Visibility),
 }
 
-impl Right {
-    pub(crate) fn on(action: Action, place: &Place) -> Self {
-        Self::On {
+impl StreamGrant {
+    pub(crate) fn environment(action: Action, location: &EnvironmentLocation) -> Self {
+        Self::Environment {
             action,
-            id: place.id.clone(),
-            owner: place.owner.clone(),
+            id: location.id.clone(),
+            owner: location.owner.clone(),
         }
     }
 
     /// # Errors
-    /// As a request of now would be answered.
+    /// The error that a new request would get.
     fn check(&self, principal: &Principal) -> Result<(), Error> {
         match self {
-            Self::On { action, id, owner } => {
+            Self::Environment { action, id, owner } => {
                 authorize(Some(principal), *action, Some(Target { id, owner }))
             }
-            Self::Listed(seen) if visibility(principal) == *seen => Ok(()),
-            Self::Listed(_) => Err(Error::new(
+            Self::Listing(visible) if visibility(principal) == *visible => Ok(()),
+            Self::Listing(_) => Err(Error::new(
                 ErrorCode::Forbidden,
-                "what the caller may see has changed; connect again",
+                "the environments that the caller may see have changed; connect again",
             )),
         }
     }
 }
 
-type Asking = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+type Check = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
-/// Watches over one stream's credential and right. What it waits for goes on when [`Self::ended`]
-/// is dropped and called again.
-pub(crate) struct Watch {
+/// Watches the credential and the grant of one stream. A check that is in flight continues when
+/// [`Self::ended`] is dropped and called again.
+pub(crate) struct AccessWatch {
     gateway: Gateway,
     principal: Principal,
-    right: Right,
+    grant: StreamGrant,
     stop: CancellationToken,
-    asking: Option<Asking>,
-    asked: Instant,
-    good: Instant,
+    in_flight: Option<Check>,
+    last_checked: Instant,
+    last_granted: Instant,
     expires: Option<Instant>,
 }
 
-impl Watch {
-    /// `principal` was good a moment ago; `stop` is when a gateway that stops ends the stream.
+impl AccessWatch {
+    /// `principal` was just authenticated; `stop` ends the stream when the gateway stops.
     pub(crate) fn new(
         gateway: Gateway,
         principal: Principal,
-        right: Right,
+        grant: StreamGrant,
         stop: CancellationToken,
     ) -> Self {
         let now = Instant::now();
         let expires = principal.expires_at.map(|at| {
             let left = (at - Utc::now()).to_std().unwrap_or_default();
-            // An instant too far away to be represented is no limit of this stream.
+            // An instant too far away to be represented does not limit this stream.
             now.checked_add(left)
                 .unwrap_or(now + Duration::from_secs(86_400))
         });
         Self {
             gateway,
             principal,
-            right,
+            grant,
             stop,
-            asking: None,
-            asked: now,
-            good: now,
+            in_flight: None,
+            last_checked: now,
+            last_granted: now,
             expires,
         }
     }
 
     /// Resolves when the stream must end.
-    pub(crate) async fn ended(&mut self) -> Ended {
+    pub(crate) async fn ended(&mut self) -> StreamEnd {
         loop {
-            if let Some(ended) = self.ask().await {
-                return ended;
+            if let Some(end) = self.check().await {
+                return end;
             }
         }
     }
 
-    /// Before something is sent: asks if nobody has for too long.
-    pub(crate) async fn allows(&mut self) -> Result<(), Ended> {
-        if self.good.elapsed() < STALE {
+    /// Checks before something is sent, if the last check is too old.
+    pub(crate) async fn allows(&mut self) -> Result<(), StreamEnd> {
+        if self.last_granted.elapsed() < STALE {
             return Ok(());
         }
-        match self.ask().await {
-            Some(ended) => Err(ended),
+        match self.check().await {
+            Some(end) => Err(end),
             None => Ok(()),
         }
     }
 
-    /// Waits for the next time to ask, and asks. `None`: nothing speaks against it.
-    async fn ask(&mut self) -> Option<Ended> {
-        if self.asking.is_none() {
-            let next = self.asked + RECHECK;
-            let wake = self.expires.map_or(next, |expires| expires.min(next));
+    /// Waits until the next check is due, and makes it. `None`: the stream may continue.
+    async fn check(&mut self) -> Option<StreamEnd> {
+        if self.in_flight.is_none() {
+            let due = self.last_checked + RECHECK_INTERVAL;
+            let wake = self.expires.map_or(due, |expires| expires.min(due));
             tokio::select! {
-                () = self.stop.cancelled() => return Some(Ended::Stopping),
+                () = self.stop.cancelled() => return Some(StreamEnd::Stopping),
                 () = sleep_until(wake) => {}
             }
         }
-        let (gateway, principal, right) = (&self.gateway, &self.principal, &self.right);
-        let asking = self.asking.get_or_insert_with(|| {
+        let (gateway, principal, grant) = (&self.gateway, &self.principal, &self.grant);
+        let check = self.in_flight.get_or_insert_with(|| {
             let (gateway, principal) = (gateway.clone(), principal.clone());
-            let right = right.clone();
-            Box::pin(async move { right.check(&again(&gateway, &principal).await?) })
+            let grant = grant.clone();
+            Box::pin(async move { grant.check(&revalidate(&gateway, &principal).await?) })
         });
         let outcome = tokio::select! {
-            () = self.stop.cancelled() => return Some(Ended::Stopping),
-            outcome = asking => outcome,
+            () = self.stop.cancelled() => return Some(StreamEnd::Stopping),
+            outcome = check => outcome,
         };
-        self.asking = None;
-        self.asked = Instant::now();
-        let has_expired = self.expires.is_some_and(|expires| expires <= self.asked);
+        self.in_flight = None;
+        self.last_checked = Instant::now();
+        let has_expired = self
+            .expires
+            .is_some_and(|expires| expires <= self.last_checked);
         if outcome.is_ok() && !has_expired {
-            self.good = self.asked;
+            self.last_granted = self.last_checked;
         }
-        judge(outcome, has_expired, self.good.elapsed()).map(Ended::Refused)
+        refusal(outcome, has_expired, self.last_granted.elapsed()).map(StreamEnd::Refused)
     }
 }
 
-/// Whether it says that the caller would not be let in again.
+/// Whether a new request of the caller would be refused.
 const fn is_refusal(code: ErrorCode) -> bool {
     matches!(
         code,
@@ -180,13 +180,14 @@ const fn is_refusal(code: ErrorCode) -> bool {
     )
 }
 
-/// What auth's answer means for the stream.
-fn judge(outcome: Result<(), Error>, has_expired: bool, silent: Duration) -> Option<Error> {
+/// Why the stream must end after a check; `None`: it continues. `unconfirmed` is the time since
+/// auth last confirmed the grant.
+fn refusal(outcome: Result<(), Error>, has_expired: bool, unconfirmed: Duration) -> Option<Error> {
     match outcome {
         Err(error) if is_refusal(error.code) => Some(error),
         _ if has_expired => Some(unauthorized("the credential has expired")),
         Ok(()) => None,
-        Err(error) if silent >= PATIENCE => Some(error),
+        Err(error) if unconfirmed >= PATIENCE => Some(error),
         Err(_) => None,
     }
 }
@@ -196,16 +197,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_refusal_or_a_long_silence_ends_a_stream() {
+    fn refusal_or_long_silence_of_auth_ends_a_stream() {
         let down = || Err(Error::new(ErrorCode::Unavailable, "down"));
-        let dead = || Err(unauthorized("revoked"));
-        let code = |outcome, expired, silent| {
-            judge(outcome, expired, Duration::from_secs(silent)).map(|error| error.code)
+        let revoked = || Err(unauthorized("revoked"));
+        let code = |outcome, expired, unconfirmed| {
+            refusal(outcome, expired, Duration::from_secs(unconfirmed)).map(|error| error.code)
         };
         assert_eq!(code(Ok(()), false, 0), None);
-        assert_eq!(code(dead(), false, 0), Some(ErrorCode::Unauthorized));
-        let unseen = Err(Error::not_found("environment"));
-        assert_eq!(code(unseen, false, 0), Some(ErrorCode::NotFound));
+        assert_eq!(code(revoked(), false, 0), Some(ErrorCode::Unauthorized));
+        let hidden = Err(Error::not_found("environment"));
+        assert_eq!(code(hidden, false, 0), Some(ErrorCode::NotFound));
         assert_eq!(code(Ok(()), true, 0), Some(ErrorCode::Unauthorized));
         assert_eq!(code(down(), true, 0), Some(ErrorCode::Unauthorized));
         assert_eq!(code(down(), false, 29), None);

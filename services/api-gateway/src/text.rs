@@ -1,10 +1,10 @@
-//! Bytes as text, whatever the pieces they come in. Pure.
+//! Decodes UTF-8 that arrives in pieces. Pure.
 
-/// Turns bytes into text piece by piece: a character that spans two pieces stays whole,
-/// and what is no UTF-8 becomes U+FFFD, exactly as if all had come at once.
+/// Decodes bytes piece by piece. The result is the same as decoding all of them at once: a
+/// character that spans two pieces is kept, and invalid UTF-8 becomes U+FFFD.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    /// The beginning of a character, at most three bytes.
+    /// The first bytes of an incomplete character, at most three.
     rest: Vec<u8>,
 }
 
@@ -12,37 +12,31 @@ impl Decoder {
     pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.rest);
         all.extend_from_slice(bytes);
-        self.rest = all.split_off(all.len() - unfinished(&all));
-        whole(all)
+        self.rest = all.split_off(all.len() - incomplete_suffix(&all));
+        decode_lossy(all)
     }
 
-    /// What is left when no more will come.
+    /// Decodes the rest, when no more bytes will come.
     pub(crate) fn finish(&mut self) -> String {
-        whole(std::mem::take(&mut self.rest))
+        decode_lossy(std::mem::take(&mut self.rest))
     }
 }
 
-/// All of a text at once.
-pub(crate) fn whole(bytes: Vec<u8>) -> String {
+/// Decodes a whole text. Valid UTF-8 is not copied.
+pub(crate) fn decode_lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// How many bytes at the end begin a character that may go on.
-fn unfinished(bytes: &[u8]) -> usize {
-    for back in 1..=bytes.len().min(3) {
-        let tail = &bytes[bytes.len() - back..];
-        if tail[0] & 0b1100_0000 == 0b1000_0000 {
-            // In the middle of a character: its beginning is further left.
-            continue;
-        }
-        // An incomplete character is no error yet; anything else is one already.
-        return match std::str::from_utf8(tail) {
-            Err(error) if error.error_len().is_none() => back,
-            _ => 0,
-        };
+/// The number of bytes at the end that are the beginning of a character.
+fn incomplete_suffix(bytes: &[u8]) -> usize {
+    // A character has at most four bytes, so an incomplete one has at most three.
+    let tail = &bytes[bytes.len().saturating_sub(3)..];
+    let invalid = tail.utf8_chunks().last().map_or(&[][..], |c| c.invalid());
+    match std::str::from_utf8(invalid) {
+        Err(error) if error.error_len().is_none() => invalid.len(),
+        _ => 0,
     }
-    0
 }
 
 #[cfg(test)]
@@ -61,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_size_give_the_same_text_as_the_whole() {
+    fn pieces_of_any_size_decode_like_the_whole() {
         let samples: [&[u8]; 10] = [
             "plain".as_bytes(),
             "a€😀é\u{10FFFF}".as_bytes(),
@@ -83,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_complete_does_not_wait() {
+    fn complete_characters_are_returned_at_once() {
         let mut decoder = Decoder::default();
         assert_eq!(decoder.push("é".as_bytes()), "é");
         assert_eq!(decoder.push(b"a\xe2\x82"), "a");

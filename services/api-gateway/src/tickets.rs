@@ -23,10 +23,10 @@ pub(crate) async fn create(
         TicketAction::Logs => Action::TicketForLogs,
         TicketAction::Attach => Action::TicketForAttach,
     };
-    let place = lookup::named(&gateway, &principal, action, &body.environment_id).await?;
+    let location = lookup::resolve(&gateway, &principal, action, &body.environment_id).await?;
     let request = rpc::TicketRequest {
         principal,
-        environment: place.id,
+        environment: location.id,
         action: body.action,
     };
     let reply = gateway

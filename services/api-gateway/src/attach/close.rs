@@ -1,33 +1,33 @@
-//! How an attached terminal ends. Pure.
+//! The close codes of an attached terminal. Pure.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use axum::extract::ws::{CloseFrame, Utf8Bytes};
 
-use crate::stream::Ended;
+use crate::stream::StreamEnd;
 
-/// The close codes, of RFC 6455 and our own:
+/// A close code, of RFC 6455 or of our own (4400 to 4599), and its reason:
 ///
-/// | code | it means |
+/// | code | meaning |
 /// |---|---|
-/// | 1000 | the command has ended; its `exit` message came before |
+/// | 1000 | the command has ended; its `exit` message was sent before |
 /// | 1001 | the gateway stops; connect again |
 /// | 1009 | a message was larger than 1 MiB |
-/// | 1011 | something went wrong on our side |
-/// | 4401 | the credential is no longer good, or no longer allows this |
-/// | 4404 | the environment is gone, or no longer the caller's to see |
+/// | 1011 | an internal error |
+/// | 4401 | the credential is no longer valid, or no longer allows this |
+/// | 4404 | the environment no longer exists, or the caller may no longer see it |
 /// | 4408 | the client did not answer pings |
-/// | 4409 | the environment does not run any more, as it was to |
+/// | 4409 | the environment ended as intended: deleted, expired or its command ended |
 /// | 4502 | the box was lost while the command ran |
 /// | 4503 | a part of the system cannot be reached; connect again |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Close {
     pub code: u16,
     pub reason: String,
-    /// Sent as an `error` message before.
+    /// The text of the `error` message that is sent before.
     pub error: Option<String>,
 }
 
-/// RFC 6455 5.5: a control frame's payload, less the code.
+/// RFC 6455, section 5.5: the payload of a control frame, without the code.
 const MAX_REASON: usize = 123;
 
 impl Close {
@@ -72,11 +72,11 @@ impl Close {
     }
 }
 
-impl From<Ended> for Close {
-    fn from(ended: Ended) -> Self {
-        match ended {
-            Ended::Refused(error) => Self::failed(&error),
-            Ended::Stopping => Self::new(1001, "the gateway stops; connect again"),
+impl From<StreamEnd> for Close {
+    fn from(end: StreamEnd) -> Self {
+        match end {
+            StreamEnd::Refused(error) => Self::failed(&error),
+            StreamEnd::Stopping => Self::new(1001, "the gateway stops; connect again"),
         }
     }
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_error_has_a_close_code_that_says_what_to_do() {
+    fn each_error_code_has_a_close_code() {
         for (code, expected) in [
             (ErrorCode::Unauthorized, 4401),
             (ErrorCode::NotFound, 4404),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_fits_its_frame_and_breaks_no_character() {
+    fn long_reason_is_cut_at_a_character() {
         let frame = Close::new(1011, &"€".repeat(100)).frame();
         assert!(frame.reason.len() <= MAX_REASON);
         assert!(frame.reason.chars().all(|c| c == '€'));

@@ -1,35 +1,25 @@
-//! The frames of an attached terminal, and what they mean to the box. Pure.
-
-use agentbox_api::attach::{ClientMessage, ServerMessage};
-use agentbox_contracts::error::Error;
-use agentbox_contracts::exec::{Exit, FromBox, MAX_CHUNK, ToBox};
-use axum::extract::ws::Message;
-use bytes::Bytes;
+//! Converts between the frames of an attached terminal and the messages of its session. Pure.
 
 use super::parameters::size;
 use crate::edge::json;
+use crate::exec::stdin_messages;
 use crate::text::Decoder;
+use agentbox_api::attach::{ClientMessage, ServerMessage};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::{Exit, FromBox, ToBox};
+use axum::extract::ws::Message;
 
-/// What one frame of the client's asks of the box.
+/// Reads one text frame of the client.
 ///
 /// # Errors
-/// When it is not a message of ours: it is answered, and changes nothing.
+/// When it is not a valid message. The client receives the error; nothing reaches the box.
 pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
     Ok(match json::parse(text.as_bytes())? {
-        ClientMessage::Stdin { data } => stdin(data.into()),
+        ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],
         ClientMessage::Signal { signal } => vec![ToBox::Signal(signal)],
         ClientMessage::Eof {} => vec![ToBox::Eof],
     })
-}
-
-/// Stdin in messages of the session.
-pub(super) fn stdin(mut bytes: Bytes) -> Vec<ToBox> {
-    let mut chunks = Vec::with_capacity(bytes.len().div_ceil(MAX_CHUNK));
-    while !bytes.is_empty() {
-        chunks.push(ToBox::Stdin(bytes.split_to(bytes.len().min(MAX_CHUNK))));
-    }
-    chunks
 }
 
 pub(super) fn frame(message: &ServerMessage) -> Message {
@@ -45,7 +35,7 @@ pub(super) fn exit(exit: &Exit) -> Message {
     })
 }
 
-/// Output on its way to the client.
+/// Converts output of the command to frames.
 pub(super) struct Output {
     is_binary: bool,
     stdout: Decoder,
@@ -61,8 +51,8 @@ impl Output {
         }
     }
 
-    /// The frame for a piece of output; `None` when nothing of it can be shown yet, or it
-    /// is no output.
+    /// The frame for a piece of output. `None` while the piece is an incomplete character, and
+    /// for messages that carry no output.
     pub(super) fn frame(&mut self, message: FromBox) -> Option<Message> {
         match message {
             FromBox::Stdout(bytes) | FromBox::Stderr(bytes) if self.is_binary => {
@@ -78,7 +68,7 @@ impl Output {
         }
     }
 
-    /// What was held back for the rest of a character that will not come.
+    /// The frames for incomplete characters that were held back.
     pub(super) fn finish(&mut self) -> impl Iterator<Item = Message> {
         let stdout = text(self.stdout.finish(), |data| ServerMessage::Stdout { data });
         let stderr = text(self.stderr.finish(), |data| ServerMessage::Stderr { data });
@@ -93,12 +83,13 @@ fn text(data: String, message: impl FnOnce(String) -> ServerMessage) -> Option<M
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::error::ErrorCode;
-    use agentbox_contracts::exec::TerminalSize;
+    use agentbox_contracts::exec::{MAX_CHUNK, TerminalSize};
+    use bytes::Bytes;
 
     use super::*;
 
     #[test]
-    fn every_message_of_the_client_reaches_the_box() {
+    fn client_messages_become_session_messages() {
         for (text, expected) in [
             (
                 r#"{"type":"stdin","data":"ls -la\n"}"#,
@@ -123,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_an_error_and_nothing_else() {
+    fn invalid_message_returns_an_error() {
         for (text, code) in [
             ("ls", ErrorCode::BadRequest),
             (r#"{"type":"exit"}"#, ErrorCode::Validation),
@@ -138,10 +129,10 @@ mod tests {
     }
 
     #[test]
-    fn long_stdin_is_cut_into_messages_and_nothing_is_lost() {
+    fn long_stdin_is_split_without_loss() {
         let bytes: Vec<u8> = (0..100_000u32).map(|n| n.to_le_bytes()[0]).collect();
         let mut back = Vec::new();
-        for message in stdin(bytes.clone().into()) {
+        for message in stdin_messages(bytes.clone().into()) {
             let ToBox::Stdin(chunk) = message else {
                 panic!("{message:?}")
             };
@@ -152,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_text_with_whole_characters_or_exact_bytes() {
+    fn output_is_whole_characters_or_exact_bytes() {
         let cut = |bytes: &'static [u8]| FromBox::Stdout(Bytes::from_static(bytes));
         let mut output = Output::new(false);
         assert_eq!(output.frame(cut(b"\xe2\x82")), None);

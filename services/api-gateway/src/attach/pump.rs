@@ -1,4 +1,4 @@
-//! Carries an attached terminal: two directions at the same time, until one side ends.
+//! Carries an attached terminal: both directions at the same time, until one side ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,60 +17,63 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::AttachSession;
 use super::close::Close;
-use super::protocol::{Output, exit, frame, stdin, to_box};
+use super::protocol::{Output, exit, frame, to_box};
+use crate::box_loss;
 use crate::edge::server::Slot;
-use crate::lost;
+use crate::exec::stdin_messages;
 use crate::metrics::OpenStream;
 use crate::state::Gateway;
-use crate::stream::Watch;
+use crate::stream::AccessWatch;
 
-/// Sending took so long only because the client did not read.
-const SLOW: Duration = Duration::from_millis(200);
-/// How long saying goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// Complaints about messages that wait to be sent; more are not made.
-const COMPLAINTS: usize = 8;
+/// A send that takes longer was waiting for the client to read.
+const SLOW_SEND: Duration = Duration::from_millis(200);
+/// How long the close handshake may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Errors about the client's messages that may wait to be sent; further ones are dropped.
+const PENDING_ERRORS: usize = 8;
 
 type Sink = SplitSink<WebSocket, Message>;
 type Source = SplitStream<WebSocket>;
 
-/// An attached command before its socket is there.
+/// An attached command whose socket is not open yet.
 pub(super) struct Terminal {
     pub gateway: Gateway,
     pub environment: EnvironmentId,
     pub session: AttachSession,
     pub id: ExecId,
-    pub watch: Watch,
+    pub access: AccessWatch,
     pub is_binary: bool,
-    /// Its connection's place, kept as long as the socket.
+    /// The connection's slot, held as long as the socket is open.
     pub slot: Option<Slot>,
 }
 
-/// Whether the client was heard since it was last asked.
-struct Heard {
-    heard: AtomicBool,
-    /// Nobody listens: what it said last waits for a command that does not read.
-    is_deaf: AtomicBool,
+/// Whether the client has sent anything since the last ping.
+struct Liveness {
+    is_alive: AtomicBool,
+    /// The client's input is not read: its last message waits for a command that does not read
+    /// stdin.
+    input_blocked: AtomicBool,
 }
 
-impl Heard {
+impl Liveness {
     const fn new() -> Self {
         Self {
-            heard: AtomicBool::new(true),
-            is_deaf: AtomicBool::new(false),
+            is_alive: AtomicBool::new(true),
+            input_blocked: AtomicBool::new(false),
         }
     }
 
-    fn note(&self) {
-        self.heard.store(true, Ordering::Relaxed);
+    fn record(&self) {
+        self.is_alive.store(true, Ordering::Relaxed);
     }
 
-    fn listen(&self, listens: bool) {
-        self.is_deaf.store(!listens, Ordering::Relaxed);
+    fn set_input_blocked(&self, blocked: bool) {
+        self.input_blocked.store(blocked, Ordering::Relaxed);
     }
 
-    fn take(&self) -> bool {
-        self.heard.swap(false, Ordering::Relaxed) || self.is_deaf.load(Ordering::Relaxed)
+    /// Whether the client is alive; starts a new interval.
+    fn check(&self) -> bool {
+        self.is_alive.swap(false, Ordering::Relaxed) || self.input_blocked.load(Ordering::Relaxed)
     }
 }
 
@@ -81,48 +84,52 @@ impl Terminal {
             environment,
             session,
             id,
-            mut watch,
+            mut access,
             is_binary,
             slot,
         } = self;
         let _open = OpenStream::begin("attach");
         let (to_box, from_box) = session.split();
         let (mut sink, mut source) = socket.split();
-        let (complain, complaints) = mpsc::channel(COMPLAINTS);
-        let heard = Heard::new();
-        let outwards = Outwards {
+        let (errors, pending_errors) = mpsc::channel(PENDING_ERRORS);
+        let liveness = Liveness::new();
+        let outbound = Outbound {
             sink: &mut sink,
             from_box,
-            complaints,
-            heard: &heard,
+            errors: pending_errors,
+            liveness: &liveness,
             output: Output::new(is_binary),
             ping: gateway.config.ping_interval(),
         };
         let close = tokio::select! {
-            end = outwards.run(id) => match end {
+            end = outbound.run(id) => match end {
                 Some(Ok(close)) => Some(close),
                 Some(Err(error)) => {
-                    let error = lost::judged(&gateway, &environment, error).await;
+                    let error = box_loss::classify(&gateway, &environment, error).await;
                     Some(Close::failed(&error))
                 }
                 None => None,
             },
-            close = inwards(&mut source, to_box, &complain, &heard) => close,
-            ended = watch.ended() => Some(ended.into()),
+            close = inbound(&mut source, to_box, &errors, &liveness) => close,
+            end = access.ended() => Some(end.into()),
         };
         if let Some(close) = close {
-            // The client may not be reading any more.
-            let _ = timeout(GOODBYE, goodbye(&mut sink, &mut source, &close)).await;
+            // The client may have stopped reading.
+            let _ = timeout(
+                CLOSE_TIMEOUT,
+                close_handshake(&mut sink, &mut source, &close),
+            )
+            .await;
         }
         drop(slot);
     }
 }
 
-/// Says why, closes, and reads until the client has closed too: ending the connection
-/// while it still sends would destroy what it has not read yet.
-async fn goodbye(sink: &mut Sink, source: &mut Source, close: &Close) {
+/// Sends the error and the close frame, and reads until the client has closed too. Dropping the
+/// connection while the client still sends would discard frames that it has not read yet.
+async fn close_handshake(sink: &mut Sink, source: &mut Source, close: &Close) {
     if let Some(message) = close.error.clone() {
-        // Failing, the next one fails too.
+        // If this fails the close frame fails too.
         let _ = sink.send(frame(&ServerMessage::Error { message })).await;
     }
     if sink.send(Message::Close(Some(close.frame()))).await.is_ok() {
@@ -130,18 +137,18 @@ async fn goodbye(sink: &mut Sink, source: &mut Source, close: &Close) {
     }
 }
 
-/// Box to client.
-struct Outwards<'a> {
+/// The direction from the box to the client.
+struct Outbound<'a> {
     sink: &'a mut Sink,
     from_box: SessionReceiver<FromBox>,
-    complaints: mpsc::Receiver<Error>,
-    heard: &'a Heard,
+    errors: mpsc::Receiver<Error>,
+    liveness: &'a Liveness,
     output: Output,
     ping: Duration,
 }
 
-impl Outwards<'_> {
-    /// Until the command ends, or fails, or the client is gone (`None`).
+impl Outbound<'_> {
+    /// Runs until the command ends or fails, or the client disconnects (`None`).
     async fn run(mut self, id: ExecId) -> Option<Result<Close, Error>> {
         let ready = ServerMessage::Ready {
             session_id: id.to_string(),
@@ -152,16 +159,16 @@ impl Outwards<'_> {
         loop {
             tokio::select! {
                 message = self.from_box.recv() => {
-                    if let Some(end) = self.take(message).await? {
+                    if let Some(end) = self.forward(message).await? {
                         return Some(end);
                     }
                 }
-                Some(error) = self.complaints.recv() => {
+                Some(error) = self.errors.recv() => {
                     let message = error.message;
                     self.send(frame(&ServerMessage::Error { message })).await?;
                 }
                 _ = ping.tick() => {
-                    if !self.heard.take() {
+                    if !self.liveness.check() {
                         return Some(Ok(Close::new(4408, "the client does not answer")));
                     }
                     self.send(Message::Ping(Bytes::new())).await?;
@@ -170,8 +177,8 @@ impl Outwards<'_> {
         }
     }
 
-    /// `Some(None)`: it goes on.
-    async fn take(
+    /// Sends one message of the box. `Some(None)`: the command continues.
+    async fn forward(
         &mut self,
         message: Result<Option<FromBox>, Error>,
     ) -> Option<Option<Result<Close, Error>>> {
@@ -202,25 +209,25 @@ impl Outwards<'_> {
         }
     }
 
-    /// Waits as long as the client takes to read; a client that is gone is noticed by
-    /// TCP. `None`: it is.
+    /// Sends as slowly as the client reads; TCP detects a client that is gone (`None`).
     async fn send(&mut self, message: Message) -> Option<()> {
         let begun = Instant::now();
         self.sink.send(message).await.ok()?;
-        if begun.elapsed() > SLOW {
-            // It had stopped reading and reads again: it is there.
-            self.heard.note();
+        if begun.elapsed() > SLOW_SEND {
+            // The client had stopped reading and reads again, so it is alive.
+            self.liveness.record();
         }
         Some(())
     }
 }
 
-/// Client to box, until the client goes (`None`) or says what cannot be answered.
-async fn inwards(
+/// The direction from the client to the box. Runs until the client disconnects (`None`) or sends
+/// a frame that cannot be answered.
+async fn inbound(
     source: &mut Source,
     mut command: SessionSender<ToBox>,
-    complain: &mpsc::Sender<Error>,
-    heard: &Heard,
+    errors: &mpsc::Sender<Error>,
+    liveness: &Liveness,
 ) -> Option<Close> {
     loop {
         let frame = match source.next().await {
@@ -228,37 +235,37 @@ async fn inwards(
             Some(Err(error)) => return refusal(&error),
             None => return None,
         };
-        heard.note();
+        liveness.record();
         let messages = match frame {
             Message::Text(text) => match to_box(&text) {
                 Ok(messages) => messages,
                 Err(error) => {
-                    // Full: the client has complaints enough to read.
-                    let _ = complain.try_send(error);
+                    // When the channel is full the client has enough errors to read.
+                    let _ = errors.try_send(error);
                     continue;
                 }
             },
-            Message::Binary(bytes) => stdin(bytes),
+            Message::Binary(bytes) => stdin_messages(bytes),
             Message::Ping(_) | Message::Pong(_) => continue,
             Message::Close(_) => return None,
         };
         for message in messages {
-            heard.listen(false);
+            liveness.set_input_blocked(true);
             if command.send(message).await.is_err() {
-                // The other direction learns why, and says it.
+                // The outbound direction receives the reason and reports it.
                 return std::future::pending().await;
             }
-            heard.listen(true);
+            liveness.set_input_blocked(false);
         }
     }
 }
 
-/// A frame that cannot be taken; anything else is a connection that broke. The library
-/// tells them apart by its text alone.
+/// The close for a frame that is too large; `None` for a broken connection. The library tells
+/// them apart only by the text of its error.
 fn refusal(error: &axum::Error) -> Option<Close> {
     let text = error.to_string();
     text.contains("too long")
-        .then(|| Close::new(1009, "a message may have 1 MiB"))
+        .then(|| Close::new(1009, "a message must be at most 1 MiB"))
 }
 
 #[cfg(test)]
@@ -266,15 +273,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_gone_when_it_was_not_heard_between_two_questions() {
-        let heard = Heard::new();
-        assert!(heard.take());
-        assert!(!heard.take());
-        heard.note();
-        assert!(heard.take());
-        heard.listen(false);
-        assert!(heard.take() && heard.take());
-        heard.listen(true);
-        assert!(!heard.take());
+    fn silent_client_is_gone_unless_its_input_is_blocked() {
+        let liveness = Liveness::new();
+        assert!(liveness.check());
+        assert!(!liveness.check());
+        liveness.record();
+        assert!(liveness.check());
+        liveness.set_input_blocked(true);
+        assert!(liveness.check() && liveness.check());
+        liveness.set_input_blocked(false);
+        assert!(!liveness.check());
     }
 }

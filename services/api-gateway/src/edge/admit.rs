@@ -18,9 +18,9 @@ use super::client_address::ClientAddress;
 use super::error::ApiError;
 use super::path;
 use crate::authorize::{Action, authorize, unauthorized};
-use crate::lookup::{self, Place};
-use crate::principal::{Arrival, credential, identify};
-use crate::rate_limit::{Category, Standing};
+use crate::lookup::{self, EnvironmentLocation};
+use crate::principal::{AuthAttempt, credential, identify};
+use crate::rate_limit::{Category, RateLimitStatus};
 use crate::state::Gateway;
 
 /// What a layer of [`admit`] is made for.
@@ -50,7 +50,7 @@ impl FromRequestParts<Gateway> for Caller {
 
 /// The environment of the route, on which the caller may do what the route does.
 #[derive(Clone, Debug)]
-pub(crate) struct Admitted(pub Place);
+pub(crate) struct Admitted(pub EnvironmentLocation);
 
 impl FromRequestParts<Gateway> for Admitted {
     type Rejection = ApiError;
@@ -66,13 +66,13 @@ impl FromRequestParts<Gateway> for Admitted {
 
 /// Where the request was counted, for handlers that count it elsewhere too.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Counted(pub Standing);
+pub(crate) struct Counted(pub RateLimitStatus);
 
 impl FromRequestParts<Gateway> for Counted {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, Infallible> {
-        let untouched = Standing::at(Category::Uncounted, u64::MAX, 0, 0);
+        let untouched = RateLimitStatus::at(Category::Uncounted, u64::MAX, 0, 0);
         Ok(parts
             .extensions
             .get::<Self>()
@@ -87,24 +87,24 @@ pub(crate) async fn admit(
     next: Next,
 ) -> Response {
     let (mut parts, body) = request.into_parts();
-    let (standing, verdict) = judge(&admission, &mut parts).await;
+    let (rate_limit, verdict) = judge(&admission, &mut parts).await;
     let mut response = match verdict {
         Ok(()) => {
-            parts.extensions.insert(Counted(standing));
+            parts.extensions.insert(Counted(rate_limit));
             next.run(Request::from_parts(parts, body)).await
         }
         Err(error) => ApiError(error).into_response(),
     };
     // A handler may have counted the request in a tighter window.
-    let standing = match response.extensions().get::<Counted>() {
-        Some(Counted(other)) => standing.tighter(*other),
-        None => standing,
+    let rate_limit = match response.extensions().get::<Counted>() {
+        Some(Counted(other)) => rate_limit.tighter(*other),
+        None => rate_limit,
     };
-    standing.write(response.headers_mut());
+    rate_limit.write(response.headers_mut());
     response
 }
 
-async fn judge(admission: &Admission, parts: &mut Parts) -> (Standing, Result<(), Error>) {
+async fn judge(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {
     let Admission {
         gateway,
         action,
@@ -115,38 +115,42 @@ async fn judge(admission: &Admission, parts: &mut Parts) -> (Standing, Result<()
         Some(_) => path::id::<EnvironmentId>(parts).await.map(Some),
         None => Ok(None),
     };
-    let presented = if action.is_open() {
+    let credentials = if action.is_open() {
         Ok(None)
     } else {
         let ticket = id.as_ref().ok().cloned().flatten().zip(action.ticket());
         credential::find(&parts.headers, parts.uri.query(), ticket)
     };
-    let arrival = Arrival {
-        presented,
+    let attempt = AuthAttempt {
+        credentials,
         address: ClientAddress::of(&parts.extensions),
         category: *category,
     };
-    let (standing, identity) = identify(gateway, arrival).await;
+    let (rate_limit, identity) = identify(gateway, attempt).await;
     let verdict = async {
-        standing.check()?;
+        rate_limit.check()?;
         let caller = identity?;
-        let place = match id {
+        let location = match id {
             // Without a caller there is nothing to look for.
-            Ok(Some(id)) if caller.is_some() => Some(lookup::place(gateway, *action, id).await?),
+            Ok(Some(id)) if caller.is_some() => Some(lookup::locate(gateway, *action, id).await?),
             Ok(_) => None,
             Err(not_found) if caller.is_some() => return Err(not_found),
             Err(_) => None,
         };
-        authorize(caller.as_ref(), *action, place.as_ref().map(Place::target))?;
+        authorize(
+            caller.as_ref(),
+            *action,
+            location.as_ref().map(EnvironmentLocation::target),
+        )?;
         if let Some(principal) = caller {
             tracing::Span::current().record("enduser.id", principal.user.as_str());
             parts.extensions.insert(Caller(principal));
         }
-        if let Some(place) = place {
-            parts.extensions.insert(Admitted(place));
+        if let Some(location) = location {
+            parts.extensions.insert(Admitted(location));
         }
         Ok(())
     }
     .await;
-    (standing, verdict)
+    (rate_limit, verdict)
 }

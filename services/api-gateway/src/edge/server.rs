@@ -216,7 +216,7 @@ impl Connection {
                 let answer = router.oneshot(request.map(axum::body::Body::new)).await;
                 let mut answer = answer.unwrap_or_else(|never| match never {});
                 let is_upgrade = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-                if is_http1 && !is_upgrade && gateway.leaving.is_cancelled() {
+                if is_http1 && !is_upgrade && gateway.draining.is_cancelled() {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }

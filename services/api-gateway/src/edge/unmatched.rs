@@ -12,12 +12,12 @@ use crate::state::Gateway;
 
 async fn counted(gateway: &Gateway, client: ClientAddress, answer: Response) -> Response {
     let subject = Subject::address(client);
-    let standing = gateway.limiter.count(&subject, Category::Other).await;
-    let mut response = match standing.check() {
+    let rate_limit = gateway.limiter.count(&subject, Category::Other).await;
+    let mut response = match rate_limit.check() {
         Ok(()) => answer,
         Err(error) => ApiError(error).into_response(),
     };
-    standing.write(response.headers_mut());
+    rate_limit.write(response.headers_mut());
     response
 }
 

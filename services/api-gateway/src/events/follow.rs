@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{sees, unavailable};
 use crate::stream::sse::{self, Source};
 
-/// Whose end ends the stream.
+/// CachedSubject end ends the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
     Forever,

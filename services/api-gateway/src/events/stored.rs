@@ -72,12 +72,12 @@ pub(super) async fn from(
 
 /// The first and the last that the stream has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct StreamBounds {
     pub first: u64,
     pub last: u64,
 }
 
-impl Place {
+impl StreamBounds {
     /// How many places before the first are gone; not all of them were the caller's.
     pub(super) const fn gap_before(self, from: u64) -> Option<u64> {
         match self.first.checked_sub(from) {
@@ -87,7 +87,7 @@ impl Place {
     }
 }
 
-pub(super) async fn place(gateway: &Gateway) -> Result<Place, Error> {
+pub(super) async fn bounds(gateway: &Gateway) -> Result<StreamBounds, Error> {
     connected(gateway)?;
     in_time(async {
         let stream = gateway.bus.jetstream().get_stream(EVENTS_STREAM).await;
@@ -99,7 +99,7 @@ pub(super) async fn place(gateway: &Gateway) -> Result<Place, Error> {
             )
         })?;
         let state = &stream.cached_info().state;
-        Ok(Place {
+        Ok(StreamBounds {
             first: state.first_sequence,
             last: state.last_sequence,
         })
@@ -113,12 +113,12 @@ mod tests {
 
     #[test]
     fn what_was_forgotten_before_the_resumed_place_is_a_gap() {
-        let place = Place {
+        let bounds = StreamBounds {
             first: 10,
             last: 20,
         };
-        assert_eq!(place.gap_before(21), None);
-        assert_eq!(place.gap_before(10), None);
-        assert_eq!(place.gap_before(7), Some(3));
+        assert_eq!(bounds.gap_before(21), None);
+        assert_eq!(bounds.gap_before(10), None);
+        assert_eq!(bounds.gap_before(7), Some(3));
     }
 }

@@ -1,57 +1,52 @@
-//! Runs one command through the exec-proxy and collects what it says.
+//! Runs one command through the exec-proxy and collects its output.
 
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{ExecResult, FromBox, MAX_CHUNK, OPEN, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{ExecResult, FromBox, OPEN, Open, OpenKind, ToBox};
 use agentbox_contracts::subjects;
-use bytes::Bytes;
 
-use super::OPEN_DEADLINE;
 use super::request::Command;
-use crate::lookup::Place;
+use super::{OPEN_DEADLINE, stdin_messages};
+use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
-/// Dropping the future kills the command.
+/// Runs `command` to its end. Dropping the future kills it.
 pub(super) async fn run(
     gateway: &Gateway,
-    place: &Place,
+    location: &EnvironmentLocation,
     command: Command,
 ) -> Result<ExecResult, Error> {
     let cap = usize::try_from(command.request.max_output_bytes).unwrap_or(usize::MAX);
     let open = Open {
-        environment: place.id.clone(),
-        address: place.address,
-        status: place.status,
+        environment: location.id.clone(),
+        address: location.address,
+        status: location.status,
         kind: OpenKind::Exec(command.request),
     };
-    let subject = subjects::exec_rpc(&place.cluster, OPEN);
+    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     let session = gateway
         .bus
         .open_session::<ToBox, FromBox>(subject, &open, OPEN_DEADLINE)
         .await?;
     let (to_box, from_box) = session.split();
-    // At the same time: a command may write before it has read all that it is given.
+    // At the same time: a command may write output before it has read all of its stdin.
     tokio::select! {
         result = collect(from_box, cap) => result,
         never = feed(to_box, command.stdin) => match never {},
     }
 }
 
-/// Gives the command its stdin and then waits to be dropped: ending the session's other
-/// half before the result is there would kill the command.
+/// Sends the command its stdin, then waits to be dropped: closing this half of the session before
+/// the result has arrived would kill the command.
 async fn feed(
     mut to_box: SessionSender<ToBox>,
     stdin: Option<Vec<u8>>,
 ) -> std::convert::Infallible {
     if let Some(stdin) = stdin {
-        let mut rest = Bytes::from(stdin);
-        let mut messages = Vec::with_capacity(rest.len() / MAX_CHUNK + 2);
-        while !rest.is_empty() {
-            messages.push(ToBox::Stdin(rest.split_to(rest.len().min(MAX_CHUNK))));
-        }
+        let mut messages = stdin_messages(stdin.into());
         messages.push(ToBox::Eof);
         for message in messages {
-            // A command that ends without reading all of it says so by its result.
+            // The result tells that a command has ended without reading all of its stdin.
             if to_box.send(message).await.is_err() {
                 break;
             }
@@ -61,17 +56,15 @@ async fn feed(
 }
 
 async fn collect(mut from_box: SessionReceiver<FromBox>, cap: usize) -> Result<ExecResult, Error> {
-    let (mut stdout, mut stderr) = (Capped::new(cap), Capped::new(cap));
+    let (mut stdout, mut stderr) = (Output::new(cap), Output::new(cap));
     while let Some(message) = from_box.recv().await? {
         match message {
-            FromBox::Stdout(bytes) => stdout.push(&bytes),
-            FromBox::Stderr(bytes) => stderr.push(&bytes),
+            FromBox::Stdout(bytes) => stdout.push(&bytes)?,
+            FromBox::Stderr(bytes) => stderr.push(&bytes)?,
             FromBox::Result(mut result) => {
-                // Either comes before the result or in it.
-                stdout.push(&result.stdout);
-                stderr.push(&result.stderr);
-                result.stdout_truncated |= stdout.truncated;
-                result.stderr_truncated |= stderr.truncated;
+                // Output comes either before the result or in it.
+                stdout.push(&result.stdout)?;
+                stderr.push(&result.stderr)?;
                 result.stdout = stdout.bytes;
                 result.stderr = stderr.bytes;
                 return Ok(result);
@@ -85,27 +78,31 @@ async fn collect(mut from_box: SessionReceiver<FromBox>, cap: usize) -> Result<E
     ))
 }
 
-/// Output up to a cap.
-struct Capped {
+/// The output of one stream. The exec-proxy truncates it at the cap; more than the cap breaks the
+/// contract and ends the request, so that memory stays bounded.
+struct Output {
     bytes: Vec<u8>,
     cap: usize,
-    truncated: bool,
 }
 
-impl Capped {
+impl Output {
     const fn new(cap: usize) -> Self {
         Self {
             bytes: Vec::new(),
             cap,
-            truncated: false,
         }
     }
 
-    fn push(&mut self, bytes: &[u8]) {
-        let room = self.cap.saturating_sub(self.bytes.len());
-        self.bytes
-            .extend_from_slice(&bytes[..bytes.len().min(room)]);
-        self.truncated |= bytes.len() > room;
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() > self.cap - self.bytes.len() {
+            tracing::error!(
+                cap = self.cap,
+                "the exec-proxy sent more output than the cap"
+            );
+            return Err(Error::internal());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
     }
 }
 
@@ -114,15 +111,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_beyond_the_cap_is_dropped_and_said() {
-        let mut capped = Capped::new(4);
-        capped.push(b"abc");
-        capped.push(b"");
-        assert!(!capped.truncated);
-        capped.push(b"d");
-        assert!(!capped.truncated);
-        capped.push(b"e");
-        assert!(capped.truncated);
-        assert_eq!(capped.bytes, b"abcd");
+    fn output_above_the_cap_is_an_internal_error() {
+        let mut output = Output::new(4);
+        output.push(b"abc").unwrap();
+        output.push(b"").unwrap();
+        output.push(b"d").unwrap();
+        assert_eq!(output.push(b"e").unwrap_err().code, ErrorCode::Internal);
+        assert_eq!(output.bytes, b"abcd");
     }
 }

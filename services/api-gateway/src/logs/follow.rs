@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::lines::Lines;
 use super::{LogsSession, open};
 use crate::authorize::Action;
-use crate::lookup::{self, Place};
+use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
 use crate::stream::sse::{self, Source};
 
@@ -35,7 +35,7 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Follower {
     gateway: Gateway,
-    place: Place,
+    location: EnvironmentLocation,
     wanted: LogsRequest,
     /// The last entry that was sent, or that the client said it has.
     last: Option<u64>,
@@ -96,14 +96,14 @@ fn end(environment: Option<&Environment>) -> Event {
 impl Follower {
     pub(super) fn new(
         gateway: Gateway,
-        place: Place,
+        location: EnvironmentLocation,
         wanted: LogsRequest,
         last: Option<u64>,
         timestamps: bool,
     ) -> Self {
         Self {
             gateway,
-            place,
+            location,
             wanted,
             last,
             lines: Lines::new(timestamps),
@@ -151,29 +151,31 @@ impl Follower {
     }
 
     async fn open(&mut self) {
-        if self.place.status == Status::Pending {
+        if self.location.status == Status::Pending {
             sleep(PENDING_PAUSE).await;
             self.phase = Phase::Find;
             return;
         }
         let request = request(&self.wanted, self.last);
-        match open(&self.gateway, &self.place, request).await {
+        match open(&self.gateway, &self.location, request).await {
             Ok(session) => self.phase = Phase::Read(Box::new(session)),
             Err(error) => self.try_again(&error).await,
         }
     }
 
     async fn find(&mut self) {
-        let id = self.place.id.clone();
+        let id = self.location.id.clone();
         // In trouble the mirror may be what is wrong.
         let found = if self.trouble.is_some() {
-            lookup::record(&self.gateway, id).await.map(Place::from)
+            lookup::record(&self.gateway, id)
+                .await
+                .map(EnvironmentLocation::from)
         } else {
-            lookup::place(&self.gateway, Action::ReadLogs, id).await
+            lookup::locate(&self.gateway, Action::ReadLogs, id).await
         };
         match found {
-            Ok(place) => {
-                self.place = place;
+            Ok(location) => {
+                self.location = location;
                 self.phase = Phase::Open;
             }
             Err(error) if error.code == ErrorCode::NotFound => self.fail(&error),
@@ -206,7 +208,7 @@ impl Follower {
     async fn end(&mut self) {
         let give_up = Instant::now() + END_PATIENCE;
         loop {
-            match lookup::record(&self.gateway, self.place.id.clone()).await {
+            match lookup::record(&self.gateway, self.location.id.clone()).await {
                 Ok(environment) if environment.status.is_ended() => {
                     self.ready.push_back(end(Some(&environment)));
                     break;

@@ -1,7 +1,7 @@
-//! Where a request carries its credential. Pure.
+//! Reads the credential of a request. Pure.
 //!
 //! In this order: the Authorization header (RFC 6750); for a WebSocket, whose browser
-//! clients send no headers, a subprotocol; a single-use ticket in the query.
+//! clients cannot send headers, a subprotocol; a single-use ticket in the query.
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::TicketAction;
@@ -14,14 +14,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::authorize::unauthorized;
 use crate::edge::query;
 
-/// The longest credential that is looked at, in bytes.
+/// The longest credential that is accepted, in bytes.
 const MAX_TOKEN: usize = 4 * 1024;
-/// Before the base64url of a token, in a subprotocol beside a real one.
+/// The prefix of a subprotocol that carries a token in base64url, offered beside a real one.
 const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
 
-/// A credential as it was shown.
+/// The credentials that a request presents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Presented {
+pub(crate) enum Credentials {
     /// A JWT or an API key.
     Bearer(Secret),
     Ticket {
@@ -31,29 +31,30 @@ pub(crate) enum Presented {
     },
 }
 
-/// What is shown for a route; `ticket` says what a ticket would be for, where one opens it.
+/// Finds the credentials of a request. `ticket` is what a ticket on this route is for; `None`
+/// where the route takes none.
 ///
 /// # Errors
-/// [`agentbox_contracts::error::ErrorCode::Unauthorized`] when something is there and is
-/// no credential.
+/// [`agentbox_contracts::error::ErrorCode::Unauthorized`] when a credential is present and
+/// malformed.
 pub(crate) fn find(
     headers: &HeaderMap,
     query: Option<&str>,
     ticket: Option<(EnvironmentId, TicketAction)>,
-) -> Result<Option<Presented>, Error> {
+) -> Result<Option<Credentials>, Error> {
     if let Some(token) = bearer(headers)? {
-        return Ok(Some(Presented::Bearer(token)));
+        return Ok(Some(Credentials::Bearer(token)));
     }
     if is_websocket(headers)
         && let Some(token) = subprotocols(headers)?.token
     {
-        return Ok(Some(Presented::Bearer(token)));
+        return Ok(Some(Credentials::Bearer(token)));
     }
     let Some((environment, action)) = ticket else {
         return Ok(None);
     };
     match query.and_then(|query| query::value(query, "ticket")) {
-        Some(ticket) => Ok(Some(Presented::Ticket {
+        Some(ticket) => Ok(Some(Credentials::Ticket {
             ticket: bounded(&ticket)?,
             environment,
             action,
@@ -78,7 +79,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, Error> {
 
 fn bounded(token: &str) -> Result<Secret, Error> {
     if token.len() > MAX_TOKEN {
-        return Err(unauthorized("the token is too long to be one"));
+        return Err(unauthorized("the token is too long"));
     }
     Ok(Secret(token.to_owned()))
 }
@@ -90,19 +91,20 @@ fn is_websocket(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
 }
 
-/// What the subprotocols of a WebSocket say.
+/// The offered subprotocols of a WebSocket handshake.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subprotocols {
     pub token: Option<Secret>,
-    /// The one to answer with: the first that was offered and is not a secret.
+    /// The one to answer with: the first offered one that is not a secret.
     pub answer: Option<String>,
 }
 
-/// The token may follow the protocol `Authorization`, bare or, from clients that do not
-/// check what they send, after `Bearer `; or be encoded in a protocol of its own.
+/// Reads the subprotocols. A token may follow the protocol `Authorization`, bare or, from
+/// clients that do not validate their protocols, after `Bearer `; or it may be encoded in a
+/// protocol of its own.
 ///
 /// # Errors
-/// When a token is announced and is not there.
+/// When a token is announced and missing.
 pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
     let offered: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -163,12 +165,12 @@ mod tests {
         ])
     }
 
-    fn token(text: &str) -> Option<Presented> {
-        Some(Presented::Bearer(Secret(text.into())))
+    fn token(text: &str) -> Option<Credentials> {
+        Some(Credentials::Bearer(Secret(text.into())))
     }
 
     #[test]
-    fn only_a_bearer_header_is_a_credential() {
+    fn authorization_header_must_be_a_bearer_token() {
         let read = |value: &str| find(&headers(&[("authorization", value)]), None, None);
         assert_eq!(find(&HeaderMap::new(), None, None).unwrap(), None);
         assert_eq!(read("Bearer abc").unwrap(), token("abc"));
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_token_is_found_in_every_form_and_never_echoed() {
+    fn websocket_token_is_found_in_every_form_and_never_echoed() {
         let encoded = format!("{ENCODED}{}", URL_SAFE_NO_PAD.encode("tok"));
         for (offered, answer) in [
             ("Authorization, tok".to_owned(), Some("Authorization")),
@@ -207,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn subprotocols_of_what_is_no_websocket_are_not_looked_at() {
+    fn subprotocol_without_websocket_is_ignored() {
         let plain = headers(&[("sec-websocket-protocol", "Authorization, tok")]);
         assert_eq!(find(&plain, None, None).unwrap(), None);
     }
 
     #[test]
-    fn a_ticket_counts_only_where_one_opens_the_route_and_after_a_token() {
+    fn ticket_is_read_only_on_its_routes_and_after_a_token() {
         let id = EnvironmentId::random();
         let opens = Some((id.clone(), TicketAction::Logs));
         let query = Some("follow=true&ticket=t%2D1");
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(find(&none, query, None).unwrap(), None);
         assert_eq!(
             find(&none, query, opens.clone()).unwrap(),
-            Some(Presented::Ticket {
+            Some(Credentials::Ticket {
                 ticket: Secret("t-1".into()),
                 environment: id,
                 action: TicketAction::Logs

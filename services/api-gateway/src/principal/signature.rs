@@ -1,12 +1,12 @@
-//! Is this token signed by us? Sheds garbage before auth is asked; makes nothing good.
+//! Checks the signatures of our JWTs, so that forged tokens are refused without asking auth.
 //!
-//! * I1. Only EdDSA, our issuer and our audience.
-//! * I2. A key that is not known is asked for, at most once in [`REFRESH_EVERY`]: whoever
-//!   invents key ids does not make us ask for each.
-//! * I3. When in doubt the verdict is [`Verdict::Unknown`], and auth decides.
+//! * I1. Only EdDSA, our issuer and our audience are accepted.
+//! * I2. For an unknown key id the public keys are read again, at most once in
+//!   [`REFRESH_EVERY`]: invented key ids do not cost a request each.
+//! * I3. A valid signature does not make a token valid: auth decides. Where the signature
+//!   cannot be checked the verdict is [`Verdict::Unknown`], and auth decides too.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use agentbox_bus::Bus;
@@ -14,25 +14,26 @@ use agentbox_contracts::identity::rpc::{Empty, PublicKeys, Secret};
 use agentbox_contracts::ids::UserId;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use parking_lot::RwLock;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const ISSUER: &str = "agentbox";
 const AUDIENCE: &str = "agentbox-api";
-/// What API keys begin with; they are no JWTs.
+/// The prefix of API keys, which are not JWTs.
 const API_KEY_PREFIX: &str = "agentbox_";
 const REFRESH_EVERY: Duration = Duration::from_secs(2);
 const REFRESH_DEADLINE: Duration = Duration::from_millis(500);
-/// Auth's clock may differ by so much; it is the one to say when a token has expired.
+/// How far auth's clock may differ; auth decides when a token has expired.
 const LEEWAY_S: u64 = 60;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// By us, for this user. Whether it is still good is for auth to say.
+    /// Signed by us for this user. Auth decides whether the token is still valid.
     Signed(UserId),
     Forged,
-    /// Not a JWT, or signed with a key that we do not know.
+    /// Not a JWT, or signed with an unknown key.
     Unknown,
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct Signatures {
 }
 
 impl Signatures {
-    pub(crate) async fn judge(&self, bus: &Bus, token: &Secret) -> Verdict {
+    pub(crate) async fn verify(&self, bus: &Bus, token: &Secret) -> Verdict {
         if token.0.starts_with(API_KEY_PREFIX) {
             return Verdict::Unknown;
         }
@@ -64,12 +65,12 @@ impl Signatures {
     }
 
     fn by_known_key(&self, token: &str, kid: &str) -> Option<Verdict> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read();
         keys.get(kid).map(|key| verify(token, key))
     }
 
     async fn refresh(&self, bus: &Bus) {
-        // Whoever asks already asks for all; the others go on without an answer.
+        // One refresh serves all; the others continue without it.
         let Ok(mut refreshed) = self.refreshed.try_lock() else {
             return;
         };
@@ -80,14 +81,14 @@ impl Signatures {
         match bus.call::<PublicKeys>(&Empty {}, REFRESH_DEADLINE).await {
             Ok(reply) => {
                 let keys = reply.keys.into_iter().filter_map(public_key).collect();
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                *self.keys.write() = keys;
             }
-            Err(error) => tracing::debug!(%error, "the public keys cannot be read"),
+            Err(error) => tracing::debug!(%error, "the public keys could not be read"),
         }
     }
 }
 
-/// The key that a token of ours says it was signed with.
+/// The key id in the header of an EdDSA token.
 fn key_id(token: &str) -> Option<String> {
     let header = decode_header(token).ok()?;
     header.kid.filter(|_| header.alg == Algorithm::EdDSA)
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_ours_tells_its_user_and_every_other_is_forged() {
+    fn token_with_our_signature_returns_its_user_and_others_are_forged() {
         let (user, signer) = (UserId::random(), Signer::new(1));
         let (kid, key) = signer.public();
         let good = signer.sign(&claims(&user, 60));
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_signed_with_eddsa_has_no_key() {
+    fn token_without_eddsa_has_no_key_id() {
         let user = UserId::random();
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("k1".into());

@@ -1,32 +1,34 @@
-//! Under whom a token was counted last, so that the next request of the same token is
-//! counted while auth is asked.
+//! Remembers which user each token was counted under, so that the next request with the same
+//! token is counted while auth is asked.
 //!
-//! * I1. It decides nothing but the counter: a token never changes its user, and whether
-//!   it is good is asked each time.
-//! * I2. Only a token that auth has accepted is counted under its user: nobody can use up
-//!   another's limit with what he guesses, or with what was revoked.
-//! * I3. Bounded, and holds no token: two generations of digests, the older forgotten.
+//! * I1. It selects the rate-limit counter and nothing else: a token never changes its user,
+//!   and auth checks the token on every request.
+//! * I2. Only a token that auth has accepted is counted under its user: guessed or revoked
+//!   tokens cannot use up another user's limit.
+//! * I3. It is bounded and holds no token: two generations of digests, the older one dropped.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use agentbox_contracts::identity::rpc::Secret;
 use agentbox_contracts::ids::UserId;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
+/// Entries of one generation.
 const GENERATION: usize = 20_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub(crate) enum CachedSubject {
     User(UserId),
-    /// It was refused.
-    Nobody,
+    /// Auth refused the token.
+    Rejected,
 }
 
-type Generation = HashMap<[u8; 32], Whose>;
+type Generation = HashMap<[u8; 32], CachedSubject>;
 
 #[derive(Default)]
-pub(crate) struct WhoseToken {
+pub(crate) struct TokenSubjectCache {
+    /// The current generation and the previous one.
     generations: Mutex<(Generation, Generation)>,
 }
 
@@ -34,32 +36,25 @@ fn digest(token: &Secret) -> [u8; 32] {
     Sha256::digest(&token.0).into()
 }
 
-impl WhoseToken {
-    pub(crate) fn of(&self, token: &Secret) -> Option<Whose> {
+impl TokenSubjectCache {
+    pub(crate) fn get(&self, token: &Secret) -> Option<CachedSubject> {
         let key = digest(token);
-        // The maps are whole whatever panicked while holding the lock.
-        let generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (young, old) = &*generations;
-        young.get(&key).or_else(|| old.get(&key)).cloned()
+        let generations = self.generations.lock();
+        let (current, previous) = &*generations;
+        current.get(&key).or_else(|| previous.get(&key)).cloned()
     }
 
-    pub(crate) fn remember(&self, token: &Secret, whose: Whose) {
+    pub(crate) fn insert(&self, token: &Secret, subject: CachedSubject) {
         let key = digest(token);
-        let mut generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (young, old) = &mut *generations;
-        if young.get(&key) == Some(&whose) {
+        let mut generations = self.generations.lock();
+        let (current, previous) = &mut *generations;
+        if current.get(&key) == Some(&subject) {
             return;
         }
-        if young.len() >= GENERATION {
-            *old = std::mem::take(young);
+        if current.len() >= GENERATION {
+            *previous = std::mem::take(current);
         }
-        young.insert(key, whose);
+        current.insert(key, subject);
     }
 }
 
@@ -72,25 +67,28 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_about_a_token_is_what_counts() {
-        let whose = WhoseToken::default();
+    fn last_inserted_subject_is_returned() {
+        let cache = TokenSubjectCache::default();
         let user = UserId::random();
-        assert_eq!(whose.of(&secret(1)), None);
-        whose.remember(&secret(1), Whose::User(user.clone()));
-        assert_eq!(whose.of(&secret(1)), Some(Whose::User(user)));
-        whose.remember(&secret(1), Whose::Nobody);
-        assert_eq!(whose.of(&secret(1)), Some(Whose::Nobody));
+        assert_eq!(cache.get(&secret(1)), None);
+        cache.insert(&secret(1), CachedSubject::User(user.clone()));
+        assert_eq!(cache.get(&secret(1)), Some(CachedSubject::User(user)));
+        cache.insert(&secret(1), CachedSubject::Rejected);
+        assert_eq!(cache.get(&secret(1)), Some(CachedSubject::Rejected));
     }
 
     #[test]
-    fn memory_is_bounded_and_recent_tokens_are_kept() {
-        let whose = WhoseToken::default();
+    fn full_cache_drops_oldest_tokens() {
+        let cache = TokenSubjectCache::default();
         for n in 0..3 * GENERATION {
-            whose.remember(&secret(n), Whose::Nobody);
+            cache.insert(&secret(n), CachedSubject::Rejected);
         }
-        assert_eq!(whose.of(&secret(0)), None);
-        assert_eq!(whose.of(&secret(3 * GENERATION - 1)), Some(Whose::Nobody));
-        let (young, old) = &*whose.generations.lock().unwrap();
-        assert!(young.len() + old.len() <= 2 * GENERATION);
+        assert_eq!(cache.get(&secret(0)), None);
+        assert_eq!(
+            cache.get(&secret(3 * GENERATION - 1)),
+            Some(CachedSubject::Rejected)
+        );
+        let (current, previous) = &*cache.generations.lock();
+        assert!(current.len() + previous.len() <= 2 * GENERATION);
     }
 }

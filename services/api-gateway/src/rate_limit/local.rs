@@ -1,13 +1,14 @@
-//! Counting without the bus: the same windows, of this replica alone.
+//! Counts requests in this replica alone, for the time that the bus cannot count.
 //!
-//! * I1. Bounded: windows of a past minute are forgotten, and beyond [`MAX_KEYS`] callers
-//!   in one minute the rest share one counter.
+//! * I1. It is bounded: a new window drops the previous one, and beyond [`MAX_KEYS`] callers
+//!   in one window the others share one counter.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 const MAX_KEYS: usize = 50_000;
-/// Whom callers beyond [`MAX_KEYS`] are counted as.
+/// The key that callers beyond [`MAX_KEYS`] share.
 const OVERFLOW: &str = "";
 
 #[derive(Default)]
@@ -24,8 +25,7 @@ struct State {
 impl LocalWindows {
     /// Adds one to `key` in `window` and returns its total.
     pub(crate) fn count(&self, key: String, window: u64) -> u64 {
-        // The map is whole whatever panicked while holding the lock.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.window != window {
             state.window = window;
             state.used.clear();
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_caller_is_counted_alone_and_anew_in_each_window() {
+    fn each_key_and_window_is_counted_separately() {
         let windows = LocalWindows::default();
         let count = |key: &str, window| windows.count(key.to_owned(), window);
         assert_eq!(count("a", 1), 1);
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_rest_still_counted() {
+    fn full_window_counts_further_keys_together() {
         let windows = LocalWindows::default();
         for n in 0..MAX_KEYS {
             assert_eq!(windows.count(n.to_string(), 1), 1);
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(windows.count("one more".into(), 1), 1);
         assert_eq!(windows.count("and another".into(), 1), 2);
         assert_eq!(windows.count("0".into(), 1), 2);
-        let state = windows.state.lock().unwrap();
+        let state = windows.state.lock();
         assert_eq!(state.used.len(), MAX_KEYS + 1);
     }
 }

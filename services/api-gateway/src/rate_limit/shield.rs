@@ -1,6 +1,6 @@
-//! The flood shield: before anything is asked of anybody, one client address may send
-//! only so much to this replica. Its limits are far above those of the guide; it bounds
-//! what a flood costs, not what a caller may do.
+//! The flood shield: limits the requests of one client address to this replica, before any
+//! other service is asked. Its limits are far above the documented rate limits: it bounds the
+//! cost of a flood, not the use of the API.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use crate::edge::error::ApiError;
 use crate::metrics;
 use crate::state::Gateway;
 
-/// How often addresses that have been quiet are forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// How often the counters of idle addresses are dropped.
+const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(crate) struct ByClientNetwork;
@@ -44,7 +44,7 @@ pub(crate) struct Shield {
     burst: u32,
 }
 
-/// Neither of the two limits may be zero.
+/// A limit is zero.
 #[derive(Debug, thiserror::Error)]
 #[error("AGENTBOX_FLOOD_PER_SECOND and AGENTBOX_FLOOD_BURST must be at least 1")]
 pub(crate) struct InvalidShield;
@@ -75,9 +75,9 @@ impl Shield {
         router.layer(layer)
     }
 
-    /// Keeps memory to the addresses of the last moments.
+    /// Drops the counters of idle addresses until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
-        let mut tick = tokio::time::interval(FORGET_EVERY);
+        let mut tick = tokio::time::interval(PURGE_INTERVAL);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -109,14 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_of_zero_is_refused() {
+    fn limit_of_zero_is_refused() {
         assert!(Shield::new(0, 1).is_err());
         assert!(Shield::new(1, 0).is_err());
         assert!(Shield::new(1, 1).is_ok());
     }
 
     #[test]
-    fn a_burst_passes_and_the_next_is_refused_for_that_address_alone() {
+    fn request_after_a_burst_is_refused_for_its_address_only() {
         let shield = Shield::new(1, 3).unwrap();
         let limiter = shield.config.limiter();
         let address = IpAddr::from([192, 0, 2, 1]);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_has_the_one_shape() {
+    async fn refusal_has_the_error_body_and_headers() {
         let headers = axum::http::HeaderMap::new();
         let response = refuse(
             &GovernorError::TooManyRequests {

@@ -1,4 +1,4 @@
-//! A strict window and where a caller stands in it. Pure.
+//! A fixed window of one minute, and how much of its limit a caller has used. Pure.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -9,8 +9,8 @@ use crate::metrics;
 /// Seconds. Windows begin at its multiples since the Unix epoch, on every replica alike.
 pub(crate) const WINDOW_S: u64 = 60;
 
-/// Writes the guide's headers: requests a window, those left in it, and its end in Unix
-/// seconds.
+/// Writes the `X-RateLimit-*` headers: the limit of the window, the requests left in it, and
+/// its end in Unix seconds.
 pub(super) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
     for (name, value) in [
         ("x-ratelimit-limit", limit),
@@ -21,12 +21,12 @@ pub(super) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64,
     }
 }
 
-/// Where a caller stands with one request.
+/// The state of a caller's limit after one request was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct RateLimitStatus {
     category: Category,
     limit: u64,
-    /// This request with it.
+    /// Requests in the window, this one included.
     used: u64,
     /// When the window ends, Unix seconds.
     reset: u64,
@@ -34,8 +34,8 @@ pub(crate) struct Standing {
     wait: u64,
 }
 
-impl Standing {
-    /// `now` in Unix seconds.
+impl RateLimitStatus {
+    /// The state at `now`, in Unix seconds.
     pub(crate) const fn at(category: Category, limit: u64, used: u64, now: u64) -> Self {
         let reset = (now / WINDOW_S + 1) * WINDOW_S;
         Self {
@@ -47,7 +47,7 @@ impl Standing {
         }
     }
 
-    /// Of two windows that one request was counted in, the one that is used up first.
+    /// Of two limits that one request was counted against, the one with fewer requests left.
     #[must_use]
     pub(crate) fn tighter(self, other: Self) -> Self {
         if other.remaining() < self.remaining() || other.used > other.limit {
@@ -66,18 +66,18 @@ impl Standing {
     }
 
     /// # Errors
-    /// [`ErrorCode::RateLimited`] when this request was one too many.
+    /// [`ErrorCode::RateLimited`] when this request exceeds the limit.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.used <= self.limit {
             return Ok(());
         }
-        metrics::rate_limited(self.category.word());
+        metrics::rate_limited(self.category.as_str());
         let mut error = Error::new(
             ErrorCode::RateLimited,
             format!(
                 "more than {} requests of the kind `{}` in a minute; try again in {} s",
                 self.limit,
-                self.category.word(),
+                self.category.as_str(),
                 self.wait
             ),
         );
@@ -91,8 +91,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_itself_passes_and_the_next_does_not() {
-        let at = |used| Standing::at(Category::Auth, 10, used, 125);
+    fn request_above_the_limit_is_refused() {
+        let at = |used| RateLimitStatus::at(Category::Auth, 10, used, 125);
         assert!(at(1).check().is_ok());
         assert!(at(10).check().is_ok());
         let refused = at(11).check().unwrap_err();
@@ -101,27 +101,31 @@ mod tests {
     }
 
     #[test]
-    fn a_window_ends_at_the_next_whole_minute_and_never_now() {
+    fn window_ends_at_the_next_whole_minute() {
         for (now, reset, wait) in [(0, 60, 60), (59, 60, 1), (60, 120, 60), (61, 120, 59)] {
-            let standing = Standing::at(Category::Other, 1, 1, now);
-            assert_eq!((standing.reset, standing.wait), (reset, wait), "at {now}");
+            let rate_limit = RateLimitStatus::at(Category::Other, 1, 1, now);
+            assert_eq!(
+                (rate_limit.reset, rate_limit.wait),
+                (reset, wait),
+                "at {now}"
+            );
         }
     }
 
     #[test]
-    fn the_headers_are_the_guides() {
+    fn headers_have_limit_remaining_and_reset() {
         let mut headers = HeaderMap::new();
-        Standing::at(Category::Exec, 100, 5, 1_706_011_199).write(&mut headers);
+        RateLimitStatus::at(Category::Exec, 100, 5, 1_706_011_199).write(&mut headers);
         assert_eq!(headers["x-ratelimit-limit"], "100");
         assert_eq!(headers["x-ratelimit-remaining"], "95");
         assert_eq!(headers["x-ratelimit-reset"], "1706011200");
-        Standing::at(Category::Exec, 100, 105, 0).write(&mut headers);
+        RateLimitStatus::at(Category::Exec, 100, 105, 0).write(&mut headers);
         assert_eq!(headers["x-ratelimit-remaining"], "0");
     }
 
     #[test]
-    fn of_two_windows_the_tighter_one_speaks() {
-        let used = |used| Standing::at(Category::Auth, 10, used, 0);
+    fn tighter_of_two_limits_is_reported() {
+        let used = |used| RateLimitStatus::at(Category::Auth, 10, used, 0);
         assert_eq!(used(3).tighter(used(7)), used(7));
         assert_eq!(used(7).tighter(used(3)), used(7));
         assert_eq!(used(10).tighter(used(11)), used(11));

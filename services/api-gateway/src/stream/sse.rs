@@ -1,4 +1,4 @@
-//! Server-sent events: how a source of events becomes an answer.
+//! Server-sent events: turns a source of events into an answer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,14 +12,14 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::{Ended, Right, Watch};
+use super::{AccessWatch, StreamEnd, StreamGrant};
 use crate::metrics::OpenStream;
 use crate::state::Gateway;
 
-/// How often a quiet stream sends a comment.
+/// How often a comment is sent on an idle stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Where events come from, one at a time, as fast as the client reads.
+/// A source of events. It is asked for the next one when the client has read the last.
 pub(crate) trait Source: Send + 'static {
     /// `None`: the stream is over.
     fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
@@ -27,45 +27,45 @@ pub(crate) trait Source: Send + 'static {
 
 struct Stream<S> {
     source: S,
-    watch: Watch,
-    over: bool,
+    access: AccessWatch,
+    is_over: bool,
     _open: OpenStream,
 }
 
 impl<S: Source> Stream<S> {
     async fn next(&mut self) -> Option<Event> {
-        if self.over {
+        if self.is_over {
             return None;
         }
-        let ended = match self.watch.allows().await {
-            Err(ended) => ended,
+        let end = match self.access.allows().await {
+            Err(end) => end,
             Ok(()) => tokio::select! {
                 biased;
-                ended = self.watch.ended() => ended,
+                end = self.access.ended() => end,
                 event = self.source.next() => return event,
             },
         };
-        self.over = true;
-        match ended {
-            Ended::Refused(error) => Some(failure(&error)),
-            Ended::Stopping => None,
+        self.is_over = true;
+        match end {
+            StreamEnd::Refused(error) => Some(failure(&error)),
+            StreamEnd::Stopping => None,
         }
     }
 }
 
-/// The answer that streams `source`; `kind` names it in the metrics.
+/// Builds the answer that streams `source`. `kind` labels it in the metrics.
 pub(crate) fn answer(
     kind: &'static str,
     gateway: Gateway,
     principal: Principal,
-    right: Right,
+    grant: StreamGrant,
     source: impl Source,
 ) -> Response {
     let stop = gateway.end_of_streams();
     let stream = Stream {
         source,
-        watch: Watch::new(gateway, principal, right, stop),
-        over: false,
+        access: AccessWatch::new(gateway, principal, grant, stop),
+        is_over: false,
         _open: OpenStream::begin(kind),
     };
     let events = futures::stream::unfold(stream, |mut stream| async {
@@ -77,7 +77,7 @@ pub(crate) fn answer(
         .into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Proxies that gather answers would hold the stream back.
+    // A proxy that buffers answers would delay the events.
     headers.insert(
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
@@ -85,17 +85,17 @@ pub(crate) fn answer(
     response
 }
 
-/// `data:` with `value`, and an `id:` to resume after.
+/// An event with `value` as its data, and an `id:` to resume after.
 pub(crate) fn data(id: u64, value: &impl Serialize) -> Event {
     Event::default().id(id.to_string()).data(json(value))
 }
 
-/// A named event without an id: resuming is from the last that has one.
+/// A named event without an id; clients resume after the last event that has one.
 pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
     Event::default().event(name).data(json(value))
 }
 
-/// The stream's last word when it cannot go on.
+/// The last event of a stream that cannot continue.
 pub(crate) fn failure(error: &Error) -> Event {
     named("error", &ErrorBody::from(error))
 }
@@ -105,10 +105,11 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// The last event that the client has: from the header that browsers send by themselves.
+/// Reads the id of the last event that the client received, from `Last-Event-ID`, which browsers
+/// send by themselves.
 ///
 /// # Errors
-/// [`ErrorCode::Validation`] when it is not an id of ours.
+/// [`ErrorCode::Validation`] when it is not a number.
 pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     let Some(value) = headers.get("last-event-id") else {
         return Ok(None);
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_written_as_the_guide_has_them() {
+    async fn events_have_the_documented_wire_format() {
         let text = on_the_wire(vec![
             data(7, &json!({"stream": "stdout", "message": "two\nlines"})),
             named("end", &json!({"status": "terminated"})),
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_event_id_is_a_number_or_nothing() {
+    fn last_event_id_must_be_a_number() {
         let with = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("last-event-id", value.parse().unwrap());
