@@ -1,15 +1,13 @@
 //! What may be run. Pure.
 
 use agentbox_api::exec::ExecBody;
+use agentbox_contracts::command::{
+    MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, is_variable_name,
+};
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
 
-/// Linux takes no argument longer than this.
-const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
-/// Command and variables together: they travel in one message.
-const MAX_TOTAL_BYTES: usize = 384 * 1024;
-const MAX_ARGUMENTS: usize = 4096;
 /// Stdin up to this travels with the command, more after it.
 const MAX_INLINE_STDIN: usize = 64 * 1024;
 
@@ -28,7 +26,7 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     }
     for (name, value) in &body.env {
         let field = || format!("env.{}", shortened(name));
-        if name.is_empty() || name.contains(['=', '\0']) {
+        if !is_variable_name(name) {
             return Err(Error::field(&field(), "is not the name of a variable"));
         }
         if value.contains('\0') {
@@ -50,10 +48,10 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
         .map(|(name, value)| name.len() + value.len() + 2)
         .sum();
     let arguments: usize = body.command.iter().map(|part| part.len() + 1).sum();
-    if variables + arguments > MAX_TOTAL_BYTES {
+    if variables + arguments > MAX_EXEC_BYTES {
         return Err(Error::field(
             "command",
-            format_args!("is, with env, longer than {MAX_TOTAL_BYTES} bytes"),
+            format_args!("is, with env, longer than {MAX_EXEC_BYTES} bytes"),
         ));
     }
     Ok(())

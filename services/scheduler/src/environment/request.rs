@@ -9,6 +9,11 @@ mod labels;
 
 use std::collections::BTreeMap;
 
+// boxd's own variables; a user's would take their place.
+use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
+use agentbox_contracts::command::{
+    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+};
 use agentbox_contracts::environment::{
     EnvironmentRequest, MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S,
 };
@@ -16,12 +21,6 @@ use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
 pub use labels::{label_key, label_value};
-
-/// Of names and values together: it must fit a message on the bus, and an `execve`.
-const MAX_ENV_BYTES: usize = 128 * 1024;
-const MAX_COMMAND_BYTES: usize = 128 * 1024;
-/// boxd's own variables; a user's would take their place.
-const RESERVED_ENV: &str = "AGENTBOX_BOXD_";
 
 /// The quantities of a request, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,8 +134,7 @@ fn image(text: &str) -> Result<(), Error> {
 fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
     let mut total = 0;
     for (name, value) in variables {
-        let sound = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
-        if !sound {
+        if !is_box_variable_name(name) {
             return Err(Error::value(
                 "env",
                 "a name must be printable ASCII without spaces and =",
@@ -158,10 +156,10 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
         }
         total += name.len() + value.len();
     }
-    if total > MAX_ENV_BYTES {
+    if total > MAX_MAIN_ENV_BYTES {
         return Err(Error::field(
             "env",
-            format_args!("must have at most {MAX_ENV_BYTES} bytes, has {total}"),
+            format_args!("must have at most {MAX_MAIN_ENV_BYTES} bytes, has {total}"),
         ));
     }
     Ok(())
@@ -175,10 +173,10 @@ fn command(words: &[String]) -> Result<(), Error> {
         return Err(Error::field("command", "must not contain NUL"));
     }
     let total: usize = words.iter().map(|word| word.len() + 1).sum();
-    if total > MAX_COMMAND_BYTES {
+    if total > MAX_MAIN_COMMAND_BYTES {
         return Err(Error::field(
             "command",
-            format_args!("must have at most {MAX_COMMAND_BYTES} bytes, has {total}"),
+            format_args!("must have at most {MAX_MAIN_COMMAND_BYTES} bytes, has {total}"),
         ));
     }
     Ok(())

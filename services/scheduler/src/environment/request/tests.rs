@@ -79,7 +79,7 @@ fn each_broken_rule_is_a_validation_error_that_names_its_field() {
             r.env = BTreeMap::from([("A".into(), "\0".into())])
         }),
         ("env", |r| {
-            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_ENV_BYTES))])
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_MAIN_ENV_BYTES))])
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
