@@ -54,7 +54,6 @@ pub(crate) const MAX_BODY: usize = 768 * 1024;
 
 /// What the actor is asked to send.
 pub(crate) struct Outgoing {
-    pub tag: u8,
     pub body: Bytes,
     /// The last one: resolved when the peer has it.
     pub fin: Option<oneshot::Sender<()>>,
@@ -62,7 +61,6 @@ pub(crate) struct Outgoing {
 
 /// One message as it was received.
 pub(crate) struct Delivered {
-    pub tag: u8,
     pub body: Bytes,
     pub fin: bool,
 }
@@ -116,7 +114,7 @@ impl<Out: SessionMessage> SessionSender<Out> {
     }
 
     async fn push(&mut self, message: Out, fin: Option<oneshot::Sender<()>>) -> Result<(), Error> {
-        let (tag, body) = message.encode();
+        let body = message.encode();
         if body.len() > MAX_BODY {
             return Err(Error::new(
                 ErrorCode::PayloadTooLarge,
@@ -127,7 +125,7 @@ impl<Out: SessionMessage> SessionSender<Out> {
             ));
         }
         self.outgoing
-            .send(Outgoing { tag, body, fin })
+            .send(Outgoing { body, fin })
             .await
             .map_err(|_| lost())
     }
@@ -172,12 +170,10 @@ impl<In: SessionMessage> SessionReceiver<In> {
                 self.finished = message.fin;
                 // The actor counts these; when it is gone nobody needs to know.
                 let _ = self.control.taken.try_send(());
-                In::decode(message.tag, message.body)
-                    .map(Some)
-                    .map_err(|error| {
-                        tracing::error!(%error, "a session message cannot be read");
-                        Error::internal()
-                    })
+                In::decode(message.body).map(Some).map_err(|error| {
+                    tracing::error!(%error, "a session message cannot be read");
+                    Error::internal()
+                })
             }
             Some(Err(error)) => {
                 self.finished = true;

@@ -1,21 +1,26 @@
-//! User input and output between api-gateway and exec-proxy: how a session is opened and
-//! the messages that flow in it.
+//! User input and output between api-gateway and exec-proxy: the request that opens a
+//! session, and the session's messages.
 //!
-//! A session is opened by one request on `abx.v1.rpc.exec.<cluster>.open` whose body is an
-//! [`Open`]. What follows are [`ToBox`] and [`FromBox`] messages, carried in order by
-//! `agentbox-bus`. A short exec is one request and one answer: the first message back is
-//! its [`FromBox::Result`], and the last.
+//! One request on `abx.v1.rpc.exec.<cluster>.open` opens a session; its body is an
+//! [`Open`]. Then [`ToBox`] and [`FromBox`] messages follow, in order, carried by
+//! `agentbox-bus`. A short exec is one request and one reply: its [`FromBox::Result`] is
+//! the first and the last message back.
+
+mod message;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Status;
 use crate::ids::{EnvironmentId, ExecId};
-use crate::logs::{LogEntry, base64_bytes};
+use crate::logs::base64_bytes;
+
+pub use message::{
+    ExecResult, Exit, FromBox, MAX_INLINE_RESULT, MalformedMessage, SessionMessage, ToBox,
+};
 
 /// The method of `exec_rpc` that opens a session.
 pub const OPEN: &str = "open";
@@ -24,7 +29,7 @@ pub const USAGE: &str = "usage";
 /// Store a box's last output before it is removed: [`ArchiveRequest`] to [`ArchiveReply`].
 pub const ARCHIVE: &str = "archive";
 
-/// No data message carries more bytes of user output or input than this.
+/// The largest number of bytes of stdin, stdout or stderr in one message.
 pub const MAX_CHUNK: usize = 32 * 1024;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,14 +58,14 @@ pub struct ExecRequest {
     pub working_dir: Option<String>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// The whole of stdin. Longer than one message may be: it follows as [`ToBox::Stdin`]
-    /// and [`ToBox::Eof`] when `stdin_follows`.
+    /// All of stdin. When it is too long for this message it is absent, `stdin_follows` is
+    /// set, and [`ToBox::Stdin`] and [`ToBox::Eof`] messages carry it.
     #[serde(default, with = "optional_base64")]
     pub stdin: Option<Vec<u8>>,
     #[serde(default)]
     pub stdin_follows: bool,
     pub timeout_ms: u64,
-    /// Each of stdout and stderr keeps at most this many bytes.
+    /// The limit for each of stdout and stderr; output beyond it is dropped.
     pub max_output_bytes: u64,
 }
 
@@ -70,7 +75,7 @@ pub struct AttachRequest {
     /// Empty: the image's shell.
     #[serde(default)]
     pub command: Vec<String>,
-    /// `None`: no terminal; stdout and stderr apart.
+    /// `None`: no terminal; stdout and stderr are separate streams.
     #[serde(default)]
     pub tty: Option<TerminalSize>,
 }
@@ -83,7 +88,7 @@ pub struct TerminalSize {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LogsRequest {
-    /// The first entry wanted: one after the last the client has.
+    /// The sequence of the first entry to send: one after the last that the client has.
     #[serde(default)]
     pub from_sequence: Option<u64>,
     #[serde(default)]
@@ -94,164 +99,13 @@ pub struct LogsRequest {
     pub follow: bool,
 }
 
-/// How a command ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    pub exit_code: i32,
-    #[serde(default)]
-    pub timed_out: bool,
-    #[serde(default)]
-    pub oom_killed: bool,
-    pub duration_ms: u64,
-}
-
-/// An exec's whole answer, when it fits one message ([`MAX_INLINE_RESULT`]).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecResult {
-    #[serde(with = "base64_bytes")]
-    pub stdout: Vec<u8>,
-    #[serde(with = "base64_bytes")]
-    pub stderr: Vec<u8>,
-    #[serde(default)]
-    pub stdout_truncated: bool,
-    #[serde(default)]
-    pub stderr_truncated: bool,
-    pub exit: Exit,
-}
-
-/// Stdout and stderr together, up to which an exec answers in one message. Above it they
-/// come first, as [`FromBox::Stdout`] and [`FromBox::Stderr`], and the result's are empty.
-pub const MAX_INLINE_RESULT: usize = 256 * 1024;
-
-/// Gateway to exec-proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToBox {
-    Stdin(Bytes),
-    Eof,
-    Resize(TerminalSize),
-    /// `SIGINT`, `INT`.
-    Signal(String),
-}
-
-/// Exec-proxy to gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FromBox {
-    /// The command has been started (attach only).
-    Started(ExecId),
-    Stdout(Bytes),
-    Stderr(Bytes),
-    /// Ends an attach.
-    Exit(Exit),
-    /// Ends an exec.
-    Result(ExecResult),
-    Logs(Vec<LogEntry>),
-    /// So many log entries were wanted and are no longer kept.
-    LogsLost(u64),
-    /// Ends a log stream: the environment has ended, or all there is was sent.
-    LogsEnd {
-        ended: bool,
-    },
-}
-
-/// A message that cannot be read; both ends are ours, so a version mismatch.
-#[derive(Debug, thiserror::Error)]
-#[error("a session message with tag {tag} cannot be read: {reason}")]
-pub struct MalformedMessage {
-    pub tag: u8,
-    pub reason: String,
-}
-
-fn json<T: Serialize>(value: &T) -> Bytes {
-    // Plain data with string keys always serializes.
-    serde_json::to_vec(value)
-        .map(Bytes::from)
-        .unwrap_or_default()
-}
-
-fn read<T: serde::de::DeserializeOwned>(tag: u8, body: &[u8]) -> Result<T, MalformedMessage> {
-    serde_json::from_slice(body).map_err(|error| MalformedMessage {
-        tag,
-        reason: error.to_string(),
-    })
-}
-
-/// A message as the session layer carries it: one tag byte and a body.
-pub trait SessionMessage: Sized + Send {
-    fn encode(self) -> (u8, Bytes);
-    /// # Errors
-    /// When the tag is unknown or the body is not what the tag says.
-    fn decode(tag: u8, body: Bytes) -> Result<Self, MalformedMessage>;
-}
-
-impl SessionMessage for ToBox {
-    fn encode(self) -> (u8, Bytes) {
-        match self {
-            Self::Stdin(bytes) => (1, bytes),
-            Self::Eof => (2, Bytes::new()),
-            Self::Resize(size) => (3, json(&size)),
-            Self::Signal(name) => (4, json(&name)),
-        }
-    }
-
-    fn decode(tag: u8, body: Bytes) -> Result<Self, MalformedMessage> {
-        Ok(match tag {
-            1 => Self::Stdin(body),
-            2 => Self::Eof,
-            3 => Self::Resize(read(tag, &body)?),
-            4 => Self::Signal(read(tag, &body)?),
-            _ => {
-                return Err(MalformedMessage {
-                    tag,
-                    reason: "unknown tag".into(),
-                });
-            }
-        })
-    }
-}
-
-impl SessionMessage for FromBox {
-    fn encode(self) -> (u8, Bytes) {
-        match self {
-            Self::Started(id) => (1, json(&id)),
-            Self::Stdout(bytes) => (2, bytes),
-            Self::Stderr(bytes) => (3, bytes),
-            Self::Exit(exit) => (4, json(&exit)),
-            Self::Result(result) => (5, json(&result)),
-            Self::Logs(entries) => (6, json(&entries)),
-            Self::LogsLost(count) => (7, json(&count)),
-            Self::LogsEnd { ended } => (8, json(&ended)),
-        }
-    }
-
-    fn decode(tag: u8, body: Bytes) -> Result<Self, MalformedMessage> {
-        Ok(match tag {
-            1 => Self::Started(read(tag, &body)?),
-            2 => Self::Stdout(body),
-            3 => Self::Stderr(body),
-            4 => Self::Exit(read(tag, &body)?),
-            5 => Self::Result(read(tag, &body)?),
-            6 => Self::Logs(read(tag, &body)?),
-            7 => Self::LogsLost(read(tag, &body)?),
-            8 => Self::LogsEnd {
-                ended: read(tag, &body)?,
-            },
-            _ => {
-                return Err(MalformedMessage {
-                    tag,
-                    reason: "unknown tag".into(),
-                });
-            }
-        })
-    }
-}
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UsageRequest {
     pub environment: EnvironmentId,
     pub address: SocketAddr,
 }
 
-/// What a running box uses now.
+/// The current resource usage of a running box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageReply {
     pub cpu_milli: u64,
@@ -295,41 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_message_survives_the_session() {
-        let id = ExecId::random();
-        for message in [
-            FromBox::Started(id),
-            FromBox::Stdout(Bytes::from_static(b"\xff\x00")),
-            FromBox::Stderr(Bytes::from_static(b"e")),
-            FromBox::Exit(Exit {
-                exit_code: 137,
-                oom_killed: true,
-                ..Exit::default()
-            }),
-            FromBox::Result(ExecResult {
-                stdout: vec![0, 255],
-                ..ExecResult::default()
-            }),
-            FromBox::LogsLost(3),
-            FromBox::LogsEnd { ended: true },
-        ] {
-            let (tag, body) = message.clone().encode();
-            assert_eq!(FromBox::decode(tag, body).unwrap(), message);
-        }
-        for message in [
-            ToBox::Stdin(Bytes::from_static(b"in")),
-            ToBox::Eof,
-            ToBox::Resize(TerminalSize { cols: 80, rows: 24 }),
-            ToBox::Signal("SIGINT".into()),
-        ] {
-            let (tag, body) = message.clone().encode();
-            assert_eq!(ToBox::decode(tag, body).unwrap(), message);
-        }
-        assert!(FromBox::decode(99, Bytes::new()).is_err());
-    }
-
-    #[test]
-    fn stdin_is_optional_and_exact() {
+    fn optional_stdin_round_trips_exactly() {
         let request = |stdin| ExecRequest {
             id: ExecId::random(),
             command: vec!["true".into()],

@@ -13,18 +13,18 @@ pub enum OutputStream {
 /// One line, without its line feed; or a part of one longer than 16 KiB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
-    /// 1 for a box's first entry, then one more each.
+    /// Starts at 1 for a box's first entry and rises by one with each.
     pub sequence: u64,
     pub timestamp: DateTime<Utc>,
     pub stream: OutputStream,
     #[serde(with = "base64_bytes")]
     pub line: Vec<u8>,
-    /// The line goes on in the next entry of this stream.
+    /// The line continues in the next entry of the same stream.
     #[serde(default)]
     pub partial: bool,
 }
 
-/// Bytes in JSON, as base64 text.
+/// Serde functions for bytes as base64 text, for JSON.
 pub mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;

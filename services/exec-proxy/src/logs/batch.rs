@@ -2,11 +2,11 @@
 
 use agentbox_contracts::logs::LogEntry;
 
-/// Of one message, as JSON; a session's frame holds it.
+/// The encoded size limit of one message's entries, in bytes.
 const BATCH_BYTES: usize = 32 * 1024;
 const BATCH_ENTRIES: usize = 256;
-/// An entry's JSON without its line: names, sequence, timestamp, stream.
-const ENTRY_BYTES: usize = 112;
+/// The largest encoded size of an entry without its line, in bytes.
+const ENTRY_BYTES: usize = 40;
 
 /// Holds entries back until a message is full or nothing more is there.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub struct Batches {
 impl Batches {
     /// Adds `entry`; returns the message that it did not fit into.
     pub fn push(&mut self, entry: LogEntry) -> Option<Vec<LogEntry>> {
-        let bytes = ENTRY_BYTES + entry.line.len().div_ceil(3) * 4;
+        let bytes = ENTRY_BYTES + entry.line.len();
         let fits = self.held.len() < BATCH_ENTRIES && self.bytes + bytes <= BATCH_BYTES;
         let full = if fits { None } else { self.take() };
         self.bytes += bytes;
@@ -74,13 +74,9 @@ mod tests {
             assert_eq!(back, lengths);
             for batch in batches {
                 assert!(!batch.is_empty() && batch.len() <= BATCH_ENTRIES);
-                let (_, body) = FromBox::Logs(batch).encode();
-                // The estimate of an entry's JSON is close, not exact.
-                assert!(
-                    body.len() <= BATCH_BYTES + BATCH_ENTRIES * 48,
-                    "{}",
-                    body.len()
-                );
+                let body = FromBox::Logs(batch).encode();
+                // The message itself adds a field number and a length.
+                assert!(body.len() <= BATCH_BYTES + 8, "{}", body.len());
             }
         }
         assert!(gather(std::iter::empty()).is_empty());

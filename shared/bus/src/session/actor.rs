@@ -222,7 +222,6 @@ impl Actor {
             ack: self.consumed,
             received: self.received,
             kind: Kind::Data {
-                tag: outgoing.tag,
                 body: outgoing.body,
                 fin: outgoing.fin.is_some(),
             },
@@ -268,7 +267,7 @@ impl Actor {
             Change::Nothing => {}
         }
         match frame.kind {
-            Kind::Data { tag, body, fin } => self.deliver(frame.sequence, tag, body, fin).await,
+            Kind::Data { body, fin } => self.deliver(frame.sequence, body, fin).await,
             Kind::Accept | Kind::Ack | Kind::Ping => Next::Go,
             Kind::Reset(error) => Next::Failed {
                 error,
@@ -277,7 +276,7 @@ impl Actor {
         }
     }
 
-    async fn deliver(&mut self, sequence: u64, tag: u8, body: Bytes, fin: bool) -> Next {
+    async fn deliver(&mut self, sequence: u64, body: Bytes, fin: bool) -> Next {
         if sequence != self.received + 1 {
             // Seen before: the next tick says so, once for all repeats. Or one before it is
             // missing: it comes again, with this one.
@@ -286,11 +285,7 @@ impl Actor {
         }
         self.received = sequence;
         self.received_fin = fin;
-        match self
-            .channels
-            .deliver
-            .try_send(Ok(Delivered { tag, body, fin }))
-        {
+        match self.channels.deliver.try_send(Ok(Delivered { body, fin })) {
             Ok(()) => Next::Go,
             Err(mpsc::error::TrySendError::Closed(_)) => {
                 // Nobody reads any more, but the peer must reach its end.

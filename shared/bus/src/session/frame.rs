@@ -1,10 +1,10 @@
 //! One frame on the wire: kind, sequence and two cumulative acknowledgements, then the body.
 //!
 //! ```text
-//! 0     1          9          17         25    26
-//! ┌─────┬──────────┬──────────┬──────────┬─────┬──────────┐
-//! │kind │ sequence │ ack      │ received │ tag │ body …   │   big endian;
-//! └─────┴──────────┴──────────┴──────────┴─────┴──────────┘   tag and body: data only
+//! 0     1          9          17         25
+//! ┌─────┬──────────┬──────────┬──────────┬──────────┐
+//! │kind │ sequence │ ack      │ received │ body …   │   big endian
+//! └─────┴──────────┴──────────┴──────────┴──────────┘
 //! ```
 //!
 //! What was consumed opens the window; what was received need not be sent again. Without
@@ -19,8 +19,8 @@ const HEADER: usize = 25;
 pub(crate) enum Kind {
     /// The server has the session.
     Accept,
+    /// `body` is an encoded message, never empty.
     Data {
-        tag: u8,
         body: Bytes,
         fin: bool,
     },
@@ -43,36 +43,24 @@ pub(crate) struct Frame {
 
 impl Frame {
     pub(crate) fn encode(&self) -> Bytes {
-        let (code, tag, body) = match &self.kind {
-            Kind::Accept => (1u8, None, Bytes::new()),
-            Kind::Data {
-                tag,
-                body,
-                fin: false,
-            } => (2, Some(*tag), body.clone()),
-            Kind::Data {
-                tag,
-                body,
-                fin: true,
-            } => (3, Some(*tag), body.clone()),
-            Kind::Ack => (4, None, Bytes::new()),
-            Kind::Ping => (5, None, Bytes::new()),
+        let (code, body) = match &self.kind {
+            Kind::Accept => (1u8, Bytes::new()),
+            Kind::Data { body, fin: false } => (2, body.clone()),
+            Kind::Data { body, fin: true } => (3, body.clone()),
+            Kind::Ack => (4, Bytes::new()),
+            Kind::Ping => (5, Bytes::new()),
             Kind::Reset(error) => (
                 6,
-                None,
                 serde_json::to_vec(error)
                     .map(Bytes::from)
                     .unwrap_or_default(),
             ),
         };
-        let mut out = BytesMut::with_capacity(HEADER + 1 + body.len());
+        let mut out = BytesMut::with_capacity(HEADER + body.len());
         out.put_u8(code);
         out.put_u64(self.sequence);
         out.put_u64(self.ack);
         out.put_u64(self.received);
-        if let Some(tag) = tag {
-            out.put_u8(tag);
-        }
         out.put(body);
         out.freeze()
     }
@@ -88,14 +76,10 @@ impl Frame {
         let received = bytes.get_u64();
         let kind = match code {
             1 => Kind::Accept,
-            2 | 3 if !bytes.is_empty() => {
-                let tag = bytes.get_u8();
-                Kind::Data {
-                    tag,
-                    body: bytes,
-                    fin: code == 3,
-                }
-            }
+            2 | 3 if !bytes.is_empty() => Kind::Data {
+                body: bytes,
+                fin: code == 3,
+            },
             4 => Kind::Ack,
             5 => Kind::Ping,
             6 => Kind::Reset(serde_json::from_slice(&bytes).unwrap_or_else(|_| Error::internal())),
@@ -119,13 +103,11 @@ mod tests {
         for kind in [
             Kind::Accept,
             Kind::Data {
-                tag: 7,
                 body: Bytes::from_static(b"\x00\xff"),
                 fin: false,
             },
             Kind::Data {
-                tag: 0,
-                body: Bytes::new(),
+                body: Bytes::from_static(b"\x00"),
                 fin: true,
             },
             Kind::Ack,

@@ -1,0 +1,112 @@
+use super::*;
+
+fn entry() -> LogEntry {
+    LogEntry {
+        sequence: 7,
+        timestamp: DateTime::from_timestamp_nanos(1_700_000_000_123_456_789),
+        stream: OutputStream::Stderr,
+        line: vec![0, 255],
+        partial: true,
+    }
+}
+
+fn to_box() -> Vec<ToBox> {
+    vec![
+        ToBox::Stdin(Bytes::from_static(b"in")),
+        ToBox::Stdin(Bytes::new()),
+        ToBox::Eof,
+        ToBox::Resize(TerminalSize { cols: 80, rows: 24 }),
+        ToBox::Signal("SIGINT".into()),
+    ]
+}
+
+fn from_box() -> Vec<FromBox> {
+    let exit = Exit {
+        exit_code: 137,
+        oom_killed: true,
+        ..Exit::default()
+    };
+    vec![
+        FromBox::Started("exec-0123456789abcdef".parse().unwrap()),
+        FromBox::Stdout(Bytes::from_static(b"\xff\x00")),
+        FromBox::Stderr(Bytes::from_static(b"e")),
+        FromBox::Exit(exit.clone()),
+        FromBox::Result(ExecResult {
+            stdout: vec![0, 255],
+            stderr: b"e".to_vec(),
+            stdout_truncated: true,
+            stderr_truncated: false,
+            exit,
+        }),
+        FromBox::Result(ExecResult::default()),
+        FromBox::Logs(vec![entry()]),
+        FromBox::Logs(Vec::new()),
+        FromBox::LogsLost(3),
+        FromBox::LogsLost(0),
+        FromBox::LogsEnd { ended: true },
+        FromBox::LogsEnd { ended: false },
+    ]
+}
+
+#[test]
+fn every_message_round_trips_and_is_not_empty() {
+    for message in to_box() {
+        let body = message.clone().encode();
+        assert!(!body.is_empty(), "{message:?}");
+        assert_eq!(ToBox::decode(body).unwrap(), message);
+    }
+    for message in from_box() {
+        let body = message.clone().encode();
+        assert!(!body.is_empty(), "{message:?}");
+        assert_eq!(FromBox::decode(body).unwrap(), message);
+    }
+}
+
+#[test]
+fn unknown_empty_and_malformed_messages_are_errors() {
+    // Field 99, a varint: a message of a newer version.
+    let unknown = Bytes::from_static(&[0x98, 0x06, 0x01]);
+    for body in [unknown, Bytes::new()] {
+        assert!(matches!(
+            FromBox::decode(body.clone()),
+            Err(MalformedMessage::Unknown)
+        ));
+        assert!(matches!(
+            ToBox::decode(body),
+            Err(MalformedMessage::Unknown)
+        ));
+    }
+    assert!(matches!(
+        FromBox::decode(Bytes::from_static(&[0x12, 0x7f])),
+        Err(MalformedMessage::Protobuf(_))
+    ));
+    let foreign_id = wire::FromBox::from(wire::from_box::Content::Started("env-1".into()));
+    assert!(matches!(
+        FromBox::decode(foreign_id.encode_to_vec().into()),
+        Err(MalformedMessage::Id(_))
+    ));
+}
+
+#[test]
+fn output_is_decoded_without_a_copy() {
+    let body = FromBox::Stdout(Bytes::from(vec![7; 1000])).encode();
+    let range = body.as_ptr_range();
+    let FromBox::Stdout(bytes) = FromBox::decode(body).unwrap() else {
+        panic!("another message");
+    };
+    assert!(range.contains(&bytes.as_ptr()));
+}
+
+/// A peer of the version before must be able to read this.
+#[test]
+fn encoding_is_unchanged() {
+    let hex_of = |name: String, body: Bytes| format!("{name}\n    {}\n", hex::encode(body));
+    let mut text = String::new();
+    for message in to_box() {
+        text += &hex_of(format!("{message:?}"), message.encode());
+    }
+    for message in from_box() {
+        text += &hex_of(format!("{message:?}"), message.encode());
+    }
+    insta::assert_snapshot!(text);
+}
