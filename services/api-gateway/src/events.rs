@@ -88,7 +88,7 @@ pub(crate) async fn of_one(
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let filter = subjects::events_of(&location.id);
+    let filter = subjects::environment_events(&location.id);
     // Whoever may see the environment may see all that happened to it.
     let seen = Visibility::All;
     if !query.follow {

@@ -7,6 +7,7 @@ use agentbox_api::health::{CapacityBody, ClusterState, Health, NamedCluster, Pro
 use agentbox_contracts::environment::rpc::{self, ClusterHealth};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity;
+use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -21,7 +22,7 @@ const MEBIBYTE: u64 = 1024 * 1024;
 /// What speaks against the system's health, if anything does.
 fn complaint(
     scheduler: &Result<rpc::HealthReply, Error>,
-    auth: &Result<identity::rpc::Empty, Error>,
+    auth: &Result<Empty, Error>,
 ) -> Option<String> {
     match (scheduler, auth) {
         (Err(error), _) => Some(format!("the scheduler: {}", error.message)),
@@ -84,10 +85,10 @@ fn named(cluster: &ClusterHealth) -> NamedCluster {
         (status = 503, description = "It cannot", body = Unhealthy)))]
 pub(crate) async fn health(State(gateway): State<Gateway>) -> Response {
     let (scheduler, auth) = tokio::join!(
-        gateway.bus.call::<rpc::Health>(&rpc::Empty {}, DEADLINE),
+        gateway.bus.call::<rpc::Health>(&Empty {}, DEADLINE),
         gateway
             .bus
-            .call::<identity::rpc::Ready>(&identity::rpc::Empty {}, DEADLINE),
+            .call::<identity::rpc::Ready>(&Empty {}, DEADLINE),
     );
     let complaint = complaint(&scheduler, &auth);
     let clusters = scheduler.map(|reply| reply.clusters).unwrap_or_default();
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_system_is_unhealthy_without_a_part_it_cannot_do_without() {
-        let auth = || Ok(identity::rpc::Empty {});
+        let auth = || Ok(Empty {});
         let down = || Error::new(ErrorCode::Unavailable, "down");
         assert_eq!(complaint(&reply(true, &[true]), &auth()), None);
         assert_eq!(complaint(&reply(true, &[true, false]), &auth()), None);

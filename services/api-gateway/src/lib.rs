@@ -58,7 +58,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let Context {
         bus,
-        leaving: draining,
+        draining,
         shutdown,
         tasks,
         readiness,
@@ -66,7 +66,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     } = context;
     let shield = Shield::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
-    bus.ensure_streams_of("api-gateway").await?;
+    bus.ensure_streams("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
     let routes = bus.mirror_routes();
     let gateway = AppState::new(config, bus, routes.clone(), draining, shutdown.clone());

@@ -77,7 +77,7 @@ fn description() -> String {
          `{\"error\", \"message\", \"code\"}`; `error` is one of:\n\n",
     );
     for code in ErrorCode::ALL {
-        text.push_str(&format!("* `{}` ({})\n", code.word(), code.status()));
+        text.push_str(&format!("* `{}` ({})\n", code.as_str(), code.status()));
     }
     text
 }

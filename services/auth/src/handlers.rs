@@ -5,10 +5,10 @@ use std::sync::Arc;
 use agentbox_bus::Server;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
-    Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, Empty, GetKey, GetUser,
-    IssueTicket, ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, PublicKeysReply, Ready,
-    RevokeKey,
+    Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser, IssueTicket,
+    ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, PublicKeysReply, Ready, RevokeKey,
 };
+use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
 

@@ -55,13 +55,13 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     let limits = config.limits();
     context
         .bus
-        .ensure_streams_of(SERVICE)
+        .ensure_streams(SERVICE)
         .await
         .context("the output archive cannot be set up")?;
 
     let ready = context.readiness.component("clusters");
     ready.not_ready("no cluster is reachable yet");
-    let spans = BoxSpans::new(context.foreign_spans("boxd")?);
+    let spans = BoxSpans::new(context.relayed_spans("boxd")?);
     for spec in specs {
         let (context, limits, ready) = (context.clone(), limits.clone(), ready.clone());
         let spans = spans.clone();

@@ -64,7 +64,7 @@ impl Drop for OpenSession {
 }
 
 pub fn failed(kind: &'static str, code: ErrorCode) {
-    counter!(FAILURES, "kind" => kind, "code" => code.word()).increment(1);
+    counter!(FAILURES, "kind" => kind, "code" => code.as_str()).increment(1);
 }
 
 pub fn exec_took(duration: Duration) {

@@ -64,7 +64,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     database.ready();
     context
         .bus
-        .ensure_streams_of(SERVICE)
+        .ensure_streams(SERVICE)
         .await
         .context("the streams cannot be set up")?;
 
@@ -273,7 +273,7 @@ impl Parts {
             .bus
             .work_queue(
                 &format!("scheduler-{name}"),
-                subjects::commands_of(&name),
+                subjects::cluster_commands(&name),
                 COMMAND_ACK_WAIT,
                 COMMAND_ATTEMPTS,
                 self.settings.max_reconciles,

@@ -20,7 +20,7 @@ pub struct ErrorBody {
 impl From<&Error> for ErrorBody {
     fn from(error: &Error) -> Self {
         Self {
-            error: error.code.word().to_owned(),
+            error: error.code.as_str().to_owned(),
             message: error.message.clone(),
             code: error.code.status(),
         }

@@ -33,15 +33,15 @@ fn words(values: impl IntoIterator<Item = &'static str>) -> Object {
 }
 
 pub fn status() -> Object {
-    words(Status::ALL.map(Status::as_str))
+    words(Status::ALL.iter().map(|status| status.as_str()))
 }
 
 pub fn status_reason() -> Object {
-    words(StatusReason::ALL.map(StatusReason::as_str))
+    words(StatusReason::ALL.iter().map(|reason| reason.as_str()))
 }
 
 pub fn error_word() -> Object {
-    words(ErrorCode::ALL.iter().map(|code| code.word()))
+    words(ErrorCode::ALL.iter().map(|code| code.as_str()))
 }
 
 pub fn role() -> Object {

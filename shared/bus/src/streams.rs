@@ -90,7 +90,7 @@ impl Bus {
     ///
     /// # Errors
     /// When JetStream refuses or does not answer.
-    pub async fn ensure_streams_of(&self, service: &str) -> Result<(), BusError> {
+    pub async fn ensure_streams(&self, service: &str) -> Result<(), BusError> {
         match service {
             "scheduler" => {
                 for config in [commands(), events(), dead_letters()] {

@@ -1,23 +1,38 @@
-//! Environments: what is asked for, what is known, what is told.
+//! Environments: the request, the stored record, events, and the scheduler's RPCs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use strum::VariantArray;
 
 use crate::ids::{EnvironmentId, UserId};
 
-/// The longest lifetime in seconds: ten years. Beyond it, dates stop fitting.
+/// The longest lifetime, in seconds: ten years. A later date does not fit `DateTime<Utc>`.
 pub const MAX_TIMEOUT_S: u64 = 10 * 366 * 24 * 3600;
-/// Characters of an image reference.
+/// The longest image reference, in characters.
 pub const MAX_IMAGE_LENGTH: usize = 512;
-/// Labels, or requirements of a node selector.
+/// The most labels, or node selector requirements, of one environment.
 pub const MAX_LABELS: usize = 64;
 
-/// Where an environment is in its life. Ended is `Terminated` or `Failed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Where an environment is in its lifecycle. `Terminated` and `Failed` are final.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Status {
     Pending,
     Running,
@@ -27,23 +42,11 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Self; 5] = [
-        Self::Pending,
-        Self::Running,
-        Self::Terminating,
-        Self::Terminated,
-        Self::Failed,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Terminating => "terminating",
-            Self::Terminated => "terminated",
-            Self::Failed => "failed",
-        }
+        self.into_str()
     }
 
     #[must_use]
@@ -52,9 +55,23 @@ impl Status {
     }
 }
 
-/// Why an environment is where it is; a closed list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Why an environment has its status. The list is closed: clients may match on it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum StatusReason {
     ImagePull,
     ImageInvalid,
@@ -71,41 +88,15 @@ pub enum StatusReason {
 }
 
 impl StatusReason {
-    pub const ALL: [Self; 12] = [
-        Self::ImagePull,
-        Self::ImageInvalid,
-        Self::Unschedulable,
-        Self::Quota,
-        Self::RuntimeClass,
-        Self::StartTimeout,
-        Self::OomKilled,
-        Self::Evicted,
-        Self::NodeLost,
-        Self::Exited,
-        Self::Expired,
-        Self::Deleted,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ImagePull => "IMAGE_PULL",
-            Self::ImageInvalid => "IMAGE_INVALID",
-            Self::Unschedulable => "UNSCHEDULABLE",
-            Self::Quota => "QUOTA",
-            Self::RuntimeClass => "RUNTIME_CLASS",
-            Self::StartTimeout => "START_TIMEOUT",
-            Self::OomKilled => "OOM_KILLED",
-            Self::Evicted => "EVICTED",
-            Self::NodeLost => "NODE_LOST",
-            Self::Exited => "EXITED",
-            Self::Expired => "EXPIRED",
-            Self::Deleted => "DELETED",
-        }
+        self.into_str()
     }
 }
 
-/// CPU, memory and storage as the client wrote them; already validated.
+/// CPU, memory and storage as Kubernetes quantities, in the client's own notation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceRequest {
     pub cpu: String,
@@ -126,7 +117,7 @@ pub struct Isolation {
     pub security_context: Option<SecurityContext>,
 }
 
-/// Exactly what it says: an absent field is `false` or empty.
+/// The traffic that a box may send and receive. An absent field is `false` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkPolicy {
@@ -181,7 +172,7 @@ pub struct Toleration {
     pub toleration_seconds: Option<i64>,
 }
 
-/// What a client asked for, validated by the gateway and again by the scheduler.
+/// The body of a create request. The scheduler validates it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentRequest {
     pub name: String,
@@ -203,12 +194,12 @@ pub struct EnvironmentRequest {
     pub isolation: Option<Isolation>,
 }
 
-/// One environment as the scheduler's table has it.
+/// One environment, as stored by the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     pub id: EnvironmentId,
     pub owner: UserId,
-    /// The owner's name when it was created.
+    /// The owner's username at creation.
     pub owner_username: String,
     pub cluster: String,
     #[serde(flatten)]
@@ -224,19 +215,19 @@ pub struct Environment {
     #[serde(default)]
     pub ended_at: Option<DateTime<Utc>>,
     pub expires_at: DateTime<Utc>,
-    /// Of the main command.
+    /// The exit code of the main command.
     #[serde(default)]
     pub exit_code: Option<i32>,
     pub endpoint: String,
     pub namespace: String,
-    /// Where its boxd listens, while it runs.
+    /// The address of its boxd, while it runs.
     #[serde(default)]
     pub address: Option<SocketAddr>,
-    /// Rises with each change of intent.
+    /// Increases with each change of the desired state; fences writes.
     pub generation: i64,
 }
 
-/// What gateway replicas keep in memory of each environment that has not ended
+/// Where an environment runs: the copy that gateway replicas keep in memory until it ends
 /// (KV bucket [`crate::subjects::ROUTES_BUCKET`], key: the id).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
@@ -247,8 +238,23 @@ pub struct Route {
     pub address: Option<SocketAddr>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What happened to an environment; the last token of its event's subject.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum EventKind {
     Created,
     Updated,
@@ -261,19 +267,11 @@ pub enum EventKind {
 impl EventKind {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Running => "running",
-            Self::Terminating => "terminating",
-            Self::Terminated => "terminated",
-            Self::Failed => "failed",
-        }
+        self.into_str()
     }
 }
 
-/// The body of a message on `abx.v1.evt.env.<id>.<kind>`: the public feed for
-/// internal services.
+/// The body of a message on `abx.v1.evt.env.<id>.<kind>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentEvent {
     pub environment_id: EnvironmentId,
@@ -289,13 +287,13 @@ pub struct EnvironmentEvent {
     pub at: DateTime<Utc>,
 }
 
-/// Whose environments a caller may see.
+/// The environments that a caller may see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Visibility {
     All,
     Owner(UserId),
-    /// Those of `owner` that are also in `only`.
+    /// The environments of `owner` that are listed in `only`.
     Listed {
         owner: UserId,
         only: Vec<EnvironmentId>,
@@ -303,13 +301,13 @@ pub enum Visibility {
 }
 
 pub mod rpc {
-    //! What the scheduler answers.
+    //! The scheduler's RPCs.
 
     use super::{
         BTreeMap, Deserialize, Environment, EnvironmentId, EnvironmentRequest, Serialize, Status,
         UserId, Visibility,
     };
-    use crate::rpc::rpc;
+    use crate::rpc::{Empty, rpc};
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct CreateRequest {
@@ -325,7 +323,7 @@ pub mod rpc {
         pub id: EnvironmentId,
     }
 
-    /// Newest first.
+    /// One page of environments, newest first.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct ListRequest {
         pub visibility: Visibility,
@@ -379,7 +377,7 @@ pub mod rpc {
         pub timeout_s: Option<u64>,
     }
 
-    /// Durable when answered; the box goes afterwards.
+    /// The reply means that the deletion is stored. The box is removed afterwards.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct DeleteRequest {
         pub id: EnvironmentId,
@@ -387,16 +385,13 @@ pub mod rpc {
         pub force: bool,
     }
 
-    /// Ends everything a user owns.
+    /// Deletes every environment of a user.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct DeleteOwnedRequest {
         pub owner: UserId,
     }
 
-    #[derive(Clone, Debug, Serialize, Deserialize)]
-    pub struct Empty {}
-
-    /// One cluster as `/health` and placement see it.
+    /// The state of one cluster, for `/health` and for placement.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct ClusterHealth {
         pub name: String,

@@ -1,21 +1,21 @@
-//! The one table of what can go wrong, as a caller sees it.
+//! The error codes that a caller sees, each with its HTTP status.
 
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $word:literal, $status:literal;)*) => {
-        /// A stable word a program can switch on, and the HTTP status it comes with.
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
+        /// A stable code that a program can match on. Each has one HTTP status.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum ErrorCode {
-            $($(#[$doc])* #[serde(rename = $word)] $name,)*
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
 
         impl ErrorCode {
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             #[must_use]
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
             }
 
             #[must_use]
@@ -62,25 +62,25 @@ codes! {
     Timeout = "timeout", 504;
 }
 
-/// A value as a message shows it: bounded, and without control characters.
+/// A value for an error message: at most 80 characters, without control characters.
 #[must_use]
 pub fn shortened(value: &str) -> String {
-    const MOST: usize = 80;
+    const MAX_CHARACTERS: usize = 80;
     let mut visible = value.chars().filter(|c| !c.is_control());
-    let mut shown: String = visible.by_ref().take(MOST).collect();
+    let mut shown: String = visible.by_ref().take(MAX_CHARACTERS).collect();
     if visible.next().is_some() {
         shown.push('…');
     }
     shown
 }
 
-/// An error on its way to a caller: safe to show, no operator detail.
+/// An error for a caller. It holds no detail that is meant for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{code}: {message}", code = code.word())]
+#[error("{code}: {message}", code = code.as_str())]
 pub struct Error {
     pub code: ErrorCode,
     pub message: String,
-    /// For 429 and 503: seconds after which to try again.
+    /// For 429 and 503: the seconds to wait before the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_s: Option<u32>,
 }
@@ -96,15 +96,15 @@ impl Error {
         }
     }
 
-    /// A field broke a rule: the field as in the request, the rule in words, the value as
-    /// given. Never for a secret: see [`Self::field`].
+    /// A field broke a rule; the message is `field: rule, is `value``. For a secret use
+    /// [`Self::field`], which does not show the value.
     #[must_use]
     pub fn value(field: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Self {
         let value = shortened(&value.to_string());
         Self::field(field, format_args!("{rule}, is `{value}`"))
     }
 
-    /// A field broke a rule, and its value is not to be shown, or is part of the rule.
+    /// A field broke a rule; the message is `field: rule`.
     #[must_use]
     pub fn field(field: &str, rule: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Validation, format!("{field}: {rule}"))
@@ -115,7 +115,7 @@ impl Error {
         Self::new(ErrorCode::NotFound, format!("{what} not found"))
     }
 
-    /// The detail goes to the log, not to the caller.
+    /// A fault on our side. The caller gets no detail: log it before.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(ErrorCode::Internal, "something went wrong on our side")
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_rule_names_field_rule_and_a_bounded_value() {
+    fn error_value_names_field_rule_and_bounded_value() {
         let error = Error::value("name", "must be short", "ä".repeat(90));
         assert_eq!(error.code, ErrorCode::Validation);
         let shown = format!("name: must be short, is `{}…`", "ä".repeat(80));
@@ -138,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_unique_and_survives_the_wire() {
-        let mut words = std::collections::BTreeSet::new();
+    fn error_codes_are_unique_and_round_trip_through_json() {
+        let mut texts = std::collections::BTreeSet::new();
         for code in ErrorCode::ALL {
-            assert!(words.insert(code.word()), "{}", code.word());
+            assert!(texts.insert(code.as_str()), "{}", code.as_str());
             let json = serde_json::to_string(code).unwrap();
-            assert_eq!(json, format!("\"{}\"", code.word()));
+            assert_eq!(json, format!("\"{}\"", code.as_str()));
             assert_eq!(serde_json::from_str::<ErrorCode>(&json).unwrap(), *code);
             assert!((400..600).contains(&code.status()));
         }

@@ -1,4 +1,4 @@
-//! Who calls: users, logins, API keys, tickets, and what auth answers.
+//! Identity: users, logins, API keys, tickets, and auth's RPCs.
 
 use std::collections::BTreeMap;
 
@@ -7,31 +7,66 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
 
-/// Characters of a username.
+/// The longest username, in characters.
 pub const MAX_USERNAME: usize = 64;
-/// Bytes of an address.
+/// The longest email address, in bytes.
 pub const MAX_EMAIL: usize = 254;
-/// Characters of a password.
+/// The shortest password, in characters.
 pub const MIN_PASSWORD: usize = 8;
-/// Characters of a password.
+/// The longest password, in characters.
 pub const MAX_PASSWORD: usize = 256;
-/// Characters of a key's description.
+/// The longest description of a key, in characters.
 pub const MAX_KEY_DESCRIPTION: usize = 256;
-/// Days that a key may be good for, if it ever expires.
+/// The longest lifetime of a key that expires, in days.
 pub const MAX_KEY_DAYS: u32 = 3_650;
-/// Environments that a key may name.
+/// The most environments that a key's permissions may list.
 pub const MAX_KEY_PERMISSIONS: usize = 100;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Role {
     User,
     Admin,
 }
 
-/// What a key may do with one environment; each includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+impl Role {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
+/// What a key may do with one environment. Each level includes the ones before it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Permission {
     /// View it and its logs.
     Read,
@@ -41,14 +76,41 @@ pub enum Permission {
     Admin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+impl Permission {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum TicketAction {
     Logs,
     Attach,
 }
 
-/// How the caller proved who it is.
+impl TicketAction {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
+/// The credential that authenticated a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Credential {
@@ -58,26 +120,26 @@ pub enum Credential {
     ApiKey {
         id: ApiKeyId,
     },
-    /// Good for one environment and one action only.
+    /// Valid for one environment and one action.
     Ticket {
         environment: EnvironmentId,
         action: TicketAction,
-        /// The login or key that asked for the ticket: the stream ends with it.
+        /// The login or key that the ticket was issued to. A stream ends when it is revoked.
         issued_by: Box<Credential>,
     },
 }
 
-/// What the credential reaches.
+/// The environments that a credential gives access to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// All that the user may.
+    /// Everything that the user may access.
     Full,
-    /// Those environments only, at most so far.
+    /// These environments only, up to the permission of each.
     Environments(BTreeMap<EnvironmentId, Permission>),
 }
 
-/// A caller whose credential was good a moment ago.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
     pub user: UserId,
@@ -85,7 +147,7 @@ pub struct Principal {
     pub role: Role,
     pub credential: Credential,
     pub scope: Scope,
-    /// When the credential ends by itself.
+    /// When the credential expires.
     #[serde(default)]
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -123,16 +185,16 @@ pub struct ApiKey {
 }
 
 pub mod rpc {
-    //! What auth answers. Who may ask is decided by the gateway's `authorize`; auth
-    //! enforces what only it can know (ownership of keys, the last admin).
+    //! Auth's RPCs. The gateway's `authorize` decides which caller may use them. Auth
+    //! enforces the rules that need its tables: ownership of keys, the last admin.
 
     use super::{
         ApiKey, ApiKeyId, Credential, DateTime, Deserialize, EnvironmentId, EnvironmentPermission,
         Principal, Role, Serialize, TicketAction, User, UserId, Utc,
     };
-    use crate::rpc::rpc;
+    use crate::rpc::{Empty, rpc};
 
-    /// A `Debug` that does not print it: tokens, passwords, tickets.
+    /// A token, password or ticket. `Debug` does not print it.
     #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
     #[serde(transparent)]
     pub struct Secret(pub String);
@@ -148,13 +210,13 @@ pub mod rpc {
     pub enum AuthenticateRequest {
         /// A JWT or an API key, as in the Authorization header.
         Bearer { token: Secret },
-        /// Used up by this call.
+        /// This call uses the ticket up.
         Ticket {
             ticket: Secret,
             environment: EnvironmentId,
             action: TicketAction,
         },
-        /// Is this credential of this user still good? For streams that run on.
+        /// Checks that a credential of this user is still valid, for an open stream.
         Again {
             user: UserId,
             credential: Credential,
@@ -233,7 +295,7 @@ pub mod rpc {
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct CreateKeyReply {
         pub api_key: ApiKey,
-        /// The whole key; never shown again.
+        /// The complete key. It cannot be read again later.
         pub key: Secret,
     }
 
@@ -250,7 +312,7 @@ pub mod rpc {
         pub total: u64,
     }
 
-    /// A key of this owner; another's is not found.
+    /// One key of this owner. A key of another owner is not found.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct KeyRequest {
         pub owner: UserId,
@@ -270,9 +332,6 @@ pub mod rpc {
         pub expires_at: DateTime<Utc>,
     }
 
-    #[derive(Clone, Debug, Serialize, Deserialize)]
-    pub struct Empty {}
-
     /// The keys that verify tokens, as a JWK set (RFC 7517).
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct PublicKeysReply {
@@ -280,7 +339,7 @@ pub mod rpc {
     }
 
     rpc!(
-        /// Unauthorized when the credential is not good, for whatever reason.
+        /// `Unauthorized` when the credential is not valid, for any reason.
         Authenticate: "auth", "authenticate", AuthenticateRequest => Principal
     );
     rpc!(Login: "auth", "login", LoginRequest => LoginReply);

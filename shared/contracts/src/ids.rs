@@ -1,6 +1,6 @@
-//! Identifiers. Each is a prefix and 16 characters of `[a-z0-9]`: a DNS label, safe in
-//! a NATS subject, a Kubernetes name and a URL. 80 random bits; a clash is a duplicate
-//! key in Postgres, never a silent overwrite.
+//! Identifiers: a prefix and 16 characters of `[a-z0-9]`, which is 80 random bits. Each is a
+//! DNS label, and safe in a NATS subject, a Kubernetes name and a URL. A collision is a
+//! duplicate key in Postgres, never a silent overwrite.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const RANDOM_LEN: usize = 16;
 
-/// The text is not an identifier of the kind asked for.
+/// A text that is not an identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an id of the form {prefix}<16 of a-z 0-9>")]
 pub struct InvalidId {
@@ -96,17 +96,17 @@ id!(
 id!(UserId, "user-");
 id!(ApiKeyId, "key-");
 id!(
-    /// One login: the `jti` of its token.
+    /// A login: the `jti` claim of its token.
     LoginId,
     "login-"
 );
 id!(
-    /// One run of a command in a box.
+    /// A run of a command in a box.
     ExecId,
     "exec-"
 );
 id!(
-    /// One process of a service; new at each start.
+    /// A process of a service. Each start has a new one.
     InstanceId,
     "inst-"
 );
@@ -116,14 +116,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_random_id_parses_back() {
+    fn random_id_parses_back() {
         let id = EnvironmentId::random();
         assert_eq!(id.as_str().parse::<EnvironmentId>().unwrap(), id);
         assert_ne!(id, EnvironmentId::random());
     }
 
     #[test]
-    fn what_is_not_an_id_is_refused() {
+    fn invalid_ids_are_rejected() {
         for text in [
             "",
             "env-",
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_with_its_namespace_prefix_is_a_dns_label() {
+    fn namespace_of_an_id_is_a_dns_label() {
         let namespace = format!("agentbox-{}", EnvironmentId::random());
         assert!(namespace.len() <= 63);
     }

@@ -1,5 +1,5 @@
-//! What each service may publish and subscribe to. The NATS server's configuration is
-//! generated from this, on a laptop and in the Helm chart alike.
+//! The subjects that each service may publish and subscribe to. The NATS server's
+//! configuration is generated from this table, for local instances and the Helm chart.
 
 use crate::subjects::{
     ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
@@ -26,7 +26,7 @@ impl Permissions {
         self
     }
 
-    /// The JetStream API calls on one stream, and acknowledging its messages.
+    /// The JetStream API calls on one stream, and the acknowledgement of its messages.
     fn stream(self, stream: &str) -> Self {
         self.publish([
             format!("$JS.API.STREAM.*.{stream}"),
@@ -42,7 +42,7 @@ impl Permissions {
         ])
     }
 
-    /// Following a stream: consumers and reads, no writing and no administration.
+    /// Read access to a stream: consumers and reads, without writes or administration.
     fn read_stream(self, stream: &str) -> Self {
         self.publish([
             format!("$JS.API.STREAM.INFO.{stream}"),
@@ -58,7 +58,7 @@ impl Permissions {
     }
 }
 
-/// Replies to one service arrive under a prefix that no other may subscribe to.
+/// The prefix of a service's reply subjects. No other service may subscribe to it.
 #[must_use]
 pub fn inbox_prefix(service: &str) -> String {
     format!("_INBOX_{service}")
@@ -71,7 +71,7 @@ pub fn for_service(service: &str) -> Option<Permissions> {
     let base = Permissions::default()
         .publish(["$JS.API.INFO".to_owned()])
         .subscribe([format!("{inbox}.>"), format!("{PREFIX}.sess.{service}.>")]);
-    // A server of requests answers into whatever inbox asked, and is discoverable.
+    // A server publishes replies to the inbox of each caller, and answers discovery requests.
     let serve = |permissions: Permissions, rpc: &str| {
         permissions
             .publish(SERVICES.iter().map(|s| format!("{}.>", inbox_prefix(s))))
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_service_has_permissions_and_no_other_name_does() {
+    fn only_known_services_have_permissions() {
         for service in SERVICES {
             assert!(for_service(service).is_some(), "{service}");
         }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn no_service_may_read_another_services_replies_or_sessions() {
+    fn services_cannot_subscribe_to_other_services_replies_or_sessions() {
         for service in SERVICES {
             let permissions = for_service(service).unwrap();
             for other in SERVICES.iter().filter(|other| **other != service) {

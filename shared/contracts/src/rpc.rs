@@ -1,11 +1,15 @@
-//! A request and its reply on the bus, named once.
+//! Remote procedure calls: each method's service, name, request and reply in one place.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-/// One method of one service. The bus turns it into a subject, both ways.
+/// A request or a reply without content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// One method of one service, on the subject `abx.v1.rpc.<service>.<method>`.
 pub trait Rpc {
-    /// The service that answers: `auth`, `scheduler`.
+    /// The service that serves it: `auth`, `scheduler`.
     const SERVICE: &'static str;
     const METHOD: &'static str;
     type Request: Serialize + DeserializeOwned + Send + Sync + 'static;

@@ -1,33 +1,35 @@
-//! Every NATS subject, stream, consumer, bucket and header, built and parsed here alone.
+//! The only place that builds and parses NATS subjects, and names streams, buckets and
+//! headers.
 //!
-//! User text never enters a subject: tokens are ids, cluster names and fixed words.
+//! No text from a user is part of a subject: tokens are ids, cluster names and constants.
 
 use crate::environment::EventKind;
 use crate::ids::{EnvironmentId, InstanceId};
 
-/// The version of everything below.
+/// The prefix of every subject: the product and the version of this contract.
 pub const PREFIX: &str = "abx.v1";
 
-/// Environment commands: a work queue, explicit acks.
+/// Environment commands: a work queue with explicit acknowledgements.
 pub const COMMANDS_STREAM: &str = "ABX_COMMANDS";
-/// Environment events: kept 7 days, replayable.
+/// Environment events, kept for 7 days.
 pub const EVENTS_STREAM: &str = "ABX_EVENTS";
-/// Commands that could not be carried out.
+/// Commands that could not be processed.
 pub const DEAD_LETTERS_STREAM: &str = "ABX_DEAD_LETTERS";
 /// Rate-limit counters, in memory.
 pub const LIMITS_STREAM: &str = "ABX_LIMITS";
-/// Key-value: environment id to [`crate::environment::Route`].
+/// Key-value bucket: environment id to [`crate::environment::Route`].
 pub const ROUTES_BUCKET: &str = "abx_routes";
-/// Object store: environment id to the last output of an ended environment.
+/// Object store: environment id to the archived output of an ended environment.
 pub const OUTPUT_BUCKET: &str = "abx_output";
 
-/// When the caller stops waiting, Unix milliseconds. A request past it is not worked on.
+/// On a request: when the caller stops waiting, in Unix milliseconds. A server does not
+/// process a request after that time.
 pub const HEADER_DEADLINE: &str = "Abx-Deadline";
 /// On a reply: the body is an [`crate::error::Error`].
 pub const HEADER_ERROR: &str = "Abx-Error";
-/// On a command: when it stops being wanted, Unix milliseconds.
+/// On a command: when it expires, in Unix milliseconds.
 pub const HEADER_EXPIRES_AT: &str = "Abx-Expires-At";
-/// On a dead letter: why.
+/// On a dead letter: the reason.
 pub const HEADER_REASON: &str = "Abx-Reason";
 
 /// `abx.v1.rpc.<service>.<method>`
@@ -36,7 +38,7 @@ pub fn rpc(service: &str, method: &str) -> String {
     format!("{PREFIX}.rpc.{service}.{method}")
 }
 
-/// `abx.v1.rpc.exec.<cluster>.<method>`: exec-proxies serve one cluster each.
+/// `abx.v1.rpc.exec.<cluster>.<method>`: each exec-proxy serves one cluster.
 #[must_use]
 pub fn exec_rpc(cluster: &str, method: &str) -> String {
     format!("{PREFIX}.rpc.exec.{cluster}.{method}")
@@ -48,9 +50,9 @@ pub fn command(cluster: &str, op: &str, id: &EnvironmentId) -> String {
     format!("{PREFIX}.cmd.env.{cluster}.{op}.{id}")
 }
 
-/// The commands of one cluster.
+/// A wildcard for the commands of one cluster.
 #[must_use]
-pub fn commands_of(cluster: &str) -> String {
+pub fn cluster_commands(cluster: &str) -> String {
     format!("{PREFIX}.cmd.env.{cluster}.>")
 }
 
@@ -62,15 +64,15 @@ pub fn event(id: &EnvironmentId, kind: EventKind) -> String {
     format!("{PREFIX}.evt.env.{id}.{}", kind.as_str())
 }
 
-/// The events of one environment.
+/// A wildcard for the events of one environment.
 #[must_use]
-pub fn events_of(id: &EnvironmentId) -> String {
+pub fn environment_events(id: &EnvironmentId) -> String {
     format!("{PREFIX}.evt.env.{id}.*")
 }
 
 pub const ALL_EVENTS: &str = "abx.v1.evt.env.>";
 
-/// The dead letter of what was sent to `subject`.
+/// `abx.v1.dlq.<rest>`: the dead letter of a message on `abx.v1.<rest>`.
 #[must_use]
 pub fn dead_letter(subject: &str) -> String {
     let rest = subject.strip_prefix(PREFIX).unwrap_or(subject);
@@ -79,8 +81,8 @@ pub fn dead_letter(subject: &str) -> String {
 
 pub const ALL_DEAD_LETTERS: &str = "abx.v1.dlq.>";
 
-/// `abx.v1.limit.<principal>.<category>.<window>`. `principal` is an id, or an address
-/// hashed or encoded to subject characters by the caller.
+/// `abx.v1.limit.<principal>.<category>.<window>`. `principal` is an id, or an address that
+/// the caller has encoded in subject characters.
 #[must_use]
 pub fn limit(principal: &str, category: &str, window: u64) -> String {
     format!("{PREFIX}.limit.{principal}.{category}.{window}")
@@ -88,21 +90,21 @@ pub fn limit(principal: &str, category: &str, window: u64) -> String {
 
 pub const ALL_LIMITS: &str = "abx.v1.limit.>";
 
-/// Where one process receives the frames of its session number `n`:
-/// `abx.v1.sess.<service>.<instance>.<n>`. Each frame's reply subject is the sender's
-/// own, so one subscription a process serves all its sessions.
+/// `abx.v1.sess.<service>.<instance>.<n>`: one process receives the frames of its session
+/// `n` here. The reply subject of a frame is the sender's own session subject, so one
+/// subscription serves all sessions of a process.
 #[must_use]
 pub fn session(service: &str, instance: &InstanceId, n: u64) -> String {
     format!("{PREFIX}.sess.{service}.{instance}.{n}")
 }
 
-/// All sessions of one process.
+/// A wildcard for the sessions of one process.
 #[must_use]
-pub fn sessions_of(service: &str, instance: &InstanceId) -> String {
+pub fn process_sessions(service: &str, instance: &InstanceId) -> String {
     format!("{PREFIX}.sess.{service}.{instance}.*")
 }
 
-/// What a subject of ours names; the inverse of the builders above.
+/// A parsed subject: the inverse of the builders above.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     Rpc {
@@ -122,6 +124,10 @@ pub enum Subject {
         id: EnvironmentId,
         kind: String,
     },
+    /// The dead letter of a message on `subject`.
+    DeadLetter {
+        subject: String,
+    },
     Limit {
         principal: String,
         category: String,
@@ -135,7 +141,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// `None` for what is not ours.
+    /// `None` for a subject that no builder makes.
     #[must_use]
     pub fn parse(subject: &str) -> Option<Self> {
         let rest = subject.strip_prefix(PREFIX)?.strip_prefix('.')?;
@@ -161,6 +167,9 @@ impl Subject {
                 id: id.parse().ok()?,
                 kind: (*kind).to_owned(),
             },
+            ["dlq", _, ..] => Self::DeadLetter {
+                subject: format!("{PREFIX}.{}", tokens[1..].join(".")),
+            },
             ["limit", principal, category, window] => Self::Limit {
                 principal: (*principal).to_owned(),
                 category: (*category).to_owned(),
@@ -181,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_subject_parses_back_to_what_it_was_built_from() {
+    fn built_subjects_parse_back() {
         let id = EnvironmentId::random();
         let instance = InstanceId::random();
         let table = [
@@ -215,6 +224,12 @@ mod tests {
                 },
             ),
             (
+                dead_letter(&command("local", "reconcile", &id)),
+                Subject::DeadLetter {
+                    subject: command("local", "reconcile", &id),
+                },
+            ),
+            (
                 limit("user-1", "exec", 7),
                 Subject::Limit {
                     principal: "user-1".into(),
@@ -237,13 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_does_not_parse() {
+    fn unknown_subjects_do_not_parse() {
         for text in [
             "",
             "abx.v1",
             "abx.v1.",
             "abx.v1.rpc",
             "abx.v1.rpc..x",
+            "abx.v1.dlq",
             "abx.v2.rpc.a.b",
             "abx.v1.evt.env.nope.running",
         ] {
@@ -252,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_keeps_the_subject_it_came_from() {
+    fn dead_letter_keeps_original_subject() {
         assert_eq!(
             dead_letter("abx.v1.cmd.env.local.x.y"),
             "abx.v1.dlq.cmd.env.local.x.y"

@@ -1,4 +1,4 @@
-//! Quantities with their unit in the type, read and written as Kubernetes writes them.
+//! Quantities with the unit in their type, in Kubernetes' notation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,7 +53,7 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
     Some((numerator, denominator))
 }
 
-/// Reads a quantity in units of `1 / per_unit`, rounded up as Kubernetes does.
+/// Parses a quantity into units of `1 / per_unit`. Rounds up, as Kubernetes does.
 fn parse(text: &str, per_unit: u128) -> Result<u64, QuantityError> {
     let shown = || text.chars().take(40).collect::<String>();
     let syntax = || QuantityError::Syntax(shown());
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_a_kubernetes_quantity_is_read() {
+    fn kubernetes_quantities_of_every_form_parse() {
         for (text, milli) in [
             ("500m", 500),
             ("0.1", 100),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_quantity_is_refused() {
+    fn invalid_quantities_are_rejected() {
         for text in ["", "m", "abc", "1.2.3", "1 Gi", "1gi", "0x10", "1e", "٣"] {
             assert!(
                 matches!(text.parse::<Bytes>(), Err(QuantityError::Syntax(_))),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantity_is_written_in_its_largest_whole_unit() {
+    fn quantity_displays_in_its_largest_whole_unit() {
         assert_eq!(MilliCpu(500).to_string(), "500m");
         assert_eq!(MilliCpu(24_000).to_string(), "24");
         assert_eq!(Bytes(48 << 30).to_string(), "48Gi");

@@ -1,13 +1,13 @@
-//! How every service starts, tells how it is, and stops.
+//! How every service starts, reports its health, and stops.
 //!
 //! Start: configuration → telemetry → bus → the service's own `run`, which spawns its
 //! tasks and returns. Stop (SIGTERM, SIGINT, a failed task or a fatal bus error): not
 //! ready → after the configured delay tasks are cancelled and awaited → bus closed →
 //! telemetry flushed. A second signal and a failure cut the delay short.
 //!
-//! * I1. No task outlives [`main`], and none is started but through [`Tasks`].
-//! * I2. A task that fails takes the process down: whoever runs it starts it again. A
-//!   service never limps on with a part missing.
+//! * I1. Every task is started through [`Tasks`], and none outlives [`main`].
+//! * I2. A task that fails ends the process, and the supervisor restarts it. A service
+//!   never runs without one of its tasks.
 //! * I3. Stopping takes no longer than the configured grace.
 
 mod admin;
@@ -30,15 +30,16 @@ use tokio_util::sync::CancellationToken;
 pub use config::CommonConfig;
 pub use readiness::{Component, Readiness};
 pub use tasks::Tasks;
-pub use telemetry::ForeignSpans;
+pub use telemetry::RelayedSpans;
 
-/// What a service is given to work with.
+/// What a service gets from [`main`].
 #[derive(Clone)]
 pub struct Context {
     pub bus: Bus,
-    /// Cancelled when the service has been told to stop; it still takes work.
-    pub leaving: CancellationToken,
-    /// Cancelled when the service is to stop.
+    /// Cancelled when the order to stop arrives. The service is no longer ready, and still
+    /// takes work until `shutdown`.
+    pub draining: CancellationToken,
+    /// Cancelled when the tasks of the service must end.
     pub shutdown: CancellationToken,
     pub tasks: Tasks,
     pub readiness: Readiness,
@@ -47,13 +48,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// A way to the trace collector for the finished spans of a program that reaches none,
-    /// under the name `agentbox-<program>`.
+    /// Exports the finished spans of a program that cannot reach the trace collector itself,
+    /// under the service name `agentbox-<program>`.
     ///
     /// # Errors
     /// When the exporter cannot be set up.
-    pub fn foreign_spans(&self, program: &str) -> Result<ForeignSpans, anyhow::Error> {
-        self.exports.foreign_spans(program)
+    pub fn relayed_spans(&self, program: &str) -> Result<RelayedSpans, anyhow::Error> {
+        self.exports.relayed_spans(program)
     }
 }
 
@@ -130,7 +131,7 @@ where
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
 
-    let leaving = CancellationToken::new();
+    let draining = CancellationToken::new();
     let shutdown = CancellationToken::new();
     let tasks = Tasks::new(shutdown.clone());
     let readiness = Readiness::new();
@@ -164,7 +165,7 @@ where
 
         let context = Context {
             bus: bus.clone(),
-            leaving: leaving.clone(),
+            draining: draining.clone(),
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
             readiness: readiness.clone(),
@@ -194,7 +195,7 @@ where
                 failure = &mut failed => return Err(failure),
             }
             readiness.stop();
-            leaving.cancel();
+            draining.cancel();
             tokio::select! {
                 () = tokio::time::sleep(common.shutdown_delay()) => {}
                 _ = terminate.recv() => {}
@@ -206,7 +207,7 @@ where
         .await;
 
         readiness.stop();
-        leaving.cancel();
+        draining.cancel();
         shutdown.cancel();
         tasks.finish(common.shutdown_grace()).await;
         bus.close().await;

@@ -4,11 +4,11 @@
 //!
 //! * [`environment`]: what the variables ask for.
 //! * [`export`]: the queue to the collector.
-//! * [`foreign`]: spans that a program without a collector left with this one.
+//! * [`relayed`]: spans exported on behalf of a program without a collector.
 
 mod environment;
 mod export;
-mod foreign;
+mod relayed;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use crate::config::CommonConfig;
 use crate::log_format::JsonLines;
 use environment::{Environment, Protocol};
 use export::Queue;
-pub use foreign::ForeignSpans;
+pub use relayed::RelayedSpans;
 
 /// How long the last spans may take to leave.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
@@ -58,9 +58,9 @@ pub(crate) struct Telemetry {
 /// The queues to the collector, beside this program's own.
 #[derive(Clone, Default)]
 pub(crate) struct Exports {
-    /// To the collector, if there is one.
+    /// How spans reach the collector; `None` without one.
     protocol: Option<Protocol>,
-    foreign: Arc<Mutex<Vec<Arc<Queue>>>>,
+    relayed: Arc<Mutex<Vec<Arc<Queue>>>>,
 }
 
 fn environment() -> Environment<impl Fn(&str) -> Option<String>> {
@@ -150,22 +150,22 @@ pub(crate) fn start(
 }
 
 impl Exports {
-    /// A way to the collector for the spans of `program`.
-    pub(crate) fn foreign_spans(&self, program: &str) -> Result<ForeignSpans, anyhow::Error> {
+    /// A queue to the collector for the spans of `program`.
+    pub(crate) fn relayed_spans(&self, program: &str) -> Result<RelayedSpans, anyhow::Error> {
         let Some(protocol) = self.protocol else {
-            return Ok(ForeignSpans::default());
+            return Ok(RelayedSpans::default());
         };
         let mut queue = queue(protocol)?;
-        queue.set_resource(&environment().foreign_resource(
+        queue.set_resource(&environment().relayed_resource(
             &format!("agentbox-{program}"),
             vec![KeyValue::new("service.namespace", "agentbox")],
         ));
         let queue = Arc::new(queue);
-        self.foreign
+        self.relayed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::clone(&queue));
-        Ok(ForeignSpans { queue: Some(queue) })
+        Ok(RelayedSpans { queue: Some(queue) })
     }
 }
 
@@ -183,13 +183,13 @@ impl Telemetry {
         let flush = move || {
             let deadline = Instant::now() + FLUSH_DEADLINE;
             let left = || deadline.saturating_duration_since(Instant::now());
-            let foreign = self
+            let relayed = self
                 .exports
-                .foreign
+                .relayed
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             let own = self.tracer.shutdown_with_timeout(left());
-            foreign.iter().fold(own, |outcome, queue| {
+            relayed.iter().fold(own, |outcome, queue| {
                 outcome.and(queue.shutdown_with_timeout(left()))
             })
         };

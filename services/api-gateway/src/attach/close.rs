@@ -55,7 +55,7 @@ impl Close {
         };
         Self {
             code,
-            reason: error.code.word().to_owned(),
+            reason: error.code.as_str().to_owned(),
             error: Some(error.message.clone()),
         }
     }

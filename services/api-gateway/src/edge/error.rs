@@ -61,7 +61,7 @@ mod tests {
                 .unwrap();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let expected = serde_json::json!({
-                "error": code.word(), "message": "why", "code": code.status()
+                "error": code.as_str(), "message": "why", "code": code.status()
             });
             assert_eq!(body, expected);
         }

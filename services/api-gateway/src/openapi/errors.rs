@@ -24,7 +24,7 @@ fn name(status: u16) -> String {
 fn words(status: u16) -> Vec<&'static str> {
     let of_status = |code: &&ErrorCode| code.status() == status;
     let codes = ErrorCode::ALL.iter().filter(of_status);
-    codes.map(|code| code.word()).collect()
+    codes.map(|code| code.as_str()).collect()
 }
 
 fn answer(status: u16) -> Response {

@@ -87,9 +87,9 @@ fn every_error_that_a_caller_can_see_is_described() {
             .values()
             .any(|answer| {
                 let text = answer["description"].as_str().unwrap();
-                text.contains(&format!("`{}`", code.word()))
+                text.contains(&format!("`{}`", code.as_str()))
             });
-        assert!(described, "{}", code.word());
+        assert!(described, "{}", code.as_str());
     }
 }
 
@@ -135,6 +135,6 @@ fn the_page_needs_nothing_from_elsewhere_and_names_every_route() {
         );
     }
     for code in ErrorCode::ALL {
-        assert!(page.contains(code.word()), "{}", code.word());
+        assert!(page.contains(code.as_str()), "{}", code.as_str());
     }
 }

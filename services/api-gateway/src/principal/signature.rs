@@ -10,8 +10,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agentbox_bus::Bus;
-use agentbox_contracts::identity::rpc::{Empty, PublicKeys, Secret};
+use agentbox_contracts::identity::rpc::{PublicKeys, Secret};
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::rpc::Empty;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use parking_lot::RwLock;

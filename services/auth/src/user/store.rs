@@ -40,18 +40,7 @@ pub fn parse_id(text: &str) -> Result<UserId, StoreError> {
 }
 
 pub fn parse_role(text: &str) -> Result<Role, StoreError> {
-    match text {
-        "user" => Ok(Role::User),
-        "admin" => Ok(Role::Admin),
-        other => Err(StoreError::corrupt("role", other)),
-    }
-}
-
-const fn role_text(role: Role) -> &'static str {
-    match role {
-        Role::User => "user",
-        Role::Admin => "admin",
-    }
+    text.parse().map_err(|_| StoreError::corrupt("role", text))
 }
 
 /// A user with what verifies its password.
@@ -154,7 +143,7 @@ pub async fn insert(on: &impl ConnectionTrait, new: &NewUser) -> Result<User, St
             UserId::random().as_str().into(),
             new.username.clone().into(),
             new.email.clone().into(),
-            role_text(new.role).into(),
+            new.role.as_str().into(),
             new.password_hash.clone().into(),
         ],
     ))
@@ -178,7 +167,7 @@ pub async fn update(
         [
             id.as_str().into(),
             email.into(),
-            role.map(|role| role_text(role).to_owned()).into(),
+            role.map(|role| role.as_str().to_owned()).into(),
         ],
     ))
     .one(on)

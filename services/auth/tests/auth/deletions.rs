@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentbox_bus::Bus;
-use agentbox_contracts::environment::rpc::{DeleteOwned, Empty};
+use agentbox_contracts::environment::rpc::DeleteOwned;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{DeleteUser, UserRequest};
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::rpc::Empty;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
-use agentbox_contracts::identity::rpc::{Empty, Ready};
+use agentbox_contracts::identity::rpc::Ready;
+use agentbox_contracts::rpc::Empty;
 use agentbox_local::TestPostgres;
 
 use crate::support::{PASSWORD, Replica, World, eventually};

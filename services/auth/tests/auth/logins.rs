@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{
-    ChangePassword, ChangePasswordRequest, Empty, PublicKeys, Ready, Secret,
+    ChangePassword, ChangePasswordRequest, PublicKeys, Ready, Secret,
 };
 use agentbox_contracts::identity::{Credential, Role, Scope};
+use agentbox_contracts::rpc::Empty;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};

@@ -6,8 +6,9 @@ use std::time::Duration;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{
-    DeleteUser, Empty, KeyRequest, PublicKeys, RevokeKey, Secret, UserRequest,
+    DeleteUser, KeyRequest, PublicKeys, RevokeKey, Secret, UserRequest,
 };
+use agentbox_contracts::rpc::Empty;
 
 use crate::support::{ADMIN, ADMIN_PASSWORD, Replica, World, eventually, refused};
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentbox_box_protocol::proto::{self, Step};
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_service::ForeignSpans;
+use agentbox_service::RelayedSpans;
 use opentelemetry::trace::{
     SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState,
 };
@@ -33,18 +33,18 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// Where the spans of boxes go; by default nowhere.
 #[derive(Clone, Debug, Default)]
 pub struct BoxSpans {
-    spans: ForeignSpans,
+    spans: RelayedSpans,
 }
 
 impl BoxSpans {
     #[must_use]
-    pub fn new(spans: ForeignSpans) -> Self {
+    pub fn new(spans: RelayedSpans) -> Self {
         Self { spans }
     }
 
     /// Exports what the box of `lease` told about the run that `call` began.
     pub fn hand_on(&self, call: &Span, lease: &Lease, exited: &proto::Exited) {
-        if exited.spans.is_empty() || !self.spans.are_wanted() {
+        if exited.spans.is_empty() || !self.spans.is_enabled() {
             return;
         }
         let context = call.context();

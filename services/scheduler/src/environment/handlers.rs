@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::{
-    ClusterHealth, DeleteOwnedRequest, DeleteRequest, Empty, GetRequest, HealthReply, ListReply,
+    ClusterHealth, DeleteOwnedRequest, DeleteRequest, GetRequest, HealthReply, ListReply,
     ListRequest, MAX_RESOLVED, PatchRequest, ResolveReply, ResolveRequest,
 };
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
 
 use crate::cluster::registry::Clusters;

@@ -73,15 +73,11 @@ pub(super) struct Row {
 }
 
 fn status_of(text: &str) -> Option<Status> {
-    Status::ALL
-        .into_iter()
-        .find(|status| status.as_str() == text)
+    text.parse().ok()
 }
 
 fn reason_of(text: &str) -> Option<StatusReason> {
-    StatusReason::ALL
-        .into_iter()
-        .find(|reason| reason.as_str() == text)
+    text.parse().ok()
 }
 
 impl TryFrom<Row> for Record {

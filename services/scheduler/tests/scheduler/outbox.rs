@@ -68,7 +68,10 @@ const LIFE: [EventKind; 5] = [
 
 /// Everything the feed has of `id`, after its last event has come.
 async fn feed(bus: &Bus, id: &EnvironmentId) -> Vec<EventKind> {
-    let mut stream = bus.events(subjects::events_of(id), 0).await.unwrap();
+    let mut stream = bus
+        .events(subjects::environment_events(id), 0)
+        .await
+        .unwrap();
     let mut kinds = Vec::new();
     while !kinds.contains(&EventKind::Terminated) {
         let next = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
@@ -157,9 +160,15 @@ async fn what_was_published_but_not_marked_is_not_stored_twice() {
     outbox.wake(&id);
     all_published(&database).await;
     assert_eq!(feed(&bus, &id).await, LIFE);
-    let events = bus.events(subjects::events_of(&id), 0).await.unwrap();
+    let events = bus
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
     assert_eq!(events.take(LIFE.len()).count().await, LIFE.len());
-    let mut events = bus.events(subjects::events_of(&id), 0).await.unwrap();
+    let mut events = bus
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
     let mut seen = 0;
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.next()).await {
         seen += 1;

@@ -43,7 +43,7 @@ impl Endpoint {
                 .last_error
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            *last = Some(error.code.word());
+            *last = Some(error.code.as_str());
         }
     }
 

@@ -136,7 +136,7 @@ impl Served {
         }
         let took = begun.elapsed();
         endpoint.note(took, fault);
-        let word = outcome.as_ref().map_or_else(|e| e.code.word(), |_| "ok");
+        let word = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
         metrics::histogram!("agentbox_rpc_duration_seconds", "method" => destination, "outcome" => word)
             .record(took.as_secs_f64());
         self.reply(message, outcome).instrument(span).await;
@@ -150,7 +150,7 @@ impl Served {
         let body = match outcome {
             Ok(body) => body,
             Err(error) => {
-                headers.insert(subjects::HEADER_ERROR, error.code.word());
+                headers.insert(subjects::HEADER_ERROR, error.code.as_str());
                 serde_json::to_vec(&error)
                     .map(Bytes::from)
                     .unwrap_or_default()

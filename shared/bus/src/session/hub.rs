@@ -145,7 +145,7 @@ impl Hub {
         instance: InstanceId,
     ) -> Result<Self, BusError> {
         let mut frames = client
-            .subscribe(subjects::sessions_of(service, &instance))
+            .subscribe(subjects::process_sessions(service, &instance))
             .await
             .map_err(BusError::nats("subscribing to sessions"))?;
         let hub = Self {

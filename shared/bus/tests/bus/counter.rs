@@ -13,8 +13,8 @@ async fn a_thousand_increments_at_once_by_two_replicas_are_each_counted_once() {
         connect(&nats, "api-gateway").await,
         connect(&nats, "api-gateway").await,
     );
-    one.ensure_streams_of("api-gateway").await.unwrap();
-    two.ensure_streams_of("api-gateway").await.unwrap();
+    one.ensure_streams("api-gateway").await.unwrap();
+    two.ensure_streams("api-gateway").await.unwrap();
     let subject = subjects::limit(&cluster(), "exec", 1);
     let increments = (0..1000).map(|n| {
         let bus = if n % 2 == 0 { &one } else { &two };

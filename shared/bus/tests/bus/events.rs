@@ -12,7 +12,7 @@ use crate::support::{DEADLINE, connect, within};
 
 async fn parties(nats: &NatsEndpoint) -> (Bus, Bus) {
     let scheduler = connect(nats, "scheduler").await;
-    scheduler.ensure_streams_of("scheduler").await.unwrap();
+    scheduler.ensure_streams("scheduler").await.unwrap();
     (scheduler, connect(nats, "api-gateway").await)
 }
 
@@ -41,7 +41,10 @@ async fn the_same_message_id_again_is_no_second_event() {
     let first = scheduler.publish_event(&created, &format!("{id}-1")).await;
     let again = scheduler.publish_event(&created, &format!("{id}-1")).await;
     assert_eq!(first.unwrap(), again.unwrap());
-    let mut events = gateway.events(subjects::events_of(&id), 0).await.unwrap();
+    let mut events = gateway
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
     let stored = next(&mut events).await;
     assert_eq!((stored.event, stored.pending), (created, 0));
 }
@@ -50,7 +53,7 @@ async fn the_same_message_id_again_is_no_second_event() {
 async fn events_are_replayed_from_a_sequence_and_then_followed() {
     let (scheduler, gateway) = parties(&TestNats::shared().await.unwrap()).await;
     let id = EnvironmentId::random();
-    let filter = subjects::events_of(&id);
+    let filter = subjects::environment_events(&id);
     assert!(!gateway.has_events(&filter).await.unwrap());
     let mut sequences = Vec::new();
     for kind in [EventKind::Created, EventKind::Running, EventKind::Updated] {
@@ -81,7 +84,10 @@ async fn who_follows_misses_nothing_when_nats_is_killed() {
     let (system, nats) = TestNats::own().await.unwrap();
     let (scheduler, gateway) = parties(&nats).await;
     let id = EnvironmentId::random();
-    let mut events = gateway.events(subjects::events_of(&id), 0).await.unwrap();
+    let mut events = gateway
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
     let publish = async |kind: EventKind| {
         let (event, message_id) = (event(&id, kind), format!("{id}-{}", kind.as_str()));
         let published =

@@ -40,11 +40,7 @@ impl Table {
 
     async fn with_bucket() -> Self {
         let table = Self::new().await;
-        table
-            .scheduler
-            .ensure_streams_of("scheduler")
-            .await
-            .unwrap();
+        table.scheduler.ensure_streams("scheduler").await.unwrap();
         table
     }
 
@@ -127,11 +123,7 @@ async fn a_mirror_of_an_empty_or_a_later_bucket_is_synced_once_it_is_there() {
     let table = Table::new().await;
     let mirror = table.mirror().await;
     assert!(!mirror.routes.is_synced());
-    table
-        .scheduler
-        .ensure_streams_of("scheduler")
-        .await
-        .unwrap();
+    table.scheduler.ensure_streams("scheduler").await.unwrap();
     mirror.synced().await;
     assert!(mirror.routes.is_empty());
     let (id, route) = table.put().await;
@@ -176,16 +168,8 @@ async fn a_bucket_that_kept_its_markers_for_ever_is_brought_up_to_date() {
     let jetstream = table.scheduler.jetstream();
     jetstream.create_key_value(old).await.unwrap();
     let (kept, route) = table.put().await;
-    table
-        .scheduler
-        .ensure_streams_of("scheduler")
-        .await
-        .unwrap();
-    table
-        .scheduler
-        .ensure_streams_of("scheduler")
-        .await
-        .unwrap();
+    table.scheduler.ensure_streams("scheduler").await.unwrap();
+    table.scheduler.ensure_streams("scheduler").await.unwrap();
     let (deleted, _) = table.put().await;
     table.scheduler.delete_route(&deleted).await.unwrap();
     let mirror = table.mirror().await;

@@ -29,7 +29,7 @@ struct Commands {
 impl Commands {
     async fn new() -> Self {
         let bus = connect(&TestNats::shared().await.unwrap(), "scheduler").await;
-        bus.ensure_streams_of("scheduler").await.unwrap();
+        bus.ensure_streams("scheduler").await.unwrap();
         Self {
             bus,
             cluster: cluster(),
@@ -50,7 +50,7 @@ impl Commands {
 
     async fn queue(&self, bus: &Bus, max_deliver: i64, max_in_flight: usize) -> WorkQueue {
         let consumer = format!("test-{}", self.cluster);
-        let filter = subjects::commands_of(&self.cluster);
+        let filter = subjects::cluster_commands(&self.cluster);
         bus.work_queue(&consumer, filter, ACK_WAIT, max_deliver, max_in_flight)
             .await
             .unwrap()
@@ -75,13 +75,13 @@ impl Commands {
         stored(
             &self.bus,
             COMMANDS_STREAM,
-            &subjects::commands_of(&self.cluster),
+            &subjects::cluster_commands(&self.cluster),
         )
         .await
     }
 
     async fn dead(&self) -> usize {
-        let filter = subjects::dead_letter(&subjects::commands_of(&self.cluster));
+        let filter = subjects::dead_letter(&subjects::cluster_commands(&self.cluster));
         stored(&self.bus, DEAD_LETTERS_STREAM, &filter).await
     }
 

@@ -107,7 +107,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
 
     /// The same for a program that left its spans with this one: the deployment's
     /// attributes, and a name that is its own.
-    pub(super) fn foreign_resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
+    pub(super) fn relayed_resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
         Resource::builder_empty()
             .with_attributes(ours)
             .with_detector(Box::new(EnvResourceDetector::new()))
@@ -200,7 +200,7 @@ mod tests {
             Some("mine")
         );
         assert_eq!(
-            name_of(named.foreign_resource("agentbox-boxd", vec![])).as_deref(),
+            name_of(named.relayed_resource("agentbox-boxd", vec![])).as_deref(),
             Some("agentbox-boxd")
         );
     }

@@ -170,7 +170,7 @@ fn process() {
         })
         .await
         .unwrap();
-        bus.ensure_streams_of("exec-proxy").await.unwrap();
+        bus.ensure_streams("exec-proxy").await.unwrap();
         let limits = Limits {
             sessions_per_box: 8,
             session_grace: Duration::from_secs(2),

@@ -78,10 +78,7 @@ impl Store {
         for row in self.database.query_all_raw(statement).await? {
             let (id, status): (String, String) =
                 (row.try_get("", "id")?, row.try_get("", "status")?);
-            let status = Status::ALL
-                .into_iter()
-                .find(|known| known.as_str() == status);
-            if let (Ok(id), Some(status)) = (id.parse(), status) {
+            if let (Ok(id), Ok(status)) = (id.parse(), status.parse::<Status>()) {
                 live.push(Live { id, status });
             }
         }

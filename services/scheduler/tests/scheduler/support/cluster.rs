@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use agentbox_bus::Bus;
 use agentbox_contracts::environment::rpc::{
-    Create, CreateRequest, Empty, Get, GetRequest, Health, HealthReply,
+    Create, CreateRequest, Get, GetRequest, Health, HealthReply,
 };
 use agentbox_contracts::environment::{Environment, EnvironmentEvent, EnvironmentRequest, Status};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::subjects;
 use agentbox_local::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir};
 use agentbox_runtime::Runtime;
@@ -239,7 +240,7 @@ impl World {
     pub async fn events(&self, id: &EnvironmentId, count: usize) -> Vec<EnvironmentEvent> {
         let mut stream = self
             .gateway
-            .events(subjects::events_of(id), 0)
+            .events(subjects::environment_events(id), 0)
             .await
             .unwrap();
         let mut events = Vec::new();

@@ -39,7 +39,7 @@ pub async fn bus(nats: &NatsEndpoint, service: &'static str) -> Bus {
 /// The scheduler's, with its streams made, on the server that tests share.
 pub async fn shared_bus() -> Bus {
     let bus = bus(&TestNats::shared().await.unwrap(), "scheduler").await;
-    bus.ensure_streams_of("scheduler").await.unwrap();
+    bus.ensure_streams("scheduler").await.unwrap();
     bus
 }
 
@@ -81,7 +81,7 @@ impl Replica {
         settings: Settings,
     ) -> Self {
         let bus = bus(nats, "scheduler").await;
-        bus.ensure_streams_of("scheduler").await.unwrap();
+        bus.ensure_streams("scheduler").await.unwrap();
         let overcommit = Overcommit {
             cpu: 1_000.0,
             memory: 1_000.0,
