@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use agentbox_local::Runtime;
+use agentbox_testing::Runtime;
 use serde::Serialize;
 
 /// One measured thing. Times are milliseconds.

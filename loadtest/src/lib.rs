@@ -11,7 +11,7 @@ mod target;
 
 use std::path::PathBuf;
 
-use agentbox_local::Runtime;
+use agentbox_testing::Runtime;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 

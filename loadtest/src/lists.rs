@@ -8,7 +8,7 @@ use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::environment::rpc::{List, ListRequest};
 use agentbox_contracts::environment::{Status, Visibility};
 use agentbox_contracts::ids::{InstanceId, UserId};
-use agentbox_local::System;
+use agentbox_testing::System;
 use anyhow::{Context as _, ensure};
 
 use crate::figures::{Figure, Samples};

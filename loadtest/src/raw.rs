@@ -6,7 +6,7 @@ mod kubernetes;
 use std::path::Path;
 use std::time::Duration;
 
-use agentbox_local::Runtime;
+use agentbox_testing::Runtime;
 use async_trait::async_trait;
 
 use containerd::Containerd;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use agentbox_client::Client;
-use agentbox_local::{Options, Runtime, System, build_kubernetes};
+use agentbox_testing::{Options, Runtime, System, build_kubernetes};
 use anyhow::Context as _;
 
 use crate::raw::{self, Raw};
@@ -52,9 +52,10 @@ impl Target {
 
     async fn start(runtime: Runtime) -> anyhow::Result<Self> {
         if runtime == Runtime::Kubernetes {
-            build_kubernetes(|step| println!("{step}")).await?;
+            println!("building the programs of a Kubernetes that are not in the cache");
+            build_kubernetes().await?;
         }
-        let mut options = Options::parts(runtime.parts()).durable();
+        let mut options = Options::components(runtime.components()).durable();
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }

@@ -1,22 +1,23 @@
-//! The commands of `agentbox-local`. What fails says one line and exits with 1.
+//! The commands of `agentbox-local`. A command that fails prints one line and exits with 1.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agentbox_testing::KubernetesEndpoint;
+use agentbox_testing::paths::Layout;
 use clap::{Parser, Subcommand};
-
-use crate::plan::Layout;
 
 mod down;
 mod images;
+mod kubernetes;
 mod prepare;
 mod up;
 
-/// AgentBox on this machine.
+/// Runs AgentBox on this machine.
 #[derive(Parser)]
 #[command(name = "agentbox-local")]
 struct Arguments {
-    /// Where data, logs and secrets are kept.
+    /// The directory of data, logs and secrets.
     #[arg(long, global = true, env = "AGENTBOX_DIR", default_value = ".agentbox")]
     dir: PathBuf,
     #[command(subcommand)]
@@ -25,51 +26,82 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install and build what is needed: packages, a NATS server, images.
+    /// Install and build the requirements: packages, a NATS server, images.
     Prepare {
-        /// Also the programs of a Kubernetes: minutes of compiling, once.
+        /// Also build the programs of a Kubernetes, which takes minutes once.
         #[arg(long)]
         kubernetes: bool,
     },
     /// Start everything and wait until it is ready.
     Up(up::Options),
-    /// Stop everything; data stay.
+    /// Stop everything and keep the data.
     Down,
-    /// What runs, and what is not ready.
+    /// List the processes, and why a process is not ready.
     Status,
-    /// The programs' output.
+    /// Print the end of the logs.
     Logs {
-        /// One program (`auth-0`) or all replicas of a service (`auth`).
+        /// One process (`auth-0`) or all replicas of a service (`auth`).
         service: Option<String>,
-        /// Go on with what comes.
+        /// Print new lines as they are written.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Stop everything and remove its data.
+    /// Stop everything and remove the data.
     Clean,
     /// Build the container images of the services and of boxd, without a container daemon.
     Images {
-        /// Where the archives go, each for `docker load`, `crane push` or `ctr images import`.
+        /// The directory for the archives, for `docker load`, `crane push` or `ctr images import`.
         directory: PathBuf,
-        /// Put before the images' names: registry.example/team
+        /// The prefix of the images' names, such as registry.example/team.
         #[arg(long, default_value = "")]
         registry: String,
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
     },
-    /// Owns a running instance; started by `up` and by tests.
+    /// Run the supervisor of an instance; started by `up` and by tests.
     #[command(hide = true)]
     Supervise {
-        /// End when standard input ends.
+        /// Stop when standard input ends.
         #[arg(long)]
         until_stdin_ends: bool,
     },
+    /// Extend a running Kubernetes of an instance; started by tests.
+    #[command(hide = true)]
+    Kubernetes {
+        #[command(subcommand)]
+        command: KubernetesCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum KubernetesCommand {
+    /// Build the programs of a Kubernetes.
+    Build,
+    /// Install CoreDNS.
+    AddDns {
+        /// The cluster's object in the clusters file, as JSON.
+        #[arg(value_parser = parse_endpoint)]
+        endpoint: KubernetesEndpoint,
+    },
+    /// Push an image with one static program to the cluster's registry; prints its full name.
+    PushProgram {
+        /// The cluster's object in the clusters file, as JSON.
+        #[arg(value_parser = parse_endpoint)]
+        endpoint: KubernetesEndpoint,
+        program: PathBuf,
+        /// The image's name in the registry.
+        name: String,
+    },
+}
+
+fn parse_endpoint(json: &str) -> Result<KubernetesEndpoint, serde_json::Error> {
+    serde_json::from_str(json)
 }
 
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // One thread: see `supervisor`.
+    // Single-threaded because of the supervisor, which says why.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,11 +136,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Supervise { until_stdin_ends } => {
             crate::supervisor::run(layout, until_stdin_ends).await?;
         }
+        Command::Kubernetes { command } => kubernetes::run(command).await?,
         Command::Logs { service, follow } => logs(&layout, service.as_deref(), follow)?,
         Command::Status => {
-            let (report, well) = crate::status::report(&layout).await;
+            let (report, is_ready) = crate::status::report(&layout).await;
             print!("{report}");
-            return Ok(if well {
+            return Ok(if is_ready {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
@@ -118,10 +151,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes `tail`, which knows rotated files and terminals.
+/// Replaces this process with `tail`, which handles rotated files and terminals.
 fn logs(layout: &Layout, service: Option<&str>, follow: bool) -> anyhow::Result<()> {
     use std::os::unix::process::CommandExt;
-    let wanted = |path: &Path| {
+    let is_selected = |path: &Path| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         path.extension().is_some_and(|extension| extension == "log")
             && service.is_none_or(|service| {
@@ -135,12 +168,15 @@ fn logs(layout: &Layout, service: Option<&str>, follow: bool) -> anyhow::Result<
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| wanted(path))
+        .filter(|path| is_selected(path))
         .collect();
     files.sort();
     if files.is_empty() {
-        let what = service.unwrap_or("anything");
-        anyhow::bail!("no log of {what} in {}", layout.logs().display());
+        let logs = layout.logs();
+        match service {
+            Some(service) => anyhow::bail!("no log of {service} in {}", logs.display()),
+            None => anyhow::bail!("no logs in {}", logs.display()),
+        }
     }
     let mut tail = std::process::Command::new("tail");
     tail.args(["-n", "100"]);

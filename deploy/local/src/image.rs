@@ -1,56 +1,56 @@
-//! The images that boxes start from, where no registry offers them, and those of our own
+//! Builds the images of boxes, where no registry offers them, and those of the product's
 //! programs ([`programs`]).
 //!
-//! Owns which images are built, their archives in the cache, and their import. Where
-//! Docker Hub is in reach only the pause image is made: the rest is pulled on demand.
+//! Owns the list of images and their archives in the cache. If Docker Hub is reachable, only
+//! the pause image is built: the others are pulled on demand.
 //!
-//! * I1. An archive's file name holds a digest of everything it is made from (recipe and
-//!   this machine's CA certificates), so a stale one is never imported.
-//! * I2. Two runs that start together build an image once: building holds a lock.
-//! * I3. A build that is killed leaves no process and no mount (it has namespaces of its
-//!   own for both), and no more than a directory that the next one removes.
+//! * I1. An archive's file name contains a digest of its inputs (recipe and this machine's CA
+//!   certificates), so that a stale archive is never imported.
+//! * I2. Two runs that start together build an image once: a build holds a lock.
+//! * I3. A killed build leaves no process and no mount, because it runs in namespaces of its
+//!   own, and one directory that the next build removes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::tool::{Tool, ToolError};
+use agentbox_testing::tool::{Tool, ToolError};
 
 pub mod programs;
 
-/// The name that containerd is configured to take for every sandbox.
+/// The image of every sandbox.
 pub(crate) const PAUSE: &str = "agentbox.local/pause:1";
 
 const RECIPE: &str = include_str!("../images/build.sh");
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
 
-/// An image cannot be made.
+/// An image cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("cannot build the image {image}: {source}")]
     Build { image: String, source: ToolError },
-    #[error("cannot keep images in {path}: {source}")]
+    #[error("cannot store images in {path}: {source}")]
     Cache {
         path: PathBuf,
         source: std::io::Error,
     },
 }
 
-/// How to come by images; `AGENTBOX_IMAGES` says it, or Docker Hub is asked.
+/// Whether images can be pulled from Docker Hub: as `AGENTBOX_IMAGES` says, or by a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hub {
-    InReach,
-    /// And says so at once.
+enum Registry {
+    Reachable,
+    /// Requests fail at once.
     Refused,
-    /// And lets one wait.
-    Silent,
+    /// Requests time out.
+    TimedOut,
 }
 
 /// One image in the docker-archive format.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    /// Its name, with the tag.
+    /// The image's name, with the tag.
     pub image: String,
     pub path: PathBuf,
 }
@@ -58,11 +58,11 @@ pub struct Archive {
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     pub(crate) archives: Vec<Archive>,
-    /// Docker Hub is out of reach and does not say so quickly: pulls from it are made to
-    /// fail at once, rather than after a minute.
-    pub(crate) refuse_hub: bool,
-    /// For the person who starts it, if there is something to say.
-    pub(crate) remark: Option<&'static str>,
+    /// Whether containerd is configured to refuse pulls from Docker Hub, because they would
+    /// time out after a minute.
+    pub(crate) refuse_docker_hub: bool,
+    /// A message for the person who starts the instance.
+    pub(crate) notice: Option<&'static str>,
 }
 
 const RECIPES: [(&str, &str); 3] = [
@@ -71,13 +71,13 @@ const RECIPES: [(&str, &str); 3] = [
     ("python", "docker.io/library/python:3.11-slim"),
 ];
 
-async fn ask_hub() -> Hub {
+async fn probe_docker_hub() -> Registry {
     match std::env::var("AGENTBOX_IMAGES").as_deref() {
-        Ok("pull") => return Hub::InReach,
-        Ok("build") => return Hub::Refused,
+        Ok("pull") => return Registry::Reachable,
+        Ok("build") => return Registry::Refused,
         _ => {}
     }
-    let asked = Instant::now();
+    let started = Instant::now();
     let status = Tool::new("curl")
         .args(["--silent", "--output", "/dev/null", "--max-time", "3"])
         .args([
@@ -88,33 +88,34 @@ async fn ask_hub() -> Hub {
         .run()
         .await;
     match status.as_deref().map(str::trim) {
-        Ok("200" | "401" | "429") => Hub::InReach,
-        _ if asked.elapsed() > Duration::from_secs(2) => Hub::Silent,
-        _ => Hub::Refused,
+        Ok("200" | "401" | "429") => Registry::Reachable,
+        _ if started.elapsed() > Duration::from_secs(2) => Registry::TimedOut,
+        _ => Registry::Refused,
     }
 }
 
-/// Builds what is needed and not yet in the cache. `say` hears of what takes long.
+/// Builds the images that are required and not in the cache. `progress` receives a message
+/// before each build.
 ///
 /// # Errors
-/// When a recipe fails; its last words are in the error.
+/// When a recipe fails, with its last lines.
 pub(crate) async fn provide(
     cache: &Path,
-    mut say: impl FnMut(String),
+    mut progress: impl FnMut(String),
 ) -> Result<Images, ImageError> {
-    let hub = ask_hub().await;
+    let docker_hub = probe_docker_hub().await;
     let mut archives = Vec::new();
     for (recipe, image) in RECIPES {
-        if hub == Hub::InReach && image != PAUSE {
+        if docker_hub == Registry::Reachable && image != PAUSE {
             continue;
         }
-        archives.push(archive(cache, recipe, image, &mut say).await?);
+        archives.push(archive(cache, recipe, image, &mut progress).await?);
     }
     Ok(Images {
         archives,
-        refuse_hub: hub == Hub::Silent,
-        remark: (hub != Hub::InReach).then_some(
-            "Docker Hub is out of reach: python:3.11-slim and busybox are built here from Debian packages",
+        refuse_docker_hub: docker_hub == Registry::TimedOut,
+        notice: (docker_hub != Registry::Reachable).then_some(
+            "Docker Hub is unreachable: python:3.11-slim and busybox are built from Debian packages",
         ),
     })
 }
@@ -123,7 +124,7 @@ async fn archive(
     cache: &Path,
     recipe: &'static str,
     image: &'static str,
-    say: &mut impl FnMut(String),
+    progress: &mut impl FnMut(String),
 ) -> Result<Archive, ImageError> {
     let failed = |source| ImageError::Cache {
         path: cache.to_owned(),
@@ -131,16 +132,16 @@ async fn archive(
     };
     let directory = cache.join("images");
     std::fs::create_dir_all(&directory).map_err(failed)?;
-    let path = directory.join(format!("{recipe}-{}.tar", key()));
-    let made = Archive {
+    let path = directory.join(format!("{recipe}-{}.tar", inputs_digest()));
+    let archive = Archive {
         image: image.to_owned(),
         path: path.clone(),
     };
     if path.is_file() {
-        return Ok(made);
+        return Ok(archive);
     }
     let lock = std::fs::File::create(directory.join(format!("{recipe}.lock"))).map_err(failed)?;
-    // Another run builds it: its result is ours too.
+    // If another run builds the image, its result is used.
     let deadline = Instant::now() + Duration::from_secs(600);
     while lock.try_lock().is_err() {
         if Instant::now() > deadline {
@@ -152,10 +153,10 @@ async fn archive(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     if !path.is_file() {
-        say(format!("building the image {image} from Debian packages"));
+        progress(format!("building the image {image} from Debian packages"));
         build(recipe, image, &directory, &path).await?;
     }
-    Ok(made)
+    Ok(archive)
 }
 
 async fn build(
@@ -168,7 +169,7 @@ async fn build(
         path: directory.to_owned(),
         source,
     };
-    // The caller holds the recipe's lock: what is there is of a killed build.
+    // The caller holds the recipe's lock, so an existing directory is of a killed build.
     let work = directory.join(format!("{recipe}.work"));
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir(&work).map_err(failed)?;
@@ -192,8 +193,8 @@ async fn build(
     Ok(())
 }
 
-/// A digest of everything that the archives are made from.
-fn key() -> String {
+/// A digest of the inputs of the archives.
+fn inputs_digest() -> String {
     let mut digest = Sha256::new();
     digest.update(RECIPE);
     digest.update(PAUSE_SOURCE);

@@ -1,34 +1,35 @@
-//! A real Kubernetes of one node, from the projects' own sources: etcd, the API server,
-//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network; and what clusters have beside: metrics-server,
-//! a registry.
-//! No other Kubernetes and no Docker is needed, and none is touched.
+//! A real Kubernetes of one node, built from the projects' sources: etcd, the API server,
+//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network; with
+//! metrics-server and a registry, as most clusters have.
 //!
-//! * I1. All of it runs in namespaces of its own ([`node`]) and below the instance's run
-//!   directory; what the instance leaves is what a containerd instance leaves
-//!   ([`crate::containerd::leftovers`]) and control groups.
-//! * I2. Order matters: kube-proxy, then Felix, then the kubelet. Until Felix has
-//!   made its chains, a Pod without rights could send.
-//! * I3. Images, and only they, outlive it.
+//! It needs no other Kubernetes and no Docker, and does not use them.
+//!
+//! * I1. It runs in namespaces of its own ([`node`]) and in the instance's run directory. What
+//!   it leaves on the machine is what a containerd leaves ([`crate::cleanup`]).
+//! * I2. The programs start in this order: kube-proxy, then Felix, then the kubelet. Before
+//!   Felix has created its chains, a Pod without rights could send packets.
+//! * I3. Only images outlive it.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use agentbox_testing::KubernetesEndpoint;
+use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
+use agentbox_testing::paths::{Layout, RUN_DIRECTORIES};
+use agentbox_testing::tool::{ToolError, find};
 
-use crate::containerd::{ContainerdError, Paths};
+use crate::cluster_paths::ClusterPaths;
+use crate::containerd::ContainerdError;
+use crate::control_groups;
 use crate::image::{Archive, ImageError, Images};
 use crate::network::{self, NetworkError, bridge_name};
-use crate::plan::{Layout, cache_directory};
-use crate::tool::ToolError;
 
+pub mod addons;
 pub(crate) mod api;
 pub(crate) mod build;
 mod configuration;
 mod dns;
-pub mod existing;
-pub mod guest;
-pub(crate) mod measure;
+pub(crate) mod existing;
+pub(crate) mod metrics_server;
 pub(crate) mod node;
 mod programs;
 pub(crate) mod registry;
@@ -36,13 +37,12 @@ pub(crate) mod registry;
 use api::SYSTEM_NAMESPACE;
 use build::Programs;
 use configuration::Files;
-use node::Addresses;
-pub(crate) use programs::{FELIX_PORT, Launches, NODE_CONTAINERD};
+pub(crate) use programs::{FELIX_PORT, NODE_CONTAINERD, ProgramSpecs};
 
 /// The cluster cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    #[error("a Kubernetes of its own needs root: run this as root (sudo)")]
+    #[error("a local Kubernetes needs root: run this as root (sudo)")]
     NotRoot,
     #[error("`{0}` is not installed: run `agentbox-local prepare`")]
     NotInstalled(&'static str),
@@ -65,49 +65,8 @@ pub enum KubernetesError {
     Tool(#[from] ToolError),
     #[error(transparent)]
     Api(#[from] api::ApiError),
-    #[error("the node's first process is gone")]
+    #[error("the process that holds the node's namespaces has exited")]
     NoNode,
-}
-
-/// A running cluster, as a cluster's `kubernetes` object in the clusters file wants it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KubernetesEndpoint {
-    /// Of an administrator.
-    pub kubeconfig: PathBuf,
-    /// The instance's unique name.
-    pub deployment: String,
-    pub system_namespace: String,
-    pub boxd_image: String,
-    /// How the driver brings it into boxes.
-    pub boxd_delivery: String,
-    /// The Secret with the login of the cluster's registry.
-    pub image_pull_secrets: Vec<String>,
-    /// Nodes, services and pods.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// This machine, as the boxes see it: its exec-proxies reach them from there.
-    pub boxd_client_cidrs: Vec<String>,
-    pub dns_servers: Vec<IpAddr>,
-    /// How the driver reaches boxes.
-    pub reach: String,
-}
-
-impl KubernetesEndpoint {
-    /// How many processes the cluster's node allows in each Pod.
-    #[must_use]
-    pub const fn pids_of_a_pod(&self) -> u32 {
-        configuration::PIDS_OF_A_POD
-    }
-}
-
-/// Builds what of a cluster is not yet there, which a start would do without a word. `say`
-/// hears of what takes long.
-///
-/// # Errors
-/// When one cannot be built, or nobody but root could use it.
-pub async fn build_kubernetes(say: impl FnMut(String)) -> Result<(), KubernetesError> {
-    require_root()?;
-    build::provide(&cache_directory(), say).await?;
-    Ok(())
 }
 
 fn require_root() -> Result<(), KubernetesError> {
@@ -119,20 +78,20 @@ fn require_root() -> Result<(), KubernetesError> {
 }
 
 pub(crate) struct Kubernetes {
-    pub(crate) paths: Paths,
-    pub(crate) addresses: Addresses,
+    pub(crate) paths: ClusterPaths,
+    pub(crate) addresses: ClusterAddresses,
     pub(crate) endpoint: KubernetesEndpoint,
     pub(crate) programs: Programs,
-    /// boxd, as the image that Pods take it from.
+    /// The image that contains boxd.
     pub(crate) boxd: Archive,
     files: Files,
 }
 
 impl Kubernetes {
-    /// Makes directories, network and configuration. What a killed run left has been
-    /// removed before.
+    /// Creates directories, network and configuration. Everything that a killed supervisor left
+    /// must have been removed before ([`crate::cleanup`]).
     pub(crate) async fn prepare(
-        paths: Paths,
+        paths: ClusterPaths,
         boxd: &Path,
         images: &Images,
         registry: &Path,
@@ -151,7 +110,7 @@ impl Kubernetes {
             "openssl",
             "sysctl",
         ] {
-            if crate::tool::find(program).is_none() {
+            if find(program).is_none() {
                 return Err(KubernetesError::NotInstalled(program));
             }
         }
@@ -163,22 +122,26 @@ impl Kubernetes {
             })?;
         }
         let resolvers = network::resolvers();
-        let whole =
-            network::create(&paths.deployment, Path::new("/run/agentbox"), &resolvers).await?;
-        let addresses = Addresses::of(whole);
-        node::create_control_groups(&paths.deployment).map_err(|source| {
-            KubernetesError::Directory {
-                path: "/sys/fs/cgroup".into(),
-                source,
-            }
+        let subnet =
+            network::create(&paths.deployment, Path::new(RUN_DIRECTORIES), &resolvers).await?;
+        let addresses = ClusterAddresses::of(subnet);
+        control_groups::create(&paths.deployment).map_err(|source| KubernetesError::Directory {
+            path: "/sys/fs/cgroup".into(),
+            source,
         })?;
         let files = Files::new(&paths);
         let plugins = programs.bin("calico");
         files
-            .write(&paths, &addresses, &resolvers, &plugins, images.refuse_hub)
+            .write(
+                &paths,
+                &addresses,
+                &resolvers,
+                &plugins,
+                images.refuse_docker_hub,
+            )
             .await?;
         registry::write(&files, &addresses, registry)?;
-        measure::write_keys(&files).await?;
+        metrics_server::write_keys(&files).await?;
         let boxd = crate::image::programs::of_boxd(boxd, &run).await?;
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
@@ -187,7 +150,7 @@ impl Kubernetes {
             boxd_image: boxd.image.clone(),
             boxd_delivery: "image_volume".to_owned(),
             image_pull_secrets: vec![registry::SECRET.to_owned()],
-            cluster_cidrs: vec![whole.into()],
+            cluster_cidrs: vec![subnet.into()],
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],
             dns_servers: resolvers,
             reach: "pod_ip".to_owned(),
@@ -206,14 +169,14 @@ impl Kubernetes {
         bridge_name(&self.paths.deployment)
     }
 
-    pub(crate) fn launches<'a>(&'a self, layout: &'a Layout, keeper: u32) -> Launches<'a> {
-        Launches {
+    pub(crate) fn program_specs<'a>(&'a self, layout: &'a Layout, holder: u32) -> ProgramSpecs<'a> {
+        ProgramSpecs {
             programs: &self.programs,
             paths: &self.paths,
             files: &self.files,
             addresses: &self.addresses,
             layout,
-            keeper,
+            holder,
         }
     }
 }

@@ -1,11 +1,11 @@
-//! One program's log file. Bounded: at its limit it becomes `<name>.log.1`, and the
-//! one before that goes.
+//! One program's log file, with rotation: at its limit it is renamed to `<name>.log.1`, which
+//! replaces the one before.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// At most twice this is kept of each program.
+/// The size at which a log is rotated. At most twice this is kept of each program.
 pub(crate) const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Appends to what is there.
+    /// Opens a log for appending.
     ///
     /// # Errors
     /// When the file cannot be opened for writing.
@@ -33,7 +33,7 @@ impl LogFile {
     }
 
     /// # Errors
-    /// When the disk does not take it.
+    /// When the bytes cannot be written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.written > 0 && self.written + bytes.len() as u64 > self.limit {
             std::fs::rename(&self.path, rotated(&self.path))?;
@@ -45,33 +45,21 @@ impl LogFile {
     }
 }
 
-/// Where the older half of a log is.
+/// The path of a rotated log.
 pub(crate) fn rotated(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     PathBuf::from(name)
 }
 
-/// The last lines of a log, at most `bytes` of it; empty when there is none.
-pub(crate) fn tail(path: &Path, bytes: u64) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    let read = || -> io::Result<String> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
-        let mut text = Vec::new();
-        file.take(bytes).read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    read().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
+    use agentbox_testing::log_tail::tail;
+
     use super::*;
 
     #[test]
-    fn a_log_never_grows_past_twice_its_limit_and_keeps_the_newest() {
+    fn log_at_its_limit_is_rotated_and_keeps_the_newest_lines() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("auth-0.log");
         let mut log = LogFile::open(&path, 100).unwrap();

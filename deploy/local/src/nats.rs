@@ -1,17 +1,20 @@
-//! A NATS server of our own, with JetStream. One user for each service, with the
-//! permissions of `agentbox_contracts::permissions` and no others.
+//! A NATS server with JetStream.
+//!
+//! * I1. Each service has a user, with the permissions of `agentbox_contracts::permissions` and
+//!   no others.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentbox_contracts::permissions::{SERVICES, for_service};
+use agentbox_testing::NatsEndpoint;
+use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
+use agentbox_testing::private_file;
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::child::Launch;
-use crate::secrets::ALL_ACCESS_USER;
+use crate::process::ProcessSpec;
 
 pub mod server;
 
@@ -26,37 +29,13 @@ pub enum NatsError {
     Configuration(std::io::Error),
 }
 
-/// Where a running server is, and who may log in.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NatsEndpoint {
-    /// `nats://127.0.0.1:<port>`.
-    pub url: String,
-    /// Its monitoring page, on which `/healthz` is.
-    pub monitor_url: String,
-    /// Passwords by user: each service, and [`ALL_ACCESS_USER`].
-    pub passwords: BTreeMap<String, String>,
-}
-
-impl NatsEndpoint {
-    /// User and password of the all-access user.
-    #[must_use]
-    pub fn all_access(&self) -> (&str, &str) {
-        (
-            ALL_ACCESS_USER,
-            self.passwords
-                .get(ALL_ACCESS_USER)
-                .map_or("", String::as_str),
-        )
-    }
-}
-
 pub(crate) struct Nats {
     pub(crate) endpoint: NatsEndpoint,
     program: PathBuf,
     configuration: PathBuf,
 }
 
-/// The server's configuration; JSON is a form of its language.
+/// The server's configuration. Its language is a superset of JSON.
 fn configuration(
     name: &str,
     store: &Path,
@@ -85,7 +64,7 @@ fn configuration(
         "max_file_store": 10u64 << 30,
     });
     if durable {
-        // What was acknowledged is on the disk: affordable at our rates.
+        // An acknowledged message is on the disk. Our message rates allow that.
         jetstream["sync_interval"] = json!("always");
     }
     json!({
@@ -112,7 +91,7 @@ impl Nats {
         let path = directory.join("nats.conf");
         let store = directory.join("store");
         let text = configuration(deployment, &store, ports, passwords, durable).to_string();
-        crate::secrets::write_private(&path, text.as_bytes()).map_err(NatsError::Configuration)?;
+        private_file::write(&path, text.as_bytes()).map_err(NatsError::Configuration)?;
         Ok(Self {
             endpoint: NatsEndpoint {
                 url: format!("nats://127.0.0.1:{}", ports.0),
@@ -124,8 +103,8 @@ impl Nats {
         })
     }
 
-    pub(crate) fn launch(&self, log: PathBuf) -> Launch {
-        Launch {
+    pub(crate) fn process_spec(&self, log: PathBuf) -> ProcessSpec {
+        ProcessSpec {
             name: "nats".to_owned(),
             program: self.program.clone(),
             arguments: vec!["--config".into(), self.configuration.clone().into()],
@@ -143,9 +122,9 @@ impl Nats {
 mod tests {
     use super::*;
 
-    /// `AGENTBOX_WRITE=1` writes the file anew.
+    /// `AGENTBOX_WRITE=1` updates the file.
     #[test]
-    fn the_charts_permissions_are_those_of_the_contracts() {
+    fn chart_permissions_match_the_contracts() {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/files/nats-permissions.json");
         let users = |service: &&str| {
@@ -164,13 +143,13 @@ mod tests {
         let is_current = std::fs::read_to_string(&path).unwrap() == text;
         assert!(
             is_current,
-            "{} is not what the contracts say",
+            "{} differs from the contracts; update it with AGENTBOX_WRITE=1",
             path.display()
         );
     }
 
     #[test]
-    fn every_service_has_its_own_user_and_only_its_own_subjects() {
+    fn every_service_has_a_user_with_its_own_subjects_only() {
         let passwords: BTreeMap<String, String> = SERVICES
             .iter()
             .map(|s| ((*s).to_owned(), format!("pw-{s}")))
@@ -181,10 +160,7 @@ mod tests {
         for user in users.iter().filter(|user| user["user"] != ALL_ACCESS_USER) {
             for list in ["publish", "subscribe"] {
                 let allow = user["permissions"][list]["allow"].as_array().unwrap();
-                assert!(
-                    !allow.is_empty(),
-                    "an empty list would allow everything: {user}"
-                );
+                assert!(!allow.is_empty(), "an empty list allows everything: {user}");
                 assert!(!allow.contains(&json!(">")), "{user}");
             }
         }

@@ -1,145 +1,77 @@
-//! The boxes' network on this machine: which addresses, which resolvers, the bridge.
+//! The boxes' network on this machine: its subnet, its resolvers, its bridge.
 //!
 //! * I1. The subnet overlaps no route of the host, and no resolver.
-//! * I2. Two instances that start together get different subnets: choosing happens under
-//!   a lock, and the bridge (whose route is seen by the next chooser) exists before the
-//!   lock is released.
-//! * I3. Masquerading is one nftables table per instance, not a chain per box: removing
-//!   it is one call, after a crash too.
+//! * I2. Two instances that start together get different subnets: a subnet is chosen under a
+//!   lock, and the bridge (whose route the next instance sees) exists before the lock is
+//!   released.
+//! * I3. Masquerading is one nftables table per instance, not a chain per box, so that one call
+//!   removes it, also after a crash.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use agentbox_testing::tool::{Tool, ToolError};
+use ipnet::Ipv4Net;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
-
-use crate::tool::{Tool, ToolError};
 
 /// The boxes' network cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    #[error("every 10.160.0.0/11 subnet overlaps a route of this machine")]
+    #[error("every /20 subnet of 10.160.0.0/11 overlaps a route of this machine")]
     NoSubnet,
     #[error(transparent)]
     Tool(#[from] ToolError),
-    #[error("cannot read what `ip` says: {0}")]
+    #[error("cannot parse the output of `ip`: {0}")]
     Output(#[from] serde_json::Error),
-    #[error("cannot take the network lock: {0}")]
+    #[error("cannot lock the network: {0}")]
     Lock(std::io::Error),
 }
 
-/// An IPv4 network in CIDR form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Subnet {
-    first: u32,
-    length: u8,
+/// The bridge's address: the first host of the subnet.
+pub(crate) fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()) + 1)
 }
 
-impl Subnet {
-    fn new(address: Ipv4Addr, length: u8) -> Self {
-        let first = u32::from(address) & mask(length);
-        Self { first, length }
-    }
-
-    fn overlaps(self, other: Self) -> bool {
-        let shorter = mask(self.length.min(other.length));
-        self.first & shorter == other.first & shorter
-    }
-
-    /// The bridge's own address: the first host.
-    #[must_use]
-    pub fn gateway(self) -> Ipv4Addr {
-        self.host(1)
-    }
-
-    pub(crate) fn host(self, number: u32) -> Ipv4Addr {
-        Ipv4Addr::from(self.first + number)
-    }
-
-    pub(crate) const fn length(self) -> u8 {
-        self.length
-    }
-
-    /// Its `number`th part of this length, counted from 0.
-    pub(crate) fn part(self, length: u8, number: u32) -> Self {
-        let first = self.first + (number << (32 - u32::from(length)));
-        Self { first, length }
-    }
-}
-
-fn mask(length: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
-}
-
-impl std::fmt::Display for Subnet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.first), self.length)
-    }
-}
-
-impl From<Subnet> for ipnet::IpNet {
-    fn from(subnet: Subnet) -> Self {
-        ipnet::Ipv4Net::new_assert(subnet.host(0), subnet.length).into()
-    }
-}
-
-impl From<Subnet> for String {
-    fn from(subnet: Subnet) -> Self {
-        subnet.to_string()
-    }
-}
-
-impl FromStr for Subnet {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let parse = || {
-            Some((
-                address.parse().ok()?,
-                length.parse().ok().filter(|l| *l <= 32)?,
-            ))
-        };
-        let (address, length): (Ipv4Addr, u8) =
-            parse().ok_or_else(|| format!("`{text}` is not an IPv4 network"))?;
-        Ok(Self::new(address, length))
-    }
-}
-
-impl TryFrom<String> for Subnet {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// The first /20 of 10.160.0.0/11 that overlaps nothing in use, beginning at a place of
-/// the instance's own so that its addresses rarely change.
-fn choose(seed: u64, in_use: &[Subnet]) -> Option<Subnet> {
+/// The first /20 of 10.160.0.0/11 that overlaps no network in use. The search starts at a block
+/// that follows from the seed, so that an instance mostly keeps its addresses.
+fn choose(seed: u64, in_use: &[Ipv4Net]) -> Option<Ipv4Net> {
     const BLOCKS: u64 = 512;
     (0..BLOCKS)
-        .map(|step| {
-            let block = u32::try_from((seed % BLOCKS + step) % BLOCKS).unwrap_or(0);
+        .filter_map(|step| {
+            let block = u32::try_from((seed % BLOCKS + step) % BLOCKS).ok()?;
             let first = u32::from(Ipv4Addr::new(10, 160, 0, 0)) + (block << 12);
-            Subnet::new(Ipv4Addr::from(first), 20)
+            Ipv4Net::new(Ipv4Addr::from(first), 20).ok()
         })
-        .find(|candidate| !in_use.iter().any(|used| used.overlaps(*candidate)))
+        .find(|candidate| !in_use.iter().any(|used| overlap(*used, *candidate)))
 }
 
-/// The bridge's port to a Kubernetes' node.
+/// Two networks overlap when one contains the other.
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+/// The destination of a route: a network or one address; `None` for `default`.
+fn destination(route: &str) -> Option<Ipv4Net> {
+    route
+        .parse()
+        .ok()
+        .or_else(|| route.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+}
+
+/// The name of the bridge's port to the node of a Kubernetes.
 pub(crate) fn node_port(bridge: &str) -> String {
     format!("{bridge}n")
 }
 
-/// The bridge's name: 15 bytes at most, unique for the instance.
+/// The bridge's name: at most 15 bytes, unique for the instance.
 pub(crate) fn bridge_name(deployment: &str) -> String {
     let digest = Sha256::digest(deployment);
     format!("abx{}", hex::encode(&digest[..5]))
 }
 
-/// The table that masquerades what leaves the boxes' network.
+/// The nftables table that masquerades packets which leave the boxes' network.
 fn table_name(deployment: &str) -> String {
     format!("agentbox-{deployment}-nat")
 }
@@ -153,25 +85,25 @@ struct Route {
 }
 
 async fn routes() -> Result<Vec<Route>, NetworkError> {
-    let said = Tool::new("ip")
+    let output = Tool::new("ip")
         .args(["-4", "-j", "route", "show", "table", "all"])
         .run()
         .await?;
-    Ok(serde_json::from_str(&said)?)
+    Ok(serde_json::from_str(&output)?)
 }
 
-/// Makes the bridge with its address and masquerading. What a crashed run left of the
-/// same instance has been removed before.
+/// Creates the bridge with its address and masquerading. Everything that a killed supervisor
+/// left of the same instance must have been removed before ([`crate::cleanup`]).
 pub(crate) async fn create(
     deployment: &str,
     lock_directory: &Path,
     resolvers: &[IpAddr],
-) -> Result<Subnet, NetworkError> {
+) -> Result<Ipv4Net, NetworkError> {
     let _lock = lock(lock_directory.join("network.lock")).await?;
     let routes = routes().await?;
-    let mut in_use: Vec<Subnet> = routes.iter().filter_map(|r| r.dst.parse().ok()).collect();
+    let mut in_use: Vec<Ipv4Net> = routes.iter().filter_map(|r| destination(&r.dst)).collect();
     in_use.extend(resolvers.iter().filter_map(|resolver| match resolver {
-        IpAddr::V4(address) => Some(Subnet::new(*address, 32)),
+        IpAddr::V4(address) => Some(Ipv4Net::from(*address)),
         IpAddr::V6(_) => None,
     }));
     let digest = Sha256::digest(deployment);
@@ -181,14 +113,15 @@ pub(crate) async fn create(
         .fold(0, |seed, byte| seed << 8 | u64::from(*byte));
     let subnet = choose(seed, &in_use).ok_or(NetworkError::NoSubnet)?;
     let bridge = bridge_name(deployment);
-    let address = format!("{}/{}", subnet.gateway(), subnet.length);
-    // A tunnel's smaller packets must fit: the boxes use the default route's size.
+    let address = format!("{}/{}", gateway(subnet), subnet.prefix_len());
+    // The MTU of the default route, because that of a tunnel is smaller than 1500.
     let mtu = routes
         .iter()
         .find(|route| route.dst == "default")
         .and_then(|route| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", route.dev)).ok())
         .map_or_else(|| "1500".to_owned(), |mtu| mtu.trim().to_owned());
-    // One that it was given stays when ports come and go; `02`: a single host's, local.
+    // Set explicitly, because the bridge would otherwise take the address of one of its ports.
+    // `02` marks a locally administered unicast address.
     let [a, b, c, d, e, ..] = <[u8; 32]>::from(digest);
     let mac = format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
     ip(&[
@@ -229,7 +162,7 @@ async fn lock(path: std::path::PathBuf) -> Result<File, NetworkError> {
     Ok(file)
 }
 
-/// Rules that accept our bridge's traffic, each with our comment.
+/// iptables rules that accept the bridge's traffic, each with the deployment as its comment.
 fn forward_rules(deployment: &str, bridge: &str) -> [Vec<String>; 2] {
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     [
@@ -243,9 +176,9 @@ fn forward_rules(deployment: &str, bridge: &str) -> [Vec<String>; 2] {
     ]
 }
 
-/// Where something (Docker, a firewall) drops forwarded packets by default, the boxes'
-/// packets are let through. The boxes' own network policy is in other tables and still
-/// holds: an accept in one table is no accept in another.
+/// Accepts the boxes' forwarded packets where the default policy (of Docker or a firewall) drops
+/// them. The boxes' network policy still applies: it is in other tables, and an accept in one
+/// table does not end the evaluation of another.
 async fn open_forwarding(deployment: &str, bridge: &str) -> Result<(), NetworkError> {
     let Ok(rules) = Tool::new("iptables")
         .args(["-w", "5", "-S", "FORWARD"])
@@ -267,12 +200,12 @@ async fn open_forwarding(deployment: &str, bridge: &str) -> Result<(), NetworkEr
     Ok(())
 }
 
-/// Removes the instance's bridge and every firewall table that carries its name, the
-/// driver's too. What is not there is not an error.
+/// Removes the instance's bridge and all firewall tables with its name, including the driver's.
+/// It ignores what does not exist.
 pub(crate) async fn remove(deployment: &str) {
     let bridge = bridge_name(deployment);
     let _ = ip(&["link", "delete", &bridge]).await;
-    // The node's network may outlive it for minutes, held by a connection that nobody ends.
+    // An open connection can keep the node's network namespace alive for minutes.
     let _ = ip(&["link", "delete", &node_port(&bridge)]).await;
     if let Ok(tables) = Tool::new("nft").args(["list", "tables"]).run().await {
         for (family, table) in own_tables(&tables, deployment) {
@@ -297,7 +230,7 @@ pub(crate) async fn remove(deployment: &str) {
     }
 }
 
-/// From `nft list tables`: those named `agentbox-<deployment>` or `agentbox-<deployment>-…`.
+/// The tables in the output of `nft list tables` that are named `agentbox-<deployment>` or `agentbox-<deployment>-…`.
 fn own_tables<'a>(listed: &'a str, deployment: &str) -> Vec<(&'a str, &'a str)> {
     let name = format!("agentbox-{deployment}");
     listed
@@ -311,9 +244,8 @@ fn own_tables<'a>(listed: &'a str, deployment: &str) -> Vec<(&'a str, &'a str)> 
         .collect()
 }
 
-/// The resolvers that a box can reach: the host's real ones, behind a local stub too.
-#[must_use]
-pub fn resolvers() -> Vec<IpAddr> {
+/// The resolvers that a box can reach: the host's, or those behind its local stub resolver.
+pub(crate) fn resolvers() -> Vec<IpAddr> {
     for file in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
         let found = nameservers(&std::fs::read_to_string(file).unwrap_or_default());
         if !found.is_empty() {
@@ -326,7 +258,7 @@ pub fn resolvers() -> Vec<IpAddr> {
     ]
 }
 
-/// IPv4 resolvers that are not this host's loopback, which is another one in a box.
+/// IPv4 resolvers that are not on this host's loopback, which boxes do not share.
 fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf
         .lines()
@@ -340,22 +272,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chosen_subnet_overlaps_no_route() {
+    fn chosen_subnet_overlaps_no_route() {
         let routes = ["10.160.0.0/16", "10.161.0.0/24", "default", "10.161.16.7"];
-        let in_use: Vec<Subnet> = routes.iter().filter_map(|r| r.parse().ok()).collect();
+        let in_use: Vec<Ipv4Net> = routes.iter().filter_map(|r| destination(r)).collect();
         assert_eq!(choose(0, &in_use).unwrap().to_string(), "10.161.32.0/20");
         assert_eq!(choose(511, &[]).unwrap().to_string(), "10.191.240.0/20");
         assert_eq!(choose(0, &["10.0.0.0/8".parse().unwrap()]), None);
     }
 
     #[test]
-    fn a_bridge_name_fits_the_kernels_limit_and_is_the_instances_own() {
+    fn bridge_name_fits_the_kernels_limit_and_is_unique() {
         assert!(bridge_name("local-0123456789").len() <= 15);
         assert_ne!(bridge_name("test-1"), bridge_name("test-2"));
     }
 
     #[test]
-    fn only_tables_of_this_deployment_are_ours() {
+    fn own_tables_excludes_other_deployments() {
         let listed = "table ip nat\ntable inet agentbox-t1\ntable ip agentbox-t1-nat\n\
                       table inet agentbox-t10\ntable bridge agentbox-t1-env-a\n";
         assert_eq!(
@@ -369,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stub_resolver_is_not_given_to_boxes() {
+    fn loopback_resolver_is_not_given_to_boxes() {
         assert!(nameservers("nameserver 127.0.0.53\nnameserver ::1\n").is_empty());
         let found = nameservers("# x\nnameserver 192.0.2.53\noptions edns0\n");
         assert_eq!(found, ["192.0.2.53".parse::<IpAddr>().unwrap()]);

@@ -1,9 +1,9 @@
 //! Free TCP ports on 127.0.0.1, reserved against other instances.
 //!
-//! A port that is merely free may be given to two instances that start together. So each
-//! is also locked by a file for as long as the [`Ports`] lives. They lie below the range
-//! that the kernel takes for outgoing connections, which would otherwise race with us
-//! while a restarting program is not listening.
+//! * I1. Each port is locked by a file while its [`Ports`] exists: two instances that start
+//!   together could otherwise get the same free port.
+//! * I2. The ports are below the kernel's range for outgoing connections, which could otherwise
+//!   occupy a port while its program restarts.
 
 use std::fs::File;
 use std::io;
@@ -13,17 +13,15 @@ use std::path::PathBuf;
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
-/// No free port was found, or none can be reserved.
+/// A port cannot be reserved.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     #[error("no free TCP port between {FIRST} and {}", FIRST + COUNT)]
     NoneFree,
     #[error("cannot reserve a TCP port: {0}")]
     Reserve(#[from] io::Error),
-    #[error(
-        "port {port} is taken{by}; stop what listens there or choose another with AGENTBOX_PORT=<port>"
-    )]
-    Taken { port: u16, by: String },
+    #[error("port {port} is in use{by}; stop that program or set AGENTBOX_PORT to another port")]
+    InUse { port: u16, by: String },
 }
 
 #[derive(Debug)]
@@ -43,7 +41,7 @@ impl Ports {
         })
     }
 
-    /// A port that nobody listens on and that no other instance will be given.
+    /// Reserves a port on which no program listens.
     pub(crate) fn take(&mut self) -> Result<u16, PortError> {
         let start = rand::random::<u16>() % COUNT;
         for step in 0..COUNT {
@@ -63,21 +61,24 @@ impl Ports {
     }
 }
 
+/// Checks that no program listens on a port.
+///
 /// # Errors
-/// [`PortError::Taken`], with the program that has it where that can be seen.
+/// [`PortError::InUse`], with the program if `/proc` shows it.
 pub(crate) fn require_free(host: IpAddr, port: u16) -> Result<(), PortError> {
     if is_free(host, port) {
         return Ok(());
     }
     let by = listener_on(port).map_or_else(String::new, |program| format!(" by {program}"));
-    Err(PortError::Taken { port, by })
+    Err(PortError::InUse { port, by })
 }
 
 fn is_free(host: IpAddr, port: u16) -> bool {
     TcpListener::bind(SocketAddr::new(host, port)).is_ok()
 }
 
-/// `nginx (pid 812)`, from `/proc`: the socket's inode, then who holds it.
+/// The program that listens on a port, such as `nginx (pid 812)`. It is the process in `/proc`
+/// that holds the inode of the listening socket.
 fn listener_on(port: u16) -> Option<String> {
     let wanted = format!(":{port:04X}");
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_instances_are_never_given_the_same_port() {
+    fn two_instances_get_different_ports() {
         let mut first = Ports::new().unwrap();
         let mut second = Ports::new().unwrap();
         let mut seen = std::collections::BTreeSet::new();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_refused_with_the_name_of_who_has_it() {
+    fn port_in_use_is_refused_with_the_name_of_its_program() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let error = require_free(IpAddr::V4(Ipv4Addr::LOCALHOST), port).unwrap_err();

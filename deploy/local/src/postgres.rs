@@ -1,26 +1,24 @@
-//! A Postgres server of our own: its data directory, roles and database.
+//! A Postgres server: its data directory, roles and database.
 //!
-//! One role per service, owner of the schema of its own name and of nothing else: what
-//! `auth` stores, `scheduler` cannot read. Listens on 127.0.0.1 only, with passwords.
+//! * I1. Each service has a role, which owns the schema of its own name and nothing else:
+//!   `scheduler` cannot read the tables of `auth`.
+//! * I2. The server listens on 127.0.0.1 only and requires passwords.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentbox_testing::PostgresEndpoint;
+use agentbox_testing::endpoint::postgres::{ROLES, SUPERUSER};
+use agentbox_testing::private_file;
+use agentbox_testing::tool::{Tool, ToolError, find};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use nix::unistd::User;
-use serde::{Deserialize, Serialize};
 
-use crate::child::Launch;
-use crate::tool::{Tool, ToolError};
+use crate::process::ProcessSpec;
 
-pub(crate) const SUPERUSER: &str = "postgres";
-/// Each has a schema of its name.
-const ROLES: [&str; 2] = ["auth", "scheduler"];
-const DATABASE: &str = "agentbox";
-
-/// Postgres cannot be prepared or asked.
+/// Postgres cannot be prepared or queried.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     #[error(
@@ -38,82 +36,15 @@ pub enum PostgresError {
     },
 }
 
-/// Where a running server is, and who may log in.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PostgresEndpoint {
-    pub port: u16,
-    /// As the superuser, on the database `agentbox`.
-    pub admin_url: String,
-    /// By role: `auth`, `scheduler`.
-    pub urls: BTreeMap<String, String>,
-    /// Where `psql` is.
-    pub bin: PathBuf,
-}
-
-impl PostgresEndpoint {
-    pub(crate) fn new(bin: &Path, port: u16, passwords: &BTreeMap<String, String>) -> Self {
-        let url = |role: &str| {
-            let password = passwords.get(role).map_or("", String::as_str);
-            format!("postgres://{role}:{password}@127.0.0.1:{port}/{DATABASE}")
-        };
-        Self {
-            port,
-            admin_url: url(SUPERUSER),
-            urls: ROLES
-                .iter()
-                .map(|role| ((*role).to_owned(), url(role)))
-                .collect(),
-            bin: bin.to_owned(),
-        }
-    }
-
-    /// Runs statements as the superuser, each in its own transaction.
-    ///
-    /// # Errors
-    /// When one fails, with Postgres' words.
-    pub async fn execute(&self, statements: &[&str]) -> Result<String, PostgresError> {
-        self.execute_on(&self.admin_url, statements).await
-    }
-
-    async fn execute_on(&self, url: &str, statements: &[&str]) -> Result<String, PostgresError> {
-        let mut arguments = vec![
-            "--no-psqlrc",
-            "--quiet",
-            "-At",
-            "-v",
-            "ON_ERROR_STOP=1",
-            url,
-        ];
-        for statement in statements {
-            arguments.extend(["-c", statement]);
-        }
-        Ok(Tool::new(self.bin.join("psql"))
-            .args(arguments)
-            .run()
-            .await?)
-    }
-
-    /// A new empty database, and the superuser's URL of it.
-    ///
-    /// # Errors
-    /// When the server does not take it.
-    pub async fn fresh_database(&self) -> Result<String, PostgresError> {
-        let name = format!("test_{}", hex::encode(rand::random::<[u8; 8]>()));
-        self.execute(&[&format!("CREATE DATABASE {name}")]).await?;
-        let server = self.admin_url.trim_end_matches(DATABASE);
-        Ok(format!("{server}{name}"))
-    }
-}
-
 pub(crate) struct Postgres {
     pub(crate) endpoint: PostgresEndpoint,
     data: PathBuf,
-    /// The system user it runs as; `None` when we are not root.
+    /// The system user of the server; `None` when this process is not root.
     user: Option<User>,
     durable: bool,
 }
 
-/// The newest installed server's programs.
+/// The directory with the programs of the newest installed server.
 fn find_bin() -> Result<PathBuf, PostgresError> {
     let version = |path: &Path| path.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
     std::fs::read_dir("/usr/lib/postgresql")
@@ -122,13 +53,13 @@ fn find_bin() -> Result<PathBuf, PostgresError> {
         .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
         .filter(|bin| bin.join("initdb").is_file())
         .max_by_key(|bin| version(bin))
-        .or_else(|| Some(crate::tool::find("initdb")?.parent()?.to_owned()))
+        .or_else(|| Some(find("initdb")?.parent()?.to_owned()))
         .ok_or(PostgresError::NotInstalled)
 }
 
 impl Postgres {
-    /// Makes the data directory when there is none. `mount_point` is used where the server's user
-    /// cannot reach `directory` itself, below a private home for instance.
+    /// Creates the data directory if there is none. It is bind-mounted at `mount_point` if the
+    /// server's user has no access to `directory`, for example below a private home.
     pub(crate) async fn prepare(
         directory: &Path,
         mount_point: &Path,
@@ -182,7 +113,7 @@ impl Postgres {
     }
 
     async fn initialise(&self, passwords: &BTreeMap<String, String>) -> Result<(), PostgresError> {
-        // A run that was killed in the middle has left a half-made directory.
+        // `initdb` may have been killed before it was complete.
         let _ = std::fs::remove_dir_all(&self.data);
         let failed = |source| PostgresError::Directory {
             path: self.data.clone(),
@@ -190,7 +121,7 @@ impl Postgres {
         };
         let file = self.data.with_file_name("password");
         let password = passwords.get(SUPERUSER).map_or("", String::as_str);
-        crate::secrets::write_private(&file, password.as_bytes()).map_err(failed)?;
+        private_file::write(&file, password.as_bytes()).map_err(failed)?;
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(&file, Some(user.uid.as_raw()), None).map_err(failed)?;
         }
@@ -199,7 +130,7 @@ impl Postgres {
             Some(user) => as_user(user, &program),
             None => Tool::new(&program),
         };
-        let made = tool
+        let initialised = tool
             .args([
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
@@ -213,11 +144,11 @@ impl Postgres {
             .run()
             .await;
         let _ = std::fs::remove_file(&file);
-        made?;
+        initialised?;
         Ok(())
     }
 
-    pub(crate) fn launch(&self, log: PathBuf) -> Launch {
+    pub(crate) fn process_spec(&self, log: PathBuf) -> ProcessSpec {
         let mut settings = vec![
             "listen_addresses=127.0.0.1".to_owned(),
             format!("port={}", self.endpoint.port),
@@ -239,13 +170,13 @@ impl Postgres {
         for setting in settings {
             arguments.extend(["-c".into(), setting.into()]);
         }
-        Launch {
+        ProcessSpec {
             name: "postgres".to_owned(),
             program: self.endpoint.bin.join("postgres"),
             arguments,
             environment: BTreeMap::new(),
             user: self.user.as_ref().map(|user| user.name.clone()),
-            // "Fast": ends its clients, then writes everything down.
+            // A fast shutdown: it disconnects the clients and writes a checkpoint.
             stop_signal: if self.durable {
                 Signal::SIGINT
             } else {
@@ -266,20 +197,21 @@ impl Postgres {
             .is_ok()
     }
 
-    /// The database, the roles and their schemas: made when missing, passwords renewed.
+    /// Creates the database, the roles and their schemas if they are missing, and sets the
+    /// passwords.
     pub(crate) async fn bootstrap(
         &self,
         passwords: &BTreeMap<String, String>,
     ) -> Result<(), PostgresError> {
         let maintenance = self.endpoint.admin_url.replace("/agentbox", "/postgres");
-        let there = self
+        let exists = self
             .endpoint
             .execute_on(
                 &maintenance,
                 &["SELECT 1 FROM pg_database WHERE datname = 'agentbox'"],
             )
             .await?;
-        if there.trim() != "1" {
+        if exists.trim() != "1" {
             self.endpoint
                 .execute_on(&maintenance, &["CREATE DATABASE agentbox"])
                 .await?;
@@ -295,8 +227,8 @@ impl Postgres {
                     "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
                 ),
                 format!("ALTER ROLE {role} LOGIN PASSWORD '{password}'"),
-                // CREATE, since `CREATE SCHEMA IF NOT EXISTS` asks for it even when the
-                // schema exists; migrations begin with that.
+                // CREATE, because migrations begin with `CREATE SCHEMA IF NOT EXISTS`, which
+                // requires the right even when the schema exists.
                 format!("GRANT CONNECT, CREATE, TEMPORARY ON DATABASE agentbox TO {role}"),
                 format!("SET client_min_messages = warning; CREATE SCHEMA IF NOT EXISTS {role} AUTHORIZATION {role}"),
                 format!("ALTER ROLE {role} IN DATABASE agentbox SET search_path = {role}"),

@@ -1,20 +1,19 @@
-//! The instance's generated secrets: made once, kept in `secrets.json` with mode 0600.
+//! The generated secrets of an instance, in `secrets.json` with mode 0600.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use agentbox_contracts::permissions::SERVICES;
+use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
+use agentbox_testing::endpoint::postgres::{ROLES, SUPERUSER};
+use agentbox_testing::private_file;
 use serde::{Deserialize, Serialize};
-
-/// The user of NATS that may do everything: for tests and for looking.
-pub const ALL_ACCESS_USER: &str = "test";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Secrets {
-    /// Postgres' superuser, and each service's own role.
+    /// Passwords of Postgres by role: the superuser's and each service's.
     pub(crate) postgres: BTreeMap<String, String>,
+    /// Passwords of NATS by user.
     pub(crate) nats: BTreeMap<String, String>,
     /// 32 bytes in hex.
     pub(crate) auth_secret: String,
@@ -24,9 +23,9 @@ pub(crate) struct Secrets {
     pub(crate) admin_password: String,
 }
 
-/// Its secrets cannot be read or kept.
+/// The secrets cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot keep secrets in {path}: {message}")]
+#[error("cannot read or write the secrets in {path}: {message}")]
 pub struct SecretsError {
     path: String,
     message: String,
@@ -47,7 +46,7 @@ impl Secrets {
         let mut nats: BTreeMap<String, String> = passwords(&SERVICES);
         nats.extend(passwords(&[ALL_ACCESS_USER]));
         Self {
-            postgres: passwords(&[crate::postgres::SUPERUSER, "auth", "scheduler"]),
+            postgres: passwords(&[&[SUPERUSER][..], &ROLES].concat()),
             nats,
             auth_secret: random_hex::<32>(),
             box_secret: random_hex::<32>(),
@@ -56,7 +55,7 @@ impl Secrets {
         }
     }
 
-    /// Those of the last time, or new ones.
+    /// Reads the secrets; generates and writes them when there is no file.
     pub(crate) fn load_or_generate(path: &Path) -> Result<Self, SecretsError> {
         let fail = |message: String| SecretsError {
             path: path.display().to_string(),
@@ -67,26 +66,12 @@ impl Secrets {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secrets = Self::generate();
                 let bytes = serde_json::to_vec_pretty(&secrets).map_err(|e| fail(e.to_string()))?;
-                write_private(path, &bytes).map_err(|e| fail(e.to_string()))?;
+                private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
                 Ok(secrets)
             }
             Err(error) => Err(fail(error.to_string())),
         }
     }
-}
-
-/// Replaces a file in one step; nobody but its owner can read it at any moment.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let _ = std::fs::remove_file(&partial);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    std::fs::rename(&partial, path)
 }
 
 #[cfg(test)]
@@ -95,7 +80,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn secrets_are_made_once_and_private() {
+    fn secrets_are_generated_once_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");
         let first = Secrets::load_or_generate(&path).unwrap();

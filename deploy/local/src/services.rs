@@ -1,4 +1,4 @@
-//! The product's services: how each is started and what it is told.
+//! How each of the product's services is started: its program, environment and addresses.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,41 +6,39 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentbox_contracts::permissions::SERVICES;
+use agentbox_testing::cluster::Cluster;
+use agentbox_testing::paths::{Layout, NotBuilt, require};
+use agentbox_testing::plan::Plan;
+use agentbox_testing::{NatsEndpoint, PostgresEndpoint};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::child::Launch;
-use crate::cluster::Cluster;
-use crate::nats::NatsEndpoint;
-use crate::plan::Plan;
-use crate::postgres::PostgresEndpoint;
+use crate::process::ProcessSpec;
 use crate::secrets::Secrets;
 
-/// A program of the product is not built.
-#[derive(Debug, thiserror::Error)]
-#[error("{path} is not built; build it with `{command}`")]
-pub struct NotBuilt {
-    path: PathBuf,
-    command: &'static str,
-}
+const BUILD_SERVICES: &str = "cargo build --workspace --bins";
+const BUILD_BOXD: &str = "make boxd";
 
-pub(crate) const BUILD_SERVICES: &str = "cargo build --workspace --bins";
-pub(crate) const BUILD_BOXD: &str = "make boxd";
-
-pub(crate) fn require(path: PathBuf, command: &'static str) -> Result<PathBuf, NotBuilt> {
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(NotBuilt { path, command })
+/// Fails with the command to run when a service or boxd is not built.
+pub(crate) fn require_programs(bin_dir: &Path, boxd: &Path) -> Result<(), NotBuilt> {
+    for service in SERVICES {
+        require(program(bin_dir, service), BUILD_SERVICES)?;
     }
+    require(boxd.to_owned(), BUILD_BOXD)?;
+    Ok(())
 }
 
-/// Everything that a service is told about the others.
-pub(crate) struct Surroundings<'a> {
+fn program(bin_dir: &Path, service: &str) -> PathBuf {
+    bin_dir.join(format!("agentbox-{service}"))
+}
+
+/// The values from which the environment of a service is made.
+pub(crate) struct ServiceEnv<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) secrets: &'a Secrets,
     pub(crate) postgres: &'a PostgresEndpoint,
     pub(crate) nats: &'a NatsEndpoint,
+    /// The clusters file.
     pub(crate) clusters: &'a Path,
 }
 
@@ -49,7 +47,7 @@ pub(crate) struct Replica {
     pub(crate) service: &'static str,
     pub(crate) index: usize,
     pub(crate) admin: SocketAddr,
-    /// For api-gateway: the shared address and its own.
+    /// The shared address and the replica's own; of api-gateway only.
     pub(crate) listen: Option<[SocketAddr; 2]>,
 }
 
@@ -65,41 +63,38 @@ impl Replica {
         format!("{}-{}", self.service, self.index)
     }
 
-    pub(crate) fn launch(
+    pub(crate) fn process_spec(
         &self,
-        around: &Surroundings<'_>,
-        log: PathBuf,
-    ) -> Result<Launch, NotBuilt> {
-        let file = around
-            .plan
-            .bin_dir
-            .join(format!("agentbox-{}", self.service));
-        Ok(Launch {
+        env: &ServiceEnv<'_>,
+        layout: &Layout,
+    ) -> Result<ProcessSpec, NotBuilt> {
+        let program = program(&env.plan.bin_dir, self.service);
+        Ok(ProcessSpec {
             name: self.name(),
-            program: require(file, BUILD_SERVICES)?,
+            program: require(program, BUILD_SERVICES)?,
             arguments: Vec::new(),
-            environment: self.environment(around),
+            environment: self.environment(env),
             user: None,
             stop_signal: Signal::SIGTERM,
             orphan_signal: Signal::SIGKILL,
             // Longer than a service's own AGENTBOX_SHUTDOWN_GRACE.
-            grace: if around.plan.is_test() {
+            grace: if env.plan.is_test() {
                 Duration::from_secs(5)
             } else {
                 Duration::from_secs(25)
             },
-            log,
+            log: layout.log(&self.name()),
         })
     }
 
-    fn environment(&self, around: &Surroundings<'_>) -> BTreeMap<String, String> {
-        let Surroundings {
+    fn environment(&self, env: &ServiceEnv<'_>) -> BTreeMap<String, String> {
+        let ServiceEnv {
             plan,
             secrets,
             postgres,
             nats,
             clusters,
-        } = around;
+        } = env;
         let password = nats
             .passwords
             .get(self.service)
@@ -142,22 +137,23 @@ impl Replica {
     }
 }
 
-/// The clusters file.
-pub(crate) fn clusters(clusters: &[Cluster]) -> String {
+/// The content of the clusters file.
+pub(crate) fn clusters_file(clusters: &[Cluster]) -> String {
     json!({ "clusters": clusters }).to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use agentbox_testing::Components;
+
     use super::*;
-    use crate::plan::Parts;
 
     fn environment_of(service: &'static str) -> BTreeMap<String, String> {
         let dir = tempfile::tempdir().unwrap();
         let secrets = Secrets::load_or_generate(&dir.path().join("secrets.json")).unwrap();
         let plan = Plan {
             deployment: None,
-            parts: Parts::ALL,
+            components: Components::ALL,
             existing: None,
             replicas: 2,
             durable: false,
@@ -176,7 +172,7 @@ mod tests {
             admin: "127.0.0.1:9".parse().unwrap(),
             listen: None,
         };
-        replica.environment(&Surroundings {
+        replica.environment(&ServiceEnv {
             plan: &plan,
             secrets: &secrets,
             postgres: &PostgresEndpoint::new(Path::new("/b"), 1, &secrets.postgres),
@@ -190,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_told_no_secret_that_it_does_not_need() {
+    fn service_environment_has_no_secret_of_another_service() {
         let gateway = environment_of("api-gateway");
         let proxy = environment_of("exec-proxy");
         let auth = environment_of("auth");
@@ -207,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replicas_environment_can_be_changed_by_service() {
+    fn plan_environment_applies_to_its_service_only() {
         assert_eq!(environment_of("auth")["AGENTBOX_LOG"], "debug");
         assert!(!environment_of("scheduler").contains_key("AGENTBOX_LOG"));
         assert_eq!(environment_of("auth")["AGENTBOX_REPLICA"], "auth-1");

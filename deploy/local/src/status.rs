@@ -1,35 +1,16 @@
-//! What an operator asks first: what runs, since when, how often it died, and whether
-//! it is ready.
+//! The report of `status`: which processes run, since when, how often each was restarted, and
+//! whether it is ready.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+
+use agentbox_testing::ProcessIdentity;
+use agentbox_testing::check_ready;
+use agentbox_testing::paths::Layout;
+use agentbox_testing::state::{Phase, ProcessState, State};
 
 use crate::containerd::cri::Cri;
-use crate::plan::Layout;
-use crate::state::{Phase, State};
 
-/// Whether a service's admin port says ready; the reason when not.
-pub(crate) async fn ask(http: &reqwest::Client, admin_url: &str) -> Result<(), String> {
-    let answer = http
-        .get(format!("{admin_url}/health/ready"))
-        .timeout(Duration::from_secs(2))
-        .send()
-        .await
-        .map_err(|_| "its admin port does not answer".to_owned())?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
-    }
-    let said = answer.text().await.unwrap_or_default();
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(format!(
-        "{} {}",
-        status.as_u16(),
-        said.chars().take(120).collect::<String>()
-    ))
-}
-
-/// The whole answer, for a terminal. The flag says whether all is well.
+/// The report, and whether every process is ready.
 pub(crate) async fn report(layout: &Layout) -> (String, bool) {
     let state = match State::read(&layout.state()) {
         Some(state) if state.supervisor_is_alive() => state,
@@ -56,40 +37,59 @@ pub(crate) async fn report(layout: &Layout) -> (String, bool) {
         .as_ref()
         .map_or("-", |gateway| gateway.url.as_str());
     let _ = writeln!(text, "AgentBox is {phase} at {url}\n");
+    let is_ready = write_processes(&mut text, &state).await;
+    text.push('\n');
+    write_boxes(&mut text, &state).await;
+    let _ = writeln!(text, "logs: {} (`make logs`)", layout.logs().display());
+    (text, is_ready && state.phase == Phase::Ready)
+}
+
+/// One line for each process. Returns whether all are ready.
+async fn write_processes(text: &mut String, state: &State) -> bool {
     let _ = writeln!(
         text,
         "{:<16} {:>8} {:>10} {:>8}  STATE",
         "NAME", "PID", "UP", "RESTARTS"
     );
     let http = reqwest::Client::new();
-    let mut well = state.phase == Phase::Ready;
+    let mut all_ready = true;
     for (name, process) in &state.processes {
-        let alive = process
-            .identity
-            .filter(crate::identity::ProcessIdentity::is_alive);
-        let how = match (alive, &process.admin_url) {
-            (None, _) => Err(format!(
-                "not running: {}",
-                process.last_end.as_deref().unwrap_or("not started yet")
-            )),
-            (Some(_), Some(admin)) => ask(&http, admin).await.map(|()| "ready".to_owned()),
-            (Some(_), None) => Ok("running".to_owned()),
+        let alive = process.identity.filter(ProcessIdentity::is_alive);
+        let readiness = readiness(&http, process, alive.is_some()).await;
+        all_ready &= readiness.is_ok();
+        let readiness = match (readiness, &process.last_end) {
+            (Ok(state), Some(end)) => format!("{state}; last exit: {end}"),
+            (Ok(state), None) => state.to_owned(),
+            (Err(reason), _) => format!("NOT READY: {reason}"),
         };
-        well &= how.is_ok();
-        let how = how.map(|how| match &process.last_end {
-            Some(end) => format!("{how}; it ended before: {end}"),
-            None => how,
-        });
         let pid = alive.map_or_else(|| "-".to_owned(), |identity| identity.pid.to_string());
         let up = alive.map_or_else(|| "-".to_owned(), |_| uptime(process.started_at));
-        let how = how.unwrap_or_else(|why| format!("NOT READY: {why}"));
         let _ = writeln!(
             text,
-            "{name:<16} {pid:>8} {up:>10} {:>8}  {how}",
+            "{name:<16} {pid:>8} {up:>10} {:>8}  {readiness}",
             process.restarts
         );
     }
-    text.push('\n');
+    all_ready
+}
+
+async fn readiness(
+    http: &reqwest::Client,
+    process: &ProcessState,
+    is_alive: bool,
+) -> Result<&'static str, String> {
+    match &process.admin_url {
+        _ if !is_alive => Err(match &process.last_end {
+            Some(end) => format!("not running; last exit: {end}"),
+            None => "not started yet".to_owned(),
+        }),
+        Some(admin_url) => check_ready(http, admin_url).await.map(|()| "ready"),
+        None => Ok("running"),
+    }
+}
+
+/// The number of boxes on each cluster of this machine.
+async fn write_boxes(text: &mut String, state: &State) {
     for cluster in &state.clusters {
         let kind = cluster.kind().as_str();
         let Some(socket) = cluster.socket() else {
@@ -97,14 +97,12 @@ pub(crate) async fn report(layout: &Layout) -> (String, bool) {
         };
         let boxes = async { Cri::connect(&socket).await?.count().await };
         let _ = match boxes.await {
-            Ok((running, all)) => {
-                writeln!(text, "boxes on {kind}: {running} running, {all} in all")
+            Ok((running, total)) => {
+                writeln!(text, "boxes on {kind}: {running} running, {total} total")
             }
             Err(error) => writeln!(text, "boxes on {kind}: unknown: {error}"),
         };
     }
-    let _ = writeln!(text, "logs: {} (`make logs`)", layout.logs().display());
-    (text, well)
 }
 
 fn uptime(started_at: i64) -> String {

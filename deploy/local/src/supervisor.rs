@@ -1,48 +1,56 @@
-//! The one process that owns an instance: starts its parts, restarts what dies, and
-//! takes everything down.
+//! The process that owns an instance: it starts the components, restarts what exits, and stops
+//! everything.
 //!
-//! * I1. What it starts, it ends: on SIGTERM and SIGINT, when a part cannot be started,
-//!   and, for a test, when its standard input ends, as it does however the test ends.
-//! * I2. Teardown goes from the outside in: services, each cluster's boxes and then its
-//!   programs, the stores; each step is bounded, and a step that fails does not keep the
-//!   next.
-//! * I3. `state.json` always says what it is doing.
+//! * I1. It stops what it started: on SIGTERM and SIGINT, when a component cannot be started,
+//!   and, for a test, when its standard input ends, which it does however the test ends.
+//! * I2. Shutdown goes from the outside in: services, each cluster's boxes and then its
+//!   programs, Postgres and NATS. Each step has a deadline, and a failed step does not prevent
+//!   the next.
+//! * I3. `state.json` describes the current phase and processes at all times.
 //!
-//! It is single-threaded: a child gets its orphan signal when the *thread* that started
-//! it ends, so that must be the one that lives as long as the process.
+//! It is single-threaded: the kernel sends a child its orphan signal when the *thread* that
+//! started it ends, so that thread must run as long as the process.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use agentbox_testing::cluster::{Cluster, Endpoint, Runtime};
+use agentbox_testing::paths::{Layout, NotBuilt};
+use agentbox_testing::plan::Plan;
+use agentbox_testing::private_file;
+use agentbox_testing::state::{Phase, State};
+use agentbox_testing::{GatewayEndpoint, NatsEndpoint, PostgresEndpoint};
 use futures::future::{join_all, try_join_all};
 
-use crate::cluster::{Cluster as RunningCluster, Endpoint, Runtime};
-use crate::containerd::{ContainerdError, leftovers};
+use crate::cleanup;
+use crate::containerd::ContainerdError;
 use crate::image::ImageError;
 use crate::kubernetes::KubernetesError;
-use crate::nats::{Nats, NatsError};
-use crate::plan::{Layout, Plan};
+use crate::kubernetes::existing;
+use crate::nats::NatsError;
 use crate::ports::{PortError, Ports, require_free};
-use crate::postgres::{Postgres, PostgresError};
-use crate::secrets::{Secrets, SecretsError, write_private};
-use crate::services::{self, BUILD_BOXD, NotBuilt, Replica, Surroundings};
-use crate::state::{GatewayEndpoint, Phase, State};
+use crate::postgres::PostgresError;
+use crate::secrets::{Secrets, SecretsError};
+use crate::services::{self, Replica, ServiceEnv};
+use crate::slot::SlotError;
+use crate::stale;
 
-mod board;
 mod cluster;
+mod cluster_processes;
+mod components;
 mod kubernetes;
-mod layer;
-mod parts;
 mod probe;
-mod stop;
+mod process_group;
+mod state_file;
+mod stop_signal;
 
-use board::Board;
-use cluster::Cluster;
-use layer::{Layer, NotReady};
-use probe::{answers, url_of};
-use stop::stop_request;
+use cluster::SupervisedCluster;
+use probe::{probe, url_of};
+use process_group::{NotReady, ProcessGroup};
+use state_file::StateFile;
+use stop_signal::stop_signal;
 
-/// Why an instance could not be started. Each is one line for a person.
+/// The reason why an instance could not be started, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
     #[error("cannot use {path}: {source}")]
@@ -61,6 +69,8 @@ pub enum SuperviseError {
     #[error(transparent)]
     Nats(#[from] NatsError),
     #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
     Containerd(#[from] ContainerdError),
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
@@ -70,7 +80,7 @@ pub enum SuperviseError {
     NotBuilt(#[from] NotBuilt),
     #[error(transparent)]
     NotReady(#[from] NotReady),
-    #[error("it was told to stop")]
+    #[error("stopped by a signal before it was ready")]
     Stopped,
 }
 
@@ -78,18 +88,26 @@ struct Supervisor {
     layout: Layout,
     plan: Plan,
     secrets: Secrets,
-    board: Board,
+    state_file: StateFile,
     ports: Ports,
-    services: Layer,
-    clusters: Vec<Cluster>,
-    nats: Layer,
-    postgres: Layer,
+    services: ProcessGroup,
+    clusters: Vec<SupervisedCluster>,
+    nats: ProcessGroup,
+    postgres: ProcessGroup,
 }
 
-/// Runs an instance until it is told to stop. With `until_stdin_ends`, also until then.
+/// The running components that services connect to.
+struct Backends {
+    postgres: Option<PostgresEndpoint>,
+    nats: Option<NatsEndpoint>,
+    clusters: Vec<Cluster>,
+}
+
+/// Runs an instance until a signal stops it; with `until_stdin_ends`, also until standard input
+/// ends.
 ///
 /// # Errors
-/// What kept it from starting; by then everything is down again.
+/// The reason why the start failed; everything is stopped again by then.
 pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), SuperviseError> {
     let failed = |source: std::io::Error| SuperviseError::Directory {
         path: layout.directory().display().to_string(),
@@ -104,14 +122,14 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
     std::fs::create_dir_all(layout.logs()).map_err(failed)?;
     let plan: Plan = serde_json::from_slice(&std::fs::read(layout.plan()).map_err(failed)?)
         .map_err(|error| failed(error.into()))?;
-    let stop = stop_request(until_stdin_ends).map_err(failed)?;
+    let stop = stop_signal(until_stdin_ends).map_err(failed)?;
     let mut supervisor = Supervisor::new(layout.clone(), plan)?;
     let outcome = {
         tokio::pin!(stop);
         tokio::select! {
             started = supervisor.start() => match started {
                 Ok(()) => {
-                    supervisor.board.update(|state| state.phase = Phase::Ready);
+                    supervisor.state_file.update(|state| state.phase = Phase::Ready);
                     stop.await;
                     Ok(())
                 }
@@ -126,7 +144,7 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
             message: error.to_string(),
         },
     };
-    supervisor.tear_down(phase).await;
+    supervisor.shut_down(phase).await;
     outcome
 }
 
@@ -137,7 +155,7 @@ impl Supervisor {
             .deployment
             .clone()
             .unwrap_or_else(|| format!("test-{}", hex::encode(rand::random::<[u8; 4]>())));
-        let board = Board::new(&layout, State::new(instance)).map_err(|source| {
+        let state_file = StateFile::new(&layout, State::new(instance)).map_err(|source| {
             SuperviseError::Directory {
                 path: layout.directory().display().to_string(),
                 source,
@@ -145,123 +163,109 @@ impl Supervisor {
         })?;
         Ok(Self {
             ports: Ports::new()?,
-            services: Layer::new(board.clone()),
-            clusters: Cluster::all(&layout, &plan, &board)?,
-            nats: Layer::new(board.clone()),
-            postgres: Layer::new(board.clone()),
+            services: ProcessGroup::new(state_file.clone()),
+            clusters: SupervisedCluster::all(&layout, &plan, &state_file)?,
+            nats: ProcessGroup::new(state_file.clone()),
+            postgres: ProcessGroup::new(state_file.clone()),
             layout,
             plan,
             secrets,
-            board,
+            state_file,
         })
     }
 
     async fn start(&mut self) -> Result<(), SuperviseError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         if let Some(port) = self.plan.port {
             require_free(self.plan.host, port)?;
         }
-        let wanted = self.plan.parts;
-        if wanted.services {
-            let programs = self.plan.bin_dir.clone();
-            for (service, _) in services::all(1) {
-                services::require(
-                    programs.join(format!("agentbox-{service}")),
-                    services::BUILD_SERVICES,
-                )?;
-            }
-            services::require(self.plan.boxd.clone(), BUILD_BOXD)?;
+        if self.plan.components.services {
+            services::require_programs(&self.plan.bin_dir, &self.plan.boxd)?;
         }
         if self.plan.is_test() {
-            crate::abandoned::remove().await;
+            stale::remove_instances().await;
         }
         for cluster in &self.clusters {
-            cluster.clear().await?;
+            cluster.prepare().await?;
         }
-        leftovers::release_postgres(&self.board.deployment());
+        cleanup::unmount_postgres(&self.state_file.deployment());
+        let backends = self.start_backends().await?;
+        self.state_file.update(|state| {
+            state.postgres.clone_from(&backends.postgres);
+            state.nats.clone_from(&backends.nats);
+            state.clusters.clone_from(&backends.clusters);
+        });
+        if self.plan.components.services
+            && let (Some(postgres), Some(nats)) = (&backends.postgres, &backends.nats)
+            && !backends.clusters.is_empty()
+        {
+            self.start_services(postgres, nats, &backends.clusters)
+                .await?;
+        }
+        self.state_file.log_step(&format!(
+            "everything is ready after {:.1} s",
+            started.elapsed().as_secs_f32()
+        ));
+        Ok(())
+    }
+
+    /// Starts Postgres, NATS and the clusters, all at the same time.
+    async fn start_backends(&mut self) -> Result<Backends, SuperviseError> {
         let postgres_port = self.ports.take()?;
         let nats_ports = (self.ports.take()?, self.ports.take()?);
-        // Disjoint parts of self, started at the same time.
         let Self {
             layout,
             plan,
             secrets,
-            board,
+            state_file,
             clusters,
             nats,
             postgres,
             ..
         } = self;
+        let components = plan.components;
         let (postgres, nats, clusters) = tokio::try_join!(
             async {
-                match wanted.postgres {
-                    true => parts::postgres(layout, plan, secrets, postgres, postgres_port)
-                        .await
-                        .map(Some),
-                    false => Ok(None),
+                if !components.postgres {
+                    return Ok(None);
                 }
+                components::postgres(layout, plan, secrets, postgres, postgres_port)
+                    .await
+                    .map(Some)
             },
             async {
-                match wanted.nats {
-                    true => parts::nats(layout, plan, secrets, nats, nats_ports)
-                        .await
-                        .map(Some),
-                    false => Ok(None),
+                if !components.nats {
+                    return Ok(None);
                 }
+                components::nats(layout, plan, secrets, nats, nats_ports)
+                    .await
+                    .map(Some)
             },
-            async {
-                let mut running = Vec::new();
-                if !clusters.is_empty() {
-                    let images = parts::images(board).await?;
-                    let starts = clusters
-                        .iter_mut()
-                        .map(|cluster| cluster.start(layout, plan, &images));
-                    running = try_join_all(starts).await?;
-                }
-                if let Some(existing) = &plan.existing {
-                    let kubernetes = existing.join(&board.deployment()).await?;
-                    let name = Runtime::Kubernetes.name(plan.clusters());
-                    running.push(RunningCluster::new(
-                        name,
-                        Endpoint::Kubernetes { kubernetes },
-                    ));
-                }
-                Ok(running)
-            },
+            start_clusters(layout, plan, state_file, clusters),
         )?;
-        board.update(|state| {
-            state.postgres = postgres.as_ref().map(|postgres| postgres.endpoint.clone());
-            state.nats = nats.as_ref().map(|nats| nats.endpoint.clone());
-            state.clusters.clone_from(&clusters);
-        });
-        if let (true, Some(postgres), Some(nats)) = (wanted.services, postgres, nats)
-            && !clusters.is_empty()
-        {
-            self.start_services(&postgres, &nats, &clusters).await?;
-        }
-        self.board.say(&format!(
-            "all is ready after {:.1} s",
-            begun.elapsed().as_secs_f32()
-        ));
-        Ok(())
+        Ok(Backends {
+            postgres: postgres.map(|postgres| postgres.endpoint),
+            nats: nats.map(|nats| nats.endpoint),
+            clusters,
+        })
     }
 
     async fn start_services(
         &mut self,
-        postgres: &Postgres,
-        nats: &Nats,
-        clusters: &[RunningCluster],
+        postgres: &PostgresEndpoint,
+        nats: &NatsEndpoint,
+        clusters: &[Cluster],
     ) -> Result<(), SuperviseError> {
         let file = self.layout.clusters();
-        write_private(&file, services::clusters(clusters).as_bytes()).map_err(|source| {
-            SuperviseError::Directory {
+        private_file::write(&file, services::clusters_file(clusters).as_bytes()).map_err(
+            |source| SuperviseError::Directory {
                 path: file.display().to_string(),
                 source,
-            }
-        })?;
+            },
+        )?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let port = match self.plan.port {
-            // Images may have been built since it was looked at.
+            // Again: building images since the first check may have taken minutes.
             Some(port) => {
                 require_free(self.plan.host, port)?;
                 port
@@ -273,7 +277,7 @@ impl Supervisor {
             url: url_of(shared),
             replica_urls: Vec::new(),
         };
-        let mut names = Vec::new();
+        let mut started = Vec::new();
         for (service, index) in services::all(self.plan.replicas) {
             let admin = local(self.ports.take()?);
             let listen = match service {
@@ -289,49 +293,75 @@ impl Supervisor {
                 admin,
                 listen,
             };
-            let around = Surroundings {
+            let env = ServiceEnv {
                 plan: &self.plan,
                 secrets: &self.secrets,
-                postgres: &postgres.endpoint,
-                nats: &nats.endpoint,
+                postgres,
+                nats,
                 clusters: &file,
             };
             let name = replica.name();
-            let launch = replica.launch(&around, self.layout.log(&name))?;
-            self.services.keep(launch, Some(url_of(admin)));
-            names.push((name, url_of(admin)));
+            let spec = replica.process_spec(&env, &self.layout)?;
+            self.services.supervise(spec, Some(url_of(admin)));
+            started.push((name, url_of(admin)));
         }
-        self.board.update(|state| state.gateway = Some(gateway));
+        self.state_file
+            .update(|state| state.gateway = Some(gateway));
         let http = reqwest::Client::new();
-        for (name, admin) in names {
+        for (name, admin) in started {
             self.services
-                .until_ready(&name, Duration::from_secs(60), || {
-                    answers(&http, format!("{admin}/health/ready"))
+                .wait_ready(&name, Duration::from_secs(60), || {
+                    probe(&http, format!("{admin}/health/ready"))
                 })
                 .await?;
-            self.board.say(&format!("{name} is ready"));
+            self.state_file.log_step(&format!("{name} is ready"));
         }
         Ok(())
     }
 
-    /// Ends everything, outermost first. `phase` is what is left to read.
-    async fn tear_down(mut self, phase: Phase) {
-        self.board.update(|state| state.phase = Phase::Stopping);
-        self.services.end().await;
-        join_all(self.clusters.iter_mut().map(Cluster::end)).await;
-        tokio::join!(self.nats.end(), self.postgres.end());
-        leftovers::release_postgres(&self.board.deployment());
+    /// Stops everything, from the outside in. `phase` is the last entry of the state file.
+    async fn shut_down(mut self, phase: Phase) {
+        self.state_file
+            .update(|state| state.phase = Phase::Stopping);
+        self.services.stop().await;
+        join_all(self.clusters.iter_mut().map(SupervisedCluster::stop)).await;
+        tokio::join!(self.nats.stop(), self.postgres.stop());
+        cleanup::unmount_postgres(&self.state_file.deployment());
         if self.plan.is_test() {
             for directory in [self.layout.postgres(), self.layout.nats()] {
                 let _ = std::fs::remove_dir_all(directory);
             }
         }
-        self.board.say("all is down");
+        self.state_file.log_step("everything is stopped");
         let failed = matches!(phase, Phase::Failed { .. });
-        self.board.update(|state| state.phase = phase);
-        // Nobody may be left to do it: a test program's shared parts end after it.
+        self.state_file.update(|state| state.phase = phase);
+        // The components that a test program's tests share are stopped after its exit, so the
+        // test program cannot remove their directory.
         if self.plan.is_test() && !failed && !self.layout.keep_marker().exists() {
             let _ = std::fs::remove_dir_all(self.layout.directory());
         }
     }
+}
+
+/// Starts the clusters of the plan and joins the existing one.
+async fn start_clusters(
+    layout: &Layout,
+    plan: &Plan,
+    state_file: &StateFile,
+    clusters: &mut [SupervisedCluster],
+) -> Result<Vec<Cluster>, SuperviseError> {
+    let mut running = Vec::new();
+    if !clusters.is_empty() {
+        let images = components::images(state_file).await?;
+        let starts = clusters
+            .iter_mut()
+            .map(|cluster| cluster.start(layout, plan, &images));
+        running = try_join_all(starts).await?;
+    }
+    if let Some(cluster) = &plan.existing {
+        let kubernetes = existing::join(cluster, &state_file.deployment()).await?;
+        let name = Runtime::Kubernetes.cluster_name(plan.clusters());
+        running.push(Cluster::new(name, Endpoint::Kubernetes { kubernetes }));
+    }
+    Ok(running)
 }

@@ -140,7 +140,7 @@ impl Replies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agentbox_local::TestNats;
+    use agentbox_testing::TestNats;
     use futures::future::join_all;
 
     const SOON: Duration = Duration::from_millis(100);

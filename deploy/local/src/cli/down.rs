@@ -1,15 +1,18 @@
-//! `down` and `clean`, also after the supervisor was killed.
+//! `down` and `clean`. They also work after the supervisor was killed.
 
 use std::time::{Duration, Instant};
 
+use agentbox_testing::paths::Layout;
+use agentbox_testing::plan::Plan;
+use agentbox_testing::state::State;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
-use crate::containerd::leftovers;
-use crate::plan::{Layout, Plan};
-use crate::state::State;
+use crate::cleanup;
+use crate::cluster_paths::ClusterPaths;
+use crate::kubernetes::existing;
 
-/// The supervisor's own bounds add up to less.
+/// The sum of the supervisor's own deadlines is shorter.
 const DEADLINE: Duration = Duration::from_secs(110);
 
 pub(super) async fn run(layout: &Layout) -> anyhow::Result<()> {
@@ -19,8 +22,8 @@ pub(super) async fn run(layout: &Layout) -> anyhow::Result<()> {
         .filter(|state| state.supervisor_is_alive())
         .and_then(|state| state.supervisor)
     else {
-        sweep(layout).await;
-        println!("AgentBox is not running.");
+        remove_stale(layout).await;
+        println!("AgentBox is not running");
         return Ok(());
     };
     println!("stopping services, boxes, their cluster, NATS and Postgres");
@@ -31,24 +34,24 @@ pub(super) async fn run(layout: &Layout) -> anyhow::Result<()> {
     }
     if supervisor.is_alive() {
         supervisor.signal(Signal::SIGKILL);
-        println!("the supervisor did not end within {DEADLINE:?} and was killed");
+        println!("the supervisor did not stop within {DEADLINE:?} and was killed");
     }
-    sweep(layout).await;
+    remove_stale(layout).await;
     println!(
-        "AgentBox is down; its data stay in {}",
+        "AgentBox is stopped; its data are kept in {}",
         layout.directory().display()
     );
     Ok(())
 }
 
-fn plan_of(layout: &Layout) -> Option<Plan> {
+fn read_plan(layout: &Layout) -> Option<Plan> {
     let text = std::fs::read(layout.plan()).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// Ends and removes what a killed supervisor left. Nothing is killed by its pid alone,
-/// and the names of everything else follow from the plan.
-pub(super) async fn sweep(layout: &Layout) {
+/// Kills and removes what a killed supervisor left. Processes are found in the state file by
+/// their identities, and everything else by names that follow from the plan.
+pub(super) async fn remove_stale(layout: &Layout) {
     if let Some(state) = State::read(&layout.state()) {
         if state.supervisor_is_alive() {
             return;
@@ -58,7 +61,7 @@ pub(super) async fn sweep(layout: &Layout) {
             .values()
             .filter_map(|process| process.identity)
             .collect();
-        // Postgres takes SIGQUIT to leave nothing of its own.
+        // On SIGQUIT Postgres also ends its own children.
         for identity in &left {
             identity.signal(Signal::SIGQUIT);
         }
@@ -70,31 +73,31 @@ pub(super) async fn sweep(layout: &Layout) {
             identity.signal(Signal::SIGKILL);
         }
     }
-    if let Some(plan) = plan_of(layout)
+    if let Some(plan) = read_plan(layout)
         && let Some(deployment) = plan.deployment
     {
-        for kind in plan.parts.clusters() {
-            leftovers::remove(&layout.cluster(&deployment, kind)).await;
+        for kind in plan.components.clusters() {
+            cleanup::remove(&ClusterPaths::of_instance(layout, &deployment, kind)).await;
         }
-        leftovers::release_postgres(&deployment);
+        cleanup::unmount_postgres(&deployment);
     }
     let _ = std::fs::remove_file(layout.state());
 }
 
 pub(super) async fn clean(layout: &Layout) -> anyhow::Result<()> {
     run(layout).await?;
-    // Nobody else's directory is removed because of a mistyped option.
+    // A mistyped option must not remove another program's directory.
     if layout.directory().exists() && !layout.plan().exists() {
         bail!(
-            "{} is not a directory of ours",
+            "{} contains no plan.json: it is not a directory of AgentBox",
             layout.directory().display()
         );
     }
-    if let Some(plan) = plan_of(layout)
+    if let Some(plan) = read_plan(layout)
         && let (Some(deployment), Some(existing)) = (&plan.deployment, &plan.existing)
     {
-        let removed = existing.remove_boxes(deployment).await;
-        let removed = removed.context("the boxes on your Kubernetes are still there")?;
+        let removed = existing::remove_boxes(existing, deployment).await;
+        let removed = removed.context("cannot remove the boxes from your Kubernetes")?;
         println!("removed {removed} boxes from your Kubernetes");
     }
     if layout.directory().exists() {

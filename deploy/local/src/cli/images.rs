@@ -1,9 +1,10 @@
-//! `images`: what the Helm chart installs, as archives.
+//! `images`: builds the images that the Helm chart installs, as archives.
 
 use std::path::Path;
 
+use agentbox_testing::{bin_dir, boxd};
+
 use crate::image::programs::{of_program, of_services};
-use crate::instance::{bin_dir, boxd};
 
 /// # Errors
 /// When a program is not built, or cannot be packed.

@@ -1,13 +1,14 @@
-//! `prepare`: everything that is installed, fetched or built once on a machine.
+//! `prepare`: installs, downloads and builds the requirements, once per machine.
 
+use agentbox_testing::paths::cache_directory;
 use anyhow::{Context, bail};
-
-use crate::plan::cache_directory;
 
 const PACKAGES: &str = include_str!("../../packages.sh");
 
+/// Checks that the packages are installed that the built programs require.
+///
 /// # Errors
-/// One line with the packages that are missing to run what is built.
+/// In one line, with the missing packages.
 pub(super) async fn require_packages() -> anyhow::Result<()> {
     let output = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh", "check"])
@@ -21,9 +22,9 @@ pub(super) async fn require_packages() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// With `kubernetes`, also what a Kubernetes of our own is made of.
+/// With `kubernetes`, also prepares a local Kubernetes.
 pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
-    // Its own words go to the terminal as they come: installing takes a while.
+    // With the terminal as its output, because an installation takes a while.
     let status = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh"])
         .args(kubernetes.then_some("kubernetes"))
@@ -32,15 +33,15 @@ pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
         .await
         .context("cannot run bash")?;
     if !status.success() {
-        bail!("packages are missing, see above");
+        bail!("the packages above are missing");
     }
     let cache = cache_directory();
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot use {}", cache.display()))?;
     let nats = crate::nats::server::find_or_fetch(&cache).await?;
     println!("nats-server: {}", nats.display());
     let images = crate::image::provide(&cache, |step| println!("{step}")).await?;
-    if let Some(remark) = images.remark {
-        println!("{remark}");
+    if let Some(notice) = images.notice {
+        println!("{notice}");
     }
     if kubernetes {
         crate::kubernetes::build::provide(&cache, |step| println!("{step}")).await?;

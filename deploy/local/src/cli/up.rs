@@ -1,4 +1,4 @@
-//! `up`: checks what a person can get wrong, starts the supervisor, and shows what it does.
+//! `up`: checks the requirements, starts the supervisor, and prints its steps.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,26 +6,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use agentbox_testing::cluster::LABEL;
+use agentbox_testing::log_tail::{last_lines, tail};
+use agentbox_testing::paths::{Layout, cache_directory};
+use agentbox_testing::plan::Plan;
+use agentbox_testing::private_file;
+use agentbox_testing::state::{Phase, State};
+use agentbox_testing::{Components, ExistingKubernetes, Runtime, bin_dir, boxd};
 use anyhow::{Context, bail};
 use clap::Args;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use super::{down, prepare};
-use crate::cluster::{LABEL, Runtime};
-use crate::instance::{bin_dir, boxd};
-use crate::kubernetes::existing::ExistingKubernetes;
-use crate::plan::{Layout, Parts, Plan, cache_directory};
-use crate::secrets::{Secrets, write_private};
-use crate::services::{self, BUILD_BOXD, BUILD_SERVICES};
-use crate::state::{Phase, State};
+use crate::secrets::Secrets;
+use crate::services;
 
-const NEEDED_BYTES: u64 = 2 << 30;
+const REQUIRED_BYTES: u64 = 2 << 30;
 const DEADLINE: Duration = Duration::from_secs(900);
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// Of each service.
+    /// The number of replicas of each service.
     #[arg(long, env = "REPLICAS", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     replicas: u16,
@@ -37,13 +39,14 @@ pub(super) struct Options {
         value_delimiter = ','
     )]
     runtime: Vec<Runtime>,
-    /// For RUNTIME=kubernetes a Kubernetes that is there, instead of one of our own.
+    /// With RUNTIME=kubernetes: the kubeconfig of a Kubernetes that already runs, to use in the
+    /// place of a local one.
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// With KUBECONFIG: an image with boxd, where that cluster can pull it.
+    /// With KUBECONFIG: an image with boxd that the cluster can pull.
     #[arg(long, env = "BOXD_IMAGE")]
     boxd_image: Option<String>,
-    /// With KUBECONFIG: the networks of that cluster's pods, services and nodes.
+    /// With KUBECONFIG: the networks of the cluster's pods, services and nodes.
     #[arg(long, env = "CLUSTER_CIDRS", value_delimiter = ',')]
     cluster_cidrs: Vec<IpNet>,
     /// The public address.
@@ -63,21 +66,21 @@ impl Options {
         if !self.runtime.contains(&Runtime::Kubernetes) {
             return Ok(None);
         }
-        let unset = "unset KUBECONFIG for a Kubernetes of our own";
+        let unset = "unset KUBECONFIG to start a local Kubernetes";
         if !kubeconfig.is_file() {
             let shown = kubeconfig.display();
-            bail!("KUBECONFIG is `{shown}`, which is not one file: name one, or {unset}");
+            bail!("KUBECONFIG is `{shown}`, which is not one file: set it to one file, or {unset}");
         }
         let Some(boxd_image) = self.boxd_image.clone().filter(|image| !image.is_empty()) else {
             bail!(
-                "KUBECONFIG is set, so boxes are to run on that cluster: set BOXD_IMAGE to an \
-                 image of boxd that it can pull (`make images`), or {unset}"
+                "KUBECONFIG selects a cluster for the boxes: set BOXD_IMAGE to an image of boxd \
+                 that it can pull (`make images`), or {unset}"
             );
         };
         if self.cluster_cidrs.is_empty() {
             bail!(
-                "KUBECONFIG is set, so boxes are to run on that cluster: set CLUSTER_CIDRS to \
-                 the networks of its pods, services and nodes, which no box may reach, or {unset}"
+                "KUBECONFIG selects a cluster for the boxes: set CLUSTER_CIDRS to the networks \
+                 of its pods, services and nodes, which no box may reach, or {unset}"
             );
         }
         Ok(Some(ExistingKubernetes {
@@ -95,21 +98,21 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
         match state.phase {
             Phase::Ready => {
                 println!("AgentBox is already running.");
-                return tell(layout, &state);
+                return print_summary(layout, &state);
             }
-            _ => bail!("it is being started or stopped; see `make status`"),
+            _ => bail!("another command is starting or stopping AgentBox; see `make status`"),
         }
     }
     let existing = options.existing()?;
     check(layout, &options).await?;
-    down::sweep(layout).await;
+    down::remove_stale(layout).await;
     prepare_directory(layout, &options, existing)?;
     let mut supervisor = start(layout)?;
-    let state = follow(layout, &mut supervisor).await?;
-    tell(layout, &state)
+    let state = print_steps(layout, &mut supervisor).await?;
+    print_summary(layout, &state)
 }
 
-/// What would fail later, and less clearly.
+/// Checks the requirements, for errors that are clearer than those of the start.
 async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("boxes need root (namespaces, mounts, a bridge): run `sudo make up`");
@@ -118,27 +121,21 @@ async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     prepare::require_packages().await?;
     std::fs::create_dir_all(cache_directory())
         .with_context(|| format!("cannot use {}", cache_directory().display()))?;
-    // Where it will be, if it is not there yet.
+    // The directory itself may not exist yet.
     let existing = layout.directory().ancestors().find(|path| path.exists());
     for directory in [existing.unwrap_or(Path::new("/")), &cache_directory()] {
         let disk = nix::sys::statvfs::statvfs(directory)?;
         let free = disk.blocks_available() * disk.fragment_size();
-        if free < NEEDED_BYTES {
+        if free < REQUIRED_BYTES {
             bail!(
                 "the disk is full: {} MiB free in {}, {} MiB are needed",
                 free >> 20,
                 directory.display(),
-                NEEDED_BYTES >> 20
+                REQUIRED_BYTES >> 20
             );
         }
     }
-    for (service, _) in services::all(1) {
-        services::require(
-            bin_dir().join(format!("agentbox-{service}")),
-            BUILD_SERVICES,
-        )?;
-    }
-    services::require(boxd(), BUILD_BOXD)?;
+    services::require_programs(&bin_dir(), &boxd())?;
     Ok(())
 }
 
@@ -153,14 +150,14 @@ fn prepare_directory(
         .mode(0o700)
         .create(layout.directory())?;
     std::fs::create_dir_all(layout.logs())?;
-    // The same name at every start of this directory: what a crash left is found by it.
+    // The name follows from the directory, so that the next start finds what a crash left.
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {
         deployment: Some(format!("local-{}", hex::encode(&digest[..4]))),
-        parts: Parts {
+        components: Components {
             containerd: options.runtime.contains(&Runtime::Containerd),
             kubernetes: options.runtime.contains(&Runtime::Kubernetes) && existing.is_none(),
-            ..Parts::ALL
+            ..Components::ALL
         },
         existing,
         replicas: usize::from(options.replicas),
@@ -171,13 +168,13 @@ fn prepare_directory(
         port: Some(options.port),
         environment: BTreeMap::new(),
     };
-    write_private(&layout.plan(), &serde_json::to_vec_pretty(&plan)?)?;
+    private_file::write(&layout.plan(), &serde_json::to_vec_pretty(&plan)?)?;
     Ok(())
 }
 
-/// In a session of its own: a closing terminal does not concern it.
+/// Starts the supervisor in a session of its own, so that it survives the terminal.
 fn start(layout: &Layout) -> anyhow::Result<Child> {
-    let own_words = std::fs::File::options()
+    let stderr = std::fs::File::options()
         .create(true)
         .append(true)
         .open(layout.log("supervisor"))?;
@@ -189,44 +186,41 @@ fn start(layout: &Layout) -> anyhow::Result<Child> {
         .arg("supervise")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(own_words)
+        .stderr(stderr)
         .spawn()
         .context("cannot start the supervisor")
 }
 
-/// Prints each step once it is done, until all is ready.
-async fn follow(layout: &Layout, supervisor: &mut Child) -> anyhow::Result<State> {
-    let begun = Instant::now();
-    let mut shown = 0;
-    while begun.elapsed() < DEADLINE {
-        let ended = supervisor.try_wait()?.is_some();
+/// Prints the steps of the start as they are completed, until everything is ready.
+async fn print_steps(layout: &Layout, supervisor: &mut Child) -> anyhow::Result<State> {
+    let started = Instant::now();
+    let mut printed = 0;
+    while started.elapsed() < DEADLINE {
+        let has_exited = supervisor.try_wait()?.is_some();
         let state = State::read(&layout.state());
         let steps = state.as_ref().map_or(&[][..], |state| &state.steps);
-        for step in steps.iter().skip(shown) {
-            println!("  {:>5.1} s  {step}", begun.elapsed().as_secs_f32());
+        for step in steps.iter().skip(printed) {
+            println!("  {:>5.1} s  {step}", started.elapsed().as_secs_f32());
         }
-        shown = steps.len().max(shown);
+        printed = steps.len().max(printed);
         match state {
             Some(state) if state.phase == Phase::Ready => return Ok(state),
             Some(State {
                 phase: Phase::Failed { message },
                 ..
             }) => bail!("{message}"),
-            _ if ended => {
-                let words = crate::log_file::tail(&layout.log("supervisor"), 4096);
-                bail!(
-                    "the supervisor ended: {}",
-                    crate::tool::last_lines(&words, 1)
-                );
+            _ if has_exited => {
+                let log = tail(&layout.log("supervisor"), 4096);
+                bail!("the supervisor exited: {}", last_lines(&log, 1));
             }
             _ => tokio::time::sleep(Duration::from_millis(30)).await,
         }
     }
-    bail!("it is not ready after {DEADLINE:?}; see `make status` and `make logs`")
+    bail!("AgentBox is not ready after {DEADLINE:?}; see `make status` and `make logs`")
 }
 
-/// The URL, the login and a first request; and the same for scripts.
-fn tell(layout: &Layout, state: &State) -> anyhow::Result<()> {
+/// Prints the URL, the login and a first request, and writes URL and login to `local.env`.
+fn print_summary(layout: &Layout, state: &State) -> anyhow::Result<()> {
     let secrets = Secrets::load_or_generate(&layout.secrets())?;
     let url = state
         .gateway
@@ -237,7 +231,7 @@ fn tell(layout: &Layout, state: &State) -> anyhow::Result<()> {
     let text = format!(
         "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n"
     );
-    write_private(&file, text.as_bytes())?;
+    private_file::write(&file, text.as_bytes())?;
     let kinds: Vec<&str> = state.clusters.iter().map(|c| c.kind().as_str()).collect();
     println!(
         r#"
@@ -246,10 +240,10 @@ AgentBox is ready.
   URL       {url}
   username  {username}
   password  {password}
-  (also in {file}, for scripts to source)
-  boxes on  {kinds} (the label `{LABEL}`, for a node_selector)
+  (also in {file}, a file to source in scripts)
+  boxes on  {kinds} (select with the label `{LABEL}` in a node_selector)
 
-A first environment:
+Create a first environment:
 
   . {file}
   TOKEN=$(curl -s "$AGENTBOX_URL/api/v1/auth/login" -H 'Content-Type: application/json' \
@@ -258,7 +252,7 @@ A first environment:
     -H 'Content-Type: application/json' \
     -d '{{"name":"first","image":"python:3.11-slim","resources":{{"cpu":"500m","memory":"512Mi","storage":"1Gi"}}}}'
 
-`make status`, `make logs` and `make down` do what they say."#,
+See also: `make status`, `make logs`, `make down`."#,
         file = file.display(),
         kinds = kinds.join(" and "),
     );

@@ -1,21 +1,24 @@
-//! The files that containerd reads: its own configuration, the boxes' CNI network, and
-//! how registries are reached.
+//! The files that containerd reads: its configuration, the boxes' CNI network, and the hosts of
+//! registries.
 
 use std::io;
 use std::path::Path;
 
+use ipnet::Ipv4Net;
 use serde_json::json;
 
-use super::{Containerd, Paths, gvisor};
-use crate::network::Subnet;
+use crate::cluster_paths::ClusterPaths;
+use crate::gvisor;
+use crate::image::PAUSE;
+use crate::network::gateway;
 
-/// A TOML basic string; what JSON escapes, TOML escapes alike.
+/// Quotes a path as a TOML basic string, whose escapes are those of JSON.
 fn quoted(path: &Path) -> String {
     json!(path.to_string_lossy()).to_string()
 }
 
-/// `gvisor` is what runs as if it were runc, if there is gVisor.
-fn daemon(paths: &Paths, gvisor: Option<&Path>) -> String {
+/// containerd's configuration. `gvisor` is the script that starts gVisor in the place of runc.
+fn daemon(paths: &ClusterPaths, gvisor: Option<&Path>) -> String {
     let run = paths.run();
     let gvisor = gvisor.map_or(String::new(), |script| {
         format!(
@@ -49,9 +52,9 @@ disabled_plugins = [
   sandbox_image = "{pause}"
   # Without CAP_SYS_RESOURCE (nested machines) runc cannot lower a score.
   restrict_oom_score_adj = true
-  # Network namespaces lie under our own directory, so that they can be told apart.
+  # Network namespaces in the state directory, so that those of one containerd can be found.
   netns_mounts_under_state_dir = true
-  # As Docker does: port 80 and ping need no capability inside a box.
+  # As in Docker: port 80 and ping need no capability inside a box.
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
 [plugins."io.containerd.grpc.v1.cri".cni]
@@ -68,7 +71,7 @@ disabled_plugins = [
         state = quoted(&paths.state()),
         socket = quoted(&paths.socket()),
         opt = quoted(&run.join("opt")),
-        pause = Containerd::pause(),
+        pause = PAUSE,
         cni_bin = quoted(cni_bin()),
         cni_conf = quoted(&run.join("cni")),
         certs = quoted(&run.join("certs.d")),
@@ -76,7 +79,7 @@ disabled_plugins = [
     )
 }
 
-/// Debian's package and the upstream archive put the plugins in different places.
+/// The directory of the CNI plugins. Debian's package and the upstream archive differ in it.
 fn cni_bin() -> &'static Path {
     ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"]
         .map(Path::new)
@@ -86,10 +89,10 @@ fn cni_bin() -> &'static Path {
 }
 
 pub(super) fn write(
-    paths: &Paths,
-    subnet: Subnet,
+    paths: &ClusterPaths,
+    subnet: Ipv4Net,
     bridge: &str,
-    refuse_hub: bool,
+    refuse_docker_hub: bool,
 ) -> io::Result<()> {
     let run = paths.run();
     let network = json!({
@@ -104,16 +107,16 @@ pub(super) fn write(
             "ipam": {
                 "type": "host-local",
                 "dataDir": run.join("addresses"),
-                "ranges": [[{ "subnet": subnet, "gateway": subnet.gateway() }]],
+                "ranges": [[{ "subnet": subnet, "gateway": gateway(subnet) }]],
                 "routes": [{ "dst": "0.0.0.0/0" }],
             },
         }],
     });
     std::fs::write(run.join("cni/10-boxes.conflist"), network.to_string())?;
-    if refuse_hub {
+    if refuse_docker_hub {
         let hub = run.join("certs.d/docker.io");
         std::fs::create_dir_all(&hub)?;
-        // Nothing listens on port 1: refused at once, where the real one is a time-out.
+        // Port 1 refuses connections at once, while requests to Docker Hub would time out.
         std::fs::write(hub.join("hosts.toml"), "server = \"http://127.0.0.1:1\"\n")?;
     }
     let script = match gvisor::find() {
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_cannot_break_out_of_its_string() {
+    fn path_with_quotes_stays_one_toml_string() {
         assert_eq!(quoted(Path::new("/a \"b\"\\")), r#""/a \"b\"\\""#);
     }
 }

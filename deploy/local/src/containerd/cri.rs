@@ -1,4 +1,4 @@
-//! Asks containerd whether it serves boxes, counts them, and removes all at the end.
+//! A CRI client: containerd's readiness, the number of its boxes, and their removal.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::ContainerdError;
 
-/// Removing one sandbox costs about 0.2 s, most of it waiting.
-const AT_ONCE: usize = 8;
+/// Removing a sandbox takes about 0.2 s, most of which is waiting.
+const CONCURRENT_REMOVALS: usize = 8;
 
-/// One connection to a containerd's CRI.
+/// A connection to the CRI of one containerd.
 pub(crate) struct Cri(RuntimeServiceClient<Channel>);
 
 fn failed(status: &tonic::Status) -> ContainerdError {
@@ -36,7 +36,7 @@ impl Cri {
         Ok(Self(RuntimeServiceClient::new(channel)))
     }
 
-    /// Whether runtime and network are ready; the reason when they are not.
+    /// Succeeds when runtime and network are ready; otherwise gives the reason.
     pub(crate) async fn ready(&self) -> Result<(), ContainerdError> {
         let answer = self
             .0
@@ -45,11 +45,11 @@ impl Cri {
             .await
             .map_err(|status| failed(&status))?;
         let conditions = answer.into_inner().status.unwrap_or_default().conditions;
-        // Newer versions also tell of what is deprecated: that keeps nobody waiting.
-        let counts = |kind: &str| matches!(kind, "RuntimeReady" | "NetworkReady");
+        // Newer versions have more conditions, such as one for deprecations.
+        let is_relevant = |kind: &str| matches!(kind, "RuntimeReady" | "NetworkReady");
         match conditions
             .iter()
-            .find(|condition| counts(&condition.r#type) && !condition.status)
+            .find(|condition| is_relevant(&condition.r#type) && !condition.status)
         {
             None => Ok(()),
             Some(condition) => Err(ContainerdError::Cri(format!(
@@ -59,7 +59,7 @@ impl Cri {
         }
     }
 
-    /// Sandboxes that run, and all of them.
+    /// The number of sandboxes that run, and of all sandboxes.
     pub(crate) async fn count(&self) -> Result<(usize, usize), ContainerdError> {
         let items = self.sandboxes().await?;
         let ready = items.iter().filter(|(_, ready)| *ready).count();
@@ -85,7 +85,7 @@ impl Cri {
     pub(crate) async fn remove_all(&self) -> Result<(), ContainerdError> {
         let mut removals = futures::stream::iter(self.sandboxes().await?)
             .map(|(id, _)| self.remove(id))
-            .buffer_unordered(AT_ONCE);
+            .buffer_unordered(CONCURRENT_REMOVALS);
         let mut outcome = Ok(());
         while let Some(removal) = removals.next().await {
             outcome = outcome.and(removal);

@@ -1,9 +1,8 @@
-//! Images of programs that are there: boxd's, that of the four services, and for a test
-//! cluster those of what the services need.
+//! Images of built programs: boxd, the four services, and for a test cluster NATS and Postgres.
 //!
-//! One image holds all four services, and who starts it names one. They are built, tested
-//! and released together, most of each is the same code, and a node that runs two of them
-//! keeps one copy; four images could only be of four different versions.
+//! One image contains all four services, and the command of a container names one. They are
+//! built, tested and released together, they share most of their code, and a node that runs two
+//! of them stores one copy. Four images could have four different versions.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +10,15 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{Archive, ImageError, RECIPE, archive};
-use crate::plan::cache_directory;
-use crate::tool::Tool;
+use agentbox_testing::paths::cache_directory;
+use agentbox_testing::tool::Tool;
 
-/// What Pods copy boxd from.
+/// The image with boxd.
 const BOXD: &str = "agentbox.local/boxd";
 const BUILD_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Of files that are read whole: a name that changes with what is in it.
-fn tag(files: &[PathBuf]) -> Result<String, ImageError> {
+/// A tag that changes with the files' content.
+fn content_tag(files: &[PathBuf]) -> Result<String, ImageError> {
     let mut digest = Sha256::new();
     digest.update(RECIPE);
     for path in files {
@@ -35,7 +34,7 @@ fn tag(files: &[PathBuf]) -> Result<String, ImageError> {
 async fn build(
     recipe: &str,
     image: String,
-    from: (&str, &Path),
+    (variable, value): (&str, &Path),
     directory: &Path,
 ) -> Result<Archive, ImageError> {
     let failed = |source| ImageError::Cache {
@@ -49,7 +48,7 @@ async fn build(
     std::fs::write(script.path(), RECIPE).map_err(failed)?;
     let built = Tool::new("bash")
         .args([script.path(), Path::new(recipe), &path])
-        .env(from.0, from.1)
+        .env(variable, value)
         .env("IMAGE", &image)
         .within(BUILD_DEADLINE)
         .run()
@@ -60,7 +59,8 @@ async fn build(
     }
 }
 
-/// A static program alone, as `/<its name>`; `image` without a tag gets one of its content.
+/// Builds an image with one static program, as `/<its file name>`. If `image` has no tag, it
+/// gets one that follows from the content.
 ///
 /// # Errors
 /// When the program cannot be read or the recipe fails.
@@ -69,20 +69,21 @@ pub async fn of_program(
     image: &str,
     directory: &Path,
 ) -> Result<Archive, ImageError> {
-    let image = named(image, &[program.to_owned()])?;
+    let image = with_tag(image, &[program.to_owned()])?;
     build("program", image, ("PROGRAM", program), directory).await
 }
 
-/// boxd, under a name that changes with it.
+/// Builds the image of boxd, with a tag that follows from the content.
 pub(crate) async fn of_boxd(boxd: &Path, directory: &Path) -> Result<Archive, ImageError> {
     of_program(boxd, BOXD, directory).await
 }
 
-/// The four services of a directory of programs, with the libraries they are linked with
-/// on this machine; `image` without a tag gets one of its content.
+/// Builds the image of the four services in a directory of programs, with the libraries of this
+/// machine that they are linked with. If `image` has no tag, it gets one that follows from the
+/// content.
 ///
 /// # Errors
-/// When one of them cannot be read, or does not start in the image.
+/// When a service cannot be read, or does not start in the image.
 pub async fn of_services(
     programs: &Path,
     image: &str,
@@ -90,22 +91,22 @@ pub async fn of_services(
 ) -> Result<Archive, ImageError> {
     let files = agentbox_contracts::permissions::SERVICES
         .map(|service| programs.join(format!("agentbox-{service}")));
-    let image = named(image, &files)?;
+    let image = with_tag(image, &files)?;
     build("services", image, ("PROGRAMS", programs), directory).await
 }
 
-fn named(image: &str, files: &[PathBuf]) -> Result<String, ImageError> {
+fn with_tag(image: &str, files: &[PathBuf]) -> Result<String, ImageError> {
     let has_tag = image.rsplit('/').next().is_some_and(|n| n.contains(':'));
     Ok(match has_tag {
         true => image.to_owned(),
-        false => format!("{image}:{}", tag(files)?),
+        false => format!("{image}:{}", content_tag(files)?),
     })
 }
 
-/// A NATS server and a Postgres from this machine's registries, for a cluster without any.
+/// Builds the images of NATS and Postgres for a cluster without access to a registry.
 ///
 /// # Errors
-/// When one cannot be fetched or built.
+/// When one cannot be downloaded or built.
 pub async fn of_stores(directory: &Path) -> Result<(Archive, Archive), ImageError> {
     let cache = cache_directory();
     let server = crate::nats::server::find_or_fetch(&cache)

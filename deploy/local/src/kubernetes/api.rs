@@ -1,18 +1,19 @@
-//! The few things that are asked of the cluster while it comes up.
+//! The requests to the API server while a cluster starts.
 
 use std::path::Path;
 
+use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
-use super::node::{self, Addresses};
-use crate::containerd::gvisor;
+use super::node;
+use crate::gvisor;
 
-/// Where our services' namespace is.
+/// The namespace of the product's services.
 pub(crate) const SYSTEM_NAMESPACE: &str = "agentbox-system";
 
-/// The API server did not do what it was asked to.
+/// A request to the API server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("cannot read the cluster's kubeconfig: {0}")]
@@ -31,7 +32,7 @@ pub enum ApiError {
     NotYet(String),
 }
 
-/// One connection.
+/// A client of the cluster's API server.
 pub(crate) struct Api(Client);
 
 impl Api {
@@ -58,7 +59,7 @@ impl Api {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            // YAML, and so JSON too.
+            // The type for server-side apply. JSON is valid YAML.
             .header("Content-Type", "application/apply-patch+yaml")
             .body(body)
             .map_err(|error| failed(kube::Error::HttpError(error)))?;
@@ -69,17 +70,17 @@ impl Api {
         self.call("GET", "/readyz", Vec::new()).await.map(drop)
     }
 
-    /// Server-side apply of one object.
+    /// Applies one object server-side.
     pub(super) async fn apply(&self, path: &str, body: impl Into<Vec<u8>>) -> Result<(), ApiError> {
         let path = format!("{path}?fieldManager=agentbox-local&force=true");
         self.call("PATCH", &path, body.into()).await.map(drop)
     }
 
-    /// Calico's kinds, and what Felix wants of them.
+    /// Creates Calico's resource definitions and the resources that Felix requires.
     pub(crate) async fn set_up_calico(
         &self,
         kinds: &Path,
-        addresses: &Addresses,
+        addresses: &ClusterAddresses,
     ) -> Result<(), ApiError> {
         let failed = |source| ApiError::File {
             path: kinds.display().to_string(),
@@ -89,7 +90,7 @@ impl Api {
         for entry in std::fs::read_dir(kinds).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            // crd.projectcalico.org_ippools.yaml has ippools.crd.projectcalico.org.
+            // The file crd.projectcalico.org_ippools.yaml defines ippools.crd.projectcalico.org.
             let Some((group, plural)) = stem.split_once('_') else {
                 continue;
             };
@@ -135,13 +136,13 @@ impl Api {
                 "spec": spec,
             });
             let at = format!("/apis/crd.projectcalico.org/v1/{plural}/{name}");
-            self.apply_once_known(&at, &object).await?;
+            self.apply_with_retries(&at, &object).await?;
         }
         Ok(())
     }
 
-    /// A new kind is served a moment after it is known.
-    async fn apply_once_known(&self, path: &str, object: &Value) -> Result<(), ApiError> {
+    /// Applies an object of a kind that was just defined: the API server serves it shortly after.
+    async fn apply_with_retries(&self, path: &str, object: &Value) -> Result<(), ApiError> {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {
             match self.apply(path, object.to_string()).await {
@@ -153,9 +154,9 @@ impl Api {
         }
     }
 
-    /// The node, before its kubelet is there: kube-proxy would wait for it, and make
-    /// its rules after Felix'.
-    pub(crate) async fn announce_node(&self, addresses: &Addresses) -> Result<(), ApiError> {
+    /// Creates the Node object before the kubelet starts: kube-proxy waits for the object, and
+    /// must create its rules before Felix does.
+    pub(crate) async fn create_node(&self, addresses: &ClusterAddresses) -> Result<(), ApiError> {
         let mut object = json!({
             "apiVersion": "v1",
             "kind": "Node",
@@ -170,7 +171,7 @@ impl Api {
             .await
     }
 
-    /// Our services' namespace.
+    /// Creates the services' namespace.
     pub(crate) async fn set_up_namespace(&self) -> Result<(), ApiError> {
         let namespace = json!({
             "apiVersion": "v1",
@@ -178,10 +179,10 @@ impl Api {
             "metadata": { "name": SYSTEM_NAMESPACE },
         });
         let at = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}");
-        self.apply_once_known(&at, &namespace).await
+        self.apply_with_retries(&at, &namespace).await
     }
 
-    /// Each object at its place.
+    /// Applies objects, each at its path.
     pub(crate) async fn set_up(
         &self,
         objects: impl IntoIterator<Item = (String, Value)>,
@@ -192,7 +193,7 @@ impl Api {
         Ok(())
     }
 
-    /// A class for each runtime of the node's containerd beside runc.
+    /// Creates the RuntimeClass of gVisor if the node's containerd has that runtime.
     pub(crate) async fn set_up_runtime_classes(&self) -> Result<(), ApiError> {
         if gvisor::find().is_none() {
             return Ok(());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::tool::{Tool, ToolError};
+use agentbox_testing::tool::{Tool, ToolError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
 const TOOLS_RECIPE: &str = include_str!("../../../kubernetes-parts/tools.sh");

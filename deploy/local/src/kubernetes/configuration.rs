@@ -1,31 +1,30 @@
-//! The files that the cluster's programs read: keys, tokens, how to reach the API server,
-//! and each one's own configuration.
+//! The files that the cluster's programs read: keys, tokens, kubeconfigs and configurations.
 
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use agentbox_testing::endpoint::kubernetes::{ClusterAddresses, POD_PIDS_LIMIT};
+use agentbox_testing::private_file;
+use agentbox_testing::tool::{Tool, ToolError};
 use serde_json::{Value, json};
 
 use super::api::SYSTEM_NAMESPACE;
 use super::node;
-use super::node::Addresses;
-use crate::containerd::{Paths, gvisor};
+use crate::cluster_paths::ClusterPaths;
+use crate::control_groups;
+use crate::gvisor;
 use crate::image::PAUSE;
-use crate::secrets::write_private;
-use crate::tool::{Tool, ToolError};
 
 pub(crate) const API_PORT: u16 = 6443;
-/// Processes of one Pod. Kubernetes has this for a node, not for a Pod.
-pub(crate) const PIDS_OF_A_POD: u32 = 128;
 
-/// Where everything is that one cluster's programs read and write.
+/// The files of one cluster's programs, in the run directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     run: PathBuf,
 }
 
-/// Someone who may ask the API server: name and groups.
+/// A user of the API server.
 pub(crate) struct User {
     pub(crate) name: &'static str,
     pub(crate) groups: &'static str,
@@ -35,7 +34,7 @@ pub(crate) const ADMIN: User = User {
     name: "admin",
     groups: "system:masters",
 };
-/// As a real one: it reads what its own Pods need, and nothing else.
+/// With the rights of a real kubelet: it reads only what its own Pods need.
 pub(crate) const KUBELET: User = User {
     name: "system:node:node",
     groups: "system:nodes",
@@ -52,7 +51,7 @@ const PROXY: User = User {
     name: "system:kube-proxy",
     groups: "",
 };
-const MEASURER: User = User {
+const METRICS_SERVER: User = User {
     name: "metrics-server",
     groups: "system:masters",
 };
@@ -62,7 +61,7 @@ const CALICO: User = User {
 };
 
 impl Files {
-    pub(crate) fn new(paths: &Paths) -> Self {
+    pub(crate) fn new(paths: &ClusterPaths) -> Self {
         Self { run: paths.run() }
     }
 
@@ -70,23 +69,31 @@ impl Files {
         self.run.join(name)
     }
 
-    pub(crate) fn kubeconfig(&self, of: &str) -> PathBuf {
-        self.run.join(format!("{of}.kubeconfig"))
+    pub(crate) fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.run.join(format!("{user}.kubeconfig"))
     }
 
-    /// The one for the driver and for people.
+    pub(crate) fn key(&self, name: &str) -> PathBuf {
+        self.run.join(format!("certificates/{name}.key"))
+    }
+
+    pub(crate) fn certificate(&self, name: &str) -> PathBuf {
+        self.run.join(format!("certificates/{name}.crt"))
+    }
+
+    /// The administrator's kubeconfig, for the driver and for people.
     pub(crate) fn admin(&self) -> PathBuf {
         self.kubeconfig("admin")
     }
 
-    /// Writes all of them.
+    /// Writes all files.
     pub(crate) async fn write(
         &self,
-        paths: &Paths,
-        addresses: &Addresses,
+        paths: &ClusterPaths,
+        addresses: &ClusterAddresses,
         resolvers: &[IpAddr],
         network_plugins: &Path,
-        refuse_hub: bool,
+        refuse_docker_hub: bool,
     ) -> Result<(), WriteError> {
         let failed = |source| WriteError::File {
             path: self.run.clone(),
@@ -119,18 +126,18 @@ impl Files {
         };
         let text = containerd(paths, self, network_plugins, gvisor.as_deref());
         std::fs::write(paths.configuration(), text).map_err(failed)?;
-        if refuse_hub {
+        if refuse_docker_hub {
             let hub = self.at("certs.d/docker.io");
             std::fs::create_dir_all(&hub).map_err(failed)?;
-            // Nothing listens on port 1: refused at once, where the real one is a time-out.
+            // Port 1 refuses connections at once, while requests to Docker Hub would time out.
             std::fs::write(hub.join("hosts.toml"), "server = \"http://127.0.0.1:1\"\n")
                 .map_err(failed)?;
         }
         Ok(())
     }
 
-    /// A token each, in the API server's file and in a kubeconfig.
-    fn write_users(&self, addresses: &Addresses) -> io::Result<()> {
+    /// Writes a token for each user into the API server's file and into a kubeconfig.
+    fn write_users(&self, addresses: &ClusterAddresses) -> io::Result<()> {
         let mut tokens = String::new();
         for (file, user) in [
             ("admin", ADMIN),
@@ -138,7 +145,7 @@ impl Files {
             ("kube-controller-manager", CONTROLLERS),
             ("kube-scheduler", SCHEDULER),
             ("kube-proxy", PROXY),
-            ("metrics-server", MEASURER),
+            ("metrics-server", METRICS_SERVER),
             ("calico", CALICO),
         ] {
             let token = hex::encode(rand::random::<[u8; 16]>());
@@ -153,7 +160,7 @@ impl Files {
                 "kind": "Config",
                 "clusters": [{ "name": "agentbox", "cluster": {
                     "server": format!("https://{}:{API_PORT}", addresses.node),
-                    // The API server signs its own; the file has the authority, too.
+                    // The API server's certificate is self-signed; the file contains the authority.
                     "certificate-authority": self.at("certificates/apiserver.crt"),
                 }}],
                 "users": [{ "name": name, "user": { "token": token } }],
@@ -161,15 +168,15 @@ impl Files {
                     { "cluster": "agentbox", "user": name } }],
                 "current-context": "agentbox",
             });
-            write_private(&self.kubeconfig(file), text.to_string().as_bytes())?;
+            private_file::write(&self.kubeconfig(file), text.to_string().as_bytes())?;
         }
-        write_private(&self.at("tokens.csv"), tokens.as_bytes())
+        private_file::write(&self.at("tokens.csv"), tokens.as_bytes())
     }
 
     fn write_node(
         &self,
-        addresses: &Addresses,
-        paths: &Paths,
+        addresses: &ClusterAddresses,
+        paths: &ClusterPaths,
         resolvers: &[IpAddr],
     ) -> io::Result<()> {
         let names: String = resolvers
@@ -188,13 +195,13 @@ impl Files {
             "healthzBindAddress": "0.0.0.0:10256",
             "metricsBindAddress": "127.0.0.1:10249",
             "clientConnection": { "kubeconfig": self.kubeconfig("kube-proxy") },
-            // The table's size is the machine's.
+            // 0 keeps the machine's table size.
             "conntrack": { "maxPerCore": 0, "min": 0 },
         });
         std::fs::write(self.at("kube-proxy.json"), proxy.to_string())
     }
 
-    fn write_network(&self, paths: &Paths, addresses: &Addresses) -> io::Result<()> {
+    fn write_network(&self, paths: &ClusterPaths, addresses: &ClusterAddresses) -> io::Result<()> {
         let network = json!({
             "cniVersion": "0.3.1",
             "name": format!("agentbox-{}", paths.deployment),
@@ -213,7 +220,7 @@ impl Files {
                     },
                     "policy": { "type": "k8s" },
                     "kubernetes": { "kubeconfig": self.kubeconfig("calico") },
-                    // A Pod waits for its policy to be in force.
+                    // A Pod starts when its policy is in force.
                     "policy_setup_timeout_seconds": 5,
                     "endpoint_status_dir": self.at("endpoint-status"),
                 },
@@ -232,7 +239,7 @@ pub enum WriteError {
     Tool(#[from] ToolError),
 }
 
-/// What our services ask the API server for, without bodies.
+/// Logs the requests of the services' accounts, without bodies.
 fn audit_policy() -> Value {
     json!({
         "apiVersion": "audit.k8s.io/v1",
@@ -248,51 +255,51 @@ fn audit_policy() -> Value {
     })
 }
 
-fn kubelet(addresses: &Addresses, paths: &Paths, files: &Files) -> Value {
+fn kubelet(addresses: &ClusterAddresses, paths: &ClusterPaths, files: &Files) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        // The API server dials it for logs.
+        // The API server connects to it for logs.
         "address": addresses.node.to_string(),
         "readOnlyPort": 0,
         "healthzBindAddress": "127.0.0.1",
-        // Nobody but the node itself reaches its network.
+        // Only the node itself has access to its network.
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "containerRuntimeEndpoint": format!("unix://{}", paths.socket().display()),
         "podLogsDir": files.at("pods"),
         "resolvConf": files.at("resolv.conf"),
-        // Where a cluster's DNS is, if it is given one.
+        // The address of CoreDNS, if it is installed.
         "clusterDNS": [addresses.dns().to_string()],
         "clusterDomain": "cluster.local",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": format!("/{}", node::control_group(&paths.deployment)),
+        "cgroupRoot": format!("/{}", control_groups::name(&paths.deployment)),
         "cgroupsPerQOS": true,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
         "failCgroupV1": false,
-        // Without CAP_SYS_RESOURCE no score can be lowered.
+        // Without CAP_SYS_RESOURCE a score cannot be lowered.
         "oomScoreAdj": 0,
-        "podPidsLimit": PIDS_OF_A_POD,
+        "podPidsLimit": POD_PIDS_LIMIT,
         "maxPods": 250,
         "serializeImagePulls": false,
         "evictionHard": {
             "memory.available": "50Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%",
             "imagefs.available": "1%",
         },
-        // Nothing is collected: the images are all there are.
+        // 100 switches garbage collection off: images that were imported cannot be pulled again.
         "imageGCHighThresholdPercent": 100,
     })
 }
 
-/// A TOML basic string; what JSON escapes, TOML escapes alike.
+/// Quotes a path as a TOML basic string, whose escapes are those of JSON.
 fn quoted(path: &Path) -> String {
     json!(path.to_string_lossy()).to_string()
 }
 
-/// `gvisor` is what runs as if it were runc, if there is gVisor.
+/// containerd's configuration. `gvisor` is the script that starts gVisor in the place of runc.
 fn containerd(
-    paths: &Paths,
+    paths: &ClusterPaths,
     files: &Files,
     network_plugins: &Path,
     gvisor: Option<&Path>,
@@ -329,7 +336,7 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = {opt}
 [plugins."io.containerd.cri.v1.images"]
-  # How soon a box over its storage limit is seen.
+  # In seconds; a box over its storage limit is detected after that time.
   stats_collect_period = 2
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"

@@ -1,5 +1,5 @@
-//! CoreDNS as a cluster has it: in `kube-system`, behind the Service that the kubelet tells
-//! every Pod of. Pure.
+//! The objects of CoreDNS: in `kube-system`, behind the Service that the kubelet writes into the
+//! `resolv.conf` of every Pod. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +20,7 @@ const CONFIGURATION: &str = "\
 }
 ";
 
-/// Each object with its place in the API.
+/// Each object with its path in the API.
 pub(super) fn objects(image: &str, address: Ipv4Addr) -> Vec<(String, Value)> {
     let rbac = "rbac.authorization.k8s.io/v1";
     let labels = json!({ "k8s-app": "kube-dns" });
@@ -89,7 +89,7 @@ pub(super) fn objects(image: &str, address: Ipv4Addr) -> Vec<(String, Value)> {
 fn pod(image: &str) -> Value {
     json!({
         "serviceAccountName": NAME,
-        // The node's resolvers: its own would be itself.
+        // The node's resolvers, because the cluster's resolver is CoreDNS itself.
         "dnsPolicy": "Default",
         "containers": [{
             "name": NAME, "image": image, "imagePullPolicy": "Never",

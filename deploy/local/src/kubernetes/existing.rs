@@ -1,73 +1,61 @@
-//! A Kubernetes that somebody else runs, for the boxes alone: our services stay on this
-//! machine, and reach boxes through its API server.
+//! A Kubernetes that already runs, for the boxes alone. The services run on this machine and
+//! reach boxes through its API server.
 
-use std::path::PathBuf;
-
-use ipnet::IpNet;
+use agentbox_testing::{ExistingKubernetes, KubernetesEndpoint};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::api::{Api as Objects, DeleteParams, ListParams};
-use serde::{Deserialize, Serialize};
 
-use super::api::{Api, SYSTEM_NAMESPACE};
-use super::{KubernetesEndpoint, KubernetesError};
+use super::KubernetesError;
+use super::api::{Api, ApiError, SYSTEM_NAMESPACE};
 
-/// The label of everything that the driver makes; its value is the deployment.
+/// The label of every object of the driver; its value is the deployment.
 const DEPLOYMENT: &str = "agentbox.dev/deployment";
 
-/// What cannot be found out about it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExistingKubernetes {
-    /// Of somebody who may make namespaces and everything in them.
-    pub kubeconfig: PathBuf,
-    /// An image with `/boxd`, where its nodes can pull it.
-    pub boxd_image: String,
-    /// The networks of its pods, services and nodes, which no box may reach.
-    pub cluster_cidrs: Vec<IpNet>,
+/// Checks that the API server answers, and creates the namespace that the driver requires.
+pub(crate) async fn join(
+    cluster: &ExistingKubernetes,
+    deployment: &str,
+) -> Result<KubernetesEndpoint, KubernetesError> {
+    let api = Api::connect(&cluster.kubeconfig).await?;
+    api.is_ready().await?;
+    api.set_up_namespace().await?;
+    Ok(KubernetesEndpoint {
+        kubeconfig: cluster.kubeconfig.clone(),
+        deployment: deployment.to_owned(),
+        system_namespace: SYSTEM_NAMESPACE.to_owned(),
+        boxd_image: cluster.boxd_image.clone(),
+        boxd_delivery: "init_container".to_owned(),
+        image_pull_secrets: Vec::new(),
+        cluster_cidrs: cluster.cluster_cidrs.clone(),
+        boxd_client_cidrs: Vec::new(),
+        dns_servers: Vec::new(),
+        reach: "port_forward".to_owned(),
+    })
 }
 
-impl ExistingKubernetes {
-    /// Finds out that it answers, and makes the namespace that the driver expects.
-    pub(crate) async fn join(
-        &self,
-        deployment: &str,
-    ) -> Result<KubernetesEndpoint, KubernetesError> {
-        let api = Api::connect(&self.kubeconfig).await?;
-        api.is_ready().await?;
-        api.set_up_namespace().await?;
-        Ok(KubernetesEndpoint {
-            kubeconfig: self.kubeconfig.clone(),
-            deployment: deployment.to_owned(),
-            system_namespace: SYSTEM_NAMESPACE.to_owned(),
-            boxd_image: self.boxd_image.clone(),
-            boxd_delivery: "init_container".to_owned(),
-            image_pull_secrets: Vec::new(),
-            cluster_cidrs: self.cluster_cidrs.clone(),
-            boxd_client_cidrs: Vec::new(),
-            dns_servers: Vec::new(),
-            reach: "port_forward".to_owned(),
-        })
+/// Deletes the namespace of every box of a deployment, and the boxes' Services. Kubernetes
+/// deletes the objects in the namespaces. Returns the number of boxes.
+pub(crate) async fn remove_boxes(
+    cluster: &ExistingKubernetes,
+    deployment: &str,
+) -> Result<usize, KubernetesError> {
+    let client = Api::connect(&cluster.kubeconfig).await?.into_client();
+    let ours = ListParams::default().labels(&format!("{DEPLOYMENT}={deployment}"));
+    let delete = DeleteParams::default();
+    let failed = |source| ApiError::Call {
+        what: "remove boxes".to_owned(),
+        source: Box::new(source),
+    };
+    let services: Objects<Service> = Objects::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    for service in services.list(&ours).await.map_err(failed)? {
+        let name = service.metadata.name.unwrap_or_default();
+        services.delete(&name, &delete).await.map_err(failed)?;
     }
-
-    /// Removes every box of a deployment from it; the rest of each goes by itself.
-    pub(crate) async fn remove_boxes(&self, deployment: &str) -> Result<usize, KubernetesError> {
-        let client = Api::connect(&self.kubeconfig).await?.into_client();
-        let ours = ListParams::default().labels(&format!("{DEPLOYMENT}={deployment}"));
-        let delete = DeleteParams::default();
-        let failed = |source| super::api::ApiError::Call {
-            what: "remove boxes".to_owned(),
-            source: Box::new(source),
-        };
-        let names: Objects<Service> = Objects::namespaced(client.clone(), SYSTEM_NAMESPACE);
-        for name in names.list(&ours).await.map_err(failed)? {
-            let name = name.metadata.name.unwrap_or_default();
-            names.delete(&name, &delete).await.map_err(failed)?;
-        }
-        let namespaces: Objects<Namespace> = Objects::all(client);
-        let boxes = namespaces.list(&ours).await.map_err(failed)?.items;
-        for namespace in &boxes {
-            let name = namespace.metadata.name.as_deref().unwrap_or_default();
-            namespaces.delete(name, &delete).await.map_err(failed)?;
-        }
-        Ok(boxes.len())
+    let namespaces: Objects<Namespace> = Objects::all(client);
+    let boxes = namespaces.list(&ours).await.map_err(failed)?.items;
+    for namespace in &boxes {
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        namespaces.delete(name, &delete).await.map_err(failed)?;
     }
+    Ok(boxes.len())
 }

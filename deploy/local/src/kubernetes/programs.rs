@@ -1,49 +1,49 @@
-//! How each of the cluster's programs is started.
+//! How each program of the cluster is started.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
+use agentbox_testing::paths::Layout;
+use agentbox_testing::tool::search_path;
 use nix::sys::signal::Signal;
 
 use super::build::Programs;
 use super::configuration::{API_PORT, Files};
-use super::node::{self, Addresses};
-use super::{measure, registry};
-use crate::child::Launch;
-use crate::containerd::Paths;
-use crate::plan::Layout;
-use crate::tool::search_path;
+use super::{metrics_server, node, registry};
+use crate::cluster_paths::ClusterPaths;
+use crate::process::ProcessSpec;
 
-/// Where Felix says on the node's loopback whether it is ready.
+/// The port of Felix's readiness endpoint on the node.
 pub(crate) const FELIX_PORT: u16 = 9099;
 
-/// The node's containerd among the instance's programs.
+/// The name of the node's containerd among the instance's processes.
 pub(crate) const NODE_CONTAINERD: &str = "node-containerd";
 
-/// Everything that the launches are made of.
-pub(crate) struct Launches<'a> {
+/// The inputs of the programs' specifications.
+pub(crate) struct ProgramSpecs<'a> {
     pub(crate) programs: &'a Programs,
-    pub(crate) paths: &'a Paths,
+    pub(crate) paths: &'a ClusterPaths,
     pub(crate) files: &'a Files,
-    pub(crate) addresses: &'a Addresses,
+    pub(crate) addresses: &'a ClusterAddresses,
     pub(crate) layout: &'a Layout,
-    pub(crate) keeper: u32,
+    pub(crate) holder: u32,
 }
 
-impl Launches<'_> {
-    /// A program of one part, with flags as `--name=value`, in the node.
-    fn launch(&self, name: &str, part: &str, flags: Vec<String>) -> Launch {
+impl ProgramSpecs<'_> {
+    /// A program of one part, run in the node with flags of the form `--name=value`.
+    fn program(&self, name: &str, part: &str, flags: Vec<String>) -> ProcessSpec {
         let bin = self.programs.bin(part);
-        let mut arguments: Vec<OsString> = node::enter(self.keeper);
+        let mut arguments: Vec<OsString> = node::enter(self.holder);
         arguments.push(bin.join(name).into());
         arguments.extend(flags.into_iter().map(OsString::from));
-        Launch {
+        ProcessSpec {
             name: name.to_owned(),
             program: "nsenter".into(),
             arguments,
-            // containerd finds its shim beside itself.
+            // containerd searches its shim on PATH.
             environment: BTreeMap::from([(
                 "PATH".to_owned(),
                 format!("{}:{}", bin.display(), search_path()),
@@ -56,11 +56,11 @@ impl Launches<'_> {
         }
     }
 
-    fn kubeconfig(&self, of: &str) -> String {
-        flag("kubeconfig", &self.files.kubeconfig(of))
+    fn kubeconfig(&self, user: &str) -> String {
+        flag("kubeconfig", &self.files.kubeconfig(user))
     }
 
-    pub(crate) fn etcd(&self) -> Launch {
+    pub(crate) fn etcd(&self) -> ProcessSpec {
         let data = self.files.at("etcd");
         let flags = vec![
             flag("data-dir", &data),
@@ -69,14 +69,14 @@ impl Launches<'_> {
             "--listen-peer-urls=http://127.0.0.1:2380".to_owned(),
             "--initial-advertise-peer-urls=http://127.0.0.1:2380".to_owned(),
             "--initial-cluster=default=http://127.0.0.1:2380".to_owned(),
-            // It ends with the instance: nothing of it is read again.
+            // Its data are not read again after the instance has stopped.
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        self.launch("etcd", "etcd", flags)
+        self.program("etcd", "etcd", flags)
     }
 
-    pub(crate) fn api_server(&self) -> Launch {
+    pub(crate) fn api_server(&self) -> ProcessSpec {
         let node = self.addresses.node;
         let key = self.files.at("service-accounts.key");
         let flags = vec![
@@ -95,35 +95,38 @@ impl Launches<'_> {
             "--allow-privileged=true".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--enable-aggregator-routing=true".to_owned(),
-            // How extensions know it.
+            // How the API server authenticates to its extensions.
             flag(
                 "requestheader-client-ca-file",
-                &self.files.at("certificates/callers.crt"),
+                &self.files.certificate(metrics_server::CLIENT_CA),
             ),
-            format!("--requestheader-allowed-names={}", measure::CALLER),
+            format!(
+                "--requestheader-allowed-names={}",
+                metrics_server::CLIENT_NAME
+            ),
             "--requestheader-username-headers=X-Remote-User".to_owned(),
             "--requestheader-group-headers=X-Remote-Group".to_owned(),
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
             flag(
                 "proxy-client-cert-file",
-                &self.files.at("certificates/caller.crt"),
+                &self.files.certificate(metrics_server::CLIENT),
             ),
             flag(
                 "proxy-client-key-file",
-                &self.files.at("certificates/caller.key"),
+                &self.files.key(metrics_server::CLIENT),
             ),
             flag("audit-policy-file", &self.files.at("audit.json")),
             flag("audit-log-path", &self.files.at("audit.log")),
-            // Of a process that ends anyway.
+            // The process is killed; see below.
             "--shutdown-delay-duration=0s".to_owned(),
         ];
-        let mut launch = self.launch("kube-apiserver", "kubernetes", flags);
-        // Its graceful end waits for every open watch.
-        launch.stop_signal = Signal::SIGKILL;
-        launch
+        let mut spec = self.program("kube-apiserver", "kubernetes", flags);
+        // A graceful stop waits for every open watch.
+        spec.stop_signal = Signal::SIGKILL;
+        spec
     }
 
-    pub(crate) fn controllers(&self) -> Launch {
+    pub(crate) fn controllers(&self) -> ProcessSpec {
         let flags = vec![
             self.kubeconfig("kube-controller-manager"),
             flag(
@@ -135,26 +138,26 @@ impl Launches<'_> {
             "--bind-address=127.0.0.1".to_owned(),
             flag("cert-dir", &self.files.at("kube-controller-manager")),
         ];
-        self.launch("kube-controller-manager", "kubernetes", flags)
+        self.program("kube-controller-manager", "kubernetes", flags)
     }
 
-    pub(crate) fn scheduler(&self) -> Launch {
+    pub(crate) fn scheduler(&self) -> ProcessSpec {
         let flags = vec![
             self.kubeconfig("kube-scheduler"),
             "--leader-elect=false".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
             flag("cert-dir", &self.files.at("kube-scheduler")),
         ];
-        self.launch("kube-scheduler", "kubernetes", flags)
+        self.program("kube-scheduler", "kubernetes", flags)
     }
 
-    pub(crate) fn proxy(&self) -> Launch {
+    pub(crate) fn proxy(&self) -> ProcessSpec {
         let flags = vec![flag("config", &self.files.at("kube-proxy.json"))];
-        self.launch("kube-proxy", "kubernetes", flags)
+        self.program("kube-proxy", "kubernetes", flags)
     }
 
-    pub(crate) fn felix(&self) -> Launch {
-        let mut launch = self.launch("calico-felix", "calico", Vec::new());
+    pub(crate) fn felix(&self) -> ProcessSpec {
+        let mut spec = self.program("calico-felix", "calico", Vec::new());
         let kubeconfig = self.files.kubeconfig("calico").display().to_string();
         let port = FELIX_PORT.to_string();
         let prefix = self.paths.run().display().to_string();
@@ -162,7 +165,7 @@ impl Launches<'_> {
             ("KUBECONFIG", kubeconfig.as_str()),
             ("FELIX_DATASTORETYPE", "kubernetes"),
             ("FELIX_FELIXHOSTNAME", node::NAME),
-            // Without it a box could talk to the node by its link-local address.
+            // Without it a box could connect to the node's link-local address.
             ("FELIX_IPV6SUPPORT", "true"),
             ("FELIX_BPFENABLED", "false"),
             ("FELIX_USAGEREPORTINGENABLED", "false"),
@@ -178,21 +181,21 @@ impl Launches<'_> {
             ("FELIX_LOGSEVERITYSCREEN", "Warning"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        launch.environment.extend(settings);
-        launch
+        spec.environment.extend(settings);
+        spec
     }
 
-    pub(crate) fn containerd(&self) -> Launch {
+    pub(crate) fn containerd(&self) -> ProcessSpec {
         let flags = vec![flag("config", &self.paths.configuration())];
-        let mut launch = self.launch("containerd", "containerd", flags);
-        // This machine may have one of the instance's own beside it.
-        launch.name = NODE_CONTAINERD.to_owned();
-        launch.log = self.layout.log(NODE_CONTAINERD);
-        launch.grace = Duration::from_secs(10);
-        launch
+        let mut spec = self.program("containerd", "containerd", flags);
+        // The instance may also run a containerd outside the node.
+        spec.name = NODE_CONTAINERD.to_owned();
+        spec.log = self.layout.log(NODE_CONTAINERD);
+        spec.grace = Duration::from_secs(10);
+        spec
     }
 
-    pub(crate) fn kubelet(&self) -> Launch {
+    pub(crate) fn kubelet(&self) -> ProcessSpec {
         let flags = vec![
             flag("config", &self.files.at("kubelet.json")),
             self.kubeconfig("kubelet"),
@@ -201,10 +204,10 @@ impl Launches<'_> {
             flag("root-dir", &self.files.at("kubelet")),
             flag("cert-dir", &self.files.at("kubelet/pki")),
         ];
-        self.launch("kubelet", "kubernetes", flags)
+        self.program("kubelet", "kubernetes", flags)
     }
 
-    pub(crate) fn metrics_server(&self) -> Launch {
+    pub(crate) fn metrics_server(&self) -> ProcessSpec {
         let kubeconfig = self.files.kubeconfig("metrics-server");
         let flags = vec![
             flag("kubeconfig", &kubeconfig),
@@ -212,20 +215,20 @@ impl Launches<'_> {
             flag("authorization-kubeconfig", &kubeconfig),
             flag("cert-dir", &self.files.at("metrics-server")),
             format!("--bind-address={}", self.addresses.node),
-            format!("--secure-port={}", measure::PORT),
-            // The kubelet signs its own.
+            format!("--secure-port={}", metrics_server::PORT),
+            // The kubelet's certificate is self-signed.
             "--kubelet-insecure-tls".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
-            // The shortest that it takes, and it must be longer than an answer may take.
+            // The minimum; it must exceed the request timeout.
             "--metric-resolution=10s".to_owned(),
             "--kubelet-request-timeout=8s".to_owned(),
         ];
-        self.launch("metrics-server", "metrics-server", flags)
+        self.program("metrics-server", "metrics-server", flags)
     }
 
-    pub(crate) fn registry(&self) -> Launch {
+    pub(crate) fn registry(&self) -> ProcessSpec {
         let configuration = registry::configuration(self.files).display().to_string();
-        self.launch(
+        self.program(
             "registry",
             "registry",
             vec!["serve".to_owned(), configuration],

@@ -1,26 +1,20 @@
-//! The cluster's registry: on the node, behind a login, for images that are not imported.
+//! The cluster's registry: on the node, with a login, for images that are not imported.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
+use agentbox_testing::private_file;
 use serde_json::{Value, json};
 
 use super::api::SYSTEM_NAMESPACE;
 use super::configuration::{Files, WriteError};
-use super::node::Addresses;
-use crate::secrets::write_private;
 
-const PORT: u16 = 5_000;
 const USER: &str = "agentbox";
-/// The Secret with the login, in our services' namespace.
+/// The name of the Secret with the login, in the services' namespace.
 pub(crate) const SECRET: &str = "registry";
 
-pub(crate) fn address(addresses: &Addresses) -> SocketAddr {
-    (addresses.node, PORT).into()
-}
-
-/// A Docker client's configuration that logs in.
+/// The path of a Docker client's `config.json` with the login.
 pub(crate) fn login(run: &Path) -> PathBuf {
     run.join("registry/config.json")
 }
@@ -29,20 +23,20 @@ pub(crate) fn configuration(files: &Files) -> PathBuf {
     files.at("registry/server.json")
 }
 
-/// What the server and its clients read. The images themselves go into `storage`.
+/// Writes the configuration of the server and of its clients. Images are kept in `storage`.
 pub(crate) fn write(
     files: &Files,
-    addresses: &Addresses,
+    addresses: &ClusterAddresses,
     storage: &Path,
 ) -> Result<(), WriteError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| WriteError::File { path, source }
     };
-    let address = address(addresses).to_string();
+    let address = addresses.registry().to_string();
     let password = hex::encode(rand::random::<[u8; 16]>());
     let users = files.at("registry/htpasswd");
-    // The password is random: a slow hash would protect nothing.
+    // The lowest cost, because a random password needs no slow hash.
     let hash = bcrypt::hash(&password, 4).map_err(io::Error::other);
     let line = format!("{USER}:{}\n", hash.map_err(failed(&users))?);
     let server = json!({
@@ -63,12 +57,12 @@ pub(crate) fn write(
     ] {
         let directory = path.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(directory).map_err(failed(directory))?;
-        write_private(&path, text.as_bytes()).map_err(failed(&path))?;
+        private_file::write(&path, text.as_bytes()).map_err(failed(&path))?;
     }
     std::fs::create_dir_all(storage).map_err(failed(storage))
 }
 
-/// The login as Pods use it, with its place in the API.
+/// The Secret with the login, for Pods, with its path in the API.
 pub(crate) fn secret(run: &Path) -> Result<(String, Value), WriteError> {
     let path = login(run);
     let text = std::fs::read_to_string(&path);

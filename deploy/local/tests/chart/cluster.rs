@@ -3,9 +3,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use agentbox_local::{
-    Archive, TestKubernetes, Tools, bin_dir, boxd, of_program, of_services, of_stores,
-};
+use agentbox_local::addons::{self, Tools};
+use agentbox_local::{Archive, of_program, of_services, of_stores};
+use agentbox_testing::{TestKubernetes, bin_dir, boxd};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret, Service};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams};
@@ -50,13 +50,16 @@ impl Cluster {
         let (nats, postgres) = of_stores(images.path()).await.unwrap();
         let kubernetes = TestKubernetes::start().await.unwrap();
         let endpoint = &kubernetes.endpoint;
-        endpoint.import([&nats, &postgres]).await.unwrap();
+        let stores = addons::import(endpoint, [&nats, &postgres]);
+        stores.await.unwrap();
         // Tags of what is in them: the node keeps images.
         for image in [&services, &boxd] {
             let name = image.image.rsplit('/').next().unwrap();
-            endpoint.push(image, &format!("team/{name}")).await.unwrap();
+            let name = format!("team/{name}");
+            addons::push(endpoint, image, &name).await.unwrap();
         }
-        endpoint.add_dns(&tools, images.path()).await.unwrap();
+        let dns = addons::add_dns(endpoint, &tools, images.path());
+        dns.await.unwrap();
         let file = Kubeconfig::read_from(&endpoint.kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(file, &options).await;

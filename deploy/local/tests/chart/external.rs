@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use agentbox_local::{Options, Parts, System};
+use agentbox_testing::{Components, Options, System};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ListParams};
@@ -55,10 +55,10 @@ fn port_of(url: &str) -> u16 {
 
 /// Its services, stores from elsewhere and every secret by name.
 pub async fn stores_and_secrets_serve(cluster: &Cluster) {
-    let stores = System::start(Options::parts(Parts {
+    let stores = System::start(Options::components(Components {
         postgres: true,
         nats: true,
-        ..Parts::NONE
+        ..Components::NONE
     }));
     let stores = stores.await.unwrap();
     let (nats, postgres) = (

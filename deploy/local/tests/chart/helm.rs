@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use agentbox_local::Tools;
+use agentbox_local::addons::Tools;
 use serde_json::Value;
 use tokio::process::Command;
 

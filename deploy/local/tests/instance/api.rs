@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use agentbox_local::System;
+use agentbox_testing::System;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 

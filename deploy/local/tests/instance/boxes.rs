@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::TestContainerd;
+use agentbox_testing::TestContainerd;
 
 use crate::pod::{Pod, pull};
 

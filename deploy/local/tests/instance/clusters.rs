@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use agentbox_local::{KubernetesEndpoint, Options, Parts, System};
+use agentbox_testing::{Components, KubernetesEndpoint, Options, System};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,15 +14,15 @@ use crate::host::{remains, tool};
 use crate::kills::status;
 use crate::kubernetes::remains as of_kubernetes;
 
-const BOTH: Parts = Parts {
+const BOTH: Components = Components {
     kubernetes: true,
-    ..Parts::ALL
+    ..Components::ALL
 };
 const NAMES: [&str; 2] = ["containerd", "kubernetes"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn start() -> System {
-    let options = Options::parts(BOTH).without_rate_limits();
+    let options = Options::components(BOTH).without_rate_limits();
     System::start(options).await.unwrap()
 }
 

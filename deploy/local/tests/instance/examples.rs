@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use agentbox_local::{Options, System};
+use agentbox_testing::{Options, System};
 use serde_json::{Value, json};
 use tokio::process::Command;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agentbox_local::{ContainerdEndpoint, KubernetesEndpoint, ProcessIdentity};
+use agentbox_testing::{ContainerdEndpoint, KubernetesEndpoint, ProcessIdentity};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -25,7 +25,7 @@ impl Supervised {
     /// With a Kubernetes beside containerd.
     pub fn start_both(directory: &Path, cache: &Path) -> Self {
         let mut plan = plan(None, false);
-        plan["parts"]["kubernetes"] = true.into();
+        plan["components"]["kubernetes"] = true.into();
         Self::start_plan(directory, Some(cache), &plan)
     }
 
@@ -130,10 +130,10 @@ fn plan(deployment: Option<&str>, services: bool) -> Value {
     json!({
         "deployment": deployment,
         "durable": deployment.is_some(),
-        "parts": { "postgres": true, "nats": true, "containerd": true, "services": services },
+        "components": { "postgres": true, "nats": true, "containerd": true, "services": services },
         "replicas": 1,
-        "bin_dir": agentbox_local::bin_dir(),
-        "boxd": agentbox_local::boxd(),
+        "bin_dir": agentbox_testing::bin_dir(),
+        "boxd": agentbox_testing::boxd(),
         "host": "127.0.0.1",
         "port": null,
         "environment": {},
@@ -263,10 +263,9 @@ pub async fn boxes_left(containerd: &ContainerdEndpoint) -> Vec<String> {
 /// Processes whose network namespace has an address of the instance's subnet: those in
 /// its boxes, whoever their parent is.
 pub fn processes_in_boxes(containerd: &ContainerdEndpoint) -> Vec<ProcessIdentity> {
-    let network = u32::from(containerd.subnet.gateway()) >> 12;
     let is_inside = |word: &str| {
         word.parse::<std::net::Ipv4Addr>()
-            .is_ok_and(|address| u32::from(address) >> 12 == network)
+            .is_ok_and(|address| containerd.subnet.contains(&address))
     };
     let own = std::fs::read_link("/proc/self/ns/net").unwrap();
     let mut found = Vec::new();

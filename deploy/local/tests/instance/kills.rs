@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Options, System};
+use agentbox_testing::{Options, System};
 use futures::future::join_all;
 use serde_json::Value;
 
@@ -165,7 +165,7 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
     let said = status(&system);
     let killed = said
         .lines()
-        .filter(|line| line.contains("ready; it ended before: signal: 9"))
+        .filter(|line| line.contains("ready; last exit: signal: 9"))
         .count();
     assert_eq!(killed, 8, "{said}");
     system.stop().await;
@@ -198,7 +198,7 @@ async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
             assert_eq!(still[field], running[field], "{part}: {still}");
         }
         whole_life(&api, part).await;
-        assert!(status(&system).contains("it ended before: signal: 9"));
+        assert!(status(&system).contains("last exit: signal: 9"));
     }
     api.delete(&id).await;
     api.reaches(&id, "terminated").await;

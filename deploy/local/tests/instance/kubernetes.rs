@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use agentbox_local::{KubernetesEndpoint, Options, Parts, System, TestKubernetes};
+use agentbox_testing::{Components, KubernetesEndpoint, Options, System, TestKubernetes};
 
 use crate::api::Api;
 use crate::host::tool;
@@ -64,7 +64,7 @@ async fn a_kubernetes_that_is_stopped_leaves_nothing() {
 
 #[tokio::test]
 async fn the_guides_workflow_runs_as_written_on_kubernetes() {
-    let options = Options::parts(Parts::ALL_ON_KUBERNETES).replicas(2);
+    let options = Options::components(Components::ALL_ON_KUBERNETES).replicas(2);
     let system = System::start(options).await.unwrap();
     let said = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
     for expected in ["Environment is running!", "Array mean: 3.0", "Done!"] {

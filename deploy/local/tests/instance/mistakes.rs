@@ -15,8 +15,8 @@ fn up(wrapper: &[&str], directory: &Path, port: u16) -> String {
         .args(words)
         .env("AGENTBOX_DIR", directory)
         .env("AGENTBOX_PORT", port.to_string())
-        .env("AGENTBOX_BIN_DIR", agentbox_local::bin_dir())
-        .env("AGENTBOX_BOXD", agentbox_local::boxd())
+        .env("AGENTBOX_BIN_DIR", agentbox_testing::bin_dir())
+        .env("AGENTBOX_BOXD", agentbox_testing::boxd())
         .output()
         .unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "{output:?}");
@@ -43,7 +43,7 @@ fn a_taken_port_is_named_with_who_has_it() {
     let port = listener.local_addr().unwrap().port();
     let said = up(&["env"], dir.path(), port);
     let own = format!("(pid {})", std::process::id());
-    for expected in [&format!("port {port} is taken by"), &own, "AGENTBOX_PORT"] {
+    for expected in [&format!("port {port} is in use by"), &own, "AGENTBOX_PORT"] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
 }

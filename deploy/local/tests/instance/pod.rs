@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use agentbox_local::ContainerdEndpoint;
+use agentbox_testing::ContainerdEndpoint;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{

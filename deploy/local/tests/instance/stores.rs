@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentbox_local::{Options, Parts, System, TestNats, TestPostgres};
+use agentbox_testing::{Components, Options, System, TestNats, TestPostgres};
 use futures::StreamExt;
 
 #[tokio::test]
@@ -77,11 +77,11 @@ async fn nats_carries_only_what_a_services_permissions_allow() {
 
 #[tokio::test]
 async fn a_program_that_is_killed_is_started_again() {
-    let parts = Parts {
+    let parts = Components {
         nats: true,
-        ..Parts::NONE
+        ..Components::NONE
     };
-    let system = System::start(Options::parts(parts)).await.unwrap();
+    let system = System::start(Options::components(parts)).await.unwrap();
     let before = system.pids("nats")[&0];
     assert!(system.kill("nats", 0));
     let deadline = std::time::Instant::now() + Duration::from_secs(10);

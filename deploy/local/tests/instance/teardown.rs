@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Options, ProcessIdentity, System, TestContainerd};
+use agentbox_testing::{Options, ProcessIdentity, System, TestContainerd};
 
 use crate::api::Api;
 use crate::host::{Supervised, boxes_left, processes_in_boxes, remains};
@@ -198,7 +198,7 @@ async fn data_stay_over_a_restart_even_where_postgres_cannot_reach_them_by_itsel
     let dir = tempfile::tempdir().unwrap();
     let deployment = format!("local-{:08x}", rand::random::<u32>());
     let query = |supervised: &Supervised, statement: &'static str| {
-        let endpoint: agentbox_local::PostgresEndpoint =
+        let endpoint: agentbox_testing::PostgresEndpoint =
             serde_json::from_value(supervised.state()["postgres"].clone()).unwrap();
         async move { endpoint.execute(&[statement]).await.unwrap() }
     };

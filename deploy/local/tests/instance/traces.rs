@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Options, System};
+use agentbox_testing::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use agentbox_local::{Options, System};
+use agentbox_testing::{Options, System};
 use tokio::process::Command;
 
 use crate::api::Api;

@@ -5,7 +5,7 @@ mod services;
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::{Options, System};
+use agentbox_testing::{Options, System};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};

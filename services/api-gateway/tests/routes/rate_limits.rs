@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use agentbox_local::System;
+use agentbox_testing::System;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use serde_json::json;

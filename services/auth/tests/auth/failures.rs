@@ -6,7 +6,7 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::Ready;
 use agentbox_contracts::rpc::Empty;
-use agentbox_local::TestPostgres;
+use agentbox_testing::TestPostgres;
 
 use crate::support::{PASSWORD, Replica, World, eventually};
 

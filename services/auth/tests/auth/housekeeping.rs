@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agentbox_contracts::identity::{Role, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_local::TestPostgres;
+use agentbox_testing::TestPostgres;
 use sea_orm::ConnectionTrait;
 
 use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, Replica, World, eventually};

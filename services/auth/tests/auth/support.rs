@@ -5,7 +5,7 @@ mod replica;
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::{PostgresEndpoint, TestPostgres};
+use agentbox_testing::{PostgresEndpoint, TestPostgres};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 pub use callers::{ADMIN, ADMIN_PASSWORD, Caller, PASSWORD, refused};

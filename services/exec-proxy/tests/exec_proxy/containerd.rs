@@ -10,9 +10,9 @@ use agentbox_contracts::environment::Status;
 use agentbox_contracts::exec::{ExecRequest, FromBox, LogsRequest, Open, OpenKind, ToBox};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_local::{NatsEndpoint, TestContainerd, TestNats};
 use agentbox_runtime::{BoxPhase, BoxSpec, Isolation, Resources, Runtime as _};
 use agentbox_runtime_containerd::Driver;
+use agentbox_testing::{NatsEndpoint, TestContainerd, TestNats};
 
 use crate::support::gateway::{Logs, attach, command, result, shell};
 use crate::support::{Gateway, eventually, proxy};

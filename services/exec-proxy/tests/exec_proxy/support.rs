@@ -20,7 +20,7 @@ pub struct World {
 impl World {
     /// A cluster of its own on the NATS server that all tests share.
     pub async fn start() -> Self {
-        let nats = agentbox_local::TestNats::shared().await.unwrap();
+        let nats = agentbox_testing::TestNats::shared().await.unwrap();
         let cluster = format!("test-{}", agentbox_contracts::ids::EnvironmentId::random());
         let proxy = Proxy::start(&nats, &cluster).await;
         let gateway = Gateway::connect(&nats, &cluster).await;

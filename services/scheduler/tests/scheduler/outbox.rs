@@ -185,7 +185,7 @@ async fn what_was_published_but_not_marked_is_not_stored_twice() {
 async fn a_route_follows_the_environment_and_goes_with_it() {
     let database = database().await;
     let bus = shared_bus().await;
-    let nats = agentbox_local::TestNats::shared().await.unwrap();
+    let nats = agentbox_testing::TestNats::shared().await.unwrap();
     let gateway = self::bus(&nats, "api-gateway").await;
     let shutdown = CancellationToken::new();
     let mirror = std::sync::Arc::new(gateway.mirror_routes());

@@ -9,12 +9,12 @@ use std::time::Duration;
 use agentbox_contracts::environment::{Environment, EnvironmentRequest, ResourceRequest, Status};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_local::TestPostgres;
 use agentbox_scheduler::cluster::placement::Room;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::request;
 use agentbox_scheduler::environment::store::{Creation, Store};
 use agentbox_scheduler::migrations::Migrator;
+use agentbox_testing::TestPostgres;
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use sea_orm::DatabaseConnection;
 

@@ -6,7 +6,7 @@ use agentbox_bus::{Bus, BusConfig, BusError};
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::subjects;
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{DEADLINE, connect, eventually, eventually_async, within};

@@ -1,7 +1,7 @@
 //! Sums across replicas.
 
 use agentbox_contracts::subjects;
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 use futures::future::join_all;
 
 use crate::support::{DEADLINE, cluster, connect, within};

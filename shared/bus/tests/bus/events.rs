@@ -4,7 +4,7 @@ use agentbox_bus::{Bus, EventStream, StoredEvent};
 use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
-use agentbox_local::{NatsEndpoint, TestNats};
+use agentbox_testing::{NatsEndpoint, TestNats};
 use chrono::Utc;
 use futures::StreamExt;
 

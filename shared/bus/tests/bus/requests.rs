@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use agentbox_bus::Bus;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects::{self, HEADER_DEADLINE};
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 use async_nats::HeaderMap;
 use async_nats::service::{Info, PingResponse, Stats};
 use futures::future::{join_all, try_join_all};

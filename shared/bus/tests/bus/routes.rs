@@ -6,7 +6,7 @@ use agentbox_bus::{Bus, RouteMirror};
 use agentbox_contracts::environment::{Route, Status};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects::ROUTES_BUCKET;
-use agentbox_local::{NatsEndpoint, System, TestNats};
+use agentbox_testing::{NatsEndpoint, System, TestNats};
 use async_nats::jetstream::kv::Store;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

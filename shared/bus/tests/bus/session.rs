@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{Exit, FromBox, ToBox};
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 use bytes::Bytes;
 
 use crate::support::{DEADLINE, Ends, chunk, received_by, within};

@@ -7,7 +7,7 @@ use agentbox_bus::{Acceptor, Bus, BusConfig, Session};
 use agentbox_contracts::exec::{FromBox, OPEN, ToBox};
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::subjects;
-use agentbox_local::{NatsEndpoint, TestNats};
+use agentbox_testing::{NatsEndpoint, TestNats};
 use bytes::Bytes;
 
 pub mod process;

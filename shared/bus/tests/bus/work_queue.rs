@@ -7,7 +7,7 @@ use std::time::Duration;
 use agentbox_bus::{Bus, Command, Retry, WorkQueue};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::{self, COMMANDS_STREAM, DEAD_LETTERS_STREAM, HEADER_REASON};
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{Barrier, mpsc};
 use tokio::task::JoinHandle;

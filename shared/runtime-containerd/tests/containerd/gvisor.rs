@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use agentbox_contracts::units::Bytes;
-use agentbox_local::TestContainerd;
 use agentbox_runtime::conformance::gvisor::on_gvisor;
 use agentbox_runtime::conformance::session::exec;
 use agentbox_runtime::conformance::{Subject, Violation, claim, until};
 use agentbox_runtime::{ExitReason, NetworkPolicy, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};
+use agentbox_testing::TestContainerd;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use agentbox_local::{ContainerdEndpoint, TestContainerd};
 use agentbox_runtime::conformance::Subject;
 use agentbox_runtime_containerd::{Config, Driver};
+use agentbox_testing::{ContainerdEndpoint, TestContainerd};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 

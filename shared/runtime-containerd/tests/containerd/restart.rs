@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agentbox_local::TestContainerd;
 use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxConnector as _, BoxPhase, Runtime as _, RuntimeError};
+use agentbox_testing::TestContainerd;
 use futures::StreamExt as _;
 
 use crate::machine::{read, subject_of};

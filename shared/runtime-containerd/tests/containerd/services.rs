@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use agentbox_local::{TestNats, TestPostgres};
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::hostile::{all_refused, python};
 use agentbox_runtime::conformance::{Subject, Violation, claim};
 use agentbox_runtime_containerd::{Config, Driver};
+use agentbox_testing::{TestNats, TestPostgres};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::elsewhere::{inside, own_address};

@@ -1,8 +1,8 @@
 //! One Kubernetes for all tests of this program.
 
-use agentbox_local::TestKubernetes;
 use agentbox_runtime::conformance::{Differences, Subject};
 use agentbox_runtime_kubernetes::{Config, Driver};
+use agentbox_testing::TestKubernetes;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -27,7 +27,7 @@ pub fn config_of(kubernetes: &TestKubernetes) -> Config {
 /// Each driver has connections of its own, as two processes have.
 pub async fn subject() -> Subject<Driver> {
     let differences = Differences {
-        pids_of_every_box: Some(kubernetes().await.endpoint.pids_of_a_pod()),
+        pids_of_every_box: Some(kubernetes().await.endpoint.pod_pids_limit()),
         eviction_takes_the_output: true,
     };
     subject_with(&config().await).differing(differences)

@@ -1,23 +1,19 @@
 //! Images of a registry that wants a login.
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_local::{boxd, of_program};
 use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
+use agentbox_testing::boxd;
 use serde_json::json;
 
 use crate::cluster::{config, kubectl, kubernetes, subject, subject_with};
 
 /// A program that ends by itself, without a shell beside it.
 async fn pushed() -> String {
-    let directory = tempfile::tempdir().unwrap();
-    let boxd = boxd();
-    let program = of_program(&boxd, "agentbox.local/private:1", directory.path());
-    let archive = program.await.unwrap();
-    let endpoint = &kubernetes().await.endpoint;
-    // The node keeps images, and what it has it does not ask for.
+    // A new name, because the node does not pull an image that it already has.
     let name = format!("team/private:{}", EnvironmentId::random());
-    endpoint.push(&archive, &name).await.unwrap()
+    let pushed = kubernetes().await.push_program(&boxd(), &name).await;
+    pushed.unwrap()
 }
 
 #[tokio::test]

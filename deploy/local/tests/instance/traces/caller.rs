@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agentbox_local::System;
+use agentbox_testing::System;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 

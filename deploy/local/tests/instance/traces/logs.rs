@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agentbox_local::System;
+use agentbox_testing::System;
 use serde_json::Value;
 
 use super::secrets::Secrets;

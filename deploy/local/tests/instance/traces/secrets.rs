@@ -2,7 +2,7 @@
 
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_box_protocol::token::BoxToken;
-use agentbox_local::System;
+use agentbox_testing::System;
 use serde_json::Value;
 
 pub struct Secrets {

@@ -6,7 +6,7 @@ use agentbox_bus::{Bus, BusConfig, Session};
 use agentbox_contracts::exec::{FromBox, OPEN, Open, OpenKind, ToBox};
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::subjects;
-use agentbox_local::System;
+use agentbox_testing::System;
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! The systems under test.
 
-use agentbox_local::{Options, Runtime, System};
+use agentbox_testing::{Options, Runtime, System};
 use tokio::sync::OnceCell;
 
 /// How long a request's head or body may take on the shared system, in seconds.
@@ -74,7 +74,11 @@ pub fn stderr_after_the_end() -> &'static str {
 
 /// The tests come from this machine and say for whom they speak, as a proxy would.
 pub fn options() -> Options {
-    Options::parts(runtime().parts()).env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
+    Options::components(runtime().components()).env(
+        "api-gateway",
+        "AGENTBOX_TRUSTED_PROXIES",
+        "127.0.0.0/8",
+    )
 }
 
 /// Without limits that a test could meet by accident.

@@ -10,7 +10,7 @@ use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::rpc::Rpc;
-use agentbox_local::{NatsEndpoint, System, TestNats};
+use agentbox_testing::{NatsEndpoint, System, TestNats};
 
 use super::{ADMIN, ADMIN_PASSWORD};
 

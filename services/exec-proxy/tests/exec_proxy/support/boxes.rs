@@ -13,7 +13,7 @@ use super::{eventually, proxy};
 
 /// The static boxd; its absence fails loudly.
 fn boxd() -> PathBuf {
-    let path = agentbox_local::boxd();
+    let path = agentbox_testing::boxd();
     assert!(
         path.is_file(),
         "{} is missing: `make boxd` builds it",

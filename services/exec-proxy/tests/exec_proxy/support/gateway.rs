@@ -15,7 +15,7 @@ use agentbox_contracts::exec::{
 use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
 use agentbox_contracts::subjects::exec_rpc;
-use agentbox_local::NatsEndpoint;
+use agentbox_testing::NatsEndpoint;
 
 use super::{TestBox, proxy};
 

@@ -16,8 +16,8 @@ use agentbox_contracts::subjects::exec_rpc;
 use agentbox_exec_proxy::boxes::{BoxSpans, Boxes};
 use agentbox_exec_proxy::clusters::Cluster;
 use agentbox_exec_proxy::config::Limits;
-use agentbox_local::NatsEndpoint;
 use agentbox_runtime::{BoxConnector, BoxStream, RuntimeError};
+use agentbox_testing::NatsEndpoint;
 use tokio_util::sync::CancellationToken;
 
 const SECRET: &str = "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c";

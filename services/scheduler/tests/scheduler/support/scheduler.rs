@@ -7,7 +7,6 @@ use std::time::Duration;
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::ids::InstanceId;
-use agentbox_local::{NatsEndpoint, TestNats};
 use agentbox_runtime::Runtime;
 use agentbox_scheduler::Scheduler;
 use agentbox_scheduler::cluster::config::Overcommit;
@@ -17,6 +16,7 @@ use agentbox_scheduler::environment::handlers::Environments;
 use agentbox_scheduler::environment::outbox::outbox;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::spec::BoxDefaults;
+use agentbox_testing::{NatsEndpoint, TestNats};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::exec::{FromBox, MAX_CHUNK, ToBox};
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 
 use super::last;
 use crate::support::{DEADLINE, Ends, chunk, received_by, within};

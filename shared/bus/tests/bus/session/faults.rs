@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::{FromBox, ToBox};
-use agentbox_local::TestNats;
+use agentbox_testing::TestNats;
 
 use super::last;
 use crate::support::process::Process;

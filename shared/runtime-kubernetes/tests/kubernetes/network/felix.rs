@@ -1,11 +1,11 @@
 //! Calico's Felix, which makes the rules of a policy, stops and comes back: on a cluster of
 //! its own, since nothing starts there meanwhile.
 
-use agentbox_local::TestKubernetes;
 use agentbox_runtime::BoxSpec;
 use agentbox_runtime::conformance::network::knocking::{endless, sent};
 use agentbox_runtime::conformance::{Subject, Violation, until};
 use agentbox_runtime_kubernetes::Driver;
+use agentbox_testing::TestKubernetes;
 use nix::sys::signal::Signal;
 
 use super::places::{ANY, Listener, Network, PUBLIC, machine_behind};

@@ -1,6 +1,5 @@
 //! Name resolution: by the cluster's own DNS, or by resolvers that the operator names.
 
-use agentbox_local::Tools;
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::until;
 
@@ -15,10 +14,7 @@ const API: &str = "kubernetes.default.svc.cluster.local.";
 async fn the_clusters_dns_answers_boxes_with_the_internet_and_tells_no_other() {
     let (mut config, kubectl) = (config().await, kubectl().await);
     config.dns_servers.clear();
-    let tools = Tools::provide(|_| {}).await.unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let endpoint = &kubernetes().await.endpoint;
-    endpoint.add_dns(&tools, directory.path()).await.unwrap();
+    kubernetes().await.add_dns().await.unwrap();
     let pods = "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns";
     let address = until("the DNS server is ready", || async {
         let pod = kubectl.get(pods).await["items"][0].clone();

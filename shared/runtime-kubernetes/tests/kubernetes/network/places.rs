@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use agentbox_local::TestKubernetes;
+use agentbox_testing::TestKubernetes;
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::OnceCell;

@@ -1,15 +1,16 @@
-//! The supervisor's account of itself: the state file and its own log.
+//! Writes the instance's state file and the supervisor's own log.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::log_file::{LIMIT_BYTES, LogFile};
-use crate::plan::Layout;
-use crate::state::{Phase, ProcessState, State};
+use agentbox_testing::paths::Layout;
+use agentbox_testing::state::{Phase, ProcessState, State};
 
-/// A handle; all clones are of one account.
+use crate::log_file::{LIMIT_BYTES, LogFile};
+
+/// A handle to the state file; all clones share one state.
 #[derive(Clone)]
-pub(super) struct Board(Arc<Inner>);
+pub(super) struct StateFile(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
@@ -17,7 +18,7 @@ struct Inner {
     log: Mutex<LogFile>,
 }
 
-impl Board {
+impl StateFile {
     pub(super) fn new(layout: &Layout, state: State) -> std::io::Result<Self> {
         state.write(&layout.state())?;
         Ok(Self(Arc::new(Inner {
@@ -27,35 +28,37 @@ impl Board {
         })))
     }
 
-    /// Changes the account and writes it down.
+    /// Changes the state and writes the file.
     pub(super) fn update(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
-        // A full disk must not end the supervisor, which alone can clean up.
+        // A full disk must not end the supervisor: no other process cleans up.
         let _ = state.write(&self.0.path);
     }
 
-    pub(super) fn process(&self, name: &str, change: impl FnOnce(&mut ProcessState)) {
+    /// Changes the state of one process and writes the file.
+    pub(super) fn update_process(&self, name: &str, change: impl FnOnce(&mut ProcessState)) {
         self.update(|state| change(state.processes.entry(name.to_owned()).or_default()));
     }
 
-    pub(super) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn read<T>(&self, select: impl FnOnce(&State) -> T) -> T {
+        select(&self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn deployment(&self) -> String {
         self.read(|state| state.deployment.clone())
     }
 
-    /// One line in the log; while starting also a step for a person who waits.
-    pub(super) fn say(&self, what: &str) {
+    /// Writes a line to the supervisor's log; during the start, also to the steps that `up`
+    /// prints.
+    pub(super) fn log_step(&self, step: &str) {
         let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
         if let Ok(mut log) = self.0.log.lock() {
-            let _ = log.write(format!("{now} {what}\n").as_bytes());
+            let _ = log.write(format!("{now} {step}\n").as_bytes());
         }
         self.update(|state| {
             if state.phase == Phase::Starting {
-                state.steps.push(what.to_owned());
+                state.steps.push(step.to_owned());
             }
         });
     }

@@ -1,9 +1,9 @@
-//! Starting and ending one child process.
+//! Starts and stops one child process.
 //!
-//! * I1. A child does not outlive the supervisor, however that ends: the kernel signals
-//!   it (`PR_SET_PDEATHSIG`, set by `setpriv`, so that this crate needs no `unsafe`).
-//! * I2. Its output goes to its bounded log file and never blocks it for long.
-//! * I3. Ending it waits at most its grace and then kills it.
+//! * I1. A child does not outlive the supervisor, however that ends: the kernel sends it a
+//!   signal (`PR_SET_PDEATHSIG`, set by `setpriv`, so that this crate needs no `unsafe`).
+//! * I2. Its output goes to a log file of bounded size and does not block the child.
+//! * I3. Stopping it takes at most its grace period; then it is killed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,47 +12,47 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use agentbox_testing::ProcessIdentity;
+use agentbox_testing::tool::search_path;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use crate::identity::ProcessIdentity;
 use crate::log_file::{LIMIT_BYTES, LogFile};
-use crate::tool::search_path;
 
-/// What to start, and how to end it.
+/// How a program is started and stopped.
 #[derive(Clone, Debug)]
-pub(crate) struct Launch {
-    /// Its name in the log directory and in `status`: `auth-0`.
+pub(crate) struct ProcessSpec {
+    /// The name in the log directory and in `status`, such as `auth-0`.
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: BTreeMap<String, String>,
-    /// The system user to become; `None` stays.
+    /// The system user that runs the program; `None` is the supervisor's user.
     pub(crate) user: Option<String>,
-    /// Asks it to end.
+    /// The signal that requests a graceful stop.
     pub(crate) stop_signal: Signal,
-    /// What it gets when the supervisor is gone.
+    /// The signal that the kernel sends when the supervisor exits.
     pub(crate) orphan_signal: Signal,
-    /// From `stop_signal` to SIGKILL.
+    /// The time from `stop_signal` to SIGKILL.
     pub(crate) grace: Duration,
     pub(crate) log: PathBuf,
 }
 
-/// A started child.
+/// A running child process.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct RunningProcess {
     pub(crate) identity: ProcessIdentity,
     child: Child,
     output: JoinHandle<()>,
 }
 
-impl Launch {
+impl ProcessSpec {
     /// # Errors
     /// When the log cannot be opened or the program cannot be started.
-    pub(crate) fn start(&self) -> io::Result<Running> {
+    pub(crate) fn start(&self) -> io::Result<RunningProcess> {
         let log = LogFile::open(&self.log, LIMIT_BYTES)?;
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new("setpriv");
@@ -73,7 +73,7 @@ impl Launch {
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
             .stderr(writer)
-            // A terminal's Ctrl-C is for the supervisor, which then ends them in order.
+            // Only the supervisor receives a terminal's Ctrl-C; it stops the children in order.
             .process_group(0)
             .kill_on_drop(true);
         let child = command.spawn()?;
@@ -84,7 +84,7 @@ impl Launch {
             start_ticks: 0,
         });
         let reader = pipe::Receiver::from_owned_fd(reader.into())?;
-        Ok(Running {
+        Ok(RunningProcess {
             identity,
             child,
             output: tokio::task::spawn(copy_output(reader, log)),
@@ -98,33 +98,33 @@ async fn copy_output(mut reader: pipe::Receiver, mut log: LogFile) {
         if count == 0 {
             return;
         }
-        // A full disk must not stop the child: what cannot be kept is dropped.
+        // A full disk must not block the child: output that cannot be written is dropped.
         let _ = log.write(&buffer[..count]);
     }
 }
 
-impl Running {
-    /// Waits for its end; cancel-safe.
+impl RunningProcess {
+    /// Waits until the process exits. This method is cancel-safe.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Asks it to end, and kills it after `launch.grace`. Returns when it is gone and its
-    /// last output is in the log.
-    pub(crate) async fn end(mut self, launch: &Launch) {
-        self.identity.signal(launch.stop_signal);
-        if tokio::time::timeout(launch.grace, self.child.wait())
+    /// Sends the stop signal, and SIGKILL after the grace period. Returns when the process has
+    /// exited and its last output is in the log.
+    pub(crate) async fn stop(mut self, spec: &ProcessSpec) {
+        self.identity.signal(spec.stop_signal);
+        if tokio::time::timeout(spec.grace, self.child.wait())
             .await
             .is_err()
         {
             let _ = self.child.kill().await;
         }
-        self.finish().await;
+        self.drain_output().await;
     }
 
-    /// After its end: takes the rest of its output. A grandchild may still hold the pipe,
-    /// so not for long.
-    pub(crate) async fn finish(mut self) {
+    /// Reads the remaining output after the exit, for a limited time: a grandchild may still
+    /// hold the pipe open.
+    pub(crate) async fn drain_output(mut self) {
         let _ = tokio::time::timeout(Duration::from_millis(300), &mut self.output).await;
         self.output.abort();
     }
@@ -134,8 +134,8 @@ impl Running {
 mod tests {
     use super::*;
 
-    fn launch(directory: &std::path::Path, script: &str, grace: Duration) -> Launch {
-        Launch {
+    fn spec(directory: &std::path::Path, script: &str, grace: Duration) -> ProcessSpec {
+        ProcessSpec {
             name: "child".to_owned(),
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
@@ -149,30 +149,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_streams_of_a_child_are_in_its_log_when_it_has_ended() {
+    async fn exited_child_has_both_streams_in_its_log() {
         let dir = tempfile::tempdir().unwrap();
-        let launch = launch(dir.path(), "echo out; echo err >&2", Duration::from_secs(5));
-        let mut running = launch.start().unwrap();
+        let spec = spec(dir.path(), "echo out; echo err >&2", Duration::from_secs(5));
+        let mut running = spec.start().unwrap();
         assert!(running.wait().await.unwrap().success());
-        running.finish().await;
-        let log = std::fs::read_to_string(&launch.log).unwrap();
+        running.drain_output().await;
+        let log = std::fs::read_to_string(&spec.log).unwrap();
         assert_eq!(log, "out\nerr\n");
     }
 
     #[tokio::test]
-    async fn a_child_that_ignores_the_stop_signal_is_killed_after_its_grace() {
+    async fn child_that_ignores_the_stop_signal_is_killed_after_its_grace() {
         let dir = tempfile::tempdir().unwrap();
         let script = "trap '' TERM; echo ready; while :; do sleep 1; done";
-        let launch = launch(dir.path(), script, Duration::from_millis(100));
-        let running = launch.start().unwrap();
+        let spec = spec(dir.path(), script, Duration::from_millis(100));
+        let running = spec.start().unwrap();
         let identity = running.identity;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-        while !crate::log_file::tail(&launch.log, 100).contains("ready") {
+        while !agentbox_testing::log_tail::tail(&spec.log, 100).contains("ready") {
             assert!(tokio::time::Instant::now() < deadline, "it never started");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(identity.is_alive());
-        running.end(&launch).await;
+        running.stop(&spec).await;
         assert!(!identity.is_alive());
     }
 }

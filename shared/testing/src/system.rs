@@ -1,4 +1,4 @@
-//! The whole system for one test, and what a test may ask of it.
+//! A whole system, or some of its components, for one test.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,35 +6,36 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 
 use crate::cluster::Cluster;
-use crate::containerd::ContainerdEndpoint;
-use crate::instance::{Instance, StartError, bin_dir, boxd};
-use crate::kubernetes::KubernetesEndpoint;
-use crate::kubernetes::existing::ExistingKubernetes;
-use crate::nats::NatsEndpoint;
-use crate::plan::{Parts, Plan};
-use crate::postgres::PostgresEndpoint;
-use crate::secrets::Secrets;
-use crate::state::{GatewayEndpoint, State};
+use crate::endpoint::containerd::ContainerdEndpoint;
+use crate::endpoint::gateway::GatewayEndpoint;
+use crate::endpoint::kubernetes::{ExistingKubernetes, KubernetesEndpoint};
+use crate::endpoint::nats::NatsEndpoint;
+use crate::endpoint::postgres::PostgresEndpoint;
+use crate::instance::{Instance, StartError};
+use crate::paths::{bin_dir, boxd};
+use crate::plan::{Components, Plan};
+use crate::state::State;
 
-/// What is started, and how.
+/// The components to start, and their configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub parts: Parts,
+    pub components: Components,
     existing: Option<ExistingKubernetes>,
-    /// Of each service.
+    /// The number of replicas of each service.
     pub replicas: usize,
     durable: bool,
-    /// Environment by service (`auth`; `*` for each): name and value.
+    /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Default for Options {
-    /// Everything, one replica of each service.
+    /// Everything, with one replica of each service.
     fn default() -> Self {
         Self {
-            parts: Parts::ALL,
+            components: Components::ALL,
             existing: None,
             replicas: 1,
             durable: false,
@@ -44,16 +45,16 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Some parts only, for the tests of a crate below the services.
+    /// Some components only, for the tests of a crate below the services.
     #[must_use]
-    pub fn parts(parts: Parts) -> Self {
+    pub fn components(components: Components) -> Self {
         Self {
-            parts,
+            components,
             ..Self::default()
         }
     }
 
-    /// With boxes on a Kubernetes that is there, beside the clusters of the parts.
+    /// Adds a Kubernetes that already runs to the clusters of the components.
     #[must_use]
     pub fn on(mut self, existing: ExistingKubernetes) -> Self {
         self.existing = Some(existing);
@@ -66,14 +67,14 @@ impl Options {
         self
     }
 
-    /// Writes to disk as safely as `make up` does, which costs time. Tests need not.
+    /// Makes acknowledged writes survive a power failure, as `make up` does. That costs time.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// Without the gateway's limits on requests a minute, for tests that are not about them.
+    /// Switches the gateway's rate limits off, for tests of something else.
     #[must_use]
     pub fn without_rate_limits(self) -> Self {
         ["AUTH", "CREATE", "EXEC", "OTHER"]
@@ -84,7 +85,7 @@ impl Options {
             })
     }
 
-    /// Sets a variable of one service's environment; of every service's for `*`.
+    /// Sets a variable in the environment of one service, or of every service with `*`.
     #[must_use]
     pub fn env(mut self, service: &str, name: &str, value: impl Into<String>) -> Self {
         self.environment
@@ -96,19 +97,29 @@ impl Options {
 }
 
 /// The bootstrap administrator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Admin {
+    #[serde(rename = "admin_username")]
     pub username: String,
+    #[serde(rename = "admin_password")]
     pub password: String,
 }
 
-/// A running system, or the parts that were asked for. Ends with this value, and with
-/// this process however that ends.
+impl Admin {
+    /// The administrator of an instance, from its `secrets.json`.
+    fn read(path: &Path) -> Result<Self, String> {
+        let secrets = std::fs::read(path).map_err(|error| error.to_string())?;
+        serde_json::from_slice(&secrets).map_err(|error| error.to_string())
+    }
+}
+
+/// A running system or some of its components. It ends with this value, and with this process
+/// however that ends.
 #[derive(Debug)]
 pub struct System {
     instance: Instance,
     pub admin: Admin,
-    /// The parts that were not asked for are `None` here.
+    /// The components that were not requested are `None` here.
     pub postgres: Option<PostgresEndpoint>,
     pub nats: Option<NatsEndpoint>,
     pub containerd: Option<ContainerdEndpoint>,
@@ -117,14 +128,14 @@ pub struct System {
 }
 
 impl System {
-    /// Starts it and waits until every part is ready.
+    /// Starts the components and waits until all of them are ready.
     ///
     /// # Errors
-    /// In one line, with the place of the logs; everything is down again by then.
+    /// In one line, with the directory of the logs; everything is stopped again by then.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let plan = Plan {
             deployment: None,
-            parts: options.parts,
+            components: options.components,
             existing: options.existing,
             replicas: options.replicas.max(1),
             durable: options.durable,
@@ -139,16 +150,13 @@ impl System {
             message,
             logs: instance.layout().logs(),
         };
-        let secrets = Secrets::load_or_generate(&instance.layout().secrets())
-            .map_err(|error| failed(error.to_string()))?;
+        let admin = Admin::read(&instance.layout().secrets())
+            .map_err(|error| failed(format!("cannot read the administrator: {error}")))?;
         let state = instance
             .state()
-            .ok_or_else(|| failed("its state is gone".to_owned()))?;
+            .ok_or_else(|| failed("the state file is missing".to_owned()))?;
         Ok(Self {
-            admin: Admin {
-                username: secrets.admin_username,
-                password: secrets.admin_password,
-            },
+            admin,
             postgres: state.postgres,
             nats: state.nats,
             containerd: state.clusters.iter().find_map(Cluster::containerd).cloned(),
@@ -166,13 +174,13 @@ impl System {
             .map_or("", |gateway| gateway.url.as_str())
     }
 
-    /// One log file for each program: `auth-0.log`, `nats.log`.
+    /// The directory with a log file for each program: `auth-0.log`, `nats.log`.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.instance.layout().logs()
     }
 
-    /// The instance's own directory.
+    /// The instance's directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.instance.layout().directory()
@@ -188,7 +196,7 @@ impl System {
         self.instance.state()
     }
 
-    /// The replicas that run now, by index. `nats`, `postgres` and `containerd` have one.
+    /// The pids of the running replicas by index. `nats`, `postgres` and `containerd` have one.
     #[must_use]
     pub fn pids(&self, service: &str) -> BTreeMap<usize, u32> {
         let processes = self
@@ -201,8 +209,8 @@ impl System {
             .collect()
     }
 
-    /// Sends a signal to one replica; the supervisor restarts it when it ends by that.
-    /// Whether there was one to send it to.
+    /// Sends a signal to one replica; the supervisor restarts it when it exits. Returns whether
+    /// the replica was running.
     pub fn signal(&self, service: &str, index: usize, signal: Signal) -> bool {
         let processes = self
             .state()
@@ -215,12 +223,12 @@ impl System {
             .is_some_and(|identity| identity.signal(signal))
     }
 
-    /// SIGKILL to one replica. Whether there was one; see [`Self::signal`].
+    /// Sends SIGKILL to one replica; see [`Self::signal`].
     pub fn kill(&self, service: &str, index: usize) -> bool {
         self.signal(service, index, Signal::SIGKILL)
     }
 
-    /// The admin URL of a replica, on which `/metrics` and `/health/ready` are.
+    /// The admin URL of a replica, with `/metrics` and `/health/ready`.
     #[must_use]
     pub fn admin_url(&self, service: &str, index: usize) -> Option<String> {
         self.state()?
@@ -230,16 +238,15 @@ impl System {
             .clone()
     }
 
-    /// Waits until every service is (again) ready.
+    /// Waits until every process is ready.
     ///
     /// # Errors
-    /// After `within`, with who is not, and why.
+    /// After `within`, with the name of a process that is not ready, and the reason.
     pub async fn wait_ready(&self, within: Duration) -> Result<(), StartError> {
         let deadline = Instant::now() + within;
         let http = reqwest::Client::new();
         loop {
-            let missing = self.not_ready(&http).await;
-            let Some(last_step) = missing else {
+            let Some(last_step) = self.unready_process(&http).await else {
                 return Ok(());
             };
             if Instant::now() > deadline {
@@ -253,17 +260,17 @@ impl System {
         }
     }
 
-    /// The first that is not ready.
-    async fn not_ready(&self, http: &reqwest::Client) -> Option<String> {
+    /// The first process that is not ready, and the reason.
+    async fn unready_process(&self, http: &reqwest::Client) -> Option<String> {
         let Some(state) = self.state() else {
-            return Some("it is not running".to_owned());
+            return Some("the system is not running".to_owned());
         };
         for (name, process) in state.processes {
             if !process.identity.is_some_and(|identity| identity.is_alive()) {
                 return Some(format!("{name} is not running"));
             }
             if let Some(admin) = process.admin_url
-                && let Err(why) = crate::status::ask(http, &admin).await
+                && let Err(why) = check_ready(http, &admin).await
             {
                 return Some(format!("{name}: {why}"));
             }
@@ -271,14 +278,38 @@ impl System {
         None
     }
 
-    /// Takes it down and waits until nothing is left of it; dropping does the same, but
+    /// Stops the system and waits until nothing of it is left. Dropping it does the same, but
     /// blocks the thread.
     pub async fn stop(mut self) {
         self.instance.stop().await;
     }
 }
 
-/// `auth-1` is replica 1 of `auth`; `nats` is number 0 of itself.
+/// Asks a service's admin port whether it is ready.
+///
+/// # Errors
+/// The reason why it is not.
+pub async fn check_ready(http: &reqwest::Client, admin_url: &str) -> Result<(), String> {
+    let response = http
+        .get(format!("{admin_url}/health/ready"))
+        .timeout(Duration::from_secs(2))
+        .send()
+        .await
+        .map_err(|_| "its admin port does not answer".to_owned())?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let body = response.text().await.unwrap_or_default();
+    let body = body.split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(format!(
+        "{} {}",
+        status.as_u16(),
+        body.chars().take(120).collect::<String>()
+    ))
+}
+
+/// The index of a replica by its process name: 1 for `auth-1`, 0 for `nats`.
 fn index_of(name: &str, service: &str) -> Option<usize> {
     match name.strip_prefix(service)? {
         "" => Some(0),
@@ -291,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_name_gives_its_service_and_index() {
+    fn process_name_gives_the_index_of_its_service() {
         assert_eq!(index_of("api-gateway-2", "api-gateway"), Some(2));
         assert_eq!(index_of("nats", "nats"), Some(0));
         assert_eq!(index_of("auth-0", "api-gateway"), None);

@@ -1,13 +1,13 @@
-//! When an instance shall end.
+//! The events that stop an instance.
 
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Resolves when the instance shall end.
-pub(super) fn stop_request(until_stdin_ends: bool) -> std::io::Result<impl Future<Output = ()>> {
+/// Resolves on SIGTERM and SIGINT; with `until_stdin_ends`, also when standard input ends.
+pub(super) fn stop_signal(until_stdin_ends: bool) -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // The terminal that it was started from may close.
+    // Ignored: the terminal in which `up` ran may close.
     let mut hangup = signal(SignalKind::hangup())?;
     let stdin = if until_stdin_ends {
         use std::os::fd::AsFd;
@@ -23,14 +23,14 @@ pub(super) fn stop_request(until_stdin_ends: bool) -> std::io::Result<impl Futur
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 _ = hangup.recv() => {}
-                () = ended(stdin.as_ref()) => return,
+                () = end_of(stdin.as_ref()) => return,
             }
         }
     })
 }
 
-/// Resolves when the pipe's other end is closed; what comes through it is of no interest.
-async fn ended(stdin: Option<&pipe::Receiver>) {
+/// Resolves when the pipe's other end is closed. Data from the pipe are discarded.
+async fn end_of(stdin: Option<&pipe::Receiver>) {
     let Some(stdin) = stdin else {
         return std::future::pending().await;
     };

@@ -1,24 +1,28 @@
-//! metrics-server as the API server's extension: the keys by which it believes the API
-//! server, and where the API server finds it.
+//! metrics-server as an extension of the API server: the keys with which the API server
+//! authenticates to it, and the objects by which the API server finds it.
 
+use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
+use agentbox_testing::tool::{Tool, ToolError};
 use serde_json::{Value, json};
 
 use super::configuration::Files;
-use super::node::{self, Addresses};
-use crate::tool::{Tool, ToolError};
+use super::node;
 
 pub(crate) const PORT: u16 = 4_443;
-/// Who the API server is to its extensions.
-pub(crate) const CALLER: &str = "front-proxy-client";
+/// The common name of the API server's client certificate.
+pub(crate) const CLIENT_NAME: &str = "front-proxy-client";
+/// The file names of the client certificate and of its authority.
+pub(crate) const CLIENT: &str = "front-proxy-client";
+pub(crate) const CLIENT_CA: &str = "front-proxy-ca";
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "metrics-server";
 
-/// A certificate of the API server as a caller, and the authority that signed it.
+/// Writes a client certificate of the API server and the certificate of its authority.
 pub(crate) async fn write_keys(files: &Files) -> Result<(), ToolError> {
     let new = |name: &str, subject: &str| {
         let subject = format!("/CN={subject}");
-        let key = files.at(&format!("certificates/{name}.key"));
-        let certificate = files.at(&format!("certificates/{name}.crt"));
+        let key = files.key(name);
+        let certificate = files.certificate(name);
         Tool::new("openssl")
             .args(["req", "-x509", "-nodes", "-days", "3650", "-newkey", "ec"])
             .args([
@@ -30,23 +34,17 @@ pub(crate) async fn write_keys(files: &Files) -> Result<(), ToolError> {
             .args(["-keyout".as_ref(), key.as_path()])
             .args(["-out".as_ref(), certificate.as_path()])
     };
-    new("callers", "agentbox-callers").run().await?;
-    new("caller", CALLER)
-        .args([
-            "-CA".as_ref(),
-            files.at("certificates/callers.crt").as_path(),
-        ])
-        .args([
-            "-CAkey".as_ref(),
-            files.at("certificates/callers.key").as_path(),
-        ])
+    new(CLIENT_CA, "agentbox-front-proxy-ca").run().await?;
+    new(CLIENT, CLIENT_NAME)
+        .args(["-CA".as_ref(), files.certificate(CLIENT_CA).as_path()])
+        .args(["-CAkey".as_ref(), files.key(CLIENT_CA).as_path()])
         .run()
         .await?;
     Ok(())
 }
 
-/// Each object with its place in the API.
-pub(crate) fn objects(addresses: &Addresses) -> Vec<(String, Value)> {
+/// Each object with its path in the API.
+pub(crate) fn objects(addresses: &ClusterAddresses) -> Vec<(String, Value)> {
     let metadata = json!({ "name": NAME, "namespace": NAMESPACE });
     vec![
         (
@@ -80,7 +78,7 @@ pub(crate) fn objects(addresses: &Addresses) -> Vec<(String, Value)> {
                 "spec": {
                     "group": "metrics.k8s.io", "version": "v1beta1",
                     "groupPriorityMinimum": 100, "versionPriority": 100,
-                    // It signs its own certificate.
+                    // Its certificate is self-signed.
                     "insecureSkipTLSVerify": true,
                     "service": { "name": NAME, "namespace": NAMESPACE },
                 },

@@ -1,28 +1,33 @@
-//! Removes everything that a cluster can leave, with no containerd running.
+//! Removes everything that a cluster leaves on this machine, without its containerd.
 //!
-//! Works from names alone ([`Paths`]), is safe to repeat, and removes nothing of another
-//! cluster. Runs at the end of every cluster, and before one starts where a killed one
-//! may have been. What deployments that share the cluster's containerd leave
-//! ([`super::ContainerdEndpoint::another_deployment`]) is found by their names, which
-//! begin with the cluster's.
+//! It runs at the end of every cluster, and before a cluster starts in a directory where a
+//! killed one may have run.
+//!
+//! * I1. It needs only names ([`ClusterPaths`]), may be repeated, and removes nothing of
+//!   another cluster.
+//! * I2. Deployments that share the cluster's containerd
+//!   ([`agentbox_testing::ContainerdEndpoint::another_deployment`]) are removed with it: their
+//!   names begin with the cluster's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentbox_testing::ProcessIdentity;
+use agentbox_testing::tool::Tool;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::{Paths, control_groups, postgres_mount};
-use crate::identity::{ProcessIdentity, all_with_arguments};
-use crate::tool::Tool;
+use crate::cluster_paths::{ClusterPaths, postgres_mount};
+use crate::control_groups;
 
-pub(crate) async fn remove(paths: &Paths) {
-    // Daemon first, or it would restart what the next steps end.
+/// Removes everything of one cluster but its images.
+pub(crate) async fn remove(paths: &ClusterPaths) {
+    // The daemon first, because it would restart what the next steps kill.
     let configuration = paths.configuration().to_string_lossy().into_owned();
     kill_all(|arguments| is_program(arguments, "containerd") && arguments.contains(&configuration))
         .await;
     let socket = paths.socket().to_string_lossy().into_owned();
-    // A shim that still lives would take its container's end for an event to report.
+    // Shims next: a running shim handles the end of its container as an event.
     kill_all(|arguments| {
         arguments
             .first()
@@ -31,7 +36,7 @@ pub(crate) async fn remove(paths: &Paths) {
     })
     .await;
     delete_containers(&paths.runc()).await;
-    // gVisor's sandboxes are processes that were told where their state is.
+    // gVisor's sandboxes are processes with their state directory among the arguments.
     let runsc = paths.runsc().to_string_lossy().into_owned();
     kill_all(|arguments| {
         arguments
@@ -44,22 +49,21 @@ pub(crate) async fn remove(paths: &Paths) {
     control_groups::remove(&paths.deployment).await;
     unmount_below(&[&paths.run(), &paths.root, &paths.boxes]);
     crate::network::remove(&paths.deployment).await;
-    crate::kubernetes::node::remove_control_groups(&paths.deployment);
     remove_network_results(&paths.deployment);
-    // The run directory last: it says that there may be something ([`super::slot`]).
+    // The run directory last: it marks the deployment as one to clean up ([`crate::slot`]).
     for directory in [paths.boxes.clone(), paths.run()] {
-        // A mount that could not be released must not be emptied.
+        // Removing recursively would delete the content of a file system still mounted here.
         if mounts_below(&[&directory]).is_empty() {
             let _ = std::fs::remove_dir_all(directory);
         }
     }
 }
 
-/// Postgres' own way to its data, where it needed one.
-pub(crate) fn release_postgres(instance: &str) {
+/// Unmounts the data of an instance's Postgres from [`postgres_mount`].
+pub(crate) fn unmount_postgres(instance: &str) {
     let mount_point = postgres_mount(instance);
     unmount_below(&[&mount_point]);
-    // Never recursively: were it still mounted, these would be the data.
+    // Not recursively: if it were still mounted, that would delete the data.
     let _ = std::fs::remove_dir(mount_point);
 }
 
@@ -71,9 +75,9 @@ fn is_program(arguments: &[String], name: &str) -> bool {
     })
 }
 
-/// Kills what matches, and waits until it is gone.
+/// Kills the processes that match and waits until they have exited.
 async fn kill_all(matches: impl Fn(&[String]) -> bool) {
-    let found: Vec<ProcessIdentity> = all_with_arguments()
+    let found: Vec<ProcessIdentity> = ProcessIdentity::all_with_arguments()
         .into_iter()
         .filter(|(_, arguments)| matches(arguments))
         .map(|(identity, _)| identity)
@@ -87,7 +91,7 @@ async fn kill_all(matches: impl Fn(&[String]) -> bool) {
     }
 }
 
-/// runc kills what is in a container's cgroup and removes the cgroup.
+/// Deletes runc's containers: runc kills the processes in each cgroup and removes the cgroup.
 async fn delete_containers(runc: &Path) {
     for namespace in directories(runc) {
         for container in directories(&namespace) {
@@ -103,8 +107,8 @@ async fn delete_containers(runc: &Path) {
     }
 }
 
-/// Shims put their sockets into a directory that all containerds share; each bundle
-/// says which is its own.
+/// Removes the shims' sockets. They are in a directory that all containerds share; the file
+/// `address` in each bundle names the bundle's socket.
 fn remove_shim_sockets(state: &Path) {
     for namespace in directories(&state.join("io.containerd.runtime.v2.task")) {
         for bundle in directories(&namespace) {
@@ -116,7 +120,7 @@ fn remove_shim_sockets(state: &Path) {
     }
 }
 
-/// The CNI library keeps a file per box and network in one directory for all of them.
+/// Removes the CNI library's result files: one per box and network, in one shared directory.
 fn remove_network_results(deployment: &str) {
     let prefix = format!("agentbox-{deployment}-");
     let Ok(entries) = std::fs::read_dir("/var/lib/cni/results") else {
@@ -145,7 +149,7 @@ fn directories(parent: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Mount points below the directories, the newest first.
+/// The mount points below the directories, the newest first.
 pub(crate) fn mounts_below(directories: &[&Path]) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found: Vec<PathBuf> = table
@@ -162,7 +166,7 @@ pub(crate) fn mounts_below(directories: &[&Path]) -> Vec<PathBuf> {
     found
 }
 
-/// The kernel writes a blank in a mount point as `\040`.
+/// Decodes the kernel's octal escapes in a mount point.
 fn unescape(point: &str) -> String {
     point
         .replace("\\040", " ")

@@ -1,21 +1,21 @@
-//! The clusters that an instance has: which kinds there are, and a running one as the
-//! clusters file has it.
+//! The clusters of an instance, in the form of the clusters file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::containerd::{ContainerdEndpoint, socket_of};
-use crate::kubernetes::KubernetesEndpoint;
-use crate::plan::Parts;
+use crate::endpoint::containerd::ContainerdEndpoint;
+use crate::endpoint::kubernetes::KubernetesEndpoint;
+use crate::paths::containerd_socket;
+use crate::plan::{Components, Plan};
 
-/// The label by which a `node_selector` chooses among an instance's clusters.
-pub(crate) const LABEL: &str = "runtime";
+/// The label by which a `node_selector` selects a cluster of an instance.
+pub const LABEL: &str = "runtime";
 /// The name of an instance's only cluster.
-const ALONE: &str = "local";
+const ONLY_CLUSTER: &str = "local";
 
-/// Where boxes run.
+/// A kind of cluster on which boxes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Runtime {
@@ -24,49 +24,75 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// A whole system with boxes there, and nowhere else.
+    /// A whole system with boxes on this kind of cluster only.
     #[must_use]
-    pub const fn parts(self) -> Parts {
+    pub const fn components(self) -> Components {
         match self {
-            Self::Containerd => Parts::ALL,
-            Self::Kubernetes => Parts::ALL_ON_KUBERNETES,
+            Self::Containerd => Components::ALL,
+            Self::Kubernetes => Components::ALL_ON_KUBERNETES,
         }
     }
 
-    pub(crate) const fn as_str(self) -> &'static str {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Containerd => "containerd",
             Self::Kubernetes => "kubernetes",
         }
     }
 
-    /// Its cluster's name in an instance that has so many.
-    pub(crate) const fn name(self, clusters: usize) -> &'static str {
+    /// The name of its cluster in an instance with this number of clusters.
+    #[must_use]
+    pub const fn cluster_name(self, clusters: usize) -> &'static str {
         match clusters {
-            1 => ALONE,
+            1 => ONLY_CLUSTER,
             _ => self.as_str(),
         }
     }
 }
 
+impl Components {
+    /// The clusters to start.
+    #[must_use]
+    pub fn clusters(self) -> Vec<Runtime> {
+        [
+            (self.containerd, Runtime::Containerd),
+            (self.kubernetes, Runtime::Kubernetes),
+        ]
+        .into_iter()
+        .filter_map(|(is_wanted, kind)| is_wanted.then_some(kind))
+        .collect()
+    }
+}
+
+impl Plan {
+    /// The number of clusters on which boxes run.
+    #[must_use]
+    pub fn clusters(&self) -> usize {
+        self.components.clusters().len() + usize::from(self.existing.is_some())
+    }
+}
+
 /// A running cluster: one entry of the clusters file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Cluster {
-    pub(crate) name: String,
+pub struct Cluster {
+    pub name: String,
     labels: BTreeMap<String, String>,
     #[serde(flatten)]
     endpoint: Endpoint,
 }
 
+/// How a cluster is reached, by its driver.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "driver", rename_all = "lowercase")]
-pub(crate) enum Endpoint {
+pub enum Endpoint {
     Containerd { containerd: ContainerdEndpoint },
     Kubernetes { kubernetes: KubernetesEndpoint },
 }
 
 impl Cluster {
-    pub(crate) fn new(name: &str, endpoint: Endpoint) -> Self {
+    #[must_use]
+    pub fn new(name: &str, endpoint: Endpoint) -> Self {
         let mut cluster = Self {
             name: name.to_owned(),
             labels: BTreeMap::new(),
@@ -77,33 +103,37 @@ impl Cluster {
         cluster
     }
 
-    pub(crate) const fn kind(&self) -> Runtime {
+    #[must_use]
+    pub const fn kind(&self) -> Runtime {
         match self.endpoint {
             Endpoint::Containerd { .. } => Runtime::Containerd,
             Endpoint::Kubernetes { .. } => Runtime::Kubernetes,
         }
     }
 
-    pub(crate) const fn containerd(&self) -> Option<&ContainerdEndpoint> {
+    #[must_use]
+    pub const fn containerd(&self) -> Option<&ContainerdEndpoint> {
         match &self.endpoint {
             Endpoint::Containerd { containerd } => Some(containerd),
             Endpoint::Kubernetes { .. } => None,
         }
     }
 
-    pub(crate) const fn kubernetes(&self) -> Option<&KubernetesEndpoint> {
+    #[must_use]
+    pub const fn kubernetes(&self) -> Option<&KubernetesEndpoint> {
         match &self.endpoint {
             Endpoint::Kubernetes { kubernetes } => Some(kubernetes),
             Endpoint::Containerd { .. } => None,
         }
     }
 
-    /// Where the containerd listens that runs its boxes, if it is on this machine.
-    pub(crate) fn socket(&self) -> Option<PathBuf> {
+    /// The socket of the containerd that runs its boxes, if it is on this machine.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
         match &self.endpoint {
             Endpoint::Containerd { containerd } => Some(containerd.socket.clone()),
             Endpoint::Kubernetes { kubernetes } => {
-                Some(socket_of(&kubernetes.deployment)).filter(|socket| socket.exists())
+                Some(containerd_socket(&kubernetes.deployment)).filter(|socket| socket.exists())
             }
         }
     }
@@ -116,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_is_an_entry_of_the_clusters_file_and_read_back_from_it() {
+    fn cluster_round_trips_through_the_clusters_file() {
         let endpoint = json!({
             "kubeconfig": "/k", "deployment": "d", "system_namespace": "s", "boxd_image": "b",
             "boxd_delivery": "image_volume",

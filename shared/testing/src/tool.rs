@@ -1,20 +1,25 @@
-//! Runs the system's own tools (`ip`, `nft`, `ctr`, `initdb`, …) and says what failed.
+//! Runs command-line tools (`ip`, `nft`, `ctr`, `initdb`, …) and reports why one failed.
 //!
-//! Never waits without a deadline; a tool that is too slow is killed.
+//! * I1. Every run has a deadline; a tool that exceeds it is killed.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
 
-/// Sbin directories are not on every user's PATH, and `nft`, `runc` and `iptables` live there.
-pub(crate) fn search_path() -> String {
+use crate::log_tail::last_lines;
+
+/// `PATH` with the sbin directories, which contain `nft`, `runc` and `iptables` and are not on
+/// every user's own.
+#[must_use]
+pub fn search_path() -> String {
     let own = std::env::var("PATH").unwrap_or_default();
     format!("{own}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
 }
 
-/// A tool did not do what it was asked to.
+/// A tool failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     #[error("cannot run `{program}`: {source}")]
@@ -28,21 +33,21 @@ pub enum ToolError {
     Deadline { program: String, deadline: Duration },
 }
 
-/// One call of a tool.
+/// One run of a tool.
 #[derive(Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     program: String,
     command: Command,
     deadline: Duration,
 }
 
 impl Tool {
-    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
         let program = program.as_ref();
         let mut command = Command::new(program);
         command
             .env("PATH", search_path())
-            // Another user's tool may not even enter ours.
+            // A tool that runs as another user may have no access to this directory.
             .current_dir("/")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -53,7 +58,8 @@ impl Tool {
         }
     }
 
-    pub(crate) fn args<I, S>(mut self, args: I) -> Self
+    #[must_use]
+    pub fn args<I, S>(mut self, args: I) -> Self
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -62,25 +68,29 @@ impl Tool {
         self
     }
 
-    pub(crate) fn arg_pair(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+    #[must_use]
+    pub fn arg_pair(self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.args([OsStr::new(name), value.as_ref()])
     }
 
-    pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);
         self
     }
 
-    pub(crate) fn within(mut self, deadline: Duration) -> Self {
+    /// Replaces the deadline of 20 s.
+    #[must_use]
+    pub fn within(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Runs it to its end; gives its standard output.
+    /// Runs it until it exits; gives its standard output.
     ///
     /// # Errors
-    /// When it cannot be started, exits with another code than 0, or takes too long.
-    pub(crate) async fn run(mut self) -> Result<String, ToolError> {
+    /// When it cannot be started, exits with a code other than 0, or exceeds its deadline.
+    pub async fn run(mut self) -> Result<String, ToolError> {
         let program = self.program;
         let output = match tokio::time::timeout(self.deadline, self.command.output()).await {
             Err(_) => {
@@ -96,30 +106,21 @@ impl Tool {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let said = last_lines(&stderr, 3);
+        let reason = last_lines(&stderr, 3);
         Err(ToolError::Failed {
             program,
-            message: if said.is_empty() {
+            message: if reason.is_empty() {
                 output.status.to_string()
             } else {
-                said
+                reason
             },
         })
     }
 }
 
-/// The last lines that say something, joined to one.
-pub(crate) fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(count)..].join(" | ")
-}
-
-/// Whether a program of this name is on the search path.
-pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
+/// The path of a program on the search path.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&search_path())
         .map(|directory| directory.join(program))
         .find(|path| path.is_file())
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_failing_tool_is_named_with_its_last_words() {
+    async fn failed_tool_is_named_with_its_last_lines() {
         let error = Tool::new("sh")
             .args(["-c", "echo first >&2; echo the reason >&2; exit 3"])
             .run()
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tool_that_hangs_is_ended_at_its_deadline() {
+    async fn hanging_tool_is_killed_at_its_deadline() {
         let error = Tool::new("sleep")
             .args(["60"])
             .within(Duration::from_millis(50))

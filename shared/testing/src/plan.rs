@@ -1,0 +1,77 @@
+//! What an instance consists of: `plan.json`, read by its supervisor.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::endpoint::kubernetes::ExistingKubernetes;
+
+/// The components of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Components {
+    pub postgres: bool,
+    pub nats: bool,
+    pub containerd: bool,
+    /// A Kubernetes of one node; with `containerd`, boxes run on both.
+    #[serde(default)]
+    pub kubernetes: bool,
+    /// The product's services. They need Postgres, NATS and a cluster.
+    pub services: bool,
+}
+
+impl Components {
+    pub const ALL: Self = Self {
+        postgres: true,
+        nats: true,
+        containerd: true,
+        kubernetes: false,
+        services: true,
+    };
+    pub const NONE: Self = Self {
+        postgres: false,
+        nats: false,
+        containerd: false,
+        kubernetes: false,
+        services: false,
+    };
+    /// Everything, with boxes on a Kubernetes.
+    pub const ALL_ON_KUBERNETES: Self = Self {
+        containerd: false,
+        kubernetes: true,
+        ..Self::ALL
+    };
+}
+
+/// The input of the supervisor of one instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// `None` for a test: its name follows from the slot that it is given.
+    pub deployment: Option<String>,
+    /// Older plans call them `parts`.
+    #[serde(alias = "parts")]
+    pub components: Components,
+    /// A cluster for boxes besides those of the components.
+    #[serde(default)]
+    pub existing: Option<ExistingKubernetes>,
+    /// The number of replicas of each service.
+    pub replicas: usize,
+    /// Whether acknowledged writes survive a power failure. Tests do without.
+    pub durable: bool,
+    pub bin_dir: PathBuf,
+    pub boxd: PathBuf,
+    pub host: IpAddr,
+    /// The public port; `None` for any free one.
+    pub port: Option<u16>,
+    /// Variables by service (`*` for every service): name and value.
+    pub environment: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Plan {
+    /// Whether a test owns the instance: nothing of it is kept.
+    #[must_use]
+    pub fn is_test(&self) -> bool {
+        self.deployment.is_none()
+    }
+}
