@@ -15,14 +15,10 @@ TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
 SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
 LOCAL = $(TARGET)/release/agentbox-local
-# Tests on Kubernetes mostly wait for it, so more of them run at once.
-ON_KUBERNETES := AGENTBOX_TEST_RUNTIME=kubernetes RUST_TEST_THREADS=6
-# The routes' tests that touch a box: they run on both clusters.
-BOX_ROUTES := attach:: environments:: events:: exec:: expiry:: health:: isolation:: logs::
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd gvisor packages test images check fmt bench fuzz deny
+.PHONY: help up down status logs clean build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -59,19 +55,34 @@ images: build ## Build the container images of the services and of boxd (REGISTR
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
-# The first time, Kubernetes and gVisor are built from their sources: half an hour on 2 processors.
-test: packages boxd gvisor ## Run all tests, on real Postgres, NATS, containerd and Kubernetes
-	cargo build --workspace --bins
-	$(TARGET)/debug/agentbox-local prepare --kubernetes
-	cargo test --workspace --exclude agentbox-runtime-kubernetes --no-fail-fast
-	$(ON_KUBERNETES) cargo test --workspace --lib --test kubernetes --no-fail-fast
-	$(ON_KUBERNETES) cargo test --workspace --test routes --no-fail-fast -- $(BOX_ROUTES)
+# All programs and tests are compiled by one command, so that no part is built twice.
+test-build: packages boxd
+	cargo test --workspace --no-run --quiet
+	cargo build --workspace --bins --quiet
 
-check: packages ## Format, lints, documentation, licences and sources of dependencies
-	cargo fmt --all --check
+test-fast: packages ## Run the unit tests, and the suites that need Postgres and NATS but no box
+	@cargo test --workspace --no-run --quiet
+	@.ci/suites fast
+
+test: test-build ## Run all tests that need no Kubernetes and no gVisor
+	$(TARGET)/debug/agentbox-local prepare
+	@.ci/suites machine
+
+# The first time, Kubernetes and gVisor are built from their sources.
+test-all: test-build gvisor ## Run all tests, also on gVisor and Kubernetes
+	$(TARGET)/debug/agentbox-local prepare --kubernetes
+	@.ci/suites all
+
+check: packages check-fast ## Format, lints, documentation, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	@$(MAKE) --no-print-directory deny
+
+check-fast: ## The checks that compile nothing
+	cargo fmt --all --check
+
+hooks: ## Let git run the checks that compile nothing before each commit
+	git config core.hooksPath .githooks
 
 # Advisories need a database from the internet; where it is out of reach, the rest is
 # still checked, and it says so.
