@@ -1,20 +1,20 @@
-# Builds one part of a Kubernetes cluster from its Go modules.
+# Builds one part of a Kubernetes cluster from its Go module.
 #
-#   bash build.sh PART MODULE OUT
+#   bash build.sh PART MODULE OUT SHARED
 #
-# MODULE is a directory with the part's go.mod and go.sum, OUT one that gets `bin/` and
-# what else the part brings. Run by `agentbox-local prepare`, which keeps OUT in the cache.
-# Everything comes from the Go module proxy, checked by the sums that are committed here.
+# MODULE is a directory with a go.mod and go.sum that pin the part, OUT one that gets `bin/`
+# and what else the part brings, SHARED one where Go keeps what it fetches and compiles, for
+# the parts that follow; the caller removes it. Run by `agentbox-local prepare`, which keeps
+# OUT in the cache. Everything comes from the Go module proxy, checked by the sums in go.sum.
 set -euo pipefail
 
 part=$1
 module=$2
 out=$3
+shared=$4
 # shellcheck source=deploy/go.sh
 . "$(dirname "$0")/../go.sh"
-# What is fetched and compiled on the way is gigabytes, and needed once: it goes with OUT's
-# parent, which is the caller's to remove.
-export GOCACHE="${out%/*}/compiled" GOMODCACHE="${out%/*}/modules"
+export GOCACHE=$shared/compiled GOMODCACHE=$shared/modules
 export CGO_ENABLED=0 GOFLAGS="-buildvcs=false -trimpath -modcacherw"
 
 cd "$module"
@@ -31,12 +31,15 @@ version_of() {
 
 case $part in
   kubernetes)
-    # Without it, what asks for the version sees v0.0.0.
+    # Without it, a client that asks for the version gets v0.0.0.
     version=$(version_of k8s.io/kubernetes)
     minor=${version#v1.}
     stamp=k8s.io/component-base/version
     build "-X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" \
       k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubelet,kube-proxy}
+    ;;
+  metrics-server)
+    build "" sigs.k8s.io/metrics-server/cmd/metrics-server
     ;;
   etcd)
     build "" go.etcd.io/etcd/server/v3
@@ -46,6 +49,15 @@ case $part in
     version=$(version_of github.com/containerd/containerd/v2)
     build "-X github.com/containerd/containerd/v2/version.Version=${version#v}" \
       github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}
+    ;;
+  registry)
+    build "" ./registry github.com/google/go-containerregistry/cmd/crane
+    ;;
+  helm)
+    build "" helm.sh/helm/v4/cmd/helm
+    ;;
+  coredns)
+    build "" ./coredns
     ;;
   calico)
     build "" github.com/projectcalico/calico/{felix/cmd/calico-felix,cni-plugin/cmd/calico}

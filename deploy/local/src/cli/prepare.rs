@@ -44,8 +44,7 @@ pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
         println!("{notice}");
     }
     if kubernetes {
-        crate::kubernetes::build::provide(&cache, |step| println!("{step}")).await?;
-        crate::kubernetes::build::provide_tools(&cache, |step| println!("{step}")).await?;
+        crate::kubernetes::build::provide_with_tools(&cache, |step| println!("{step}")).await?;
     }
     println!("prepared");
     Ok(())

@@ -1,10 +1,12 @@
 //! The programs of a Kubernetes cluster, built once from Go modules and kept in the cache,
 //! outside any checkout.
 //!
-//! * I1. A part's directory holds a digest of everything that it is made from, so a stale one
-//!   is never used.
+//! * I1. A part's directory is named by a digest of everything that it is made from, so a
+//!   stale one is never used.
 //! * I2. A part is there whole or not at all: it is built beside, then renamed.
-//! * I3. Two runs that start together build a part once: building holds a lock.
+//! * I3. Two runs that start together build each part once: building holds a lock.
+//! * I4. All parts of one run share what Go fetches and compiles; it is removed when they are
+//!   built, and used again when a run was cut off.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +16,6 @@ use sha2::{Digest, Sha256};
 use agentbox_testing::tool::{Tool, ToolError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
-const TOOLS_RECIPE: &str = include_str!("../../../kubernetes-parts/tools.sh");
 /// What the recipe takes Go from.
 const GO: &str = include_str!("../../../go.sh");
 
@@ -36,64 +37,82 @@ pub enum BuildError {
     },
 }
 
-/// One Go module of ours that names what is built.
-struct Part {
-    name: &'static str,
-    /// What a person is told who waits.
-    what: &'static str,
-    recipe: &'static str,
-    module: &'static str,
-    sums: &'static str,
+/// A Go module of ours that pins what is built.
+struct Module {
+    /// Each file's path in the module, and its content.
+    files: &'static [(&'static str, &'static str)],
 }
 
-macro_rules! part {
-    ($name:literal, $what:literal, $recipe:ident) => {
-        Part {
-            name: $name,
-            what: $what,
-            recipe: $recipe,
-            module: include_str!(concat!("../../../kubernetes-parts/", $name, "/go.mod")),
-            sums: include_str!(concat!("../../../kubernetes-parts/", $name, "/go.sum")),
+macro_rules! module {
+    ($name:literal $(, $source:literal)*) => {
+        Module {
+            files: &[
+                ("go.mod", include_str!(concat!("../../../kubernetes-parts/", $name, "/go.mod"))),
+                ("go.sum", include_str!(concat!("../../../kubernetes-parts/", $name, "/go.sum"))),
+                $(($source, include_str!(concat!("../../../kubernetes-parts/", $name, "/", $source))),)*
+            ],
         }
     };
 }
 
-const PARTS: [Part; 6] = [
-    part!("etcd", "etcd", RECIPE),
-    part!("containerd", "containerd 2 with its shim", RECIPE),
-    part!(
-        "calico",
-        "Calico's Felix and its network plugin (some minutes)",
-        RECIPE
-    ),
-    part!(
+/// One module for all that can share the versions of their dependencies: most of the time goes
+/// into those, and each is compiled once.
+static CLUSTER: Module = module!("cluster", "coredns/main.go", "registry/main.go");
+/// containerd needs a newer version of Kubernetes' own modules.
+static CONTAINERD: Module = module!("containerd");
+/// Calico needs older ones.
+static CALICO: Module = module!("calico");
+
+/// Programs that are used together.
+struct Part {
+    name: &'static str,
+    /// The text that a waiting person reads.
+    description: &'static str,
+    module: &'static Module,
+}
+
+const fn part(name: &'static str, description: &'static str, module: &'static Module) -> Part {
+    Part {
+        name,
+        description,
+        module,
+    }
+}
+
+/// The parts of a running cluster.
+static PARTS: [Part; 6] = [
+    part(
         "kubernetes",
         "the API server, controllers, scheduler, kubelet and proxy (some minutes)",
-        RECIPE
+        &CLUSTER,
     ),
-    part!("metrics-server", "metrics-server", TOOLS_RECIPE),
-    part!(
+    part("metrics-server", "metrics-server", &CLUSTER),
+    part("etcd", "etcd", &CLUSTER),
+    part("containerd", "containerd 2 with its shim", &CONTAINERD),
+    part(
         "registry",
         "an OCI registry, and crane to fill it",
-        TOOLS_RECIPE
+        &CLUSTER,
+    ),
+    part(
+        "calico",
+        "Calico's Felix and its network plugin (some minutes)",
+        &CALICO,
     ),
 ];
 
 /// What a cluster is used with, where the chart is installed.
-const TOOLS: [Part; 2] = [
-    part!("helm", "Helm (some minutes)", TOOLS_RECIPE),
-    part!(
-        "coredns",
-        "CoreDNS, a cluster's DNS server (some minutes)",
-        TOOLS_RECIPE
-    ),
+static TOOLS: [Part; 2] = [
+    part("helm", "Helm", &CLUSTER),
+    part("coredns", "CoreDNS, a cluster's DNS server", &CLUSTER),
 ];
 
 impl Part {
     /// Of everything that it is made from.
     fn key(&self) -> String {
         let mut digest = Sha256::new();
-        for text in [self.recipe, self.module, self.sums] {
+        let files = self.module.files.iter();
+        for text in std::iter::once(RECIPE).chain(files.map(|(_, text)| *text)) {
             digest.update(text.len().to_le_bytes());
             digest.update(text);
         }
@@ -126,12 +145,12 @@ impl Programs {
     }
 }
 
-/// Builds what of a cluster is not yet in the cache. `say` hears of what takes long.
+/// Builds the parts of a cluster that are not yet in the cache. `say` hears of what takes long.
 ///
 /// # Errors
-/// The part that cannot be built, with the last words of its build.
+/// The part that cannot be built, with the last lines of its build.
 pub(crate) async fn provide(cache: &Path, say: impl FnMut(String)) -> Result<Programs, BuildError> {
-    provide_all(&PARTS, cache, say).await
+    provide_all(PARTS.iter(), cache, say).await
 }
 
 /// As [`provide`], of Helm and CoreDNS.
@@ -139,11 +158,19 @@ pub(crate) async fn provide_tools(
     cache: &Path,
     say: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
-    provide_all(&TOOLS, cache, say).await
+    provide_all(TOOLS.iter(), cache, say).await
+}
+
+/// As [`provide`] and [`provide_tools`] in one run, which compiles what they share once.
+pub(crate) async fn provide_with_tools(
+    cache: &Path,
+    say: impl FnMut(String),
+) -> Result<Programs, BuildError> {
+    provide_all(PARTS.iter().chain(&TOOLS), cache, say).await
 }
 
 async fn provide_all(
-    wanted: &[Part],
+    wanted: impl Iterator<Item = &'static Part>,
     cache: &Path,
     mut say: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
@@ -152,46 +179,60 @@ async fn provide_all(
         path: parts.clone(),
         source,
     };
-    std::fs::create_dir_all(&parts).map_err(failed)?;
     let programs = Programs(parts.clone());
-    for part in wanted {
+    let missing: Vec<_> = wanted
+        .filter(|part| !programs.directory(part.name).is_dir())
+        .collect();
+    if missing.is_empty() {
+        return Ok(programs);
+    }
+    std::fs::create_dir_all(&parts).map_err(failed)?;
+    let lock = std::fs::File::create(parts.join("build.lock")).map_err(failed)?;
+    // Another run builds: its result is used here too.
+    let deadline = Instant::now() + BUILD_DEADLINE;
+    while lock.try_lock().is_err() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let shared = parts.join("go");
+    for part in missing {
         let directory = programs.directory(part.name);
-        if directory.is_dir() {
-            continue;
-        }
-        let lock =
-            std::fs::File::create(parts.join(format!("{}.lock", part.name))).map_err(failed)?;
-        // Another run builds it: its result is ours too.
-        let deadline = Instant::now() + BUILD_DEADLINE;
-        while lock.try_lock().is_err() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
         if !directory.is_dir() {
-            say(format!("building {}", part.what));
-            build(part, &parts, &directory).await?;
+            say(format!("building {}", part.description));
+            build(part, &parts, &shared, &directory).await?;
         }
+    }
+    if shared.exists() {
+        std::fs::remove_dir_all(&shared).map_err(failed)?;
     }
     Ok(programs)
 }
 
-async fn build(part: &Part, parts: &Path, directory: &Path) -> Result<(), BuildError> {
+async fn build(
+    part: &Part,
+    parts: &Path,
+    shared: &Path,
+    directory: &Path,
+) -> Result<(), BuildError> {
     let failed = |source| BuildError::Cache {
         path: parts.to_owned(),
         source,
     };
     let work = tempfile::tempdir_in(parts).map_err(failed)?;
     let (module, out) = (work.path().join("module"), work.path().join("out"));
-    std::fs::create_dir_all(&module).map_err(failed)?;
-    std::fs::create_dir_all(&out).map_err(failed)?;
     let recipes = work.path().join("kubernetes-parts");
-    std::fs::create_dir_all(&recipes).map_err(failed)?;
+    for made in [&out, &recipes] {
+        std::fs::create_dir_all(made).map_err(failed)?;
+    }
     let script = recipes.join("build.sh");
-    std::fs::write(&script, part.recipe).map_err(failed)?;
+    std::fs::write(&script, RECIPE).map_err(failed)?;
     std::fs::write(work.path().join("go.sh"), GO).map_err(failed)?;
-    std::fs::write(module.join("go.mod"), part.module).map_err(failed)?;
-    std::fs::write(module.join("go.sum"), part.sums).map_err(failed)?;
+    for (path, text) in part.module.files {
+        let path = module.join(path);
+        std::fs::create_dir_all(path.parent().unwrap_or(&module)).map_err(failed)?;
+        std::fs::write(path, text).map_err(failed)?;
+    }
     Tool::new("bash")
-        .args([&script, Path::new(part.name), &module, &out])
+        .args([&script, Path::new(part.name), &module, &out, shared])
         .within(BUILD_DEADLINE)
         .run()
         .await
@@ -214,7 +255,8 @@ mod tests {
             all().map(|part| programs.bin(part.name)).collect();
         assert_eq!(places.len(), PARTS.len() + TOOLS.len());
         for part in all() {
-            assert!(part.module.contains("tool"), "{} builds nothing", part.name);
+            let names: Vec<_> = part.module.files.iter().map(|(path, _)| *path).collect();
+            assert!(names.starts_with(&["go.mod", "go.sum"]), "{}", part.name);
         }
     }
 }
