@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use agentbox_bus::Session;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{AttachRequest, FromBox, OPEN, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{AttachRequest, FromBox, Open, OpenKind, ToBox};
 use agentbox_contracts::ids::ExecId;
-use agentbox_contracts::subjects;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Extension, RawQuery, State};
@@ -67,10 +67,9 @@ async fn start(
             tty: parameters.tty,
         }),
     };
-    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     let mut session: AttachSession = gateway
         .bus
-        .open_session(subject, &open, OPEN_DEADLINE)
+        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
         .await?;
     let first = tokio::time::timeout(START_DEADLINE, session.recv())
         .await

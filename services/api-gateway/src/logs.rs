@@ -7,8 +7,8 @@ mod page;
 use agentbox_api::logs::{LogsQuery, LogsReply};
 use agentbox_bus::Session;
 use agentbox_contracts::error::Error;
-use agentbox_contracts::exec::{FromBox, LogsRequest, OPEN, Open, OpenKind, ToBox};
-use agentbox_contracts::subjects;
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{FromBox, LogsRequest, Open, OpenKind, ToBox};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -34,10 +34,9 @@ async fn open(
         status: location.status,
         kind: OpenKind::Logs(request),
     };
-    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     gateway
         .bus
-        .open_session(subject, &open, OPEN_DEADLINE)
+        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
         .await
 }
 

@@ -26,8 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
-use agentbox_contracts::exec::{ARCHIVE, USAGE};
-use agentbox_contracts::subjects::exec_rpc;
+use agentbox_contracts::exec::rpc::{ArchiveOutput, GetUsage};
 use agentbox_service::Context;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -127,11 +126,11 @@ fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bu
     let archive_of = Arc::clone(cluster);
     let archive = archive.clone();
     bus.serve(SERVICE)
-        .on_subject(exec_rpc(&cluster.name, USAGE), move |request| {
+        .on_cluster::<GetUsage, _, _>(&cluster.name, move |request| {
             let cluster = Arc::clone(&usage_of);
             async move { usage::answer(&cluster, request).await }
         })
-        .on_subject(exec_rpc(&cluster.name, ARCHIVE), move |request| {
+        .on_cluster::<ArchiveOutput, _, _>(&cluster.name, move |request| {
             let (cluster, archive) = (Arc::clone(&archive_of), archive.clone());
             async move { archive::answer(&cluster, &archive, request).await }
         })

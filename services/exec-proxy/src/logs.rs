@@ -20,6 +20,7 @@ use std::time::Duration;
 use agentbox_bus::{Incoming, Session};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, LogsRequest, ToBox};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
@@ -73,7 +74,7 @@ enum Stop {
 
 /// Serves `request` on the session that `incoming` opens.
 pub async fn serve(
-    incoming: Incoming,
+    incoming: Incoming<BoxSession>,
     source: Source<'_>,
     request: LogsRequest,
     stopping: CancellationToken,

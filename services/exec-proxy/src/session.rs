@@ -14,8 +14,8 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError, Incoming};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{OPEN, Open, OpenKind};
-use agentbox_contracts::subjects::exec_rpc;
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{Open, OpenKind};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -44,7 +44,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), BusError> {
     let mut acceptor = bus
-        .accept_sessions(exec_rpc(&cluster.name, OPEN), SERVICE)
+        .accept_sessions::<BoxSession>(&cluster.name, SERVICE)
         .await?;
     let stopping = CancellationToken::new();
     let mut sessions = JoinSet::new();
@@ -111,12 +111,12 @@ fn log_panic(ended: Result<(), JoinError>) {
 }
 
 async fn one(
-    incoming: Incoming,
+    incoming: Incoming<BoxSession>,
     cluster: Arc<Cluster>,
     archive: Archive,
     stopping: CancellationToken,
 ) {
-    let open: Open = match serde_json::from_slice(&incoming.open) {
+    let open = match incoming.open() {
         Ok(open) => open,
         Err(error) => {
             tracing::warn!(%error, "a session was opened with what cannot be read");
@@ -148,7 +148,7 @@ async fn one(
 }
 
 async fn dispatch(
-    incoming: Incoming,
+    incoming: Incoming<BoxSession>,
     open: Open,
     cluster: &Cluster,
     archive: &Archive,
@@ -205,7 +205,7 @@ fn into_box(
         .map_err(|error| error.public())
 }
 
-pub async fn refuse(incoming: Incoming, error: Error) -> Outcome {
+pub async fn refuse(incoming: Incoming<BoxSession>, error: Error) -> Outcome {
     let code = error.code;
     incoming.refuse(error).await;
     Outcome::Failed(code)

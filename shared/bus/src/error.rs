@@ -1,6 +1,11 @@
-//! What the bus itself can fail with.
+//! Errors of the bus itself. A service's own answer is a contract [`Error`].
+//!
+//! [`Error`]: agentbox_contracts::error::Error
 
 use std::time::Duration;
+
+/// An error of NATS in its own type: `downcast_ref` finds the type, and with it the kind.
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
@@ -14,24 +19,47 @@ pub enum BusError {
     Disconnected,
     #[error("NATS did not answer within {0:?}")]
     Deadline(Duration),
-    #[error("a message of {size} bytes is over the bus's limit of {limit}")]
-    TooLarge { size: usize, limit: usize },
-    /// What NATS answered to an operation of ours.
-    #[error("{operation} failed: {message}")]
+    /// NATS refused an operation, or did not answer.
+    #[error("{operation} failed")]
     Nats {
         operation: &'static str,
-        message: String,
+        #[source]
+        source: Source,
     },
-    #[error("a stored message cannot be read: {0}")]
-    Malformed(String),
+    #[error("a message is not the JSON that the contract defines")]
+    Malformed(#[from] serde_json::Error),
 }
 
 impl BusError {
-    /// For `map_err`: names the operation, keeps what NATS said.
-    pub(crate) fn nats<E: std::fmt::Display>(operation: &'static str) -> impl FnOnce(E) -> Self {
+    /// For `map_err`: names the operation and keeps the error of NATS as the source.
+    pub(crate) fn nats<E: Into<Source>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Nats {
             operation,
-            message: error.to_string(),
+            source: error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::ErrorChain;
+    use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn nats_error_keeps_source_and_kind() {
+        let error = BusError::nats("publishing an event")(PublishError::new(
+            PublishErrorKind::StreamNotFound,
+        ));
+        assert_eq!(
+            ErrorChain(&error).to_string(),
+            "publishing an event failed: no stream found for given subject"
+        );
+        let BusError::Nats { source, .. } = &error else {
+            panic!("{error:?}");
+        };
+        let kind = source.downcast_ref().map(PublishError::kind);
+        assert_eq!(kind, Some(PublishErrorKind::StreamNotFound));
     }
 }

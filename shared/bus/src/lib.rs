@@ -1,20 +1,25 @@
-//! The bus: how services reach each other over NATS.
+//! The bus: services reach each other over NATS.
 //!
 //! * [`rpc`]: a request and its reply, with a deadline.
-//! * [`session`]: user bytes in order, both ways, with backpressure.
-//! * [`work`]: commands that are carried out at least once, or end as dead letters.
-//! * [`events`], [`routes`], [`counter`]: the feed, the route table, the rate-limit sums.
+//! * [`session`]: bytes in order, both ways, with backpressure.
+//! * [`work`]: commands that are processed at least once, or become dead letters.
+//! * [`events`], [`routes`], [`counter`]: environment events, the route table, the rate-limit
+//!   counters.
 //!
-//! Acknowledgements, retries and trace context live here and nowhere else.
+//! [`bus`] is the handle above these parts. [`client`] is the connection below them.
+//! Acknowledgements, retries and trace context are handled in this crate only.
 //!
-//! * I1. Every wait has a deadline; a server that is gone is an error, not a hang.
-//! * I2. A permission violation is fatal: [`Bus::violated`] tells, the service stops.
+//! * I1. Every wait has a deadline; a lost server is an error, never a hang.
+//! * I2. A permission violation is fatal: [`Bus::violated`] resolves, and the service stops.
 //! * I3. Byte streams have a connection of their own, so that they cannot starve requests.
 
-mod connection;
+mod bus;
+mod client;
 mod counter;
 mod error;
 mod events;
+mod message;
+mod metrics;
 mod replies;
 mod routes;
 mod rpc;
@@ -24,10 +29,12 @@ mod subscription;
 mod trace;
 mod work;
 
-pub use connection::{Bus, BusConfig};
+pub use bus::Bus;
+pub use client::BusConfig;
 pub use error::BusError;
 pub use events::{EventStream, StoredEvent};
 pub use routes::RouteMirror;
 pub use rpc::{Listening, Server};
 pub use session::{Acceptor, Incoming, Session, SessionReceiver, SessionSender};
+pub use trace::publish_span;
 pub use work::{Command, Retry, WorkQueue};

@@ -1,74 +1,77 @@
-//! Replies to this process's requests: one subscription, and a table of who waits.
+//! Replies to this process's requests: one subscription, and a table of pending requests.
 //!
-//! The client library has its own, which keeps an entry for every request that was never
-//! answered; during an outage that is every request.
+//! The client library has such a table too, but keeps an entry for every request that is
+//! never answered; during an outage that is every request.
 //!
-//! * I1. An entry goes when its request does: answered, out of time or dropped.
+//! * I1. An entry is removed when its request ends: answered, timed out or dropped.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, PublishError, StatusCode};
+use async_nats::{HeaderMap, Message, PublishError, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::client::Client;
 use crate::error::BusError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    #[error("nobody serves the subject")]
+    #[error("no subscriber for the subject")]
     NoResponders,
-    #[error("no answer within {0:?}")]
+    #[error("no reply within {0:?}")]
     Deadline(Duration),
-    #[error("the request cannot be sent: {0}")]
+    #[error("the request could not be published")]
     Publish(#[from] PublishError),
-    #[error("the bus has been closed")]
+    #[error("the bus is closed")]
     Closed,
 }
 
-type Waiting = Mutex<HashMap<u64, oneshot::Sender<Message>>>;
+type Pending = Mutex<HashMap<u64, oneshot::Sender<Message>>>;
 
 pub(crate) struct Replies {
     client: Client,
     inbox: String,
     next: AtomicU64,
-    waiting: Arc<Waiting>,
+    pending: Arc<Pending>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
-fn table(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn table(pending: &Pending) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
+    pending.lock()
 }
 
-/// One request's place in the table.
-struct Place<'a> {
-    waiting: &'a Waiting,
+/// Removes a request from the table when it is dropped.
+struct PendingGuard<'a> {
+    pending: &'a Pending,
     number: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        table(self.waiting).remove(&self.number);
+        table(self.pending).remove(&self.number);
     }
 }
 
 impl Replies {
     pub(crate) async fn start(client: Client) -> Result<Self, BusError> {
-        let inbox = client.new_inbox();
+        let inbox = client.nats().new_inbox();
         let mut messages = client
+            .nats()
             .subscribe(format!("{inbox}.*"))
             .await
             .map_err(BusError::nats("subscribing to replies"))?;
-        let waiting = Arc::new(Waiting::default());
+        let pending = Arc::new(Pending::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let (stopped, answered) = (stop.clone(), waiting.clone());
+        let (stopped, answered) = (stop.clone(), pending.clone());
         tasks.spawn(async move {
             loop {
                 let message = tokio::select! {
@@ -83,23 +86,28 @@ impl Replies {
                     .and_then(|n| n.parse().ok());
                 let waiter = number.and_then(|number: u64| table(&answered).remove(&number));
                 if let Some(waiter) = waiter {
-                    // Too late is as good as never.
+                    // The request may have timed out meanwhile.
                     let _ = waiter.send(message);
                 }
             }
-            // Who still waits is told by the closed channel.
+            // The closed channels end the requests that are still pending.
             table(&answered).clear();
         });
         Ok(Self {
             client,
             inbox,
             next: AtomicU64::new(0),
-            waiting,
+            pending,
             stop,
             tasks,
         })
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Publishes a request and waits for its reply.
     pub(crate) async fn request(
         &self,
         subject: String,
@@ -109,14 +117,15 @@ impl Replies {
     ) -> Result<Message, RequestError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (waiter, reply) = oneshot::channel();
-        table(&self.waiting).insert(number, waiter);
-        let _place = Place {
-            waiting: &self.waiting,
+        table(&self.pending).insert(number, waiter);
+        let _guard = PendingGuard {
+            pending: &self.pending,
             number,
         };
         let inbox = format!("{}.{number}", self.inbox);
         let exchange = async {
             self.client
+                .nats()
                 .publish_with_reply_and_headers(subject, inbox, headers, body)
                 .await?;
             reply.await.map_err(|_| RequestError::Closed)
@@ -140,6 +149,8 @@ impl Replies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::{BusConfig, Reports};
+    use agentbox_contracts::ids::InstanceId;
     use agentbox_testing::TestNats;
     use futures::future::join_all;
 
@@ -148,35 +159,41 @@ mod tests {
     async fn client() -> Client {
         let nats = TestNats::shared().await.unwrap();
         let (user, password) = nats.all_access();
-        let options =
-            async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
-        options.connect(&nats.url).await.unwrap()
+        let config = BusConfig {
+            url: nats.url.clone(),
+            user: user.to_owned(),
+            password: password.to_owned(),
+            service: "api-gateway",
+            instance: InstanceId::random(),
+        };
+        let reports = Arc::new(Reports::new());
+        Client::connect(&config, "test", &reports).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_request_that_is_not_answered_leaves_no_entry() {
+    async fn unanswered_request_leaves_no_entry() {
         let client = client().await;
-        let mut silent = client.subscribe("silent").await.unwrap();
+        let mut silent = client.nats().subscribe("silent").await.unwrap();
         let replies = Replies::start(client).await.unwrap();
         let ask =
             |deadline| replies.request("silent".into(), HeaderMap::new(), Bytes::new(), deadline);
         for outcome in join_all((0..100).map(|_| ask(SOON))).await {
             assert!(matches!(outcome, Err(RequestError::Deadline(SOON))));
         }
-        assert_eq!(table(&replies.waiting).len(), 0);
+        assert_eq!(table(&replies.pending).len(), 0);
 
-        // Asked, and dropped before the deadline.
+        // Requests that are dropped before their deadline.
         let hour = Duration::from_secs(3600);
         let dropped = tokio::time::timeout(SOON, join_all((0..100).map(|_| ask(hour)))).await;
         assert!(dropped.is_err());
-        assert_eq!(table(&replies.waiting).len(), 0);
+        assert_eq!(table(&replies.pending).len(), 0);
         assert!(silent.next().await.is_some());
     }
 
     #[tokio::test]
-    async fn who_waits_is_told_when_the_bus_is_closed() {
+    async fn closed_bus_ends_pending_requests() {
         let client = client().await;
-        let mut silent = client.subscribe("silent-too").await.unwrap();
+        let mut silent = client.nats().subscribe("silent-too").await.unwrap();
         let replies = Replies::start(client).await.unwrap();
         let hour = Duration::from_secs(3600);
         let asked = replies.request("silent-too".into(), HeaderMap::new(), Bytes::new(), hour);

@@ -1,49 +1,64 @@
-//! Where each environment runs: written by the scheduler, mirrored by who needs it on a
-//! hot path.
+//! The route of each environment: the scheduler writes it, and the gateway mirrors it for
+//! its hot paths.
 //!
-//! The mirror is a hint: what it says may lag by a moment, so a "no" of its is checked
-//! against the scheduler before a caller is told so.
+//! The mirror may lag behind. When it has no route, ask the scheduler before a caller is
+//! told that there is none.
 //!
-//! * I1. A deleted route leaves a marker for [`MARKER_TTL`], for the mirrors, and then
-//!   nothing: the bucket does not grow with every environment there ever was.
-//! * I2. A mirror reads everything again whenever its connection was made again: what was
-//!   deleted meanwhile may have left no marker.
+//! * I1. A deleted route leaves a marker for the mirrors, which expires after
+//!   [`MARKER_TTL`]. The bucket does not grow with the number of ended environments.
+//! * I2. A mirror reads everything again after a reconnect: the marker of a route that was
+//!   deleted meanwhile may have expired.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Route;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::ROUTES_BUCKET;
 use async_nats::jetstream::kv::{Entry, Operation, Store};
 use futures::StreamExt;
+use parking_lot::RwLock;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::Bus;
+use crate::client::Client;
 use crate::error::BusError;
 
-/// Between two attempts to watch the bucket.
-const RETRY: Duration = Duration::from_millis(500);
-/// Longer than any watch lags behind.
+/// The wait between two attempts to watch the bucket.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long the marker of a deleted route is kept: longer than any watch lags behind.
 pub(crate) const MARKER_TTL: Duration = Duration::from_secs(60 * 60);
-/// While the stored routes are read the next comes within this time.
+/// How long the next stored route may take while a mirror reads them.
 const READ_DEADLINE: Duration = Duration::from_secs(2);
 
-impl Bus {
-    async fn routes(&self) -> Result<&Store, BusError> {
-        self.routes_cell()
-            .get_or_try_init(|| self.jetstream().get_key_value(ROUTES_BUCKET))
+/// The route bucket. Clones share the handle, which is opened once: opening is a round trip.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    client: Client,
+    store: Arc<OnceCell<Store>>,
+}
+
+impl Routes {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            store: Arc::default(),
+        }
+    }
+
+    async fn store(&self) -> Result<&Store, BusError> {
+        self.store
+            .get_or_try_init(|| self.client.jetstream().get_key_value(ROUTES_BUCKET))
             .await
             .map_err(BusError::nats("opening the route bucket"))
     }
 
-    /// # Errors
-    /// When JetStream has not acknowledged it.
-    pub async fn put_route(&self, id: &EnvironmentId, route: &Route) -> Result<(), BusError> {
-        let body = serde_json::to_vec(route).map_err(|e| BusError::Malformed(e.to_string()))?;
-        self.routes()
+    pub(crate) async fn put(&self, id: &EnvironmentId, route: &Route) -> Result<(), BusError> {
+        let body = serde_json::to_vec(route)?;
+        self.store()
             .await?
             .put(id.as_str(), body.into())
             .await
@@ -51,31 +66,27 @@ impl Bus {
             .map_err(BusError::nats("writing a route"))
     }
 
-    /// # Errors
-    /// When JetStream has not acknowledged it.
-    pub async fn delete_route(&self, id: &EnvironmentId) -> Result<(), BusError> {
-        self.routes()
+    pub(crate) async fn delete(&self, id: &EnvironmentId) -> Result<(), BusError> {
+        self.store()
             .await?
             .purge_with_ttl(id.as_str(), MARKER_TTL)
             .await
             .map_err(BusError::nats("deleting a route"))
     }
 
-    /// A mirror that is kept by [`RouteMirror::run`].
-    #[must_use]
-    pub fn mirror_routes(&self) -> RouteMirror {
+    pub(crate) fn mirror(&self) -> RouteMirror {
         RouteMirror {
-            bus: self.clone(),
+            bucket: self.clone(),
             routes: Arc::default(),
             synced: Arc::default(),
         }
     }
 }
 
-/// The routes in memory. Clones share them.
+/// All routes in memory. Clones share them.
 #[derive(Clone)]
 pub struct RouteMirror {
-    bus: Bus,
+    bucket: Routes,
     routes: Arc<RwLock<HashMap<EnvironmentId, Route>>>,
     synced: Arc<AtomicBool>,
 }
@@ -83,19 +94,12 @@ pub struct RouteMirror {
 impl RouteMirror {
     #[must_use]
     pub fn get(&self, id: &EnvironmentId) -> Option<Route> {
-        self.routes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .cloned()
+        self.routes.read().get(id).cloned()
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.routes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.routes.read().len()
     }
 
     #[must_use]
@@ -103,33 +107,33 @@ impl RouteMirror {
         self.len() == 0
     }
 
-    /// Whether all that was stored when the watch began has been read.
+    /// Whether the mirror has read every route that was stored when its watch began.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
     }
 
-    /// Keeps the mirror until `shutdown`; reads everything again after the watch broke.
+    /// Updates the mirror until `shutdown`. Reads everything again when the watch fails.
     pub async fn run(&self, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(self.read()).await.is_some() {}
     }
 
-    /// One reading of the whole bucket and what follows, until that breaks.
+    /// Reads the whole bucket and follows its changes until the watch fails.
     async fn read(&self) {
-        let mut reconnected = self.bus.reconnected();
+        let mut reconnected = self.bucket.client.reconnected();
         let outcome = tokio::select! {
             outcome = self.follow() => outcome,
             _ = reconnected.changed() => Ok(()),
         };
         self.synced.store(false, Ordering::Release);
         if let Err(error) = outcome {
-            tracing::info!(%error, "the route mirror starts again");
-            tokio::time::sleep(RETRY).await;
+            tracing::info!(error = %ErrorChain(&error), "the route mirror reads everything again");
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
     async fn follow(&self) -> Result<(), BusError> {
-        let store = self.bus.routes().await?;
+        let store = self.bucket.store().await?;
         let stored = store
             .status()
             .await
@@ -145,8 +149,8 @@ impl RouteMirror {
         }
         loop {
             let next = match &fresh {
-                // What was counted may be gone before it is read, and then no last one
-                // comes: the reading begins again.
+                // A counted route may be removed before it is read. Then the last one never
+                // comes, and the deadline starts the reading again.
                 Some(_) => tokio::time::timeout(READ_DEADLINE, watch.next())
                     .await
                     .map_err(|_| BusError::Deadline(READ_DEADLINE))?,
@@ -163,7 +167,7 @@ impl RouteMirror {
                     }
                 }
                 None => {
-                    let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+                    let mut routes = self.routes.write();
                     apply(&mut routes, &entry);
                 }
             }
@@ -171,14 +175,17 @@ impl RouteMirror {
     }
 
     fn replace(&self, routes: HashMap<EnvironmentId, Route>) {
-        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        *self.routes.write() = routes;
         self.synced.store(true, Ordering::Release);
     }
 }
 
 fn apply(routes: &mut HashMap<EnvironmentId, Route>, entry: &Entry) {
     let Ok(id) = entry.key.parse::<EnvironmentId>() else {
-        tracing::warn!(key = entry.key, "a route of no environment");
+        tracing::warn!(
+            key = entry.key,
+            "a route has a key that is not an environment id"
+        );
         return;
     };
     let route = match entry.operation {
@@ -193,9 +200,9 @@ fn apply(routes: &mut HashMap<EnvironmentId, Route>, entry: &Entry) {
             routes.remove(&id);
         }
         Err(error) => {
-            // Who asks is sent to the scheduler.
+            // Without a route, the gateway asks the scheduler.
             routes.remove(&id);
-            tracing::error!(%error, environment = %id, "a route cannot be read");
+            tracing::error!(error = %ErrorChain(&error), environment = %id, "a route could not be decoded");
         }
     }
 }

@@ -1,19 +1,20 @@
 //! Sessions: two processes exchange messages in order, both ways, with backpressure.
 //!
-//! A session is opened by one message on a queue-group subject; the opener's own session
-//! subject is its reply subject. Every frame carries the sender's subject the same way,
-//! so each process needs one subscription for all its sessions, and an answer that fits
-//! one message costs one request and one reply.
+//! One message on a queue-group subject opens a session; its reply subject is the opener's
+//! own session subject. The reply subject of every frame is the sender's session subject, so
+//! each process needs one subscription for all its sessions. An answer that fits one message
+//! costs one request and one reply.
 //!
 //! * I1. Messages arrive in order, once each, or the session ends with an error.
-//! * I2. At most [`WINDOW`] messages are on their way in one direction: a slow consumer
-//!   stops the producer, and each side's memory is bounded.
-//! * I3. A peer that is silent for [`PEER_SILENCE`] is lost; both ends speak every second.
-//! * I4. Dropping a half before the end tells the peer at once.
+//! * I2. At most [`WINDOW`] messages are in flight in one direction: a slow consumer stops
+//!   the producer, and each side's memory is bounded.
+//! * I3. A peer that sends nothing for [`PEER_TIMEOUT`] is lost. Both ends send something
+//!   every second.
+//! * I4. Dropping a half before the end resets the session at the peer at once.
 //! * I5. The last message of either side ends the session for both.
 //!
-//! Recovery: what has not arrived is sent again after a second without progress, so a
-//! reconnect of NATS within [`PEER_SILENCE`] loses nothing.
+//! Recovery: a message that has not arrived is sent again after a second without progress, so
+//! a reconnect of NATS within [`PEER_TIMEOUT`] loses nothing.
 
 mod acceptor;
 mod actor;
@@ -24,59 +25,56 @@ mod window;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::SessionMessage;
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use acceptor::{Acceptor, Incoming};
 pub(crate) use hub::Hub;
 
-use crate::connection::Bus;
-use crate::error::BusError;
-
-/// Messages on their way in one direction.
+/// The most messages in flight in one direction.
 pub(crate) const WINDOW: usize = 16;
-/// A side that has nothing to say says so this often.
+/// A side that has nothing to send pings this often.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// After so long without a word the peer is lost.
-pub(crate) const PEER_SILENCE: Duration = Duration::from_secs(5);
-/// Without progress for so long, what is not acknowledged is sent again.
+/// A peer that has sent nothing for so long is lost.
+pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages that have not arrived are sent again after so long without progress.
 pub(crate) const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
-/// A server that has not spoken by then says that it has the session.
+/// A server that has sent nothing by then sends that it has accepted the session.
 pub(crate) const ACCEPT_AFTER: Duration = Duration::from_millis(50);
 /// How long the connection may take to accept a frame.
-pub(crate) const HAND_OVER: Duration = Duration::from_millis(500);
+pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// The largest message: an inline exec result in JSON.
 pub(crate) const MAX_BODY: usize = 768 * 1024;
 
-/// What the actor is asked to send.
+/// A message for the actor to send.
 pub(crate) struct Outgoing {
     pub body: Bytes,
-    /// The last one: resolved when the peer has it.
+    /// For the last message: resolved when the peer has consumed it.
     pub fin: Option<oneshot::Sender<()>>,
 }
 
-/// One message as it was received.
+/// A message that has arrived.
 pub(crate) struct Delivered {
     pub body: Bytes,
     pub fin: bool,
 }
 
-/// What both halves share with the actor.
+/// The channels that both halves share with the actor.
 #[derive(Clone)]
 pub(crate) struct Control {
-    /// Ends the actor; the reset that the peer is sent says why.
+    /// Ends the actor. The peer gets a reset with this error.
     pub abort: mpsc::Sender<Error>,
     /// Cancelled when the session has ended.
     pub ended: CancellationToken,
-    /// One permit for each message the consumer has taken.
+    /// One item for each message that the consumer has taken.
     pub taken: mpsc::Sender<()>,
 }
 
-/// Both halves of a session.
+/// An open session.
 pub struct Session<Out, In> {
     sender: SessionSender<Out>,
     receiver: SessionReceiver<In>,
@@ -97,7 +95,7 @@ pub struct SessionReceiver<In> {
 }
 
 fn cancelled() -> Error {
-    Error::new(ErrorCode::BoxLost, "the other end gave up")
+    Error::new(ErrorCode::BoxLost, "the peer closed the session")
 }
 
 fn lost() -> Error {
@@ -119,7 +117,7 @@ impl<Out: SessionMessage> SessionSender<Out> {
             return Err(Error::new(
                 ErrorCode::PayloadTooLarge,
                 format!(
-                    "a message of {} bytes is over the limit of {MAX_BODY}",
+                    "a session message must be at most {MAX_BODY} bytes, got {}",
                     body.len()
                 ),
             ));
@@ -130,8 +128,8 @@ impl<Out: SessionMessage> SessionSender<Out> {
             .map_err(|_| lost())
     }
 
-    /// Sends the last message and waits until the peer has taken it. That ends the session
-    /// in both directions: what the peer still sends is not delivered.
+    /// Sends the last message and waits until the peer has consumed it. That ends the session
+    /// in both directions: messages that the peer still sends are not delivered.
     ///
     /// # Errors
     /// When the session ends before that.
@@ -142,15 +140,15 @@ impl<Out: SessionMessage> SessionSender<Out> {
         wait.await.map_err(|_| lost())
     }
 
-    /// Ends the session; the peer's next `recv` gets `error`.
+    /// Ends the session. The peer's next `recv` returns `error`.
     pub async fn fail(mut self, error: Error) {
         self.finished = true;
-        // Full or closed: another reason is on its way already.
+        // Full or closed: the session ends for another reason already.
         let _ = self.control.abort.try_send(error);
         self.control.ended.cancelled().await;
     }
 
-    /// Resolves when the session has ended, for whatever reason.
+    /// Resolves when the session has ended, for any reason.
     pub async fn closed(&self) {
         self.control.ended.cancelled().await;
     }
@@ -160,7 +158,7 @@ impl<In: SessionMessage> SessionReceiver<In> {
     /// The next message; `None` after the peer's last one.
     ///
     /// # Errors
-    /// What the peer failed with, or [`ErrorCode::BoxLost`] when it is lost.
+    /// The peer's error, or [`ErrorCode::BoxLost`] when the peer is lost.
     pub async fn recv(&mut self) -> Result<Option<In>, Error> {
         if self.finished {
             return Ok(None);
@@ -168,10 +166,10 @@ impl<In: SessionMessage> SessionReceiver<In> {
         match self.delivered.recv().await {
             Some(Ok(message)) => {
                 self.finished = message.fin;
-                // The actor counts these; when it is gone nobody needs to know.
+                // The actor counts these. Without an actor the count does not matter.
                 let _ = self.control.taken.try_send(());
                 In::decode(message.body).map(Some).map_err(|error| {
-                    tracing::error!(%error, "a session message cannot be read");
+                    tracing::error!(error = %ErrorChain(&error), "a session message could not be decoded");
                     Error::internal()
                 })
             }
@@ -247,7 +245,7 @@ impl<Out: SessionMessage, In: SessionMessage> Session<Out, In> {
     /// As there.
     pub async fn finish(self, last: Out) -> Result<(), Error> {
         let (sender, mut receiver) = self.split();
-        // Gone first, so that a peer that still sends is not held up by a full window.
+        // Dropped first, so that a full window does not hold up a peer that still sends.
         receiver.finished = true;
         drop(receiver);
         sender.finish(last).await
@@ -265,38 +263,9 @@ impl<Out: SessionMessage, In: SessionMessage> Session<Out, In> {
         self.sender.closed().await;
     }
 
-    /// The two halves, for use at the same time.
+    /// Splits the session into two halves that can be used concurrently.
     #[must_use]
     pub fn split(self) -> (SessionSender<Out>, SessionReceiver<In>) {
         (self.sender, self.receiver)
-    }
-}
-
-impl Bus {
-    /// Opens a session with whoever serves `subject`. Returns as soon as the request is
-    /// on its way; that nobody serves it, or does not answer within `deadline`, is the
-    /// first `recv`'s error.
-    ///
-    /// # Errors
-    /// When the bus is not connected or the request is too large.
-    pub async fn open_session<Out: SessionMessage, In: SessionMessage>(
-        &self,
-        subject: String,
-        open: &impl Serialize,
-        deadline: Duration,
-    ) -> Result<Session<Out, In>, Error> {
-        self.hub().open(subject, open, deadline).await
-    }
-
-    /// Serves sessions on `subject`, together with the other members of `queue`.
-    ///
-    /// # Errors
-    /// When the subscription cannot be made.
-    pub async fn accept_sessions(
-        &self,
-        subject: String,
-        queue: &str,
-    ) -> Result<Acceptor, BusError> {
-        self.hub().accept(subject, queue).await
     }
 }

@@ -1,7 +1,8 @@
-//! Joining a queue group and leaving it without losing a message.
+//! Joins and leaves queue groups without losing a message.
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use async_nats::connection::State;
 use async_nats::{Client, Subscriber};
 use bytes::Bytes;
@@ -14,14 +15,14 @@ const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 /// More messages than any subscription gets, and more digits than the server reads.
 const NO_MORE: u64 = 1_000_000_000_000;
 
-/// Waits until the server has done what `client` has asked for: it works in order, so what
-/// it is sent after that comes back after that. Only a service that may publish into its
-/// own inbox, one that serves requests, may ask.
+/// Waits until the server has processed everything that `client` has sent. The server works
+/// in order, so a message to the own inbox comes back after that. Only a service that may
+/// publish to its own inbox, which is one that serves requests, can use this.
 ///
 /// # Errors
 /// When the server does not answer in time.
 pub(crate) async fn confirm(client: &Client) -> Result<(), BusError> {
-    let operation = "confirming a subscription";
+    let operation = "confirming subscriptions";
     let echo = async {
         let inbox = client.new_inbox();
         let mut echoes = client
@@ -39,25 +40,25 @@ pub(crate) async fn confirm(client: &Client) -> Result<(), BusError> {
         .unwrap_or(Err(BusError::Deadline(CONFIRM_DEADLINE)))
 }
 
-/// Leaves the queue groups of `subscriptions`. Each still returns what the server had sent
-/// by then, and then ends.
+/// Leaves the queue groups of `subscriptions`. Each still returns the messages that the
+/// server has sent by then, and then ends.
 ///
-/// The client library's `drain` forgets a subscription before the server has heard of it,
-/// and drops what comes in between.
-/// A limit that the server cannot read ends the subscription there at once, and leaves it
-/// standing here. A server that learns to read it makes this a plain `unsubscribe`.
+/// The client library's `drain` removes a subscription before the server knows of it, and
+/// drops the messages in between. A message limit that is too large for the server to parse
+/// ends the subscription at the server at once and keeps it here. With a server that can
+/// parse it, this is a plain `unsubscribe`.
 pub(crate) async fn leave(
     client: &Client,
     subscriptions: impl IntoIterator<Item = &mut Subscriber>,
 ) {
     let mut subscriptions: Vec<_> = subscriptions.into_iter().collect();
-    // A connection that is gone has left the groups anyway; errors say no more than that.
+    // A lost connection has left the groups anyway, so errors do not matter here.
     if client.connection_state() == State::Connected {
         for subscription in &mut subscriptions {
             let _ = subscription.unsubscribe_after(NO_MORE).await;
         }
         if let Err(error) = confirm(client).await {
-            tracing::warn!(%error, "leaving before the server has confirmed it");
+            tracing::warn!(error = %ErrorChain(&error), "the server did not confirm an unsubscribe");
         }
     }
     for subscription in subscriptions {

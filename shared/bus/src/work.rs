@@ -1,13 +1,14 @@
-//! Commands on a JetStream work queue: carried out at least once by one replica or
-//! another, or kept as a dead letter.
+//! Commands on a JetStream work queue. One replica or another processes each command at least
+//! once, or it becomes a dead letter.
 //!
 //! * I1. A command is acknowledged after its handler succeeded, never before.
-//! * I2. While a handler runs, progress is acknowledged, so that nobody else starts it.
-//! * I3. What failed too often goes to the dead letters first and is removed then.
-//! * I4. A command past its `expires_at` is removed without being carried out.
-//! * I5. A replica takes what it has a free slot for, so that nothing waits in a busy one
-//!   while another is idle, or is counted as tried when it was not.
-//! * I6. A replica that stops hands back at once what it has not begun.
+//! * I2. While a handler runs, its progress is acknowledged, so that no other replica starts
+//!   the command.
+//! * I3. A command that failed too often is first stored as a dead letter and then removed.
+//! * I4. An expired command is removed without being processed.
+//! * I5. A replica pulls as many commands as it has free slots, so that no command waits in a
+//!   busy replica while another is idle, or counts as an attempt that was not made.
+//! * I6. A replica that stops returns the commands that it has not started at once.
 
 mod delivery;
 
@@ -15,7 +16,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_contracts::subjects::{COMMANDS_STREAM, HEADER_EXPIRES_AT};
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::subjects::COMMANDS_STREAM;
 use async_nats::HeaderMap;
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
@@ -29,18 +31,18 @@ use tracing::Span;
 
 use delivery::Delivery;
 
-use crate::connection::Bus;
+use crate::client::Client;
 use crate::error::BusError;
-use crate::rpc::unix_ms_in;
+use crate::message::set_expiry;
 use crate::trace;
 
-/// How long handlers in flight may take to end when the service stops.
+/// How long handlers in flight may take to complete when the service stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// After the pull was broken.
-const PULL_RETRY: Duration = Duration::from_millis(250);
-/// An idle pull is begun again this often.
+/// The wait after a pull failed.
+const PULL_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// How long an idle pull lasts before the next one.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
-/// What a pull may take longer than that: then its end was lost.
+/// How much longer a pull may take. After that its end was lost.
 const PULL_GRACE: Duration = Duration::from_secs(1);
 
 /// One delivery of a command.
@@ -48,20 +50,20 @@ const PULL_GRACE: Duration = Duration::from_secs(1);
 pub struct Command {
     pub subject: String,
     pub body: Bytes,
-    /// 1 at first.
+    /// The number of this delivery, from 1.
     pub attempt: u32,
 }
 
-/// Not done: try again after so long.
+/// The handler failed: deliver the command again after `after`.
 #[derive(Clone, Debug)]
 pub struct Retry {
     pub after: Duration,
     pub reason: String,
 }
 
-/// A durable consumer of commands, shared by all replicas of a service.
+/// A durable consumer of commands that all replicas of a service share.
 pub struct WorkQueue {
-    bus: Bus,
+    client: Client,
     consumer: PullConsumer,
     config: pull::Config,
     ack_wait: Duration,
@@ -69,86 +71,49 @@ pub struct WorkQueue {
     max_in_flight: usize,
 }
 
-impl Bus {
-    /// Queues a command. The same `message_id` again, within two minutes, is no second one.
-    ///
-    /// # Errors
-    /// When JetStream has not acknowledged it.
-    pub async fn send_command<T: Serialize>(
-        &self,
-        subject: String,
-        body: &T,
-        message_id: &str,
-        expires_in: Duration,
-    ) -> Result<(), BusError> {
-        let body = serde_json::to_vec(body).map_err(|e| BusError::Malformed(e.to_string()))?;
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
-        headers.insert(HEADER_EXPIRES_AT, unix_ms_in(expires_in).to_string());
-        trace::inject(&Span::current(), &mut headers);
-        self.jetstream()
-            .publish_with_headers(subject, headers, body.into())
-            .await
-            .map_err(BusError::nats("sending a command"))?
-            .await
-            .map(|_| ())
-            .map_err(BusError::nats("sending a command"))
-    }
-
-    /// The durable consumer `consumer` of the commands that match `filter`. A handler gets
-    /// each at most `max_deliver` times, and has `ack_wait` to show that it lives.
-    ///
-    /// # Errors
-    /// When JetStream refuses or does not answer.
-    pub async fn work_queue(
-        &self,
-        consumer: &str,
-        filter: String,
-        ack_wait: Duration,
-        max_deliver: i64,
-        max_in_flight: usize,
-    ) -> Result<WorkQueue, BusError> {
-        let config = pull::Config {
-            durable_name: Some(consumer.to_owned()),
-            filter_subject: filter,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait,
-            // Counted here: what the server stops delivering stays in the queue for ever,
-            // also when a replica died while it wrote the dead letter.
-            max_deliver: -1,
-            max_ack_pending: 10_000,
-            ..pull::Config::default()
-        };
-        Ok(WorkQueue {
-            bus: self.clone(),
-            consumer: self.consumer(&config).await?,
-            config,
-            ack_wait,
-            max_deliver,
-            max_in_flight: max_in_flight.max(1),
-        })
-    }
-
-    async fn consumer(&self, config: &pull::Config) -> Result<PullConsumer, BusError> {
-        self.jetstream()
-            .get_stream_no_info(COMMANDS_STREAM)
-            .await
-            .map_err(BusError::nats("opening the work queue"))?
-            .create_consumer(config.clone())
-            .await
-            .map_err(BusError::nats("opening the work queue"))
-    }
+/// Queues a command. JetStream drops a second message with the same id.
+pub(crate) async fn send<T: Serialize>(
+    client: &Client,
+    subject: String,
+    body: &T,
+    message_id: &str,
+    expires_in: Duration,
+) -> Result<(), BusError> {
+    let body = serde_json::to_vec(body)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
+    set_expiry(&mut headers, expires_in);
+    trace::inject(&Span::current(), &mut headers);
+    client
+        .jetstream()
+        .publish_with_headers(subject, headers, body.into())
+        .await
+        .map_err(BusError::nats("sending a command"))?
+        .await
+        .map(|_| ())
+        .map_err(BusError::nats("sending a command"))
 }
 
-/// Handlers that run.
+async fn open(client: &Client, config: &pull::Config) -> Result<PullConsumer, BusError> {
+    client
+        .jetstream()
+        .get_stream_no_info(COMMANDS_STREAM)
+        .await
+        .map_err(BusError::nats("opening the work queue"))?
+        .create_consumer(config.clone())
+        .await
+        .map_err(BusError::nats("opening the work queue"))
+}
+
+/// The handlers that run.
 struct InFlight {
     slots: Arc<Semaphore>,
     tracker: TaskTracker,
-    give_up: CancellationToken,
+    aborted: CancellationToken,
 }
 
 impl InFlight {
-    /// All free slots, once there is one.
+    /// Waits for a free slot, and takes all that are free then.
     async fn free(&self) -> Vec<OwnedSemaphorePermit> {
         let mut free = Vec::new();
         // The semaphore is never closed.
@@ -161,7 +126,37 @@ impl InFlight {
 }
 
 impl WorkQueue {
-    /// Carries out commands until `shutdown`, several at once. A broken pull is begun again.
+    pub(crate) async fn open(
+        client: Client,
+        consumer: &str,
+        filter: String,
+        ack_wait: Duration,
+        max_deliver: i64,
+        max_in_flight: usize,
+    ) -> Result<Self, BusError> {
+        let config = pull::Config {
+            durable_name: Some(consumer.to_owned()),
+            filter_subject: filter,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait,
+            // This module counts the deliveries. A command that the server stops delivering
+            // would stay in the queue for ever, also when a replica died while it wrote the
+            // dead letter.
+            max_deliver: -1,
+            max_ack_pending: 10_000,
+            ..pull::Config::default()
+        };
+        Ok(Self {
+            consumer: open(&client, &config).await?,
+            client,
+            config,
+            ack_wait,
+            max_deliver,
+            max_in_flight: max_in_flight.max(1),
+        })
+    }
+
+    /// Processes commands until `shutdown`, several at once. Retries a pull that fails.
     pub async fn run<F, Fut>(mut self, handler: F, shutdown: CancellationToken)
     where
         F: Fn(Command) -> Fut + Send + Sync + 'static,
@@ -171,21 +166,23 @@ impl WorkQueue {
         let in_flight = InFlight {
             slots: Arc::new(Semaphore::new(self.max_in_flight)),
             tracker: TaskTracker::new(),
-            give_up: CancellationToken::new(),
+            aborted: CancellationToken::new(),
         };
         while !shutdown.is_cancelled() {
             let Err(error) = self.pull(&handler, &in_flight, &shutdown).await else {
                 continue;
             };
-            tracing::warn!(%error, "commands cannot be pulled; trying again");
-            let again = async {
-                tokio::time::sleep(PULL_RETRY).await;
-                // The consumer itself may be what is gone.
-                self.bus.consumer(&self.config).await
+            tracing::warn!(error = %ErrorChain(&error), "commands could not be pulled; retrying");
+            let reopened = async {
+                tokio::time::sleep(PULL_RETRY_DELAY).await;
+                // The consumer itself may be lost.
+                open(&self.client, &self.config).await
             };
-            match shutdown.run_until_cancelled(again).await {
+            match shutdown.run_until_cancelled(reopened).await {
                 Some(Ok(consumer)) => self.consumer = consumer,
-                Some(Err(error)) => tracing::debug!(%error, "opening the work queue again"),
+                Some(Err(error)) => {
+                    tracing::debug!(error = %ErrorChain(&error), "the work queue could not be opened again");
+                }
                 None => break,
             }
         }
@@ -196,14 +193,14 @@ impl WorkQueue {
         {
             tracing::warn!(
                 commands = in_flight.tracker.len(),
-                "commands in flight did not end; another replica takes them"
+                "commands in flight did not complete in time; another replica processes them"
             );
-            in_flight.give_up.cancel();
+            in_flight.aborted.cancel();
             in_flight.tracker.wait().await;
         }
     }
 
-    /// One pull: for as many commands as there are free slots.
+    /// Pulls as many commands as there are free slots, once.
     async fn pull<F, Fut>(
         &self,
         handler: &Arc<F>,
@@ -214,7 +211,7 @@ impl WorkQueue {
         F: Fn(Command) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Retry>> + Send + 'static,
     {
-        let mut reconnected = self.bus.reconnected();
+        let mut reconnected = self.client.reconnected();
         let Some(mut free) = shutdown.run_until_cancelled(in_flight.free()).await else {
             return Ok(());
         };
@@ -233,9 +230,9 @@ impl WorkQueue {
         while let Some(slot) = free.pop() {
             let message = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return hand_back(messages).await,
+                () = shutdown.cancelled() => return nack_undelivered(messages).await,
                 message = messages.next() => message,
-                // A server that was away has forgotten the pull.
+                // The server has lost the pull.
                 _ = reconnected.changed() => return Ok(()),
                 () = &mut over => return Ok(()),
             };
@@ -244,15 +241,15 @@ impl WorkQueue {
             };
             let message = message.map_err(BusError::nats("pulling commands"))?;
             let delivery = Delivery {
-                bus: self.bus.clone(),
+                client: self.client.clone(),
                 ack_wait: self.ack_wait,
                 max_deliver: self.max_deliver,
                 message,
             };
-            let (handler, give_up) = (handler.clone(), in_flight.give_up.clone());
+            let (handler, aborted) = (handler.clone(), in_flight.aborted.clone());
             in_flight.tracker.spawn(async move {
-                let done = give_up
-                    .run_until_cancelled(delivery.carry_out(&*handler))
+                let done = aborted
+                    .run_until_cancelled(delivery.process(&*handler))
                     .await;
                 if done.is_none() {
                     delivery.acknowledge(AckKind::Nak(None)).await;
@@ -264,12 +261,13 @@ impl WorkQueue {
     }
 }
 
-/// What has come and will not be begun goes to another replica now, not after its ack wait.
-async fn hand_back(mut messages: pull::Batch) -> Result<(), BusError> {
+/// Returns the commands that have arrived and are not started, so that another replica gets
+/// them now and not after their ack wait.
+async fn nack_undelivered(mut messages: pull::Batch) -> Result<(), BusError> {
     while let Some(Some(message)) = messages.next().now_or_never() {
-        let message = message.map_err(BusError::nats("handing commands back"))?;
+        let message = message.map_err(BusError::nats("returning commands"))?;
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-            tracing::debug!(%error, "a command could not be handed back");
+            tracing::debug!(error = %ErrorChain(&*error), "a command could not be returned");
         }
     }
     Ok(())

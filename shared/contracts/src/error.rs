@@ -27,24 +27,25 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The request cannot be read: not JSON, a malformed query or path.
+    /// The request could not be parsed: not JSON, or a malformed query or path.
     BadRequest = "bad_request", 400;
     /// A field is missing, unknown, of the wrong type or outside its rule; the message names it.
     Validation = "validation_failed", 400;
-    /// No credential, or one that is wrong, expired or revoked.
+    /// The credential is missing, wrong, expired or revoked.
     Unauthorized = "unauthorized", 401;
     /// The username and password do not match.
     InvalidCredentials = "invalid_credentials", 401;
-    /// The caller may see the resource but not do this.
+    /// The caller may see the resource, but may not do this.
     Forbidden = "forbidden", 403;
-    /// The caller's quota does not allow another.
+    /// The caller's quota does not allow another environment.
     QuotaExceeded = "quota_exceeded", 403;
-    /// It does not exist, or is not the caller's to see.
+    /// The resource does not exist, or the caller may not see it.
     NotFound = "not_found", 404;
     MethodNotAllowed = "method_not_allowed", 405;
-    /// The request's body or head did not arrive in time.
+    /// The request's headers or body did not arrive in time.
     RequestTimeout = "request_timeout", 408;
-    /// It contradicts what is there: a taken name, an environment in another state.
+    /// The request conflicts with the current state: a name that is taken, an environment that
+    /// has ended.
     Conflict = "conflict", 409;
     /// The environment is not running.
     NotRunning = "environment_not_running", 409;
@@ -54,7 +55,7 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415;
     RateLimited = "rate_limited", 429;
     Internal = "internal", 500;
-    /// The box, or the part that talks to it, was lost while it worked for this request.
+    /// The box, or its exec-proxy, was lost while it worked on this request.
     BoxLost = "box_lost", 502;
     /// A part of the system cannot be reached; try again.
     Unavailable = "unavailable", 503;

@@ -8,6 +8,8 @@
 
 mod message;
 
+pub mod rpc;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -21,13 +23,6 @@ use crate::logs::base64_bytes;
 pub use message::{
     ExecResult, Exit, FromBox, MAX_INLINE_RESULT, MalformedMessage, SessionMessage, ToBox,
 };
-
-/// The method of `exec_rpc` that opens a session.
-pub const OPEN: &str = "open";
-/// One box's usage: [`UsageRequest`] to [`UsageReply`].
-pub const USAGE: &str = "usage";
-/// Store a box's last output before it is removed: [`ArchiveRequest`] to [`ArchiveReply`].
-pub const ARCHIVE: &str = "archive";
 
 /// The largest number of bytes of stdin, stdout or stderr in one message.
 pub const MAX_CHUNK: usize = 32 * 1024;

@@ -3,6 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::exec::SessionMessage;
+
 /// A request or a reply without content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Empty {}
@@ -14,6 +16,25 @@ pub trait Rpc {
     const METHOD: &'static str;
     type Request: Serialize + DeserializeOwned + Send + Sync + 'static;
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
+/// One method that the exec-proxies of each cluster serve, on the subject
+/// `abx.v1.rpc.exec.<cluster>.<method>`.
+pub trait ClusterRpc {
+    const METHOD: &'static str;
+    type Request: Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
+/// A kind of session that the exec-proxies of each cluster serve. The opener sends `Open` on
+/// the subject `abx.v1.rpc.exec.<cluster>.<method>`; then messages flow both ways.
+pub trait SessionRpc {
+    const METHOD: &'static str;
+    type Open: Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// Messages from the opener.
+    type ToServer: SessionMessage;
+    /// Messages to the opener.
+    type ToOpener: SessionMessage;
 }
 
 macro_rules! rpc {

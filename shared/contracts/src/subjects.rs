@@ -141,6 +141,23 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// The subject with names in the place of its variable tokens, such as
+    /// `abx.v1.rpc.exec.{cluster}.open`: few values, fit for a label.
+    #[must_use]
+    pub fn template(&self) -> String {
+        match self {
+            Self::Rpc { service, method } => rpc(service, method),
+            Self::ExecRpc { method, .. } => exec_rpc("{cluster}", method),
+            Self::Command { .. } => format!("{PREFIX}.cmd.env.{{cluster}}.{{op}}.{{id}}"),
+            Self::Event { kind, .. } => format!("{PREFIX}.evt.env.{{id}}.{kind}"),
+            Self::DeadLetter { .. } => format!("{PREFIX}.dlq.{{subject}}"),
+            Self::Limit { category, .. } => {
+                format!("{PREFIX}.limit.{{principal}}.{category}.{{window}}")
+            }
+            Self::Session { service, .. } => format!("{PREFIX}.sess.{service}.{{instance}}.{{n}}"),
+        }
+    }
+
     /// `None` for a subject that no builder makes.
     #[must_use]
     pub fn parse(subject: &str) -> Option<Self> {

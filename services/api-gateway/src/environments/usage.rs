@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Environment, Status};
-use agentbox_contracts::exec::{USAGE, UsageReply, UsageRequest};
-use agentbox_contracts::subjects;
+use agentbox_contracts::exec::rpc::GetUsage;
+use agentbox_contracts::exec::{UsageReply, UsageRequest};
 
 use crate::state::Gateway;
 
@@ -19,8 +19,11 @@ pub(super) async fn of(gateway: &Gateway, environment: &Environment) -> Option<U
         environment: environment.id.clone(),
         address,
     };
-    let subject = subjects::exec_rpc(&environment.cluster, USAGE);
-    match gateway.bus.call_on(subject, &request, DEADLINE).await {
+    let usage = gateway
+        .bus
+        .call_cluster::<GetUsage>(&environment.cluster, &request, DEADLINE)
+        .await;
+    match usage {
         Ok(usage) => Some(usage),
         Err(error) => {
             tracing::debug!(%error, "a box's usage is not known");

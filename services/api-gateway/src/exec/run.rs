@@ -2,8 +2,8 @@
 
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{ExecResult, FromBox, OPEN, Open, OpenKind, ToBox};
-use agentbox_contracts::subjects;
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{ExecResult, FromBox, Open, OpenKind, ToBox};
 
 use super::request::Command;
 use super::{OPEN_DEADLINE, stdin_messages};
@@ -23,10 +23,9 @@ pub(super) async fn run(
         status: location.status,
         kind: OpenKind::Exec(command.request),
     };
-    let subject = subjects::exec_rpc(&location.cluster, OPEN);
     let session = gateway
         .bus
-        .open_session::<ToBox, FromBox>(subject, &open, OPEN_DEADLINE)
+        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
         .await?;
     let (to_box, from_box) = session.split();
     // At the same time: a command may write output before it has read all of its stdin.

@@ -1,8 +1,9 @@
-//! The NATS service API: `nats micro ls`, `info` and `stats` find every server of ours.
+//! The discovery part of the NATS service API: `nats micro ls`, `info` and `stats` find every
+//! server.
 //!
-//! Only the discovery part. The client library's own service type also owns the
-//! subscriptions and the replies, and with them what a server here promises: a bound on
-//! the requests at work, no request begun past its deadline, a drain before the end.
+//! The service type of the client library does this too, but it also owns the subscriptions
+//! and the replies. Then the server here could not bound the requests in flight, skip
+//! requests past their deadline, and drain before it ends.
 
 use std::collections::HashMap;
 
@@ -11,16 +12,16 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::destination;
 use super::endpoint::Endpoint;
+use crate::trace;
 
 const PREFIX: &str = "$SRV.";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What one server says of itself.
+/// The description of one server.
 pub(super) struct Discovery {
     service: &'static str,
-    /// A process may run several servers.
+    /// Unique: a process may run several servers.
     id: InstanceId,
     started: DateTime<Utc>,
 }
@@ -34,7 +35,7 @@ impl Discovery {
         }
     }
 
-    /// Asked of all, of this service, of this server.
+    /// The subjects for requests to all servers, to this service, and to this server.
     pub(super) fn subjects(&self) -> [String; 3] {
         let Self { service, id, .. } = self;
         [
@@ -44,7 +45,7 @@ impl Discovery {
         ]
     }
 
-    /// The answer to what was asked on `subject`; `None` for what is no such question.
+    /// The reply to a discovery request on `subject`; `None` when it is not one.
     pub(super) fn answer(
         &self,
         subject: &str,
@@ -85,7 +86,7 @@ impl Discovery {
         subjects.sort();
         let described = subjects.into_iter().map(|subject| {
             let mut described = more(&endpoints[subject]);
-            described["name"] = json!(destination(subject).replace('.', "-"));
+            described["name"] = json!(trace::method(subject).replace('.', "-"));
             described["subject"] = json!(subject);
             described["queue_group"] = json!(self.service);
             described

@@ -1,12 +1,13 @@
-//! One method that is served: its handler, and how often and how well it was asked.
+//! One served method: its handler and its statistics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agentbox_contracts::error::Error;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 pub(super) type Handler =
@@ -17,7 +18,7 @@ pub(super) struct Endpoint {
     requests: AtomicU64,
     errors: AtomicU64,
     busy_ns: AtomicU64,
-    /// A code's word: a message may hold what is the caller's alone.
+    /// The code of the last error. Its message may contain data of the caller.
     last_error: Mutex<Option<&'static str>>,
 }
 
@@ -32,29 +33,23 @@ impl Endpoint {
         }
     }
 
-    /// A request took `took` and ended in `error`, if that is the server's fault.
-    pub(super) fn note(&self, took: Duration, error: Option<&Error>) {
+    /// Records a request that took `took`, and `error` if it is the server's fault.
+    pub(super) fn record(&self, took: Duration, error: Option<&Error>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.busy_ns.fetch_add(took, Ordering::Relaxed);
         if let Some(error) = error {
             self.errors.fetch_add(1, Ordering::Relaxed);
-            let mut last = self
-                .last_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut last = self.last_error.lock();
             *last = Some(error.code.as_str());
         }
     }
 
-    /// As the service API words it; times in nanoseconds.
+    /// The statistics in the form of the NATS service API, with times in nanoseconds.
     pub(super) fn stats(&self) -> Value {
         let requests = self.requests.load(Ordering::Relaxed);
         let busy_ns = self.busy_ns.load(Ordering::Relaxed);
-        let last = self
-            .last_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let last = self.last_error.lock();
         json!({
             "num_requests": requests,
             "num_errors": self.errors.load(Ordering::Relaxed),

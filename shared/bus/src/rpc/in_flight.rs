@@ -1,12 +1,13 @@
-//! Requests that are being worked on: begun, bounded, answered.
+//! Requests in flight: bounded in number and in time, each with a reply.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects;
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::Semaphore;
@@ -15,21 +16,21 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::server::Served;
-use super::{destination, is_expired};
-use crate::trace;
+use crate::message::is_past_deadline;
+use crate::{metrics, trace};
 
-/// Requests that one server works on at once.
+/// The most requests that one server processes at once.
 const MAX_IN_FLIGHT: usize = 256;
-/// A handler that takes longer is given up, or its slot would be lost for ever.
+/// A handler that takes longer is aborted; otherwise its slot would never be free again.
 const HANDLER_LIMIT: Duration = Duration::from_secs(120);
 /// How long the connection may take to accept a reply.
-const HAND_OVER: Duration = Duration::from_secs(5);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct InFlight {
     served: Arc<Served>,
     slots: Arc<Semaphore>,
     tracker: TaskTracker,
-    give_up: CancellationToken,
+    aborted: CancellationToken,
 }
 
 impl InFlight {
@@ -38,11 +39,11 @@ impl InFlight {
             served: Arc::new(served),
             slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             tracker: TaskTracker::new(),
-            give_up: CancellationToken::new(),
+            aborted: CancellationToken::new(),
         }
     }
 
-    /// Begins to work on a request, or refuses it. Does not wait.
+    /// Starts a request, or refuses it. Does not wait.
     pub(super) fn take(&self, message: Message) {
         let served = self.served.clone();
         let subject = message.subject.as_str();
@@ -54,15 +55,15 @@ impl InFlight {
             return;
         }
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            metrics::counter!("agentbox_rpc_refused_total").increment(1);
+            metrics::rpc_refused();
             let busy = unavailable("too many requests at once; try again");
             self.tracker
                 .spawn(async move { served.reply(&message, Err(busy)).await });
             return;
         };
-        let give_up = self.give_up.clone();
+        let aborted = self.aborted.clone();
         self.tracker.spawn(async move {
-            let done = give_up.run_until_cancelled(served.answer(&message)).await;
+            let done = aborted.run_until_cancelled(served.answer(&message)).await;
             if done.is_none() {
                 let stopping = unavailable("the service is stopping; try again");
                 served.reply(&message, Err(stopping)).await;
@@ -71,23 +72,23 @@ impl InFlight {
         });
     }
 
-    pub(super) fn client(&self) -> &Client {
-        self.served.bus.client()
+    pub(super) fn client(&self) -> &async_nats::Client {
+        self.served.client.nats()
     }
 
     pub(super) fn len(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Waits for all that was begun.
+    /// Waits for all requests in flight.
     pub(super) async fn ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// Ends what is still at work; its callers are told.
-    pub(super) async fn give_up(&self) {
-        self.give_up.cancel();
+    /// Aborts the requests in flight. Their callers get an error.
+    pub(super) async fn abort(&self) {
+        self.aborted.cancel();
         self.ended().await;
     }
 }
@@ -101,44 +102,35 @@ impl Served {
         let Some(endpoint) = self.endpoints.get(message.subject.as_str()) else {
             return;
         };
-        if is_expired(message) {
-            metrics::counter!("agentbox_rpc_expired_total").increment(1);
+        if is_past_deadline(message.headers.as_ref()) {
+            metrics::rpc_expired();
             return;
         }
-        let destination = destination(message.subject.as_str());
-        let span = tracing::info_span!(
-            "serve",
-            otel.name = format!("serve {destination}"),
-            otel.kind = "server",
-            otel.status_code = tracing::field::Empty,
-            messaging.system = "nats",
-            messaging.destination.template = destination,
-        );
-        trace::continue_trace(&span, message.headers.as_ref());
-        let begun = Instant::now();
+        let method = trace::method(message.subject.as_str());
+        let span = trace::serve_span(message.subject.as_str(), message.headers.as_ref());
+        let started_at = Instant::now();
         let work = AssertUnwindSafe((endpoint.handler)(message.payload.clone()))
             .catch_unwind()
             .instrument(span.clone());
         let outcome = match tokio::time::timeout(HANDLER_LIMIT, work).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
-                tracing::error!(parent: &span, destination, "a handler panicked");
+                tracing::error!(parent: &span, method, "a handler panicked");
                 Err(Error::internal())
             }
             Err(_) => {
-                tracing::error!(parent: &span, destination, "a handler did not end");
+                tracing::error!(parent: &span, method, "a handler did not complete in time");
                 Err(Error::internal())
             }
         };
         let fault = outcome.as_ref().err().filter(|e| e.code.status() >= 500);
         if fault.is_some() {
-            span.record("otel.status_code", "ERROR");
+            trace::record_error(&span);
         }
-        let took = begun.elapsed();
-        endpoint.note(took, fault);
-        let word = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
-        metrics::histogram!("agentbox_rpc_duration_seconds", "method" => destination, "outcome" => word)
-            .record(took.as_secs_f64());
+        let took = started_at.elapsed();
+        endpoint.record(took, fault);
+        let code = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
+        metrics::rpc_answered(method, code, took);
         self.reply(message, outcome).instrument(span).await;
     }
 
@@ -156,11 +148,16 @@ impl Served {
                     .unwrap_or_default()
             }
         };
-        let publish = self.bus.client().publish_with_headers(inbox, headers, body);
-        match tokio::time::timeout(HAND_OVER, publish).await {
+        let publish = self
+            .client
+            .nats()
+            .publish_with_headers(inbox, headers, body);
+        match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "a reply could not be sent"),
-            Err(_) => tracing::warn!("a reply could not be sent: the connection takes nothing"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %ErrorChain(&error), "a reply could not be sent");
+            }
+            Err(_) => tracing::warn!("a reply could not be sent: the connection is blocked"),
         }
     }
 }

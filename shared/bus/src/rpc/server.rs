@@ -5,8 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::rpc::Rpc;
+use agentbox_contracts::rpc::{ClusterRpc, Rpc};
 use agentbox_contracts::subjects;
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -17,49 +18,48 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::discovery::Discovery;
-use super::encode;
 use super::endpoint::{Endpoint, Handler};
 use super::in_flight::InFlight;
-use crate::connection::Bus;
+use crate::client::Client;
 use crate::error::BusError;
+use crate::message::encode;
 use crate::subscription::{confirm, leave};
 
-/// How long requests in flight may take to end when the server stops.
+/// How long requests in flight may take to complete when the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Methods to be served; replicas share the requests through a queue group.
+/// The methods that one service serves. Replicas share the requests through a queue group.
 pub struct Server {
     service: &'static str,
     served: Served,
 }
 
-/// What is served, and how it is described.
+/// The methods and their description.
 pub(super) struct Served {
-    pub(super) bus: Bus,
+    pub(super) client: Client,
     pub(super) endpoints: HashMap<String, Endpoint>,
     pub(super) discovery: Discovery,
 }
 
-/// A server whose subscriptions NATS has confirmed: requests come, and wait for
-/// [`Listening::run`].
+/// A server whose subscriptions NATS has confirmed. Requests wait for [`Listening::run`].
 pub struct Listening {
     requests: SelectAll<Subscriber>,
     served: Served,
 }
 
 impl Server {
-    pub(super) fn new(bus: Bus, service: &'static str) -> Self {
+    pub(crate) fn new(client: Client, service: &'static str) -> Self {
         Self {
             service,
             served: Served {
-                bus,
+                client,
                 endpoints: HashMap::new(),
                 discovery: Discovery::new(service),
             },
         }
     }
 
-    /// Answers `R` with `handler`.
+    /// Serves `R` with `handler`.
     #[must_use]
     pub fn on<R: Rpc, F, Fut>(self, handler: F) -> Self
     where
@@ -69,9 +69,17 @@ impl Server {
         self.on_subject(subjects::rpc(R::SERVICE, R::METHOD), handler)
     }
 
-    /// Answers requests on `subject` with `handler`.
+    /// Serves `R` with `handler`, for one cluster.
     #[must_use]
-    pub fn on_subject<Q, P, F, Fut>(mut self, subject: String, handler: F) -> Self
+    pub fn on_cluster<R: ClusterRpc, F, Fut>(self, cluster: &str, handler: F) -> Self
+    where
+        F: Fn(R::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R::Reply, Error>> + Send + 'static,
+    {
+        self.on_subject(subjects::exec_rpc(cluster, R::METHOD), handler)
+    }
+
+    fn on_subject<Q, P, F, Fut>(mut self, subject: String, handler: F) -> Self
     where
         Q: DeserializeOwned + Send + 'static,
         P: Serialize + Send + 'static,
@@ -83,8 +91,8 @@ impl Server {
             let handler = handler.clone();
             async move {
                 let request = serde_json::from_slice(&body).map_err(|error| {
-                    tracing::error!(%error, "a request cannot be read");
-                    Error::new(ErrorCode::BadRequest, "the request cannot be read")
+                    tracing::error!(error = %ErrorChain(&error), "a request could not be decoded");
+                    Error::new(ErrorCode::BadRequest, "the request could not be decoded")
                 })?;
                 encode(&handler(request).await?)
             }
@@ -94,28 +102,28 @@ impl Server {
         self
     }
 
-    /// Subscribes. Once this has returned, whoever asks is heard: the service may say that
-    /// it is ready.
+    /// Subscribes. After this returns, every request reaches this server, so the service may
+    /// report that it is ready.
     ///
     /// # Errors
     /// When NATS does not confirm the subscriptions.
     pub async fn listen(self) -> Result<Listening, BusError> {
         let Self { service, served } = self;
-        let client = served.bus.client();
-        let failed = "subscribing to requests";
+        let client = served.client.nats();
+        let operation = "subscribing to requests";
         let mut requests = SelectAll::new();
         for subject in served.endpoints.keys() {
             let subscription = client
                 .queue_subscribe(subject.clone(), service.to_owned())
                 .await
-                .map_err(BusError::nats(failed))?;
+                .map_err(BusError::nats(operation))?;
             requests.push(subscription);
         }
         for subject in served.discovery.subjects() {
             let subscription = client
                 .subscribe(subject)
                 .await
-                .map_err(BusError::nats(failed))?;
+                .map_err(BusError::nats(operation))?;
             requests.push(subscription);
         }
         confirm(client).await?;
@@ -124,10 +132,11 @@ impl Server {
 }
 
 impl Listening {
-    /// Answers until `shutdown`, then what has come by then, for ten seconds at most.
+    /// Serves until `shutdown`. Then it completes the requests that it has received, for at
+    /// most ten seconds.
     ///
     /// # Errors
-    /// When the bus is closed before.
+    /// When the bus is closed before `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), BusError> {
         let Self {
             mut requests,
@@ -141,8 +150,8 @@ impl Listening {
             };
             in_flight.take(message);
         }
-        // Others of the queue group get what would have come here; what has come is still
-        // answered.
+        // New requests go to the other members of the queue group. Received ones still get a
+        // reply.
         leave(in_flight.client(), requests.iter_mut()).await;
         let drained = async {
             while let Some(message) = requests.next().await {
@@ -153,9 +162,9 @@ impl Listening {
         if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
             tracing::warn!(
                 requests = in_flight.len(),
-                "requests in flight did not end in time and are given up"
+                "requests in flight did not complete in time and are aborted"
             );
-            in_flight.give_up().await;
+            in_flight.abort().await;
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
-//! The serving end: requests to open a session, and their first answer.
+//! The serving side: requests to open a session, and their first answer.
+
+use std::marker::PhantomData;
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::SessionMessage;
+use agentbox_contracts::rpc::SessionRpc;
 use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -10,49 +12,46 @@ use tracing::Span;
 use super::Session;
 use super::actor::Role;
 use super::hub::Hub;
-use crate::rpc::is_expired;
-use crate::trace;
+use crate::message::is_past_deadline;
+use crate::{metrics, trace};
 
-/// Session requests, as they come.
-pub struct Acceptor {
+/// The requests for sessions of one kind.
+pub struct Acceptor<S> {
     hub: Hub,
     requests: Subscriber,
+    kind: PhantomData<fn() -> S>,
 }
 
-impl Acceptor {
+impl<S: SessionRpc> Acceptor<S> {
     pub(super) fn new(hub: Hub, requests: Subscriber) -> Self {
-        Self { hub, requests }
+        Self {
+            hub,
+            requests,
+            kind: PhantomData,
+        }
     }
 
-    /// The next request; `None` after [`Self::stop`], when all that had come by then was
-    /// returned, and when the bus has been closed.
-    pub async fn next(&mut self) -> Option<Incoming> {
+    /// The next request. `None` when the bus is closed, and after [`Self::stop`] once every
+    /// received request was returned.
+    pub async fn next(&mut self) -> Option<Incoming<S>> {
         loop {
             let message = self.requests.next().await?;
             let Some(peer) = message.reply.clone() else {
                 continue;
             };
-            if is_expired(&message) {
-                // It waited out an outage; its opener has given up.
-                metrics::counter!("agentbox_session_expired_total").increment(1);
+            if is_past_deadline(message.headers.as_ref()) {
+                // It waited during an outage, and its opener has stopped waiting.
+                metrics::session_expired();
                 continue;
             }
-            let span = tracing::info_span!(
-                "session",
-                otel.name = "serve exec.open",
-                otel.kind = "server",
-                otel.status_code = tracing::field::Empty,
-                messaging.system = "nats",
-                messaging.destination.template = "exec.open",
-            );
-            trace::continue_trace(&span, message.headers.as_ref());
             let incoming = Incoming {
                 unanswered: Unanswered {
                     hub: self.hub.clone(),
                     peer: Some(peer.to_string()),
                 },
+                span: trace::serve_span(message.subject.as_str(), message.headers.as_ref()),
                 open: message.payload,
-                span,
+                kind: PhantomData,
             };
             if self.hub.is_full() {
                 incoming.refuse(super::hub::too_many()).await;
@@ -62,19 +61,19 @@ impl Acceptor {
         }
     }
 
-    /// No more requests; others of the queue group get them.
+    /// Leaves the queue group: its other members get the next requests.
     pub async fn stop(&mut self) {
         self.hub.leave(&mut self.requests).await;
     }
 }
 
-/// A request to open a session. Dropped without an answer it is refused.
-pub struct Incoming {
+/// A request to open a session. It is refused when it is dropped without an answer.
+pub struct Incoming<S> {
     unanswered: Unanswered,
-    /// What the opener sent.
-    pub open: Bytes,
+    open: Bytes,
     /// Continues the opener's trace.
     pub span: Span,
+    kind: PhantomData<fn() -> S>,
 }
 
 struct Unanswered {
@@ -89,22 +88,30 @@ impl Drop for Unanswered {
                 peer,
                 Error::new(
                     ErrorCode::Unavailable,
-                    "the session was not taken up; try again",
+                    "the session was not accepted; try again",
                 ),
             );
         }
     }
 }
 
-impl Incoming {
+impl<S: SessionRpc> Incoming<S> {
+    /// The opener's message.
+    ///
+    /// # Errors
+    /// When it is not the JSON that the contract defines.
+    pub fn open(&self) -> Result<S::Open, serde_json::Error> {
+        serde_json::from_slice(&self.open)
+    }
+
     #[must_use]
-    pub fn accept<Out: SessionMessage, In: SessionMessage>(mut self) -> Session<Out, In> {
+    pub fn accept(mut self) -> Session<S::ToOpener, S::ToServer> {
         // Taken only here, and `accept` consumes the request.
         let peer = self.unanswered.peer.take().unwrap_or_default();
         self.unanswered.hub.begin(Role::Server { peer }).1
     }
 
-    /// The opener's first `recv` gets `error`.
+    /// Refuses the session. The opener's first `recv` returns `error`.
     pub async fn refuse(mut self, error: Error) {
         if let Some(peer) = self.unanswered.peer.take() {
             self.unanswered.hub.reset(peer, error).await;

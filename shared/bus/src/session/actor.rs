@@ -1,42 +1,45 @@
-//! One session's life: the only owner of its sequence numbers and its window.
+//! The actor of one session: the only owner of its sequence numbers and its window.
 //!
-//! * I1. The actor does not wait for a network that is gone: a frame that the connection
-//!   does not take is sent again later, so silence and aborts are always noticed.
-//! * I2. Only what has not arrived is sent again; a slow consumer costs pings, not data.
+//! * I1. The actor does not wait for a lost connection: a frame that the connection does not
+//!   accept is sent again later, so timeouts and aborts are always handled.
+//! * I2. Only messages that have not arrived are sent again. A slow consumer costs pings, not
+//!   data.
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
-use async_nats::connection::State;
-use async_nats::{Client, Subject};
+use async_nats::Subject;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Frame, Kind};
-use super::window::{Change, Window};
+use super::window::{AckOutcome, Window};
 use super::{
-    ACCEPT_AFTER, Delivered, HAND_OVER, Outgoing, PEER_SILENCE, PING_INTERVAL, RETRANSMIT_AFTER,
-    WINDOW, lost,
+    ACCEPT_AFTER, Delivered, Outgoing, PEER_TIMEOUT, PING_INTERVAL, PUBLISH_TIMEOUT,
+    RETRANSMIT_AFTER, WINDOW, lost,
 };
+use crate::client::Client;
+use crate::metrics;
 
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const TICK: Duration = Duration::from_millis(25);
-/// The same for a session that has been running for a while.
+/// How often deadlines of an established session are checked.
 const SLOW_TICK: Duration = Duration::from_millis(250);
 
-pub(super) enum FromNetwork {
+pub(super) enum Inbound {
     Frame {
         frame: Frame,
         from: Option<Subject>,
     },
-    /// Nobody serves the subject that was opened.
+    /// No server subscribes to the subject.
     NoResponders,
 }
 
 pub(super) enum Role {
-    /// Learns its peer from the peer's first frame, which must come within the deadline.
+    /// Its peer is the sender of the first frame, which must come within the deadline.
     Opener {
         deadline: Duration,
     },
@@ -46,7 +49,7 @@ pub(super) enum Role {
 }
 
 pub(super) struct Channels {
-    pub frames: mpsc::Receiver<FromNetwork>,
+    pub frames: mpsc::Receiver<Inbound>,
     pub to_send: mpsc::Receiver<Outgoing>,
     pub deliver: mpsc::Sender<Result<Delivered, Error>>,
     pub aborts: mpsc::Receiver<Error>,
@@ -59,39 +62,39 @@ pub(super) struct Actor {
     peer: Option<String>,
     is_server: bool,
     channels: Channels,
-    begun: Instant,
-    /// When an opener stops waiting for the first word.
-    first_word_by: Option<Instant>,
-    heard: Instant,
-    spoke: Option<Instant>,
-    progress: Instant,
+    started_at: Instant,
+    /// When an opener stops waiting for the first frame.
+    first_frame_by: Option<Instant>,
+    received_at: Instant,
+    sent_at: Option<Instant>,
+    progress_at: Instant,
     window: Window,
     received: u64,
     received_fin: bool,
     consumed: u64,
-    /// What the peer was last told of `consumed` and of `received`.
+    /// The `consumed` and the `received` that the peer was last sent.
     acknowledged: u64,
     reported: u64,
-    /// The peer repeats itself: it has missed an acknowledgement.
-    repeats: bool,
+    /// The peer retransmits: it has missed an acknowledgement.
+    must_acknowledge: bool,
 }
 
-/// What a step decides.
+/// How the session goes on after a step.
 enum Next {
-    Go,
-    /// Over, in order.
+    Continue,
+    /// Both sides have finished.
     Done,
-    /// Over; the consumer is told, and the peer unless it said so itself.
+    /// The consumer gets the error, and so does the peer unless the error came from there.
     Failed {
         error: Error,
-        tell_peer: bool,
+        reset_peer: bool,
     },
 }
 
 impl Actor {
     pub(super) fn new(client: Client, own: String, role: Role, channels: Channels) -> Self {
         let now = Instant::now();
-        let (peer, is_server, first_word_by) = match role {
+        let (peer, is_server, first_frame_by) = match role {
             Role::Opener { deadline } => (None, false, Some(now + deadline)),
             Role::Server { peer } => (Some(peer), true, None),
         };
@@ -101,18 +104,18 @@ impl Actor {
             peer,
             is_server,
             channels,
-            begun: now,
-            first_word_by,
-            heard: now,
-            spoke: None,
-            progress: now,
+            started_at: now,
+            first_frame_by,
+            received_at: now,
+            sent_at: None,
+            progress_at: now,
             window: Window::new(),
             received: 0,
             received_fin: false,
             consumed: 0,
             acknowledged: 0,
             reported: 0,
-            repeats: false,
+            must_acknowledge: false,
         }
     }
 
@@ -123,30 +126,30 @@ impl Actor {
             let next = tokio::select! {
                 biased;
                 Some(error) = self.channels.aborts.recv() => self.aborted(error).await,
-                Some(from_network) = self.channels.frames.recv() => self.receive(from_network).await,
+                Some(inbound) = self.channels.frames.recv() => self.receive(inbound).await,
                 Some(()) = self.channels.takes.recv() => self.taken().await,
                 Some(outgoing) = self.channels.to_send.recv(), if may_send => self.send(outgoing).await,
                 () = tokio::time::sleep_until(next_tick) => {
                     let now = Instant::now();
-                    next_tick = now + if self.begun.elapsed() < ACCEPT_AFTER * 4 { TICK } else { SLOW_TICK };
+                    next_tick = now + if self.started_at.elapsed() < ACCEPT_AFTER * 4 { TICK } else { SLOW_TICK };
                     self.tick(now).await
                 }
                 () = stop.cancelled() => Next::Failed {
                     error: Error::new(ErrorCode::BoxLost, "the service is stopping"),
-                    tell_peer: true,
+                    reset_peer: true,
                 },
             };
             match next {
-                Next::Go => {}
+                Next::Continue => {}
                 Next::Done => return,
-                Next::Failed { error, tell_peer } => {
-                    if tell_peer {
+                Next::Failed { error, reset_peer } => {
+                    if reset_peer {
                         self.publish(0, Kind::Reset(error.clone())).await;
                     }
-                    // First, so that who has seen the error cannot send any more.
+                    // First, so that a caller that has seen the error cannot send any more.
                     self.channels.to_send.close();
-                    // The consumer finds the error behind what it has not yet taken; a
-                    // full queue is closed instead, which is an error too.
+                    // The consumer gets the error after the messages that it has not taken
+                    // yet. A full queue is closed instead, which is an error too.
                     let _ = self.channels.deliver.try_send(Err(error));
                     return;
                 }
@@ -156,12 +159,12 @@ impl Actor {
 
     async fn aborted(&mut self, error: Error) -> Next {
         if self.received_fin {
-            // The peer has ended the session itself and waits to hear that all came.
+            // The peer has ended the session and waits for the last acknowledgement.
             self.consumed = self.received;
             self.publish(0, Kind::Ack).await;
             return Next::Done;
         }
-        // What was sent before goes before, where there is room for it.
+        // Messages that were sent before go first, as far as the window has room.
         while self.peer.is_some()
             && self.window.has_room()
             && let Ok(outgoing) = self.channels.to_send.try_recv()
@@ -170,7 +173,7 @@ impl Actor {
         }
         Next::Failed {
             error,
-            tell_peer: true,
+            reset_peer: true,
         }
     }
 
@@ -183,33 +186,34 @@ impl Actor {
         }
         .encode();
         if self.publish_encoded(frame).await {
-            self.told();
+            self.record_acknowledged();
         }
     }
 
-    fn told(&mut self) {
+    fn record_acknowledged(&mut self) {
         self.acknowledged = self.consumed;
         self.reported = self.received;
-        self.repeats = false;
+        self.must_acknowledge = false;
     }
 
-    /// Whether the connection took it. What it did not take is sent again, or the peer's
-    /// silence ends the session.
+    /// Whether the connection accepted the frame. A frame that it did not accept is sent again,
+    /// or the peer's timeout ends the session.
     async fn publish_encoded(&mut self, frame: Bytes) -> bool {
         let Some(peer) = self.peer.clone() else {
             return false;
         };
-        if self.client.connection_state() != State::Connected {
+        if !self.client.is_connected() {
             return false;
         }
-        self.spoke = Some(Instant::now());
+        self.sent_at = Some(Instant::now());
         let publish = self
             .client
+            .nats()
             .publish_with_reply(peer, self.own.clone(), frame);
-        match tokio::time::timeout(HAND_OVER, publish).await {
+        match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a frame could not be sent");
+                tracing::debug!(error = %ErrorChain(&error), "a frame could not be sent");
                 false
             }
             Err(_) => false,
@@ -228,73 +232,73 @@ impl Actor {
         }
         .encode();
         if self.window.push(frame.clone(), outgoing.fin) {
-            // Until now nothing was missing: the clock of a loss starts here.
-            self.progress = Instant::now();
+            // Nothing was in flight: the retransmission timer starts now.
+            self.progress_at = Instant::now();
         }
         if self.publish_encoded(frame).await {
-            self.told();
+            self.record_acknowledged();
         }
-        Next::Go
+        Next::Continue
     }
 
-    async fn receive(&mut self, from_network: FromNetwork) -> Next {
-        let (frame, from) = match from_network {
-            FromNetwork::Frame { frame, from } => (frame, from),
-            FromNetwork::NoResponders if self.peer.is_none() => {
+    async fn receive(&mut self, inbound: Inbound) -> Next {
+        let (frame, from) = match inbound {
+            Inbound::Frame { frame, from } => (frame, from),
+            Inbound::NoResponders if self.peer.is_none() => {
                 return Next::Failed {
                     error: Error::new(
                         ErrorCode::Unavailable,
-                        "nobody serves this environment's cluster now; try again",
+                        "no exec-proxy serves the environment's cluster; try again",
                     ),
-                    tell_peer: false,
+                    reset_peer: false,
                 };
             }
-            // The peer's process is gone; silence will say so.
-            FromNetwork::NoResponders => return Next::Go,
+            // The peer's process is gone. The peer timeout ends the session.
+            Inbound::NoResponders => return Next::Continue,
         };
         match (&self.peer, from) {
             (Some(peer), Some(from)) if peer != from.as_str() => {
-                metrics::counter!("agentbox_session_foreign_frames_total").increment(1);
-                return Next::Go;
+                metrics::session_foreign_frame();
+                return Next::Continue;
             }
             (None, Some(from)) => self.peer = Some(from.to_string()),
             _ => {}
         }
-        self.heard = Instant::now();
+        self.received_at = Instant::now();
         match self.window.acknowledge(frame.ack, frame.received) {
-            Change::Finished => return Next::Done,
-            Change::Progress => self.progress = self.heard,
-            Change::Nothing => {}
+            AckOutcome::Finished => return Next::Done,
+            AckOutcome::Progress => self.progress_at = self.received_at,
+            AckOutcome::Unchanged => {}
         }
         match frame.kind {
             Kind::Data { body, fin } => self.deliver(frame.sequence, body, fin).await,
-            Kind::Accept | Kind::Ack | Kind::Ping => Next::Go,
+            Kind::Accept | Kind::Ack | Kind::Ping => Next::Continue,
             Kind::Reset(error) => Next::Failed {
                 error,
-                tell_peer: false,
+                reset_peer: false,
             },
         }
     }
 
     async fn deliver(&mut self, sequence: u64, body: Bytes, fin: bool) -> Next {
         if sequence != self.received + 1 {
-            // Seen before: the next tick says so, once for all repeats. Or one before it is
-            // missing: it comes again, with this one.
-            self.repeats |= sequence <= self.received;
-            return Next::Go;
+            // A repeat: the next tick acknowledges it, once for all repeats. Or an earlier one
+            // is missing: the peer sends both again.
+            self.must_acknowledge |= sequence <= self.received;
+            return Next::Continue;
         }
         self.received = sequence;
         self.received_fin = fin;
         match self.channels.deliver.try_send(Ok(Delivered { body, fin })) {
-            Ok(()) => Next::Go,
+            Ok(()) => Next::Continue,
             Err(mpsc::error::TrySendError::Closed(_)) => {
-                // Nobody reads any more, but the peer must reach its end.
+                // The consumer is gone, but the peer must be able to finish.
                 self.consumed = sequence;
                 self.acknowledge_consumed().await
             }
             Err(mpsc::error::TrySendError::Full(_)) => Next::Failed {
                 error: Error::internal(),
-                tell_peer: true,
+                reset_peer: true,
             },
         }
     }
@@ -305,60 +309,65 @@ impl Actor {
         while self.channels.takes.try_recv().is_ok() {
             taken += 1;
         }
-        // A consumer that has left took nothing of what was counted for it since.
+        // After the consumer left, `deliver` counted messages that it did not take.
         self.consumed = self.received.min(self.consumed + taken);
         self.acknowledge_consumed().await
     }
 
-    /// At once for the last message and for half a window; the rest rides on data or
-    /// waits for the tick.
+    /// Acknowledges the last message, and each half window, at once. The others are
+    /// acknowledged by the next data frame or tick.
     async fn acknowledge_consumed(&mut self) -> Next {
         let last = self.received_fin && self.consumed == self.received;
         if last || self.consumed - self.acknowledged >= (WINDOW / 2) as u64 {
             self.publish(0, Kind::Ack).await;
         }
-        if last { Next::Done } else { Next::Go }
+        if last { Next::Done } else { Next::Continue }
     }
 
     async fn tick(&mut self, now: Instant) -> Next {
         if self.peer.is_none() {
-            return match self.first_word_by {
+            return match self.first_frame_by {
                 Some(by) if now >= by => Next::Failed {
                     error: Error::new(
                         ErrorCode::Timeout,
-                        "the part that talks to the box did not answer in time",
+                        "the exec-proxy did not answer in time; try again",
                     ),
-                    tell_peer: false,
+                    reset_peer: false,
                 },
-                _ => Next::Go,
+                _ => Next::Continue,
             };
         }
-        if now - self.heard > PEER_SILENCE {
+        if now - self.received_at > PEER_TIMEOUT {
             return Next::Failed {
                 error: lost(),
-                tell_peer: true,
+                reset_peer: true,
             };
         }
-        if self.is_server && self.spoke.is_none() && now - self.begun >= ACCEPT_AFTER {
+        if self.is_server && self.sent_at.is_none() && now - self.started_at >= ACCEPT_AFTER {
             self.publish(0, Kind::Accept).await;
         }
-        if !self.window.is_all_arrived() && now - self.progress > RETRANSMIT_AFTER {
-            self.progress = now;
-            metrics::counter!("agentbox_session_retransmits_total").increment(1);
+        if !self.window.is_all_arrived() && now - self.progress_at > RETRANSMIT_AFTER {
+            self.progress_at = now;
+            metrics::session_retransmitted();
             for frame in self.window.missing() {
                 if !self.publish_encoded(frame).await {
                     break;
                 }
             }
         }
-        if self.repeats || self.reported < self.received || self.acknowledged < self.consumed {
+        if self.must_acknowledge
+            || self.reported < self.received
+            || self.acknowledged < self.consumed
+        {
             self.publish(0, Kind::Ack).await;
         }
-        if self.spoke.is_none_or(|spoke| now - spoke >= PING_INTERVAL)
-            && (self.spoke.is_some() || !self.is_server)
+        if self
+            .sent_at
+            .is_none_or(|sent_at| now - sent_at >= PING_INTERVAL)
+            && (self.sent_at.is_some() || !self.is_server)
         {
             self.publish(0, Kind::Ping).await;
         }
-        Next::Go
+        Next::Continue
     }
 }

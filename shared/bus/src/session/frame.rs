@@ -7,8 +7,8 @@
 //! └─────┴──────────┴──────────┴──────────┴──────────┘
 //! ```
 //!
-//! What was consumed opens the window; what was received need not be sent again. Without
-//! the second, a consumer that is merely slow would look like a network that loses.
+//! `ack` opens the window; a message up to `received` is not sent again. Without `received`, a
+//! slow consumer would look like a network that loses messages.
 
 use agentbox_contracts::error::Error;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -17,7 +17,7 @@ const HEADER: usize = 25;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// The server has the session.
+    /// The server has accepted the session.
     Accept,
     /// `body` is an encoded message, never empty.
     Data {
@@ -26,17 +26,17 @@ pub(crate) enum Kind {
     },
     Ack,
     Ping,
-    /// The session ends here; why.
+    /// The session has failed.
     Reset(Error),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Frame {
-    /// Of a data frame, from 1; else 0.
+    /// The number of a data frame, from 1. Other frames have 0.
     pub sequence: u64,
-    /// Every data frame up to this one has been consumed by the sender of this frame.
+    /// The sender of this frame has consumed every data frame up to this number.
     pub ack: u64,
-    /// Every data frame up to this one has arrived there.
+    /// The sender of this frame has received every data frame up to this number.
     pub received: u64,
     pub kind: Kind,
 }
@@ -65,7 +65,7 @@ impl Frame {
         out.freeze()
     }
 
-    /// `None` for what is not a frame.
+    /// `None` when the bytes are not a frame.
     pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.len() < HEADER {
             return None;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_frame_survives_the_wire() {
+    fn frames_of_every_kind_round_trip() {
         for kind in [
             Kind::Accept,
             Kind::Data {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_frame_is_refused() {
+    fn invalid_frames_are_rejected() {
         for bytes in [&b""[..], &[2; 24], &[2; 25], &[9; 40]] {
             assert_eq!(Frame::decode(Bytes::copy_from_slice(bytes)), None);
         }

@@ -1,38 +1,40 @@
-//! All sessions of one process: one subscription, a table, and the way in.
+//! All sessions of one process: one subscription, and a table of the open sessions.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
-use agentbox_contracts::subjects::{self, HEADER_DEADLINE, Subject};
-use async_nats::connection::State;
-use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
+use agentbox_contracts::rpc::SessionRpc;
+use agentbox_contracts::subjects::{self, Subject};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use serde::Serialize;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
-use super::actor::{Actor, FromNetwork, Role};
+use super::actor::{Actor, Inbound, Role};
 use super::frame::{Frame, Kind};
-use super::{Acceptor, Control, HAND_OVER, Session, WINDOW};
+use super::{Acceptor, Control, PUBLISH_TIMEOUT, Session, WINDOW};
+use crate::client::Client;
 use crate::error::BusError;
-use crate::rpc::{encode, unix_ms_in};
+use crate::message::{encode, set_deadline};
 use crate::subscription::{confirm, leave};
-use crate::trace;
+use crate::{metrics, trace};
 
-/// Frames waiting for one session's actor; more are dropped and sent again.
+/// Frames that wait for one session's actor. More are dropped, and the peer retransmits them.
 const INBOX: usize = 4 * WINDOW;
-/// Sessions of one process; more are refused.
+/// The most sessions of one process. More are refused.
 const MAX_SESSIONS: usize = 8192;
 
-type Table = Mutex<HashMap<u64, mpsc::Sender<FromNetwork>>>;
+type Table = Mutex<HashMap<u64, mpsc::Sender<Inbound>>>;
 
 #[derive(Clone)]
 pub(crate) struct Hub {
@@ -50,22 +52,22 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    fn table(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<FromNetwork>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Inbound>>> {
+        self.table.lock()
     }
 
     fn subject(&self, number: u64) -> String {
         subjects::session(self.service, &self.instance, number)
     }
 
-    pub(super) fn forget(&self, number: u64) {
+    pub(super) fn remove(&self, number: u64) {
         self.table().remove(&number);
     }
 
-    /// Tells the session at `peer` that it is over. Dropped when the connection is busy or
-    /// gone: the peer asks again.
-    fn publish_now(&self, peer: String, ack: u64, error: Error) {
-        let publish = self.client.publish(peer, reset_frame(ack, error));
+    /// Sends a reset to the session at `peer`, without waiting. It is dropped when the
+    /// connection is busy or lost: the peer's next frame causes another one.
+    fn reset_now(&self, peer: String, ack: u64, error: Error) {
+        let publish = self.client.nats().publish(peer, reset_frame(ack, error));
         if !matches!(
             tokio::task::unconstrained(publish).now_or_never(),
             Some(Ok(()))
@@ -78,35 +80,35 @@ impl Inner {
         let Some(Subject::Session { n, .. }) = Subject::parse(message.subject.as_str()) else {
             return;
         };
-        let from_network = if message.status == Some(StatusCode::NO_RESPONDERS) {
-            FromNetwork::NoResponders
+        let inbound = if message.status == Some(StatusCode::NO_RESPONDERS) {
+            Inbound::NoResponders
         } else if let Some(frame) = Frame::decode(message.payload) {
-            FromNetwork::Frame {
+            Inbound::Frame {
                 frame,
                 from: message.reply.clone(),
             }
         } else {
-            metrics::counter!("agentbox_session_malformed_frames_total").increment(1);
+            metrics::session_malformed_frame();
             return;
         };
         let inbox = self.table().get(&n).cloned();
-        match (inbox, from_network) {
-            (Some(inbox), from_network) => {
-                if inbox.try_send(from_network).is_err() {
-                    metrics::counter!("agentbox_session_dropped_frames_total").increment(1);
+        match (inbox, inbound) {
+            (Some(inbox), inbound) => {
+                if inbox.try_send(inbound).is_err() {
+                    metrics::session_dropped_frame();
                 }
             }
-            // A session that this end has given up: the other end should too.
+            // A session that has ended here must end at the peer too.
             (
                 None,
-                FromNetwork::Frame {
+                Inbound::Frame {
                     frame,
                     from: Some(from),
                 },
             ) if wants_answer(&frame) => {
-                // The acknowledgement: a last message whose first acknowledgement was lost
-                // has been consumed, which is why nobody knows it here any more.
-                self.publish_now(from.to_string(), frame.sequence, super::cancelled());
+                // The acknowledgement: if this is a last message whose first acknowledgement
+                // was lost, then it has been consumed, which is why the session is gone.
+                self.reset_now(from.to_string(), frame.sequence, super::cancelled());
             }
             (None, _) => {}
         }
@@ -145,6 +147,7 @@ impl Hub {
         instance: InstanceId,
     ) -> Result<Self, BusError> {
         let mut frames = client
+            .nats()
             .subscribe(subjects::process_sessions(service, &instance))
             .await
             .map_err(BusError::nats("subscribing to sessions"))?;
@@ -175,26 +178,26 @@ impl Hub {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.inner.client.connection_state() == State::Connected
+        self.inner.client.is_connected()
     }
 
     pub(crate) async fn close(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
-        // The resets must be on the wire before the connection goes.
-        let _ = self.inner.client.flush().await;
-        let _ = self.inner.client.drain().await;
+        // The resets must be sent before the connection closes.
+        let _ = self.inner.client.nats().flush().await;
+        let _ = self.inner.client.nats().drain().await;
     }
 
-    /// A new session in the table and its actor running.
+    /// Adds a session to the table and starts its actor.
     pub(super) fn begin<Out: SessionMessage, In: SessionMessage>(
         &self,
         role: Role,
     ) -> (u64, Session<Out, In>) {
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let (inbox, frames) = mpsc::channel(INBOX);
-        // Capacity 1: what waits here is beyond the window.
+        // Capacity 1: a message that waits here is beyond the window.
         let (outgoing, to_send) = mpsc::channel(1);
         let (deliver, delivered) = mpsc::channel(WINDOW + 1);
         let (abort, aborts) = mpsc::channel(1);
@@ -206,7 +209,7 @@ impl Hub {
             taken,
         };
         self.inner.table().insert(number, inbox);
-        metrics::gauge!("agentbox_sessions_open").increment(1.0);
+        metrics::session_opened();
         let actor = Actor::new(
             self.inner.client.clone(),
             self.inner.subject(number),
@@ -224,21 +227,22 @@ impl Hub {
         self.inner.tasks.spawn(
             async move {
                 actor.run(stop).await;
-                inner.forget(number);
+                inner.remove(number);
                 ended.cancel();
-                metrics::gauge!("agentbox_sessions_open").decrement(1.0);
+                metrics::session_ended();
             }
             .instrument(Span::none()),
         );
         (number, Session::new(outgoing, delivered, control))
     }
 
-    pub(crate) async fn open<Out: SessionMessage, In: SessionMessage>(
+    /// Opens a session with an exec-proxy of `cluster`.
+    pub(crate) async fn open<S: SessionRpc>(
         &self,
-        subject: String,
-        open: &impl Serialize,
+        cluster: &str,
+        open: &S::Open,
         deadline: Duration,
-    ) -> Result<Session<Out, In>, Error> {
+    ) -> Result<Session<S::ToServer, S::ToOpener>, Error> {
         if !self.is_connected() {
             return Err(Error::new(
                 ErrorCode::Unavailable,
@@ -250,11 +254,11 @@ impl Hub {
             return Err(too_many());
         }
         let mut headers = HeaderMap::new();
-        headers.insert(HEADER_DEADLINE, unix_ms_in(deadline).to_string());
+        set_deadline(&mut headers, deadline);
         trace::inject(&Span::current(), &mut headers);
         let (number, session) = self.begin(Role::Opener { deadline });
-        let publish = self.inner.client.publish_with_reply_and_headers(
-            subject,
+        let publish = self.inner.client.nats().publish_with_reply_and_headers(
+            subjects::exec_rpc(cluster, S::METHOD),
             self.inner.subject(number),
             headers,
             body,
@@ -262,7 +266,7 @@ impl Hub {
         match tokio::time::timeout(deadline, publish).await {
             Ok(Ok(())) => Ok(session),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "a session could not be opened");
+                tracing::warn!(error = %ErrorChain(&error), "a session could not be opened");
                 Err(unreachable_bus())
             }
             Err(_) => Err(unreachable_bus()),
@@ -273,33 +277,47 @@ impl Hub {
         self.inner.table().len() >= MAX_SESSIONS
     }
 
-    /// Ends the session at `peer` before it has begun here.
+    /// Refuses the session at `peer`.
     pub(super) async fn reset(&self, peer: String, error: Error) {
-        let publish = self.inner.client.publish(peer, reset_frame(0, error));
-        if !matches!(tokio::time::timeout(HAND_OVER, publish).await, Ok(Ok(()))) {
-            tracing::warn!("a refusal could not be sent");
+        let publish = self
+            .inner
+            .client
+            .nats()
+            .publish(peer, reset_frame(0, error));
+        if !matches!(
+            tokio::time::timeout(PUBLISH_TIMEOUT, publish).await,
+            Ok(Ok(()))
+        ) {
+            tracing::warn!("the refusal of a session could not be sent");
         }
     }
 
-    /// The same where nothing can be awaited.
+    /// [`Self::reset`] where nothing can be awaited.
     pub(super) fn reset_now(&self, peer: String, error: Error) {
-        self.inner.publish_now(peer, 0, error);
+        self.inner.reset_now(peer, 0, error);
     }
 
     /// See [`leave`].
     pub(super) async fn leave(&self, requests: &mut Subscriber) {
-        leave(&self.inner.client, [requests]).await;
+        leave(self.inner.client.nats(), [requests]).await;
     }
 
-    pub(crate) async fn accept(&self, subject: String, queue: &str) -> Result<Acceptor, BusError> {
+    /// Serves sessions of `cluster`, together with the other members of `queue`.
+    pub(crate) async fn accept<S: SessionRpc>(
+        &self,
+        cluster: &str,
+        queue: &str,
+    ) -> Result<Acceptor<S>, BusError> {
+        let subject = subjects::exec_rpc(cluster, S::METHOD);
         let requests = self
             .inner
             .client
+            .nats()
             .queue_subscribe(subject, queue.to_owned())
             .await
             .map_err(BusError::nats("subscribing to session requests"))?;
-        // The caller may then say that it is ready.
-        confirm(&self.inner.client).await?;
+        // After this the caller may report that it is ready.
+        confirm(self.inner.client.nats()).await?;
         Ok(Acceptor::new(self.clone(), requests))
     }
 }

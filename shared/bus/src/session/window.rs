@@ -1,4 +1,5 @@
-//! What one side has sent and the peer has not yet consumed. Pure: no clock, no network.
+//! The messages that one side has sent and the peer has not consumed yet. Pure: no clock, no
+//! network.
 //!
 //! * I1. At most [`WINDOW`] messages are in it.
 //! * I2. The bytes of a message are kept until it has arrived, and no longer.
@@ -14,14 +15,14 @@ struct Sent {
     sequence: u64,
     /// Empty once it has arrived.
     frame: Bytes,
-    /// Told when the peer has consumed the last message.
+    /// For the last message: resolved when the peer has consumed it.
     fin: Option<oneshot::Sender<()>>,
 }
 
-/// What an acknowledgement changed.
+/// The effect of an acknowledgement.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    Nothing,
+pub(super) enum AckOutcome {
+    Unchanged,
     Progress,
     /// The last message has been consumed.
     Finished,
@@ -51,7 +52,7 @@ impl Window {
         self.sent + 1
     }
 
-    /// Takes up the frame of [`Self::next_sequence`]; true when nothing else is on its way.
+    /// Adds the frame of [`Self::next_sequence`]. Returns whether nothing else is in flight.
     pub(super) fn push(&mut self, frame: Bytes, fin: Option<oneshot::Sender<()>>) -> bool {
         let first = self.arrived == self.sent;
         self.sent += 1;
@@ -63,25 +64,25 @@ impl Window {
         first
     }
 
-    /// The peer has consumed all up to `consumed` and received all up to `received`. Both
-    /// only rise; a frame that was overtaken changes nothing.
-    pub(super) fn acknowledge(&mut self, consumed: u64, received: u64) -> Change {
-        // What the peer has not been sent it cannot have.
+    /// The peer has consumed every message up to `consumed` and received every one up to
+    /// `received`. Both only increase; an overtaken frame changes nothing.
+    pub(super) fn acknowledge(&mut self, consumed: u64, received: u64) -> AckOutcome {
+        // The peer cannot have messages that were not sent.
         let consumed = consumed.min(self.sent);
         let received = received.max(consumed).min(self.sent);
-        let mut change = Change::Nothing;
+        let mut change = AckOutcome::Unchanged;
         while self
             .messages
             .front()
             .is_some_and(|first| first.sequence <= consumed)
         {
-            if change == Change::Nothing {
-                change = Change::Progress;
+            if change == AckOutcome::Unchanged {
+                change = AckOutcome::Progress;
             }
             if let Some(fin) = self.messages.pop_front().and_then(|first| first.fin) {
                 // The sender may have stopped waiting.
                 let _ = fin.send(());
-                change = Change::Finished;
+                change = AckOutcome::Finished;
             }
         }
         if received > self.arrived {
@@ -91,8 +92,8 @@ impl Window {
                     message.frame = Bytes::new();
                 }
             }
-            if change == Change::Nothing {
-                change = Change::Progress;
+            if change == AckOutcome::Unchanged {
+                change = AckOutcome::Progress;
             }
         }
         change
@@ -102,7 +103,7 @@ impl Window {
         self.arrived == self.sent
     }
 
-    /// What has not arrived, in order.
+    /// The messages that have not arrived, in order.
     pub(super) fn missing(&self) -> Vec<Bytes> {
         self.messages
             .iter()
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_not_arrived_is_missing() {
+    fn missing_returns_only_unreceived_messages() {
         for (consumed, received, missing) in [
             (0, 0, vec![1, 2, 3, 4]),
             (0, 3, vec![4]),
@@ -149,36 +150,39 @@ mod tests {
     }
 
     #[test]
-    fn room_opens_when_messages_are_consumed_not_when_they_arrive() {
+    fn window_frees_space_on_consumption_not_on_arrival() {
         let mut window = filled(WINDOW as u64);
         assert!(!window.has_room());
-        assert_eq!(window.acknowledge(0, WINDOW as u64), Change::Progress);
+        assert_eq!(window.acknowledge(0, WINDOW as u64), AckOutcome::Progress);
         assert!(!window.has_room());
-        assert_eq!(window.acknowledge(1, WINDOW as u64), Change::Progress);
+        assert_eq!(window.acknowledge(1, WINDOW as u64), AckOutcome::Progress);
         assert!(window.has_room());
     }
 
     #[test]
-    fn an_overtaken_or_false_acknowledgement_changes_nothing() {
+    fn stale_or_false_acknowledgement_changes_nothing() {
         let mut window = filled(4);
-        assert_eq!(window.acknowledge(3, 4), Change::Progress);
+        assert_eq!(window.acknowledge(3, 4), AckOutcome::Progress);
         for (consumed, received) in [(0, 0), (2, 3), (3, 4)] {
-            assert_eq!(window.acknowledge(consumed, received), Change::Nothing);
+            assert_eq!(
+                window.acknowledge(consumed, received),
+                AckOutcome::Unchanged
+            );
         }
         let mut empty = Window::new();
-        assert_eq!(empty.acknowledge(u64::MAX, u64::MAX), Change::Nothing);
+        assert_eq!(empty.acknowledge(u64::MAX, u64::MAX), AckOutcome::Unchanged);
         assert!(empty.push(frame(1), None));
         assert_eq!(empty.missing(), vec![frame(1)]);
     }
 
     #[test]
-    fn the_last_message_is_finished_when_it_is_consumed() {
+    fn last_message_finishes_when_consumed() {
         let mut window = filled(1);
-        let (fin, mut told) = oneshot::channel();
+        let (fin, mut finished) = oneshot::channel();
         window.push(frame(2), Some(fin));
-        assert_eq!(window.acknowledge(1, 2), Change::Progress);
-        assert!(told.try_recv().is_err());
-        assert_eq!(window.acknowledge(2, 2), Change::Finished);
-        assert_eq!(told.try_recv(), Ok(()));
+        assert_eq!(window.acknowledge(1, 2), AckOutcome::Progress);
+        assert!(finished.try_recv().is_err());
+        assert_eq!(window.acknowledge(2, 2), AckOutcome::Finished);
+        assert_eq!(finished.try_recv(), Ok(()));
     }
 }

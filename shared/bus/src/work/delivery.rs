@@ -1,56 +1,54 @@
-//! One delivery of a command: decided, carried out, acknowledged.
+//! One delivery of a command: check it, process it, acknowledge it.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use agentbox_contracts::subjects::{self, HEADER_EXPIRES_AT, HEADER_REASON};
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::subjects::{self, HEADER_REASON};
 use async_nats::jetstream::{AckKind, Message};
 use async_nats::{HeaderMap, header};
 use futures::FutureExt;
-use opentelemetry::trace::TraceContextExt;
-use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::Instrument;
 
 use super::{Command, Retry};
-use crate::connection::Bus;
+use crate::client::Client;
 use crate::error::BusError;
-use crate::rpc::now_unix_ms;
-use crate::trace;
+use crate::message::is_expired;
+use crate::{metrics, trace};
 
-/// After a panic.
-const PANIC_RETRY: Duration = Duration::from_secs(1);
-/// When a dead letter could not be written.
-const BURY_RETRY: Duration = Duration::from_secs(5);
+/// The wait before the next attempt after a panic.
+const PANIC_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The wait before the next attempt to write a dead letter.
+const DEAD_LETTER_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// One delivery, until it is acknowledged one way or another.
+/// One delivery that is not acknowledged yet.
 pub(super) struct Delivery {
-    pub(super) bus: Bus,
+    pub(super) client: Client,
     pub(super) ack_wait: Duration,
     pub(super) max_deliver: i64,
     pub(super) message: Message,
 }
 
 impl Delivery {
-    pub(super) async fn carry_out<F, Fut>(&self, handler: &F)
+    pub(super) async fn process<F, Fut>(&self, handler: &F)
     where
         F: Fn(Command) -> Fut,
         Fut: Future<Output = Result<(), Retry>>,
     {
         let message = &self.message;
         let attempt = message.info().map_or(1, |info| info.delivered);
-        if expires_at(message).is_some_and(|at| at < now_unix_ms()) {
-            metrics::counter!("agentbox_commands_expired_total").increment(1);
-            tracing::info!(subject = %message.subject, attempt, "a command came too late");
+        if is_expired(message.headers.as_ref()) {
+            metrics::command_expired();
+            tracing::info!(subject = %message.subject, attempt, "a command expired");
             self.acknowledge(AckKind::Term).await;
             return;
         }
         if attempt > self.max_deliver {
-            self.bury("it was tried too often, and no attempt ended")
-                .await;
+            self.dead_letter("no attempt completed").await;
             return;
         }
-        let span = command_span(message);
+        let span = trace::process_span(message.subject.as_str(), message.headers.as_ref());
         let command = Command {
             subject: message.subject.to_string(),
             body: message.payload.clone(),
@@ -65,7 +63,7 @@ impl Delivery {
         let outcome = loop {
             tokio::select! {
                 outcome = &mut work => break outcome.unwrap_or_else(|_| {
-                    Err(Retry { after: PANIC_RETRY, reason: "the handler panicked".to_owned() })
+                    Err(Retry { after: PANIC_RETRY_DELAY, reason: "the handler panicked".to_owned() })
                 }),
                 _ = progress.tick() => self.acknowledge(AckKind::Progress).await,
             }
@@ -73,22 +71,22 @@ impl Delivery {
         match outcome {
             Ok(()) => self.acknowledge(AckKind::Ack).await,
             Err(retry) if attempt >= self.max_deliver => {
-                self.bury(&retry.reason).instrument(span).await;
+                self.dead_letter(&retry.reason).instrument(span).await;
             }
             Err(retry) => {
-                tracing::info!(parent: &span, attempt, reason = retry.reason, "a command is tried again");
+                tracing::info!(parent: &span, attempt, reason = retry.reason, "a command failed and is delivered again");
                 self.acknowledge(AckKind::Nak(Some(retry.after))).await;
             }
         }
     }
 
-    /// Into the dead letters, then out of the queue.
-    async fn bury(&self, reason: &str) {
+    /// Stores the command as a dead letter, then removes it from the queue.
+    async fn dead_letter(&self, reason: &str) {
         let message = &self.message;
         let sequence = message.info().map_or(0, |info| info.stream_sequence);
         let headers = dead_letter_headers(message.headers.as_ref(), sequence, reason);
         let published = async {
-            self.bus
+            self.client
                 .jetstream()
                 .publish_with_headers(
                     subjects::dead_letter(message.subject.as_str()),
@@ -103,27 +101,28 @@ impl Delivery {
         .await;
         match published {
             Ok(_) => {
-                metrics::counter!("agentbox_dead_letters_total").increment(1);
+                metrics::dead_letter();
                 tracing::error!(subject = %message.subject, reason, "a command became a dead letter");
                 self.acknowledge(AckKind::Term).await;
             }
             Err(error) => {
-                tracing::warn!(%error, "a dead letter could not be written; trying again");
-                self.acknowledge(AckKind::Nak(Some(BURY_RETRY))).await;
+                tracing::warn!(error = %ErrorChain(&error), "a dead letter could not be written; retrying");
+                self.acknowledge(AckKind::Nak(Some(DEAD_LETTER_RETRY_DELAY)))
+                    .await;
             }
         }
     }
 
     pub(super) async fn acknowledge(&self, kind: AckKind) {
         if let Err(error) = self.message.ack_with(kind).await {
-            // It is delivered again.
-            tracing::debug!(%error, "an acknowledgement could not be sent");
+            // The server delivers the command again.
+            tracing::debug!(error = %ErrorChain(&*error), "an acknowledgement could not be sent");
         }
     }
 }
 
-/// The headers of a dead letter. A new message: the old id would make it a duplicate; its
-/// own makes a second burial of the same command one.
+/// The headers of a dead letter. It has an id of its own: the command's id would make it a
+/// duplicate of the command, and the same id twice makes the second one a duplicate.
 fn dead_letter_headers(headers: Option<&HeaderMap>, sequence: u64, reason: &str) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
@@ -143,42 +142,14 @@ fn dead_letter_headers(headers: Option<&HeaderMap>, sequence: u64, reason: &str)
     kept
 }
 
-fn expires_at(message: &Message) -> Option<u64> {
-    message
-        .headers
-        .as_ref()?
-        .get(HEADER_EXPIRES_AT)?
-        .as_str()
-        .parse()
-        .ok()
-}
-
-/// A trace of its own, linked to the one that sent the command: the work may run long
-/// after the request has been answered.
-fn command_span(message: &Message) -> Span {
-    let span = tracing::info_span!(
-        parent: None,
-        "command",
-        otel.name = "process env command",
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.type = "process",
-        messaging.destination.template = "cmd.env",
-    );
-    let sender = trace::extract(message.headers.as_ref());
-    let sender = sender.span().span_context().clone();
-    if sender.is_valid() {
-        span.add_link(sender);
-    }
-    span
-}
-
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::subjects::HEADER_EXPIRES_AT;
+
     use super::*;
 
     #[test]
-    fn a_dead_letter_keeps_the_headers_but_has_its_own_id_and_a_reason_of_one_line() {
+    fn dead_letter_keeps_headers_with_own_id_and_one_line_reason() {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, "outbox-7");
         headers.insert(HEADER_EXPIRES_AT, "12");

@@ -1,10 +1,12 @@
-//! The connections themselves: refused, forbidden, gone.
+//! Connections: refused credentials, forbidden subjects, lost servers.
 
 use std::time::{Duration, Instant};
 
 use agentbox_bus::{Bus, BusConfig, BusError};
 use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::identity::rpc::Ready;
 use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::subjects;
 use agentbox_testing::TestNats;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{DEADLINE, connect, eventually, eventually_async, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forbidden_publish_is_told() {
+async fn forbidden_publish_is_reported() {
     let bus = connect(&TestNats::shared().await.unwrap(), "auth").await;
     let forbidden = subjects::rpc("exec", "anything");
     bus.client()
@@ -24,14 +26,11 @@ async fn a_forbidden_publish_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forbidden_subscription_is_told() {
+async fn forbidden_subscription_is_reported() {
     let bus = connect(&TestNats::shared().await.unwrap(), "api-gateway").await;
     let _server = bus
         .serve("auth")
-        .on_subject(
-            subjects::rpc("auth", "login"),
-            |n: u64| async move { Ok(n) },
-        )
+        .on::<Ready, _, _>(|empty| async move { Ok(empty) })
         .listen()
         .await;
     let violation = within(DEADLINE, bus.violated()).await;
@@ -39,9 +38,9 @@ async fn a_forbidden_subscription_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_refused_at_once() {
+async fn wrong_password_is_refused_at_once() {
     let nats = TestNats::shared().await.unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     let refused = Bus::connect(BusConfig {
         url: nats.url,
         user: "auth".to_owned(),
@@ -51,20 +50,19 @@ async fn a_wrong_password_is_refused_at_once() {
     })
     .await;
     assert!(matches!(refused.err(), Some(BusError::Connect { .. })));
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_are_answered_again_after_nats_was_killed() {
+async fn requests_succeed_after_nats_restarts() {
     let (system, nats) = TestNats::own().await.unwrap();
     let (gateway, auth) = (
         connect(&nats, "api-gateway").await,
         connect(&nats, "auth").await,
     );
-    let subject = subjects::rpc("auth", "echo");
     let server = auth
         .serve("auth")
-        .on_subject(subject.clone(), |n: u64| async move { Ok(n) })
+        .on::<Ready, _, _>(|empty| async move { Ok(empty) })
         .listen()
         .await
         .unwrap();
@@ -72,11 +70,9 @@ async fn requests_are_answered_again_after_nats_was_killed() {
     let served = tokio::spawn(server.run(shutdown.clone()));
     let ask = async || {
         let deadline = Duration::from_secs(1);
-        gateway
-            .call_on::<_, u64>(subject.clone(), &1, deadline)
-            .await
+        gateway.call::<Ready>(&Empty {}, deadline).await
     };
-    assert_eq!(ask().await, Ok(1));
+    assert_eq!(ask().await, Ok(Empty {}));
     let pid = system.pids("nats")[&0];
     assert!(system.kill("nats", 0));
     // Its supervisor starts it again.
@@ -92,18 +88,17 @@ async fn requests_are_answered_again_after_nats_was_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_asked_while_nats_is_away_fails_at_once() {
+async fn requests_without_nats_fail_at_once() {
     let (system, nats) = TestNats::own().await.unwrap();
     let gateway = connect(&nats, "api-gateway").await;
     system.stop().await;
     eventually("it is known", || !gateway.is_connected()).await;
-    let begun = Instant::now();
-    let subject = subjects::rpc("auth", "echo");
-    let asked = gateway.call_on::<_, u64>(subject, &1, DEADLINE).await;
+    let started = Instant::now();
+    let asked = gateway.call::<Ready>(&Empty {}, DEADLINE).await;
     assert_eq!(asked.unwrap_err().code, ErrorCode::Unavailable);
     let counter = subjects::limit("user", "exec", 1);
     let counted = gateway.increment(counter, 1, DEADLINE).await;
     assert!(matches!(counted, Err(BusError::Disconnected)));
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(1));
     within(DEADLINE, gateway.close()).await;
 }

@@ -1,4 +1,4 @@
-//! Sums across replicas.
+//! Counters that several replicas increment.
 
 use agentbox_contracts::subjects;
 use agentbox_testing::TestNats;
@@ -7,7 +7,7 @@ use futures::future::join_all;
 use crate::support::{DEADLINE, cluster, connect, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_increments_at_once_by_two_replicas_are_each_counted_once() {
+async fn concurrent_increments_by_two_replicas_count_once_each() {
     let nats = TestNats::shared().await.unwrap();
     let (one, two) = (
         connect(&nats, "api-gateway").await,

@@ -34,7 +34,7 @@ async fn next(events: &mut EventStream) -> StoredEvent {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_message_id_again_is_no_second_event() {
+async fn repeated_message_id_stores_one_event() {
     let (scheduler, gateway) = parties(&TestNats::shared().await.unwrap()).await;
     let id = EnvironmentId::random();
     let created = event(&id, EventKind::Created);
@@ -50,7 +50,7 @@ async fn the_same_message_id_again_is_no_second_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_are_replayed_from_a_sequence_and_then_followed() {
+async fn events_replay_from_sequence_then_follow() {
     let (scheduler, gateway) = parties(&TestNats::shared().await.unwrap()).await;
     let id = EnvironmentId::random();
     let filter = subjects::environment_events(&id);
@@ -80,7 +80,7 @@ async fn events_are_replayed_from_a_sequence_and_then_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_misses_nothing_when_nats_is_killed() {
+async fn event_stream_loses_nothing_across_nats_restart() {
     let (system, nats) = TestNats::own().await.unwrap();
     let (scheduler, gateway) = parties(&nats).await;
     let id = EnvironmentId::random();

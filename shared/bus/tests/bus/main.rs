@@ -1,4 +1,4 @@
-//! What the bus promises, against a real NATS server with the services' own permissions.
+//! The guarantees of the bus, on a real NATS server with the services' own permissions.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_bus::Bus;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::rpc::ClusterRpc;
 use agentbox_contracts::subjects::{self, HEADER_DEADLINE};
 use agentbox_testing::TestNats;
 use async_nats::HeaderMap;
@@ -19,14 +20,40 @@ use tokio_util::sync::CancellationToken;
 use crate::support::process::Process;
 use crate::support::{DEADLINE, cluster, connect, eventually, within};
 
-/// How many a server works on at once.
+/// The most requests that a server processes at once.
 const LIMIT: usize = 256;
 
-/// Who asks, who answers, and a subject that no other test has.
+struct Echo;
+
+impl ClusterRpc for Echo {
+    const METHOD: &'static str = "echo";
+    type Request = u64;
+    type Reply = u64;
+}
+
+/// [`Echo`] with a request that its server cannot decode.
+struct EchoText;
+
+impl ClusterRpc for EchoText {
+    const METHOD: &'static str = "echo";
+    type Request = String;
+    type Reply = u64;
+}
+
+/// [`Echo`] with a long reply.
+struct EchoLong;
+
+impl ClusterRpc for EchoLong {
+    const METHOD: &'static str = "echo";
+    type Request = u64;
+    type Reply = (u64, String);
+}
+
+/// A caller, a server, and a cluster that no other test uses.
 struct Parties {
     gateway: Bus,
-    auth: Bus,
-    subject: String,
+    proxy: Bus,
+    cluster: String,
 }
 
 struct Served {
@@ -39,8 +66,8 @@ impl Parties {
         let nats = TestNats::shared().await.unwrap();
         Self {
             gateway: connect(&nats, "api-gateway").await,
-            auth: connect(&nats, "auth").await,
-            subject: subjects::rpc("auth", &cluster()),
+            proxy: connect(&nats, "exec-proxy").await,
+            cluster: cluster(),
         }
     }
 
@@ -49,24 +76,28 @@ impl Parties {
         F: Fn(u64) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<u64, Error>> + Send + 'static,
     {
-        serve(&self.auth, &self.subject, handler).await
+        serve(&self.proxy, &self.cluster, handler).await
     }
 
     async fn ask(&self, n: u64) -> Result<u64, Error> {
         self.gateway
-            .call_on(self.subject.clone(), &n, DEADLINE)
+            .call_cluster::<Echo>(&self.cluster, &n, DEADLINE)
             .await
+    }
+
+    fn subject(&self) -> String {
+        subjects::exec_rpc(&self.cluster, Echo::METHOD)
     }
 }
 
-async fn serve<F, Fut>(bus: &Bus, subject: &str, handler: F) -> Served
+async fn serve<F, Fut>(bus: &Bus, cluster: &str, handler: F) -> Served
 where
     F: Fn(u64) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<u64, Error>> + Send + 'static,
 {
     let server = bus
-        .serve("auth")
-        .on_subject(subject.to_owned(), handler)
+        .serve("exec-proxy")
+        .on_cluster::<Echo, _, _>(cluster, handler)
         .listen()
         .await
         .unwrap();
@@ -86,7 +117,7 @@ impl Served {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_and_a_refusal_arrive_as_they_were_given() {
+async fn reply_and_error_reach_the_caller_unchanged() {
     let parties = Parties::new().await;
     let served = parties
         .serve(|n| async move {
@@ -103,39 +134,39 @@ async fn an_answer_and_a_refusal_arrive_as_they_were_given() {
     );
     let unreadable = parties
         .gateway
-        .call_on::<_, u64>(parties.subject.clone(), &"text", DEADLINE)
+        .call_cluster::<EchoText>(&parties.cluster, &"text".into(), DEADLINE)
         .await;
     assert_eq!(unreadable.unwrap_err().code, ErrorCode::BadRequest);
     served.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_serves_is_unavailable_at_once() {
+async fn unserved_method_is_unavailable_at_once() {
     let parties = Parties::new().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let error = parties.ask(1).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_answer_ends_at_its_deadline() {
+async fn unanswered_request_times_out_at_its_deadline() {
     let parties = Parties::new().await;
     let _served = parties.serve(|_| pending()).await;
-    let (begun, deadline) = (Instant::now(), Duration::from_millis(300));
+    let (started, deadline) = (Instant::now(), Duration::from_millis(300));
     let outcome = parties
         .gateway
-        .call_on::<_, u64>(parties.subject.clone(), &1, deadline)
+        .call_cluster::<Echo>(&parties.cluster, &1, deadline)
         .await;
     assert_eq!(outcome.unwrap_err().code, ErrorCode::Timeout);
-    assert!((deadline..Duration::from_secs(2)).contains(&begun.elapsed()));
+    assert!((deadline..Duration::from_secs(2)).contains(&started.elapsed()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_past_its_deadline_is_not_begun() {
+async fn request_past_its_deadline_is_not_processed() {
     let parties = Parties::new().await;
-    let begun = Arc::new(AtomicUsize::new(0));
-    let count = begun.clone();
+    let started = Arc::new(AtomicUsize::new(0));
+    let count = started.clone();
     let served = parties
         .serve(move |n| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -146,32 +177,35 @@ async fn a_request_past_its_deadline_is_not_begun() {
     headers.insert(HEADER_DEADLINE, "1");
     let client = parties.gateway.client();
     client
-        .publish_with_headers(parties.subject.clone(), headers, "1".into())
+        .publish_with_headers(parties.subject(), headers, "1".into())
         .await
         .unwrap();
     // Behind it on the same connection.
     assert_eq!(parties.ask(2).await, Ok(2));
     served.stop().await;
-    assert_eq!(begun.load(Ordering::Relaxed), 1);
+    assert_eq!(started.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_is_heard_by_the_next_request() {
+async fn listening_server_gets_the_next_request() {
     let parties = Parties::new().await;
     for n in 0..50 {
-        let subject = format!("{}{n}", parties.subject);
-        let served = serve(&parties.auth, &subject, |n| async move { Ok(n) }).await;
-        let outcome = parties.gateway.call_on(subject, &n, DEADLINE).await;
+        let cluster = format!("{}{n}", parties.cluster);
+        let served = serve(&parties.proxy, &cluster, |n| async move { Ok(n) }).await;
+        let outcome = parties
+            .gateway
+            .call_cluster::<Echo>(&cluster, &n, DEADLINE)
+            .await;
         assert_eq!(outcome, Ok(n));
         served.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_answers_what_it_has_begun_and_takes_no_more() {
+async fn stopping_server_completes_requests_in_flight_and_takes_no_more() {
     let parties = Parties::new().await;
-    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-    let (count, gate) = (begun.clone(), go.clone());
+    let (started, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, gate) = (started.clone(), go.clone());
     let served = parties
         .serve(move |n| {
             let (count, gate) = (count.clone(), gate.clone());
@@ -185,9 +219,9 @@ async fn a_server_that_stops_answers_what_it_has_begun_and_takes_no_more() {
         })
         .await;
     let stop = async {
-        eventually("five are at work", || begun.load(Ordering::Relaxed) == 5).await;
+        eventually("five are at work", || started.load(Ordering::Relaxed) == 5).await;
         let stopped = tokio::spawn(served.stop());
-        // While it is in the group it answers; then nobody is, and who asks is told.
+        // While it is in the queue group it replies. After that nothing serves the method.
         let unserved = async {
             while let answered @ Ok(_) = parties.ask(9).await {
                 assert_eq!(answered, Ok(9));
@@ -203,10 +237,10 @@ async fn a_server_that_stops_answers_what_it_has_begun_and_takes_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_does_not_end_holds_up_a_stop_for_10_s_and_its_caller_is_told() {
+async fn stuck_handler_delays_stop_by_10_s_and_its_caller_gets_an_error() {
     let parties = Parties::new().await;
-    let begun = Arc::new(AtomicUsize::new(0));
-    let count = begun.clone();
+    let started = Arc::new(AtomicUsize::new(0));
+    let count = started.clone();
     let served = parties
         .serve(move |_| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -214,27 +248,27 @@ async fn a_handler_that_does_not_end_holds_up_a_stop_for_10_s_and_its_caller_is_
         })
         .await;
     let stop = async {
-        eventually("it is at work", || begun.load(Ordering::Relaxed) == 1).await;
+        eventually("it is at work", || started.load(Ordering::Relaxed) == 1).await;
         served.stop().await;
     };
     let asked = parties
         .gateway
-        .call_on::<_, u64>(parties.subject.clone(), &1, 3 * DEADLINE);
+        .call_cluster::<Echo>(&parties.cluster, &1, 3 * DEADLINE);
     let (outcome, ()) = tokio::join!(asked, stop);
     assert_eq!(outcome.unwrap_err().code, ErrorCode::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_answers_of_a_process_that_ends_arrive() {
+async fn exiting_process_delivers_its_last_replies() {
     let parties = Parties::new().await;
     let nats = TestNats::shared().await.unwrap();
-    let (process, subject) = (Process::start(), parties.subject.clone());
-    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-    let (count, gate) = (begun.clone(), go.clone());
+    let (process, cluster) = (Process::start(), parties.cluster.clone());
+    let (started, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, gate) = (started.clone(), go.clone());
     let shutdown = CancellationToken::new();
     let until = shutdown.clone();
     let served = process.run(async move {
-        let bus = connect(&nats, "auth").await;
+        let bus = connect(&nats, "exec-proxy").await;
         let answer = move |n: u64| {
             count.fetch_add(1, Ordering::Relaxed);
             let gate = gate.clone();
@@ -243,25 +277,28 @@ async fn the_last_answers_of_a_process_that_ends_arrive() {
                 Ok((n, "x".repeat(500 * 1024)))
             }
         };
-        let server = bus.serve("auth").on_subject(subject, answer);
+        let server = bus
+            .serve("exec-proxy")
+            .on_cluster::<EchoLong, _, _>(&cluster, answer);
         let server = server.listen().await.unwrap();
         server.run(until).await.unwrap();
         bus.close().await;
     });
     let end = async {
-        eventually("all are at work", || begun.load(Ordering::Relaxed) == 20).await;
+        eventually("all are at work", || started.load(Ordering::Relaxed) == 20).await;
         shutdown.cancel();
         go.close();
         within(DEADLINE, served).await.unwrap();
         process.kill();
     };
     let ask = |n: u64| {
-        let subject = parties.subject.clone();
-        let gateway = &parties.gateway;
+        let (gateway, cluster) = (&parties.gateway, &parties.cluster);
         async move {
-            // No replica may be there yet.
+            // The replica may not have subscribed yet.
             loop {
-                let asked = gateway.call_on(subject.clone(), &n, DEADLINE).await;
+                let asked = gateway
+                    .call_cluster::<EchoLong>(cluster, &n, DEADLINE)
+                    .await;
                 match asked {
                     Err(error) if error.code == ErrorCode::Unavailable => {}
                     answered => return answered,
@@ -275,7 +312,7 @@ async fn the_last_answers_of_a_process_that_ends_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_is_lost_while_replicas_come_and_go() {
+async fn replicas_starting_and_stopping_lose_no_request() {
     let parties = Parties::new().await;
     let _stays = parties.serve(|n| async move { Ok(n) }).await;
     let asking = AtomicUsize::new(8);
@@ -302,7 +339,7 @@ async fn no_request_is_lost_while_replicas_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_panics_is_an_error_and_the_server_goes_on() {
+async fn panicking_handler_returns_internal_and_server_continues() {
     let parties = Parties::new().await;
     let served = parties
         .serve(|n| async move {
@@ -317,10 +354,10 @@ async fn a_handler_that_panics_is_an_error_and_the_server_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_server_refuses_and_serves_again_when_it_has_room() {
+async fn full_server_refuses_until_a_slot_is_free() {
     let parties = Parties::new().await;
-    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-    let (count, gate) = (begun.clone(), go.clone());
+    let (started, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, gate) = (started.clone(), go.clone());
     let served = parties
         .serve(move |n| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -332,7 +369,7 @@ async fn a_full_server_refuses_and_serves_again_when_it_has_room() {
         })
         .await;
     let one_more = async {
-        eventually("it is full", || begun.load(Ordering::Relaxed) == LIMIT).await;
+        eventually("it is full", || started.load(Ordering::Relaxed) == LIMIT).await;
         let refused = parties.ask(0).await;
         go.close();
         refused
@@ -348,18 +385,18 @@ async fn a_full_server_refuses_and_serves_again_when_it_has_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_over_the_limit_is_refused_before_it_is_sent() {
+async fn oversized_request_is_refused_before_sending() {
     let parties = Parties::new().await;
     let large = "x".repeat(1024 * 1024);
     let outcome = parties
         .gateway
-        .call_on::<_, u64>(parties.subject.clone(), &large, DEADLINE)
+        .call_cluster::<EchoText>(&parties.cluster, &large, DEADLINE)
         .await;
     assert_eq!(outcome.unwrap_err().code, ErrorCode::PayloadTooLarge);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_is_found_by_the_tools_of_nats() {
+async fn server_answers_nats_discovery() {
     let parties = Parties::new().await;
     let served = parties
         .serve(|n| async move {
@@ -377,22 +414,29 @@ async fn a_server_is_found_by_the_tools_of_nats() {
         .connect(&nats.url)
         .await
         .unwrap();
-    // Servers of other tests answer to this name too: ask until ours has.
+    // Servers of other tests reply to this name too: repeat until this test's server does.
     let info: Info = within(DEADLINE, async {
         loop {
-            let answer = tool.request("$SRV.INFO.auth", "".into()).await.unwrap();
+            let answer = tool
+                .request("$SRV.INFO.exec-proxy", "".into())
+                .await
+                .unwrap();
             let info: Info = serde_json::from_slice(&answer.payload).unwrap();
-            if info.endpoints.iter().any(|e| e.subject == parties.subject) {
+            if info
+                .endpoints
+                .iter()
+                .any(|e| e.subject == parties.subject())
+            {
                 break info;
             }
         }
     })
     .await;
-    assert_eq!(info.name, "auth");
+    assert_eq!(info.name, "exec-proxy");
     assert_eq!(info.endpoints.len(), 1);
-    assert_eq!(info.endpoints[0].queue_group, "auth");
+    assert_eq!(info.endpoints[0].queue_group, "exec-proxy");
     let ask = async |verb: &str| {
-        let subject = format!("$SRV.{verb}.auth.{}", info.id);
+        let subject = format!("$SRV.{verb}.exec-proxy.{}", info.id);
         tool.request(subject, "".into()).await.unwrap().payload
     };
     let ping: PingResponse = serde_json::from_slice(&ask("PING").await).unwrap();

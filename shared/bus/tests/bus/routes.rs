@@ -95,7 +95,7 @@ fn route() -> Route {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_begins_with_what_is_stored_and_follows_every_change() {
+async fn mirror_reads_stored_routes_and_follows_changes() {
     let table = Table::with_bucket().await;
     let (kept, route_of_kept) = table.put().await;
     let (deleted, _) = table.put().await;
@@ -119,7 +119,7 @@ async fn a_mirror_begins_with_what_is_stored_and_follows_every_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_of_an_empty_or_a_later_bucket_is_synced_once_it_is_there() {
+async fn mirror_of_empty_or_later_bucket_becomes_synced() {
     let table = Table::new().await;
     let mirror = table.mirror().await;
     assert!(!mirror.routes.is_synced());
@@ -133,7 +133,7 @@ async fn a_mirror_of_an_empty_or_a_later_bucket_is_synced_once_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_route_leaves_a_marker_that_goes_by_itself() {
+async fn deleted_route_leaves_marker_that_expires() {
     let table = Table::with_bucket().await;
     let (id, _) = table.put().await;
     table.scheduler.delete_route(&id).await.unwrap();
@@ -158,7 +158,7 @@ async fn a_deleted_route_leaves_a_marker_that_goes_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_kept_its_markers_for_ever_is_brought_up_to_date() {
+async fn bucket_without_marker_expiry_is_updated() {
     let table = Table::new().await;
     let old = async_nats::jetstream::kv::Config {
         bucket: ROUTES_BUCKET.to_owned(),
@@ -180,13 +180,13 @@ async fn a_bucket_that_kept_its_markers_for_ever_is_brought_up_to_date() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_whose_connection_broke_forgets_what_went_without_a_marker() {
+async fn reconnected_mirror_removes_routes_deleted_without_marker() {
     let table = Table::with_bucket().await;
     let (gone, _) = table.put().await;
     let mirror = table.mirror().await;
     mirror.synced().await;
     assert!(mirror.routes.get(&gone).is_some());
-    // As if its marker had gone too while the mirror was away: no watch tells of this.
+    // As if its marker had expired during the outage: no watch reports this.
     table.bucket().await.stream.purge().await.unwrap();
     let (kept, _) = table.put().await;
     mirror.gateway.client().force_reconnect().await.unwrap();

@@ -18,7 +18,7 @@ fn last() -> FromBox {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_exchange_is_one_request_one_reply_and_one_acknowledgement() {
+async fn short_exchange_costs_three_messages() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let mut ends = Ends::on(&nats).await;
     let (before, _) = received_by(&nats).await;
@@ -34,7 +34,7 @@ async fn a_short_exchange_is_one_request_one_reply_and_one_acknowledgement() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_leaves_with_the_last_message_still_acknowledges_it() {
+async fn receiver_dropped_after_last_message_acknowledges_it() {
     let mut ends = Ends::shared().await;
     let (mut opened, served) = ends.session().await;
     let finish = tokio::spawn(served.finish(last()));
@@ -47,7 +47,7 @@ async fn a_reader_that_leaves_with_the_last_message_still_acknowledges_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_message_comes_after_all_others_also_when_nobody_reads_the_other_way() {
+async fn last_message_arrives_last_without_reader_of_other_direction() {
     let mut ends = Ends::shared().await;
     let (opened, mut served) = ends.session().await;
     let (mut to_box, mut from_box) = opened.split();
@@ -69,7 +69,7 @@ async fn the_last_message_comes_after_all_others_also_when_nobody_reads_the_othe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn finishing_does_not_wait_for_a_peer_that_only_sends() {
+async fn finish_does_not_wait_for_peer_that_only_sends() {
     let mut ends = Ends::shared().await;
     let (mut opened, served) = ends.session().await;
     let blocked = tokio::spawn(async move {
@@ -86,13 +86,13 @@ async fn finishing_does_not_wait_for_a_peer_that_only_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_an_end_is_known_to_the_other_within_100_ms() {
+async fn dropped_session_ends_peer_within_100_ms() {
     let mut ends = Ends::shared().await;
     for drop_opener in [true, false] {
         let (mut opened, mut served) = ends.session().await;
         served.send(FromBox::LogsLost(1)).await.unwrap();
         assert!(opened.recv().await.unwrap().is_some());
-        let begun = Instant::now();
+        let started = Instant::now();
         let error = if drop_opener {
             drop(opened);
             within(DEADLINE, served.closed()).await;
@@ -102,13 +102,13 @@ async fn dropping_an_end_is_known_to_the_other_within_100_ms() {
             within(DEADLINE, opened.closed()).await;
             opened.recv().await.unwrap_err()
         };
-        assert!(begun.elapsed() < Duration::from_millis(100));
+        assert!(started.elapsed() < Duration::from_millis(100));
         assert_eq!(error.code, ErrorCode::BoxLost);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_one_half_before_the_end_ends_the_session() {
+async fn dropped_half_ends_session() {
     let mut ends = Ends::shared().await;
     let (opened, served) = ends.session().await;
     let (_to_box, from_box) = opened.split();
@@ -119,7 +119,7 @@ async fn dropping_one_half_before_the_end_ends_the_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_arrives_behind_what_was_sent_before_it() {
+async fn failure_arrives_after_earlier_messages() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     for n in 0..5 {
@@ -135,7 +135,7 @@ async fn a_failure_arrives_behind_what_was_sent_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_limit_is_refused_and_the_session_goes_on() {
+async fn oversized_message_is_refused_and_session_continues() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     let error = served
@@ -149,7 +149,7 @@ async fn a_message_over_the_limit_is_refused_and_the_session_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_session_stays_open() {
+async fn idle_session_stays_open() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     let silence = Duration::from_secs(7);

@@ -4,8 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use agentbox_bus::{Acceptor, Bus, BusConfig, Session};
-use agentbox_contracts::exec::{FromBox, OPEN, ToBox};
+use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::rpc::SessionRpc;
 use agentbox_contracts::subjects;
 use agentbox_testing::{NatsEndpoint, TestNats};
 use bytes::Bytes;
@@ -13,6 +14,16 @@ use bytes::Bytes;
 pub mod process;
 
 pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A session whose opening is a text.
+pub struct TestSession;
+
+impl SessionRpc for TestSession {
+    const METHOD: &'static str = "open";
+    type Open = String;
+    type ToServer = ToBox;
+    type ToOpener = FromBox;
+}
 
 pub type ToServer = Session<ToBox, FromBox>;
 pub type ToOpener = Session<FromBox, ToBox>;
@@ -34,13 +45,12 @@ pub fn cluster() -> String {
     InstanceId::random().to_string()
 }
 
-/// A gateway, an exec-proxy that takes sessions of a cluster of its own, and that cluster's
-/// open subject.
+/// A gateway, and an exec-proxy that accepts the sessions of a cluster of its own.
 pub struct Ends {
     pub gateway: Bus,
     pub proxy: Bus,
-    pub acceptor: Acceptor,
-    pub subject: String,
+    pub acceptor: Acceptor<TestSession>,
+    pub cluster: String,
 }
 
 impl Ends {
@@ -53,31 +63,33 @@ impl Ends {
             connect(nats, "api-gateway").await,
             connect(nats, "exec-proxy").await,
         );
-        let subject = subjects::exec_rpc(&cluster(), OPEN);
-        let acceptor = proxy
-            .accept_sessions(subject.clone(), "exec-proxy")
-            .await
-            .unwrap();
+        let cluster = cluster();
+        let acceptor = proxy.accept_sessions(&cluster, "exec-proxy").await.unwrap();
         Self {
             gateway,
             proxy,
             acceptor,
-            subject,
+            cluster,
         }
     }
 
     pub async fn open(&self) -> ToServer {
         self.gateway
-            .open_session(self.subject.clone(), &"open", DEADLINE)
+            .open_session::<TestSession>(&self.cluster, &"open".into(), DEADLINE)
             .await
             .unwrap()
+    }
+
+    /// The subject on which sessions are opened.
+    pub fn subject(&self) -> String {
+        subjects::exec_rpc(&self.cluster, TestSession::METHOD)
     }
 
     /// An open session, both ends.
     pub async fn session(&mut self) -> (ToServer, ToOpener) {
         let opened = self.open().await;
         let incoming = within(DEADLINE, self.acceptor.next()).await.unwrap();
-        assert_eq!(&incoming.open[..], b"\"open\"");
+        assert_eq!(incoming.open().unwrap(), "open");
         (opened, incoming.accept())
     }
 }

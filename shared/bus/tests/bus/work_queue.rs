@@ -70,7 +70,7 @@ impl Commands {
         }
     }
 
-    /// How many are in the queue, begun or not.
+    /// How many are in the queue, started or not.
     async fn left(&self) -> usize {
         stored(
             &self.bus,
@@ -135,7 +135,7 @@ fn soon(reason: &str) -> Retry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_is_carried_out_once_and_is_gone() {
+async fn command_is_processed_once_and_removed() {
     let commands = Commands::new().await;
     let (ran, mut runs) = mpsc::unbounded_channel();
     let worker = commands
@@ -159,7 +159,7 @@ async fn a_command_is_carried_out_once_and_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_worker_had_begun_another_carries_out() {
+async fn command_of_killed_worker_is_processed_by_another() {
     let commands = Arc::new(Commands::new().await);
     begin_and_be_killed(&commands, 5).await;
     let (ran, mut runs) = mpsc::unbounded_channel();
@@ -178,13 +178,13 @@ async fn what_a_killed_worker_had_begun_another_carries_out() {
 async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
     let nats = TestNats::shared().await.unwrap();
     let process = Process::start();
-    let (begun, mut begins) = mpsc::unbounded_channel();
+    let (started, mut begins) = mpsc::unbounded_channel();
     let of = commands.clone();
     process.run(async move {
         let bus = connect(&nats, "scheduler").await;
         let queue = of.queue(&bus, max_deliver, 1).await;
         let handler = move |_| {
-            begun.send(()).unwrap();
+            started.send(()).unwrap();
             std::future::pending()
         };
         queue.run(handler, CancellationToken::new()).await;
@@ -197,7 +197,7 @@ async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_kills_every_worker_becomes_a_dead_letter() {
+async fn command_that_kills_every_worker_becomes_dead_letter() {
     let commands = Arc::new(Commands::new().await);
     let subject = commands.send(1, LONG).await;
     for _ in 0..2 {
@@ -205,18 +205,18 @@ async fn a_command_that_kills_every_worker_becomes_a_dead_letter() {
     }
     let worker = commands
         .worker(2, 1, |command| async move {
-            panic!("begun a third time: {command:?}")
+            panic!("started a third time: {command:?}")
         })
         .await;
     commands.all_done().await;
     worker.stop().await;
     assert_eq!(commands.dead().await, 1);
     let reason = commands.reason(&subject).await;
-    assert_eq!(reason, "it was tried too often, and no attempt ended");
+    assert_eq!(reason, "no attempt completed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_fails_too_often_becomes_a_dead_letter_with_the_reason() {
+async fn command_that_fails_too_often_becomes_dead_letter_with_reason() {
     let commands = Commands::new().await;
     let (ran, mut runs) = mpsc::unbounded_channel();
     let worker = commands
@@ -233,11 +233,11 @@ async fn a_command_that_fails_too_often_becomes_a_dead_letter_with_the_reason() 
     }
     assert_eq!(runs.recv().await, None);
     assert_eq!(commands.dead().await, 1);
-    assert_eq!(commands.reason(&subject).await, "the cluster says no");
+    assert_eq!(commands.reason(&subject).await, "the cluster refused it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_always_panics_is_not_tried_for_ever() {
+async fn panicking_handler_makes_dead_letter() {
     let commands = Commands::new().await;
     let worker = commands
         .worker(2, 4, |command| async move {
@@ -254,7 +254,7 @@ async fn a_handler_that_always_panics_is_not_tried_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_past_its_time_is_removed_and_not_carried_out() {
+async fn expired_command_is_removed_unprocessed() {
     let commands = Commands::new().await;
     commands.send(1, Duration::ZERO).await;
     commands.send(2, LONG).await;
@@ -273,7 +273,7 @@ async fn a_command_past_its_time_is_removed_and_not_carried_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_handler_keeps_its_command() {
+async fn long_handler_keeps_its_command() {
     let commands = Commands::new().await;
     let runs = Arc::new(AtomicUsize::new(0));
     let mut workers = Vec::new();
@@ -298,7 +298,7 @@ async fn a_long_handler_keeps_its_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_share_the_queue() {
+async fn two_workers_share_queue() {
     let commands = Commands::new().await;
     let mut workers = Vec::new();
     // Passed only by both together.
@@ -325,11 +325,11 @@ async fn two_workers_share_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_stops_finishes_what_it_has_begun_and_begins_nothing() {
+async fn stopping_worker_completes_started_commands_and_starts_none() {
     let commands = Commands::new().await;
-    let begun = Arc::new(AtomicUsize::new(0));
+    let started = Arc::new(AtomicUsize::new(0));
     let go = CancellationToken::new();
-    let (count, wait) = (begun.clone(), go.clone());
+    let (count, wait) = (started.clone(), go.clone());
     let worker = commands
         .worker(3, 2, move |_| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -339,10 +339,10 @@ async fn a_worker_that_stops_finishes_what_it_has_begun_and_begins_nothing() {
     for n in 0..5 {
         commands.send(n, LONG).await;
     }
-    eventually("two are begun", || begun.load(Ordering::Relaxed) == 2).await;
+    eventually("two are started", || started.load(Ordering::Relaxed) == 2).await;
     worker.shutdown.cancel();
     go.cancel();
     worker.stop().await;
     eventually_async("two are done", async || commands.left().await == 3).await;
-    assert_eq!(begun.load(Ordering::Relaxed), 2);
+    assert_eq!(started.load(Ordering::Relaxed), 2);
 }

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use agentbox_bus::{Bus, BusConfig, Session};
-use agentbox_contracts::exec::{FromBox, OPEN, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{FromBox, OpenKind, ToBox};
 use agentbox_contracts::ids::InstanceId;
-use agentbox_contracts::subjects;
 use agentbox_testing::System;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -210,10 +210,12 @@ async fn talk_nonsense(system: &System) {
     let clusters = std::fs::read(system.clusters_file()).unwrap();
     let clusters: serde_json::Value = serde_json::from_slice(&clusters).unwrap();
     let cluster = clusters["clusters"][0]["name"].as_str().unwrap();
-    let subject = subjects::exec_rpc(cluster, OPEN);
-    let mut sessions = bus.accept_sessions(subject, "exec-proxy").await.unwrap();
+    let mut sessions = bus
+        .accept_sessions::<BoxSession>(cluster, "exec-proxy")
+        .await
+        .unwrap();
     let incoming = sessions.next().await.unwrap();
-    let open: Open = serde_json::from_slice(&incoming.open).unwrap();
+    let open = incoming.open().unwrap();
     let OpenKind::Attach(request) = open.kind else {
         panic!("{open:?}");
     };

@@ -7,14 +7,13 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusConfig, Session};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
 use agentbox_contracts::exec::{
-    ARCHIVE, ArchiveReply, ArchiveRequest, AttachRequest, ExecRequest, ExecResult, FromBox,
-    LogsRequest, MAX_CHUNK, OPEN, Open, OpenKind, TerminalSize, ToBox, USAGE, UsageReply,
-    UsageRequest,
+    ArchiveReply, ArchiveRequest, AttachRequest, ExecRequest, ExecResult, FromBox, LogsRequest,
+    MAX_CHUNK, Open, OpenKind, TerminalSize, ToBox, UsageReply, UsageRequest,
 };
 use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
-use agentbox_contracts::subjects::exec_rpc;
 use agentbox_testing::NatsEndpoint;
 
 use super::{TestBox, proxy};
@@ -89,7 +88,7 @@ impl Gateway {
 
     pub async fn open_as(&self, open: &Open) -> Result<ClientSession, Error> {
         self.bus
-            .open_session(exec_rpc(&self.cluster, OPEN), open, DEADLINE)
+            .open_session::<BoxSession>(&self.cluster, open, DEADLINE)
             .await
     }
 
@@ -152,7 +151,7 @@ impl Gateway {
             address,
         };
         self.scheduler
-            .call_on(exec_rpc(&self.cluster, ARCHIVE), &request, DEADLINE)
+            .call_cluster::<ArchiveOutput>(&self.cluster, &request, DEADLINE)
             .await
     }
 
@@ -170,7 +169,7 @@ impl Gateway {
             address,
         };
         self.bus
-            .call_on(exec_rpc(&self.cluster, USAGE), &request, DEADLINE)
+            .call_cluster::<GetUsage>(&self.cluster, &request, DEADLINE)
             .await
     }
 }

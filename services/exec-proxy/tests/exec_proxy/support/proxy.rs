@@ -9,10 +9,10 @@ use std::time::Duration;
 use agentbox_box_protocol::output;
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
-use agentbox_contracts::exec::{USAGE, UsageRequest};
+use agentbox_contracts::exec::UsageRequest;
+use agentbox_contracts::exec::rpc::GetUsage;
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
-use agentbox_contracts::subjects::exec_rpc;
 use agentbox_exec_proxy::boxes::{BoxSpans, Boxes};
 use agentbox_exec_proxy::clusters::Cluster;
 use agentbox_exec_proxy::config::Limits;
@@ -139,11 +139,7 @@ pub async fn served(bus: &Bus, cluster: &str) {
         address: SocketAddr::from(([127, 0, 0, 1], 1)),
     };
     super::eventually("the exec-proxy serves", Duration::from_secs(20), async || {
-        let asked = bus.call_on::<_, agentbox_contracts::exec::UsageReply>(
-            exec_rpc(cluster, USAGE),
-            &request,
-            Duration::from_secs(1),
-        );
+        let asked = bus.call_cluster::<GetUsage>(cluster, &request, Duration::from_secs(1));
         // Nothing listens there: that is the exec-proxy's own answer.
         matches!(asked.await, Err(error) if error.code == agentbox_contracts::error::ErrorCode::NotRunning)
     })

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
-use agentbox_contracts::exec::{ARCHIVE, ArchiveReply, ArchiveRequest};
+use agentbox_contracts::exec::ArchiveRequest;
+use agentbox_contracts::exec::rpc::ArchiveOutput;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_contracts::subjects::exec_rpc;
 use agentbox_runtime::{BoxPhase, Runtime, RuntimeError};
 use chrono::Utc;
 use tokio::time::Instant;
@@ -287,10 +287,9 @@ impl Reconciler {
             environment: environment.id.clone(),
             address: environment.address,
         };
-        let subject = exec_rpc(&environment.cluster, ARCHIVE);
         let stored = self
             .bus
-            .call_on::<_, ArchiveReply>(subject, &request, ARCHIVE_WITHIN)
+            .call_cluster::<ArchiveOutput>(&environment.cluster, &request, ARCHIVE_WITHIN)
             .await;
         let Err(error) = stored else { return true };
         metrics::step_failed("archive");

@@ -14,14 +14,14 @@ use crate::support::{DEADLINE, Ends, chunk, received_by, within};
 const MOST_ON_THE_WAY: u64 = 16 + 1 + 1;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_mib_arrive_both_ways_byte_for_byte_with_a_bounded_number_on_the_way() {
+async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
     const CHUNKS: u64 = 64 * 1024 * 1024 / MAX_CHUNK as u64;
     let mut ends = Ends::shared().await;
     let (opened, served) = ends.session().await;
     let (mut to_box, mut from_box) = opened.split();
     let (mut to_opener, mut from_opener) = served.split();
     let (sent, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let begun = Instant::now();
+    let started = Instant::now();
 
     let inwards = tokio::spawn(async move {
         for n in 0..CHUNKS {
@@ -71,7 +71,7 @@ async fn sixty_four_mib_arrive_both_ways_byte_for_byte_with_a_bounded_number_on_
         )
     })
     .await;
-    let rate = 128.0 / begun.elapsed().as_secs_f64();
+    let rate = 128.0 / started.elapsed().as_secs_f64();
     println!("both ways at once: {rate:.0} MiB/s, checked bytes included");
     let finish = tokio::spawn(to_opener.finish(last()));
     assert_eq!(from_box.recv().await.unwrap(), Some(last()));
@@ -80,7 +80,7 @@ async fn sixty_four_mib_arrive_both_ways_byte_for_byte_with_a_bounded_number_on_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_stops_the_sender_and_costs_no_repeats() {
+async fn slow_reader_stops_sender_without_retransmits() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let mut ends = Ends::on(&nats).await;
     let (mut opened, served) = ends.session().await;
@@ -116,7 +116,7 @@ async fn a_slow_reader_stops_the_sender_and_costs_no_repeats() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_goes_there_and_back_in_little_time() {
+async fn round_trip_latency_is_low() {
     const ROUNDS: usize = 2000;
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
@@ -127,17 +127,17 @@ async fn a_message_goes_there_and_back_in_little_time() {
     });
     let mut times = Vec::with_capacity(ROUNDS);
     for n in 0..ROUNDS as u64 {
-        let begun = Instant::now();
+        let started = Instant::now();
         opened.send(ToBox::Stdin(chunk(n, 64))).await.unwrap();
         let back = within(DEADLINE, opened.recv()).await.unwrap();
         assert_eq!(back, Some(FromBox::Stdout(chunk(n, 64))));
-        times.push(begun.elapsed());
+        times.push(started.elapsed());
     }
     drop(opened);
     within(DEADLINE, echo).await.unwrap();
     times.sort_unstable();
     let (p50, p99) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
     println!("there and back: p50 {p50:?}, p99 {p99:?}");
-    // Far above what it takes, far below any of the session's timers.
+    // Far above the usual latency, far below every timer of a session.
     assert!(p50 < Duration::from_millis(20), "{p50:?}");
 }

@@ -1,4 +1,4 @@
-//! NATS dies, a peer dies.
+//! Sessions when NATS or a peer is killed.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use agentbox_testing::TestNats;
 
 use super::last;
 use crate::support::process::Process;
-use crate::support::{DEADLINE, Ends, ToOpener, ToServer, chunk, connect, within};
+use crate::support::{DEADLINE, Ends, TestSession, ToOpener, ToServer, chunk, connect, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_message_arrives_once_and_in_order_though_nats_is_killed_in_between() {
+async fn messages_arrive_once_in_order_across_nats_restarts() {
     const MESSAGES: u64 = 3000;
     const SIZE: usize = 8 * 1024;
     let (system, nats) = TestNats::own().await.unwrap();
@@ -60,15 +60,15 @@ async fn every_message_arrives_once_and_in_order_though_nats_is_killed_in_betwee
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_opener_is_lost_within_6_s() {
+async fn killed_opener_is_lost_within_6_s() {
     let mut ends = Ends::shared().await;
     let nats = TestNats::shared().await.unwrap();
     let process = Process::start();
-    let subject = ends.subject.clone();
+    let cluster = ends.cluster.clone();
     let opener = process.run(async move {
         let gateway = connect(&nats, "api-gateway").await;
         let mut session: ToServer = gateway
-            .open_session(subject, &"open", DEADLINE)
+            .open_session::<TestSession>(&cluster, &"open".into(), DEADLINE)
             .await
             .unwrap();
         session.recv().await.unwrap();
@@ -79,30 +79,33 @@ async fn a_killed_opener_is_lost_within_6_s() {
         .unwrap()
         .accept();
     served.send(FromBox::LogsLost(1)).await.unwrap();
-    // Nothing of it may be dropped in order, or it would say that it goes.
+    // Not dropped: that would send a reset.
     std::mem::forget(within(DEADLINE, opener).await.unwrap());
     process.kill();
-    let begun = Instant::now();
+    let started = Instant::now();
     let error = within(Duration::from_secs(6), served.recv())
         .await
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost);
-    assert!(begun.elapsed() > Duration::from_secs(3), "it was told");
+    assert!(
+        started.elapsed() > Duration::from_secs(3),
+        "the peer sent a reset"
+    );
     assert!(served.send(FromBox::LogsLost(2)).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_server_is_lost_within_6_s() {
+async fn killed_server_is_lost_within_6_s() {
     let ends = Ends::shared().await;
     let nats = TestNats::shared().await.unwrap();
     let process = Process::start();
-    let subject = format!("{}2", ends.subject);
-    let served_subject = subject.clone();
+    let cluster = format!("{}2", ends.cluster);
+    let served_cluster = cluster.clone();
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let server = process.run(async move {
         let proxy = connect(&nats, "exec-proxy").await;
         let mut acceptor = proxy
-            .accept_sessions(served_subject, "exec-proxy")
+            .accept_sessions::<TestSession>(&served_cluster, "exec-proxy")
             .await
             .unwrap();
         ready.send(()).unwrap();
@@ -113,23 +116,26 @@ async fn a_killed_server_is_lost_within_6_s() {
     within(DEADLINE, is_ready).await.unwrap();
     let mut opened: ToServer = ends
         .gateway
-        .open_session(subject, &"open", DEADLINE)
+        .open_session::<TestSession>(&cluster, &"open".into(), DEADLINE)
         .await
         .unwrap();
     assert!(within(DEADLINE, opened.recv()).await.unwrap().is_some());
     std::mem::forget(within(DEADLINE, server).await.unwrap());
     process.kill();
-    let begun = Instant::now();
+    let started = Instant::now();
     let error = within(Duration::from_secs(6), opened.recv())
         .await
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost);
     assert_eq!(error.message, "the connection to the box was lost");
-    assert!(begun.elapsed() > Duration::from_secs(3), "it was told");
+    assert!(
+        started.elapsed() > Duration::from_secs(3),
+        "the peer sent a reset"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_end_by_themselves_when_nats_stays_away() {
+async fn sessions_end_when_nats_stays_away() {
     let (system, nats) = TestNats::own().await.unwrap();
     let mut ends = Ends::on(&nats).await;
     let (opened, mut served) = ends.session().await;
@@ -156,7 +162,7 @@ async fn sessions_end_by_themselves_when_nats_stays_away() {
         .unwrap_err();
     let refused = ends
         .gateway
-        .open_session::<ToBox, FromBox>(ends.subject.clone(), &"open", DEADLINE)
+        .open_session::<TestSession>(&ends.cluster, &"open".into(), DEADLINE)
         .await;
     assert_eq!(refused.err().unwrap().code, ErrorCode::Unavailable);
 }

@@ -1,32 +1,31 @@
-//! From the request to the first word.
+//! Opening a session: from the request to the first message.
 
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{FromBox, OPEN, ToBox};
+use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::subjects::{self, HEADER_DEADLINE};
 use async_nats::HeaderMap;
 
 use super::last;
-use crate::support::{DEADLINE, Ends, ToOpener, ToServer, cluster, within};
+use crate::support::{DEADLINE, Ends, TestSession, ToOpener, ToServer, cluster, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_serving_is_known_at_once() {
+async fn unserved_session_is_unavailable_at_once() {
     let ends = Ends::shared().await;
-    let subject = subjects::exec_rpc(&cluster(), OPEN);
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut session: ToServer = ends
         .gateway
-        .open_session(subject, &"open", DEADLINE)
+        .open_session::<TestSession>(&cluster(), &"open".into(), DEADLINE)
         .await
         .unwrap();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!(started.elapsed() < Duration::from_millis(500));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_the_first_word() {
+async fn refusal_is_the_first_result() {
     let mut ends = Ends::shared().await;
     let refusal = Error::new(ErrorCode::NotRunning, "the environment is not running");
     let mut session = ends.open().await;
@@ -43,11 +42,11 @@ async fn a_refusal_is_the_first_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_says_nothing_within_the_deadline_is_a_timeout() {
+async fn silent_server_times_out_at_deadline() {
     let mut ends = Ends::shared().await;
     let mut session: ToServer = ends
         .gateway
-        .open_session(ends.subject.clone(), &"open", Duration::from_millis(300))
+        .open_session::<TestSession>(&ends.cluster, &"open".into(), Duration::from_millis(300))
         .await
         .unwrap();
     let _unanswered = ends.acceptor.next().await.unwrap();
@@ -56,28 +55,28 @@ async fn a_server_that_says_nothing_within_the_deadline_is_a_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_busy_says_that_it_has_the_session() {
+async fn busy_server_sends_accept() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     // The opener may send only when it knows its peer.
-    let begun = Instant::now();
+    let started = Instant::now();
     opened.send(ToBox::Eof).await.unwrap();
     assert_eq!(
         within(DEADLINE, served.recv()).await.unwrap(),
         Some(ToBox::Eof)
     );
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!(started.elapsed() < Duration::from_millis(500));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_nobody_waits_for_any_more_is_not_served() {
+async fn session_request_past_its_deadline_is_not_served() {
     let mut ends = Ends::shared().await;
     let mut headers = HeaderMap::new();
     headers.insert(HEADER_DEADLINE, "1");
     let reply = subjects::session("api-gateway", ends.gateway.instance(), u64::MAX);
     ends.gateway
         .client()
-        .publish_with_reply_and_headers(ends.subject.clone(), reply, headers, "\"late\"".into())
+        .publish_with_reply_and_headers(ends.subject(), reply, headers, "\"late\"".into())
         .await
         .unwrap();
     ends.gateway.client().flush().await.unwrap();
@@ -89,7 +88,7 @@ async fn a_request_that_nobody_waits_for_any_more_is_not_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_opener_that_gives_up_early_ends_the_session_of_the_server() {
+async fn opener_dropped_early_ends_server_session() {
     let mut ends = Ends::shared().await;
     drop(ends.open().await);
     let served: ToOpener = ends.acceptor.next().await.unwrap().accept();
@@ -97,11 +96,11 @@ async fn an_opener_that_gives_up_early_ends_the_session_of_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_opened_without_loss_while_one_of_two_servers_leaves() {
+async fn stopping_server_loses_no_session_request() {
     let mut ends = Ends::shared().await;
     let mut staying = ends
         .proxy
-        .accept_sessions(ends.subject.clone(), "exec-proxy")
+        .accept_sessions::<TestSession>(&ends.cluster, "exec-proxy")
         .await
         .unwrap();
     let stays = tokio::spawn(async move {
@@ -110,11 +109,11 @@ async fn sessions_are_opened_without_loss_while_one_of_two_servers_leaves() {
             let _ = served.finish(last()).await;
         }
     });
-    let (gateway, subject) = (ends.gateway.clone(), ends.subject.clone());
+    let (gateway, cluster) = (ends.gateway.clone(), ends.cluster.clone());
     let opener = tokio::spawn(async move {
         for n in 0..400 {
             let mut session: ToServer = gateway
-                .open_session(subject.clone(), &"open", Duration::from_secs(2))
+                .open_session::<TestSession>(&cluster, &"open".into(), Duration::from_secs(2))
                 .await
                 .unwrap();
             let answer = session.recv().await;
@@ -136,7 +135,7 @@ async fn sessions_are_opened_without_loss_while_one_of_two_servers_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_frame_or_comes_from_a_stranger_is_ignored() {
+async fn invalid_and_foreign_frames_are_ignored() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     served.send(FromBox::LogsLost(1)).await.unwrap();

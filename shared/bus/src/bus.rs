@@ -1,0 +1,317 @@
+//! The handle that services hold: it owns the connections and gives access to the parts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::environment::{EnvironmentEvent, Route};
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::{EnvironmentId, InstanceId};
+use agentbox_contracts::rpc::{ClusterRpc, Rpc, SessionRpc};
+use agentbox_contracts::subjects;
+use async_nats::jetstream;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::client::{BusConfig, Client, Reports};
+use crate::error::BusError;
+use crate::events::{self, EventStream};
+use crate::replies::Replies;
+use crate::routes::{RouteMirror, Routes};
+use crate::rpc::{self, Server};
+use crate::session::{Acceptor, Hub, Session};
+use crate::work::{self, WorkQueue};
+use crate::{counter, metrics, streams};
+
+/// How long [`Bus::close`] may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// A handle to the bus. Clones share the connections.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    replies: Replies,
+    hub: Hub,
+    routes: Routes,
+    instance: InstanceId,
+    violation: watch::Receiver<Option<String>>,
+}
+
+impl Bus {
+    /// Connects, and retries for up to half a minute while NATS starts.
+    ///
+    /// # Errors
+    /// When NATS does not answer in that time; at once when it refuses the credentials.
+    pub async fn connect(config: BusConfig) -> Result<Self, BusError> {
+        metrics::describe();
+        let reports = Arc::new(Reports::new());
+        let client = Client::connect(&config, "requests", &reports).await?;
+        let sessions = Client::connect(&config, "sessions", &reports).await?;
+        let hub = Hub::start(sessions, config.service, config.instance.clone()).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                replies: Replies::start(client.clone()).await?,
+                routes: Routes::new(client.clone()),
+                client,
+                hub,
+                instance: config.instance,
+                violation: reports.violation(),
+            }),
+        })
+    }
+
+    #[must_use]
+    pub fn client(&self) -> &async_nats::Client {
+        self.inner.client.nats()
+    }
+
+    #[must_use]
+    pub fn jetstream(&self) -> &jetstream::Context {
+        self.inner.client.jetstream()
+    }
+
+    #[must_use]
+    pub fn instance(&self) -> &InstanceId {
+        &self.inner.instance
+    }
+
+    /// Whether both connections are established.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.client.is_connected() && self.inner.hub.is_connected()
+    }
+
+    /// Resolves when the server has refused a publish or a subscription.
+    pub async fn violated(&self) -> String {
+        let mut violation = self.inner.violation.clone();
+        match violation.wait_for(Option::is_some).await {
+            Ok(text) => text.clone().unwrap_or_default(),
+            // The connections are closed, and with them the sender: no violation can follow.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends the sessions and sends the messages that are still queued, for a bounded time.
+    pub async fn close(&self) {
+        let client = self.client();
+        let closing = async {
+            self.inner.hub.close().await;
+            self.inner.replies.close().await;
+            // `drain` does not wait until queued messages are sent.
+            let _ = client.flush().await;
+            if let Err(error) = client.drain().await {
+                tracing::debug!(error = %ErrorChain(&error), "the connection could not be drained");
+            }
+        };
+        if tokio::time::timeout(CLOSE_DEADLINE, closing).await.is_err() {
+            tracing::warn!("the bus did not close in time");
+        }
+    }
+}
+
+/// Requests and sessions.
+impl Bus {
+    /// Calls a service and waits for its reply, for at most `deadline`.
+    ///
+    /// # Errors
+    /// The service's error; [`ErrorCode::Unavailable`] at once when no replica serves the
+    /// method; [`ErrorCode::Timeout`] when none replies in time.
+    pub async fn call<R: Rpc>(
+        &self,
+        request: &R::Request,
+        deadline: Duration,
+    ) -> Result<R::Reply, Error> {
+        self.require_connection()?;
+        let subject = subjects::rpc(R::SERVICE, R::METHOD);
+        rpc::call(&self.inner.replies, subject, request, deadline).await
+    }
+
+    /// Calls an exec-proxy of `cluster` and waits for its reply, for at most `deadline`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_cluster<R: ClusterRpc>(
+        &self,
+        cluster: &str,
+        request: &R::Request,
+        deadline: Duration,
+    ) -> Result<R::Reply, Error> {
+        self.require_connection()?;
+        let subject = subjects::exec_rpc(cluster, R::METHOD);
+        rpc::call(&self.inner.replies, subject, request, deadline).await
+    }
+
+    /// While one connection is lost, the other one probably is too and only does not know yet.
+    fn require_connection(&self) -> Result<(), Error> {
+        if self.is_connected() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::Unavailable,
+            "the message bus is not connected",
+        ))
+    }
+
+    /// A server without methods. Add them, then call [`Server::listen`] and
+    /// [`Listening::run`](rpc::Listening::run).
+    #[must_use]
+    pub fn serve(&self, service: &'static str) -> Server {
+        Server::new(self.inner.client.clone(), service)
+    }
+
+    /// Opens a session with an exec-proxy of `cluster`. Returns as soon as the request is
+    /// sent. When no exec-proxy serves the cluster, or none answers within `deadline`, the
+    /// first `recv` returns the error.
+    ///
+    /// # Errors
+    /// When the bus is not connected or the request is too large.
+    pub async fn open_session<S: SessionRpc>(
+        &self,
+        cluster: &str,
+        open: &S::Open,
+        deadline: Duration,
+    ) -> Result<Session<S::ToServer, S::ToOpener>, Error> {
+        self.inner.hub.open::<S>(cluster, open, deadline).await
+    }
+
+    /// Serves sessions of `cluster`, together with the other members of the queue group.
+    ///
+    /// # Errors
+    /// When NATS does not confirm the subscription.
+    pub async fn accept_sessions<S: SessionRpc>(
+        &self,
+        cluster: &str,
+        queue: &str,
+    ) -> Result<Acceptor<S>, BusError> {
+        self.inner.hub.accept(cluster, queue).await
+    }
+}
+
+/// Commands, events, routes and counters: JetStream.
+impl Bus {
+    /// Creates or updates the streams, buckets and stores that `service` owns. Every replica
+    /// may call this, any number of times.
+    ///
+    /// # Errors
+    /// When JetStream refuses or does not answer.
+    pub async fn ensure_streams(&self, service: &str) -> Result<(), BusError> {
+        streams::ensure(self.jetstream(), service).await
+    }
+
+    /// Queues a command. A second command with the same `message_id` within two minutes is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When JetStream has not acknowledged it.
+    pub async fn send_command<T: Serialize>(
+        &self,
+        subject: String,
+        body: &T,
+        message_id: &str,
+        expires_in: Duration,
+    ) -> Result<(), BusError> {
+        work::send(&self.inner.client, subject, body, message_id, expires_in).await
+    }
+
+    /// Opens the durable consumer `consumer` of the commands that match `filter`. A handler
+    /// gets each command at most `max_deliver` times, and `ack_wait` after each progress
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// When JetStream refuses or does not answer.
+    pub async fn work_queue(
+        &self,
+        consumer: &str,
+        filter: String,
+        ack_wait: Duration,
+        max_deliver: i64,
+        max_in_flight: usize,
+    ) -> Result<WorkQueue, BusError> {
+        let client = self.inner.client.clone();
+        WorkQueue::open(
+            client,
+            consumer,
+            filter,
+            ack_wait,
+            max_deliver,
+            max_in_flight,
+        )
+        .await
+    }
+
+    /// Publishes an event and returns its sequence. A second event with the same `message_id`
+    /// within two minutes is dropped.
+    ///
+    /// # Errors
+    /// When JetStream has not acknowledged it.
+    pub async fn publish_event(
+        &self,
+        event: &EnvironmentEvent,
+        message_id: &str,
+    ) -> Result<u64, BusError> {
+        events::publish(&self.inner.client, event, message_id).await
+    }
+
+    /// Reads the events whose subject matches `filter`, from `from_sequence` on; 0 is the
+    /// oldest stored event.
+    ///
+    /// # Errors
+    /// When JetStream cannot be reached.
+    pub async fn events(
+        &self,
+        filter: String,
+        from_sequence: u64,
+    ) -> Result<EventStream, BusError> {
+        events::read(&self.inner.client, filter, from_sequence).await
+    }
+
+    /// Whether any stored event matches `filter`, so that a replay would return something.
+    ///
+    /// # Errors
+    /// When JetStream cannot be reached.
+    pub async fn has_events(&self, filter: &str) -> Result<bool, BusError> {
+        events::any(&self.inner.client, filter).await
+    }
+
+    /// Writes the route of an environment.
+    ///
+    /// # Errors
+    /// When JetStream has not acknowledged it.
+    pub async fn put_route(&self, id: &EnvironmentId, route: &Route) -> Result<(), BusError> {
+        self.inner.routes.put(id, route).await
+    }
+
+    /// Deletes the route of an environment.
+    ///
+    /// # Errors
+    /// When JetStream has not acknowledged it.
+    pub async fn delete_route(&self, id: &EnvironmentId) -> Result<(), BusError> {
+        self.inner.routes.delete(id).await
+    }
+
+    /// A mirror of all routes. [`RouteMirror::run`] keeps it up to date.
+    #[must_use]
+    pub fn mirror_routes(&self) -> RouteMirror {
+        self.inner.routes.mirror()
+    }
+
+    /// Adds `by` to the counter at `subject` and returns its total.
+    ///
+    /// # Errors
+    /// When JetStream does not answer within `deadline` or refuses.
+    pub async fn increment(
+        &self,
+        subject: String,
+        by: u64,
+        deadline: Duration,
+    ) -> Result<u64, BusError> {
+        if !self.is_connected() {
+            return Err(BusError::Disconnected);
+        }
+        counter::increment(&self.inner.replies, subject, by, deadline).await
+    }
+}

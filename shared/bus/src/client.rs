@@ -1,0 +1,214 @@
+//! One connection to NATS: how it is made, and the events that it reports.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions;
+use async_nats::connection::State;
+use async_nats::jetstream;
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::error::BusError;
+use crate::metrics;
+
+/// How long the first connection is retried: NATS may be starting too.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RECONNECT_DELAY: Duration = Duration::from_millis(250);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// JetStream's own requests.
+const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// A slow consumer drops thousands of messages. Each is counted; the log gets one line in
+/// this time.
+const SLOW_CONSUMER_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Messages that wait in one subscription: 2 MiB of request headers, or 128 MiB of full
+/// frames on the connection of the sessions. More are dropped; sessions retransmit them.
+const SUBSCRIPTION_CAPACITY: usize = 4096;
+
+/// How a process logs in to NATS.
+#[derive(Clone, Debug)]
+pub struct BusConfig {
+    pub url: String,
+    pub user: String,
+    pub password: String,
+    /// One of [`permissions::SERVICES`]; names the inbox and session subjects.
+    pub service: &'static str,
+    pub instance: InstanceId,
+}
+
+/// A connection to NATS and JetStream on it. Clones share the connection.
+#[derive(Clone)]
+pub(crate) struct Client {
+    nats: async_nats::Client,
+    jetstream: jetstream::Context,
+    connects: watch::Receiver<u64>,
+}
+
+impl Client {
+    /// Connects, and retries for up to half a minute. `purpose` is part of the
+    /// connection's name.
+    pub(crate) async fn connect(
+        config: &BusConfig,
+        purpose: &str,
+        reports: &Arc<Reports>,
+    ) -> Result<Self, BusError> {
+        let nats = dial(config, purpose, reports).await?;
+        let mut jetstream = jetstream::new(nats.clone());
+        jetstream.set_timeout(JETSTREAM_TIMEOUT);
+        Ok(Self {
+            nats,
+            jetstream,
+            connects: reports.connects.subscribe(),
+        })
+    }
+
+    pub(crate) fn nats(&self) -> &async_nats::Client {
+        &self.nats
+    }
+
+    pub(crate) fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.nats.connection_state() == State::Connected
+    }
+
+    /// Changes after each reconnect. The server's in-memory state for this process, such as
+    /// pulls and ordered consumers, is lost then.
+    pub(crate) fn reconnected(&self) -> watch::Receiver<u64> {
+        let mut connects = self.connects.clone();
+        connects.mark_unchanged();
+        connects
+    }
+}
+
+/// Events that the connections of a process report.
+pub(crate) struct Reports {
+    violation: watch::Sender<Option<String>>,
+    /// How often a connection was established.
+    connects: watch::Sender<u64>,
+    slow_consumer_logged_at: Mutex<Option<Instant>>,
+}
+
+impl Reports {
+    pub(crate) fn new() -> Self {
+        Self {
+            violation: watch::Sender::new(None),
+            connects: watch::Sender::new(0),
+            slow_consumer_logged_at: Mutex::default(),
+        }
+    }
+
+    /// The first permission violation; `None` until there is one.
+    pub(crate) fn violation(&self) -> watch::Receiver<Option<String>> {
+        self.violation.subscribe()
+    }
+
+    fn should_log_slow_consumer(&self) -> bool {
+        let mut logged_at = self.slow_consumer_logged_at.lock();
+        let now = Instant::now();
+        if logged_at.is_some_and(|at| now - at < SLOW_CONSUMER_LOG_INTERVAL) {
+            return false;
+        }
+        *logged_at = Some(now);
+        true
+    }
+
+    fn record(&self, event: &Event) {
+        match event {
+            Event::ServerError(refusal) => {
+                tracing::error!(reason = %refusal, "NATS reported an error");
+                if is_permissions_violation(refusal) {
+                    self.violation.send_replace(Some(refusal.to_string()));
+                }
+            }
+            Event::SlowConsumer(subscription) => {
+                metrics::slow_consumer();
+                if self.should_log_slow_consumer() {
+                    tracing::warn!(
+                        subscription,
+                        "messages were dropped: a subscription is too slow"
+                    );
+                }
+            }
+            Event::Connected | Event::Disconnected | Event::LameDuckMode => {
+                if *event == Event::Connected {
+                    self.connects.send_modify(|connects| *connects += 1);
+                }
+                tracing::info!(event = %event, "NATS connection changed");
+            }
+            other => tracing::debug!(event = %other, "NATS connection changed"),
+        }
+    }
+}
+
+/// The server reports a violation as text only, and the client library has no kind for it.
+fn is_permissions_violation(error: &ServerError) -> bool {
+    matches!(error, ServerError::Other(text)
+        if text.to_ascii_lowercase().contains("permissions violation"))
+}
+
+async fn dial(
+    config: &BusConfig,
+    purpose: &str,
+    reports: &Arc<Reports>,
+) -> Result<async_nats::Client, BusError> {
+    let started_at = tokio::time::Instant::now();
+    loop {
+        let reports = reports.clone();
+        let mut options = ConnectOptions::new()
+            .name(format!("agentbox-{}-{purpose}", config.service))
+            .custom_inbox_prefix(permissions::inbox_prefix(config.service))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .reconnect_delay_callback(|_| RECONNECT_DELAY)
+            .event_callback(move |event| {
+                let reports = reports.clone();
+                async move { reports.record(&event) }
+            });
+        if !config.user.is_empty() {
+            options = options.user_and_password(config.user.clone(), config.password.clone());
+        }
+        match options.connect(&config.url).await {
+            Ok(client) => return Ok(client),
+            Err(source)
+                if source.kind() == ConnectErrorKind::AuthorizationViolation
+                    || started_at.elapsed() > CONNECT_DEADLINE =>
+            {
+                return Err(BusError::Connect {
+                    url: config.url.clone(),
+                    source,
+                });
+            }
+            Err(error) => {
+                tracing::info!(error = %ErrorChain(&error), "NATS is not reachable yet; retrying");
+                tokio::time::sleep(RECONNECT_DELAY).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_violation_is_recognized_among_server_errors() {
+        let violation = "Permissions Violation for Publish to \"abx.v1.rpc.exec.x\"";
+        assert!(is_permissions_violation(&ServerError::Other(
+            violation.to_owned()
+        )));
+        assert!(!is_permissions_violation(&ServerError::Other(
+            "maximum payload exceeded".to_owned()
+        )));
+        assert!(!is_permissions_violation(
+            &ServerError::AuthorizationViolation
+        ));
+    }
+}

@@ -1,0 +1,32 @@
+//! The RPCs of the exec-proxies.
+
+use super::{ArchiveReply, ArchiveRequest, FromBox, Open, ToBox, UsageReply, UsageRequest};
+use crate::rpc::{ClusterRpc, SessionRpc};
+
+/// A session with a box: one exec, one attach or one log stream.
+pub struct BoxSession;
+
+impl SessionRpc for BoxSession {
+    const METHOD: &'static str = "open";
+    type Open = Open;
+    type ToServer = ToBox;
+    type ToOpener = FromBox;
+}
+
+/// Measures the resources that one box uses.
+pub struct GetUsage;
+
+impl ClusterRpc for GetUsage {
+    const METHOD: &'static str = "usage";
+    type Request = UsageRequest;
+    type Reply = UsageReply;
+}
+
+/// Archives the last output of a box before the box is removed.
+pub struct ArchiveOutput;
+
+impl ClusterRpc for ArchiveOutput {
+    const METHOD: &'static str = "archive";
+    type Request = ArchiveRequest;
+    type Reply = ArchiveReply;
+}
