@@ -20,4 +20,14 @@ refuse '(^\s*|[(,]\s*|=\s*)[%?](error|err|e)\b' "$error_rule"
 refuse '(^\s*|[(,]\s*)error = (?!%ErrorChain\()[^;]*,' "$error_rule"
 refuse 'as &\(?dyn (std::error::)?Error\b' "$error_rule"
 
+# Every variable of ours is on the page of the configuration, and nothing else is.
+names() { grep -oE 'AGENTBOX_[A-Z0-9_]*[A-Z0-9]\b' | grep -vE '^AGENTBOX_(EXAMPLE|RATE_LIMIT$)' | sort -u; }
+in_code=$(git grep -hE 'AGENTBOX_' -- '*.rs' '*.sh' '*.py' '*.yaml' '*.tpl' Makefile | names)
+on_page=$(names < docs/configuration.md)
+if ! difference=$(diff <(echo "$in_code") <(echo "$on_page")); then
+  printf '%s\n  %s\n' "$difference" \
+    'docs/configuration.md does not list the AGENTBOX_ variables of the sources (<: missing, >: unknown)' >&2
+  status=1
+fi
+
 exit "$status"

@@ -142,3 +142,15 @@ impl AsRef<CommonConfig> for Config {
         &self.common
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Config;
+
+    #[test]
+    fn configuration_reference_matches_code() {
+        agentbox_service::configuration::check("auth", &Config::command()).unwrap();
+    }
+}

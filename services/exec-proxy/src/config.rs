@@ -88,3 +88,15 @@ impl Default for Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Config;
+
+    #[test]
+    fn configuration_reference_matches_code() {
+        agentbox_service::configuration::check("exec-proxy", &Config::command()).unwrap();
+    }
+}

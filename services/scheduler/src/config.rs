@@ -130,7 +130,14 @@ pub struct Settings {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+
+    #[test]
+    fn configuration_reference_matches_code() {
+        agentbox_service::configuration::check("scheduler", &Config::command()).unwrap();
+    }
 
     #[test]
     fn a_limit_of_zero_is_none_and_nonsense_is_refused() {

@@ -1,8 +1,9 @@
-//! The listener for operators: metrics and health, apart from what users reach.
+//! The listener for operators: metrics and health. Users cannot reach it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::readiness::Readiness;
 
-/// How long open connections may last after the listener has stopped.
+/// How long open connections may stay open after the listener has stopped.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -49,14 +50,14 @@ impl Admin {
     pub(crate) async fn serve(self, shutdown: CancellationToken) {
         let served = axum::serve(self.listener, self.router)
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        // A scraper that keeps its connection open does not hold the process.
+        // A scraper that keeps its connection open must not delay the exit.
         let overdue = async {
             shutdown.cancelled().await;
             tokio::time::sleep(CLOSE_GRACE).await;
         };
         tokio::select! {
             outcome = served => if let Err(error) = outcome {
-                tracing::error!(%error, "the admin listener failed");
+                tracing::error!(error = %ErrorChain(&error), "the admin listener failed");
             },
             () = overdue => {}
         }

@@ -1,13 +1,13 @@
-//! What every service is configured with.
+//! The configuration that every service has.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Flags and environment that all services share. Secrets come by environment only, so
-/// that they do not show in a process list.
+/// Flags and variables that all services share. Pass secrets by variable only: flags are
+/// visible in the process list.
 #[derive(Clone, clap::Args)]
 pub struct CommonConfig {
-    /// Where NATS listens.
+    /// The URL of NATS.
     #[arg(
         long,
         env = "AGENTBOX_NATS_URL",
@@ -15,10 +15,11 @@ pub struct CommonConfig {
     )]
     pub nats_url: String,
 
-    /// This service's NATS user.
+    /// The NATS user of this service. Empty: no login.
     #[arg(long, env = "AGENTBOX_NATS_USER", default_value = "")]
     pub nats_user: String,
 
+    /// The password of that user.
     #[arg(
         long,
         env = "AGENTBOX_NATS_PASSWORD",
@@ -28,24 +29,25 @@ pub struct CommonConfig {
     )]
     pub nats_password: String,
 
-    /// Where `/metrics`, `/health/live` and `/health/ready` are served. Not for the public.
+    /// The address of the listener for `/metrics`, `/health/live` and `/health/ready`. It must
+    /// not be reachable by users.
     #[arg(long, env = "AGENTBOX_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,
 
-    /// What is logged, as a `tracing` filter: `info`, `agentbox_scheduler=debug,info`.
+    /// The log filter, in `tracing` syntax: `info`, `agentbox_scheduler=debug,info`.
     #[arg(long, env = "AGENTBOX_LOG", default_value = "info")]
     pub log: String,
 
-    /// This replica's name in logs and traces, such as `auth-0`.
+    /// The name of this replica in logs and traces, such as `auth-0`.
     #[arg(long, env = "AGENTBOX_REPLICA", default_value = "")]
     pub replica: String,
 
-    /// How long to go on working after the order to stop, not ready, in seconds: whoever
-    /// sends work shall have heard of it before the listeners close.
+    /// How long the service keeps working after the order to stop, in seconds. It is not ready
+    /// then, so that load balancers notice before the listeners close.
     #[arg(long, env = "AGENTBOX_SHUTDOWN_DELAY", default_value_t = 0)]
     pub shutdown_delay_s: u64,
 
-    /// How long stopping may take after that, in seconds.
+    /// How long the stop may take after that delay, in seconds.
     #[arg(long, env = "AGENTBOX_SHUTDOWN_GRACE", default_value_t = 20)]
     pub shutdown_grace_s: u64,
 }

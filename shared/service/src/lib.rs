@@ -12,6 +12,7 @@
 
 mod admin;
 mod config;
+pub mod configuration;
 mod log_format;
 mod panics;
 mod readiness;
@@ -22,6 +23,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,9 +60,9 @@ impl Context {
     }
 }
 
-/// The whole of a service's `main.rs`: reads the configuration from flags and
-/// environment, runs `run`, and stays until the service is told to stop. Exits 0 after
-/// an orderly stop, 1 after a failure, 2 on a bad configuration.
+/// The `main` of a service: reads the configuration from flags and environment, runs `run`,
+/// and waits for the order to stop. Exits with 0 after an orderly stop, 1 after a failure,
+/// and 2 on an invalid configuration.
 pub fn main<C, F, Fut>(service: &'static str, run: F) -> ExitCode
 where
     C: clap::Parser + AsRef<CommonConfig>,
@@ -74,7 +76,7 @@ where
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            // There is no log yet to write this to.
+            // Logging is not set up yet.
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
                 format!("cannot start the async runtime: {error}\n").as_bytes(),
@@ -107,7 +109,7 @@ where
     let outcome = serve(service, instance, &common, config, run, &telemetry).await;
     match &outcome {
         Ok(()) => tracing::info!("stopped"),
-        Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
+        Err(error) => tracing::error!(error = %ErrorChain(&**error), "failed"),
     }
     telemetry.flush().await;
     match outcome {
@@ -183,7 +185,7 @@ where
             let failed = async {
                 tokio::select! {
                     violation = bus.violated() => {
-                        anyhow::anyhow!("NATS refused what this service needs: {violation}")
+                        anyhow::anyhow!("NATS refused a permission that this service needs: {violation}")
                     }
                     failure = tasks.failed() => failure,
                 }
@@ -216,7 +218,7 @@ where
     let outcome = work.await;
     admin_shutdown.cancel();
     if let Err(error) = admin.await {
-        tracing::warn!(%error, "the admin listener ended badly");
+        tracing::warn!(error = %ErrorChain(&error), "the admin listener panicked");
     }
     outcome
 }

@@ -1,4 +1,4 @@
-//! One JSON object a line, with the trace it belongs to.
+//! The log format: one JSON object per line, with the trace and span ids.
 
 use std::error::Error;
 use std::fmt;
@@ -48,7 +48,7 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// The span that an event names as its parent; else the one it happens in.
+/// The span that an event names as its parent, or else the current one.
 fn span_of(event: &Event<'_>) -> SpanContext {
     let named = event.parent().and_then(|id| {
         tracing::dispatcher::get_default(|dispatch| {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_one_line_with_its_causes_once_each() {
+    fn error_is_logged_on_one_line_with_each_cause_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("the store failed")]
         struct Outer(#[source] Inner);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_carries_the_trace_it_happens_in() {
+    fn log_line_carries_trace_and_span_id() {
         let lines = lines(|| {
             let span = tracing::info_span!("work");
             span.in_scope(|| tracing::info!("inside"));

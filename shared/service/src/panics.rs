@@ -1,26 +1,25 @@
-//! A panic is a line of the log like any other failure, with the trace it happened in.
+//! Logs panics as lines of the log, with the trace in which they happened.
 //!
-//! Only words that the program was built with are repeated. A message that was put
-//! together as it ran may quote a user (the slice that could not be cut, the text that
-//! could not be read): the place says enough.
+//! Only a message that is a literal of the program is logged. A formatted message may contain
+//! a user's data, such as the text that could not be parsed; the location is enough then.
 
 use std::any::Any;
 
-/// What a panic says, when that is part of the program.
-pub(crate) fn words(payload: &dyn Any) -> &'static str {
+/// The message of a panic, if it is a literal of the program.
+pub(crate) fn panic_message(payload: &dyn Any) -> &'static str {
     payload
         .downcast_ref::<&'static str>()
         .copied()
-        .unwrap_or("its message may quote a user and is not logged")
+        .unwrap_or("the message may contain user data and is not logged")
 }
 
-/// From now on in place of Rust's own lines on stderr, which are not JSON.
-pub(crate) fn log_them() {
+/// Installs the panic hook. Rust's own writes lines to stderr that are not JSON.
+pub(crate) fn install_hook() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string);
+        let location = panic.location().map(ToString::to_string);
         tracing::error!(
-            place = place.unwrap_or_default(),
-            reason = words(panic.payload()),
+            location = location.unwrap_or_default(),
+            reason = panic_message(panic.payload()),
             "panicked"
         );
     }));
@@ -31,13 +30,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_told_in_the_programs_words_and_never_in_a_users() {
+    fn panic_message_is_static_text_only() {
         let caught = |work: fn()| std::panic::catch_unwind(work).unwrap_err();
-        assert_eq!(words(&*caught(|| panic!("on purpose"))), "on purpose");
+        assert_eq!(
+            panic_message(&*caught(|| panic!("on purpose"))),
+            "on purpose"
+        );
         let quoting = caught(|| {
-            let users = String::from("a user's secret");
-            panic!("cannot read {users}");
+            let input = String::from("a user's secret");
+            panic!("cannot read {input}");
         });
-        assert!(!words(&*quoting).contains("secret"));
+        assert!(!panic_message(&*quoting).contains("secret"));
     }
 }

@@ -1,16 +1,17 @@
-//! Whether this replica should be given work, and why not.
+//! Whether this replica is ready to receive work, and the reasons when it is not.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::Bus;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// How often the bus is asked whether it is there.
+/// How often the connection of the bus is checked.
 const BUS_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The state of each component, by name. Clones share it.
+/// The state of each component by name. Clones share it.
 #[derive(Clone, Default)]
 pub struct Readiness {
     components: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
@@ -29,10 +30,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
-        // The map is whole whatever panicked while holding the lock.
-        self.components
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.components.lock()
     }
 
     /// A component that must be ready before the service is. It starts not ready.
@@ -45,12 +43,12 @@ impl Readiness {
         }
     }
 
-    /// Not ready any more, for good.
+    /// Makes the replica not ready, permanently.
     pub(crate) fn stop(&self) {
         self.lock().insert("shutdown", Some("stopping".to_owned()));
     }
 
-    /// What is not ready and why; empty when all is.
+    /// The components that are not ready, with the reasons. Empty when all are ready.
     #[must_use]
     pub fn reasons(&self) -> BTreeMap<&'static str, String> {
         self.lock()
@@ -107,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_only_when_every_component_is_and_never_after_stop() {
+    fn readiness_needs_every_component_and_ends_at_stop() {
         let readiness = Readiness::new();
         let database = readiness.component("database");
         assert!(readiness.reasons().contains_key("database"));

@@ -1,4 +1,4 @@
-//! The tasks of a service: owned, named, and awaited before it ends.
+//! The tasks of a service: owned, named, and awaited before the service ends.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -31,20 +31,23 @@ impl Tasks {
         }
     }
 
-    /// Runs `future` until it ends. It must end soon after the shutdown token is
-    /// cancelled. An error or a panic before that stops the whole service.
+    /// Runs `future` until it ends, which must be soon after the shutdown token is cancelled.
+    /// An error or a panic before that stops the whole service.
     pub fn spawn(
         &self,
         name: &'static str,
         future: impl Future<Output = Result<(), anyhow::Error>> + Send + 'static,
     ) {
         let tasks = self.clone();
-        // A task's own span would be the parent of everything it ever does: none.
+        // No span: it would be the parent of every span that the task ever creates.
         let watched = async move {
             let failure = match AssertUnwindSafe(future).catch_unwind().await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("task {name}: {error:#}")),
-                Err(panic) => Some(format!("task {name} panicked: {}", panics::words(&*panic))),
+                Err(panic) => Some(format!(
+                    "task {name} panicked: {}",
+                    panics::panic_message(&*panic)
+                )),
             };
             match failure {
                 Some(failure) if tasks.shutdown.is_cancelled() => {
@@ -69,7 +72,7 @@ impl Tasks {
         let mut failure = self.failure.subscribe();
         match failure.wait_for(Option::is_some).await {
             Ok(text) => anyhow::anyhow!(text.clone().unwrap_or_default()),
-            // The sender lives in self.
+            // `self` owns the sender, so it is never dropped first.
             Err(_) => std::future::pending().await,
         }
     }
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_failed_task_is_told_and_a_panic_is_a_failure() {
+    async fn panicking_task_is_reported_as_failure() {
         let shutdown = CancellationToken::new();
         let tasks = Tasks::new(shutdown.clone());
         tasks.spawn("panics", async { panic!("on purpose") });
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn finish_waits_for_tasks_and_no_longer_than_the_grace() {
+    async fn finish_waits_for_tasks_up_to_the_grace() {
         let shutdown = CancellationToken::new();
         let tasks = Tasks::new(shutdown.clone());
         let done = CancellationToken::new();
@@ -123,8 +126,8 @@ mod tests {
 
         let stuck = Tasks::new(CancellationToken::new());
         stuck.spawn("stuck", std::future::pending());
-        let begun = std::time::Instant::now();
+        let started_at = std::time::Instant::now();
         stuck.finish(Duration::from_millis(50)).await;
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(started_at.elapsed() < Duration::from_secs(2));
     }
 }

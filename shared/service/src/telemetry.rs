@@ -1,8 +1,8 @@
-//! Logs, traces and metrics. Traces leave by OTLP when the standard variables
-//! (`OTEL_EXPORTER_OTLP_ENDPOINT` and its kin) name a collector; without one, trace ids
-//! are still made, so that logs and answers can carry them.
+//! Logs, traces and metrics. Traces are exported by OTLP when the standard variables (such as
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`) name a collector. Without one, trace ids are still created,
+//! so that logs and responses contain them.
 //!
-//! * [`environment`]: what the variables ask for.
+//! * [`environment`]: reads the variables.
 //! * [`export`]: the queue to the collector.
 //! * [`relayed`]: spans exported on behalf of a program without a collector.
 
@@ -10,9 +10,10 @@ mod environment;
 mod export;
 mod relayed;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -22,6 +23,7 @@ use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor as _};
+use parking_lot::Mutex;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -32,21 +34,21 @@ use environment::{Environment, Protocol};
 use export::Queue;
 pub use relayed::RelayedSpans;
 
-/// How long the last spans may take to leave.
+/// How long the export of the last spans may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Seconds; from a bus round trip to a slow image pull.
+/// In seconds: from a round trip on the bus to a slow image pull.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
 
-/// What becomes a span: our own and no library's, whose words may be a user's.
+/// The spans that are recorded. Those of libraries are not: they may contain user data.
 const SPAN_FILTER: &str =
     "info,h2=off,hyper=off,tonic=off,tower=off,sqlx=off,async_nats=off,opentelemetry=off";
 
-/// Comes before the operator's own filter, which may overrule it: what these libraries
-/// tell is told by ours that use them, once and in their words (NATS by the bus, Postgres
-/// by who asked it, the collector by the queue to it).
+/// Precedes the operator's own filter, which may override it. The crates that use these
+/// libraries log the same events themselves, once: the bus for NATS, the caller for Postgres,
+/// the span queue for the collector.
 const LOG_FILTER: &str = "opentelemetry=off,async_nats=off,sqlx=off";
 
 pub(crate) struct Telemetry {
@@ -89,7 +91,7 @@ fn resource(service: &str, instance: &InstanceId, replica: &str) -> Resource {
     )
 }
 
-/// Must be called where tokio runs: the exporter's connection lives there.
+/// Must be called inside the tokio runtime, which drives the exporter's connection.
 pub(crate) fn start(
     service: &'static str,
     instance: &InstanceId,
@@ -132,7 +134,7 @@ pub(crate) fn start(
         )
         .try_init()
         .context("cannot set up logging")?;
-    crate::panics::log_them();
+    crate::panics::install_hook();
 
     let metrics = PrometheusBuilder::new()
         .set_buckets(&LATENCY_BUCKETS)
@@ -161,10 +163,7 @@ impl Exports {
             vec![KeyValue::new("service.namespace", "agentbox")],
         ));
         let queue = Arc::new(queue);
-        self.relayed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(&queue));
+        self.relayed.lock().push(Arc::clone(&queue));
         Ok(RelayedSpans { queue: Some(queue) })
     }
 }
@@ -178,23 +177,19 @@ impl Telemetry {
         self.exports.clone()
     }
 
-    /// Sends what is left, off the async threads, for a bounded time.
+    /// Exports the remaining spans, outside the async threads, for a bounded time.
     pub(crate) async fn flush(self) {
         let flush = move || {
             let deadline = Instant::now() + FLUSH_DEADLINE;
             let left = || deadline.saturating_duration_since(Instant::now());
-            let relayed = self
-                .exports
-                .relayed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let relayed = self.exports.relayed.lock();
             let own = self.tracer.shutdown_with_timeout(left());
             relayed.iter().fold(own, |outcome, queue| {
                 outcome.and(queue.shutdown_with_timeout(left()))
             })
         };
         if let Ok(Err(error)) = tokio::task::spawn_blocking(flush).await {
-            tracing::debug!(%error, "the last spans may be lost");
+            tracing::debug!(error = %ErrorChain(&error), "the last spans may be lost");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What the standard `OTEL_*` variables ask for.
+//! The standard `OTEL_*` variables.
 //!
-//! Here are those that the SDK leaves to its user or would pass over in silence:
+//! This module reads those that the SDK leaves to its user or ignores silently:
 //! `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`, `OTEL_TRACES_SAMPLER`,
 //! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL}`, `OTEL_BSP_MAX_QUEUE_SIZE`,
 //! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. The SDK and its exporter read
@@ -20,17 +20,17 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-/// Spans that may wait for the collector.
+/// The most spans that may wait for the collector, by default.
 const DEFAULT_QUEUE: usize = 2048;
 
-/// How spans travel to the collector.
+/// The protocol of the exporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Grpc,
     HttpProtobuf,
 }
 
-/// Looks a variable up; an empty one counts as absent, as the standard says.
+/// Looks up variables. An empty value counts as absent, as the standard demands.
 pub(super) struct Environment<F>(pub(super) F);
 
 impl<F: Fn(&str) -> Option<String>> Environment<F> {
@@ -38,10 +38,10 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         (self.0)(name).filter(|value| !value.trim().is_empty())
     }
 
-    /// How spans are to be exported; `None`: not at all.
+    /// The protocol to export spans with; `None` when there is no export.
     ///
     /// # Errors
-    /// For what is not supported: an operator who asked for it should not wait for spans.
+    /// When a value is not supported, so that the operator does not wait for spans in vain.
     pub(super) fn protocol(&self) -> Result<Option<Protocol>, anyhow::Error> {
         if let Some(sampler) = self.get("OTEL_TRACES_SAMPLER") {
             ensure!(
@@ -83,7 +83,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         }
     }
 
-    /// Spans that may wait for the collector.
+    /// The most spans that may wait for the collector.
     pub(super) fn queue_size(&self) -> usize {
         self.get("OTEL_BSP_MAX_QUEUE_SIZE")
             .and_then(|size| size.parse().ok())
@@ -91,8 +91,8 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             .unwrap_or(DEFAULT_QUEUE)
     }
 
-    /// Who the spans are of. What `OTEL_RESOURCE_ATTRIBUTES` says wins over `ours`, and
-    /// `OTEL_SERVICE_NAME` over both.
+    /// The resource of the spans. `OTEL_RESOURCE_ATTRIBUTES` overrides `ours`, and
+    /// `OTEL_SERVICE_NAME` overrides both.
     pub(super) fn resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
         let resource = Resource::builder_empty()
             .with_detector(Box::new(TelemetryResourceDetector))
@@ -105,8 +105,8 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         }
     }
 
-    /// The same for a program that left its spans with this one: the deployment's
-    /// attributes, and a name that is its own.
+    /// The resource of relayed spans: the deployment's attributes, and the program's own
+    /// service name.
     pub(super) fn relayed_resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
         Resource::builder_empty()
             .with_attributes(ours)
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_exported_when_an_endpoint_is_named_and_nothing_forbids_it() {
+    fn export_protocol_follows_otel_variables() {
         let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317");
         let protocol = |name| ("OTEL_EXPORTER_OTLP_PROTOCOL", name);
         for (variables, expected) in [
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
+    fn unsupported_otel_values_are_rejected_by_name() {
         for (name, value) in [
             ("OTEL_TRACES_EXPORTER", "zipkin"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_programs_name_is_its_own_unless_the_environment_says_otherwise() {
+    fn service_name_follows_otel_service_name_except_for_relayed_spans() {
         let name_of = |resource: Resource| {
             let name = resource.get(&opentelemetry::Key::new("service.name"));
             name.map(|name| name.to_string())

@@ -1,14 +1,15 @@
-//! Finished spans on their way to the collector.
+//! The queue of finished spans for the collector.
 //!
-//! * I1. Nobody waits for the collector: a span is queued or dropped, at once.
-//! * I2. The queue is bounded (`OTEL_BSP_MAX_QUEUE_SIZE`). What was dropped, there or
-//!   because the collector did not take it, is counted.
-//! * I3. A collector that fails is one line in the log, and one when it is back.
+//! * I1. No caller waits for the collector: a span is queued or dropped at once.
+//! * I2. The queue is bounded (`OTEL_BSP_MAX_QUEUE_SIZE`). Spans that were dropped because it
+//!   was full, or because the collector refused them, are counted.
+//! * I3. A failing collector causes one line in the log, and one when it works again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use opentelemetry::Context;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -20,10 +21,10 @@ const EXPORTED: &str = "agentbox_spans_exported_total";
 const DROPPED: &str = "agentbox_spans_dropped_total";
 
 pub(super) fn describe() {
-    metrics::describe_counter!(EXPORTED, "Spans that the collector took");
+    metrics::describe_counter!(EXPORTED, "Spans that the collector accepted");
     metrics::describe_counter!(
         DROPPED,
-        "Spans that were lost: `queue` was full, or the `collector` did not take them"
+        "Spans that were lost, by reason: the `queue` was full, or the `collector` failed"
     );
 }
 
@@ -39,17 +40,17 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(exporter: impl SpanExporter + 'static, limit: usize) -> Self {
         let waiting = Arc::new(AtomicUsize::new(0));
-        let told = Told {
+        let exporter = ReportingExporter {
             exporter,
             waiting: Arc::clone(&waiting),
             failing: AtomicBool::new(false),
         };
-        // The environment's, but for the size: what has been counted here has room there.
+        // From the environment, except the size: every span that is counted here must fit.
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(limit)
             .build();
         Self {
-            batches: BatchSpanProcessor::builder(told)
+            batches: BatchSpanProcessor::builder(exporter)
                 .with_batch_config(config)
                 .build(),
             waiting,
@@ -92,16 +93,15 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// An exporter whose failures are told here and not by the SDK, which would log an error
-/// for every batch.
+/// An exporter that reports its failures here. The SDK would log an error for each batch.
 #[derive(Debug)]
-struct Told<E> {
+struct ReportingExporter<E> {
     exporter: E,
     waiting: Arc<AtomicUsize>,
     failing: AtomicBool,
 }
 
-impl<E: SpanExporter> SpanExporter for Told<E> {
+impl<E: SpanExporter> SpanExporter for ReportingExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len();
         let outcome = self.exporter.export(batch).await;
@@ -111,13 +111,13 @@ impl<E: SpanExporter> SpanExporter for Told<E> {
             Ok(()) => {
                 metrics::counter!(EXPORTED).increment(count as u64);
                 if was_failing {
-                    tracing::info!("the trace collector takes spans again");
+                    tracing::info!("the trace collector accepts spans again");
                 }
             }
             Err(error) => {
                 metrics::counter!(DROPPED, "reason" => "collector").increment(count as u64);
                 if !was_failing {
-                    tracing::warn!(%error, "the trace collector takes no spans; they are dropped until it does");
+                    tracing::warn!(error = %ErrorChain(&error), "the trace collector failed; spans are dropped until it works again");
                 }
             }
         }
@@ -148,14 +148,14 @@ mod tests {
 
     use super::*;
 
-    /// Takes nothing until `gate` is dropped, then refuses.
+    /// Hangs until `gate` is dropped, then fails.
     #[derive(Debug)]
-    struct Stuck {
+    struct HangingExporter {
         gate: Mutex<std::sync::mpsc::Receiver<()>>,
         batches: Arc<AtomicUsize>,
     }
 
-    impl SpanExporter for Stuck {
+    impl SpanExporter for HangingExporter {
         async fn export(&self, _batch: Vec<SpanData>) -> OTelSdkResult {
             let _ = self.gate.lock().map(|gate| gate.recv());
             self.batches.fetch_add(1, Ordering::Relaxed);
@@ -164,27 +164,27 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_that_hangs_slows_nobody_and_its_queue_stays_bounded() {
+    fn hanging_collector_blocks_no_span_and_queue_stays_bounded() {
         let (gate, opened) = std::sync::mpsc::channel();
         let batches = Arc::new(AtomicUsize::new(0));
-        let stuck = Stuck {
+        let exporter = HangingExporter {
             gate: Mutex::new(opened),
             batches: Arc::clone(&batches),
         };
-        let queue = Queue::new(stuck, 8);
+        let queue = Queue::new(exporter, 8);
         let waiting = Arc::clone(&queue.waiting);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(queue)
             .build();
         let tracer = provider.tracer("test");
-        let begun = Instant::now();
+        let started_at = Instant::now();
         for _ in 0..10_000 {
             tracer.start("span");
         }
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(started_at.elapsed() < Duration::from_secs(2));
         assert_eq!(waiting.load(Ordering::Relaxed), 8);
         drop(gate);
-        // A refusing collector is not the SDK's business: its shutdown succeeds.
+        // The failure of the collector is not reported to the SDK: its shutdown succeeds.
         provider.shutdown().unwrap();
         assert_eq!(waiting.load(Ordering::Relaxed), 0);
         assert!(batches.load(Ordering::Relaxed) >= 1);
