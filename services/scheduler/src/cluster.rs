@@ -1,9 +1,9 @@
-//! The places where boxes run.
+//! The clusters in which boxes run.
 //!
 //! * [`config`]: the scheduler's part of the clusters file.
 //! * [`registry`]: a cluster by its name, and its driver once that is connected.
-//! * [`capacity`]: what a cluster has, read ahead so that no request waits for it.
-//! * [`placement`]: which cluster takes a request. Pure.
+//! * [`capacity`]: a cluster's capacity, cached so that no request waits for it.
+//! * [`placement`]: the choice of a cluster for a request. Pure.
 
 pub mod capacity;
 pub mod config;

@@ -1,4 +1,4 @@
-//! What the scheduler is configured with.
+//! The scheduler's configuration.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -70,8 +70,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_RETENTION_DAYS", default_value_t = 7)]
     pub retention_days: u32,
 
-    /// Environments that one replica works on at a time, for each cluster. Most of them
-    /// wait for their cluster, some for a slow image; nobody shall wait for those.
+    /// Environments of each cluster that one replica reconciles at a time. Most of them wait
+    /// for their cluster, some for a slow image, and must not delay the others.
     #[arg(long, env = "AGENTBOX_MAX_RECONCILES", default_value_t = 128)]
     pub max_reconciles: usize,
 }
@@ -82,7 +82,7 @@ impl AsRef<CommonConfig> for Config {
     }
 }
 
-/// A limit from the configuration; `None` for zero.
+/// A limit from the configuration; `None`: no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit<T>(pub Option<T>);
 
@@ -116,7 +116,7 @@ impl Config {
     }
 }
 
-/// The configuration as the rest of the service uses it.
+/// The configuration in the types that the service uses.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub quota: Quota,
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_zero_is_none_and_nonsense_is_refused() {
+    fn limit_of_zero_is_none_and_invalid_text_is_refused() {
         assert_eq!(limit::<MilliCpu>("0").unwrap(), Limit(None));
         assert_eq!(
             limit::<MilliCpu>("1500m").unwrap(),

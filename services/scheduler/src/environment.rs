@@ -1,25 +1,24 @@
-//! Environments: what is wanted of them, what is seen of them, and getting from one to
-//! the other.
+//! Environments: their requests, their rows, and reconciling the one with the clusters.
 //!
 //! * [`request`], [`selector`], [`quota`], [`state`], [`plan`]: decisions, pure.
-//! * [`store`]: every SQL statement about an environment.
-//! * [`handlers`]: what other services ask for.
-//! * [`reconcile`], [`due`]: one environment's way to where it shall be.
-//! * [`expire`], [`retention`], [`orphans`]: what nobody asks for but time.
-//! * [`outbox`]: tells the bus what the database says.
+//! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
+//! * [`handlers`]: the RPCs of other services.
+//! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
+//! * [`sweeper`], [`orphans`]: periodic work.
+//! * [`outbox`]: publishing changes on the bus.
 
-pub mod due;
-pub mod expire;
+mod entity;
 pub mod handlers;
 pub mod orphans;
 pub mod outbox;
 pub mod plan;
+pub mod queue;
 pub mod quota;
 pub mod reconcile;
 pub mod record;
 pub mod request;
-pub mod retention;
 pub mod selector;
 pub mod spec;
 pub mod state;
 pub mod store;
+pub mod sweeper;

@@ -1,13 +1,14 @@
-//! scheduler: the life of environments.
+//! scheduler: the lifecycle of environments.
 //!
-//! Owns the Postgres schema `scheduler` and the environment event stream. Postgres says
-//! what is wanted, clusters say what runs, and this service brings the second to the
-//! first; it keeps nothing that matters in memory. Never carries a byte of user I/O.
+//! Owns the Postgres schema `scheduler` and the environment event stream. Postgres has the
+//! requested state, clusters have the actual one, and this service reconciles the second
+//! with the first. It keeps no state in memory that it cannot read again. Never carries a
+//! byte of user I/O.
 //!
 //! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
 //! * [`environment`]: everything about environments.
-//! * [`trace`], [`metrics`]: what operators see.
+//! * [`trace`], [`metrics`]: telemetry.
 
 pub mod cluster;
 pub mod config;
@@ -20,12 +21,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
 use agentbox_runtime::Runtime;
 use agentbox_service::{Component, Context};
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::registry::{Cluster, Clusters};
@@ -35,18 +39,18 @@ use crate::environment::handlers::Environments;
 use crate::environment::outbox::{self, Relay};
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
-use crate::environment::{due, expire, orphans, retention};
+use crate::environment::{orphans, queue, sweeper};
 
 const SERVICE: &str = "scheduler";
-/// A command whose replica died comes again after so long.
+/// A command whose replica was killed is delivered again after this time.
 const COMMAND_ACK_WAIT: Duration = Duration::from_secs(10);
-/// A command only fails when the database does.
+/// Deliveries of one command; it only fails when the database does.
 const COMMAND_ATTEMPTS: i64 = 20;
 const COMMAND_RETRY: Duration = Duration::from_secs(1);
-/// Requests are heard after so long at the latest: most need no cluster.
-const CLUSTERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long the start waits for a cluster before requests are answered: most need none.
+const CLUSTER_START_WAIT: Duration = Duration::from_secs(5);
 
-/// Starts the scheduler: its tasks run on until shutdown.
+/// Starts the scheduler: its tasks run until shutdown.
 ///
 /// # Errors
 /// When the clusters file, the database or the bus cannot be used.
@@ -76,6 +80,11 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
             spec.own.overcommit,
         )
     }));
+    let mut runtimes = Vec::new();
+    for spec in specs {
+        let runtime = spec.runtime()?;
+        runtimes.push((spec.name, runtime));
+    }
     let scheduler = Scheduler::new(
         Store::new(pool),
         clusters,
@@ -84,40 +93,37 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         context.shutdown.clone(),
     );
     let ready = context.readiness.component("clusters");
-    for spec in specs {
-        let runtime = spec.runtime()?;
-        let (parts, ready) = (scheduler.parts.clone(), ready.clone());
-        context.tasks.spawn("cluster", async move {
-            Ok(parts.serve_cluster(spec.name, runtime, Some(ready)).await?)
-        });
-    }
-    // Before it knows a cluster it can create nothing, and another replica may.
-    let clusters = scheduler.parts.clusters.clone();
-    clusters.wait_for_another(CLUSTERS_ANSWER_WITHIN).await;
-    scheduler.spawn(&context.tasks).await?;
+    scheduler
+        .start(runtimes, Some(ready), |name, task| {
+            context.tasks.spawn(name, task);
+        })
+        .await?;
     Ok(())
 }
 
-/// What every task of the service shares.
+/// A task of the service, until shutdown.
+pub type Task = BoxFuture<'static, Result<(), anyhow::Error>>;
+
+/// What the tasks of the service share.
 #[derive(Clone)]
-pub struct Parts {
-    pub environments: Environments,
-    pub reconciler: Arc<Reconciler>,
-    pub clusters: Clusters,
+struct AppState {
+    environments: Environments,
+    reconciler: Arc<Reconciler>,
+    clusters: Clusters,
     store: Store,
     bus: Bus,
     settings: Settings,
     shutdown: CancellationToken,
 }
 
-/// The service, wired and not yet running.
+/// The service before its start.
 pub struct Scheduler {
-    pub parts: Parts,
+    state: AppState,
     relay: Relay,
 }
 
 impl Scheduler {
-    /// Wires the service over a migrated database.
+    /// Builds the service on a migrated database.
     #[must_use]
     pub fn new(
         store: Store,
@@ -141,7 +147,7 @@ impl Scheduler {
             settings.clone(),
             shutdown.clone(),
         );
-        let parts = Parts {
+        let state = AppState {
             environments,
             reconciler,
             clusters,
@@ -150,63 +156,46 @@ impl Scheduler {
             settings,
             shutdown,
         };
-        Self { parts, relay }
+        Self { state, relay }
     }
 
-    /// Everything that does not wait for a cluster; requests are heard when it returns.
-    async fn spawn(self, tasks: &agentbox_service::Tasks) -> Result<(), BusError> {
-        let Self { parts, relay } = self;
-        let requests = parts.requests().listen().await?;
-        let shutdown = parts.shutdown.clone();
-        tasks.spawn("requests", async move { Ok(requests.run(shutdown).await?) });
-        let shutdown = parts.shutdown.clone();
-        tasks.spawn("outbox", async move {
-            relay.run(shutdown).await;
-            Ok(())
-        });
-        tasks.spawn("sweeps", async move {
-            parts.sweep().await;
-            Ok(())
-        });
-        Ok(())
-    }
-
-    /// Runs all of it until shutdown, for callers that connect their clusters themselves.
+    /// Passes every task to `spawn`; requests are answered when it returns. `ready` follows
+    /// whether a cluster is reachable.
     ///
     /// # Errors
-    /// When the bus refuses.
-    pub async fn run_with(self, runtimes: Vec<(String, Arc<dyn Runtime>)>) -> Result<(), BusError> {
-        let Self { parts, relay } = self;
-        let shutdown = parts.shutdown.clone();
-        let clusters = futures::future::try_join_all(
-            runtimes
-                .into_iter()
-                .map(|(name, runtime)| parts.serve_cluster(name, runtime, None)),
-        );
-        let requests = parts.requests().listen().await?.run(shutdown.clone());
-        let ((), (), _, ()) = tokio::try_join!(
-            requests,
-            async {
-                relay.run(shutdown).await;
-                Ok(())
-            },
-            clusters,
-            async {
-                parts.sweep().await;
-                Ok(())
-            },
-        )?;
+    /// When the bus refuses the subscription to requests.
+    pub async fn start(
+        self,
+        runtimes: Vec<(String, Arc<dyn Runtime>)>,
+        ready: Option<Component>,
+        mut spawn: impl FnMut(&'static str, Task),
+    ) -> Result<(), BusError> {
+        let Self { state, relay } = self;
+        for (name, runtime) in runtimes {
+            let (state, ready) = (state.clone(), ready.clone());
+            let serve = async move { Ok(state.serve_cluster(name, runtime, ready).await?) };
+            spawn("cluster", serve.boxed());
+        }
+        // Without a cluster it could create nothing, and another replica may have one.
+        state.clusters.wait_for_unreachable(CLUSTER_START_WAIT).await;
+        let requests = state.server().listen().await?;
+        let shutdown = state.shutdown.clone();
+        let answer = async move { Ok(requests.run(shutdown).await?) };
+        spawn("requests", answer.boxed());
+        let shutdown = state.shutdown.clone();
+        spawn("outbox", relay.run(shutdown).map(Ok).boxed());
+        spawn("sweepers", async move { Ok(state.run_sweepers().await) }.boxed());
         Ok(())
     }
 }
 
-impl Parts {
+impl AppState {
     fn leases(&self) -> Leases {
         self.store.leases(self.bus.instance().clone())
     }
 
-    fn requests(&self) -> Server {
-        macro_rules! answer {
+    fn server(&self) -> Server {
+        macro_rules! on {
             ($server:expr, $rpc:ty, $method:ident) => {{
                 let environments = self.environments.clone();
                 $server.on::<$rpc, _, _>(move |request| {
@@ -216,13 +205,13 @@ impl Parts {
             }};
         }
         let server = self.bus.serve(SERVICE);
-        let server = answer!(server, rpc::Create, create);
-        let server = answer!(server, rpc::Get, get);
-        let server = answer!(server, rpc::List, list);
-        let server = answer!(server, rpc::Resolve, resolve);
-        let server = answer!(server, rpc::Patch, patch);
-        let server = answer!(server, rpc::Delete, delete);
-        let server = answer!(server, rpc::DeleteOwned, delete_owned);
+        let server = on!(server, rpc::Create, create);
+        let server = on!(server, rpc::Get, get);
+        let server = on!(server, rpc::List, list);
+        let server = on!(server, rpc::Resolve, resolve);
+        let server = on!(server, rpc::Patch, patch);
+        let server = on!(server, rpc::Delete, delete);
+        let server = on!(server, rpc::DeleteOwned, delete_owned);
         let environments = self.environments.clone();
         server.on::<rpc::Health, _, _>(move |_| {
             let environments = environments.clone();
@@ -230,20 +219,20 @@ impl Parts {
         })
     }
 
-    /// What time asks for, in every cluster.
-    async fn sweep(&self) {
+    /// The periodic work for all clusters.
+    async fn run_sweepers(&self) {
         let leases = self.leases();
         let expiry = leases.run_while_held("expiry", &self.shutdown, |held| {
-            expire::sweep(&self.environments, held)
+            sweeper::run_expiry(&self.environments, held)
         });
-        let forgetting = leases.run_while_held("retention", &self.shutdown, |held| {
-            retention::sweep(&self.store, self.settings.retention, held)
+        let purge = leases.run_while_held("retention", &self.shutdown, |held| {
+            sweeper::run_purge(&self.store, self.settings.retention, held)
         });
-        tokio::join!(expiry, forgetting);
+        tokio::join!(expiry, purge);
     }
 
-    /// Serves one cluster until shutdown: its capacity, its commands, what is due in it, its
-    /// changes.
+    /// Serves one cluster until shutdown: its capacity, its commands, its due environments,
+    /// its changes.
     async fn serve_cluster(
         &self,
         name: String,
@@ -253,12 +242,12 @@ impl Parts {
         let Some(cluster) = self.clusters.get(&name).cloned() else {
             return Ok(());
         };
-        cluster.connected(runtime.clone());
+        cluster.set_runtime(runtime.clone());
         let capacity = cluster
             .capacity
-            .keep_fresh(&name, &*runtime, self.shutdown.clone(), || {
+            .run_refresh(&name, &*runtime, self.shutdown.clone(), || {
                 let Some(ready) = &ready else { return };
-                // One of several is enough to be of use.
+                // One reachable cluster is enough.
                 if self
                     .clusters
                     .iter()
@@ -266,10 +255,10 @@ impl Parts {
                 {
                     ready.ready();
                 } else {
-                    ready.not_ready("no cluster answers");
+                    ready.not_ready("no cluster is reachable");
                 }
             });
-        let queue = self
+        let commands = self
             .bus
             .work_queue(
                 &format!("scheduler-{name}"),
@@ -280,14 +269,14 @@ impl Parts {
             )
             .await?;
         let reconciler = self.reconciler.clone();
-        let commands = queue.run(
+        let commands = commands.run(
             move |command| {
                 let reconciler = reconciler.clone();
-                async move { carry_out(&reconciler, &command).await }
+                async move { handle_command(&reconciler, &command).await }
             },
             self.shutdown.clone(),
         );
-        let due = due::keep_driving(
+        let due = queue::run_due(
             self.store.clone(),
             name.clone(),
             self.reconciler.clone(),
@@ -296,7 +285,7 @@ impl Parts {
         );
         let (leases, lease) = (self.leases(), format!("cluster:{name}"));
         let changes = leases.run_while_held(&lease, &self.shutdown, |held| {
-            orphans::follow(
+            orphans::run(
                 &self.store,
                 &cluster,
                 &self.reconciler,
@@ -309,13 +298,13 @@ impl Parts {
     }
 }
 
-async fn carry_out(reconciler: &Reconciler, command: &Command) -> Result<(), Retry> {
+async fn handle_command(reconciler: &Reconciler, command: &Command) -> Result<(), Retry> {
     let Some(Subject::Command { id, .. }) = Subject::parse(&command.subject) else {
-        tracing::error!(subject = command.subject, "not a command of ours");
+        tracing::error!(subject = command.subject, "command of an unknown subject discarded");
         return Ok(());
     };
     reconciler.reconcile(&id).await.map_err(|error| Retry {
         after: COMMAND_RETRY,
-        reason: error.to_string(),
+        reason: ErrorChain(&error).to_string(),
     })
 }

@@ -1,4 +1,4 @@
-//! The scheduler's metrics, declared in one place.
+//! The scheduler's metrics.
 
 use std::time::Duration;
 
@@ -11,49 +11,49 @@ const RECONCILE_FAILURES: &str = "agentbox_reconcile_failures_total";
 const RUNTIME_SECONDS: &str = "agentbox_runtime_call_seconds";
 const OUTBOX_PUBLISHED: &str = "agentbox_outbox_published_total";
 const OUTBOX_FAILURES: &str = "agentbox_outbox_failures_total";
-const ARCHIVES_GIVEN_UP: &str = "agentbox_archives_given_up_total";
+const ARCHIVES_ABANDONED: &str = "agentbox_archives_given_up_total";
 const ORPHANS: &str = "agentbox_orphans_removed_total";
-const FORGOTTEN: &str = "agentbox_rows_forgotten_total";
+const ROWS_PURGED: &str = "agentbox_rows_purged_total";
 
-/// Names and units for whoever scrapes. Once, at start.
+/// Describes the metrics to the recorder. To be called once, at start.
 pub fn describe() {
     use metrics::{Unit, describe_counter as counter, describe_histogram as histogram};
     counter!(
         TRANSITIONS,
-        "Environments that arrived in a status, by status and reason"
+        "Environments that entered a status, by status and reason"
     );
-    histogram!(START_SECONDS, Unit::Seconds, "From created to running");
+    histogram!(START_SECONDS, Unit::Seconds, "Time from creation to running");
     histogram!(
         RECONCILE_SECONDS,
         Unit::Seconds,
-        "One claim of one environment"
+        "Time of one reconcile of one environment"
     );
     counter!(
         RECONCILE_FAILURES,
-        "Steps that failed and are tried again, by step"
+        "Reconcile steps that failed and are retried, by step"
     );
     histogram!(
         RUNTIME_SECONDS,
         Unit::Seconds,
-        "One call of a cluster, by cluster and call"
+        "Time of one call of a cluster, by cluster and call"
     );
     counter!(
         OUTBOX_PUBLISHED,
-        "Outbox rows that reached the bus, by kind"
+        "Outbox rows that were published, by kind"
     );
     counter!(
         OUTBOX_FAILURES,
-        "Outbox passes that the bus or the database broke off"
+        "Attempts to publish an environment's outbox rows that failed"
     );
     counter!(
-        ARCHIVES_GIVEN_UP,
-        "Environments that ended without their last output stored"
+        ARCHIVES_ABANDONED,
+        "Environments that ended without an archive of their last output"
     );
-    counter!(ORPHANS, "Boxes removed because nothing wants them");
-    counter!(FORGOTTEN, "Rows deleted after their retention");
+    counter!(ORPHANS, "Boxes removed because they had no environment");
+    counter!(ROWS_PURGED, "Rows deleted after their retention");
 }
 
-pub fn arrived(status: Status, reason: Option<StatusReason>) {
+pub fn transitioned(status: Status, reason: Option<StatusReason>) {
     let reason = reason.map_or("", StatusReason::as_str);
     metrics::counter!(TRANSITIONS, "status" => status.as_str(), "reason" => reason).increment(1);
 }
@@ -83,14 +83,14 @@ pub fn outbox_failed() {
     metrics::counter!(OUTBOX_FAILURES).increment(1);
 }
 
-pub fn archive_given_up() {
-    metrics::counter!(ARCHIVES_GIVEN_UP).increment(1);
+pub fn archive_abandoned() {
+    metrics::counter!(ARCHIVES_ABANDONED).increment(1);
 }
 
 pub fn orphan_removed() {
     metrics::counter!(ORPHANS).increment(1);
 }
 
-pub fn forgotten(rows: u64) {
-    metrics::counter!(FORGOTTEN).increment(rows);
+pub fn rows_purged(rows: u64) {
+    metrics::counter!(ROWS_PURGED).increment(rows);
 }

@@ -4,6 +4,8 @@ mod m0001_initial;
 mod m0002_terms;
 mod m0003_numbers;
 mod m0004_lease_expiry;
+mod m0005_standard_names;
+mod m0006_outbox_leases;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -17,6 +19,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_terms::Migration),
             Box::new(m0003_numbers::Migration),
             Box::new(m0004_lease_expiry::Migration),
+            Box::new(m0005_standard_names::Migration),
+            Box::new(m0006_outbox_leases::Migration),
         ]
     }
 }

@@ -1,5 +1,5 @@
-//! Trace context that waits in the database: from the transaction that wrote an outbox
-//! row to the relay that publishes it, perhaps in another process.
+//! Trace context that is stored with an outbox row: the relay that publishes the row, perhaps
+//! in another process, continues the trace of the transaction that wrote it.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 const TRACEPARENT: &str = "traceparent";
 
-/// The current span, as a W3C `traceparent`. `None` when nothing is traced.
+/// The current span as a W3C `traceparent`; `None` when tracing is off.
 #[must_use]
 pub fn current() -> Option<String> {
     let mut carrier = HashMap::new();
@@ -26,6 +26,6 @@ pub fn continue_from(span: &Span, traceparent: Option<&str>) {
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     let context =
         opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
-    // Fails only where no telemetry is installed; then there is nothing to continue.
+    // Fails only when no telemetry is installed: then there is no trace to continue.
     let _ = span.set_parent(context);
 }

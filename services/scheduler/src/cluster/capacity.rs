@@ -1,23 +1,24 @@
-//! What one cluster has, refreshed in the background.
+//! The capacity of one cluster, refreshed in the background.
 //!
 //! * I1. Reading never waits for the cluster.
-//! * I2. What is older than [`STALE_AFTER`] is not told: the cluster counts as away. One that
-//!   fails to answer once does not.
+//! * I2. A capacity older than [`STALE_AFTER`] is not returned: the cluster counts as
+//!   unreachable. A single failed refresh does not make it so.
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_runtime::{Capacity, Runtime, RuntimeError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// After one that failed.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// After a refresh that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const STALE_AFTER: Duration = Duration::from_secs(4);
 
-/// An answer, and when it came.
+/// An answer and its time.
 type Answer = Option<(Instant, Capacity)>;
 
 fn fresh(answer: &Answer) -> Option<&Capacity> {
@@ -25,7 +26,7 @@ fn fresh(answer: &Answer) -> Option<&Capacity> {
     (at.elapsed() < STALE_AFTER).then_some(capacity)
 }
 
-/// The newest answer. Clones are made of the value, not of the cache.
+/// The newest answer of one cluster.
 #[derive(Default)]
 pub struct CapacityCache(watch::Sender<Answer>);
 
@@ -36,25 +37,25 @@ impl CapacityCache {
         fresh(&self.0.borrow()).cloned()
     }
 
-    /// Returns when there is something to read: at once, or at the next answer.
-    pub async fn known(&self) {
+    /// Returns when [`Self::current`] has a capacity: at once, or at the next answer.
+    pub async fn wait_known(&self) {
         let mut answers = self.0.subscribe();
-        // It ends with the cache only, which we hold.
+        // The sender is in `self`, so this cannot fail.
         let _ = answers.wait_for(|answer| fresh(answer).is_some()).await;
     }
 
-    /// Asks once.
+    /// Asks the cluster once; returns its version.
     async fn refresh(&self, runtime: &dyn Runtime) -> Result<String, RuntimeError> {
-        let capacity = tokio::time::timeout(ANSWER_WITHIN, runtime.capacity())
+        let capacity = tokio::time::timeout(ANSWER_TIMEOUT, runtime.capacity())
             .await
-            .unwrap_or(Err(RuntimeError::Deadline(ANSWER_WITHIN)))?;
+            .unwrap_or(Err(RuntimeError::Deadline(ANSWER_TIMEOUT)))?;
         let version = capacity.version.clone();
         self.0.send_replace(Some((Instant::now(), capacity)));
         Ok(version)
     }
 
-    /// Refreshes until shutdown; calls `refreshed` after each time.
-    pub async fn keep_fresh(
+    /// Refreshes until shutdown; calls `refreshed` after each attempt.
+    pub async fn run_refresh(
         &self,
         cluster: &str,
         runtime: &dyn Runtime,
@@ -66,17 +67,17 @@ impl CapacityCache {
             let outcome = self.refresh(runtime).await;
             match &outcome {
                 Ok(version) if answered != Some(true) => {
-                    tracing::info!(cluster, version, "the cluster answers");
+                    tracing::info!(cluster, version, "cluster reachable");
                 }
                 Err(error) if answered != Some(false) => {
-                    tracing::warn!(cluster, %error, "the cluster does not answer");
+                    tracing::warn!(cluster, error = %ErrorChain(error), "cluster unreachable");
                 }
                 _ => {}
             }
             answered = Some(outcome.is_ok());
             refreshed();
             let pause = match outcome {
-                Ok(_) => REFRESH_EVERY,
+                Ok(_) => REFRESH_INTERVAL,
                 Err(_) => RETRY_AFTER,
             };
             tokio::select! {

@@ -1,4 +1,4 @@
-//! What the scheduler reads of a cluster in the clusters file, beside its name and driver.
+//! The scheduler's own fields of a cluster in the clusters file.
 
 use std::path::Path;
 
@@ -9,12 +9,20 @@ use serde::Deserialize;
 pub enum ClusterConfigError {
     #[error(transparent)]
     Clusters(#[from] ClustersError),
-    #[error("cluster `{0}`: overcommit must be at least 1, or 0 for no check")]
-    Overcommit(String),
+    #[error(
+        "cluster `{cluster}`: overcommit.{field} must be 0 (no check) or a finite number of at \
+         least 1, got {value}"
+    )]
+    Overcommit {
+        cluster: String,
+        field: &'static str,
+        value: f64,
+    },
 }
 
-/// How often a cluster's CPU and memory are promised. Limits are what a box may use at
-/// most, and few boxes do so at the same time. 0: the cluster checks for itself.
+/// How many times a cluster's CPU and memory may be reserved. Boxes reserve their limits,
+/// which few of them use at the same time. 0: the scheduler does not check, the cluster
+/// does.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overcommit {
@@ -31,9 +39,9 @@ impl Default for Overcommit {
     }
 }
 
-/// The scheduler's part of one cluster.
+/// The scheduler's fields of one cluster.
 #[derive(Clone, Deserialize)]
-pub struct Placing {
+pub struct PlacementConfig {
     #[serde(default)]
     pub overcommit: Overcommit,
 }
@@ -41,14 +49,20 @@ pub struct Placing {
 /// Reads the clusters file.
 ///
 /// # Errors
-/// As [`agentbox_clusters::read`], and when an overcommit makes no sense.
-pub fn read(path: &Path) -> Result<Vec<ClusterSpec<Placing>>, ClusterConfigError> {
-    let clusters = agentbox_clusters::read::<Placing>(path)?;
-    let sound = |ratio: f64| ratio == 0.0 || (ratio >= 1.0 && ratio.is_finite());
+/// As [`agentbox_clusters::read`], and when an overcommit is out of range.
+pub fn read(path: &Path) -> Result<Vec<ClusterSpec<PlacementConfig>>, ClusterConfigError> {
+    let clusters = agentbox_clusters::read::<PlacementConfig>(path)?;
+    let is_valid = |ratio: f64| ratio == 0.0 || (ratio >= 1.0 && ratio.is_finite());
     for cluster in &clusters {
         let Overcommit { cpu, memory } = cluster.own.overcommit;
-        if !sound(cpu) || !sound(memory) {
-            return Err(ClusterConfigError::Overcommit(cluster.name.clone()));
+        for (field, value) in [("cpu", cpu), ("memory", memory)] {
+            if !is_valid(value) {
+                return Err(ClusterConfigError::Overcommit {
+                    cluster: cluster.name.clone(),
+                    field,
+                    value,
+                });
+            }
         }
     }
     Ok(clusters)

@@ -1,7 +1,7 @@
-//! Which cluster takes a request. Pure.
+//! The choice of a cluster for a request. Pure.
 //!
-//! * I1. The same candidates give the same choice, in whatever order they come.
-//! * I2. A cluster is only chosen if one box of that size fits it when it is empty.
+//! * I1. The same candidates give the same choice, whatever their order.
+//! * I2. A cluster is chosen only if a box of that size fits it when it is empty.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use agentbox_runtime::Capacity;
 use crate::cluster::config::Overcommit;
 use crate::environment::request::Quantities;
 
-/// A cluster that answers.
+/// A reachable cluster.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     pub name: String,
@@ -20,10 +20,10 @@ pub struct Candidate {
     pub capacity: Capacity,
 }
 
-/// The part of a `node_selector` that a cluster's own labels do not settle, for its
-/// nodes to match. `None`: the cluster's labels contradict the selector.
+/// The part of a `node_selector` that the cluster's own labels do not match: its nodes must
+/// match that. `None`: the cluster's labels contradict the selector.
 #[must_use]
-pub fn rest_of_selector(
+pub fn unmatched_selector(
     selector: &BTreeMap<String, String>,
     cluster_labels: &BTreeMap<String, String>,
 ) -> Option<BTreeMap<String, String>> {
@@ -40,56 +40,65 @@ pub fn rest_of_selector(
     Some(rest)
 }
 
-/// How much of a cluster may be promised at a time.
+/// How much of a cluster may be reserved at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct Allocatable {
     pub cpu: MilliCpu,
     pub memory: Bytes,
 }
 
-/// The room of a cluster. `u64::MAX` where nothing is checked.
+impl Allocatable {
+    /// Nothing is checked.
+    pub const UNLIMITED: Self = Self {
+        cpu: MilliCpu(u64::MAX),
+        memory: Bytes(u64::MAX),
+    };
+}
+
+/// The allocatable resources of a cluster: its total times the overcommit. `u64::MAX` where
+/// the overcommit is 0, which switches the check off.
 #[must_use]
-pub fn room(capacity: &Capacity, overcommit: Overcommit) -> Room {
+pub fn allocatable(capacity: &Capacity, overcommit: Overcommit) -> Allocatable {
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a budget, not a count: a rounding error of a byte does not matter, and `as` saturates"
     )]
-    let times = |total: u64, ratio: f64| {
+    let scaled = |total: u64, ratio: f64| {
         if ratio == 0.0 {
             u64::MAX
         } else {
             (total as f64 * ratio) as u64
         }
     };
-    Room {
-        cpu: MilliCpu(times(capacity.total_cpu.0, overcommit.cpu)),
-        memory: Bytes(times(capacity.total_memory.0, overcommit.memory)),
+    Allocatable {
+        cpu: MilliCpu(scaled(capacity.total_cpu.0, overcommit.cpu)),
+        memory: Bytes(scaled(capacity.total_memory.0, overcommit.memory)),
     }
 }
 
-fn share_free(capacity: &Capacity) -> u64 {
-    // In millionths; memory is what runs out first and cannot be shared.
+/// In millionths. By memory, because it runs out first and cannot be shared.
+fn free_memory_ratio(capacity: &Capacity) -> u64 {
     let free = u128::from(capacity.available_memory.0) * 1_000_000;
     u64::try_from(free / u128::from(capacity.total_memory.0.max(1))).unwrap_or(u64::MAX)
 }
 
-/// A selector in words, no longer than a message may be.
-fn shown(selector: &BTreeMap<String, String>) -> String {
+/// A selector as text, no longer than a message may be.
+fn display_selector(selector: &BTreeMap<String, String>) -> String {
     let labels: Vec<String> = selector
         .iter()
         .map(|(key, value)| format!("`{key}={value}`"))
         .collect();
-    let shown = labels.join(" and ");
-    shown
+    labels
+        .join(" and ")
         .chars()
         .filter(|c| !c.is_control())
         .take(300)
         .collect()
 }
 
-/// The order in which clusters are asked: those with most of their memory free first.
+/// The clusters that could run it, those with the largest share of free memory first.
 ///
 /// # Errors
 /// `Validation` when no cluster matches the selector, or none is large enough.
@@ -100,28 +109,28 @@ pub fn rank(
 ) -> Result<Vec<Candidate>, Error> {
     let mut matching: Vec<Candidate> = candidates
         .into_iter()
-        .filter(|candidate| rest_of_selector(selector, &candidate.labels).is_some())
+        .filter(|candidate| unmatched_selector(selector, &candidate.labels).is_some())
         .collect();
     if matching.is_empty() {
         return Err(Error::field(
             "node_selector",
-            format!("no cluster has {}", shown(selector)),
+            format!("no cluster has {}", display_selector(selector)),
         ));
     }
-    let most = |of: fn(&Capacity) -> u64| {
+    let largest = |of: fn(&Capacity) -> u64| {
         matching
             .iter()
             .map(|candidate| of(&candidate.capacity))
             .max()
             .unwrap_or(0)
     };
-    let (cpu, memory) = (most(|c| c.total_cpu.0), most(|c| c.total_memory.0));
+    let (cpu, memory) = (largest(|c| c.total_cpu.0), largest(|c| c.total_memory.0));
     if quantities.cpu.0 > cpu {
-        let rule = format!("no cluster has so much; the largest has {}", MilliCpu(cpu));
+        let rule = format!("must be at most {}, the size of the largest cluster", MilliCpu(cpu));
         return Err(Error::field("resources.cpu", rule));
     }
     if quantities.memory.0 > memory {
-        let rule = format!("no cluster has so much; the largest has {}", Bytes(memory));
+        let rule = format!("must be at most {}, the size of the largest cluster", Bytes(memory));
         return Err(Error::field("resources.memory", rule));
     }
     matching.retain(|candidate| {
@@ -131,33 +140,33 @@ pub fn rank(
     if matching.is_empty() {
         return Err(Error::field(
             "resources",
-            "no cluster has so much CPU and memory at once",
+            "no single cluster has so much CPU and memory; ask for less of one of them",
         ));
     }
     matching.sort_by(|a, b| {
-        share_free(&b.capacity)
-            .cmp(&share_free(&a.capacity))
+        free_memory_ratio(&b.capacity)
+            .cmp(&free_memory_ratio(&a.capacity))
             .then_with(|| a.name.cmp(&b.name))
     });
     Ok(matching)
 }
 
-/// What to answer when no cluster that answers takes a request: what they refused it with,
-/// or to try again when one of those `away` (name and labels) may take it.
+/// The error for a request that no reachable cluster accepts: their refusal, or
+/// `Unavailable` when one of the `unreachable` clusters (name and labels) may accept it.
 #[must_use]
-pub fn unless_away<'a>(
+pub fn retryable_if_unreachable<'a>(
     refusal: Error,
     selector: &BTreeMap<String, String>,
-    away: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,
+    unreachable: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,
 ) -> Error {
     let mut possible = away
         .into_iter()
-        .filter(|(_, labels)| rest_of_selector(selector, labels).is_some());
+        .filter(|(_, labels)| unmatched_selector(selector, labels).is_some());
     match possible.next() {
         Some((name, _)) if refusal.code == ErrorCode::Validation => Error::new(
             ErrorCode::Unavailable,
             format!(
-                "cluster `{name}` may take it and is away, try again; elsewhere: {}",
+                "cluster `{name}` may run it but is unreachable; try again. Other clusters: {}",
                 refusal.message
             ),
         ),
@@ -211,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_with_most_of_its_memory_free_comes_first_in_any_order() {
+    fn candidates_in_any_order_rank_by_free_memory() {
         let three = || {
             vec![
                 candidate("b", "eu", 4_000, 100, 50),
@@ -230,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_that_names_a_clusters_label_chooses_by_it() {
+    fn selector_of_a_cluster_label_chooses_that_cluster() {
         let two = vec![candidate("a", "eu", 1, 1, 1), candidate("b", "us", 1, 1, 1)];
         assert_eq!(
             names(rank(
@@ -245,20 +254,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_clusters_labels_do_not_settle_is_left_for_its_nodes() {
+    fn selector_without_a_cluster_label_is_left_for_the_nodes() {
         let labels = selector(&[("region", "eu")]);
         assert_eq!(
-            rest_of_selector(&selector(&[("region", "eu"), ("disk", "ssd")]), &labels),
+            unmatched_selector(&selector(&[("region", "eu"), ("disk", "ssd")]), &labels),
             Some(selector(&[("disk", "ssd")]))
         );
         assert_eq!(
-            rest_of_selector(&selector(&[("region", "us")]), &labels),
+            unmatched_selector(&selector(&[("region", "us")]), &labels),
             None
         );
     }
 
     #[test]
-    fn what_no_cluster_could_ever_hold_is_refused_with_the_largest() {
+    fn request_larger_than_any_cluster_is_refused_with_the_largest_size() {
         let two = || {
             vec![
                 candidate("a", "eu", 1_000, 900, 0),
@@ -268,7 +277,7 @@ mod tests {
         let error = rank(&selector(&[]), wanted(2_001, 1), two()).unwrap_err();
         assert_eq!(
             error.message,
-            "resources.cpu: no cluster has so much; the largest has 2"
+            "resources.cpu: must be at most 2, the size of the largest cluster"
         );
         assert!(rank(&selector(&[]), wanted(1, 901), two()).is_err());
         assert!(rank(&selector(&[]), wanted(1_500, 500), two()).is_err());
@@ -276,24 +285,24 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cluster_that_is_away_may_take_is_not_called_wrong() {
+    fn request_that_an_unreachable_cluster_may_accept_is_retryable() {
         let refused = || Error::field("node_selector", "no cluster has `region=us`");
         let (eu, us) = (selector(&[("region", "eu")]), selector(&[("region", "us")]));
-        let told = unless_away(refused(), &us, [("a", &eu), ("b", &us)]);
-        assert_eq!(told.code, ErrorCode::Unavailable);
-        assert!(told.message.contains("`b`"), "{told}");
-        assert_eq!(unless_away(refused(), &us, [("a", &eu)]), refused());
+        let error = retryable_if_unreachable(refused(), &us, [("a", &eu), ("b", &us)]);
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert!(error.message.contains("`b`"), "{error}");
+        assert_eq!(retryable_if_unreachable(refused(), &us, [("a", &eu)]), refused());
         let down = || Error::new(ErrorCode::Unavailable, "down");
-        assert_eq!(unless_away(down(), &us, [("b", &us)]), down());
+        assert_eq!(retryable_if_unreachable(down(), &us, [("b", &us)]), down());
     }
 
     #[test]
-    fn room_is_the_total_times_the_overcommit_and_zero_checks_nothing() {
+    fn allocatable_is_total_times_overcommit_and_zero_is_unlimited() {
         let capacity = candidate("a", "eu", 2_000, 1_000, 0).capacity;
-        let room_of = |cpu, memory| room(&capacity, Overcommit { cpu, memory });
+        let of = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
         assert_eq!(
-            room_of(1.5, 0.0),
-            Room {
+            of(1.5, 0.0),
+            Allocatable {
                 cpu: MilliCpu(3_000),
                 memory: Bytes(u64::MAX)
             }

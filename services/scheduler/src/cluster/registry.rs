@@ -1,6 +1,6 @@
-//! Every cluster of the deployment by its name, connected or not yet.
+//! Every cluster of the deployment by its name, connected or not.
 //!
-//! * I1. The set of clusters is fixed at start; a driver appears once and stays.
+//! * I1. The set of clusters is fixed at start; a driver is set once and stays.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -17,9 +17,9 @@ use crate::cluster::config::Overcommit;
 /// One cluster.
 pub struct Cluster {
     pub name: String,
-    /// "containerd", "kubernetes".
+    /// `containerd` or `kubernetes`.
     pub driver: &'static str,
-    /// Matched against a request's `node_selector` before the nodes' own.
+    /// Matched against a request's `node_selector` before the labels of the nodes.
     pub labels: BTreeMap<String, String>,
     pub overcommit: Overcommit,
     pub capacity: CapacityCache,
@@ -44,8 +44,8 @@ impl Cluster {
         }
     }
 
-    /// The driver has been connected. A second time changes nothing.
-    pub fn connected(&self, runtime: Arc<dyn Runtime>) {
+    /// Sets the connected driver. A second call changes nothing.
+    pub fn set_runtime(&self, runtime: Arc<dyn Runtime>) {
         let _ = self.runtime.set(runtime);
     }
 
@@ -55,7 +55,7 @@ impl Cluster {
         self.runtime.get()
     }
 
-    /// Whether a box's address is what users reach it by; else it is a name.
+    /// Whether users reach a box by its address; otherwise by a name.
     #[must_use]
     pub fn endpoint_is_address(&self) -> bool {
         self.driver == "containerd"
@@ -86,20 +86,24 @@ impl Clusters {
         self.0.values()
     }
 
-    /// Returns when one of those that are away answers, or after so long; at once when none
-    /// is away.
-    pub async fn wait_for_another(&self, within: Duration) {
-        let away = self.iter().filter(|one| one.capacity.current().is_none());
-        let mut answers: FuturesUnordered<_> = away.map(|one| one.capacity.known()).collect();
-        let _ = tokio::time::timeout(within, answers.next()).await;
+    /// Returns when one of the unreachable clusters answers, or after `timeout`; at once when
+    /// none is unreachable.
+    pub async fn wait_for_unreachable(&self, timeout: Duration) {
+        let unreachable = self
+            .iter()
+            .filter(|cluster| cluster.capacity.current().is_none());
+        let mut answers: FuturesUnordered<_> = unreachable
+            .map(|cluster| cluster.capacity.wait_known())
+            .collect();
+        let _ = tokio::time::timeout(timeout, answers.next()).await;
     }
 }
 
-/// For when no cluster can be asked.
+/// The error when no cluster is reachable.
 #[must_use]
-pub fn no_cluster() -> Error {
+pub fn no_reachable_cluster() -> Error {
     Error::new(
         ErrorCode::Unavailable,
-        "no cluster can be reached; try again",
+        "no cluster is reachable; try again",
     )
 }

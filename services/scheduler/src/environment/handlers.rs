@@ -1,4 +1,4 @@
-//! What other services ask of environments. Thin: decide, store, tell.
+//! The RPCs of other services. Each decides, writes, and publishes.
 
 mod create;
 
@@ -20,16 +20,16 @@ use crate::environment::outbox::Outbox;
 use crate::environment::record::Record;
 use crate::environment::request;
 use crate::environment::selector::Selector;
-use crate::environment::state::{EndReason, Happening, transition};
+use crate::environment::state::{EndReason, LifecycleEvent, transition};
 use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
 use crate::metrics;
 
-/// How often a write is tried against others that win.
+/// Attempts of a write that other writers fence.
 const ATTEMPTS: usize = 16;
 const MAX_PAGE: u32 = 1000;
-/// Below NATS' default limit of 1 MiB a message.
+/// Below NATS' default limit of 1 MiB for a message.
 const MAX_REPLY_BYTES: usize = 1000 * 1000;
-const DATABASE_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 const OWNED_BATCH: u32 = 100;
 
 /// The number of environments, from the first, whose JSON fits in `max_bytes`. At least one: a
@@ -51,7 +51,7 @@ fn json_length(environment: &Environment) -> Result<usize, Error> {
     Ok(text.len())
 }
 
-/// Answers for environments. Clones share everything.
+/// The handlers. Clones share everything.
 #[derive(Clone)]
 pub struct Environments(Arc<Inner>);
 
@@ -66,6 +66,7 @@ fn not_found() -> Error {
     Error::not_found("environment")
 }
 
+/// Other writers fenced every attempt.
 fn contended() -> Error {
     Error::from(StoreError::Fenced)
 }
@@ -124,7 +125,7 @@ impl Environments {
         if !(1..=MAX_PAGE).contains(&request.limit) {
             return Err(Error::field(
                 "limit",
-                format_args!("must be 1 to {MAX_PAGE}"),
+                format_args!("must be between 1 and {MAX_PAGE}, got {}", request.limit),
             ));
         }
         let selector: Selector = request.label_selector.as_deref().unwrap_or("").parse()?;
@@ -170,7 +171,10 @@ impl Environments {
         for _ in 0..ATTEMPTS {
             let before = self.existing(&request.id).await?;
             if before.environment.status.is_ended() {
-                return Err(Error::new(ErrorCode::Conflict, "the environment has ended"));
+                return Err(Error::new(
+                    ErrorCode::Conflict,
+                    "the environment has ended and cannot be changed",
+                ));
             }
             if patch == Patch::default() {
                 return Ok(before.environment);
@@ -181,7 +185,7 @@ impl Environments {
                 outcome => outcome?,
             };
             self.0.outbox.wake(&request.id);
-            // A lifetime shortened into the past ends now, not at the next sweep.
+            // A timeout that is already over ends the environment now, not at the next sweep.
             if after.environment.expires_at <= now {
                 return Ok(self
                     .end(after, EndReason::Expired, false)
@@ -202,27 +206,28 @@ impl Environments {
     }
 
     /// # Errors
-    /// `Unavailable` without a database; what was ended by then stays so.
+    /// `Unavailable` without a database; environments that were ended before stay ended.
     pub async fn delete_owned(&self, request: DeleteOwnedRequest) -> Result<Empty, Error> {
         loop {
-            let alive = self
+            let active = self
                 .0
                 .store
-                .owned_and_alive(&request.owner, OWNED_BATCH)
+                .active_owned_by(&request.owner, OWNED_BATCH)
                 .await?;
-            if alive.is_empty() {
+            if active.is_empty() {
                 return Ok(Empty {});
             }
-            for record in alive {
+            for record in active {
                 self.end(record, EndReason::Deleted, false).await?;
             }
         }
     }
 
-    /// Wants `record` to end. What ends already stays, but `force` ends its grace.
+    /// Requests the end of `record`. One that is terminating is unchanged, except that `force`
+    /// ends its grace period.
     ///
     /// # Errors
-    /// `Conflict` when others kept changing it; `Unavailable` without a database.
+    /// `Conflict` when other writers changed it at every attempt; `Unavailable` without a database.
     pub async fn end(
         &self,
         record: Record,
@@ -236,26 +241,26 @@ impl Environments {
         };
         let mut before = record;
         for _ in 0..ATTEMPTS {
-            // A deadline that was moved meanwhile is not over.
+            // Its timeout may have been extended meanwhile.
             if reason == EndReason::Expired && before.environment.expires_at > Utc::now() {
                 return Ok(before);
             }
             let now = Utc::now();
-            let standing = transition(now, &before.standing(), &Happening::EndWanted(reason));
-            let hurry = before.environment.status == Status::Terminating
+            let state = transition(now, &before.state(), &LifecycleEvent::EndRequested(reason));
+            let skips_grace = before.environment.status == Status::Terminating
                 && force
                 && !before.grace.is_zero();
-            let standing = match standing {
-                Some(standing) => standing,
-                None if hurry => before.standing(),
+            let state = match state {
+                Some(state) => state,
+                None if skips_grace => before.state(),
                 None => return Ok(before),
             };
-            let change = Change::wanted(&before, standing, grace, now);
+            let change = Change::requested(&before, state, grace, now);
             match self.0.store.change(&before, &change, now).await {
                 Ok(after) => {
                     self.0.outbox.wake(&after.environment.id);
                     if before.environment.status != after.environment.status {
-                        metrics::arrived(after.environment.status, after.environment.status_reason);
+                        metrics::transitioned(after.environment.status, after.environment.status_reason);
                     }
                     return Ok(after);
                 }
@@ -266,7 +271,7 @@ impl Environments {
         Err(contended())
     }
 
-    /// Never fails: what does not answer is told as such.
+    /// Never fails: a part that does not answer is reported as such.
     pub async fn health(&self) -> HealthReply {
         let clusters = self.0.clusters.iter().map(|cluster| {
             let capacity = cluster.capacity.current();
@@ -285,7 +290,7 @@ impl Environments {
         });
         HealthReply {
             clusters: clusters.collect(),
-            database: self.0.store.answers(DATABASE_ANSWERS_WITHIN).await,
+            database: self.0.store.ping(PING_TIMEOUT).await,
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Compares a cluster's boxes with the database, both ways. One replica does so for each
-//! cluster (a lease), which also follows the cluster's changes.
+//! Compares a cluster's boxes with the database, in both directions, and follows the
+//! cluster's changes. One replica does so for each cluster (a lease).
 //!
-//! * What runs without a row that wants it is removed: at once when its row says that it
-//!   has ended, else when two comparisons in a row saw it.
-//! * A row whose box is not as the row says is reconciled.
+//! * A box without an active environment is removed: at once when the environment has ended
+//!   and its box was removed before, otherwise when two comparisons in succession found it.
+//! * An environment whose box is not in the phase that its row has is reconciled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, Observed, Runtime, RuntimeError};
@@ -19,11 +20,11 @@ use tracing::Instrument as _;
 
 use crate::cluster::registry::Cluster;
 use crate::environment::reconcile::Reconciler;
-use crate::environment::store::{Live, Store, StoreError};
+use crate::environment::store::{ActiveEnvironment, Store, StoreError};
 use crate::metrics;
 
-/// One that waits for its archive must not hold up the others.
-const AT_ONCE: usize = 128;
+/// Large, because a reconcile that waits for an archive must not delay the others.
+const CONCURRENCY: usize = 128;
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -34,44 +35,45 @@ enum CompareError {
     Runtime(#[from] RuntimeError),
 }
 
-/// What a comparison asks for.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
     /// Rows to reconcile.
     pub reconcile: BTreeSet<EnvironmentId>,
-    /// Boxes that no row wants.
-    pub unwanted: BTreeSet<EnvironmentId>,
+    /// Boxes without an active environment.
+    pub orphans: BTreeSet<EnvironmentId>,
 }
 
-/// Compares. Pure.
+/// Compares boxes and rows. Pure.
 #[must_use]
-pub fn differences(boxes: &[Observed], rows: &[Live]) -> Differences {
+pub fn differences(boxes: &[Observed], rows: &[ActiveEnvironment]) -> Differences {
     let boxes: BTreeMap<&EnvironmentId, &Observed> = boxes.iter().map(|b| (&b.id, b)).collect();
-    let wanted: BTreeSet<&EnvironmentId> = rows.iter().map(|row| &row.id).collect();
-    let has_news = |row: &Live| match (row.status, boxes.get(&row.id).map(|seen| &seen.phase)) {
+    let active: BTreeSet<&EnvironmentId> = rows.iter().map(|row| &row.id).collect();
+    let phase_of = |row: &ActiveEnvironment| boxes.get(&row.id).map(|observed| &observed.phase);
+    let needs_reconcile = |row: &ActiveEnvironment| match (row.status, phase_of(row)) {
         (Status::Running, Some(BoxPhase::Running { .. })) => false,
         (Status::Running, _) => true,
         (Status::Pending, phase) => !matches!(phase, None | Some(BoxPhase::Starting { .. })),
-        // Their due times see to them.
+        // These are reconciled when they are due.
         (Status::Terminating | Status::Terminated | Status::Failed, _) => false,
     };
     Differences {
         reconcile: rows
             .iter()
-            .filter(|row| has_news(row))
+            .filter(|row| needs_reconcile(row))
             .map(|row| row.id.clone())
             .collect(),
-        unwanted: boxes
+        orphans: boxes
             .keys()
-            .filter(|id| !wanted.contains(*id))
+            .filter(|id| !active.contains(*id))
             .map(|id| (*id).clone())
             .collect(),
     }
 }
 
-/// Follows one cluster until `held` is cancelled: its changes as they come, everything at
-/// each `interval` and whenever the watch was broken.
-pub async fn follow(
+/// Reconciles the changes that one cluster reports, and compares everything at each
+/// `interval` and whenever the watch was interrupted, until `held` is cancelled.
+pub async fn run(
     store: &Store,
     cluster: &Cluster,
     reconciler: &Arc<Reconciler>,
@@ -81,22 +83,22 @@ pub async fn follow(
     let Some(runtime) = cluster.runtime().cloned() else {
         return;
     };
-    let anything = Notify::new();
-    let watching = watch(cluster, &*runtime, reconciler, &anything, &held);
+    let resync = Notify::new();
+    let watching = watch(cluster, &*runtime, reconciler, &resync, &held);
     let comparing = async {
         let mut suspects = BTreeSet::new();
         while !held.is_cancelled() {
             let compared = compare_once(store, cluster, &*runtime, reconciler, &mut suspects).await;
             if let Err(error) = compared {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %ErrorChain(&error),
                     cluster = cluster.name,
-                    "boxes and rows were not compared"
+                    "boxes and rows not compared"
                 );
             }
             tokio::select! {
                 () = held.cancelled() => {}
-                () = anything.notified() => {}
+                () = resync.notified() => {}
                 () = tokio::time::sleep(interval) => {}
             }
         }
@@ -104,12 +106,13 @@ pub async fn follow(
     tokio::join!(watching, comparing);
 }
 
-/// Reconciles what the cluster says has changed; `anything` when it may be anything.
+/// Reconciles the environments whose boxes changed. `resync` is notified when the cluster
+/// cannot tell which.
 async fn watch(
     cluster: &Cluster,
     runtime: &dyn Runtime,
     reconciler: &Arc<Reconciler>,
-    anything: &Notify,
+    resync: &Notify,
     held: &CancellationToken,
 ) {
     while !held.is_cancelled() {
@@ -123,7 +126,7 @@ async fn watch(
                     .take_until(held.cancelled())
                     .filter_map(|change| async move {
                         if change.id.is_none() {
-                            anything.notify_one();
+                            resync.notify_one();
                         }
                         change.id
                     });
@@ -131,9 +134,9 @@ async fn watch(
             }
             Err(error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %ErrorChain(&error),
                     cluster = cluster.name,
-                    "the cluster cannot be watched"
+                    "cluster not watched"
                 )
             }
         }
@@ -147,13 +150,13 @@ async fn watch(
 async fn reconcile_all(
     reconciler: &Arc<Reconciler>,
     ids: impl Stream<Item = EnvironmentId>,
-    why: &'static str,
+    trigger: &'static str,
 ) {
-    ids.for_each_concurrent(AT_ONCE, |id| {
-        let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {why}"), environment = %id);
+    ids.for_each_concurrent(CONCURRENCY, |id| {
+        let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {trigger}"), environment = %id);
         async move {
             if let Err(error) = reconciler.reconcile(&id).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not reconciled");
+                tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not reconciled");
             }
         }
         .instrument(span)
@@ -161,7 +164,7 @@ async fn reconcile_all(
     .await;
 }
 
-/// One comparison; `suspects` are the boxes without any row that the last one saw.
+/// One comparison; `suspects` are the orphans of the last one.
 async fn compare_once(
     store: &Store,
     cluster: &Cluster,
@@ -169,39 +172,39 @@ async fn compare_once(
     reconciler: &Arc<Reconciler>,
     suspects: &mut BTreeSet<EnvironmentId>,
 ) -> Result<(), CompareError> {
-    // In this order: a box made between the two has its row in the second.
+    // In this order: the row of a box that is created between the two is in the second.
     let boxes = runtime.list().await?;
-    let rows = store.live_in(&cluster.name).await?;
+    let rows = store.active_in_cluster(&cluster.name).await?;
     let Differences {
         reconcile,
-        unwanted,
+        orphans,
     } = differences(&boxes, &rows);
-    let candidates: Vec<EnvironmentId> = unwanted.iter().cloned().collect();
-    let finished: BTreeSet<EnvironmentId> = if candidates.is_empty() {
+    let candidates: Vec<EnvironmentId> = orphans.iter().cloned().collect();
+    let ended: BTreeSet<EnvironmentId> = if candidates.is_empty() {
         BTreeSet::new()
     } else {
         store
-            .finished_among(&candidates)
+            .ended_without_box(&candidates)
             .await?
             .into_iter()
             .collect()
     };
-    for id in &unwanted {
-        if !finished.contains(id) && !suspects.contains(id) {
+    for id in &orphans {
+        if !ended.contains(id) && !suspects.contains(id) {
             continue;
         }
         let span = tracing::info_span!(parent: None, "collect", otel.name = "remove orphan", environment = %id);
         match runtime.remove(id).instrument(span).await {
             Ok(()) => {
                 metrics::orphan_removed();
-                tracing::warn!(environment = %id, cluster = cluster.name, "a box that nothing wants was removed");
+                tracing::warn!(environment = %id, cluster = cluster.name, "orphaned box removed");
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "an unwanted box was not removed")
+                tracing::warn!(error = %ErrorChain(&error), environment = %id, "orphaned box not removed")
             }
         }
     }
-    *suspects = unwanted;
+    *suspects = orphans;
     reconcile_all(reconciler, futures::stream::iter(reconcile), "compare").await;
     Ok(())
 }

@@ -1,34 +1,43 @@
-//! Publishes what the database says: commands, events and routes.
+//! Publishes the outbox: commands, events and routes.
 //!
-//! * I1. One environment's rows are published in order, by one process at a time (a
-//!   Postgres lock); different environments do not wait for each other.
-//! * I2. Each row is published at least once. Its id is in the `Nats-Msg-Id`, so that a row
-//!   whose publisher was killed before it was marked is not stored twice.
-//! * I3. The replica that wrote a row publishes it at once. What a killed replica left,
-//!   or what the bus refused, is found by any other within half a second.
+//! * I1. The rows of one environment are published in order, by one publisher at a time (a
+//!   claim that expires); environments do not wait for each other.
+//! * I2. A publisher begins no row that it may not finish before its claim expires.
+//! * I3. No transaction, lock or connection is held while the bus answers.
+//! * I4. Each row is published at least once. The `Nats-Msg-Id` has the row's id, so the
+//!   stream stores a row once although its publisher was killed before it was marked.
+//! * I5. The replica that wrote a row publishes it at once. Rows of a killed replica, or that
+//!   the bus refused, are found by any other within half a second; rows that a killed
+//!   replica had claimed, when the claim expires.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::environment::store::{Item, OutboxRow, Store, StoreError};
+use crate::environment::store::{
+    ClaimAction, OUTBOX_LEASE, OutboxMessage, OutboxRow, Store, StoreError,
+};
 use crate::{metrics, trace};
 
-/// Environments that wait for this replica's publisher; more are found by the sweep.
+/// Environments in this replica's queue; the sweep finds those that do not fit.
 const QUEUE: usize = 4096;
-/// Each holds a database connection while the bus answers.
-const AT_ONCE: usize = 8;
-const SWEEP_EVERY: Duration = Duration::from_millis(250);
+/// Environments that are published at a time.
+const CONCURRENCY: usize = 8;
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_LIMIT: u32 = 256;
-const PUBLISH_WITHIN: Duration = Duration::from_secs(2);
-/// A command is a wake-up: whoever sweeps later sees the same.
-const COMMAND_LIFE: Duration = Duration::from_secs(300);
+const SWEEP_CONCURRENCY: usize = 2;
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// A command only wakes a reconciler: one that is lost is replaced by the reconcile queue.
+const COMMAND_TTL: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
@@ -36,41 +45,46 @@ enum RelayError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Bus(#[from] BusError),
-    #[error("the bus did not answer within {PUBLISH_WITHIN:?}")]
+    #[error("the bus did not answer within {PUBLISH_TIMEOUT:?}")]
     Deadline,
 }
 
-/// Tells this replica's publisher that there is something to publish.
+/// Tells this replica's publisher which environments have new rows.
 #[derive(Clone)]
 pub struct Outbox {
     wakes: mpsc::Sender<EnvironmentId>,
 }
 
-/// Publishes; one a process.
+/// The publisher of this replica.
 pub struct Relay {
-    store: Store,
-    bus: Bus,
+    publisher: Publisher,
     wakes: mpsc::Receiver<EnvironmentId>,
 }
 
-/// The two ends.
+/// Both ends of this replica's queue.
 #[must_use]
 pub fn outbox(store: Store, bus: Bus) -> (Outbox, Relay) {
     let (sender, wakes) = mpsc::channel(QUEUE);
-    (Outbox { wakes: sender }, Relay { store, bus, wakes })
+    let publisher = Publisher {
+        store,
+        bus,
+        claims: AtomicU64::new(0),
+    };
+    (Outbox { wakes: sender }, Relay { publisher, wakes })
 }
 
 impl Outbox {
-    /// Call it after the commit. Never waits; when the queue is full the sweep finds it.
+    /// Publishes the rows of `id`; to be called after the commit. Never waits.
     pub fn wake(&self, id: &EnvironmentId) {
+        // When the queue is full, the sweep finds it.
         let _ = self.wakes.try_send(id.clone());
     }
 }
 
 impl Relay {
-    /// Publishes until `shutdown`, then what is queued, and ends.
+    /// Publishes until `shutdown`, then the queued environments.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { store, bus, wakes } = self;
+        let Self { publisher, wakes } = self;
         let queued = futures::stream::unfold(wakes, |mut wakes| {
             let shutdown = shutdown.clone();
             async move {
@@ -78,33 +92,29 @@ impl Relay {
                     tokio::select! {
                         biased;
                         id = wakes.recv() => return id.map(|id| (id, wakes)),
-                        // What is queued already still comes, then the end.
+                        // Queued ids are still received, then the end.
                         () = shutdown.cancelled(), if !wakes.is_closed() => wakes.close(),
                     }
                 }
             }
         });
-        let publish = |id| {
-            let (store, bus) = (store.clone(), bus.clone());
-            async move { publish_of(&store, &bus, &id).await }
-        };
-        let queued = queued.for_each_concurrent(AT_ONCE, publish);
+        let publish = |id| publisher.publish_environment(id);
+        let queued = queued.for_each_concurrent(CONCURRENCY, publish);
         let sweeping = async {
             while !shutdown.is_cancelled() {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
-                    () = tokio::time::sleep(SWEEP_EVERY) => {}
+                    () = tokio::time::sleep(SWEEP_INTERVAL) => {}
                 }
-                match store.overdue_in_outbox(SWEEP_LIMIT).await {
+                match publisher.store.overdue_environments(SWEEP_LIMIT).await {
                     Ok(ids) => {
                         futures::stream::iter(ids)
-                            .for_each_concurrent(2, publish)
-                            .await
+                            .for_each_concurrent(SWEEP_CONCURRENCY, publish)
+                            .await;
                     }
-                    Err(error) => tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the outbox cannot be read"
-                    ),
+                    Err(error) => {
+                        tracing::warn!(error = %ErrorChain(&error), "outbox not read");
+                    }
                 }
             }
         };
@@ -112,70 +122,106 @@ impl Relay {
     }
 }
 
-async fn publish_of(store: &Store, bus: &Bus, id: &EnvironmentId) {
-    if let Err(error) = relay(store, bus, id).await {
-        metrics::outbox_failed();
-        tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "not published yet; it is tried again");
-    }
+struct Publisher {
+    store: Store,
+    bus: Bus,
+    /// Claims so far: the name of each is unique.
+    claims: AtomicU64,
 }
 
-/// Publishes one environment's rows, as many as the bus takes.
-async fn relay(store: &Store, bus: &Bus, id: &EnvironmentId) -> Result<(), RelayError> {
-    loop {
-        let taken = store.unpublished(id).await?;
-        if taken.rows.is_empty() {
-            return Ok(taken.published(0).await?);
+impl Publisher {
+    async fn publish_environment(&self, id: EnvironmentId) {
+        let claim = self.claims.fetch_add(1, Ordering::Relaxed);
+        let holder = format!("{}.{claim}", self.bus.instance());
+        if let Err(error) = self.publish_pending(&id, &holder).await {
+            metrics::outbox_failed();
+            tracing::warn!(error = %ErrorChain(&error), environment = %id, "outbox rows not published; retried");
         }
-        let mut done = 0;
-        let mut outcome = Ok(());
-        for row in &taken.rows {
-            outcome = match tokio::time::timeout(PUBLISH_WITHIN, publish(bus, id, row)).await {
-                Ok(outcome) => outcome.map_err(RelayError::from),
-                Err(_) => Err(RelayError::Deadline),
+    }
+
+    /// Publishes the rows of one environment, unless another publisher has claimed them.
+    async fn publish_pending(&self, id: &EnvironmentId, holder: &str) -> Result<(), RelayError> {
+        // Before the statement: Postgres' lease ends later than what is counted from here.
+        let mut claimed_at = Instant::now();
+        if !self.store.claim_outbox(id, holder).await? {
+            return Ok(());
+        }
+        loop {
+            let batch = self.store.unpublished(id).await?;
+            let last_begin = claimed_at + (OUTBOX_LEASE - PUBLISH_TIMEOUT);
+            let mut published = 0;
+            let mut outcome = Ok(());
+            for row in &batch.rows {
+                if Instant::now() >= last_begin {
+                    break;
+                }
+                outcome = self.publish_in_time(id, row).await;
+                if outcome.is_err() {
+                    break;
+                }
+                published += 1;
+            }
+            let claim = if outcome.is_err() {
+                ClaimAction::Release
+            } else if published < batch.rows.len() || batch.is_full() {
+                ClaimAction::Renew
+            } else {
+                ClaimAction::RenewIfRequeued
             };
-            if outcome.is_err() {
-                break;
+            claimed_at = Instant::now();
+            let is_held = self
+                .store
+                .mark_published(id, holder, &batch.rows[..published], claim)
+                .await?;
+            outcome?;
+            if !is_held {
+                return Ok(());
             }
-            done += 1;
         }
-        taken.published(done).await?;
-        outcome?;
     }
-}
 
-async fn publish(bus: &Bus, id: &EnvironmentId, row: &OutboxRow) -> Result<(), BusError> {
-    let (kind, destination) = match row.item {
-        Item::Event(_) => ("event", "evt.env"),
-        Item::Command { .. } => ("command", "cmd.env"),
-        Item::Route(_) => ("route", "routes"),
-    };
-    let span = tracing::info_span!(
-        parent: None,
-        "publish",
-        otel.name = format!("publish env {kind}"),
-        otel.kind = "producer",
-        messaging.system = "nats",
-        messaging.operation.type = "send",
-        messaging.destination.template = destination,
-        environment = %id,
-    );
-    trace::continue_from(&span, row.traceparent.as_deref());
-    // With the environment: a database that was set up anew begins to count at 1 again.
-    let message_id = format!("outbox-{id}-{}", row.id);
-    async {
-        match &row.item {
-            Item::Event(event) => bus.publish_event(event, &message_id).await.map(|_| ()),
-            Item::Command { cluster, op } => {
-                let subject = subjects::command(cluster, op, id);
-                bus.send_command(subject, &(), &message_id, COMMAND_LIFE)
-                    .await
-            }
-            Item::Route(Some(route)) => bus.put_route(id, route).await,
-            Item::Route(None) => bus.delete_route(id).await,
+    async fn publish_in_time(&self, id: &EnvironmentId, row: &OutboxRow) -> Result<(), RelayError> {
+        match tokio::time::timeout(PUBLISH_TIMEOUT, self.publish(id, row)).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(RelayError::Deadline),
         }
     }
-    .instrument(span)
-    .await?;
-    metrics::published(kind);
-    Ok(())
+
+    async fn publish(&self, id: &EnvironmentId, row: &OutboxRow) -> Result<(), BusError> {
+        let (kind, destination) = match row.message {
+            OutboxMessage::Event(_) => ("event", "evt.env"),
+            OutboxMessage::Command { .. } => ("command", "cmd.env"),
+            OutboxMessage::Route(_) => ("route", "routes"),
+        };
+        let span = tracing::info_span!(
+            parent: None,
+            "publish",
+            otel.name = format!("publish env {kind}"),
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.type = "send",
+            messaging.destination.template = destination,
+            environment = %id,
+        );
+        trace::continue_from(&span, row.traceparent.as_deref());
+        // With the environment's id: a database that was set up again counts from 1 again.
+        let message_id = format!("outbox-{id}-{}", row.id);
+        let bus = &self.bus;
+        async {
+            match &row.message {
+                OutboxMessage::Event(event) => bus.publish_event(event, &message_id).await.map(|_| ()),
+                OutboxMessage::Command { cluster, op } => {
+                    let subject = subjects::command(cluster, op, id);
+                    bus.send_command(subject, &(), &message_id, COMMAND_TTL)
+                        .await
+                }
+                OutboxMessage::Route(Some(route)) => bus.put_route(id, route).await,
+                OutboxMessage::Route(None) => bus.delete_route(id).await,
+            }
+        }
+        .instrument(span)
+        .await?;
+        metrics::published(kind);
+        Ok(())
+    }
 }

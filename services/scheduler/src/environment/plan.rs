@@ -1,245 +1,265 @@
-//! What to do next for one environment. Pure: the reconciler carries it out, looks, and
-//! asks again.
+//! The next step for one environment. Pure: the reconciler carries it out, observes the
+//! box, and asks again.
 //!
-//! * I1. A box is only ever made for an environment that is pending, so never twice for
+//! * I1. A box is only ever created for a pending environment, so never a second time for
 //!   one that ran.
-//! * I2. Whatever is seen, repeating the plan leads to the wanted state or to an end.
-//! * I3. An ended environment's plan never ends before its box is gone.
+//! * I2. From any observation, repeating the plan leads to the requested state or to an
+//!   ended one.
+//! * I3. The plan of an ended environment is not [`Plan::Done`] before its box is removed.
 
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Status, StatusReason};
-use agentbox_runtime::{BoxPhase, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, ExitReason, Observed, RuntimeError};
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::environment::state::{Happening, start_reason};
+use crate::environment::state::{LifecycleEvent, start_reason};
 
-/// What is wanted of one environment, as its row has it.
+#[cfg(test)]
+mod tests;
+
+/// The requested state of one environment, as its row has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intent {
     pub status: Status,
     pub created_at: DateTime<Utc>,
-    /// Up to when it may be pending.
+    /// From then on a pending environment has failed.
     pub start_deadline: DateTime<Utc>,
-    /// Room for it was set aside in its cluster.
-    pub admitted: bool,
-    /// When it was told to end.
+    /// Capacity is reserved for it in its cluster.
+    pub capacity_reserved: bool,
+    /// When its end was requested.
     pub terminating_at: Option<DateTime<Utc>>,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// Its ended box is known to be gone.
+    /// The box of an ended environment was removed.
     pub box_removed: bool,
-    /// Why starting it failed last, in words.
-    pub trouble: Option<String>,
+    /// Why the last attempt to start it failed.
+    pub last_error: Option<String>,
 }
 
-/// What is known of its box.
+/// What the cluster reported of its box.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Sight {
-    /// Nobody has looked yet.
-    Unseen,
+pub enum Observation {
+    /// The cluster was not asked yet.
+    Unknown,
+    /// The cluster has no such box.
     Absent,
-    Box(Observed),
+    Present(Observed),
 }
 
 /// The next step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
-    /// It is where it shall be.
-    Nothing,
-    /// Ask the cluster what it has.
-    Look,
-    /// Set room aside in its cluster.
-    Admit,
-    /// Make the box; what comes back is the next sight.
+    /// It is in its requested state.
+    Done,
+    /// Ask the cluster for the box.
+    Observe,
+    /// Reserve capacity in its cluster.
+    ReserveCapacity,
+    /// Create the box; the driver's answer is the next observation.
     Ensure,
-    /// Look again after so long, or when the cluster says that something changed.
-    Wait(Duration),
-    /// End its processes, then look again.
+    /// Plan again after this time, or when the cluster reports a change.
+    RequeueAfter(Duration),
+    /// Stop its processes, then observe again.
     Stop { grace: Duration },
-    /// Store the box's last output, remove the box, and write down what happened.
-    Conclude {
+    /// Archive the box's last output, remove the box, and record the event.
+    Finalize {
         archive: Archive,
         removal: Removal,
-        happening: Happening,
+        event: LifecycleEvent,
     },
-    /// Write down what happened.
-    Record(Happening),
-    /// Nobody needs the box any more.
+    /// Record the event.
+    Transition(LifecycleEvent),
+    /// Remove the box of an ended environment.
     Remove,
 }
 
-/// Whether the last output is stored before the box goes.
+/// Whether the last output is archived before the box is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Archive {
-    /// There is none.
+    /// There is no output.
     Skip,
-    /// Try until then; after it, go on without.
+    /// Try until this time; after it, continue without an archive.
     Until(DateTime<Utc>),
 }
 
-/// Whether the box is removed before its end shows.
+/// Whether the box is removed before the transition is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// The user waits for the end of the command, not for the clean-up.
-    Later,
-    /// `terminated` promises that nothing is left.
-    First,
+    /// Users wait for the exit of the command, not for the removal.
+    AfterTransition,
+    /// `terminated` promises that the box is removed.
+    BeforeTransition,
 }
 
-/// How long an end may be held up by an archive that cannot be written.
-pub const ARCHIVE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an archive that cannot be written delays an end.
+pub const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The cluster's watch tells sooner; this is for when it does not.
-const SHORTEST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// The cluster's watch is faster; these are for a watch that missed a change.
+const MIN_REQUEUE_DELAY: Duration = Duration::from_millis(250);
+const MAX_REQUEUE_DELAY: Duration = Duration::from_secs(2);
 
-/// A tenth of its age so far, within bounds.
-fn wait_for(intent: &Intent, now: DateTime<Utc>) -> Duration {
+/// How long a pull that may succeed later is tried again.
+const PULL_RETRY_PERIOD: TimeDelta = TimeDelta::seconds(20);
+
+/// After an error of a cluster that does not decide how the environment ends.
+const ERROR_REQUEUE_DELAY: Duration = Duration::from_secs(1);
+
+/// A tenth of the environment's age, within bounds.
+fn requeue_delay(intent: &Intent, now: DateTime<Utc>) -> Duration {
     let age = (now - intent.created_at).to_std().unwrap_or_default();
-    (age / 10).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    (age / 10).clamp(MIN_REQUEUE_DELAY, MAX_REQUEUE_DELAY)
 }
 
-fn patience_from(since: DateTime<Utc>, extra: Duration) -> Archive {
-    let patience = TimeDelta::from_std(ARCHIVE_PATIENCE + extra).unwrap_or(TimeDelta::MAX);
+/// [`ARCHIVE_TIMEOUT`] and `grace` after `begin`.
+fn archive_deadline(begin: DateTime<Utc>, grace: Duration) -> Archive {
+    let timeout = TimeDelta::from_std(ARCHIVE_TIMEOUT + grace).unwrap_or(TimeDelta::MAX);
     Archive::Until(
-        since
-            .checked_add_signed(patience)
+        begin
+            .checked_add_signed(timeout)
             .unwrap_or(DateTime::<Utc>::MAX_UTC),
     )
 }
 
 /// The next step for an environment.
 #[must_use]
-pub fn plan(intent: &Intent, sight: &Sight, now: DateTime<Utc>) -> Plan {
+pub fn plan(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> Plan {
     match intent.status {
-        Status::Pending => plan_pending(intent, sight, now),
-        Status::Running => plan_running(sight),
-        Status::Terminating => plan_terminating(intent, sight, now),
-        Status::Terminated | Status::Failed if intent.box_removed => Plan::Nothing,
+        Status::Pending => plan_pending(intent, observation, now),
+        Status::Running => plan_running(observation),
+        Status::Terminating => plan_terminating(intent, observation, now),
+        Status::Terminated | Status::Failed if intent.box_removed => Plan::Done,
         Status::Terminated | Status::Failed => Plan::Remove,
     }
 }
 
-fn plan_pending(intent: &Intent, sight: &Sight, now: DateTime<Utc>) -> Plan {
-    let too_late = now >= intent.start_deadline;
-    match sight {
-        Sight::Unseen if too_late => Plan::Look,
-        Sight::Unseen if !intent.admitted => Plan::Admit,
-        Sight::Unseen => Plan::Ensure,
-        Sight::Absent if too_late => Plan::Record(too_late_because(intent, None)),
-        Sight::Absent => Plan::Ensure,
-        Sight::Box(observed) => match &observed.phase {
+fn plan_pending(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> Plan {
+    let is_late = now >= intent.start_deadline;
+    match observation {
+        Observation::Unknown if is_late => Plan::Observe,
+        Observation::Unknown if !intent.capacity_reserved => Plan::ReserveCapacity,
+        Observation::Unknown => Plan::Ensure,
+        Observation::Absent if is_late => Plan::Transition(start_timed_out(intent, None)),
+        Observation::Absent => Plan::Ensure,
+        Observation::Present(observed) => match &observed.phase {
             BoxPhase::Running {
                 address,
                 started_at,
-            } => Plan::Record(Happening::Started {
+            } => Plan::Transition(LifecycleEvent::Started {
                 address: *address,
                 at: *started_at,
             }),
-            BoxPhase::Starting { message } if too_late => {
-                Plan::Record(too_late_because(intent, Some(message)))
+            BoxPhase::Starting { message } if is_late => {
+                Plan::Transition(start_timed_out(intent, Some(message)))
             }
-            BoxPhase::Starting { .. } => Plan::Wait(wait_for(intent, now)),
-            BoxPhase::Failed { reason, message } => Plan::Record(Happening::NotStarted {
+            BoxPhase::Starting { .. } => Plan::RequeueAfter(requeue_delay(intent, now)),
+            BoxPhase::Failed { reason, message } => Plan::Transition(LifecycleEvent::StartFailed {
                 reason: start_reason(*reason),
                 message: message.clone(),
             }),
-            BoxPhase::Exited { .. } => conclude_exit(observed),
+            BoxPhase::Exited {
+                exit_code,
+                reason,
+                message,
+                finished_at,
+            } => finalize_exit(observed, *exit_code, *reason, message, *finished_at),
         },
     }
 }
 
-fn too_late_because(intent: &Intent, message: Option<&String>) -> Happening {
-    let why = message
-        .or(intent.trouble.as_ref())
-        .filter(|why| !why.is_empty());
-    let with = |words: &str| why.map_or_else(|| words.to_owned(), |why| format!("{words}: {why}"));
-    if intent.admitted {
-        Happening::NotStarted {
+/// The start deadline has passed; `message` is the newest reason, if there is one.
+fn start_timed_out(intent: &Intent, message: Option<&String>) -> LifecycleEvent {
+    let cause = message
+        .or(intent.last_error.as_ref())
+        .filter(|cause| !cause.is_empty());
+    let with_cause = |text: &str| {
+        cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
+    };
+    if intent.capacity_reserved {
+        LifecycleEvent::StartFailed {
             reason: StatusReason::StartTimeout,
-            message: with("it did not start in time"),
+            message: with_cause("the box did not start within the start timeout"),
         }
     } else {
-        Happening::NotStarted {
+        LifecycleEvent::StartFailed {
             reason: StatusReason::Unschedulable,
-            message: with("no room became free in time"),
+            message: with_cause("no capacity became available within the start timeout"),
         }
     }
 }
 
-fn plan_running(sight: &Sight) -> Plan {
-    match sight {
-        Sight::Unseen => Plan::Look,
-        Sight::Absent => Plan::Record(Happening::Vanished),
-        Sight::Box(observed) => match &observed.phase {
-            BoxPhase::Running { .. } => Plan::Nothing,
-            BoxPhase::Exited { .. } => conclude_exit(observed),
-            // Made anew by something that is not us: what ran is lost.
+fn plan_running(observation: &Observation) -> Plan {
+    match observation {
+        Observation::Unknown => Plan::Observe,
+        Observation::Absent => Plan::Transition(LifecycleEvent::Lost),
+        Observation::Present(observed) => match &observed.phase {
+            BoxPhase::Running { .. } => Plan::Done,
+            BoxPhase::Exited {
+                exit_code,
+                reason,
+                message,
+                finished_at,
+            } => finalize_exit(observed, *exit_code, *reason, message, *finished_at),
+            // Something other than the scheduler created it again: the first box is lost.
             BoxPhase::Starting { .. } | BoxPhase::Failed { .. } => {
-                Plan::Record(Happening::Vanished)
+                Plan::Transition(LifecycleEvent::Lost)
             }
         },
     }
 }
 
-fn conclude_exit(observed: &Observed) -> Plan {
-    let BoxPhase::Exited {
-        exit_code,
-        reason,
-        message,
-        finished_at,
-    } = &observed.phase
-    else {
-        return Plan::Look;
-    };
-    Plan::Conclude {
-        archive: patience_from(*finished_at, Duration::ZERO),
-        removal: Removal::Later,
-        happening: Happening::Exited {
-            exit_code: *exit_code,
-            reason: *reason,
-            message: message.clone(),
+/// The main command exited by itself: users see so once the last output is archived.
+fn finalize_exit(
+    observed: &Observed,
+    exit_code: i32,
+    reason: ExitReason,
+    message: &str,
+    finished_at: DateTime<Utc>,
+) -> Plan {
+    Plan::Finalize {
+        archive: archive_deadline(finished_at, Duration::ZERO),
+        removal: Removal::AfterTransition,
+        event: LifecycleEvent::Exited {
+            exit_code,
+            reason,
+            message: message.to_owned(),
             started_at: observed.created_at,
-            at: *finished_at,
+            at: finished_at,
         },
     }
 }
 
-fn plan_terminating(intent: &Intent, sight: &Sight, now: DateTime<Utc>) -> Plan {
-    let conclude = |archive, exit_code| Plan::Conclude {
+fn plan_terminating(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> Plan {
+    let finalize = |archive, exit_code| Plan::Finalize {
         archive,
-        removal: Removal::First,
-        happening: Happening::Removed { exit_code },
+        removal: Removal::BeforeTransition,
+        event: LifecycleEvent::Removed { exit_code },
     };
-    match sight {
-        Sight::Unseen => Plan::Look,
-        Sight::Absent => Plan::Record(Happening::Removed { exit_code: None }),
-        Sight::Box(observed) => match &observed.phase {
+    match observation {
+        Observation::Unknown => Plan::Observe,
+        Observation::Absent => Plan::Transition(LifecycleEvent::Removed { exit_code: None }),
+        Observation::Present(observed) => match &observed.phase {
             BoxPhase::Running { .. } => Plan::Stop {
                 grace: intent.grace,
             },
             BoxPhase::Exited { exit_code, .. } => {
-                let since = intent.terminating_at.unwrap_or(now);
-                conclude(patience_from(since, intent.grace), Some(*exit_code))
+                let begin = intent.terminating_at.unwrap_or(now);
+                finalize(archive_deadline(begin, intent.grace), Some(*exit_code))
             }
-            BoxPhase::Starting { .. } | BoxPhase::Failed { .. } => conclude(Archive::Skip, None),
+            BoxPhase::Starting { .. } | BoxPhase::Failed { .. } => finalize(Archive::Skip, None),
         },
     }
 }
 
-/// Images that a registry did not give, though it may: so long they are asked for again.
-const PULL_PATIENCE: TimeDelta = TimeDelta::seconds(20);
-
-/// What follows from a cluster's refusal to make the box, or to say anything about it.
+/// The next step after the cluster refused to create or to report the box.
 #[must_use]
-pub fn after_refusal(intent: &Intent, error: &RuntimeError, now: DateTime<Utc>) -> Plan {
+pub fn plan_after_error(intent: &Intent, error: &RuntimeError, now: DateTime<Utc>) -> Plan {
     if intent.status != Status::Pending {
-        return Plan::Wait(Duration::from_secs(1));
+        return Plan::RequeueAfter(ERROR_REQUEUE_DELAY);
     }
     let message = error.to_string();
     if now >= intent.start_deadline {
-        return Plan::Record(too_late_because(intent, Some(&message)));
+        return Plan::Transition(start_timed_out(intent, Some(&message)));
     }
     let is_pull = matches!(
         error,
@@ -248,11 +268,11 @@ pub fn after_refusal(intent: &Intent, error: &RuntimeError, now: DateTime<Utc>) 
             ..
         }
     );
-    if is_pull && now - intent.created_at >= PULL_PATIENCE {
-        return Plan::Record(Happening::NotStarted {
+    if is_pull && now - intent.created_at >= PULL_RETRY_PERIOD {
+        return Plan::Transition(LifecycleEvent::StartFailed {
             reason: StatusReason::ImagePull,
             message,
         });
     }
-    Plan::Wait(wait_for(intent, now))
+    Plan::RequeueAfter(requeue_delay(intent, now))
 }

@@ -1,11 +1,11 @@
-//! How much one user may have at a time. Pure; the store asks it within the transaction
-//! that creates, under that owner's lock.
+//! The quota of one user. Pure; the store checks it in the transaction that creates an
+//! environment, under that owner's lock.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
-/// The most that one user's environments may have together; what has ended does not
-/// count. `None`: no limit.
+/// The most that one user's environments may use together; ended ones do not count.
+/// `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
     pub environments: Option<u64>,
@@ -13,7 +13,7 @@ pub struct Quota {
     pub memory: Option<Bytes>,
 }
 
-/// What one user's environments have together.
+/// What one user's environments use together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub environments: u64,
@@ -25,12 +25,15 @@ impl Quota {
     /// Whether one more environment of `cpu` and `memory` fits.
     ///
     /// # Errors
-    /// `QuotaExceeded`; the message has the numbers.
-    pub fn admit(&self, used: Usage, cpu: MilliCpu, memory: Bytes) -> Result<(), Error> {
-        let exceeded = |what: &str, limit: String, used: String, asked: String| {
+    /// `QuotaExceeded`, with the resource, the limit and what is in use.
+    pub fn check(&self, used: Usage, cpu: MilliCpu, memory: Bytes) -> Result<(), Error> {
+        let exceeded = |resource: &str, limit: String, used: String, requested: String| {
             Err(Error::new(
                 ErrorCode::QuotaExceeded,
-                format!("your quota of {what} is {limit}: {used} in use, {asked} asked for"),
+                format!(
+                    "your quota of {resource} is {limit}: {used} in use, {requested} requested; \
+                     delete an environment or ask an administrator for a larger quota"
+                ),
             ))
         };
         if let Some(limit) = self.environments
@@ -40,7 +43,7 @@ impl Quota {
                 "environments",
                 limit.to_string(),
                 used.environments.to_string(),
-                "1 more".into(),
+                "1".into(),
             );
         }
         if let Some(limit) = self.cpu
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_exactly_is_admitted_and_one_more_is_not() {
+    fn usage_at_the_limit_is_accepted_and_above_it_refused() {
         let half = (MilliCpu(500), Bytes(1 << 29));
         for (usage, fits) in [
             (used(0, 0, 0), true),
@@ -97,7 +100,7 @@ mod tests {
             (used(1, u64::MAX, 0), false),
         ] {
             assert_eq!(
-                QUOTA.admit(usage, half.0, half.1).is_ok(),
+                QUOTA.check(usage, half.0, half.1).is_ok(),
                 fits,
                 "{usage:?}"
             );
@@ -105,20 +108,21 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_admits_anything() {
+    fn missing_limit_accepts_any_usage() {
         let usage = used(u64::MAX, u64::MAX, u64::MAX);
-        assert!(Quota::default().admit(usage, MilliCpu(1), Bytes(1)).is_ok());
+        assert!(Quota::default().check(usage, MilliCpu(1), Bytes(1)).is_ok());
     }
 
     #[test]
-    fn the_message_has_the_numbers() {
+    fn refusal_names_resource_limit_and_usage() {
         let error = QUOTA
-            .admit(used(1, 800, 0), MilliCpu(500), Bytes(1))
+            .check(used(1, 800, 0), MilliCpu(500), Bytes(1))
             .unwrap_err();
         assert_eq!(error.code, ErrorCode::QuotaExceeded);
         assert_eq!(
             error.message,
-            "your quota of CPU is 1: 800m in use, 500m asked for"
+            "your quota of CPU is 1: 800m in use, 500m requested; \
+             delete an environment or ask an administrator for a larger quota"
         );
     }
 }

@@ -1,13 +1,13 @@
-//! Brings one environment to where it shall be: look, plan, do, until nothing is left to
-//! do now.
+//! Brings one environment to its requested state: observe, plan, act, until nothing is left
+//! to do now.
 //!
-//! Takes no input but an id: whoever calls only wakes. Owns no state; killed at any line,
-//! the next one goes on from what the row and the cluster say.
+//! Takes no input but an id: every caller only wakes it. Keeps no state: killed at any line,
+//! the next reconcile continues from the row and the cluster.
 //!
-//! * I1. One claim at a time drives an environment; should two do, fencing (row) and
-//!   generations (cluster) keep it correct.
-//! * I2. A change of intent interrupts what is going on within [`RENEW_EVERY`].
-//! * I3. It never ends without a due time, unless nothing is left to do.
+//! * I1. One claim at a time reconciles an environment. If two do, fencing (of the row) and
+//!   generations (in the cluster) keep the result correct.
+//! * I2. A change of intent interrupts a reconcile within [`RENEW_INTERVAL`].
+//! * I3. A reconcile leaves a due time, unless nothing is left to do.
 
 mod steps;
 
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use agentbox_bus::Bus;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
 use agentbox_runtime::RuntimeError;
 use tokio::time::Instant;
@@ -28,18 +29,18 @@ use crate::environment::spec::SpecError;
 use crate::environment::store::{Claim, Store, StoreError};
 use crate::metrics;
 
-/// A fifth of what a claim lasts.
-const RENEW_EVERY: Duration = Duration::from_secs(1);
-/// So often others may win before this claim takes a rest.
-const MAX_ROUNDS: usize = 16;
-/// After something failed that is not the environment's fault.
+/// A fifth of a claim's duration.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Restarts by other writers before the claim is released.
+const MAX_RESTARTS: usize = 16;
+/// After an error that the environment did not cause.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cluster `{cluster}`: {source}")]
+    #[error("cluster `{cluster}`")]
     Runtime {
         cluster: String,
         source: RuntimeError,
@@ -48,17 +49,17 @@ pub enum ReconcileError {
     Spec(#[from] SpecError),
 }
 
-/// How a drive ended.
+/// How the steps of one claim ended.
 enum Outcome {
-    /// For now; look again after so long, if at all.
-    Rest(Option<Duration>),
-    /// What is wanted has changed: begin again.
-    Again,
-    /// Somebody else has it now.
-    Lost,
+    /// Reconcile again after this time, if at all.
+    Requeue(Option<Duration>),
+    /// The intent has changed: start again.
+    Restart,
+    /// Another holder has the claim.
+    ClaimLost,
 }
 
-/// Everything that driving an environment needs.
+/// Reconciles environments; one for each replica.
 pub struct Reconciler {
     pub(super) store: Store,
     pub(super) clusters: Clusters,
@@ -66,8 +67,9 @@ pub struct Reconciler {
     pub(super) outbox: Outbox,
     pub(super) settings: Settings,
     instance: InstanceId,
+    /// Claims so far: the name of each is unique.
     claims: AtomicU64,
-    stopping: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 impl Reconciler {
@@ -78,7 +80,7 @@ impl Reconciler {
         bus: Bus,
         outbox: Outbox,
         settings: Settings,
-        stopping: CancellationToken,
+        shutdown: CancellationToken,
     ) -> Arc<Self> {
         let instance = bus.instance().clone();
         Arc::new(Self {
@@ -89,38 +91,34 @@ impl Reconciler {
             settings,
             instance,
             claims: AtomicU64::new(0),
-            stopping,
+            shutdown,
         })
     }
 
-    /// Drives `id`, unless somebody else does: then that one goes round again.
+    /// Reconciles `id`. When another holder does so, that one reconciles once more.
     ///
     /// # Errors
-    /// When the database fails. What the cluster fails with is retried when it is due.
+    /// When the database fails. Errors of the cluster are retried when the environment is due.
     pub async fn reconcile(&self, id: &EnvironmentId) -> Result<(), StoreError> {
         let claim = self.claims.fetch_add(1, Ordering::Relaxed);
         let holder = format!("{}.{claim}", self.instance);
-        if self.store.claim(id, &holder).await? != Claim::Ours {
+        if self.store.claim(id, &holder).await? != Claim::Acquired {
             return Ok(());
         }
         let begun = Instant::now();
-        let mut rounds = 0;
+        let mut restarts = 0;
         loop {
-            rounds += 1;
-            let due = match self.drive(id, &holder).await {
-                Ok(Outcome::Rest(due)) => due,
-                Ok(Outcome::Again) if rounds < MAX_ROUNDS => continue,
-                Ok(Outcome::Again) => {
-                    tracing::warn!(environment = %id, "it keeps changing, or its cluster is ahead of its row");
+            restarts += 1;
+            let due = match self.reconcile_claimed(id, &holder).await {
+                Ok(Outcome::Requeue(due)) => due,
+                Ok(Outcome::Restart) if restarts < MAX_RESTARTS => continue,
+                Ok(Outcome::Restart) => {
+                    tracing::warn!(environment = %id, restarts, "environment changed during every reconcile; retried");
                     Some(RETRY_AFTER)
                 }
-                Ok(Outcome::Lost) => break,
+                Ok(Outcome::ClaimLost) => break,
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        environment = %id,
-                        "not done yet; it is tried again"
-                    );
+                    tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not reconciled; retried");
                     Some(RETRY_AFTER)
                 }
             };
@@ -132,39 +130,43 @@ impl Reconciler {
         Ok(())
     }
 
-    /// One drive, with the claim kept meanwhile.
-    async fn drive(&self, id: &EnvironmentId, holder: &str) -> Result<Outcome, ReconcileError> {
+    /// Runs the steps while the claim is renewed.
+    async fn reconcile_claimed(
+        &self,
+        id: &EnvironmentId,
+        holder: &str,
+    ) -> Result<Outcome, ReconcileError> {
         let generation = AtomicI64::new(0);
         tokio::select! {
-            // An end that has come counts, whatever else has.
+            // Finished steps count, whatever else happened.
             biased;
             outcome = self.steps(id, &generation) => outcome,
-            outcome = self.keep(id, holder, &generation) => outcome,
+            outcome = self.renew_claim(id, holder, &generation) => outcome,
             // Another replica takes it at once.
-            () = self.stopping.cancelled() => Ok(Outcome::Rest(Some(Duration::ZERO))),
+            () = self.shutdown.cancelled() => Ok(Outcome::Requeue(Some(Duration::ZERO))),
         }
     }
 
-    /// Renews the claim until it is lost, or until another generation is wanted than the
-    /// one that is worked on.
-    async fn keep(
+    /// Renews the claim until it is lost, or until the row has another generation than the
+    /// one that is reconciled.
+    async fn renew_claim(
         &self,
         id: &EnvironmentId,
         holder: &str,
         generation: &AtomicI64,
     ) -> Result<Outcome, ReconcileError> {
         loop {
-            tokio::time::sleep(RENEW_EVERY).await;
-            let working_on = generation.load(Ordering::Acquire);
+            tokio::time::sleep(RENEW_INTERVAL).await;
+            let reconciled = generation.load(Ordering::Acquire);
             match self.store.renew(id, holder).await {
-                Ok(None) => return Ok(Outcome::Lost),
-                Ok(Some(held)) if working_on != 0 && held.generation != working_on => {
-                    return Ok(Outcome::Again);
+                Ok(None) => return Ok(Outcome::ClaimLost),
+                Ok(Some(renewal)) if reconciled != 0 && renewal.generation != reconciled => {
+                    return Ok(Outcome::Restart);
                 }
                 Ok(Some(_)) => {}
-                // The claim may run out: then two drive it for a while, fenced.
+                // The claim may expire: then two reconcile it for a while (I1).
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, environment = %id, "a claim was not renewed")
+                    tracing::warn!(error = %ErrorChain(&error), environment = %id, "claim not renewed");
                 }
             }
         }

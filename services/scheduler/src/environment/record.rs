@@ -1,108 +1,71 @@
-//! One row of `environments`, read.
+//! An environment as the scheduler's database has it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_contracts::environment::{
-    Environment, EnvironmentEvent, EventKind, Route, Status, StatusReason,
+    Environment, EnvironmentEvent, EnvironmentRequest, EventKind, Route, Status, StatusReason,
 };
+use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
-use sea_orm::FromQueryResult;
 
+use crate::environment::entity;
 use crate::environment::plan::Intent;
-use crate::environment::state::Standing;
+use crate::environment::request::Quantities;
+use crate::environment::state::LifecycleState;
 
-/// An environment, and what the scheduler alone knows of it.
+/// An environment, with the columns that only the scheduler reads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     pub environment: Environment,
-    /// The generation that the last transition was made for.
-    pub observed_generation: i64,
+    /// The request's resources, parsed when it was created.
+    pub quantities: Quantities,
     pub start_deadline: DateTime<Utc>,
-    pub admitted: bool,
+    pub capacity_reserved: bool,
     pub terminating_at: Option<DateTime<Utc>>,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
     pub box_removed: bool,
 }
 
-/// What a row holds that we never wrote.
+/// A column has a value that this version does not write.
 #[derive(Debug, thiserror::Error)]
-#[error("environment `{id}`: column {column} cannot be read: {problem}")]
+#[error("environment `{id}`: column `{column}` cannot be read: {problem}")]
 pub struct CorruptRow {
     pub id: String,
     pub column: &'static str,
     pub problem: String,
 }
 
-/// The columns of [`Row`], in SQL.
-pub(super) const COLUMNS: &str = "id, owner, owner_username, cluster, name, labels, timeout_s, \
-     request, status, status_reason, status_message, exit_code, created_at, started_at, \
-     ended_at, expires_at, endpoint, namespace, address, generation, observed_generation, \
-     start_deadline, admitted, terminating_at, grace_ms, box_removed";
-
-/// As the database has it.
-#[derive(FromQueryResult)]
-pub(super) struct Row {
-    id: String,
-    owner: String,
-    owner_username: String,
-    cluster: String,
-    name: String,
-    labels: serde_json::Value,
-    timeout_s: i64,
-    request: serde_json::Value,
-    status: String,
-    status_reason: Option<String>,
-    status_message: Option<String>,
-    exit_code: Option<i32>,
-    created_at: DateTime<Utc>,
-    started_at: Option<DateTime<Utc>>,
-    ended_at: Option<DateTime<Utc>>,
-    expires_at: DateTime<Utc>,
-    endpoint: String,
-    namespace: String,
-    address: Option<String>,
-    generation: i64,
-    observed_generation: i64,
-    start_deadline: DateTime<Utc>,
-    admitted: bool,
-    terminating_at: Option<DateTime<Utc>>,
-    grace_ms: i64,
-    box_removed: bool,
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
 }
 
-fn status_of(text: &str) -> Option<Status> {
-    text.parse().ok()
-}
-
-fn reason_of(text: &str) -> Option<StatusReason> {
-    text.parse().ok()
-}
-
-impl TryFrom<Row> for Record {
+impl TryFrom<entity::Model> for Record {
     type Error = CorruptRow;
 
-    fn try_from(row: Row) -> Result<Self, CorruptRow> {
+    fn try_from(row: entity::Model) -> Result<Self, CorruptRow> {
         let id = row.id.clone();
         let corrupt = |column: &'static str, problem: String| CorruptRow {
             id: id.clone(),
             column,
             problem,
         };
-        let mut request: agentbox_contracts::environment::EnvironmentRequest =
+        let mut request: EnvironmentRequest =
             serde_json::from_value(row.request).map_err(|e| corrupt("request", e.to_string()))?;
         request.name = row.name;
         request.labels =
             serde_json::from_value(row.labels).map_err(|e| corrupt("labels", e.to_string()))?;
-        request.timeout_s = row.timeout_s.try_into().unwrap_or(0);
-        let status = status_of(&row.status)
-            .ok_or_else(|| corrupt("status", format!("`{}` is no status", row.status)))?;
+        request.timeout_s = unsigned(row.timeout_s);
+        let status = row
+            .status
+            .parse::<Status>()
+            .map_err(|_| corrupt("status", format!("`{}` is not a status", row.status)))?;
         let status_reason = row
             .status_reason
             .map(|text| {
-                reason_of(&text)
-                    .ok_or_else(|| corrupt("status_reason", format!("`{text}` is no reason")))
+                text.parse::<StatusReason>()
+                    .map_err(|_| corrupt("status_reason", format!("`{text}` is not a reason")))
             })
             .transpose()?;
         let address = row
@@ -135,21 +98,26 @@ impl TryFrom<Row> for Record {
                 address,
                 generation: row.generation,
             },
-            observed_generation: row.observed_generation,
+            quantities: Quantities {
+                cpu: MilliCpu(unsigned(row.cpu_milli)),
+                memory: Bytes(unsigned(row.memory_bytes)),
+                storage: Bytes(unsigned(row.storage_bytes)),
+            },
             start_deadline: row.start_deadline,
-            admitted: row.admitted,
+            capacity_reserved: row.capacity_reserved,
             terminating_at: row.terminating_at,
-            grace: Duration::from_millis(row.grace_ms.try_into().unwrap_or(0)),
+            grace: Duration::from_millis(unsigned(row.grace_ms)),
             box_removed: row.box_removed,
         })
     }
 }
 
 impl Record {
+    /// The part that transitions change.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn state(&self) -> LifecycleState {
         let environment = &self.environment;
-        Standing {
+        LifecycleState {
             status: environment.status,
             reason: environment.status_reason,
             message: environment.status_message.clone(),
@@ -160,47 +128,48 @@ impl Record {
         }
     }
 
+    /// The part that the plan reads.
     #[must_use]
     pub fn intent(&self) -> Intent {
         Intent {
             status: self.environment.status,
             created_at: self.environment.created_at,
             start_deadline: self.start_deadline,
-            admitted: self.admitted,
+            capacity_reserved: self.capacity_reserved,
             terminating_at: self.terminating_at,
             grace: self.grace,
             box_removed: self.box_removed,
-            trouble: self.environment.status_message.clone(),
+            last_error: self.environment.status_message.clone(),
         }
     }
 
-    /// What gateways keep of it.
+    /// The route that is published when the environment is in `state`.
     #[must_use]
-    pub fn route(&self, standing: &Standing) -> Route {
+    pub fn route(&self, state: &LifecycleState) -> Route {
         Route {
             owner: self.environment.owner.clone(),
-            status: standing.status,
+            status: state.status,
             cluster: self.environment.cluster.clone(),
-            address: standing.address,
+            address: state.address,
         }
     }
 
-    /// What the world is told when it stands like that.
+    /// The event that is published when the environment is in `state`.
     #[must_use]
     pub fn event(
         &self,
         kind: EventKind,
-        standing: &Standing,
+        state: &LifecycleState,
         at: DateTime<Utc>,
     ) -> EnvironmentEvent {
         EnvironmentEvent {
             environment_id: self.environment.id.clone(),
             owner: self.environment.owner.clone(),
             kind,
-            status: standing.status,
-            status_reason: standing.reason,
-            status_message: standing.message.clone(),
-            exit_code: standing.exit_code,
+            status: state.status,
+            status_reason: state.reason,
+            status_message: state.message.clone(),
+            exit_code: state.exit_code,
             at,
         }
     }

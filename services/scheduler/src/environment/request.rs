@@ -1,15 +1,14 @@
-//! What a request must be, checked here again whatever the gateway checked. Pure.
+//! Validation of a request; the gateway does not check these rules. Pure.
 //!
-//! Every rule names its field as the guide does. Quantities are Kubernetes'; names,
-//! labels, selectors and tolerations follow the Kubernetes API conventions, because they
-//! end up there.
+//! Every error names its field as the public API does. Quantities, names, labels, selectors
+//! and tolerations follow the Kubernetes API conventions, because Kubernetes gets them.
 
 mod isolation;
 mod labels;
 
 use std::collections::BTreeMap;
 
-// boxd's own variables; a user's would take their place.
+// boxd's own variables, which a user's variable of the same name would replace.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
     MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
@@ -22,7 +21,7 @@ use agentbox_contracts::units::{Bytes, MilliCpu};
 
 pub use labels::{label_key, label_value};
 
-/// The quantities of a request, read.
+/// The parsed `resources` of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantities {
     pub cpu: MilliCpu,
@@ -30,7 +29,7 @@ pub struct Quantities {
     pub storage: Bytes,
 }
 
-/// Checks a whole request.
+/// Checks a whole request; returns its parsed quantities.
 ///
 /// # Errors
 /// `Validation`, naming the first field that breaks its rule.
@@ -52,11 +51,8 @@ pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     Ok(quantities)
 }
 
-/// Reads `resources`.
-///
-/// # Errors
-/// `Validation`, naming the field.
-pub fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
+/// Parses `resources`.
+fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     let resources = &request.resources;
     Ok(Quantities {
         cpu: resources
@@ -75,10 +71,10 @@ pub fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
 }
 
 fn is_dns_label(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !text.is_empty()
         && text.len() <= 63
-        && text.bytes().all(fits)
+        && text.bytes().all(is_allowed)
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -105,19 +101,19 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
     } else {
         Err(Error::value(
             "timeout",
-            format_args!("must be 1 to {MAX_TIMEOUT_S} seconds"),
+            format_args!("must be between 1 and {MAX_TIMEOUT_S} seconds"),
             seconds,
         ))
     }
 }
 
 fn image(text: &str) -> Result<(), Error> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
-    let sound = (1..=MAX_IMAGE_LENGTH).contains(&text.len())
-        && text.bytes().all(fits)
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
+    let is_valid = (1..=MAX_IMAGE_LENGTH).contains(&text.len())
+        && text.bytes().all(is_allowed)
         && text.as_bytes()[0].is_ascii_alphanumeric()
         && text.as_bytes()[text.len() - 1].is_ascii_alphanumeric();
-    if sound {
+    if is_valid {
         Ok(())
     } else {
         Err(Error::value(
@@ -185,7 +181,7 @@ fn command(words: &[String]) -> Result<(), Error> {
 /// Checks `labels` or `node_selector`; `field` names which.
 ///
 /// # Errors
-/// `Validation` when a key or a value is not a Kubernetes label's.
+/// `Validation` when a key or a value breaks Kubernetes' rules for labels.
 pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Error> {
     if labels.len() > MAX_LABELS {
         return Err(Error::field(

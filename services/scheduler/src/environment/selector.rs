@@ -1,10 +1,10 @@
-//! Kubernetes label selectors: text → requirements → the terms to look for.
+//! Kubernetes label selectors: text → requirements → terms of `environment_terms`.
 //!
 //! The syntax is that of `k8s.io/apimachinery` labels: `a=b`, `a==b`, `a!=b`,
-//! `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, comma-joined, all of them required. As there,
-//! `!=` and `notin` are also true of what lacks the label.
+//! `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, joined by commas, all of them required. As in
+//! Kubernetes, `!=` and `notin` also match an environment without the label.
 //!
-//! A label `k: v` is two terms, `k` and `k=v`: as the table `environment_terms` has them.
+//! A label `k: v` has two terms, `k` and `k=v`, in the table `environment_terms`.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ pub enum Requirement {
     Absent(String),
 }
 
-/// All of them must be true; none is true of everything.
+/// All requirements must match; a selector without any matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector(pub Vec<Requirement>);
 
@@ -65,7 +65,7 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-/// The set of `in (a, b)`, given what follows the word.
+/// The values of `in (a, b)`, from the text after the operator.
 fn set(text: &str) -> Result<BTreeSet<String>, String> {
     let inner = text
         .trim()
@@ -158,10 +158,10 @@ impl std::str::FromStr for Selector {
     }
 }
 
-/// What an environment's terms must be like.
+/// The terms that an environment must have, and must not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// Of each group one term, and never two: a key has one value.
+    /// One term of each group. Never two, because a key has one value.
     pub any_of_each: Vec<Vec<String>>,
     pub none_of: Vec<String>,
 }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_a_kubernetes_selector_is_read() {
+    fn each_kubernetes_selector_form_is_parsed() {
         for (text, expected) in [
             ("", vec![]),
             ("a=b", vec![is_in("a", &["b"])]),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_selector_is_refused() {
+    fn invalid_selector_is_refused() {
         for text in [
             ",",
             "a,",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_asks_for_terms_and_for_their_absence() {
+    fn selector_gives_required_and_excluded_terms() {
         let selector: Selector = "k1 in (v1,v2),k2!=v3,k4,!k5,k6 notin (v7,v8)"
             .parse()
             .unwrap();

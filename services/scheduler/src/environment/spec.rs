@@ -1,17 +1,16 @@
-//! From an environment to the box that its cluster shall make. Pure.
+//! The box spec of an environment. Pure.
 
+use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_box_protocol::token::{BoxToken, TokenError};
-use agentbox_contracts::environment::{Environment, EnvironmentRequest};
-use agentbox_contracts::error::Error;
-use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::environment::Environment;
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxSpec, Resources};
 
-use crate::cluster::placement::rest_of_selector;
+use crate::cluster::placement::unmatched_selector;
 use crate::cluster::registry::Cluster;
-use crate::environment::request;
-use agentbox_box_protocol::secret::BoxSecret;
+use crate::environment::request::Quantities;
 
-/// What every box of this deployment has in common.
+/// Settings of every box of this deployment.
 #[derive(Clone, Debug)]
 pub struct BoxDefaults {
     /// Processes and threads of one box.
@@ -19,73 +18,55 @@ pub struct BoxDefaults {
     pub secret: BoxSecret,
 }
 
-/// A request, or the secret, does not make a box.
+/// The spec cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error("the request is not valid: {0}")]
-    Request(Error),
-    #[error("cluster `{0}` no longer has the labels that the environment was placed by")]
+    #[error(
+        "cluster `{0}` no longer has the labels in the environment's node_selector; restore \
+         them in the clusters file"
+    )]
     Selector(String),
-    #[error("the box's token cannot be made")]
+    #[error("the box's token cannot be derived")]
     Token(#[from] TokenError),
 }
 
-/// The spec of `id` on `cluster`.
+/// The spec of `environment`, with its parsed `quantities`, on `cluster`.
 ///
 /// # Errors
-/// When the request is not valid, or contradicts the cluster's labels.
+/// When the environment's selector contradicts the cluster's labels.
 pub fn box_spec(
-    id: &EnvironmentId,
-    owner: &UserId,
-    wanted: &EnvironmentRequest,
+    environment: &Environment,
+    quantities: Quantities,
     cluster: &Cluster,
     defaults: &BoxDefaults,
 ) -> Result<BoxSpec, SpecError> {
-    let quantities = request::quantities(wanted).map_err(SpecError::Request)?;
-    let node_selector = rest_of_selector(&wanted.node_selector, &cluster.labels)
+    let request = &environment.request;
+    let node_selector = unmatched_selector(&request.node_selector, &cluster.labels)
         .ok_or_else(|| SpecError::Selector(cluster.name.clone()))?;
     Ok(BoxSpec {
-        id: id.clone(),
-        owner: owner.clone(),
-        image: wanted.image.clone(),
-        command: wanted.command.clone(),
-        env: wanted.env.clone(),
-        labels: wanted.labels.clone(),
+        id: environment.id.clone(),
+        owner: environment.owner.clone(),
+        image: request.image.clone(),
+        command: request.command.clone(),
+        env: request.env.clone(),
+        labels: request.labels.clone(),
         resources: Resources {
             cpu: quantities.cpu,
             memory: quantities.memory,
             storage: quantities.storage,
             pids: defaults.pids,
         },
-        isolation: wanted.isolation.clone().unwrap_or_default(),
+        isolation: request.isolation.clone().unwrap_or_default(),
         node_selector,
-        tolerations: wanted.tolerations.clone(),
-        boxd_token: BoxToken::derive(defaults.secret.bytes(), id)?
+        tolerations: request.tolerations.clone(),
+        boxd_token: BoxToken::derive(defaults.secret.bytes(), &environment.id)?
             .expose()
             .to_owned(),
     })
 }
 
-/// The spec of a stored environment.
-///
-/// # Errors
-/// As [`box_spec`].
-pub fn of_environment(
-    environment: &Environment,
-    cluster: &Cluster,
-    defaults: &BoxDefaults,
-) -> Result<BoxSpec, SpecError> {
-    box_spec(
-        &environment.id,
-        &environment.owner,
-        &environment.request,
-        cluster,
-        defaults,
-    )
-}
-
-/// The name under which a Kubernetes cluster resolves the box, and what is told of a box
-/// anywhere before it has an address.
+/// The name that a Kubernetes cluster resolves to the box; on any cluster, the endpoint of a
+/// box that has no address yet.
 #[must_use]
 pub fn endpoint_name(id: &EnvironmentId) -> String {
     format!("{id}.agentbox.svc.cluster.local")

@@ -1,16 +1,17 @@
-//! The states of an environment and the only ways between them. Pure.
+//! The states of an environment and the only transitions between them. Pure.
 //!
 //! ```text
 //! pending ──▶ running ──▶ terminating ──▶ terminated
 //!    │  │        │ │           ▲
 //!    │  └────────┼─┼───────────┘
-//!    └──▶ failed ◀─┘─▶ terminated (its command ended with 0)
+//!    └──▶ failed ◀─┘─▶ terminated (its command exited with 0)
 //! ```
 //!
-//! * I1. Nothing leaves `terminated` or `failed`.
-//! * I2. What has been running is never pending again: a box's data do not come back.
-//! * I3. An ended environment has a reason and an end, and no address.
-//! * I4. The first reason to terminate stays; a later one only speeds it up.
+//! * I1. `terminated` and `failed` are final.
+//! * I2. An environment that has run is never pending again: the data of a box are not
+//!   restored.
+//! * I3. An ended environment has a reason and an end time, and no address.
+//! * I4. The first reason to terminate is kept.
 
 use std::net::SocketAddr;
 
@@ -18,9 +19,12 @@ use agentbox_contracts::environment::{EventKind, Status, StatusReason};
 use agentbox_runtime::{ExitReason, FailureReason};
 use chrono::{DateTime, Utc};
 
+#[cfg(test)]
+mod tests;
+
 /// The part of an environment that transitions change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct LifecycleState {
     pub status: Status,
     pub reason: Option<StatusReason>,
     pub message: Option<String>,
@@ -30,8 +34,8 @@ pub struct Standing {
     pub address: Option<SocketAddr>,
 }
 
-impl Standing {
-    /// As it is created.
+impl LifecycleState {
+    /// The state of a new environment.
     #[must_use]
     pub fn pending(message: Option<String>) -> Self {
         Self {
@@ -46,28 +50,28 @@ impl Standing {
     }
 }
 
-/// Why somebody wants an environment to end.
+/// Why an environment is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
     Deleted,
     Expired,
 }
 
-/// What happened to an environment.
+/// Something that happened to an environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Happening {
-    /// Its box serves.
+pub enum LifecycleEvent {
+    /// Its box is running.
     Started {
         address: SocketAddr,
         at: DateTime<Utc>,
     },
-    /// Its box will never serve.
-    NotStarted {
+    /// Its box cannot be started.
+    StartFailed {
         reason: StatusReason,
         message: String,
     },
-    /// Its main command ended without being told to. `started_at` serves when nobody
-    /// saw it running.
+    /// Its main command exited without being stopped. `started_at` is used when the box
+    /// was never observed running.
     Exited {
         exit_code: i32,
         reason: ExitReason,
@@ -75,15 +79,15 @@ pub enum Happening {
         started_at: DateTime<Utc>,
         at: DateTime<Utc>,
     },
-    /// The cluster knows nothing of a box that ran.
-    Vanished,
-    /// A user, or its lifetime, ends it.
-    EndWanted(EndReason),
-    /// Nothing is left of its box. `exit_code` if its command had one.
+    /// The cluster has no box of an environment that was running.
+    Lost,
+    /// A user or the environment's timeout ends it.
+    EndRequested(EndReason),
+    /// Its box is removed. `exit_code`: of its main command, if that ran.
     Removed { exit_code: Option<i32> },
 }
 
-/// How a failure to start shows.
+/// The status reason of a box that failed to start.
 #[must_use]
 pub const fn start_reason(reason: FailureReason) -> StatusReason {
     match reason {
@@ -95,11 +99,11 @@ pub const fn start_reason(reason: FailureReason) -> StatusReason {
     }
 }
 
-/// How an end that nobody asked for shows.
+/// The status reason of a box that exited without being asked to.
 #[must_use]
 pub const fn exit_reason(reason: ExitReason) -> StatusReason {
     match reason {
-        // Stopped, but not by us: somebody at the cluster did it.
+        // Stopped, but not by the scheduler: by somebody at the cluster.
         ExitReason::Exited | ExitReason::Stopped => StatusReason::Exited,
         ExitReason::OomKilled => StatusReason::OomKilled,
         ExitReason::Evicted => StatusReason::Evicted,
@@ -107,41 +111,41 @@ pub const fn exit_reason(reason: ExitReason) -> StatusReason {
     }
 }
 
-const fn end_words(reason: EndReason) -> (StatusReason, &'static str) {
+const fn end_reason(reason: EndReason) -> (StatusReason, &'static str) {
     match reason {
-        EndReason::Deleted => (StatusReason::Deleted, "it was deleted"),
-        EndReason::Expired => (StatusReason::Expired, "its timeout was reached"),
+        EndReason::Deleted => (StatusReason::Deleted, "the environment was deleted"),
+        EndReason::Expired => (StatusReason::Expired, "the environment reached its timeout"),
     }
 }
 
-fn text(message: &str) -> Option<String> {
+fn non_empty(message: &str) -> Option<String> {
     (!message.is_empty()).then(|| message.to_owned())
 }
 
-/// Where `happening` leads. `None`: it changes nothing, or cannot happen any more.
+/// The state after `event`. `None`: the event changes nothing in this state.
 #[must_use]
 pub fn transition(
     now: DateTime<Utc>,
-    current: &Standing,
-    happening: &Happening,
-) -> Option<Standing> {
+    current: &LifecycleState,
+    event: &LifecycleEvent,
+) -> Option<LifecycleState> {
     let mut next = current.clone();
-    match (current.status, happening) {
-        (Status::Pending, Happening::Started { address, at }) => {
+    match (current.status, event) {
+        (Status::Pending, LifecycleEvent::Started { address, at }) => {
             next.status = Status::Running;
             next.reason = None;
             next.message = None;
             next.started_at = Some(*at);
             next.address = Some(*address);
         }
-        (Status::Pending, Happening::NotStarted { reason, message }) => {
+        (Status::Pending, LifecycleEvent::StartFailed { reason, message }) => {
             next.status = Status::Failed;
             next.reason = Some(*reason);
-            next.message = text(message);
+            next.message = non_empty(message);
         }
         (
             Status::Pending | Status::Running,
-            Happening::Exited {
+            LifecycleEvent::Exited {
                 exit_code,
                 reason,
                 message,
@@ -156,24 +160,24 @@ pub fn transition(
                 Status::Failed
             };
             next.reason = Some(exit_reason(*reason));
-            next.message =
-                text(message).or_else(|| Some(format!("the command ended with {exit_code}")));
+            next.message = non_empty(message)
+                .or_else(|| Some(format!("the command exited with code {exit_code}")));
             next.exit_code = Some(*exit_code);
             next.started_at = current.started_at.or(Some((*started_at).min(*at)));
             next.ended_at = Some(*at);
         }
-        (Status::Running, Happening::Vanished) => {
+        (Status::Running, LifecycleEvent::Lost) => {
             next.status = Status::Failed;
             next.reason = Some(StatusReason::NodeLost);
-            next.message = text("its cluster has lost the box, and what was in it");
+            next.message = non_empty("the cluster lost the box and the data in it");
         }
-        (Status::Pending | Status::Running, Happening::EndWanted(reason)) => {
-            let (reason, words) = end_words(*reason);
+        (Status::Pending | Status::Running, LifecycleEvent::EndRequested(reason)) => {
+            let (reason, message) = end_reason(*reason);
             next.status = Status::Terminating;
             next.reason = Some(reason);
-            next.message = text(words);
+            next.message = non_empty(message);
         }
-        (Status::Terminating, Happening::Removed { exit_code }) => {
+        (Status::Terminating, LifecycleEvent::Removed { exit_code }) => {
             next.status = Status::Terminated;
             next.exit_code = *exit_code;
         }
@@ -186,9 +190,9 @@ pub fn transition(
     Some(next)
 }
 
-/// The event that tells of having arrived in `status`.
+/// The kind of the event that is published when an environment enters `status`.
 #[must_use]
-pub const fn event_of(status: Status) -> EventKind {
+pub const fn event_kind(status: Status) -> EventKind {
     match status {
         Status::Pending => EventKind::Created,
         Status::Running => EventKind::Running,

@@ -1,48 +1,57 @@
 //! Every SQL statement about an environment.
 //!
-//! * I1. A write that follows from what was read carries `generation` and `status` in its
-//!   WHERE clause; a writer that is late gets [`StoreError::Fenced`] and changes nothing.
-//! * I2. A change and what the bus is told of it (the outbox) are one statement or one
-//!   transaction.
+//! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
+//! entity cannot express: a change together with its outbox rows (I2), claims, lists that
+//! are answered from indexes.
+//!
+//! * I1. A write that follows from a read row carries its `generation` and `status` in the
+//!   WHERE clause; a late writer gets [`StoreError::Fenced`] and changes nothing.
+//! * I2. A change and its outbox rows are written in one statement or one transaction.
 //! * I3. Outbox rows of one environment are numbered in the order of its changes: each is
 //!   inserted while its environment's row is locked.
-//! * I4. Times that are compared between replicas are Postgres' own.
+//! * I4. Times that replicas compare are Postgres' own.
 
 mod change;
 mod create;
-mod drive;
 mod list;
 mod outbox;
+mod queue;
 mod sweep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
 use agentbox_database::Leases;
-use agentbox_database::sql::statement as sql;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, Statement};
+use agentbox_database::sql::statement;
+use sea_orm::sea_query::{Expr, ExprTrait as _, PostgresQueryBuilder, QueryStatementWriter, SimpleExpr};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, FromQueryResult as _,
+    QueryFilter as _, QuerySelect as _, Statement, Value,
+};
 
-pub use change::{Change, Drive, Patch};
-pub use create::{Admission, Creation};
-pub use drive::{Claim, Held};
+pub use change::{Change, Patch, QueueAction};
+pub use create::{Creation, Reservation};
 pub use list::Listing;
-pub use outbox::{Item, OutboxRow, Unpublished};
-pub use sweep::Live;
+pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
+pub use queue::{Claim, ClaimRenewal};
+pub use sweep::ActiveEnvironment;
 
-use crate::environment::record::{COLUMNS, CorruptRow, Record, Row};
+use crate::environment::entity::{self, Column, Entity};
+use crate::environment::record::{CorruptRow, Record};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the database failed")]
     Database(#[from] DbErr),
-    /// Somebody else changed the row first.
-    #[error("the environment has changed meanwhile")]
+    /// Another writer changed the row first.
+    #[error("the environment was changed by another writer")]
     Fenced,
     #[error(transparent)]
     Corrupt(#[from] CorruptRow),
-    #[error("a value cannot be stored: {0}")]
+    #[error("a value cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
     /// For the caller as it is: a quota, a conflict.
     #[error(transparent)]
@@ -55,10 +64,10 @@ impl From<StoreError> for Error {
             StoreError::Database(error) => agentbox_database::public_error(&error),
             StoreError::Fenced => Self::new(
                 ErrorCode::Conflict,
-                "the environment is changing at this moment; try again",
+                "the environment was changed by another request at the same time; try again",
             ),
             StoreError::Corrupt(_) | StoreError::Encode(_) => {
-                tracing::error!(%error, "a row cannot be read or written");
+                tracing::error!(error = %ErrorChain(&error), "row not readable or not writable");
                 Self::internal()
             }
             StoreError::Refused(error) => error,
@@ -72,8 +81,50 @@ pub struct Store {
     database: DatabaseConnection,
 }
 
-fn record(row: sea_orm::QueryResult) -> Result<Record, StoreError> {
-    Ok(Row::from_query_result(&row, "")?.try_into()?)
+/// The values of a statement's placeholders, in order.
+#[derive(Default)]
+struct Params(Vec<Value>);
+
+impl Params {
+    /// Adds a value; returns its placeholder.
+    fn push(&mut self, value: impl Into<Value>) -> String {
+        self.0.push(value.into());
+        format!("${}", self.0.len())
+    }
+
+    /// Adds several values; returns their placeholders with commas between.
+    fn push_all(&mut self, values: &[String]) -> String {
+        let each: Vec<_> = values.iter().map(|value| self.push(value.as_str())).collect();
+        each.join(", ")
+    }
+}
+
+/// The text of a statement that sea-query built, and its values: the start of a longer one.
+fn build(query: &impl QueryStatementWriter) -> (String, Params) {
+    let (text, values) = query.build(PostgresQueryBuilder);
+    (text, Params(values.0))
+}
+
+/// The row is as `before` has it (I1).
+fn is_unchanged(before: &Record) -> SimpleExpr {
+    let environment = &before.environment;
+    Expr::col(Column::Id)
+        .eq(environment.id.as_str())
+        .and(Expr::col(Column::Generation).eq(environment.generation))
+        .and(Expr::col(Column::Status).eq(environment.status.as_str()))
+}
+
+/// The row has one of `ids`, which are one value: the number of placeholders is limited.
+fn is_one_of(ids: &[EnvironmentId]) -> Result<SimpleExpr, StoreError> {
+    Ok(Expr::cust_with_values(
+        "id IN (SELECT jsonb_array_elements_text($1))",
+        [serde_json::to_value(ids)?],
+    ))
+}
+
+fn records(rows: Vec<entity::Model>) -> Result<Vec<Record>, StoreError> {
+    let records = rows.into_iter().map(Record::try_from);
+    Ok(records.collect::<Result<_, _>>()?)
 }
 
 impl Store {
@@ -88,21 +139,13 @@ impl Store {
         Leases::new(self.database.clone(), holder)
     }
 
-    /// One environment; `None` if there is none of that id.
+    /// One environment; `None` when there is none with this id.
     ///
     /// # Errors
     /// When the database fails.
     #[tracing::instrument(name = "postgres get", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Record>, StoreError> {
-        let statement = sql(
-            format!("SELECT {COLUMNS} FROM environments WHERE id = $1"),
-            [id.as_str().into()],
-        );
-        self.database
-            .query_one_raw(statement)
-            .await?
-            .map(record)
-            .transpose()
+        get(&self.database, id.as_str()).await
     }
 
     /// The owners of those of `ids` that exist.
@@ -114,29 +157,32 @@ impl Store {
         &self,
         ids: &[EnvironmentId],
     ) -> Result<BTreeMap<EnvironmentId, UserId>, StoreError> {
-        let statement = sql(
-            "SELECT id, owner FROM environments
-             WHERE id IN (SELECT jsonb_array_elements_text($1))",
-            [serde_json::to_value(ids)?.into()],
-        );
-        let rows = self.database.query_all_raw(statement).await?;
-        rows.iter()
-            .map(|row| {
-                let id: String = row.try_get("", "id")?;
-                let owner: String = row.try_get("", "owner")?;
-                let corrupt = |column, value: &str| CorruptRow {
-                    id: id.clone(),
-                    column,
-                    problem: format!("`{value}` is not an id"),
-                };
-                let environment = id.parse().map_err(|_| corrupt("id", &id))?;
-                let user = owner.parse().map_err(|_| corrupt("owner", &owner))?;
-                Ok((environment, user))
-            })
-            .collect()
+        let owners: Vec<(String, String)> = Entity::find()
+            .select_only()
+            .columns([Column::Id, Column::Owner])
+            .filter(is_one_of(ids)?)
+            .into_tuple()
+            .all(&self.database)
+            .await?;
+        let parse = |(id, owner): (String, String)| {
+            let corrupt = |column, value: &str| CorruptRow {
+                id: id.clone(),
+                column,
+                problem: format!("`{value}` is not an id"),
+            };
+            let environment = id.parse().map_err(|_| corrupt("id", &id))?;
+            let user = owner.parse().map_err(|_| corrupt("owner", &owner))?;
+            Ok((environment, user))
+        };
+        owners.into_iter().map(parse).collect()
     }
 
-    /// The column `environment_id` of what `statement` selects.
+    /// Runs a fenced write that returns the whole row, if it was unchanged.
+    async fn write(&self, text: String, params: Params) -> Result<Record, StoreError> {
+        write(&self.database, text, params).await
+    }
+
+    /// The column `environment_id` of the selected rows.
     async fn environment_ids(
         &self,
         statement: Statement,
@@ -152,9 +198,26 @@ impl Store {
             .collect())
     }
 
-    /// Whether the database answers.
-    pub async fn answers(&self, within: Duration) -> bool {
-        let asked = self.database.query_one_raw(sql("SELECT 1", []));
-        matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
+    /// Whether the database answers within `timeout`.
+    pub async fn ping(&self, timeout: Duration) -> bool {
+        let ping = self.database.query_one_raw(statement("SELECT 1", []));
+        matches!(tokio::time::timeout(timeout, ping).await, Ok(Ok(_)))
     }
+}
+
+async fn get(connection: &impl ConnectionTrait, id: &str) -> Result<Option<Record>, StoreError> {
+    let row = Entity::find_by_id(id).one(connection).await?;
+    Ok(row.map(Record::try_from).transpose()?)
+}
+
+async fn write(
+    connection: &impl ConnectionTrait,
+    text: String,
+    params: Params,
+) -> Result<Record, StoreError> {
+    let row = connection
+        .query_one_raw(statement(text, params.0))
+        .await?
+        .ok_or(StoreError::Fenced)?;
+    Ok(entity::Model::from_query_result(&row, "")?.try_into()?)
 }

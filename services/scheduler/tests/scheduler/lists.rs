@@ -7,7 +7,7 @@ use agentbox_contracts::environment::rpc::{ListRequest, MAX_RESOLVED, ResolveReq
 use agentbox_contracts::environment::{Status, Visibility};
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_scheduler::environment::state::{EndReason, Happening, transition};
+use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
 use agentbox_scheduler::environment::store::{Change, Patch};
 use chrono::Utc;
 
@@ -245,9 +245,9 @@ async fn selectors_hold_beside_owner_status_and_paging_and_follow_every_change()
         .patch(&records[0], &patch, now)
         .await
         .unwrap();
-    let happening = Happening::EndWanted(EndReason::Deleted);
-    let standing = transition(now, &records[1].standing(), &happening).unwrap();
-    let change = Change::wanted(&records[1], standing, Duration::ZERO, now);
+    let event = LifecycleEvent::EndRequested(EndReason::Deleted);
+    let state = transition(now, &records[1].state(), &event).unwrap();
+    let change = Change::requested(&records[1], state, Duration::ZERO, now);
     database
         .store
         .change(&records[1], &change, now)
@@ -272,7 +272,7 @@ async fn selectors_hold_beside_owner_status_and_paging_and_follow_every_change()
         (None, "app=db", 0, ("n-0", 1)),
         (None, "app!=web", 0, ("n-0", 1)),
         (Some(Status::Pending), "app=web", 0, ("n-3", 1)),
-        (Some(change.standing.status), "app", 0, ("n-1", 1)),
+        (Some(change.state.status), "app", 0, ("n-1", 1)),
         (Some(Status::Pending), "app!=web", 0, ("n-0", 1)),
         (Some(Status::Pending), "!app", 0, ("", 0)),
     ] {

@@ -1,5 +1,5 @@
-//! The scheduler's claims: pure ones by table and property, the others on a real
-//! Postgres, NATS and containerd, isolated by database, bus and deployment.
+//! The scheduler on a real Postgres, NATS and containerd; each test has a database, a bus and
+//! a deployment of its own.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,9 +12,7 @@ mod life;
 mod lists;
 mod misbehaving;
 mod outbox;
-mod plan;
 mod replicas;
-mod state;
 mod store;
 mod support;
 mod sweeps;

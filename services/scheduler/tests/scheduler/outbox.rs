@@ -8,7 +8,7 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
 use agentbox_scheduler::environment::outbox::{Outbox, outbox};
 use agentbox_scheduler::environment::record::Record;
-use agentbox_scheduler::environment::state::{EndReason, Happening, transition};
+use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
 use agentbox_scheduler::environment::store::{Change, Patch, Store};
 use chrono::Utc;
 use futures::StreamExt as _;
@@ -18,18 +18,18 @@ use tokio_util::sync::CancellationToken;
 use crate::support::scheduler::{bus, shared_bus};
 use crate::support::{creation, database, eventually, request};
 
-async fn step(store: &Store, before: Record, happening: Happening) -> Record {
+async fn step(store: &Store, before: Record, event: LifecycleEvent) -> Record {
     let now = Utc::now();
-    let standing = transition(now, &before.standing(), &happening).unwrap();
-    let change = match happening {
-        Happening::EndWanted(_) => Change::wanted(&before, standing, Duration::ZERO, now),
-        _ => Change::observed(&before, standing),
+    let state = transition(now, &before.state(), &event).unwrap();
+    let change = match event {
+        LifecycleEvent::EndRequested(_) => Change::requested(&before, state, Duration::ZERO, now),
+        _ => Change::observed(&before, state),
     };
     store.change(&before, &change, now).await.unwrap()
 }
 
-fn started() -> Happening {
-    Happening::Started {
+fn started() -> LifecycleEvent {
+    LifecycleEvent::Started {
         address: "10.0.0.2:10777".parse().unwrap(),
         at: Utc::now(),
     }
@@ -51,9 +51,9 @@ async fn live(store: &Store, wake: impl Fn(&EnvironmentId)) -> EnvironmentId {
     };
     let record = store.patch(&record, &patch, Utc::now()).await.unwrap();
     wake(&id);
-    let record = step(store, record, Happening::EndWanted(EndReason::Deleted)).await;
+    let record = step(store, record, LifecycleEvent::EndRequested(EndReason::Deleted)).await;
     wake(&id);
-    step(store, record, Happening::Removed { exit_code: None }).await;
+    step(store, record, LifecycleEvent::Removed { exit_code: None }).await;
     wake(&id);
     id
 }
@@ -68,10 +68,7 @@ const LIFE: [EventKind; 5] = [
 
 /// Everything the feed has of `id`, after its last event has come.
 async fn feed(bus: &Bus, id: &EnvironmentId) -> Vec<EventKind> {
-    let mut stream = bus
-        .events(subjects::environment_events(id), 0)
-        .await
-        .unwrap();
+    let mut stream = bus.events(subjects::environment_events(id), 0).await.unwrap();
     let mut kinds = Vec::new();
     while !kinds.contains(&EventKind::Terminated) {
         let next = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
@@ -160,15 +157,9 @@ async fn what_was_published_but_not_marked_is_not_stored_twice() {
     outbox.wake(&id);
     all_published(&database).await;
     assert_eq!(feed(&bus, &id).await, LIFE);
-    let events = bus
-        .events(subjects::environment_events(&id), 0)
-        .await
-        .unwrap();
+    let events = bus.events(subjects::environment_events(&id), 0).await.unwrap();
     assert_eq!(events.take(LIFE.len()).count().await, LIFE.len());
-    let mut events = bus
-        .events(subjects::environment_events(&id), 0)
-        .await
-        .unwrap();
+    let mut events = bus.events(subjects::environment_events(&id), 0).await.unwrap();
     let mut seen = 0;
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.next()).await {
         seen += 1;
@@ -216,13 +207,13 @@ async fn a_route_follows_the_environment_and_goes_with_it() {
     let record = step(
         &database.store,
         record,
-        Happening::EndWanted(EndReason::Expired),
+        LifecycleEvent::EndRequested(EndReason::Expired),
     )
     .await;
     step(
         &database.store,
         record,
-        Happening::Removed { exit_code: None },
+        LifecycleEvent::Removed { exit_code: None },
     )
     .await;
     outbox.wake(&id);

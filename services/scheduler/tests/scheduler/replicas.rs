@@ -79,7 +79,7 @@ async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> 
     world
         .database
         .store
-        .live_in(crate::support::cluster::CLUSTER)
+        .active_in_cluster(crate::support::cluster::CLUSTER)
         .await
         .unwrap()
         .into_iter()
@@ -174,11 +174,11 @@ async fn a_replica_forgets_what_is_past_its_retention() {
                 ended_at = now() - interval '{days} days', box_removed = true WHERE id = '{id}'"
         );
         world.database.execute(&ended).await;
-        let drive = format!("DELETE FROM drives WHERE environment_id = '{id}'");
+        let drive = format!("DELETE FROM reconcile_queue WHERE environment_id = '{id}'");
         world.database.execute(&drive).await;
     }
     let replica = world.replica().await;
-    eventually("the old one is forgotten", SOON, async || {
+    eventually("the old one is rows_purged", SOON, async || {
         let left = world.database.store.get(&old.id).await;
         left.is_ok_and(|record| record.is_none())
     })

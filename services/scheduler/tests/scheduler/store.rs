@@ -1,4 +1,4 @@
-//! The store on a real Postgres: fencing, quotas, idempotency, room, claims, leases.
+//! The store on a real Postgres: fencing, quotas, idempotency, allocatable, claims, leases.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use agentbox_contracts::environment::{
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::ids::{InstanceId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_scheduler::cluster::placement::Room;
+use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
-use agentbox_scheduler::environment::state::{EndReason, Happening, transition};
-use agentbox_scheduler::environment::store::{Admission, Change, Claim, Patch, StoreError};
+use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
+use agentbox_scheduler::environment::store::{Reservation, Change, Claim, Patch, StoreError};
 use chrono::Utc;
 use futures::future::join_all;
 
 use crate::support::{creation, database, eventually, request};
 
-fn started() -> Happening {
-    Happening::Started {
+fn started() -> LifecycleEvent {
+    LifecycleEvent::Started {
         address: "10.0.0.2:10777".parse().unwrap(),
         at: Utc::now(),
     }
@@ -76,14 +76,14 @@ async fn a_writer_that_is_late_changes_nothing() {
         .await
         .unwrap();
     let now = Utc::now();
-    let running = transition(now, &before.standing(), &started()).unwrap();
+    let running = transition(now, &before.state(), &started()).unwrap();
     let ending = transition(
         now,
-        &before.standing(),
-        &Happening::EndWanted(EndReason::Deleted),
+        &before.state(),
+        &LifecycleEvent::EndRequested(EndReason::Deleted),
     )
     .unwrap();
-    let wanted = Change::wanted(&before, ending, Duration::ZERO, now);
+    let wanted = Change::requested(&before, ending, Duration::ZERO, now);
     let deleted = database.store.change(&before, &wanted, now).await.unwrap();
     assert_eq!(deleted.environment.generation, 2);
     // The reconciler that saw the box start does not know of the deletion.
@@ -125,7 +125,7 @@ async fn of_two_equal_transitions_one_wins() {
         .await
         .unwrap();
     let now = Utc::now();
-    let running = transition(now, &before.standing(), &started()).unwrap();
+    let running = transition(now, &before.state(), &started()).unwrap();
     let change = Change::observed(&before, running);
     let outcomes = join_all((0..8).map(|_| database.store.change(&before, &change, now))).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
@@ -199,19 +199,19 @@ async fn an_idempotency_key_gives_the_same_environment_for_the_same_body_alone()
 #[tokio::test]
 async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
     let database = database().await;
-    let room = Room {
+    let room = Allocatable {
         cpu: MilliCpu(250),
         memory: Bytes(u64::MAX),
     };
     let records = join_all((0..20).map(|n| {
         let store = database.store.clone();
         let mut creation = creation(&UserId::random(), request(&format!("n-{n}")));
-        creation.room = room;
+        creation.allocatable = allocatable;
         async move { store.create(&creation).await.unwrap() }
     }))
     .await;
     let (admitted, waiting): (Vec<_>, Vec<_>) =
-        records.into_iter().partition(|record| record.admitted);
+        records.into_iter().partition(|record| record.capacity_reserved);
     assert_eq!(admitted.len(), 2, "two of 100m fit in 250m");
     let message = waiting[0].environment.status_message.clone().unwrap();
     assert_eq!(
@@ -221,17 +221,17 @@ async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
     let quantities = creation(&UserId::random(), request("x")).quantities;
     let still = database
         .store
-        .admit(&waiting[0], quantities, room)
+        .reserve_capacity(&waiting[0], allocatable)
         .await
         .unwrap();
-    assert!(matches!(still, Admission::Waiting(_)));
+    assert!(matches!(still, Reservation::Waiting(_)));
 
     let now = Utc::now();
-    let failed = Happening::NotStarted {
+    let failed = LifecycleEvent::StartFailed {
         reason: agentbox_contracts::environment::StatusReason::ImagePull,
         message: String::new(),
     };
-    let failed = transition(now, &admitted[0].standing(), &failed).unwrap();
+    let failed = transition(now, &admitted[0].state(), &failed).unwrap();
     database
         .store
         .change(&admitted[0], &Change::observed(&admitted[0], failed), now)
@@ -240,12 +240,12 @@ async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
     let outcomes = join_all(
         waiting
             .iter()
-            .map(|w| database.store.admit(w, quantities, room)),
+            .map(|w| database.store.admit(w, quantities, allocatable)),
     )
     .await;
     let freed = outcomes
         .iter()
-        .filter(|o| matches!(o, Ok(Admission::Admitted)))
+        .filter(|o| matches!(o, Ok(Reservation::Reserved)))
         .count();
     assert_eq!(freed, 1);
 }
@@ -267,20 +267,20 @@ async fn a_claim_is_one_holders_until_it_is_given_back_or_runs_out() {
     .await;
     let winners: Vec<_> = claims
         .iter()
-        .filter(|(_, claim)| *claim == Claim::Ours)
+        .filter(|(_, claim)| *claim == Claim::Acquired)
         .collect();
     assert_eq!(winners.len(), 1, "{claims:?}");
     let holder = format!("holder-{}", winners[0].0);
     // The others told it to go round again, once.
     assert!(store.release(&id, &holder, None).await.unwrap());
     assert!(!store.release(&id, &holder, None).await.unwrap());
-    assert_eq!(store.claim(&id, "next").await.unwrap(), Claim::Ours);
+    assert_eq!(store.claim(&id, "next").await.unwrap(), Claim::Acquired);
     assert_eq!(store.renew(&id, &holder).await.unwrap(), None);
     // A killed holder's claim runs out.
     database
-        .execute("UPDATE drives SET until = now() - interval '1 second'")
+        .execute("UPDATE reconcile_queue SET claim_expires_at = now() - interval '1 second'")
         .await;
-    assert_eq!(store.claim(&id, "after").await.unwrap(), Claim::Ours);
+    assert_eq!(store.claim(&id, "after").await.unwrap(), Claim::Acquired);
 }
 
 #[tokio::test]
@@ -300,12 +300,12 @@ async fn what_is_due_is_taken_by_one_replica() {
         );
     }
     assert!(
-        database.store.due("test", 64).await.unwrap().is_empty(),
+        database.store.take_due("test", 64).await.unwrap().is_empty(),
         "not due yet"
     );
-    database.execute("UPDATE drives SET due_at = now()").await;
-    assert!(database.store.due("other", 64).await.unwrap().is_empty());
-    let taken = join_all((0..4).map(|_| database.store.due("test", 8))).await;
+    database.execute("UPDATE reconcile_queue SET due_at = now()").await;
+    assert!(database.store.take_due("other", 64).await.unwrap().is_empty());
+    let taken = join_all((0..4).map(|_| database.store.take_due("test", 8))).await;
     let mut taken: Vec<_> = taken.into_iter().flat_map(Result::unwrap).collect();
     taken.sort();
     ids.sort();
@@ -355,7 +355,7 @@ async fn what_is_past_its_retention_is_forgotten_and_nothing_else() {
         .await;
     let outbox = database.number("SELECT count(*) FROM outbox").await;
     let gone = store
-        .forget(Duration::from_secs(7 * 24 * 3600))
+        .purge(Duration::from_secs(7 * 24 * 3600))
         .await
         .unwrap();
     assert_eq!(gone, 3);

@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! What the tests share.
 
 pub mod cluster;
 pub mod scheduler;
@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use agentbox_contracts::environment::{Environment, EnvironmentRequest, ResourceRequest, Status};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_scheduler::cluster::placement::Room;
+use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::request;
 use agentbox_scheduler::environment::store::{Creation, Store};
@@ -88,11 +87,6 @@ pub fn request(name: &str) -> EnvironmentRequest {
     }
 }
 
-pub const UNLIMITED: Room = Room {
-    cpu: MilliCpu(u64::MAX),
-    memory: Bytes(u64::MAX),
-};
-
 pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
     let id = EnvironmentId::random();
     let now = Utc::now().trunc_subsecs(6);
@@ -118,7 +112,7 @@ pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
             generation: 1,
         },
         quantities,
-        room: UNLIMITED,
+        allocatable: Allocatable::UNLIMITED,
         quota: Quota::default(),
         start_deadline: now + TimeDelta::seconds(300),
         idempotency_key: None,

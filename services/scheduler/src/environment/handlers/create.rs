@@ -1,7 +1,8 @@
-//! Creating an environment: validate, place, store, tell.
+//! Creating an environment: validate, choose a cluster, write, publish.
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -9,23 +10,23 @@ use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::Environments;
-use crate::cluster::placement::{Candidate, rank, room, unless_away};
-use crate::cluster::registry::no_cluster;
+use crate::cluster::placement::{Allocatable, Candidate, allocatable, rank, retryable_if_unreachable};
+use crate::cluster::registry::no_reachable_cluster;
 use crate::environment::request::{self, Quantities};
-use crate::environment::spec::{self, SpecError};
+use crate::environment::spec::{box_spec, endpoint_name, namespace};
 use crate::environment::store::Creation;
 use crate::metrics;
 
-const PREFLIGHT_WITHIN: Duration = Duration::from_secs(2);
-/// So long a request waits for a cluster that is away, when no other takes it.
-const AWAY_AT_MOST: Duration = Duration::from_secs(2);
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a request that no reachable cluster accepts waits for an unreachable one.
+const UNREACHABLE_WAIT: Duration = Duration::from_secs(2);
 const MAX_KEY_LENGTH: usize = 255;
 
 fn idempotency_key(key: Option<&str>) -> Result<(), Error> {
-    let sound = |key: &str| {
+    let is_valid = |key: &str| {
         (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|b| (b' '..=b'~').contains(&b))
     };
-    if key.is_none_or(sound) {
+    if key.is_none_or(is_valid) {
         Ok(())
     } else {
         let rule = format!("must be 1 to {MAX_KEY_LENGTH} characters of printable ASCII");
@@ -48,12 +49,12 @@ impl Environments {
         let quantities = request::validate(&request.request)?;
         idempotency_key(request.idempotency_key.as_deref())?;
         let id = EnvironmentId::random();
-        // As precise as Postgres keeps it, so that every answer says the same.
+        // The precision of Postgres, so that every answer has the same time.
         let now = Utc::now().trunc_subsecs(6);
         let lifetime = Duration::from_secs(request.request.timeout_s);
         let environment = Environment {
-            endpoint: spec::endpoint_name(&id),
-            namespace: spec::namespace(&id),
+            endpoint: endpoint_name(&id),
+            namespace: namespace(&id),
             id,
             owner: request.owner,
             owner_username: request.owner_username,
@@ -74,70 +75,67 @@ impl Environments {
         let mut creation = Creation {
             environment,
             quantities,
-            room: crate::cluster::placement::Room {
-                cpu: agentbox_contracts::units::MilliCpu(u64::MAX),
-                memory: agentbox_contracts::units::Bytes(u64::MAX),
-            },
+            allocatable: Allocatable::UNLIMITED,
             quota: inner.settings.quota,
             start_deadline: after(now, inner.settings.start_timeout),
             idempotency_key: request.idempotency_key,
         };
-        // A repeated request is answered even when no cluster could take a new one.
+        // A repeated request is answered even when no cluster would accept a new one.
         if let Some(replayed) = inner.store.replay(&creation).await? {
             return Ok(replayed.environment);
         }
-        let chosen = match self.place(&creation.environment, quantities).await {
+        let chosen = match self.choose_cluster(&creation.environment, quantities).await {
             Err(refusal) if refusal.code == ErrorCode::Unavailable => {
-                inner.clusters.wait_for_another(AWAY_AT_MOST).await;
-                self.place(&creation.environment, quantities).await?
+                inner.clusters.wait_for_unreachable(UNREACHABLE_WAIT).await;
+                self.choose_cluster(&creation.environment, quantities).await?
             }
             outcome => outcome?,
         };
         if let Some(cluster) = inner.clusters.get(&chosen.name) {
-            creation.room = room(&chosen.capacity, cluster.overcommit);
+            creation.allocatable = allocatable(&chosen.capacity, cluster.overcommit);
         }
         creation.environment.cluster = chosen.name;
         let created = inner.store.create(&creation).await?;
         inner.outbox.wake(&created.environment.id);
-        metrics::arrived(Status::Pending, None);
+        metrics::transitioned(Status::Pending, None);
         tracing::info!(
             environment = %created.environment.id,
             cluster = created.environment.cluster,
-            "created"
+            "environment created"
         );
         Ok(created.environment)
     }
 
-    /// The cluster for it, of those that are there.
-    async fn place(
+    /// The reachable cluster that is to run it.
+    async fn choose_cluster(
         &self,
         environment: &Environment,
         quantities: Quantities,
     ) -> Result<Candidate, Error> {
         let mut candidates = Vec::new();
-        let mut away = Vec::new();
+        let mut unreachable = Vec::new();
         for cluster in self.inner().clusters.iter() {
-            // One whose nodes are all closed or silent takes nothing either.
-            let capacity = cluster.capacity.current().filter(|has| has.nodes > 0);
+            // A cluster without a schedulable node counts as unreachable.
+            let capacity = cluster.capacity.current().filter(|capacity| capacity.nodes > 0);
             match capacity {
                 Some(capacity) if cluster.runtime().is_some() => candidates.push(Candidate {
                     name: cluster.name.clone(),
                     labels: cluster.labels.clone(),
                     capacity,
                 }),
-                _ => away.push((cluster.name.as_str(), &cluster.labels)),
+                _ => unreachable.push((cluster.name.as_str(), &cluster.labels)),
             }
         }
         if candidates.is_empty() {
-            return Err(no_cluster());
+            return Err(no_reachable_cluster());
         }
-        self.first_that_takes(environment, quantities, candidates)
+        self.first_feasible(environment, quantities, candidates)
             .await
-            .map_err(|refusal| unless_away(refusal, &environment.request.node_selector, away))
+            .map_err(|refusal| retryable_if_unreachable(refusal, &environment.request.node_selector, unreachable))
     }
 
-    /// The first cluster of the ranking that could ever run it.
-    async fn first_that_takes(
+    /// The first cluster of the ranking whose preflight accepts it.
+    async fn first_feasible(
         &self,
         environment: &Environment,
         quantities: Quantities,
@@ -153,19 +151,13 @@ impl Environments {
             else {
                 continue;
             };
-            let spec = spec::of_environment(environment, cluster, &inner.settings.boxes).map_err(
-                |error| match error {
-                    SpecError::Request(error) => error,
-                    error => {
-                        tracing::error!(
-                            error = &error as &dyn std::error::Error,
-                            "no box can be specified"
-                        );
-                        Error::internal()
-                    }
+            let spec = box_spec(environment, quantities, cluster, &inner.settings.boxes).map_err(
+                |error| {
+                    tracing::error!(error = %ErrorChain(&error), "box spec not built");
+                    Error::internal()
                 },
             )?;
-            match tokio::time::timeout(PREFLIGHT_WITHIN, runtime.preflight(&spec)).await {
+            match tokio::time::timeout(PREFLIGHT_TIMEOUT, runtime.preflight(&spec)).await {
                 Ok(Ok(())) => return Ok(candidate),
                 Ok(Err(error)) => {
                     refusal.get_or_insert(Error::field(error.field, error.message));
@@ -173,11 +165,11 @@ impl Environments {
                 Err(_) => {
                     refusal.get_or_insert(Error::new(
                         ErrorCode::Unavailable,
-                        "the cluster does not answer; try again",
+                        format!("cluster `{}` does not answer; try again", cluster.name),
                     ));
                 }
             }
         }
-        Err(refusal.unwrap_or_else(no_cluster))
+        Err(refusal.unwrap_or_else(no_reachable_cluster))
     }
 }

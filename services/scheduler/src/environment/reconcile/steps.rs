@@ -1,9 +1,10 @@
-//! Carrying out a plan, step by step.
+//! Carries out the plan, step by step.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::exec::ArchiveRequest;
 use agentbox_contracts::exec::rpc::ArchiveOutput;
@@ -14,31 +15,34 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::{Outcome, ReconcileError, Reconciler};
-use crate::cluster::placement::room;
+use crate::cluster::placement::allocatable;
 use crate::cluster::registry::Cluster;
-use crate::environment::plan::{Archive, Plan, Removal, Sight, after_refusal, plan};
+use crate::environment::plan::{Archive, Plan, Removal, Observation, plan_after_error, plan};
 use crate::environment::record::Record;
-use crate::environment::state::{Happening, transition};
-use crate::environment::store::{Admission, Change, Drive, StoreError};
-use crate::environment::{request, spec};
+use crate::environment::spec::box_spec;
+use crate::environment::state::{LifecycleEvent, transition};
+use crate::environment::store::{Reservation, Change, QueueAction, StoreError};
 use crate::metrics;
 
-/// More steps than any way through the states has: one that needs them goes in circles.
+/// More steps than any path through the states has.
 const MAX_STEPS: usize = 24;
-const ARCHIVE_WITHIN: Duration = Duration::from_secs(5);
+/// After a plan with more steps, which is a fault in the plan.
+const RETRY_AFTER_TOO_MANY_STEPS: Duration = Duration::from_secs(30);
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const ARCHIVE_RETRY: Duration = Duration::from_millis(500);
-/// How soon a pending environment asks for room again.
-const ROOM_RETRY: Duration = Duration::from_secs(1);
+/// How soon a pending environment asks for capacity again.
+const CAPACITY_RETRY: Duration = Duration::from_secs(1);
 
-/// What a step leads to.
+/// The result of a step.
 enum Next {
-    /// Plan again, with this record and this sight.
-    Go(Box<Record>, Sight),
-    Rest(Option<Duration>),
+    /// Plan again, with this record and this observation.
+    Continue(Box<Record>, Observation),
+    /// Reconcile again after this time, if at all.
+    Requeue(Option<Duration>),
 }
 
 /// One call of a cluster, traced and measured.
-async fn call<T>(
+async fn call_runtime<T>(
     cluster: &Cluster,
     name: &'static str,
     work: impl Future<Output = Result<T, RuntimeError>>,
@@ -59,7 +63,7 @@ fn runtime_of(cluster: &Cluster) -> Result<&dyn Runtime, RuntimeError> {
     cluster
         .runtime()
         .map(AsRef::as_ref)
-        .ok_or_else(|| RuntimeError::Unavailable("it is not connected yet".to_owned()))
+        .ok_or_else(|| RuntimeError::Unavailable("its driver is not connected yet".to_owned()))
 }
 
 impl Reconciler {
@@ -69,127 +73,136 @@ impl Reconciler {
         generation: &AtomicI64,
     ) -> Result<Outcome, ReconcileError> {
         let Some(record) = self.store.get(id).await? else {
-            return Ok(Outcome::Rest(None));
+            return Ok(Outcome::Requeue(None));
         };
         let Some(cluster) = self.clusters.get(&record.environment.cluster).cloned() else {
-            tracing::warn!(cluster = record.environment.cluster, environment = %id, "its cluster is not configured");
-            return Ok(Outcome::Rest(Some(super::RETRY_AFTER)));
+            tracing::warn!(cluster = record.environment.cluster, environment = %id, "cluster of the environment is not configured");
+            return Ok(Outcome::Requeue(Some(super::RETRY_AFTER)));
         };
-        let (mut record, mut sight) = (Box::new(record), Sight::Unseen);
+        let (mut record, mut observation) = (Box::new(record), Observation::Unknown);
         for _ in 0..MAX_STEPS {
             generation.store(record.environment.generation, Ordering::Release);
-            let step = plan(&record.intent(), &sight, Utc::now());
-            tracing::debug!(environment = %id, ?step, "next");
-            match self.step(&cluster, record, sight, step).await {
-                Ok(Next::Go(next, seen)) => (record, sight) = (next, seen),
-                Ok(Next::Rest(due)) => return Ok(Outcome::Rest(due)),
-                Err(ReconcileError::Store(StoreError::Fenced)) => return Ok(Outcome::Again),
+            let step = plan(&record.intent(), &observation, Utc::now());
+            tracing::debug!(environment = %id, ?step, "next step");
+            match self.step(&cluster, record, observation, step).await {
+                Ok(Next::Continue(next, observed)) => (record, observation) = (next, observed),
+                Ok(Next::Requeue(due)) => return Ok(Outcome::Requeue(due)),
+                Err(ReconcileError::Store(StoreError::Fenced)) => return Ok(Outcome::Restart),
                 Err(error) => return Err(error),
             }
         }
-        tracing::error!(environment = %id, "its plan goes in circles");
-        Ok(Outcome::Rest(Some(Duration::from_secs(30))))
+        tracing::error!(environment = %id, steps = MAX_STEPS, "reconcile stopped: the plan does not converge");
+        Ok(Outcome::Requeue(Some(RETRY_AFTER_TOO_MANY_STEPS)))
     }
 
     async fn step(
         &self,
         cluster: &Cluster,
         record: Box<Record>,
-        sight: Sight,
+        observation: Observation,
         step: Plan,
     ) -> Result<Next, ReconcileError> {
         let id = &record.environment.id.clone();
         match step {
-            Plan::Nothing => Ok(Next::Rest(None)),
-            Plan::Wait(after) => {
-                if let Sight::Box(observed) = &sight
+            Plan::Done => Ok(Next::Requeue(None)),
+            Plan::RequeueAfter(after) => {
+                if let Observation::Present(observed) = &observation
                     && let BoxPhase::Starting { message } = &observed.phase
                     && !message.is_empty()
                 {
-                    self.store.note(&record, message).await?;
+                    self.store.set_status_message(&record, message).await?;
                 }
-                Ok(Next::Rest(Some(after)))
+                Ok(Next::Requeue(Some(after)))
             }
-            Plan::Admit => self.admit(cluster, record).await,
-            Plan::Look => {
-                let looked = match runtime_of(cluster) {
-                    Ok(runtime) => call(cluster, "get", runtime.get(id)).await,
+            Plan::ReserveCapacity => self.reserve_capacity(cluster, record).await,
+            Plan::Observe => {
+                let observed = match runtime_of(cluster) {
+                    Ok(runtime) => call_runtime(cluster, "get", runtime.get(id)).await,
                     Err(error) => Err(error),
                 };
-                match looked {
-                    Ok(Some(observed)) => Ok(Next::Go(record, Sight::Box(observed))),
-                    Ok(None) => Ok(Next::Go(record, Sight::Absent)),
-                    Err(error) => self.refused(cluster, record, "look", error).await,
+                match observed {
+                    Ok(Some(observed)) => Ok(Next::Continue(record, Observation::Present(observed))),
+                    Ok(None) => Ok(Next::Continue(record, Observation::Absent)),
+                    Err(error) => self.handle_error(cluster, record, "observe", error).await,
                 }
             }
             Plan::Ensure => self.ensure(cluster, record).await,
             Plan::Stop { grace } => {
                 let stopped = match runtime_of(cluster) {
-                    Ok(runtime) => call(cluster, "stop", runtime.stop(id, grace)).await,
+                    Ok(runtime) => call_runtime(cluster, "stop", runtime.stop(id, grace)).await,
                     Err(error) => Err(error),
                 };
                 match stopped {
-                    Ok(()) => Ok(Next::Go(record, Sight::Unseen)),
-                    Err(error) => self.refused(cluster, record, "stop", error).await,
+                    Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),
+                    Err(error) => self.handle_error(cluster, record, "stop", error).await,
                 }
             }
-            Plan::Conclude {
+            Plan::Finalize {
                 archive,
                 removal,
-                happening,
+                event,
             } => {
-                if !self.archived(&record, archive).await {
-                    return Ok(Next::Rest(Some(ARCHIVE_RETRY)));
+                if !self.archive(&record, archive).await {
+                    return Ok(Next::Requeue(Some(ARCHIVE_RETRY)));
                 }
-                if removal == Removal::First
+                if removal == Removal::BeforeTransition
                     && let Err(error) = self.remove(cluster, id).await
                 {
-                    return self.refused(cluster, record, "remove", error).await;
+                    return self.handle_error(cluster, record, "remove", error).await;
                 }
-                let gone = removal == Removal::First;
-                self.record(cluster, record, sight, &happening, gone).await
+                let removed = removal == Removal::BeforeTransition;
+                self.apply_event(cluster, record, observation, &event, removed)
+                    .await
             }
-            Plan::Record(happening) => {
-                let gone = matches!(happening, Happening::Removed { .. });
-                self.record(cluster, record, sight, &happening, gone).await
+            Plan::Transition(event) => {
+                let removed = matches!(event, LifecycleEvent::Removed { .. });
+                self.apply_event(cluster, record, observation, &event, removed)
+                    .await
             }
             Plan::Remove => match self.remove(cluster, id).await {
                 Ok(()) => {
-                    self.store.removed(&record).await?;
-                    Ok(Next::Rest(None))
+                    self.store.mark_box_removed(&record).await?;
+                    Ok(Next::Requeue(None))
                 }
-                Err(error) => self.refused(cluster, record, "remove", error).await,
+                Err(error) => self.handle_error(cluster, record, "remove", error).await,
             },
         }
     }
 
-    async fn admit(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
+    async fn reserve_capacity(
+        &self,
+        cluster: &Cluster,
+        record: Box<Record>,
+    ) -> Result<Next, ReconcileError> {
         let Some(capacity) = cluster.capacity.current() else {
-            return Ok(Next::Rest(Some(ROOM_RETRY)));
+            return Ok(Next::Requeue(Some(CAPACITY_RETRY)));
         };
-        let quantities =
-            request::quantities(&record.environment.request).map_err(spec::SpecError::Request)?;
-        let room = room(&capacity, cluster.overcommit);
-        match self.store.admit(&record, quantities, room).await? {
-            Admission::Admitted => {
+        let allocatable = allocatable(&capacity, cluster.overcommit);
+        match self.store.reserve_capacity(&record, allocatable).await? {
+            Reservation::Reserved => {
                 let mut record = record;
-                record.admitted = true;
+                record.capacity_reserved = true;
                 record.environment.status_message = None;
-                Ok(Next::Go(record, Sight::Unseen))
+                Ok(Next::Continue(record, Observation::Unknown))
             }
-            Admission::Waiting(message) => {
-                self.store.note(&record, &message).await?;
-                Ok(Next::Rest(Some(ROOM_RETRY)))
+            Reservation::Waiting(message) => {
+                self.store.set_status_message(&record, &message).await?;
+                Ok(Next::Requeue(Some(CAPACITY_RETRY)))
             }
         }
     }
 
     async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
         let environment = &record.environment;
-        let spec = spec::of_environment(environment, cluster, &self.settings.boxes)?;
-        let made = match runtime_of(cluster) {
+        let spec = box_spec(
+            environment,
+            record.quantities,
+            cluster,
+            &self.settings.boxes,
+        )?;
+        let ensured = match runtime_of(cluster) {
             Ok(runtime) => {
-                call(
+                call_runtime(
                     cluster,
                     "ensure",
                     runtime.ensure(&spec, environment.generation),
@@ -198,15 +211,15 @@ impl Reconciler {
             }
             Err(error) => Err(error),
         };
-        match made {
-            Ok(observed) => Ok(Next::Go(record, Sight::Box(observed))),
+        match ensured {
+            Ok(observed) => Ok(Next::Continue(record, Observation::Present(observed))),
             Err(RuntimeError::Fenced { .. }) => Err(StoreError::Fenced.into()),
-            Err(error) => self.refused(cluster, record, "ensure", error).await,
+            Err(error) => self.handle_error(cluster, record, "ensure", error).await,
         }
     }
 
-    /// The cluster did not do what it was asked.
-    async fn refused(
+    /// Continues after an error of the cluster.
+    async fn handle_error(
         &self,
         cluster: &Cluster,
         record: Box<Record>,
@@ -214,15 +227,15 @@ impl Reconciler {
         error: RuntimeError,
     ) -> Result<Next, ReconcileError> {
         metrics::step_failed(step);
-        match after_refusal(&record.intent(), &error, Utc::now()) {
-            Plan::Record(happening) => {
-                self.record(cluster, record, Sight::Unseen, &happening, false)
+        match plan_after_error(&record.intent(), &error, Utc::now()) {
+            Plan::Transition(event) => {
+                self.apply_event(cluster, record, Observation::Unknown, &event, false)
                     .await
             }
-            Plan::Wait(after) if record.environment.status == Status::Pending => {
-                tracing::info!(%error, environment = %record.environment.id, step, "tried again");
-                self.store.note(&record, &error.to_string()).await?;
-                Ok(Next::Rest(Some(after)))
+            Plan::RequeueAfter(after) if record.environment.status == Status::Pending => {
+                tracing::info!(error = %ErrorChain(&error), environment = %record.environment.id, step, "step failed; retried");
+                self.store.set_status_message(&record, &error.to_string()).await?;
+                Ok(Next::Requeue(Some(after)))
             }
             _ => Err(ReconcileError::Runtime {
                 cluster: cluster.name.clone(),
@@ -231,34 +244,34 @@ impl Reconciler {
         }
     }
 
-    /// Writes a transition. `gone`: nothing is left of the box.
-    async fn record(
+    /// Writes the transition of `event`. `removed`: the box is removed.
+    async fn apply_event(
         &self,
         cluster: &Cluster,
         record: Box<Record>,
-        sight: Sight,
-        happening: &Happening,
-        gone: bool,
+        observation: Observation,
+        event: &LifecycleEvent,
+        removed: bool,
     ) -> Result<Next, ReconcileError> {
         let now = Utc::now();
-        let Some(standing) = transition(now, &record.standing(), happening) else {
-            // The plan and the states disagree: look at what is true.
+        let Some(state) = transition(now, &record.state(), event) else {
+            // The plan and the states disagree: start again from the row.
             return Err(StoreError::Fenced.into());
         };
-        let mut change = Change::observed(&record, standing);
-        if let Happening::Started { address, .. } = happening
+        let mut change = Change::observed(&record, state);
+        if let LifecycleEvent::Started { address, .. } = event
             && cluster.endpoint_is_address()
         {
             change.endpoint = Some(address.ip().to_string());
         }
-        if gone {
+        if removed {
             change.box_removed = true;
-            change.drive = Drive::Done;
+            change.queue = QueueAction::Remove;
         }
         let after = self.store.change(&record, &change, now).await?;
         self.outbox.wake(&after.environment.id);
         let environment = &after.environment;
-        metrics::arrived(environment.status, environment.status_reason);
+        metrics::transitioned(environment.status, environment.status_reason);
         if environment.status == Status::Running {
             metrics::started((now - environment.created_at).to_std().unwrap_or_default());
         }
@@ -266,19 +279,18 @@ impl Reconciler {
             environment = %environment.id,
             status = environment.status.as_str(),
             reason = environment.status_reason.map(|reason| reason.as_str()),
-            why = environment.status_message,
-            "arrived"
+            status_message = environment.status_message,
+            "environment status changed"
         );
-        Ok(Next::Go(Box::new(after), sight))
+        Ok(Next::Continue(Box::new(after), observation))
     }
 
     async fn remove(&self, cluster: &Cluster, id: &EnvironmentId) -> Result<(), RuntimeError> {
-        call(cluster, "remove", runtime_of(cluster)?.remove(id)).await
+        call_runtime(cluster, "remove", runtime_of(cluster)?.remove(id)).await
     }
 
-    /// Whether the end may go on: the last output is stored, or nobody waits for it any
-    /// longer.
-    async fn archived(&self, record: &Record, archive: Archive) -> bool {
+    /// Archives the last output. True: it is archived, or the time for it is over.
+    async fn archive(&self, record: &Record, archive: Archive) -> bool {
         let Archive::Until(until) = archive else {
             return true;
         };
@@ -289,16 +301,16 @@ impl Reconciler {
         };
         let stored = self
             .bus
-            .call_cluster::<ArchiveOutput>(&environment.cluster, &request, ARCHIVE_WITHIN)
+            .call_cluster::<ArchiveOutput>(&environment.cluster, &request, ARCHIVE_TIMEOUT)
             .await;
         let Err(error) = stored else { return true };
         metrics::step_failed("archive");
         if Utc::now() < until {
-            tracing::info!(%error, environment = %environment.id, "its last output is not stored yet");
+            tracing::info!(error = %ErrorChain(&error), environment = %environment.id, "output not archived; retried");
             return false;
         }
-        metrics::archive_given_up();
-        tracing::error!(%error, environment = %environment.id, "it ends without its last output stored");
+        metrics::archive_abandoned();
+        tracing::error!(error = %ErrorChain(&error), environment = %environment.id, "output not archived; the environment ends without it");
         true
     }
 }

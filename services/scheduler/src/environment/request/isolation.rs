@@ -1,5 +1,5 @@
-//! `isolation` and `tolerations`: syntax and contradictions. Whether a cluster can offer
-//! it is for the driver's preflight to say.
+//! `isolation` and `tolerations`: syntax and contradictions. The driver's preflight checks
+//! whether a cluster supports them.
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
@@ -96,7 +96,7 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
 }
 
 /// # Errors
-/// The rule it breaks, in words.
+/// The rule that it breaks.
 fn egress_cidr(text: &str) -> Result<(), String> {
     let network: IpNet = text
         .parse()
@@ -130,7 +130,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         return Err(Error::value(PORTS, "must be 1 to 65535", 0));
     }
     if policy.allowed_ingress_ports.contains(&DEFAULT_PORT) {
-        let rule = "must not be boxd's own port, which is for us alone";
+        let rule = "must not be boxd's own port, which is reserved";
         return Err(Error::value(PORTS, rule, DEFAULT_PORT));
     }
     Ok(())
@@ -143,7 +143,7 @@ fn security_context(context: &SecurityContext) -> Result<(), Error> {
             "must not be 0, which is root, with run_as_non_root",
         ));
     }
-    // Kubernetes' ids are signed 32-bit numbers.
+    // Kubernetes has signed 32-bit ids.
     for (field, id) in [
         (
             "isolation.security_context.run_as_user",

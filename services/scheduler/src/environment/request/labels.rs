@@ -1,7 +1,7 @@
 //! The syntax of Kubernetes label keys and values.
 
 /// # Errors
-/// The rule that the key breaks, in words.
+/// The rule that the key breaks.
 pub fn label_key(key: &str) -> Result<(), &'static str> {
     const RULE: &str = "must be a Kubernetes label key: [prefix/]name of at most 63 \
                         letters, digits, -, _ and ., with a letter or digit at both ends";
@@ -16,7 +16,7 @@ pub fn label_key(key: &str) -> Result<(), &'static str> {
 }
 
 /// # Errors
-/// The rule that the value breaks, in words.
+/// The rule that the value breaks.
 pub fn label_value(value: &str) -> Result<(), &'static str> {
     if value.is_empty() || is_name(value) {
         Ok(())
@@ -29,11 +29,11 @@ pub fn label_value(value: &str) -> Result<(), &'static str> {
 }
 
 fn is_name(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();
     bytes.len() <= 63
-        && bytes.iter().copied().all(fits)
+        && bytes.iter().copied().all(is_allowed)
         && ends(bytes.first())
         && ends(bytes.last())
 }

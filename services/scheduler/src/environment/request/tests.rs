@@ -5,7 +5,7 @@ use agentbox_contracts::error::ErrorCode;
 
 use super::*;
 
-fn sound() -> EnvironmentRequest {
+fn valid() -> EnvironmentRequest {
     EnvironmentRequest {
         name: "a-name".into(),
         image: "python:3.11-slim".into(),
@@ -43,8 +43,8 @@ fn sound() -> EnvironmentRequest {
 }
 
 #[test]
-fn a_sound_request_gives_its_quantities() {
-    let quantities = validate(&sound()).unwrap();
+fn valid_request_gives_its_quantities() {
+    let quantities = validate(&valid()).unwrap();
     assert_eq!(quantities.cpu, MilliCpu(500));
     assert_eq!(quantities.memory, Bytes(128 << 20));
     assert_eq!(quantities.storage, Bytes(1 << 30));
@@ -53,7 +53,7 @@ fn a_sound_request_gives_its_quantities() {
 type Break = fn(&mut EnvironmentRequest);
 
 #[test]
-fn each_broken_rule_is_a_validation_error_that_names_its_field() {
+fn each_broken_rule_is_a_validation_error_for_its_field() {
     let table: &[(&str, Break)] = &[
         ("name", |r| r.name = String::new()),
         ("name", |r| r.name = "Upper".into()),
@@ -144,7 +144,7 @@ fn each_broken_rule_is_a_validation_error_that_names_its_field() {
         }),
     ];
     for (index, (field, break_it)) in table.iter().enumerate() {
-        let mut request = sound();
+        let mut request = valid();
         break_it(&mut request);
         let error = validate(&request).expect_err(&format!("row {index}, {field}"));
         assert_eq!(error.code, ErrorCode::Validation, "row {index}");
@@ -168,7 +168,7 @@ fn context(request: &mut EnvironmentRequest) -> &mut SecurityContext {
 }
 
 #[test]
-fn an_egress_cidr_that_could_open_nothing_is_refused_with_the_range_it_lies_in() {
+fn egress_cidr_within_an_unreachable_range_is_refused_with_that_range() {
     for (cidr, rule) in [
         (
             "169.254.169.254/32",
@@ -202,7 +202,7 @@ fn an_egress_cidr_that_could_open_nothing_is_refused_with_the_range_it_lies_in()
         ("::/0", None),
         ("192.168.1.7/32", None),
     ] {
-        let mut request = sound();
+        let mut request = valid();
         policy(&mut request).allowed_egress_cidrs = vec![cidr.into()];
         let expected = rule.map(|rule| {
             let field = "isolation.network_policy.allowed_egress_cidrs";
@@ -217,7 +217,7 @@ fn an_egress_cidr_that_could_open_nothing_is_refused_with_the_range_it_lies_in()
 }
 
 #[test]
-fn a_refusal_says_the_field_the_rule_and_the_value() {
+fn validation_error_has_field_rule_and_value() {
     let table: &[(Break, &str)] = &[
         (
             |r| isolation(r).runtime_class = Some("g/v\n".into()),
@@ -233,7 +233,7 @@ fn a_refusal_says_the_field_the_rule_and_the_value() {
         ),
     ];
     for (break_it, message) in table {
-        let mut request = sound();
+        let mut request = valid();
         break_it(&mut request);
         assert_eq!(validate(&request).unwrap_err().message, *message);
     }

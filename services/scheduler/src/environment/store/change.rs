@@ -1,106 +1,109 @@
-//! Changing an environment and telling of it, in one statement.
+//! Changing an environment, with its outbox rows, in one statement.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::environment::{EventKind, Status};
-use agentbox_database::sql::{seconds, statement as sql};
+use agentbox_database::sql::{bigint, seconds};
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::ConnectionTrait;
+use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
+use sea_orm::{ColumnTrait as _, EntityTrait as _, Iterable as _, QueryFilter as _};
 
-use super::outbox::{Item, to_json};
-use super::{COLUMNS, Record, Store, StoreError, record};
-use crate::environment::state::{Standing, event_of};
-use crate::trace;
+use super::outbox::{OutboxMessage, insert_outbox_rows};
+use super::{Record, Store, StoreError, build, is_unchanged};
+use crate::environment::entity::{Column, Entity};
+use crate::environment::state::{LifecycleState, event_kind};
 
-/// What becomes of the work on it.
+/// How soon a requeued environment is reconciled if its command is lost.
+const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a change does to the environment's row in the reconcile queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drive {
-    /// Whoever holds it goes on.
-    Hold,
-    /// Somebody must look, at once by a command, after so long if that is lost.
-    Wake(Duration),
-    /// Nothing is left to do.
-    Done,
+pub enum QueueAction {
+    /// Nothing: the holder of the claim continues.
+    Keep,
+    /// Reconcile it now, by a command, or after this time if the command is lost.
+    Requeue(Duration),
+    /// Remove it: nothing is left to do.
+    Remove,
 }
 
-/// A transition, ready to be written.
+/// A transition to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    pub standing: Standing,
+    pub state: LifecycleState,
     pub generation: i64,
-    /// `None`: as it was.
+    /// `None`: unchanged.
     pub endpoint: Option<String>,
     pub terminating_at: Option<DateTime<Utc>>,
     pub grace: Duration,
     pub box_removed: bool,
-    pub drive: Drive,
+    pub queue: QueueAction,
 }
 
 impl Change {
-    /// What the cluster did: the intent stays.
+    /// A change that the cluster made: the intent is unchanged.
     #[must_use]
-    pub fn observed(before: &Record, standing: Standing) -> Self {
+    pub fn observed(before: &Record, state: LifecycleState) -> Self {
         Self {
-            standing,
+            state,
             generation: before.environment.generation,
             endpoint: None,
             terminating_at: before.terminating_at,
             grace: before.grace,
             box_removed: before.box_removed,
-            drive: Drive::Hold,
+            queue: QueueAction::Keep,
         }
     }
 
-    /// What somebody wants: a new generation, and work to do.
+    /// A change of intent: a new generation, to be reconciled.
     #[must_use]
-    pub fn wanted(
+    pub fn requested(
         before: &Record,
-        standing: Standing,
+        state: LifecycleState,
         grace: Duration,
         now: DateTime<Utc>,
     ) -> Self {
         Self {
-            standing,
+            state,
             generation: before.environment.generation + 1,
             endpoint: None,
             terminating_at: before.terminating_at.or(Some(now)),
             grace,
             box_removed: before.box_removed,
-            drive: Drive::Wake(Duration::from_secs(2)),
+            queue: QueueAction::Requeue(REQUEUE_WITHIN),
         }
     }
 }
 
-/// What is told of a transition, in order.
-fn told(before: &Record, change: &Change, now: DateTime<Utc>) -> Vec<Item> {
+/// The messages of a transition, in order.
+fn messages(before: &Record, change: &Change, now: DateTime<Utc>) -> Vec<OutboxMessage> {
     let environment = &before.environment;
-    let standing = &change.standing;
-    let moved = standing.status != environment.status;
-    let mut items = Vec::with_capacity(3);
-    if matches!(change.drive, Drive::Wake(_)) {
-        items.push(Item::reconcile(&environment.cluster));
+    let state = &change.state;
+    let mut messages = Vec::with_capacity(3);
+    if matches!(change.queue, QueueAction::Requeue(_)) {
+        messages.push(OutboxMessage::reconcile(&environment.cluster));
     }
-    if moved {
-        match standing.status {
-            Status::Running => items.push(Item::Route(Some(before.route(standing)))),
-            // A pending one never had a route.
-            Status::Terminating if standing.address.is_some() => {
-                items.push(Item::Route(Some(before.route(standing))));
+    if state.status != environment.status {
+        match state.status {
+            Status::Running => messages.push(OutboxMessage::Route(Some(before.route(state)))),
+            // A pending environment has no route.
+            Status::Terminating if state.address.is_some() => {
+                messages.push(OutboxMessage::Route(Some(before.route(state))));
             }
-            Status::Terminated | Status::Failed => items.push(Item::Route(None)),
+            Status::Terminated | Status::Failed => messages.push(OutboxMessage::Route(None)),
             Status::Pending | Status::Terminating => {}
         }
-        items.push(Item::Event(before.event(
-            event_of(standing.status),
-            standing,
+        messages.push(OutboxMessage::Event(before.event(
+            event_kind(state.status),
+            state,
             now,
         )));
     }
-    items
+    messages
 }
 
-/// A user's PATCH, validated; an absent field stays.
+/// A user's PATCH, validated; an absent field is unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     pub name: Option<String>,
@@ -109,7 +112,7 @@ pub struct Patch {
 }
 
 impl Store {
-    /// Writes a transition of `before`, its outbox rows with it.
+    /// Writes a transition of `before`, with its outbox rows.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when the row is no longer as `before` has it.
@@ -120,71 +123,55 @@ impl Store {
         change: &Change,
         now: DateTime<Utc>,
     ) -> Result<Record, StoreError> {
-        let environment = &before.environment;
-        let standing = &change.standing;
-        let (wake, within) = match change.drive {
-            Drive::Wake(within) => (true, within),
-            Drive::Hold | Drive::Done => (false, Duration::ZERO),
-        };
-        let statement = sql(
-            format!(
-                "WITH changed AS (
-                    UPDATE environments SET
-                        status = $4, status_reason = $5, status_message = $6, exit_code = $7,
-                        started_at = $8, ended_at = $9, address = $10,
-                        endpoint = coalesce($11, endpoint), generation = $12,
-                        observed_generation = $2, terminating_at = $13, grace_ms = $14,
-                        box_removed = $15
-                    WHERE id = $1 AND generation = $2 AND status = $3
-                    RETURNING {COLUMNS}
-                ), told AS (
-                    INSERT INTO outbox (environment_id, kind, body, traceparent)
-                    SELECT changed.id, item ->> 'kind', item -> 'body', $17
-                    FROM changed, jsonb_array_elements($16) WITH ORDINALITY AS items (item, n)
-                    ORDER BY n
-                ), woken AS (
-                    UPDATE drives SET due_at = now() + make_interval(secs => $19),
-                        again = holder IS NOT NULL
-                    FROM changed WHERE environment_id = changed.id AND $18
-                ), finished AS (
-                    DELETE FROM drives USING changed
-                    WHERE environment_id = changed.id AND $20
-                )
-                SELECT * FROM changed"
+        let state = &change.state;
+        let reason = state.reason.map(|reason| reason.as_str().to_owned());
+        let address = state.address.map(|address| address.to_string());
+        let grace_ms = i64::try_from(change.grace.as_millis()).unwrap_or(i64::MAX);
+        let mut update = Query::update();
+        update
+            .table(Entity)
+            .value(Column::Status, state.status.as_str())
+            .value(Column::StatusReason, reason)
+            .value(Column::StatusMessage, state.message.clone())
+            .value(Column::ExitCode, state.exit_code)
+            .value(Column::StartedAt, state.started_at)
+            .value(Column::EndedAt, state.ended_at)
+            .value(Column::Address, address)
+            .value(Column::Generation, change.generation)
+            .value(Column::TerminatingAt, change.terminating_at)
+            .value(Column::GraceMs, grace_ms)
+            .value(Column::BoxRemoved, change.box_removed)
+            .and_where(is_unchanged(before))
+            .returning(Query::returning().columns(Column::iter()));
+        if let Some(endpoint) = &change.endpoint {
+            update.value(Column::Endpoint, endpoint.as_str());
+        }
+        let (update, mut params) = build(&update);
+        let outbox_rows =
+            insert_outbox_rows("changed", &messages(before, change, now), &mut params)?;
+        let queue = match change.queue {
+            QueueAction::Keep => String::new(),
+            QueueAction::Requeue(within) => format!(
+                ", requeued AS (
+                    UPDATE reconcile_queue SET requeue = holder IS NOT NULL,
+                        due_at = now() + make_interval(secs => {})
+                    FROM changed WHERE environment_id = changed.id
+                )",
+                params.push(seconds(within))
             ),
-            [
-                environment.id.as_str().into(),
-                environment.generation.into(),
-                environment.status.as_str().into(),
-                standing.status.as_str().into(),
-                standing
-                    .reason
-                    .map(|reason| reason.as_str().to_owned())
-                    .into(),
-                standing.message.clone().into(),
-                standing.exit_code.into(),
-                standing.started_at.into(),
-                standing.ended_at.into(),
-                standing.address.map(|address| address.to_string()).into(),
-                change.endpoint.clone().into(),
-                change.generation.into(),
-                change.terminating_at.into(),
-                i64::try_from(change.grace.as_millis())
-                    .unwrap_or(i64::MAX)
-                    .into(),
-                change.box_removed.into(),
-                to_json(&told(before, change, now))?.into(),
-                trace::current().into(),
-                wake.into(),
-                seconds(within),
-                (change.drive == Drive::Done).into(),
-            ],
+            QueueAction::Remove => ", dequeued AS (
+                    DELETE FROM reconcile_queue USING changed WHERE environment_id = changed.id
+                )"
+            .to_owned(),
+        };
+        let text = format!(
+            "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}){queue}
+             SELECT * FROM changed"
         );
-        let changed = self.database.query_one_raw(statement).await?;
-        changed.map(record).transpose()?.ok_or(StoreError::Fenced)
+        self.write(text, params).await
     }
 
-    /// Writes a PATCH of `before`.
+    /// Writes a PATCH of `before`, with its outbox row.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
@@ -199,88 +186,75 @@ impl Store {
         let name = patch.name.as_ref().unwrap_or(&environment.request.name);
         let labels = patch.labels.as_ref().unwrap_or(&environment.request.labels);
         let timeout_s = patch.timeout_s.unwrap_or(environment.request.timeout_s);
-        let timeout_s = i64::try_from(timeout_s).unwrap_or(i64::MAX);
+        let lifetime = i64::try_from(timeout_s)
+            .ok()
+            .and_then(TimeDelta::try_seconds)
+            .unwrap_or(TimeDelta::MAX);
         let expires_at = environment
             .created_at
-            .checked_add_signed(TimeDelta::try_seconds(timeout_s).unwrap_or(TimeDelta::MAX))
+            .checked_add_signed(lifetime)
             .unwrap_or(DateTime::<Utc>::MAX_UTC);
-        let event = Item::Event(before.event(EventKind::Updated, &before.standing(), now));
-        let statement = sql(
-            format!(
-                "WITH changed AS (
-                    UPDATE environments SET name = $4, labels = $5, timeout_s = $6,
-                        expires_at = $7, generation = generation + 1
-                    WHERE id = $1 AND generation = $2 AND status = $3
-                    RETURNING {COLUMNS}
-                ), told AS (
-                    INSERT INTO outbox (environment_id, kind, body, traceparent)
-                    SELECT changed.id, item ->> 'kind', item -> 'body', $9
-                    FROM changed, jsonb_array_elements($8) AS items (item)
-                )
-                SELECT * FROM changed"
-            ),
-            [
-                environment.id.as_str().into(),
-                environment.generation.into(),
-                environment.status.as_str().into(),
-                name.clone().into(),
-                serde_json::to_value(labels)?.into(),
-                timeout_s.into(),
-                expires_at.into(),
-                to_json(&[event])?.into(),
-                trace::current().into(),
-            ],
+        let mut update = Query::update();
+        update
+            .table(Entity)
+            .value(Column::Name, name.as_str())
+            .value(Column::Labels, serde_json::to_value(labels)?)
+            .value(Column::TimeoutS, bigint(timeout_s))
+            .value(Column::ExpiresAt, expires_at)
+            .value(Column::Generation, environment.generation + 1)
+            .and_where(is_unchanged(before))
+            .returning(Query::returning().columns(Column::iter()));
+        let (update, mut params) = build(&update);
+        let event = OutboxMessage::Event(before.event(EventKind::Updated, &before.state(), now));
+        let outbox_rows = insert_outbox_rows("changed", &[event], &mut params)?;
+        let text = format!(
+            "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed"
         );
-        let changed = self.database.query_one_raw(statement).await?;
-        changed.map(record).transpose()?.ok_or(StoreError::Fenced)
+        self.write(text, params).await
     }
 
-    /// Says why a pending environment is not running yet.
+    /// Sets the message of a pending environment: why it is not running yet. Changes nothing
+    /// when the environment was changed meanwhile, because the message is then out of date.
     ///
     /// # Errors
-    /// When the database fails. That it changed meanwhile is none: then it is outdated.
-    #[tracing::instrument(name = "postgres note", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
-    pub async fn note(&self, before: &Record, message: &str) -> Result<(), StoreError> {
+    /// When the database fails.
+    #[tracing::instrument(name = "postgres set_status_message", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    pub async fn set_status_message(
+        &self,
+        before: &Record,
+        message: &str,
+    ) -> Result<(), StoreError> {
         if before.environment.status_message.as_deref() == Some(message) {
             return Ok(());
         }
-        let statement = sql(
-            "UPDATE environments SET status_message = $3
-             WHERE id = $1 AND generation = $2 AND status = 'pending'",
-            [
-                before.environment.id.as_str().into(),
-                before.environment.generation.into(),
-                message.into(),
-            ],
-        );
-        self.database.execute_raw(statement).await?;
+        Entity::update_many()
+            .col_expr(Column::StatusMessage, Expr::value(message))
+            .filter(is_unchanged(before))
+            .filter(Column::Status.eq(Status::Pending.as_str()))
+            .exec(&self.database)
+            .await?;
         Ok(())
     }
 
-    /// The box of an ended environment is gone: nothing is left to do.
+    /// Records that the box of an ended environment is removed: nothing is left to do.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
-    #[tracing::instrument(name = "postgres removed", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
-    pub async fn removed(&self, before: &Record) -> Result<Record, StoreError> {
-        let statement = sql(
-            format!(
-                "WITH changed AS (
-                    UPDATE environments SET box_removed = true
-                    WHERE id = $1 AND generation = $2 AND status = $3
-                    RETURNING {COLUMNS}
-                ), finished AS (
-                    DELETE FROM drives USING changed WHERE environment_id = changed.id
-                )
-                SELECT * FROM changed"
-            ),
-            [
-                before.environment.id.as_str().into(),
-                before.environment.generation.into(),
-                before.environment.status.as_str().into(),
-            ],
+    #[tracing::instrument(name = "postgres mark_box_removed", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    pub async fn mark_box_removed(&self, before: &Record) -> Result<Record, StoreError> {
+        let mut update = Query::update();
+        update
+            .table(Entity)
+            .value(Column::BoxRemoved, true)
+            .and_where(is_unchanged(before))
+            .returning(Query::returning().columns(Column::iter()));
+        let (update, params) = build(&update);
+        let text = format!(
+            "WITH changed AS ({update}), dequeued AS (
+                DELETE FROM reconcile_queue USING changed WHERE environment_id = changed.id
+             )
+             SELECT * FROM changed"
         );
-        let changed = self.database.query_one_raw(statement).await?;
-        changed.map(record).transpose()?.ok_or(StoreError::Fenced)
+        self.write(text, params).await
     }
 }

@@ -1,45 +1,55 @@
-//! Creating: idempotency, quota, room in the cluster and the row, in one transaction.
+//! Creating: idempotency key, quota, capacity and the row, in one transaction.
 
-use agentbox_contracts::environment::{Environment, EventKind};
+use agentbox_contracts::environment::{Environment, EnvironmentEvent, EventKind, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_database::begin;
-use agentbox_database::sql::{advisory_lock, bigint, statement as sql, unsigned};
+use agentbox_database::sql::{advisory_lock, statement, unsigned};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction};
+use sea_orm::sea_query::{Expr, Query};
+use sea_orm::ActiveValue::Set;
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, Iterable as _,
+    QueryFilter as _, QueryTrait as _,
+};
 use sha2::{Digest as _, Sha256};
 
-use super::outbox::{Item, to_json};
-use super::{COLUMNS, Record, Store, StoreError, record};
-use crate::cluster::placement::Room;
+use super::outbox::{OutboxMessage, insert_outbox_rows};
+use super::{Record, Store, StoreError, build, get, is_unchanged, write};
+use crate::cluster::placement::Allocatable;
+use crate::environment::entity::{self, Column, Entity};
 use crate::environment::quota::{Quota, Usage};
 use crate::environment::request::Quantities;
-use crate::trace;
 
-/// Advisory locks: what one owner creates, what one cluster promises. Always in this
-/// order.
+/// Advisory locks: the creates of one owner, the reservations in one cluster. Always taken in
+/// this order.
 const OWNER_LOCK: i32 = 1;
 const CLUSTER_LOCK: i32 = 2;
 
-/// Whether room was set aside.
+/// Whether capacity was reserved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Admission {
-    Admitted,
-    /// Why not, for people.
+pub enum Reservation {
+    Reserved,
+    /// Why not, for users.
     Waiting(String),
 }
 
-/// An environment about to be.
+/// An environment to be created.
 #[derive(Clone, Debug)]
 pub struct Creation {
     /// Pending, without a message.
     pub environment: Environment,
     pub quantities: Quantities,
-    pub room: Room,
+    pub allocatable: Allocatable,
     pub quota: Quota,
     pub start_deadline: DateTime<Utc>,
     pub idempotency_key: Option<String>,
+}
+
+/// A larger number is clamped: no quantity that is accepted is as large.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn body_hash(environment: &Environment) -> Result<String, StoreError> {
@@ -49,14 +59,14 @@ fn body_hash(environment: &Environment) -> Result<String, StoreError> {
 }
 
 async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usage, StoreError> {
-    let statement = sql(
+    let usage = statement(
         "SELECT count(*) AS environments, coalesce(sum(cpu_milli), 0)::bigint AS cpu,
                 coalesce(sum(memory_bytes), 0)::bigint AS memory
          FROM environments
          WHERE owner = $1 AND status IN ('pending', 'running', 'terminating')",
         [owner.as_str().into()],
     );
-    let Some(row) = transaction.query_one_raw(statement).await? else {
+    let Some(row) = transaction.query_one_raw(usage).await? else {
         return Ok(Usage::default());
     };
     Ok(Usage {
@@ -66,46 +76,52 @@ async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usag
     })
 }
 
-/// Whether `quantities` fit beside what `cluster` has promised. Takes the cluster's lock.
-async fn admission(
+/// Whether `quantities` fit beside the reservations in `cluster`. Takes the cluster's lock.
+async fn check_capacity(
     transaction: &DatabaseTransaction,
     cluster: &str,
     quantities: Quantities,
-    room: Room,
-) -> Result<Admission, StoreError> {
-    if room.cpu.0 == u64::MAX && room.memory.0 == u64::MAX {
-        return Ok(Admission::Admitted);
+    allocatable: Allocatable,
+) -> Result<Reservation, StoreError> {
+    if allocatable == Allocatable::UNLIMITED {
+        return Ok(Reservation::Reserved);
     }
     advisory_lock(transaction, CLUSTER_LOCK, cluster).await?;
-    let statement = sql(
+    let reserved = statement(
         "SELECT coalesce(sum(cpu_milli), 0)::bigint AS cpu,
                 coalesce(sum(memory_bytes), 0)::bigint AS memory
          FROM environments
-         WHERE cluster = $1 AND admitted AND status IN ('pending', 'running', 'terminating')",
+         WHERE cluster = $1 AND capacity_reserved
+            AND status IN ('pending', 'running', 'terminating')",
         [cluster.into()],
     );
-    let Some(row) = transaction.query_one_raw(statement).await? else {
-        return Ok(Admission::Admitted);
+    let Some(row) = transaction.query_one_raw(reserved).await? else {
+        return Ok(Reservation::Reserved);
     };
     let (cpu, memory) = (unsigned(&row, "cpu")?, unsigned(&row, "memory")?);
-    let short = |what: &str, free: String, asked: String| {
-        Ok(Admission::Waiting(format!(
-            "waiting for room in cluster `{cluster}`: {free} of {what} free, {asked} asked for"
+    let waiting = |resource: &str, available: String, requested: String| {
+        Ok(Reservation::Waiting(format!(
+            "waiting for capacity in cluster `{cluster}`: {available} of {resource} available, \
+             {requested} requested"
         )))
     };
-    if cpu.saturating_add(quantities.cpu.0) > room.cpu.0 {
-        let free = MilliCpu(room.cpu.0.saturating_sub(cpu));
-        return short("CPU", free.to_string(), quantities.cpu.to_string());
+    if cpu.saturating_add(quantities.cpu.0) > allocatable.cpu.0 {
+        let available = MilliCpu(allocatable.cpu.0.saturating_sub(cpu));
+        return waiting("CPU", available.to_string(), quantities.cpu.to_string());
     }
-    if memory.saturating_add(quantities.memory.0) > room.memory.0 {
-        let free = Bytes(room.memory.0.saturating_sub(memory));
-        return short("memory", free.to_string(), quantities.memory.to_string());
+    if memory.saturating_add(quantities.memory.0) > allocatable.memory.0 {
+        let available = Bytes(allocatable.memory.0.saturating_sub(memory));
+        return waiting(
+            "memory",
+            available.to_string(),
+            quantities.memory.to_string(),
+        );
     }
-    Ok(Admission::Admitted)
+    Ok(Reservation::Reserved)
 }
 
 impl Store {
-    /// The environment that `owner` created with this key, if the key still stands.
+    /// The environment that `owner` created with this idempotency key, while the key is kept.
     ///
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.
@@ -114,7 +130,7 @@ impl Store {
         replay(&self.database, creation).await
     }
 
-    /// Creates, unless the idempotency key has been used: then what it created.
+    /// Creates an environment, or returns the one that was created with its idempotency key.
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
@@ -128,53 +144,52 @@ impl Store {
             return Ok(replayed);
         }
         let quantities = creation.quantities;
-        creation.quota.admit(
+        creation.quota.check(
             usage(&transaction, &environment.owner).await?,
             quantities.cpu,
             quantities.memory,
         )?;
-        let admission = admission(
+        let reservation = check_capacity(
             &transaction,
             &environment.cluster,
             quantities,
-            creation.room,
+            creation.allocatable,
         )
         .await?;
-        let created = insert(&transaction, creation, admission).await?;
+        let created = insert(&transaction, creation, reservation).await?;
         transaction.commit().await?;
         Ok(created)
     }
 
-    /// Sets room aside for a pending environment.
+    /// Reserves capacity for a pending environment.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when it is no longer as `before` has it.
-    #[tracing::instrument(name = "postgres admit", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
-    pub async fn admit(
+    #[tracing::instrument(name = "postgres reserve_capacity", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    pub async fn reserve_capacity(
         &self,
         before: &Record,
-        quantities: Quantities,
-        room: Room,
-    ) -> Result<Admission, StoreError> {
-        let environment = &before.environment;
+        allocatable: Allocatable,
+    ) -> Result<Reservation, StoreError> {
+        let cluster = &before.environment.cluster;
         let transaction = begin(&self.database).await?;
-        let admission = admission(&transaction, &environment.cluster, quantities, room).await?;
-        if admission == Admission::Admitted {
-            let statement = sql(
-                "UPDATE environments SET admitted = true, status_message = NULL
-                 WHERE id = $1 AND generation = $2 AND status = 'pending'",
-                [
-                    environment.id.as_str().into(),
-                    environment.generation.into(),
-                ],
-            );
-            if transaction.execute_raw(statement).await?.rows_affected() == 0 {
+        let reservation =
+            check_capacity(&transaction, cluster, before.quantities, allocatable).await?;
+        if reservation == Reservation::Reserved {
+            let reserved = Entity::update_many()
+                .col_expr(Column::CapacityReserved, Expr::value(true))
+                .col_expr(Column::StatusMessage, Expr::value(None::<String>))
+                .filter(is_unchanged(before))
+                .filter(Column::Status.eq(Status::Pending.as_str()))
+                .exec(&transaction)
+                .await?;
+            if reserved.rows_affected == 0 {
                 transaction.rollback().await?;
                 return Err(StoreError::Fenced);
             }
         }
         transaction.commit().await?;
-        Ok(admission)
+        Ok(reservation)
     }
 }
 
@@ -185,7 +200,7 @@ async fn replay(
     let Some(key) = &creation.idempotency_key else {
         return Ok(None);
     };
-    let statement = sql(
+    let used = statement(
         "SELECT body_hash, environment_id FROM idempotency
          WHERE owner = $1 AND key = $2 AND expires_at > now()",
         [
@@ -193,101 +208,87 @@ async fn replay(
             key.as_str().into(),
         ],
     );
-    let Some(row) = connection.query_one_raw(statement).await? else {
+    let Some(row) = connection.query_one_raw(used).await? else {
         return Ok(None);
     };
     if row.try_get::<String>("", "body_hash")? != body_hash(&creation.environment)? {
         return Err(StoreError::Refused(Error::new(
             ErrorCode::IdempotencyConflict,
-            "this Idempotency-Key was used with another body",
+            "this Idempotency-Key was used with another body; use a new key",
         )));
     }
     let id: String = row.try_get("", "environment_id")?;
-    let statement = sql(
-        format!("SELECT {COLUMNS} FROM environments WHERE id = $1"),
-        [id.into()],
-    );
-    connection
-        .query_one_raw(statement)
-        .await?
-        .map(record)
-        .transpose()
+    get(connection, &id).await
 }
 
 async fn insert(
     transaction: &DatabaseTransaction,
     creation: &Creation,
-    admission: Admission,
+    reservation: Reservation,
 ) -> Result<Record, StoreError> {
     let environment = &creation.environment;
-    let message = match &admission {
-        Admission::Admitted => None,
-        Admission::Waiting(message) => Some(message.clone()),
+    let request = &environment.request;
+    let capacity_reserved = reservation == Reservation::Reserved;
+    let status_message = match reservation {
+        Reservation::Reserved => None,
+        Reservation::Waiting(message) => Some(message),
     };
-    let event = agentbox_contracts::environment::EnvironmentEvent {
+    let event = EnvironmentEvent {
         environment_id: environment.id.clone(),
         owner: environment.owner.clone(),
         kind: EventKind::Created,
         status: environment.status,
         status_reason: None,
-        status_message: message.clone(),
+        status_message: status_message.clone(),
         exit_code: None,
         at: environment.created_at,
     };
-    let items = [Item::reconcile(&environment.cluster), Item::Event(event)];
-    let statement = sql(
-        format!(
-            "WITH created AS (
-                INSERT INTO environments (id, owner, owner_username, cluster, name, labels,
-                    timeout_s, request, cpu_milli, memory_bytes, storage_bytes, status,
-                    status_message, created_at, expires_at, endpoint, namespace, generation,
-                    start_deadline, admitted, grace_ms)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', $12, $13, $14,
-                    $15, $16, $17, $18, $19, 0)
-                RETURNING {COLUMNS}
-            ), driven AS (
-                INSERT INTO drives (environment_id, cluster, due_at)
-                SELECT id, cluster, now() + interval '2 seconds' FROM created
-            ), told AS (
-                INSERT INTO outbox (environment_id, kind, body, traceparent)
-                SELECT created.id, item ->> 'kind', item -> 'body', $21
-                FROM created, jsonb_array_elements($20) WITH ORDINALITY AS items (item, n)
-                ORDER BY n
-            ), remembered AS (
-                INSERT INTO idempotency (owner, key, body_hash, environment_id, expires_at)
-                SELECT owner, $22, $23, id, now() + interval '24 hours' FROM created
-                WHERE $22 IS NOT NULL
-                ON CONFLICT (owner, key) DO UPDATE SET body_hash = excluded.body_hash,
-                    environment_id = excluded.environment_id, expires_at = excluded.expires_at
-            )
-            SELECT * FROM created"
-        ),
-        [
-            environment.id.as_str().into(),
-            environment.owner.as_str().into(),
-            environment.owner_username.clone().into(),
-            environment.cluster.clone().into(),
-            environment.request.name.clone().into(),
-            serde_json::to_value(&environment.request.labels)?.into(),
-            bigint(environment.request.timeout_s),
-            serde_json::to_value(&environment.request)?.into(),
-            bigint(creation.quantities.cpu.0),
-            bigint(creation.quantities.memory.0),
-            bigint(creation.quantities.storage.0),
-            message.into(),
-            environment.created_at.into(),
-            environment.expires_at.into(),
-            environment.endpoint.clone().into(),
-            environment.namespace.clone().into(),
-            environment.generation.into(),
-            creation.start_deadline.into(),
-            (admission == Admission::Admitted).into(),
-            to_json(&items)?.into(),
-            trace::current().into(),
-            creation.idempotency_key.clone().into(),
-            body_hash(environment)?.into(),
-        ],
+    let messages = [
+        OutboxMessage::reconcile(&environment.cluster),
+        OutboxMessage::Event(event),
+    ];
+    let row = entity::ActiveModel {
+        id: Set(environment.id.to_string()),
+        owner: Set(environment.owner.to_string()),
+        owner_username: Set(environment.owner_username.clone()),
+        cluster: Set(environment.cluster.clone()),
+        name: Set(request.name.clone()),
+        labels: Set(serde_json::to_value(&request.labels)?),
+        timeout_s: Set(signed(request.timeout_s)),
+        request: Set(serde_json::to_value(request)?),
+        cpu_milli: Set(signed(creation.quantities.cpu.0)),
+        memory_bytes: Set(signed(creation.quantities.memory.0)),
+        storage_bytes: Set(signed(creation.quantities.storage.0)),
+        status: Set(environment.status.as_str().to_owned()),
+        status_message: Set(status_message),
+        created_at: Set(environment.created_at),
+        expires_at: Set(environment.expires_at),
+        endpoint: Set(environment.endpoint.clone()),
+        namespace: Set(environment.namespace.clone()),
+        generation: Set(environment.generation),
+        start_deadline: Set(creation.start_deadline),
+        capacity_reserved: Set(capacity_reserved),
+        grace_ms: Set(0),
+        ..Default::default()
+    };
+    let mut insert = Entity::insert(row).into_query();
+    insert.returning(Query::returning().columns(Column::iter()));
+    let (insert, mut params) = build(&insert);
+    let outbox_rows = insert_outbox_rows("created", &messages, &mut params)?;
+    let key = params.push(creation.idempotency_key.clone());
+    let body_hash = params.push(body_hash(environment)?);
+    let text = format!(
+        "WITH created AS ({insert}), queued AS (
+            INSERT INTO reconcile_queue (environment_id, cluster, due_at)
+            SELECT id, cluster, now() + interval '2 seconds' FROM created
+         ), outbox_rows AS ({outbox_rows}), idempotency_row AS (
+            INSERT INTO idempotency (owner, key, body_hash, environment_id, expires_at)
+            SELECT owner, {key}, {body_hash}, id, now() + interval '24 hours' FROM created
+            WHERE {key} IS NOT NULL
+            ON CONFLICT (owner, key) DO UPDATE SET body_hash = excluded.body_hash,
+                environment_id = excluded.environment_id, expires_at = excluded.expires_at
+         )
+         SELECT * FROM created"
     );
-    let created = transaction.query_one_raw(statement).await?;
-    created.map(record).transpose()?.ok_or(StoreError::Fenced)
+    write(transaction, text, params).await
 }

@@ -1,142 +1,145 @@
-//! What the sweepers look for.
+//! Queries of the periodic tasks.
 
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_database::sql::{seconds, statement as sql};
-use sea_orm::{ConnectionTrait, Statement};
+use agentbox_database::sql::{seconds, statement};
+use sea_orm::sea_query::{Expr, ExprTrait as _, SimpleExpr};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _,
+};
 
-use super::{COLUMNS, Record, Store, StoreError, record};
+use super::{Record, Store, StoreError, is_one_of, records};
+use crate::environment::entity::{Column, Entity};
 
-/// Rows that one statement deletes at most: sweeping never blocks others for long.
+/// Rows that one statement deletes at most, so that it holds its locks only briefly.
 const DELETE_BATCH: i64 = 5_000;
 
-/// An environment whose box may still be there.
+/// An environment whose box may still exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Live {
+pub struct ActiveEnvironment {
     pub id: EnvironmentId,
     pub status: Status,
 }
 
-impl Store {
-    async fn records(&self, statement: Statement) -> Result<Vec<Record>, StoreError> {
-        self.database
-            .query_all_raw(statement)
-            .await?
-            .into_iter()
-            .map(record)
-            .collect()
-    }
+/// Its end was not requested yet. As text, because the partial indexes are found by it.
+fn is_pending_or_running() -> SimpleExpr {
+    Expr::cust("status IN ('pending', 'running')")
+}
 
-    /// Environments whose lifetime is over and that were not told to end.
+impl Store {
+    /// Pending and running environments past their timeout.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn expired(&self, limit: u32) -> Result<Vec<Record>, StoreError> {
-        let statement = sql(
-            format!(
-                "SELECT {COLUMNS} FROM environments
-                 WHERE status IN ('pending', 'running') AND expires_at <= now()
-                 ORDER BY expires_at LIMIT $1"
-            ),
-            [i64::from(limit).into()],
-        );
-        self.records(statement).await
+        let expired = Entity::find()
+            .filter(is_pending_or_running())
+            .filter(Expr::col(Column::ExpiresAt).lte(Expr::current_timestamp()))
+            .order_by_asc(Column::ExpiresAt)
+            .limit(u64::from(limit));
+        records(expired.all(&self.database).await?)
     }
 
-    /// What `owner` has that was not told to end.
+    /// Pending and running environments of `owner`.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn owned_and_alive(
+    pub async fn active_owned_by(
         &self,
         owner: &UserId,
         limit: u32,
     ) -> Result<Vec<Record>, StoreError> {
-        let statement = sql(
-            format!(
-                "SELECT {COLUMNS} FROM environments
-                 WHERE owner = $1 AND status IN ('pending', 'running') LIMIT $2"
-            ),
-            [owner.as_str().into(), i64::from(limit).into()],
-        );
-        self.records(statement).await
+        let active = Entity::find()
+            .filter(Column::Owner.eq(owner.as_str()))
+            .filter(is_pending_or_running())
+            .limit(u64::from(limit));
+        records(active.all(&self.database).await?)
     }
 
-    /// Every environment of a cluster that has a box, or had one that may still be there.
+    /// The environments of a cluster that have a box, or whose box may still exist.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn live_in(&self, cluster: &str) -> Result<Vec<Live>, StoreError> {
-        let statement = sql(
-            "SELECT id, status FROM drives JOIN environments ON id = environment_id
-             WHERE drives.cluster = $1",
+    pub async fn active_in_cluster(
+        &self,
+        cluster: &str,
+    ) -> Result<Vec<ActiveEnvironment>, StoreError> {
+        let active = statement(
+            "SELECT id, status FROM reconcile_queue JOIN environments ON id = environment_id
+             WHERE reconcile_queue.cluster = $1",
             [cluster.into()],
         );
-        let mut live = Vec::new();
-        for row in self.database.query_all_raw(statement).await? {
+        let mut environments = Vec::new();
+        for row in self.database.query_all_raw(active).await? {
             let (id, status): (String, String) =
                 (row.try_get("", "id")?, row.try_get("", "status")?);
             if let (Ok(id), Ok(status)) = (id.parse(), status.parse::<Status>()) {
-                live.push(Live { id, status });
+                environments.push(ActiveEnvironment { id, status });
             }
         }
-        Ok(live)
+        Ok(environments)
     }
 
-    /// Of `ids`, those that have ended and whose box was seen gone.
+    /// Those of `ids` that have ended and whose box was removed.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn finished_among(
+    pub async fn ended_without_box(
         &self,
         ids: &[EnvironmentId],
     ) -> Result<Vec<EnvironmentId>, StoreError> {
-        let statement = sql(
-            "SELECT id FROM environments
-             WHERE id IN (SELECT jsonb_array_elements_text($1))
-               AND status IN ('terminated', 'failed') AND box_removed",
-            [serde_json::to_value(ids)?.into()],
-        );
-        let rows = self.database.query_all_raw(statement).await?;
-        let ids = rows.iter().map(|row| row.try_get::<String>("", "id"));
-        Ok(ids
-            .collect::<Result<Vec<_>, _>>()?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect())
+        let ended: Vec<String> = Entity::find()
+            .select_only()
+            .column(Column::Id)
+            .filter(is_one_of(ids)?)
+            .filter(Expr::cust("status IN ('terminated', 'failed') AND box_removed"))
+            .into_tuple()
+            .all(&self.database)
+            .await?;
+        Ok(ended.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// Deletes what is past its retention: environments ended for longer than
-    /// `retention`, published outbox rows, idempotency keys. Returns how many rows went.
+    /// Deletes what is past its retention: environments that ended longer than `retention`
+    /// ago, published outbox rows, outbox claims, idempotency keys. Returns the number of
+    /// rows.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn forget(&self, retention: Duration) -> Result<u64, StoreError> {
-        let mut gone = 0;
-        for statement in [
-            sql(
+    pub async fn purge(&self, retention: Duration) -> Result<u64, StoreError> {
+        let mut rows = 0;
+        for delete in [
+            statement(
                 "DELETE FROM environments WHERE id IN (
                     SELECT id FROM environments
                     WHERE ended_at < now() - make_interval(secs => $1) AND box_removed
                     LIMIT $2)",
                 [seconds(retention), DELETE_BATCH.into()],
             ),
-            sql(
+            statement(
                 "DELETE FROM outbox WHERE id IN (
                     SELECT id FROM outbox
                     WHERE published_at < now() - interval '1 day' LIMIT $1)",
                 [DELETE_BATCH.into()],
             ),
-            sql(
+            // Its condition is tested again on a row that is being claimed.
+            statement(
+                "DELETE FROM outbox_leases WHERE expires_at < now() - interval '1 hour'
+                    AND environment_id IN (
+                        SELECT environment_id FROM outbox_leases
+                        WHERE expires_at < now() - interval '1 hour' LIMIT $1)",
+                [DELETE_BATCH.into()],
+            ),
+            statement(
                 "DELETE FROM idempotency WHERE (owner, key) IN (
                     SELECT owner, key FROM idempotency WHERE expires_at < now() LIMIT $1)",
                 [DELETE_BATCH.into()],
             ),
         ] {
-            gone += self.database.execute_raw(statement).await?.rows_affected();
+            rows += self.database.execute_raw(delete).await?.rows_affected();
         }
-        Ok(gone)
+        Ok(rows)
     }
 }

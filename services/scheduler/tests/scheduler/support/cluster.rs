@@ -1,5 +1,5 @@
 //! A real containerd that tests share, each with a deployment of its own; and the real
-//! exec-proxy, which stores a box's last output.
+//! exec-proxy, which archives a box's last output.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,12 +31,12 @@ static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 pub const CLUSTER: &str = "local";
 pub const CALL: Duration = Duration::from_secs(5);
 
-/// A whole cluster of one test: database, bus, boxes, exec-proxy.
+/// One test's own database, bus, cluster and exec-proxy.
 pub struct World {
     pub database: Database,
     pub nats: NatsEndpoint,
     pub driver: Arc<dyn Runtime>,
-    /// As api-gateway.
+    /// The bus as the api-gateway has it.
     pub gateway: Bus,
     pub owner: UserId,
     exec_proxy: Process,
@@ -45,7 +45,7 @@ pub struct World {
     _nats: System,
 }
 
-/// A program of the product; SIGKILLed at its end, or before.
+/// A program of the product; killed when dropped, or before.
 pub struct Process(Child);
 
 impl Process {
@@ -133,7 +133,7 @@ impl World {
         replica
     }
 
-    /// A replica that serves several clusters, and need not be answered by all.
+    /// A replica of several clusters, some of which may be unreachable.
     pub async fn replica_of(
         &self,
         runtimes: Vec<(&str, Arc<dyn Runtime>)>,
@@ -188,7 +188,7 @@ impl World {
         self.gateway.call::<Create>(&request, CALL).await
     }
 
-    /// As a careful client creates: asks again with the same key until it is answered.
+    /// Creates with an idempotency key, and repeats the request until it is answered.
     pub async fn create_surely(
         &self,
         request: EnvironmentRequest,
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// What the feed has of one environment by now.
+    /// The first `count` events of one environment.
     pub async fn events(&self, id: &EnvironmentId, count: usize) -> Vec<EnvironmentEvent> {
         let mut stream = self
             .gateway

@@ -1,4 +1,4 @@
-//! Schedulers that run inside the test, over a real bus and database.
+//! Schedulers within the test process, on a real bus and database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use agentbox_scheduler::environment::outbox::outbox;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::spec::BoxDefaults;
 use agentbox_testing::{NatsEndpoint, TestNats};
+use futures::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +37,7 @@ pub async fn bus(nats: &NatsEndpoint, service: &'static str) -> Bus {
     Bus::connect(config).await.unwrap()
 }
 
-/// The scheduler's, with its streams made, on the server that tests share.
+/// The scheduler's bus, with its streams, on the server that tests share.
 pub async fn shared_bus() -> Bus {
     let bus = bus(&TestNats::shared().await.unwrap(), "scheduler").await;
     bus.ensure_streams("scheduler").await.unwrap();
@@ -56,7 +57,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// The handlers alone: nothing is published, no cluster is there.
+/// The handlers alone, without a cluster; nothing is published.
 pub async fn environments(database: &Database) -> Environments {
     let (outbox, _) = outbox(database.store.clone(), shared_bus().await);
     Environments::new(
@@ -69,7 +70,7 @@ pub async fn environments(database: &Database) -> Environments {
 
 /// One replica.
 pub struct Replica {
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
     shutdown: CancellationToken,
 }
 
@@ -103,15 +104,20 @@ impl Replica {
             .into_iter()
             .map(|(name, runtime)| (name.to_owned(), runtime))
             .collect();
-        let task = tokio::spawn(async move {
-            scheduler.run_with(runtimes).await.unwrap();
-        });
-        Self { task, shutdown }
+        let mut tasks = Vec::new();
+        scheduler
+            .start(runtimes, None, |_, task| {
+                tasks.push(tokio::spawn(task.map(Result::unwrap)));
+            })
+            .await
+            .unwrap();
+        Self { tasks, shutdown }
     }
 
     pub async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(15), self.task)
+        let ended = futures::future::try_join_all(self.tasks);
+        tokio::time::timeout(Duration::from_secs(15), ended)
             .await
             .unwrap()
             .unwrap();

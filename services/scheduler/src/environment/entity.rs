@@ -1,0 +1,47 @@
+//! The table `environments` for sea-orm: its reads, and the columns of its writes.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "environments")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: String,
+    pub owner: String,
+    pub owner_username: String,
+    pub cluster: String,
+    pub name: String,
+    #[sea_orm(column_type = "JsonBinary")]
+    pub labels: Json,
+    pub timeout_s: i64,
+    /// The request as it came; `name`, `labels` and `timeout_s` above are newer.
+    #[sea_orm(column_type = "JsonBinary")]
+    pub request: Json,
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+    pub storage_bytes: i64,
+    pub status: String,
+    pub status_reason: Option<String>,
+    pub status_message: Option<String>,
+    pub exit_code: Option<i32>,
+    pub created_at: DateTimeUtc,
+    pub started_at: Option<DateTimeUtc>,
+    pub ended_at: Option<DateTimeUtc>,
+    pub expires_at: DateTimeUtc,
+    pub endpoint: String,
+    pub namespace: String,
+    pub address: Option<String>,
+    pub generation: i64,
+    pub start_deadline: DateTimeUtc,
+    pub capacity_reserved: bool,
+    pub terminating_at: Option<DateTimeUtc>,
+    pub grace_ms: i64,
+    pub box_removed: bool,
+    /// In the order of creation; Postgres counts it.
+    pub number: i64,
+}
+
+#[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
