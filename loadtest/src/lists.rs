@@ -47,7 +47,7 @@ async fn fill(system: &System, owner: &UserId) -> anyhow::Result<()> {
             r#"INSERT INTO scheduler.environments (id, owner, owner_username, cluster, name,
                 labels, timeout_s, request, cpu_milli, memory_bytes, storage_bytes, status,
                 created_at, ended_at, expires_at, endpoint, namespace, generation,
-                observed_generation, start_deadline, admitted, grace_ms, box_removed)
+                start_deadline, capacity_reserved, grace_ms, box_removed)
              SELECT 'env-' || lpad(n::text, 16, '0'),
                 CASE WHEN n % 2 = 0 THEN '{owner}' ELSE 'user-' || lpad((n % 50)::text, 16, '0') END,
                 'somebody', 'nowhere', 'n-' || n,
@@ -60,7 +60,7 @@ async fn fill(system: &System, owner: &UserId) -> anyhow::Result<()> {
                 50, 33554432, 67108864,
                 CASE WHEN n % 100 = 0 THEN 'running' ELSE 'terminated' END,
                 now() - n * interval '1 second', CASE WHEN n % 100 = 0 THEN NULL ELSE now() END,
-                now() + interval '1 day', '10.0.0.1', 'agentbox-env', 1, 1, now(), true, 0, true
+                now() + interval '1 day', '10.0.0.1', 'agentbox-env', 1, now(), true, 0, true
              FROM generate_series({first}, {last}) AS n"#
         )
     });

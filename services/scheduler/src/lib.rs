@@ -177,14 +177,20 @@ impl Scheduler {
             spawn("cluster", serve.boxed());
         }
         // Without a cluster it could create nothing, and another replica may have one.
-        state.clusters.wait_for_unreachable(CLUSTER_START_WAIT).await;
+        state
+            .clusters
+            .wait_for_unreachable(CLUSTER_START_WAIT)
+            .await;
         let requests = state.server().listen().await?;
         let shutdown = state.shutdown.clone();
         let answer = async move { Ok(requests.run(shutdown).await?) };
         spawn("requests", answer.boxed());
         let shutdown = state.shutdown.clone();
         spawn("outbox", relay.run(shutdown).map(Ok).boxed());
-        spawn("sweepers", async move { Ok(state.run_sweepers().await) }.boxed());
+        spawn(
+            "sweepers",
+            async move { Ok(state.run_sweepers().await) }.boxed(),
+        );
         Ok(())
     }
 }
@@ -243,21 +249,22 @@ impl AppState {
             return Ok(());
         };
         cluster.set_runtime(runtime.clone());
-        let capacity = cluster
-            .capacity
-            .run_refresh(&name, &*runtime, self.shutdown.clone(), || {
-                let Some(ready) = &ready else { return };
-                // One reachable cluster is enough.
-                if self
-                    .clusters
-                    .iter()
-                    .any(|cluster| cluster.capacity.current().is_some())
-                {
-                    ready.ready();
-                } else {
-                    ready.not_ready("no cluster is reachable");
-                }
-            });
+        let capacity =
+            cluster
+                .capacity
+                .run_refresh(&name, &*runtime, self.shutdown.clone(), || {
+                    let Some(ready) = &ready else { return };
+                    // One reachable cluster is enough.
+                    if self
+                        .clusters
+                        .iter()
+                        .any(|cluster| cluster.capacity.current().is_some())
+                    {
+                        ready.ready();
+                    } else {
+                        ready.not_ready("no cluster is reachable");
+                    }
+                });
         let commands = self
             .bus
             .work_queue(
@@ -300,7 +307,10 @@ impl AppState {
 
 async fn handle_command(reconciler: &Reconciler, command: &Command) -> Result<(), Retry> {
     let Some(Subject::Command { id, .. }) = Subject::parse(&command.subject) else {
-        tracing::error!(subject = command.subject, "command of an unknown subject discarded");
+        tracing::error!(
+            subject = command.subject,
+            "command of an unknown subject discarded"
+        );
         return Ok(());
     };
     reconciler.reconcile(&id).await.map_err(|error| Retry {

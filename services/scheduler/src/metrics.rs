@@ -22,7 +22,11 @@ pub fn describe() {
         TRANSITIONS,
         "Environments that entered a status, by status and reason"
     );
-    histogram!(START_SECONDS, Unit::Seconds, "Time from creation to running");
+    histogram!(
+        START_SECONDS,
+        Unit::Seconds,
+        "Time from creation to running"
+    );
     histogram!(
         RECONCILE_SECONDS,
         Unit::Seconds,
@@ -37,10 +41,7 @@ pub fn describe() {
         Unit::Seconds,
         "Time of one call of a cluster, by cluster and call"
     );
-    counter!(
-        OUTBOX_PUBLISHED,
-        "Outbox rows that were published, by kind"
-    );
+    counter!(OUTBOX_PUBLISHED, "Outbox rows that were published, by kind");
     counter!(
         OUTBOX_FAILURES,
         "Attempts to publish an environment's outbox rows that failed"

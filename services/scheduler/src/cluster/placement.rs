@@ -126,11 +126,17 @@ pub fn rank(
     };
     let (cpu, memory) = (largest(|c| c.total_cpu.0), largest(|c| c.total_memory.0));
     if quantities.cpu.0 > cpu {
-        let rule = format!("must be at most {}, the size of the largest cluster", MilliCpu(cpu));
+        let rule = format!(
+            "must be at most {}, the size of the largest cluster",
+            MilliCpu(cpu)
+        );
         return Err(Error::field("resources.cpu", rule));
     }
     if quantities.memory.0 > memory {
-        let rule = format!("must be at most {}, the size of the largest cluster", Bytes(memory));
+        let rule = format!(
+            "must be at most {}, the size of the largest cluster",
+            Bytes(memory)
+        );
         return Err(Error::field("resources.memory", rule));
     }
     matching.retain(|candidate| {
@@ -159,7 +165,7 @@ pub fn retryable_if_unreachable<'a>(
     selector: &BTreeMap<String, String>,
     unreachable: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,
 ) -> Error {
-    let mut possible = away
+    let mut possible = unreachable
         .into_iter()
         .filter(|(_, labels)| unmatched_selector(selector, labels).is_some());
     match possible.next() {
@@ -291,7 +297,10 @@ mod tests {
         let error = retryable_if_unreachable(refused(), &us, [("a", &eu), ("b", &us)]);
         assert_eq!(error.code, ErrorCode::Unavailable);
         assert!(error.message.contains("`b`"), "{error}");
-        assert_eq!(retryable_if_unreachable(refused(), &us, [("a", &eu)]), refused());
+        assert_eq!(
+            retryable_if_unreachable(refused(), &us, [("a", &eu)]),
+            refused()
+        );
         let down = || Error::new(ErrorCode::Unavailable, "down");
         assert_eq!(retryable_if_unreachable(down(), &us, [("b", &us)]), down());
     }

@@ -102,8 +102,5 @@ impl Clusters {
 /// The error when no cluster is reachable.
 #[must_use]
 pub fn no_reachable_cluster() -> Error {
-    Error::new(
-        ErrorCode::Unavailable,
-        "no cluster is reachable; try again",
-    )
+    Error::new(ErrorCode::Unavailable, "no cluster is reachable; try again")
 }

@@ -260,7 +260,10 @@ impl Environments {
                 Ok(after) => {
                     self.0.outbox.wake(&after.environment.id);
                     if before.environment.status != after.environment.status {
-                        metrics::transitioned(after.environment.status, after.environment.status_reason);
+                        metrics::transitioned(
+                            after.environment.status,
+                            after.environment.status_reason,
+                        );
                     }
                     return Ok(after);
                 }

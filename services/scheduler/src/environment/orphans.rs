@@ -175,10 +175,7 @@ async fn compare_once(
     // In this order: the row of a box that is created between the two is in the second.
     let boxes = runtime.list().await?;
     let rows = store.active_in_cluster(&cluster.name).await?;
-    let Differences {
-        reconcile,
-        orphans,
-    } = differences(&boxes, &rows);
+    let Differences { reconcile, orphans } = differences(&boxes, &rows);
     let candidates: Vec<EnvironmentId> = orphans.iter().cloned().collect();
     let ended: BTreeSet<EnvironmentId> = if candidates.is_empty() {
         BTreeSet::new()

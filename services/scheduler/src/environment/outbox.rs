@@ -10,6 +10,7 @@
 //!   the bus refused, are found by any other within half a second; rows that a killed
 //!   replica had claimed, when the claim expires.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub struct Outbox {
 
 /// The publisher of this replica.
 pub struct Relay {
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
     wakes: mpsc::Receiver<EnvironmentId>,
 }
 
@@ -65,11 +66,11 @@ pub struct Relay {
 #[must_use]
 pub fn outbox(store: Store, bus: Bus) -> (Outbox, Relay) {
     let (sender, wakes) = mpsc::channel(QUEUE);
-    let publisher = Publisher {
+    let publisher = Arc::new(Publisher {
         store,
         bus,
         claims: AtomicU64::new(0),
-    };
+    });
     (Outbox { wakes: sender }, Relay { publisher, wakes })
 }
 
@@ -98,7 +99,10 @@ impl Relay {
                 }
             }
         });
-        let publish = |id| publisher.publish_environment(id);
+        let publish = |id| {
+            let publisher = publisher.clone();
+            async move { publisher.publish_environment(id).await }
+        };
         let queued = queued.for_each_concurrent(CONCURRENCY, publish);
         let sweeping = async {
             while !shutdown.is_cancelled() {
@@ -209,7 +213,9 @@ impl Publisher {
         let bus = &self.bus;
         async {
             match &row.message {
-                OutboxMessage::Event(event) => bus.publish_event(event, &message_id).await.map(|_| ()),
+                OutboxMessage::Event(event) => {
+                    bus.publish_event(event, &message_id).await.map(|_| ())
+                }
                 OutboxMessage::Command { cluster, op } => {
                     let subject = subjects::command(cluster, op, id);
                     bus.send_command(subject, &(), &message_id, COMMAND_TTL)

@@ -172,9 +172,8 @@ fn start_timed_out(intent: &Intent, message: Option<&String>) -> LifecycleEvent 
     let cause = message
         .or(intent.last_error.as_ref())
         .filter(|cause| !cause.is_empty());
-    let with_cause = |text: &str| {
-        cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
-    };
+    let with_cause =
+        |text: &str| cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"));
     if intent.capacity_reserved {
         LifecycleEvent::StartFailed {
             reason: StatusReason::StartTimeout,

@@ -14,6 +14,7 @@
 mod change;
 mod create;
 mod list;
+mod messages;
 mod outbox;
 mod queue;
 mod sweep;
@@ -26,7 +27,9 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
 use agentbox_database::Leases;
 use agentbox_database::sql::statement;
-use sea_orm::sea_query::{Expr, ExprTrait as _, PostgresQueryBuilder, QueryStatementWriter, SimpleExpr};
+use sea_orm::sea_query::{
+    Expr, ExprTrait as _, PostgresQueryBuilder, QueryStatementWriter, SimpleExpr,
+};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, FromQueryResult as _,
     QueryFilter as _, QuerySelect as _, Statement, Value,
@@ -94,7 +97,10 @@ impl Params {
 
     /// Adds several values; returns their placeholders with commas between.
     fn push_all(&mut self, values: &[String]) -> String {
-        let each: Vec<_> = values.iter().map(|value| self.push(value.as_str())).collect();
+        let each: Vec<_> = values
+            .iter()
+            .map(|value| self.push(value.as_str()))
+            .collect();
         each.join(", ")
     }
 }

@@ -1,4 +1,4 @@
-//! Whole lives on a real containerd.
+//! Whole lifecycles on a real containerd.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ async fn delete(world: &World, id: &EnvironmentId, force: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_environment_is_created_runs_and_leaves_nothing_when_deleted() {
+async fn environment_is_created_runs_and_leaves_nothing_when_deleted() {
     let world = World::new().await;
     let replica = world.replica().await;
     let begun = Instant::now();
@@ -66,7 +66,7 @@ async fn an_environment_is_created_runs_and_leaves_nothing_when_deleted() {
     assert_eq!(ended.status_reason, Some(StatusReason::Deleted));
     assert!(
         world.driver.get(&created.id).await.unwrap().is_none(),
-        "terminated means gone"
+        "the box of a terminated environment is removed"
     );
     let kinds: Vec<_> = world
         .events(&created.id, 4)
@@ -83,14 +83,14 @@ async fn an_environment_is_created_runs_and_leaves_nothing_when_deleted() {
             EventKind::Terminated
         ]
     );
-    // Still there for those who ask, and still deletable.
+    // It can still be read, and deleted again.
     delete(&world, &created.id, true).await;
     assert_eq!(world.get(&created.id).await, ended);
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_the_main_command_is_the_environments() {
+async fn exit_of_the_main_command_ends_the_environment() {
     let world = World::new().await;
     let replica = world.replica().await;
     for (script, status, exit_code) in [
@@ -115,7 +115,7 @@ async fn the_end_of_the_main_command_is_the_environments() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_ends_at_once_is_never_lost() {
+async fn command_that_exits_at_once_is_not_lost() {
     let world = World::new().await;
     let replica = world.replica().await;
     let created = world.create(command("short", &["true"])).await;
@@ -128,7 +128,7 @@ async fn a_command_that_ends_at_once_is_never_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_does_not_exist_fails_within_seconds_and_is_named() {
+async fn missing_image_fails_the_environment_within_seconds_and_is_named() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut wanted = request("no-image");
@@ -148,7 +148,7 @@ async fn an_image_that_does_not_exist_fails_within_seconds_and_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_cluster_offers_is_refused_and_leaves_no_row() {
+async fn request_that_no_cluster_supports_is_refused_and_leaves_no_row() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut no_class = request("no-class");
@@ -183,7 +183,7 @@ async fn what_no_cluster_offers_is_refused_and_leaves_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_selector_of_the_clusters_labels_runs_and_another_is_refused_by_name() {
+async fn selector_of_cluster_labels_runs_and_another_is_refused_by_name() {
     let world = World::with_labels(json!({ "region": "eu" })).await;
     // The program itself, which reads the labels from the clusters file.
     let _scheduler = world.process();
@@ -212,7 +212,7 @@ async fn a_selector_of_the_clusters_labels_runs_and_another_is_refused_by_name()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn force_ends_the_grace_of_a_box_that_ignores_sigterm() {
+async fn forced_delete_ends_the_grace_period_of_a_box_that_ignores_sigterm() {
     let world = World::new().await;
     let replica = world.replica().await;
     let stubborn = ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"];
@@ -232,7 +232,7 @@ async fn force_ends_the_grace_of_a_box_that_ignores_sigterm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lifetime_that_is_over_or_patched_into_the_past_ends_the_environment() {
+async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut short = request("short-lived");
@@ -261,7 +261,7 @@ async fn a_lifetime_that_is_over_or_patched_into_the_past_ends_the_environment()
         .gateway
         .call::<Patch>(&patch(None, Some(1)), CALL)
         .await;
-    // Its first second may not be over yet; the sweeper sees to it then.
+    // Its first second may not be over yet: then the sweeper ends it.
     assert!(matches!(
         ended.unwrap().status,
         Status::Terminating | Status::Running
@@ -280,7 +280,7 @@ async fn a_lifetime_that_is_over_or_patched_into_the_past_ends_the_environment()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_has_a_quota_idempotent_creates_and_ends_as_a_whole() {
+async fn user_has_a_quota_and_idempotent_creates_and_is_deleted_with_environments() {
     let world = World::new().await;
     let quota = Quota {
         environments: Some(2),
@@ -314,12 +314,12 @@ async fn a_user_has_a_quota_idempotent_creates_and_ends_as_a_whole() {
         world.reaches(id, Status::Terminated, SOON).await;
         world.box_is_gone(id).await;
     }
-    world.create(request("room-again")).await;
+    world.create(request("capacity-again")).await;
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_tells_of_the_database_and_of_each_cluster() {
+async fn health_reports_the_database_and_each_cluster() {
     let world = World::new().await;
     let replica = world.replica().await;
     let health = world.health().await.unwrap();

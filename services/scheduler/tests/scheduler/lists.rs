@@ -36,7 +36,7 @@ async fn names(database: &Database, request: ListRequest) -> (Vec<String>, u64) 
 }
 
 #[tokio::test]
-async fn a_list_shows_what_may_be_seen_newest_first_and_pages_are_seamless() {
+async fn list_returns_visible_environments_newest_first_in_seamless_pages() {
     let database = database().await;
     let (mine, other) = (UserId::random(), UserId::random());
     let mut ids = Vec::new();
@@ -165,7 +165,7 @@ async fn resolve_returns_the_owners_of_existing_environments() {
 }
 
 #[tokio::test]
-async fn selectors_mean_what_kubernetes_means() {
+async fn selector_matches_as_in_kubernetes() {
     let database = database().await;
     for (name, labels) in [
         ("one", vec![("app", "web"), ("tier", "front")]),
@@ -222,7 +222,7 @@ async fn selectors_mean_what_kubernetes_means() {
 }
 
 #[tokio::test]
-async fn selectors_hold_beside_owner_status_and_paging_and_follow_every_change() {
+async fn selector_combines_with_owner_status_and_paging_and_follows_each_change() {
     let database = database().await;
     let owner = UserId::random();
     let mut records = Vec::new();
@@ -283,7 +283,7 @@ async fn selectors_hold_beside_owner_status_and_paging_and_follow_every_change()
 }
 
 #[tokio::test]
-async fn a_page_leaves_out_what_would_not_fit_a_message() {
+async fn page_leaves_out_env_and_long_commands() {
     let database = database().await;
     let mut wanted = request("large");
     wanted.env.insert("SECRET".into(), "x".repeat(100_000));

@@ -1,4 +1,4 @@
-//! A cluster and a bus that misbehave: a real driver behind a gate, and lost messages.
+//! Faults of a cluster and of the bus: a real driver behind a gate, and lost messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A real driver that can be cut off, and whose `ensure` can be held back.
+/// A real driver that can be made unreachable, and whose `ensure` can be delayed.
 struct Gate {
     driver: Arc<dyn Runtime>,
     is_cut_off: AtomicBool,
@@ -98,7 +98,7 @@ impl Runtime for Gate {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_takes_too_long_fails_though_the_cluster_is_gone() {
+async fn start_timeout_fails_the_environment_while_its_cluster_is_unreachable() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let mut settings = settings();
@@ -114,7 +114,7 @@ async fn a_start_that_takes_too_long_fails_though_the_cluster_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_cluster_nothing_is_accepted() {
+async fn create_without_a_reachable_cluster_is_refused() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
@@ -133,7 +133,7 @@ async fn without_a_cluster_nothing_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_waits_for_a_cluster_that_has_not_answered_yet() {
+async fn create_waits_for_a_cluster_that_has_not_answered_yet() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     gate.set_open(false);
@@ -150,7 +150,7 @@ async fn a_create_waits_for_a_cluster_that_has_not_answered_yet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_fails_to_answer_once_is_not_away() {
+async fn cluster_that_fails_to_answer_once_stays_reachable() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
@@ -165,7 +165,7 @@ async fn a_cluster_that_fails_to_answer_once_is_not_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delete_interrupts_a_start_that_hangs() {
+async fn delete_interrupts_a_start_that_hangs() {
     let world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 0);
     let replica = world.replica_with(gate.clone(), settings()).await;
@@ -191,13 +191,12 @@ async fn a_delete_interrupts_a_start_that_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_environment_whose_command_was_lost_runs_all_the_same() {
+async fn environment_whose_command_was_lost_still_runs() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut waits = crate::support::creation(&world.owner, request("no-command"));
     waits.environment.cluster = crate::support::cluster::CLUSTER.into();
-    // Written as by a replica that was killed right after its commit, whose messages
-    // were lost with the bus.
+    // As by a replica that was killed after its commit, with its messages lost.
     let record = world.database.store.create(&waits).await.unwrap();
     world
         .database
@@ -210,9 +209,9 @@ async fn an_environment_whose_command_was_lost_runs_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_hangs_holds_up_no_other() {
+async fn cluster_that_hangs_delays_no_other() {
     let world = World::new().await;
-    // Cut off as well: it would take the other's boxes, of the same machine, for unwanted.
+    // Unreachable as well: it would remove the other's boxes, which are on the same machine.
     let hangs = Gate::new(world.driver.clone(), 0);
     hangs.set_open(false);
     let mut settings = settings();
@@ -224,7 +223,7 @@ async fn a_cluster_that_hangs_holds_up_no_other() {
         let record = world.database.store.create(&waits).await.unwrap();
         ids.push(record.environment.id);
     }
-    // No command: they are found when they are due, the first two before the last.
+    // Without commands: they are found when they are due, the first two before the last.
     world
         .database
         .execute("UPDATE outbox SET published_at = now() WHERE kind = 'command'")
@@ -241,7 +240,7 @@ async fn a_cluster_that_hangs_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_while_no_scheduler_ran_is_found_by_the_next() {
+async fn exit_while_no_scheduler_ran_is_found_by_the_next() {
     let world = World::new().await;
     let mut replica = world.process();
     world.answers().await;
@@ -265,7 +264,7 @@ async fn what_happened_while_no_scheduler_ran_is_found_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_waits_for_its_archive_but_not_for_ever() {
+async fn end_waits_for_its_archive_for_a_limited_time() {
     let mut world = World::new().await;
     world.kill_exec_proxy();
     let replica = world.replica().await;
@@ -279,7 +278,7 @@ async fn an_end_waits_for_its_archive_but_not_for_ever() {
     .await;
     assert!(
         !world.get(&created.id).await.status.is_ended(),
-        "its output may still be stored"
+        "its output may still be archived"
     );
     let ended = world
         .reaches(&created.id, Status::Terminated, Duration::from_secs(60))

@@ -1,4 +1,4 @@
-//! The outbox over a real JetStream: order, at least once, stored once.
+//! The outbox on a real JetStream: order, at-least-once publishing, no duplicates.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ fn started() -> LifecycleEvent {
     }
 }
 
-/// A whole life: five events.
-async fn live(store: &Store, wake: impl Fn(&EnvironmentId)) -> EnvironmentId {
+/// A whole lifecycle: five events.
+async fn run_lifecycle(store: &Store, wake: impl Fn(&EnvironmentId)) -> EnvironmentId {
     let record = store
         .create(&creation(&UserId::random(), request("life")))
         .await
@@ -51,14 +51,19 @@ async fn live(store: &Store, wake: impl Fn(&EnvironmentId)) -> EnvironmentId {
     };
     let record = store.patch(&record, &patch, Utc::now()).await.unwrap();
     wake(&id);
-    let record = step(store, record, LifecycleEvent::EndRequested(EndReason::Deleted)).await;
+    let record = step(
+        store,
+        record,
+        LifecycleEvent::EndRequested(EndReason::Deleted),
+    )
+    .await;
     wake(&id);
     step(store, record, LifecycleEvent::Removed { exit_code: None }).await;
     wake(&id);
     id
 }
 
-const LIFE: [EventKind; 5] = [
+const LIFECYCLE: [EventKind; 5] = [
     EventKind::Created,
     EventKind::Running,
     EventKind::Updated,
@@ -66,9 +71,12 @@ const LIFE: [EventKind; 5] = [
     EventKind::Terminated,
 ];
 
-/// Everything the feed has of `id`, after its last event has come.
-async fn feed(bus: &Bus, id: &EnvironmentId) -> Vec<EventKind> {
-    let mut stream = bus.events(subjects::environment_events(id), 0).await.unwrap();
+/// All events of `id`, up to the last of its lifecycle.
+async fn event_kinds(bus: &Bus, id: &EnvironmentId) -> Vec<EventKind> {
+    let mut stream = bus
+        .events(subjects::environment_events(id), 0)
+        .await
+        .unwrap();
     let mut kinds = Vec::new();
     while !kinds.contains(&EventKind::Terminated) {
         let next = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
@@ -92,21 +100,21 @@ async fn all_published(database: &crate::support::Database) {
 }
 
 #[tokio::test]
-async fn each_environments_events_come_once_and_in_order_from_two_replicas() {
+async fn two_publishers_publish_each_event_once_and_in_order() {
     let database = database().await;
     let (one, two) = (shared_bus().await, shared_bus().await);
     let shutdown = CancellationToken::new();
     let (outbox_one, relay_one) = outbox(database.store.clone(), one.clone());
     let (outbox_two, relay_two) = outbox(database.store.clone(), two);
     let relays = [relay_one, relay_two].map(|relay| tokio::spawn(relay.run(shutdown.clone())));
-    // Both are told of everything, so they meet at each environment.
+    // Both are woken for every environment, so they compete for each.
     let wake = |id: &EnvironmentId| {
         outbox_one.wake(id);
         outbox_two.wake(id);
     };
-    let ids = join_all((0..40).map(|_| live(&database.store, wake))).await;
+    let ids = join_all((0..40).map(|_| run_lifecycle(&database.store, wake))).await;
     for id in &ids {
-        assert_eq!(feed(&one, id).await, LIFE, "{id}");
+        assert_eq!(event_kinds(&one, id).await, LIFECYCLE, "{id}");
     }
     all_published(&database).await;
     shutdown.cancel();
@@ -116,7 +124,7 @@ async fn each_environments_events_come_once_and_in_order_from_two_replicas() {
 }
 
 #[tokio::test]
-async fn what_a_killed_publisher_left_is_published_by_another_and_stored_once() {
+async fn killed_publishers_rows_are_published_by_another_and_stored_once() {
     let database = database().await;
     let bus = shared_bus().await;
     let shutdown = CancellationToken::new();
@@ -125,16 +133,16 @@ async fn what_a_killed_publisher_left_is_published_by_another_and_stored_once() 
         (outbox, tokio::spawn(relay.run(shutdown.clone())))
     };
     let ids = join_all((0..30).map(|_| async {
-        // Each life meets a publisher that is killed somewhere in it.
+        // Each lifecycle has a publisher that is killed during it.
         let (outbox, relay) = start();
-        let id = live(&database.store, |id| outbox.wake(id)).await;
+        let id = run_lifecycle(&database.store, |id| outbox.wake(id)).await;
         relay.abort();
         id
     }))
     .await;
     let (_, survivor) = start();
     for id in &ids {
-        assert_eq!(feed(&bus, id).await, LIFE, "{id}");
+        assert_eq!(event_kinds(&bus, id).await, LIFECYCLE, "{id}");
     }
     all_published(&database).await;
     shutdown.cancel();
@@ -142,24 +150,30 @@ async fn what_a_killed_publisher_left_is_published_by_another_and_stored_once() 
 }
 
 #[tokio::test]
-async fn what_was_published_but_not_marked_is_not_stored_twice() {
+async fn published_but_unmarked_rows_are_not_stored_twice() {
     let database = database().await;
     let bus = shared_bus().await;
     let shutdown = CancellationToken::new();
     let (outbox, relay) = outbox(database.store.clone(), bus.clone());
     let relay = tokio::spawn(relay.run(shutdown.clone()));
-    let id = live(&database.store, |id| outbox.wake(id)).await;
+    let id = run_lifecycle(&database.store, |id| outbox.wake(id)).await;
     all_published(&database).await;
-    // As if every mark had been lost.
+    // As if no row had been marked.
     database
         .execute("UPDATE outbox SET published_at = NULL")
         .await;
     outbox.wake(&id);
     all_published(&database).await;
-    assert_eq!(feed(&bus, &id).await, LIFE);
-    let events = bus.events(subjects::environment_events(&id), 0).await.unwrap();
-    assert_eq!(events.take(LIFE.len()).count().await, LIFE.len());
-    let mut events = bus.events(subjects::environment_events(&id), 0).await.unwrap();
+    assert_eq!(event_kinds(&bus, &id).await, LIFECYCLE);
+    let events = bus
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
+    assert_eq!(events.take(LIFECYCLE.len()).count().await, LIFECYCLE.len());
+    let mut events = bus
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
     let mut seen = 0;
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.next()).await {
         seen += 1;
@@ -167,13 +181,13 @@ async fn what_was_published_but_not_marked_is_not_stored_twice() {
             break;
         }
     }
-    assert_eq!(seen, LIFE.len());
+    assert_eq!(seen, LIFECYCLE.len());
     shutdown.cancel();
     relay.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_route_follows_the_environment_and_goes_with_it() {
+async fn route_is_published_with_the_environment_and_removed_with_it() {
     let database = database().await;
     let bus = shared_bus().await;
     let nats = agentbox_testing::TestNats::shared().await.unwrap();

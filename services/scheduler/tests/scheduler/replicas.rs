@@ -16,7 +16,7 @@ use crate::support::{creation, eventually, request};
 const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_replica_loses_and_doubles_nothing() {
+async fn killed_replica_loses_and_duplicates_nothing() {
     let world = World::new().await;
     let (mut doomed, _survivor) = (world.process(), world.process());
     world.answers().await;
@@ -25,8 +25,8 @@ async fn a_killed_replica_loses_and_doubles_nothing() {
         async move { world.create_surely(request(&format!("n-{n}")), SOON).await }
     }));
     let killing = async {
-        // In the midst of making boxes.
-        eventually("boxes are being made", SOON, async || {
+        // While boxes are being created.
+        eventually("boxes are being created", SOON, async || {
             world
                 .driver
                 .list()
@@ -36,7 +36,7 @@ async fn a_killed_replica_loses_and_doubles_nothing() {
         .await;
         doomed.kill();
     };
-    // A request whose replica died has no answer: its client asks again.
+    // A request whose replica was killed is not answered: its client repeats it.
     let (created, ()) = tokio::join!(creating, killing);
     for environment in &created {
         world.reaches(&environment.id, Status::Running, SOON).await;
@@ -45,9 +45,16 @@ async fn a_killed_replica_loses_and_doubles_nothing() {
         .database
         .number("SELECT count(*) FROM environments")
         .await;
-    assert_eq!(rows, 8, "one row a request, however often it was asked");
+    assert_eq!(
+        rows, 8,
+        "one row for each request, however often it was sent"
+    );
     let boxes = world.driver.list().await.unwrap();
-    assert_eq!(i64::try_from(boxes.len()).unwrap(), rows, "one box a row");
+    assert_eq!(
+        i64::try_from(boxes.len()).unwrap(),
+        rows,
+        "one box for each row"
+    );
 
     for id in live_ids(&world).await {
         world
@@ -87,8 +94,11 @@ async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> 
         .collect()
 }
 
-/// As a client that is told to try again does.
-async fn answered(world: &World, request: EnvironmentRequest) -> Result<Environment, Error> {
+/// Repeats the request while the answer is to try again.
+async fn create_with_retries(
+    world: &World,
+    request: EnvironmentRequest,
+) -> Result<Environment, Error> {
     let begun = tokio::time::Instant::now();
     loop {
         match world.try_create(request.clone()).await {
@@ -99,8 +109,8 @@ async fn answered(world: &World, request: EnvironmentRequest) -> Result<Environm
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_replicas_admit_exactly_a_users_quota_however_many_ask_at_once() {
-    const ASKED: usize = 40;
+async fn two_replicas_accept_exactly_a_users_quota() {
+    const REQUESTS: usize = 40;
     let world = World::new().await;
     let settings = |quota| {
         let mut settings = settings();
@@ -126,16 +136,16 @@ async fn two_replicas_admit_exactly_a_users_quota_however_many_ask_at_once() {
         let driver = || world.driver.clone();
         let first = world.replica_with(driver(), settings(quota)).await;
         let second = world.replica_with(driver(), settings(quota)).await;
-        let outcomes = join_all((0..ASKED).map(|n| {
+        let outcomes = join_all((0..REQUESTS).map(|n| {
             let world = &world;
-            async move { answered(world, request(&format!("n-{n}"))).await }
+            async move { create_with_retries(world, request(&format!("n-{n}"))).await }
         }))
         .await;
         let rows = "SELECT count(*) FROM environments WHERE status IN ('pending', 'running')";
         assert_eq!(world.database.number(rows).await, 4, "{what}");
         let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-        // An answer that was lost is asked for again, and then refused: the row counts.
-        assert!(refused.len() >= ASKED - 4, "{what}: {refused:?}");
+        // A request whose answer was lost is repeated and then refused: the row counts.
+        assert!(refused.len() >= REQUESTS - 4, "{what}: {refused:?}");
         for error in refused {
             assert_eq!(error.code, ErrorCode::QuotaExceeded, "{what}: {error}");
             assert_eq!(error.code.status(), 403);
@@ -156,7 +166,7 @@ async fn two_replicas_admit_exactly_a_users_quota_however_many_ask_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_forgets_what_is_past_its_retention() {
+async fn replica_purges_environments_past_their_retention() {
     let world = World::new().await;
     let created = |name: &str| {
         let creation = creation(&world.owner, request(name));
@@ -174,8 +184,8 @@ async fn a_replica_forgets_what_is_past_its_retention() {
                 ended_at = now() - interval '{days} days', box_removed = true WHERE id = '{id}'"
         );
         world.database.execute(&ended).await;
-        let drive = format!("DELETE FROM reconcile_queue WHERE environment_id = '{id}'");
-        world.database.execute(&drive).await;
+        let dequeue = format!("DELETE FROM reconcile_queue WHERE environment_id = '{id}'");
+        world.database.execute(&dequeue).await;
     }
     let replica = world.replica().await;
     eventually("the old one is rows_purged", SOON, async || {

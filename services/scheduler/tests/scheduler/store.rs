@@ -11,7 +11,7 @@ use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
-use agentbox_scheduler::environment::store::{Reservation, Change, Claim, Patch, StoreError};
+use agentbox_scheduler::environment::store::{Change, Claim, Patch, Reservation, StoreError};
 use chrono::Utc;
 use futures::future::join_all;
 
@@ -25,7 +25,7 @@ fn started() -> LifecycleEvent {
 }
 
 #[tokio::test]
-async fn what_was_created_reads_back_as_it_was_answered() {
+async fn created_environment_is_read_as_it_was_returned() {
     let database = database().await;
     let mut wanted = request("reads-back");
     wanted.labels.insert("project".into(), "x".into());
@@ -68,7 +68,7 @@ async fn what_was_created_reads_back_as_it_was_answered() {
 }
 
 #[tokio::test]
-async fn a_writer_that_is_late_changes_nothing() {
+async fn late_writer_is_fenced_and_changes_nothing() {
     let database = database().await;
     let before = database
         .store
@@ -83,8 +83,12 @@ async fn a_writer_that_is_late_changes_nothing() {
         &LifecycleEvent::EndRequested(EndReason::Deleted),
     )
     .unwrap();
-    let wanted = Change::requested(&before, ending, Duration::ZERO, now);
-    let deleted = database.store.change(&before, &wanted, now).await.unwrap();
+    let requested = Change::requested(&before, ending, Duration::ZERO, now);
+    let deleted = database
+        .store
+        .change(&before, &requested, now)
+        .await
+        .unwrap();
     assert_eq!(deleted.environment.generation, 2);
     // The reconciler that saw the box start does not know of the deletion.
     let late = database
@@ -109,15 +113,15 @@ async fn a_writer_that_is_late_changes_nothing() {
             .unwrap(),
         deleted
     );
-    // Nothing was told of what did not happen: created, then deleted.
-    let told = database
+    // No event of the transition that was fenced: created, then deleted.
+    let events = database
         .number("SELECT count(*) FROM outbox WHERE kind = 'event'")
         .await;
-    assert_eq!(told, 2);
+    assert_eq!(events, 2);
 }
 
 #[tokio::test]
-async fn of_two_equal_transitions_one_wins() {
+async fn concurrent_equal_transitions_one_succeeds() {
     let database = database().await;
     let before = database
         .store
@@ -132,7 +136,7 @@ async fn of_two_equal_transitions_one_wins() {
 }
 
 #[tokio::test]
-async fn fifty_concurrent_creates_stop_exactly_at_the_quota() {
+async fn concurrent_creates_stop_exactly_at_the_quota() {
     let database = database().await;
     let owner = UserId::random();
     let quota = Quota {
@@ -156,17 +160,18 @@ async fn fifty_concurrent_creates_stop_exactly_at_the_quota() {
         assert_eq!(error.code, ErrorCode::QuotaExceeded);
         assert_eq!(
             error.message,
-            "your quota of environments is 7: 7 in use, 1 more asked for"
+            "your quota of environments is 7: 7 in use, 1 requested; \
+             delete an environment or ask an administrator for a larger quota"
         );
     }
-    // Another owner's quota is another's.
+    // Another owner has another quota.
     let mut others = creation(&UserId::random(), request("other"));
     others.quota = quota;
     database.store.create(&others).await.unwrap();
 }
 
 #[tokio::test]
-async fn an_idempotency_key_gives_the_same_environment_for_the_same_body_alone() {
+async fn idempotency_key_returns_the_same_environment_for_the_same_body_only() {
     let database = database().await;
     let owner = UserId::random();
     let with_key = |name: &str| {
@@ -185,7 +190,7 @@ async fn an_idempotency_key_gives_the_same_environment_for_the_same_body_alone()
         matches!(&conflict, StoreError::Refused(e) if e.code == ErrorCode::IdempotencyConflict),
         "{conflict:?}"
     );
-    // Somebody else's key is another key; and after a day, so is this one.
+    // The same key of another owner is another key; after a day it is free again.
     let mut foreign = creation(&UserId::random(), request("other"));
     foreign.idempotency_key = Some("key-1".into());
     database.store.create(&foreign).await.unwrap();
@@ -197,9 +202,9 @@ async fn an_idempotency_key_gives_the_same_environment_for_the_same_body_alone()
 }
 
 #[tokio::test]
-async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
+async fn capacity_is_reserved_once_and_again_after_an_end() {
     let database = database().await;
-    let room = Allocatable {
+    let allocatable = Allocatable {
         cpu: MilliCpu(250),
         memory: Bytes(u64::MAX),
     };
@@ -210,15 +215,15 @@ async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
         async move { store.create(&creation).await.unwrap() }
     }))
     .await;
-    let (admitted, waiting): (Vec<_>, Vec<_>) =
-        records.into_iter().partition(|record| record.capacity_reserved);
-    assert_eq!(admitted.len(), 2, "two of 100m fit in 250m");
+    let (reserved, waiting): (Vec<_>, Vec<_>) = records
+        .into_iter()
+        .partition(|record| record.capacity_reserved);
+    assert_eq!(reserved.len(), 2, "two of 100m fit in 250m");
     let message = waiting[0].environment.status_message.clone().unwrap();
     assert_eq!(
         message,
-        "waiting for room in cluster `test`: 50m of CPU free, 100m asked for"
+        "waiting for capacity in cluster `test`: 50m of CPU available, 100m requested"
     );
-    let quantities = creation(&UserId::random(), request("x")).quantities;
     let still = database
         .store
         .reserve_capacity(&waiting[0], allocatable)
@@ -231,16 +236,16 @@ async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
         reason: agentbox_contracts::environment::StatusReason::ImagePull,
         message: String::new(),
     };
-    let failed = transition(now, &admitted[0].state(), &failed).unwrap();
+    let failed = transition(now, &reserved[0].state(), &failed).unwrap();
     database
         .store
-        .change(&admitted[0], &Change::observed(&admitted[0], failed), now)
+        .change(&reserved[0], &Change::observed(&reserved[0], failed), now)
         .await
         .unwrap();
     let outcomes = join_all(
         waiting
             .iter()
-            .map(|w| database.store.admit(w, quantities, allocatable)),
+            .map(|w| database.store.reserve_capacity(w, allocatable)),
     )
     .await;
     let freed = outcomes
@@ -251,7 +256,7 @@ async fn a_cluster_promises_its_room_once_and_again_when_something_ended() {
 }
 
 #[tokio::test]
-async fn a_claim_is_one_holders_until_it_is_given_back_or_runs_out() {
+async fn claim_has_one_holder_until_released_or_expired() {
     let database = database().await;
     let store = &database.store;
     let id = store
@@ -271,12 +276,12 @@ async fn a_claim_is_one_holders_until_it_is_given_back_or_runs_out() {
         .collect();
     assert_eq!(winners.len(), 1, "{claims:?}");
     let holder = format!("holder-{}", winners[0].0);
-    // The others told it to go round again, once.
+    // The others requeued it once.
     assert!(store.release(&id, &holder, None).await.unwrap());
     assert!(!store.release(&id, &holder, None).await.unwrap());
     assert_eq!(store.claim(&id, "next").await.unwrap(), Claim::Acquired);
     assert_eq!(store.renew(&id, &holder).await.unwrap(), None);
-    // A killed holder's claim runs out.
+    // The claim of a killed holder expires.
     database
         .execute("UPDATE reconcile_queue SET claim_expires_at = now() - interval '1 second'")
         .await;
@@ -284,7 +289,7 @@ async fn a_claim_is_one_holders_until_it_is_given_back_or_runs_out() {
 }
 
 #[tokio::test]
-async fn what_is_due_is_taken_by_one_replica() {
+async fn due_environment_is_taken_by_one_replica() {
     let database = database().await;
     let mut ids = Vec::new();
     for n in 0..20 {
@@ -300,11 +305,25 @@ async fn what_is_due_is_taken_by_one_replica() {
         );
     }
     assert!(
-        database.store.take_due("test", 64).await.unwrap().is_empty(),
+        database
+            .store
+            .take_due("test", 64)
+            .await
+            .unwrap()
+            .is_empty(),
         "not due yet"
     );
-    database.execute("UPDATE reconcile_queue SET due_at = now()").await;
-    assert!(database.store.take_due("other", 64).await.unwrap().is_empty());
+    database
+        .execute("UPDATE reconcile_queue SET due_at = now()")
+        .await;
+    assert!(
+        database
+            .store
+            .take_due("other", 64)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let taken = join_all((0..4).map(|_| database.store.take_due("test", 8))).await;
     let mut taken: Vec<_> = taken.into_iter().flat_map(Result::unwrap).collect();
     taken.sort();
@@ -313,13 +332,13 @@ async fn what_is_due_is_taken_by_one_replica() {
 }
 
 #[tokio::test]
-async fn a_lease_has_one_holder_and_passes_on_when_it_runs_out_or_is_dropped() {
+async fn lease_has_one_holder_until_expired_or_released() {
     let database = database().await;
     let [a, b] = [(); 2].map(|()| database.store.leases(InstanceId::random()));
     let long = Duration::from_secs(60);
     assert!(a.acquire("x", Duration::from_millis(200)).await.unwrap());
     assert!(!b.acquire("x", long).await.unwrap());
-    eventually("the lease runs out", Duration::from_secs(5), async || {
+    eventually("the lease expires", Duration::from_secs(5), async || {
         b.acquire("x", long).await.unwrap()
     })
     .await;
@@ -329,7 +348,7 @@ async fn a_lease_has_one_holder_and_passes_on_when_it_runs_out_or_is_dropped() {
 }
 
 #[tokio::test]
-async fn what_is_past_its_retention_is_forgotten_and_nothing_else() {
+async fn rows_past_their_retention_are_purged_and_no_others() {
     let database = database().await;
     let store = &database.store;
     let owner = UserId::random();

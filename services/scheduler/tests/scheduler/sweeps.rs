@@ -1,4 +1,4 @@
-//! Orphans, both ways, on a real containerd.
+//! Boxes without an environment and environments without a box, on a real containerd.
 
 use std::time::Duration;
 
@@ -34,39 +34,42 @@ fn spec(id: &EnvironmentId) -> BoxSpec {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_without_a_row_is_removed_and_a_wanted_one_is_left_alone() {
+async fn orphaned_box_is_removed_and_an_active_one_is_kept() {
     let world = World::new().await;
     let orphan = EnvironmentId::random();
     world.driver.ensure(&spec(&orphan), 1).await.unwrap();
     let replica = world.replica().await;
-    let wanted = world.create(request("wanted")).await;
-    world.reaches(&wanted.id, Status::Running, SOON).await;
+    let active = world.create(request("active")).await;
+    world.reaches(&active.id, Status::Running, SOON).await;
     world.box_is_gone(&orphan).await;
-    let left = world.driver.get(&wanted.id).await.unwrap().unwrap();
+    let left = world.driver.get(&active.id).await.unwrap().unwrap();
     assert!(matches!(left.phase, BoxPhase::Running { .. }), "{left:?}");
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_that_vanished_is_an_honest_failure_and_is_not_made_anew() {
+async fn lost_box_fails_the_environment_and_is_not_created_again() {
     let world = World::new().await;
     let mut watching = world.process();
     world.answers().await;
     let created = world.create(request("vanishes")).await;
     world.reaches(&created.id, Status::Running, SOON).await;
-    // Nobody sees it end: the next replica finds nothing, as after a lost node.
+    // No replica observes its end: the next one finds no box, as after a lost node.
     watching.kill();
     world.driver.remove(&created.id).await.unwrap();
     let replica = world.replica().await;
     let failed = world.reaches(&created.id, Status::Failed, SOON).await;
     assert_eq!(failed.status_reason, Some(StatusReason::NodeLost));
-    assert_eq!(failed.exit_code, None, "an exit code is never made up");
+    assert_eq!(
+        failed.exit_code, None,
+        "there is no exit code of a lost box"
+    );
     assert!(world.driver.list().await.unwrap().is_empty());
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_whose_row_has_ended_is_removed_even_if_it_comes_late() {
+async fn box_of_an_ended_environment_is_removed_when_created_late() {
     let world = World::new().await;
     let replica = world.replica().await;
     let created = world.create(request("late")).await;
@@ -81,7 +84,7 @@ async fn a_box_whose_row_has_ended_is_removed_even_if_it_comes_late() {
         .await
         .unwrap();
     world.reaches(&created.id, Status::Terminated, SOON).await;
-    // As by a replica that was slow for so long that its claim ran out.
+    // As by a replica that was stopped until its claim had expired.
     world.driver.ensure(&spec(&created.id), 1).await.unwrap();
     world.box_is_gone(&created.id).await;
     replica.stop().await;

@@ -10,7 +10,9 @@ use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::Environments;
-use crate::cluster::placement::{Allocatable, Candidate, allocatable, rank, retryable_if_unreachable};
+use crate::cluster::placement::{
+    Allocatable, Candidate, allocatable, rank, retryable_if_unreachable,
+};
 use crate::cluster::registry::no_reachable_cluster;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::{box_spec, endpoint_name, namespace};
@@ -87,7 +89,8 @@ impl Environments {
         let chosen = match self.choose_cluster(&creation.environment, quantities).await {
             Err(refusal) if refusal.code == ErrorCode::Unavailable => {
                 inner.clusters.wait_for_unreachable(UNREACHABLE_WAIT).await;
-                self.choose_cluster(&creation.environment, quantities).await?
+                self.choose_cluster(&creation.environment, quantities)
+                    .await?
             }
             outcome => outcome?,
         };
@@ -116,7 +119,10 @@ impl Environments {
         let mut unreachable = Vec::new();
         for cluster in self.inner().clusters.iter() {
             // A cluster without a schedulable node counts as unreachable.
-            let capacity = cluster.capacity.current().filter(|capacity| capacity.nodes > 0);
+            let capacity = cluster
+                .capacity
+                .current()
+                .filter(|capacity| capacity.nodes > 0);
             match capacity {
                 Some(capacity) if cluster.runtime().is_some() => candidates.push(Candidate {
                     name: cluster.name.clone(),
@@ -131,7 +137,9 @@ impl Environments {
         }
         self.first_feasible(environment, quantities, candidates)
             .await
-            .map_err(|refusal| retryable_if_unreachable(refusal, &environment.request.node_selector, unreachable))
+            .map_err(|refusal| {
+                retryable_if_unreachable(refusal, &environment.request.node_selector, unreachable)
+            })
     }
 
     /// The first cluster of the ranking whose preflight accepts it.

@@ -216,7 +216,14 @@ fn ended_environment_whose_box_is_removed_is_done() {
 #[test]
 fn starting_box_is_looked_at_after_a_tenth_of_its_age_within_bounds() {
     let starting = present(starting());
-    for (age, delay_ms) in [(0, 250), (2, 250), (3, 300), (10, 1_000), (20, 2_000), (200, 2_000)] {
+    for (age, delay_ms) in [
+        (0, 250),
+        (2, 250),
+        (3, 300),
+        (10, 1_000),
+        (20, 2_000),
+        (200, 2_000),
+    ] {
         assert_eq!(
             plan(&intent(Status::Pending), &starting, t(age)),
             Plan::RequeueAfter(Duration::from_millis(delay_ms)),
@@ -444,8 +451,13 @@ fn any_observation() -> impl Strategy<Value = Observation> {
     prop_oneof![
         Just(Observation::Unknown),
         Just(Observation::Absent),
-        prop_oneof![Just(starting()), Just(running()), Just(failed()), Just(exited())]
-            .prop_map(present),
+        prop_oneof![
+            Just(starting()),
+            Just(running()),
+            Just(failed()),
+            Just(exited())
+        ]
+        .prop_map(present),
     ]
 }
 
@@ -456,14 +468,16 @@ fn any_intent() -> impl Strategy<Value = Intent> {
         -400_i64..400,
         any::<u64>(),
     )
-        .prop_map(|(status, [reserved, removed, told], deadline, grace)| Intent {
-            start_deadline: t(deadline),
-            capacity_reserved: reserved,
-            terminating_at: told.then(|| t(1)),
-            grace: Duration::from_secs(grace / 2),
-            box_removed: removed,
-            ..intent(status)
-        })
+        .prop_map(
+            |(status, [reserved, removed, told], deadline, grace)| Intent {
+                start_deadline: t(deadline),
+                capacity_reserved: reserved,
+                terminating_at: told.then(|| t(1)),
+                grace: Duration::from_secs(grace / 2),
+                box_removed: removed,
+                ..intent(status)
+            },
+        )
 }
 
 /// A state of `status`, for the transitions that a plan asks for.

@@ -17,11 +17,11 @@ use tracing::Instrument as _;
 use super::{Outcome, ReconcileError, Reconciler};
 use crate::cluster::placement::allocatable;
 use crate::cluster::registry::Cluster;
-use crate::environment::plan::{Archive, Plan, Removal, Observation, plan_after_error, plan};
+use crate::environment::plan::{Archive, Observation, Plan, Removal, plan, plan_after_error};
 use crate::environment::record::Record;
 use crate::environment::spec::box_spec;
 use crate::environment::state::{LifecycleEvent, transition};
-use crate::environment::store::{Reservation, Change, QueueAction, StoreError};
+use crate::environment::store::{Change, QueueAction, Reservation, StoreError};
 use crate::metrics;
 
 /// More steps than any path through the states has.
@@ -121,7 +121,9 @@ impl Reconciler {
                     Err(error) => Err(error),
                 };
                 match observed {
-                    Ok(Some(observed)) => Ok(Next::Continue(record, Observation::Present(observed))),
+                    Ok(Some(observed)) => {
+                        Ok(Next::Continue(record, Observation::Present(observed)))
+                    }
                     Ok(None) => Ok(Next::Continue(record, Observation::Absent)),
                     Err(error) => self.handle_error(cluster, record, "observe", error).await,
                 }
@@ -234,7 +236,9 @@ impl Reconciler {
             }
             Plan::RequeueAfter(after) if record.environment.status == Status::Pending => {
                 tracing::info!(error = %ErrorChain(&error), environment = %record.environment.id, step, "step failed; retried");
-                self.store.set_status_message(&record, &error.to_string()).await?;
+                self.store
+                    .set_status_message(&record, &error.to_string())
+                    .await?;
                 Ok(Next::Requeue(Some(after)))
             }
             _ => Err(ReconcileError::Runtime {

@@ -220,10 +220,16 @@ fn exit_before_the_first_observation_takes_the_boxs_start_time_but_never_after_i
     };
     let later = now() + TimeDelta::seconds(9);
     let ended = after(&[exit(now(), later)]);
-    assert_eq!((ended.started_at, ended.ended_at), (Some(now()), Some(later)));
+    assert_eq!(
+        (ended.started_at, ended.ended_at),
+        (Some(now()), Some(later))
+    );
     assert_eq!(ended.message.as_deref(), Some("by itself"));
     let ended = after(&[exit(later, now())]);
-    assert_eq!((ended.started_at, ended.ended_at), (Some(now()), Some(now())));
+    assert_eq!(
+        (ended.started_at, ended.ended_at),
+        (Some(now()), Some(now()))
+    );
 }
 
 #[test]

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentbox_contracts::environment::{EventKind, Status};
+use agentbox_contracts::environment::Status;
 use agentbox_database::sql::{bigint, seconds};
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
+use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, Iterable as _, QueryFilter as _};
 
-use super::outbox::{OutboxMessage, insert_outbox_rows};
+use super::messages::{of_patch, of_transition};
+use super::outbox::insert_outbox_rows;
 use super::{Record, Store, StoreError, build, is_unchanged};
 use crate::environment::entity::{Column, Entity};
-use crate::environment::state::{LifecycleState, event_kind};
+use crate::environment::state::LifecycleState;
 
 /// How soon a requeued environment is reconciled if its command is lost.
 const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
@@ -76,33 +77,6 @@ impl Change {
     }
 }
 
-/// The messages of a transition, in order.
-fn messages(before: &Record, change: &Change, now: DateTime<Utc>) -> Vec<OutboxMessage> {
-    let environment = &before.environment;
-    let state = &change.state;
-    let mut messages = Vec::with_capacity(3);
-    if matches!(change.queue, QueueAction::Requeue(_)) {
-        messages.push(OutboxMessage::reconcile(&environment.cluster));
-    }
-    if state.status != environment.status {
-        match state.status {
-            Status::Running => messages.push(OutboxMessage::Route(Some(before.route(state)))),
-            // A pending environment has no route.
-            Status::Terminating if state.address.is_some() => {
-                messages.push(OutboxMessage::Route(Some(before.route(state))));
-            }
-            Status::Terminated | Status::Failed => messages.push(OutboxMessage::Route(None)),
-            Status::Pending | Status::Terminating => {}
-        }
-        messages.push(OutboxMessage::Event(before.event(
-            event_kind(state.status),
-            state,
-            now,
-        )));
-    }
-    messages
-}
-
 /// A user's PATCH, validated; an absent field is unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
@@ -148,7 +122,7 @@ impl Store {
         }
         let (update, mut params) = build(&update);
         let outbox_rows =
-            insert_outbox_rows("changed", &messages(before, change, now), &mut params)?;
+            insert_outbox_rows("changed", &of_transition(before, change, now), &mut params)?;
         let queue = match change.queue {
             QueueAction::Keep => String::new(),
             QueueAction::Requeue(within) => format!(
@@ -205,8 +179,7 @@ impl Store {
             .and_where(is_unchanged(before))
             .returning(Query::returning().columns(Column::iter()));
         let (update, mut params) = build(&update);
-        let event = OutboxMessage::Event(before.event(EventKind::Updated, &before.state(), now));
-        let outbox_rows = insert_outbox_rows("changed", &[event], &mut params)?;
+        let outbox_rows = insert_outbox_rows("changed", &of_patch(before, now), &mut params)?;
         let text = format!(
             "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed"
         );

@@ -1,21 +1,22 @@
 //! Creating: idempotency key, quota, capacity and the row, in one transaction.
 
-use agentbox_contracts::environment::{Environment, EnvironmentEvent, EventKind, Status};
+use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_database::begin;
 use agentbox_database::sql::{advisory_lock, statement, unsigned};
 use chrono::{DateTime, Utc};
-use sea_orm::sea_query::{Expr, Query};
 use sea_orm::ActiveValue::Set;
+use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, Iterable as _,
     QueryFilter as _, QueryTrait as _,
 };
 use sha2::{Digest as _, Sha256};
 
-use super::outbox::{OutboxMessage, insert_outbox_rows};
+use super::messages::of_creation;
+use super::outbox::insert_outbox_rows;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
 use crate::environment::entity::{self, Column, Entity};
@@ -233,20 +234,7 @@ async fn insert(
         Reservation::Reserved => None,
         Reservation::Waiting(message) => Some(message),
     };
-    let event = EnvironmentEvent {
-        environment_id: environment.id.clone(),
-        owner: environment.owner.clone(),
-        kind: EventKind::Created,
-        status: environment.status,
-        status_reason: None,
-        status_message: status_message.clone(),
-        exit_code: None,
-        at: environment.created_at,
-    };
-    let messages = [
-        OutboxMessage::reconcile(&environment.cluster),
-        OutboxMessage::Event(event),
-    ];
+    let messages = of_creation(environment, status_message.clone());
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),
         owner: Set(environment.owner.to_string()),

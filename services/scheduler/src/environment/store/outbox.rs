@@ -125,11 +125,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim_outbox(
-        &self,
-        id: &EnvironmentId,
-        holder: &str,
-    ) -> Result<bool, StoreError> {
+    pub async fn claim_outbox(&self, id: &EnvironmentId, holder: &str) -> Result<bool, StoreError> {
         let claim = statement(
             "INSERT INTO outbox_leases AS lease (environment_id, holder, expires_at)
              VALUES ($1, $2, now() + make_interval(secs => $3))

@@ -95,7 +95,9 @@ impl Store {
             .select_only()
             .column(Column::Id)
             .filter(is_one_of(ids)?)
-            .filter(Expr::cust("status IN ('terminated', 'failed') AND box_removed"))
+            .filter(Expr::cust(
+                "status IN ('terminated', 'failed') AND box_removed",
+            ))
             .into_tuple()
             .all(&self.database)
             .await?;

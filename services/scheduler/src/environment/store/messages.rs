@@ -1,0 +1,67 @@
+//! The outbox messages of each change, in order. Pure.
+
+use agentbox_contracts::environment::{Environment, EnvironmentEvent, EventKind, Status};
+use chrono::{DateTime, Utc};
+
+use super::change::{Change, QueueAction};
+use super::outbox::OutboxMessage;
+use crate::environment::record::Record;
+use crate::environment::state::event_kind;
+
+#[cfg(test)]
+mod tests;
+
+/// The messages of a new environment.
+pub(super) fn of_creation(
+    environment: &Environment,
+    status_message: Option<String>,
+) -> Vec<OutboxMessage> {
+    let event = EnvironmentEvent {
+        environment_id: environment.id.clone(),
+        owner: environment.owner.clone(),
+        kind: EventKind::Created,
+        status: environment.status,
+        status_reason: None,
+        status_message,
+        exit_code: None,
+        at: environment.created_at,
+    };
+    vec![
+        OutboxMessage::reconcile(&environment.cluster),
+        OutboxMessage::Event(event),
+    ]
+}
+
+/// The messages of a transition.
+pub(super) fn of_transition(
+    before: &Record,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Vec<OutboxMessage> {
+    let environment = &before.environment;
+    let state = &change.state;
+    let mut messages = Vec::with_capacity(3);
+    if matches!(change.queue, QueueAction::Requeue(_)) {
+        messages.push(OutboxMessage::reconcile(&environment.cluster));
+    }
+    if state.status != environment.status {
+        match state.status {
+            Status::Running => messages.push(OutboxMessage::Route(Some(before.route(state)))),
+            // A pending environment has no route.
+            Status::Terminating if state.address.is_some() => {
+                messages.push(OutboxMessage::Route(Some(before.route(state))));
+            }
+            Status::Terminated | Status::Failed => messages.push(OutboxMessage::Route(None)),
+            Status::Pending | Status::Terminating => {}
+        }
+        let event = before.event(event_kind(state.status), state, now);
+        messages.push(OutboxMessage::Event(event));
+    }
+    messages
+}
+
+/// The message of a PATCH.
+pub(super) fn of_patch(before: &Record, now: DateTime<Utc>) -> Vec<OutboxMessage> {
+    let event = before.event(EventKind::Updated, &before.state(), now);
+    vec![OutboxMessage::Event(event)]
+}

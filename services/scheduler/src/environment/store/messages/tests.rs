@@ -1,0 +1,163 @@
+//! The rows of the outbox as they are stored and published.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest, StatusReason};
+use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::ExitReason;
+
+use super::*;
+use crate::environment::request::Quantities;
+use crate::environment::state::{EndReason, LifecycleEvent, transition};
+
+fn t(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
+}
+
+fn pending() -> Record {
+    Record {
+        environment: Environment {
+            id: "env-0123456789abcdef".parse().unwrap(),
+            owner: "user-0123456789abcdef".parse().unwrap(),
+            owner_username: "ada".into(),
+            cluster: "local".into(),
+            request: EnvironmentRequest {
+                name: "snapshot".into(),
+                image: "busybox".into(),
+                resources: ResourceRequest {
+                    cpu: "100m".into(),
+                    memory: "64Mi".into(),
+                    storage: "64Mi".into(),
+                },
+                timeout_s: 600,
+                env: BTreeMap::new(),
+                command: None,
+                labels: BTreeMap::new(),
+                node_selector: BTreeMap::new(),
+                tolerations: vec![],
+                isolation: None,
+            },
+            status: Status::Pending,
+            status_reason: None,
+            status_message: None,
+            created_at: t(0),
+            started_at: None,
+            ended_at: None,
+            expires_at: t(600),
+            exit_code: None,
+            endpoint: "env-0123456789abcdef.agentbox.svc.cluster.local".into(),
+            namespace: "agentbox-env-0123456789abcdef".into(),
+            address: None,
+            generation: 1,
+        },
+        quantities: Quantities {
+            cpu: MilliCpu(100),
+            memory: Bytes(64 << 20),
+            storage: Bytes(64 << 20),
+        },
+        start_deadline: t(300),
+        capacity_reserved: true,
+        terminating_at: None,
+        grace: Duration::ZERO,
+        box_removed: false,
+    }
+}
+
+/// The messages of `event`, and the record after it.
+fn apply(before: &Record, event: &LifecycleEvent, now: DateTime<Utc>) -> (Vec<OutboxMessage>, Record) {
+    let state = transition(now, &before.state(), event).unwrap();
+    let change = match event {
+        LifecycleEvent::EndRequested(_) => {
+            Change::requested(before, state.clone(), Duration::from_secs(10), now)
+        }
+        _ => Change::observed(before, state.clone()),
+    };
+    let messages = of_transition(before, &change, now);
+    let mut after = before.clone();
+    after.environment.status = state.status;
+    after.environment.status_reason = state.reason;
+    after.environment.status_message = state.message;
+    after.environment.exit_code = state.exit_code;
+    after.environment.address = state.address;
+    (messages, after)
+}
+
+fn started() -> LifecycleEvent {
+    LifecycleEvent::Started {
+        address: "10.0.0.2:10777".parse().unwrap(),
+        at: t(1),
+    }
+}
+
+#[test]
+fn creation_sends_a_command_and_an_event() {
+    let waiting = "waiting for capacity in cluster `local`: 0 of CPU available, 100m requested";
+    insta::assert_json_snapshot!(
+        "created",
+        of_creation(&pending().environment, Some(waiting.into()))
+    );
+}
+
+#[test]
+fn start_sends_a_route_and_an_event() {
+    insta::assert_json_snapshot!("running", apply(&pending(), &started(), t(2)).0);
+}
+
+#[test]
+fn patch_sends_an_event() {
+    let (_, running) = apply(&pending(), &started(), t(2));
+    insta::assert_json_snapshot!("updated", of_patch(&running, t(3)));
+}
+
+#[test]
+fn delete_of_a_running_environment_sends_a_command_a_route_and_an_event() {
+    let (_, running) = apply(&pending(), &started(), t(2));
+    let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
+    let (messages, terminating) = apply(&running, &deleted, t(4));
+    insta::assert_json_snapshot!("terminating", messages);
+    let removed = LifecycleEvent::Removed {
+        exit_code: Some(143),
+    };
+    insta::assert_json_snapshot!("terminated", apply(&terminating, &removed, t(5)).0);
+}
+
+#[test]
+fn delete_of_a_pending_environment_sends_no_route() {
+    let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
+    insta::assert_json_snapshot!(
+        "terminating_before_start",
+        apply(&pending(), &deleted, t(4)).0
+    );
+}
+
+#[test]
+fn exit_removes_the_route_and_sends_an_event() {
+    let (_, running) = apply(&pending(), &started(), t(2));
+    let exited = LifecycleEvent::Exited {
+        exit_code: 3,
+        reason: ExitReason::Exited,
+        message: String::new(),
+        started_at: t(1),
+        at: t(6),
+    };
+    insta::assert_json_snapshot!("exited", apply(&running, &exited, t(7)).0);
+}
+
+#[test]
+fn failed_start_removes_the_route_and_sends_an_event() {
+    let failed = LifecycleEvent::StartFailed {
+        reason: StatusReason::ImagePull,
+        message: "no such image".into(),
+    };
+    insta::assert_json_snapshot!("start_failed", apply(&pending(), &failed, t(8)).0);
+}
+
+#[test]
+fn change_that_keeps_the_status_sends_a_command_only() {
+    let (_, running) = apply(&pending(), &started(), t(2));
+    let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
+    let (_, terminating) = apply(&running, &deleted, t(4));
+    let forced = Change::requested(&terminating, terminating.state(), Duration::ZERO, t(5));
+    insta::assert_json_snapshot!("forced", of_transition(&terminating, &forced, t(5)));
+}
