@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    fn wanted(cpu: u64, memory: u64) -> Quantities {
+    fn quantities(cpu: u64, memory: u64) -> Quantities {
         Quantities {
             cpu: MilliCpu(cpu),
             memory: Bytes(memory),
@@ -238,7 +238,7 @@ mod tests {
         reversed.reverse();
         for candidates in [three(), reversed] {
             assert_eq!(
-                names(rank(&selector(&[]), wanted(1, 1), candidates)),
+                names(rank(&selector(&[]), quantities(1, 1), candidates)),
                 ["c", "a", "b"]
             );
         }
@@ -250,12 +250,12 @@ mod tests {
         assert_eq!(
             names(rank(
                 &selector(&[("region", "us")]),
-                wanted(1, 1),
+                quantities(1, 1),
                 two.clone()
             )),
             ["b"]
         );
-        let error = rank(&selector(&[("region", "mars")]), wanted(1, 1), two).unwrap_err();
+        let error = rank(&selector(&[("region", "mars")]), quantities(1, 1), two).unwrap_err();
         assert_eq!(error.message, "node_selector: no cluster has `region=mars`");
     }
 
@@ -280,14 +280,17 @@ mod tests {
                 candidate("b", "eu", 2_000, 10, 0),
             ]
         };
-        let error = rank(&selector(&[]), wanted(2_001, 1), two()).unwrap_err();
+        let error = rank(&selector(&[]), quantities(2_001, 1), two()).unwrap_err();
         assert_eq!(
             error.message,
             "resources.cpu: must be at most 2, the size of the largest cluster"
         );
-        assert!(rank(&selector(&[]), wanted(1, 901), two()).is_err());
-        assert!(rank(&selector(&[]), wanted(1_500, 500), two()).is_err());
-        assert_eq!(names(rank(&selector(&[]), wanted(1_500, 5), two())), ["b"]);
+        assert!(rank(&selector(&[]), quantities(1, 901), two()).is_err());
+        assert!(rank(&selector(&[]), quantities(1_500, 500), two()).is_err());
+        assert_eq!(
+            names(rank(&selector(&[]), quantities(1_500, 5), two())),
+            ["b"]
+        );
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub const fn start_reason(reason: FailureReason) -> StatusReason {
 #[must_use]
 pub const fn exit_reason(reason: ExitReason) -> StatusReason {
     match reason {
-        // Stopped, but not by the scheduler: by somebody at the cluster.
+        // Stopped, but not by the scheduler: by an operator of the cluster.
         ExitReason::Exited | ExitReason::Stopped => StatusReason::Exited,
         ExitReason::OomKilled => StatusReason::OomKilled,
         ExitReason::Evicted => StatusReason::Evicted,

@@ -6,13 +6,16 @@ use agentbox_bus::Bus;
 use agentbox_contracts::environment::{EventKind, Route};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
+use agentbox_local::TestNats;
 use agentbox_scheduler::environment::outbox::{Outbox, outbox};
 use agentbox_scheduler::environment::record::Record;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
-use agentbox_scheduler::environment::store::{Change, Patch, Store};
+use agentbox_scheduler::environment::store::{Change, ClaimAction, Patch, Store};
 use chrono::Utc;
 use futures::StreamExt as _;
 use futures::future::join_all;
+use nix::sys::signal::Signal;
+use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::scheduler::{bus, shared_bus};
@@ -184,6 +187,149 @@ async fn published_but_unmarked_rows_are_not_stored_twice() {
     assert_eq!(seen, LIFECYCLE.len());
     shutdown.cancel();
     relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
+    const PUBLISHERS: i64 = 8;
+    let database = database().await;
+    let (system, nats) = TestNats::own().await.unwrap();
+    let bus = self::bus(&nats, "scheduler").await;
+    bus.ensure_streams("scheduler").await.unwrap();
+    let shutdown = CancellationToken::new();
+    let (outbox, relay) = outbox(database.store.clone(), bus.clone());
+    let relay = tokio::spawn(relay.run(shutdown.clone()));
+    assert!(system.signal("nats", 0, Signal::SIGSTOP));
+    let ids =
+        join_all((0..PUBLISHERS).map(|_| run_lifecycle(&database.store, |id| outbox.wake(id))));
+    let ids = ids.await;
+    // The test's own query is over when the pool is looked at.
+    let pool = database.connection.get_postgres_connection_pool();
+    let claimed = "SELECT count(*) FROM outbox_leases WHERE holder IS NOT NULL";
+    eventually(
+        "all wait for the bus",
+        Duration::from_secs(10),
+        async || {
+            database.number(claimed).await >= PUBLISHERS && pool.num_idle() == pool.size() as usize
+        },
+    )
+    .await;
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND state LIKE 'idle in transaction%'";
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    for _ in 0..50 {
+        assert_eq!(database.number(held).await, 0);
+        assert_eq!(database.number(locks).await, 0);
+    }
+    assert!(system.signal("nats", 0, Signal::SIGCONT));
+    for id in &ids {
+        assert_eq!(event_kinds(&bus, id).await, LIFECYCLE, "{id}");
+    }
+    all_published(&database).await;
+    shutdown.cancel();
+    relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn publisher_killed_before_its_mark_publishes_again_with_the_same_id() {
+    let database = database().await;
+    let bus = shared_bus().await;
+    let shutdown = CancellationToken::new();
+    let record = database
+        .store
+        .create(&creation(&UserId::random(), request("killed")))
+        .await
+        .unwrap();
+    let id = record.environment.id.clone();
+    // Rows can be read and published, but not marked.
+    let lock = agentbox_database::begin(&database.connection)
+        .await
+        .unwrap();
+    lock.execute_unprepared("SELECT FROM outbox FOR UPDATE")
+        .await
+        .unwrap();
+    let (outbox_one, relay) = outbox(database.store.clone(), bus.clone());
+    let killed = tokio::spawn(relay.run(shutdown.clone()));
+    outbox_one.wake(&id);
+    let waiting = "FROM pg_stat_activity WHERE datname = current_database()
+        AND wait_event_type = 'Lock'";
+    eventually("the mark waits", Duration::from_secs(10), async || {
+        let count = format!("SELECT count(*) {waiting}");
+        database.number(&count).await == 1
+    })
+    .await;
+    killed.abort();
+    // Postgres notices a killed client late; its statement must not succeed.
+    let terminate = format!("SELECT pg_terminate_backend(pid) {waiting}");
+    database.execute(&terminate).await;
+    lock.rollback().await.unwrap();
+    let unpublished = "SELECT count(*) FROM outbox WHERE published_at IS NULL";
+    assert_eq!(database.number(unpublished).await, 2);
+    let mut published = bus
+        .events(subjects::environment_events(&id), 0)
+        .await
+        .unwrap();
+    let first = published.next().await.unwrap().unwrap();
+    assert_eq!(first.event.kind, EventKind::Created);
+
+    let (outbox_two, relay) = outbox(database.store.clone(), bus.clone());
+    let survivor = tokio::spawn(relay.run(shutdown.clone()));
+    all_published(&database).await;
+    let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
+    let record = step(&database.store, record, deleted).await;
+    let removed = LifecycleEvent::Removed { exit_code: None };
+    step(&database.store, record, removed).await;
+    outbox_two.wake(&id);
+    assert_eq!(
+        event_kinds(&bus, &id).await,
+        [
+            EventKind::Created,
+            EventKind::Terminating,
+            EventKind::Terminated
+        ]
+    );
+    shutdown.cancel();
+    survivor.await.unwrap();
+}
+
+#[tokio::test]
+async fn outbox_claim_has_one_holder_until_released_or_expired() {
+    let database = database().await;
+    let store = &database.store;
+    let id = EnvironmentId::random();
+    let claims = join_all((0..8).map(|n| {
+        let (store, id) = (store.clone(), id.clone());
+        async move { store.claim_outbox(&id, &n.to_string()).await.unwrap() }
+    }))
+    .await;
+    let holder = claims.iter().position(|claimed| *claimed).unwrap();
+    assert_eq!(claims.iter().filter(|claimed| **claimed).count(), 1);
+    let holder = holder.to_string();
+    let mark = |holder: String, claim| {
+        let (store, id) = (store.clone(), id.clone());
+        async move {
+            store
+                .mark_published(&id, &holder, &[], claim)
+                .await
+                .unwrap()
+        }
+    };
+    // The refused ones asked the holder to look again, once.
+    assert!(mark(holder.clone(), ClaimAction::RenewIfRequeued).await);
+    assert!(mark(holder.clone(), ClaimAction::Renew).await);
+    assert!(!mark(holder.clone(), ClaimAction::RenewIfRequeued).await);
+    assert!(store.claim_outbox(&id, "next").await.unwrap());
+    assert!(!store.claim_outbox(&id, "refused").await.unwrap());
+    // A failed publisher keeps nothing, whoever asked.
+    assert!(!mark("next".into(), ClaimAction::Release).await);
+    assert!(store.claim_outbox(&id, "killed").await.unwrap());
+    database
+        .execute("UPDATE outbox_leases SET expires_at = now()")
+        .await;
+    assert!(store.claim_outbox(&id, "after").await.unwrap());
+    assert!(!mark("killed".into(), ClaimAction::Renew).await);
+    assert!(mark("after".into(), ClaimAction::Renew).await);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 //!   claim expires after [`LEASE`].
 //! * I2. A claim that is refused asks the holder to look again, so no row waits for the
 //!   sweep because it was committed while others were published.
-//! * I3. The holder reads the rows after its claim, in a statement of its own: it sees the
+//! * I3. The holder reads the rows after its claim, in a statement of its own: it reads the
 //!   marks of every earlier holder.
 
 use std::time::Duration;

@@ -65,7 +65,11 @@ fn pending() -> Record {
 }
 
 /// The messages of `event`, and the record after it.
-fn apply(before: &Record, event: &LifecycleEvent, now: DateTime<Utc>) -> (Vec<OutboxMessage>, Record) {
+fn apply(
+    before: &Record,
+    event: &LifecycleEvent,
+    now: DateTime<Utc>,
+) -> (Vec<OutboxMessage>, Record) {
     let state = transition(now, &before.state(), event).unwrap();
     let change = match event {
         LifecycleEvent::EndRequested(_) => {
