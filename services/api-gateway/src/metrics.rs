@@ -1,10 +1,10 @@
-//! What the gateway counts. Labels are templates and fixed words, never ids or addresses.
+//! The metrics of the gateway. Labels are templates and fixed words, never ids or addresses.
 
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 
-/// One answered request; `route` is the template, never the path.
+/// Records one answered request; `route` is the template, never the path.
 pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
     histogram!(
         "agentbox_http_request_duration_seconds",
@@ -15,12 +15,12 @@ pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
     .record(took.as_secs_f64());
 }
 
-/// A request was refused for its number; `category` may be `flood`.
+/// Counts a request above a rate limit; `category` may be `flood`.
 pub(crate) fn rate_limited(category: &'static str) {
     counter!("agentbox_rate_limited_total", "category" => category).increment(1);
 }
 
-/// A request was counted by this replica alone: the bus did not count it.
+/// Counts a request that this replica counted alone, because the bus could not.
 pub(crate) fn counted_locally() {
     counter!("agentbox_rate_limit_counted_locally_total").increment(1);
 }
@@ -30,7 +30,7 @@ pub(crate) fn connections(open: usize) {
     gauge!("agentbox_http_connections").set(open as f64);
 }
 
-/// An open stream of one kind, for as long as it lives.
+/// Counts one open stream of a kind until it is dropped.
 pub(crate) struct OpenStream {
     kind: &'static str,
 }

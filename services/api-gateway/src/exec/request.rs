@@ -1,4 +1,4 @@
-//! What may be run. Pure.
+//! Validates a command. Pure.
 
 use agentbox_api::exec::ExecBody;
 use agentbox_contracts::command::{
@@ -8,7 +8,7 @@ use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
 
-/// Stdin up to this travels with the command, more after it.
+/// Stdin up to this length is sent with the command; longer stdin follows it.
 const MAX_INLINE_STDIN: usize = 64 * 1024;
 
 /// # Errors
@@ -57,7 +57,7 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// A program and its arguments; an empty one is the caller's to judge.
+/// Validates a program and its arguments. An empty list is accepted.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
@@ -89,10 +89,10 @@ pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error>
     Ok(())
 }
 
-/// A command as the exec-proxy is asked for it.
+/// A command, ready to be sent to the exec-proxy.
 pub(super) struct Command {
     pub request: ExecRequest,
-    /// Stdin that does not travel with the request.
+    /// Stdin that is sent after the request.
     pub stdin: Option<Vec<u8>>,
 }
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_by_field() {
+    fn invalid_command_is_refused_by_field() {
         let long = "x".repeat(MAX_ARGUMENT_BYTES);
         let much = ["sh", &long[1..], &long[1..], &long[1..]];
         assert_eq!(check(&body(&["sh", "-c", ""]), 3600), Ok(()));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn stdin_travels_with_the_command_while_it_is_small() {
+    fn short_stdin_is_sent_with_the_command() {
         let with = |length: usize| {
             let stdin = Some("x".repeat(length));
             command(

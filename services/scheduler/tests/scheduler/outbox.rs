@@ -340,6 +340,7 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
     let gateway = self::bus(&nats, "api-gateway").await;
     let shutdown = CancellationToken::new();
     let mirror = std::sync::Arc::new(gateway.mirror_routes());
+    let routes = mirror.table();
     let mirroring = tokio::spawn({
         let (mirror, shutdown) = (mirror.clone(), shutdown.clone());
         async move { mirror.run(shutdown).await }
@@ -361,7 +362,7 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
         address: record.environment.address,
     };
     eventually("the route is there", Duration::from_secs(10), async || {
-        mirror.get(&id) == Some(expected.clone())
+        routes.get(&id) == Some(expected.clone())
     })
     .await;
     let record = step(
@@ -378,7 +379,7 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
     .await;
     outbox.wake(&id);
     eventually("the route is gone", Duration::from_secs(10), async || {
-        mirror.get(&id).is_none()
+        routes.get(&id).is_none()
     })
     .await;
     shutdown.cancel();
