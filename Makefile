@@ -18,7 +18,7 @@ LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help up down status logs clean build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny
+.PHONY: help up down status logs clean dev build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -37,6 +37,9 @@ logs: ## The last output; SERVICE=auth for one, FOLLOW=1 to go on
 
 clean: ## Stop everything and remove its data
 	@$(call local) clean
+
+dev: ## Rebuild and restart one service of the running system when its sources change (SERVICE=scheduler)
+	@$(call local) dev $(SERVICE)
 
 packages: ## Install the Debian packages that are missing
 	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Property-based requests made from the OpenAPI document, against a system of their own:
-# no 5xx, and no answer that the document does not describe.
+# Sends property-based requests, generated from the OpenAPI document, to a new system. A 5xx
+# response and a response that the document does not describe are failures.
 #
-#   fuzz.sh PROGRAMS CACHE    PROGRAMS: the folder with agentbox-local and the services
+#   fuzz.sh PROGRAMS CACHE    PROGRAMS: the directory with agentbox-local and the services
 #
-# SECONDS_TO_RUN (default 180) bounds the run; SEED repeats one.
+# SECONDS_TO_RUN (default 180) limits the run; SEED repeats an earlier run.
 set -euo pipefail
 programs=$(realpath "$1")
 cache=$2
@@ -22,7 +22,7 @@ fi
 
 export AGENTBOX_DIR AGENTBOX_PORT=${FUZZ_PORT:-18090} AGENTBOX_BIN_DIR=$programs
 AGENTBOX_DIR=$(mktemp -d)
-# A limit that is reached proves nothing of what lies behind it.
+# Without rate limits, because a 429 response tests nothing else.
 for category in AUTH CREATE EXEC OTHER; do export "AGENTBOX_RATE_LIMIT_$category=1000000"; done
 export AGENTBOX_FLOOD_PER_SECOND=100000 AGENTBOX_FLOOD_BURST=100000
 trap '"$programs/agentbox-local" clean > /dev/null; rm -rf "$AGENTBOX_DIR"' EXIT
@@ -33,10 +33,10 @@ trap '"$programs/agentbox-local" clean > /dev/null; rm -rf "$AGENTBOX_DIR"' EXIT
 json='Content-Type: application/json'
 token=$(curl -fsS "$AGENTBOX_URL/api/v1/auth/login" -H "$json" \
   -d "{\"username\":\"$AGENTBOX_ADMIN_USERNAME\",\"password\":\"$AGENTBOX_ADMIN_PASSWORD\"}" | jq -r .token)
-# A key, for `logout` and `change-password` end tokens.
+# An API key, because `logout` and `change-password` revoke tokens.
 key=$(curl -fsS "$AGENTBOX_URL/api/v1/api-keys" -H "$json" -H "Authorization: Bearer $token" -d '{}' | jq -r .key)
 
-# It leaves its findings where it runs.
+# Schemathesis writes its results into the current directory.
 cd "$AGENTBOX_DIR"
 "$tool/bin/st" --config-file "$here/fuzz.toml" run "$AGENTBOX_URL/openapi.json" \
   --header "Authorization: Bearer $key" \

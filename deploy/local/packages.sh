@@ -1,15 +1,15 @@
-# Installs the Debian packages that AgentBox needs on one machine, and only those that
-# are missing. Where it may not (no apt, not root) it says exactly what to install.
+# Installs the missing Debian packages that AgentBox requires on one machine. Without apt or
+# root rights, it prints the packages to install.
 #
-#   bash packages.sh             install what is missing
-#   bash packages.sh kubernetes  also what a Kubernetes node needs
-#   bash packages.sh check       say in one line what is missing to run what is built
+#   bash packages.sh             install the missing packages
+#   bash packages.sh kubernetes  also those that a Kubernetes node requires
+#   bash packages.sh check       print in one line the packages missing to run the built programs
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 
 mode=${1:-install}
 missing=()
-# need PACKAGE PROGRAM-OR-FILE...: any one of them will do.
+# need PACKAGE PROGRAM-OR-FILE...: the package is missing when none of them exists.
 need() {
   local package=$1 candidate
   shift
@@ -73,15 +73,15 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "installing ${missing[*]}"
 
-# Debian starts a service when it installs it. AgentBox runs its own Postgres and
-# containerd; the system's are not needed, so what is installed here is not started.
+# Debian starts a service after its installation. AgentBox runs its own Postgres and containerd,
+# so the services that are installed here are not started.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
   printf '#!/bin/sh\nexit 101\n' > $policy
   chmod 755 $policy
   trap 'rm -f $policy' EXIT
 fi
-# Nor is a system-wide Postgres cluster made.
+# And no system-wide Postgres cluster is created.
 if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
   mkdir -p /etc/postgresql-common
   echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
@@ -90,7 +90,7 @@ log=$(mktemp)
 if ! { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
   > "$log" 2>&1 < /dev/null; then
   tail -n 5 "$log" >&2
-  echo "could not install: ${missing[*]}" >&2
+  echo "the installation failed of: ${missing[*]}" >&2
   exit 1
 fi
 rm -f "$log"

@@ -1,9 +1,9 @@
-//! Boxes through the public API, each case beside the runtime alone.
+//! Measures boxes through the public API, and compares each case with the runtime alone.
 //!
-//! A box runs when the event that says so has come, over a stream that is opened at once
-//! after the create's answer: no poll blurs it.
+//! A box counts as running when its event arrives on a stream that is opened right after the
+//! create's response, so that no polling interval is part of the time.
 //!
-//! * I1. What a case made is deleted when it ends, failed or not.
+//! * I1. A case deletes its environments when it ends, also after a failure.
 
 use std::time::{Duration, Instant};
 
@@ -18,32 +18,29 @@ use futures::future::join_all;
 use futures::stream;
 
 use crate::figures::{Figure, Samples};
-use crate::raw::{Raw, RawBox};
-use crate::target::{LIMITS, NO_LIMIT, Target};
+use crate::raw::{IMAGE, Raw, RawBox};
+use crate::target::{LIMITS, NO_LIMIT};
 
-pub const IMAGE: &str = "busybox";
 const CREATES: usize = 20;
-const EXECS_ALONE: usize = 300;
+const SEQUENTIAL_EXECS: usize = 300;
 const CLIENTS: usize = 32;
-const EXECS_TOGETHER: usize = 960;
-const START_WITHIN: Duration = Duration::from_secs(60);
-/// Of boxes whose deletion failed or never came: the server ends them.
+const CONCURRENT_EXECS: usize = 960;
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// The server deletes a box after this time, if its deletion here failed.
 const LIFETIME_S: u64 = 900;
 
 /// # Errors
 /// When the first box does not run or does not run a command.
-pub async fn all(target: &Target) -> anyhow::Result<Vec<Figure>> {
-    let client = &target.client;
-    let raw = target.raw().await?;
-    let raw = raw.as_deref();
+pub async fn measure(client: &Client, raw: Option<&dyn Raw>) -> anyhow::Result<Vec<Figure>> {
     warm_up(client).await?;
-    let mut figures = one_by_one(client, raw).await;
+    let mut figures = sequential(client, raw).await;
     figures.extend(execs(client, raw).await?);
     figures.push(burst(client, raw).await);
     Ok(figures)
 }
 
-/// Whether it works at all; and connections are open, statements prepared, files cached.
+/// Checks that a box runs a command. Afterwards connections are open, statements are prepared
+/// and files are cached.
 async fn warm_up(client: &Client) -> anyhow::Result<()> {
     for number in 0..3 {
         let (id, created) = create(client, &format!("bench-warm-{number}")).await;
@@ -51,11 +48,11 @@ async fn warm_up(client: &Client) -> anyhow::Result<()> {
             (Some(id), Ok(_)) => exec(client, id).await,
             (_, created) => created,
         };
-        end(client, id, true).await;
+        delete(client, id, true).await;
         match worked {
             Ok(_) => {}
             Err(error) if is_rate_limited(&error) => bail!(
-                "the rate limits are in the way: start it with {} set to {NO_LIMIT}",
+                "the system limits the rate of requests: start it with {} set to {NO_LIMIT}",
                 LIMITS.join(", ")
             ),
             Err(error) => return Err(error.context("a first box")),
@@ -69,25 +66,25 @@ fn is_rate_limited(error: &anyhow::Error) -> bool {
     client.and_then(Error::status) == Some(429)
 }
 
-/// A create, its first exec, its deletion, before the next; ours and raw by turns.
-async fn one_by_one(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
+/// Creates, uses and deletes one box after the other, alternating with the runtime alone.
+async fn sequential(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
     let [mut creates, mut firsts, mut raw_creates, mut raw_firsts] =
         std::array::from_fn(|_| Samples::default());
     for number in 0..CREATES {
-        settle(raw).await;
+        wait_idle(raw).await;
         let (id, created) = create(client, &format!("bench-{number}")).await;
         if let (Some(id), Ok(_)) = (&id, &created) {
             firsts.push(exec(client, id).await);
         }
         creates.push(created);
-        end(client, id, true).await;
+        delete(client, id, true).await;
         let Some(raw) = raw else { continue };
-        raw.settle().await;
+        raw.wait_idle().await;
         match raw.create(&format!("bench-{number}")).await {
-            Ok((made, took)) => {
+            Ok((raw_box, took)) => {
                 raw_creates.push(Ok(took));
-                raw_firsts.push(raw.exec(&made).await);
-                raw.remove(made).await;
+                raw_firsts.push(raw.exec(&raw_box).await);
+                raw.remove(raw_box).await;
             }
             Err(error) => raw_creates.push(Err(error)),
         }
@@ -95,18 +92,18 @@ async fn one_by_one(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
     vec![
         creates
             .figure("create to running, one by one")
-            .beside(raw.map(|raw| raw_creates.figure(raw.names().create))),
+            .compared_with(raw.map(|raw| raw_creates.figure(raw.names().create))),
         firsts
             .figure("first exec of `true` in a new box")
-            .beside(raw.map(|raw| raw_firsts.figure(raw.names().exec))),
+            .compared_with(raw.map(|raw| raw_firsts.figure(raw.names().exec))),
     ]
 }
 
-/// In one box, which is warm.
+/// Runs commands in one box, sequentially and concurrently.
 async fn execs(client: &Client, raw: Option<&dyn Raw>) -> anyhow::Result<Vec<Figure>> {
     let (id, created) = create(client, "bench-exec").await;
     let (Some(id), Ok(_)) = (&id, &created) else {
-        end(client, id, false).await;
+        delete(client, id, false).await;
         return Err(created.err().context("a box for execs")?);
     };
     let raw_box = match raw {
@@ -114,72 +111,72 @@ async fn execs(client: &Client, raw: Option<&dyn Raw>) -> anyhow::Result<Vec<Fig
         None => None,
     };
     let mut figures = Vec::new();
-    for (clients, count) in [(1, EXECS_ALONE), (CLIENTS, EXECS_TOGETHER)] {
-        let ours = together(clients, count, || exec(client, id)).await;
-        let beside = match &raw_box {
-            // Far slower: fewer say as much.
-            Some((raw, made)) => {
-                let samples = together(clients, count / 5, || raw.exec(made)).await;
+    for (clients, count) in [(1, SEQUENTIAL_EXECS), (CLIENTS, CONCURRENT_EXECS)] {
+        let ours = concurrently(clients, count, || exec(client, id)).await;
+        let baseline = match &raw_box {
+            // Fewer samples, because each takes much longer.
+            Some((raw, raw_box)) => {
+                let samples = concurrently(clients, count / 5, || raw.exec(raw_box)).await;
                 Some(samples.figure(raw.names().exec))
             }
             None => None,
         };
         let name = format!("exec `true`, one box, {clients} at a time");
-        figures.push(ours.figure(&name).beside(beside));
+        figures.push(ours.figure(&name).compared_with(baseline));
     }
-    if let Some((raw, made)) = raw_box {
-        raw.remove(made).await;
+    if let Some((raw, raw_box)) = raw_box {
+        raw.remove(raw_box).await;
     }
-    end(client, Some(id.clone()), true).await;
+    delete(client, Some(id.clone()), true).await;
     Ok(figures)
 }
 
-async fn together<F: Future<Output = anyhow::Result<Duration>>>(
+async fn concurrently<F: Future<Output = anyhow::Result<Duration>>>(
     clients: usize,
     count: usize,
     once: impl Fn() -> F,
 ) -> Samples {
-    let began = Instant::now();
+    let started = Instant::now();
     let results = stream::iter((0..count).map(|_| once()))
         .buffer_unordered(clients)
         .collect()
         .await;
-    Samples::together(results, began.elapsed())
+    Samples::concurrent(results, started.elapsed())
 }
 
 async fn burst(client: &Client, raw: Option<&dyn Raw>) -> Figure {
-    settle(raw).await;
-    let began = Instant::now();
+    wait_idle(raw).await;
+    let started = Instant::now();
     let names = (0..CREATES).map(|number| format!("bench-burst-{number}"));
     let creates = names
         .clone()
         .map(|name| async move { create(client, &name).await });
     let made = join_all(creates).await;
-    let wall = began.elapsed();
+    let wall = started.elapsed();
     let (ids, results): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-    join_all(ids.into_iter().map(|id| end(client, id, true))).await;
-    let ours = Samples::together(results, wall);
+    join_all(ids.into_iter().map(|id| delete(client, id, true))).await;
+    let ours = Samples::concurrent(results, wall);
 
-    let beside = match raw {
+    let baseline = match raw {
         Some(raw) => Some(raw_burst(raw, names).await),
         None => None,
     };
     ours.figure(&format!("create to running, {CREATES} at once"))
-        .beside(beside)
+        .compared_with(baseline)
 }
 
-/// See [`Raw::settle`].
-async fn settle(raw: Option<&dyn Raw>) {
+/// See [`Raw::wait_idle`].
+async fn wait_idle(raw: Option<&dyn Raw>) {
     if let Some(raw) = raw {
-        raw.settle().await;
+        raw.wait_idle().await;
     }
 }
 
 async fn raw_burst(raw: &dyn Raw, names: impl Iterator<Item = String>) -> Figure {
-    raw.settle().await;
-    let began = Instant::now();
+    raw.wait_idle().await;
+    let started = Instant::now();
     let made = join_all(names.map(|name| async move { raw.create(&name).await })).await;
-    let wall = began.elapsed();
+    let wall = started.elapsed();
     let mut boxes: Vec<RawBox> = Vec::new();
     let results = made
         .into_iter()
@@ -191,11 +188,11 @@ async fn raw_burst(raw: &dyn Raw, names: impl Iterator<Item = String>) -> Figure
         })
         .collect();
     join_all(boxes.into_iter().map(|made| raw.remove(made))).await;
-    Samples::together(results, wall).figure(raw.names().create)
+    Samples::concurrent(results, wall).figure(raw.names().create)
 }
 
-/// From before the request until its event says that it runs; its id even when that
-/// failed, if there is one.
+/// Creates a box and measures the time from the request until the event that it runs. Also
+/// gives the id of a box that did not start, for its deletion.
 async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::Result<Duration>) {
     let body = CreateEnvironment {
         name: name.to_owned(),
@@ -213,13 +210,15 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
         tolerations: Vec::new(),
         isolation: None,
     };
-    let began = Instant::now();
+    let started = Instant::now();
     let id = match client.create(&body).await {
         Ok(made) => made.id,
         Err(error) => return (None, Err(error.into())),
     };
-    let running = client.wait_until(&id, Status::Running, START_WITHIN).await;
-    let took = began.elapsed();
+    let running = client
+        .wait_until(&id, Status::Running, START_DEADLINE)
+        .await;
+    let took = started.elapsed();
     (Some(id), running.map(|_| took).map_err(Into::into))
 }
 
@@ -229,26 +228,26 @@ async fn exec(client: &Client, id: &EnvironmentId) -> anyhow::Result<Duration> {
         timeout: 30,
         ..ExecBody::default()
     };
-    let began = Instant::now();
+    let started = Instant::now();
     let reply = client.exec(id, &body).await?;
-    let took = began.elapsed();
+    let took = started.elapsed();
     ensure!(reply.exit_code == 0, "exit code {}", reply.exit_code);
     Ok(took)
 }
 
-/// Waits, when told, so that its end does not burden the next sample.
-async fn end(client: &Client, id: Option<EnvironmentId>, wait: bool) {
+/// Deletes a box. With `wait`, waits for its end, so that it does not slow the next sample.
+async fn delete(client: &Client, id: Option<EnvironmentId>, wait: bool) {
     let Some(id) = id else { return };
-    let ended = async {
+    let deleted = async {
         client.delete(&id, true).await.context("deleting")?;
         if wait {
             client
-                .wait_until(&id, Status::Terminated, START_WITHIN)
+                .wait_until(&id, Status::Terminated, START_DEADLINE)
                 .await?;
         }
         anyhow::Ok(())
     };
-    if let Err(error) = ended.await {
-        println!("{id} may be left: {error:#}");
+    if let Err(error) = deleted.await {
+        println!("{id} was not deleted: {error:#}");
     }
 }

@@ -1,4 +1,4 @@
-//! Samples, and what is told of them.
+//! Samples, and the statistics reported of them.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,25 +6,25 @@ use std::time::Duration;
 use agentbox_testing::Runtime;
 use serde::Serialize;
 
-/// One measured thing. Times are milliseconds.
+/// The statistics of one case. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
     pub name: String,
     pub samples: usize,
-    /// Not among the samples.
+    /// Not counted in `samples`.
     pub failures: usize,
     pub p50_ms: Option<f64>,
     pub p95_ms: Option<f64>,
     pub p99_ms: Option<f64>,
-    /// Samples a second of the whole case, from its first start to its last end.
+    /// Samples per second, from the first start to the last end.
     pub per_second: f64,
-    /// The first failure, in words.
+    /// The error of the first failure.
     pub first_failure: Option<String>,
-    /// What the runtime alone took for the same, in the same run.
+    /// The same case with the runtime alone, measured in the same run.
     pub raw: Option<Box<Figure>>,
 }
 
-/// How samples of one thing went, as they come.
+/// The samples of one case.
 #[derive(Default)]
 pub struct Samples {
     results: Vec<anyhow::Result<Duration>>,
@@ -32,14 +32,14 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// One that had the machine for itself.
+    /// Adds a sample that ran alone.
     pub fn push(&mut self, result: anyhow::Result<Duration>) {
         self.busy += result.as_ref().copied().unwrap_or_default();
         self.results.push(result);
     }
 
-    /// Those that ran side by side, `wall` in all.
-    pub fn together(results: Vec<anyhow::Result<Duration>>, wall: Duration) -> Self {
+    /// Samples that ran concurrently, within `wall` in total.
+    pub fn concurrent(results: Vec<anyhow::Result<Duration>>, wall: Duration) -> Self {
         Self {
             results,
             busy: wall,
@@ -75,18 +75,18 @@ impl Samples {
 }
 
 impl Figure {
-    /// With what the runtime alone took, when it was measured.
+    /// Adds the figure of the runtime alone, if it was measured.
     #[must_use]
-    pub fn beside(mut self, raw: Option<Figure>) -> Self {
+    pub fn compared_with(mut self, raw: Option<Figure>) -> Self {
         self.raw = raw.map(Box::new);
         self
     }
 
-    fn line(&self, f: &mut fmt::Formatter<'_>, name: &str, beside: &str) -> fmt::Result {
+    fn line(&self, f: &mut fmt::Formatter<'_>, name: &str, ratio: &str) -> fmt::Result {
         let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         writeln!(
             f,
-            "{name:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8.1} {beside:>7}",
+            "{name:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8.1} {ratio:>7}",
             self.samples,
             self.failures,
             time(self.p50_ms),
@@ -101,7 +101,7 @@ impl Figure {
     }
 }
 
-/// By nearest rank; with fewer than 100 samples the 99th is the greatest.
+/// A percentile by the nearest rank; with fewer than 100 samples the 99th is the maximum.
 fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied()
@@ -130,8 +130,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} processors, shared with the load; boxes on {}; `/ raw`: p50 by that of the \
-             runtime alone",
+            "{} processors, shared with the load generator; boxes on {}; `/ raw`: p50 divided by \
+             the p50 of the runtime alone",
             self.processors,
             match self.runtime {
                 Runtime::Containerd => "containerd",
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_nearest_rank() {
+    fn percentile_is_the_nearest_rank() {
         let times: Vec<_> = (1..=200).map(Duration::from_millis).collect();
         assert_eq!(percentile(&times, 50), Some(Duration::from_millis(100)));
         assert_eq!(percentile(&times, 99), Some(Duration::from_millis(198)));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_and_is_no_sample() {
+    fn failure_is_reported_and_not_counted_as_a_sample() {
         let mut samples = Samples::default();
         samples.push(Ok(Duration::from_millis(10)));
         samples.push(Err(anyhow::anyhow!("broken")));
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((figure.samples, figure.failures), (2, 1));
         assert_eq!(figure.first_failure.as_deref(), Some("broken"));
         assert_eq!(figure.per_second.round(), 50.0);
-        let figures = vec![figure.clone().beside(Some(figure))];
+        let figures = vec![figure.clone().compared_with(Some(figure))];
         let text = Report::new("t".into(), Runtime::Kubernetes, figures).to_string();
         assert!(text.contains("1.00"), "{text}");
         assert!(text.contains("boxes on Kubernetes"), "{text}");

@@ -1,7 +1,7 @@
-//! Measures an AgentBox from outside, beside what its runtime costs alone.
+//! Measures AgentBox from outside, and compares it with the cost of the runtime alone.
 //!
-//! Owns nothing but what it makes, which it removes. Never judges: it prints what it saw,
-//! with the number of samples and of failures.
+//! Owns the objects that it creates, and removes them. Never compares its figures with a limit:
+//! it reports them with the numbers of samples and failures.
 
 mod boxes;
 mod figures;
@@ -16,28 +16,29 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 
 use crate::figures::{Figure, Report};
-use crate::target::Target;
+use crate::raw::Raw;
+use crate::target::{Target, variable_of};
 
-/// Measures AgentBox. Starts a system of its own, unless AGENTBOX_URL,
-/// AGENTBOX_ADMIN_USERNAME and AGENTBOX_ADMIN_PASSWORD name one.
+/// Measures AgentBox. Starts a new system, unless AGENTBOX_URL, AGENTBOX_ADMIN_USERNAME and
+/// AGENTBOX_ADMIN_PASSWORD select a running one.
 #[derive(Parser)]
 #[command(name = "agentbox-loadtest", version)]
 pub struct Options {
-    /// What to measure; everything when it is not said.
+    /// What to measure; by default everything.
     #[arg(value_enum)]
-    only: Option<Part>,
+    only: Option<Suite>,
 
-    /// Where boxes run: this machine's containerd, or a Kubernetes.
+    /// The cluster for the boxes: this machine's containerd, or a Kubernetes.
     #[arg(long, env = "RUNTIME", default_value = "containerd")]
     runtime: Runtime,
 
-    /// Where the figures go as JSON.
+    /// The file for the figures as JSON.
     #[arg(long, default_value = "target/bench.json")]
     report: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Part {
+enum Suite {
     /// Creating boxes and running commands in them.
     Boxes,
     /// Lists of 100,000 environments.
@@ -47,7 +48,7 @@ enum Part {
 /// Measures, prints the table and writes the report.
 ///
 /// # Errors
-/// When there is no system to measure or it does not do the simplest thing.
+/// When there is no system to measure, or a first box does not run.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let target = Target::find(options.runtime).await?;
     let description = target.describe();
@@ -63,20 +64,31 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::fs::write(path, serde_json::to_vec_pretty(&report)?)
         .await
         .with_context(|| format!("writing {}", path.display()))?;
-    println!("also in {}", path.display());
+    println!("written to {}", path.display());
     Ok(())
 }
 
-async fn measure(target: &Target, only: Option<Part>) -> anyhow::Result<Vec<Figure>> {
+async fn measure(target: &Target, only: Option<Suite>) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    if only != Some(Part::Lists) {
-        figures.extend(boxes::all(target).await?);
+    if only != Some(Suite::Lists) {
+        let raw = connect_raw(target).await?;
+        figures.extend(boxes::measure(&target.client, raw.as_deref()).await?);
     }
-    if only != Some(Part::Boxes) {
+    if only != Some(Suite::Boxes) {
         match target.own() {
-            Some(system) => figures.extend(lists::all(system).await?),
-            None => println!("lists are not measured: they need a system of their own"),
+            Some(system) => figures.extend(lists::measure(system).await?),
+            None => println!("lists are not measured: they need a new system"),
         }
     }
     Ok(figures)
+}
+
+/// The target's runtime alone, if its path is known.
+async fn connect_raw(target: &Target) -> anyhow::Result<Option<Box<dyn Raw>>> {
+    let Some(path) = &target.runtime_path else {
+        let variable = variable_of(target.runtime);
+        println!("the runtime alone is not measured: {variable} is not set");
+        return Ok(None);
+    };
+    raw::connect(target.runtime, path).await.map(Some)
 }

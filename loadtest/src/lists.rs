@@ -1,6 +1,6 @@
-//! Lists of 100,000 environments: the scheduler's own answer over the bus, page and total.
+//! Measures lists of 100,000 environments: the scheduler's response over NATS, with page and total.
 //!
-//! The rows are written into the database, of a cluster that nobody drives.
+//! The rows are written into the database, for a cluster that no scheduler is configured for.
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,17 @@ use crate::figures::{Figure, Samples};
 
 const ROWS: u64 = 100_000;
 const BATCH: u64 = 10_000;
-const TIMES: usize = 200;
+const SAMPLES: usize = 200;
 const PAGE: u32 = 100;
-const WITHIN: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(10);
 const CALLER: &str = "api-gateway";
 
 /// # Errors
 /// When the rows cannot be written, or a list is not answered or is empty.
-pub async fn all(system: &System) -> anyhow::Result<Vec<Figure>> {
+pub async fn measure(system: &System) -> anyhow::Result<Vec<Figure>> {
     let owner = UserId::random();
     println!("writing {ROWS} environments");
-    fill(system, &owner).await?;
+    insert(system, &owner).await?;
     let bus = connect(system).await?;
     let mut figures = Vec::new();
     for (name, request) in cases(&owner) {
@@ -35,8 +35,9 @@ pub async fn all(system: &System) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Half are one user's, the rest of 25 others; 1 in 100 runs, the others have ended.
-async fn fill(system: &System, owner: &UserId) -> anyhow::Result<()> {
+/// Inserts the environments: half are one user's, the rest belong to 25 others; one in 100 runs,
+/// the others have ended.
+async fn insert(system: &System, owner: &UserId) -> anyhow::Result<()> {
     let postgres = system
         .postgres
         .as_ref()
@@ -141,12 +142,15 @@ fn cases(owner: &UserId) -> Vec<(&'static str, ListRequest)> {
 
 async fn case(bus: &Bus, name: &str, request: &ListRequest) -> anyhow::Result<Figure> {
     let mut samples = Samples::default();
-    for _ in 0..TIMES {
-        let began = Instant::now();
-        let reply = bus.call::<List>(request, WITHIN).await;
-        let took = began.elapsed();
+    for _ in 0..SAMPLES {
+        let started = Instant::now();
+        let reply = bus.call::<List>(request, DEADLINE).await;
+        let took = started.elapsed();
         let reply = reply.with_context(|| format!("list: {name}"))?;
-        ensure!(!reply.environments.is_empty(), "list: {name}: it is empty");
+        ensure!(
+            !reply.environments.is_empty(),
+            "list: {name}: the list is empty"
+        );
         samples.push(Ok(took));
     }
     Ok(samples.figure(&format!("list: {name}")))

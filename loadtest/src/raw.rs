@@ -1,4 +1,4 @@
-//! The runtime's own cost: a box made by the cluster's own API, without AgentBox.
+//! The cost of the runtime alone: boxes created by the cluster's API, without AgentBox.
 
 mod containerd;
 mod kubernetes;
@@ -12,47 +12,49 @@ use async_trait::async_trait;
 use containerd::Containerd;
 use kubernetes::Kubernetes;
 
-const WITHIN: Duration = Duration::from_secs(60);
+/// The image of all boxes.
+pub const IMAGE: &str = "busybox";
+const DEADLINE: Duration = Duration::from_secs(60);
 const CONTAINER: &str = "main";
 
-/// What the two steps are called in a report.
+/// The names of the two steps in a report.
 pub struct Names {
     pub create: &'static str,
     pub exec: &'static str,
 }
 
-/// A box made without AgentBox: its Pod, and the container in it.
+/// A box created without AgentBox: its Pod, and the container in it.
 pub struct RawBox {
     pod: String,
     container: String,
 }
 
-/// A cluster, asked as its own clients ask it. Every call ends within a minute.
+/// A client of a cluster's own API. Every call ends within a minute.
 #[async_trait]
 pub trait Raw: Send + Sync {
     fn names(&self) -> Names;
 
-    /// A box that runs, and how long that took.
+    /// Creates a box; gives it and the time until it runs.
     async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)>;
 
-    /// `true` in it: how long it took.
+    /// Runs `true` in a box; gives the time.
     async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration>;
 
-    /// Until nothing is left; says when something may be.
+    /// Removes a box and waits until nothing is left of it. Prints a failure.
     async fn remove(&self, raw: RawBox);
 
-    /// Waits for what the cluster still does behind an end that has been told, so that the
-    /// next sample does not bear it.
-    async fn settle(&self) {}
+    /// Waits until the cluster has finished the removal of earlier boxes, so that it does not
+    /// slow the next sample.
+    async fn wait_idle(&self) {}
 }
 
-/// Of containerd's socket or a Kubernetes' kubeconfig.
+/// Connects to containerd by its socket, or to a Kubernetes by its kubeconfig.
 ///
 /// # Errors
-/// When it is not there.
-pub async fn connect(runtime: Runtime, place: &Path) -> anyhow::Result<Box<dyn Raw>> {
+/// When the cluster does not answer.
+pub async fn connect(runtime: Runtime, path: &Path) -> anyhow::Result<Box<dyn Raw>> {
     Ok(match runtime {
-        Runtime::Containerd => Box::new(Containerd::connect(place).await?),
-        Runtime::Kubernetes => Box::new(Kubernetes::connect(place).await?),
+        Runtime::Containerd => Box::new(Containerd::connect(path).await?),
+        Runtime::Kubernetes => Box::new(Kubernetes::connect(path).await?),
     })
 }

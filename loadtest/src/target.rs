@@ -1,4 +1,4 @@
-//! The system to measure: the one that the environment names, or one started for it.
+//! The system to measure: the one in the environment's variables, or one started for it.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,7 @@ use agentbox_client::Client;
 use agentbox_testing::{Options, Runtime, System, build_kubernetes};
 use anyhow::Context as _;
 
-use crate::raw::{self, Raw};
-
-/// The gateway's limits on requests, which must be out of the way.
+/// The gateway's rate limits, which are raised for the measurement.
 pub const LIMITS: [&str; 6] = [
     "AGENTBOX_RATE_LIMIT_AUTH",
     "AGENTBOX_RATE_LIMIT_CREATE",
@@ -22,15 +20,15 @@ pub const NO_LIMIT: &str = "1000000";
 pub struct Target {
     pub client: Client,
     pub runtime: Runtime,
-    /// Where the runtime behind it is: containerd's socket, a Kubernetes' kubeconfig.
-    place: Option<PathBuf>,
+    /// containerd's socket or the kubeconfig of the Kubernetes, if it is known.
+    pub runtime_path: Option<PathBuf>,
     url: String,
     system: Option<System>,
 }
 
 impl Target {
     /// # Errors
-    /// When it cannot be started, or nobody can log in.
+    /// When it cannot be started, or the login fails.
     pub async fn find(runtime: Runtime) -> anyhow::Result<Self> {
         let value = |name: &str| std::env::var(name).ok();
         let Some(url) = value("AGENTBOX_URL") else {
@@ -44,7 +42,7 @@ impl Target {
         Ok(Self {
             client: log_in(&url, &username, &password).await?,
             runtime,
-            place: value(variable_of(runtime)).map(PathBuf::from),
+            runtime_path: value(variable_of(runtime)).map(PathBuf::from),
             url,
             system: None,
         })
@@ -64,26 +62,19 @@ impl Target {
         Ok(Self {
             client: log_in(&url, &system.admin.username, &system.admin.password).await?,
             runtime,
-            place: match runtime {
-                Runtime::Containerd => system.containerd.as_ref().map(|it| it.socket.clone()),
-                Runtime::Kubernetes => system.kubernetes.as_ref().map(|it| it.kubeconfig.clone()),
+            runtime_path: match runtime {
+                Runtime::Containerd => system
+                    .containerd
+                    .as_ref()
+                    .map(|containerd| containerd.socket.clone()),
+                Runtime::Kubernetes => system
+                    .kubernetes
+                    .as_ref()
+                    .map(|kubernetes| kubernetes.kubeconfig.clone()),
             },
             url,
             system: Some(system),
         })
-    }
-
-    /// The runtime alone, when it is known where it is.
-    ///
-    /// # Errors
-    /// When it is not there.
-    pub async fn raw(&self) -> anyhow::Result<Option<Box<dyn Raw>>> {
-        let Some(place) = &self.place else {
-            let variable = variable_of(self.runtime);
-            println!("the runtime alone is not measured: {variable} is not set");
-            return Ok(None);
-        };
-        raw::connect(self.runtime, place).await.map(Some)
     }
 
     /// The system that was started for this.
@@ -93,10 +84,10 @@ impl Target {
 
     pub fn describe(&self) -> String {
         match self.system {
-            Some(_) => "a system started for this: one replica of each service, no rate \
-                        limits, disk writes as safe as those of `make up`"
+            Some(_) => "a new system: one replica of each service, no rate limits, durable \
+                        writes as with `make up`"
                 .to_owned(),
-            None => format!("{}, as it is", self.url),
+            None => format!("the running system at {}", self.url),
         }
     }
 
@@ -107,8 +98,8 @@ impl Target {
     }
 }
 
-/// Says where the runtime of a system that runs already is.
-const fn variable_of(runtime: Runtime) -> &'static str {
+/// The variable with the path of the runtime of a system that already runs.
+pub const fn variable_of(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Containerd => "AGENTBOX_CONTAINERD_SOCKET",
         Runtime::Kubernetes => "AGENTBOX_KUBECONFIG",

@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agentbox_contracts::permissions::SERVICES;
 use agentbox_testing::KubernetesEndpoint;
 use agentbox_testing::paths::Layout;
 use clap::{Parser, Subcommand};
 
+mod dev;
 mod down;
 mod images;
 mod kubernetes;
 mod prepare;
+mod restart;
 mod up;
 
 /// Runs AgentBox on this machine.
@@ -48,6 +51,16 @@ enum Command {
     },
     /// Stop everything and remove the data.
     Clean,
+    /// Rebuild a service when a source file changes, and restart it in the running system.
+    Dev {
+        #[arg(value_parser = SERVICES)]
+        service: String,
+    },
+    /// Restart the processes of a service, one replica after the other.
+    Restart {
+        #[arg(value_parser = SERVICES)]
+        service: String,
+    },
     /// Build the container images of the services and of boxd, without a container daemon.
     Images {
         /// The directory for the archives, for `docker load`, `crane push` or `ctr images import`.
@@ -128,6 +141,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Up(options) => up::run(&layout, options).await?,
         Command::Down => down::run(&layout).await?,
         Command::Clean => down::clean(&layout).await?,
+        Command::Dev { service } => dev::run(&layout, &service).await?,
+        Command::Restart { service } => restart::run(&layout, &service).await?,
         Command::Images {
             directory,
             registry,

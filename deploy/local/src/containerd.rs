@@ -103,6 +103,7 @@ impl Containerd {
         ProcessSpec {
             name: "containerd".to_owned(),
             program: "containerd".into(),
+            program_override: None,
             arguments: vec!["--config".into(), self.paths.configuration().into()],
             environment: BTreeMap::new(),
             user: None,

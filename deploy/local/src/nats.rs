@@ -107,6 +107,7 @@ impl Nats {
         ProcessSpec {
             name: "nats".to_owned(),
             program: self.program.clone(),
+            program_override: None,
             arguments: vec!["--config".into(), self.configuration.clone().into()],
             environment: BTreeMap::new(),
             user: None,

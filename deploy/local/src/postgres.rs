@@ -173,6 +173,7 @@ impl Postgres {
         ProcessSpec {
             name: "postgres".to_owned(),
             program: self.endpoint.bin.join("postgres"),
+            program_override: None,
             arguments,
             environment: BTreeMap::new(),
             user: self.user.as_ref().map(|user| user.name.clone()),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub(crate) struct ProcessSpec {
     /// The name in the log directory and in `status`, such as `auth-0`.
     pub(crate) name: String,
     pub(crate) program: PathBuf,
+    /// A program that is started in its place when this file exists.
+    pub(crate) program_override: Option<PathBuf>,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: BTreeMap<String, String>,
     /// The system user that runs the program; `None` is the supervisor's user.
@@ -65,7 +67,7 @@ impl ProcessSpec {
         }
         command
             .arg("--")
-            .arg(&self.program)
+            .arg(self.current_program())
             .args(&self.arguments)
             .env("PATH", search_path())
             .envs(&self.environment)
@@ -89,6 +91,15 @@ impl ProcessSpec {
             child,
             output: tokio::task::spawn(copy_output(reader, log)),
         })
+    }
+}
+
+impl ProcessSpec {
+    fn current_program(&self) -> &Path {
+        match &self.program_override {
+            Some(path) if path.is_file() => path,
+            _ => &self.program,
+        }
     }
 }
 
@@ -138,6 +149,7 @@ mod tests {
         ProcessSpec {
             name: "child".to_owned(),
             program: "/bin/sh".into(),
+            program_override: None,
             arguments: vec!["-c".into(), script.into()],
             environment: BTreeMap::new(),
             user: None,
@@ -157,6 +169,20 @@ mod tests {
         running.drain_output().await;
         let log = std::fs::read_to_string(&spec.log).unwrap();
         assert_eq!(log, "out\nerr\n");
+    }
+
+    #[tokio::test]
+    async fn program_override_is_started_once_its_file_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spec = spec(dir.path(), "echo shell", Duration::from_secs(5));
+        spec.program_override = Some(dir.path().join("override"));
+        for expected in ["shell\n", "shell\n-c echo shell\n"] {
+            let mut running = spec.start().unwrap();
+            assert!(running.wait().await.unwrap().success());
+            running.drain_output().await;
+            assert_eq!(std::fs::read_to_string(&spec.log).unwrap(), expected);
+            std::os::unix::fs::symlink("/bin/echo", dir.path().join("override")).ok();
+        }
     }
 
     #[tokio::test]

@@ -72,6 +72,7 @@ impl Replica {
         Ok(ProcessSpec {
             name: self.name(),
             program: require(program, BUILD_SERVICES)?,
+            program_override: Some(layout.dev_program(self.service)),
             arguments: Vec::new(),
             environment: self.environment(env),
             user: None,

@@ -1,8 +1,7 @@
-//! The same containerd, asked over CRI as a kubelet asks it for a Pod with limits.
+//! The same containerd over CRI, with the requests of a kubelet for a Pod with limits.
 //!
-//! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, in
-//! the same network, with the same limits and the runtime's own seccomp profile; without
-//! firewall, boxd and everything around them.
+//! A raw box is RunPodSandbox, CreateContainer and StartContainer with the same image, network
+//! and limits and the runtime's seccomp profile, but without a firewall and boxd.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,10 +18,9 @@ use k8s_cri::v1::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use super::{CONTAINER, Names, Raw, RawBox, WITHIN};
-use crate::boxes::IMAGE;
+use super::{CONTAINER, DEADLINE, IMAGE, Names, Raw, RawBox};
 
-/// What a box of [`crate::boxes`] has, too: one CPU and 64Mi.
+/// The memory of a box in [`crate::boxes`]; it also has one CPU.
 const MEMORY_BYTES: i64 = 64 << 20;
 
 fn runtime_default() -> SecurityProfile {
@@ -40,8 +38,8 @@ pub struct Containerd {
 impl Containerd {
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
         let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
-            .connect_timeout(WITHIN)
-            .timeout(WITHIN)
+            .connect_timeout(DEADLINE)
+            .timeout(DEADLINE)
             .connect()
             .await
             .with_context(|| format!("connecting to {}", socket.display()))?;
@@ -109,7 +107,7 @@ impl Containerd {
             cri.remove_pod_sandbox(remove).await
         };
         if let Err(status) = removed.await {
-            println!("sandbox {sandbox} may be left: {}", status.message());
+            println!("sandbox {sandbox} was not removed: {}", status.message());
         }
     }
 }
@@ -143,7 +141,7 @@ impl Raw for Containerd {
             }),
             ..Default::default()
         };
-        let began = Instant::now();
+        let started = Instant::now();
         let run = RunPodSandboxRequest {
             config: Some(config.clone()),
             ..Default::default()
@@ -151,7 +149,7 @@ impl Raw for Containerd {
         let sandbox = cri.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
         match self.start(&sandbox, config).await {
             Ok(container) => {
-                let took = began.elapsed();
+                let took = started.elapsed();
                 let pod = sandbox;
                 Ok((RawBox { pod, container }, took))
             }
@@ -168,9 +166,9 @@ impl Raw for Containerd {
             cmd: vec!["true".to_owned()],
             timeout: 30,
         };
-        let began = Instant::now();
+        let started = Instant::now();
         let reply = self.cri.clone().exec_sync(request).await?.into_inner();
-        let took = began.elapsed();
+        let took = started.elapsed();
         ensure!(reply.exit_code == 0, "exit code {}", reply.exit_code);
         Ok(took)
     }

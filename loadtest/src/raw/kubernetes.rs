@@ -1,8 +1,8 @@
-//! The same Kubernetes, asked as `kubectl run` and `kubectl exec` ask it.
+//! The same Kubernetes, with the requests of `kubectl run` and `kubectl exec`.
 //!
-//! A raw box is one Pod in the namespace `default`, made and then watched until it is
-//! Running: the same image, limits and requests as a box; without a namespace of its own,
-//! network policy, boxd and everything around them.
+//! A raw box is one Pod in the namespace `default`, watched until it is Running. It has the
+//! image, limits and requests of a box, but no namespace of its own, no network policy and no
+//! boxd.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,14 +20,13 @@ use kube::{Client, Config, ResourceExt as _};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{CONTAINER, Names, Raw, RawBox, WITHIN};
-use crate::boxes::IMAGE;
+use super::{CONTAINER, DEADLINE, IMAGE, Names, Raw, RawBox};
 
-/// The exec API's channel on which a command's end is told.
+/// The exec API's channel for the command's exit status.
 const STATUS_CHANNEL: u8 = 3;
-/// Only our namespaces have it.
-const OURS: &str = "agentbox.dev/deployment";
-const LOOK: Duration = Duration::from_millis(50);
+/// The label of every box's namespace.
+const DEPLOYMENT_LABEL: &str = "agentbox.dev/deployment";
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub struct Kubernetes {
     client: Client,
@@ -40,7 +39,7 @@ impl Kubernetes {
         let file = Kubeconfig::read_from(kubeconfig)?;
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
         let client = Client::try_from(config)?;
-        let version = timeout(WITHIN, client.apiserver_version()).await;
+        let version = timeout(DEADLINE, client.apiserver_version()).await;
         version
             .context("the API server does not answer")?
             .context("asking the API server")?;
@@ -81,13 +80,13 @@ impl Kubernetes {
     async fn run(&self, pod: &Pod) -> anyhow::Result<()> {
         let made = self.pods.create(&PostParams::default(), pod).await?;
         let this = WatchParams::default().fields(&format!("metadata.name={}", made.name_any()));
-        // From the create's own version: no change is missed.
+        // From the version of the create, so that no change is missed.
         let version = made.resource_version().unwrap_or_default();
         let mut changes = self.pods.watch(&this, &version).await?.boxed();
         while let Some(change) = changes.try_next().await? {
             let pod = match change {
                 WatchEvent::Added(pod) | WatchEvent::Modified(pod) => pod,
-                WatchEvent::Deleted(_) => bail!("the Pod is gone"),
+                WatchEvent::Deleted(_) => bail!("the Pod was deleted"),
                 WatchEvent::Error(status) => bail!("watching the Pod: {}", status.message),
                 WatchEvent::Bookmark(_) => continue,
             };
@@ -103,22 +102,25 @@ impl Kubernetes {
     async fn delete(&self, name: &str) {
         let ordinary = DeleteParams::default();
         let gone = delete_and_finalize(self.pods.clone(), name, &ordinary);
-        let outcome = timeout(WITHIN, gone).await.context("it takes too long");
+        let outcome = timeout(DEADLINE, gone)
+            .await
+            .context("the deadline was exceeded");
         if let Err(error) = outcome.and_then(|outcome| Ok(outcome?)) {
-            println!("the Pod {name} may be left: {error:#}");
+            println!("the Pod {name} was not removed: {error:#}");
         }
     }
 
-    /// Until the command's status arrives. `kube`'s own reader of the channels can hang.
+    /// Runs a command until its status arrives. Without `kube`'s reader of the channels, which
+    /// can hang.
     async fn attach(&self, raw: &RawBox) -> anyhow::Result<Duration> {
-        let whole = AttachParams::default().container(&raw.container);
-        let request = Request::new(self.pods.resource_url()).exec(&raw.pod, ["true"], &whole)?;
-        let began = Instant::now();
+        let params = AttachParams::default().container(&raw.container);
+        let request = Request::new(self.pods.resource_url()).exec(&raw.pod, ["true"], &params)?;
+        let started = Instant::now();
         let mut messages = self.client.connect(request).await?.into_stream();
         while let Some(message) = messages.next().await {
             let message = message?.into_data();
             if let Some((&STATUS_CHANNEL, status)) = message.split_first() {
-                let took = began.elapsed();
+                let took = started.elapsed();
                 let _ = messages.close(None).await;
                 return succeeded(status).map(|()| took);
             }
@@ -146,11 +148,11 @@ impl Raw for Kubernetes {
     async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
         let name = format!("{name}-{}", self.run);
         let pod = Self::pod(&name)?;
-        let began = Instant::now();
-        let running = timeout(WITHIN, self.run(&pod)).await;
-        let took = began.elapsed();
+        let started = Instant::now();
+        let running = timeout(DEADLINE, self.run(&pod)).await;
+        let took = started.elapsed();
         if let Err(error) = running
-            .context("it does not run")
+            .context("the Pod does not run")
             .and_then(|running| running)
         {
             self.delete(&name).await;
@@ -162,7 +164,7 @@ impl Raw for Kubernetes {
     }
 
     async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration> {
-        let answer = timeout(WITHIN, self.attach(raw)).await;
+        let answer = timeout(DEADLINE, self.attach(raw)).await;
         answer.context("the command does not end")?
     }
 
@@ -170,23 +172,25 @@ impl Raw for Kubernetes {
         self.delete(&raw.pod).await;
     }
 
-    /// A box has ended when its Pod is gone: its namespace goes behind that.
-    async fn settle(&self) {
+    /// Waits for the deletion of namespaces, which continues after the end of their boxes.
+    async fn wait_idle(&self) {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let ours = ListParams::default().labels(OURS);
-        let settled = async {
+        let ours = ListParams::default().labels(DEPLOYMENT_LABEL);
+        let idle = async {
             loop {
                 let all = namespaces.list(&ours).await?;
-                let is_going = |one: &Namespace| one.metadata.deletion_timestamp.is_some();
-                if !all.iter().any(is_going) {
+                let is_terminating = |one: &Namespace| one.metadata.deletion_timestamp.is_some();
+                if !all.iter().any(is_terminating) {
                     return anyhow::Ok(());
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
-        let outcome = timeout(WITHIN, settled).await.context("they do not go");
+        let outcome = timeout(DEADLINE, idle)
+            .await
+            .context("the deadline was exceeded");
         if let Err(error) = outcome.and_then(|outcome| outcome) {
-            println!("namespaces of ended boxes: {error:#}");
+            println!("namespaces of ended boxes are not deleted: {error:#}");
         }
     }
 }
@@ -196,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_that_ends_with_1_is_a_failure_in_the_api_servers_words() {
+    fn failed_command_is_an_error_with_the_api_servers_message() {
         assert!(succeeded(br#"{"metadata":{},"status":"Success"}"#).is_ok());
         let failed = br#"{"metadata":{},"status":"Failure","reason":"NonZeroExitCode",
             "message":"command terminated with non-zero exit code"}"#;

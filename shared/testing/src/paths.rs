@@ -73,6 +73,18 @@ impl Layout {
         self.0.join("local.env")
     }
 
+    /// The directory of services' programs that `agentbox-local dev` built.
+    #[must_use]
+    pub fn dev_programs(&self) -> PathBuf {
+        self.0.join("dev")
+    }
+
+    /// Started in the place of a service's program when the file exists.
+    #[must_use]
+    pub fn dev_program(&self, service: &str) -> PathBuf {
+        self.dev_programs().join(format!("agentbox-{service}"))
+    }
+
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("logs")

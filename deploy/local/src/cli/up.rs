@@ -150,6 +150,8 @@ fn prepare_directory(
         .mode(0o700)
         .create(layout.directory())?;
     std::fs::create_dir_all(layout.logs())?;
+    // Programs that `dev` built in an earlier run.
+    let _ = std::fs::remove_dir_all(layout.dev_programs());
     // The name follows from the directory, so that the next start finds what a crash left.
     let digest = Sha256::digest(layout.directory().as_os_str().as_encoded_bytes());
     let plan = Plan {

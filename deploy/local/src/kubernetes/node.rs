@@ -68,6 +68,7 @@ pub(crate) fn holder(paths: &ClusterPaths, log: PathBuf) -> ProcessSpec {
     ProcessSpec {
         name: "node".to_owned(),
         program: "unshare".into(),
+        program_override: None,
         arguments: words
             .into_iter()
             .chain([paths.root.clone().into()])

@@ -42,6 +42,7 @@ impl ProgramSpecs<'_> {
         ProcessSpec {
             name: name.to_owned(),
             program: "nsenter".into(),
+            program_override: None,
             arguments,
             // containerd searches its shim on PATH.
             environment: BTreeMap::from([(

@@ -1,4 +1,4 @@
-//! A Kubernetes with what the chart expects of one: DNS, volumes, images in reach.
+//! A Kubernetes that meets the chart's requirements: DNS, volumes, images.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use crate::helm::Helm;
 pub const NAMESPACE: &str = "agentbox-system";
 pub const RELEASE: &str = "agentbox";
 pub const SERVICES: [&str; 4] = ["auth", "scheduler", "exec-proxy", "api-gateway"];
-/// Of the cluster's registry, which wants a login: for boxes' images and our own.
+/// The Secret with the login of the cluster's registry, for all images.
 pub const PULL_SECRET: &str = "registry";
-/// The gateway's, from outside the chart.
+/// The gateway's Secret, created outside the chart.
 const OWN_SECRET: &str = "made-elsewhere";
 const STORAGE_CLASS: &str = "node";
 
@@ -34,7 +34,7 @@ pub struct Cluster {
     boxd: Archive,
     nats: Archive,
     postgres: Archive,
-    /// Where the images' archives are.
+    /// The directory of the images' archives.
     _images: tempfile::TempDir,
 }
 
@@ -52,7 +52,7 @@ impl Cluster {
         let endpoint = &kubernetes.endpoint;
         let stores = addons::import(endpoint, [&nats, &postgres]);
         stores.await.unwrap();
-        // Tags of what is in them: the node keeps images.
+        // Tags that follow from the content, because the node keeps images.
         for image in [&services, &boxd] {
             let name = image.image.rsplit('/').next().unwrap();
             let name = format!("team/{name}");
@@ -78,7 +78,7 @@ impl Cluster {
     }
 
     async fn set_up(&self) {
-        // Nothing of ours may need more than the strictest standard gives.
+        // The services and stores must run under the strictest Pod Security Standard.
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": { "name": NAMESPACE, "labels": {
@@ -109,7 +109,7 @@ impl Cluster {
         apply(&self.api::<Secret>(), OWN_SECRET, &secret).await;
     }
 
-    /// Of our namespace.
+    /// The objects of a kind in the release's namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
@@ -117,13 +117,13 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    /// What an operator would write, for this cluster.
+    /// The values for this cluster.
     pub fn values(&self) -> Value {
         let endpoint = &self.kubernetes.endpoint;
         let registry = format!("{}/team", endpoint.registry().unwrap());
         let tag_of = |archive: &Archive| archive.image.rsplit(':').next().unwrap().to_owned();
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
-        // A small node: two of each service, one more of each and some boxes have to fit.
+        // Small requests: two replicas of each service, a third during restarts, and boxes.
         let little = json!({ "requests": { "cpu": "50m", "memory": "32Mi" } });
         let unlimited: serde_json::Map<String, Value> = ["AUTH", "CREATE", "EXEC", "OTHER"]
             .iter()
@@ -146,12 +146,12 @@ impl Cluster {
         })
     }
 
-    /// The gateway's Service, from this machine.
+    /// The URL of the gateway's Service from this machine.
     pub async fn url(&self) -> String {
         self.url_of(RELEASE).await
     }
 
-    /// A Service with a port on the node.
+    /// The URL of a Service with a NodePort.
     pub async fn url_of(&self, name: &str) -> String {
         let service = self.api::<Service>().get(name).await.unwrap();
         let port = service.spec.unwrap().ports.unwrap()[0].node_port.unwrap();
@@ -159,14 +159,14 @@ impl Cluster {
         format!("http://{node}:{port}")
     }
 
-    /// The bootstrap administrator's password, where NOTES.txt says it is.
+    /// The bootstrap administrator's password, read as NOTES.txt describes.
     pub async fn password(&self) -> String {
         let secret = self.api::<Secret>().get("agentbox-auth").await.unwrap();
         let password = secret.data.unwrap().remove("admin-password").unwrap();
         String::from_utf8(password.0).unwrap()
     }
 
-    /// As `kubectl rollout restart`, and `kubectl rollout status`.
+    /// Restarts a service and waits, like `kubectl rollout restart` and `kubectl rollout status`.
     pub async fn restart(&self, service: &str) {
         let name = format!("{RELEASE}-{service}");
         let deployments = self.api::<Deployment>();
@@ -181,7 +181,7 @@ impl Cluster {
                 && status.updated_replicas == all
                 && status.available_replicas == all
                 && status.replicas == all;
-            // Gone, not only told to go.
+            // The old Pods no longer exist.
             is_out && {
                 let now = self.pods(service).await;
                 now.len() == 2 && now.iter().all(|pod| !before.contains(pod))
@@ -190,7 +190,7 @@ impl Cluster {
         .await;
     }
 
-    /// Ends the one Pod of a store as its node's drain would, and waits for the next.
+    /// Deletes the Pod of a store, as a drain of its node does, and waits for the next one.
     pub async fn restart_store(&self, store: &str) {
         let name = format!("{RELEASE}-{store}-0");
         let pods = self.api::<Pod>();
@@ -218,7 +218,7 @@ impl Cluster {
             .collect()
     }
 
-    /// What the Pods of our namespace are waiting for, and their last words.
+    /// The status and the last log lines of the Pods in the release's namespace.
     pub async fn report(&self) -> String {
         let pods = self.api::<Pod>();
         let mut report = String::new();

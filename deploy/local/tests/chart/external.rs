@@ -1,5 +1,4 @@
-//! The chart without stores and without secrets of its own: both are brought, from outside
-//! the cluster.
+//! The chart with stores and secrets from outside: Postgres and NATS run outside the cluster.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -18,13 +17,13 @@ use crate::load::Client;
 const RELEASE: &str = "elsewhere";
 const ADMIN_PASSWORD: &str = "brought-from-outside";
 
-/// A port of this machine that the cluster's Pods can reach, and what it leads to.
-struct Way {
+/// A TCP proxy on a port of this machine that the cluster's Pods can reach.
+struct Proxy {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl Way {
+impl Proxy {
     async fn to(at: Ipv4Addr, port: u16) -> Self {
         let listener = TcpListener::bind((at, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -42,7 +41,7 @@ impl Way {
     }
 }
 
-impl Drop for Way {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -53,8 +52,8 @@ fn port_of(url: &str) -> u16 {
     authority.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// Its services, stores from elsewhere and every secret by name.
-pub async fn stores_and_secrets_serve(cluster: &Cluster) {
+/// Installs a release with external stores and existing secrets, and uses it.
+pub async fn release_uses_external_stores_and_secrets(cluster: &Cluster) {
     let stores = System::start(Options::components(Components {
         postgres: true,
         nats: true,
@@ -66,12 +65,12 @@ pub async fn stores_and_secrets_serve(cluster: &Cluster) {
         stores.postgres.clone().unwrap(),
     );
     let gateway = cluster.kubernetes.endpoint.gateway().unwrap();
-    let nats_way = Way::to(gateway, port_of(&nats.url)).await;
-    let postgres_way = Way::to(gateway, postgres.port).await;
+    let nats_proxy = Proxy::to(gateway, port_of(&nats.url)).await;
+    let postgres_proxy = Proxy::to(gateway, postgres.port).await;
 
     let database_url = |service: &str| {
         let local = format!("127.0.0.1:{}", postgres.port);
-        postgres.urls[service].replace(&local, &postgres_way.address.to_string())
+        postgres.urls[service].replace(&local, &postgres_proxy.address.to_string())
     };
     let box_secret = "5a".repeat(32);
     let mut brought = json!({
@@ -94,12 +93,12 @@ pub async fn stores_and_secrets_serve(cluster: &Cluster) {
         apply(&secrets, &name, &secret).await;
     }
 
-    install(cluster, &nats_way, &postgres_way).await;
+    install(cluster, &nats_proxy, &postgres_proxy).await;
     let stateful: Api<StatefulSet> = cluster.api();
     let of_it = ListParams::default().labels(&format!("app.kubernetes.io/instance={RELEASE}"));
     assert!(stateful.list(&of_it).await.unwrap().items.is_empty());
     let made = secrets.list(&of_it).await.unwrap().items;
-    assert!(made.is_empty(), "no Secret of the chart's own: {made:?}");
+    assert!(made.is_empty(), "the chart created a Secret: {made:?}");
 
     let url = cluster.url_of(&format!("{RELEASE}-agentbox")).await;
     let client = Client::login(&url, ADMIN_PASSWORD, true).await;
@@ -113,7 +112,7 @@ pub async fn stores_and_secrets_serve(cluster: &Cluster) {
     stores.stop().await;
 }
 
-async fn install(cluster: &Cluster, nats: &Way, postgres: &Way) {
+async fn install(cluster: &Cluster, nats: &Proxy, postgres: &Proxy) {
     let mut values = cluster.values();
     let own = |service: &str| json!({ "existingSecret": format!("brought-{service}") });
     values["services"] = json!({
@@ -122,10 +121,10 @@ async fn install(cluster: &Cluster, nats: &Way, postgres: &Way) {
     });
     values["nats"] = json!({ "enabled": false, "url": format!("nats://{}", nats.address) });
     values["postgres"] = json!({ "enabled": false });
-    let open = |way: &Way| -> Value {
+    let open = |proxy: &Proxy| -> Value {
         json!({
-            "to": [{ "ipBlock": { "cidr": format!("{}/32", way.address.ip()) } }],
-            "ports": [{ "protocol": "TCP", "port": way.address.port() }],
+            "to": [{ "ipBlock": { "cidr": format!("{}/32", proxy.address.ip()) } }],
+            "ports": [{ "protocol": "TCP", "port": proxy.address.port() }],
         })
     };
     values["networkPolicy"] = json!({ "extraEgress": [open(nats), open(postgres)] });

@@ -1,4 +1,4 @@
-//! Followed logs: some lines of one, and one that goes on as an EventSource does.
+//! Followed logs: a short one, and a long one that resumes as an EventSource does.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::load::Client;
 
 const NEXT: Duration = Duration::from_secs(20);
 
-/// One open stream.
+/// An open stream.
 struct Stream {
     response: reqwest::Response,
     buffer: Vec<u8>,
 }
 
-/// An event with a number.
+/// An event with its id.
 struct Line {
     id: u64,
     message: String,
@@ -45,7 +45,7 @@ impl Stream {
         })
     }
 
-    /// `None` when the server has ended it in order.
+    /// `None` when the server has ended the stream in order.
     async fn next(&mut self) -> Result<Option<Line>, String> {
         loop {
             while let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {
@@ -66,7 +66,7 @@ impl Stream {
     }
 }
 
-/// `None` for a comment.
+/// Parses an event; `None` for a comment.
 fn parse(block: &str) -> Result<Option<Line>, String> {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
     if let Some(event) = field("event: ") {
@@ -83,7 +83,7 @@ fn parse(block: &str) -> Result<Option<Line>, String> {
     }))
 }
 
-/// The next ten lines, one after the other.
+/// Follows a log for ten consecutive lines.
 pub async fn some_lines(client: &Client, id: &str) -> Result<(), String> {
     let mut stream = Stream::open(client, id, None).await?;
     let mut last = None;
@@ -100,17 +100,17 @@ pub async fn some_lines(client: &Client, id: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What an EventSource has seen.
+/// The lines that an EventSource has received.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub lines: usize,
-    /// How often it had to go on where it was.
+    /// The number of times that it resumed.
     pub resumed: usize,
     pub failures: Vec<String>,
 }
 
-/// Follows the counting of a box, and goes on after the last line it has seen whenever the
-/// stream ends, which a gateway that stops does in order.
+/// Follows the numbers of a box. When the stream ends, as it does when a gateway stops, it resumes
+/// after the last line.
 pub fn for_long(client: Client, id: String, stop: CancellationToken) -> JoinHandle<Seen> {
     tokio::spawn(async move {
         let mut seen = Seen::default();

@@ -1,4 +1,4 @@
-//! Helm, and our chart.
+//! Helm and the chart.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -8,7 +8,7 @@ use agentbox_local::addons::Tools;
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Images are there: what it waits for is programs that start.
+/// For the start of programs; their images are already in the registry.
 const DEADLINE: Duration = Duration::from_secs(420);
 
 pub fn chart() -> PathBuf {
@@ -17,7 +17,7 @@ pub fn chart() -> PathBuf {
 
 pub struct Helm {
     program: PathBuf,
-    /// Of this test alone: nobody's own settings are read.
+    /// Helm's home for this test alone, without the user's settings.
     home: tempfile::TempDir,
     kubeconfig: PathBuf,
 }
@@ -31,7 +31,7 @@ impl Helm {
         }
     }
 
-    /// A values file.
+    /// Writes a values file; gives its path.
     pub fn values(&self, name: &str, values: &Value) -> String {
         let path = self.home.path().join(name);
         std::fs::write(&path, values.to_string()).unwrap();
@@ -52,7 +52,7 @@ impl Helm {
         tokio::time::timeout(DEADLINE, run).await.unwrap().unwrap()
     }
 
-    /// Its standard output; fails the test when it fails.
+    /// The standard output of a command that must succeed.
     pub async fn succeeds(&self, words: &[&str]) -> String {
         let output = self.run(words).await;
         assert!(
@@ -64,7 +64,7 @@ impl Helm {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it says as it refuses.
+    /// The standard error of a command that must fail.
     pub async fn refuses(&self, words: &[&str]) -> String {
         let output = self.run(words).await;
         assert!(!output.status.success(), "helm {words:?} succeeded");

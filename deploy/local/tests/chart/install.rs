@@ -1,5 +1,5 @@
-//! The whole of it: installed, used as the guide says, restarted under load, upgraded and
-//! removed.
+//! The whole life of a release: installation, the guide's workflow, restarts under load, an
+//! upgrade and the removal.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
 use crate::helm::chart;
-use crate::load::{Client, Load};
+use crate::load::{Client, Load, Tally};
 use crate::{external, follow, manifests, network, rbac};
 
-/// As the guide prints it.
+/// The script as the guide prints it.
 const GUIDE: &str = include_str!("../instance/workflow.sh");
-/// `pip install` included.
+/// Including `pip install`.
 const GUIDE_DEADLINE: Duration = Duration::from_secs(300);
 /// A line every 100 ms.
 const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
 
 #[tokio::test]
-async fn the_chart_serves_the_guide_and_restarts_without_a_failed_request() {
+async fn chart_runs_the_guide_and_restarts_without_a_failed_request() {
     let cluster = Cluster::start().await;
     manifests::are_valid(&cluster).await;
     let begun = Instant::now();
@@ -39,13 +39,13 @@ async fn the_chart_serves_the_guide_and_restarts_without_a_failed_request() {
     run_the_guide(&url, client.token()).await;
     println!("the guide's workflow took {:.1?}", begun.elapsed());
     use_every_right(&client).await;
-    network::is_as_the_policies_say(&cluster).await;
+    network::policies_are_enforced(&cluster).await;
     restart_under_load(&cluster, &url, &password).await;
-    rbac::is_what_was_used(&cluster).await;
+    rbac::rights_match_use(&cluster).await;
     stores_may_restart(&cluster, &client).await;
     upgrade_keeps_secrets(&cluster, &client).await;
     uninstall(&cluster).await;
-    external::stores_and_secrets_serve(&cluster).await;
+    external::release_uses_external_stores_and_secrets(&cluster).await;
     cluster.stop().await;
 }
 
@@ -91,8 +91,8 @@ async fn run_the_guide(url: &str, token: &str) {
     }
 }
 
-/// What neither the guide nor the load does: a class of runtime, a box that ends by itself,
-/// a box that is ended at once.
+/// Requests that neither the guide nor the load sends: a runtime class, a box that ends by itself,
+/// and a forced deletion.
 async fn use_every_right(client: &Client) {
     let class = json!({ "isolation": { "runtime_class": "none-such" } });
     let refused = client.create("class", class).await.unwrap_err();
@@ -131,8 +131,9 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
     let stop = CancellationToken::new();
     let long = follow::for_long(keeping.clone(), boxes[0].clone(), stop.clone());
     let load = Load::start(&keeping, &fresh, &boxes);
-    // So the failures of a restart can be told from those of a start.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Before the first restart, so that its failures differ from those of the load's start.
+    let is_steady = |tally: &Tally| tally.creates >= 2 && tally.execs >= 10 && tally.follows >= 5;
+    load.wait_until("a steady load", is_steady).await;
     for service in SERVICES {
         let from = load.elapsed();
         cluster.restart(service).await;
@@ -141,7 +142,10 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
             load.elapsed()
         );
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The load continues after the last restart.
+    let is_enough = |tally: &Tally| tally.creates >= 8 && tally.execs >= 40 && tally.follows >= 20;
+    load.wait_until("enough requests of each kind", is_enough)
+        .await;
     let took = load.elapsed();
     let tally = load.stop().await;
     stop.cancel();
@@ -161,7 +165,8 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
     }
 }
 
-/// What was there is there, and all works again without any other restart.
+/// After a restart of a store the environments exist, and requests succeed without a restart of
+/// another Pod.
 async fn stores_may_restart(cluster: &Cluster, client: &Client) {
     let id = client.create("stays", json!({})).await.unwrap();
     client.reaches(&id, &["running"]).await.unwrap();
@@ -214,21 +219,21 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
     assert_eq!(cluster.pods("exec-proxy").await.len(), 3);
     let left = cluster.pods("auth").await;
     let begins_with_them = auth.iter().all(|pod| left.contains(pod));
-    assert!(begins_with_them, "an autoscaler begins with what is there");
-    // One percent of what is requested is less than an idle service uses.
+    assert!(begins_with_them, "the autoscaler keeps the running Pods");
+    // An idle service uses more than one percent of its request.
     cluster
         .until("the autoscaler makes one more", async || {
             cluster.pods("auth").await.len() == 3
         })
         .await;
-    // The token is of before.
+    // The token was issued before the upgrade.
     client
         .ask(reqwest::Method::GET, "/auth/me", None, 200)
         .await
         .unwrap();
 }
 
-/// What is stored stays, with what opens it.
+/// Removes the release; the stored data and the secrets that decrypt them are kept.
 async fn uninstall(cluster: &Cluster) {
     let words = [
         "uninstall",

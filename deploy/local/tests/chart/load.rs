@@ -1,4 +1,4 @@
-//! Steady requests of a client that asks once: what fails is a failure.
+//! A steady load of requests without retries: every error is a failure.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use crate::follow;
 
 const ONE_REQUEST: Duration = Duration::from_secs(30);
-/// Between two requests of one worker.
+/// The pause between two requests of one worker.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Asks once, with or without connections that are kept.
+/// A client without retries, with or without keep-alive connections.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    /// How it connects, for failures.
+    /// The kind of its connections, for failures.
     kind: &'static str,
     base: String,
     token: String,
@@ -63,7 +63,7 @@ impl Client {
         }
     }
 
-    /// The answer, which must have this status.
+    /// The response, which must have this status.
     pub async fn ask(
         &self,
         method: Method,
@@ -132,7 +132,7 @@ impl Client {
     }
 }
 
-/// What the workers have done and seen.
+/// The results of the workers.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub creates: usize,
@@ -150,7 +150,7 @@ fn note<D: FnOnce(&mut Tally)>(tally: &Mutex<Tally>, outcome: Result<D, String>,
     }
 }
 
-/// Workers that go on until they are told to stop.
+/// Workers that run until they are stopped.
 pub struct Load {
     stop: CancellationToken,
     workers: JoinSet<()>,
@@ -159,7 +159,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// On two boxes that write a line every 100 ms.
+    /// Starts the workers on two boxes that write a line every 100 ms.
     pub fn start(keeping: &Client, fresh: &Client, boxes: &[String; 2]) -> Self {
         let mut load = Self {
             stop: CancellationToken::new(),
@@ -220,9 +220,18 @@ impl Load {
         });
     }
 
-    /// When since the beginning of the load.
+    /// The time since the start of the load.
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
+    }
+
+    /// Waits until the results satisfy a condition.
+    pub async fn wait_until(&self, what: &str, is_so: impl Fn(&Tally) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !is_so(&self.tally.lock().unwrap()) {
+            assert!(Instant::now() < deadline, "not reached: {what}");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     pub async fn stop(mut self) -> Tally {

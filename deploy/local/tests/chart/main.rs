@@ -1,5 +1,5 @@
-//! The Helm chart, as an operator installs it: by Helm, into a real Kubernetes, from images
-//! that were built here.
+//! The Helm chart, installed by Helm into a real Kubernetes, with images built from this
+//! workspace.
 
 #![allow(
     clippy::panic,

@@ -1,4 +1,4 @@
-//! What the chart renders, for values of several kinds, before anything of it is installed.
+//! The rendered manifests, for several sets of values, before the installation.
 
 use kube::Client;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, NAMESPACE, RELEASE};
 use crate::helm::{Helm, chart};
 
-/// Where a kind is in the API, and whether in a namespace.
+/// A kind's path in the API, and whether it is namespaced.
 fn place(kind: &str) -> (&'static str, &'static str, bool) {
     match kind {
         "ConfigMap" => ("api/v1", "configmaps", true),
@@ -31,8 +31,8 @@ fn place(kind: &str) -> (&'static str, &'static str, bool) {
     }
 }
 
-/// The API server takes a document as it is: every field known, every value allowed, no
-/// warning of what is about to be removed.
+/// Checks that the API server accepts a document without changes or warnings: every field is
+/// known, every value is valid, nothing is deprecated.
 async fn is_taken(client: &Client, document: &str) -> String {
     let line = |start: &str| {
         let found = document.lines().find_map(|line| line.strip_prefix(start));
@@ -58,7 +58,7 @@ async fn is_taken(client: &Client, document: &str) -> String {
     kind
 }
 
-/// Everything that can be turned on, and nothing of our own that can be external.
+/// Values with every option switched on, and all external components.
 fn widest() -> Value {
     json!({
         "defaults": {
@@ -99,7 +99,7 @@ async fn render(helm: &Helm, files: &[String]) -> String {
     helm.succeeds(&words).await
 }
 
-/// Lint, schema, and the API server's own check of every object.
+/// Runs the lint, the schema and a dry run of every object against the API server.
 pub async fn are_valid(cluster: &Cluster) {
     let helm = &cluster.helm;
     let chart = chart().display().to_string();

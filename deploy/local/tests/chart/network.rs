@@ -1,4 +1,4 @@
-//! Who reaches what of a release, by traffic.
+//! The network policies of a release, tested by traffic.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, apply};
 
-/// `name` becomes a Pod of `namespace` with `labels`, in which `script` must succeed.
+/// Runs `script` in a new Pod with `labels`; the script must succeed.
 async fn runs(cluster: &Cluster, namespace: &str, name: &str, labels: Value, script: &str) {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = json!({
@@ -42,15 +42,15 @@ async fn runs(cluster: &Cluster, namespace: &str, name: &str, labels: Value, scr
     pods.delete(name, &Default::default()).await.unwrap();
 }
 
-/// The API is for everybody; stores, metrics and other ports are not.
-pub async fn is_as_the_policies_say(cluster: &Cluster) {
+/// Every Pod has access to the API, and only the services to stores, metrics and other ports.
+pub async fn policies_are_enforced(cluster: &Cluster) {
     let host = |component: &str| format!("{RELEASE}{component}.{NAMESPACE}.svc.cluster.local");
     let (api, nats, postgres) = (host(""), host("-nats"), host("-postgres"));
     let gateway: Api<Pod> = cluster.api();
     let name = &cluster.pods("api-gateway").await[0];
     let gateway = gateway.get(name).await.unwrap();
     let gateway = gateway.status.unwrap().pod_ip.unwrap();
-    // A closed port refuses at once, a policy lets one wait: neither connects.
+    // A closed port refuses a connection, and a policy drops its packets: neither connects.
     let closed = format!(
         "for at in '{nats} 4222' '{postgres} 5432' '{gateway} 9090'; do
            if echo | timeout 4 nc $at; then echo \"$at is open\"; exit 1; fi
@@ -59,9 +59,9 @@ pub async fn is_as_the_policies_say(cluster: &Cluster) {
     let open = format!("timeout 10 wget -qO- http://{api}/api/v1/health/live");
     let script = format!("{open} && {closed}");
     runs(cluster, "default", "stranger", json!({}), &script).await;
-    // In our own namespace, but none of ours.
+    // In the namespace of the release, without its labels.
     runs(cluster, NAMESPACE, "stranger", json!({}), &script).await;
-    // The same test finds an open port open: one that may.
+    // The control: the same test succeeds in a Pod with access.
     let labels = json!({
         "app.kubernetes.io/name": "agentbox", "app.kubernetes.io/instance": RELEASE,
         "app.kubernetes.io/component": "scheduler",

@@ -1,4 +1,4 @@
-//! The chart's rights beside what was asked for: the API server's audit log of a whole test.
+//! Compares the chart's rights with the requests in the API server's audit log of a whole test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, NAMESPACE, RELEASE};
 
-/// One right: what to do with which objects.
+/// One right: a verb on a kind of object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Right {
     group: String,
-    /// With its subresource.
+    /// With the subresource, if there is one.
     resource: String,
     verb: String,
-    /// `None` for any.
+    /// `None` for any name.
     name: Option<String>,
-    /// In the release's namespace alone.
+    /// Whether it is limited to the namespace of the release.
     is_local: bool,
 }
 
@@ -66,7 +66,7 @@ fn rights_of(rules: Vec<PolicyRule>, is_local: bool) -> BTreeSet<Right> {
 }
 
 impl Right {
-    /// Whether it is what allows a request.
+    /// Whether the right allows a request.
     fn allows(&self, asked: &Right) -> bool {
         self.group == asked.group
             && self.resource == asked.resource
@@ -76,7 +76,7 @@ impl Right {
     }
 }
 
-/// What each service asked for, and what it was refused.
+/// The requests of each service, and the refused ones.
 #[derive(Default)]
 struct Asked {
     used: BTreeMap<String, BTreeSet<Right>>,
@@ -117,7 +117,7 @@ fn read(log: &Path) -> Asked {
             is_local: object["namespace"] == NAMESPACE,
         };
         let rights = asked.used.entry(service.to_owned()).or_default();
-        // An apply of what was not there has needed both.
+        // An apply that creates an object requires both rights.
         if verb == "patch" && event["responseStatus"]["code"] == 201 {
             rights.insert(Right {
                 verb: "create".to_owned(),
@@ -130,7 +130,7 @@ fn read(log: &Path) -> Asked {
 }
 
 /// Every right was used, and no request was refused.
-pub async fn is_what_was_used(cluster: &Cluster) {
+pub async fn rights_match_use(cluster: &Cluster) {
     let asked = read(&cluster.kubernetes.endpoint.audit_log());
     assert_eq!(asked.refused, Vec::<String>::new());
     let cluster_roles: Api<ClusterRole> = Api::all(cluster.client.clone());

@@ -1,5 +1,5 @@
-//! The API as a careful client uses it: where a part of the system is gone, it asks again
-//! what may be asked twice, and takes no other answer than the promised one.
+//! A client of the API that retries idempotent requests while a part of the system restarts, and
+//! accepts only the documented responses.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use agentbox_testing::System;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-/// So long one question may go unanswered.
+/// The deadline of one request with its retries.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ONE_TRY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -17,8 +17,8 @@ pub struct Api {
     http: reqwest::Client,
     base: String,
     pub token: String,
-    /// Questions that had to be asked again.
-    pub repeated: Cell<u32>,
+    /// The number of retries.
+    pub retries: Cell<u32>,
 }
 
 impl Api {
@@ -31,7 +31,7 @@ impl Api {
             http: reqwest::Client::new(),
             base: format!("{url}/api/v1"),
             token: String::new(),
-            repeated: Cell::new(0),
+            retries: Cell::new(0),
         };
         let login = json!({ "username": username, "password": password });
         let reply = api
@@ -41,12 +41,12 @@ impl Api {
         api
     }
 
-    /// Makes a small busybox environment, once, however often it has to ask.
+    /// Creates a small busybox environment once, with any number of retries.
     pub async fn create(&self, name: &str) -> Value {
         self.create_as(small(name)).await
     }
 
-    /// As [`Self::create`], from a body of the caller's.
+    /// As [`Self::create`], from this request.
     pub async fn create_as(&self, body: Value) -> Value {
         let name = body["name"].as_str().unwrap().to_owned();
         self.ask(Method::POST, "/environments", Some(body), Some(&name))
@@ -68,14 +68,14 @@ impl Api {
         self.ask(Method::DELETE, &path, None, None).await;
     }
 
-    /// Runs a script that may run twice.
+    /// Runs a script. It must be idempotent, because a retry runs it again.
     pub async fn exec(&self, id: &str, script: &str) -> Value {
         let path = format!("/environments/{id}/exec");
         let body = json!({ "command": ["sh", "-c", script] });
         self.ask(Method::POST, &path, Some(body), None).await
     }
 
-    /// Waits for a status, and fails early when another end has come.
+    /// Waits for a status; fails early when the environment has ended in another.
     pub async fn reaches(&self, id: &str, status: &str) -> Value {
         let begun = Instant::now();
         loop {
@@ -105,7 +105,7 @@ impl Api {
         request
     }
 
-    /// Asks once: status and body of whatever answer comes.
+    /// Sends a request without retries; gives status and body of any response.
     pub async fn once(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let (status, text) = answer(self.request(&method, path, body.as_ref()))
             .await
@@ -128,7 +128,7 @@ impl Api {
             }
             let why = match answer(request).await {
                 Ok((200..300, text)) => return serde_json::from_str(&text).unwrap_or_default(),
-                // A part that is gone, and may have done it or not.
+                // A part of the system is unavailable, and may have handled the request.
                 Ok((502..=504, text)) => text,
                 Err(broken) => format!("{broken:?}"),
                 Ok((status, text)) => panic!("{method} {path}: {status} {text}"),
@@ -138,7 +138,7 @@ impl Api {
                 "{method} {path} has no answer after {:?}: {why}",
                 begun.elapsed()
             );
-            self.repeated.set(self.repeated.get() + 1);
+            self.retries.set(self.retries.get() + 1);
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -154,7 +154,7 @@ pub fn small(name: &str) -> Value {
     })
 }
 
-/// Status and body; a connection that breaks in the midst of it has no answer.
+/// Status and body; an error when the connection breaks before the end of the body.
 async fn answer(request: RequestBuilder) -> Result<(u16, String), reqwest::Error> {
     let answer = request.send().await?;
     let status = answer.status().as_u16();

@@ -1,4 +1,4 @@
-//! What boxes of this containerd can do, and what its images are like.
+//! The images of a containerd, and the access of its boxes to the network.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use agentbox_testing::TestContainerd;
 use crate::pod::{Pod, pull};
 
 #[tokio::test]
-async fn the_python_image_behaves_as_the_official_one_where_users_notice() {
+async fn python_image_has_the_programs_and_environment_of_the_official_one() {
     let containerd = TestContainerd::start().await.unwrap();
     let pod = Pod::start(&containerd.endpoint, "python:3.11-slim").await;
     let version = pod
@@ -18,7 +18,7 @@ async fn the_python_image_behaves_as_the_official_one_where_users_notice() {
     assert_eq!(pod.output("echo $LANG; id -u").await, "C.UTF-8\n0");
     pod.output("bash -c true; python -m venv /tmp/v && /tmp/v/bin/pip --version")
         .await;
-    // Names resolve, packets leave, and the machine's certificates are trusted.
+    // Needs name resolution, access to the network and the machine's CA certificates.
     pod.output("pip install --quiet requests").await;
     let imported = pod
         .output("python -c 'import requests; print(requests.__name__)'")
@@ -28,7 +28,7 @@ async fn the_python_image_behaves_as_the_official_one_where_users_notice() {
 }
 
 #[tokio::test]
-async fn the_busybox_image_has_its_applets_and_a_shell() {
+async fn busybox_image_has_applets_and_a_shell() {
     let containerd = TestContainerd::start().await.unwrap();
     let pod = Pod::start(&containerd.endpoint, "busybox").await;
     assert_eq!(pod.output("echo a b | awk '{print $2}'").await, "b");
@@ -38,17 +38,17 @@ async fn the_busybox_image_has_its_applets_and_a_shell() {
 }
 
 #[tokio::test]
-async fn the_busybox_image_finds_names_and_fetches_pages() {
+async fn busybox_image_resolves_names_and_fetches_pages() {
     let containerd = TestContainerd::start().await.unwrap();
     let pod = Pod::start(&containerd.endpoint, "busybox").await;
-    // A name of this box, from its hosts file; and one that only a resolver knows.
+    // A name in the hosts file of this box, and one that only a resolver knows.
     pod.output("mkdir /www && echo found > /www/page && httpd -h /www")
         .await;
     pod.output("echo 127.0.0.1 here >> /etc/hosts").await;
     assert_eq!(pod.output("wget -qO- http://here/page").await, "found");
     let looked_up = pod.output("nslookup pypi.org").await;
     assert!(looked_up.contains("Name:\tpypi.org"), "{looked_up}");
-    // Whatever it answers: the name was found, and wget said what it got.
+    // Any response will do: it shows that wget resolved the name.
     let said = pod.exec("wget -O /dev/null http://pypi.org 2>&1").await;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(
@@ -59,7 +59,7 @@ async fn the_busybox_image_finds_names_and_fetches_pages() {
 }
 
 #[tokio::test]
-async fn an_image_that_does_not_exist_is_refused_within_seconds_and_named() {
+async fn pull_of_missing_image_fails_within_seconds_with_its_name() {
     let containerd = TestContainerd::start().await.unwrap();
     let begun = Instant::now();
     let error = pull(&containerd.endpoint, "no-such-image-of-ours:1")

@@ -1,5 +1,5 @@
-//! One instance with its boxes on two clusters: where they go, and what goes on while one
-//! of the clusters is lost.
+//! One instance with boxes on two clusters: placement, and operation while one cluster is
+//! unreachable.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ async fn start() -> System {
     System::start(options).await.unwrap()
 }
 
-/// Takes it down; nothing of either cluster is left.
+/// Stops the system; nothing of either cluster is left.
 async fn stop(system: System) {
     let containerd = system.containerd.clone().unwrap();
     let kubernetes = system.kubernetes.clone().unwrap();
@@ -35,14 +35,14 @@ async fn stop(system: System) {
     assert_eq!(of_kubernetes(&kubernetes), Vec::<String>::new());
 }
 
-/// The cluster of a box that runs: containerd's are reached by an address, those of a
-/// Kubernetes by a name.
+/// The cluster of a running box: the endpoint is an address on containerd and a name on
+/// Kubernetes.
 fn cluster_of(environment: &Value) -> &'static str {
     let endpoint = environment["endpoint"].as_str().unwrap();
     NAMES[usize::from(endpoint.parse::<IpAddr>().is_err())]
 }
 
-/// A body that wants this cluster.
+/// A request that selects this cluster.
 fn wanted_on(cluster: &str, name: &str) -> Value {
     let mut body = small(name);
     body["node_selector"] = json!({ "runtime": cluster });
@@ -55,8 +55,8 @@ async fn running(api: &Api, body: Value) -> Value {
         .await
 }
 
-/// A running box that no exec-proxy has a connection to: looking at one environment makes
-/// one, for its usage.
+/// A running box without a connection from exec-proxy. It is found in the list, because a GET of
+/// one environment opens a connection for its usage.
 async fn unused(api: &Api, body: Value) -> String {
     let created = api.create_as(body).await;
     let begun = Instant::now();
@@ -72,7 +72,7 @@ async fn unused(api: &Api, body: Value) -> String {
     }
 }
 
-/// The status that an exec is answered with, and after how long.
+/// The status of the response to an exec, and its latency.
 async fn exec_once(api: &Api, id: &str) -> (u16, Duration) {
     let begun = Instant::now();
     let path = format!("/environments/{id}/exec");
@@ -81,12 +81,12 @@ async fn exec_once(api: &Api, id: &str) -> (u16, Duration) {
     (status, begun.elapsed())
 }
 
-fn is_away(status: u16) -> bool {
+fn is_unavailable(status: u16) -> bool {
     (502..=504).contains(&status)
 }
 
-/// A box that is made, used and gone again.
-async fn whole_life(api: &Api, body: Value, on: &str) {
+/// Creates, uses and deletes a box.
+async fn create_use_delete(api: &Api, body: Value, on: &str) {
     let environment = running(api, body).await;
     assert_eq!(cluster_of(&environment), on, "{environment}");
     let id = environment["id"].as_str().unwrap();
@@ -96,7 +96,7 @@ async fn whole_life(api: &Api, body: Value, on: &str) {
     api.reaches(id, "terminated").await;
 }
 
-/// Waits until `/health` has this status, and says which cluster is connected.
+/// Waits until `/health` has this status; gives for each cluster whether it is connected.
 async fn health(api: &Api, status: &str) -> [bool; 2] {
     let begun = Instant::now();
     loop {
@@ -113,7 +113,7 @@ async fn health(api: &Api, status: &str) -> [bool; 2] {
 }
 
 #[tokio::test]
-async fn boxes_go_where_they_are_asked_to_and_to_both_clusters_without_a_wish() {
+async fn boxes_are_placed_by_node_selector_and_on_both_clusters_without_one() {
     let system = start().await;
     let api = Api::of(&system).await;
     assert_eq!(health(&api, "healthy").await, [true, true]);
@@ -159,12 +159,12 @@ async fn boxes_go_where_they_are_asked_to_and_to_both_clusters_without_a_wish() 
     stop(system).await;
 }
 
-/// A way to lose a cluster.
+/// A way to make a cluster unreachable.
 #[derive(Clone, Copy, Debug)]
 enum Loss {
-    /// A program that everything goes through answers no more.
+    /// Stops (SIGSTOP) a program that all requests go through.
     Freeze(&'static str),
-    /// The network to the whole of it, boxes included.
+    /// Cuts the network to the cluster, including its boxes.
     Cut,
 }
 
@@ -195,7 +195,7 @@ impl Loss {
     }
 }
 
-/// The end on this machine of the link to the cluster's node.
+/// The link to the cluster's node, by its name on this machine.
 fn port_of(cluster: &KubernetesEndpoint) -> String {
     let node = cluster.node().unwrap().to_string();
     let route = tool("ip", &["-4", "route", "get", &node]);
@@ -204,7 +204,7 @@ fn port_of(cluster: &KubernetesEndpoint) -> String {
     format!("{}n", words[at + 1])
 }
 
-/// Loses `lost` and gets it back.
+/// Makes the cluster `lost` unreachable, and reachable again.
 async fn survives(system: &System, lost: usize, loss: Loss) {
     let (lost, living) = (NAMES[lost], NAMES[1 - lost]);
     let api = Api::of(system).await;
@@ -221,19 +221,19 @@ async fn survives(system: &System, lost: usize, loss: Loss) {
     assert_eq!(health(&api, "degraded").await, NAMES.map(|n| n == living));
     api.delete(doomed_id).await;
     let (used, unused) = tokio::join!(exec_once(&api, lasting_id), exec_once(&api, unused_id));
-    println!("{loss:?}: exec answers {used:?}, where nobody is connected {unused:?}");
+    println!("{loss:?}: exec answers {used:?}, without a connection {unused:?}");
     match loss {
-        // What runs on this machine is reached without containerd.
+        // Boxes on this machine are reached without containerd.
         Loss::Freeze("containerd") => assert_eq!((used.0, unused.0), (200, 200)),
         Loss::Freeze(_) => assert_eq!((used.0, unused.0), (200, 503)),
-        Loss::Cut => assert!(is_away(used.0) && is_away(unused.0)),
+        Loss::Cut => assert!(is_unavailable(used.0) && is_unavailable(unused.0)),
     }
     let wish = Some(wanted_on(lost, &name("wish")));
     let (refused, why) = api.once(Method::POST, "/environments", wish).await;
     assert_eq!(refused, 503, "{why}");
     assert!(why["message"].as_str().unwrap().contains(lost), "{why}");
     for n in 0..3 {
-        whole_life(&api, small(&name(&format!("any-{n}"))), living).await;
+        create_use_delete(&api, small(&name(&format!("any-{n}"))), living).await;
     }
     let waits = api.get(doomed_id).await;
     assert_eq!(waits["status"], "terminating", "{waits}");
@@ -250,7 +250,7 @@ async fn survives(system: &System, lost: usize, loss: Loss) {
     for field in ["status", "started_at", "endpoint"] {
         assert_eq!(still[field], lasting[field], "{still}");
     }
-    whole_life(&api, wanted_on(lost, &name("again")), lost).await;
+    create_use_delete(&api, wanted_on(lost, &name("again")), lost).await;
     for id in [lasting_id, unused_id] {
         api.delete(id).await;
         api.reaches(id, "terminated").await;
@@ -258,14 +258,14 @@ async fn survives(system: &System, lost: usize, loss: Loss) {
 }
 
 #[tokio::test]
-async fn a_containerd_that_is_lost_keeps_only_its_own_boxes_waiting() {
+async fn unreachable_containerd_delays_only_its_own_boxes() {
     let system = start().await;
     survives(&system, 0, Loss::Freeze("containerd")).await;
     stop(system).await;
 }
 
 #[tokio::test]
-async fn a_kubernetes_that_is_lost_keeps_only_its_own_boxes_waiting() {
+async fn unreachable_kubernetes_delays_only_its_own_boxes() {
     let system = start().await;
     survives(&system, 1, Loss::Freeze("kube-apiserver")).await;
     survives(&system, 1, Loss::Cut).await;

@@ -1,5 +1,5 @@
-//! Each `curl` of the guide, run by a shell as the guide prints it. Its two JavaScript
-//! examples are met by the route tests of logs and attach.
+//! Each `curl` example of the guide, run by a shell as the guide prints it. The route tests of logs
+//! and attach cover its two JavaScript examples.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::process::Command;
 
 use crate::api::Api;
 
-/// As the guide prints them, each below `### its name`. `follow` comes after `delete`: then
-/// it ends by itself.
+/// The examples as the guide prints them, each below `### <name>`. `follow` comes after `delete`,
+/// so that its stream ends.
 const EXAMPLES: &str = include_str!("examples.sh");
 const DEADLINE: Duration = Duration::from_secs(150);
 
-/// What stands for the reader's own in the guide, and what it is here.
+/// The examples, with values for the guide's placeholders.
 struct Guide<'a> {
     system: &'a System,
     filled_in: Vec<(&'static str, String)>,
@@ -28,7 +28,7 @@ impl Guide<'_> {
         value
     }
 
-    /// What the example `name` prints.
+    /// The output of the example `name`.
     async fn run(&self, name: &str) -> String {
         let mut example = EXAMPLES
             .split("### ")
@@ -56,7 +56,7 @@ impl Guide<'_> {
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
     }
 
-    /// What the command of the example `name` wrote to stdout; it ended well.
+    /// The standard output of the command in the example `name`, which must succeed.
     async fn stdout(&self, name: &str) -> String {
         let answer = self.answer(name).await;
         assert_eq!(answer["exit_code"], 0, "{name}: {answer}");
@@ -65,7 +65,7 @@ impl Guide<'_> {
 }
 
 #[tokio::test]
-async fn every_example_of_the_guide_runs_as_written() {
+async fn every_curl_example_of_the_guide_runs_as_written() {
     let system = System::start(Options::default().replicas(2)).await.unwrap();
     let api = Api::of(&system).await;
     let mut guide = Guide {

@@ -1,13 +1,13 @@
-//! Boxes on a Kubernetes that was there before, and is somebody else's.
+//! Boxes on a Kubernetes that AgentBox did not start.
 
 use agentbox_testing::{Components, ExistingKubernetes, Options, System, TestKubernetes};
 
 use crate::api::Api;
 
 #[tokio::test]
-async fn the_guides_workflow_runs_on_a_kubernetes_that_was_there() {
+async fn guide_workflow_runs_on_an_existing_kubernetes() {
     let theirs = TestKubernetes::start().await.unwrap();
-    // As every real one has.
+    // Real clusters have a DNS server.
     theirs.add_dns().await.unwrap();
     let existing = ExistingKubernetes {
         kubeconfig: theirs.endpoint.kubeconfig.clone(),

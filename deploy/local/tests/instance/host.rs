@@ -1,4 +1,4 @@
-//! What of an instance exists on this machine: found from outside, not from its own word.
+//! What exists of an instance on this machine, found by a search of the machine.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 
-/// A supervisor started as the library starts it, bound to a process that can be killed
-/// in the place of a test program.
+/// A supervisor, started as agentbox-testing starts it. A process that can be killed takes the
+/// place of the test program.
 pub struct Supervised {
     pub directory: PathBuf,
     pub supervisor: Child,
@@ -30,12 +30,12 @@ impl Supervised {
     }
 
     /// With the product's services.
-    pub fn start_whole(directory: &Path, cache: Option<&Path>) -> Self {
+    pub fn start_with_services(directory: &Path, cache: Option<&Path>) -> Self {
         Self::start_plan(directory, cache, &plan(None, true))
     }
 
-    /// As `up` starts one: with a name, and with data that stay.
-    pub fn start_lasting(directory: &Path, deployment: &str) -> Self {
+    /// As `up` starts an instance: with a name, and with data that are kept.
+    pub fn start_durable(directory: &Path, deployment: &str) -> Self {
         Self::start_plan(directory, None, &plan(Some(deployment), false))
     }
 
@@ -117,7 +117,7 @@ impl Supervised {
     }
 
     pub fn wait(&mut self) {
-        // Its own bounds add up to less.
+        // The sum of the supervisor's own deadlines is shorter.
         let deadline = Instant::now() + Duration::from_secs(100);
         while self.supervisor.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the supervisor did not end");
@@ -157,7 +157,7 @@ pub fn tool(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Everything of a containerd instance that this machine still has.
+/// Everything of a containerd instance that exists on this machine.
 pub fn remains(containerd: &ContainerdEndpoint) -> Vec<String> {
     let run = format!("/run/agentbox/{}", containerd.deployment);
     let state_dir = containerd.state_dir.parent().unwrap().display().to_string();
@@ -212,7 +212,7 @@ pub fn remains(containerd: &ContainerdEndpoint) -> Vec<String> {
     found
 }
 
-/// Of the deployment and of those that share its containerd, in every hierarchy.
+/// The groups of the deployment and of those that share its containerd, in every hierarchy.
 fn control_groups(containerd: &ContainerdEndpoint) -> Vec<PathBuf> {
     let name = format!("agentbox-{}", containerd.deployment);
     let below = |directory: &Path| -> Vec<PathBuf> {
@@ -235,7 +235,7 @@ fn control_groups(containerd: &ContainerdEndpoint) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Boxes that a running instance has, wherever anything of one is.
+/// What exists of boxes in a running instance: sandboxes, groups, directories and rules.
 pub async fn boxes_left(containerd: &ContainerdEndpoint) -> Vec<String> {
     let mut found = crate::pod::sandboxes(containerd).await;
     let mut directories = control_groups(containerd);
@@ -260,8 +260,8 @@ pub async fn boxes_left(containerd: &ContainerdEndpoint) -> Vec<String> {
     found
 }
 
-/// Processes whose network namespace has an address of the instance's subnet: those in
-/// its boxes, whoever their parent is.
+/// The processes in the instance's boxes: those whose network namespace has an address of the
+/// instance's subnet.
 pub fn processes_in_boxes(containerd: &ContainerdEndpoint) -> Vec<ProcessIdentity> {
     let is_inside = |word: &str| {
         word.parse::<std::net::Ipv4Addr>()

@@ -1,5 +1,5 @@
-//! Every part of the system is killed (SIGKILL) while it works. Nothing is lost, doubled
-//! or invented, and the system comes back by itself.
+//! Kills every process of the system (SIGKILL) under load: the system recovers, and no
+//! environment is lost or created twice.
 
 use std::cell::{Cell, RefCell};
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::host::{boxes_left, remains};
 const CLIENTS: usize = 4;
 const RESTARTED: Duration = Duration::from_secs(30);
 
-/// What the clients are doing, for whoever kills at a chosen point.
+/// The clients' progress, by which the test selects the time of a kill.
 #[derive(Default)]
 struct Progress {
     starting: Cell<usize>,
@@ -25,7 +25,7 @@ struct Progress {
     created: RefCell<Vec<String>>,
 }
 
-/// When a service is killed.
+/// The time of a kill.
 #[derive(Clone, Copy, Debug)]
 enum Point {
     WhileEnvironmentsStart,
@@ -49,8 +49,8 @@ impl Progress {
         .await;
     }
 
-    /// Until every client has been through a whole workflow that began after now.
-    async fn goes_on(&self) {
+    /// Waits until every client has completed a workflow that started after this call.
+    async fn advances(&self) {
         let enough = self.rounds.get() + 2 * CLIENTS;
         self.until("work goes on", |now| now.rounds.get() >= enough)
             .await;
@@ -81,7 +81,7 @@ impl Progress {
     }
 }
 
-/// Kills one, and waits until another is in its place and everything is ready.
+/// Kills a process, and waits until it is restarted and the system is ready.
 async fn kill(system: &System, part: &str, index: usize) -> Duration {
     let before = system.pids(part)[&index];
     let begun = Instant::now();
@@ -101,7 +101,7 @@ async fn kill(system: &System, part: &str, index: usize) -> Duration {
     begun.elapsed()
 }
 
-/// What `make status` says.
+/// The output of `make status`.
 pub fn status(system: &System) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_agentbox-local"))
         .arg("--dir")
@@ -110,12 +110,12 @@ pub fn status(system: &System) -> String {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "all is well again:\n{said}");
+    assert!(output.status.success(), "everything is ready:\n{said}");
     said
 }
 
 #[tokio::test]
-async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
+async fn killed_services_under_load_lose_and_duplicate_no_environment() {
     let system = System::start(Options::default().replicas(2).without_rate_limits())
         .await
         .unwrap();
@@ -133,7 +133,7 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
                 progress.reaches(point).await;
                 let back = kill(&system, service, index).await;
                 println!("{service}-{index} killed {point:?}, all ready after {back:?}");
-                progress.goes_on().await;
+                progress.advances().await;
             }
         }
         progress.is_over.set(true);
@@ -142,9 +142,9 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
 
     let mut created = progress.created.take();
     println!(
-        "{} environments, {} requests asked again",
+        "{} environments, {} retried requests",
         created.len(),
-        api.repeated.get()
+        api.retries.get()
     );
     for id in &created {
         let ended = api.reaches(id, "terminated").await;
@@ -159,7 +159,7 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
         .collect();
     created.sort();
     known.sort();
-    assert_eq!(known, created, "each was made once, and none is lost");
+    assert_eq!(known, created, "each was created once, and none is lost");
     let containerd = system.containerd.clone().unwrap();
     assert_eq!(boxes_left(&containerd).await, Vec::<String>::new());
     let said = status(&system);
@@ -173,7 +173,7 @@ async fn services_killed_in_the_midst_of_work_lose_double_and_invent_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
+async fn killed_store_or_containerd_recovers_while_boxes_keep_running() {
     let system = System::start(Options::default().replicas(2).without_rate_limits())
         .await
         .unwrap();
@@ -197,7 +197,7 @@ async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
         for field in ["status", "started_at", "endpoint"] {
             assert_eq!(still[field], running[field], "{part}: {still}");
         }
-        whole_life(&api, part).await;
+        create_use_delete(&api, part).await;
         assert!(status(&system).contains("last exit: signal: 9"));
     }
     api.delete(&id).await;
@@ -208,7 +208,7 @@ async fn a_killed_store_or_containerd_comes_back_and_boxes_run_on_meanwhile() {
     assert_eq!(remains(&containerd), Vec::<String>::new());
 }
 
-async fn whole_life(api: &Api, name: &str) {
+async fn create_use_delete(api: &Api, name: &str) {
     let created: Value = api.create(&format!("after-{name}")).await;
     let id = created["id"].as_str().unwrap().to_owned();
     api.reaches(&id, "running").await;

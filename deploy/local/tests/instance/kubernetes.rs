@@ -1,4 +1,4 @@
-//! A Kubernetes of one node comes up, runs the product, and leaves nothing.
+//! A Kubernetes of one node starts, runs the product, and leaves nothing.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use agentbox_testing::{Components, KubernetesEndpoint, Options, System, TestKube
 use crate::api::Api;
 use crate::host::tool;
 
-/// Everything of the instance that this machine still has.
+/// Everything of a Kubernetes instance that exists on this machine.
 pub fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
     let name = &cluster.deployment;
     let run = format!("/run/agentbox/{name}");
@@ -51,19 +51,19 @@ pub fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_kubernetes_that_is_stopped_leaves_nothing() {
+async fn stopped_kubernetes_leaves_nothing() {
     let kubernetes = TestKubernetes::start().await.unwrap();
     let endpoint = kubernetes.endpoint.clone();
     assert!(
         !remains(&endpoint).is_empty(),
-        "the search finds nothing at all"
+        "the search finds nothing of a running instance"
     );
     kubernetes.system.stop().await;
     assert_eq!(remains(&endpoint), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn the_guides_workflow_runs_as_written_on_kubernetes() {
+async fn guide_workflow_runs_as_written_on_kubernetes() {
     let options = Options::components(Components::ALL_ON_KUBERNETES).replicas(2);
     let system = System::start(options).await.unwrap();
     let said = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;

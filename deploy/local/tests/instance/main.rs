@@ -1,4 +1,4 @@
-//! Real instances: started, used, killed, and looked for afterwards.
+//! Real instances: starts, use, kills, and a search for what they leave on the machine.
 
 #![allow(
     clippy::panic,
@@ -17,6 +17,7 @@ mod kills;
 mod kubernetes;
 mod mistakes;
 mod pod;
+mod restart;
 mod stores;
 mod teardown;
 mod traces;

@@ -1,4 +1,4 @@
-//! What a person can get wrong: `up` says it in one line, at once, and leaves nothing.
+//! Unmet requirements of `up`: it fails at once, with one line, and leaves nothing.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agentbox-local");
 
-/// `up` by way of `wrapper`, in a directory and on a port of its own.
+/// Runs `up` through `wrapper`, with a directory and a port of its own.
 fn up(wrapper: &[&str], directory: &Path, port: u16) -> String {
     let begun = Instant::now();
     let mut words = wrapper.iter().copied().chain([PROGRAM, "up"]);
@@ -37,7 +37,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn a_taken_port_is_named_with_who_has_it() {
+fn port_in_use_is_reported_with_its_program() {
     let dir = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -49,9 +49,9 @@ fn a_taken_port_is_named_with_who_has_it() {
 }
 
 #[test]
-fn without_root_it_says_how_to_get_it() {
+fn missing_root_rights_are_reported_with_the_command() {
     let dir = tempfile::tempdir().unwrap();
-    // All rights of root without its name: enough to find the program wherever it is.
+    // Another user with the right to read all files, so that it finds the program.
     let said = up(
         &[
             "setpriv",
@@ -68,13 +68,13 @@ fn without_root_it_says_how_to_get_it() {
 }
 
 #[test]
-fn a_full_disk_is_named_with_what_is_free_and_needed() {
+fn full_disk_is_reported_with_free_and_required_space() {
     let dir = tempfile::tempdir().unwrap();
     let within = format!(
         "mount -t tmpfs -o size=100m none {0} && exec \"$@\"",
         dir.path().display()
     );
-    // In a mount namespace of its own: nothing is left of it.
+    // In a mount namespace, so that the mount ends with the command.
     let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
     let said = up(&wrapper, &dir.path().join("data"), free_port());
     for expected in ["the disk is full: 100 MiB free in", "2048 MiB are needed"] {
@@ -83,7 +83,7 @@ fn a_full_disk_is_named_with_what_is_free_and_needed() {
 }
 
 #[test]
-fn missing_packages_are_named_together_with_how_to_install_them() {
+fn missing_packages_are_reported_with_the_command() {
     let (dir, nothing) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hidden = ["/usr/lib/postgresql", "/usr/lib/cni"];
     let within = hidden
@@ -98,7 +98,7 @@ fn missing_packages_are_named_together_with_how_to_install_them() {
 }
 
 #[test]
-fn a_kubernetes_that_is_there_is_not_used_by_accident() {
+fn kubeconfig_alone_does_not_select_a_cluster() {
     let (dir, file) = (
         tempfile::tempdir().unwrap(),
         tempfile::NamedTempFile::new().unwrap(),

@@ -1,4 +1,4 @@
-//! One box by hand, over CRI.
+//! A box created by CRI requests, without the driver.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub async fn connect(socket: &Path) -> Channel {
         .unwrap()
 }
 
-/// The names that the driver gave to the sandboxes that containerd has.
+/// The names of the sandboxes of the driver in containerd.
 pub async fn sandboxes(containerd: &ContainerdEndpoint) -> Vec<String> {
     let mut client = RuntimeServiceClient::new(connect(&containerd.socket).await);
     let all = client
@@ -61,7 +61,7 @@ impl Pod {
                 ..DnsConfig::default()
             }),
             linux: Some(k8s_cri::v1::LinuxPodSandboxConfig {
-                // Under the instance's name, as the driver's.
+                // With the prefix of the instance's name, as the driver does.
                 cgroup_parent: format!("/agentbox-{}/pod", containerd.deployment),
                 ..k8s_cri::v1::LinuxPodSandboxConfig::default()
             }),
@@ -121,7 +121,7 @@ impl Pod {
             .into_inner()
     }
 
-    /// Its standard output; fails the test unless it exits with 0.
+    /// The standard output of a script; fails the test unless the script exits with 0.
     pub async fn output(&self, script: &str) -> String {
         let said = self.exec(script).await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -136,7 +136,7 @@ impl Pod {
     }
 }
 
-/// Pulls an image; the error's words when it cannot.
+/// Pulls an image; gives the message of an error.
 pub async fn pull(containerd: &ContainerdEndpoint, image: &str) -> Result<(), String> {
     let mut client = ImageServiceClient::new(connect(&containerd.socket).await);
     let request = PullImageRequest {

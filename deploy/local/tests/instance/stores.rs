@@ -1,4 +1,4 @@
-//! Postgres and NATS as the services meet them.
+//! Postgres and NATS with the rights of the services.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use agentbox_testing::{Components, Options, System, TestNats, TestPostgres};
 use futures::StreamExt;
 
 #[tokio::test]
-async fn a_service_cannot_read_another_services_tables() {
+async fn service_role_cannot_read_tables_of_another_service() {
     let server = TestPostgres::start().await.unwrap().endpoint;
     server
         .execute(&[
@@ -27,7 +27,7 @@ async fn a_service_cannot_read_another_services_tables() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("permission denied"), "{error}");
-    // Migrations begin with this.
+    // The first statement of the migrations.
     as_role("auth", "CREATE SCHEMA IF NOT EXISTS auth")
         .await
         .unwrap();
@@ -35,7 +35,7 @@ async fn a_service_cannot_read_another_services_tables() {
 }
 
 #[tokio::test]
-async fn each_test_has_an_empty_database_of_its_own() {
+async fn two_tests_get_different_databases_on_one_server() {
     let first = TestPostgres::start().await.unwrap();
     let second = TestPostgres::start().await.unwrap();
     assert_ne!(first.url, second.url);
@@ -46,7 +46,7 @@ async fn each_test_has_an_empty_database_of_its_own() {
 }
 
 #[tokio::test]
-async fn nats_carries_only_what_a_services_permissions_allow() {
+async fn nats_drops_messages_without_permission() {
     let nats = TestNats::shared().await.unwrap();
     let connect = |user: String, password: String| {
         async_nats::ConnectOptions::with_user_and_password(user, password).connect(nats.url.clone())
@@ -76,7 +76,7 @@ async fn nats_carries_only_what_a_services_permissions_allow() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_killed_is_started_again() {
+async fn killed_program_is_restarted() {
     let parts = Components {
         nats: true,
         ..Components::NONE

@@ -1,4 +1,4 @@
-//! Nothing is left, however an instance ends.
+//! An instance leaves nothing on the machine, however it ends.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::host::{Supervised, boxes_left, processes_in_boxes, remains};
 use crate::kubernetes::remains as of_kubernetes;
 use crate::pod::Pod;
 
-/// A directory that Postgres' own user may pass through.
+/// A directory that the system user of Postgres may traverse.
 fn directory() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
@@ -21,13 +21,13 @@ fn directory() -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn an_instance_that_is_stopped_leaves_nothing() {
+async fn stopped_instance_leaves_nothing() {
     let containerd = TestContainerd::start().await.unwrap();
     let endpoint = containerd.endpoint.clone();
     Pod::start(&endpoint, "busybox").await;
     assert!(
         !remains(&endpoint).is_empty(),
-        "the search finds nothing at all"
+        "the search finds nothing of a running instance"
     );
     assert!(!processes_in_boxes(&endpoint).is_empty());
     containerd.system.stop().await;
@@ -36,7 +36,7 @@ async fn an_instance_that_is_stopped_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_test_program_that_is_killed_leaves_nothing() {
+async fn killed_test_program_leaves_nothing() {
     let dir = directory();
     let mut supervised = Supervised::start(dir.path(), None);
     let endpoint = supervised.containerd();
@@ -50,8 +50,8 @@ async fn a_test_program_that_is_killed_leaves_nothing() {
     assert!(!dir.path().join("postgres").exists());
 }
 
-/// A cache of its own, so that the next start gets the same place; what is built once
-/// is shared.
+/// A cache for this test alone, so that the next start gets the same slot. Built images are links
+/// to the shared cache.
 fn own_cache(below: &Path) -> PathBuf {
     let home = std::env::var("HOME").unwrap();
     let shared = std::env::var("XDG_CACHE_HOME").unwrap_or(format!("{home}/.cache"));
@@ -66,7 +66,7 @@ fn own_cache(below: &Path) -> PathBuf {
     own
 }
 
-/// SIGKILL, and waits for the children that the kernel signals then.
+/// Kills a supervisor (SIGKILL) and waits for its children, which the kernel signals.
 fn kill_supervisor(mut killed: Supervised) {
     let processes = killed.processes();
     killed.supervisor.kill().unwrap();
@@ -78,8 +78,8 @@ fn kill_supervisor(mut killed: Supervised) {
     }
 }
 
-/// What starts next removes it first, unless another test's instance is just doing so: that
-/// one may take longer than the next one's start.
+/// Waits until nothing is left. The next start removes it, unless another test's instance removes
+/// it at the same time, which may take longer than the next start.
 fn nothing_is_left(left: impl Fn() -> Vec<String>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !left().is_empty() && Instant::now() < deadline {
@@ -89,14 +89,14 @@ fn nothing_is_left(left: impl Fn() -> Vec<String>) {
 }
 
 #[tokio::test]
-async fn what_a_killed_supervisor_left_is_gone_after_the_next_start() {
+async fn next_start_removes_what_a_killed_supervisor_left() {
     // The shared cache must be filled first.
     TestContainerd::start().await.unwrap().system.stop().await;
     let dir = directory();
     let cache = own_cache(dir.path());
-    let killed = Supervised::start_whole(dir.path(), Some(&cache));
+    let killed = Supervised::start_with_services(dir.path(), Some(&cache));
     let endpoint = killed.containerd();
-    // A box as users have them, and one that no driver knows.
+    // A box of the API, and one that the driver does not know.
     let api = killed.api().await;
     let created = api.create("left").await;
     api.reaches(created["id"].as_str().unwrap(), "running")
@@ -106,7 +106,7 @@ async fn what_a_killed_supervisor_left_is_gone_after_the_next_start() {
     let boxes = processes_in_boxes(&endpoint);
     assert!(
         !boxes.is_empty(),
-        "the box ended by itself: nothing is shown"
+        "the box ended by itself, so the test shows nothing"
     );
 
     let mut next = Supervised::start(dir.path(), Some(&cache));
@@ -117,7 +117,7 @@ async fn what_a_killed_supervisor_left_is_gone_after_the_next_start() {
     if next.containerd().deployment == endpoint.deployment {
         assert_eq!(boxes_left(&endpoint).await, Vec::<String>::new());
     }
-    // And the place works: a box starts and ends.
+    // The slot can be used again: a box starts.
     Pod::start(&next.containerd(), "busybox").await;
     next.test_program.kill().unwrap();
     next.wait();
@@ -125,7 +125,7 @@ async fn what_a_killed_supervisor_left_is_gone_after_the_next_start() {
 }
 
 #[tokio::test]
-async fn what_a_killed_supervisor_left_is_removed_by_whichever_instance_starts_next() {
+async fn start_in_another_slot_removes_what_a_killed_supervisor_left() {
     TestContainerd::start().await.unwrap().system.stop().await;
     let (one, two, three) = (directory(), directory(), directory());
     let elsewhere = directory();
@@ -137,7 +137,7 @@ async fn what_a_killed_supervisor_left_is_removed_by_whichever_instance_starts_n
     kill_supervisor(second);
     assert!(
         !remains(&left).is_empty(),
-        "nothing was left: nothing is shown"
+        "the kill left nothing, so the test shows nothing"
     );
     first.test_program.kill().unwrap();
     first.wait();
@@ -154,7 +154,7 @@ async fn what_a_killed_supervisor_left_is_removed_by_whichever_instance_starts_n
 }
 
 #[tokio::test]
-async fn what_a_killed_supervisor_left_of_two_clusters_is_gone_after_the_next_start() {
+async fn next_start_removes_two_clusters_of_a_killed_supervisor() {
     TestContainerd::start().await.unwrap().system.stop().await;
     let dir = directory();
     let cache = own_cache(dir.path());
@@ -171,7 +171,7 @@ async fn what_a_killed_supervisor_left_of_two_clusters_is_gone_after_the_next_st
 }
 
 #[tokio::test]
-async fn a_whole_system_that_is_stopped_with_its_boxes_leaves_nothing() {
+async fn stopped_system_with_boxes_leaves_nothing() {
     let system = System::start(Options::default()).await.unwrap();
     let endpoint = system.containerd.clone().unwrap();
     let directory = system.directory().to_owned();
@@ -193,8 +193,8 @@ async fn a_whole_system_that_is_stopped_with_its_boxes_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn data_stay_over_a_restart_even_where_postgres_cannot_reach_them_by_itself() {
-    // Mode 0700, as a home directory.
+async fn restart_keeps_data_in_a_directory_without_access_for_postgres() {
+    // With mode 0700, like a home directory.
     let dir = tempfile::tempdir().unwrap();
     let deployment = format!("local-{:08x}", rand::random::<u32>());
     let query = |supervised: &Supervised, statement: &'static str| {
@@ -202,17 +202,17 @@ async fn data_stay_over_a_restart_even_where_postgres_cannot_reach_them_by_itsel
             serde_json::from_value(supervised.state()["postgres"].clone()).unwrap();
         async move { endpoint.execute(&[statement]).await.unwrap() }
     };
-    let mut first = Supervised::start_lasting(dir.path(), &deployment);
+    let mut first = Supervised::start_durable(dir.path(), &deployment);
     query(&first, "CREATE TABLE kept AS SELECT 42 AS answer").await;
     first.test_program.kill().unwrap();
     first.wait();
-    let mut second = Supervised::start_lasting(dir.path(), &deployment);
+    let mut second = Supervised::start_durable(dir.path(), &deployment);
     assert_eq!(query(&second, "SELECT answer FROM kept").await.trim(), "42");
-    // Also when nobody had the time to clean up.
+    // Also after a kill, without any clean-up.
     second.supervisor.kill().unwrap();
     second.wait();
     drop(second);
-    let mut third = Supervised::start_lasting(dir.path(), &deployment);
+    let mut third = Supervised::start_durable(dir.path(), &deployment);
     assert_eq!(query(&third, "SELECT answer FROM kept").await.trim(), "42");
     let endpoint = third.containerd();
     third.test_program.kill().unwrap();

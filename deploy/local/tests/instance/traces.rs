@@ -1,11 +1,11 @@
-//! What a real collector receives of a request's way through the whole system, and what
-//! neither it nor a log may ever contain.
+//! The spans of a request through the whole system, as a collector receives them; and the secrets
+//! that must not be in a span or a log.
 
 mod caller;
 mod collector;
 mod logs;
+mod paths;
 mod secrets;
-mod ways;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use caller::{Began, Caller};
 use collector::{Collector, Span};
 use logs::Logs;
+use paths::{command, through_the_box, through_the_scheduler};
 use secrets::Secrets;
-use ways::{command, through_the_box, through_the_scheduler};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,12 +28,12 @@ fn traced(endpoint: &str) -> Options {
         .replicas(2)
         .env("*", "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         .env("*", "OTEL_BSP_SCHEDULE_DELAY", "200")
-        // More is logged than in production, so more could leak.
+        // A lower level than in production, for a stricter test.
         .env("*", "AGENTBOX_LOG", "info,agentbox=debug")
 }
 
 #[tokio::test]
-async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
+async fn trace_of_a_request_includes_postgres_and_the_box() {
     let collector = Collector::start().await;
     let options = traced(&format!("http://{}", collector.address))
         .env(
@@ -46,7 +46,7 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
             "OTEL_RESOURCE_ATTRIBUTES",
             "deployment.environment.name=proving",
         );
-    // One service speaks the other protocol.
+    // One service uses the other protocol.
     let http = format!("http://{}", collector.http_address);
     let options = options
         .env("auth", "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
@@ -73,7 +73,7 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
     caller.until_status(&id, "running").await;
 
     let sent = collector
-        .find("way of the creation", |spans| {
+        .find("spans of the create", |spans| {
             through_the_scheduler(spans, &create, "POST /api/v1/environments")
         })
         .await;
@@ -95,13 +95,13 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
     let output = reply["stdout"].as_str().unwrap();
     secrets.add("stdout", output.lines().last().unwrap());
     let (boxd, ran) = collector
-        .find("way into the box", |spans| through_the_box(spans, &run))
+        .find("spans of the exec", |spans| through_the_box(spans, &run))
         .await;
     assert_eq!(boxd.attribute("environment"), id);
     assert_eq!(ran.attribute("process.exit.code"), "7");
     assert!(ran.start_nanos < ran.end_nanos);
 
-    leave_traces_of_failures(&caller, &id, &mut secrets).await;
+    send_failing_requests(&caller, &id, &mut secrets).await;
 
     let unsampled = Began::new();
     let (status, _) = caller
@@ -113,7 +113,7 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
     let (delete, _) = caller.sampled(Method::DELETE, &path, &Value::Null).await;
     caller.until_status(&id, "terminated").await;
     let sent = collector
-        .find("way of the deletion", |spans| {
+        .find("spans of the delete", |spans| {
             through_the_scheduler(spans, &delete, "DELETE /api/v1/environments/{id}")
         })
         .await;
@@ -132,8 +132,8 @@ async fn one_trace_leads_from_a_request_to_postgres_and_into_the_box() {
     system.stop().await;
 }
 
-/// Everything that goes wrong with a secret in hand.
-async fn leave_traces_of_failures(caller: &Caller, id: &str, secrets: &mut Secrets) {
+/// Requests that fail and contain a secret.
+async fn send_failing_requests(caller: &Caller, id: &str, secrets: &mut Secrets) {
     let (_, key) = caller
         .sampled(
             Method::POST,
@@ -211,10 +211,14 @@ async fn leave_traces_of_failures(caller: &Caller, id: &str, secrets: &mut Secre
 fn check_spans(spans: &[Span], id: &str, unsampled: &Began, secrets: &Secrets) {
     for span in spans {
         secrets.check(&format!("span {}", span.name), &span.text);
-        assert!(!span.name.contains(id), "an id is no name: {}", span.name);
+        assert!(
+            !span.name.contains(id),
+            "a span name contains an id: {}",
+            span.name
+        );
         assert_ne!(
             span.trace, unsampled.trace,
-            "it was not to be recorded: {span:?}"
+            "an unsampled request was recorded: {span:?}"
         );
         let place = (
             "deployment.environment.name".to_owned(),
@@ -235,8 +239,8 @@ fn check_spans(spans: &[Span], id: &str, unsampled: &Began, secrets: &Secrets) {
 }
 
 #[tokio::test]
-async fn a_collector_that_hangs_slows_no_request_and_is_one_line_in_each_log() {
-    // Connections wait in the kernel's queue, and nobody ever answers.
+async fn hanging_collector_slows_no_request_and_is_logged_once() {
+    // Connections stay in the kernel's queue without an answer.
     let hanging = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let options = traced(&format!("http://{}", hanging.local_addr().unwrap()))
         .replicas(1)
@@ -249,7 +253,7 @@ async fn a_collector_that_hangs_slows_no_request_and_is_one_line_in_each_log() {
             caller.sampled(Method::GET, "/auth/me", &Value::Null).await;
         }
     };
-    // A single span that waited for the collector would take 300 ms of these.
+    // One span that waited for the collector would take 300 ms.
     tokio::time::timeout(Duration::from_secs(20), asked)
         .await
         .unwrap();

@@ -1,4 +1,4 @@
-//! The guide's complete workflow, as a newcomer runs it, on two replicas of each service.
+//! The complete workflow of the guide, with two replicas of each service.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use tokio::process::Command;
 
 use crate::api::Api;
 
-/// As the guide prints it.
+/// The script as the guide prints it.
 const SCRIPT: &str = include_str!("workflow.sh");
-/// `pip install` included.
+/// Including `pip install`.
 const DEADLINE: Duration = Duration::from_secs(240);
 
 pub async fn run_script(system: &System, token: &str) -> String {
@@ -40,7 +40,7 @@ pub async fn run_script(system: &System, token: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_guides_workflow_runs_as_written_and_nothing_of_it_stays() {
+async fn guide_workflow_runs_as_written_and_leaves_no_box() {
     let system = System::start(Options::default().replicas(2)).await.unwrap();
     let api = Api::of(&system).await;
     let said = run_script(&system, &api.token).await;

@@ -1,4 +1,4 @@
-//! A client whose every request begins a trace.
+//! A client that starts a trace with each request.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A caller with a trace of its own for each request.
+/// A client of the API with one trace per request.
 pub struct Caller {
     pub http: reqwest::Client,
     pub url: String,
     pub token: String,
 }
 
-/// A request's trace, as its caller began it.
+/// The trace that a caller starts: the parent of the request's spans.
 #[derive(Clone)]
 pub struct Began {
     pub trace: String,
@@ -50,7 +50,7 @@ impl Caller {
         caller
     }
 
-    /// Asks in the trace `began`; the answer names that trace.
+    /// Sends a request in the trace `began`, and checks that the response names the trace.
     pub async fn ask(
         &self,
         began: &Began,

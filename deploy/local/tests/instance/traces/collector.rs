@@ -1,4 +1,4 @@
-//! A trace collector: receives OTLP, over gRPC and over HTTP, and keeps what came.
+//! A trace collector: it receives OTLP over gRPC and over HTTP, and keeps the spans.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-/// A span as it came, with its ids in hexadecimal.
+/// A received span, with its ids in hexadecimal.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub service: String,
@@ -32,12 +32,12 @@ pub struct Span {
     pub trace: String,
     pub id: String,
     pub parent: String,
-    /// Trace and span.
+    /// The linked spans: trace id and span id.
     pub links: Vec<(String, String)>,
     pub attributes: Vec<(String, String)>,
     pub start_nanos: u64,
     pub end_nanos: u64,
-    /// All that came of it, events too, for what must not be in it.
+    /// The whole span with its events as text, for the search for secrets.
     pub text: String,
 }
 
@@ -51,7 +51,7 @@ impl Span {
 #[derive(Clone, Default)]
 struct Kept {
     spans: Arc<Mutex<Vec<Span>>>,
-    /// The value of `x-collector-key` in the newest call.
+    /// The value of `x-collector-key` in the last request.
     key: Arc<Mutex<String>>,
 }
 
@@ -96,7 +96,7 @@ impl Collector {
         self.kept.key.lock().unwrap().clone()
     }
 
-    /// What `find` finds, once the spans for it have come.
+    /// Waits until `find` finds something in the received spans.
     pub async fn find<T>(&self, what: &str, find: impl Fn(&[Span]) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {

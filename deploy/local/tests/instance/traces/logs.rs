@@ -1,4 +1,4 @@
-//! The logs of a system, read as an operator's tools do.
+//! The logs of a system, parsed as JSON lines.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ impl Logs {
         Self(entries.map(|entry| read(entry.unwrap())).collect())
     }
 
-    /// The lines of our services; of Postgres, NATS and containerd none.
+    /// The log lines of the services, without those of Postgres, NATS and containerd.
     pub fn lines(&self) -> impl Iterator<Item = (&str, Value)> {
         let ours = |name: &str| SERVICES.iter().any(|service| name.starts_with(service));
         self.0
@@ -49,7 +49,10 @@ impl Logs {
             for key in ["timestamp", "level", "target", "service", "message"] {
                 assert!(line[key].is_string(), "{name}: no {key}: {line}");
             }
-            assert_ne!(line["level"], "ERROR", "nobody needs to act: {line}");
+            assert_ne!(
+                line["level"], "ERROR",
+                "ERROR means that a person must act: {line}"
+            );
             services.insert(line["service"].as_str().unwrap().to_owned());
         }
         assert_eq!(services, SERVICES.map(String::from).into());

@@ -1,4 +1,4 @@
-//! What must be in no log and no span, and what it is when it is found there.
+//! The secrets that must not be in a log or a span.
 
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_box_protocol::token::BoxToken;
@@ -6,13 +6,13 @@ use agentbox_testing::System;
 use serde_json::Value;
 
 pub struct Secrets {
-    /// What it is, and its text.
+    /// Each secret: its description and its text.
     known: Vec<(String, String)>,
     box_secret: BoxSecret,
 }
 
 impl Secrets {
-    /// Every generated secret of this system.
+    /// The generated secrets of this system.
     pub fn of(system: &System) -> Self {
         let file = system.directory().join("secrets.json");
         let kept: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -34,7 +34,10 @@ impl Secrets {
     }
 
     pub fn add(&mut self, what: &str, text: &str) {
-        assert!(text.len() >= 8, "{what}: {text:?} would be found anywhere");
+        assert!(
+            text.len() >= 8,
+            "{what}: {text:?} is too short to search for"
+        );
         self.known.push((what.to_owned(), text.to_owned()));
     }
 
@@ -44,14 +47,14 @@ impl Secrets {
         self.add("the box's token", token.expose());
     }
 
-    /// A text that is nowhere else, to be given as what the name says.
+    /// A unique text to use as a value of this kind.
     pub fn canary(&mut self, what: &str) -> String {
         let text = format!("CANARY{}", hex::encode(rand::random::<[u8; 6]>()));
         self.add(what, &text);
         text
     }
 
-    /// `text` contains none of them.
+    /// Checks that `text` contains no secret.
     pub fn check(&self, place: &str, text: &str) {
         for (what, secret) in &self.known {
             let line = text.lines().find(|line| line.contains(secret));

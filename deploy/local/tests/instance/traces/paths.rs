@@ -1,9 +1,9 @@
-//! Where a request's spans lead: parents within a trace, links between two.
+//! The path of a request through its spans: parents within a trace, links between traces.
 
 use super::caller::Began;
 use super::collector::{Span, SpanKind};
 
-/// The spans of one trace and what hangs on which.
+/// The spans of one trace, as a tree.
 struct Tree<'a>(Vec<&'a Span>);
 
 impl<'a> Tree<'a> {
@@ -37,7 +37,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The gateway's span of a request, child of the caller's.
+/// The gateway's span of a request: the child of the caller's span.
 fn request<'a>(tree: &Tree<'a>, began: &Began, name: &str) -> Option<&'a Span> {
     tree.find("api-gateway", SpanKind::Server, |span| {
         span.name == name && span.parent == began.span
@@ -65,8 +65,8 @@ pub fn through_the_scheduler(spans: &[Span], began: &Began, http: &str) -> Optio
     Some(sent.clone())
 }
 
-/// The span of the command that `sent` sent: in a trace of its own, linked to it, with a
-/// call of containerd below it.
+/// The span of the command that was sent in the span `sent`. It is in another trace, linked to
+/// `sent`, and has a call of containerd as a descendant.
 pub fn command(spans: &[Span], sent: &Span, method: &str) -> Option<()> {
     let is_linked = |span: &&Span| {
         span.kind == SpanKind::Consumer
