@@ -53,13 +53,13 @@ async fn a_key_acts_as_its_owner_until_it_is_revoked() {
         }
     );
     assert_eq!(principal.expires_at, created.api_key.expires_at);
-    assert_eq!(auth.again(&principal).await.unwrap(), principal);
+    assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
 
     auth.call::<RevokeKey>(key_of(&created.api_key))
         .await
         .unwrap();
     refused(auth.bearer(&created.key).await);
-    refused(auth.again(&principal).await);
+    refused(auth.revalidate(&principal).await);
     for code in [
         auth.call::<RevokeKey>(key_of(&created.api_key))
             .await
@@ -125,7 +125,7 @@ async fn another_users_key_is_not_found() {
     auth.bearer(&created.key).await.unwrap();
     let mut stolen = auth.bearer(&created.key).await.unwrap();
     stolen.user = other.id;
-    refused(auth.again(&stolen).await);
+    refused(auth.revalidate(&stolen).await);
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable()
     for error in [
         auth.bearer(&caller.token).await.unwrap_err(),
         auth.bearer(&key).await.unwrap_err(),
-        auth.again(&caller.principal).await.unwrap_err(),
+        auth.revalidate(&caller.principal).await.unwrap_err(),
         auth.login(&caller.user.username, PASSWORD)
             .await
             .unwrap_err(),
@@ -85,7 +85,8 @@ async fn a_flood_of_logins_is_shed_and_leaves_requests_with_a_token_alone() {
     }
     assert!((1..100).contains(&shed), "{shed} of 100 were shed");
     assert_eq!(
-        auth.metric("auth_password_queue_full_total", "").await,
+        auth.metric("agentbox_auth_password_queue_full_total", "")
+            .await,
         shed
     );
     auth.login(&caller.user.username, PASSWORD).await.unwrap();

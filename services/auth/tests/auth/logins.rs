@@ -76,7 +76,7 @@ async fn a_login_gives_a_token_that_anyone_verifies_by_the_public_keys() {
 async fn an_unknown_user_and_a_wrong_password_differ_in_neither_words_nor_work() {
     let world = World::start().await;
     let auth = world.auth();
-    let hashes = || auth.metric("auth_password_hashes_total", "verify");
+    let hashes = || auth.metric("agentbox_auth_password_hashes_total", "verify");
     let mut answers = BTreeSet::new();
     let names = [
         ADMIN.to_owned(),
@@ -122,10 +122,10 @@ async fn a_logout_ends_that_login_alone() {
     let second = auth.caller_as(first.user.clone()).await;
     auth.logout(&first.principal).await;
     refused(auth.bearer(&first.token).await);
-    refused(auth.again(&first.principal).await);
+    refused(auth.revalidate(&first.principal).await);
     assert_eq!(auth.bearer(&second.token).await.unwrap(), second.principal);
     assert_eq!(
-        auth.again(&second.principal).await.unwrap(),
+        auth.revalidate(&second.principal).await.unwrap(),
         second.principal
     );
     auth.logout(&first.principal).await;
@@ -138,7 +138,7 @@ async fn a_login_of_one_user_is_not_good_for_another() {
     let (mine, other) = (auth.caller(Role::User).await, auth.caller(Role::User).await);
     let mut mixed = mine.principal.clone();
     mixed.user = other.user.id;
-    refused(auth.again(&mixed).await);
+    refused(auth.revalidate(&mixed).await);
     auth.logout(&mixed).await;
     auth.bearer(&mine.token).await.unwrap();
 }

@@ -65,7 +65,7 @@ async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
 
         first.logout(&caller.principal).await;
         refused(second.bearer(&caller.token).await);
-        refused(second.again(&caller.principal).await);
+        refused(second.revalidate(&caller.principal).await);
 
         let request = KeyRequest {
             owner: caller.user.id.clone(),
@@ -73,7 +73,7 @@ async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
         };
         second.call::<RevokeKey>(request).await.unwrap();
         refused(first.bearer(&key.key).await);
-        refused(first.again(&by_key).await);
+        refused(first.revalidate(&by_key).await);
 
         let last = first.caller_as(caller.user).await;
         first

@@ -49,7 +49,7 @@ async fn a_ticket_reaches_its_environment_for_its_action_and_no_further() {
             }
         );
         assert_eq!(principal.expires_at, caller.principal.expires_at);
-        assert_eq!(auth.again(&principal).await.unwrap(), principal);
+        assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
     }
 }
 
@@ -149,8 +149,8 @@ async fn a_ticket_and_its_stream_end_with_the_login_that_asked_for_it_and_with_n
     }
     auth.logout(&first.principal).await;
     refused(auth.redeem(&unused, &environment, LOGS).await);
-    refused(auth.again(&streams[0]).await);
-    auth.again(&streams[1]).await.unwrap();
+    refused(auth.revalidate(&streams[0]).await);
+    auth.revalidate(&streams[1]).await.unwrap();
 }
 
 #[tokio::test]
@@ -195,5 +195,5 @@ async fn a_ticket_made_with_a_key_is_within_the_keys_permissions_and_ends_with_i
     };
     auth.call::<RevokeKey>(revoke).await.unwrap();
     refused(auth.redeem(&unused, &environment, LOGS).await);
-    refused(auth.again(&stream).await);
+    refused(auth.revalidate(&stream).await);
 }

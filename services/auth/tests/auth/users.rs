@@ -162,7 +162,7 @@ async fn a_new_role_holds_for_the_tokens_that_are_out() {
     auth.call::<PatchUser>(request).await.unwrap();
     assert_eq!(auth.bearer(&caller.token).await.unwrap().role, Role::User);
     assert_eq!(
-        auth.again(&caller.principal).await.unwrap().role,
+        auth.revalidate(&caller.principal).await.unwrap().role,
         Role::User
     );
 }
@@ -243,7 +243,7 @@ async fn a_deleted_user_has_nothing_left_that_works() {
     auth.call::<DeleteUser>(by_id(&caller.user)).await.unwrap();
 
     refused(auth.bearer(&caller.token).await);
-    refused(auth.again(&caller.principal).await);
+    refused(auth.revalidate(&caller.principal).await);
     refused(auth.bearer(&key).await);
     refused(auth.redeem(&ticket, &environment, TicketAction::Logs).await);
     let login = auth
