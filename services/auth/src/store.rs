@@ -43,3 +43,15 @@ pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction,
 pub async fn commit(transaction: DatabaseTransaction) -> Result<(), StoreError> {
     Ok(transaction.commit().await?)
 }
+
+/// The rows that one page holds: `limit`, and 1,000 at most.
+#[must_use]
+pub fn page_limit(limit: u32) -> u64 {
+    u64::from(limit.min(1_000))
+}
+
+/// `offset` as a `bigint`: a larger one is clamped.
+#[must_use]
+pub fn page_offset(offset: u64) -> u64 {
+    offset.min(i64::MAX.unsigned_abs())
+}

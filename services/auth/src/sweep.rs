@@ -9,9 +9,9 @@ use std::time::Duration;
 use agentbox_contracts::ErrorChain;
 use agentbox_database::sql::ago;
 use agentbox_database::{Leases, span};
-use sea_orm::sea_query::IntoCondition;
+use sea_orm::sea_query::{ExprTrait, IntoCondition};
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, DbErr, EntityName, EntityTrait, QueryFilter,
+    ColumnTrait, Condition, DatabaseConnection, EntityName, EntityTrait, QueryFilter,
     QuerySelect, QueryTrait,
 };
 use tokio_util::sync::CancellationToken;
@@ -59,28 +59,27 @@ impl Sweeper {
     }
 
     async fn sweep(&self) {
-        let expired = tickets::Column::ExpiresAt.lt(ago(GRACE));
+        let expired = tickets::Column::ExpiresAt.into_expr().lt(ago(GRACE));
         self.purge::<tickets::Entity>(tickets::Column::Hash, expired)
             .await;
-        let expired = logins::Column::ExpiresAt.lt(ago(GRACE));
+        let expired = logins::Column::ExpiresAt.into_expr().lt(ago(GRACE));
         self.purge::<logins::Entity>(logins::Column::Id, expired)
             .await;
         let ended = Condition::any()
-            .add(api_keys::Column::RevokedAt.lt(ago(self.key_retention)))
-            .add(api_keys::Column::ExpiresAt.lt(ago(self.key_retention)));
+            .add(api_keys::Column::RevokedAt.into_expr().lt(ago(self.key_retention)))
+            .add(api_keys::Column::ExpiresAt.into_expr().lt(ago(self.key_retention)));
         self.purge::<api_keys::Entity>(api_keys::Column::Id, ended)
             .await;
-        let expired = signing_keys::Column::NotAfter.lt(ago(GRACE));
+        let expired = signing_keys::Column::NotAfter.into_expr().lt(ago(GRACE));
         self.purge::<signing_keys::Entity>(signing_keys::Column::Kid, expired)
             .await;
-        let old = audit::Column::At.lt(ago(self.audit_retention));
+        let old = audit::Column::At.into_expr().lt(ago(self.audit_retention));
         self.purge::<audit::Entity>(audit::Column::Id, old).await;
     }
 
     /// Deletes the rows of a table that match `condition`, batch by batch.
     async fn purge<E: EntityTrait>(&self, key: E::Column, condition: impl IntoCondition) {
-        let table = E::default();
-        let table = table.table_name();
+        let table = E::default().table_name();
         let batch = E::find()
             .select_only()
             .column(key)

@@ -7,7 +7,7 @@ use agentbox_database::sql::statement;
 use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::Expr;
-use sea_orm::sea_query::LockType;
+use sea_orm::sea_query::{ExprTrait, LockType};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, FromQueryResult,
     LoaderTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select, Set,
@@ -19,10 +19,7 @@ use crate::entity::api_keys::{ActiveModel, Column, Entity, Model};
 use crate::entity::{api_key_permissions as permissions, users};
 use crate::principal::ActiveCredential;
 use crate::secret::Digest;
-use crate::store::StoreError;
-
-/// The most rows that one page holds.
-const MAX_PAGE: u32 = 1_000;
+use crate::store::{StoreError, page_limit, page_offset};
 
 /// Reads a key with its user and its permissions. Raw, because every request with a key
 /// waits for it: one round trip and one row, however many permissions the key has.
@@ -83,7 +80,7 @@ pub async fn lock_owner_and_count(
         }
         let not_expired = Condition::any()
             .add(Column::ExpiresAt.is_null())
-            .add(Column::ExpiresAt.gt(Expr::current_timestamp()));
+            .add(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()));
         let active = keys_of(owner).filter(not_expired).count(on).await?;
         Ok(Some(active))
     };
@@ -134,18 +131,16 @@ pub async fn page(
         let keys = keys_of(owner)
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Id)
-            .limit(u64::from(limit.min(MAX_PAGE)))
-            .offset(offset.min(i64::MAX.unsigned_abs()))
+            .limit(page_limit(limit))
+            .offset(page_offset(offset))
             .all(on)
             .await?;
         let by_position = permissions::Entity::find().order_by_asc(permissions::Column::Position);
         let permissions = keys.load_many(by_position, on).await?;
-        Ok((keys, permissions, keys_of(owner).count(on).await?))
+        let total = keys_of(owner).count(on).await?;
+        Ok::<_, DbErr>((keys, permissions, total))
     };
-    let (keys, permissions, total) = page
-        .instrument(span!(SELECT api_keys))
-        .await
-        .map_err(StoreError::from)?;
+    let (keys, permissions, total) = page.instrument(span!(SELECT api_keys)).await?;
     let keys = keys.into_iter().zip(permissions);
     let keys = keys.map(|(key, given)| api_key(key, given.into_iter().map(Into::into).collect()));
     Ok((keys.collect(), total))

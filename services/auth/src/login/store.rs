@@ -5,6 +5,7 @@ use agentbox_database::span;
 use agentbox_database::sql::statement;
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::Expr;
+use sea_orm::sea_query::ExprTrait;
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QuerySelect};
 use tracing::Instrument;
 
@@ -60,7 +61,7 @@ pub async fn find_active(
         .inner_join(users::Entity)
         .filter(Column::UserId.eq(user.as_str()))
         .filter(Column::RevokedAt.is_null())
-        .filter(Column::ExpiresAt.gt(Expr::current_timestamp()))
+        .filter(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()))
         .into_model::<ActiveCredential>()
         .one(on);
     Ok(find.instrument(span!(SELECT logins)).await?)

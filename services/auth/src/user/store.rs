@@ -13,10 +13,7 @@ use tracing::Instrument;
 
 use crate::entity::logins;
 use crate::entity::users::{ActiveModel, Column, Entity, Model};
-use crate::store::StoreError;
-
-/// The most rows that one page holds.
-const MAX_PAGE: u32 = 1_000;
+use crate::store::{StoreError, page_limit, page_offset};
 
 pub struct NewUser {
     pub username: String,
@@ -53,16 +50,14 @@ pub async fn page(
         let users = Entity::find()
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Id)
-            .limit(u64::from(limit.min(MAX_PAGE)))
-            .offset(offset.min(i64::MAX.unsigned_abs()))
+            .limit(page_limit(limit))
+            .offset(page_offset(offset))
             .all(on)
             .await?;
-        Ok((users, Entity::find().count(on).await?))
+        let total = Entity::find().count(on).await?;
+        Ok::<_, DbErr>((users, total))
     };
-    let (users, total) = page
-        .instrument(span!(SELECT users))
-        .await
-        .map_err(StoreError::from)?;
+    let (users, total) = page.instrument(span!(SELECT users)).await?;
     Ok((users.into_iter().map(User::from).collect(), total))
 }
 

@@ -107,7 +107,7 @@ async fn the_scheduler_is_acknowledged_at_once_and_once_more_when_nothing_is_on_
 }
 
 #[tokio::test]
-async fn a_deletion_is_answered_without_a_scheduler_and_told_by_another_replica_later() {
+async fn deletion_without_a_scheduler_is_notified_by_another_replica_later() {
     let mut world = World::with(2, &[]).await;
     let user = delete(&world.replicas[0]).await;
     world.replicas[0].kill();
@@ -122,7 +122,7 @@ async fn a_deletion_is_answered_without_a_scheduler_and_told_by_another_replica_
 }
 
 #[tokio::test]
-async fn a_scheduler_that_fails_is_asked_again() {
+async fn failed_notification_is_repeated() {
     let world = World::start().await;
     let scheduler = Listener::start(world.auth(), 2).await;
     let user = delete(world.auth()).await;

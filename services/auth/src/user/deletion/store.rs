@@ -48,18 +48,22 @@ pub async fn settle(
     user: &UserId,
     next: &Next,
 ) -> Result<(), StoreError> {
-    if *next == Next::Done {
-        let delete = Entity::delete_by_id(user.clone()).exec(on);
-        delete.instrument(span!(DELETE user_deletions)).await?;
-        return Ok(());
-    }
     let mut update = Entity::update_many().filter(Column::UserId.eq(user.as_str()));
-    update = match next {
-        Next::Retry(after) => update.col_expr(Column::NextAttemptAt, from_now(*after)),
-        Next::Confirm(after) => update
-            .col_expr(Column::NextAttemptAt, from_now(*after))
-            .col_expr(Column::AcknowledgedAt, Expr::current_timestamp()),
-    };
+    match next {
+        Next::Done => {
+            let delete = Entity::delete_by_id(user.clone()).exec(on);
+            delete.instrument(span!(DELETE user_deletions)).await?;
+            return Ok(());
+        }
+        Next::Retry(after) => {
+            update = update.col_expr(Column::NextAttemptAt, from_now(*after));
+        }
+        Next::Confirm(after) => {
+            update = update
+                .col_expr(Column::NextAttemptAt, from_now(*after))
+                .col_expr(Column::AcknowledgedAt, Expr::current_timestamp());
+        }
+    }
     let update = update.exec(on);
     update.instrument(span!(UPDATE user_deletions)).await?;
     Ok(())
