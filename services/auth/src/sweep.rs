@@ -11,8 +11,8 @@ use agentbox_database::sql::ago;
 use agentbox_database::{Leases, span};
 use sea_orm::sea_query::{ExprTrait, IntoCondition};
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, EntityName, EntityTrait, QueryFilter,
-    QuerySelect, QueryTrait,
+    ColumnTrait, Condition, DatabaseConnection, EntityName, EntityTrait, QueryFilter, QuerySelect,
+    QueryTrait,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -66,8 +66,16 @@ impl Sweeper {
         self.purge::<logins::Entity>(logins::Column::Id, expired)
             .await;
         let ended = Condition::any()
-            .add(api_keys::Column::RevokedAt.into_expr().lt(ago(self.key_retention)))
-            .add(api_keys::Column::ExpiresAt.into_expr().lt(ago(self.key_retention)));
+            .add(
+                api_keys::Column::RevokedAt
+                    .into_expr()
+                    .lt(ago(self.key_retention)),
+            )
+            .add(
+                api_keys::Column::ExpiresAt
+                    .into_expr()
+                    .lt(ago(self.key_retention)),
+            );
         self.purge::<api_keys::Entity>(api_keys::Column::Id, ended)
             .await;
         let expired = signing_keys::Column::NotAfter.into_expr().lt(ago(GRACE));

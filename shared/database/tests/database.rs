@@ -1,4 +1,4 @@
-//! Migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-local`
+//! Migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
 //! once.
 
 #![allow(
@@ -16,7 +16,7 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_database::lease::CREATE_LEASES;
 use agentbox_database::sql::{statement, unsigned};
 use agentbox_database::{Leases, migrate};
-use agentbox_local::TestPostgres;
+use agentbox_testing::TestPostgres;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use sea_orm_migration::prelude::*;
 use tokio::task::JoinHandle;
