@@ -134,7 +134,7 @@ pub(crate) async fn revalidate(
     gateway: &Gateway,
     principal: &Principal,
 ) -> Result<Principal, Error> {
-    let request = AuthenticateRequest::Again {
+    let request = AuthenticateRequest::Revalidate {
         user: principal.user.clone(),
         credential: principal.credential.clone(),
     };

@@ -1,10 +1,10 @@
-//! API keys: what a program shows instead of a login.
+//! API keys: the credential of a program.
 //!
 //! Owns tables `api_keys` and `api_key_permissions`. Never stores a key, only its keyed
-//! hash; the key itself is in one answer and nowhere else.
+//! hash; the key itself is in the answer that creates it and nowhere else.
 //!
-//! * I1. A key's permissions never change: to give other ones is to make another key.
-//! * I2. A user has at most the configured number of live keys, also under concurrency.
+//! * I1. A key's permissions never change: other permissions need another key.
+//! * I2. A user has at most the configured number of active keys, also under concurrency.
 
 pub mod format;
 pub mod last_used;
@@ -20,8 +20,8 @@ use chrono::Utc;
 use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
-use crate::error::StoreError;
 use crate::secret::{MasterSecret, Purpose};
+use crate::store::{begin, commit};
 
 pub struct ApiKeys {
     database: DatabaseConnection,
@@ -42,17 +42,15 @@ impl ApiKeys {
     /// Validation; QuotaExceeded; NotFound when the owner is gone.
     pub async fn create(&self, request: CreateKeyRequest) -> Result<CreateKeyReply, Error> {
         rules::check(&request)?;
-        let transaction = agentbox_database::begin(&self.database)
-            .await
-            .map_err(StoreError::from)?;
-        let live = store::lock_owner_and_count(&transaction, &request.owner)
+        let transaction = begin(&self.database).await?;
+        let active = store::lock_owner_and_count(&transaction, &request.owner)
             .await?
             .ok_or_else(|| Error::not_found("user"))?;
-        if live >= u64::from(self.per_user) {
+        if active >= u64::from(self.per_user) {
             return Err(Error::new(
                 ErrorCode::QuotaExceeded,
                 format!(
-                    "{} API keys are the most a user may have; revoke one",
+                    "a user may have at most {} active API keys: revoke one first",
                     self.per_user
                 ),
             ));
@@ -68,7 +66,7 @@ impl ApiKeys {
             ok: true,
         };
         audit::record(&transaction, entry).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        commit(transaction).await?;
         Ok(CreateKeyReply {
             api_key,
             key: Secret(minted.text),
@@ -93,11 +91,9 @@ impl ApiKeys {
     }
 
     /// # Errors
-    /// NotFound when it is another's, or revoked already.
+    /// NotFound when the key is another user's or was revoked already.
     pub async fn revoke(&self, request: KeyRequest) -> Result<(), Error> {
-        let transaction = agentbox_database::begin(&self.database)
-            .await
-            .map_err(StoreError::from)?;
+        let transaction = begin(&self.database).await?;
         if !store::revoke(&transaction, &request.owner, &request.id).await? {
             return Err(not_found());
         }
@@ -108,8 +104,7 @@ impl ApiKeys {
             ok: true,
         };
         audit::record(&transaction, entry).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
-        Ok(())
+        Ok(commit(transaction).await?)
     }
 }
 

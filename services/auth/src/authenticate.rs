@@ -1,9 +1,9 @@
-//! Is this credential good, and whose is it? Asked for every request.
+//! Authentication: the principal of a credential. Every request of the public API asks.
 //!
-//! * I1. Postgres decides each time, in one indexed query: what was revoked a moment ago,
-//!   on whichever replica, is refused now.
-//! * I2. All that is not good gives the same error for its kind, whatever the reason.
-//! * I3. What cannot be a credential of ours costs no query.
+//! * I1. Postgres decides each time, in one indexed query: a credential that any replica
+//!   revoked a moment ago is refused now.
+//! * I2. The error for a refused credential depends on its kind, not on the reason.
+//! * I3. A text that cannot be a credential costs no query.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// # Errors
-    /// Unauthorized; Unavailable when Postgres cannot say.
+    /// Unauthorized; Unavailable when Postgres does not answer.
     pub async fn authenticate(&self, request: AuthenticateRequest) -> Result<Principal, Error> {
         let (kind, refusal, principal) = match request {
             AuthenticateRequest::Bearer { token }
@@ -59,10 +59,10 @@ impl Authenticator {
                 "the ticket is not valid",
                 self.tickets.redeem(&ticket, environment, action).await?,
             ),
-            AuthenticateRequest::Again { user, credential } => (
-                "again",
+            AuthenticateRequest::Revalidate { user, credential } => (
+                "revalidate",
                 "the credential is no longer valid",
-                self.again(&user, credential).await?,
+                self.revalidate(&user, credential).await?,
             ),
         };
         metrics::authenticated(kind, principal.is_some());
@@ -83,8 +83,8 @@ impl Authenticator {
     }
 
     async fn by_login(&self, user: &UserId, id: LoginId) -> Result<Option<Principal>, Error> {
-        let live = login::store::find_live(&self.database, user, &id).await?;
-        Ok(live.map(|live| live.principal(Credential::Login { id }, Scope::Full)))
+        let active = login::store::find_active(&self.database, user, &id).await?;
+        Ok(active.map(|login| login.principal(Credential::Login { id }, Scope::Full)))
     }
 
     async fn by_key(&self, text: &Secret) -> Result<Option<Principal>, Error> {
@@ -92,25 +92,27 @@ impl Authenticator {
             return Ok(None);
         };
         let digest = self.secret.digest(Purpose::ApiKey, text.0.as_bytes());
-        let found = api_key::store::find_live(&self.database, &id).await?;
-        let Some(key) = found.filter(|key| bool::from(key.hash.ct_eq(&digest))) else {
+        let active = api_key::store::find_active(&self.database, &id).await?;
+        let Some(key) = active.filter(|key| bool::from(key.hash.ct_eq(&digest))) else {
             return Ok(None);
         };
-        self.last_used.note(&id, Utc::now());
-        Ok(Some(
-            key.live.principal(Credential::ApiKey { id }, key.scope),
-        ))
+        self.last_used.record(&id, Utc::now());
+        let credential = Credential::ApiKey { id };
+        Ok(Some(key.credential.principal(credential, key.scope)))
     }
 
-    /// The key of a stream that runs on: it was shown when the stream began.
+    /// The key of a stream that is open: its hash was checked when the stream was opened.
     async fn by_key_id(&self, user: &UserId, id: ApiKeyId) -> Result<Option<Principal>, Error> {
-        let found = api_key::store::find_live(&self.database, &id).await?;
-        Ok(found
-            .filter(|key| key.live.user == *user)
-            .map(|key| key.live.principal(Credential::ApiKey { id }, key.scope)))
+        let active = api_key::store::find_active(&self.database, &id).await?;
+        Ok(active
+            .filter(|key| key.credential.user_id.0 == *user)
+            .map(|key| {
+                let credential = Credential::ApiKey { id };
+                key.credential.principal(credential, key.scope)
+            }))
     }
 
-    async fn again(
+    async fn revalidate(
         &self,
         user: &UserId,
         credential: Credential,

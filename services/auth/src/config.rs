@@ -1,4 +1,4 @@
-//! What auth is configured with. Secrets come by environment only.
+//! The configuration of auth. Secrets are read from the environment only.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// Postgres, as a URL. Auth keeps to schema `auth` in it.
+    /// Postgres, as a URL. Auth uses only schema `auth`.
     #[arg(long, env = "AGENTBOX_DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
 
@@ -23,7 +23,7 @@ pub struct Config {
     pub database_connections: u32,
 
     /// 64 hex digits, the same on every replica: a replica with another one does not start.
-    /// API keys, tickets and the stored signing keys are worthless without it. After a leak:
+    /// API keys, tickets and stored signing keys are invalid under another one. After a leak:
     /// stop auth, empty `signing_keys`, `api_keys` and `tickets`, start with a new one.
     #[arg(
         long,
@@ -33,10 +33,11 @@ pub struct Config {
     )]
     pub auth_secret: String,
 
-    /// The administrator that a first start with no user at all creates.
+    /// The username of the administrator that the first start creates, when there is no user.
     #[arg(long, env = "AGENTBOX_ADMIN_USERNAME")]
     pub admin_username: Option<String>,
 
+    /// The password of the first administrator, 8 to 256 characters.
     #[arg(
         long,
         env = "AGENTBOX_ADMIN_PASSWORD",
@@ -45,7 +46,7 @@ pub struct Config {
     )]
     pub admin_password: Option<String>,
 
-    /// The first administrator's address.
+    /// The email address of the first administrator.
     #[arg(
         long,
         env = "AGENTBOX_ADMIN_EMAIL",
@@ -53,35 +54,35 @@ pub struct Config {
     )]
     pub admin_email: String,
 
-    /// How long a login's token is good, in seconds.
+    /// How long the token of a login is valid, in seconds.
     #[arg(long, env = "AGENTBOX_TOKEN_TTL", default_value_t = 3_600,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub token_ttl_s: u32,
 
-    /// How long a key signs tokens before another takes over, in seconds (default 30 days).
+    /// How long a key signs tokens before a new one replaces it, in seconds (default 30 days).
     #[arg(long, env = "AGENTBOX_KEY_ROTATION", default_value_t = 30 * 86_400,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub key_rotation_s: u32,
 
-    /// How long a ticket can be redeemed, in seconds.
+    /// How long a ticket can be redeemed, in seconds, 1 to 60.
     #[arg(long, env = "AGENTBOX_TICKET_TTL", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(1..=60))]
     pub ticket_ttl_s: u32,
 
-    /// Live API keys that one user may have.
+    /// Active API keys that one user may have.
     #[arg(long, env = "AGENTBOX_KEYS_PER_USER", default_value_t = 100)]
     pub keys_per_user: u32,
 
-    /// Password hashes computed at once; each takes 19 MiB and one core for a while.
+    /// Password hashes computed at once, 1 to 64; each takes 19 MiB and one core.
     #[arg(long, env = "AGENTBOX_HASH_CONCURRENCY", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub hash_concurrency: u32,
 
-    /// Requests that may wait for a password hash; more are told to come back later.
+    /// Requests that may wait for a password hash; more are refused with 503.
     #[arg(long, env = "AGENTBOX_HASH_QUEUE", default_value_t = 64)]
     pub hash_queue: u32,
 
-    /// How often the times of use of API keys are written, in seconds.
+    /// How often the last uses of API keys are written, in seconds.
     #[arg(long, env = "AGENTBOX_LAST_USED_FLUSH", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub last_used_flush_s: u32,

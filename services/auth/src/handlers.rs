@@ -1,4 +1,4 @@
-//! Auth's edge: each method of the contract, and who answers it.
+//! Auth's edge: each method of the contract and the part that answers it.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use sea_orm::DatabaseConnection;
 
 use crate::api_key::ApiKeys;
 use crate::authenticate::Authenticator;
-use crate::error::StoreError;
 use crate::login::Logins;
 use crate::signing_key::Keyring;
+use crate::store::StoreError;
 use crate::ticket::Tickets;
 use crate::user::Users;
 
-/// Everything that answers.
+/// The parts of the service, shared by all requests.
 pub struct Auth {
     pub database: DatabaseConnection,
     pub authenticator: Authenticator,
@@ -38,7 +38,7 @@ impl Auth {
     }
 
     /// # Errors
-    /// Unavailable when Postgres is, or when there is no key to sign with.
+    /// Unavailable when Postgres does not answer or there is no signing key.
     pub async fn ready(&self) -> Result<(), Error> {
         self.database.ping().await.map_err(StoreError::from)?;
         self.keyring
@@ -49,41 +49,29 @@ impl Auth {
     }
 }
 
-/// A handler that lends `$auth` and the request to one expression.
-macro_rules! handler {
-    ($shared:ident, |$auth:ident, $request:pat_param| $answer:expr) => {{
-        let shared = Arc::clone($shared);
-        move |$request| {
-            let $auth = Arc::clone(&shared);
-            async move { $answer }
-        }
-    }};
-}
-
+/// Adds the methods of auth to `server`.
 pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
     server
-        .on::<Authenticate, _, _>(handler!(auth, |a, r| a.authenticator.authenticate(r).await))
-        .on::<Login, _, _>(handler!(auth, |a, r| a.logins.login(r).await))
-        .on::<Logout, _, _>(handler!(auth, |a, r| a.logins.logout(r).await.map(empty)))
-        .on::<ChangePassword, _, _>(handler!(auth, |a, r| {
+        .on_shared::<Authenticate, _, _, _>(auth, async |a, r| {
+            a.authenticator.authenticate(r).await
+        })
+        .on_shared::<Login, _, _, _>(auth, async |a, r| a.logins.login(r).await)
+        .on_shared::<Logout, _, _, _>(auth, async |a, r| a.logins.logout(r).await.map(empty))
+        .on_shared::<ChangePassword, _, _, _>(auth, async |a, r| {
             a.users.change_password(r).await.map(empty)
-        }))
-        .on::<GetUser, _, _>(handler!(auth, |a, r| a.users.get(&r.id).await))
-        .on::<CreateUser, _, _>(handler!(auth, |a, r| a.users.create(r).await))
-        .on::<ListUsers, _, _>(handler!(auth, |a, r| a.users.list(r).await))
-        .on::<PatchUser, _, _>(handler!(auth, |a, r| a.users.patch(r).await))
-        .on::<DeleteUser, _, _>(handler!(auth, |a, r| a
-            .users
-            .delete(&r.id)
-            .await
-            .map(empty)))
-        .on::<CreateKey, _, _>(handler!(auth, |a, r| a.api_keys.create(r).await))
-        .on::<ListKeys, _, _>(handler!(auth, |a, r| a.api_keys.list(r).await))
-        .on::<GetKey, _, _>(handler!(auth, |a, r| a.api_keys.get(r).await))
-        .on::<RevokeKey, _, _>(handler!(auth, |a, r| a.api_keys.revoke(r).await.map(empty)))
-        .on::<IssueTicket, _, _>(handler!(auth, |a, r| a.tickets.issue(r).await))
-        .on::<PublicKeys, _, _>(handler!(auth, |a, _| a.public_keys().await))
-        .on::<Ready, _, _>(handler!(auth, |a, _| a.ready().await.map(empty)))
+        })
+        .on_shared::<GetUser, _, _, _>(auth, async |a, r| a.users.get(&r.id).await)
+        .on_shared::<CreateUser, _, _, _>(auth, async |a, r| a.users.create(r).await)
+        .on_shared::<ListUsers, _, _, _>(auth, async |a, r| a.users.list(r).await)
+        .on_shared::<PatchUser, _, _, _>(auth, async |a, r| a.users.patch(r).await)
+        .on_shared::<DeleteUser, _, _, _>(auth, async |a, r| a.users.delete(&r.id).await.map(empty))
+        .on_shared::<CreateKey, _, _, _>(auth, async |a, r| a.api_keys.create(r).await)
+        .on_shared::<ListKeys, _, _, _>(auth, async |a, r| a.api_keys.list(r).await)
+        .on_shared::<GetKey, _, _, _>(auth, async |a, r| a.api_keys.get(r).await)
+        .on_shared::<RevokeKey, _, _, _>(auth, async |a, r| a.api_keys.revoke(r).await.map(empty))
+        .on_shared::<IssueTicket, _, _, _>(auth, async |a, r| a.tickets.issue(r).await)
+        .on_shared::<PublicKeys, _, _, _>(auth, async |a, _| a.public_keys().await)
+        .on_shared::<Ready, _, _, _>(auth, async |a, _| a.ready().await.map(empty))
 }
 
 fn empty((): ()) -> Empty {

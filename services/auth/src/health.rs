@@ -1,4 +1,4 @@
-//! Whether this replica can answer: Postgres is there and so is a key to sign with.
+//! Readiness: Postgres answers and there is a key that signs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::handlers::Auth;
 const INTERVAL: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Until `shutdown`.
+/// Reports the readiness of this replica until `shutdown`.
 ///
 /// # Errors
-/// None: not being ready is told, not returned.
+/// None: a replica that is not ready reports the reason and goes on.
 pub async fn watch(
     auth: Arc<Auth>,
     component: Component,

@@ -1,18 +1,18 @@
-//! Auth: who calls, and what proves it.
+//! Auth: users and their credentials.
 //!
 //! Owns users, passwords, logins and the keys that sign their tokens, API keys, stream
 //! tickets and the audit trail, all in Postgres schema `auth`. Never knows what an
-//! environment runs or whether it exists, and decides no route: that is the gateway's.
+//! environment runs or whether it exists, and authorizes no route: the gateway does.
 //!
-//! * I1. Postgres is the only truth: any replica may be killed at any line, and what one
-//!   revoked is dead on all.
+//! * I1. Postgres holds all state: any replica may be killed at any line, and a credential
+//!   that one replica revokes is refused by all.
 //! * I2. No password, token, key or ticket is stored, logged or traced in the clear.
 
 mod api_key;
 mod audit;
 mod authenticate;
 mod config;
-mod error;
+mod entity;
 mod handlers;
 mod health;
 mod login;
@@ -22,13 +22,14 @@ mod password;
 mod principal;
 mod secret;
 mod signing_key;
-mod sql;
+mod store;
 mod sweep;
 mod ticket;
 mod user;
 
 use std::sync::Arc;
 
+use agentbox_database::Leases;
 use agentbox_service::Context;
 use anyhow::Context as _;
 use tokio::sync::Notify;
@@ -41,10 +42,10 @@ const SCHEMA: &str = "auth";
 /// until the context's shutdown.
 ///
 /// # Errors
-/// When Postgres cannot be reached, or what is configured cannot be right.
+/// When Postgres cannot be reached, or a configured value is invalid.
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
-    // Not parsed with the other options: their errors show what was given.
+    // Not parsed by clap, whose errors would show the value.
     let secret: secret::MasterSecret =
         config.auth_secret.parse().context("AGENTBOX_AUTH_SECRET")?;
     let database =
@@ -111,11 +112,14 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         deleted,
     };
     tasks.spawn("user-deletions", deletions.run(shutdown.clone()));
-    let sweeper = sweep::Sweeper::new(database, config.key_retention(), config.audit_retention());
-    tasks.spawn(
-        "sweep",
-        sweeper.run(config.sweep_interval(), shutdown.clone()),
-    );
+    let sweeper = sweep::Sweeper {
+        leases: Leases::new(database.clone(), bus.instance().clone()),
+        database,
+        interval: config.sweep_interval(),
+        key_retention: config.key_retention(),
+        audit_retention: config.audit_retention(),
+    };
+    tasks.spawn("sweep", sweeper.run(shutdown.clone()));
     tasks.spawn(
         "health",
         health::watch(
@@ -129,7 +133,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         .await?;
     tasks.spawn("requests", async move {
         let served = server.run(shutdown).await;
-        // After the last request, so that its use of a key is written too.
+        // After the last request, so that its use of an API key is written too.
         last_used.flush().await;
         Ok(served?)
     });

@@ -1,8 +1,8 @@
-//! Logins: a password turned into a token that can be taken back.
+//! Logins: a password exchanged for a token that can be revoked.
 //!
-//! Owns table `logins`; a token is good while its row is. Never keeps a token.
+//! Owns table `logins`; a token is valid while its row is. Never stores a token.
 //!
-//! * I1. An unknown user and a wrong password give the same words after the same work.
+//! * I1. An unknown user and a wrong password get the same answer after the same work.
 //! * I2. A login whose password was replaced while it was verified is not recorded.
 
 pub mod store;
@@ -11,18 +11,19 @@ pub mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{LoginReply, LoginRequest, LogoutRequest, Secret};
-use agentbox_contracts::identity::{Credential, Principal};
+use agentbox_contracts::identity::{Credential, Principal, User};
 use agentbox_contracts::ids::LoginId;
 use chrono::{SubsecRound, Utc};
 use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
-use crate::error::StoreError;
 use crate::metrics;
 use crate::password::Hasher;
 use crate::signing_key::Keyring;
+use crate::store::{begin, commit};
 use crate::user;
 
 pub struct Logins {
@@ -56,26 +57,24 @@ impl Logins {
     }
 
     async fn try_login(&self, request: &LoginRequest) -> Result<LoginReply, Error> {
-        // What cannot be a username is nobody's; it takes the same way as one that could.
+        // A text that cannot be a username is looked up like one that can: as no user's.
         let is_name = user::rules::username(&request.username).is_ok();
         let username = if is_name {
             request.username.as_str()
         } else {
             ""
         };
-        let account = user::store::find_account_by_username(&self.database, username).await?;
-        let hash = account
-            .as_ref()
-            .map(|account| account.password_hash.as_str());
+        let user = user::store::find_by_username(&self.database, username).await?;
+        let hash = user.as_ref().map(|user| user.password_hash.as_str());
         let is_right = self.hasher.verify(&request.password, hash).await?;
-        let id = account.as_ref().map(|account| account.user.id.clone());
+        let id = user.as_ref().map(|user| user.id.0.clone());
         let entry = |login| Entry {
             actor: id.as_ref(),
             action: Action::Login,
             target: login,
             ok: is_right,
         };
-        let Some(account) = account.filter(|_| is_right) else {
+        let Some(user) = user.filter(|_| is_right) else {
             audit::record(&self.database, entry(None)).await?;
             return Err(refused());
         };
@@ -87,30 +86,28 @@ impl Logins {
             expires_at: now + self.token_ttl,
         };
         let key = self.keyring.signer(now).await?;
-        let claims = token::Claims::new(&account.user, &login);
-        let token = token::sign(&claims, &key).map_err(|error| {
-            tracing::error!(%error, "a token cannot be signed");
+        let verified = User::from(user.clone());
+        let token = token::sign(&token::Claims::new(&verified, &login), &key).map_err(|error| {
+            tracing::error!(error = %ErrorChain(&error), "could not sign a token");
             Error::internal()
         })?;
-        let transaction = agentbox_database::begin(&self.database)
-            .await
-            .map_err(StoreError::from)?;
-        if !store::insert(&transaction, &login, &account).await? {
+        let transaction = begin(&self.database).await?;
+        if !store::insert(&transaction, &login, &user).await? {
             return Err(refused());
         }
         audit::record(&transaction, entry(Some(login.id.as_str()))).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        commit(transaction).await?;
         Ok(LoginReply {
             token: Secret(token),
             expires_at: login.expires_at,
-            user: account.user,
+            user: verified,
         })
     }
 
-    /// Ends the login that the caller came with; on every replica at once.
+    /// Revokes the login that the caller presented; every replica refuses it at once.
     ///
     /// # Errors
-    /// Forbidden for a key or a ticket: those are not logged in.
+    /// Forbidden for an API key or a ticket: they have no login of their own.
     pub async fn logout(&self, request: LogoutRequest) -> Result<(), Error> {
         let Principal {
             user,
@@ -123,9 +120,7 @@ impl Logins {
                 "only a login can be logged out",
             ));
         };
-        let transaction = agentbox_database::begin(&self.database)
-            .await
-            .map_err(StoreError::from)?;
+        let transaction = begin(&self.database).await?;
         store::revoke(&transaction, user, id).await?;
         let entry = Entry {
             actor: Some(user),
@@ -134,8 +129,7 @@ impl Logins {
             ok: true,
         };
         audit::record(&transaction, entry).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
-        Ok(())
+        Ok(commit(transaction).await?)
     }
 }
 

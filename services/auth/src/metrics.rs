@@ -1,43 +1,40 @@
-//! Auth's metrics, by name. Labels come from closed lists.
+//! The metrics of auth. Label values come from closed lists.
 
 use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
 use std::time::Duration;
 
-const PASSWORD_HASHES: &str = "auth_password_hashes_total";
-const PASSWORD_HASH_SECONDS: &str = "auth_password_hash_seconds";
-const PASSWORD_REJECTED: &str = "auth_password_queue_full_total";
-const AUTHENTICATIONS: &str = "auth_authentications_total";
-const LOGINS: &str = "auth_logins_total";
-const KEYS_ROTATED: &str = "auth_signing_keys_created_total";
-const SWEPT: &str = "auth_rows_swept_total";
-const USES_DROPPED: &str = "auth_key_uses_dropped_total";
-const DELETIONS: &str = "auth_user_deletions_told_total";
+const PASSWORD_HASHES: &str = "agentbox_auth_password_hashes_total";
+const PASSWORD_HASH_SECONDS: &str = "agentbox_auth_password_hash_seconds";
+const PASSWORD_REJECTED: &str = "agentbox_auth_password_queue_full_total";
+const AUTHENTICATIONS: &str = "agentbox_auth_authentications_total";
+const LOGINS: &str = "agentbox_auth_logins_total";
+const KEYS_ROTATED: &str = "agentbox_auth_signing_keys_created_total";
+const PURGED: &str = "agentbox_auth_rows_purged_total";
+const USES_DROPPED: &str = "agentbox_auth_key_uses_dropped_total";
+const DELETIONS: &str = "agentbox_auth_user_deletions_notified_total";
 
 pub fn describe() {
-    describe_counter!(
-        PASSWORD_HASHES,
-        "Argon2id computations, by what they were for"
-    );
+    describe_counter!(PASSWORD_HASHES, "Argon2id computations, by purpose");
     describe_histogram!(
         PASSWORD_HASH_SECONDS,
         Unit::Seconds,
-        "Time of one, without the wait"
+        "Time of one Argon2id computation, without the wait"
     );
     describe_counter!(
         PASSWORD_REJECTED,
-        "Requests refused because too many wait for a hash"
+        "Requests refused because the queue for Argon2id was full"
     );
     describe_counter!(AUTHENTICATIONS, "Credentials checked, by kind and outcome");
-    describe_counter!(LOGINS, "Logins tried, by outcome");
+    describe_counter!(LOGINS, "Login attempts, by outcome");
     describe_counter!(KEYS_ROTATED, "Signing keys made by this replica");
-    describe_counter!(SWEPT, "Expired rows removed, by table");
+    describe_counter!(PURGED, "Expired rows removed, by table");
     describe_counter!(
         USES_DROPPED,
-        "Uses of API keys that were not noted for want of room"
+        "Uses of API keys that were not recorded because the buffer was full"
     );
     describe_counter!(
         DELETIONS,
-        "Deleted users the scheduler was told of, by outcome"
+        "Notifications of the scheduler about deleted users, by outcome"
     );
 }
 
@@ -63,15 +60,15 @@ pub fn signing_key_created() {
     counter!(KEYS_ROTATED).increment(1);
 }
 
-pub fn swept(table: &'static str, rows: u64) {
-    counter!(SWEPT, "table" => table).increment(rows);
+pub fn rows_purged(table: &'static str, rows: u64) {
+    counter!(PURGED, "table" => table).increment(rows);
 }
 
 pub fn key_uses_dropped(uses: u64) {
     counter!(USES_DROPPED).increment(uses);
 }
 
-pub fn deletion_told(ok: bool) {
+pub fn deletion_notified(ok: bool) {
     counter!(DELETIONS, "outcome" => outcome(ok)).increment(1);
 }
 

@@ -1,6 +1,8 @@
-//! Schema `auth`, version by version. A migration that has shipped never changes.
+//! The schema `auth`, version by version. A released migration never changes.
 
-mod m20261124_identity;
+mod m0001_identity;
+mod m0002_leases;
+mod m0003_acknowledged_deletions;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -9,6 +11,10 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261124_identity::Migration)]
+        vec![
+            Box::new(m0001_identity::Migration),
+            Box::new(m0002_leases::Migration),
+            Box::new(m0003_acknowledged_deletions::Migration),
+        ]
     }
 }

@@ -1,6 +1,229 @@
-//! Passwords: what may be one, and the work of hashing it.
+//! Passwords: their rule, and Argon2id off the async threads.
+//!
+//! Owns the cost of guessing. Never keeps a password longer than one computation.
+//!
+//! * I1. At most `concurrency` hashes are computed at once and `queue` requests wait. More
+//!   are refused at once, so a flood of logins costs neither memory nor the latency of other
+//!   requests.
+//! * I2. The check for an unknown user computes the same hash as the check for a known one.
 
-mod hasher;
-pub mod rules;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-pub use hasher::Hasher;
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::rpc::Secret;
+use agentbox_contracts::identity::{MAX_PASSWORD, MIN_PASSWORD};
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+
+use crate::metrics;
+
+/// OWASP's recommendation for Argon2id: 19 MiB, two passes, one lane.
+const MEMORY_KIB: u32 = 19_456;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+/// A request that waited this long is refused: its caller has timed out by then.
+const MAX_WAIT: Duration = Duration::from_secs(4);
+
+/// Checks the length of a new password. `field` is its name in the request.
+///
+/// # Errors
+/// Validation, naming the field; never the password.
+pub fn check(field: &str, password: &Secret) -> Result<(), Error> {
+    match password.0.chars().count() {
+        MIN_PASSWORD..=MAX_PASSWORD => Ok(()),
+        _ => Err(Error::field(
+            field,
+            format!("must have {MIN_PASSWORD} to {MAX_PASSWORD} characters"),
+        )),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HasherError {
+    #[error("too many requests wait for a password check")]
+    Busy,
+    #[error("a password hash cannot be computed: {0}")]
+    Failed(String),
+}
+
+impl From<HasherError> for Error {
+    fn from(error: HasherError) -> Self {
+        match error {
+            HasherError::Busy => {
+                metrics::password_queue_full();
+                Self::new(ErrorCode::Unavailable, "too many logins at once; try again")
+            }
+            HasherError::Failed(_) => {
+                tracing::error!(error = %ErrorChain(&error), "could not compute a password hash");
+                Self::internal()
+            }
+        }
+    }
+}
+
+pub struct Hasher {
+    argon2: Argon2<'static>,
+    running: Arc<Semaphore>,
+    /// One permit for each request that runs or waits.
+    admitted: Semaphore,
+    /// The hash of a random password, checked when there is no user.
+    decoy: String,
+}
+
+impl Hasher {
+    /// # Errors
+    /// [`HasherError::Failed`] when the machine cannot compute one hash.
+    pub async fn new(concurrency: u32, queue: u32) -> Result<Self, HasherError> {
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
+            .map_err(|error| HasherError::Failed(error.to_string()))?;
+        let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
+        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+        let mut hasher = Self {
+            argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
+            running: Arc::new(Semaphore::new(concurrency)),
+            admitted: Semaphore::new(
+                concurrency
+                    .saturating_add(queue)
+                    .min(Semaphore::MAX_PERMITS),
+            ),
+            decoy: String::new(),
+        };
+        let unknown = Secret(hex::encode(rand::random::<[u8; 16]>()));
+        hasher.decoy = hasher.hash(&unknown).await?;
+        Ok(hasher)
+    }
+
+    /// The hash to store, as a PHC string with a random salt.
+    ///
+    /// # Errors
+    /// [`HasherError::Busy`] when too many wait.
+    pub async fn hash(&self, password: &Secret) -> Result<String, HasherError> {
+        let (argon2, password) = (self.argon2.clone(), password.clone());
+        self.compute("create", move || {
+            argon2
+                .hash_password(password.0.as_bytes())
+                .map(|hash: PasswordHash| hash.to_string())
+                .map_err(|error| HasherError::Failed(error.to_string()))
+        })
+        .await
+    }
+
+    /// Whether `hash` is the hash of `password`. `None`, for a user that does not exist, gives
+    /// false after the same time.
+    ///
+    /// # Errors
+    /// [`HasherError::Busy`] when too many wait.
+    pub async fn verify(&self, password: &Secret, hash: Option<&str>) -> Result<bool, HasherError> {
+        let user_exists = hash.is_some();
+        let hash = hash.unwrap_or(&self.decoy).to_owned();
+        let (argon2, password) = (self.argon2.clone(), password.clone());
+        let matches = self
+            .compute("verify", move || {
+                let hash = PasswordHash::new(&hash)
+                    .map_err(|error| HasherError::Failed(error.to_string()))?;
+                Ok(argon2.verify_password(password.0.as_bytes(), &hash).is_ok())
+            })
+            .await?;
+        Ok(matches && user_exists)
+    }
+
+    async fn compute<T: Send + 'static>(
+        &self,
+        purpose: &'static str,
+        work: impl FnOnce() -> Result<T, HasherError> + Send + 'static,
+    ) -> Result<T, HasherError> {
+        let _admitted = self.admitted.try_acquire().map_err(|_| HasherError::Busy)?;
+        let permit = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.running).acquire_owned())
+            .await
+            .map_err(|_| HasherError::Busy)?
+            .map_err(|error| HasherError::Failed(error.to_string()))?;
+        tokio::task::spawn_blocking(move || {
+            // Released when the computation ends, also when its request was cancelled before.
+            let _permit = permit;
+            let started = Instant::now();
+            let outcome = work();
+            metrics::password_hashed(purpose, started.elapsed());
+            outcome
+        })
+        .await
+        .map_err(|error| HasherError::Failed(error.to_string()))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret(text.to_owned())
+    }
+
+    #[test]
+    fn password_of_8_to_256_characters_is_accepted() {
+        for (password, good) in [
+            (String::new(), false),
+            ("1234567".to_owned(), false),
+            ("12345678".to_owned(), true),
+            ("пароль-1".to_owned(), true),
+            ("x".repeat(256), true),
+            ("x".repeat(257), false),
+        ] {
+            let verdict = check("new_password", &Secret(password.clone()));
+            assert_eq!(verdict.is_ok(), good, "{password}");
+            if let Err(error) = verdict {
+                assert!(
+                    error.message.starts_with("new_password:"),
+                    "{}",
+                    error.message
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn hash_verifies_only_its_password_and_has_the_owasp_parameters() {
+        let hasher = Hasher::new(2, 8).await.unwrap();
+        let hash = hasher.hash(&secret("correct horse")).await.unwrap();
+        assert!(
+            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{hash}"
+        );
+        assert_ne!(hash, hasher.hash(&secret("correct horse")).await.unwrap());
+        assert!(
+            hasher
+                .verify(&secret("correct horse"), Some(&hash))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !hasher
+                .verify(&secret("wrong horse"), Some(&hash))
+                .await
+                .unwrap()
+        );
+        assert!(!hasher.verify(&secret("correct horse"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn request_beyond_the_queue_is_refused_and_the_others_are_served() {
+        let hasher = Arc::new(Hasher::new(1, 2).await.unwrap());
+        let hash = hasher.hash(&secret("correct horse")).await.unwrap();
+        let password = secret("correct horse");
+        let calls = std::iter::repeat_with(|| hasher.verify(&password, Some(&hash))).take(10);
+        let outcomes = futures::future::join_all(calls).await;
+        let served = outcomes.iter().filter(|o| matches!(o, Ok(true))).count();
+        let refused = outcomes
+            .iter()
+            .filter(|o| matches!(o, Err(HasherError::Busy)))
+            .count();
+        assert_eq!((served, refused), (3, 7));
+        assert!(
+            hasher.verify(&password, Some(&hash)).await.unwrap(),
+            "the permits are released"
+        );
+    }
+}

@@ -1,42 +1,31 @@
-//! A caller as a store finds it: the part of a principal that all credentials share.
+//! The part of a principal that all credentials share, as a store reads it.
 
 use agentbox_contracts::identity::{Credential, Principal, Role, Scope};
 use agentbox_contracts::ids::UserId;
-use chrono::{DateTime, Utc};
-use sea_orm::QueryResult;
+use agentbox_database::Text;
+use sea_orm::FromQueryResult;
+use sea_orm::prelude::DateTimeUtc;
 
-use crate::error::StoreError;
-use crate::user::store::{parse_id, parse_role};
-
-/// A credential that has not ended, and its user as it is now.
-pub struct Live {
-    pub user: UserId,
+/// A credential that is neither expired nor revoked, and its user as it is now.
+#[derive(FromQueryResult)]
+pub struct ActiveCredential {
+    pub user_id: Text<UserId>,
     pub username: String,
-    pub role: Role,
-    /// When the credential ends by itself.
-    pub expires_at: Option<DateTime<Utc>>,
+    pub role: Text<Role>,
+    /// When the credential expires.
+    pub expires_at: Option<DateTimeUtc>,
 }
 
-impl Live {
+impl ActiveCredential {
     #[must_use]
     pub fn principal(self, credential: Credential, scope: Scope) -> Principal {
         Principal {
-            user: self.user,
+            user: self.user_id.0,
             username: self.username,
-            role: self.role,
+            role: self.role.0,
             credential,
             scope,
             expires_at: self.expires_at,
         }
     }
-}
-
-/// Reads columns `user_id`, `username`, `role` and `expires_at`.
-pub fn live(row: &QueryResult) -> Result<Live, StoreError> {
-    Ok(Live {
-        user: parse_id(&row.try_get::<String>("", "user_id")?)?,
-        username: row.try_get("", "username")?,
-        role: parse_role(&row.try_get::<String>("", "role")?)?,
-        expires_at: row.try_get("", "expires_at")?,
-    })
 }

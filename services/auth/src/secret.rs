@@ -1,10 +1,13 @@
-//! The one secret of auth's replicas and what is derived from it.
+//! The one secret of auth's replicas and the keys derived from it.
 //!
 //! Owns the keyed hashes under which credentials are stored, and the encryption of
 //! private keys at rest. Never shows a key, not even in `Debug`.
 //!
-//! * I1. Each purpose has a key of its own: what is stored for one is of no use to another.
-//! * I2. A copy of the database alone opens nothing.
+//! * I1. Each purpose has a key of its own: a value stored for one is useless for another.
+//! * I2. A copy of the database alone decrypts nothing.
+//!
+//! A key is HMAC-SHA256 of the purpose's label under the secret. HKDF-Expand appends a byte
+//! to the label: its keys would differ, and every stored key and ticket would be invalid.
 
 use std::str::FromStr;
 
@@ -23,13 +26,13 @@ pub type Digest = [u8; 32];
 pub enum SecretError {
     #[error("the secret must be 64 hex digits (32 bytes)")]
     Malformed,
-    #[error("it was not encrypted under this secret, or has been changed")]
+    #[error("it was not encrypted under this secret, or was changed since")]
     Unreadable,
     #[error("it cannot be encrypted")]
     Unsealable,
 }
 
-/// What a key is derived for; the label is part of what is stored and must not change.
+/// The use of a derived key. Its label must not change: stored values depend on it.
 #[derive(Clone, Copy)]
 pub enum Purpose {
     ApiKey,
@@ -54,7 +57,10 @@ pub struct MasterSecret([u8; KEY_LEN]);
 
 impl MasterSecret {
     fn mac(key: &[u8; KEY_LEN], data: &[u8]) -> Digest {
-        let mut mac = Hmac::<Sha256>::new(&(*key).into_block());
+        // HMAC takes its key as a block of the hash: shorter keys are padded with zeros.
+        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+        block[..KEY_LEN].copy_from_slice(key);
+        let mut mac = Hmac::<Sha256>::new(&block);
         mac.update(data);
         mac.finalize().into_bytes().into()
     }
@@ -85,7 +91,7 @@ impl MasterSecret {
         Ok([nonce.as_slice(), &sealed].concat())
     }
 
-    /// What [`Self::seal`] encrypted for the same purpose and name.
+    /// Decrypts the output of [`Self::seal`] for the same purpose and name.
     ///
     /// # Errors
     /// [`SecretError::Unreadable`] for anything else.
@@ -107,21 +113,6 @@ impl MasterSecret {
                 },
             )
             .map_err(|_| SecretError::Unreadable)
-    }
-}
-
-/// HMAC takes its key as a block of the hash: shorter keys are padded with zeros.
-trait IntoBlock {
-    fn into_block(self) -> hmac::digest::Key<Hmac<Sha256>>;
-}
-
-impl IntoBlock for [u8; KEY_LEN] {
-    fn into_block(self) -> hmac::digest::Key<Hmac<Sha256>> {
-        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
-        for (to, from) in block.iter_mut().zip(self) {
-            *to = from;
-        }
-        block
     }
 }
 
@@ -150,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_opens_under_the_same_secret_purpose_and_name_alone() {
+    fn sealed_value_opens_only_under_the_same_secret_purpose_and_name() {
         let sealed = secret(1)
             .seal(Purpose::SigningKey, "a", b"private")
             .unwrap();
@@ -170,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_depends_on_secret_and_purpose() {
+    fn digest_depends_on_secret_and_purpose() {
         let digest = secret(1).digest(Purpose::ApiKey, b"x");
         assert_eq!(digest, secret(1).digest(Purpose::ApiKey, b"x"));
         assert_ne!(digest, secret(2).digest(Purpose::ApiKey, b"x"));
@@ -178,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mac_is_the_standards() {
+    fn mac_equals_the_rfc_4231_vector() {
         // RFC 4231, test case 1, its key padded to the 32 bytes used here.
         let key = <[u8; 32]>::try_from([[0x0b; 20].as_slice(), &[0; 12]].concat()).unwrap();
         assert_eq!(
@@ -188,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn only_32_bytes_in_hex_are_a_secret() {
+    fn secret_of_any_length_but_32_bytes_is_refused() {
         for text in ["", "00", &"0".repeat(63), &"g".repeat(64), &"0".repeat(66)] {
             assert!(text.parse::<MasterSecret>().is_err(), "{text}");
         }

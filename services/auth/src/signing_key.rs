@@ -1,11 +1,11 @@
-//! The keys that sign tokens, on every replica.
+//! The keys that sign tokens.
 //!
 //! Owns table `signing_keys` and this replica's copy of it. Never hands out a private key.
 //!
-//! * I1. A key is in Postgres before it signs: any replica can verify what another signed,
-//!   by reading the table when it meets a key id that it does not know.
-//! * I2. A public key is served until the last token it signed has expired.
-//! * I3. One replica at a time makes a key; the others find it.
+//! * I1. A key is in Postgres before it signs: any replica can verify another's token, by
+//!   reading the table when it gets a key id that it does not know.
+//! * I2. A public key is served until the last token that it signed has expired.
+//! * I3. One replica at a time makes a key; the others read it.
 //! * I4. A key id that no replica made is refused without asking Postgres.
 
 pub mod rules;
@@ -14,6 +14,7 @@ pub mod store;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
@@ -24,12 +25,13 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Action, Entry};
-use crate::error::StoreError;
+use crate::entity::signing_keys;
 use crate::metrics;
 use crate::secret::{MasterSecret, Purpose, SecretError};
+use crate::store::{StoreError, begin, commit};
 use rules::Lifetime;
 
-/// How often a replica reads the table again, and makes a key when one is due.
+/// How often a replica reads the table, and makes a key when one is due.
 const REFRESH: Duration = Duration::from_secs(10);
 /// RFC 8410's PKCS #8 head of an Ed25519 private key; the 32 bytes of the seed follow.
 const PKCS8_HEAD: [u8; 16] = [
@@ -48,14 +50,8 @@ pub enum KeyError {
     },
     #[error("signing key {kid} is malformed")]
     Malformed { kid: String },
-    #[error("no signing key could be made")]
+    #[error("there is no signing key that is valid now")]
     None,
-}
-
-impl From<sea_orm::DbErr> for KeyError {
-    fn from(error: sea_orm::DbErr) -> Self {
-        Self::Store(error.into())
-    }
 }
 
 impl From<KeyError> for agentbox_contracts::error::Error {
@@ -63,7 +59,7 @@ impl From<KeyError> for agentbox_contracts::error::Error {
         match error {
             KeyError::Store(error) => error.into(),
             other => {
-                tracing::error!(error = %other, "there is no key to sign with");
+                tracing::error!(error = %ErrorChain(&other), "could not use a signing key");
                 Self::internal()
             }
         }
@@ -74,8 +70,8 @@ impl From<KeyError> for agentbox_contracts::error::Error {
 pub struct Key {
     pub kid: String,
     pub lifetime: Lifetime,
-    pub signs: EncodingKey,
-    pub verifies: DecodingKey,
+    pub encoding: EncodingKey,
+    pub decoding: DecodingKey,
     /// The public key's 32 bytes in base64url: a JWK's `x`.
     x: String,
 }
@@ -87,8 +83,8 @@ pub struct Keyring {
     token_ttl: Duration,
     /// Newest first.
     keys: RwLock<Arc<Vec<Arc<Key>>>>,
-    /// Whoever holds it reads or extends the table; the others wait for its result.
-    turn: tokio::sync::Mutex<()>,
+    /// Held while the table is read or extended; other tasks wait for the result.
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 impl Keyring {
@@ -108,7 +104,7 @@ impl Keyring {
             rotation,
             token_ttl,
             keys: RwLock::default(),
-            turn: tokio::sync::Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
         });
         ring.signer(Utc::now()).await?;
         Ok(ring)
@@ -118,7 +114,7 @@ impl Keyring {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The key to sign with at `now`: made here if it is time for a new one.
+    /// The key that signs at `now`. Makes a new one when it is time.
     ///
     /// # Errors
     /// When Postgres fails while a key must be read or made.
@@ -126,7 +122,7 @@ impl Keyring {
         if let Some(key) = self.current(now) {
             return Ok(key);
         }
-        let _turn = self.turn.lock().await;
+        let _refreshing = self.refreshing.lock().await;
         if let Some(key) = self.current(now) {
             return Ok(key);
         }
@@ -141,8 +137,8 @@ impl Keyring {
             .cloned()
     }
 
-    /// The key of that id, read from Postgres if this replica has not seen it yet.
-    /// `None`: there is no such key (any more).
+    /// The key with that id, read from Postgres if this replica does not know it yet.
+    /// `None`: there is no such key, or it has expired.
     ///
     /// # Errors
     /// When Postgres fails.
@@ -157,7 +153,7 @@ impl Keyring {
         let known = |keys: &[Arc<Key>]| keys.iter().find(|key| key.kid == kid).cloned();
         let mut key = known(&self.snapshot());
         if key.is_none() {
-            let _turn = self.turn.lock().await;
+            let _refreshing = self.refreshing.lock().await;
             key = known(&self.snapshot());
             if key.is_none() {
                 self.replace(store::all(&self.database).await?)?;
@@ -167,8 +163,8 @@ impl Keyring {
         Ok(key.filter(|key| key.lifetime.may_verify(now)))
     }
 
-    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037). Read
-    /// afresh: who asks has met a key that another replica may have made a moment ago.
+    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037). Reads
+    /// the table: the caller may look for a key that another replica made a moment ago.
     ///
     /// # Errors
     /// When Postgres fails.
@@ -190,12 +186,12 @@ impl Keyring {
 
     /// Reads the table, and makes a key unless another replica just did.
     async fn rotate(&self, now: DateTime<Utc>) -> Result<(), KeyError> {
-        let transaction = agentbox_database::begin(&self.database).await?;
+        let transaction = begin(&self.database).await?;
         store::lock(&transaction).await?;
         let mut stored = store::all(&transaction).await?;
         if !stored
             .iter()
-            .any(|key| key.lifetime.may_sign(now, self.token_ttl))
+            .any(|key| Lifetime::from(key).may_sign(now, self.token_ttl))
         {
             let key = self.mint(now)?;
             store::insert(&transaction, &key).await?;
@@ -207,14 +203,14 @@ impl Keyring {
             };
             audit::record(&transaction, entry).await?;
             metrics::signing_key_created();
-            tracing::info!(kid = key.kid, signs_until = %key.lifetime.signs_until, "made a signing key");
+            tracing::info!(kid = key.kid, signs_until = %key.signs_until, "made a signing key");
             stored.insert(0, key);
         }
-        transaction.commit().await?;
+        commit(transaction).await?;
         self.replace(stored)
     }
 
-    fn mint(&self, now: DateTime<Utc>) -> Result<store::StoredKey, KeyError> {
+    fn mint(&self, now: DateTime<Utc>) -> Result<signing_keys::Model, KeyError> {
         let seed: [u8; 32] = rand::random();
         let kid = rules::mint_kid(&self.secret);
         let sealed_seed = self
@@ -224,23 +220,26 @@ impl Keyring {
                 kid: kid.clone(),
                 source,
             })?;
-        Ok(store::StoredKey {
+        let lifetime = Lifetime::new(now, self.rotation, self.token_ttl);
+        Ok(signing_keys::Model {
             sealed_seed,
             public_key: SigningKey::from_bytes(&seed)
                 .verifying_key()
                 .to_bytes()
                 .to_vec(),
-            lifetime: Lifetime::new(now, self.rotation, self.token_ttl),
+            created_at: lifetime.created_at,
+            signs_until: lifetime.signs_until,
+            not_after: lifetime.not_after,
             kid,
         })
     }
 
-    fn replace(&self, stored: Vec<store::StoredKey>) -> Result<(), KeyError> {
-        let seen = self.snapshot();
+    fn replace(&self, stored: Vec<signing_keys::Model>) -> Result<(), KeyError> {
+        let known = self.snapshot();
         let keys = stored
             .into_iter()
             .map(
-                |stored| match seen.iter().find(|key| key.kid == stored.kid) {
+                |stored| match known.iter().find(|key| key.kid == stored.kid) {
                     Some(key) => Ok(Arc::clone(key)),
                     None => self.open(&stored).map(Arc::new),
                 },
@@ -250,7 +249,7 @@ impl Keyring {
         Ok(())
     }
 
-    fn open(&self, stored: &store::StoredKey) -> Result<Key, KeyError> {
+    fn open(&self, stored: &signing_keys::Model) -> Result<Key, KeyError> {
         let kid = stored.kid.clone();
         let seed = self
             .secret
@@ -267,18 +266,18 @@ impl Keyring {
         }
         let x = URL_SAFE_NO_PAD.encode(public);
         Ok(Key {
-            signs: EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &seed].concat()),
-            verifies: DecodingKey::from_ed_components(&x).map_err(|_| malformed())?,
-            lifetime: stored.lifetime,
+            encoding: EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &seed].concat()),
+            decoding: DecodingKey::from_ed_components(&x).map_err(|_| malformed())?,
+            lifetime: Lifetime::from(stored),
             kid,
             x,
         })
     }
 
-    /// Keeps the copy fresh and a key at hand, until `shutdown`.
+    /// Refreshes the copy and makes keys when they are due, until `shutdown`.
     ///
     /// # Errors
-    /// None: what fails is tried again; the keys at hand serve meanwhile.
+    /// None: a failed refresh is tried again, and the known keys stay in use meanwhile.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
         let mut tick = tokio::time::interval(REFRESH.min(self.rotation));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -288,7 +287,7 @@ impl Keyring {
                 _ = tick.tick() => {}
             }
             if let Err(error) = self.refresh().await {
-                tracing::warn!(%error, "the signing keys could not be read again");
+                tracing::warn!(error = %ErrorChain(&error), "could not refresh the signing keys");
             }
         }
     }
@@ -299,7 +298,7 @@ impl Keyring {
     }
 
     async fn read(&self) -> Result<(), KeyError> {
-        let _turn = self.turn.lock().await;
+        let _refreshing = self.refreshing.lock().await;
         self.replace(store::all(&self.database).await?)
     }
 }

@@ -1,128 +1,114 @@
 //! Removing what has expired.
 //!
 //! * I1. Correctness never depends on it: every query tests the time itself.
-//! * I2. One replica sweeps at a time, in batches that hold no lock for long.
+//! * I2. One replica sweeps, the holder of lease `sweep`, in batches that hold no lock for
+//!   long. Two that overlap for a moment remove the same rows, which does no harm.
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection};
+use agentbox_contracts::ErrorChain;
+use agentbox_database::sql::ago;
+use agentbox_database::{Leases, span};
+use sea_orm::sea_query::{ExprTrait, IntoCondition};
+use sea_orm::{
+    ColumnTrait, Condition, DatabaseConnection, EntityName, EntityTrait, QueryFilter, QuerySelect,
+    QueryTrait,
+};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use crate::error::StoreError;
+use crate::entity::{api_keys, audit, logins, signing_keys, tickets};
 use crate::metrics;
-use crate::sql::{seconds, statement};
 
-/// Rows removed in one transaction.
-const BATCH: i64 = 1_000;
-/// How long an expired login or ticket stays, for whoever looks into what happened.
+/// Rows that one statement removes.
+const BATCH: u64 = 1_000;
+/// How long an expired login, ticket or signing key stays, for those who examine an incident.
 const GRACE: Duration = Duration::from_secs(3_600);
 
-/// One table and what has no use in it any more. `$1`: seconds of retention, `$2`: rows.
-struct Rule {
-    table: &'static str,
-    sql: &'static str,
-    retention: Duration,
-}
-
 pub struct Sweeper {
-    database: DatabaseConnection,
-    rules: [Rule; 5],
+    pub database: DatabaseConnection,
+    pub leases: Leases,
+    pub interval: Duration,
+    /// How long a revoked or expired API key stays.
+    pub key_retention: Duration,
+    pub audit_retention: Duration,
 }
 
 impl Sweeper {
-    pub fn new(database: DatabaseConnection, keys: Duration, audit: Duration) -> Self {
-        let rules = [
-            Rule {
-                table: "tickets",
-                sql: "DELETE FROM tickets WHERE hash IN (SELECT hash FROM tickets
-                      WHERE expires_at < now() - make_interval(secs => $1) LIMIT $2)",
-                retention: GRACE,
-            },
-            Rule {
-                table: "logins",
-                sql: "DELETE FROM logins WHERE id IN (SELECT id FROM logins
-                      WHERE expires_at < now() - make_interval(secs => $1) LIMIT $2)",
-                retention: GRACE,
-            },
-            Rule {
-                table: "api_keys",
-                sql: "DELETE FROM api_keys WHERE id IN (SELECT id FROM api_keys
-                      WHERE revoked_at < now() - make_interval(secs => $1)
-                         OR expires_at < now() - make_interval(secs => $1) LIMIT $2)",
-                retention: keys,
-            },
-            Rule {
-                table: "signing_keys",
-                sql: "DELETE FROM signing_keys WHERE kid IN (SELECT kid FROM signing_keys
-                      WHERE not_after < now() - make_interval(secs => $1) LIMIT $2)",
-                retention: GRACE,
-            },
-            Rule {
-                table: "audit",
-                sql: "DELETE FROM audit WHERE id IN (SELECT id FROM audit
-                      WHERE at < now() - make_interval(secs => $1) LIMIT $2)",
-                retention: audit,
-            },
-        ];
-        Self { database, rules }
-    }
-
-    /// Sweeps every `interval` until `shutdown`.
+    /// Sweeps until `shutdown`, while this replica holds the lease.
     ///
     /// # Errors
-    /// None: what fails is tried again.
-    pub async fn run(
-        self,
-        interval: Duration,
-        shutdown: CancellationToken,
-    ) -> Result<(), anyhow::Error> {
-        let mut tick = tokio::time::interval(interval);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                _ = tick.tick() => {}
-            }
-            for rule in &self.rules {
-                let swept = tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
-                    swept = self.sweep(rule) => swept,
-                };
-                if let Err(error) = swept {
-                    tracing::warn!(%error, table = rule.table, "expired rows could not be removed");
-                }
-            }
-        }
-    }
-
-    async fn sweep(&self, rule: &Rule) -> Result<(), StoreError> {
-        while let Some(rows) = self.batch(rule).await? {
-            metrics::swept(rule.table, rows);
-            if rows < BATCH.unsigned_abs() {
-                break;
-            }
-        }
+    /// None: a failed sweep is tried again at the next interval.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
+        let sweeper = &self;
+        let work = |held: CancellationToken| async move {
+            held.run_until_cancelled(sweeper.sweep_every_interval())
+                .await;
+        };
+        self.leases.run_while_held("sweep", &shutdown, work).await;
         Ok(())
     }
 
-    /// Rows removed; `None` while another replica sweeps.
-    #[tracing::instrument(name = "sweep", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "sweep", table = rule.table))]
-    async fn batch(&self, rule: &Rule) -> Result<Option<u64>, StoreError> {
-        let transaction = agentbox_database::begin(&self.database).await?;
-        let row = transaction
-            .query_one_raw(statement(
-                "SELECT pg_try_advisory_xact_lock(hashtext('agentbox.auth.sweep')) AS mine",
-                [],
-            ))
-            .await?;
-        let mine = row.map(|row| row.try_get::<bool>("", "mine")).transpose()?;
-        if mine != Some(true) {
-            return Ok(None);
+    async fn sweep_every_interval(&self) {
+        let mut tick = tokio::time::interval(self.interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.sweep().await;
         }
-        let result = transaction
-            .execute_raw(statement(rule.sql, [seconds(rule.retention), BATCH.into()]))
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(result.rows_affected()))
+    }
+
+    async fn sweep(&self) {
+        let expired = tickets::Column::ExpiresAt.into_expr().lt(ago(GRACE));
+        self.purge::<tickets::Entity>(tickets::Column::Hash, expired)
+            .await;
+        let expired = logins::Column::ExpiresAt.into_expr().lt(ago(GRACE));
+        self.purge::<logins::Entity>(logins::Column::Id, expired)
+            .await;
+        let ended = Condition::any()
+            .add(
+                api_keys::Column::RevokedAt
+                    .into_expr()
+                    .lt(ago(self.key_retention)),
+            )
+            .add(
+                api_keys::Column::ExpiresAt
+                    .into_expr()
+                    .lt(ago(self.key_retention)),
+            );
+        self.purge::<api_keys::Entity>(api_keys::Column::Id, ended)
+            .await;
+        let expired = signing_keys::Column::NotAfter.into_expr().lt(ago(GRACE));
+        self.purge::<signing_keys::Entity>(signing_keys::Column::Kid, expired)
+            .await;
+        let old = audit::Column::At.into_expr().lt(ago(self.audit_retention));
+        self.purge::<audit::Entity>(audit::Column::Id, old).await;
+    }
+
+    /// Deletes the rows of a table that match `condition`, batch by batch.
+    async fn purge<E: EntityTrait>(&self, key: E::Column, condition: impl IntoCondition) {
+        let table = E::default().table_name();
+        let batch = E::find()
+            .select_only()
+            .column(key)
+            .filter(condition)
+            .limit(BATCH)
+            .into_query();
+        loop {
+            let delete = E::delete_many().filter(key.in_subquery(batch.clone()));
+            let delete = delete.exec(&self.database);
+            match delete.instrument(span!(DELETE, table)).await {
+                Ok(deleted) => {
+                    metrics::rows_purged(table, deleted.rows_affected);
+                    if deleted.rows_affected < BATCH {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), table, "could not remove expired rows");
+                    return;
+                }
+            }
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! Owns table `tickets`. Never stores a ticket, only its keyed hash.
 //!
 //! * I1. A ticket is redeemed once, for the environment and the action it was made for.
-//! * I2. It reaches no more than its action needs, and dies with what asked for it.
+//! * I2. It grants no more than its action needs, and is void once the login or API key that
+//!   asked for it has expired or was revoked.
 
 pub mod rules;
 pub mod store;
@@ -18,8 +19,8 @@ use chrono::Utc;
 use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
-use crate::error::StoreError;
 use crate::secret::{Digest, MasterSecret, Purpose};
+use crate::store::{begin, commit};
 
 const PREFIX: &str = "ticket_";
 const RANDOM_BYTES: usize = 24;
@@ -45,8 +46,8 @@ impl Tickets {
     }
 
     /// # Errors
-    /// NotFound or Forbidden when the caller's own credential does not reach so far;
-    /// Unauthorized when it has ended meanwhile.
+    /// NotFound or Forbidden when the caller's own credential does not grant as much;
+    /// Unauthorized when it was revoked meanwhile.
     pub async fn issue(&self, request: TicketRequest) -> Result<TicketReply, Error> {
         let issuer = rules::issuer(&request.principal, &request.environment, request.action)?;
         let text = format!(
@@ -61,9 +62,7 @@ impl Tickets {
             action: request.action,
             expires_at: Utc::now() + self.ttl,
         };
-        let transaction = agentbox_database::begin(&self.database)
-            .await
-            .map_err(StoreError::from)?;
+        let transaction = begin(&self.database).await?;
         store::insert(&transaction, &ticket)
             .await
             .map_err(|error| {
@@ -80,14 +79,14 @@ impl Tickets {
             ok: true,
         };
         audit::record(&transaction, entry).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        commit(transaction).await?;
         Ok(TicketReply {
             ticket: Secret(text),
             expires_at: ticket.expires_at,
         })
     }
 
-    /// Uses the ticket up. `None`: it is not good, for whatever reason.
+    /// Uses the ticket up. `None`: it is not valid, for whatever reason.
     pub async fn redeem(
         &self,
         ticket: &Secret,
@@ -98,14 +97,10 @@ impl Tickets {
             return Ok(None);
         }
         let digest = self.digest(&ticket.0);
-        let Some((live, issuer)) =
-            store::redeem(&self.database, &digest, &environment, action).await?
-        else {
-            return Ok(None);
-        };
-        let scope = rules::scope(&environment, action);
-        Ok(Some(
-            live.principal(issuer.ticket(environment, action), scope),
-        ))
+        let redeemed = store::redeem(&self.database, &digest, &environment, action).await?;
+        Ok(redeemed.map(|(credential, issuer)| {
+            let scope = rules::scope(&environment, action);
+            credential.principal(issuer.ticket(environment, action), scope)
+        }))
     }
 }

@@ -1,10 +1,12 @@
-//! Users: who may log in, and as what.
+//! Users: who may log in, and with which role.
 //!
-//! Owns table `users`. Never knows what a user runs: the scheduler is told when one goes.
+//! Owns table `users`. Never knows what a user runs: the scheduler is notified when a user
+//! is deleted.
 //!
 //! * I1. There is always an administrator once there was one.
-//! * I2. A new password ends every login of its user, in the same transaction; API keys stay.
-//! * I3. Deleting a user ends all that proves it in one transaction; its environments
+//! * I2. A new password revokes every login of its user, in the same transaction; API keys
+//!   stay.
+//! * I3. Deleting a user deletes all its credentials in one transaction; its environments
 //!   follow, however often the scheduler must be asked ([`deletion`]).
 
 pub mod bootstrap;
@@ -20,18 +22,17 @@ use agentbox_contracts::identity::rpc::{
 };
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::UserId;
-use sea_orm::{DatabaseConnection, DatabaseTransaction};
+use sea_orm::DatabaseConnection;
 use tokio::sync::Notify;
 
 use crate::audit::{self, Action, Entry};
-use crate::error::StoreError;
-use crate::login;
 use crate::password::{self, Hasher};
+use crate::store::{StoreError, begin, commit};
 
 pub struct Users {
     database: DatabaseConnection,
     hasher: Arc<Hasher>,
-    /// Wakes the worker that tells the scheduler of deletions.
+    /// Wakes the worker that notifies the scheduler of deletions.
     deleted: Arc<Notify>,
 }
 
@@ -44,8 +45,11 @@ impl Users {
         }
     }
 
+    /// # Errors
+    /// NotFound.
     pub async fn get(&self, id: &UserId) -> Result<User, Error> {
-        store::find(&self.database, id).await?.ok_or_else(not_found)
+        let user = store::find(&self.database, id).await?;
+        user.map(User::from).ok_or_else(not_found)
     }
 
     pub async fn list(&self, page: PageRequest) -> Result<ListUsersReply, Error> {
@@ -58,16 +62,15 @@ impl Users {
     pub async fn create(&self, request: CreateUserRequest) -> Result<User, Error> {
         rules::username(&request.username)?;
         rules::email(&request.email)?;
-        password::rules::check("password", &request.password)?;
-        let password_hash = self.hasher.hash(&request.password).await?;
+        password::check("password", &request.password)?;
         let new = store::NewUser {
             username: request.username,
             email: request.email,
             role: request.role,
-            password_hash,
+            password_hash: self.hasher.hash(&request.password).await?,
         };
         let transaction = begin(&self.database).await?;
-        let user = store::insert(&transaction, &new).await.map_err(taken)?;
+        let user = store::insert(&transaction, new).await.map_err(taken)?;
         let entry = Entry {
             actor: None,
             action: Action::CreateUser,
@@ -80,26 +83,25 @@ impl Users {
     }
 
     /// # Errors
-    /// Validation; NotFound; Conflict when the email is taken or the last administrator
-    /// would be one no more.
+    /// Validation; NotFound; Conflict when the email is taken or the user is the last
+    /// administrator and would lose the role.
     pub async fn patch(&self, request: PatchUserRequest) -> Result<User, Error> {
         if let Some(email) = &request.email {
             rules::email(email)?;
         }
         let password_hash = match &request.password {
             Some(password) => {
-                password::rules::check("password", password)?;
+                password::check("password", password)?;
                 Some(self.hasher.hash(password).await?)
             }
             None => None,
         };
         let transaction = begin(&self.database).await?;
         if request.role == Some(Role::User) {
-            let others = store::lock_other_admins(&transaction, &request.id).await?;
-            let user = store::find(&transaction, &request.id)
-                .await?
-                .ok_or_else(not_found)?;
-            rules::may_lose_admin(user.role, others)?;
+            let other_admins = store::lock_other_admins(&transaction, &request.id).await?;
+            let user = store::find(&transaction, &request.id).await?;
+            let user = user.ok_or_else(not_found)?;
+            rules::may_lose_admin(user.role.0, other_admins)?;
         }
         let user = store::update(&transaction, &request.id, request.email, request.role)
             .await
@@ -107,7 +109,6 @@ impl Users {
             .ok_or_else(not_found)?;
         if let Some(hash) = password_hash {
             store::set_password(&transaction, &request.id, &hash, None).await?;
-            login::store::revoke_all(&transaction, &request.id).await?;
         }
         let entry = Entry {
             actor: None,
@@ -124,10 +125,10 @@ impl Users {
     /// NotFound; Conflict for the last administrator.
     pub async fn delete(&self, id: &UserId) -> Result<(), Error> {
         let transaction = begin(&self.database).await?;
-        let others = store::lock_other_admins(&transaction, id).await?;
+        let other_admins = store::lock_other_admins(&transaction, id).await?;
         let user = store::find(&transaction, id).await?.ok_or_else(not_found)?;
-        rules::may_lose_admin(user.role, others)?;
-        // Logins, keys and tickets go with the row.
+        rules::may_lose_admin(user.role.0, other_admins)?;
+        // The database deletes logins, keys and tickets with the row.
         if !store::delete(&transaction, id).await? {
             return Err(not_found());
         }
@@ -144,16 +145,14 @@ impl Users {
         Ok(())
     }
 
-    /// Every login of the user dies, the caller's too.
+    /// Revokes every login of the user, the caller's too.
     ///
     /// # Errors
-    /// Validation; InvalidCredentials when the current password is another.
+    /// Validation; InvalidCredentials when the current password is wrong.
     pub async fn change_password(&self, request: ChangePasswordRequest) -> Result<(), Error> {
-        password::rules::check("new_password", &request.new_password)?;
-        let account = store::find_account(&self.database, &request.user).await?;
-        let hash = account
-            .as_ref()
-            .map(|account| account.password_hash.as_str());
+        password::check("new_password", &request.new_password)?;
+        let user = store::find(&self.database, &request.user).await?;
+        let hash = user.as_ref().map(|user| user.password_hash.as_str());
         let is_right = self.hasher.verify(&request.current_password, hash).await?;
         let entry = Entry {
             actor: Some(&request.user),
@@ -161,20 +160,19 @@ impl Users {
             target: Some(request.user.as_str()),
             ok: is_right,
         };
-        let Some(account) = account.filter(|_| is_right) else {
+        let Some(user) = user.filter(|_| is_right) else {
             audit::record(&self.database, entry).await?;
             return Err(wrong_password());
         };
         let hash = self.hasher.hash(&request.new_password).await?;
         let transaction = begin(&self.database).await?;
-        // Two changes at once: the second one's current password is no longer current.
-        let version = Some(account.password_version);
+        // Of two changes at once, the second one's current password is no longer current.
+        let version = Some(user.password_version);
         if !store::set_password(&transaction, &request.user, &hash, version).await? {
             return Err(wrong_password());
         }
-        login::store::revoke_all(&transaction, &request.user).await?;
         audit::record(&transaction, entry).await?;
-        commit(transaction).await
+        Ok(commit(transaction).await?)
     }
 }
 
@@ -192,22 +190,9 @@ fn wrong_password() -> Error {
 fn taken(error: StoreError) -> Error {
     match error.unique_violation() {
         Some(constraint) if constraint.contains("email") => {
-            Error::new(ErrorCode::Conflict, "email: is taken")
+            Error::new(ErrorCode::Conflict, "email: is taken by another user")
         }
-        Some(_) => Error::new(ErrorCode::Conflict, "username: is taken"),
+        Some(_) => Error::new(ErrorCode::Conflict, "username: is taken by another user"),
         None => error.into(),
     }
-}
-
-async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, Error> {
-    agentbox_database::begin(database)
-        .await
-        .map_err(|error| StoreError::from(error).into())
-}
-
-async fn commit(transaction: DatabaseTransaction) -> Result<(), Error> {
-    transaction
-        .commit()
-        .await
-        .map_err(|error| StoreError::from(error).into())
 }

@@ -217,7 +217,7 @@ pub mod rpc {
             action: TicketAction,
         },
         /// Checks that a credential of this user is still valid, for an open stream.
-        Again {
+        Revalidate {
             user: UserId,
             credential: Credential,
         },

@@ -6,10 +6,15 @@ mod error;
 pub mod lease;
 mod migrate;
 pub mod sql;
+mod text;
+mod trace;
 mod transaction;
 
 pub use connect::connect;
 pub use error::{DatabaseError, is_unique_violation, public_error};
 pub use lease::Leases;
 pub use migrate::migrate;
+pub use text::Text;
+#[doc(hidden)]
+pub use tracing;
 pub use transaction::begin;

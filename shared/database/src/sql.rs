@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sea_orm::sea_query::Expr;
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Value,
 };
@@ -21,6 +22,18 @@ pub fn seconds(duration: Duration) -> Value {
 #[must_use]
 pub fn bigint(number: u64) -> Value {
     i64::try_from(number).unwrap_or(i64::MAX).into()
+}
+
+/// The time `duration` before now, by Postgres' clock.
+#[must_use]
+pub fn ago(duration: Duration) -> Expr {
+    Expr::cust_with_values("now() - make_interval(secs => $1)", [seconds(duration)])
+}
+
+/// The time `duration` after now, by Postgres' clock.
+#[must_use]
+pub fn from_now(duration: Duration) -> Expr {
+    Expr::cust_with_values("now() + make_interval(secs => $1)", [seconds(duration)])
 }
 
 /// A `bigint` that is never negative: a count, a sum of quantities.

@@ -2,8 +2,8 @@
 //!
 //! * `id`: the 16 characters of the key's id, by which its row is found;
 //! * `secret`: 192 random bits in hex;
-//! * `checksum`: CRC-32 of all before it, in hex. It tells a mistyped or cut-off key
-//!   from a real one without a query, and lets scanners recognise a leaked one.
+//! * `checksum`: CRC-32 of the text before it, in hex. A mistyped or truncated key is refused
+//!   without a query, and scanners recognise a leaked one.
 
 use agentbox_contracts::ids::ApiKeyId;
 
@@ -30,7 +30,8 @@ pub fn mint() -> Minted {
     Minted { id, text }
 }
 
-/// The id of a key that is written as ours are; whether it is one is for the table to say.
+/// The id in a text that has the format of an API key. Whether the key exists is in the
+/// table.
 #[must_use]
 pub fn parse(text: &str) -> Option<ApiKeyId> {
     let (body, given) = text.rsplit_once('_')?;
@@ -49,21 +50,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minted_key_parses_to_its_id() {
+    fn minted_key_parses_to_its_id() {
         let key = mint();
         assert_eq!(parse(&key.text), Some(key.id));
         assert_ne!(key.text, mint().text);
     }
 
     #[test]
-    fn an_id_that_begins_like_its_prefix_is_not_cut_short() {
+    fn id_that_begins_like_its_prefix_is_parsed_whole() {
         let id: ApiKeyId = format!("key-{}", "k".repeat(16)).parse().unwrap();
         let body = format!("{PREFIX}{}_{}", "k".repeat(16), "0".repeat(48));
         assert_eq!(parse(&format!("{body}_{}", checksum(&body))), Some(id));
     }
 
     #[test]
-    fn one_wrong_character_anywhere_is_noticed() {
+    fn key_with_a_wrong_character_is_refused() {
         let key = mint().text;
         for position in 0..key.len() {
             let mut typo = key.clone().into_bytes();

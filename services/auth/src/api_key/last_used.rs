@@ -1,14 +1,15 @@
-//! When keys were last used, written now and then.
+//! When keys were last used, written in batches.
 //!
-//! * I1. A request never waits for this: a use is noted in memory, one write carries many.
-//! * I2. Bounded: beyond the bound, uses of further keys are dropped and counted; the
-//!   column is for people and decides nothing.
-//! * I3. An orderly stop writes what is noted.
+//! * I1. A request never waits for this: a use is recorded in memory, one write carries many.
+//! * I2. Memory is bounded: beyond the bound, uses of further keys are dropped and counted.
+//!   The column is for display and decides nothing.
+//! * I3. An orderly shutdown writes the recorded uses.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::ApiKeyId;
 use chrono::{DateTime, Utc};
 use sea_orm::DatabaseConnection;
@@ -17,45 +18,49 @@ use tokio_util::sync::CancellationToken;
 use super::store;
 use crate::metrics;
 
-/// Keys noted between two writes.
-const MAX_NOTED: usize = 20_000;
+/// Keys recorded between two writes.
+const MAX_PENDING: usize = 20_000;
 /// Keys in one write.
 const BATCH: usize = 1_000;
 
-type Noted = BTreeMap<ApiKeyId, DateTime<Utc>>;
+type Pending = BTreeMap<ApiKeyId, DateTime<Utc>>;
 
 pub struct LastUsed {
     database: DatabaseConnection,
-    noted: Mutex<Noted>,
+    pending: Mutex<Pending>,
 }
 
 impl LastUsed {
     pub fn new(database: DatabaseConnection) -> Self {
         Self {
             database,
-            noted: Mutex::default(),
+            pending: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn note(&self, id: &ApiKeyId, at: DateTime<Utc>) {
-        if !note(&mut self.lock(), id, at, MAX_NOTED) {
+    /// Records a use in memory.
+    pub fn record(&self, id: &ApiKeyId, at: DateTime<Utc>) {
+        if !record(&mut self.lock(), id, at, MAX_PENDING) {
             metrics::key_uses_dropped(1);
         }
     }
 
-    /// Writes what is noted. What cannot be written is noted again.
+    /// Writes the recorded uses. Those that cannot be written are recorded again.
     pub async fn flush(&self) {
-        let noted: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
-        for (written, batch) in noted.chunks(BATCH).enumerate() {
+        let pending: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
+        for (written, batch) in pending.chunks(BATCH).enumerate() {
             let uses = batch.iter().map(|(id, at)| (id, at));
-            if let Err(error) = store::note_uses(&self.database, uses).await {
-                tracing::warn!(%error, "the last uses of API keys could not be written");
-                for (id, at) in noted.iter().skip(written * BATCH) {
-                    self.note(id, *at);
+            if let Err(error) = store::record_uses(&self.database, uses).await {
+                tracing::warn!(
+                    error = %ErrorChain(&error),
+                    "could not write the last uses of API keys"
+                );
+                for (id, at) in pending.iter().skip(written * BATCH) {
+                    self.record(id, *at);
                 }
                 return;
             }
@@ -83,16 +88,16 @@ impl LastUsed {
     }
 }
 
-/// Whether there was room. The later time stays.
-fn note(noted: &mut Noted, id: &ApiKeyId, at: DateTime<Utc>, bound: usize) -> bool {
-    if let Some(known) = noted.get_mut(id) {
+/// Whether there was room. The later time is kept.
+fn record(pending: &mut Pending, id: &ApiKeyId, at: DateTime<Utc>, bound: usize) -> bool {
+    if let Some(known) = pending.get_mut(id) {
         *known = at.max(*known);
         return true;
     }
-    if noted.len() >= bound {
+    if pending.len() >= bound {
         return false;
     }
-    noted.insert(id.clone(), at);
+    pending.insert(id.clone(), at);
     true
 }
 
@@ -101,16 +106,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_use_stays_and_a_full_table_takes_no_more_keys() {
+    fn latest_use_is_kept_and_full_table_refuses_further_keys() {
         let (early, late) = (DateTime::UNIX_EPOCH, Utc::now());
         let (first, second) = (ApiKeyId::random(), ApiKeyId::random());
-        let mut noted = Noted::new();
-        assert!(note(&mut noted, &first, late, 1));
+        let mut pending = Pending::new();
+        assert!(record(&mut pending, &first, late, 1));
         assert!(
-            note(&mut noted, &first, early, 1),
+            record(&mut pending, &first, early, 1),
             "a known key needs no room"
         );
-        assert!(!note(&mut noted, &second, late, 1));
-        assert_eq!(noted, Noted::from([(first, late)]));
+        assert!(!record(&mut pending, &second, late, 1));
+        assert_eq!(pending, Pending::from([(first, late)]));
     }
 }

@@ -1,4 +1,4 @@
-//! What may be asked of a new key. Pure.
+//! The rules for a new key. Pure.
 
 use std::collections::BTreeSet;
 
@@ -47,7 +47,7 @@ pub fn check(request: &CreateKeyRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// `None`: never.
+/// When a key made at `now` expires. `None`: never.
 #[must_use]
 pub fn expires_at(now: DateTime<Utc>, days: Option<u32>) -> Option<DateTime<Utc>> {
     days.and_then(|days| now.checked_add_days(Days::new(days.into())))
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_the_bounds_is_accepted() {
+    fn request_within_the_bounds_is_accepted() {
         let full = CreateKeyRequest {
             description: Some("ä".repeat(256)),
             expires_in_days: Some(3_650),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_is_refused_by_the_fields_name() {
+    fn request_beyond_a_bound_is_refused_naming_the_field() {
         let twice = permission();
         let bad = [
             (

@@ -1,76 +1,92 @@
-//! SQL of tables `api_keys` and `api_key_permissions`.
+//! Queries of tables `api_keys` and `api_key_permissions`.
 
 use agentbox_contracts::identity::rpc::CreateKeyRequest;
 use agentbox_contracts::identity::{ApiKey, EnvironmentPermission, Scope};
 use agentbox_contracts::ids::{ApiKeyId, UserId};
+use agentbox_database::sql::statement;
+use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, QueryResult};
+use sea_orm::prelude::Expr;
+use sea_orm::sea_query::{ExprTrait, LockType};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, FromQueryResult,
+    LoaderTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select, Set,
+};
 use serde_json::{Value, json};
+use tracing::Instrument;
 
-use crate::error::StoreError;
-use crate::principal::{Live, live};
+use crate::entity::api_keys::{ActiveModel, Column, Entity, Model};
+use crate::entity::{api_key_permissions as permissions, users};
+use crate::principal::ActiveCredential;
 use crate::secret::Digest;
-use crate::sql::{bigint, count, statement};
-use crate::user::store::parse_id;
+use crate::store::{StoreError, page_limit, page_offset};
 
-/// The most rows one page holds.
-const MAX_PAGE: u32 = 1_000;
+/// Reads a key with its user and its permissions. Raw, because every request with a key
+/// waits for it: one round trip and one row, however many permissions the key has.
+const FIND_ACTIVE: &str = "
+    SELECT u.id AS user_id, u.username, u.role, k.expires_at, k.hash,
+           COALESCE((SELECT jsonb_agg(jsonb_build_object('environment_id', p.environment_id,
+                                                         'permission', p.permission))
+                     FROM api_key_permissions p WHERE p.key_id = k.id), '[]') AS permissions
+    FROM api_keys k JOIN users u ON u.id = k.owner
+    WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
 
-/// A key's permissions in one column, so that a key is one query.
-const PERMISSIONS: &str = "COALESCE((SELECT jsonb_agg(jsonb_build_object(
-        'environment_id', p.environment_id, 'permission', p.permission) ORDER BY p.position)
-    FROM api_key_permissions p WHERE p.key_id = k.id), '[]') AS permissions";
+/// Writes the last uses of many keys; an earlier time never replaces a later one. Raw,
+/// because one statement updates each row to a value of its own. It locks the rows in the
+/// order of their ids, so that two replicas cannot block each other.
+const RECORD_USES: &str = "
+    WITH used AS MATERIALIZED (
+        SELECT k.id, n.at FROM api_keys k
+        JOIN jsonb_to_recordset($1) AS n (id text, at timestamptz) ON n.id = k.id
+        ORDER BY k.id FOR NO KEY UPDATE OF k)
+    UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, used.at)
+    FROM used WHERE k.id = used.id";
 
-fn permissions(row: &QueryResult) -> Result<Vec<EnvironmentPermission>, StoreError> {
-    serde_json::from_value(row.try_get::<Value>("", "permissions")?)
-        .map_err(|error| StoreError::corrupt("permission", error))
+fn api_key(key: Model, permissions: Vec<EnvironmentPermission>) -> ApiKey {
+    ApiKey {
+        id: key.id.0,
+        owner: key.owner.0,
+        description: key.description,
+        created_at: key.created_at,
+        expires_at: key.expires_at,
+        last_used_at: key.last_used_at,
+        permissions,
+    }
 }
 
-fn read(row: &QueryResult) -> Result<ApiKey, StoreError> {
-    Ok(ApiKey {
-        id: row
-            .try_get::<String>("", "id")?
-            .parse()
-            .map_err(|error| StoreError::corrupt("key id", error))?,
-        owner: parse_id(&row.try_get::<String>("", "owner")?)?,
-        description: row.try_get("", "description")?,
-        created_at: row.try_get("", "created_at")?,
-        expires_at: row.try_get("", "expires_at")?,
-        last_used_at: row.try_get("", "last_used_at")?,
-        permissions: permissions(row)?,
-    })
+/// The keys of `owner` that were not revoked; expired ones are among them.
+fn keys_of(owner: &UserId) -> Select<Entity> {
+    Entity::find()
+        .filter(Column::Owner.eq(owner.as_str()))
+        .filter(Column::RevokedAt.is_null())
 }
 
-/// How many live keys the owner has; no more come until the transaction ends. `None`: no
-/// such user.
-#[tracing::instrument(name = "api_keys.count", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.count"))]
+/// Counts the active keys of `owner` and locks the user, so that no key is added until the
+/// transaction ends. `None`: there is no such user.
 pub async fn lock_owner_and_count(
     on: &impl ConnectionTrait,
     owner: &UserId,
 ) -> Result<Option<u64>, StoreError> {
-    let owned = on
-        .query_one_raw(statement(
-            "SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE",
-            [owner.as_str().into()],
-        ))
-        .await?;
-    if owned.is_none() {
-        return Ok(None);
-    }
-    let row = on
-        .query_one_raw(statement(
-            "SELECT count(*) AS total FROM api_keys WHERE owner = $1 AND revoked_at IS NULL
-             AND (expires_at IS NULL OR expires_at > now())",
-            [owner.as_str().into()],
-        ))
-        .await?;
-    Ok(row
-        .map(|row| row.try_get::<i64>("", "total"))
-        .transpose()?
-        .map(count))
+    let count = async {
+        let locked = users::Entity::find_by_id(owner.clone())
+            .select_only()
+            .column(users::Column::Id)
+            .lock(LockType::NoKeyUpdate)
+            .into_tuple::<Text<UserId>>()
+            .one(on)
+            .await?;
+        if locked.is_none() {
+            return Ok(None);
+        }
+        let not_expired = Condition::any()
+            .add(Column::ExpiresAt.is_null())
+            .add(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()));
+        let active = keys_of(owner).filter(not_expired).count(on).await?;
+        Ok(Some(active))
+    };
+    count.instrument(span!(SELECT api_keys)).await
 }
 
-#[tracing::instrument(name = "api_keys.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.insert"))]
 pub async fn insert(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,
@@ -78,170 +94,140 @@ pub async fn insert(
     request: CreateKeyRequest,
     expires_at: Option<DateTime<Utc>>,
 ) -> Result<ApiKey, StoreError> {
-    let row = on
-        .query_one_raw(statement(
-            "INSERT INTO api_keys (id, owner, hash, description, expires_at)
-             VALUES ($1, $2, $3, $4, $5) RETURNING created_at, expires_at",
-            [
-                id.as_str().into(),
-                request.owner.as_str().into(),
-                hash.to_vec().into(),
-                request.description.clone().into(),
-                expires_at.into(),
-            ],
-        ))
-        .await?
-        .ok_or_else(|| StoreError::corrupt("API key", "the insert returned no row"))?;
-    on.execute_raw(statement(
-        "INSERT INTO api_key_permissions (key_id, environment_id, permission, position)
-         SELECT $1, p.value ->> 'environment_id', p.value ->> 'permission', p.ordinality
-         FROM jsonb_array_elements($2) WITH ORDINALITY AS p",
-        [id.as_str().into(), json!(request.permissions).into()],
-    ))
-    .await?;
-    Ok(ApiKey {
-        id: id.clone(),
-        owner: request.owner,
-        description: request.description,
-        created_at: row.try_get("", "created_at")?,
-        expires_at: row.try_get("", "expires_at")?,
-        last_used_at: None,
-        permissions: request.permissions,
-    })
+    let key = ActiveModel {
+        id: Set(Text(id.clone())),
+        owner: Set(Text(request.owner)),
+        hash: Set(hash.to_vec()),
+        description: Set(request.description),
+        expires_at: Set(expires_at),
+        ..Default::default()
+    };
+    let key = key.insert(on).instrument(span!(INSERT api_keys)).await?;
+    let rows = request
+        .permissions
+        .iter()
+        .zip(1..)
+        .map(|(given, position)| permissions::ActiveModel {
+            key_id: Set(Text(id.clone())),
+            environment_id: Set(Text(given.environment_id.clone())),
+            permission: Set(Text(given.permission)),
+            position: Set(position),
+        });
+    if !request.permissions.is_empty() {
+        let insert = permissions::Entity::insert_many(rows).exec_without_returning(on);
+        insert.instrument(span!(INSERT api_key_permissions)).await?;
+    }
+    Ok(api_key(key, request.permissions))
 }
 
-/// Newest first, and how many there are in all; revoked ones are gone, expired ones show.
-#[tracing::instrument(name = "api_keys.page", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.page"))]
+/// Newest first, and how many there are in all.
 pub async fn page(
     on: &impl ConnectionTrait,
     owner: &UserId,
     limit: u32,
     offset: u64,
 ) -> Result<(Vec<ApiKey>, u64), StoreError> {
-    let sql = format!(
-        "SELECT k.id, k.owner, k.description, k.created_at, k.expires_at, k.last_used_at,
-                {PERMISSIONS}
-         FROM api_keys k WHERE k.owner = $1 AND k.revoked_at IS NULL
-         ORDER BY k.created_at DESC, k.id DESC LIMIT $2 OFFSET $3"
-    );
-    let keys = on
-        .query_all_raw(statement(
-            &sql,
-            [
-                owner.as_str().into(),
-                i64::from(limit.min(MAX_PAGE)).into(),
-                bigint(offset),
-            ],
-        ))
-        .await?
-        .iter()
-        .map(read)
-        .collect::<Result<_, _>>()?;
-    let total = on
-        .query_one_raw(statement(
-            "SELECT count(*) AS total FROM api_keys WHERE owner = $1 AND revoked_at IS NULL",
-            [owner.as_str().into()],
-        ))
-        .await?;
-    let total = total
-        .map(|row| row.try_get::<i64>("", "total"))
-        .transpose()?
-        .unwrap_or_default();
-    Ok((keys, count(total)))
+    let page = async {
+        let keys = keys_of(owner)
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::Id)
+            .limit(page_limit(limit))
+            .offset(page_offset(offset))
+            .all(on)
+            .await?;
+        let by_position = permissions::Entity::find().order_by_asc(permissions::Column::Position);
+        let permissions = keys.load_many(by_position, on).await?;
+        let total = keys_of(owner).count(on).await?;
+        Ok::<_, DbErr>((keys, permissions, total))
+    };
+    let (keys, permissions, total) = page.instrument(span!(SELECT api_keys)).await?;
+    let keys = keys.into_iter().zip(permissions);
+    let keys = keys.map(|(key, given)| api_key(key, given.into_iter().map(Into::into).collect()));
+    Ok((keys.collect(), total))
 }
 
-#[tracing::instrument(name = "api_keys.find", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find"))]
+/// A key of `owner`, with its permissions. `None` when there is none or it was revoked.
 pub async fn find(
     on: &impl ConnectionTrait,
     owner: &UserId,
     id: &ApiKeyId,
 ) -> Result<Option<ApiKey>, StoreError> {
-    let sql = format!(
-        "SELECT k.id, k.owner, k.description, k.created_at, k.expires_at, k.last_used_at,
-                {PERMISSIONS}
-         FROM api_keys k WHERE k.id = $1 AND k.owner = $2 AND k.revoked_at IS NULL"
-    );
-    on.query_one_raw(statement(&sql, [id.as_str().into(), owner.as_str().into()]))
-        .await?
-        .map(|row| read(&row))
-        .transpose()
+    let find = keys_of(owner)
+        .filter(Column::Id.eq(id.as_str()))
+        .find_with_related(permissions::Entity)
+        .order_by_asc(permissions::Column::Position)
+        .all(on);
+    let found = find.instrument(span!(SELECT api_keys)).await?;
+    let key = found.into_iter().next();
+    Ok(key.map(|(key, given)| api_key(key, given.into_iter().map(Into::into).collect())))
 }
 
-#[tracing::instrument(name = "api_keys.revoke", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.revoke"))]
+/// Whether `owner` had such a key that was not yet revoked.
 pub async fn revoke(
     on: &impl ConnectionTrait,
     owner: &UserId,
     id: &ApiKeyId,
 ) -> Result<bool, StoreError> {
-    let result = on
-        .execute_raw(statement(
-            "UPDATE api_keys SET revoked_at = now()
-             WHERE id = $1 AND owner = $2 AND revoked_at IS NULL",
-            [id.as_str().into(), owner.as_str().into()],
-        ))
-        .await?;
-    Ok(result.rows_affected() > 0)
+    let revoke = Entity::update_many()
+        .col_expr(Column::RevokedAt, Expr::current_timestamp())
+        .filter(Column::Id.eq(id.as_str()))
+        .filter(Column::Owner.eq(owner.as_str()))
+        .filter(Column::RevokedAt.is_null())
+        .exec(on);
+    let revoked = revoke.instrument(span!(UPDATE api_keys)).await?;
+    Ok(revoked.rows_affected > 0)
 }
 
-/// A key that has not ended, with what must match for it to be the caller's.
-pub struct LiveKey {
-    pub live: Live,
+/// A key that is neither expired nor revoked, with the hash that the caller's must match.
+pub struct ActiveKey {
+    pub credential: ActiveCredential,
     pub hash: Vec<u8>,
     pub scope: Scope,
 }
 
-#[tracing::instrument(name = "api_keys.find_live", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.find_live"))]
-pub async fn find_live(
+#[derive(FromQueryResult)]
+struct ActiveKeyRow {
+    #[sea_orm(nested)]
+    credential: ActiveCredential,
+    hash: Vec<u8>,
+    permissions: Value,
+}
+
+pub async fn find_active(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,
-) -> Result<Option<LiveKey>, StoreError> {
-    let sql = format!(
-        "SELECT u.id AS user_id, u.username, u.role, k.expires_at, k.hash, {PERMISSIONS}
-         FROM api_keys k JOIN users u ON u.id = k.owner
-         WHERE k.id = $1 AND k.revoked_at IS NULL
-           AND (k.expires_at IS NULL OR k.expires_at > now())"
-    );
-    let Some(row) = on
-        .query_one_raw(statement(&sql, [id.as_str().into()]))
-        .await?
-    else {
+) -> Result<Option<ActiveKey>, StoreError> {
+    let find =
+        ActiveKeyRow::find_by_statement(statement(FIND_ACTIVE, [id.as_str().into()])).one(on);
+    let Some(key) = find.instrument(span!(SELECT api_keys)).await? else {
         return Ok(None);
     };
-    let permissions = permissions(&row)?;
+    let permissions: Vec<EnvironmentPermission> =
+        serde_json::from_value(key.permissions).map_err(|error| DbErr::Json(error.to_string()))?;
     let scope = if permissions.is_empty() {
         Scope::Full
     } else {
+        let permissions = permissions.into_iter();
         Scope::Environments(
             permissions
-                .into_iter()
                 .map(|p| (p.environment_id, p.permission))
                 .collect(),
         )
     };
-    Ok(Some(LiveKey {
-        live: live(&row)?,
-        hash: row.try_get("", "hash")?,
+    Ok(Some(ActiveKey {
+        credential: key.credential,
+        hash: key.hash,
         scope,
     }))
 }
 
-/// Notes uses of many keys at once; an earlier time never replaces a later one. The rows
-/// are taken in the order of their ids, so that two replicas cannot block each other.
-#[tracing::instrument(name = "api_keys.note_uses", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "api_keys.note_uses"))]
-pub async fn note_uses(
+/// Writes when keys were last used.
+pub async fn record_uses(
     on: &impl ConnectionTrait,
     uses: impl Iterator<Item = (&ApiKeyId, &DateTime<Utc>)>,
 ) -> Result<(), StoreError> {
     let uses: Vec<Value> = uses.map(|(id, at)| json!({ "id": id, "at": at })).collect();
-    on.execute_raw(statement(
-        "WITH used AS MATERIALIZED (
-             SELECT k.id, n.at FROM api_keys k
-             JOIN jsonb_to_recordset($1) AS n (id text, at timestamptz) ON n.id = k.id
-             ORDER BY k.id FOR NO KEY UPDATE OF k)
-         UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, used.at)
-         FROM used WHERE k.id = used.id",
-        [Value::Array(uses).into()],
-    ))
-    .await?;
+    let record = on.execute_raw(statement(RECORD_USES, [Value::Array(uses).into()]));
+    record.instrument(span!(UPDATE api_keys)).await?;
     Ok(())
 }

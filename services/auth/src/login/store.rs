@@ -1,13 +1,25 @@
-//! SQL of table `logins`.
+//! Queries of table `logins`.
 
 use agentbox_contracts::ids::{LoginId, UserId};
+use agentbox_database::span;
+use agentbox_database::sql::statement;
 use chrono::{DateTime, Utc};
-use sea_orm::ConnectionTrait;
+use sea_orm::prelude::Expr;
+use sea_orm::sea_query::ExprTrait;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QuerySelect};
+use tracing::Instrument;
 
-use crate::error::StoreError;
-use crate::principal::{Live, live};
-use crate::sql::statement;
-use crate::user::store::Account;
+use crate::entity::logins::{Column, Entity};
+use crate::entity::users;
+use crate::principal::ActiveCredential;
+use crate::store::StoreError;
+
+/// Inserts a login unless the password has changed since it was verified. Raw, because the
+/// check and the insert are one statement; `FOR SHARE` waits for a change that is under way.
+const INSERT_IF_PASSWORD_IS_UNCHANGED: &str = "
+    INSERT INTO logins (id, user_id, issued_at, expires_at)
+    SELECT $1, u.id, $2, $3 FROM users u
+    WHERE u.id = $4 AND u.password_version = $5 FOR SHARE";
 
 pub struct NewLogin {
     pub id: LoginId,
@@ -15,69 +27,58 @@ pub struct NewLogin {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Whether it was recorded: not if the account's password has changed since it was read.
-/// The lock makes a change that is under way decide first.
-#[tracing::instrument(name = "logins.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.insert"))]
+/// Whether the login was recorded: not if the user's password has changed since it was read.
 pub async fn insert(
     on: &impl ConnectionTrait,
     login: &NewLogin,
-    account: &Account,
+    user: &users::Model,
 ) -> Result<bool, StoreError> {
-    let result = on
-        .execute_raw(statement(
-            "INSERT INTO logins (id, user_id, issued_at, expires_at)
-             SELECT $1, u.id, $2, $3 FROM users u
-             WHERE u.id = $4 AND u.password_version = $5 FOR SHARE",
-            [
-                login.id.as_str().into(),
-                login.issued_at.into(),
-                login.expires_at.into(),
-                account.user.id.as_str().into(),
-                account.password_version.into(),
-            ],
-        ))
-        .await?;
-    Ok(result.rows_affected() > 0)
+    let values = [
+        login.id.as_str().into(),
+        login.issued_at.into(),
+        login.expires_at.into(),
+        user.id.clone().into(),
+        user.password_version.into(),
+    ];
+    let insert = on.execute_raw(statement(INSERT_IF_PASSWORD_IS_UNCHANGED, values));
+    let inserted = insert.instrument(span!(INSERT logins)).await?;
+    Ok(inserted.rows_affected() > 0)
 }
 
-/// The login and its user, as they are now; `None` once either has ended.
-#[tracing::instrument(name = "logins.find_live", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.find_live"))]
-pub async fn find_live(
+/// The login and its user, as they are now. `None` when the login has expired or was
+/// revoked, or is another user's.
+pub async fn find_active(
     on: &impl ConnectionTrait,
     user: &UserId,
     id: &LoginId,
-) -> Result<Option<Live>, StoreError> {
-    on.query_one_raw(statement(
-        "SELECT u.id AS user_id, u.username, u.role, l.expires_at
-         FROM logins l JOIN users u ON u.id = l.user_id
-         WHERE l.id = $1 AND l.user_id = $2 AND l.revoked_at IS NULL AND l.expires_at > now()",
-        [id.as_str().into(), user.as_str().into()],
-    ))
-    .await?
-    .map(|row| live(&row))
-    .transpose()
+) -> Result<Option<ActiveCredential>, StoreError> {
+    let find = Entity::find_by_id(id.clone())
+        .select_only()
+        .column(Column::UserId)
+        .column(Column::ExpiresAt)
+        .column(users::Column::Username)
+        .column(users::Column::Role)
+        .inner_join(users::Entity)
+        .filter(Column::UserId.eq(user.as_str()))
+        .filter(Column::RevokedAt.is_null())
+        .filter(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()))
+        .into_model::<ActiveCredential>()
+        .one(on);
+    Ok(find.instrument(span!(SELECT logins)).await?)
 }
 
-#[tracing::instrument(name = "logins.revoke", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke"))]
+/// Does nothing when the login is another user's or has been revoked already.
 pub async fn revoke(
     on: &impl ConnectionTrait,
     user: &UserId,
     id: &LoginId,
 ) -> Result<(), StoreError> {
-    on.execute_raw(statement(
-        "UPDATE logins SET revoked_at = now() WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL",
-        [id.as_str().into(), user.as_str().into()],
-    ))
-    .await?;
-    Ok(())
-}
-
-#[tracing::instrument(name = "logins.revoke_all", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "logins.revoke_all"))]
-pub async fn revoke_all(on: &impl ConnectionTrait, user: &UserId) -> Result<(), StoreError> {
-    on.execute_raw(statement(
-        "UPDATE logins SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL",
-        [user.as_str().into()],
-    ))
-    .await?;
+    let revoke = Entity::update_many()
+        .col_expr(Column::RevokedAt, Expr::current_timestamp())
+        .filter(Column::Id.eq(id.as_str()))
+        .filter(Column::UserId.eq(user.as_str()))
+        .filter(Column::RevokedAt.is_null())
+        .exec(on);
+    revoke.instrument(span!(UPDATE logins)).await?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The token of a login: a JWT (RFC 7519) signed with EdDSA (RFC 8037). Pure.
 //!
 //! * I1. Only EdDSA, only our issuer and audience, never without an expiry.
-//! * I2. A token proves which login it is, nothing more: name and role in it inform
-//!   whoever reads it, and are read from Postgres by whoever decides.
+//! * I2. A token only proves which login it belongs to. The name and role in it are for
+//!   display; decisions read them from Postgres.
 
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::{LoginId, UserId};
@@ -53,10 +53,10 @@ impl Claims {
 pub fn sign(claims: &Claims, key: &Key) -> Result<String, Error> {
     let mut header = Header::new(Algorithm::EdDSA);
     header.kid = Some(key.kid.clone());
-    jsonwebtoken::encode(&header, claims, &key.signs)
+    jsonwebtoken::encode(&header, claims, &key.encoding)
 }
 
-/// The id of the key that a token says it was signed with. Nothing is verified yet.
+/// The `kid` of a token's header: the key that must verify it. Nothing is verified yet.
 #[must_use]
 pub fn key_id(token: &str) -> Option<String> {
     if token.len() > MAX_LEN {
@@ -73,7 +73,7 @@ pub fn verify(token: &str, key: &Key) -> Result<Claims, Error> {
     validation.set_issuer(&[ISSUER]);
     validation.set_audience(&[AUDIENCE]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    // The login's row has the exact time, on Postgres' clock.
+    // The login's row has the exact time, by Postgres' clock.
     validation.leeway = 5;
-    jsonwebtoken::decode::<Claims>(token, &key.verifies, &validation).map(|data| data.claims)
+    jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation).map(|data| data.claims)
 }

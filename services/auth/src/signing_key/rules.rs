@@ -1,4 +1,4 @@
-//! When a key signs and verifies, and what its id looks like. Pure.
+//! When a key signs and verifies, and the format of its id. Pure.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ const MAC_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     pub created_at: DateTime<Utc>,
-    /// Another key signs from here on.
+    /// From here on, another key signs.
     pub signs_until: DateTime<Utc>,
-    /// What it signed has expired by then.
+    /// Every token that it signed has expired by then.
     pub not_after: DateTime<Utc>,
 }
 
@@ -49,8 +49,8 @@ fn mac(secret: &MasterSecret, random: &str) -> String {
     hex::encode(&secret.digest(Purpose::KeyId, random.as_bytes())[..MAC_BYTES])
 }
 
-/// 16 random hex digits, then 16 that prove that a replica of this deployment made them:
-/// a stream of made-up key ids costs no query.
+/// A new key id: 16 random hex digits, then 16 of their MAC, which proves that a replica of
+/// this deployment made them. Invented key ids so cost no query.
 #[must_use]
 pub fn mint_kid(secret: &MasterSecret) -> String {
     let random = hex::encode(rand::random::<[u8; RANDOM_HEX / 2]>());
@@ -78,7 +78,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3_600);
 
     #[test]
-    fn a_key_signs_for_one_rotation_and_verifies_until_its_last_token_has_expired() {
+    fn key_signs_for_one_rotation_and_verifies_until_its_last_token_expires() {
         let start = DateTime::<Utc>::UNIX_EPOCH;
         let key = Lifetime::new(start, 24 * HOUR, HOUR);
         for (hours, signs, verifies) in [
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_id_is_known_as_ours_without_a_table() {
+    fn key_id_of_another_secret_is_refused() {
         let secret = |byte: u8| hex::encode([byte; 32]).parse::<MasterSecret>().unwrap();
         let kid = mint_kid(&secret(1));
         assert!(is_ours(&secret(1), &kid));

@@ -1,4 +1,4 @@
-//! Who may have a ticket made, and what it reaches. Pure.
+//! Who may get a ticket, and what it grants. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Credential, Permission, Principal, Scope, TicketAction};
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId};
 
-/// The credential that a ticket was made with, and ends with.
+/// The credential that asked for a ticket. The ticket is void once it has expired or was
+/// revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Issuer {
     Login(LoginId),
@@ -14,7 +15,7 @@ pub enum Issuer {
 }
 
 impl Issuer {
-    /// The credential of whoever redeems the ticket.
+    /// The credential of the principal that redeems the ticket.
     #[must_use]
     pub fn ticket(self, environment: EnvironmentId, action: TicketAction) -> Credential {
         let issued_by = Box::new(match self {
@@ -36,18 +37,18 @@ const fn needs(action: TicketAction) -> Permission {
     }
 }
 
-/// No more than the action needs.
+/// A scope that grants no more than the action needs.
 #[must_use]
 pub fn scope(environment: &EnvironmentId, action: TicketAction) -> Scope {
     Scope::Environments(BTreeMap::from([(environment.clone(), needs(action))]))
 }
 
-/// What the ticket will hang on. That the user may see the environment is for the caller
-/// to know; here, that the credential reaches it.
+/// The issuer of a ticket that `principal` asks for. The caller of this function checks that
+/// the user may see the environment; this function, that the credential grants it.
 ///
 /// # Errors
 /// NotFound for an environment outside the credential's scope, Forbidden for one it may
-/// see only, and for a ticket: it makes no other.
+/// only view, and for a ticket, which cannot ask for another.
 pub fn issuer(
     principal: &Principal,
     environment: &EnvironmentId,
@@ -93,10 +94,10 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_made_only_for_what_the_credential_reaches() {
+    fn ticket_is_granted_only_within_the_credentials_scope() {
         let environment = EnvironmentId::random();
         let key = ApiKeyId::random();
-        let reach =
+        let granted =
             |permission| Scope::Environments(BTreeMap::from([(environment.clone(), permission)]));
         let elsewhere = Scope::Environments(BTreeMap::from([(
             EnvironmentId::random(),
@@ -104,14 +105,14 @@ mod tests {
         )]));
         for (scope, action, expected) in [
             (Scope::Full, TicketAction::Attach, None),
-            (reach(Permission::Read), TicketAction::Logs, None),
+            (granted(Permission::Read), TicketAction::Logs, None),
             (
                 reach(Permission::Read),
                 TicketAction::Attach,
                 Some(ErrorCode::Forbidden),
             ),
-            (reach(Permission::Write), TicketAction::Attach, None),
-            (reach(Permission::Admin), TicketAction::Attach, None),
+            (granted(Permission::Write), TicketAction::Attach, None),
+            (granted(Permission::Admin), TicketAction::Attach, None),
             (elsewhere, TicketAction::Logs, Some(ErrorCode::NotFound)),
         ] {
             let caller = principal(Credential::ApiKey { id: key.clone() }, scope.clone());
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_makes_no_ticket() {
+    fn ticket_asked_for_with_a_ticket_is_forbidden() {
         let environment = EnvironmentId::random();
         let credential =
             Issuer::Login(LoginId::random()).ticket(environment.clone(), TicketAction::Logs);

@@ -1,15 +1,34 @@
-//! SQL of table `tickets`.
+//! Queries of table `tickets`.
 
 use agentbox_contracts::identity::TicketAction;
-use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
+use agentbox_database::sql::statement;
+use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, QueryResult};
+use sea_orm::{ConnectionTrait, DbErr, EntityTrait, FromQueryResult, Set};
+use tracing::Instrument;
 
 use super::rules::Issuer;
-use crate::error::StoreError;
-use crate::principal::{Live, live};
+use crate::entity::tickets::{ActiveModel, Entity};
+use crate::principal::ActiveCredential;
 use crate::secret::Digest;
-use crate::sql::statement;
+use crate::store::StoreError;
+
+/// Redeems a ticket and reads its user and its issuer's expiry. Raw, because it is one
+/// statement over four tables: of two requests at once, the second finds `used_at` set.
+const REDEEM: &str = "
+    UPDATE tickets t SET used_at = now()
+    FROM users u
+    WHERE t.hash = $1 AND t.environment = $2 AND t.action = $3
+      AND t.used_at IS NULL AND t.expires_at > now() AND u.id = t.user_id
+      AND (EXISTS (SELECT 1 FROM logins l WHERE l.id = t.login_id
+                   AND l.revoked_at IS NULL AND l.expires_at > now())
+        OR EXISTS (SELECT 1 FROM api_keys k WHERE k.id = t.key_id
+                   AND k.revoked_at IS NULL
+                   AND (k.expires_at IS NULL OR k.expires_at > now())))
+    RETURNING u.id AS user_id, u.username, u.role, t.login_id, t.key_id,
+        COALESCE((SELECT l.expires_at FROM logins l WHERE l.id = t.login_id),
+                 (SELECT k.expires_at FROM api_keys k WHERE k.id = t.key_id)) AS expires_at";
 
 pub struct NewTicket {
     pub hash: Digest,
@@ -20,79 +39,57 @@ pub struct NewTicket {
     pub expires_at: DateTime<Utc>,
 }
 
-const fn action_text(action: TicketAction) -> &'static str {
-    match action {
-        TicketAction::Logs => "logs",
-        TicketAction::Attach => "attach",
-    }
-}
-
-#[tracing::instrument(name = "tickets.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.insert"))]
+/// # Errors
+/// A foreign key violation when the user or the issuer is gone.
 pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(), StoreError> {
-    let (login, key) = match &ticket.issuer {
-        Issuer::Login(id) => (Some(id.as_str().to_owned()), None),
-        Issuer::ApiKey(id) => (None, Some(id.as_str().to_owned())),
+    let (login, key) = match ticket.issuer.clone() {
+        Issuer::Login(id) => (Some(Text(id)), None),
+        Issuer::ApiKey(id) => (None, Some(Text(id))),
     };
-    on.execute_raw(statement(
-        "INSERT INTO tickets (hash, user_id, login_id, key_id, environment, action, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        [
-            ticket.hash.to_vec().into(),
-            ticket.user.as_str().into(),
-            login.into(),
-            key.into(),
-            ticket.environment.as_str().into(),
-            action_text(ticket.action).into(),
-            ticket.expires_at.into(),
-        ],
-    ))
-    .await?;
+    let ticket = ActiveModel {
+        hash: Set(ticket.hash.to_vec()),
+        user_id: Set(Text(ticket.user.clone())),
+        login_id: Set(login),
+        key_id: Set(key),
+        environment: Set(Text(ticket.environment.clone())),
+        action: Set(Text(ticket.action)),
+        expires_at: Set(ticket.expires_at),
+        ..Default::default()
+    };
+    let insert = Entity::insert(ticket).exec_without_returning(on);
+    insert.instrument(span!(INSERT tickets)).await?;
     Ok(())
 }
 
-/// Uses the ticket up in the statement that reads it: of two at once, the second finds
-/// `used_at` set. The credential it was made with must not have ended.
-#[tracing::instrument(name = "tickets.redeem", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "tickets.redeem"))]
+#[derive(FromQueryResult)]
+struct Redeemed {
+    #[sea_orm(nested)]
+    credential: ActiveCredential,
+    login_id: Option<Text<LoginId>>,
+    key_id: Option<Text<ApiKeyId>>,
+}
+
+/// Uses the ticket up. `None` when it is unknown, expired or used, is for something else,
+/// or its issuer has expired or was revoked.
 pub async fn redeem(
     on: &impl ConnectionTrait,
     hash: &Digest,
     environment: &EnvironmentId,
     action: TicketAction,
-) -> Result<Option<(Live, Issuer)>, StoreError> {
-    let row = on
-        .query_one_raw(statement(
-            "UPDATE tickets t SET used_at = now()
-             FROM users u
-             WHERE t.hash = $1 AND t.environment = $2 AND t.action = $3
-               AND t.used_at IS NULL AND t.expires_at > now() AND u.id = t.user_id
-               AND (EXISTS (SELECT 1 FROM logins l WHERE l.id = t.login_id
-                            AND l.revoked_at IS NULL AND l.expires_at > now())
-                 OR EXISTS (SELECT 1 FROM api_keys k WHERE k.id = t.key_id
-                            AND k.revoked_at IS NULL
-                            AND (k.expires_at IS NULL OR k.expires_at > now())))
-             RETURNING u.id AS user_id, u.username, u.role, t.login_id, t.key_id,
-                 COALESCE((SELECT l.expires_at FROM logins l WHERE l.id = t.login_id),
-                          (SELECT k.expires_at FROM api_keys k WHERE k.id = t.key_id))
-                 AS expires_at",
-            [
-                hash.to_vec().into(),
-                environment.as_str().into(),
-                action_text(action).into(),
-            ],
-        ))
-        .await?;
-    row.map(|row| Ok((live(&row)?, issuer(&row)?))).transpose()
-}
-
-fn issuer(row: &QueryResult) -> Result<Issuer, StoreError> {
-    if let Some(id) = row.try_get::<Option<String>>("", "login_id")? {
-        let id = id
-            .parse()
-            .map_err(|error| StoreError::corrupt("login id", error))?;
-        return Ok(Issuer::Login(id));
-    }
-    row.try_get::<String>("", "key_id")?
-        .parse()
-        .map(Issuer::ApiKey)
-        .map_err(|error| StoreError::corrupt("key id", error))
+) -> Result<Option<(ActiveCredential, Issuer)>, StoreError> {
+    let values = [
+        hash.to_vec().into(),
+        environment.as_str().into(),
+        Text(action).into(),
+    ];
+    let redeem = Redeemed::find_by_statement(statement(REDEEM, values)).one(on);
+    let Some(redeemed) = redeem.instrument(span!(UPDATE tickets)).await? else {
+        return Ok(None);
+    };
+    let issuer = match (redeemed.login_id, redeemed.key_id) {
+        (Some(Text(id)), _) => Issuer::Login(id),
+        (None, Some(Text(id))) => Issuer::ApiKey(id),
+        (None, None) => return Err(DbErr::Type("a ticket without an issuer".to_owned()).into()),
+    };
+    Ok(Some((redeemed.credential, issuer)))
 }

@@ -1,11 +1,12 @@
 //! The first administrator, when there is no user at all.
 //!
 //! * I1. Of replicas that start together, one creates it.
-//! * I2. A user table that is not empty is never touched: changing the variables later
-//!   changes no password.
+//! * I2. A user table that is not empty is never changed: other values of the variables
+//!   change no password.
 
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::Secret;
+use agentbox_database::sql::advisory_lock;
 use anyhow::Context as _;
 use sea_orm::DatabaseConnection;
 
@@ -13,9 +14,10 @@ use super::{rules, store};
 use crate::audit::{self, Action, Entry};
 use crate::config::Config;
 use crate::password::{self, Hasher};
+use crate::store::{ADVISORY_LOCK, begin, commit};
 
 /// # Errors
-/// When the name or password is against the rules, or Postgres fails.
+/// When a configured name, email or password breaks its rule, or Postgres fails.
 pub async fn first_admin(
     database: &DatabaseConnection,
     hasher: &Hasher,
@@ -27,14 +29,14 @@ pub async fn first_admin(
     let (Some(username), Some(password)) = (&config.admin_username, &config.admin_password) else {
         tracing::error!(
             "there is no user and AGENTBOX_ADMIN_USERNAME or AGENTBOX_ADMIN_PASSWORD is not set: \
-             nobody can log in until auth is started with both"
+             start auth with both, so that an administrator can log in"
         );
         return Ok(());
     };
     let password = Secret(password.clone());
     rules::username(username).context("AGENTBOX_ADMIN_USERNAME")?;
     rules::email(&config.admin_email).context("AGENTBOX_ADMIN_EMAIL")?;
-    password::rules::check("password", &password).context("AGENTBOX_ADMIN_PASSWORD")?;
+    password::check("password", &password).context("AGENTBOX_ADMIN_PASSWORD")?;
     let new = store::NewUser {
         username: username.clone(),
         email: config.admin_email.clone(),
@@ -42,10 +44,11 @@ pub async fn first_admin(
         password_hash: hasher.hash(&password).await?,
     };
 
-    let transaction = agentbox_database::begin(database).await?;
-    store::lock_bootstrap(&transaction).await?;
+    let transaction = begin(database).await?;
+    // Replicas that start together take turns.
+    advisory_lock(&transaction, ADVISORY_LOCK, "bootstrap").await?;
     if store::is_empty(&transaction).await? {
-        let user = store::insert(&transaction, &new).await?;
+        let user = store::insert(&transaction, new).await?;
         let entry = Entry {
             actor: None,
             action: Action::BootstrapAdmin,
@@ -55,6 +58,5 @@ pub async fn first_admin(
         audit::record(&transaction, entry).await?;
         tracing::info!(user = %user.id, "created the first administrator");
     }
-    transaction.commit().await?;
-    Ok(())
+    Ok(commit(transaction).await?)
 }

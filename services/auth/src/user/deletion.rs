@@ -1,11 +1,11 @@
-//! Telling the scheduler that a user is gone, until it has heard.
+//! Notifying the scheduler that a user was deleted, until it has confirmed.
 //!
-//! Owns table `user_deletions`. Any replica carries on what another left.
+//! Owns table `user_deletions`. Any replica continues what another began.
 //!
-//! * I1. A deletion is recorded in the transaction that removes the user, and stays until
-//!   the scheduler has answered twice: the second time catches an environment whose
-//!   creation was on its way when the user went.
-//! * I2. A claimed row comes back by itself when its worker dies.
+//! * I1. A deletion is recorded in the transaction that deletes the user, and stays until
+//!   the scheduler has confirmed twice: the second time catches an environment whose
+//!   creation was in flight when the user was deleted.
+//! * I2. A claimed row can be claimed again after [`LEASE`], also when its worker was killed.
 
 pub mod store;
 
@@ -13,40 +13,42 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::Bus;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc::{DeleteOwned, DeleteOwnedRequest};
 use sea_orm::DatabaseConnection;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::StoreError;
 use crate::metrics;
+use crate::store::StoreError;
 
-/// How often a replica looks for work that no deletion of its own woke it for.
+/// How often a replica looks for deletions that another replica recorded or left.
 const POLL: Duration = Duration::from_secs(5);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a claimed row stays with its worker: longer than one call.
+/// How long a claimed row is hidden from other workers: longer than one call.
 const LEASE: Duration = Duration::from_secs(30);
-/// When the scheduler is told again: no request is on its way for so long.
-const SETTLE: Duration = Duration::from_secs(60);
+/// When the scheduler is notified the second time: no request is in flight for so long.
+const CONFIRM_AFTER: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// What becomes of a deletion after one call.
+/// The next step of a deletion after one call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The scheduler has not heard; try again after this long.
+    /// The scheduler did not answer: try again after this long.
     Retry(Duration),
-    /// It has heard once; tell it again after this long.
+    /// It has confirmed once: notify it again after this long.
     Confirm(Duration),
     Done,
 }
 
-/// `attempt` counts from 1; `was_told`: the scheduler has answered before.
+/// The next step after attempt number `attempt`, counted from 1. `confirmed_before`: an
+/// earlier attempt was confirmed.
 #[must_use]
-pub fn next(heard: bool, was_told: bool, attempt: i32) -> Next {
-    match (heard, was_told) {
+pub fn next(confirmed: bool, confirmed_before: bool, attempt: i32) -> Next {
+    match (confirmed, confirmed_before) {
         (true, true) => Next::Done,
-        (true, false) => Next::Confirm(SETTLE),
+        (true, false) => Next::Confirm(CONFIRM_AFTER),
         (false, _) => {
             let doublings = u32::try_from(attempt.saturating_sub(1))
                 .unwrap_or_default()
@@ -63,10 +65,10 @@ pub struct DeletionWorker {
 }
 
 impl DeletionWorker {
-    /// Until `shutdown`.
+    /// Notifies the scheduler of due deletions until `shutdown`.
     ///
     /// # Errors
-    /// None: what fails is tried again.
+    /// None: a failed attempt is repeated.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,11 +79,14 @@ impl DeletionWorker {
                 () = self.deleted.notified() => {}
             }
             while !shutdown.is_cancelled() {
-                match self.carry_on().await {
+                match self.notify_next().await {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(error) => {
-                        tracing::warn!(%error, "user deletions wait for the database");
+                        tracing::warn!(
+                            error = %ErrorChain(&error),
+                            "could not read or write user deletions"
+                        );
                         break;
                     }
                 }
@@ -89,22 +94,27 @@ impl DeletionWorker {
         }
     }
 
-    /// One due deletion; whether there was one.
-    async fn carry_on(&self) -> Result<bool, StoreError> {
+    /// Notifies the scheduler of the most overdue deletion. Whether there was one.
+    async fn notify_next(&self) -> Result<bool, StoreError> {
         let Some(deletion) = store::claim(&self.database, LEASE).await? else {
             return Ok(false);
         };
         let request = DeleteOwnedRequest {
-            owner: deletion.user.clone(),
+            owner: deletion.user_id.0.clone(),
         };
         let answer = self.bus.call::<DeleteOwned>(&request, CALL_DEADLINE).await;
         if let Err(error) = &answer {
-            tracing::warn!(user = %deletion.user, %error, attempt = deletion.attempts,
-                "the scheduler has not ended a deleted user's environments yet");
+            tracing::warn!(
+                user = %deletion.user_id.0,
+                error = %ErrorChain(error),
+                attempt = deletion.attempts,
+                "could not notify the scheduler of a deleted user"
+            );
         }
-        metrics::deletion_told(answer.is_ok());
-        let next = next(answer.is_ok(), deletion.was_told, deletion.attempts);
-        store::settle(&self.database, &deletion.user, &next).await?;
+        metrics::deletion_notified(answer.is_ok());
+        let confirmed_before = deletion.acknowledged_at.is_some();
+        let next = next(answer.is_ok(), confirmed_before, deletion.attempts);
+        store::settle(&self.database, &request.owner, &next).await?;
         Ok(true)
     }
 }
@@ -114,9 +124,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deletion_is_done_when_the_scheduler_has_answered_twice() {
-        for (heard, was_told, attempt, expected) in [
-            (true, false, 1, Next::Confirm(SETTLE)),
+    fn deletion_confirmed_twice_is_done() {
+        for (confirmed, before, attempt, expected) in [
+            (true, false, 1, Next::Confirm(CONFIRM_AFTER)),
             (true, true, 2, Next::Done),
             (false, false, 1, Next::Retry(Duration::from_secs(1))),
             (false, false, 4, Next::Retry(Duration::from_secs(8))),
@@ -124,15 +134,15 @@ mod tests {
             (false, false, i32::MIN, Next::Retry(FIRST_RETRY)),
         ] {
             assert_eq!(
-                next(heard, was_told, attempt),
+                next(confirmed, before, attempt),
                 expected,
-                "{heard} {was_told} {attempt}"
+                "{confirmed} {before} {attempt}"
             );
         }
     }
 
     #[test]
-    fn a_lease_outlasts_the_call_it_is_for() {
+    fn lease_outlasts_one_call() {
         assert!(LEASE > CALL_DEADLINE);
     }
 }

@@ -1,4 +1,4 @@
-//! What a user may be called, and who may lose the administrator's role. Pure.
+//! The rules for names, emails and the last administrator. Pure.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{MAX_EMAIL, MAX_USERNAME, Role};
@@ -21,7 +21,7 @@ pub fn username(text: &str) -> Result<(), Error> {
     }
 }
 
-/// One `@` with something on both sides. Whether mail arrives is not for a rule to say.
+/// One `@` with text on both sides. Whether mail arrives is not checked.
 ///
 /// # Errors
 /// Validation, naming the field.
@@ -41,15 +41,15 @@ pub fn email(text: &str) -> Result<(), Error> {
     }
 }
 
-/// `other_admins` are those besides the user in question.
+/// `other_admins` does not count the user who would lose the role.
 ///
 /// # Errors
-/// Conflict when nobody would be left to administer.
+/// Conflict when no administrator would be left.
 pub fn may_lose_admin(role: Role, other_admins: u64) -> Result<(), Error> {
     if role == Role::Admin && other_admins == 0 {
         return Err(Error::new(
             ErrorCode::Conflict,
-            "the last administrator cannot be removed",
+            "the last administrator cannot be removed: make another user an administrator first",
         ));
     }
     Ok(())
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_username_is_short_and_plain() {
+    fn username_is_checked_for_length_and_characters() {
         let longest = "a".repeat(64);
         for good in ["a", "Alice.B_c-9", longest.as_str()] {
             assert!(username(good).is_ok(), "{good}");
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_has_one_at_sign_and_no_blanks() {
+    fn email_is_checked_for_one_at_sign_and_no_blanks() {
         let longest = format!("{}@b", "a".repeat(252));
         for good in ["a@b", "a.b+c@example.com", longest.as_str()] {
             assert!(email(good).is_ok(), "{good}");
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_administrator_must_stay() {
+    fn last_administrator_cannot_lose_the_role() {
         for (role, others, allowed) in [
             (Role::Admin, 0, false),
             (Role::Admin, 1, true),

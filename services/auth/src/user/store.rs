@@ -1,54 +1,19 @@
-//! SQL of table `users`.
+//! Queries of table `users`.
 
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::UserId;
-use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, FromQueryResult};
+use agentbox_database::{Text, span};
+use sea_orm::prelude::Expr;
+use sea_orm::sea_query::{ExprTrait, Func};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, NotSet, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, SelectExt, Set,
+};
+use tracing::Instrument;
 
-use crate::error::StoreError;
-use crate::sql::{bigint, count, statement};
-
-/// The most rows one page holds.
-const MAX_PAGE: u32 = 1_000;
-
-#[derive(FromQueryResult)]
-struct Row {
-    id: String,
-    username: String,
-    email: String,
-    role: String,
-    created_at: DateTime<Utc>,
-}
-
-impl TryFrom<Row> for User {
-    type Error = StoreError;
-
-    fn try_from(row: Row) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: parse_id(&row.id)?,
-            role: parse_role(&row.role)?,
-            username: row.username,
-            email: row.email,
-            created_at: row.created_at,
-        })
-    }
-}
-
-pub fn parse_id(text: &str) -> Result<UserId, StoreError> {
-    text.parse()
-        .map_err(|error| StoreError::corrupt("user id", error))
-}
-
-pub fn parse_role(text: &str) -> Result<Role, StoreError> {
-    text.parse().map_err(|_| StoreError::corrupt("role", text))
-}
-
-/// A user with what verifies its password.
-pub struct Account {
-    pub user: User,
-    pub password_hash: String,
-    pub password_version: i64,
-}
+use crate::entity::logins;
+use crate::entity::users::{ActiveModel, Column, Entity, Model};
+use crate::store::{StoreError, page_limit, page_offset};
 
 pub struct NewUser {
     pub username: String,
@@ -57,186 +22,142 @@ pub struct NewUser {
     pub password_hash: String,
 }
 
-#[tracing::instrument(name = "users.find", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find"))]
-pub async fn find(on: &impl ConnectionTrait, id: &UserId) -> Result<Option<User>, StoreError> {
-    Row::find_by_statement(statement(
-        "SELECT id, username, email, role, created_at FROM users WHERE id = $1",
-        [id.as_str().into()],
-    ))
-    .one(on)
-    .await?
-    .map(User::try_from)
-    .transpose()
+/// The user with what verifies its password.
+pub async fn find(on: &impl ConnectionTrait, id: &UserId) -> Result<Option<Model>, StoreError> {
+    let find = Entity::find_by_id(id.clone()).one(on);
+    Ok(find.instrument(span!(SELECT users)).await?)
 }
 
-#[tracing::instrument(name = "users.find_account", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_account"))]
-pub async fn find_account(
-    on: &impl ConnectionTrait,
-    id: &UserId,
-) -> Result<Option<Account>, StoreError> {
-    account(on, "id = $1", id.as_str()).await
-}
-
-/// Usernames are one whatever their case.
-#[tracing::instrument(name = "users.find_by_username", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.find_by_username"))]
-pub async fn find_account_by_username(
+/// Usernames differ in more than case.
+pub async fn find_by_username(
     on: &impl ConnectionTrait,
     username: &str,
-) -> Result<Option<Account>, StoreError> {
-    account(on, "lower(username) = lower($1)", username).await
+) -> Result<Option<Model>, StoreError> {
+    let lowercase = Func::lower(Expr::col(Column::Username));
+    let find = Entity::find()
+        .filter(Expr::expr(lowercase).eq(Func::lower(username)))
+        .one(on);
+    Ok(find.instrument(span!(SELECT users)).await?)
 }
 
-async fn account(
-    on: &impl ConnectionTrait,
-    condition: &'static str,
-    value: &str,
-) -> Result<Option<Account>, StoreError> {
-    let sql = format!(
-        "SELECT id, username, email, role, created_at, password_hash, password_version
-         FROM users WHERE {condition}"
-    );
-    let Some(row) = on.query_one_raw(statement(&sql, [value.into()])).await? else {
-        return Ok(None);
-    };
-    Ok(Some(Account {
-        user: Row::from_query_result(&row, "")?.try_into()?,
-        password_hash: row.try_get("", "password_hash")?,
-        password_version: row.try_get("", "password_version")?,
-    }))
-}
-
-/// Newest first, and how many there are in all.
-#[tracing::instrument(name = "users.page", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.page"))]
+/// Newest first, and how many users there are in all.
 pub async fn page(
     on: &impl ConnectionTrait,
     limit: u32,
     offset: u64,
 ) -> Result<(Vec<User>, u64), StoreError> {
-    let rows = Row::find_by_statement(statement(
-        "SELECT id, username, email, role, created_at FROM users
-         ORDER BY created_at DESC, id DESC LIMIT $1 OFFSET $2",
-        [i64::from(limit.min(MAX_PAGE)).into(), bigint(offset)],
-    ))
-    .all(on)
-    .await?;
-    let users = rows
-        .into_iter()
-        .map(User::try_from)
-        .collect::<Result<_, _>>()?;
-    let total = on
-        .query_one_raw(statement("SELECT count(*) AS total FROM users", []))
-        .await?;
-    let total = total
-        .map(|row| row.try_get::<i64>("", "total"))
-        .transpose()?
-        .unwrap_or_default();
-    Ok((users, count(total)))
+    let page = async {
+        let users = Entity::find()
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::Id)
+            .limit(page_limit(limit))
+            .offset(page_offset(offset))
+            .all(on)
+            .await?;
+        let total = Entity::find().count(on).await?;
+        Ok::<_, DbErr>((users, total))
+    };
+    let (users, total) = page.instrument(span!(SELECT users)).await?;
+    Ok((users.into_iter().map(User::from).collect(), total))
 }
 
-#[tracing::instrument(name = "users.insert", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.insert"))]
-pub async fn insert(on: &impl ConnectionTrait, new: &NewUser) -> Result<User, StoreError> {
-    Row::find_by_statement(statement(
-        "INSERT INTO users (id, username, email, role, password_hash)
-         VALUES ($1, $2, $3, $4, $5)
-         RETURNING id, username, email, role, created_at",
-        [
-            UserId::random().as_str().into(),
-            new.username.clone().into(),
-            new.email.clone().into(),
-            new.role.as_str().into(),
-            new.password_hash.clone().into(),
-        ],
-    ))
-    .one(on)
-    .await?
-    .ok_or_else(|| StoreError::corrupt("user", "the insert returned no row"))?
-    .try_into()
+/// # Errors
+/// A unique violation when the username or the email is taken.
+pub async fn insert(on: &impl ConnectionTrait, new: NewUser) -> Result<User, StoreError> {
+    let user = ActiveModel {
+        id: Set(Text(UserId::random())),
+        username: Set(new.username),
+        email: Set(new.email),
+        role: Set(Text(new.role)),
+        password_hash: Set(new.password_hash),
+        ..Default::default()
+    };
+    Ok(user
+        .insert(on)
+        .instrument(span!(INSERT users))
+        .await?
+        .into())
 }
 
-/// `None` leaves a column as it is; no row, no user.
-#[tracing::instrument(name = "users.update", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.update"))]
+/// Leaves a column as it is where `None` is given. `None`: there is no such user.
+///
+/// # Errors
+/// A unique violation when the email is taken.
 pub async fn update(
     on: &impl ConnectionTrait,
     id: &UserId,
     email: Option<String>,
     role: Option<Role>,
 ) -> Result<Option<User>, StoreError> {
-    Row::find_by_statement(statement(
-        "UPDATE users SET email = COALESCE($2, email), role = COALESCE($3, role)
-         WHERE id = $1 RETURNING id, username, email, role, created_at",
-        [
-            id.as_str().into(),
-            email.into(),
-            role.map(|role| role.as_str().to_owned()).into(),
-        ],
-    ))
-    .one(on)
-    .await?
-    .map(User::try_from)
-    .transpose()
+    let changes = ActiveModel {
+        id: Set(Text(id.clone())),
+        email: email.map_or(NotSet, Set),
+        role: role.map_or(NotSet, |role| Set(Text(role))),
+        ..Default::default()
+    };
+    match changes.update(on).instrument(span!(UPDATE users)).await {
+        Ok(user) => Ok(Some(user.into())),
+        Err(DbErr::RecordNotUpdated | DbErr::RecordNotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// With `version`, only if the password is still that one. Whether it was changed.
-#[tracing::instrument(name = "users.set_password", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.set_password"))]
+/// Sets the password and revokes every login of the user. With `version`, only if the
+/// password is still that one. Whether it was set.
 pub async fn set_password(
     on: &impl ConnectionTrait,
     id: &UserId,
     hash: &str,
     version: Option<i64>,
 ) -> Result<bool, StoreError> {
-    let result = on
-        .execute_raw(statement(
-            "UPDATE users SET password_hash = $2, password_version = password_version + 1
-             WHERE id = $1 AND password_version = COALESCE($3, password_version)",
-            [id.as_str().into(), hash.into(), version.into()],
-        ))
-        .await?;
-    Ok(result.rows_affected() > 0)
-}
-
-/// Holds every administrator's row until the transaction ends, so that two removals
-/// cannot each count on the other's; answers how many there are besides `id`.
-#[tracing::instrument(name = "users.lock_admins", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_admins"))]
-pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result<u64, StoreError> {
-    let rows = on
-        .query_all_raw(statement(
-            "SELECT id FROM users WHERE role = 'admin' ORDER BY id FOR UPDATE",
-            [],
-        ))
-        .await?;
-    let mut others = 0;
-    for row in rows {
-        others += u64::from(row.try_get::<String>("", "id")? != id.as_str());
+    let mut update = Entity::update_many()
+        .col_expr(Column::PasswordHash, Expr::value(hash))
+        .col_expr(
+            Column::PasswordVersion,
+            Expr::col(Column::PasswordVersion).add(1),
+        )
+        .filter(Column::Id.eq(id.as_str()));
+    if let Some(version) = version {
+        update = update.filter(Column::PasswordVersion.eq(version));
     }
-    Ok(others)
+    let updated = update.exec(on).instrument(span!(UPDATE users)).await?;
+    if updated.rows_affected == 0 {
+        return Ok(false);
+    }
+    let revoke = logins::Entity::update_many()
+        .col_expr(logins::Column::RevokedAt, Expr::current_timestamp())
+        .filter(logins::Column::UserId.eq(id.as_str()))
+        .filter(logins::Column::RevokedAt.is_null())
+        .exec(on);
+    revoke.instrument(span!(UPDATE logins)).await?;
+    Ok(true)
 }
 
-#[tracing::instrument(name = "users.delete", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.delete"))]
+/// Locks the rows of all administrators until the transaction ends, so that two removals
+/// cannot each rely on the administrator that the other one removes. How many there are
+/// besides `id`.
+pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result<u64, StoreError> {
+    let admins = Entity::find()
+        .select_only()
+        .column(Column::Id)
+        .filter(Column::Role.eq(Text(Role::Admin)))
+        .order_by_asc(Column::Id)
+        .lock_exclusive()
+        .into_tuple::<Text<UserId>>()
+        .all(on);
+    let admins = admins.instrument(span!(SELECT users)).await?;
+    let others = admins.iter().filter(|Text(admin)| admin != id).count();
+    Ok(others as u64)
+}
+
+/// Whether there was such a user.
 pub async fn delete(on: &impl ConnectionTrait, id: &UserId) -> Result<bool, StoreError> {
-    let result = on
-        .execute_raw(statement(
-            "DELETE FROM users WHERE id = $1",
-            [id.as_str().into()],
-        ))
-        .await?;
-    Ok(result.rows_affected() > 0)
+    let delete = Entity::delete_by_id(id.clone()).exec(on);
+    let deleted = delete.instrument(span!(DELETE users)).await?;
+    Ok(deleted.rows_affected > 0)
 }
 
-#[tracing::instrument(name = "users.is_empty", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.is_empty"))]
 pub async fn is_empty(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
-    Ok(on
-        .query_one_raw(statement("SELECT 1 FROM users LIMIT 1", []))
-        .await?
-        .is_none())
-}
-
-/// Replicas that start together take turns; held until the transaction ends.
-#[tracing::instrument(name = "users.lock_bootstrap", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "users.lock_bootstrap"))]
-pub async fn lock_bootstrap(on: &impl ConnectionTrait) -> Result<(), StoreError> {
-    on.execute_raw(statement(
-        "SELECT pg_advisory_xact_lock(hashtext('agentbox.auth.bootstrap'))",
-        [],
-    ))
-    .await?;
-    Ok(())
+    let exists = Entity::find().exists(on);
+    Ok(!exists.instrument(span!(SELECT users)).await?)
 }

@@ -32,7 +32,7 @@ fn key_of(key: &ApiKey) -> KeyRequest {
 }
 
 #[tokio::test]
-async fn a_key_acts_as_its_owner_until_it_is_revoked() {
+async fn key_acts_as_its_owner_until_revoked() {
     let world = World::start().await;
     let auth = world.auth();
     let owner = auth.create_user(Role::User).await;
@@ -53,13 +53,13 @@ async fn a_key_acts_as_its_owner_until_it_is_revoked() {
         }
     );
     assert_eq!(principal.expires_at, created.api_key.expires_at);
-    assert_eq!(auth.again(&principal).await.unwrap(), principal);
+    assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
 
     auth.call::<RevokeKey>(key_of(&created.api_key))
         .await
         .unwrap();
     refused(auth.bearer(&created.key).await);
-    refused(auth.again(&principal).await);
+    refused(auth.revalidate(&principal).await);
     for code in [
         auth.call::<RevokeKey>(key_of(&created.api_key))
             .await
@@ -75,7 +75,7 @@ async fn a_key_acts_as_its_owner_until_it_is_revoked() {
 }
 
 #[tokio::test]
-async fn a_key_with_permissions_reaches_those_environments_alone() {
+async fn key_with_permissions_grants_only_those_environments() {
     let world = World::start().await;
     let auth = world.auth();
     let owner = auth.create_user(Role::Admin).await;
@@ -104,7 +104,7 @@ async fn a_key_with_permissions_reaches_those_environments_alone() {
 }
 
 #[tokio::test]
-async fn another_users_key_is_not_found() {
+async fn key_of_another_user_is_not_found() {
     let world = World::start().await;
     let auth = world.auth();
     let (owner, other) = (
@@ -125,11 +125,11 @@ async fn another_users_key_is_not_found() {
     auth.bearer(&created.key).await.unwrap();
     let mut stolen = auth.bearer(&created.key).await.unwrap();
     stolen.user = other.id;
-    refused(auth.again(&stolen).await);
+    refused(auth.revalidate(&stolen).await);
 }
 
 #[tokio::test]
-async fn a_list_pages_newest_first_without_revoked_and_foreign_keys() {
+async fn list_pages_newest_first_without_revoked_and_foreign_keys() {
     let world = World::start().await;
     let auth = world.auth();
     let (owner, other) = (
@@ -166,7 +166,7 @@ async fn a_list_pages_newest_first_without_revoked_and_foreign_keys() {
 }
 
 #[tokio::test]
-async fn a_user_has_no_more_keys_than_allowed_also_when_asking_all_at_once() {
+async fn concurrent_creates_beyond_the_limit_exceed_the_quota() {
     let world = World::with(2, &[("AGENTBOX_KEYS_PER_USER", "3")]).await;
     let owner = world.auth().create_user(Role::User).await;
     let calls = (0..12).map(|i| world.replicas[i % 2].call::<CreateKey>(request(&owner.id)));
@@ -190,7 +190,7 @@ async fn a_user_has_no_more_keys_than_allowed_also_when_asking_all_at_once() {
 }
 
 #[tokio::test]
-async fn a_bad_request_for_a_key_makes_none() {
+async fn invalid_create_request_makes_no_key() {
     let world = World::start().await;
     let auth = world.auth();
     let owner = auth.create_user(Role::User).await;
@@ -211,7 +211,7 @@ async fn a_bad_request_for_a_key_makes_none() {
 }
 
 #[tokio::test]
-async fn an_expired_or_mistyped_key_is_refused_in_the_same_words() {
+async fn expired_and_mistyped_keys_get_the_same_error() {
     let world = World::start().await;
     let auth = world.auth();
     let owner = auth.create_user(Role::User).await;
@@ -240,7 +240,7 @@ async fn an_expired_or_mistyped_key_is_refused_in_the_same_words() {
 }
 
 #[tokio::test]
-async fn the_last_use_is_written_soon_and_at_the_latest_when_auth_stops() {
+async fn last_use_is_written_at_the_interval_and_at_shutdown() {
     let world = World::with(1, &[("AGENTBOX_LAST_USED_FLUSH", "1")]).await;
     let auth = world.auth();
     let owner = auth.create_user(Role::User).await;

@@ -81,7 +81,7 @@ async fn delete(auth: &Replica) -> UserId {
 const PENDING: &str = "SELECT count(*) FROM user_deletions";
 
 #[tokio::test]
-async fn the_scheduler_is_told_at_once_and_once_more_when_nothing_is_on_its_way() {
+async fn the_scheduler_is_acknowledged_at_once_and_once_more_when_nothing_is_on_its_way() {
     let world = World::start().await;
     let scheduler = Listener::start(world.auth(), 0).await;
     let user = delete(world.auth()).await;
@@ -89,7 +89,7 @@ async fn the_scheduler_is_told_at_once_and_once_more_when_nothing_is_on_its_way(
         !scheduler.told().is_empty()
     })
     .await;
-    let settled = "SELECT count(*) FROM user_deletions WHERE told_at IS NOT NULL
+    let settled = "SELECT count(*) FROM user_deletions WHERE acknowledged_at IS NOT NULL
         AND next_attempt_at > now() + interval '30 seconds'";
     eventually("noted", Duration::from_secs(5), async || {
         world.count(settled).await == 1
@@ -107,7 +107,7 @@ async fn the_scheduler_is_told_at_once_and_once_more_when_nothing_is_on_its_way(
 }
 
 #[tokio::test]
-async fn a_deletion_is_answered_without_a_scheduler_and_told_by_another_replica_later() {
+async fn deletion_without_a_scheduler_is_notified_by_another_replica_later() {
     let mut world = World::with(2, &[]).await;
     let user = delete(&world.replicas[0]).await;
     world.replicas[0].kill();
@@ -122,11 +122,11 @@ async fn a_deletion_is_answered_without_a_scheduler_and_told_by_another_replica_
 }
 
 #[tokio::test]
-async fn a_scheduler_that_fails_is_asked_again() {
+async fn failed_notification_is_repeated() {
     let world = World::start().await;
     let scheduler = Listener::start(world.auth(), 2).await;
     let user = delete(world.auth()).await;
-    let told = "SELECT count(*) FROM user_deletions WHERE told_at IS NOT NULL";
+    let told = "SELECT count(*) FROM user_deletions WHERE acknowledged_at IS NOT NULL";
     eventually("it is heard", Duration::from_secs(30), async || {
         world.count(told).await == 1
     })

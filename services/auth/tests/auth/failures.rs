@@ -11,7 +11,7 @@ use agentbox_testing::TestPostgres;
 use crate::support::{PASSWORD, Replica, World, eventually};
 
 #[tokio::test]
-async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable() {
+async fn authentication_without_postgres_is_unavailable() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -26,7 +26,7 @@ async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable()
     for error in [
         auth.bearer(&caller.token).await.unwrap_err(),
         auth.bearer(&key).await.unwrap_err(),
-        auth.again(&caller.principal).await.unwrap_err(),
+        auth.revalidate(&caller.principal).await.unwrap_err(),
         auth.login(&caller.user.username, PASSWORD)
             .await
             .unwrap_err(),
@@ -58,7 +58,7 @@ async fn without_postgres_a_credential_is_neither_good_nor_bad_but_unavailable()
 }
 
 #[tokio::test]
-async fn a_flood_of_logins_is_shed_and_leaves_requests_with_a_token_alone() {
+async fn flood_of_logins_is_shed_and_requests_with_a_token_succeed() {
     let few = [
         ("AGENTBOX_HASH_CONCURRENCY", "1"),
         ("AGENTBOX_HASH_QUEUE", "2"),
@@ -85,14 +85,15 @@ async fn a_flood_of_logins_is_shed_and_leaves_requests_with_a_token_alone() {
     }
     assert!((1..100).contains(&shed), "{shed} of 100 were shed");
     assert_eq!(
-        auth.metric("auth_password_queue_full_total", "").await,
+        auth.metric("agentbox_auth_password_queue_full_total", "")
+            .await,
         shed
     );
     auth.login(&caller.user.username, PASSWORD).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_cannot_be_right_is_refused_at_the_start_and_named() {
+async fn invalid_configuration_is_refused_at_start_naming_the_variable() {
     let world = World::start().await;
     let other = "0".repeat(64);
     for (name, value, shown) in [

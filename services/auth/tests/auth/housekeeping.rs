@@ -10,7 +10,7 @@ use sea_orm::ConnectionTrait;
 use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, Replica, World, eventually};
 
 #[tokio::test]
-async fn what_has_expired_is_removed_and_what_lives_stays() {
+async fn expired_rows_are_removed_and_active_rows_stay() {
     let environment = [
         ("AGENTBOX_SWEEP_INTERVAL", "1"),
         ("AGENTBOX_KEY_RETENTION", "60"),
@@ -54,7 +54,7 @@ async fn what_has_expired_is_removed_and_what_lives_stays() {
 }
 
 #[tokio::test]
-async fn the_trail_tells_who_did_what_and_cannot_be_changed() {
+async fn audit_trail_records_actions_and_refuses_updates() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -83,7 +83,7 @@ async fn the_trail_tells_who_did_what_and_cannot_be_changed() {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_the_database_or_the_log() {
+async fn secrets_are_neither_in_the_database_nor_in_the_log() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -135,7 +135,7 @@ async fn no_secret_is_in_the_database_or_the_log() {
 }
 
 #[tokio::test]
-async fn auth_needs_no_right_outside_its_schema_and_no_other_service_reads_it() {
+async fn auth_needs_only_its_schema_and_other_services_cannot_read_it() {
     let TestPostgres { url, endpoint } = TestPostgres::start().await.unwrap();
     let name = url.rsplit('/').next().unwrap();
     let grant = format!("GRANT CREATE ON DATABASE {name} TO auth");

@@ -25,7 +25,7 @@ fn change(caller: &crate::support::Caller, current: &str, new: &str) -> ChangePa
 }
 
 #[tokio::test]
-async fn a_login_gives_a_token_that_anyone_verifies_by_the_public_keys() {
+async fn login_token_verifies_by_the_public_keys() {
     let world = World::start().await;
     let auth = world.auth();
     auth.call::<Ready>(Empty {}).await.unwrap();
@@ -73,10 +73,10 @@ async fn a_login_gives_a_token_that_anyone_verifies_by_the_public_keys() {
 }
 
 #[tokio::test]
-async fn an_unknown_user_and_a_wrong_password_differ_in_neither_words_nor_work() {
+async fn unknown_user_and_wrong_password_get_the_same_error_and_work() {
     let world = World::start().await;
     let auth = world.auth();
-    let hashes = || auth.metric("auth_password_hashes_total", "verify");
+    let hashes = || auth.metric("agentbox_auth_password_hashes_total", "verify");
     let mut answers = BTreeSet::new();
     let names = [
         ADMIN.to_owned(),
@@ -104,7 +104,7 @@ async fn an_unknown_user_and_a_wrong_password_differ_in_neither_words_nor_work()
 }
 
 #[tokio::test]
-async fn a_username_is_one_in_any_case() {
+async fn username_in_another_case_logs_in() {
     let world = World::start().await;
     let login = world
         .auth()
@@ -115,36 +115,36 @@ async fn a_username_is_one_in_any_case() {
 }
 
 #[tokio::test]
-async fn a_logout_ends_that_login_alone() {
+async fn logout_revokes_only_that_login() {
     let world = World::start().await;
     let auth = world.auth();
     let first = auth.caller(Role::User).await;
     let second = auth.caller_as(first.user.clone()).await;
     auth.logout(&first.principal).await;
     refused(auth.bearer(&first.token).await);
-    refused(auth.again(&first.principal).await);
+    refused(auth.revalidate(&first.principal).await);
     assert_eq!(auth.bearer(&second.token).await.unwrap(), second.principal);
     assert_eq!(
-        auth.again(&second.principal).await.unwrap(),
+        auth.revalidate(&second.principal).await.unwrap(),
         second.principal
     );
     auth.logout(&first.principal).await;
 }
 
 #[tokio::test]
-async fn a_login_of_one_user_is_not_good_for_another() {
+async fn login_of_another_user_is_refused() {
     let world = World::start().await;
     let auth = world.auth();
     let (mine, other) = (auth.caller(Role::User).await, auth.caller(Role::User).await);
     let mut mixed = mine.principal.clone();
     mixed.user = other.user.id;
-    refused(auth.again(&mixed).await);
+    refused(auth.revalidate(&mixed).await);
     auth.logout(&mixed).await;
     auth.bearer(&mine.token).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_new_password_ends_every_token_and_keeps_the_api_keys() {
+async fn new_password_revokes_tokens_and_keeps_api_keys() {
     let world = World::start().await;
     let auth = world.auth();
     let first = auth.caller(Role::User).await;
@@ -182,7 +182,7 @@ async fn a_new_password_ends_every_token_and_keeps_the_api_keys() {
 /// Whichever comes first, a token that the old password gave is dead once the change is
 /// answered.
 #[tokio::test]
-async fn no_login_slips_past_a_change_of_password() {
+async fn login_concurrent_with_a_password_change_is_revoked() {
     let world = World::with(1, &[("AGENTBOX_HASH_CONCURRENCY", "8")]).await;
     let auth = world.auth();
     for round in 0..5 {
@@ -200,7 +200,7 @@ async fn no_login_slips_past_a_change_of_password() {
 }
 
 #[tokio::test]
-async fn a_token_ends_by_itself() {
+async fn expired_token_is_refused() {
     let world = World::with(1, &[("AGENTBOX_TOKEN_TTL", "1")]).await;
     let auth = world.auth();
     let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
@@ -212,7 +212,7 @@ async fn a_token_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn what_is_not_our_token_is_refused_in_the_same_words() {
+async fn forged_tokens_get_the_same_error() {
     let world = World::start().await;
     let auth = world.auth();
     let good = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token.0;

@@ -24,7 +24,7 @@ async fn kids(auth: &Replica) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn replicas_that_start_together_make_one_administrator_and_one_key() {
+async fn replicas_that_start_together_create_one_administrator_and_one_signing_key() {
     let world = World::with(3, &[]).await;
     assert_eq!(world.count("SELECT count(*) FROM users").await, 1);
     assert_eq!(world.count("SELECT count(*) FROM signing_keys").await, 1);
@@ -36,7 +36,7 @@ async fn replicas_that_start_together_make_one_administrator_and_one_key() {
 }
 
 #[tokio::test]
-async fn a_later_start_with_another_admin_password_changes_nothing() {
+async fn later_start_with_another_admin_password_changes_nothing() {
     let world = World::start().await;
     let other = [
         ("AGENTBOX_ADMIN_PASSWORD", "another-Passw0rd"),
@@ -52,7 +52,7 @@ async fn a_later_start_with_another_admin_password_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
+async fn credential_revoked_by_one_replica_is_refused_by_another_at_once() {
     let world = World::with(2, &[]).await;
     let [first, second] = world.replicas.as_slice() else {
         panic!("two replicas")
@@ -65,7 +65,7 @@ async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
 
         first.logout(&caller.principal).await;
         refused(second.bearer(&caller.token).await);
-        refused(second.again(&caller.principal).await);
+        refused(second.revalidate(&caller.principal).await);
 
         let request = KeyRequest {
             owner: caller.user.id.clone(),
@@ -73,7 +73,7 @@ async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
         };
         second.call::<RevokeKey>(request).await.unwrap();
         refused(first.bearer(&key.key).await);
-        refused(first.again(&by_key).await);
+        refused(first.revalidate(&by_key).await);
 
         let last = first.caller_as(caller.user).await;
         first
@@ -85,7 +85,7 @@ async fn what_one_replica_revokes_is_dead_on_the_other_at_once() {
 }
 
 #[tokio::test]
-async fn a_token_signed_with_a_new_key_is_good_on_a_replica_that_has_not_seen_the_key() {
+async fn token_of_a_new_key_is_valid_on_a_replica_that_has_not_read_it() {
     let world = World::with(2, &[("AGENTBOX_KEY_ROTATION", "86400")]).await;
     let [first, second] = world.replicas.as_slice() else {
         panic!("two replicas")
@@ -113,7 +113,7 @@ async fn a_token_signed_with_a_new_key_is_good_on_a_replica_that_has_not_seen_th
 }
 
 #[tokio::test]
-async fn keys_rotate_by_themselves_one_at_a_time_and_old_tokens_stay_good() {
+async fn signing_keys_rotate_one_at_a_time_and_old_tokens_stay_valid() {
     let world = World::with(2, &[("AGENTBOX_KEY_ROTATION", "2")]).await;
     let [first, second] = world.replicas.as_slice() else {
         panic!("two replicas")
@@ -147,7 +147,7 @@ async fn keys_rotate_by_themselves_one_at_a_time_and_old_tokens_stay_good() {
 }
 
 #[tokio::test]
-async fn a_killed_replica_takes_nothing_with_it() {
+async fn credentials_survive_a_killed_replica() {
     let mut world = World::with(2, &[]).await;
     let caller = world.replicas[0].caller(Role::User).await;
     let key = world.replicas[0].key(&caller.user.id, Vec::new()).await.key;

@@ -17,7 +17,7 @@ const LOGS: TicketAction = TicketAction::Logs;
 const ATTACH: TicketAction = TicketAction::Attach;
 
 #[tokio::test]
-async fn a_ticket_reaches_its_environment_for_its_action_and_no_further() {
+async fn ticket_grants_only_its_environment_and_action() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::Admin).await;
@@ -49,12 +49,12 @@ async fn a_ticket_reaches_its_environment_for_its_action_and_no_further() {
             }
         );
         assert_eq!(principal.expires_at, caller.principal.expires_at);
-        assert_eq!(auth.again(&principal).await.unwrap(), principal);
+        assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
     }
 }
 
 #[tokio::test]
-async fn of_many_uses_at_once_on_two_replicas_exactly_one_wins() {
+async fn concurrent_redemptions_on_two_replicas_succeed_once() {
     let world = World::with(2, &[]).await;
     let caller = world.auth().caller(Role::User).await;
     for _ in 0..3 {
@@ -75,7 +75,7 @@ async fn of_many_uses_at_once_on_two_replicas_exactly_one_wins() {
 }
 
 #[tokio::test]
-async fn a_ticket_for_something_else_is_refused_and_not_used_up() {
+async fn ticket_for_another_purpose_is_refused_and_not_used_up() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -109,7 +109,7 @@ async fn a_ticket_for_something_else_is_refused_and_not_used_up() {
 }
 
 #[tokio::test]
-async fn a_ticket_expires_unused() {
+async fn expired_ticket_is_refused() {
     let world = World::with(1, &[("AGENTBOX_TICKET_TTL", "1")]).await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -127,7 +127,7 @@ async fn a_ticket_expires_unused() {
 }
 
 #[tokio::test]
-async fn a_ticket_and_its_stream_end_with_the_login_that_asked_for_it_and_with_no_other() {
+async fn ticket_and_stream_end_only_with_their_own_login() {
     let world = World::start().await;
     let auth = world.auth();
     let environment = EnvironmentId::random();
@@ -149,12 +149,12 @@ async fn a_ticket_and_its_stream_end_with_the_login_that_asked_for_it_and_with_n
     }
     auth.logout(&first.principal).await;
     refused(auth.redeem(&unused, &environment, LOGS).await);
-    refused(auth.again(&streams[0]).await);
-    auth.again(&streams[1]).await.unwrap();
+    refused(auth.revalidate(&streams[0]).await);
+    auth.revalidate(&streams[1]).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_ticket_made_with_a_key_is_within_the_keys_permissions_and_ends_with_it() {
+async fn ticket_of_a_key_is_within_its_permissions_and_ends_with_it() {
     let world = World::start().await;
     let auth = world.auth();
     let owner = auth.create_user(Role::User).await;
@@ -195,5 +195,5 @@ async fn a_ticket_made_with_a_key_is_within_the_keys_permissions_and_ends_with_i
     };
     auth.call::<RevokeKey>(revoke).await.unwrap();
     refused(auth.redeem(&unused, &environment, LOGS).await);
-    refused(auth.again(&stream).await);
+    refused(auth.revalidate(&stream).await);
 }

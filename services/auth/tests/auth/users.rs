@@ -35,7 +35,7 @@ fn by_id(user: &User) -> UserRequest {
 }
 
 #[tokio::test]
-async fn a_user_is_created_shown_changed_and_deleted() {
+async fn user_is_created_read_patched_and_deleted() {
     let world = World::start().await;
     let auth = world.auth();
     let user = auth
@@ -78,7 +78,7 @@ async fn a_user_is_created_shown_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_name_or_address_is_taken_in_any_case() {
+async fn username_and_email_conflict_in_any_case() {
     let world = World::start().await;
     let auth = world.auth();
     auth.call::<CreateUser>(new_user("bob", "bob@example.com", PASSWORD))
@@ -107,7 +107,7 @@ async fn a_name_or_address_is_taken_in_any_case() {
 }
 
 #[tokio::test]
-async fn a_field_against_its_rule_is_named() {
+async fn invalid_field_is_named() {
     let world = World::start().await;
     let auth = world.auth();
     for (request, field) in [
@@ -122,7 +122,7 @@ async fn a_field_against_its_rule_is_named() {
 }
 
 #[tokio::test]
-async fn a_list_pages_newest_first_and_counts_all() {
+async fn list_pages_newest_first_and_counts_all() {
     let world = World::start().await;
     let auth = world.auth();
     let mut newest_first = Vec::new();
@@ -151,7 +151,7 @@ async fn a_list_pages_newest_first_and_counts_all() {
 }
 
 #[tokio::test]
-async fn a_new_role_holds_for_the_tokens_that_are_out() {
+async fn new_role_applies_to_issued_tokens() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::Admin).await;
@@ -162,13 +162,13 @@ async fn a_new_role_holds_for_the_tokens_that_are_out() {
     auth.call::<PatchUser>(request).await.unwrap();
     assert_eq!(auth.bearer(&caller.token).await.unwrap().role, Role::User);
     assert_eq!(
-        auth.again(&caller.principal).await.unwrap().role,
+        auth.revalidate(&caller.principal).await.unwrap().role,
         Role::User
     );
 }
 
 #[tokio::test]
-async fn a_password_set_by_an_administrator_ends_the_users_tokens() {
+async fn password_set_by_an_administrator_revokes_tokens() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -184,7 +184,7 @@ async fn a_password_set_by_an_administrator_ends_the_users_tokens() {
 }
 
 #[tokio::test]
-async fn the_last_administrator_can_be_neither_demoted_nor_deleted() {
+async fn last_administrator_can_be_neither_demoted_nor_deleted() {
     let world = World::start().await;
     let auth = world.auth();
     let admin = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap().user;
@@ -229,7 +229,7 @@ async fn the_last_administrator_can_be_neither_demoted_nor_deleted() {
 }
 
 #[tokio::test]
-async fn a_deleted_user_has_nothing_left_that_works() {
+async fn deleted_user_has_no_valid_credential() {
     let world = World::start().await;
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
@@ -243,7 +243,7 @@ async fn a_deleted_user_has_nothing_left_that_works() {
     auth.call::<DeleteUser>(by_id(&caller.user)).await.unwrap();
 
     refused(auth.bearer(&caller.token).await);
-    refused(auth.again(&caller.principal).await);
+    refused(auth.revalidate(&caller.principal).await);
     refused(auth.bearer(&key).await);
     refused(auth.redeem(&ticket, &environment, TicketAction::Logs).await);
     let login = auth

@@ -69,6 +69,20 @@ impl Server {
         self.on_subject(subjects::rpc(R::SERVICE, R::METHOD), handler)
     }
 
+    /// Answers `R` with `handler`, which gets a clone of `state` with each request.
+    ///
+    /// `state` is cheap to clone: an [`Arc`], or a handle with one in it.
+    #[must_use]
+    pub fn on_shared<R: Rpc, S, F, Fut>(self, state: &S, handler: F) -> Self
+    where
+        S: Clone + Send + Sync + 'static,
+        F: Fn(S, R::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R::Reply, Error>> + Send + 'static,
+    {
+        let state = state.clone();
+        self.on::<R, _, _>(move |request| handler(state.clone(), request))
+    }
+
     /// Serves `R` with `handler`, for one cluster.
     #[must_use]
     pub fn on_cluster<R: ClusterRpc, F, Fut>(self, cluster: &str, handler: F) -> Self

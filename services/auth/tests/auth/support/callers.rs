@@ -72,9 +72,9 @@ impl Replica {
         .await
     }
 
-    pub async fn again(&self, principal: &Principal) -> Result<Principal, Error> {
+    pub async fn revalidate(&self, principal: &Principal) -> Result<Principal, Error> {
         let (user, credential) = (principal.user.clone(), principal.credential.clone());
-        self.call::<Authenticate>(AuthenticateRequest::Again { user, credential })
+        self.call::<Authenticate>(AuthenticateRequest::Revalidate { user, credential })
             .await
     }
 

@@ -5,6 +5,7 @@ use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager, asy
 
 pub struct Migration;
 
+/// Databases remember it by the name that it had when it was released.
 impl MigrationName for Migration {
     fn name(&self) -> &'static str {
         "m20261124_identity"

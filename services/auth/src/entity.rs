@@ -1,0 +1,12 @@
+//! The tables of schema `auth` as sea-orm entities: one file a table, named like it.
+//!
+//! The lowest floor of the service: an entity imports no other module of it.
+
+pub mod api_key_permissions;
+pub mod api_keys;
+pub mod audit;
+pub mod logins;
+pub mod signing_keys;
+pub mod tickets;
+pub mod user_deletions;
+pub mod users;

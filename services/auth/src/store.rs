@@ -1,0 +1,57 @@
+//! The parts that every store shares: its error, transactions and locks.
+
+use agentbox_contracts::error::Error;
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, SqlErr};
+
+/// The class of auth's advisory locks. The scheduler, which may share the database, has others.
+pub const ADVISORY_LOCK: i32 = 10;
+
+/// The database failed, or a row holds what auth never writes.
+#[derive(Debug, thiserror::Error)]
+#[error("the database failed")]
+pub struct StoreError(#[from] DbErr);
+
+impl StoreError {
+    /// The unique constraint that the write violated, if that is why it failed.
+    #[must_use]
+    pub fn unique_violation(&self) -> Option<String> {
+        agentbox_database::is_unique_violation(&self.0)
+    }
+
+    /// Whether the write named a row that is gone, like a user who was deleted meanwhile.
+    #[must_use]
+    pub fn is_foreign_key_violation(&self) -> bool {
+        let violation = self.0.sql_err();
+        matches!(violation, Some(SqlErr::ForeignKeyConstraintViolation(_)))
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(StoreError(error): StoreError) -> Self {
+        agentbox_database::public_error(&error)
+    }
+}
+
+/// # Errors
+/// When Postgres fails or has no free connection in time.
+pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, StoreError> {
+    Ok(agentbox_database::begin(database).await?)
+}
+
+/// # Errors
+/// When Postgres fails: nothing of the transaction was written, as far as is known.
+pub async fn commit(transaction: DatabaseTransaction) -> Result<(), StoreError> {
+    Ok(transaction.commit().await?)
+}
+
+/// The rows that one page holds: `limit`, and 1,000 at most.
+#[must_use]
+pub fn page_limit(limit: u32) -> u64 {
+    u64::from(limit.min(1_000))
+}
+
+/// `offset` as a `bigint`: a larger one is clamped.
+#[must_use]
+pub fn page_offset(offset: u64) -> u64 {
+    offset.min(i64::MAX.unsigned_abs())
+}

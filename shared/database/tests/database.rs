@@ -1,0 +1,251 @@
+//! Migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
+//! once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this is a test; its helpers fail it by panicking"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agentbox_contracts::ids::InstanceId;
+use agentbox_database::lease::CREATE_LEASES;
+use agentbox_database::sql::{statement, unsigned};
+use agentbox_database::{Leases, migrate};
+use agentbox_testing::TestPostgres;
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+use sea_orm_migration::prelude::*;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const SCHEMA: &str = "test";
+/// A migration as SQL.
+struct Sql(&'static str, &'static str);
+
+impl MigrationName for Sql {
+    fn name(&self) -> &str {
+        self.0
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Sql {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(self.1).await?;
+        Ok(())
+    }
+}
+
+fn leases() -> Box<dyn MigrationTrait> {
+    Box::new(Sql("m0001_leases", CREATE_LEASES))
+}
+
+fn words() -> Box<dyn MigrationTrait> {
+    Box::new(Sql(
+        "m0002_words",
+        "CREATE TABLE words (word text NOT NULL)",
+    ))
+}
+
+struct First;
+
+#[async_trait::async_trait]
+impl MigratorTrait for First {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![leases()]
+    }
+}
+
+struct Second;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Second {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![leases(), words()]
+    }
+}
+
+struct Broken;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Broken {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        let broken = "INSERT INTO words VALUES ('broken'); SELECT nonsense";
+        vec![leases(), words(), Box::new(Sql("m0003_broken", broken))]
+    }
+}
+
+async fn connect(url: &str) -> DatabaseConnection {
+    agentbox_database::connect(url, SCHEMA, 4).await.unwrap()
+}
+
+async fn database() -> DatabaseConnection {
+    let database = connect(&TestPostgres::start().await.unwrap().url).await;
+    migrate::<First>(&database, SCHEMA).await.unwrap();
+    database
+}
+
+async fn count(database: &DatabaseConnection, table: &str) -> u64 {
+    let statement = statement(format!("SELECT count(*) AS total FROM {table}"), []);
+    let row = database.query_one_raw(statement).await.unwrap().unwrap();
+    unsigned(&row, "total").unwrap()
+}
+
+/// When the one lease expires, as text.
+async fn expiry(database: &DatabaseConnection) -> String {
+    let statement = statement("SELECT expires_at::text AS at FROM leases", []);
+    let row = database.query_one_raw(statement).await.unwrap().unwrap();
+    row.try_get("", "at").unwrap()
+}
+
+fn replica(database: &DatabaseConnection) -> Leases {
+    Leases::new(database.clone(), InstanceId::random())
+}
+
+async fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A replica that counts how often it became the leader and whether it is one now.
+struct Candidate {
+    started: Arc<AtomicUsize>,
+    leading: Arc<AtomicUsize>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Candidate {
+    fn start(leases: Leases) -> Self {
+        let (started, leading) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn({
+            let (started, leading) = (started.clone(), leading.clone());
+            let shutdown = shutdown.clone();
+            async move {
+                let work = |cancelled: CancellationToken| {
+                    let (started, leading) = (started.clone(), leading.clone());
+                    async move {
+                        started.fetch_add(1, Ordering::SeqCst);
+                        leading.fetch_add(1, Ordering::SeqCst);
+                        cancelled.cancelled().await;
+                        leading.fetch_sub(1, Ordering::SeqCst);
+                    }
+                };
+                leases.run_while_held("work", &shutdown, work).await;
+            }
+        });
+        Self {
+            started,
+            leading,
+            shutdown,
+            task,
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.leading.load(Ordering::SeqCst) == 1
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrations_of_replicas_that_start_together_run_once() {
+    let url = TestPostgres::start().await.unwrap().url;
+    let (first, second) = (connect(&url).await, connect(&url).await);
+    let (one, other) = tokio::join!(
+        migrate::<Second>(&first, SCHEMA),
+        migrate::<Second>(&second, SCHEMA)
+    );
+    one.unwrap();
+    other.unwrap();
+    assert_eq!(count(&first, "seaql_migrations").await, 2);
+}
+
+#[tokio::test]
+async fn a_failed_migration_leaves_the_schema_as_it_was() {
+    let database = database().await;
+    migrate::<Broken>(&database, SCHEMA).await.unwrap_err();
+    assert_eq!(count(&database, "seaql_migrations").await, 1);
+    migrate::<Second>(&database, SCHEMA).await.unwrap();
+    assert_eq!(count(&database, "words").await, 0);
+}
+
+#[tokio::test]
+async fn two_candidates_have_one_leader_and_the_other_follows_at_its_shutdown() {
+    let database = database().await;
+    let first = Candidate::start(replica(&database));
+    eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
+    let second = Candidate::start(replica(&database));
+    // The second asks as often as the first renews its lease.
+    for _ in 0..3 {
+        let expiry = expiry(&database).await;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self::expiry(&database).await == expiry {
+            assert!(Instant::now() < deadline, "the first does not renew");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert!(first.leads());
+    assert_eq!(second.started.load(Ordering::SeqCst), 0);
+    assert_eq!(first.started.load(Ordering::SeqCst), 1);
+
+    first.stop().await;
+    // Sooner than the lease of four seconds would expire.
+    eventually("the second leads", Duration::from_secs(3), || {
+        second.leads()
+    })
+    .await;
+    second.stop().await;
+    assert_eq!(count(&database, "leases").await, 0);
+}
+
+#[tokio::test]
+async fn the_lease_of_a_killed_leader_passes_on_when_it_expires() {
+    let database = database().await;
+    let first = Candidate::start(replica(&database));
+    eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
+    let second = Candidate::start(replica(&database));
+    first.task.abort();
+    let killed = Instant::now();
+    eventually("the second leads", Duration::from_secs(10), || {
+        second.leads()
+    })
+    .await;
+    // A lease was valid for at least three seconds when its holder renewed it every second.
+    assert!(killed.elapsed() > Duration::from_secs(1), "{killed:?}");
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_loses_its_lease_stops_its_work() {
+    let database = database().await;
+    let candidate = Candidate::start(replica(&database));
+    eventually("it leads", Duration::from_secs(5), || candidate.leads()).await;
+    let other = "UPDATE leases SET holder = 'another', expires_at = now() + interval '1 hour'";
+    database.execute_unprepared(other).await.unwrap();
+    eventually("it stops", Duration::from_secs(5), || !candidate.leads()).await;
+
+    database
+        .execute_unprepared("UPDATE leases SET expires_at = now()")
+        .await
+        .unwrap();
+    eventually("it leads again", Duration::from_secs(5), || {
+        candidate.leads()
+    })
+    .await;
+    assert_eq!(candidate.started.load(Ordering::SeqCst), 2);
+    candidate.stop().await;
+}
