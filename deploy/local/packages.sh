@@ -3,6 +3,7 @@
 #
 #   bash packages.sh             install what is missing
 #   bash packages.sh kubernetes  also what a Kubernetes node needs
+#   bash packages.sh lint        also what `make lint-api` needs
 #   bash packages.sh check       say in one line what is missing to run what is built
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -54,6 +55,11 @@ if [ "${1:-}" = kubernetes ]; then
   need socat socat
   need openssl openssl
   need procps sysctl
+fi
+
+if [ "${1:-}" = lint ]; then
+  need nodejs node
+  need npm npm
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

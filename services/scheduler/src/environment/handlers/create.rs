@@ -19,19 +19,6 @@ use crate::metrics;
 const PREFLIGHT_WITHIN: Duration = Duration::from_secs(2);
 /// So long a request waits for a cluster that is away, when no other takes it.
 const AWAY_AT_MOST: Duration = Duration::from_secs(2);
-const MAX_KEY_LENGTH: usize = 255;
-
-fn idempotency_key(key: Option<&str>) -> Result<(), Error> {
-    let sound = |key: &str| {
-        (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|b| (b' '..=b'~').contains(&b))
-    };
-    if key.is_none_or(sound) {
-        Ok(())
-    } else {
-        let rule = format!("must be 1 to {MAX_KEY_LENGTH} characters of printable ASCII");
-        Err(Error::field("Idempotency-Key", rule))
-    }
-}
 
 fn after(begin: DateTime<Utc>, duration: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(duration)
@@ -46,7 +33,6 @@ impl Environments {
     /// cluster nor the database can be reached.
     pub async fn create(&self, request: CreateRequest) -> Result<Environment, Error> {
         let quantities = request::validate(&request.request)?;
-        idempotency_key(request.idempotency_key.as_deref())?;
         let id = EnvironmentId::random();
         // As precise as Postgres keeps it, so that every answer says the same.
         let now = Utc::now().trunc_subsecs(6);
