@@ -55,9 +55,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
         description = "Makes a repeated request safe: 1 to 255 printable ASCII characters, remembered for 24 hours. \
             The same key and body return the environment that was created first; the same key with another body \
             is refused with 409. Default: every request creates an environment.")),
-    responses((status = 201, description = "The new environment, or the one that the idempotency key created before.",
-        body = EnvironmentBody,
-        headers(("Location" = String, description = "The path of the environment.")))))]
+    responses((status = 201, body = EnvironmentBody,
+        description = "The new environment, or the one that the idempotency key created before. The `Location` header has its path.")))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
