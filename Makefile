@@ -17,8 +17,10 @@ SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p ag
 LOCAL = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+SPECTRAL_VERSION := 6.16.3
+SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny
+.PHONY: help up down status logs clean dev build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny lint-api
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -79,6 +81,7 @@ test-all: test-build gvisor ## Run all tests, also on gVisor and Kubernetes
 check: packages check-fast ## Format, lints, documentation, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	@$(MAKE) --no-print-directory lint-api
 	@$(MAKE) --no-print-directory deny
 
 check-fast: ## The checks that compile nothing
@@ -86,6 +89,18 @@ check-fast: ## The checks that compile nothing
 
 hooks: ## Let git run the checks that compile nothing before each commit
 	git config core.hooksPath .githooks
+
+lint-api: $(SPECTRAL) ## Check docs/openapi.json against the rules of .spectral.yaml
+	@$(SPECTRAL) lint docs/openapi.json --ruleset .spectral.yaml --fail-severity warn --quiet
+
+# Installed beside its place and then moved, so that half an installation is never used.
+$(SPECTRAL):
+	@bash deploy/local/packages.sh lint
+	@mkdir -p $(CACHE)
+	@rm -rf $(CACHE)/spectral-$(SPECTRAL_VERSION).part
+	npm install --prefix $(CACHE)/spectral-$(SPECTRAL_VERSION).part --no-audit --no-fund --ignore-scripts \
+	  --loglevel error @stoplight/spectral-cli@$(SPECTRAL_VERSION)
+	@rm -rf $(CACHE)/spectral-$(SPECTRAL_VERSION) && mv $(CACHE)/spectral-$(SPECTRAL_VERSION).part $(CACHE)/spectral-$(SPECTRAL_VERSION)
 
 # Advisories need a database from the internet; where it is out of reach, the rest is
 # still checked, and it says so.

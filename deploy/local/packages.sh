@@ -3,6 +3,7 @@
 #
 #   bash packages.sh             install the missing packages
 #   bash packages.sh kubernetes  also those that a Kubernetes node requires
+#   bash packages.sh lint        also those that `make lint-api` requires
 #   bash packages.sh check       print in one line the packages missing to run the built programs
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -54,6 +55,11 @@ if [ "${1:-}" = kubernetes ]; then
   need socat socat
   need openssl openssl
   need procps sysctl
+fi
+
+if [ "${1:-}" = lint ]; then
+  need nodejs node
+  need npm npm
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::authorize::{Action, Target, authorize};
+use crate::edge::path::KeyParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::lookup;
@@ -28,8 +29,8 @@ async fn granted(
         return Err(Error::field(
             "permissions",
             format_args!(
-                "must name 1 to {MAX_KEY_PERMISSIONS} environments, names {}; leave it out for a \
-                 key that acts as its owner",
+                "must have 1 to {MAX_KEY_PERMISSIONS} elements, has {}; leave it out for a key \
+                 without this limit",
                 wanted.len()
             ),
         ));
@@ -64,8 +65,12 @@ async fn granted(
     Ok(granted)
 }
 
-#[utoipa::path(post, operation_id = "createApiKey", path = "/api/v1/api-keys", tag = "api-keys", request_body = CreateApiKey,
-    responses((status = 201, description = "Created; the key itself is shown only now", body = CreatedApiKey)))]
+/// Create an API key
+///
+/// The answer is the only one that contains the key itself. The permissions of a key never
+/// change: to give it others, create another key.
+#[utoipa::path(post, operation_id = "createApiKey", path = "/api-keys", tag = "api-keys", request_body = CreateApiKey,
+    responses((status = 201, description = "The new key, with the key itself.", body = CreatedApiKey)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -96,8 +101,11 @@ pub(crate) async fn create(
     ))
 }
 
-#[utoipa::path(get, operation_id = "listApiKeys", path = "/api/v1/api-keys", tag = "api-keys", params(PageQuery),
-    responses((status = 200, description = "A page", body = ApiKeyList)))]
+/// List API keys
+///
+/// Returns one page of the caller's API keys, newest first. Revoked keys are not listed.
+#[utoipa::path(get, operation_id = "listApiKeys", path = "/api-keys", tag = "api-keys", params(PageQuery),
+    responses((status = 200, description = "One page of API keys.", body = ApiKeyList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -122,8 +130,11 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, operation_id = "getApiKey", path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
-    responses((status = 200, description = "The key, without its secret", body = ApiKeyBody)))]
+/// Get an API key
+///
+/// Returns one of the caller's API keys, without the key itself.
+#[utoipa::path(get, operation_id = "getApiKey", path = "/api-keys/{key}", tag = "api-keys", params(KeyParameter),
+    responses((status = 200, description = "The API key.", body = ApiKeyBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -142,8 +153,11 @@ pub(crate) async fn get(
     ))
 }
 
-#[utoipa::path(delete, operation_id = "revokeApiKey", path = "/api/v1/api-keys/{key}", tag = "api-keys", params(("key" = String, Path, description = "The key's id")),
-    responses((status = 204, description = "Revoked")))]
+/// Revoke an API key
+///
+/// The key is refused from now on, and the streams that were opened with it end.
+#[utoipa::path(delete, operation_id = "revokeApiKey", path = "/api-keys/{key}", tag = "api-keys", params(KeyParameter),
+    responses((status = 204, description = "The key is revoked.")))]
 pub(crate) async fn revoke(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -32,6 +32,7 @@ use tracing::Instrument;
 use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::path::EnvironmentParameter;
 use crate::edge::server::Slot;
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
@@ -81,20 +82,29 @@ async fn start(
     }
 }
 
-/// A WebSocket. Both sides send the JSON messages of the guide; binary frames are stdin.
-/// Browsers, which send no headers, give their token as a subprotocol (`Authorization`,
-/// then the token) or use a ticket.
+/// Attach a terminal
 ///
-/// Close codes: 1000 the command has ended, its `exit` message came before; 1001 the
-/// gateway stops, connect again; 1009 a message was larger than 1 MiB; 1011 something went
-/// wrong on the server's side; 4401 the credential is no longer good, or no longer allows
-/// this; 4404 the environment is gone, or no longer the caller's to see; 4408 the client
-/// did not answer pings; 4409 the environment does not run any more: it was deleted, its
-/// lifetime is over or its own command has ended; 4502 the box was lost while the command
-/// ran; 4503 a part of the system cannot be reached, connect again.
-#[utoipa::path(get, operation_id = "attachEnvironment", path = "/api/v1/environments/{id}/attach", tag = "attach",
-    params(("id" = String, Path, description = "The environment"), Parameters),
-    responses((status = 101, description = "The command has started")))]
+/// Starts a command in a running environment and connects it to a WebSocket (RFC 6455). Text
+/// frames are JSON: the client sends `ClientMessage`, the server sends `ServerMessage`. A binary
+/// frame from the client is stdin. A browser sends its token as a WebSocket subprotocol
+/// (`Authorization`, then the token), or a ticket.
+///
+/// Close codes:
+///
+/// * 1000: the command has ended. Its `exit` message came before.
+/// * 1001: the server stops. Connect again.
+/// * 1009: a message was larger than 1 MiB.
+/// * 1011: a fault of the server.
+/// * 4401: the credential is no longer valid, or no longer allows this.
+/// * 4404: the environment is gone, or the caller may no longer see it.
+/// * 4408: the client did not answer pings.
+/// * 4409: the environment no longer runs: it was deleted, its lifetime is over, or its main
+///   command has ended.
+/// * 4502: the environment was lost while the command ran.
+/// * 4503: a part of the system cannot be reached. Connect again.
+#[utoipa::path(get, operation_id = "attachEnvironment", path = "/environments/{id}/attach", tag = "attach",
+    params(EnvironmentParameter, Parameters),
+    responses((status = 101, description = "The command has started, and the connection is a WebSocket.")))]
 pub(crate) async fn attach(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -1,4 +1,4 @@
-//! `/auth`: logging in and out, and who one is.
+//! `/auth`: login, logout, the caller, its password.
 
 use agentbox_api::user::{ChangePassword, Login, LoginReply, UserBody};
 use agentbox_contracts::identity::rpc;
@@ -12,11 +12,12 @@ use crate::edge::{Answer, Json};
 use crate::rate_limit::{Category, Subject};
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-/// A login counts twice: under the address that it comes from, and under the name that
-/// it is for, so that guessing one user's password from many addresses is limited too.
-#[utoipa::path(post, operation_id = "login", path = "/api/v1/auth/login", tag = "auth", request_body = Login,
-    security(()),
-    responses((status = 200, description = "Logged in", body = LoginReply)))]
+/// Log in
+///
+/// Exchanges a username and password for a token. Attempts are counted by client address and
+/// by username.
+#[utoipa::path(post, operation_id = "login", path = "/auth/login", tag = "auth", request_body = Login,
+    responses((status = 200, description = "The token and its user.", body = LoginReply)))]
 pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
     let subject = Subject::username(&body.username);
     let rate_limit = gateway.limiter.count(&subject, Category::Auth).await;
@@ -45,8 +46,11 @@ pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login
     response
 }
 
-#[utoipa::path(get, operation_id = "getMyself", path = "/api/v1/auth/me", tag = "auth",
-    responses((status = 200, description = "The caller", body = UserBody)))]
+/// Get the caller
+///
+/// Returns the user whose credential the request carries.
+#[utoipa::path(get, operation_id = "getMyself", path = "/auth/me", tag = "auth",
+    responses((status = 200, description = "The caller.", body = UserBody)))]
 pub(crate) async fn me(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -59,9 +63,12 @@ pub(crate) async fn me(
     Ok(axum::Json(user.into()))
 }
 
-/// The token is dead at once, on every replica.
-#[utoipa::path(post, operation_id = "logout", path = "/api/v1/auth/logout", tag = "auth",
-    responses((status = 204, description = "Logged out")))]
+/// Log out
+///
+/// Revokes the token of this request at once. Only a login can be logged out: revoke an API key
+/// with `DELETE /api-keys/{key}`.
+#[utoipa::path(post, operation_id = "logout", path = "/auth/logout", tag = "auth",
+    responses((status = 204, description = "The token is revoked.")))]
 pub(crate) async fn logout(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -73,10 +80,13 @@ pub(crate) async fn logout(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Older tokens die.
-#[utoipa::path(post, operation_id = "changePassword", path = "/api/v1/auth/change-password", tag = "auth",
+/// Change the caller's password
+///
+/// Revokes every earlier login of the caller, the one of this request included. API keys stay
+/// valid.
+#[utoipa::path(post, operation_id = "changePassword", path = "/auth/change-password", tag = "auth",
     request_body = ChangePassword,
-    responses((status = 204, description = "Changed")))]
+    responses((status = 204, description = "The password is changed.")))]
 pub(crate) async fn change_password(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

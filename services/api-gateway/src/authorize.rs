@@ -1,30 +1,30 @@
-//! Who may do what: one pure function for every route, HTTP, SSE and WebSocket alike.
+//! Authorization: one pure function for every route, for HTTP, SSE and WebSocket alike.
 //!
-//! * I1. What is not the caller's to see is not found, exactly as if it did not exist;
-//!   what it may see but not do is forbidden.
-//! * I2. A key never reaches beyond its owner, and a ticket never beyond its one
-//!   environment and action.
+//! * I1. An environment that the caller may not see is not found, exactly as if it did not
+//!   exist. An action that the caller may not do on an environment it sees is forbidden.
+//! * I2. A key never has more rights than its owner, and a ticket is valid for its one
+//!   environment and action only.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Credential, Permission, Principal, Role, Scope, TicketAction};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
-/// Everything a caller can want, one for each kind of route.
+/// What a request wants to do: one action for each kind of route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Needs no credential: health, the API's description.
+    /// Read public information, without a credential: health, the API's description.
     Public,
     LogIn,
-    /// About the caller itself: me.
+    /// Read the caller's own user.
     Myself,
-    /// End the login that the request came with.
+    /// Revoke the login that the request carries.
     LogOut,
     ChangePassword,
     ManageUsers,
     ManageOwnKeys,
     CreateEnvironment,
-    /// And the events of all that are listed.
+    /// List environments, or the events of all of them.
     ListEnvironments,
     ViewEnvironment,
     ReadLogs,
@@ -32,14 +32,14 @@ pub(crate) enum Action {
     Attach,
     PatchEnvironment,
     DeleteEnvironment,
-    /// To ask for a ticket at all; the two below are for its environment.
+    /// Request a ticket. The two actions below are authorized on its environment.
     IssueTicket,
     TicketForLogs,
     TicketForAttach,
 }
 
 impl Action {
-    /// What of an environment it needs; `None`: it is on no environment.
+    /// The permission it needs on an environment; `None`: it concerns no environment.
     pub(crate) const fn needs(self) -> Option<Permission> {
         match self {
             Self::ViewEnvironment | Self::ReadLogs | Self::TicketForLogs => Some(Permission::Read),
@@ -58,12 +58,12 @@ impl Action {
         }
     }
 
-    /// Whether it needs no credential.
+    /// Whether it is allowed without a credential.
     pub(crate) const fn is_open(self) -> bool {
         matches!(self, Self::Public | Self::LogIn)
     }
 
-    /// The ticket that opens it.
+    /// The kind of ticket that allows it.
     pub(crate) const fn ticket(self) -> Option<TicketAction> {
         match self {
             Self::ReadLogs => Some(TicketAction::Logs),
@@ -73,7 +73,7 @@ impl Action {
     }
 }
 
-/// The environment that an action is on.
+/// The environment that an action concerns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     pub id: &'a EnvironmentId,
@@ -104,14 +104,14 @@ pub(crate) fn authorize(
     }
     let Some(principal) = caller else {
         return Err(unauthorized(
-            "a token is needed: `Authorization: Bearer <token>`",
+            "the request has no credential: send `Authorization: Bearer <token>`",
         ));
     };
     match (action.needs(), target) {
         (Some(needed), Some(target)) => on_environment(principal, action, needed, target),
-        // A route on an environment that did not look for it: a mistake of ours.
+        // The route did not look up its environment: a fault in this program.
         (Some(_), None) => Err(Error::internal()),
-        (None, _) => in_general(principal, action),
+        (None, _) => without_environment(principal, action),
     }
 }
 
@@ -135,7 +135,7 @@ fn on_environment(
             return Err(not_found());
         }
         if action.ticket() != Some(*granted) {
-            return Err(forbidden("the ticket is for another action"));
+            return Err(forbidden("this ticket allows another action only"));
         }
     }
     match &principal.scope {
@@ -144,50 +144,42 @@ fn on_environment(
             None => Err(not_found()),
             Some(level) if *level >= needed => Ok(()),
             Some(level) => Err(forbidden(format!(
-                "this needs the permission `{}`, the key has `{}`",
-                word(needed),
-                word(*level)
+                "this needs the permission `{}` on the environment, the API key has `{}`",
+                needed.as_str(),
+                level.as_str()
             ))),
         },
     }
 }
 
-const fn word(permission: Permission) -> &'static str {
-    match permission {
-        Permission::Read => "read",
-        Permission::Write => "write",
-        Permission::Admin => "admin",
-    }
-}
-
-fn in_general(principal: &Principal, action: Action) -> Result<(), Error> {
+fn without_environment(principal: &Principal, action: Action) -> Result<(), Error> {
     if matches!(principal.credential, Credential::Ticket { .. }) {
         return Err(forbidden(
-            "a ticket is good for its one environment and action only",
+            "a ticket allows only its one action on its one environment",
         ));
     }
     let limited = matches!(principal.scope, Scope::Environments(_));
     match action {
         Action::ManageUsers if principal.role != Role::Admin || limited => {
-            Err(forbidden("only an administrator may do this"))
+            Err(forbidden("only an administrator may manage users"))
         }
         Action::CreateEnvironment if limited => Err(forbidden(
-            "a key with permissions cannot create environments",
+            "an API key with permissions cannot create environments",
         )),
-        Action::ManageOwnKeys if limited => {
-            Err(forbidden("a key with permissions cannot manage keys"))
-        }
+        Action::ManageOwnKeys if limited => Err(forbidden(
+            "an API key with permissions cannot manage API keys",
+        )),
         Action::ChangePassword if limited => Err(forbidden(
-            "a key with permissions cannot change its owner's password",
+            "an API key with permissions cannot change its owner's password",
         )),
         Action::LogOut if !matches!(principal.credential, Credential::Login { .. }) => Err(
-            forbidden("only a login can be logged out; an API key is revoked"),
+            forbidden("only a login can be logged out; to end an API key, revoke it"),
         ),
         _ => Ok(()),
     }
 }
 
-/// Which environments lists and event streams show `principal`.
+/// The environments that `principal` sees in lists and event streams.
 pub(crate) fn visibility(principal: &Principal) -> Visibility {
     match &principal.scope {
         Scope::Environments(granted) => Visibility::Listed {

@@ -1,11 +1,12 @@
-//! What the gateway is configured with. Durations are in seconds.
+//! The gateway's configuration. Durations are in seconds.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_service::CommonConfig;
+use ipnet::IpNet;
 
-use crate::edge::client_address::Cidr;
+use crate::edge::client_address::network;
 
 #[derive(Clone, clap::Parser)]
 #[command(
@@ -17,7 +18,7 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// Where the API is served; several addresses separated by commas.
+    /// Addresses to serve the API on, separated by commas.
     #[arg(
         long,
         env = "AGENTBOX_LISTEN",
@@ -30,58 +31,58 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_LISTEN_SHARED", default_value_t = false, action = clap::ArgAction::Set)]
     pub listen_shared: bool,
 
-    /// Proxies whose `X-Forwarded-For` is believed: CIDRs separated by commas. None: the
-    /// header is ignored.
-    #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',')]
-    pub trusted_proxies: Vec<Cidr>,
+    /// Proxies whose `X-Forwarded-For` header is trusted: addresses or CIDRs, separated by
+    /// commas. Default: none, the header is ignored.
+    #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
 
-    /// Requests a second that one client address may send to this replica, whatever they are.
+    /// Requests of any kind that one client address may send to this replica per second.
     #[arg(long, env = "AGENTBOX_FLOOD_PER_SECOND", default_value_t = 1_000)]
     pub flood_per_second: u32,
 
-    /// How many of them at once.
+    /// Requests of any kind that one client address may send to this replica at once.
     #[arg(long, env = "AGENTBOX_FLOOD_BURST", default_value_t = 2_000)]
     pub flood_burst: u32,
 
-    /// Requests a minute to log in, per client address and per username.
+    /// Logins and password changes per minute, by client address and by username.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_AUTH", default_value_t = 10)]
     pub rate_limit_auth: u64,
 
-    /// Environments created a minute, per user.
+    /// Environments that one user may create per minute.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_CREATE", default_value_t = 20)]
     pub rate_limit_create: u64,
 
-    /// Commands a minute, per user.
+    /// Commands and terminals that one user may start per minute.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_EXEC", default_value_t = 100)]
     pub rate_limit_exec: u64,
 
-    /// Other requests a minute, per user.
+    /// Other requests that one user may send per minute.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_OTHER", default_value_t = 200)]
     pub rate_limit_other: u64,
 
-    /// The largest timeout of one command.
+    /// The longest timeout of one command, in seconds.
     #[arg(long, env = "AGENTBOX_MAX_EXEC_TIMEOUT", default_value_t = 3600)]
     pub max_exec_timeout_s: u64,
 
-    /// Bytes kept of each of a command's stdout and stderr.
+    /// Bytes that an answer keeps of a command's stdout, and as many of its stderr.
     #[arg(long, env = "AGENTBOX_MAX_EXEC_OUTPUT", default_value_t = 10 * 1024 * 1024)]
     pub max_exec_output_bytes: u64,
 
-    /// How long a request's head may take to arrive, and a connection may stay idle.
+    /// Seconds that a request's head may take to arrive, and that a connection may be idle.
     #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]
     pub header_timeout_s: u64,
 
-    /// How long a request's body may take to arrive.
+    /// Seconds that a request's body may take to arrive.
     #[arg(long, env = "AGENTBOX_BODY_TIMEOUT", default_value_t = 30)]
     pub body_timeout_s: u64,
 
-    /// How often the client of a terminal is asked whether it is there. One that was not
-    /// heard between two questions is gone.
+    /// Seconds between two pings to the client of a terminal. A client that sends nothing
+    /// between two pings is treated as gone.
     #[arg(long, env = "AGENTBOX_PING_INTERVAL", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub ping_interval_s: u64,
 
-    /// Connections held at once.
+    /// Client connections that are open at once; more wait.
     #[arg(long, env = "AGENTBOX_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
 }

@@ -1,4 +1,4 @@
-//! What surrounds every handler: admission, bodies, errors, traces, connections.
+//! The HTTP edge around every handler: admission, bodies, errors, traces, connections.
 
 pub(crate) mod admit;
 pub(crate) mod client_address;

@@ -1,7 +1,6 @@
 //! `/environments`: create, list, get, patch, delete.
 //!
-//! What a request may say is the scheduler's to know: it refuses what breaks a rule, by
-//! field, before anything is stored.
+//! The scheduler validates the fields of a request, before it stores anything.
 
 mod usage;
 
@@ -19,32 +18,45 @@ use axum::response::{IntoResponse, Response};
 
 use crate::authorize::visibility;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::path::{BASE, EnvironmentParameter};
 use crate::edge::query::page;
 use crate::edge::{Answer, Json, Query};
 use crate::lookup;
-use crate::router::BASE;
 use crate::state::{Gateway, SCHEDULER_DEADLINE};
 
 const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+fn is_idempotency_key(text: &str) -> bool {
+    (1..=MAX_IDEMPOTENCY_KEY).contains(&text.len())
+        && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
     match value.to_str() {
-        Ok(key) if (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
+        Ok(key) if is_idempotency_key(key) => Ok(Some(key.to_owned())),
         _ => Err(Error::field(
             "Idempotency-Key",
-            format_args!("must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters"),
+            format_args!("must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"),
         )),
     }
 }
 
-#[utoipa::path(post, operation_id = "createEnvironment", path = "/api/v1/environments", tag = "environments",
+/// Create an environment
+///
+/// The answer comes before the environment runs: its `status` is `pending`, then `running`, or
+/// `failed` with a `status_reason`. Follow its events, or get it, to learn when.
+#[utoipa::path(post, operation_id = "createEnvironment", path = "/environments", tag = "environments",
     request_body = CreateEnvironment,
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
-        description = "For 24 h: the same key and body give the same environment, the same key with another body 409")),
-    responses((status = 201, description = "Created, or found by its idempotency key", body = EnvironmentBody)))]
+        example = "build-4711",
+        description = "Makes a repeated request safe: 1 to 255 printable ASCII characters, remembered for 24 hours. \
+            The same key and body return the environment that was created first; the same key with another body \
+            is refused with 409. Default: every request creates an environment.")),
+    responses((status = 201, body = EnvironmentBody,
+        description = "The new environment, or the one that the idempotency key created before. The `Location` header has its path.")))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -70,8 +82,8 @@ pub(crate) async fn create(
     Ok(response)
 }
 
-/// In a list, without its variables: they are long, and often secrets.
-fn in_list(environment: Environment) -> EnvironmentBody {
+/// An environment in a list: without its variables, which are long and often secret.
+fn list_entry(environment: Environment) -> EnvironmentBody {
     EnvironmentBody {
         env: None,
         ..environment.into()
@@ -101,9 +113,12 @@ async fn read_page(gateway: &Gateway, mut request: ListRequest) -> Result<ListRe
     }
 }
 
-/// Newest first.
-#[utoipa::path(get, operation_id = "listEnvironments", path = "/api/v1/environments", tag = "environments", params(ListQuery),
-    responses((status = 200, description = "A page", body = EnvironmentList)))]
+/// List environments
+///
+/// Returns one page of the environments that the caller may see, newest first. Ended
+/// environments stay listed until they are purged.
+#[utoipa::path(get, operation_id = "listEnvironments", path = "/environments", tag = "environments", params(ListQuery),
+    responses((status = 200, description = "One page of environments.", body = EnvironmentList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -120,16 +135,19 @@ pub(crate) async fn list(
     };
     let reply = read_page(&gateway, request).await?;
     Ok(axum::Json(EnvironmentList {
-        environments: reply.environments.into_iter().map(in_list).collect(),
+        environments: reply.environments.into_iter().map(list_entry).collect(),
         total: reply.total,
         limit,
         offset,
     }))
 }
 
-#[utoipa::path(get, operation_id = "getEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path, description = "The environment")),
-    responses((status = 200, description = "The environment", body = EnvironmentBody)))]
+/// Get an environment
+///
+/// Returns one environment, with its present usage while it runs.
+#[utoipa::path(get, operation_id = "getEnvironment", path = "/environments/{id}", tag = "environments",
+    params(EnvironmentParameter),
+    responses((status = 200, description = "The environment.", body = EnvironmentBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Admitted(location): Admitted,
@@ -145,11 +163,13 @@ pub(crate) async fn get(
     }))
 }
 
-/// `timeout` counts from `created_at`, and may extend or shorten.
-#[utoipa::path(patch, operation_id = "patchEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path, description = "The environment")),
-    request_body = PatchEnvironment,
-    responses((status = 200, description = "The environment", body = EnvironmentBody)))]
+/// Change an environment
+///
+/// Changes the name, the labels or the lifetime. An environment that has ended cannot be
+/// changed.
+#[utoipa::path(patch, operation_id = "patchEnvironment", path = "/environments/{id}", tag = "environments",
+    params(EnvironmentParameter), request_body = PatchEnvironment,
+    responses((status = 200, description = "The changed environment.", body = EnvironmentBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
     Admitted(location): Admitted,
@@ -158,7 +178,7 @@ pub(crate) async fn patch(
     if body.name.is_none() && body.labels.is_none() && body.timeout.is_none() {
         return Err(Error::field(
             "body",
-            "names nothing to change: give name, labels or timeout",
+            "must have at least one of name, labels and timeout, has none",
         )
         .into());
     }
@@ -175,10 +195,13 @@ pub(crate) async fn patch(
     Ok(axum::Json(patched.into()))
 }
 
-/// Durable when answered; again while the record stands is the same.
-#[utoipa::path(delete, operation_id = "deleteEnvironment", path = "/api/v1/environments/{id}", tag = "environments",
-    params(("id" = String, Path, description = "The environment"), DeleteQuery),
-    responses((status = 204, description = "It ends")))]
+/// Delete an environment
+///
+/// Ends the environment: its `status` is `terminating`, then `terminated`. Its processes get a
+/// moment to stop unless `force` is true. Deleting it again has no further effect.
+#[utoipa::path(delete, operation_id = "deleteEnvironment", path = "/environments/{id}", tag = "environments",
+    params(EnvironmentParameter, DeleteQuery),
+    responses((status = 204, description = "The deletion is stored and will be carried out.")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Admitted(location): Admitted,
@@ -202,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_idempotency_key_is_bounded_visible_text() {
+    fn idempotency_key_is_bounded_printable_text() {
         let read = |value: &[u8]| {
             let mut headers = HeaderMap::new();
             headers.insert("idempotency-key", HeaderValue::from_bytes(value).unwrap());
@@ -211,7 +234,7 @@ mod tests {
         assert_eq!(idempotency_key(&HeaderMap::new()), Ok(None));
         assert_eq!(read(b"k-1"), Ok(Some("k-1".into())));
         assert!(read(&[b'x'; 255]).is_ok());
-        for bad in [&b""[..], &[b'x'; 256], b"\xc3\xa9"] {
+        for bad in [&b""[..], &[b'x'; 256], b"\xc3\xa9", b"a\tb"] {
             assert_eq!(
                 read(bad).unwrap_err().code,
                 ErrorCode::Validation,

@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::authorize::{Action, visibility};
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::path::EnvironmentParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Query};
 use crate::state::Gateway;
@@ -74,13 +75,17 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
     .into_response())
 }
 
-/// Without `follow`: a page of what is kept, newest first. With it: server-sent events,
-/// those kept and then those that come, oldest first; `event: end` follows the last.
-#[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/api/v1/environments/{id}/events", tag = "events",
-    params(("id" = String, Path, description = "The environment"), EventsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
-    responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
-        content((EventList = "application/json"), (String = "text/event-stream")))))]
+/// List or follow the events of an environment
+///
+/// Returns one page of the kept events, newest first. With `follow=true` the answer is a stream
+/// of server-sent events, oldest first: the kept ones, then new ones as they happen. The event
+/// `end` follows the last one.
+#[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/environments/{id}/events", tag = "events",
+    params(EnvironmentParameter, EventsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, example = 4711,
+            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+    responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
+        content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
 pub(crate) async fn of_one(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
@@ -115,13 +120,17 @@ pub(crate) async fn of_one(
     Ok(sse::answer("events", gateway, principal, grant, source))
 }
 
-/// As those of one environment, of all that the caller may see. With `follow` and without
-/// `Last-Event-ID`: from now on.
-#[utoipa::path(get, operation_id = "listEvents", path = "/api/v1/events", tag = "events",
+/// List or follow the events of all environments
+///
+/// Returns one page of the kept events of every environment that the caller may see, newest
+/// first. With `follow=true` the answer is a stream of server-sent events: new ones as they
+/// happen, or all after `Last-Event-ID`.
+#[utoipa::path(get, operation_id = "listEvents", path = "/events", tag = "events",
     params(EventsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
-    responses((status = 200, description = "A page; with follow=true a stream of server-sent events",
-        content((EventList = "application/json"), (String = "text/event-stream")))))]
+        ("Last-Event-ID" = Option<u64>, Header, example = 4711,
+            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+    responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
+        content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
 pub(crate) async fn of_all(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use crate::box_loss;
 use crate::edge::admit::Admitted;
+use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Json};
 use crate::state::Gateway;
 use crate::text;
@@ -62,11 +63,13 @@ fn reply(result: ExecResult, encoding: OutputEncoding) -> ExecReply {
     }
 }
 
-/// A command that fails is still 200. 409 when the environment does not run, 502 when the
-/// box is lost meanwhile.
-#[utoipa::path(post, operation_id = "execInEnvironment", path = "/api/v1/environments/{id}/exec", tag = "exec",
-    params(("id" = String, Path, description = "The environment")), request_body = ExecBody,
-    responses((status = 200, description = "How the command ended", body = ExecReply)))]
+/// Run a command
+///
+/// Runs a command in a running environment and answers when it has ended. A command that fails
+/// is answered with 200 too: see `exit_code`. If the client disconnects, the command is killed.
+#[utoipa::path(post, operation_id = "execInEnvironment", path = "/environments/{id}/exec", tag = "exec",
+    params(EnvironmentParameter), request_body = ExecBody,
+    responses((status = 200, description = "The result of the command.", body = ExecReply)))]
 pub(crate) async fn exec(
     State(gateway): State<Gateway>,
     Admitted(location): Admitted,
@@ -83,7 +86,7 @@ pub(crate) async fn exec(
         .map_err(|_| {
             Error::new(
                 ErrorCode::Timeout,
-                "the command's end did not arrive in time",
+                "the command ended, or should have, and its result did not arrive in time",
             )
         })?;
     match outcome {

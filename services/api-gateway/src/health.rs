@@ -1,4 +1,4 @@
-//! `/health`: whether the system can do its work; and whether this process can.
+//! `/health`: the health of the whole system, and of this process.
 
 use std::time::Duration;
 
@@ -19,26 +19,29 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Memory is shown in whole mebibytes.
 const MEBIBYTE: u64 = 1024 * 1024;
 
-/// What speaks against the system's health, if anything does.
-fn complaint(
+/// Why the system is unhealthy; `None` if it is healthy.
+fn unhealthy_reason(
     scheduler: &Result<rpc::HealthReply, Error>,
     auth: &Result<Empty, Error>,
 ) -> Option<String> {
     match (scheduler, auth) {
-        (Err(error), _) => Some(format!("the scheduler: {}", error.message)),
+        (Err(error), _) => Some(format!(
+            "the scheduler cannot be reached: {}",
+            error.message
+        )),
         (Ok(reply), _) if !reply.database => Some("the database cannot be reached".to_owned()),
         (Ok(reply), _) if !reply.clusters.iter().any(|cluster| cluster.connected) => {
             Some("no cluster is connected".to_owned())
         }
-        (Ok(_), Err(error)) => Some(format!("auth: {}", error.message)),
+        (Ok(_), Err(error)) => Some(format!("auth cannot be reached: {}", error.message)),
         (Ok(_), Ok(_)) => None,
     }
 }
 
 fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
     let up = || clusters.iter().filter(|cluster| cluster.connected);
-    let is_whole = up().count() == clusters.len();
-    let status = match (is_healthy, is_whole) {
+    let all_connected = up().count() == clusters.len();
+    let status = match (is_healthy, all_connected) {
         (false, _) => "unhealthy",
         (true, false) => "degraded",
         (true, true) => "healthy",
@@ -48,7 +51,7 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
         status: status.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kubernetes: ClusterState {
-            connected: up().next().is_some() && is_whole,
+            connected: up().next().is_some() && all_connected,
             version: up()
                 .next()
                 .or(clusters.first())
@@ -78,11 +81,13 @@ fn named(cluster: &ClusterHealth) -> NamedCluster {
     }
 }
 
-/// 503 when the bus, the scheduler, the database, auth or the last cluster is gone; the
-/// body is then the same with the fields of an error.
-#[utoipa::path(get, operation_id = "getHealth", path = "/api/v1/health", tag = "system", security(()),
-    responses((status = 200, description = "It can", body = Health),
-        (status = 503, description = "It cannot", body = Unhealthy)))]
+/// Get the health of the system
+///
+/// The system is unhealthy (503) if the message bus, the scheduler, the database, auth or every
+/// cluster cannot be reached. It is degraded (200) if some clusters cannot be reached.
+#[utoipa::path(get, operation_id = "getHealth", path = "/health", tag = "system",
+    responses((status = 200, description = "The system is healthy or degraded.", body = Health),
+        (status = 503, description = "The system is unhealthy. `message` says why.", body = Unhealthy)))]
 pub(crate) async fn health(State(gateway): State<Gateway>) -> Response {
     let (scheduler, auth) = tokio::join!(
         gateway.bus.call::<rpc::Health>(&Empty {}, DEADLINE),
@@ -90,13 +95,13 @@ pub(crate) async fn health(State(gateway): State<Gateway>) -> Response {
             .bus
             .call::<identity::rpc::Ready>(&Empty {}, DEADLINE),
     );
-    let complaint = complaint(&scheduler, &auth);
+    let reason = unhealthy_reason(&scheduler, &auth);
     let clusters = scheduler.map(|reply| reply.clusters).unwrap_or_default();
-    let health = summary(&clusters, complaint.is_none());
-    let Some(complaint) = complaint else {
+    let health = summary(&clusters, reason.is_none());
+    let Some(reason) = reason else {
         return axum::Json(health).into_response();
     };
-    let error = Error::new(ErrorCode::Unavailable, complaint);
+    let error = Error::new(ErrorCode::Unavailable, reason);
     let body = axum::Json(Unhealthy {
         health,
         error: ErrorBody::from(&error),
@@ -120,19 +125,24 @@ fn probe() -> axum::Json<Probe> {
     })
 }
 
-/// This process answers.
-#[utoipa::path(get, operation_id = "getLiveness", path = "/api/v1/health/live", tag = "system", security(()),
-    responses((status = 200, description = "It lives", body = Probe)))]
+/// Check that this replica is alive
+///
+/// The liveness probe of this replica of the API server.
+#[utoipa::path(get, operation_id = "getLiveness", path = "/health/live", tag = "system",
+    responses((status = 200, description = "The replica is alive.", body = Probe)))]
 pub(crate) async fn live() -> axum::Json<Probe> {
     probe()
 }
 
-/// This process can be given work: it has the bus and knows where environments run.
-#[utoipa::path(get, operation_id = "getReadiness", path = "/api/v1/health/ready", tag = "system", security(()),
-    responses((status = 200, description = "It is ready", body = Probe)))]
+/// Check that this replica is ready
+///
+/// The readiness probe of this replica of the API server: it is connected to the message bus,
+/// has read where environments run, and is not about to stop.
+#[utoipa::path(get, operation_id = "getReadiness", path = "/health/ready", tag = "system",
+    responses((status = 200, description = "The replica is ready for requests.", body = Probe)))]
 pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<Probe>, ApiError> {
     let missing = if gateway.draining.is_cancelled() {
-        "this replica stops"
+        "this replica is about to stop"
     } else if !gateway.bus.is_connected() {
         "the message bus is not connected"
     } else if !gateway.routes.is_synced() {
@@ -167,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_is_the_guides() {
+    fn health_has_the_documented_fields() {
         let health = serde_json::to_value(summary(&[cluster(true)], true)).unwrap();
         let expected = serde_json::json!({
             "status": "healthy",
@@ -179,20 +189,25 @@ mod tests {
     }
 
     #[test]
-    fn the_system_is_unhealthy_without_a_part_it_cannot_do_without() {
+    fn missing_part_makes_the_system_unhealthy() {
         let auth = || Ok(Empty {});
         let down = || Error::new(ErrorCode::Unavailable, "down");
-        assert_eq!(complaint(&reply(true, &[true]), &auth()), None);
-        assert_eq!(complaint(&reply(true, &[true, false]), &auth()), None);
-        assert!(complaint(&reply(false, &[true]), &auth()).is_some());
-        assert!(complaint(&reply(true, &[false]), &auth()).is_some());
-        assert!(complaint(&reply(true, &[]), &auth()).is_some());
-        assert!(complaint(&Err(down()), &auth()).is_some());
-        assert!(complaint(&reply(true, &[true]), &Err(down())).is_some());
+        let reason = |scheduler, auth| unhealthy_reason(&scheduler, &auth).unwrap_or_default();
+        assert_eq!(reason(reply(true, &[true]), auth()), "");
+        assert_eq!(reason(reply(true, &[true, false]), auth()), "");
+        let no_database = "the database cannot be reached";
+        assert_eq!(reason(reply(false, &[true]), auth()), no_database);
+        let no_cluster = "no cluster is connected";
+        assert_eq!(reason(reply(true, &[false]), auth()), no_cluster);
+        assert_eq!(reason(reply(true, &[]), auth()), no_cluster);
+        let no_scheduler = "the scheduler cannot be reached: down";
+        assert_eq!(reason(Err(down()), auth()), no_scheduler);
+        let no_auth = "auth cannot be reached: down";
+        assert_eq!(reason(reply(true, &[true]), Err(down())), no_auth);
     }
 
     #[test]
-    fn a_cluster_that_is_away_is_said_and_does_not_count() {
+    fn disconnected_cluster_is_reported_and_not_counted() {
         let clusters = [cluster(true), cluster(false)];
         let health = summary(&clusters, true);
         assert_eq!(health.status, "degraded");

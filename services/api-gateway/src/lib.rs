@@ -39,8 +39,7 @@ use agentbox_service::{Component, Context};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
-pub use edge::client_address::{Cidr, InvalidCidr};
-pub use openapi::document as openapi_document;
+pub use router::document as openapi_document;
 
 use edge::server;
 use rate_limit::shield::Shield;
@@ -64,6 +63,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
         readiness,
         ..
     } = context;
+    metrics::describe();
     let shield = Shield::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
     bus.ensure_streams("api-gateway").await?;

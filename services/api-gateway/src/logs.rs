@@ -16,6 +16,7 @@ use axum::response::Response;
 
 use crate::authorize::Action;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Query};
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
@@ -41,14 +42,19 @@ async fn open(
         .await
 }
 
-/// Without `follow`: what is kept, as JSON. With it: server-sent events, each with an id
-/// to resume after; `event: gap` tells of lines that are no longer kept, `event: end`
-/// that the environment has ended, `event: error` why the stream cannot go on.
-#[utoipa::path(get, operation_id = "getEnvironmentLogs", path = "/api/v1/environments/{id}/logs", tag = "logs",
-    params(("id" = String, Path, description = "The environment"), LogsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "With follow: resume after this event")),
-    responses((status = 200, description = "The lines; with follow=true a stream of server-sent events",
-        content((LogsReply = "application/json"), (String = "text/event-stream")))))]
+/// Read or follow the logs
+///
+/// Returns the kept output of the main command. With `follow=true` the answer is a stream of
+/// server-sent events: one `LogLine` in each, with an `id` to resume after. Three other events may
+/// occur: `gap` (lines were dropped before the client read them), `end` (the environment has
+/// ended) and `error` (the stream cannot go on, with an `ErrorBody`).
+#[utoipa::path(get, operation_id = "getEnvironmentLogs", path = "/environments/{id}/logs", tag = "logs",
+    params(EnvironmentParameter, LogsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, example = 4711,
+            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+    responses((status = 200, description = "The kept lines, oldest first; with `follow=true` a stream of server-sent events.",
+        content((LogsReply = "application/json"),
+            (String = "text/event-stream", example = "id: 1\ndata: {\"timestamp\":\"2026-01-22T10:00:02.125Z\",\"stream\":\"stdout\",\"message\":\"listening on 8080\"}\n\n")))))]
 pub(crate) async fn logs(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -1,13 +1,39 @@
-//! The metrics of the gateway. Labels are templates and fixed words, never ids or addresses.
+//! The gateway's metrics. Labels are path templates and fixed words, never ids or addresses.
 
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 
-/// Records one answered request; `route` is the template, never the path.
+const REQUEST_DURATION: &str = "agentbox_http_request_duration_seconds";
+const RATE_LIMITED: &str = "agentbox_rate_limited_total";
+const COUNTED_LOCALLY: &str = "agentbox_rate_limit_counted_locally_total";
+const CONNECTIONS: &str = "agentbox_http_connections";
+const STREAMS: &str = "agentbox_streams";
+
+/// Gives every metric its unit and help text. Once, at start.
+pub(crate) fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_histogram!(
+        REQUEST_DURATION,
+        Unit::Seconds,
+        "Time from a request's head to its answer's head, by method, route and status"
+    );
+    describe_counter!(
+        RATE_LIMITED,
+        "Requests refused with 429, by rate-limit category"
+    );
+    describe_counter!(
+        COUNTED_LOCALLY,
+        "Requests counted by this replica alone, because the message bus did not count them"
+    );
+    describe_gauge!(CONNECTIONS, "Open client connections");
+    describe_gauge!(STREAMS, "Open streams, by kind: logs, events or attach");
+}
+
+/// Records an answered request; `route` is the template, never the path.
 pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
     histogram!(
-        "agentbox_http_request_duration_seconds",
+        REQUEST_DURATION,
         "method" => method.to_owned(),
         "route" => route.to_owned(),
         "status" => status.to_string(),
@@ -15,22 +41,23 @@ pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
     .record(took.as_secs_f64());
 }
 
-/// Counts a request above a rate limit; `category` may be `flood`.
+/// Counts a request that was refused with 429; `category` may be `flood`.
 pub(crate) fn rate_limited(category: &'static str) {
-    counter!("agentbox_rate_limited_total", "category" => category).increment(1);
+    counter!(RATE_LIMITED, "category" => category).increment(1);
 }
 
-/// Counts a request that this replica counted alone, because the bus could not.
+/// Counts a request that the bus did not count.
 pub(crate) fn counted_locally() {
-    counter!("agentbox_rate_limit_counted_locally_total").increment(1);
+    counter!(COUNTED_LOCALLY).increment(1);
 }
 
+/// Records the number of open connections.
 pub(crate) fn connections(open: usize) {
     #[allow(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
-    gauge!("agentbox_http_connections").set(open as f64);
+    gauge!(CONNECTIONS).set(open as f64);
 }
 
-/// Counts one open stream of a kind until it is dropped.
+/// Counts one open stream until it is dropped.
 pub(crate) struct OpenStream {
     kind: &'static str,
 }
@@ -38,13 +65,13 @@ pub(crate) struct OpenStream {
 impl OpenStream {
     /// `kind`: logs, events or attach.
     pub(crate) fn begin(kind: &'static str) -> Self {
-        gauge!("agentbox_streams", "kind" => kind).increment(1.0);
+        gauge!(STREAMS, "kind" => kind).increment(1.0);
         Self { kind }
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        gauge!("agentbox_streams", "kind" => self.kind).decrement(1.0);
+        gauge!(STREAMS, "kind" => self.kind).decrement(1.0);
     }
 }

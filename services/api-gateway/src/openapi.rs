@@ -1,179 +1,254 @@
-//! The contract for machines (`/openapi.json`) and for people (`/docs`), from the code.
+//! The API's description: an OpenAPI document for programs (`/openapi.json`), and a
+//! reference page for people (`/docs`).
+//!
+//! * I1. Paths, methods, schemas and texts come from the handlers and the contract's types.
+//!   What all operations have in common (errors, headers, authentication) is added here.
+//! * I2. The page loads nothing from another host, and its Content-Security-Policy forbids it.
 
 mod errors;
 mod page;
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
 
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use agentbox_api::error::ErrorBody;
 use agentbox_contracts::error::ErrorCode;
-use axum::http::header;
-use axum::response::{Html, IntoResponse, Response};
+use axum::Extension;
+use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use utoipa::OpenApi;
-use utoipa::openapi::OpenApi as Document;
-use utoipa::openapi::RefOr;
 use utoipa::openapi::header::{Header, HeaderBuilder};
-use utoipa::openapi::response::Response as Described;
-use utoipa::openapi::schema::{Object, Type};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::response::Response as ResponseDescription;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{OpenApi as Document, PathItem, RefOr, Schema};
 
-use crate::{api_keys, attach, auth, environments, events, exec, health, logs, tickets, users};
+use crate::edge::path::BASE;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "AgentBox"),
-    paths(
-        auth::login,
-        auth::me,
-        auth::logout,
-        auth::change_password,
-        tickets::create,
-        users::create,
-        users::list,
-        users::get,
-        users::patch,
-        users::delete,
-        api_keys::create,
-        api_keys::list,
-        api_keys::get,
-        api_keys::revoke,
-        environments::create,
-        environments::list,
-        environments::get,
-        environments::patch,
-        environments::delete,
-        exec::exec,
-        logs::logs,
-        attach::attach,
-        events::of_one,
-        events::of_all,
-        health::health,
-        health::live,
-        health::ready,
-        json,
-        page,
+    info(
+        title = "AgentBox",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
+    servers((url = "/", description = "The server that this document comes from")),
     components(schemas(ClientMessage, ServerMessage, ErrorBody)),
     tags(
-        (name = "auth", description = "Logging in, and who one is"),
-        (name = "users", description = "For administrators"),
-        (name = "api-keys", description = "Long-lived tokens for programs"),
-        (name = "environments", description = "Isolated execution environments"),
-        (name = "exec", description = "Running commands"),
-        (name = "logs", description = "The output of the main command"),
-        (name = "attach", description = "Terminals over WebSocket"),
-        (name = "events", description = "What happens to environments"),
-        (name = "system", description = "Health, and this description"),
+        (name = "auth", description = "Log in and out, change the password, get tickets for browsers."),
+        (name = "users", description = "Manage users. For administrators only."),
+        (name = "api-keys", description = "Manage API keys: long-lived credentials for programs."),
+        (name = "environments", description = "Create, find, change and delete isolated execution environments."),
+        (name = "exec", description = "Run a command in an environment and get its result."),
+        (name = "logs", description = "Read or follow the output of an environment's main command."),
+        (name = "attach", description = "Open an interactive terminal over WebSocket."),
+        (name = "events", description = "List or follow what happened to environments."),
+        (name = "system", description = "Health of the system, and this description of the API."),
     )
 )]
 struct Api;
 
+/// The documented operations of one route.
+pub(crate) struct Operations {
+    /// The schemas that they refer to, by name.
+    pub schemas: Vec<(String, RefOr<Schema>)>,
+    /// By path, without [`BASE`].
+    pub paths: BTreeMap<String, PathItem>,
+    /// Whether they need no credential.
+    pub is_open: bool,
+}
+
+const INTRODUCTION: &str = "\
+Isolated execution environments for AI agents and CI.
+
+**Authentication.** Send `Authorization: Bearer <token>`, where the token is an API key or the \
+token of a login. Browsers, which cannot set this header for server-sent events and WebSockets, \
+use a ticket.
+
+**Requests.** Bodies are JSON of at most 1 MiB. An unknown field or parameter is refused.
+
+**Lists.** `limit` and `offset` select a page. The answer repeats both, and `total` counts the \
+entries of all pages.
+
+**Rate limits.** Requests are counted per minute, by user or by client address. The \
+`X-RateLimit-*` headers of each answer show the state of the count; beyond the limit the answer \
+is 429 with `Retry-After`.
+
+**Errors.** The body of every error is `{\"error\", \"message\", \"code\"}`. `error` is one of:
+
+";
+
 fn description() -> String {
-    let mut text = String::from(
-        "Isolated execution environments for AI agents and CI. Send \
-         `Authorization: Bearer <token>` with a login's token or an API key. Every error is \
-         `{\"error\", \"message\", \"code\"}`; `error` is one of:\n\n",
-    );
+    let mut text = String::from(INTRODUCTION);
     for code in ErrorCode::ALL {
-        text.push_str(&format!("* `{}` ({})\n", code.as_str(), code.status()));
+        text.push_str(&format!(
+            "* `{}` ({}): {}\n",
+            code.as_str(),
+            code.status(),
+            code.description()
+        ));
     }
     text
 }
 
-/// The headers that every answer carries.
-const HEADERS: [(&str, &str, Type); 4] = [
+/// The headers of every answer: name, description, type, example.
+const HEADERS: [(&str, &str, Type, &str); 4] = [
     (
         "X-RateLimit-Limit",
-        "Requests a minute of this kind",
+        "The number of requests of this kind that the caller may send in one minute.",
         Type::Integer,
+        "200",
     ),
     (
         "X-RateLimit-Remaining",
-        "Those left in this minute",
+        "The number of requests that the caller may still send in this minute.",
         Type::Integer,
+        "199",
     ),
     (
         "X-RateLimit-Reset",
-        "When the minute ends, Unix seconds",
+        "When the minute ends and the count begins again, in Unix seconds.",
         Type::Integer,
+        "1769076060",
     ),
-    ("X-Trace-Id", "The trace of this request", Type::String),
+    (
+        "X-Trace-Id",
+        "The id of this request in the server's traces and logs: 32 hexadecimal digits.",
+        Type::String,
+        "4bf92f3577b34da6a3ce929d0e0e4736",
+    ),
 ];
 
-fn header(description: &str, of_type: Type) -> Header {
+fn header(description: &str, of_type: Type, example: &str) -> Header {
+    let example = match of_type {
+        Type::Integer => serde_json::from_str(example).unwrap_or_default(),
+        _ => serde_json::Value::from(example),
+    };
+    let schema = ObjectBuilder::new()
+        .schema_type(of_type)
+        .examples([example]);
     HeaderBuilder::new()
-        .schema(Some(Object::with_type(of_type)))
+        .schema(Some(schema))
         .description(Some(description))
         .build()
 }
 
-fn with_headers<'a>(answers: impl Iterator<Item = &'a mut RefOr<Described>>) {
-    for answer in answers {
-        let RefOr::T(answer) = answer else { continue };
-        for (name, description, of_type) in HEADERS {
-            let header = header(description, of_type);
-            answer.headers.insert(name.to_owned(), header.into());
+fn add_headers<'a>(responses: impl Iterator<Item = &'a mut RefOr<ResponseDescription>>) {
+    for response in responses {
+        let RefOr::T(response) = response else {
+            continue;
+        };
+        for (name, description, of_type, example) in HEADERS {
+            let header = header(description, of_type, example);
+            response.headers.insert(name.to_owned(), header.into());
         }
     }
 }
 
-/// The OpenAPI 3.1 document.
-#[must_use]
-pub fn document() -> Document {
+/// The OpenAPI 3.1 document of these routes.
+pub(crate) fn document(routes: impl Iterator<Item = Operations>) -> Document {
     let mut document = Api::openapi();
     document.info.description = Some(description());
-    document.info.license = None;
+    document.security = Some(vec![SecurityRequirement::new(
+        "bearer",
+        Vec::<String>::new(),
+    )]);
     let components = document.components.get_or_insert_default();
-    components.security_schemes.insert(
-        "bearer".to_owned(),
-        SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)).into(),
-    );
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An API key, or the token of a login."))
+        .build();
+    let bearer = SecurityScheme::Http(bearer);
+    components
+        .security_schemes
+        .insert("bearer".to_owned(), bearer.into());
     errors::define(components);
-    with_headers(components.responses.values_mut());
-    let bearer = SecurityRequirement::new("bearer", Vec::<String>::new());
-    document.security = Some(vec![bearer]);
-    for (path, item) in &mut document.paths.paths {
-        let methods = [
-            &mut item.get,
-            &mut item.post,
-            &mut item.patch,
-            &mut item.delete,
-        ];
-        for operation in methods.into_iter().flatten() {
-            // What needs no credential says so; all else has the document's.
-            let needs_credential = operation.security.is_none();
-            with_headers(operation.responses.responses.values_mut());
-            errors::complete(path, operation, needs_credential);
+    add_headers(components.responses.values_mut());
+    for operations in routes {
+        components.schemas.extend(operations.schemas);
+        for (path, mut item) in operations.paths {
+            let methods = [
+                &mut item.get,
+                &mut item.post,
+                &mut item.patch,
+                &mut item.delete,
+            ];
+            for operation in methods.into_iter().flatten() {
+                if operations.is_open {
+                    operation.security = Some(vec![SecurityRequirement::default()]);
+                }
+                add_headers(operation.responses.responses.values_mut());
+                errors::complete(&path, operation, !operations.is_open);
+            }
+            let path = format!("{BASE}{path}");
+            let of_path = document.paths.paths.entry(path).or_default();
+            of_path.merge_operations(item);
         }
     }
     document
 }
 
-/// As it is served and as it is kept in `docs/openapi.json`.
-fn written() -> String {
+/// The text that is served and kept as `docs/openapi.json`.
+fn to_text(document: &Document) -> String {
     // A document of plain data always serializes.
-    let mut text = document().to_pretty_json().unwrap_or_default();
+    let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
 }
 
-static JSON: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(written()));
-static PAGE: LazyLock<String> = LazyLock::new(|| page::render(&document()));
-
-/// This document.
-#[utoipa::path(get, operation_id = "getOpenApi", path = "/api/v1/openapi.json", tag = "system", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
-pub(crate) async fn json() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], JSON.clone()).into_response()
+/// The document and the page, as they are served.
+#[derive(Clone)]
+pub(crate) struct Reference {
+    json: Bytes,
+    page: Bytes,
 }
 
-/// The same for people: one page, without anything from elsewhere.
-#[utoipa::path(get, operation_id = "getReference", path = "/api/v1/docs", tag = "system", security(()),
-    responses((status = 200, description = "A page", body = String, content_type = "text/html")))]
-pub(crate) async fn page() -> Html<&'static str> {
-    Html(PAGE.as_str())
+impl Reference {
+    pub(crate) fn new(document: &Document) -> Self {
+        Self {
+            json: to_text(document).into(),
+            page: page::render(document).into(),
+        }
+    }
+}
+
+/// Get the OpenAPI document
+///
+/// This document: OpenAPI 3.1, as JSON. It is also served at `/openapi.json`.
+#[utoipa::path(get, operation_id = "getOpenApi", path = "/openapi.json", tag = "system",
+    responses((status = 200, description = "The OpenAPI document.", body = Object,
+        example = json!({"openapi": "3.1.0", "info": {"title": "AgentBox", "version": "0.1.0"}, "paths": {}}))))]
+pub(crate) async fn json(Extension(reference): Extension<Reference>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], reference.json).into_response()
+}
+
+/// Read the reference page
+///
+/// This document as a web page. It is also served at `/docs`.
+#[utoipa::path(get, operation_id = "getReference", path = "/docs", tag = "system",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html",
+        example = "<!DOCTYPE html>")))]
+pub(crate) async fn page(Extension(reference): Extension<Reference>) -> Response {
+    let headers = [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, page::POLICY),
+    ];
+    (headers, reference.page).into_response()
+}
+
+/// Get the script of the reference page
+///
+/// Redoc, the program that renders the reference page. It is compressed with gzip.
+#[utoipa::path(get, operation_id = "getReferenceScript", path = "/docs/redoc.js", tag = "system",
+    responses((status = 200, description = "The script.", body = String, content_type = "text/javascript",
+        example = "/* Redoc */")))]
+pub(crate) async fn script() -> Response {
+    let headers = [
+        (CONTENT_TYPE, "text/javascript"),
+        (CONTENT_ENCODING, "gzip"),
+        (CACHE_CONTROL, "public, max-age=86400"),
+    ];
+    (headers, Bytes::from_static(page::SCRIPT)).into_response()
 }
 
 #[cfg(test)]

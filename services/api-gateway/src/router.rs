@@ -1,19 +1,22 @@
-//! Every route, in one table: method, path, what it lets a caller do, how it is counted,
-//! who answers.
+//! Every route, in one table: what it lets a caller do, how it is counted, and its handler.
+//! The handler's `#[utoipa::path]` has the method, the path and the documentation.
 //!
-//! * I1. A route is served only through [`admit`], which authorizes its action: a handler
-//!   is never reached by who may not do it.
+//! * I1. A route is served only through [`admit`], which authorizes its action: no handler
+//!   runs for a caller who may not do it.
 
-use axum::handler::Handler;
-use axum::http::Method;
 use axum::middleware::{from_fn_with_state, map_response};
-use axum::routing::{MethodFilter, MethodRouter, on};
-use axum::{Router, middleware};
+use axum::routing::MethodRouter;
+use axum::{Extension, Router, middleware};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::UtoipaMethodRouter;
+use utoipa_axum::routes;
 
 use crate::authorize::Action;
 use crate::edge::admit::{Admission, admit};
+use crate::edge::path::BASE;
 use crate::edge::unmatched::{no_method, no_route};
 use crate::edge::{headers, trace};
+use crate::openapi::{Operations, Reference};
 use crate::rate_limit::Category;
 use crate::rate_limit::shield::Shield;
 use crate::state::Gateway;
@@ -21,50 +24,28 @@ use crate::{
     api_keys, attach, auth, environments, events, exec, health, logs, openapi, tickets, users,
 };
 
-/// What every path of the API begins with.
-pub(crate) const BASE: &str = "/api/v1";
-
 /// One row of the table.
 pub(crate) struct Route {
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "the table is compared by it with the document and the rights"
-        )
-    )]
-    pub method: Method,
-    /// Without [`BASE`].
-    pub path: &'static str,
     pub action: Action,
     pub category: Category,
+    pub operations: Operations,
     handler: MethodRouter<Gateway>,
 }
 
-fn route<H, T>(
-    method: Method,
-    path: &'static str,
+fn route(
     action: Action,
     category: Category,
-    handler: H,
-) -> Route
-where
-    H: Handler<T, Gateway>,
-    T: 'static,
-{
-    let filter = match method {
-        Method::POST => MethodFilter::POST,
-        Method::PATCH => MethodFilter::PATCH,
-        Method::DELETE => MethodFilter::DELETE,
-        // With HEAD, as axum has it.
-        _ => MethodFilter::GET,
-    };
+    (schemas, paths, handler): UtoipaMethodRouter<Gateway>,
+) -> Route {
     Route {
-        method,
-        path,
         action,
         category,
-        handler: on(filter, handler),
+        operations: Operations {
+            schemas,
+            paths: paths.paths,
+            is_open: action.is_open(),
+        },
+        handler,
     }
 }
 
@@ -72,56 +53,59 @@ where
 pub(crate) fn table() -> Vec<Route> {
     use Action as A;
     use Category as C;
-    const GET: Method = Method::GET;
-    const POST: Method = Method::POST;
-    const PATCH: Method = Method::PATCH;
-    const DELETE: Method = Method::DELETE;
     vec![
-        route(POST,   "/auth/login",              A::LogIn,             C::Auth,      auth::login),
-        route(GET,    "/auth/me",                 A::Myself,            C::Other,     auth::me),
-        route(POST,   "/auth/logout",             A::LogOut,            C::Other,     auth::logout),
-        route(POST,   "/auth/change-password",    A::ChangePassword,    C::Auth,      auth::change_password),
-        route(POST,   "/auth/tickets",            A::IssueTicket,       C::Other,     tickets::create),
-        route(POST,   "/users",                   A::ManageUsers,       C::Other,     users::create),
-        route(GET,    "/users",                   A::ManageUsers,       C::Other,     users::list),
-        route(GET,    "/users/{user}",            A::ManageUsers,       C::Other,     users::get),
-        route(PATCH,  "/users/{user}",            A::ManageUsers,       C::Other,     users::patch),
-        route(DELETE, "/users/{user}",            A::ManageUsers,       C::Other,     users::delete),
-        route(POST,   "/api-keys",                A::ManageOwnKeys,     C::Other,     api_keys::create),
-        route(GET,    "/api-keys",                A::ManageOwnKeys,     C::Other,     api_keys::list),
-        route(GET,    "/api-keys/{key}",          A::ManageOwnKeys,     C::Other,     api_keys::get),
-        route(DELETE, "/api-keys/{key}",          A::ManageOwnKeys,     C::Other,     api_keys::revoke),
-        route(POST,   "/environments",            A::CreateEnvironment, C::Create,    environments::create),
-        route(GET,    "/environments",            A::ListEnvironments,  C::Other,     environments::list),
-        route(GET,    "/environments/{id}",       A::ViewEnvironment,   C::Other,     environments::get),
-        route(PATCH,  "/environments/{id}",       A::PatchEnvironment,  C::Other,     environments::patch),
-        route(DELETE, "/environments/{id}",       A::DeleteEnvironment, C::Other,     environments::delete),
-        route(POST,   "/environments/{id}/exec",  A::Exec,              C::Exec,      exec::exec),
-        route(GET,    "/environments/{id}/logs",  A::ReadLogs,          C::Other,     logs::logs),
-        route(GET,    "/environments/{id}/attach",A::Attach,            C::Exec,      attach::attach),
-        route(GET,    "/environments/{id}/events",A::ViewEnvironment,   C::Other,     events::of_one),
-        route(GET,    "/events",                  A::ListEnvironments,  C::Other,     events::of_all),
-        route(GET,    "/health",                  A::Public,            C::Other,     health::health),
-        route(GET,    "/health/live",             A::Public,            C::Uncounted, health::live),
-        route(GET,    "/health/ready",            A::Public,            C::Uncounted, health::ready),
-        route(GET,    "/openapi.json",            A::Public,            C::Other,     openapi::json),
-        route(GET,    "/docs",                    A::Public,            C::Other,     openapi::page),
+        route(A::LogIn,             C::Auth,      routes!(auth::login)),
+        route(A::Myself,            C::Other,     routes!(auth::me)),
+        route(A::LogOut,            C::Other,     routes!(auth::logout)),
+        route(A::ChangePassword,    C::Auth,      routes!(auth::change_password)),
+        route(A::IssueTicket,       C::Other,     routes!(tickets::create)),
+        route(A::ManageUsers,       C::Other,     routes!(users::create)),
+        route(A::ManageUsers,       C::Other,     routes!(users::list)),
+        route(A::ManageUsers,       C::Other,     routes!(users::get)),
+        route(A::ManageUsers,       C::Other,     routes!(users::patch)),
+        route(A::ManageUsers,       C::Other,     routes!(users::delete)),
+        route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::create)),
+        route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::list)),
+        route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::get)),
+        route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::revoke)),
+        route(A::CreateEnvironment, C::Create,    routes!(environments::create)),
+        route(A::ListEnvironments,  C::Other,     routes!(environments::list)),
+        route(A::ViewEnvironment,   C::Other,     routes!(environments::get)),
+        route(A::PatchEnvironment,  C::Other,     routes!(environments::patch)),
+        route(A::DeleteEnvironment, C::Other,     routes!(environments::delete)),
+        route(A::Exec,              C::Exec,      routes!(exec::exec)),
+        route(A::ReadLogs,          C::Other,     routes!(logs::logs)),
+        route(A::Attach,            C::Exec,      routes!(attach::attach)),
+        route(A::ViewEnvironment,   C::Other,     routes!(events::of_one)),
+        route(A::ListEnvironments,  C::Other,     routes!(events::of_all)),
+        route(A::Public,            C::Other,     routes!(health::health)),
+        route(A::Public,            C::Uncounted, routes!(health::live)),
+        route(A::Public,            C::Uncounted, routes!(health::ready)),
+        route(A::Public,            C::Other,     routes!(openapi::json)),
+        route(A::Public,            C::Other,     routes!(openapi::page)),
+        route(A::Public,            C::Other,     routes!(openapi::script)),
     ]
 }
 
-/// Also at the root, where tools and people look first.
+/// The OpenAPI 3.1 document of the table.
+#[must_use]
+pub fn document() -> OpenApi {
+    openapi::document(table().into_iter().map(|route| route.operations))
+}
+
+/// Whether `path` is also served without [`BASE`], where tools and people look first.
 fn is_at_root_too(path: &str) -> bool {
-    matches!(path, "/openapi.json" | "/docs")
+    path == "/openapi.json" || path.starts_with("/docs")
 }
 
 pub(crate) fn router(gateway: Gateway, shield: &Shield) -> Router {
+    let reference = Reference::new(&document());
     let mut router = Router::new();
     for Route {
-        path,
         action,
         category,
+        operations,
         handler,
-        ..
     } in table()
     {
         let admission = Admission {
@@ -129,13 +113,19 @@ pub(crate) fn router(gateway: Gateway, shield: &Shield) -> Router {
             action,
             category,
         };
-        // Not around the fallback: what a path does not take is answered before it is
-        // asked who calls.
+        let handler = match action {
+            Action::Public => handler.layer(Extension(reference.clone())),
+            _ => handler,
+        };
+        // The layer is not around the fallback: a method that the path does not accept is
+        // refused before authentication.
         let handler = handler.route_layer(from_fn_with_state(admission, admit));
-        if is_at_root_too(path) {
-            router = router.route(path, handler.clone());
+        for path in operations.paths.keys() {
+            if is_at_root_too(path) {
+                router = router.route(path, handler.clone());
+            }
+            router = router.route(&format!("{BASE}{path}"), handler.clone());
         }
-        router = router.route(&format!("{BASE}{path}"), handler);
     }
     shield
         .around(

@@ -11,9 +11,13 @@ use crate::edge::{Answer, Caller, Json};
 use crate::lookup;
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-/// Used as `?ticket=`: once, within 60 s, for that environment and action alone.
-#[utoipa::path(post, operation_id = "createTicket", path = "/api/v1/auth/tickets", tag = "auth", request_body = CreateTicket,
-    responses((status = 201, description = "Issued", body = TicketReply)))]
+/// Create a ticket
+///
+/// A ticket replaces the Authorization header where a browser cannot send one: append
+/// `?ticket=<ticket>` to the URL of the logs or of the terminal. It is valid once, within 60
+/// seconds, for the environment and the action it was created for.
+#[utoipa::path(post, operation_id = "createTicket", path = "/auth/tickets", tag = "auth", request_body = CreateTicket,
+    responses((status = 201, description = "The ticket.", body = TicketReply)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,

@@ -1,4 +1,4 @@
-//! `/users`: for administrators.
+//! `/users`, for administrators.
 
 use agentbox_api::user::{CreateUser, PageQuery, PatchUser, UserBody, UserList};
 use agentbox_contracts::error::Error;
@@ -7,12 +7,16 @@ use agentbox_contracts::ids::UserId;
 use axum::extract::State;
 use axum::http::StatusCode;
 
+use crate::edge::path::UserParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Json, Path, Query};
 use crate::state::{AUTH_DEADLINE, Gateway};
 
-#[utoipa::path(post, operation_id = "createUser", path = "/api/v1/users", tag = "users", request_body = CreateUser,
-    responses((status = 201, description = "Created", body = UserBody)))]
+/// Create a user
+///
+/// The user can log in at once.
+#[utoipa::path(post, operation_id = "createUser", path = "/users", tag = "users", request_body = CreateUser,
+    responses((status = 201, description = "The new user.", body = UserBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Json(body): Json<CreateUser>,
@@ -30,8 +34,11 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, axum::Json(user.into())))
 }
 
-#[utoipa::path(get, operation_id = "listUsers", path = "/api/v1/users", tag = "users", params(PageQuery),
-    responses((status = 200, description = "A page", body = UserList)))]
+/// List users
+///
+/// Returns one page of all users, newest first.
+#[utoipa::path(get, operation_id = "listUsers", path = "/users", tag = "users", params(PageQuery),
+    responses((status = 200, description = "One page of users.", body = UserList)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Query(query): Query<PageQuery>,
@@ -50,9 +57,11 @@ pub(crate) async fn list(
     }))
 }
 
-#[utoipa::path(get, operation_id = "getUser", path = "/api/v1/users/{user}", tag = "users",
-    params(("user" = String, Path, description = "The user's id")),
-    responses((status = 200, description = "The user", body = UserBody)))]
+/// Get a user
+///
+/// Returns one user by its id.
+#[utoipa::path(get, operation_id = "getUser", path = "/users/{user}", tag = "users", params(UserParameter),
+    responses((status = 200, description = "The user.", body = UserBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,
@@ -64,9 +73,13 @@ pub(crate) async fn get(
     Ok(axum::Json(user.into()))
 }
 
-#[utoipa::path(patch, operation_id = "patchUser", path = "/api/v1/users/{user}", tag = "users",
-    params(("user" = String, Path, description = "The user's id")), request_body = PatchUser,
-    responses((status = 200, description = "The user", body = UserBody)))]
+/// Change a user
+///
+/// Changes the email address, the role or the password. A new password revokes the user's
+/// earlier logins. The last administrator keeps its role.
+#[utoipa::path(patch, operation_id = "patchUser", path = "/users/{user}", tag = "users",
+    params(UserParameter), request_body = PatchUser,
+    responses((status = 200, description = "The changed user.", body = UserBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,
@@ -75,7 +88,7 @@ pub(crate) async fn patch(
     if body.email.is_none() && body.role.is_none() && body.password.is_none() {
         return Err(Error::field(
             "body",
-            "names nothing to change: give email, role or password",
+            "must have at least one of email, role and password, has none",
         )
         .into());
     }
@@ -92,10 +105,12 @@ pub(crate) async fn patch(
     Ok(axum::Json(user.into()))
 }
 
-/// Its tokens and keys are dead at once, and its environments end.
-#[utoipa::path(delete, operation_id = "deleteUser", path = "/api/v1/users/{user}", tag = "users",
-    params(("user" = String, Path, description = "The user's id")),
-    responses((status = 204, description = "Deleted")))]
+/// Delete a user
+///
+/// Revokes the user's logins and API keys at once and deletes the user's environments. The last
+/// administrator cannot be deleted.
+#[utoipa::path(delete, operation_id = "deleteUser", path = "/users/{user}", tag = "users", params(UserParameter),
+    responses((status = 204, description = "The user is deleted.")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,

@@ -1,43 +1,79 @@
 //! API keys.
 
 use agentbox_contracts::identity::{ApiKey, Permission};
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// What an API key may do with one environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"environment_id": "env-0123456789abcdef", "permission": "write"}))]
 #[serde(deny_unknown_fields)]
 pub struct KeyPermission {
-    #[schema(example = "env-0123456789abcdef")]
+    /// The environment.
+    #[schema(value_type = EnvironmentId)]
     pub environment_id: String,
-    /// `read`, `write` or `admin`; each includes the ones before it.
-    #[schema(schema_with = crate::schema::permission)]
+    /// The highest permission on it: each of `read`, `write` and `admin` includes the ones
+    /// before it.
     pub permission: Permission,
 }
 
+/// An API key to create.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "description": "nightly build",
+    "expires_in": 90,
+    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}]
+}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
+    /// A note for people, at most 256 characters. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::key_description)]
+    #[schema(example = "nightly build", max_length = 256, pattern = r"^[^\x00]*$")]
     pub description: Option<String>,
-    /// Days; absent or null: never.
+    /// Days until the key expires, 1 to 3650. Default: it never expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::key_days)]
+    #[schema(example = 90, minimum = 1, maximum = 3650)]
     pub expires_in: Option<u32>,
-    /// The environments that it reaches; without them it acts as its owner.
+    /// The environments that the key is limited to, 1 to 100. Default: no limit, the key may do
+    /// what its owner may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_items = 100)]
+    #[schema(
+        example = json!([{"environment_id": "env-0123456789abcdef", "permission": "write"}]),
+        max_items = 100
+    )]
     pub permissions: Option<Vec<KeyPermission>>,
 }
 
+/// An API key, without the key itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "key-0123456789abcdef",
+    "description": "nightly build",
+    "created_at": "2026-01-22T10:00:00Z",
+    "expires_at": "2026-04-22T10:00:00Z",
+    "last_used_at": null,
+    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}]
+}))]
 pub struct ApiKeyBody {
+    /// The id to get or revoke the key by.
+    #[schema(value_type = ApiKeyId)]
     pub id: String,
+    /// The note that was given at creation, or null.
+    #[schema(example = "nightly build")]
     pub description: Option<String>,
+    /// When the key was created (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T10:00:00Z")]
     pub created_at: DateTime<Utc>,
+    /// When the key expires (RFC 3339, UTC), or null if never.
+    #[schema(example = "2026-04-22T10:00:00Z")]
     pub expires_at: Option<DateTime<Utc>>,
+    /// When the key was last used (RFC 3339, UTC), or null if never. It may lag by a minute.
+    #[schema(example = "2026-01-22T12:34:00Z")]
     pub last_used_at: Option<DateTime<Utc>>,
+    /// The environments that the key is limited to. Empty: no limit.
+    #[schema(example = json!([{"environment_id": "env-0123456789abcdef", "permission": "write"}]))]
     pub permissions: Vec<KeyPermission>,
 }
 
@@ -61,21 +97,64 @@ impl From<ApiKey> for ApiKeyBody {
     }
 }
 
-/// The only answer that holds the key itself.
+/// A new API key. No other answer contains the key itself.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "key-0123456789abcdef",
+    "key": "agentbox_0123456789abcdef_0123456789abcdef0123456789abcdef0123456789abcdef",
+    "description": "nightly build",
+    "created_at": "2026-01-22T10:00:00Z",
+    "expires_at": "2026-04-22T10:00:00Z",
+    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}]
+}))]
 pub struct CreatedApiKey {
+    /// The id to get or revoke the key by.
+    #[schema(value_type = ApiKeyId)]
     pub id: String,
+    /// The key. Send it as `Authorization: Bearer <key>`. Store it now: it is not shown again.
+    #[schema(
+        example = "agentbox_0123456789abcdef_0123456789abcdef0123456789abcdef0123456789abcdef"
+    )]
     pub key: String,
+    /// The note that was given, or null.
+    #[schema(example = "nightly build")]
     pub description: Option<String>,
+    /// When the key was created (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T10:00:00Z")]
     pub created_at: DateTime<Utc>,
+    /// When the key expires (RFC 3339, UTC), or null if never.
+    #[schema(example = "2026-04-22T10:00:00Z")]
     pub expires_at: Option<DateTime<Utc>>,
+    /// The environments that the key is limited to. Empty: no limit.
+    #[schema(example = json!([{"environment_id": "env-0123456789abcdef", "permission": "write"}]))]
     pub permissions: Vec<KeyPermission>,
 }
 
+/// One page of the caller's API keys.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "api_keys": [{
+        "id": "key-0123456789abcdef",
+        "description": "nightly build",
+        "created_at": "2026-01-22T10:00:00Z",
+        "expires_at": null,
+        "last_used_at": "2026-01-22T12:34:00Z",
+        "permissions": []
+    }],
+    "total": 1,
+    "limit": 100,
+    "offset": 0
+}))]
 pub struct ApiKeyList {
+    /// The keys of this page.
     pub api_keys: Vec<ApiKeyBody>,
+    /// The number of keys on all pages.
+    #[schema(example = 1)]
     pub total: u64,
+    /// The page size that was applied.
+    #[schema(example = 100)]
     pub limit: u32,
+    /// The number of keys before this page.
+    #[schema(example = 0)]
     pub offset: u64,
 }

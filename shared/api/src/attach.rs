@@ -1,53 +1,83 @@
 //! The messages of an attached terminal, as JSON text frames.
 
+use agentbox_contracts::ids::ExecId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Client to server.
+/// A message from the client of an attached terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "stdin", "data": "ls\n"}))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ClientMessage {
+    /// Input for the command.
     Stdin {
+        /// The text to write to the command's stdin. Send other bytes as a binary frame.
+        #[schema(example = "ls\n")]
         data: String,
     },
-    /// The terminal's size, in characters.
+    /// The new size of the client's terminal.
     Resize {
-        #[schema(minimum = 1)]
+        /// Columns, in characters, 1 to 4096.
+        #[schema(minimum = 1, maximum = 4096, example = 120)]
         cols: u16,
-        #[schema(minimum = 1)]
+        /// Rows, in characters, 1 to 4096.
+        #[schema(minimum = 1, maximum = 4096, example = 40)]
         rows: u16,
     },
-    /// A POSIX signal by name, to the process group: `SIGINT` or `INT`.
+    /// A POSIX signal for the command's process group.
     Signal {
+        /// The signal's name, with or without `SIG`: `SIGINT` or `INT`.
+        #[schema(example = "SIGINT")]
         signal: String,
     },
-    /// No more stdin will come.
+    /// The end of the command's stdin.
     Eof {},
 }
 
-/// Server to client.
+/// A message to the client of an attached terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "stdout", "data": "42\n"}))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage {
-    /// The command runs.
+    /// The command has started. This is the first message.
     Ready {
+        /// The id of this run of the command.
+        #[schema(value_type = ExecId)]
         session_id: String,
     },
+    /// Output of the command. With a terminal, stderr arrives here too.
     Stdout {
+        /// The text that was written. Bytes that are not UTF-8 become U+FFFD; `binary=true`
+        /// delivers them unchanged.
+        #[schema(example = "42\n")]
         data: String,
     },
+    /// Error output of the command, without a terminal only.
     Stderr {
+        /// The text that was written. Bytes that are not UTF-8 become U+FFFD.
+        #[schema(example = "No such file or directory\n")]
         data: String,
     },
-    /// The last message before the close frame (code 1000).
+    /// The command has ended. This is the last message before the close frame (code 1000).
     Exit {
+        /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by
+        /// signal N.
+        #[schema(example = 0)]
         exit_code: i32,
+        /// The command was ended because its time was over. Absent: false.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[schema(example = false)]
         timed_out: bool,
+        /// The kernel ended the command because the environment was out of memory. Absent:
+        /// false.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[schema(example = false)]
         oom_killed: bool,
     },
+    /// A message of the client was refused. The session goes on.
     Error {
+        /// What was wrong with the message.
+        #[schema(example = "cols: must be 1 to 4096, is `0`")]
         message: String,
     },
 }
@@ -57,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_messages_are_the_guides() {
+    fn attach_messages_have_the_documented_json() {
         let read = |text: &str| serde_json::from_str::<ClientMessage>(text);
         assert_eq!(
             read(r#"{"type":"stdin","data":"ls\n"}"#).unwrap(),

@@ -6,24 +6,31 @@ use agentbox_contracts::environment::{
     Environment, EnvironmentRequest, Isolation, ResourceRequest, Status, StatusReason, Toleration,
 };
 use agentbox_contracts::exec::UsageReply;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::kubernetes::{Argument, Labels, Name, Quantity, Variables};
+
 /// Seconds an environment lives when its creator does not say.
 pub const DEFAULT_TIMEOUT_S: u64 = 3600;
 
-/// Limits, as Kubernetes quantities.
+/// The resources of an environment, each as a Kubernetes quantity. They are limits, and the
+/// cluster reserves them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"cpu": "500m", "memory": "512Mi", "storage": "1Gi"}))]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    #[schema(schema_with = crate::schema::cpu)]
+    /// CPU cores, such as `500m` (half a core) or `2`.
+    #[schema(value_type = Quantity)]
     pub cpu: String,
-    #[schema(schema_with = crate::schema::memory)]
+    /// Memory in bytes, such as `512Mi` or `2Gi`.
+    #[schema(value_type = Quantity)]
     pub memory: String,
-    #[schema(schema_with = crate::schema::storage)]
+    /// Writable disk space in bytes, such as `1Gi`.
+    #[schema(value_type = Quantity)]
     pub storage: String,
 }
 
@@ -31,39 +38,68 @@ fn default_timeout() -> u64 {
     DEFAULT_TIMEOUT_S
 }
 
+/// An environment to create.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "name": "my-python-env",
+    "image": "python:3.11-slim",
+    "resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"},
+    "timeout": 3600,
+    "env": {"MY_VAR": "my-value"},
+    "labels": {"project": "my-project"},
+    "isolation": {"network_policy": {"allow_internet": true}}
+}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateEnvironment {
-    /// An RFC 1123 label.
-    #[schema(schema_with = crate::schema::name)]
+    /// A name for people. It need not be unique.
+    #[schema(value_type = Name)]
     pub name: String,
-    /// A container image reference.
-    #[schema(schema_with = crate::schema::image)]
+    /// The container image to run, as a reference of at most 512 characters.
+    #[schema(
+        example = "python:3.11-slim",
+        min_length = 1,
+        max_length = 512,
+        pattern = "^[A-Za-z0-9]([-A-Za-z0-9._/:@+]*[A-Za-z0-9])?$"
+    )]
     pub image: String,
+    /// The resources that the environment gets.
     pub resources: Resources,
-    /// Lifetime in seconds.
+    /// Seconds from creation until the environment is ended, 1 to 316224000 (ten years).
+    /// Default: 3600.
     #[serde(default = "default_timeout")]
-    #[schema(schema_with = crate::schema::default_lifetime)]
+    #[schema(minimum = 1, maximum = 316224000, default = 3600, example = 3600)]
     pub timeout: u64,
+    /// Environment variables of every process in the environment. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(schema_with = crate::schema::variables)]
+    #[schema(value_type = Variables)]
     pub env: BTreeMap<String, String>,
-    /// The main command: its output is the logs, its end the environment's. Without one
-    /// the box idles.
+    /// The main command: the program and its arguments, together at most 131072 bytes. Its
+    /// output is the environment's log, and the environment ends with it. Default: no main
+    /// command, the environment runs until its timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::optional_command)]
+    #[schema(
+        value_type = Option<Vec<Argument>>,
+        example = json!(["python", "-m", "http.server", "8080"]),
+        min_items = 1
+    )]
     pub command: Option<Vec<String>>,
+    /// Labels to find the environment by. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(schema_with = crate::schema::labels)]
+    #[schema(value_type = Labels)]
     pub labels: BTreeMap<String, String>,
+    /// Labels that a node must have to run the environment. Default: any node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(schema_with = crate::schema::labels)]
+    #[schema(value_type = Labels)]
     pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the environment tolerates, at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(schema_with = crate::schema::tolerations)]
+    #[schema(
+        example = json!([{"key": "dedicated", "operator": "Exists"}]),
+        max_items = 64
+    )]
     pub tolerations: Vec<Toleration>,
+    /// How strictly the environment is separated. Default: the deployment's settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::isolation)]
     pub isolation: Option<Isolation>,
 }
 
@@ -88,27 +124,35 @@ impl From<CreateEnvironment> for EnvironmentRequest {
     }
 }
 
-/// What to change; an absent field stays. At least one is given.
+/// The fields of an environment to change. An absent or null field stays as it is. At least
+/// one is required.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"timeout": 7200, "labels": {"project": "my-project"}}))]
 #[serde(deny_unknown_fields)]
 pub struct PatchEnvironment {
+    /// The new name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_name)]
+    #[schema(value_type = Option<Name>)]
     pub name: Option<String>,
+    /// The new labels. They replace all labels that the environment has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_labels)]
+    #[schema(value_type = Option<Labels>)]
     pub labels: Option<BTreeMap<String, String>>,
-    /// Seconds from `created_at`; may extend or shorten.
+    /// The new lifetime in seconds from `created_at`, 1 to 316224000. It may be longer or
+    /// shorter than before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_lifetime)]
+    #[schema(minimum = 1, maximum = 316224000, example = 7200)]
     pub timeout: Option<u64>,
 }
 
-/// What a running box uses now, as Kubernetes quantities.
+/// What a running environment uses now, as Kubernetes quantities.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"cpu_usage": "125m", "memory_usage": "256Mi"}))]
 pub struct Metrics {
+    /// CPU cores in use.
     #[schema(example = "125m")]
     pub cpu_usage: String,
+    /// Memory in use, in bytes.
     #[schema(example = "256Mi")]
     pub memory_usage: String,
 }
@@ -122,47 +166,97 @@ impl From<UsageReply> for Metrics {
     }
 }
 
-/// An environment as everyone who may see it sees it.
+/// An environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "env-0123456789abcdef",
+    "name": "my-python-env",
+    "status": "running",
+    "image": "python:3.11-slim",
+    "created_at": "2026-01-22T10:00:00Z",
+    "started_at": "2026-01-22T10:00:01Z",
+    "expires_at": "2026-01-22T11:00:00Z",
+    "resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"},
+    "metrics": {"cpu_usage": "125m", "memory_usage": "256Mi"},
+    "endpoint": "env-0123456789abcdef.agentbox.svc.cluster.local",
+    "namespace": "agentbox-env-0123456789abcdef",
+    "owner": "user-0123456789abcdef",
+    "timeout": 3600,
+    "env": {"MY_VAR": "my-value"},
+    "labels": {"project": "my-project"},
+    "node_selector": {},
+    "tolerations": []
+}))]
 pub struct EnvironmentBody {
-    #[schema(value_type = String, example = "env-0123456789abcdef")]
+    /// The environment's id. It never changes.
     pub id: EnvironmentId,
+    /// The name that was given.
+    #[schema(example = "my-python-env")]
     pub name: String,
-    #[schema(schema_with = crate::schema::status)]
+    /// The status now.
     pub status: Status,
+    /// Why the environment has this status. Absent if there is no reason to give.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::status_reason)]
     pub status_reason: Option<StatusReason>,
+    /// Details of the reason, for people. Absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "the main command was killed for lack of memory")]
     pub status_message: Option<String>,
+    /// The container image.
+    #[schema(example = "python:3.11-slim")]
     pub image: String,
+    /// When the environment was created (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T10:00:00Z")]
     pub created_at: DateTime<Utc>,
+    /// When it began to run (RFC 3339, UTC). Absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2026-01-22T10:00:01Z")]
     pub started_at: Option<DateTime<Utc>>,
+    /// When it is ended, if it has not ended before (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T11:00:00Z")]
     pub expires_at: DateTime<Utc>,
-    /// Of the main command.
+    /// The exit code of the main command. Absent while it runs, or if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 0)]
     pub exit_code: Option<i32>,
+    /// The resources that the environment has.
     pub resources: Resources,
+    /// What the environment uses now. Absent in lists, and unless it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
+    /// The host name or address of the environment in its cluster's network.
+    #[schema(example = "env-0123456789abcdef.agentbox.svc.cluster.local")]
     pub endpoint: String,
+    /// The namespace of the environment in its cluster.
+    #[schema(example = "agentbox-env-0123456789abcdef")]
     pub namespace: String,
+    /// The id of the user who created it.
+    #[schema(value_type = UserId)]
     pub owner: String,
+    /// The lifetime in seconds from `created_at`.
+    #[schema(example = 3600)]
     pub timeout: u64,
-    /// Not in lists.
+    /// The environment variables that were given. Absent in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!({"MY_VAR": "my-value"}))]
     pub env: Option<BTreeMap<String, String>>,
+    /// The labels.
+    #[schema(example = json!({"project": "my-project"}))]
     pub labels: BTreeMap<String, String>,
+    /// The main command. Absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["python", "-m", "http.server", "8080"]))]
     pub command: Option<Vec<String>>,
+    /// How strictly the environment is separated, as it was asked for. Absent if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::isolation)]
     pub isolation: Option<Isolation>,
+    /// Labels that the node must have.
     #[serde(default)]
+    #[schema(example = json!({"disk": "ssd"}))]
     pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the environment tolerates.
     #[serde(default)]
-    #[schema(schema_with = crate::schema::tolerations)]
+    #[schema(example = json!([{"key": "dedicated", "operator": "Exists"}]))]
     pub tolerations: Vec<Toleration>,
 }
 
@@ -200,39 +294,76 @@ impl From<Environment> for EnvironmentBody {
     }
 }
 
-/// One page, newest first.
+/// One page of environments, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "environments": [{
+        "id": "env-0123456789abcdef",
+        "name": "my-python-env",
+        "status": "running",
+        "image": "python:3.11-slim",
+        "created_at": "2026-01-22T10:00:00Z",
+        "started_at": "2026-01-22T10:00:01Z",
+        "expires_at": "2026-01-22T11:00:00Z",
+        "resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"},
+        "endpoint": "env-0123456789abcdef.agentbox.svc.cluster.local",
+        "namespace": "agentbox-env-0123456789abcdef",
+        "owner": "user-0123456789abcdef",
+        "timeout": 3600,
+        "labels": {"project": "my-project"},
+        "node_selector": {},
+        "tolerations": []
+    }],
+    "total": 1,
+    "limit": 100,
+    "offset": 0
+}))]
 pub struct EnvironmentList {
+    /// The environments of this page, without `env` and `metrics`.
     pub environments: Vec<EnvironmentBody>,
-    /// Of all pages.
+    /// The number of environments on all pages.
+    #[schema(example = 1)]
     pub total: u64,
+    /// The page size that was applied.
+    #[schema(example = 100)]
     pub limit: u32,
+    /// The number of environments before this page.
+    #[schema(example = 0)]
     pub offset: u64,
 }
 
+/// Which environments to list.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
+    /// Return only environments with this status. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[param(schema_with = crate::schema::status)]
+    #[param(inline)]
     pub status: Option<Status>,
-    /// A Kubernetes label selector, its requirements joined by commas.
+    /// Return only environments that match this Kubernetes label selector, whose requirements
+    /// are joined by commas. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(example = "project=my-project,stage!=test")]
     pub label: Option<String>,
+    /// The largest number of environments to return, 1 to 1000. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[param(minimum = 1, maximum = 1000, default = 100)]
+    #[param(minimum = 1, maximum = 1000, default = 100, example = 50)]
     pub limit: Option<u32>,
+    /// The number of environments to skip, from the newest. Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(default = 0, example = 0)]
     pub offset: Option<u64>,
 }
 
+/// How to delete an environment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DeleteQuery {
-    /// Skip the grace period.
+    /// Kill the environment's processes at once instead of giving them time to stop. Default:
+    /// false.
     #[serde(default)]
-    #[param(default = false)]
+    #[param(default = false, example = false)]
     pub force: bool,
 }

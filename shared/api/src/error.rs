@@ -1,19 +1,25 @@
 //! The one shape of every error.
 
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, ErrorCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// `{"error": "not_found", "message": "environment not found", "code": 404}`
+/// The body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "error": "validation_failed",
+    "message": "timeout: must be 1 to 316224000 seconds, is `0`",
+    "code": 400
+}))]
 pub struct ErrorBody {
-    /// A stable word from a closed list, for programs.
-    #[schema(schema_with = crate::schema::error_word)]
+    /// The kind of the error, for programs.
+    #[schema(value_type = ErrorCode)]
     pub error: String,
-    /// For people: names the field, the rule and the value where there is one.
+    /// What went wrong, for people. It names the field, the rule and the value where there is one.
+    #[schema(example = "timeout: must be 1 to 316224000 seconds, is `0`")]
     pub message: String,
-    /// The HTTP status.
-    #[schema(example = 404)]
+    /// The HTTP status of the answer.
+    #[schema(example = 400, minimum = 400, maximum = 599)]
     pub code: u16,
 }
 

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::kubernetes::Argument;
+
 /// Seconds a command may take when its caller does not say.
 pub const DEFAULT_TIMEOUT_S: u64 = 30;
 
+/// How the bytes of an output become text: `utf8` replaces bytes that are not UTF-8 by U+FFFD,
+/// `base64` (RFC 4648) keeps every byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = "utf8")]
 #[serde(rename_all = "lowercase")]
 pub enum OutputEncoding {
-    /// Bytes that are not UTF-8 become U+FFFD.
     #[default]
     Utf8,
-    /// Exact.
     Base64,
 }
 
@@ -22,44 +25,86 @@ fn default_timeout() -> u64 {
     DEFAULT_TIMEOUT_S
 }
 
+/// A command to run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "command": ["python", "-c", "print(40 + 2)"],
+    "timeout": 30,
+    "working_dir": "/tmp",
+    "env": {"MY_VAR": "my-value"}
+}))]
 #[serde(deny_unknown_fields)]
 pub struct ExecBody {
-    /// The program and its arguments.
-    #[schema(schema_with = crate::schema::command)]
+    /// The program and its arguments. No shell reads them: for one, run `["sh", "-c", "…"]`. At
+    /// most 4096 parts of at most 131071 bytes each, and 393216 bytes together with `env`.
+    #[schema(
+        value_type = Vec<Argument>,
+        example = json!(["python", "-c", "print(40 + 2)"]),
+        min_items = 1,
+        max_items = 4096
+    )]
     pub command: Vec<String>,
-    /// Seconds.
+    /// Seconds after which the command is killed, 1 to 3600. Default: 30.
     #[serde(default = "default_timeout")]
-    #[schema(minimum = 1, maximum = 3600, default = 30)]
+    #[schema(minimum = 1, maximum = 3600, default = 30, example = 30)]
     pub timeout: u64,
+    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    /// An absolute path; the image's working directory when absent.
+    #[schema(example = "/tmp")]
     pub working_dir: Option<String>,
+    /// Environment variables, added to those of the environment. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(schema_with = crate::schema::strings)]
+    #[schema(example = json!({"MY_VAR": "my-value"}))]
     pub env: BTreeMap<String, String>,
+    /// The text that the command reads from stdin, then end of file. Default: empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "some input\n")]
     pub stdin: Option<String>,
+    /// How `stdout` and `stderr` of the answer are written. Default: `utf8`.
     #[serde(default)]
+    #[schema(default = "utf8")]
     pub output_encoding: OutputEncoding,
 }
 
-/// How the command ended. A command that fails is an answer, not an error.
+/// The result of a command. A command that fails has a result too: see `exit_code`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "stdout": "42\n",
+    "stderr": "",
+    "exit_code": 0,
+    "duration_ms": 31,
+    "timed_out": false,
+    "stdout_truncated": false,
+    "stderr_truncated": false
+}))]
 pub struct ExecReply {
+    /// What the command wrote to stdout, at most 10 MiB.
+    #[schema(example = "42\n")]
     pub stdout: String,
+    /// What the command wrote to stderr, at most 10 MiB.
+    #[schema(example = "")]
     pub stderr: String,
-    /// 124 timed out, 126 not executable, 127 not found, 128+N killed by signal N.
+    /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by
+    /// signal N.
+    #[schema(example = 0)]
     pub exit_code: i32,
+    /// How long the command ran, in milliseconds.
+    #[schema(example = 31)]
     pub duration_ms: u64,
+    /// The command was killed because its `timeout` was over.
     #[serde(default)]
+    #[schema(example = false)]
     pub timed_out: bool,
-    /// Output beyond the cap was dropped.
+    /// The command wrote more to stdout than the answer keeps. The rest was dropped.
     #[serde(default)]
+    #[schema(example = false)]
     pub stdout_truncated: bool,
+    /// The command wrote more to stderr than the answer keeps. The rest was dropped.
     #[serde(default)]
+    #[schema(example = false)]
     pub stderr_truncated: bool,
-    /// The kernel killed it for lack of memory.
+    /// The kernel killed the command because the environment was out of memory. Absent: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(example = false)]
     pub oom_killed: bool,
 }

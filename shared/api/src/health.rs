@@ -1,46 +1,84 @@
-//! How the system is.
+//! The health of the system.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// The health of the whole system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "status": "healthy",
+    "version": "0.1.0",
+    "kubernetes": {"connected": true, "version": "v1.36.1"},
+    "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}
+}))]
 pub struct Health {
-    /// `healthy`; `degraded` while some cluster is away; `unhealthy` with 503.
+    /// `healthy`; `degraded` while a cluster is disconnected; `unhealthy`, with status 503.
+    #[schema(example = "healthy", pattern = "^(healthy|degraded|unhealthy)$")]
     pub status: String,
+    /// The version of AgentBox.
+    #[schema(example = "0.1.0")]
     pub version: String,
-    /// The clusters, whatever their kind.
+    /// All clusters together, whatever their kind.
     pub kubernetes: ClusterState,
+    /// What the connected clusters have together.
     pub capacity: CapacityBody,
-    /// Each of them, where there are several.
+    /// Each cluster by name. Absent if there is one only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!([{"name": "local", "connected": true, "version": "v1.36.1"}]))]
     pub clusters: Vec<NamedCluster>,
 }
 
+/// The state of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"name": "local", "connected": true, "version": "v1.36.1"}))]
 pub struct NamedCluster {
+    /// The cluster's name in the configuration.
+    #[schema(example = "local")]
     pub name: String,
     #[serde(flatten)]
     pub state: ClusterState,
 }
 
+/// Whether a cluster answers, and its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"connected": true, "version": "v1.36.1"}))]
 pub struct ClusterState {
+    /// Whether the cluster answers.
+    #[schema(example = true)]
     pub connected: bool,
-    /// `v1.36.1`, or `containerd 1.6.20` on one machine.
+    /// The version of Kubernetes, or of containerd on a single machine.
+    #[schema(example = "v1.36.1")]
     pub version: String,
 }
 
+/// What the connected clusters have together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"
+}))]
 pub struct CapacityBody {
+    /// The number of machines.
+    #[schema(example = 3)]
     pub total_nodes: u32,
+    /// CPU cores that environments do not use yet, as a Kubernetes quantity.
     #[schema(example = "24")]
     pub available_cpu: String,
+    /// Memory that environments do not use yet, as a Kubernetes quantity.
     #[schema(example = "48Gi")]
     pub available_memory: String,
 }
 
-/// With 503: the same, and the fields of every error.
+/// The health of a system that cannot do its work, with the fields of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "status": "unhealthy",
+    "version": "0.1.0",
+    "kubernetes": {"connected": false, "version": "v1.36.1"},
+    "capacity": {"total_nodes": 0, "available_cpu": "0", "available_memory": "0"},
+    "error": "unavailable",
+    "message": "no cluster is connected",
+    "code": 503
+}))]
 pub struct Unhealthy {
     #[serde(flatten)]
     pub health: Health,
@@ -48,9 +86,11 @@ pub struct Unhealthy {
     pub error: crate::error::ErrorBody,
 }
 
-/// Whether this process lives, or should be given work.
+/// The answer of a process that is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"status": "ok"}))]
 pub struct Probe {
+    /// Always `ok`.
     #[schema(example = "ok")]
     pub status: String,
 }

@@ -1,6 +1,8 @@
 //! The public contract as types: what clients send and what they are answered.
 //!
-//! Field names and shapes are promises. Requests refuse unknown fields.
+//! Field names and shapes are promises. Requests refuse unknown fields. The doc comments
+//! are the descriptions of the OpenAPI document, so they are written for its readers: each
+//! field says its unit, range and default, and carries an example.
 
 pub mod api_key;
 pub mod attach;
@@ -9,6 +11,6 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod health;
+pub mod kubernetes;
 pub mod logs;
-pub mod schema;
 pub mod user;

@@ -5,14 +5,20 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+/// One line of the main command's output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "timestamp": "2026-01-22T10:00:02.125Z", "stream": "stdout", "message": "listening on 8080"
+}))]
 pub struct LogLine {
-    /// Absent with `timestamps=false`.
+    /// When the line was written (RFC 3339, UTC). Absent with `timestamps=false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2026-01-22T10:00:02.125Z")]
     pub timestamp: Option<String>,
-    #[schema(schema_with = crate::schema::output_stream)]
+    /// The stream that the line was written to.
     pub stream: OutputStream,
-    /// Bytes that are not UTF-8 become U+FFFD.
+    /// The line without its line feed. Bytes that are not UTF-8 become U+FFFD.
+    #[schema(example = "listening on 8080")]
     pub message: String,
 }
 
@@ -29,11 +35,21 @@ impl LogLine {
     }
 }
 
+/// The kept output of the main command, oldest first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "logs": [{
+        "timestamp": "2026-01-22T10:00:02.125Z",
+        "stream": "stdout",
+        "message": "listening on 8080"
+    }]
+}))]
 pub struct LogsReply {
+    /// The lines.
     pub logs: Vec<LogLine>,
-    /// So many older lines were asked for and are no longer kept.
+    /// The number of older lines that were asked for and are no longer kept. Absent if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 12)]
     pub lost: Option<u64>,
 }
 
@@ -41,24 +57,29 @@ fn yes() -> bool {
     true
 }
 
+/// Which lines, and how.
 #[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LogsQuery {
-    /// Lines from the end; all when absent.
+    /// The number of newest lines to return. Default: every line that is kept.
     #[serde(default)]
+    #[param(example = 100)]
     pub tail: Option<u64>,
+    /// Add a timestamp to each line. Default: true.
     #[serde(default = "yes")]
-    #[param(default = true)]
+    #[param(default = true, example = true)]
     pub timestamps: bool,
-    /// Stream as server-sent events.
+    /// Answer with a stream of server-sent events instead of the kept lines. Default: false.
     #[serde(default)]
-    #[param(default = false)]
+    #[param(default = false, example = false)]
     pub follow: bool,
-    /// Only lines at or after this instant (RFC 3339).
+    /// Return only lines written at or after this time (RFC 3339). Default: every line.
     #[serde(default)]
+    #[param(example = "2026-01-22T10:00:00Z")]
     pub since: Option<DateTime<Utc>>,
-    /// A single-use ticket instead of an Authorization header.
+    /// A single-use ticket for `logs`, instead of an Authorization header.
     #[serde(default)]
+    #[param(example = "ticket_0123456789abcdef0123456789abcdef")]
     pub ticket: Option<String>,
 }

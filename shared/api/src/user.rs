@@ -1,31 +1,73 @@
 //! Logging in, users, tickets.
 
 use agentbox_contracts::identity::{Role, TicketAction, User};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+/// The credentials of a user.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"username": "alice", "password": "correct horse battery staple"}))]
 #[serde(deny_unknown_fields)]
 pub struct Login {
+    /// The user's name, as it was given when the user was created.
+    #[schema(example = "alice")]
     pub username: String,
+    /// The user's password.
+    #[schema(example = "correct horse battery staple", format = Password)]
     pub password: String,
 }
 
+/// A new login.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "token": "eyJhbGciOiJFZERTQSJ9.eyJqdGkiOiJsb2dpbi0wMTIzNDU2Nzg5YWJjZGVmIn0.c2lnbmF0dXJl",
+    "expires_at": "2026-01-22T11:00:00Z",
+    "user": {
+        "id": "user-0123456789abcdef",
+        "username": "alice",
+        "email": "alice@example.com",
+        "role": "user",
+        "created_at": "2026-01-22T10:00:00Z"
+    }
+}))]
 pub struct LoginReply {
+    /// The token, a signed JWT (RFC 7519). Send it as `Authorization: Bearer <token>`.
+    #[schema(
+        example = "eyJhbGciOiJFZERTQSJ9.eyJqdGkiOiJsb2dpbi0wMTIzNDU2Nzg5YWJjZGVmIn0.c2lnbmF0dXJl"
+    )]
     pub token: String,
+    /// When the token expires (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T11:00:00Z")]
     pub expires_at: DateTime<Utc>,
+    /// The user who logged in.
     pub user: UserBody,
 }
 
+/// A user. No answer contains a password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "user-0123456789abcdef",
+    "username": "alice",
+    "email": "alice@example.com",
+    "role": "user",
+    "created_at": "2026-01-22T10:00:00Z"
+}))]
 pub struct UserBody {
+    /// The user's id. It never changes.
+    #[schema(value_type = UserId)]
     pub id: String,
+    /// The name to log in with.
+    #[schema(example = "alice")]
     pub username: String,
+    /// The user's email address.
+    #[schema(example = "alice@example.com")]
     pub email: String,
-    #[schema(schema_with = crate::schema::role)]
+    /// What the user may do: an `admin` may manage users and see every environment.
     pub role: Role,
+    /// When the user was created (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T10:00:00Z")]
     pub created_at: DateTime<Utc>,
 }
 
@@ -41,11 +83,24 @@ impl From<User> for UserBody {
     }
 }
 
+/// The old and the new password of the caller.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "current_password": "correct horse battery staple",
+    "new_password": "a longer and better one"
+}))]
 #[serde(deny_unknown_fields)]
 pub struct ChangePassword {
+    /// The password until now.
+    #[schema(example = "correct horse battery staple", format = Password)]
     pub current_password: String,
-    #[schema(schema_with = crate::schema::new_password)]
+    /// The password from now on: 8 to 256 characters.
+    #[schema(
+        example = "a longer and better one",
+        format = Password,
+        min_length = 8,
+        max_length = 256
+    )]
     pub new_password: String,
 }
 
@@ -53,64 +108,140 @@ fn plain_user() -> Role {
     Role::User
 }
 
+/// A user to create.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "username": "alice",
+    "email": "alice@example.com",
+    "password": "correct horse battery staple",
+    "role": "user"
+}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateUser {
-    #[schema(schema_with = crate::schema::username)]
+    /// The name to log in with: 1 to 64 letters, digits, dots, underscores and hyphens. It
+    /// must be unused.
+    #[schema(
+        example = "alice",
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[A-Za-z0-9._-]+$"
+    )]
     pub username: String,
-    #[schema(schema_with = crate::schema::email)]
+    /// The user's email address, at most 254 bytes.
+    #[schema(
+        example = "alice@example.com",
+        max_length = 254,
+        pattern = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s\x00-\x1f\x7f-\x9f]+$"
+    )]
     pub email: String,
-    #[schema(schema_with = crate::schema::new_password)]
+    /// The first password: 8 to 256 characters.
+    #[schema(
+        example = "correct horse battery staple",
+        format = Password,
+        min_length = 8,
+        max_length = 256
+    )]
     pub password: String,
+    /// What the user may do. Default: `user`.
     #[serde(default = "plain_user")]
-    #[schema(schema_with = crate::schema::role)]
+    #[schema(default = "user")]
     pub role: Role,
 }
 
+/// The fields of a user to change. An absent or null field stays as it is. At least one is
+/// required.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"email": "alice@example.org", "role": "admin"}))]
 #[serde(deny_unknown_fields)]
 pub struct PatchUser {
+    /// The new email address, at most 254 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_email)]
+    #[schema(
+        example = "alice@example.org",
+        max_length = 254,
+        pattern = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s\x00-\x1f\x7f-\x9f]+$"
+    )]
     pub email: Option<String>,
+    /// The new role. The last admin keeps its role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_role)]
     pub role: Option<Role>,
+    /// The new password: 8 to 256 characters. It revokes the user's earlier logins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = crate::schema::patched_password)]
+    #[schema(
+        example = "a longer and better one",
+        format = Password,
+        min_length = 8,
+        max_length = 256
+    )]
     pub password: Option<String>,
 }
 
+/// One page of users.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "users": [{
+        "id": "user-0123456789abcdef",
+        "username": "alice",
+        "email": "alice@example.com",
+        "role": "user",
+        "created_at": "2026-01-22T10:00:00Z"
+    }],
+    "total": 1,
+    "limit": 100,
+    "offset": 0
+}))]
 pub struct UserList {
+    /// The users of this page.
     pub users: Vec<UserBody>,
+    /// The number of users on all pages.
+    #[schema(example = 1)]
     pub total: u64,
+    /// The page size that was applied.
+    #[schema(example = 100)]
     pub limit: u32,
+    /// The number of users before this page.
+    #[schema(example = 0)]
     pub offset: u64,
 }
 
-/// Which page of a list.
+/// The page of a list.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
+    /// The largest number of entries to return, 1 to 1000. Default: 100.
     #[serde(default)]
-    #[param(minimum = 1, maximum = 1000, default = 100)]
+    #[param(minimum = 1, maximum = 1000, default = 100, example = 50)]
     pub limit: Option<u32>,
+    /// The number of entries to skip, from the first. Default: 0.
     #[serde(default)]
+    #[param(default = 0, example = 0)]
     pub offset: Option<u64>,
 }
 
+/// What a ticket is for.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"environment_id": "env-0123456789abcdef", "action": "attach"}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateTicket {
+    /// The environment that the ticket opens. The caller must be allowed to do `action` there.
+    #[schema(value_type = EnvironmentId)]
     pub environment_id: String,
-    #[schema(schema_with = crate::schema::ticket_action)]
+    /// The one operation that the ticket opens.
     pub action: TicketAction,
 }
 
+/// A new ticket.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "ticket": "ticket_0123456789abcdef0123456789abcdef",
+    "expires_at": "2026-01-22T10:01:00Z"
+}))]
 pub struct TicketReply {
+    /// The ticket. Send it once, as the query parameter `ticket`.
+    #[schema(example = "ticket_0123456789abcdef0123456789abcdef")]
     pub ticket: String,
+    /// When an unused ticket expires, 60 seconds from now (RFC 3339, UTC).
+    #[schema(example = "2026-01-22T10:01:00Z")]
     pub expires_at: DateTime<Utc>,
 }

@@ -16,7 +16,7 @@ pub const MAX_IMAGE_LENGTH: usize = 512;
 /// The most labels, or node selector requirements, of one environment.
 pub const MAX_LABELS: usize = 64;
 
-/// Where an environment is in its lifecycle. `Terminated` and `Failed` are final.
+/// The status of an environment. `terminated` and `failed` are final.
 #[derive(
     Clone,
     Copy,
@@ -31,6 +31,8 @@ pub const MAX_LABELS: usize = 64;
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "running"))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Status {
@@ -55,7 +57,7 @@ impl Status {
     }
 }
 
-/// Why an environment has its status. The list is closed: clients may match on it.
+/// Why an environment has its status. The list is closed: a new reason is a change of the API.
 #[derive(
     Clone,
     Copy,
@@ -70,6 +72,8 @@ impl Status {
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "OOM_KILLED"))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum StatusReason {
@@ -104,65 +108,156 @@ pub struct ResourceRequest {
     pub storage: String,
 }
 
+/// How strictly an environment is separated from its host and from the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = json!({
+    "runtime_class": "gvisor",
+    "network_policy": {"allow_internet": true, "allowed_ingress_ports": [8080]},
+    "security_context": {"run_as_user": 1000, "run_as_non_root": true}
+})))]
 #[serde(deny_unknown_fields)]
 pub struct Isolation {
-    /// A Kubernetes RuntimeClass or a CRI runtime handler.
+    /// The name of a Kubernetes RuntimeClass, or of a CRI runtime handler. Default: the
+    /// cluster's standard runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "gvisor",
+            max_length = 63,
+            pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+        )
+    )]
     pub runtime_class: Option<String>,
-    /// Absent: the deployment's default (the public internet only).
+    /// Which connections the environment may open and accept. Default: the deployment's
+    /// policy, which allows the public internet only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
+    /// The user and the privileges of the environment's processes. Default: those of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
 }
 
-/// The traffic that a box may send and receive. An absent field is `false` or empty.
+/// Which connections an environment may open and accept. Everything not allowed here is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = json!({
+    "allow_internet": true,
+    "allowed_egress_cidrs": ["10.20.0.0/16"],
+    "allowed_ingress_ports": [8080],
+    "allow_cluster_internal": false
+})))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkPolicy {
-    /// The public internet and DNS; never private ranges or the metadata address.
+    /// Allow connections to the public internet and to DNS. Private address ranges and the
+    /// cloud's metadata address stay closed. Default: false.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(example = true, default = false))]
     pub allow_internet: bool,
+    /// Address ranges (CIDR notation) that the environment may connect to, at most 64.
+    /// Default: none.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(
+        value_type = Vec<EgressCidr>, example = json!(["10.20.0.0/16"]), max_items = 64
+    ))]
     pub allowed_egress_cidrs: Vec<String>,
-    /// TCP ports of the box that others may connect to.
+    /// TCP ports of the environment, 1 to 65535, that others may connect to, at most 64.
+    /// Default: none.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(
+        value_type = Vec<IngressPort>, example = json!([8080]), max_items = 64
+    ))]
     pub allowed_ingress_ports: Vec<u16>,
-    /// Other boxes of the same cluster.
+    /// Allow connections to and from the other environments of the same cluster. Default: false.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(example = false, default = false))]
     pub allow_cluster_internal: bool,
 }
 
+/// An address range in CIDR notation.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(example = "10.20.0.0/16", pattern = "^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
+struct EgressCidr(#[allow(dead_code, reason = "describes the items of a list")] String);
+
+/// A TCP port.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(example = 8080, minimum = 1, maximum = 65535)]
+struct IngressPort(#[allow(dead_code, reason = "describes the items of a list")] u16);
+
+/// The user and the privileges of an environment's processes. The names are Kubernetes'.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = json!({
+    "run_as_user": 1000,
+    "run_as_group": 1000,
+    "run_as_non_root": true,
+    "read_only_root_filesystem": false,
+    "allow_privilege_escalation": false
+})))]
 #[serde(deny_unknown_fields)]
 pub struct SecurityContext {
+    /// Numeric user id of every process, 0 to 2147483647. Default: the image's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 2147483647))]
     pub run_as_user: Option<u32>,
+    /// Numeric primary group id of every process, 0 to 2147483647. Default: the image's group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 2147483647))]
     pub run_as_group: Option<u32>,
+    /// Refuse to start as user 0. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = true))]
     pub run_as_non_root: Option<bool>,
+    /// Mount the image's file system read-only. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = false))]
     pub read_only_root_filesystem: Option<bool>,
+    /// Let a process gain privileges that its parent lacks, for example by a setuid program.
+    /// Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = false))]
     pub allow_privilege_escalation: Option<bool>,
 }
 
-/// A Kubernetes toleration, with Kubernetes' own field names.
+/// A Kubernetes toleration, with Kubernetes' own field names. Clusters without taints ignore it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = json!({
+    "key": "dedicated", "operator": "Equal", "value": "agents", "effect": "NoSchedule"
+})))]
 #[serde(deny_unknown_fields)]
 pub struct Toleration {
+    /// The key of the taint to tolerate. Default: every key, with `operator` `Exists`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "dedicated"))]
     pub key: Option<String>,
-    /// `Equal` (the default) or `Exists`.
+    /// `Equal` compares `value` with the taint's, `Exists` accepts any value. Default: `Equal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Equal", pattern = "^(Equal|Exists)$")
+    )]
     pub operator: Option<String>,
+    /// The value of the taint to tolerate. Absent with `Exists`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "agents"))]
     pub value: Option<String>,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; absent: all.
+    /// The effect of the taint to tolerate: `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    /// Default: every effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "NoSchedule",
+            pattern = "^(NoSchedule|PreferNoSchedule|NoExecute)$"
+        )
+    )]
     pub effect: Option<String>,
+    /// Seconds that a `NoExecute` taint is tolerated. Default: without end.
+    #[cfg_attr(feature = "openapi", schema(example = 300))]
     #[serde(
         default,
         rename = "tolerationSeconds",
@@ -238,7 +333,7 @@ pub struct Route {
     pub address: Option<SocketAddr>,
 }
 
-/// What happened to an environment; the last token of its event's subject.
+/// What happened to an environment.
 #[derive(
     Clone,
     Copy,
@@ -253,6 +348,8 @@ pub struct Route {
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "running"))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", const_into_str)]
 pub enum EventKind {

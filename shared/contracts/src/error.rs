@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
-        /// A stable code that a program can match on. Each has one HTTP status.
+    ($(#[doc = $doc:literal] $name:ident = $text:literal, $status:literal;)*) => {
+        /// The kind of an error: a stable word from a closed list, for programs to compare.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
         pub enum ErrorCode {
-            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+            $(#[doc = $doc] #[serde(rename = $text)] $name,)*
         }
 
         impl ErrorCode {
@@ -22,42 +24,52 @@ macro_rules! codes {
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
             }
+
+            /// When a caller gets it, as one sentence or two.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$name => $doc.trim_ascii(),)* }
+            }
         }
     };
 }
 
 codes! {
-    /// The request could not be parsed: not JSON, or a malformed query or path.
+    /// The request cannot be read: it is not JSON, or its query or path is malformed.
     BadRequest = "bad_request", 400;
-    /// A field is missing, unknown, of the wrong type or outside its rule; the message names it.
+    /// A field is missing, unknown, of the wrong type or outside its rule. The message names it.
     Validation = "validation_failed", 400;
-    /// The credential is missing, wrong, expired or revoked.
+    /// The request carries no credential, or one that is wrong, expired or revoked.
     Unauthorized = "unauthorized", 401;
     /// The username and password do not match.
     InvalidCredentials = "invalid_credentials", 401;
     /// The caller may see the resource, but may not do this.
     Forbidden = "forbidden", 403;
-    /// The caller's quota does not allow another environment.
+    /// The caller's quota does not allow another one.
     QuotaExceeded = "quota_exceeded", 403;
     /// The resource does not exist, or the caller may not see it.
     NotFound = "not_found", 404;
+    /// The path does not accept this method. The `Allow` header lists those it accepts.
     MethodNotAllowed = "method_not_allowed", 405;
-    /// The request's headers or body did not arrive in time.
+    /// The head or the body of the request did not arrive in time.
     RequestTimeout = "request_timeout", 408;
-    /// The request conflicts with the current state: a name that is taken, an environment that
-    /// has ended.
+    /// The request contradicts the present state: the name is taken, or the environment has another status.
     Conflict = "conflict", 409;
     /// The environment is not running.
     NotRunning = "environment_not_running", 409;
-    /// The idempotency key was used with another body.
+    /// The idempotency key was used before, with another body.
     IdempotencyConflict = "idempotency_conflict", 409;
+    /// The body is larger than this operation accepts.
     PayloadTooLarge = "payload_too_large", 413;
+    /// The Content-Type is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type", 415;
+    /// Too many requests in this minute. `Retry-After` says when to try again, in seconds.
     RateLimited = "rate_limited", 429;
+    /// A fault of the server. Its log has the details, under the `X-Trace-Id` of the answer.
     Internal = "internal", 500;
-    /// The box, or its exec-proxy, was lost while it worked on this request.
+    /// The environment, or its connection, was lost while it worked on this request.
     BoxLost = "box_lost", 502;
-    /// A part of the system cannot be reached; try again.
+    /// A part of the system cannot be reached. Try again after `Retry-After` seconds.
     Unavailable = "unavailable", 503;
     /// A part of the system did not answer in time.
     Timeout = "timeout", 504;

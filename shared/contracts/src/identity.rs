@@ -22,6 +22,7 @@ pub const MAX_KEY_DAYS: u32 = 3_650;
 /// The most environments that a key's permissions may list.
 pub const MAX_KEY_PERMISSIONS: usize = 100;
 
+/// The role of a user. An `admin` may manage users and see every environment.
 #[derive(
     Clone,
     Copy,
@@ -35,6 +36,8 @@ pub const MAX_KEY_PERMISSIONS: usize = 100;
     strum::EnumString,
     strum::IntoStaticStr,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "user"))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Role {
@@ -49,7 +52,8 @@ impl Role {
     }
 }
 
-/// What a key may do with one environment. Each level includes the ones before it.
+/// What an API key may do with one environment: `read` views it and its logs, `write` also
+/// runs commands in it, `admin` also changes and deletes it.
 #[derive(
     Clone,
     Copy,
@@ -65,6 +69,8 @@ impl Role {
     strum::EnumString,
     strum::IntoStaticStr,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "write"))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Permission {
@@ -83,6 +89,7 @@ impl Permission {
     }
 }
 
+/// The one action that a ticket allows: follow the logs, or attach a terminal.
 #[derive(
     Clone,
     Copy,
@@ -96,6 +103,8 @@ impl Permission {
     strum::EnumString,
     strum::IntoStaticStr,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "attach"))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", const_into_str)]
 pub enum TicketAction {

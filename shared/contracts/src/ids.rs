@@ -39,9 +39,19 @@ fn is_valid(text: &str, prefix: &str) -> bool {
     })
 }
 
+#[cfg(feature = "openapi")]
+fn id_schema(prefix: &str, description: &str) -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .description(Some(description.trim()))
+        .pattern(Some(format!("^{prefix}[a-z0-9]{{{RANDOM_LEN}}}$")))
+        .examples([format!("{prefix}0123456789abcdef")])
+        .into()
+}
+
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
-        $(#[$doc])*
+    ($(#[doc = $doc:literal])* $name:ident, $prefix:literal) => {
+        $(#[doc = $doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         #[serde(transparent)]
         pub struct $name(String);
@@ -60,6 +70,16 @@ macro_rules! id {
                 &self.0
             }
         }
+
+        #[cfg(feature = "openapi")]
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                id_schema(Self::PREFIX, concat!($($doc),*))
+            }
+        }
+
+        #[cfg(feature = "openapi")]
+        impl utoipa::ToSchema for $name {}
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,24 +109,32 @@ macro_rules! id {
 }
 
 id!(
-    /// An environment, and the box that runs it.
+    /// The id of an environment.
     EnvironmentId,
     "env-"
 );
-id!(UserId, "user-");
-id!(ApiKeyId, "key-");
 id!(
-    /// A login: the `jti` claim of its token.
+    /// The id of a user.
+    UserId,
+    "user-"
+);
+id!(
+    /// The id of an API key. It is not the key itself.
+    ApiKeyId,
+    "key-"
+);
+id!(
+    /// The id of one login: the `jti` of its token.
     LoginId,
     "login-"
 );
 id!(
-    /// A run of a command in a box.
+    /// The id of one run of a command in an environment.
     ExecId,
     "exec-"
 );
 id!(
-    /// A process of a service. Each start has a new one.
+    /// The id of one process of a service, new at each start.
     InstanceId,
     "inst-"
 );

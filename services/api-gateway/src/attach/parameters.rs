@@ -20,7 +20,7 @@ pub(super) struct Parameters {
     pub binary: bool,
 }
 
-/// The parameters as documented in the OpenAPI document.
+/// The documentation of the query.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(
@@ -28,19 +28,23 @@ pub(super) struct Parameters {
     reason = "describes parameters that `Parameters::read` parses"
 )]
 struct Documented {
-    /// A terminal; without one stdout and stderr are apart.
-    #[param(default = true)]
+    /// Give the command a terminal. Without one, stdout and stderr are separate. Default: true.
+    #[param(default = true, example = true)]
     tty: Option<bool>,
-    #[param(minimum = 1, maximum = 4096, default = 80)]
+    /// The terminal's columns, in characters, 1 to 4096. Default: 80.
+    #[param(minimum = 1, maximum = 4096, default = 80, example = 120)]
     cols: Option<u16>,
-    #[param(minimum = 1, maximum = 4096, default = 24)]
+    /// The terminal's rows, in characters, 1 to 4096. Default: 24.
+    #[param(minimum = 1, maximum = 4096, default = 24, example = 40)]
     rows: Option<u16>,
-    /// The program and its arguments, one each; the image's shell when absent.
+    /// The program and its arguments: one parameter each, in order. Default: the image's shell.
+    #[param(example = json!(["bash", "-l"]))]
     command: Option<Vec<String>>,
-    /// Output as binary frames.
-    #[param(default = false)]
+    /// Send output as binary frames, byte for byte, instead of text messages. Default: false.
+    #[param(default = false, example = false)]
     binary: Option<bool>,
-    /// A single-use ticket instead of an Authorization header.
+    /// A single-use ticket for `attach`, instead of an Authorization header.
+    #[param(example = "ticket_0123456789abcdef0123456789abcdef")]
     ticket: Option<String>,
 }
 
@@ -110,7 +114,7 @@ impl Parameters {
                 }
             }
             if !seen.insert(name.clone()) {
-                return Err(Error::field(&name, "must be given once"));
+                return Err(Error::field(&name, "must be given once, is given twice"));
             }
         }
         command_line("command", &command)?;

@@ -9,7 +9,7 @@ use crate::router;
 
 /// The principals, in the order of the letters of each row below.
 const PRINCIPALS: [&str; 11] = [
-    // Expired, revoked and unknown credentials are refused before: as good as none.
+    // Expired, revoked and unknown credentials are refused earlier, as if there were none.
     "anonymous",
     "owner",
     "owner's key without permissions",
@@ -54,7 +54,22 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/health/ready", "AAAAAAAAAAA"),
     ("GET", "/openapi.json", "AAAAAAAAAAA"),
     ("GET", "/docs", "AAAAAAAAAAA"),
+    ("GET", "/docs/redoc.js", "AAAAAAAAAAA"),
 ];
+
+/// The method and path of each route of the router, with its action.
+fn routes() -> Vec<(String, String, Action)> {
+    let mut routes = Vec::new();
+    for route in router::table() {
+        let paths = serde_json::to_value(&route.operations.paths).unwrap();
+        for (path, methods) in paths.as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                routes.push((method.to_uppercase(), path.clone(), route.action));
+            }
+        }
+    }
+    routes
+}
 
 fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) -> Principal {
     Principal {
@@ -120,21 +135,21 @@ fn letter(outcome: Result<(), Error>) -> char {
 
 #[test]
 fn every_route_has_exactly_one_row() {
-    let routes: Vec<(String, &str)> = router::table()
-        .iter()
-        .map(|route| (route.method.to_string(), route.path))
+    let routes: Vec<(String, String)> = routes()
+        .into_iter()
+        .map(|(method, path, _)| (method, path))
         .collect();
-    let rows: BTreeSet<(String, &str)> = TABLE
+    let rows: BTreeSet<(String, String)> = TABLE
         .iter()
-        .map(|(method, path, _)| ((*method).to_owned(), *path))
+        .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
         .collect();
-    assert_eq!(rows.len(), TABLE.len(), "a row is there twice");
+    assert_eq!(rows.len(), TABLE.len(), "a row is given twice");
     assert_eq!(
         routes.iter().cloned().collect::<BTreeSet<_>>(),
         rows,
         "routes on the left, rows on the right"
     );
-    assert_eq!(routes.len(), rows.len(), "a route is there twice");
+    assert_eq!(routes.len(), rows.len(), "a route is given twice");
 }
 
 #[test]
@@ -146,27 +161,23 @@ fn every_principal_may_do_on_every_route_exactly_what_the_table_says() {
     };
     let principals = principals(&owner, &id);
     assert_eq!(principals.len(), PRINCIPALS.len());
-    for route in router::table() {
+    for (method, path, action) in routes() {
         let (_, _, expected) = TABLE
             .iter()
-            .find(|(method, path, _)| *method == route.method.as_str() && *path == route.path)
+            .find(|row| row.0 == method && row.1 == path)
             .unwrap();
         for ((name, principal), expected) in
             PRINCIPALS.iter().zip(&principals).zip(expected.chars())
         {
-            let on = route.action.needs().map(|_| target);
-            let outcome = letter(authorize(principal.as_ref(), route.action, on));
-            assert_eq!(
-                outcome, expected,
-                "{} {} as {name}",
-                route.method, route.path
-            );
+            let on = action.needs().map(|_| target);
+            let outcome = letter(authorize(principal.as_ref(), action, on));
+            assert_eq!(outcome, expected, "{method} {path} as {name}");
         }
     }
 }
 
 #[test]
-fn a_ticket_is_asked_for_by_whoever_could_do_what_it_is_for() {
+fn ticket_is_issued_to_callers_who_may_do_its_action() {
     let (owner, id) = (UserId::random(), EnvironmentId::random());
     let target = Target {
         id: &id,
@@ -185,7 +196,7 @@ fn a_ticket_is_asked_for_by_whoever_could_do_what_it_is_for() {
 }
 
 #[test]
-fn a_ticket_shows_nothing_of_another_environment() {
+fn ticket_for_another_environment_is_not_found() {
     let owner = UserId::random();
     let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
     let ticket = principals(&owner, &id).pop().unwrap().unwrap();
@@ -200,7 +211,7 @@ fn a_ticket_shows_nothing_of_another_environment() {
 }
 
 #[test]
-fn an_action_on_an_environment_is_never_allowed_without_one() {
+fn environment_action_without_environment_is_internal_error() {
     let owner = UserId::random();
     let admin = principal(
         &owner,
@@ -221,7 +232,7 @@ fn an_action_on_an_environment_is_never_allowed_without_one() {
 }
 
 #[test]
-fn lists_show_what_the_scope_reaches() {
+fn visibility_follows_the_scope() {
     let (owner, id) = (UserId::random(), EnvironmentId::random());
     let mut all = principals(&owner, &id).into_iter().flatten();
     assert_eq!(
@@ -238,4 +249,25 @@ fn lists_show_what_the_scope_reaches() {
             only: vec![id]
         }
     );
+}
+
+#[test]
+fn refusals_name_the_missing_right() {
+    let (owner, id) = (UserId::random(), EnvironmentId::random());
+    let target = Target {
+        id: &id,
+        owner: &owner,
+    };
+    let mut shown = String::new();
+    for (name, principal) in PRINCIPALS.iter().zip(principals(&owner, &id)) {
+        for (method, path, action) in routes() {
+            let on = action.needs().map(|_| target);
+            if let Err(error) = authorize(principal.as_ref(), action, on)
+                && error.code == ErrorCode::Forbidden
+            {
+                shown.push_str(&format!("{name}: {method} {path}: {}\n", error.message));
+            }
+        }
+    }
+    insta::assert_snapshot!(shown);
 }

@@ -1,8 +1,8 @@
-//! Admission, before any handler: who calls, how often, and may it.
+//! Admission of a request, before its handler: rate limit, authentication, authorization.
 //!
-//! * I1. The order: rate, credential, the environment and the right to it. An answer
-//!   tells nothing that its caller may not know.
-//! * I2. A handler on an environment is given the place that was authorized, and no other.
+//! * I1. The order is: rate limit, credential, environment, permission. An answer reveals
+//!   nothing that the caller may not know.
+//! * I2. A handler gets the environment that was authorized, and no other.
 
 use std::convert::Infallible;
 
@@ -23,7 +23,7 @@ use crate::principal::{AuthAttempt, credential, identify};
 use crate::rate_limit::{Category, RateLimitStatus};
 use crate::state::Gateway;
 
-/// What a layer of [`admit`] is made for.
+/// The parameters of one route's [`admit`] layer.
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub gateway: Gateway,
@@ -31,7 +31,7 @@ pub(crate) struct Admission {
     pub category: Category,
 }
 
-/// The caller of a route that needs one.
+/// The authenticated caller of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller(pub Principal);
 
@@ -39,16 +39,16 @@ impl FromRequestParts<Gateway> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
-        // Not there only if the route is open to all and its handler asks nevertheless.
+        // Absent only on a route that is open to all.
         parts
             .extensions
             .get::<Self>()
             .cloned()
-            .ok_or_else(|| unauthorized("a token is needed").into())
+            .ok_or_else(|| unauthorized("the request has no credential").into())
     }
 }
 
-/// The environment of the route, on which the caller may do what the route does.
+/// The environment in the path, on which the caller may do the route's action.
 #[derive(Clone, Debug)]
 pub(crate) struct Admitted(pub EnvironmentLocation);
 
@@ -64,7 +64,8 @@ impl FromRequestParts<Gateway> for Admitted {
     }
 }
 
-/// Where the request was counted, for handlers that count it elsewhere too.
+/// The rate limit that the request was counted under, for handlers that count it under another
+/// one too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted(pub RateLimitStatus);
 
@@ -87,15 +88,15 @@ pub(crate) async fn admit(
     next: Next,
 ) -> Response {
     let (mut parts, body) = request.into_parts();
-    let (rate_limit, verdict) = judge(&admission, &mut parts).await;
-    let mut response = match verdict {
+    let (rate_limit, decision) = decide(&admission, &mut parts).await;
+    let mut response = match decision {
         Ok(()) => {
             parts.extensions.insert(Counted(rate_limit));
             next.run(Request::from_parts(parts, body)).await
         }
         Err(error) => ApiError(error).into_response(),
     };
-    // A handler may have counted the request in a tighter window.
+    // A handler may have counted the request under a tighter limit.
     let rate_limit = match response.extensions().get::<Counted>() {
         Some(Counted(other)) => rate_limit.tighter(*other),
         None => rate_limit,
@@ -104,13 +105,13 @@ pub(crate) async fn admit(
     response
 }
 
-async fn judge(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {
+async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {
     let Admission {
         gateway,
         action,
         category,
     } = admission;
-    // An open route asks for no credential, so a stale one is no reason to refuse.
+    // An open route ignores credentials, so an expired one is no reason to refuse.
     let id = match action.needs() {
         Some(_) => path::id::<EnvironmentId>(parts).await.map(Some),
         None => Ok(None),
@@ -127,11 +128,11 @@ async fn judge(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Re
         category: *category,
     };
     let (rate_limit, identity) = identify(gateway, attempt).await;
-    let verdict = async {
+    let decision = async {
         rate_limit.check()?;
         let caller = identity?;
         let location = match id {
-            // Without a caller there is nothing to look for.
+            // Without a caller the answer is 401, whatever the environment.
             Ok(Some(id)) if caller.is_some() => Some(lookup::locate(gateway, *action, id).await?),
             Ok(_) => None,
             Err(not_found) if caller.is_some() => return Err(not_found),
@@ -152,5 +153,5 @@ async fn judge(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Re
         Ok(())
     }
     .await;
-    (rate_limit, verdict)
+    (rate_limit, decision)
 }

@@ -1,64 +1,26 @@
-//! Where a request comes from: the peer, or what a proxy that we trust says.
+//! The address a request comes from: the peer's, or the one that a trusted proxy forwards.
 //!
 //! * I1. A forwarding header counts only when the connection comes from a configured
 //!   proxy; read from the right, the first address that is not such a proxy is the
-//!   client's. What stands further left, the client may have written itself.
+//!   client's. The client may have written those further left itself.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
 
 use axum::http::{Extensions, HeaderMap};
-
-/// Addresses with a common beginning, `10.0.0.0/8`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    address: IpAddr,
-    length: u8,
-}
+use ipnet::IpNet;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a CIDR such as 10.0.0.0/8")]
-pub struct InvalidCidr(String);
+#[error("`{0}` is not an address or a CIDR such as 10.0.0.0/8")]
+pub(crate) struct InvalidNetwork(String);
 
-impl FromStr for Cidr {
-    type Err = InvalidCidr;
-    fn from_str(text: &str) -> Result<Self, InvalidCidr> {
-        let invalid = || InvalidCidr(text.to_owned());
-        let (address, length) = text.split_once('/').unwrap_or((text, ""));
-        let address: IpAddr = address.parse().map_err(|_| invalid())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let length = match length {
-            "" if !text.contains('/') => most,
-            length => length.parse().map_err(|_| invalid())?,
-        };
-        if length > most {
-            return Err(invalid());
-        }
-        Ok(Self { address, length })
-    }
-}
-
-impl Cidr {
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                let shift = 32 - u32::from(self.length);
-                (own.to_bits() ^ other.to_bits())
-                    .checked_shr(shift)
-                    .unwrap_or(0)
-                    == 0
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let shift = 128 - u32::from(self.length);
-                (own.to_bits() ^ other.to_bits())
-                    .checked_shr(shift)
-                    .unwrap_or(0)
-                    == 0
-            }
-            _ => false,
-        }
-    }
+/// Reads `10.0.0.0/8`, or an address alone.
+///
+/// # Errors
+/// When the text is neither.
+pub(crate) fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| InvalidNetwork(text.to_owned()))
 }
 
 /// The client's address, as a request's extension.
@@ -66,9 +28,9 @@ impl Cidr {
 pub(crate) struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
-    /// The peer, unless it is a trusted proxy that says who it speaks for.
-    pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[Cidr]) -> Self {
-        let is_trusted = |address: IpAddr| trusted.iter().any(|cidr| cidr.contains(address));
+    /// The peer's address, unless the peer is a trusted proxy that forwards another.
+    pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
         let mut client = peer.ip().to_canonical();
         let hops: Vec<&str> = headers
             .get_all("x-forwarded-for")
@@ -81,14 +43,14 @@ impl ClientAddress {
             if !is_trusted(client) {
                 break;
             }
-            // What a trusted proxy wrote and we cannot read ends the way back.
+            // An entry that cannot be read ends the search.
             let Some(address) = address(hop) else { break };
             client = address;
         }
         Self(client)
     }
 
-    /// Of a request that came through the server.
+    /// The address of a request that came through the server.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions
             .get::<Self>()
@@ -96,8 +58,8 @@ impl ClientAddress {
             .unwrap_or(Self(IpAddr::V6(Ipv6Addr::UNSPECIFIED)))
     }
 
-    /// What is counted as one client: an IPv4 address, or an IPv6 /64, of which one
-    /// client has all.
+    /// The network that counts as one client: an IPv4 address, or an IPv6 /64, which belongs
+    /// to one client as a whole.
     pub(crate) fn network(self) -> IpAddr {
         match self.0 {
             IpAddr::V4(address) => address.into(),
@@ -124,13 +86,13 @@ mod tests {
         for value in forwarded {
             headers.append("x-forwarded-for", value.parse().unwrap());
         }
-        let trusted: Vec<Cidr> = trusted.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        let trusted: Vec<IpNet> = trusted.iter().map(|text| network(text).unwrap()).collect();
         let ClientAddress(address) = ClientAddress::find(peer.parse().unwrap(), &headers, &trusted);
         address.to_string()
     }
 
     #[test]
-    fn a_forwarding_header_counts_only_behind_a_trusted_proxy() {
+    fn forwarded_address_counts_only_behind_a_trusted_proxy() {
         let proxies: &[&str] = &["10.0.0.0/8", "fd00::/8"];
         for (peer, forwarded, trusted, expected) in [
             ("192.0.2.1:9", &["203.0.113.5"][..], &[][..], "192.0.2.1"),
@@ -168,23 +130,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cidr_holds_its_own_addresses_only() {
-        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+    fn network_contains_its_own_addresses_only() {
+        let cidr = |text: &str| network(text).unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(cidr("0.0.0.0/0").contains(ip("8.8.8.8")));
-        assert!(!cidr("0.0.0.0/0").contains(ip("::1")));
-        assert!(cidr("10.1.0.0/16").contains(ip("10.1.255.255")));
-        assert!(!cidr("10.1.0.0/16").contains(ip("10.2.0.0")));
-        assert!(cidr("192.0.2.7").contains(ip("192.0.2.7")));
-        assert!(!cidr("192.0.2.7").contains(ip("192.0.2.8")));
-        assert!(cidr("::/0").contains(ip("2001:db8::1")));
+        assert!(cidr("0.0.0.0/0").contains(&ip("8.8.8.8")));
+        assert!(!cidr("0.0.0.0/0").contains(&ip("::1")));
+        assert!(cidr("10.1.0.0/16").contains(&ip("10.1.255.255")));
+        assert!(!cidr("10.1.0.0/16").contains(&ip("10.2.0.0")));
+        assert!(cidr("192.0.2.7").contains(&ip("192.0.2.7")));
+        assert!(!cidr("192.0.2.7").contains(&ip("192.0.2.8")));
+        assert!(cidr("::/0").contains(&ip("2001:db8::1")));
         for bad in ["", "10.0.0.0/33", "10.0.0.0/", "ten/8", "::/129"] {
-            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+            assert!(network(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn an_ipv6_client_is_its_64_bit_network() {
+    fn ipv6_client_counts_by_its_64_bit_network() {
         let network = |text: &str| ClientAddress(text.parse().unwrap()).network().to_string();
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(network("192.0.2.1"), "192.0.2.1");

@@ -1,4 +1,4 @@
-//! Errors on their way out, in the one shape.
+//! Errors as HTTP responses, in the one shape.
 
 use agentbox_api::error::ErrorBody;
 use agentbox_contracts::error::Error;
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 #[derive(Debug)]
 pub(crate) struct ApiError(pub Error);
 
-/// What a handler answers.
+/// The result of a handler.
 pub(crate) type Answer<T> = Result<T, ApiError>;
 
 impl From<Error> for ApiError {
@@ -25,11 +25,7 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(ErrorBody::from(&error))).into_response();
         let headers = response.headers_mut();
-        // A 503 without a better idea is worth another try soon.
-        let retry_after_s = error
-            .retry_after_s
-            .or((status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
-        if let Some(seconds) = retry_after_s {
+        if let Some(seconds) = error.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -49,21 +45,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn every_code_is_answered_in_the_one_shape_with_its_headers() {
+    async fn every_error_code_renders_the_one_shape_with_its_headers() {
+        let mut shown = String::new();
         for code in ErrorCode::ALL {
             let response = ApiError(Error::new(*code, "why")).into_response();
             assert_eq!(response.status().as_u16(), code.status());
             let has = |name| response.headers().contains_key(name);
             assert_eq!(has(header::WWW_AUTHENTICATE), code.status() == 401);
             assert_eq!(has(header::RETRY_AFTER), code.status() == 503, "{code:?}");
+            shown.push_str(&format!("{} {:?}\n", response.status(), response.headers()));
             let body = axum::body::to_bytes(response.into_body(), 4096)
                 .await
                 .unwrap();
+            shown.push_str(&format!("{}\n\n", String::from_utf8_lossy(&body)));
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let expected = serde_json::json!({
                 "error": code.as_str(), "message": "why", "code": code.status()
             });
             assert_eq!(body, expected);
         }
+        insta::assert_snapshot!(shown);
     }
 }

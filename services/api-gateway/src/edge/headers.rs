@@ -1,9 +1,10 @@
-//! Headers that every answer carries, whoever made it.
+//! The headers of every answer.
 
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
-/// Nothing here is for caches or for guessing content types: answers are one caller's.
+/// Adds the headers that forbid caching (unless the handler set its own rule) and guessing of
+/// content types.
 pub(crate) async fn finish(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers

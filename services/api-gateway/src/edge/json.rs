@@ -1,5 +1,5 @@
-//! JSON bodies, read strictly: the head is checked before the body, the body within a
-//! deadline, and what is wrong is named by its field, its rule and its value.
+//! JSON bodies, read strictly: the head is checked before the body, the body is read within a
+//! deadline, and an error names the field, the rule and the value.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use self::objects::Objects;
 use super::error::ApiError;
 use crate::state::Gateway;
 
-/// Bytes of JSON in one request.
+/// The largest body of a request, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 
 /// A JSON body.
@@ -25,11 +25,11 @@ pub(crate) struct Json<T>(pub T);
 fn too_large() -> Error {
     Error::new(
         ErrorCode::PayloadTooLarge,
-        format!("the body is over {MAX_BODY} bytes"),
+        format!("the body must be at most {MAX_BODY} bytes, is larger"),
     )
 }
 
-/// What the head alone says against the body.
+/// Refuses a body by its head alone.
 fn check_head(headers: &HeaderMap) -> Result<(), Error> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
@@ -49,10 +49,10 @@ fn check_head(headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::new(
         ErrorCode::UnsupportedMediaType,
         if essence.is_empty() {
-            "the Content-Type must be application/json; there is none".to_owned()
+            "the Content-Type must be `application/json`, is absent".to_owned()
         } else {
             let shown: String = essence.chars().take(80).collect();
-            format!("the Content-Type must be application/json, is `{shown}`")
+            format!("the Content-Type must be `application/json`, is `{shown}`")
         },
     ))
 }
@@ -62,10 +62,16 @@ async fn read(body: Body, deadline: Duration) -> Result<axum::body::Bytes, Error
     match tokio::time::timeout(deadline, body).await {
         Err(_) => Err(Error::new(
             ErrorCode::RequestTimeout,
-            format!("the body did not arrive within {} s", deadline.as_secs()),
+            format!(
+                "the body must arrive within {} seconds, did not",
+                deadline.as_secs()
+            ),
         )),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Error::new(ErrorCode::BadRequest, "the body broke off")),
+        Ok(Err(_)) => Err(Error::new(
+            ErrorCode::BadRequest,
+            "the connection ended before the body was complete",
+        )),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
     }
 }
@@ -86,28 +92,28 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         if !inner.is_data() {
             return not_json(&inner);
         }
-        let (field, rule) = blame(&path, &without_place(&inner));
+        let (field, rule) = field_and_rule(&path, &strip_position(&inner));
         Error::field(&field, rule)
     })?;
     reader.end().map_err(|error| not_json(&error))?;
     Ok(value)
 }
 
-/// Whose fault it is: a field that is missing, unknown or there twice is named by the
-/// message only, and its path is that of its parent.
-fn blame(path: &str, rule: &str) -> (String, String) {
+/// The field that broke a rule, and the rule. The path of a missing, unknown or repeated field
+/// is that of its parent, and serde's message names the field.
+fn field_and_rule(path: &str, rule: &str) -> (String, String) {
     let within = |name: &str| match path {
         "." => name.to_owned(),
         parent if parent == name || parent.ends_with(&format!(".{name}")) => parent.to_owned(),
         parent => format!("{parent}.{name}"),
     };
-    for (prefix, verdict) in [
+    for (prefix, plain) in [
         ("missing field `", "is required"),
         ("unknown field `", "is not a field of this request"),
-        ("duplicate field `", "is there twice"),
+        ("duplicate field `", "must be given once, is given twice"),
     ] {
         if let Some((name, _)) = rule.strip_prefix(prefix).and_then(|r| r.split_once('`')) {
-            return (within(name), verdict.to_owned());
+            return (within(name), plain.to_owned());
         }
     }
     match path {
@@ -116,7 +122,8 @@ fn blame(path: &str, rule: &str) -> (String, String) {
     }
 }
 
-fn without_place(error: &serde_json::Error) -> String {
+/// The message of an error, without its line and column.
+fn strip_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rfind(" at line ")
         .map_or(text.clone(), |at| text[..at].to_owned())
@@ -139,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_body_is_refused_by_field_rule_and_value() {
+    fn invalid_body_is_refused_by_field_rule_and_value() {
         use ErrorCode::{BadRequest, Validation};
         let table = [
             (r#"{"name": 5}"#, Validation, "name: ", "integer `5`"),
@@ -221,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_body_is_an_error() {
+    fn text_after_the_body_is_refused() {
         let error = parse::<serde_json::Value>(b"{} {}").unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
     }
 
     #[test]
-    fn the_head_alone_refuses_a_wrong_type_and_a_length_over_the_limit() {
+    fn head_with_wrong_type_or_length_is_refused_before_the_body() {
         let mut headers = HeaderMap::new();
         let code = |headers: &HeaderMap| check_head(headers).err().map(|error| error.code);
         assert_eq!(code(&headers), Some(ErrorCode::UnsupportedMediaType));
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_does_not_end_is_given_up_at_its_deadline() {
+    async fn incomplete_body_times_out_and_long_body_is_too_large() {
         let stalled =
             Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
         let error = read(stalled, Duration::from_millis(10)).await.unwrap_err();

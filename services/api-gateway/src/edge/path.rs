@@ -1,15 +1,50 @@
-//! The one parameter of a path.
+//! Paths: what each begins with, and its one parameter.
 
 use std::str::FromStr;
 
 use agentbox_contracts::error::Error;
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, UserId};
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
+use utoipa::IntoParams;
 
 use super::error::ApiError;
 use crate::state::Gateway;
 
-/// The path's id. What is not an id names nothing, and so is not found.
+/// The beginning of every path of the API.
+pub(crate) const BASE: &str = "/api/v1";
+
+/// The parameter of a path that names an environment.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct EnvironmentParameter {
+    /// The environment's id.
+    #[param(inline, example = "env-0123456789abcdef")]
+    id: EnvironmentId,
+}
+
+/// The parameter of a path that names a user.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct UserParameter {
+    /// The user's id.
+    #[param(inline, example = "user-0123456789abcdef")]
+    user: UserId,
+}
+
+/// The parameter of a path that names an API key.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct KeyParameter {
+    /// The API key's id.
+    #[param(inline, example = "key-0123456789abcdef")]
+    key: ApiKeyId,
+}
+
+/// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
 /// # Errors

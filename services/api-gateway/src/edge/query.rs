@@ -1,5 +1,5 @@
-//! Query strings, read as strictly as bodies: an unknown or repeated parameter is an
-//! error that names it, and so is a value outside its rule.
+//! Query strings, read as strictly as bodies: an unknown or repeated parameter, or a value
+//! outside its rule, is an error that names the parameter.
 
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
 use axum::extract::FromRequestParts;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 use crate::state::Gateway;
 
-/// Of a list, when its caller does not say.
+/// The page size of a list when the request does not give one.
 const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 
@@ -28,11 +28,22 @@ pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
                 .strip_prefix("Failed to deserialize query string: ")
                 .unwrap_or(&text);
             let query = uri.query().unwrap_or("");
-            // `field: rule` names its parameter; the value is added where there is one.
-            let named = rule
+            let message = rule.split_once(": ").map_or(rule, |(_, message)| message);
+            let quoted = |prefix| {
+                let name = message.strip_prefix(prefix)?.split('`').next()?;
+                Some(shortened(name))
+            };
+            if let Some(name) = quoted("unknown field `") {
+                return Error::field(&name, "is not a parameter of this request");
+            }
+            if let Some(name) = quoted("duplicate field `") {
+                return Error::field(&name, "must be given once, is given twice");
+            }
+            // `name: rule` names its parameter. The value is added where there is one.
+            let given = rule
                 .split_once(": ")
                 .and_then(|(name, _)| value(query, name));
-            let message = match named {
+            let message = match given {
                 Some(value) => format!("{rule}, is `{}`", shortened(&value)),
                 None => rule.to_owned(),
             };
@@ -91,13 +102,16 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_query_is_refused_by_the_name_of_its_parameter() {
+    fn invalid_query_is_refused_by_parameter() {
         for (query, text) in [
             ("limit=ten", "`ten`"),
             ("limit=ten", "limit"),
             ("status=lost", "status"),
-            ("lable=a%3Db", "unknown field `lable`"),
-            ("limit=1&limit=2", "duplicate field `limit`"),
+            ("lable=a%3Db", "lable: is not a parameter of this request"),
+            (
+                "limit=1&limit=2",
+                "limit: must be given once, is given twice",
+            ),
         ] {
             let error = read::<ListQuery>(query).err().unwrap();
             assert_eq!(error.code, ErrorCode::Validation);
@@ -108,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_query_is_all_defaults() {
+    fn empty_query_has_all_defaults() {
         let query = read::<LogsQuery>("").unwrap();
         assert!(query.timestamps && !query.follow && query.tail.is_none());
         let query = read::<LogsQuery>("since=2026-01-22T10%3A00%3A00Z&tail=0").unwrap();
@@ -117,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_bounded() {
+    fn page_limit_and_offset_are_bounded() {
         assert_eq!(page(None, None).unwrap(), (100, 0));
         assert_eq!(page(Some(1000), Some(5)).unwrap(), (1000, 5));
         assert!(page(Some(0), None).is_err());

@@ -1,9 +1,8 @@
 //! Listening: sockets, connections, and how long each part of them may take.
 //!
-//! * I1. At most the configured number of connections is held; more wait in the kernel.
-//!   A WebSocket keeps its place.
-//! * I2. A head that does not arrive, an idle connection and a peer that is no longer
-//!   there each end by a deadline.
+//! * I1. At most the configured number of connections is open; more wait in the kernel.
+//!   A WebSocket keeps its slot.
+//! * I2. An incomplete head, an idle connection and a dead peer each end by a deadline.
 //! * I3. Before the shutdown, from the order to stop on, each answer over HTTP/1 ends its
 //!   connection, so that no client asks on one that is about to close; streams that were
 //!   begun before end soon ([`Gateway::end_of_streams`]).
@@ -37,39 +36,39 @@ use crate::state::Gateway;
 const BACKLOG: u32 = 1024;
 /// How long requests in flight may take to end when the gateway stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// After a failed accept (out of file descriptors, say): others will end and free some.
+/// The pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A peer that does not acknowledge what it was sent, or a probe, for so long is gone.
+/// A peer that acknowledges neither data nor a probe for this long is treated as gone.
 const DEAD_PEER: Duration = Duration::from_secs(45);
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const MAX_STREAMS: u32 = 256;
 
-/// A connection's place among those that are held; an extension of its requests.
+/// A connection's slot among the configured number; an extension of its requests.
 #[derive(Clone)]
 pub(crate) struct Slot {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// The places of all listeners together.
+/// The connection slots of all listeners together.
 #[derive(Clone)]
 pub(crate) struct Slots {
     free: Arc<Semaphore>,
-    most: usize,
+    capacity: usize,
 }
 
 impl Slots {
-    pub(crate) fn new(most: usize) -> Self {
-        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+    pub(crate) fn new(capacity: usize) -> Self {
+        let capacity = capacity.clamp(1, Semaphore::MAX_PERMITS);
         Self {
-            free: Arc::new(Semaphore::new(most)),
-            most,
+            free: Arc::new(Semaphore::new(capacity)),
+            capacity,
         }
     }
 
-    async fn take(&self) -> Option<Slot> {
+    async fn acquire(&self) -> Option<Slot> {
         let permit = Arc::clone(&self.free).acquire_owned().await.ok()?;
-        metrics::connections(self.most - self.free.available_permits());
+        metrics::connections(self.capacity - self.free.available_permits());
         Some(Slot {
             _permit: Arc::new(permit),
         })
@@ -128,7 +127,7 @@ pub(crate) async fn serve(
     let builder = builder(&gateway.config);
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
-    // Ends what is left of the connections after their time to drain.
+    // Closes the connections that are left after the time to drain.
     let cut = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
@@ -179,9 +178,9 @@ async fn accept(
     slots: &Slots,
 ) -> std::io::Result<(TcpStream, SocketAddr, Slot)> {
     let slot = slots
-        .take()
+        .acquire()
         .await
-        .ok_or_else(|| std::io::Error::other("no more connections are taken"))?;
+        .ok_or_else(|| std::io::Error::other("the listener is closed"))?;
     let (stream, peer) = listener.accept().await?;
     Ok((stream, peer, slot))
 }
@@ -195,7 +194,7 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, builder: Builder<TokioExecutor>, watcher: Watcher) {
-        if let Err(error) = notice_the_dead(&stream) {
+        if let Err(error) = configure_keepalive(&stream) {
             tracing::debug!(%error, "a connection's options could not be set");
         }
         let Self {
@@ -211,7 +210,7 @@ impl Connection {
             request.extensions_mut().insert(slot.clone());
             let (router, gateway) = (router.clone(), gateway.clone());
             async move {
-                // HTTP/2 has no such header: its connections are told by a frame of their own.
+                // HTTP/2 has no such header: its connections end by a GOAWAY frame.
                 let is_http1 = request.version() < Version::HTTP_2;
                 let answer = router.oneshot(request.map(axum::body::Body::new)).await;
                 let mut answer = answer.unwrap_or_else(|never| match never {});
@@ -232,7 +231,7 @@ impl Connection {
     }
 }
 
-fn notice_the_dead(stream: &TcpStream) -> std::io::Result<()> {
+fn configure_keepalive(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()

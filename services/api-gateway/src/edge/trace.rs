@@ -1,4 +1,4 @@
-//! One span a request, its trace id on the answer.
+//! One span for each request, and its trace id in the answer.
 
 use std::time::Instant;
 
@@ -31,15 +31,15 @@ impl Extractor for Source<'_> {
 
 pub(crate) async fn trace(request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let method = word(request.method().as_str());
+    let method = method_label(request.method().as_str());
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
     let ClientAddress(client) = ClientAddress::of(request.extensions());
-    // The path and the query are not recorded: ids are found by other attributes, and a
-    // query may carry a ticket.
+    // The path and the query are not recorded: other attributes carry the ids, and a query may
+    // carry a ticket.
     let span = tracing::info_span!(
         "http",
         otel.name = format!("{method} {route}"),
@@ -53,7 +53,7 @@ pub(crate) async fn trace(request: Request, next: Next) -> Response {
     );
     let parent = global::get_text_map_propagator(|p| p.extract(&Source(request.headers())));
     let given = parent.span().span_context().trace_id();
-    // Refused only when tracing is off.
+    // Fails only when tracing is off.
     let _ = span.set_parent(parent);
     let mut response = next.run(request).instrument(span.clone()).await;
 
@@ -70,8 +70,8 @@ pub(crate) async fn trace(request: Request, next: Next) -> Response {
     response
 }
 
-/// The span's; without a tracer the caller's; without that a random one, so that an
-/// answer can be told from every other.
+/// The span's trace id; without a tracer the caller's; without either a random one, so that
+/// every answer has its own.
 fn trace_id(own: TraceId, given: TraceId) -> TraceId {
     [own, given]
         .into_iter()
@@ -79,8 +79,8 @@ fn trace_id(own: TraceId, given: TraceId) -> TraceId {
         .unwrap_or_else(|| TraceId::from_bytes(rand::random()))
 }
 
-/// A method as a label: anybody can invent methods.
-fn word(method: &str) -> &'static str {
+/// The method as a metric label. A client can invent methods, so unknown ones share a label.
+fn method_label(method: &str) -> &'static str {
     ["GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"]
         .into_iter()
         .find(|known| *known == method)
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_always_has_a_trace_id() {
+    fn answer_always_has_a_trace_id() {
         let id = |n: u8| TraceId::from_bytes([n; 16]);
         let none = TraceId::INVALID;
         assert_eq!(trace_id(id(1), id(2)), id(1));
@@ -101,8 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn an_invented_method_is_no_label() {
-        assert_eq!(word("PATCH"), "PATCH");
-        assert_eq!(word("BREW"), "OTHER");
+    fn unknown_method_has_the_label_other() {
+        assert_eq!(method_label("PATCH"), "PATCH");
+        assert_eq!(method_label("BREW"), "OTHER");
     }
 }

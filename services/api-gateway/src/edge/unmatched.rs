@@ -1,4 +1,4 @@
-//! Requests that no route takes. They are counted under the client's address.
+//! Requests that match no route. They are counted by the client's address.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use axum::extract::{Request, State};
@@ -21,15 +21,15 @@ async fn counted(gateway: &Gateway, client: ClientAddress, answer: Response) -> 
     response
 }
 
-/// No such path.
+/// Answers a request whose path matches no route.
 pub(crate) async fn no_route(State(gateway): State<Gateway>, request: Request) -> Response {
     let client = ClientAddress::of(request.extensions());
-    let error = Error::new(ErrorCode::NotFound, "there is nothing at this path");
+    let error = Error::new(ErrorCode::NotFound, "no resource has this path");
     counted(&gateway, client, ApiError(error).into_response()).await
 }
 
-/// A path, but not with this method: the `Allow` header, which the router adds, says
-/// which it takes. OPTIONS asks for just that.
+/// Answers a request whose path does not accept its method. The router adds the `Allow` header,
+/// which lists the methods that it accepts; OPTIONS asks for them.
 pub(crate) async fn no_method(State(gateway): State<Gateway>, request: Request) -> Response {
     let client = ClientAddress::of(request.extensions());
     let answer = if request.method() == Method::OPTIONS {
@@ -37,7 +37,10 @@ pub(crate) async fn no_method(State(gateway): State<Gateway>, request: Request) 
     } else {
         ApiError(Error::new(
             ErrorCode::MethodNotAllowed,
-            format!("this path does not take {}", request.method()),
+            format!(
+                "this path does not accept the method {}; see `Allow`",
+                request.method()
+            ),
         ))
         .into_response()
     };

@@ -1,4 +1,4 @@
-//! Validates a command. Pure.
+//! The rules for a command, and its message to the exec-proxy. Pure.
 
 use agentbox_api::exec::ExecBody;
 use agentbox_contracts::command::{
@@ -8,7 +8,7 @@ use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
 
-/// Stdin up to this length is sent with the command; longer stdin follows it.
+/// The largest stdin, in bytes, that is sent with the command; a larger one follows it.
 const MAX_INLINE_STDIN: usize = 64 * 1024;
 
 /// # Errors
@@ -16,7 +16,10 @@ const MAX_INLINE_STDIN: usize = 64 * 1024;
 pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     command_line("command", &body.command)?;
     if body.command.is_empty() {
-        return Err(Error::field("command", "must name a program, is empty"));
+        return Err(Error::field(
+            "command",
+            "must have at least one element, the program; is empty",
+        ));
     }
     if !(1..=max_timeout_s).contains(&body.timeout) {
         return Err(Error::field(
@@ -27,7 +30,10 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     for (name, value) in &body.env {
         let field = || format!("env.{}", shortened(name));
         if !is_variable_name(name) {
-            return Err(Error::field(&field(), "is not the name of a variable"));
+            return Err(Error::field(
+                &field(),
+                "is not the name of a variable: it must not be empty or contain `=` or NUL",
+            ));
         }
         if value.contains('\0') {
             return Err(Error::field(&field(), "must not contain NUL"));
@@ -51,13 +57,16 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     if variables + arguments > MAX_EXEC_BYTES {
         return Err(Error::field(
             "command",
-            format_args!("is, with env, longer than {MAX_EXEC_BYTES} bytes"),
+            format_args!(
+                "must have, together with env, at most {MAX_EXEC_BYTES} bytes, has {}",
+                variables + arguments
+            ),
         ));
     }
     Ok(())
 }
 
-/// Validates a program and its arguments. An empty list is accepted.
+/// Checks a program and its arguments. Whether an empty list is allowed, the caller decides.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
@@ -71,7 +80,10 @@ pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error>
     if command.len() > MAX_ARGUMENTS {
         return Err(Error::field(
             field,
-            format_args!("has more than {MAX_ARGUMENTS} parts: {}", command.len()),
+            format_args!(
+                "must have at most {MAX_ARGUMENTS} elements, has {}",
+                command.len()
+            ),
         ));
     }
     for (index, part) in command.iter().enumerate() {
@@ -82,17 +94,20 @@ pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error>
         if part.len() >= MAX_ARGUMENT_BYTES {
             return Err(Error::field(
                 &part_of(),
-                format_args!("is longer than {MAX_ARGUMENT_BYTES} bytes"),
+                format_args!(
+                    "must be shorter than {MAX_ARGUMENT_BYTES} bytes, has {}",
+                    part.len()
+                ),
             ));
         }
     }
     Ok(())
 }
 
-/// A command, ready to be sent to the exec-proxy.
+/// A command for the exec-proxy.
 pub(super) struct Command {
     pub request: ExecRequest,
-    /// Stdin that is sent after the request.
+    /// The stdin that is sent after the request.
     pub stdin: Option<Vec<u8>>,
 }
 
@@ -177,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn short_stdin_is_sent_with_the_command() {
+    fn small_stdin_is_sent_with_the_command() {
         let with = |length: usize| {
             let stdin = Some("x".repeat(length));
             command(

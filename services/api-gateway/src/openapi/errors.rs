@@ -1,8 +1,9 @@
-//! The errors in the document: one answer a status, with the words it may carry, and which
-//! of them an operation can give, told from what it takes.
+//! The errors in the document: one response for each status, with the error codes that it may
+//! carry; and which of them an operation can answer with, derived from what it accepts.
 
 use agentbox_contracts::error::ErrorCode;
 use axum::http::StatusCode;
+use utoipa::openapi::example::{Example, ExampleBuilder};
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::Type;
@@ -10,63 +11,89 @@ use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr};
 
 use super::header;
 
-/// Of an operation that talks to a box.
-const OF_BOXES: [&str; 3] = ["exec", "logs", "attach"];
+/// The tags of operations that connect to a box.
+const BOX_TAGS: [&str; 3] = ["exec", "logs", "attach"];
 
-/// `Not Found` as `NotFound`.
-fn name(status: u16) -> String {
+/// The name of a status' response: `NotFound`.
+fn response_name(status: u16) -> String {
     let reason = StatusCode::from_u16(status)
         .ok()
         .and_then(|status| status.canonical_reason());
     reason.unwrap_or_default().replace(' ', "")
 }
 
-fn words(status: u16) -> Vec<&'static str> {
-    let of_status = |code: &&ErrorCode| code.status() == status;
-    let codes = ErrorCode::ALL.iter().filter(of_status);
-    codes.map(|code| code.as_str()).collect()
+fn codes(status: u16) -> impl Iterator<Item = ErrorCode> {
+    let codes = ErrorCode::ALL.iter().copied();
+    codes.filter(move |code| code.status() == status)
 }
 
-fn answer(status: u16) -> Response {
-    let mut answer = ResponseBuilder::new()
-        .description(format!("`{}`", words(status).join("`, `")))
+fn example(code: ErrorCode) -> (&'static str, Example) {
+    let body = serde_json::json!({
+        "error": code.as_str(), "message": code.description(), "code": code.status()
+    });
+    let example = ExampleBuilder::new().summary(code.description());
+    (code.as_str(), example.value(Some(body)).build())
+}
+
+fn response(status: u16) -> Response {
+    let description: Vec<String> = codes(status)
+        .map(|code| format!("`{}`: {}", code.as_str(), code.description()))
+        .collect();
+    let response = ResponseBuilder::new()
+        .description(description.join("\n\n"))
         .content(
             "application/json",
             ContentBuilder::new()
                 .schema(Some(Ref::from_schema_name("ErrorBody")))
+                .examples_from_iter(codes(status).map(example))
                 .build(),
         );
-    answer = match status {
-        401 => answer.header(
+    let response = match status {
+        401 => response.header(
             "WWW-Authenticate",
-            header("How to authenticate", Type::String),
+            header(
+                "How to authenticate (RFC 9110).",
+                Type::String,
+                "Bearer realm=\"agentbox\"",
+            ),
         ),
-        405 => answer.header("Allow", header("What the path takes", Type::String)),
-        429 | 503 => answer.header(
+        405 => response.header(
+            "Allow",
+            header(
+                "The methods that the path accepts.",
+                Type::String,
+                "GET,HEAD,POST",
+            ),
+        ),
+        429 | 503 => response.header(
             "Retry-After",
-            header("Seconds after which to try again", Type::Integer),
+            header(
+                "The number of seconds after which to try again.",
+                Type::Integer,
+                "1",
+            ),
         ),
-        _ => answer,
+        _ => response,
     };
-    answer.build()
+    response.build()
 }
 
-/// Adds one answer for each status that an error can have.
+/// Adds one response for each status that an error can have.
 pub(super) fn define(components: &mut Components) {
     for code in ErrorCode::ALL {
         let status = code.status();
-        let answer = RefOr::T(answer(status));
-        components.responses.insert(name(status), answer);
+        let response = RefOr::T(response(status));
+        components.responses.insert(response_name(status), response);
     }
 }
 
 /// The statuses of the errors of an operation on `path`.
 fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u16> {
-    let of_box = operation
+    let connects_to_box = operation
         .tags
         .iter()
         .flatten()
-        .any(|tag| OF_BOXES.contains(&tag.as_str()));
+        .any(|tag| BOX_TAGS.contains(&tag.as_str()));
     let takes_body = operation.request_body.is_some();
     let logs_in = path.ends_with("/login");
     let mut statuses = vec![400, 408, 429, 500, 503, 504];
@@ -76,29 +103,29 @@ fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u1
     if needs_credential {
         statuses.push(403);
     }
-    // By its path, or by an `environment_id` in its body.
+    // The resource is named by the path, or by an `environment_id` in the body.
     if path.contains('{') || path.ends_with("/tickets") || path.ends_with("/api-keys") {
         statuses.push(404);
     }
     if takes_body {
         statuses.extend([413, 415]);
     }
-    if (needs_credential && takes_body) || of_box || path.ends_with("}") {
+    if (needs_credential && takes_body) || connects_to_box || path.ends_with('}') {
         statuses.push(409);
     }
-    if of_box {
+    if connects_to_box {
         statuses.push(502);
     }
     statuses
 }
 
-/// Adds to an operation the errors that it can answer with; those it describes itself stay.
+/// Adds the errors that an operation can answer with, except those that it documents itself.
 pub(super) fn complete(path: &str, operation: &mut Operation, needs_credential: bool) {
     for status in statuses(path, operation, needs_credential) {
         operation
             .responses
             .responses
             .entry(status.to_string())
-            .or_insert_with(|| RefOr::Ref(Ref::from_response_name(name(status))));
+            .or_insert_with(|| RefOr::Ref(Ref::from_response_name(response_name(status))));
     }
 }

@@ -1,4 +1,6 @@
-//! The document says what the routes do, and the copy in `docs/` says what the document does.
+//! The document describes the routes, and `docs/openapi.json` is a copy of it.
+
+mod texts;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,44 +9,54 @@ use serde_json::Value;
 
 use super::*;
 use crate::authorize::Action;
-use crate::router::{self, BASE};
+use crate::router::{self, Route};
 
 fn value() -> Value {
-    serde_json::to_value(document()).unwrap()
+    serde_json::to_value(router::document()).unwrap()
 }
 
-#[test]
-fn every_route_is_described_and_nothing_else() {
-    let described: BTreeSet<(String, String)> = value()["paths"]
-        .as_object()
-        .unwrap()
-        .iter()
+/// The method and path of each operation of a route.
+fn operations(route: &Route) -> Vec<(String, String)> {
+    let paths = serde_json::to_value(&route.operations.paths).unwrap();
+    operations_of(&paths)
+        .into_iter()
+        .map(|(method, path)| (method, format!("{BASE}{path}")))
+        .collect()
+}
+
+fn operations_of(paths: &Value) -> Vec<(String, String)> {
+    let paths = paths.as_object().unwrap().iter();
+    paths
         .flat_map(|(path, methods)| {
             let methods = methods.as_object().unwrap().keys();
             methods.map(|method| (method.to_uppercase(), path.clone()))
         })
-        .collect();
-    let served: BTreeSet<(String, String)> = router::table()
-        .iter()
-        .map(|route| (route.method.to_string(), format!("{BASE}{}", route.path)))
-        .collect();
-    assert_eq!(described, served);
+        .collect()
 }
 
 #[test]
-fn what_needs_no_credential_says_so_and_all_else_does_not() {
+fn document_describes_every_route_and_nothing_else() {
+    let described: BTreeSet<_> = operations_of(&value()["paths"]).into_iter().collect();
+    let served: Vec<_> = router::table().iter().flat_map(operations).collect();
+    assert_eq!(described, served.iter().cloned().collect());
+    assert_eq!(described.len(), served.len(), "one route, one operation");
+}
+
+#[test]
+fn open_routes_are_documented_without_security_and_all_others_with_it() {
     let document = value();
     for route in router::table() {
-        let path = format!("{BASE}{}", route.path);
-        let operation = &document["paths"][&path][route.method.as_str().to_lowercase()];
-        let is_open = operation["security"] == serde_json::json!([{}]);
-        let expected = matches!(route.action, Action::Public | Action::LogIn);
-        assert_eq!(is_open, expected, "{} {path}", route.method);
+        for (method, path) in operations(&route) {
+            let operation = &document["paths"][&path][method.to_lowercase()];
+            let is_open = operation["security"] == serde_json::json!([{}]);
+            let expected = matches!(route.action, Action::Public | Action::LogIn);
+            assert_eq!(is_open, expected, "{method} {path}");
+        }
     }
 }
 
 #[test]
-fn every_answer_has_the_headers_of_every_answer() {
+fn every_response_documents_the_common_headers() {
     let document = value();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
@@ -66,7 +78,7 @@ fn every_answer_has_the_headers_of_every_answer() {
 }
 
 #[test]
-fn every_operation_has_a_name_of_its_own() {
+fn every_operation_id_is_unique() {
     let document = value();
     let mut names = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
@@ -78,7 +90,7 @@ fn every_operation_has_a_name_of_its_own() {
 }
 
 #[test]
-fn every_error_that_a_caller_can_see_is_described() {
+fn every_error_code_is_described() {
     let document = value();
     for code in ErrorCode::ALL {
         let described = document["components"]["responses"]
@@ -94,7 +106,7 @@ fn every_error_that_a_caller_can_see_is_described() {
 }
 
 #[test]
-fn the_document_is_openapi_3_1_and_refers_to_nothing_that_is_not_there() {
+fn document_is_openapi_3_1_and_every_reference_resolves() {
     let document = value();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
     let text = document.to_string();
@@ -108,31 +120,31 @@ fn the_document_is_openapi_3_1_and_refers_to_nothing_that_is_not_there() {
 }
 
 #[test]
-fn the_copy_in_docs_is_in_step() {
+fn docs_openapi_json_is_in_step_with_the_code() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+    let written = to_text(&router::document());
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
-        std::fs::write(&path, written()).unwrap();
+        std::fs::write(&path, &written).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        kept == written(),
+        kept == written,
         "docs/openapi.json is not what the code says; run \
          `UPDATE_OPENAPI=1 cargo test -p agentbox-api-gateway docs` and look at the difference"
     );
 }
 
 #[test]
-fn the_page_needs_nothing_from_elsewhere_and_names_every_route() {
-    let page = PAGE.as_str();
-    for loaded in ["src=", "@import", "url(", "<link"] {
+fn reference_page_loads_only_its_own_script_and_names_every_route_and_error() {
+    let page = page::render(&router::document());
+    for loaded in ["@import", "url(", "<link", "<img", "<iframe", "://"] {
         assert!(!page.contains(loaded), "{loaded}");
     }
-    for route in router::table() {
-        assert!(
-            page.contains(&format!("{BASE}{}", route.path)),
-            "{}",
-            route.path
-        );
+    let sources: Vec<&str> = page.split("src=").skip(1).collect();
+    assert_eq!(sources.len(), 1);
+    assert!(sources[0].starts_with("\"docs/redoc.js\""));
+    for (_, path) in router::table().iter().flat_map(operations) {
+        assert!(page.contains(&path), "{path}");
     }
     for code in ErrorCode::ALL {
         assert!(page.contains(code.as_str()), "{}", code.as_str());

@@ -9,7 +9,7 @@ use crate::support::system::shared;
 const WRITTEN: &str = include_str!("../../../../docs/openapi.json");
 
 #[tokio::test]
-async fn what_is_served_is_the_document_of_the_repository_also_at_the_root() {
+async fn served_document_is_docs_openapi_json_also_at_the_root() {
     let nobody = Caller::of(shared().await);
     for gateway in 0..nobody.gateways() {
         let answer = nobody.get_on(gateway, "/openapi.json").await;
@@ -23,7 +23,7 @@ async fn what_is_served_is_the_document_of_the_repository_also_at_the_root() {
 }
 
 #[tokio::test]
-async fn every_operation_of_the_document_is_there_and_asks_for_a_credential_as_it_says() {
+async fn every_documented_operation_is_served_and_requires_a_credential_as_documented() {
     let nobody = Caller::of(shared().await);
     let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
     let mut count = 0;
@@ -49,23 +49,45 @@ async fn every_operation_of_the_document_is_there_and_asks_for_a_credential_as_i
 }
 
 #[tokio::test]
-async fn the_page_is_readable_without_scripts_and_names_every_path() {
+async fn reference_page_names_every_path_and_loads_its_own_script_only() {
     let nobody = Caller::of(shared().await);
-    let response = nobody.request(Method::GET, "/docs").send().await.unwrap();
-    let content_type = header(response.headers(), "content-type")
-        .unwrap()
-        .to_owned();
-    assert!(content_type.starts_with("text/html"), "{content_type}");
-    let page = response.text().await.unwrap();
-    assert!(!page.contains("<script"));
-    let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
-    for path in document["paths"].as_object().unwrap().keys() {
-        assert!(page.contains(path.as_str()), "{path}");
+    let host = nobody.host(0);
+    for base in ["", "/api/v1"] {
+        let page = format!("http://{host}{base}/docs");
+        let response = reqwest::get(&page).await.unwrap();
+        let content_type = header(response.headers(), "content-type")
+            .unwrap()
+            .to_owned();
+        assert!(content_type.starts_with("text/html"), "{content_type}");
+        let policy = header(response.headers(), "content-security-policy")
+            .unwrap()
+            .to_owned();
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        for external in ["http", "*", "unsafe"] {
+            assert!(!policy.contains(external), "{policy}");
+        }
+        let text = response.text().await.unwrap();
+        let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
+        for path in document["paths"].as_object().unwrap().keys() {
+            assert!(text.contains(path.as_str()), "{path}");
+        }
+        // The page's links are relative: the script and the document are beside it.
+        let scripts: Vec<&str> = text.split("<script ").skip(1).collect();
+        assert_eq!(scripts.len(), 1, "{scripts:?}");
+        assert!(scripts[0].starts_with("src=\"docs/redoc.js\">"));
+        let script = reqwest::get(format!("{page}/redoc.js")).await.unwrap();
+        assert_eq!(script.status(), 200);
+        assert_eq!(header(script.headers(), "content-encoding"), Some("gzip"));
+        assert_eq!(
+            header(script.headers(), "content-type"),
+            Some("text/javascript")
+        );
+        assert!(script.bytes().await.unwrap().starts_with(b"\x1f\x8b"));
     }
 }
 
 #[tokio::test]
-async fn the_close_codes_of_a_terminal_are_documented() {
+async fn attach_close_codes_are_documented() {
     let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
     let attach = &document["paths"]["/api/v1/environments/{id}/attach"]["get"]["description"];
     for code in [1000, 1001, 1009, 1011, 4401, 4404, 4408, 4409, 4502, 4503] {

@@ -1,31 +1,33 @@
-//! Where an object is asked for, only an object is taken.
+//! A deserializer that reads a struct from a JSON object only.
 //!
-//! serde also reads a struct from an array of its fields in order, which no document of
-//! ours allows. This goes around a deserializer, and around whatever it hands on.
+//! serde also reads a struct from an array of its fields in order, which our OpenAPI document
+//! does not allow: `["1", "64Mi", "1Gi"]` must not pass for `resources`. serde has no option
+//! for it, so this wraps a deserializer and everything that it passes on. Reading into a
+//! `serde_json::Value` first would be shorter, and would lose repeated fields.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
 
-/// A deserializer, seed or access, with all that comes out of it.
+/// A deserializer, seed or access, wrapped with everything that it passes on.
 pub(super) struct Objects<T>(pub T);
 
-struct Reader<V> {
+struct ObjectVisitor<V> {
     inner: V,
     is_object: bool,
 }
 
-impl<V> Reader<V> {
-    fn of(inner: V) -> Self {
+impl<V> ObjectVisitor<V> {
+    fn new(inner: V) -> Self {
         let is_object = false;
         Self { inner, is_object }
     }
 }
 
-macro_rules! hand_on {
+macro_rules! forward {
     ($($method:ident($($argument:ident: $type:ty),*))*) => {$(
         fn $method<V: Visitor<'de>>(self, $($argument: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.0.$method($($argument,)* Reader::of(visitor))
+            self.0.$method($($argument,)* ObjectVisitor::new(visitor))
         }
     )*};
 }
@@ -39,13 +41,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
         _fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_map(Reader {
+        self.0.deserialize_map(ObjectVisitor {
             inner: visitor,
             is_object: true,
         })
     }
 
-    hand_on! {
+    forward! {
         deserialize_any() deserialize_bool()
         deserialize_i8() deserialize_i16() deserialize_i32() deserialize_i64() deserialize_i128()
         deserialize_u8() deserialize_u16() deserialize_u32() deserialize_u64() deserialize_u128()
@@ -67,7 +69,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
     }
 }
 
-macro_rules! take {
+macro_rules! forward_values {
     ($($method:ident($type:ty))*) => {$(
         fn $method<E: serde::de::Error>(self, value: $type) -> Result<V::Value, E> {
             self.inner.$method(value)
@@ -75,7 +77,7 @@ macro_rules! take {
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Reader<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for ObjectVisitor<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,7 +87,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Reader<V> {
         self.inner.expecting(f)
     }
 
-    take! {
+    forward_values! {
         visit_bool(bool)
         visit_i8(i8) visit_i16(i16) visit_i32(i32) visit_i64(i64) visit_i128(i128)
         visit_u8(u8) visit_u16(u16) visit_u32(u32) visit_u64(u64) visit_u128(u128)

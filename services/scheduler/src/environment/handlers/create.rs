@@ -22,19 +22,6 @@ use crate::metrics;
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a request that no reachable cluster accepts waits for an unreachable one.
 const UNREACHABLE_WAIT: Duration = Duration::from_secs(2);
-const MAX_KEY_LENGTH: usize = 255;
-
-fn idempotency_key(key: Option<&str>) -> Result<(), Error> {
-    let is_valid = |key: &str| {
-        (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|b| (b' '..=b'~').contains(&b))
-    };
-    if key.is_none_or(is_valid) {
-        Ok(())
-    } else {
-        let rule = format!("must be 1 to {MAX_KEY_LENGTH} characters of printable ASCII");
-        Err(Error::field("Idempotency-Key", rule))
-    }
-}
 
 fn after(begin: DateTime<Utc>, duration: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(duration)
@@ -49,7 +36,6 @@ impl Environments {
     /// cluster nor the database can be reached.
     pub async fn create(&self, request: CreateRequest) -> Result<Environment, Error> {
         let quantities = request::validate(&request.request)?;
-        idempotency_key(request.idempotency_key.as_deref())?;
         let id = EnvironmentId::random();
         // The precision of Postgres, so that every answer has the same time.
         let now = Utc::now().trunc_subsecs(6);
