@@ -17,6 +17,7 @@ mod kills;
 mod kubernetes;
 mod mistakes;
 mod pod;
+mod readme;
 mod stores;
 mod teardown;
 mod traces;
