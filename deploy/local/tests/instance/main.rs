@@ -17,6 +17,7 @@ mod kills;
 mod kubernetes;
 mod mistakes;
 mod pod;
+mod readme;
 mod restart;
 mod stores;
 mod teardown;
