@@ -6,14 +6,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
 /// The longest a Linux interface's name may be, without its closing zero.
 const MAX_INTERFACE_NAME: usize = 15;
-/// Of a deployment's or network's name: it becomes part of labels, cgroups and tables.
-const MAX_NAME: usize = 40;
-
 /// One containerd and the network its CNI configuration gives to boxes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,54 +44,39 @@ pub struct Config {
     #[serde(default)]
     pub blocked_egress_cidrs: Vec<IpNet>,
     /// What "no `network_policy`" means: the public internet (the default) or nothing.
-    #[serde(default = "yes")]
+    #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
     /// The nftables program. Default `nft`, looked for in the sbin directories too.
     #[serde(default = "nft")]
     pub nft: PathBuf,
     /// Seconds one image may take to come. Default 120.
-    #[serde(default = "image_pull_deadline_s")]
+    #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
     /// Seconds a sandbox with its network may take. Default 30.
     #[serde(default = "sandbox_deadline_s")]
     pub sandbox_deadline_s: u64,
     /// Seconds from a container's start until boxd answers. Default 20.
-    #[serde(default = "start_deadline_s")]
+    #[serde(default = "defaults::start_deadline_s")]
     pub start_deadline_s: u64,
     /// Seconds for any other call. Default 10.
-    #[serde(default = "call_deadline_s")]
+    #[serde(default = "defaults::call_deadline_s")]
     pub call_deadline_s: u64,
     /// Milliseconds for a TCP connection to a boxd. Default 2000.
-    #[serde(default = "connect_deadline_ms")]
+    #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
 }
 
-const fn yes() -> bool {
-    true
-}
 fn nft() -> PathBuf {
     PathBuf::from("nft")
 }
-const fn image_pull_deadline_s() -> u64 {
-    120
-}
 const fn sandbox_deadline_s() -> u64 {
     30
-}
-const fn start_deadline_s() -> u64 {
-    20
-}
-const fn call_deadline_s() -> u64 {
-    10
-}
-const fn connect_deadline_ms() -> u64 {
-    2_000
 }
 
 /// The configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_NAME} characters")]
+    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_DEPLOYMENT_NAME} characters")]
     Name { field: &'static str, value: String },
     #[error("`bridge` is `{0}`, which cannot be an interface's name")]
     Bridge(String),
@@ -109,11 +92,7 @@ impl Config {
             ("deployment", self.deployment.as_str()),
             ("network", self.network()),
         ] {
-            let named = (1..=MAX_NAME).contains(&value.len())
-                && value
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !value.starts_with('-');
+            let named = defaults::is_deployment_name(value);
             if !named {
                 return Err(ConfigError::Name {
                     field,

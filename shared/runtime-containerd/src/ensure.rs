@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError};
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
 use tokio::net::TcpStream;
@@ -24,7 +24,6 @@ use tokio::time::Instant;
 use crate::cri::CriError;
 use crate::driver::{Inner, io_failure};
 use crate::facts::{BoxLock, Facts, Failure, Step};
-use crate::firewall::Policy;
 use crate::image::{self, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
@@ -180,16 +179,11 @@ impl Inner {
                 message,
             }));
         }
-        let policy = Policy::read(
-            spec.isolation.network_policy.as_ref(),
-            self.config.default_allow_internet,
-        )
-        .map_err(|error| {
-            Halt::Failed(Failure {
-                reason: FailureReason::Unschedulable,
-                message: error.to_string(),
-            })
-        })?;
+        let policy = spec
+            .isolation
+            .network_policy
+            .clone()
+            .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.facts.save(lock, id, facts).await?;
         let output = self.output_directory(id);
         let (pids, whole) = (spec.resources.pids, sandbox::whole(spec));

@@ -11,13 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{FailureReason, RuntimeError};
+use agentbox_runtime::{FailureReason, NetworkPolicy, RuntimeError};
 use chrono::{DateTime, Utc};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::Policy;
 use crate::network::BoxNetwork;
 
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +89,7 @@ pub struct Facts {
     pub network: Option<BoxNetwork>,
     /// In force while it runs.
     #[serde(default)]
-    pub policy: Option<Policy>,
+    pub policy: Option<NetworkPolicy>,
 }
 
 impl Facts {

@@ -21,12 +21,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::RuntimeError;
+use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-pub use ruleset::Policy;
 use ruleset::Ruleset;
 
 use crate::config::Config;
@@ -86,7 +85,7 @@ impl Firewall {
         &self,
         id: &EnvironmentId,
         network: &BoxNetwork,
-        policy: &Policy,
+        policy: &NetworkPolicy,
     ) -> Result<(), FirewallError> {
         self.answer_for_boxes().await;
         let script = self.ruleset.admit(id, network, policy);

@@ -2,14 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentbox_runtime::preflight::{check_runtime_class, check_spec, no_node_matches};
 use agentbox_runtime::{BoxSpec, PreflightError};
 
 use crate::cri::CriError;
 use crate::driver::Inner;
-use crate::firewall::Policy;
-
-/// runc's own start-up needs this much.
-const MIN_MEMORY_BYTES: u64 = 8 << 20;
 
 impl Inner {
     /// containerd not answering is no reason to refuse: the box waits for it.
@@ -18,7 +15,6 @@ impl Inner {
             Some(_) => self.runtime_handlers().await.ok(),
             None => None,
         };
-        Policy::read(spec.isolation.network_policy.as_ref(), true)?;
         check(spec, &node_labels(&self.config.labels), handlers.as_ref())
     }
 
@@ -68,82 +64,26 @@ fn check(
     labels: &BTreeMap<String, String>,
     handlers: Option<&BTreeSet<String>>,
 ) -> Result<(), PreflightError> {
-    let refuse = |field, message| Err(PreflightError { field, message });
-    if let (Some(class), Some(handlers)) = (&spec.isolation.runtime_class, handlers)
-        && !handlers.contains(class)
-    {
-        let there = handlers.iter().cloned().collect::<Vec<_>>().join(", ");
-        let class: String = class.chars().filter(|c| !c.is_control()).take(63).collect();
-        return refuse(
-            "isolation.runtime_class",
-            format!("`{class}` is not a runtime of this cluster; it has: {there}"),
-        );
+    if let (Some(class), Some(handlers)) = (&spec.isolation.runtime_class, handlers) {
+        check_runtime_class(class, handlers)?;
     }
     let unmatched = spec
         .node_selector
         .iter()
         .find(|(key, value)| labels.get(*key) != Some(*value));
     if let Some((key, value)) = unmatched {
-        let shown: String = format!("{key}={value}")
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(130)
-            .collect();
-        return refuse(
-            "node_selector",
-            format!("no node of this cluster has `{shown}`"),
-        );
+        return Err(no_node_matches(&format!("{key}={value}")));
     }
-    if let Some(asked) = &spec.isolation.security_context {
-        if asked.run_as_non_root == Some(true) && asked.run_as_user == Some(0) {
-            return refuse(
-                "isolation.security_context.run_as_non_root",
-                "run_as_user is 0, which is root".to_owned(),
-            );
-        }
-        if asked.run_as_group.is_some() && asked.run_as_user.is_none() {
-            return refuse(
-                "isolation.security_context.run_as_group",
-                "run_as_group needs run_as_user".to_owned(),
-            );
-        }
-    }
-    if spec.resources.memory.0 < MIN_MEMORY_BYTES {
-        return refuse("resources.memory", "a box needs at least 8Mi".to_owned());
-    }
-    Ok(())
+    check_spec(spec)
 }
 
 #[cfg(test)]
 mod tests {
-    use agentbox_contracts::ids::{EnvironmentId, UserId};
-    use agentbox_contracts::units::{Bytes, MilliCpu};
-    use agentbox_runtime::{Isolation, Resources, SecurityContext};
+    use agentbox_contracts::units::Bytes;
+    use agentbox_runtime::SecurityContext;
+    use agentbox_runtime::conformance::example_spec;
 
     use super::*;
-
-    fn spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
-        let mut spec = BoxSpec {
-            id: EnvironmentId::random(),
-            owner: UserId::random(),
-            image: "busybox".into(),
-            command: None,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            resources: Resources {
-                cpu: MilliCpu(100),
-                memory: Bytes(64 << 20),
-                storage: Bytes(1 << 30),
-                pids: 64,
-            },
-            isolation: Isolation::default(),
-            node_selector: BTreeMap::new(),
-            tolerations: vec![],
-            boxd_token: String::new(),
-        };
-        change(&mut spec);
-        spec
-    }
 
     fn security(user: Option<u32>, group: Option<u32>, non_root: bool) -> SecurityContext {
         SecurityContext {
@@ -195,7 +135,7 @@ mod tests {
             ),
         ];
         for (change, field) in table {
-            let spec = spec(change);
+            let spec = example_spec(change);
             let got = check(&spec, &labels, Some(&handlers))
                 .err()
                 .map(|error| error.field);

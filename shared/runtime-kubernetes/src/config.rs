@@ -6,11 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use ipnet::IpNet;
 use serde::Deserialize;
-
-/// Of a label's value, which a deployment's name becomes.
-const MAX_NAME: usize = 40;
 
 /// One Kubernetes cluster, and what of its network boxes must know or never reach.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -53,7 +51,7 @@ pub struct Config {
     #[serde(default)]
     pub blocked_egress_cidrs: Vec<IpNet>,
     /// What "no `network_policy`" means: the public internet (the default) or nothing.
-    #[serde(default = "yes")]
+    #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
     /// Secrets of the system namespace that are copied beside each box, to pull with.
     #[serde(default)]
@@ -68,29 +66,29 @@ pub struct Config {
     #[serde(default = "memory_overcommit")]
     pub memory_overcommit: u64,
     /// Seconds an image may fail to come for a reason that may pass. Default 120.
-    #[serde(default = "two_minutes")]
+    #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
     /// Seconds a Pod may find no node; one may be on its way. Default 120.
-    #[serde(default = "two_minutes")]
+    #[serde(default = "unschedulable_deadline_s")]
     pub unschedulable_deadline_s: u64,
     /// Seconds a node may be silent before its boxes count as lost. Default 60.
     #[serde(default = "node_lost_after_s")]
     pub node_lost_after_s: u64,
     /// Seconds that `ensure` waits for a Pod to run before it answers "starting".
     /// Default 20.
-    #[serde(default = "start_deadline_s")]
+    #[serde(default = "defaults::start_deadline_s")]
     pub start_deadline_s: u64,
     /// Seconds that a Pod may take to end and be gone, beyond its grace. Default 30.
     #[serde(default = "removal_deadline_s")]
     pub removal_deadline_s: u64,
     /// Seconds for any other call. Default 10.
-    #[serde(default = "call_deadline_s")]
+    #[serde(default = "defaults::call_deadline_s")]
     pub call_deadline_s: u64,
     /// How boxes' boxd are reached. Default `pod_ip`.
     #[serde(default)]
     pub reach: Reach,
     /// Milliseconds for a connection to a boxd. Default 2000.
-    #[serde(default = "connect_deadline_ms")]
+    #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
 }
 
@@ -123,9 +121,6 @@ fn system_namespace() -> String {
 fn cluster_domain() -> String {
     "cluster.local".to_owned()
 }
-const fn yes() -> bool {
-    true
-}
 fn pod_security() -> String {
     "baseline".to_owned()
 }
@@ -135,29 +130,20 @@ const fn cpu_overcommit() -> u64 {
 const fn memory_overcommit() -> u64 {
     4
 }
-const fn two_minutes() -> u64 {
+const fn unschedulable_deadline_s() -> u64 {
     120
 }
 const fn node_lost_after_s() -> u64 {
     60
 }
-const fn start_deadline_s() -> u64 {
-    20
-}
 const fn removal_deadline_s() -> u64 {
     30
-}
-const fn call_deadline_s() -> u64 {
-    10
-}
-const fn connect_deadline_ms() -> u64 {
-    2_000
 }
 
 /// The configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_NAME} characters")]
+    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_DEPLOYMENT_NAME} characters")]
     Name { field: &'static str, value: String },
     #[error("`{0}` is empty")]
     Empty(&'static str),
@@ -173,12 +159,7 @@ impl Config {
             ("deployment", &self.deployment),
             ("system_namespace", &self.system_namespace),
         ] {
-            let named = (1..=MAX_NAME).contains(&value.len())
-                && value
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !value.starts_with('-')
-                && !value.ends_with('-');
+            let named = defaults::is_deployment_name(value) && !value.ends_with('-');
             if !named {
                 return Err(ConfigError::Name {
                     field,

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, Observed, RuntimeError};
 use chrono::Utc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -25,7 +25,6 @@ use crate::facts::{BlockedSince, Fact, Facts, Failure};
 use crate::objects::MAIN;
 use crate::observe::Look;
 use crate::phase::{self, is_rejected_by_node};
-use crate::policy::Policy;
 use crate::refusal::{self, Refusal};
 use crate::{objects, pod};
 
@@ -66,16 +65,14 @@ impl Inner {
         let id = &spec.id;
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
-        let asked = spec.isolation.network_policy.as_ref();
-        let policy =
-            Policy::read(asked, self.config.default_allow_internet).map_err(|error| Failure {
-                reason: FailureReason::Unschedulable,
-                message: error.to_string(),
-            });
-        let facts = self.claim(id, generation, policy.as_ref().ok()).await?;
+        let policy = spec.isolation.network_policy.clone();
+        let policy = policy.unwrap_or_else(|| {
+            agentbox_runtime::NetworkPolicy::unspecified(self.config.default_allow_internet)
+        });
+        let facts = self.claim(id, generation, &policy).await?;
         let is_to_make = facts.failure.is_none() && facts.started_at.is_none() && !facts.is_stopped;
         if is_to_make && self.lacks_pod(id).await? {
-            match self.make(spec, policy, deadline).await {
+            match self.make(spec, &policy, deadline).await {
                 Ok(()) => {}
                 Err(Halt::Error(error)) => return Err(error),
                 Err(Halt::Failed(failure)) => {
@@ -112,7 +109,7 @@ impl Inner {
         &self,
         id: &EnvironmentId,
         generation: i64,
-        policy: Option<&Policy>,
+        policy: &agentbox_runtime::NetworkPolicy,
     ) -> Result<Facts, RuntimeError> {
         let namespaces = self.cluster.namespaces().await?;
         let manifest = objects::namespace(&self.config, id, generation, policy);
@@ -154,12 +151,11 @@ impl Inner {
     async fn make(
         &self,
         spec: &BoxSpec,
-        policy: Result<Policy, Failure>,
+        policy: &agentbox_runtime::NetworkPolicy,
         deadline: Instant,
     ) -> Result<(), Halt> {
         let id = &spec.id;
         let config = &self.config;
-        let policy = policy.map_err(Halt::Failed)?;
         let (policies, quotas, accounts, secrets, services, endpoints) = tokio::try_join!(
             self.cluster.of_box::<NetworkPolicy>(id),
             self.cluster.of_box::<ResourceQuota>(id),
@@ -169,7 +165,7 @@ impl Inner {
             self.cluster.system_services(),
         )?;
         let manifests = (
-            objects::network_policy(config, id, &policy),
+            objects::network_policy(config, id, policy),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),

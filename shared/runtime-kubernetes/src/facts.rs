@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{FailureReason, RuntimeError};
+use agentbox_runtime::{FailureReason, NetworkPolicy, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Namespace;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use crate::cluster::{ApiError, namespace_of};
 use crate::driver::Inner;
 use crate::observe::instant;
-use crate::policy::Policy;
 
 pub const GENERATION: &str = "agentbox.dev/generation";
 pub const NETWORK_POLICY: &str = "agentbox.dev/network-policy";
@@ -50,7 +49,7 @@ pub struct Facts {
     pub generation: i64,
     pub created_at: DateTime<Utc>,
     /// What it was made with.
-    pub policy: Option<Policy>,
+    pub policy: Option<NetworkPolicy>,
     pub failure: Option<Failure>,
     /// The last failure that the kubelet retries.
     pub blocked: Option<BlockedSince>,

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use agentbox_box_protocol::variables;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::BoxSpec;
+use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use serde_json::{Value, json};
 
 use crate::cluster::namespace_of;
 use crate::config::Config;
 use crate::facts::{GENERATION, NETWORK_POLICY};
 use crate::labels;
-use crate::policy::Policy;
+use crate::policy;
 
 /// The one Pod of a box, and what else there is one of.
 pub const MAIN: &str = "main";
@@ -29,22 +29,21 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
     })
 }
 
-/// `policy`: the box's, unless it has none that can be used.
 pub fn namespace(
     config: &Config,
     id: &EnvironmentId,
     generation: i64,
-    policy: Option<&Policy>,
+    policy: &NetworkPolicy,
 ) -> Value {
     let mut labels = labels::of_box(&config.deployment, id);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
     );
-    let mut annotations = BTreeMap::from([(GENERATION, generation.to_string())]);
-    if let Some(policy) = policy {
-        annotations.insert(NETWORK_POLICY, json!(policy).to_string());
-    }
+    let annotations = BTreeMap::from([
+        (GENERATION, generation.to_string()),
+        (NETWORK_POLICY, json!(policy).to_string()),
+    ]);
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -56,12 +55,12 @@ pub fn namespace(
     })
 }
 
-pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &Policy) -> Value {
+pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &NetworkPolicy) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(config, id, MAIN),
-        "spec": policy.spec(config),
+        "spec": policy::spec(policy, config),
     })
 }
 

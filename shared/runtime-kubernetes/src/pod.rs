@@ -197,10 +197,10 @@ fn security(asked: Option<&SecurityContext>) -> Value {
 #[cfg(test)]
 mod tests {
     use agentbox_runtime::Toleration;
+    use agentbox_runtime::conformance::example_spec as spec;
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::preflight::tests::spec;
 
     fn config() -> Config {
         serde_json::from_value(crate::config::tests::minimal()).unwrap()

@@ -1,4 +1,4 @@
-//! A box's network policy, in Kubernetes' words. Pure.
+//! Renders a box's network policy as a Kubernetes NetworkPolicy. Pure.
 //!
 //! * I1. Everything is denied that is not listed here, both ways.
 //! * I2. No address of the cluster's own, none that the operator blocks, no link-local and no
@@ -9,9 +9,11 @@
 use std::net::IpAddr;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
-use agentbox_runtime::{NEVER_V4, NEVER_V6, NetworkPolicy, PreflightError};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::address_ranges::{
+    ALWAYS_DENIED_V4, ALWAYS_DENIED_V6, EVERYWHERE, PRIVATE_V4, PRIVATE_V6, networks,
+};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -19,147 +21,72 @@ use crate::labels;
 
 const DNS: u16 = 53;
 
-/// Not the public internet; an egress CIDR may open them.
-const PRIVATE: [&str; 7] = [
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "fc00::/7",
-];
-
-/// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    internet: bool,
-    egress: Vec<IpNet>,
-    ingress_ports: Vec<u16>,
-    boxes: bool,
+/// The `spec` of the NetworkPolicy.
+pub fn spec(policy: &NetworkPolicy, config: &Config) -> Value {
+    json!({
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": ingress(policy, config),
+        "egress": egress(policy, config),
+    })
 }
 
-impl Policy {
-    /// Absent: the deployment's default.
-    ///
-    /// # Errors
-    /// The first egress CIDR that is none, or ingress port that is not for users.
-    pub fn read(
-        asked: Option<&NetworkPolicy>,
-        default_allow_internet: bool,
-    ) -> Result<Self, PreflightError> {
-        let Some(asked) = asked else {
-            return Ok(Self {
-                internet: default_allow_internet,
-                egress: Vec::new(),
-                ingress_ports: Vec::new(),
-                boxes: false,
-            });
-        };
-        let mut egress = Vec::new();
-        for text in &asked.allowed_egress_cidrs {
-            let parsed = text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            match parsed {
-                Ok(network) => egress.push(network.trunc()),
-                Err(_) => {
-                    let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
-                    return Err(PreflightError {
-                        field: "isolation.network_policy.allowed_egress_cidrs",
-                        message: format!("`{shown}` is not a CIDR"),
-                    });
-                }
-            }
-        }
-        if let Some(port) = asked
+fn ingress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+    let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
+        "kubernetes.io/metadata.name": config.system_namespace,
+    }}})];
+    clients.extend(
+        config
+            .boxd_client_cidrs
+            .iter()
+            .map(|cidr| json!({ "ipBlock": { "cidr": cidr.trunc() } })),
+    );
+    let mut rules = vec![json!({
+        "from": clients,
+        "ports": [{ "protocol": "TCP", "port": DEFAULT_PORT }],
+    })];
+    if !policy.allowed_ingress_ports.is_empty() {
+        let ports = policy
             .allowed_ingress_ports
             .iter()
-            .find(|port| matches!(**port, 0 | DEFAULT_PORT))
-        {
-            return Err(PreflightError {
-                field: "isolation.network_policy.allowed_ingress_ports",
-                message: format!("port {port} cannot be opened"),
-            });
-        }
-        Ok(Self {
-            internet: asked.allow_internet,
-            egress: IpNet::aggregate(&egress),
-            ingress_ports: asked.allowed_ingress_ports.clone(),
-            boxes: asked.allow_cluster_internal,
-        })
+            .map(|port| json!({ "protocol": "TCP", "port": port }));
+        rules.push(json!({ "ports": ports.collect::<Vec<_>>() }));
     }
-
-    /// The `spec` of the NetworkPolicy.
-    pub fn spec(&self, config: &Config) -> Value {
-        json!({
-            "podSelector": {},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": self.ingress(config),
-            "egress": self.egress(config),
-        })
+    if policy.allow_cluster_internal {
+        rules.push(json!({ "from": [boxes(config)], "ports": all_but_boxd() }));
     }
-
-    fn ingress(&self, config: &Config) -> Vec<Value> {
-        let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
-            "kubernetes.io/metadata.name": config.system_namespace,
-        }}})];
-        clients.extend(
-            config
-                .boxd_client_cidrs
-                .iter()
-                .map(|cidr| json!({ "ipBlock": { "cidr": cidr.trunc() } })),
-        );
-        let mut rules = vec![json!({
-            "from": clients,
-            "ports": [{ "protocol": "TCP", "port": DEFAULT_PORT }],
-        })];
-        if !self.ingress_ports.is_empty() {
-            let ports = self
-                .ingress_ports
-                .iter()
-                .map(|port| json!({ "protocol": "TCP", "port": port }));
-            rules.push(json!({ "ports": ports.collect::<Vec<_>>() }));
-        }
-        if self.boxes {
-            rules.push(json!({ "from": [boxes(config)], "ports": all_but_boxd() }));
-        }
-        rules
-    }
-
-    fn egress(&self, config: &Config) -> Vec<Value> {
-        let mut rules = Vec::new();
-        let never: Vec<IpNet> = networks(&NEVER_V4)
-            .chain(networks(&NEVER_V6))
-            .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
-            .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
-            .collect();
-        let mut open = Vec::new();
-        if self.internet {
-            let closed: Vec<IpNet> = never.iter().copied().chain(networks(&PRIVATE)).collect();
-            for whole in networks(&["0.0.0.0/0", "::/0"]) {
-                open.extend(block(whole, &closed));
-            }
-        }
-        let asked = self.egress.iter();
-        open.extend(asked.filter_map(|network| block(*network, &never)));
-        if !open.is_empty() {
-            rules.push(json!({ "to": open }));
-        }
-        if self.internet || self.boxes {
-            rules.push(json!({ "to": resolvers(config), "ports": [
-                { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
-            ]}));
-        }
-        if self.boxes {
-            rules.push(json!({ "to": [boxes(config)], "ports": all_but_boxd() }));
-        }
-        rules
-    }
+    rules
 }
 
-fn networks(texts: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
-    texts.iter().filter_map(|text| text.parse().ok())
+fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+    let mut rules = Vec::new();
+    let denied: Vec<IpNet> = networks(&ALWAYS_DENIED_V4)
+        .chain(networks(&ALWAYS_DENIED_V6))
+        .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
+        .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
+        .collect();
+    let mut open = Vec::new();
+    if policy.allow_internet {
+        let private = networks(&PRIVATE_V4).chain(networks(&PRIVATE_V6));
+        let closed: Vec<IpNet> = denied.iter().copied().chain(private).collect();
+        for whole in networks(&EVERYWHERE) {
+            open.extend(block(whole, &closed));
+        }
+    }
+    let asked = IpNet::aggregate(&policy.allowed_egress_cidrs);
+    open.extend(asked.iter().filter_map(|network| block(*network, &denied)));
+    if !open.is_empty() {
+        rules.push(json!({ "to": open }));
+    }
+    if policy.allow_internet || policy.allow_cluster_internal {
+        rules.push(json!({ "to": resolvers(config), "ports": [
+            { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
+        ]}));
+    }
+    if policy.allow_cluster_internal {
+        rules.push(json!({ "to": [boxes(config)], "ports": all_but_boxd() }));
+    }
+    rules
 }
 
 /// A network less what is closed in it; `None` when nothing of it is left.
@@ -215,6 +142,8 @@ fn all_but_boxd() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use agentbox_runtime::IngressPort;
+
     use super::*;
 
     fn config() -> Config {
@@ -225,7 +154,7 @@ mod tests {
     }
 
     fn spec(policy: &NetworkPolicy) -> Value {
-        Policy::read(Some(policy), true).unwrap().spec(&config())
+        super::spec(policy, &config())
     }
 
     fn excepts(rule: &Value, cidr: &str) -> Vec<String> {
@@ -300,11 +229,11 @@ mod tests {
             allowed_egress_cidrs: [
                 "10.0.0.0/8",
                 "10.244.3.0/24",
-                "169.254.169.254",
-                "192.168.8.1",
-                "203.0.113.7",
+                "169.254.169.254/32",
+                "192.168.8.1/32",
+                "203.0.113.7/32",
             ]
-            .map(str::to_owned)
+            .map(|cidr| cidr.parse().unwrap())
             .to_vec(),
             ..Default::default()
         });
@@ -319,11 +248,7 @@ mod tests {
     #[test]
     fn nobody_opens_boxds_port() {
         for port in [0, DEFAULT_PORT] {
-            let policy = NetworkPolicy {
-                allowed_ingress_ports: vec![port],
-                ..Default::default()
-            };
-            assert!(Policy::read(Some(&policy), true).is_err(), "{port}");
+            assert!(IngressPort::try_from(port).is_err(), "{port}");
         }
         let internal = spec(&NetworkPolicy {
             allow_cluster_internal: true,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime as seam;
 use agentbox_runtime::RuntimeError;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -22,7 +23,6 @@ use kube::runtime::watcher::{self, Event};
 use crate::cluster::ApiError;
 use crate::driver::Inner;
 use crate::facts::Facts;
-use crate::policy::Policy;
 use crate::{labels, objects};
 
 /// After something could not be put back.
@@ -106,7 +106,7 @@ impl Repairer {
 }
 
 /// What a box must have: nothing is put into one that goes.
-fn policy_of(facts: Facts) -> Option<Policy> {
+fn policy_of(facts: Facts) -> Option<seam::NetworkPolicy> {
     match facts.is_going() {
         true => None,
         false => facts.policy,

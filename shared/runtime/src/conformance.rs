@@ -18,11 +18,11 @@ pub mod session;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use parking_lot::Mutex;
 
 use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, Isolation, Observed, Resources, Runtime};
 
@@ -59,6 +59,12 @@ pub struct Violation(pub String);
 
 impl From<crate::RuntimeError> for Violation {
     fn from(error: crate::RuntimeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<crate::NetworkPolicyError> for Violation {
+    fn from(error: crate::NetworkPolicyError) -> Self {
         Self(error.to_string())
     }
 }
@@ -120,28 +126,13 @@ impl<D: Runtime + BoxConnector> Subject<D> {
 
     /// A small box of a new id that will be removed at the end.
     pub fn spec(&self) -> BoxSpec {
-        let spec = BoxSpec {
-            id: EnvironmentId::random(),
-            owner: UserId::random(),
-            image: self.image.clone(),
-            command: None,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            resources: Resources {
-                cpu: MilliCpu(1_000),
-                memory: Bytes(64 << 20),
-                storage: Bytes(64 << 20),
-                pids: 64,
-            },
-            isolation: Isolation::default(),
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            boxd_token: "conformance".to_owned(),
-        };
-        self.made
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(spec.id.clone());
+        let spec = example_spec(|spec| {
+            spec.image.clone_from(&self.image);
+            spec.resources.cpu = MilliCpu(1_000);
+            spec.resources.storage = Bytes(64 << 20);
+            "conformance".clone_into(&mut spec.boxd_token);
+        });
+        self.made.lock().push(spec.id.clone());
         spec
     }
 
@@ -237,17 +228,36 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// # Errors
     /// When one cannot be removed.
     pub async fn clean(&self) -> Result<(), Violation> {
-        let made = std::mem::take(
-            &mut *self
-                .made
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
+        let made = std::mem::take(&mut *self.made.lock());
         for id in made {
             self.first.remove(&id).await?;
         }
         Ok(())
     }
+}
+
+/// A small box for tests, with `change` applied.
+pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
+    let mut spec = BoxSpec {
+        id: EnvironmentId::random(),
+        owner: UserId::random(),
+        image: "busybox".to_owned(),
+        command: None,
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        resources: Resources {
+            cpu: MilliCpu(100),
+            memory: Bytes(64 << 20),
+            storage: Bytes(1 << 30),
+            pids: 64,
+        },
+        isolation: Isolation::default(),
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        boxd_token: String::new(),
+    };
+    change(&mut spec);
+    spec
 }
 
 /// How a box ended.

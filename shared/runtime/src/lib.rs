@@ -9,20 +9,23 @@
 //!
 //! Nothing here knows a cluster's API, and nothing outside a driver does either.
 
-#[cfg(feature = "conformance")]
+pub mod address_ranges;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;
+pub mod defaults;
 mod error;
+mod network_policy;
 mod observed;
-mod reach;
+pub mod preflight;
 mod rights;
 mod runtime;
 mod spec;
 
 pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{PreflightError, RuntimeError};
+pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
-pub use reach::{NEVER_V4, NEVER_V6, never_reached};
 pub use rights::CAPABILITIES;
 pub use runtime::{ChangeStream, Runtime};
-pub use spec::{BoxSpec, Isolation, NetworkPolicy, Resources, SecurityContext, Toleration};
+pub use spec::{BoxSpec, Isolation, Resources, SecurityContext, Toleration};

@@ -1,4 +1,4 @@
-//! What a box shall be. A driver gets this and nothing else.
+//! The specification of a box: all that a driver is given.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,9 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use serde::{Deserialize, Serialize};
 
-pub use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
+pub use agentbox_contracts::environment::{SecurityContext, Toleration};
+
+use crate::network_policy::{NetworkPolicy, NetworkPolicyError};
 
 /// One box, complete: applying the same spec twice changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,33 @@ pub struct BoxSpec {
     pub tolerations: Vec<Toleration>,
     /// The bearer token that this box's boxd accepts.
     pub boxd_token: String,
+}
+
+/// The isolation that a request asks for, parsed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// A Kubernetes RuntimeClass or a CRI runtime handler; absent: the cluster's default.
+    pub runtime_class: Option<String>,
+    /// Absent: the deployment's default ([`NetworkPolicy::unspecified`]).
+    pub network_policy: Option<NetworkPolicy>,
+    pub security_context: Option<SecurityContext>,
+}
+
+impl Isolation {
+    /// Parses a request's `isolation`.
+    ///
+    /// # Errors
+    /// The first rule that its network policy breaks.
+    pub fn parse(
+        request: &agentbox_contracts::environment::Isolation,
+    ) -> Result<Self, NetworkPolicyError> {
+        let policy = request.network_policy.as_ref();
+        Ok(Self {
+            runtime_class: request.runtime_class.clone(),
+            network_policy: policy.map(NetworkPolicy::parse).transpose()?,
+            security_context: request.security_context.clone(),
+        })
+    }
 }
 
 /// Hard limits of one box.

@@ -20,6 +20,7 @@ use agentbox_contracts::environment::{
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
+pub use isolation::policy_error;
 pub use labels::{label_key, label_value};
 
 /// The quantities of a request, read.

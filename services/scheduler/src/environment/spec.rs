@@ -4,7 +4,7 @@ use agentbox_box_protocol::token::{BoxToken, TokenError};
 use agentbox_contracts::environment::{Environment, EnvironmentRequest};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_runtime::{BoxSpec, Resources};
+use agentbox_runtime::{BoxSpec, Isolation, Resources};
 
 use crate::cluster::placement::rest_of_selector;
 use crate::cluster::registry::Cluster;
@@ -44,6 +44,11 @@ pub fn box_spec(
     let quantities = request::quantities(wanted).map_err(SpecError::Request)?;
     let node_selector = rest_of_selector(&wanted.node_selector, &cluster.labels)
         .ok_or_else(|| SpecError::Selector(cluster.name.clone()))?;
+    let isolation = match &wanted.isolation {
+        Some(isolation) => Isolation::parse(isolation)
+            .map_err(|error| SpecError::Request(request::policy_error(&error)))?,
+        None => Isolation::default(),
+    };
     Ok(BoxSpec {
         id: id.clone(),
         owner: owner.clone(),
@@ -57,7 +62,7 @@ pub fn box_spec(
             storage: quantities.storage,
             pids: defaults.pids,
         },
-        isolation: wanted.isolation.clone().unwrap_or_default(),
+        isolation,
         node_selector,
         tolerations: wanted.tolerations.clone(),
         boxd_token: BoxToken::derive(defaults.secret.bytes(), id)?

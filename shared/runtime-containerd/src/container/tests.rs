@@ -1,8 +1,5 @@
-use std::collections::BTreeMap;
-
-use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_runtime::Isolation;
+use agentbox_runtime::conformance::example_spec;
 
 use super::*;
 use crate::sandbox;
@@ -16,24 +13,10 @@ fn settings() -> Config {
 }
 
 fn spec() -> BoxSpec {
-    BoxSpec {
-        id: EnvironmentId::random(),
-        owner: UserId::random(),
-        image: "busybox".into(),
-        command: None,
-        env: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        resources: Resources {
-            cpu: MilliCpu(500),
-            memory: Bytes(64 << 20),
-            storage: Bytes(1 << 30),
-            pids: 64,
-        },
-        isolation: Isolation::default(),
-        node_selector: BTreeMap::new(),
-        tolerations: vec![],
-        boxd_token: "secret".into(),
-    }
+    example_spec(|spec| {
+        spec.resources.cpu = MilliCpu(500);
+        "secret".clone_into(&mut spec.boxd_token);
+    })
 }
 
 #[test]

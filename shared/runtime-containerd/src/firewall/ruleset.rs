@@ -10,84 +10,26 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{NEVER_V4, NetworkPolicy, PreflightError};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::address_ranges::{ALWAYS_DENIED_V4, PRIVATE_V4};
 use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::network::BoxNetwork;
 
-/// Not the public internet; an egress CIDR may open them. Documentation ranges are left
-/// out: some networks use them.
-const PRIVATE: &str =
-    "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15";
-
-/// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    internet: bool,
-    egress: Vec<Ipv4Net>,
-    ingress_ports: Vec<u16>,
-    boxes: bool,
+/// The IPv4 networks of an egress list, without overlaps. Boxes have no IPv6, so that IPv6
+/// networks open nothing.
+fn egress_v4(policy: &NetworkPolicy) -> Vec<Ipv4Net> {
+    let v4 = policy.allowed_egress_cidrs.iter().filter_map(ipv4_network);
+    Ipv4Net::aggregate(&v4.collect())
 }
 
-impl Policy {
-    /// Absent: the deployment's default. IPv6 networks are accepted and open nothing,
-    /// since boxes have no IPv6.
-    ///
-    /// # Errors
-    /// The first egress CIDR that is none, or ingress port that is not for users.
-    pub fn read(
-        asked: Option<&NetworkPolicy>,
-        default_allow_internet: bool,
-    ) -> Result<Self, PreflightError> {
-        let Some(asked) = asked else {
-            let internet = default_allow_internet;
-            return Ok(Self {
-                internet,
-                egress: vec![],
-                ingress_ports: vec![],
-                boxes: false,
-            });
-        };
-        let mut egress = Vec::new();
-        for text in &asked.allowed_egress_cidrs {
-            match text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            {
-                Ok(IpNet::V4(network)) => egress.push(network.trunc()),
-                Ok(IpNet::V6(_)) => {}
-                Err(_) => {
-                    return Err(PreflightError {
-                        field: "isolation.network_policy.allowed_egress_cidrs",
-                        message: format!("`{}` is not a CIDR", shortened(text)),
-                    });
-                }
-            }
-        }
-        if let Some(port) = asked
-            .allowed_ingress_ports
-            .iter()
-            .find(|p| matches!(**p, 0 | DEFAULT_PORT))
-        {
-            return Err(PreflightError {
-                field: "isolation.network_policy.allowed_ingress_ports",
-                message: format!("port {port} cannot be opened"),
-            });
-        }
-        Ok(Self {
-            internet: asked.allow_internet,
-            egress: Ipv4Net::aggregate(&egress),
-            ingress_ports: asked.allowed_ingress_ports.clone(),
-            boxes: asked.allow_cluster_internal,
-        })
+fn ipv4_network(network: &IpNet) -> Option<Ipv4Net> {
+    match network {
+        IpNet::V4(network) => Some(network.trunc()),
+        IpNet::V6(_) => None,
     }
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(60).collect()
 }
 
 /// Writes the rules of one network.
@@ -116,10 +58,6 @@ impl Ruleset {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         };
-        let v4_net = |network: &IpNet| match network {
-            IpNet::V4(network) => Some(network.trunc()),
-            IpNet::V6(_) => None,
-        };
         Self {
             table: format!("agentbox-{}", config.network()),
             bridge: config.bridge.clone(),
@@ -129,7 +67,7 @@ impl Ruleset {
             blocked: config
                 .blocked_egress_cidrs
                 .iter()
-                .filter_map(v4_net)
+                .filter_map(ipv4_network)
                 .collect(),
         }
     }
@@ -151,7 +89,8 @@ impl Ruleset {
             own,
             ..
         } = self;
-        let never = NEVER_V4.join(", ");
+        let denied = ALWAYS_DENIED_V4.join(", ");
+        let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
         // A refusal that says so: a client in the box fails at once, not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
@@ -191,14 +130,14 @@ add rule inet {table} forward ct state established,related ct direction reply ac
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
 add rule inet {table} forward {dns} accept
-add rule inet {table} forward ip daddr {{ {never} }} {refuse}
+add rule inet {table} forward ip daddr {{ {denied} }} {refuse}
 add rule inet {table} forward ip saddr vmap @egress
 add rule inet {table} forward {refuse}
 add rule inet {table} delivered oifname != "{bridge}" accept
 add rule inet {table} delivered tcp dport {DEFAULT_PORT} drop
 add rule inet {table} delivered ip daddr vmap @ingress
 add rule inet {table} delivered drop
-add rule inet {table} internet ip daddr {{ {PRIVATE} }} return
+add rule inet {table} internet ip daddr {{ {private} }} return
 add rule inet {table} internet ip daddr {subnet} return
 add rule inet {table} internet meta nfproto ipv4 goto delivered
 "#
@@ -206,7 +145,12 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
     }
 
     /// The base and one box's rules, whole, whatever was there of it.
-    pub fn admit(&self, id: &EnvironmentId, network: &BoxNetwork, policy: &Policy) -> String {
+    pub fn admit(
+        &self,
+        id: &EnvironmentId,
+        network: &BoxNetwork,
+        policy: &NetworkPolicy,
+    ) -> String {
         let Self {
             table,
             bridge,
@@ -215,6 +159,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             ..
         } = self;
         let BoxNetwork { address, mac, port } = network;
+        let egress = egress_v4(policy);
         let mut text = self.base();
         let mut line = |rule: String| {
             text.push_str(&rule);
@@ -224,7 +169,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!("add chain inet {table} {chain}-{id}"));
             line(format!("flush chain inet {table} {chain}-{id}"));
         }
-        if policy.boxes {
+        if policy.allow_cluster_internal {
             line(format!(
                 "add rule inet {table} out-{id} ip daddr @{own} goto delivered"
             ));
@@ -237,26 +182,26 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
         ));
         // The operator's own, which no CIDR of a request opens again.
-        if !self.blocked.is_empty() && (policy.internet || !policy.egress.is_empty()) {
+        if !self.blocked.is_empty() && (policy.allow_internet || !egress.is_empty()) {
             let blocked = list(&self.blocked);
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
             ));
         }
-        if !policy.egress.is_empty() {
-            let networks = list(&policy.egress);
+        if !egress.is_empty() {
+            let networks = list(&egress);
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"
             ));
         }
-        if policy.internet {
+        if policy.allow_internet {
             line(format!("add rule inet {table} out-{id} jump internet"));
         }
         line(format!(
             "add rule inet {table} out-{id} reject with icmpx admin-prohibited"
         ));
-        if !policy.ingress_ports.is_empty() {
-            let ports = list(&policy.ingress_ports);
+        if !policy.allowed_ingress_ports.is_empty() {
+            let ports = list(&policy.allowed_ingress_ports);
             line(format!(
                 "add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"
             ));
@@ -269,7 +214,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             "add element inet {table} ingress {{ {address} : goto in-{id} }}"
         ));
         line(format!("add element inet {table} {own} {{ {address} }}"));
-        if policy.internet {
+        if policy.allow_internet {
             for resolver in &self.resolvers {
                 line(format!(
                     "add element inet {table} resolving {{ {address} . {resolver} }}"

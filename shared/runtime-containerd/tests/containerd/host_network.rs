@@ -20,7 +20,7 @@ use crate::machine::{another_config, config, host, process_of, subject, subject_
 fn wide_open() -> NetworkPolicy {
     NetworkPolicy {
         allow_internet: true,
-        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         allow_cluster_internal: true,
         ..Default::default()
     }

@@ -127,7 +127,7 @@ async fn ask(
         ..Default::default()
     };
     let all_but_internet = NetworkPolicy {
-        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         allow_cluster_internal: true,
         ..Default::default()
     };

@@ -91,7 +91,7 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
         None,
         Some(NetworkPolicy {
             allow_internet: true,
-            allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+            allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
             allow_cluster_internal: true,
             ..Default::default()
         }),

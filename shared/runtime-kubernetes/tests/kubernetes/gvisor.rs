@@ -75,7 +75,7 @@ async fn the_network_policy_holds_on_gvisor() {
     let mut all = open.clone();
     all.extend([tcp(PRIVATE, private.port), udp(PRIVATE, private.port)]);
     let everything = NetworkPolicy {
-        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         ..Default::default()
     };
     for (policy, expected) in [

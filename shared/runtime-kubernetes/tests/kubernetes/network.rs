@@ -51,7 +51,7 @@ fn internet() -> NetworkPolicy {
 
 fn cidrs(texts: &[&str]) -> NetworkPolicy {
     NetworkPolicy {
-        allowed_egress_cidrs: texts.iter().map(|&text| text.to_owned()).collect(),
+        allowed_egress_cidrs: texts.iter().map(|text| text.parse().unwrap()).collect(),
         ..Default::default()
     }
 }

@@ -6,6 +6,7 @@
 //! * I2. No attempt harms the machine when it succeeds.
 
 use super::{End, Subject, Violation, claim};
+use crate::address_ranges::{EVERYWHERE, networks};
 use crate::{BoxConnector, BoxSpec, CAPABILITIES, NetworkPolicy, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
@@ -85,7 +86,7 @@ pub async fn nothing_answers_over_ipv6<D: Runtime + BoxConnector>(s: &Subject<D>
     let mut spec = python(s, include_str!("hostile/ipv6.py"));
     spec.isolation.network_policy = Some(NetworkPolicy {
         allow_internet: true,
-        allowed_egress_cidrs: vec!["::/0".to_owned(), "0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: networks(&EVERYWHERE).collect(),
         allow_cluster_internal: true,
         ..Default::default()
     });

@@ -5,10 +5,12 @@
 pub mod destinations;
 pub mod knocking;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::{Subject, Violation, claim};
-use crate::{BoxConnector, BoxSpec, NetworkPolicy, Runtime};
+use crate::{BoxConnector, BoxSpec, IngressPort, NetworkPolicy, Runtime};
 
 type Outcome = Result<(), Violation>;
 
@@ -58,6 +60,11 @@ async fn ask<D: Runtime + BoxConnector>(
     })
 }
 
+/// The network of this prefix that contains an address.
+pub(crate) fn network_around(address: IpAddr, prefix: u8) -> IpNet {
+    IpNet::new(address, prefix).map_or_else(|_| IpNet::from(address), |network| network.trunc())
+}
+
 fn internal() -> NetworkPolicy {
     NetworkPolicy {
         allow_cluster_internal: true,
@@ -76,7 +83,7 @@ pub async fn another_box_is_not_reached_by_default<D: Runtime + BoxConnector>(
     ask(s, &[at(open, 8080)], None, false).await?;
     ask(s, &[at(open, 8080)], Some(NetworkPolicy::default()), false).await?;
     let around = NetworkPolicy {
-        allowed_egress_cidrs: vec![format!("{}/8", open.ip())],
+        allowed_egress_cidrs: vec![network_around(open.ip(), 8)],
         ..Default::default()
     };
     ask(s, &[at(open, 8080)], Some(around), false).await?;
@@ -124,7 +131,7 @@ pub async fn an_opened_port_is_reached_and_no_other<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let ports = NetworkPolicy {
-        allowed_ingress_ports: vec![8080],
+        allowed_ingress_ports: vec![IngressPort::try_from(8080)?],
         ..Default::default()
     };
     let server_box = s.run(&server(s, ports)).await?;

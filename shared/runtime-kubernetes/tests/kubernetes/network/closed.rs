@@ -98,7 +98,7 @@ async fn the_machine_is_open_only_where_the_operator_does_not_name_it_and_the_po
     let mut config = config().await;
     let listener = Listener::on(&Network::of_the_machine(), ANY, 0);
     let target = Targets::from([tcp(machine(&config), listener.port)]);
-    let policy = cidrs(&[&machine(&config).to_string()]);
+    let policy = cidrs(&[&format!("{}/32", machine(&config))]);
     let closed = subject_with(&config);
     assert_eq!(
         from_box(&closed, Some(policy.clone()), &target).await,

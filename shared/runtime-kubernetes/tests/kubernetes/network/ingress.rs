@@ -31,7 +31,7 @@ fn ports(of: SocketAddr) -> [u16; 3] {
 async fn a_box_is_reached_by_the_services_at_boxds_port_and_by_all_at_the_opened_ones() {
     let subject = subject().await;
     let opens = NetworkPolicy {
-        allowed_ingress_ports: vec![8080],
+        allowed_ingress_ports: vec![8080.try_into().unwrap()],
         ..Default::default()
     };
     let closed = serving(&subject, None).await;

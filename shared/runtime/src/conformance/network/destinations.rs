@@ -4,6 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+
+use super::network_around;
+use crate::address_ranges::{EVERYWHERE, networks};
 use crate::conformance::{Subject, Violation, claim};
 use crate::{BoxConnector, NetworkPolicy, Runtime};
 
@@ -71,14 +75,18 @@ pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxCo
     s: &Subject<D>,
     at: &Destinations,
 ) -> Result<(), Violation> {
-    let cidrs = |texts: &[String]| NetworkPolicy {
-        allowed_egress_cidrs: texts.to_vec(),
+    let cidrs = |networks: Vec<IpNet>| NetworkPolicy {
+        allowed_egress_cidrs: networks,
         ..Default::default()
     };
     let everything = NetworkPolicy {
         allow_internet: true,
         allow_cluster_internal: true,
-        ..cidrs(&["0.0.0.0/0".to_owned()])
+        ..cidrs(
+            networks(&EVERYWHERE)
+                .filter(|all| all.addr().is_ipv4())
+                .collect(),
+        )
     };
     let mut private = at.other_private.clone();
     private.extend([at.private, at.public]);
@@ -93,10 +101,10 @@ pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxCo
             vec![at.public],
         ),
         (
-            Some(cidrs(&[format!("{}/24", at.private.ip())])),
+            Some(cidrs(vec![network_around(at.private.ip(), 24)])),
             vec![at.private],
         ),
-        (Some(cidrs(&[at.blocked.ip().to_string()])), vec![]),
+        (Some(cidrs(vec![at.blocked.ip().into()])), vec![]),
         (Some(everything), private),
     ] {
         let open = BTreeSet::from_iter(open);
