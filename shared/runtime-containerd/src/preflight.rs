@@ -1,15 +1,16 @@
-//! Whether this machine could ever run a spec.
+//! Checks whether this machine can run a spec at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentbox_runtime::preflight::{check_runtime_class, check_spec, no_node_matches};
 use agentbox_runtime::{BoxSpec, PreflightError};
 
+use crate::context::Context;
 use crate::cri::CriError;
-use crate::driver::Inner;
 
-impl Inner {
-    /// containerd not answering is no reason to refuse: the box waits for it.
+impl Context {
+    /// Checks a spec. What a containerd that does not answer would decide is left out: the box
+    /// waits for it.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let handlers = match &spec.isolation.runtime_class {
             Some(_) => self.runtime_handlers().await.ok(),
@@ -18,7 +19,7 @@ impl Inner {
         check(spec, &node_labels(&self.config.labels), handlers.as_ref())
     }
 
-    /// The CRI handlers that containerd is configured with.
+    /// The CRI runtime handlers in containerd's configuration.
     pub async fn runtime_handlers(&self) -> Result<BTreeSet<String>, CriError> {
         Ok(handlers_in(&self.cri.configuration().await?))
     }
@@ -34,7 +35,7 @@ fn handlers_in(configuration: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The cluster's labels, and those every Kubernetes node has.
+/// The configured labels, and those that every Kubernetes node has.
 pub fn node_labels(configured: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_run_here_names_its_field() {
+    fn unrunnable_spec_returns_its_field() {
         let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
         let handlers = BTreeSet::from(["runc".to_owned()]);
         type Change = Box<dyn FnOnce(&mut BoxSpec)>;
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn containerds_handlers_are_read_from_its_configuration() {
+    fn runtime_handlers_are_read_from_the_containerd_configuration() {
         let json = r#"{"containerd":{"runtimes":{"runc":{},"gvisor":{}}}}"#;
         assert_eq!(
             handlers_in(json),

@@ -1,4 +1,4 @@
-//! Everything of a box but its Pod: manifests, each complete, for server-side apply. Pure.
+//! The manifests of a box except its Pod. Each is complete, for server-side apply. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use serde_json::{Value, json};
 
+use crate::box_state::{GENERATION, NETWORK_POLICY};
 use crate::cluster::namespace_of;
 use crate::config::Config;
-use crate::facts::{GENERATION, NETWORK_POLICY};
 use crate::labels;
 use crate::policy;
 
-/// The one Pod of a box, and what else there is one of.
+/// The name of a box's Pod, and of each object that exists once in a box.
 pub const MAIN: &str = "main";
 /// The Secret with the token that the box's boxd accepts.
 pub const SECRET: &str = "boxd";
@@ -25,7 +25,7 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
     json!({
         "name": name,
         "namespace": namespace_of(id),
-        "labels": labels::of_box(&config.deployment, id),
+        "labels": labels::box_labels(&config.deployment, id),
     })
 }
 
@@ -35,7 +35,7 @@ pub fn namespace(
     generation: i64,
     policy: &NetworkPolicy,
 ) -> Value {
-    let mut labels = labels::of_box(&config.deployment, id);
+    let mut labels = labels::box_labels(&config.deployment, id);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
@@ -64,8 +64,8 @@ pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &NetworkPolic
     })
 }
 
-/// Few Pods, whoever comes by a right to make more. Not one: a creation that was cut off
-/// (its caller killed) stays counted until the quota's controller counts anew, minutes later.
+/// Limits the Pods of a box's namespace. The limit is above one, because an interrupted
+/// creation counts until the quota's controller recounts, minutes later.
 pub fn quota(config: &Config, id: &EnvironmentId) -> Value {
     json!({
         "apiVersion": "v1",
@@ -93,7 +93,7 @@ pub fn secret(config: &Config, spec: &BoxSpec) -> Value {
     })
 }
 
-/// A copy of one of the system namespace's, to pull the image with.
+/// A copy of a pull secret of the system namespace.
 pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &Value) -> Value {
     json!({
         "apiVersion": "v1",
@@ -104,7 +104,7 @@ pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &V
     })
 }
 
-/// Headless: the box's name is the Pod's address, with whatever ports its policy opens.
+/// The headless Service that resolves to the Pod's address.
 pub fn service(config: &Config, id: &EnvironmentId) -> Value {
     json!({
         "apiVersion": "v1",
@@ -118,7 +118,7 @@ pub fn service(config: &Config, id: &EnvironmentId) -> Value {
     })
 }
 
-/// `<id>.<system namespace>`: the endpoint that the public contract promises.
+/// The Service `<id>.<system namespace>`: the endpoint of the public API.
 pub fn endpoint(config: &Config, id: &EnvironmentId) -> Value {
     let target = format!("{MAIN}.{}.svc.{}", namespace_of(id), config.cluster_domain);
     json!({
@@ -127,7 +127,7 @@ pub fn endpoint(config: &Config, id: &EnvironmentId) -> Value {
         "metadata": {
             "name": id.to_string(),
             "namespace": config.system_namespace,
-            "labels": labels::of_box(&config.deployment, id),
+            "labels": labels::box_labels(&config.deployment, id),
         },
         "spec": { "type": "ExternalName", "externalName": target },
     })

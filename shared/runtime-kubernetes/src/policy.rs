@@ -1,10 +1,9 @@
 //! Renders a box's network policy as a Kubernetes NetworkPolicy. Pure.
 //!
-//! * I1. Everything is denied that is not listed here, both ways.
-//! * I2. No address of the cluster's own, none that the operator blocks, no link-local and no
-//!   loopback address is ever in a list of what is open: it is cut out of any network that
-//!   contains it.
-//! * I3. No policy of a user's opens boxd's port.
+//! * I1. The object denies everything that it does not list, both ways.
+//! * I2. It never lists an address of the cluster, of `blocked_egress_cidrs`, link-local or
+//!   loopback: these are excepted from every network that contains them.
+//! * I3. No user's policy opens boxd's port.
 
 use std::net::IpAddr;
 
@@ -89,7 +88,7 @@ fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
     rules
 }
 
-/// A network less what is closed in it; `None` when nothing of it is left.
+/// An `ipBlock` of a network except `closed`; `None` when nothing of it is left.
 fn block(network: IpNet, closed: &[IpNet]) -> Option<Value> {
     if closed.iter().any(|closed| closed.contains(&network)) {
         return None;
@@ -98,7 +97,7 @@ fn block(network: IpNet, closed: &[IpNet]) -> Option<Value> {
         .iter()
         .copied()
         .filter(|closed| network.contains(closed))
-        // Kubernetes refuses to name these, and no packet has one: the kernel sends IPv4.
+        // Kubernetes rejects IPv4-mapped networks, and the kernel sends such packets as IPv4.
         .filter(|closed| !is_ipv4_mapped(closed))
         .collect();
     let except = IpNet::aggregate(&inside);
@@ -131,7 +130,7 @@ fn resolvers(config: &Config) -> Vec<Value> {
         .collect()
 }
 
-/// A policy cannot name what is closed, so it names both sides of it.
+/// Every port but boxd's: a policy cannot exclude one, so this lists the ranges around it.
 fn all_but_boxd() -> Value {
     json!([
         { "protocol": "TCP", "port": 1, "endPort": DEFAULT_PORT - 1 },
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_policy_opens_boxd_to_its_clients_and_nothing_else() {
+    fn empty_policy_opens_only_boxd_to_its_clients() {
         let spec = spec(&NetworkPolicy::default());
         assert_eq!(spec["egress"], json!([]));
         let ingress = spec["ingress"].as_array().unwrap();
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_internet_is_what_is_neither_private_nor_the_clusters() {
+    fn internet_excludes_private_and_cluster_networks() {
         let spec = spec(&NetworkPolicy {
             allow_internet: true,
             ..Default::default()
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_cidr_never_opens_the_cluster_a_blocked_or_the_metadata_address() {
+    fn egress_cidr_never_opens_cluster_blocked_or_metadata_address() {
         let spec = spec(&NetworkPolicy {
             allowed_egress_cidrs: [
                 "10.0.0.0/8",
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_opens_boxds_port() {
+    fn boxd_port_is_closed_under_every_policy() {
         for port in [0, DEFAULT_PORT] {
             assert!(IngressPort::try_from(port).is_err(), "{port}");
         }

@@ -1,4 +1,4 @@
-//! Whether this cluster could ever run a spec.
+//! Checks whether this cluster can run a spec at all.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,12 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::Api;
 
 use crate::cluster::ApiError;
-use crate::driver::Inner;
+use crate::context::Context;
 use crate::pod::node_selector;
 
-impl Inner {
-    /// An API server that does not answer is no reason to refuse: the box waits for it.
+impl Context {
+    /// Checks a spec. What an API server that does not answer would decide is left out: the box
+    /// waits for it.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let classes = match &spec.isolation.runtime_class {
             Some(_) => self.runtime_classes().await.ok(),
@@ -52,15 +53,13 @@ fn check(
         check_runtime_class(class, classes)?;
     }
     let matches = |labels: &BTreeMap<String, String>| {
-        let mut wanted = selector.iter();
-        wanted.all(|(key, value)| labels.get(key) == Some(value))
+        let mut terms = selector.iter();
+        terms.all(|(key, value)| labels.get(key) == Some(value))
     };
     if nodes.is_some_and(|nodes| !nodes.iter().any(matches)) {
-        let wanted = selector.iter();
-        let wanted: Vec<_> = wanted
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        return Err(no_node_matches(&wanted.join(",")));
+        let terms = selector.iter();
+        let terms: Vec<_> = terms.map(|(key, value)| format!("{key}={value}")).collect();
+        return Err(no_node_matches(&terms.join(",")));
     }
     check_spec(spec)
 }
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_run_here_names_its_field() {
+    fn unrunnable_spec_returns_its_field() {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let nodes = [
             BTreeMap::from([label("disk", "ssd"), label("zone", "a")]),

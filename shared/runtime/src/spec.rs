@@ -14,15 +14,15 @@ use crate::network_policy::{NetworkPolicy, NetworkPolicyError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoxSpec {
     pub id: EnvironmentId,
-    /// Shown to operators as a label; never trusted.
+    /// A label for operators; it decides nothing.
     pub owner: UserId,
-    /// Any reference the runtime accepts, `python:3.11-slim` or with registry and digest.
+    /// An image reference: `python:3.11-slim`, or with registry and digest.
     pub image: String,
     /// The main command. `None`: the box idles until it is removed.
     pub command: Option<Vec<String>>,
     pub env: BTreeMap<String, String>,
-    /// The user's labels. A driver stores them under a prefix of its own, so that
-    /// they cannot forge the labels it selects by.
+    /// The user's labels. A driver stores them under a prefix of its own, so that they cannot
+    /// replace the labels that it selects by.
     pub labels: BTreeMap<String, String>,
     pub resources: Resources,
     pub isolation: Isolation,
@@ -64,7 +64,7 @@ impl Isolation {
 pub struct Resources {
     pub cpu: MilliCpu,
     pub memory: Bytes,
-    /// Of the writable layer: what the box has written to its root file system.
+    /// The limit of the writable layer of the root file system.
     pub storage: Bytes,
     /// Processes and threads together.
     pub pids: u32,

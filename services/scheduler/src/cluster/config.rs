@@ -46,7 +46,7 @@ pub fn read(path: &Path) -> Result<Vec<ClusterSpec<Placing>>, ClusterConfigError
     let clusters = agentbox_clusters::read::<Placing>(path)?;
     let sound = |ratio: f64| ratio == 0.0 || (ratio >= 1.0 && ratio.is_finite());
     for cluster in &clusters {
-        let Overcommit { cpu, memory } = cluster.own.overcommit;
+        let Overcommit { cpu, memory } = cluster.extra.overcommit;
         if !sound(cpu) || !sound(memory) {
             return Err(ClusterConfigError::Overcommit(cluster.name.clone()));
         }

@@ -1,9 +1,10 @@
-//! The firewall's text: what is asked for in, nftables' language out. Pure.
+//! Renders the firewall's rules in nftables' language. Pure.
 //!
-//! How a packet that a box sends goes: its port's guard (own MAC and address, IPv4 and
-//! ARP only) → to the host: refused but for answers and the resolvers → to elsewhere:
-//! resolvers → never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
-//! Only answers go past it all: connection tracking knows an earlier box's connections too.
+//! A packet that a box sends passes its port's guard (own MAC and address, IPv4 and ARP only).
+//! One to the machine is refused, except replies and the resolvers. One to elsewhere passes the
+//! resolvers, the always denied ranges and the box's chain `out-<id>`, and one to a box then that
+//! box's chain `in-<id>`. Only replies skip this: connection tracking also knows the connections
+//! of an earlier box with the same address.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,13 +33,13 @@ fn ipv4_network(network: &IpNet) -> Option<Ipv4Net> {
     }
 }
 
-/// Writes the rules of one network.
+/// Renders the rules of one network.
 #[derive(Clone, Debug)]
 pub struct Ruleset {
     table: String,
     bridge: String,
     subnet: Ipv4Net,
-    /// The set of this deployment's own boxes.
+    /// The name of the set of this deployment's boxes.
     own: String,
     resolvers: Vec<Ipv4Addr>,
     blocked: Vec<Ipv4Net>,
@@ -80,7 +81,7 @@ impl Ruleset {
         &self.own
     }
 
-    /// The tables' own rules, whole, whatever was there.
+    /// All rules of the tables themselves, whatever exists.
     fn base(&self) -> String {
         let Self {
             table,
@@ -92,7 +93,7 @@ impl Ruleset {
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
-        // A refusal that says so: a client in the box fails at once, not after minutes.
+        // An ICMP refusal: a client in the box fails at once, not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
         format!(
             r#"add table bridge {table}
@@ -144,8 +145,8 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         )
     }
 
-    /// The base and one box's rules, whole, whatever was there of it.
-    pub fn admit(
+    /// The tables' own rules and all rules of one box, whatever exists.
+    pub fn install(
         &self,
         id: &EnvironmentId,
         network: &BoxNetwork,
@@ -177,11 +178,11 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                 "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"
             ));
         }
-        // An egress CIDR around the boxes' own network opens no box.
+        // An egress CIDR that contains the boxes' network opens no box.
         line(format!(
             "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
         ));
-        // The operator's own, which no CIDR of a request opens again.
+        // No egress CIDR opens the operator's blocked networks.
         if !self.blocked.is_empty() && (policy.allow_internet || !egress.is_empty()) {
             let blocked = list(&self.blocked);
             line(format!(
@@ -228,9 +229,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         text
     }
 
-    /// Takes away all that [`Self::admit`] gave; what is not there is not an error, since
-    /// each thing is added first.
-    pub fn dismiss(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
+    /// Removes all that [`Self::install`] adds. Each element is added first, so that a missing one
+    /// is not an error.
+    pub fn remove(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
         let Self { table, own, .. } = self;
         let BoxNetwork { address, mac, port } = network;
         let mut text = String::new();
@@ -269,11 +270,11 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             let _ = writeln!(text, "add element {family} {table} {set} {{ {element} }}");
             let _ = writeln!(text, "delete element {family} {table} {set} {{ {key} }}");
         }
-        self.forget_chains(id, &mut text);
+        self.delete_chains(id, &mut text);
         text
     }
 
-    fn forget_chains(&self, id: &EnvironmentId, text: &mut String) {
+    fn delete_chains(&self, id: &EnvironmentId, text: &mut String) {
         let table = &self.table;
         for chain in ["out", "in"] {
             let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
@@ -282,8 +283,8 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         }
     }
 
-    /// Takes away what is there of a box; `None` when nothing is.
-    pub fn dismiss_found(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
+    /// Removes the listed elements of a box; `None` when there are none.
+    pub fn remove_listed(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
         let table = &self.table;
         let mut text = String::new();
         let (out, inward) = (format!("out-{id}"), format!("in-{id}"));
@@ -326,16 +327,16 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             .iter()
             .any(|chain| *chain == out || *chain == inward);
         if chains {
-            self.forget_chains(id, &mut text);
+            self.delete_chains(id, &mut text);
         }
         (!text.is_empty()).then_some(text)
     }
 }
 
-/// What nftables has in our tables, from its JSON.
+/// The elements of our tables, from nftables' JSON.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Elements {
-    /// Which box holds an address.
+    /// The box at each address.
     pub egress: Vec<(Ipv4Addr, EnvironmentId)>,
     /// Elements of the other sets and maps: the set's name and the key's parts.
     pub others: Vec<(String, Vec<String>)>,
@@ -376,7 +377,7 @@ impl Elements {
             .collect()
     }
 
-    /// The addresses that a port's guard lets speak.
+    /// The sender addresses that the ports' guards accept.
     pub fn senders(&self) -> Vec<Ipv4Addr> {
         let of_senders = self.others.iter().filter(|(name, _)| name == "senders");
         of_senders
