@@ -75,9 +75,9 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     let clusters = Clusters::new(specs.iter().map(|spec| {
         Cluster::new(
             &spec.name,
-            spec.driver_name(),
+            spec.driver_kind(),
             spec.labels.clone(),
-            spec.own.overcommit,
+            spec.extra.overcommit,
         )
     }));
     let mut runtimes = Vec::new();

@@ -1,11 +1,11 @@
-//! The clusters file, which the scheduler and the exec-proxies read alike, and the driver
-//! of each cluster in it:
+//! The clusters file, which the scheduler and the exec-proxies read, and the driver of each
+//! cluster in it:
 //! `{"clusters":[{"name":"local","driver":"containerd","labels":{},"containerd":{…}}]}`.
 //!
-//! A cluster's `labels` are what a request's `node_selector` chooses it by. They are its
-//! nodes' labels too: a cluster of one machine is that machine.
+//! A request's `node_selector` selects a cluster by its `labels`. They count as labels of its
+//! nodes too.
 //!
-//! What only one of them needs of a cluster is its own type, read beside the rest.
+//! A service reads further fields of a cluster as a type of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,20 +29,20 @@ pub enum ClustersError {
         path: String,
         source: serde_json::Error,
     },
-    #[error("`{0}` is not a cluster's name: it is of a-z, A-Z, 0-9, _ and -")]
+    #[error("clusters: a name must be 1 to 63 characters of a-z, A-Z, 0-9, _ and -, is `{0}`")]
     Name(String),
-    #[error("cluster `{0}` is named twice")]
-    Twice(String),
-    #[error("the clusters file names no cluster")]
+    #[error("clusters: the name `{0}` must be unique")]
+    Duplicate(String),
+    #[error("clusters: must not be empty")]
     Empty,
-    #[error("the driver of cluster `{cluster}` cannot be used")]
+    #[error("cannot construct the driver of cluster `{cluster}`")]
     Driver {
         cluster: String,
         source: ConnectError,
     },
 }
 
-/// A driver's own reason.
+/// The error of a driver.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error(transparent)]
@@ -51,16 +51,16 @@ pub enum ConnectError {
     Kubernetes(#[from] kubernetes::ConnectError),
 }
 
-/// One cluster of the file, and what its reader wants of it beside the driver.
+/// One cluster of the file, with the reader's further fields.
 #[derive(Clone, Deserialize)]
 pub struct ClusterSpec<T> {
-    /// A token of subjects.
+    /// A token of NATS subjects.
     pub name: String,
-    /// What a `node_selector` chooses it by.
+    /// The labels that a `node_selector` selects it by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(flatten)]
-    pub own: T,
+    pub extra: T,
     #[serde(flatten)]
     driver: DriverSpec,
 }
@@ -72,7 +72,15 @@ enum DriverSpec {
     Kubernetes { kubernetes: Box<kubernetes::Config> },
 }
 
-/// The driver of one cluster, whichever it is.
+/// The kind of a cluster's driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum DriverKind {
+    Containerd,
+    Kubernetes,
+}
+
+/// The driver of one cluster.
 enum Driver {
     Containerd(containerd::Driver),
     Kubernetes(kubernetes::Driver),
@@ -87,7 +95,7 @@ struct File<T> {
 /// Reads the clusters file.
 ///
 /// # Errors
-/// When it cannot be read, is malformed, or names a cluster badly or twice, or none.
+/// When it cannot be read, is malformed, has no cluster, or has an invalid or duplicate name.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<ClusterSpec<T>>, ClustersError> {
     let shown = || path.display().to_string();
     let text = std::fs::read(path).map_err(|source| ClustersError::Unreadable {
@@ -103,7 +111,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<ClusterSpec<T>>, Clu
     Ok(file.clusters)
 }
 
-/// Names become tokens of subjects.
+/// Checks the names, which become tokens of NATS subjects.
 fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), ClustersError> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let mut seen = BTreeSet::new();
@@ -112,7 +120,7 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), ClustersE
             return Err(ClustersError::Name(name.chars().take(80).collect()));
         }
         if !seen.insert(name) {
-            return Err(ClustersError::Twice(name.to_owned()));
+            return Err(ClustersError::Duplicate(name.to_owned()));
         }
     }
     if seen.is_empty() {
@@ -123,20 +131,19 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), ClustersE
 }
 
 impl<T> ClusterSpec<T> {
-    /// The kind of cluster, as in the file.
     #[must_use]
-    pub const fn driver_name(&self) -> &'static str {
+    pub const fn driver_kind(&self) -> DriverKind {
         match self.driver {
-            DriverSpec::Containerd { .. } => "containerd",
-            DriverSpec::Kubernetes { .. } => "kubernetes",
+            DriverSpec::Containerd { .. } => DriverKind::Containerd,
+            DriverSpec::Kubernetes { .. } => DriverKind::Kubernetes,
         }
     }
 
-    /// The scheduler's side of the cluster's driver. Does not wait for the cluster itself:
-    /// one that is down answers that it is unavailable, and comes back.
+    /// Constructs the driver for the scheduler, without waiting for the cluster. While that is
+    /// down, calls return that it is unavailable.
     ///
     /// # Errors
-    /// When the driver's configuration cannot be used here, or not yet.
+    /// When the driver's configuration is invalid here.
     pub fn runtime(&self) -> Result<Arc<dyn Runtime>, ClustersError> {
         Ok(match self.connect()? {
             Driver::Containerd(driver) => Arc::new(driver),
@@ -144,10 +151,10 @@ impl<T> ClusterSpec<T> {
         })
     }
 
-    /// The exec-proxy's side; else as [`Self::runtime`].
+    /// Constructs the driver for an exec-proxy; otherwise as [`Self::runtime`].
     ///
     /// # Errors
-    /// When the driver's configuration cannot be used here, or not yet.
+    /// When the driver's configuration is invalid here.
     pub fn connector(&self) -> Result<Arc<dyn BoxConnector>, ClustersError> {
         Ok(match self.connect()? {
             Driver::Containerd(driver) => Arc::new(driver),
@@ -179,10 +186,10 @@ impl<T> ClusterSpec<T> {
     }
 }
 
-/// A driver's own labels go before the cluster's.
-fn add_labels(own: &mut BTreeMap<String, String>, clusters: &BTreeMap<String, String>) {
-    for (key, value) in clusters {
-        own.entry(key.clone()).or_insert_with(|| value.clone());
+/// Adds the cluster's labels; a driver's own take precedence.
+fn add_labels(labels: &mut BTreeMap<String, String>, cluster: &BTreeMap<String, String>) {
+    for (key, value) in cluster {
+        labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
 }
 
@@ -190,17 +197,14 @@ fn add_labels(own: &mut BTreeMap<String, String>, clusters: &BTreeMap<String, St
 mod tests {
     use super::*;
 
-    #[derive(Deserialize)]
-    struct Nothing {}
-
     #[test]
-    fn each_kind_of_cluster_is_read_and_another_is_refused() {
+    fn each_driver_is_read_and_an_unknown_driver_is_refused() {
         let read = |cluster: serde_json::Value| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("clusters.json");
             let text = serde_json::json!({ "clusters": [cluster] }).to_string();
             std::fs::write(&path, text).unwrap();
-            super::read::<Nothing>(&path).map(|specs| specs[0].driver_name())
+            super::read::<()>(&path).map(|specs| specs[0].driver_kind())
         };
         let containerd = serde_json::json!({
             "name": "one", "driver": "containerd", "containerd": {
@@ -213,13 +217,14 @@ mod tests {
                 "deployment": "two", "boxd_image": "boxd:1", "cluster_cidrs": ["10.2.0.0/16"],
             },
         });
-        assert_eq!(read(containerd).unwrap(), "containerd");
-        assert_eq!(read(kubernetes).unwrap(), "kubernetes");
+        assert_eq!(read(containerd).unwrap(), DriverKind::Containerd);
+        assert_eq!(read(kubernetes).unwrap(), DriverKind::Kubernetes);
+        assert_eq!(DriverKind::Kubernetes.to_string(), "kubernetes");
         assert!(read(serde_json::json!({ "name": "three", "driver": "docker" })).is_err());
     }
 
     #[test]
-    fn a_name_that_cannot_be_a_subject_token_is_refused() {
+    fn invalid_cluster_name_is_refused() {
         for names in [
             &["a.b"][..],
             &[""],

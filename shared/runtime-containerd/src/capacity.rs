@@ -1,31 +1,32 @@
-//! What the machine has, less what is promised to boxes.
+//! The resources of the machine, and how much of them boxes have reserved.
 
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{Capacity, RuntimeError};
 use k8s_cri::v1::PodSandboxState;
 
-use crate::driver::{Inner, io_failure};
-use crate::labels::{self, Promised};
+use crate::context::Context;
+use crate::error::io_failure;
+use crate::labels::{self, Reserved};
 use crate::preflight;
 
-impl Inner {
+impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
         let (version, handlers, directory, sandboxes) = tokio::try_join!(
             self.cri.version(),
             self.runtime_handlers(),
             self.cri.storage_directory(),
-            // Every deployment's: the machine is shared.
+            // Of every deployment: they share the machine.
             self.cri.sandboxes(std::collections::HashMap::new()),
         )?;
-        let promised = sandboxes
+        let reserved = sandboxes
             .iter()
             .filter(|sandbox| sandbox.state() == PodSandboxState::SandboxReady)
             .filter(|sandbox| sandbox.labels.contains_key(labels::DEPLOYMENT))
-            .map(|sandbox| Promised::read(&sandbox.annotations))
-            .fold(Promised::default(), |sum, of| Promised {
-                cpu: MilliCpu(sum.cpu.0.saturating_add(of.cpu.0)),
-                memory: Bytes(sum.memory.0.saturating_add(of.memory.0)),
-                storage: Bytes(sum.storage.0.saturating_add(of.storage.0)),
+            .map(|sandbox| Reserved::read(&sandbox.annotations))
+            .fold(Reserved::default(), |sum, one| Reserved {
+                cpu: MilliCpu(sum.cpu.0.saturating_add(one.cpu.0)),
+                memory: Bytes(sum.memory.0.saturating_add(one.memory.0)),
+                storage: Bytes(sum.storage.0.saturating_add(one.storage.0)),
             });
         let cpus = std::thread::available_parallelism()
             .map_err(|error| io_failure("count processors", &error))?;
@@ -46,8 +47,8 @@ impl Inner {
             nodes: 1,
             total_cpu,
             total_memory,
-            available_cpu: MilliCpu(total_cpu.0.saturating_sub(promised.cpu.0)),
-            available_memory: Bytes(total_memory.0.saturating_sub(promised.memory.0)),
+            available_cpu: MilliCpu(total_cpu.0.saturating_sub(reserved.cpu.0)),
+            available_memory: Bytes(total_memory.0.saturating_sub(reserved.memory.0)),
             available_storage: Bytes(free.blocks_available().saturating_mul(free.fragment_size())),
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),
@@ -55,7 +56,7 @@ impl Inner {
     }
 }
 
-/// A distribution's additions to the version are nobody's concern: `1.6.20~ds1`.
+/// The version without a distribution's suffix, as in `1.6.20~ds1`.
 fn upstream(version: &str) -> &str {
     let version = version.strip_prefix('v').unwrap_or(version);
     version.split(['~', '+', '-']).next().unwrap_or(version)
@@ -74,18 +75,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_told_as_upstream_tells_it() {
-        for (said, told) in [
+    fn version_is_reduced_to_the_upstream_version() {
+        for (version, expected) in [
             ("1.6.20~ds1", "1.6.20"),
             ("v2.1.4", "2.1.4"),
             ("1.7.2-rc.1", "1.7.2"),
         ] {
-            assert_eq!(upstream(said), told);
+            assert_eq!(upstream(version), expected);
         }
     }
 
     #[test]
-    fn the_machines_memory_is_read_in_bytes() {
+    fn total_memory_is_read_in_bytes() {
         assert_eq!(
             memory_total("MemTotal:       16 kB\nMemFree: 1 kB\n"),
             Bytes(16_384)

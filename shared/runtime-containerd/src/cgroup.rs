@@ -1,11 +1,11 @@
-//! The control group above a box's containers, where the pids limit lives, and for a
-//! runtime with a kernel of its own the other limits too.
+//! The control group above a box's containers. It has the pids limit, and for a runtime with a
+//! kernel of its own the other limits too.
 //!
-//! CRI has no field for the number of processes in containerd 1.6, so the driver makes the
-//! group that the sandbox and its container become children of, and limits that; the kernel
-//! counts hierarchically. gVisor runs a whole box in this group, so that the container's
-//! own limits, which are in a group below, would limit nothing. With cgroup v1 the group
-//! exists in each hierarchy (runc makes the others); with v2 there is one.
+//! CRI has no field for the number of processes in containerd 1.6. The driver therefore creates
+//! the parent group of the sandbox and its container, and limits that; the kernel counts
+//! hierarchically. gVisor runs a whole box in this group, so that the container's limits,
+//! in a group below, would limit nothing. With cgroup v1 the group exists in each hierarchy (runc
+//! creates the others); with v2 there is one.
 
 use std::fs;
 use std::io;
@@ -16,45 +16,45 @@ use agentbox_contracts::ids::EnvironmentId;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// CPU time is given out in parts of this long.
+/// The period of a CPU quota.
 pub const CPU_PERIOD_US: i64 = 100_000;
 
-/// The pause process is one more than the user's.
-const OURS: u64 = 1;
-/// runc's own start-up inside the group needs some threads.
-const FLOOR: u64 = 16;
+/// The pause process counts too.
+const PAUSE_PROCESSES: u64 = 1;
+/// The threads that runc needs in the group to start a container.
+const MIN_PIDS: u64 = 16;
 
-/// As CRI's `cgroup_parent` wants it (with the cgroupfs driver).
+/// The path for CRI's `cgroup_parent`, in the form of the cgroupfs driver.
 pub fn parent(deployment: &str, id: &EnvironmentId) -> String {
     format!("/agentbox-{deployment}/{id}")
 }
 
-/// What is written as the limit.
-pub fn limit(pids: u32) -> u64 {
-    u64::from(pids).max(FLOOR) + OURS
+/// The value of `pids.max`.
+pub fn pids_limit(pids: u32) -> u64 {
+    u64::from(pids).max(MIN_PIDS) + PAUSE_PROCESSES
 }
 
 fn is_unified(root: &Path) -> bool {
     root.join("cgroup.controllers").exists()
 }
 
-/// What a box with a kernel of its own may use, that kernel included.
+/// The limits of a box with a kernel of its own, that kernel included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Whole {
+pub struct SandboxLimits {
     pub memory_bytes: u64,
     /// Of each [`CPU_PERIOD_US`].
     pub cpu_quota_us: i64,
 }
 
-/// Makes the group with its limits in force. Again: the limits are set again.
+/// Creates the group and sets its limits; an existing group gets the limits.
 ///
 /// # Errors
-/// When a controller is not there or not writable: then no box may start.
+/// When a controller is missing or not writable: then no box may start.
 pub fn create(
     deployment: &str,
     id: &EnvironmentId,
     pids: u32,
-    whole: Option<Whole>,
+    limits: Option<SandboxLimits>,
 ) -> io::Result<()> {
     let root = Path::new(ROOT);
     let unified = is_unified(root);
@@ -74,24 +74,24 @@ pub fn create(
         }
     }
     let group = make(&below("pids").join(id.as_str()))?;
-    fs::write(group.join("pids.max"), limit(pids).to_string())?;
-    let Some(whole) = whole else { return Ok(()) };
-    let (memory, quota) = (whole.memory_bytes.to_string(), whole.cpu_quota_us);
+    fs::write(group.join("pids.max"), pids_limit(pids).to_string())?;
+    let Some(limits) = limits else { return Ok(()) };
+    let (memory, quota) = (limits.memory_bytes.to_string(), limits.cpu_quota_us);
     if unified {
         fs::write(group.join("memory.max"), memory)?;
         // Where the machine has no swap accounting there is no swap to limit either.
-        write_if_there(&group.join("memory.swap.max"), "0")?;
+        write_if_exists(&group.join("memory.swap.max"), "0")?;
         return fs::write(group.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"));
     }
     let group = make(&below("memory").join(id.as_str()))?;
     fs::write(group.join("memory.limit_in_bytes"), &memory)?;
-    write_if_there(&group.join("memory.memsw.limit_in_bytes"), &memory)?;
+    write_if_exists(&group.join("memory.memsw.limit_in_bytes"), &memory)?;
     let group = make(&below("cpu").join(id.as_str()))?;
     fs::write(group.join("cpu.cfs_period_us"), CPU_PERIOD_US.to_string())?;
     fs::write(group.join("cpu.cfs_quota_us"), quota.to_string())
 }
 
-fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
+fn write_if_exists(file: &Path, value: &str) -> io::Result<()> {
     match fs::OpenOptions::new().write(true).open(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         opened => io::Write::write_all(&mut opened?, value.as_bytes()),
@@ -103,12 +103,12 @@ fn make(group: &Path) -> io::Result<PathBuf> {
     Ok(group.to_owned())
 }
 
-/// Whether the group's own memory limit was met.
+/// Whether the group's own memory limit was reached.
 ///
 /// With v1 the kernel counts kills in the groups below, which are gone by now, and failures
 /// not at all on newer kernels; but the group remembers the most that it ever had.
-pub fn was_out_of_memory(deployment: &str, id: &EnvironmentId) -> bool {
-    /// Memory is charged in batches: the limit is met a little before it is reached.
+pub fn memory_limit_was_reached(deployment: &str, id: &EnvironmentId) -> bool {
+    /// Memory is charged in batches, so that a charge fails a little below the limit.
     const BATCH_BYTES: u64 = 1 << 20;
     let root = Path::new(ROOT);
     let group = |hierarchy: &Path| {
@@ -139,18 +139,18 @@ fn groups_below(group: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Removes the group from every hierarchy. What is not there is not an error. The deployment's
-/// group above it stays, empty or not: in another box's start runc may rely on it just now.
+/// Removes the group from every hierarchy; a missing group is not an error. The deployment's group
+/// above it stays, because runc may be using it to start another box.
 ///
 /// # Errors
-/// When something still runs in it after `within`.
+/// When a process still runs in it after `within`.
 pub async fn remove(deployment: &str, id: &EnvironmentId, within: Duration) -> io::Result<()> {
     let deadline = tokio::time::Instant::now() + within;
     for hierarchy in hierarchies()? {
         let group = hierarchy
             .join(format!("agentbox-{deployment}"))
             .join(id.as_str());
-        // The kernel is done with a dead process's group a little after its exit.
+        // The kernel releases the group of a process a little after its exit.
         while let Err(error) = remove_tree(&group) {
             if tokio::time::Instant::now() >= deadline {
                 return Err(error);
@@ -195,8 +195,8 @@ fn remove_tree(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Where the pids limit is, and with it every process of every box.
-fn of_pids() -> PathBuf {
+/// The hierarchy with the pids limit, which contains every process of every box.
+fn pids_hierarchy() -> PathBuf {
     let root = PathBuf::from(ROOT);
     if is_unified(&root) {
         root
@@ -205,11 +205,11 @@ fn of_pids() -> PathBuf {
     }
 }
 
-/// Every process of a box, pause too. One that begins meanwhile may be missing.
+/// Every process of a box, including pause. A process that starts meanwhile may be missing.
 pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
     let mut found = Vec::new();
     let mut pending = vec![
-        of_pids()
+        pids_hierarchy()
             .join(format!("agentbox-{deployment}"))
             .join(id.as_str()),
     ];
@@ -221,9 +221,9 @@ pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
     found
 }
 
-/// Boxes that have a group here.
+/// The boxes that have a group.
 pub fn boxes(deployment: &str) -> Vec<EnvironmentId> {
-    let Ok(entries) = fs::read_dir(of_pids().join(format!("agentbox-{deployment}"))) else {
+    let Ok(entries) = fs::read_dir(pids_hierarchy().join(format!("agentbox-{deployment}"))) else {
         return Vec::new();
     };
     entries
@@ -236,23 +236,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_leaves_room_for_pause_and_for_starting() {
+    fn pids_limit_includes_pause_and_startup() {
         for (asked, written) in [(1, 17), (16, 17), (64, 65), (1024, 1025)] {
-            assert_eq!(limit(asked), written, "{asked}");
+            assert_eq!(pids_limit(asked), written, "{asked}");
         }
     }
 
     #[tokio::test]
-    async fn a_group_is_made_with_its_limit_and_removed() {
+    async fn cgroup_is_created_with_limits_and_removed() {
         let id = EnvironmentId::random();
         let deployment = format!("cgroup-test-{}", std::process::id());
         create(&deployment, &id, 32, None).unwrap();
-        let whole = Whole {
+        let limits = SandboxLimits {
             memory_bytes: 64 << 20,
             cpu_quota_us: 50_000,
         };
-        create(&deployment, &id, 48, Some(whole)).unwrap();
-        assert!(!was_out_of_memory(&deployment, &id));
+        create(&deployment, &id, 48, Some(limits)).unwrap();
+        assert!(!memory_limit_was_reached(&deployment, &id));
         assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
         remove(&deployment, &id, Duration::from_secs(5))
             .await

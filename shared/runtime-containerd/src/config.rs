@@ -1,19 +1,16 @@
-//! What a containerd cluster's driver is told: the `containerd` object of the clusters
-//! file.
+//! The driver's configuration: the `containerd` object of the clusters file.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
-/// The longest a Linux interface's name may be, without its closing zero.
+/// The longest name of a Linux interface, without its terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
-/// Of a deployment's or network's name: it becomes part of labels, cgroups and tables.
-const MAX_NAME: usize = 40;
-
 /// One containerd and the network its CNI configuration gives to boxes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,99 +26,82 @@ pub struct Config {
     pub subnet: Ipv4Net,
     /// The bridge that the CNI configuration names.
     pub bridge: String,
-    /// Which boxes are ours: `[a-z0-9-]`, at most 40 characters.
+    /// The name of the deployment, which labels its boxes: `[a-z0-9-]`, at most 40 characters.
     pub deployment: String,
-    /// What boxes use to resolve names; IPv6 ones are left out, boxes have no IPv6.
+    /// The resolvers of boxes. IPv6 addresses are ignored: boxes have no IPv6.
     pub dns_servers: Vec<IpAddr>,
 
     /// Names the firewall tables, `agentbox-<network>`. Default: `deployment`.
-    /// Deployments that share one bridge must share this name: a table drops whatever
-    /// comes from the bridge and is not in it.
+    /// Deployments that share one bridge must share this name: a table drops every packet from
+    /// the bridge whose sender it does not contain.
     #[serde(default)]
     pub network: Option<String>,
-    /// What `node_selector` is matched against, beside `kubernetes.io/{os,arch,hostname}`.
+    /// Labels that a `node_selector` is matched against, beside `kubernetes.io/{os,arch,hostname}`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Public addresses that boxes must not reach either: the operator's own services.
     #[serde(default)]
     pub blocked_egress_cidrs: Vec<IpNet>,
-    /// What "no `network_policy`" means: the public internet (the default) or nothing.
-    #[serde(default = "yes")]
+    /// Whether a box without a `network_policy` may reach the public internet. Default true.
+    #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
     /// The nftables program. Default `nft`, looked for in the sbin directories too.
     #[serde(default = "nft")]
     pub nft: PathBuf,
-    /// Seconds one image may take to come. Default 120.
-    #[serde(default = "image_pull_deadline_s")]
+    /// Seconds for one image pull. Default 120.
+    #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
-    /// Seconds a sandbox with its network may take. Default 30.
+    /// Seconds for the creation of a sandbox with its network. Default 30.
     #[serde(default = "sandbox_deadline_s")]
     pub sandbox_deadline_s: u64,
     /// Seconds from a container's start until boxd answers. Default 20.
-    #[serde(default = "start_deadline_s")]
+    #[serde(default = "defaults::start_deadline_s")]
     pub start_deadline_s: u64,
     /// Seconds for any other call. Default 10.
-    #[serde(default = "call_deadline_s")]
+    #[serde(default = "defaults::call_deadline_s")]
     pub call_deadline_s: u64,
     /// Milliseconds for a TCP connection to a boxd. Default 2000.
-    #[serde(default = "connect_deadline_ms")]
+    #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
 }
 
-const fn yes() -> bool {
-    true
-}
 fn nft() -> PathBuf {
     PathBuf::from("nft")
-}
-const fn image_pull_deadline_s() -> u64 {
-    120
 }
 const fn sandbox_deadline_s() -> u64 {
     30
 }
-const fn start_deadline_s() -> u64 {
-    20
-}
-const fn call_deadline_s() -> u64 {
-    10
-}
-const fn connect_deadline_ms() -> u64 {
-    2_000
-}
 
-/// The configuration cannot be used.
+/// The configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_NAME} characters")]
+    #[error(
+        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, is `{value}`"
+    )]
     Name { field: &'static str, value: String },
-    #[error("`bridge` is `{0}`, which cannot be an interface's name")]
+    #[error("bridge: must be the name of an interface, is `{0}`")]
     Bridge(String),
-    #[error("`{field}` is {path}: it must be an absolute path")]
+    #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },
 }
 
 impl Config {
     /// # Errors
-    /// When a name or path cannot be what it says; nothing is looked up.
+    /// The first value that breaks its rule. No file is read.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("deployment", self.deployment.as_str()),
             ("network", self.network()),
         ] {
-            let named = (1..=MAX_NAME).contains(&value.len())
-                && value
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !value.starts_with('-');
-            if !named {
+            let is_name = defaults::is_deployment_name(value);
+            if !is_name {
                 return Err(ConfigError::Name {
                     field,
                     value: value.to_owned(),
                 });
             }
         }
-        // It is written into firewall rules: nothing that could end a word there.
+        // The name is written into firewall rules, so it must not end a word there.
         let interface = (1..=MAX_INTERFACE_NAME).contains(&self.bridge.len())
             && self
                 .bridge
@@ -168,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_clusters_file_must_say_is_enough() {
+    fn required_fields_are_sufficient() {
         let config: Config = serde_json::from_value(minimal()).unwrap();
         config.validate().unwrap();
         assert_eq!(config.network(), "local-1");
@@ -177,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_break_a_rule_or_a_path_is_refused() {
+    fn unsafe_name_or_relative_path_is_refused() {
         for (field, value) in [
             ("deployment", ""),
             ("deployment", "a/b"),
@@ -195,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_refused() {
+    fn unknown_field_is_refused() {
         let mut json = minimal();
         json["sokcet"] = "/x".into();
         assert!(serde_json::from_value::<Config>(json).is_err());

@@ -1,9 +1,9 @@
-//! A box's container: boxd as its entry, the user's command behind it, limits and
-//! rights. Pure.
+//! Renders the configuration of a box's container: boxd as its entry with the user's command,
+//! limits and rights. Pure.
 //!
 //! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
-//! * The image's environment, user and working directory hold (CRI adds them).
+//! * CRI adds the image's environment, user and working directory.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
 use crate::labels;
 
-/// Where a box sees boxd, and the directory of its output.
+/// The paths in a box of boxd, and of its output directory.
 const BOXD: &str = "/.agentbox/boxd";
 const OUTPUT: &str = "/.agentbox/output";
 /// Inside the output directory.
@@ -30,7 +30,7 @@ pub const TERMINATION_FILE: &str = "termination.json";
 /// The kernel refuses less than 1 ms of each period.
 const MIN_CPU_QUOTA_US: i64 = 1_000;
 
-/// What the kubelet hides, since CRI hides nothing by itself.
+/// The paths that the kubelet hides; CRI hides none by itself.
 const MASKED_PATHS: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
@@ -52,16 +52,21 @@ const READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// What a box gets of this machine, beside boxd.
+/// The files of this machine that a box uses, beside boxd.
 #[derive(Clone, Copy, Debug)]
-pub struct Of<'a> {
+pub struct HostFiles<'a> {
     /// Its output directory.
     pub output: &'a Path,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
 
-pub fn config(config: &Config, spec: &BoxSpec, generation: i64, of: Of<'_>) -> ContainerConfig {
+pub fn config(
+    config: &Config,
+    spec: &BoxSpec,
+    generation: i64,
+    files: HostFiles<'_>,
+) -> ContainerConfig {
     let mount = |container: &str, host: &Path, readonly| Mount {
         container_path: container.to_owned(),
         host_path: host.to_string_lossy().into_owned(),
@@ -82,7 +87,7 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64, of: Of<'_>) -> C
         envs: environment(spec),
         mounts: vec![
             mount(BOXD, &config.boxd, true),
-            mount(OUTPUT, of.output, false),
+            mount(OUTPUT, files.output, false),
         ],
         labels: labels::labels(&config.deployment, spec, generation),
         annotations: labels::annotations(spec),
@@ -90,7 +95,7 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64, of: Of<'_>) -> C
             resources: Some(resources(&spec.resources)),
             security_context: Some(security(
                 spec.isolation.security_context.as_ref(),
-                of.seccomp,
+                files.seccomp,
             )),
         }),
         ..Default::default()
@@ -106,7 +111,7 @@ fn command(asked: Option<&[String]>) -> Vec<String> {
     command
 }
 
-/// The user's variables, then boxd's: nobody sets boxd's but us.
+/// The user's variables, then boxd's, which a user cannot set.
 fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
     let users = spec
         .env
@@ -143,10 +148,10 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
         cpu_quota: cpu_quota_us(limits.cpu),
-        // The share under contention: as Kubernetes counts, 1024 a core, at least 2.
+        // The share under contention, as Kubernetes computes it: 1024 for each core, at least 2.
         cpu_shares: (milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144),
         memory_limit_in_bytes: signed(limits.memory.0),
-        // Memory and swap together: so no swap.
+        // Memory and swap together, so that there is no swap.
         memory_swap_limit_in_bytes: signed(limits.memory.0),
         ..Default::default()
     }

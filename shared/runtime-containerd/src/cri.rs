@@ -1,7 +1,7 @@
-//! One containerd, over CRI v1: each call with a deadline, and errors by what a caller
-//! can do about them.
+//! A client of one containerd, over CRI v1. Each call has a deadline, and each error says what a
+//! caller can do about it.
 //!
-//! Never decides anything, and never retries: that is its callers'.
+//! Never decides anything, and never retries: callers do.
 
 use std::future::Future;
 use std::path::Path;
@@ -38,7 +38,7 @@ pub enum CriError {
         operation: &'static str,
         after: Duration,
     },
-    /// containerd is not there, or its connection broke.
+    /// containerd is down, or its connection broke.
     #[error("{operation}: containerd does not answer: {message}")]
     Unavailable {
         operation: &'static str,
@@ -53,10 +53,10 @@ pub enum CriError {
 }
 
 impl CriError {
-    fn of(operation: &'static str, status: &Status) -> Self {
+    fn from_status(operation: &'static str, status: &Status) -> Self {
         let message = status.message().to_owned();
-        // A broken connection comes as UNKNOWN with a cause, which an answer never has;
-        // and so does a containerd that is still starting, in words only.
+        // A broken connection has the code UNKNOWN and a cause, which an answer never has. A
+        // containerd that is still starting is known by its message only.
         let is_broken = std::error::Error::source(status).is_some();
         let is_starting = message.contains("not initialized yet");
         match status.code() {
@@ -70,7 +70,7 @@ impl CriError {
         }
     }
 
-    /// What containerd said; empty when it said nothing.
+    /// containerd's message; empty when there is none.
     pub fn message(&self) -> &str {
         match self {
             Self::Deadline { .. } => "",
@@ -78,17 +78,17 @@ impl CriError {
         }
     }
 
-    /// Another call is still changing it.
+    /// Whether another call is still changing the object.
     fn is_busy(&self) -> bool {
-        let said = self.message();
+        let message = self.message();
         ["starting state", "removing state", "is already in removing"]
             .iter()
-            .any(|state| said.contains(state))
+            .any(|state| message.contains(state))
     }
 
-    /// The object is not (or no longer) there.
+    /// Whether the object does not exist.
     pub fn is_not_found(&self) -> bool {
-        // containerd 1.6 answers UNKNOWN for some of what it does not find.
+        // containerd 1.6 answers UNKNOWN for some missing objects.
         match self {
             Self::Refused {
                 code: Code::NotFound,
@@ -116,8 +116,7 @@ impl From<CriError> for RuntimeError {
     }
 }
 
-/// A client span for one call; none where nothing is traced, as in what looks again every
-/// second.
+/// A client span for one call; none outside of a trace, as in the periodic checks.
 fn call_span(operation: &'static str) -> Span {
     if Span::current().is_none() {
         return Span::none();
@@ -155,11 +154,11 @@ fn call<T>(
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => {
                 span.record("rpc.grpc.status_code", i32::from(status.code()));
-                Err(CriError::of(operation, &status))
+                Err(CriError::from_status(operation, &status))
             }
             Err(_) => Err(CriError::Deadline { operation, after }),
         };
-        // That something is not there is an answer like any other.
+        // A missing object is not an error of the call.
         if outcome.as_ref().is_err_and(|error| !error.is_not_found()) {
             span.record("otel.status_code", "ERROR");
         }
@@ -167,15 +166,15 @@ fn call<T>(
     }
 }
 
-/// "It is not there" is what the caller wanted.
-fn gone_is_fine(outcome: Result<(), CriError>) -> Result<(), CriError> {
+/// Turns a missing object into success, for removals.
+fn ignore_not_found(outcome: Result<(), CriError>) -> Result<(), CriError> {
     match outcome {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,
     }
 }
 
-/// The connection is made at the first call and again whenever it broke.
+/// The client of one containerd. It connects at the first call, and again when the connection broke.
 #[derive(Clone, Debug)]
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
@@ -187,7 +186,7 @@ pub struct Cri {
 impl Cri {
     pub fn new(socket: &Path, deadline: Duration) -> Self {
         let socket = socket.to_owned();
-        // The URI is only what HTTP/2 wants as an authority.
+        // HTTP/2 needs an authority; the socket does not use it.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(
             tower::service_fn(move |_: Uri| {
                 let socket = socket.clone();
@@ -220,7 +219,7 @@ impl Cri {
         .await
     }
 
-    /// containerd's own configuration, as the JSON it answers verbosely with.
+    /// containerd's configuration in JSON, from its verbose status.
     pub async fn configuration(&self) -> Result<String, CriError> {
         let request = StatusRequest { verbose: true };
         let mut answer = call(
@@ -232,7 +231,7 @@ impl Cri {
         Ok(answer.info.remove("config").unwrap_or_default())
     }
 
-    /// Where containerd keeps what boxes write.
+    /// The directory with the writable layers of containers.
     pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
         let request = ImageFsInfoRequest {};
         let answer = call(
@@ -318,8 +317,8 @@ impl Cri {
         .await
     }
 
-    /// Kills what runs in the sandbox, gives its network back, and forgets it. What a
-    /// call that was cut off is still doing in it is waited for.
+    /// Kills the sandbox's processes, releases its network, and removes it. Waits for an interrupted
+    /// call that is still changing it.
     pub async fn remove_sandbox(&self, id: &str, within: Duration) -> Result<(), CriError> {
         let deadline = tokio::time::Instant::now() + within;
         loop {
@@ -337,7 +336,7 @@ impl Cri {
         let stop = StopPodSandboxRequest {
             pod_sandbox_id: id.to_owned(),
         };
-        gone_is_fine(
+        ignore_not_found(
             call("StopPodSandbox", deadline, client.stop_pod_sandbox(stop))
                 .await
                 .map(|_| ()),
@@ -345,7 +344,7 @@ impl Cri {
         let remove = RemovePodSandboxRequest {
             pod_sandbox_id: id.to_owned(),
         };
-        gone_is_fine(
+        ignore_not_found(
             call(
                 "RemovePodSandbox",
                 deadline,
@@ -396,7 +395,7 @@ impl Cri {
         };
         let mut client = self.runtime.clone();
         let deadline = self.deadline + Duration::from_secs(seconds);
-        gone_is_fine(
+        ignore_not_found(
             call("StopContainer", deadline, client.stop_container(request))
                 .await
                 .map(|_| ()),

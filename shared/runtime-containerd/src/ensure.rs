@@ -1,62 +1,63 @@
-//! Makes a box.
+//! Creates a box.
 //!
-//! * I1. Only the holder of the box's lock makes or changes it; image pulls, which take
-//!   long and harm nobody, go on without the lock, and the box is looked at anew after.
-//! * I2. The network policy is in force before the container starts; nothing of the
-//!   user's runs in the sandbox.
-//! * I3. What a killed `ensure` left is removed before a box is made, never built upon,
-//!   unless its container runs already: then only boxd is waited for.
+//! * I1. Only the holder of the box's lock creates or changes it. An image pull, which takes long
+//!   and changes no box, runs without the lock; the box is observed again after it.
+//! * I2. The network policy is in force before the container starts; nothing of the user
+//!   runs in the sandbox.
+//! * I3. The remains of a killed `ensure` are removed before a box is created, unless its
+//!   container runs already: then this waits for boxd only.
 //!
-//! A newer generation of a box that runs adopts it: a box is never made twice, since
-//! what its user did in it would be lost.
+//! A newer generation adopts a running box. A box is never created twice, because its user's
+//! work would be lost.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError};
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::box_state::{BoxLock, BoxState, Failure, Step};
+use crate::context::Context;
 use crate::cri::CriError;
-use crate::driver::{Inner, io_failure};
-use crate::facts::{BoxLock, Facts, Failure, Step};
-use crate::firewall::Policy;
+use crate::error::io_failure;
 use crate::image::{self, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
 use crate::{cgroup, container, output, sandbox, seccomp};
 
-/// boxd listens a few milliseconds after its start.
+/// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
-/// A container that ends at once never listens; asking containerd costs more than a poll.
-const POLLS_PER_LOOK: u32 = 10;
+/// Connection attempts for each status request to containerd, which costs more. A container
+/// that ends at once never listens.
+const ATTEMPTS_PER_STATUS: u32 = 10;
 
-/// Where making a box stopped.
-enum Halt {
-    /// It will never run.
+/// The creation of a box did not succeed.
+enum EnsureError {
+    /// The box can never run.
     Failed(Failure),
-    /// Try again.
+    /// A later call may succeed.
     Error(RuntimeError),
 }
 
-impl<E: Into<RuntimeError>> From<E> for Halt {
+impl<E: Into<RuntimeError>> From<E> for EnsureError {
     fn from(error: E) -> Self {
         Self::Error(error.into())
     }
 }
 
-impl Inner {
+impl Context {
     pub async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
         let id = &spec.id;
         let mut pulled = false;
         loop {
-            let lock = self.facts.lock(id, self.lock_deadline()).await?;
+            let lock = self.states.lock(id, self.lock_deadline()).await?;
             let objects = self.objects(id).await?;
-            let known = self.facts.load(id).await?;
+            let known = self.states.load(id).await?;
             let held = known
                 .as_ref()
                 .map(|f| f.generation)
@@ -70,22 +71,22 @@ impl Inner {
             if pulled && known.is_none() {
                 return Err(RuntimeError::Cluster {
                     operation: "ensure",
-                    message: "the box was removed while its image was pulled".to_owned(),
+                    message: "the box was removed during its image pull".to_owned(),
                 });
             }
             let is_new = known.is_none();
-            let mut facts = known.unwrap_or_else(|| Facts::new(generation, Utc::now()));
-            if is_new || facts.generation != generation {
-                facts.generation = generation;
-                self.facts.save(&lock, id, &facts).await?;
+            let mut state = known.unwrap_or_else(|| BoxState::new(generation, Utc::now()));
+            if is_new || state.generation != generation {
+                state.generation = generation;
+                self.states.save(&lock, id, &state).await?;
             }
-            let observed = self.observed(id, &objects, Some(facts.clone())).await?;
+            let observed = self.observed(id, &objects, Some(state.clone())).await?;
             if !matches!(observed.phase, BoxPhase::Starting { .. }) {
                 return Ok(observed);
             }
             if !pulled && self.cri.image(&spec.image).await?.is_none() {
-                facts.step = Step::PullingImage;
-                self.facts.save(&lock, id, &facts).await?;
+                state.step = Step::PullingImage;
+                self.states.save(&lock, id, &state).await?;
                 drop(lock);
                 if let Err(failure) = self.pull(&spec.image).await? {
                     return self.fail(id, generation, failure).await;
@@ -93,43 +94,43 @@ impl Inner {
                 pulled = true;
                 continue;
             }
-            facts.step = Step::Starting;
-            let made = self
-                .make(spec, generation, &objects, &lock, &mut facts)
+            state.step = Step::Starting;
+            let created = self
+                .create(spec, generation, &objects, &lock, &mut state)
                 .await;
-            return match made {
-                Ok(()) => self.look(id).await,
-                Err(Halt::Error(error)) => Err(error),
-                Err(Halt::Failed(failure)) => {
-                    facts.failure = Some(failure);
-                    self.facts.save(&lock, id, &facts).await?;
-                    self.look(id).await
+            return match created {
+                Ok(()) => self.observe(id).await,
+                Err(EnsureError::Error(error)) => Err(error),
+                Err(EnsureError::Failed(failure)) => {
+                    state.failure = Some(failure);
+                    self.states.save(&lock, id, &state).await?;
+                    self.observe(id).await
                 }
             };
         }
     }
 
-    async fn look(&self, id: &EnvironmentId) -> Result<Observed, RuntimeError> {
+    async fn observe(&self, id: &EnvironmentId) -> Result<Observed, RuntimeError> {
         let objects = self.objects(id).await?;
-        self.observed(id, &objects, self.facts.load(id).await?)
+        self.observed(id, &objects, self.states.load(id).await?)
             .await
     }
 
-    /// Records that the box will never run, unless somebody removed or renewed it.
+    /// Records that the box will never run, unless it was removed or has a newer generation.
     async fn fail(
         &self,
         id: &EnvironmentId,
         generation: i64,
         failure: Failure,
     ) -> Result<Observed, RuntimeError> {
-        let lock = self.facts.lock(id, self.lock_deadline()).await?;
-        if let Some(mut facts) = self.facts.load(id).await?
-            && facts.generation == generation
+        let lock = self.states.lock(id, self.lock_deadline()).await?;
+        if let Some(mut state) = self.states.load(id).await?
+            && state.generation == generation
         {
-            facts.failure = Some(failure);
-            self.facts.save(&lock, id, &facts).await?;
+            state.failure = Some(failure);
+            self.states.save(&lock, id, &state).await?;
         }
-        self.look(id).await
+        self.observe(id).await
     }
 
     async fn pull(&self, image: &str) -> Result<Result<(), Failure>, RuntimeError> {
@@ -149,71 +150,66 @@ impl Inner {
         }
     }
 
-    async fn make(
+    async fn create(
         &self,
         spec: &BoxSpec,
         generation: i64,
         objects: &Objects,
         lock: &BoxLock,
-        facts: &mut Facts,
-    ) -> Result<(), Halt> {
+        state: &mut BoxState,
+    ) -> Result<(), EnsureError> {
         let id = &spec.id;
         let running = objects
             .container()
             .filter(|c| c.state() == ContainerState::ContainerRunning);
-        if let (Some(container), Some(network)) = (running, facts.network.clone()) {
+        if let (Some(container), Some(network)) = (running, state.network.clone()) {
             return self
-                .wait_until_ready(id, &container.id, &network, lock, facts)
+                .wait_until_ready(id, &container.id, &network, lock, state)
                 .await;
         }
-        if !objects.sandboxes.is_empty() || facts.network.is_some() {
-            self.firewall.dismiss(id, facts.network.as_ref()).await?;
+        if !objects.sandboxes.is_empty() || state.network.is_some() {
+            self.firewall.remove(id, state.network.as_ref()).await?;
             self.remove_sandboxes(objects).await?;
-            facts.network = None;
+            state.network = None;
         }
         if let Some(image) = self.cri.image(&spec.image).await?
             && let Some(message) =
                 image::user_problem(&image, spec.isolation.security_context.as_ref())
         {
-            return Err(Halt::Failed(Failure {
+            return Err(EnsureError::Failed(Failure {
                 reason: FailureReason::ImageInvalid,
                 message,
             }));
         }
-        let policy = Policy::read(
-            spec.isolation.network_policy.as_ref(),
-            self.config.default_allow_internet,
-        )
-        .map_err(|error| {
-            Halt::Failed(Failure {
-                reason: FailureReason::Unschedulable,
-                message: error.to_string(),
-            })
-        })?;
-        self.facts.save(lock, id, facts).await?;
+        let policy = spec
+            .isolation
+            .network_policy
+            .clone()
+            .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
+        self.states.save(lock, id, state).await?;
         let output = self.output_directory(id);
-        let (pids, whole) = (spec.resources.pids, sandbox::whole(spec));
-        cgroup::create(&self.config.deployment, id, pids, whole)
+        let (pids, limits) = (spec.resources.pids, sandbox::limits(spec));
+        cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
         let (network, seccomp) = self.read_sandbox(&sandbox).await?;
-        facts.network = Some(network.clone());
-        facts.policy = Some(policy.clone());
-        self.facts.save(lock, id, facts).await?;
+        state.network = Some(network.clone());
+        state.policy = Some(policy.clone());
+        self.states.save(lock, id, state).await?;
 
-        let of = container::Of {
+        let files = container::HostFiles {
             output: &output,
             seccomp: &seccomp,
         };
-        let container_config = container::config(&self.config, spec, generation, of);
-        let admit = async {
+        let container_config = container::config(&self.config, spec, generation, files);
+        let install = async {
             self.firewall
-                .admit(id, &network, &policy)
+                .install(id, &network, &policy)
                 .await
-                .map_err(Halt::from)
+                .map_err(EnsureError::from)
         };
         let create = async {
             self.cri
@@ -221,13 +217,13 @@ impl Inner {
                 .await
                 .map_err(|error| start_failure(spec, error))
         };
-        let ((), container) = tokio::try_join!(admit, create)?;
+        let ((), container) = tokio::try_join!(install, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
         self.cri
             .start_container(&container, deadline)
             .await
             .map_err(|error| start_failure(spec, error))?;
-        self.wait_until_ready(id, &container, &network, lock, facts)
+        self.wait_until_ready(id, &container, &network, lock, state)
             .await
     }
 
@@ -235,15 +231,15 @@ impl Inner {
         &self,
         spec: &BoxSpec,
         config: k8s_cri::v1::PodSandboxConfig,
-    ) -> Result<String, Halt> {
+    ) -> Result<String, EnsureError> {
         let within = Duration::from_secs(self.config.sandbox_deadline_s);
         let deadline = Instant::now() + within;
         loop {
             let handler = sandbox::runtime_handler(spec);
             match self.cri.run_sandbox(config.clone(), handler, within).await {
                 Ok(id) => return Ok(id),
-                // Of an `ensure` that was killed: containerd is still making or unmaking
-                // its sandbox. It appears or its name becomes free.
+                // containerd is still creating or removing the sandbox of a killed `ensure`. The
+                // sandbox appears, or its name becomes free.
                 Err(error) if error.message().contains("is reserved for") => {
                     if Instant::now() >= deadline {
                         return Err(error.into());
@@ -257,7 +253,7 @@ impl Inner {
         }
     }
 
-    /// Its place in the network, and the file of the filter that its container gets.
+    /// The sandbox's network, and the file of the system-call filter for its container.
     async fn read_sandbox(&self, sandbox: &str) -> Result<(BoxNetwork, PathBuf), RuntimeError> {
         let status = self.cri.sandbox_status(sandbox).await?;
         let info = status.info.get("info").map_or("", String::as_str);
@@ -266,38 +262,38 @@ impl Inner {
                 operation: "sandbox network",
                 message: error.to_string(),
             })?;
-        let filter = seccomp::narrowed(info).map_err(|error| RuntimeError::Cluster {
+        let filter = seccomp::restrict(info).map_err(|error| RuntimeError::Cluster {
             operation: "system-call filter",
             message: error.to_string(),
         })?;
-        let kept = seccomp::keep(&self.config.state_dir, &filter)
+        let stored = seccomp::store(&self.config.state_dir, &filter)
             .map_err(|error| io_failure("system-call filter", &error))?;
-        Ok((network, kept))
+        Ok((network, stored))
     }
 
-    /// Until boxd accepts a connection, or the container has ended.
+    /// Waits until boxd accepts a connection, or the container has ended.
     async fn wait_until_ready(
         &self,
         id: &EnvironmentId,
         container: &str,
         network: &BoxNetwork,
         lock: &BoxLock,
-        facts: &mut Facts,
-    ) -> Result<(), Halt> {
+        state: &mut BoxState,
+    ) -> Result<(), EnsureError> {
         let within = Duration::from_secs(self.config.start_deadline_s);
         let deadline = Instant::now() + within;
         let address = (network.address, DEFAULT_PORT);
-        let mut polls = 0u32;
+        let mut attempts = 0u32;
         loop {
             let attempt = tokio::time::timeout_at(deadline, TcpStream::connect(address)).await;
             if matches!(attempt, Ok(Ok(_))) {
                 break;
             }
-            polls += 1;
-            if polls.is_multiple_of(POLLS_PER_LOOK) {
+            attempts += 1;
+            if attempts.is_multiple_of(ATTEMPTS_PER_STATUS) {
                 let status = self.cri.container_status(container).await?;
                 if status.is_none_or(|s| s.state() == ContainerState::ContainerExited) {
-                    // It has run and ended: the phase tells how.
+                    // The container has run and ended; the phase has its exit status.
                     break;
                 }
             }
@@ -306,33 +302,33 @@ impl Inner {
             }
             tokio::time::sleep(READY_POLL).await;
         }
-        facts.ready_at = Some(Utc::now());
-        self.facts.save(lock, id, facts).await?;
+        state.ready_at = Some(Utc::now());
+        self.states.save(lock, id, state).await?;
         Ok(())
     }
 }
 
-/// Whether the image or the spec is to blame.
-fn start_failure(spec: &BoxSpec, error: CriError) -> Halt {
+/// Decides whether the image or the spec caused the error.
+fn start_failure(spec: &BoxSpec, error: CriError) -> EnsureError {
     match failure_reason(error.message()) {
         Some(reason) => {
-            let said: String = error
+            let text: String = error
                 .message()
                 .chars()
                 .filter(|c| !c.is_control())
                 .take(400)
                 .collect();
-            let message = format!("the image \"{}\" cannot run: {said}", spec.image);
-            Halt::Failed(Failure { reason, message })
+            let message = format!("the image \"{}\" cannot run: {text}", spec.image);
+            EnsureError::Failed(Failure { reason, message })
         }
         None => error.into(),
     }
 }
 
-/// What containerd and runc say of images and specs that can never run.
+/// The reason in an error of containerd or runc that no later attempt can mend.
 fn failure_reason(message: &str) -> Option<FailureReason> {
-    let said = message.to_lowercase();
-    let any = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
+    let lower = message.to_lowercase();
+    let any = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     if any(&["no runtime for", "unknown runtime", "runtime handler"]) {
         Some(FailureReason::RuntimeClass)
     } else if any(&[
@@ -362,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_never_run_is_told_from_what_may() {
+    fn permanent_start_errors_are_classified() {
         for (message, reason) in [
             (
                 "no runtime for \"gvisor\" is configured",

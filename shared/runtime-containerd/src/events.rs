@@ -1,7 +1,7 @@
-//! containerd's own events: something happened to a task or container, look again.
+//! containerd's events about tasks: hints that boxes have changed.
 //!
-//! Only a hint, and only for speed: the watch polls too. The service is containerd's
-//! (`containerd.services.events.v1`), not CRI's, and its messages are not even decoded.
+//! They only make the watch faster, which polls too. The service is containerd's
+//! (`containerd.services.events.v1`), not CRI's. The messages are not decoded.
 
 use std::pin::Pin;
 
@@ -19,36 +19,31 @@ pub struct SubscribeRequest {
     pub filters: Vec<String>,
 }
 
-/// `Envelope`, of which nothing is needed.
+/// `Envelope`, none of whose fields is needed.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {}
 
-/// One item an event.
-pub type Wakes = Pin<Box<dyn Stream<Item = ()> + Send>>;
+/// One item for each event.
+pub type TaskEvents = Pin<Box<dyn Stream<Item = ()> + Send>>;
 
 const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
 
-/// Every start and end of a process of CRI's containers, from now on. Ends when
-/// containerd does not have the service or is gone.
-pub fn wakes(cri: &Cri) -> Wakes {
+/// Subscribes to the starts and ends of the tasks of CRI's containers. The stream ends when
+/// containerd lacks the service or is gone.
+pub fn subscribe(cri: &Cri) -> TaskEvents {
     let cri = cri.clone();
-    // containerd answers the call itself with the first event only: whoever waited for
-    // the answer would wait for the first event.
-    let subscribed = stream::once(async move { subscribe(&cri).await }).try_flatten();
-    Box::pin(
-        subscribed
-            .take_while(|event| ready(event.is_ok()))
-            .map(drop),
-    )
+    // containerd answers the call only with the first event, so the call is part of the stream.
+    let events = stream::once(async move { open_stream(&cri).await }).try_flatten();
+    Box::pin(events.take_while(|event| ready(event.is_ok())).map(drop))
 }
 
-async fn subscribe(cri: &Cri) -> Result<Streaming<Event>, Status> {
+async fn open_stream(cri: &Cri) -> Result<Streaming<Event>, Status> {
     let mut client = tonic::client::Grpc::new(cri.channel());
     client
         .ready()
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
-    // CRI deletes an ended task and only then says that its container has exited.
+    // CRI deletes an ended task before it lists the container as exited.
     let filters = ["/tasks/start", "/tasks/exit", "/tasks/delete", "/tasks/oom"]
         .map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""))
         .to_vec();

@@ -1,16 +1,16 @@
-//! Puts a box's network policy in force, and takes it away.
+//! Installs and removes the firewall rules of a box's network policy.
 //!
 //! One pair of nftables tables a network, `agentbox-<network>`: in `bridge` a guard of
 //! each box's port (own address only, no box to box on layer 2), in `inet` the policies.
 //! Lookups are by map, so the cost of a packet does not grow with the number of boxes.
 //!
-//! * I1. Each change is one nftables transaction: wholly in force or not at all.
-//! * I2. Each admission restates the tables' own rules, so a table that somebody
-//!   removed or an older version wrote is whole again.
-//! * I3. From the bridge, what is in no map is refused: a box whose rules are not (or no
-//!   longer) there reaches nothing.
-//! * I4. Tables stay when the last box goes: removing them could race with the next box,
-//!   and without them a box would be open.
+//! * I1. Each change is one nftables transaction: all of it is in force, or nothing.
+//! * I2. Each installation restates the tables' own rules, so that a table that somebody
+//!   deleted or an older version wrote is complete again.
+//! * I3. A packet from the bridge whose sender is in no map is refused: a box without rules
+//!   reaches nothing.
+//! * I4. The tables stay when the last box is removed: deleting them could race with the next
+//!   box, and without them a box would be open.
 
 mod ruleset;
 
@@ -20,13 +20,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::RuntimeError;
+use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-pub use ruleset::Policy;
 use ruleset::Ruleset;
 
 use crate::config::Config;
@@ -41,9 +41,9 @@ pub enum FirewallError {
     },
     #[error("nft did not finish within {0:?}")]
     Deadline(Duration),
-    #[error("nft refused: {0}")]
+    #[error("nft failed: {0}")]
     Refused(String),
-    #[error("nft answered something else than JSON")]
+    #[error("nft did not print JSON")]
     Json(#[from] serde_json::Error),
 }
 
@@ -51,14 +51,10 @@ impl From<FirewallError> for RuntimeError {
     fn from(error: FirewallError) -> Self {
         match error {
             FirewallError::Deadline(after) => Self::Deadline(after),
-            other => {
-                let cause = std::error::Error::source(&other).map(ToString::to_string);
-                let message = cause.map_or_else(|| other.to_string(), |c| format!("{other}: {c}"));
-                Self::Cluster {
-                    operation: "network policy",
-                    message,
-                }
-            }
+            other => Self::Cluster {
+                operation: "network policy",
+                message: ErrorChain(&other).to_string(),
+            },
         }
     }
 }
@@ -81,21 +77,21 @@ impl Firewall {
         }
     }
 
-    /// In force when this returns. Again: replaced.
-    pub async fn admit(
+    /// Installs a box's rules, or replaces them. They are in force when this returns.
+    pub async fn install(
         &self,
         id: &EnvironmentId,
         network: &BoxNetwork,
-        policy: &Policy,
+        policy: &NetworkPolicy,
     ) -> Result<(), FirewallError> {
-        self.answer_for_boxes().await;
-        let script = self.ruleset.admit(id, network, policy);
+        self.configure_bridge().await;
+        let script = self.ruleset.install(id, network, policy);
         match self.load(&script).await {
-            // The address was another box's, whose rules a killed process left. CNI gave
-            // the address to this box, so the other one is gone.
+            // A killed process left the rules of the address's former box. That box is gone:
+            // CNI gave the address to this one.
             Err(FirewallError::Refused(message)) if message.contains("File exists") => {
-                for former in self.holders_of(network).await? {
-                    self.dismiss(&former, None).await?;
+                for former in self.boxes_at(network).await? {
+                    self.remove(&former, None).await?;
                 }
                 self.load(&script).await
             }
@@ -103,20 +99,21 @@ impl Firewall {
         }
     }
 
-    /// Removes a box's rules; from then on it reaches nothing. `network` saves a look-up.
-    pub async fn dismiss(
+    /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no
+    /// listing.
+    pub async fn remove(
         &self,
         id: &EnvironmentId,
         network: Option<&BoxNetwork>,
     ) -> Result<(), FirewallError> {
         if let Some(network) = network
-            && self.load(&self.ruleset.dismiss(id, network)).await.is_ok()
+            && self.load(&self.ruleset.remove(id, network)).await.is_ok()
         {
             return Ok(());
         }
-        // Not known, or not as remembered: remove what is really there.
+        // Unknown or outdated: remove the elements that are listed.
         let elements = self.elements().await?;
-        let Some(script) = self.ruleset.dismiss_found(id, &elements) else {
+        let Some(script) = self.ruleset.remove_listed(id, &elements) else {
             return Ok(());
         };
         self.load(&script).await
@@ -126,25 +123,25 @@ impl Firewall {
     pub async fn own_boxes(&self) -> Result<BTreeSet<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
         let (own, senders) = (elements.members(self.ruleset.own()), elements.senders());
-        let whole = |address: &Ipv4Addr| own.contains(address) && senders.contains(address);
+        let is_complete = |address: &Ipv4Addr| own.contains(address) && senders.contains(address);
         Ok(elements
             .egress
             .into_iter()
-            .filter(|(a, _)| whole(a))
+            .filter(|(address, _)| is_complete(address))
             .map(|(_, id)| id)
             .collect())
     }
 
-    async fn holders_of(&self, network: &BoxNetwork) -> Result<Vec<EnvironmentId>, FirewallError> {
+    async fn boxes_at(&self, network: &BoxNetwork) -> Result<Vec<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
-        let same = elements
+        let holders = elements
             .egress
             .into_iter()
             .filter(|(address, _)| *address == network.address);
-        Ok(same.map(|(_, id)| id).collect())
+        Ok(holders.map(|(_, id)| id).collect())
     }
 
-    /// What is in the maps now; nothing when the tables are not there.
+    /// The elements of the tables; none when the tables do not exist.
     async fn elements(&self) -> Result<ruleset::Elements, FirewallError> {
         let mut listed = Vec::new();
         for family in ["inet", "bridge"] {
@@ -181,7 +178,7 @@ impl Firewall {
         let stdin = child.stdin.take();
         let talk = async move {
             if let Some(mut stdin) = stdin {
-                // nft reads all of it first; a broken pipe shows in its exit status.
+                // nft reads all of its input first; its exit status reports a broken pipe.
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
             child.wait_with_output().await
@@ -193,25 +190,30 @@ impl Firewall {
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(FirewallError::Refused(said.chars().take(1_000).collect()))
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(FirewallError::Refused(stderr.chars().take(1_000).collect()))
         }
     }
 
-    /// Boxes never see each other's frames, so the host answers ARP for the box that is
-    /// asked for, and every packet between boxes passes through our rules.
-    async fn answer_for_boxes(&self) {
+    /// Lets the machine answer ARP for boxes. Boxes do not receive each other's frames, so that
+    /// every packet between them passes the rules.
+    async fn configure_bridge(&self) {
         let settings = Path::new("/proc/sys/net/ipv4");
-        // By default such an answer waits for up to 0.8 s.
+        // The default proxy delay is up to 0.8 s.
         for (of, name, value) in [
             ("conf", "proxy_arp_pvlan", "1"),
             ("conf", "send_redirects", "0"),
             ("neigh", "proxy_delay", "0"),
         ] {
             let setting = settings.join(of).join(&self.bridge).join(name);
-            // Without it boxes that may reach each other cannot; nothing more opens.
+            // Without it boxes cannot reach each other; it opens nothing.
             if let Err(error) = tokio::fs::write(setting, value).await {
-                tracing::warn!(%error, name, bridge = self.bridge, "cannot set up the bridge");
+                tracing::warn!(
+                    error = %ErrorChain(&error),
+                    setting = name,
+                    bridge = self.bridge,
+                    "could not configure the bridge"
+                );
             }
         }
     }
@@ -221,7 +223,7 @@ fn is_absent(message: &str) -> bool {
     message.contains("No such file or directory")
 }
 
-/// Sbin directories are not on every service's PATH, and nft lives there.
+/// The PATH with the sbin directories, which contain nft and which a service's PATH may lack.
 fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
     format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin")

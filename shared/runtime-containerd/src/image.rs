@@ -1,4 +1,4 @@
-//! The image of a box: there, or pulled, or impossible.
+//! Classifies failed image pulls, and checks an image's user. Pure.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use k8s_cri::v1::Image;
 
 use crate::cri::CriError;
 
-/// What a failed pull means.
+/// The classes of a failed pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PullFailure {
-    /// Asking again will not help: no such image, no right, no such registry.
+    /// No later attempt can succeed: no such image, no permission, no such registry.
     Final(String),
-    /// The registry is busy or broke off.
+    /// The registry is busy, or the connection broke.
     Transient(String),
 }
 
-/// What a registry, or the way to it, says when asking again may help.
+/// Answers of a registry, or of the network, after which a later attempt may succeed.
 const TRANSIENT: [&str; 11] = [
     "429",
     "too many requests",
@@ -31,7 +31,7 @@ const TRANSIENT: [&str; 11] = [
     "unexpected eof",
 ];
 
-/// Decides by what containerd said; `deadline` is the pull's own.
+/// Classifies containerd's error; `deadline` is the deadline of the pull.
 pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullFailure {
     let image = image
         .chars()
@@ -39,32 +39,32 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
         .take(200)
         .collect::<String>();
     match error {
-        // containerd keeps what has come, so the next attempt goes on from there.
+        // containerd keeps the layers that arrived, and the next attempt continues.
         CriError::Deadline { .. } => PullFailure::Transient(format!(
-            "the image \"{image}\" did not come within {} s",
+            "the image \"{image}\" was not pulled within {} s",
             deadline.as_secs()
         )),
         CriError::Unavailable { message, .. } => PullFailure::Transient(message.clone()),
         CriError::Refused { message, .. } => {
-            let said = message.to_lowercase();
-            let why = format!("cannot pull the image \"{image}\": {}", cause(message));
-            if TRANSIENT.iter().any(|part| said.contains(part)) {
-                PullFailure::Transient(why)
+            let lower = message.to_lowercase();
+            let text = format!("cannot pull the image \"{image}\": {}", cause(message));
+            if TRANSIENT.iter().any(|part| lower.contains(part)) {
+                PullFailure::Transient(text)
             } else {
-                PullFailure::Final(why)
+                PullFailure::Final(text)
             }
         }
     }
 }
 
-/// The end of containerd's chain of wrapped errors says most.
+/// The innermost of containerd's chain of wrapped errors.
 fn cause(message: &str) -> String {
-    let said = message.trim();
-    let end = said.rsplit_once("desc = ").map_or(said, |(_, end)| end);
+    let text = message.trim();
+    let end = text.rsplit_once("desc = ").map_or(text, |(_, end)| end);
     end.chars().filter(|c| !c.is_control()).take(400).collect()
 }
 
-/// Why the image's own user does not do for the spec; as the kubelet decides it.
+/// The reason that the image's own user does not satisfy the spec, decided as the kubelet does.
 pub fn user_problem(image: &Image, asked: Option<&SecurityContext>) -> Option<String> {
     let asked = asked?;
     if asked.run_as_non_root != Some(true) || asked.run_as_user.is_some() {
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_transient_pull_errors_are_retried() {
         let refused = |message: &str| CriError::Refused {
             operation: "PullImage",
             code: Code::Unknown,
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_may_run_as_root_does_not_do_for_non_root() {
+    fn image_that_may_run_as_root_is_refused_for_non_root() {
         let image = |uid: Option<i64>, name: &str| Image {
             uid: uid.map(|value| Int64Value { value }),
             username: name.to_owned(),

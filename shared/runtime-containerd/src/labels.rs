@@ -1,7 +1,7 @@
 //! The labels and annotations of our sandboxes and containers.
 //!
-//! * I1. What we select by is under `agentbox.dev/`; a user's label is stored under a
-//!   prefix of its own and as an annotation, so it can never be selected by.
+//! * I1. The driver selects by labels under `agentbox.dev/`. A user's label is stored as an
+//!   annotation under a prefix of its own, so that no selector finds it.
 
 use std::collections::HashMap;
 
@@ -18,54 +18,54 @@ const MEMORY_BYTES: &str = "agentbox.dev/memory-bytes";
 const STORAGE_BYTES: &str = "agentbox.dev/storage-bytes";
 const USER_PREFIX: &str = "user.agentbox.dev/";
 
-/// What every one of this deployment's objects carries.
-pub fn of_deployment(deployment: &str) -> HashMap<String, String> {
+/// The labels of every object of a deployment.
+pub fn deployment_labels(deployment: &str) -> HashMap<String, String> {
     HashMap::from([(DEPLOYMENT.to_owned(), deployment.to_owned())])
 }
 
-/// What every object of one box carries.
-pub fn of_box(deployment: &str, id: &EnvironmentId) -> HashMap<String, String> {
-    let mut labels = of_deployment(deployment);
+/// The labels of every object of one box.
+pub fn box_labels(deployment: &str, id: &EnvironmentId) -> HashMap<String, String> {
+    let mut labels = deployment_labels(deployment);
     labels.insert(BOX.to_owned(), id.to_string());
     labels
 }
 
-/// A box's labels, complete.
+/// All labels of a box's sandbox and container.
 pub fn labels(deployment: &str, spec: &BoxSpec, generation: i64) -> HashMap<String, String> {
-    let mut labels = of_box(deployment, &spec.id);
+    let mut labels = box_labels(deployment, &spec.id);
     labels.insert(GENERATION.to_owned(), generation.to_string());
     labels.insert(OWNER.to_owned(), spec.owner.to_string());
     labels
 }
 
-/// What is promised to a box, and its user's labels.
+/// The reserved resources of a box, and its user's labels.
 pub fn annotations(spec: &BoxSpec) -> HashMap<String, String> {
     let mut annotations: HashMap<String, String> = spec
         .labels
         .iter()
         .map(|(key, value)| (format!("{USER_PREFIX}{key}"), value.clone()))
         .collect();
-    let promised = spec.resources;
+    let reserved = spec.resources;
     for (key, value) in [
-        (CPU_MILLI, promised.cpu.0),
-        (MEMORY_BYTES, promised.memory.0),
-        (STORAGE_BYTES, promised.storage.0),
+        (CPU_MILLI, reserved.cpu.0),
+        (MEMORY_BYTES, reserved.memory.0),
+        (STORAGE_BYTES, reserved.storage.0),
     ] {
         annotations.insert(key.to_owned(), value.to_string());
     }
     annotations
 }
 
-/// What was promised to a box when it was made.
+/// The resources that were reserved for a box when it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Promised {
+pub struct Reserved {
     pub cpu: MilliCpu,
     pub memory: Bytes,
     pub storage: Bytes,
 }
 
-impl Promised {
-    /// What is missing or unreadable counts as nothing.
+impl Reserved {
+    /// Reads a box's annotations; a missing or malformed value counts as zero.
     pub fn read(annotations: &HashMap<String, String>) -> Self {
         let number = |key: &str| {
             annotations

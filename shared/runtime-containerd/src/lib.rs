@@ -1,31 +1,34 @@
-//! Boxes on one machine's containerd, over CRI v1: the interface a kubelet uses.
+//! The driver for boxes on one machine's containerd, over CRI v1, the interface of the kubelet.
 //!
-//! A box is a pod sandbox with one container, whose entry is the machine's `boxd`
-//! (mounted read-only); an output directory that outlives it ([`output`]); a control
-//! group above it with its pids limit ([`cgroup`]); and rules of its own in the network's
-//! firewall tables ([`firewall`]). What containerd cannot remember is in a small file
-//! beside ([`facts`]).
+//! A box is a pod sandbox with one container whose entry is the machine's `boxd`, mounted
+//! read-only; an output directory that outlives it ([`output`]); a control group above it with
+//! its pids limit ([`cgroup`]); and its own rules in the network's firewall tables
+//! ([`firewall`]). A small file keeps the state that containerd does not ([`box_state`]).
 //!
-//! Owns everything labelled with its deployment, and touches nothing else (I5 of
-//! [`agentbox_runtime::Runtime`]). Any number of drivers, in any number of processes on
-//! the machine, may serve one deployment: a lock file a box orders them, and the kernel
-//! frees the lock of one that was killed.
+//! Owns every object with its deployment's label, and changes nothing else (I5 of
+//! [`agentbox_runtime::Runtime`]). Any number of drivers, in any number of processes on the
+//! machine, may serve one deployment. One lock file for each box orders them, and the kernel
+//! frees the lock of a killed process.
 //!
-//! Never carries a byte of a box's input or output but its last output.
+//! Never carries a box's input or output, except its last output.
 //!
-//! Making a box: [`ensure`]. Ending it: [`ending`]. Looking: [`observe`], [`phase`]
-//! (which decides), [`watch`]. Limits: `docs/limits.md`; network: `docs/network.md`.
+//! The modules from the bottom: [`context`] (configuration, connections, files); [`phase`] (which
+//! decides); [`sandbox`], [`container`] and [`seccomp`] (which render); [`observe`], [`ensure`],
+//! [`ending`], [`storage`], [`repair`] and [`watch`] (which act); [`driver`] (which implements
+//! the traits). Limits: `docs/limits.md`; network: `docs/network.md`.
 
+mod box_state;
 mod capacity;
 mod cgroup;
 mod config;
 mod container;
+mod context;
 mod cri;
 mod driver;
 mod ending;
 mod ensure;
+mod error;
 mod events;
-mod facts;
 mod firewall;
 mod image;
 mod labels;

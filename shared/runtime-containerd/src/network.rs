@@ -1,23 +1,23 @@
-//! A box's place in the network, as CNI gave it.
+//! A box's network, as the CNI result describes it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// What the firewall needs to know of a box.
+/// The addresses and the bridge port of a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoxNetwork {
     pub address: Ipv4Addr,
-    /// The box's own interface's address on the bridge.
+    /// The hardware address of the box's interface.
     pub mac: String,
-    /// The host's end of the box's cable: its port on the bridge.
+    /// The host's end of the box's veth pair: its port on the bridge.
     pub port: String,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    #[error("containerd's answer about the sandbox is not JSON")]
+    #[error("the sandbox info of containerd is not JSON")]
     Json(#[from] serde_json::Error),
     #[error("the CNI result has no {0}")]
     Missing(&'static str),
@@ -58,7 +58,7 @@ impl BoxNetwork {
     /// Reads the `info` that containerd adds to a verbose sandbox status.
     ///
     /// # Errors
-    /// When it does not say which interface, address and port the box has.
+    /// When the box's interface, address or port is missing.
     pub fn read(info: &str, bridge: &str) -> Result<Self, NetworkError> {
         let info: Info = serde_json::from_str(info)?;
         let interfaces = info
@@ -92,7 +92,7 @@ impl BoxNetwork {
         .checked()
     }
 
-    /// Both texts go into firewall rules.
+    /// Checks the texts that go into firewall rules.
     fn checked(self) -> Result<Self, NetworkError> {
         let mac = self.mac.split(':').collect::<Vec<_>>();
         let is_mac = mac.len() == 6
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boxes_own_interface_and_its_port_are_found() {
+    fn cni_result_yields_interface_and_bridge_port() {
         assert_eq!(
             BoxNetwork::read(&info("0A:58:0A:A0:00:05", "veth1234"), "abx0").unwrap(),
             BoxNetwork {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_break_a_rule_is_refused() {
+    fn unsafe_rule_text_is_refused() {
         for (mac, port) in [
             ("02:00", "veth1"),
             ("02:00:00:00:00:0g", "veth1"),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_without_network_says_what_is_missing() {
+    fn sandbox_without_network_is_an_error() {
         assert!(BoxNetwork::read("{}", "abx0").is_err());
         assert!(BoxNetwork::read("", "abx0").is_err());
     }

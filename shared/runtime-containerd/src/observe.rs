@@ -1,4 +1,4 @@
-//! Looks at boxes: containerd's objects and our facts put together.
+//! Observes boxes: combines containerd's objects with the recorded state.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,12 +7,12 @@ use agentbox_runtime::{Observed, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_cri::v1::{Container, ContainerState, PodSandbox};
 
-use crate::driver::Inner;
-use crate::facts::Facts;
-use crate::phase::{self, ContainerSeen, Seen};
+use crate::box_state::BoxState;
+use crate::context::Context;
+use crate::phase::{self, Observation, ObservedContainer};
 use crate::{cgroup, labels, output};
 
-/// containerd's objects of one box; more than one sandbox only after a killed `ensure`.
+/// containerd's objects of one box. It has several sandboxes only after a killed `ensure`.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub sandboxes: Vec<PodSandbox>,
@@ -20,7 +20,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// The newest container: the one that counts.
+    /// The newest container, which decides the phase.
     pub fn container(&self) -> Option<&Container> {
         self.containers
             .iter()
@@ -33,12 +33,13 @@ impl Objects {
             .any(|c| c.state() == ContainerState::ContainerRunning)
     }
 
-    /// The highest generation that a label tells.
+    /// The highest generation in the labels.
     pub fn generation(&self) -> Option<i64> {
-        let of = |labels: &HashMap<String, String>| labels.get(labels::GENERATION)?.parse().ok();
+        let generation =
+            |labels: &HashMap<String, String>| labels.get(labels::GENERATION)?.parse().ok();
         self.sandboxes
             .iter()
-            .filter_map(|sandbox| of(&sandbox.labels))
+            .filter_map(|sandbox| generation(&sandbox.labels))
             .max()
     }
 
@@ -54,9 +55,9 @@ fn id_of(labels: &HashMap<String, String>) -> Option<EnvironmentId> {
     labels.get(labels::BOX)?.parse().ok()
 }
 
-impl Inner {
+impl Context {
     pub async fn objects(&self, id: &EnvironmentId) -> Result<Objects, RuntimeError> {
-        let selector = labels::of_box(&self.config.deployment, id);
+        let selector = labels::box_labels(&self.config.deployment, id);
         let (sandboxes, containers) = tokio::try_join!(
             self.cri.sandboxes(selector.clone()),
             self.cri.containers(selector),
@@ -68,7 +69,7 @@ impl Inner {
     }
 
     pub async fn all_objects(&self) -> Result<BTreeMap<EnvironmentId, Objects>, RuntimeError> {
-        let selector = labels::of_deployment(&self.config.deployment);
+        let selector = labels::deployment_labels(&self.config.deployment);
         let (sandboxes, containers) = tokio::try_join!(
             self.cri.sandboxes(selector.clone()),
             self.cri.containers(selector),
@@ -87,32 +88,32 @@ impl Inner {
         Ok(all)
     }
 
-    /// A box's phase; of objects and facts that were read just now.
-    pub async fn seen(
+    /// Collects what decides the phase, from objects and state that were just read.
+    async fn observation(
         &self,
         id: &EnvironmentId,
         objects: &Objects,
-        facts: Option<Facts>,
-    ) -> Result<Seen, RuntimeError> {
+        state: Option<BoxState>,
+    ) -> Result<Observation, RuntimeError> {
         let container = match objects.container() {
-            None => ContainerSeen::Absent,
+            None => ObservedContainer::Absent,
             Some(container) if container.state() == ContainerState::ContainerExited => {
                 match self.cri.container_status(&container.id).await? {
-                    Some(status) => phase::of_status(status),
-                    None => ContainerSeen::Absent,
+                    Some(status) => phase::from_status(status),
+                    None => ObservedContainer::Absent,
                 }
             }
-            Some(container) => phase::listed(container.state()),
+            Some(container) => phase::from_listing(container.state()),
         };
         let termination = match container {
-            ContainerSeen::Exited(_) => output::termination(&self.output_directory(id)),
+            ObservedContainer::Exited(_) => output::termination(&self.output_directory(id)),
             _ => None,
         };
-        let out_of_memory = matches!(container, ContainerSeen::Exited(_))
+        let out_of_memory = matches!(container, ObservedContainer::Exited(_))
             && termination.is_none()
-            && cgroup::was_out_of_memory(&self.config.deployment, id);
-        Ok(Seen {
-            facts,
+            && cgroup::memory_limit_was_reached(&self.config.deployment, id);
+        Ok(Observation {
+            state,
             container,
             termination,
             out_of_memory,
@@ -123,54 +124,54 @@ impl Inner {
         &self,
         id: &EnvironmentId,
         objects: &Objects,
-        facts: Option<Facts>,
+        state: Option<BoxState>,
     ) -> Result<Observed, RuntimeError> {
-        let generation = facts
+        let generation = state
             .as_ref()
             .map(|f| f.generation)
             .or(objects.generation())
             .unwrap_or(0);
-        let created_at = facts
+        let created_at = state
             .as_ref()
             .map(|f| f.created_at)
             .or(objects.created_at());
-        let seen = self.seen(id, objects, facts).await?;
+        let observation = self.observation(id, objects, state).await?;
         Ok(Observed {
             id: id.clone(),
             generation,
-            phase: phase::phase(&seen),
+            phase: phase::phase(&observation),
             created_at: created_at.unwrap_or_default(),
         })
     }
 
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Observed>, RuntimeError> {
         let objects = self.objects(id).await?;
-        let facts = self.facts.load(id).await?;
-        if facts.is_none() && objects.sandboxes.is_empty() && objects.containers.is_empty() {
+        let state = self.states.load(id).await?;
+        if state.is_none() && objects.sandboxes.is_empty() && objects.containers.is_empty() {
             return Ok(None);
         }
-        self.observed(id, &objects, facts).await.map(Some)
+        self.observed(id, &objects, state).await.map(Some)
     }
 
-    /// Every box that has anything here: in containerd, in our files, a control group,
-    /// or firewall rules whose box is nowhere else.
+    /// Every box that has an object in containerd, a state file, a control group or firewall
+    /// rules.
     pub async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         let mut all = self.all_objects().await?;
-        let elsewhere: BTreeSet<EnvironmentId> = self
-            .facts
+        let others: BTreeSet<EnvironmentId> = self
+            .states
             .ids()
             .await?
             .into_iter()
             .chain(cgroup::boxes(&self.config.deployment))
             .chain(self.firewall.own_boxes().await?)
             .collect();
-        for id in elsewhere {
+        for id in others {
             all.entry(id).or_default();
         }
         let mut list = Vec::with_capacity(all.len());
         for (id, objects) in all {
-            let facts = self.facts.load(&id).await?;
-            list.push(self.observed(&id, &objects, facts).await?);
+            let state = self.states.load(&id).await?;
+            list.push(self.observed(&id, &objects, state).await?);
         }
         Ok(list)
     }

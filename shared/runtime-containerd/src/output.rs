@@ -1,9 +1,8 @@
-//! A box's output directory: a small tmpfs on this machine, mounted into the box, so
-//! that what boxd wrote there outlives boxd.
+//! A box's output directory: a small tmpfs of this machine that is mounted into the box, so that
+//! boxd's files outlive boxd.
 //!
-//! * I1. Nothing in it is trusted: no links are followed on this side (`nosymfollow`),
-//!   nothing runs from it, and it cannot grow beyond its size. Its pages count as the
-//!   box's memory.
+//! * I1. Its content is not trusted: no link is followed (`nosymfollow`), no program runs from
+//!   it, and its size is limited. Its pages count as the box's memory.
 
 use std::io;
 use std::path::Path;
@@ -19,14 +18,14 @@ use crate::container::TERMINATION_FILE;
 const NO_SYMLINKS: MsFlags = MsFlags::from_bits_retain(256);
 const MAX_FILES: u32 = 64;
 
-/// An empty directory, whatever was there.
+/// Mounts an empty output directory in place of any other.
 ///
 /// # Errors
 /// When it cannot be mounted: the driver must be root in the machine's mount namespace.
 pub fn mount_fresh(directory: &Path) -> io::Result<()> {
     unmount(directory)?;
     std::fs::create_dir_all(directory)?;
-    // Any user may write: the box's may be anyone.
+    // Any user may write, because the box may run as any user.
     let options = format!(
         "size={},nr_inodes={MAX_FILES},mode=0777",
         output::DIRECTORY_BYTES
@@ -42,19 +41,19 @@ pub fn mount_fresh(directory: &Path) -> io::Result<()> {
         )
     };
     match attempt(flags | NO_SYMLINKS) {
-        // An older kernel; the readers refuse links themselves too.
+        // An older kernel; the readers also refuse links.
         Err(Errno::EINVAL) => attempt(flags),
         outcome => outcome,
     }?;
     Ok(())
 }
 
-/// What is not mounted is not an error.
+/// Unmounts the directory; one that is not mounted is not an error.
 ///
 /// # Errors
 /// As `umount2(2)`.
 pub fn unmount(directory: &Path) -> io::Result<()> {
-    // A driver that was killed and one that came after may have mounted one on another.
+    // A killed driver and its successor may each have mounted one.
     loop {
         match umount2(directory, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
@@ -64,7 +63,7 @@ pub fn unmount(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// How boxd says the main command ended. What it did not (or not legibly) say is `None`.
+/// The exit status of the main command that boxd wrote; `None` when missing or malformed.
 pub fn termination(directory: &Path) -> Option<Termination> {
     Termination::read(&directory.join(TERMINATION_FILE))
         .ok()

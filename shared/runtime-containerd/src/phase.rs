@@ -1,7 +1,7 @@
-//! What containerd and the facts say, as the seam's phase. Pure.
+//! Decides a box's phase from its container and its recorded state. Pure.
 //!
-//! Facts of ours go before what containerd says: only we know that we stopped a box,
-//! and containerd remembers an OOM kill of any process in the box, not only the last.
+//! The recorded state takes precedence over containerd's: only it knows that the driver stopped a
+//! box, and containerd reports an OOM kill of any process in the box, not only of the last.
 
 use std::net::SocketAddr;
 
@@ -11,75 +11,76 @@ use agentbox_runtime::{BoxPhase, ExitReason};
 use chrono::{DateTime, Utc};
 use k8s_cri::v1::{ContainerState, ContainerStatus};
 
-use crate::facts::{Ending, Facts, Step};
+use crate::box_state::{BoxState, Ending, Step};
 
 /// 128 + SIGKILL.
 const KILLED: i32 = 137;
-/// What containerd 1.6 to 2 give as the reason of an OOM kill, and of a container that
-/// was gone when they looked (a reboot, a lost shim).
+/// The reasons that containerd 1.6 to 2 give for an OOM kill, and for a container that was gone
+/// (a reboot, a lost shim).
 const OOM_KILLED: &str = "OOMKilled";
 const LOST: &str = "Unknown";
-/// And of a container whose start failed, or was cut off with the connection of who asked
-/// for it: nothing of it has run.
+/// The reason of a container whose start failed or was interrupted: nothing of it has run.
 const NOT_STARTED: &str = "StartError";
 
-/// One box's container, as far as it got.
+/// A box's container as containerd has it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ContainerSeen {
+pub enum ObservedContainer {
     Absent,
     Created,
     Running,
     Exited(Box<ContainerStatus>),
 }
 
-/// All that is known of one box.
+/// Everything that is known of one box.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub facts: Option<Facts>,
-    pub container: ContainerSeen,
+pub struct Observation {
+    pub state: Option<BoxState>,
+    pub container: ObservedContainer,
     pub termination: Option<Termination>,
-    /// The limit of the box as a whole was met, and boxd has told no end: where a kernel of
-    /// the box's own uses the memory, the OOM killer takes all of it at once.
+    /// The memory limit of the whole box was reached, and boxd has written no exit status. The OOM
+    /// killer ends a box with a kernel of its own as a whole.
     pub out_of_memory: bool,
 }
 
-/// From the listing alone; an exited container needs its status.
-pub fn listed(state: ContainerState) -> ContainerSeen {
+/// From a listing; an exited container needs its status.
+pub fn from_listing(state: ContainerState) -> ObservedContainer {
     match state {
-        ContainerState::ContainerCreated => ContainerSeen::Created,
-        ContainerState::ContainerRunning => ContainerSeen::Running,
-        ContainerState::ContainerExited | ContainerState::ContainerUnknown => ContainerSeen::Absent,
+        ContainerState::ContainerCreated => ObservedContainer::Created,
+        ContainerState::ContainerRunning => ObservedContainer::Running,
+        ContainerState::ContainerExited | ContainerState::ContainerUnknown => {
+            ObservedContainer::Absent
+        }
     }
 }
 
-/// From the status of one that does not run any more.
-pub fn of_status(status: ContainerStatus) -> ContainerSeen {
+/// From the status of a container that has ended.
+pub fn from_status(status: ContainerStatus) -> ObservedContainer {
     if status.reason == NOT_STARTED {
-        ContainerSeen::Created
+        ObservedContainer::Created
     } else {
-        ContainerSeen::Exited(Box::new(status))
+        ObservedContainer::Exited(Box::new(status))
     }
 }
 
-pub fn phase(seen: &Seen) -> BoxPhase {
-    let Some(facts) = &seen.facts else {
-        return starting("what was left of a box, to be removed or made again");
+pub fn phase(observation: &Observation) -> BoxPhase {
+    let Some(state) = &observation.state else {
+        return starting("the box is incomplete, and is removed or created again");
     };
-    if let Some(failure) = &facts.failure {
+    if let Some(failure) = &state.failure {
         return BoxPhase::Failed {
             reason: failure.reason,
             message: failure.message.clone(),
         };
     }
-    match (&seen.container, facts.ready_at, &facts.network) {
-        (ContainerSeen::Exited(status), _, _) => exited(status, facts, seen),
-        (ContainerSeen::Running, Some(started_at), Some(network)) => BoxPhase::Running {
+    match (&observation.container, state.ready_at, &state.network) {
+        (ObservedContainer::Exited(status), _, _) => exited(status, state, observation),
+        (ObservedContainer::Running, Some(started_at), Some(network)) => BoxPhase::Running {
             address: SocketAddr::new(network.address.into(), DEFAULT_PORT),
             started_at,
         },
-        // It ran, and containerd has lost it.
-        (ContainerSeen::Absent | ContainerSeen::Created, Some(ready_at), _) => {
-            let (reason, message) = match &facts.ending {
+        // The box ran, and containerd has lost its container.
+        (ObservedContainer::Absent | ObservedContainer::Created, Some(ready_at), _) => {
+            let (reason, message) = match &state.ending {
                 Some(ending) => ended(ending),
                 None => (ExitReason::NodeLost, "the container is gone".to_owned()),
             };
@@ -90,8 +91,8 @@ pub fn phase(seen: &Seen) -> BoxPhase {
                 finished_at: ready_at,
             }
         }
-        (ContainerSeen::Running, _, _) => starting("boxd does not answer yet"),
-        _ => starting(match facts.step {
+        (ObservedContainer::Running, _, _) => starting("boxd does not answer yet"),
+        _ => starting(match state.step {
             Step::PullingImage => "pulling the image",
             Step::Starting => "setting up the sandbox",
         }),
@@ -111,19 +112,19 @@ fn ended(ending: &Ending) -> (ExitReason, String) {
     }
 }
 
-fn exited(status: &ContainerStatus, facts: &Facts, seen: &Seen) -> BoxPhase {
+fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation) -> BoxPhase {
     let finished_at = DateTime::<Utc>::from_timestamp_nanos(status.finished_at);
-    let said = seen.termination.as_ref();
-    let exit_code = said.map_or(status.exit_code, |said| said.exit_code);
-    let (reason, message) = if let Some(ending) = &facts.ending {
+    let termination = observation.termination.as_ref();
+    let exit_code = termination.map_or(status.exit_code, |termination| termination.exit_code);
+    let (reason, message) = if let Some(ending) = &state.ending {
         ended(ending)
     } else if status.reason == LOST {
         (
             ExitReason::NodeLost,
             "containerd lost the container".to_owned(),
         )
-    } else if (seen.out_of_memory && exit_code == KILLED)
-        || said.is_some_and(|said| said.oom_killed)
+    } else if (observation.out_of_memory && exit_code == KILLED)
+        || termination.is_some_and(|termination| termination.oom_killed)
         || (status.reason == OOM_KILLED && exit_code == KILLED)
     {
         (
@@ -131,8 +132,8 @@ fn exited(status: &ContainerStatus, facts: &Facts, seen: &Seen) -> BoxPhase {
             "the main command went over the memory limit".to_owned(),
         )
     } else {
-        let message = said
-            .map(|said| said.message.clone())
+        let message = termination
+            .map(|termination| termination.message.clone())
             .filter(|text| !text.is_empty());
         (
             ExitReason::Exited,
@@ -152,26 +153,26 @@ mod tests {
     use agentbox_runtime::FailureReason;
 
     use super::*;
-    use crate::facts::Failure;
+    use crate::box_state::Failure;
     use crate::network::BoxNetwork;
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(seconds, 0).unwrap()
     }
 
-    fn facts(ready: bool) -> Facts {
-        let mut facts = Facts::new(1, at(1));
-        facts.ready_at = ready.then(|| at(2));
-        facts.network = Some(BoxNetwork {
+    fn state(ready: bool) -> BoxState {
+        let mut state = BoxState::new(1, at(1));
+        state.ready_at = ready.then(|| at(2));
+        state.network = Some(BoxNetwork {
             address: "10.160.0.5".parse().unwrap(),
             mac: String::new(),
             port: String::new(),
         });
-        facts
+        state
     }
 
-    fn gone(exit_code: i32, reason: &str) -> ContainerSeen {
-        of_status(ContainerStatus {
+    fn gone(exit_code: i32, reason: &str) -> ObservedContainer {
+        from_status(ContainerStatus {
             exit_code,
             reason: reason.to_owned(),
             finished_at: 3_000_000_000,
@@ -179,7 +180,7 @@ mod tests {
         })
     }
 
-    fn said(exit_code: i32, oom_killed: bool) -> Termination {
+    fn termination(exit_code: i32, oom_killed: bool) -> Termination {
         Termination {
             exit_code,
             oom_killed,
@@ -189,9 +190,13 @@ mod tests {
         }
     }
 
-    fn of(facts: Facts, container: ContainerSeen, termination: Option<Termination>) -> BoxPhase {
-        phase(&Seen {
-            facts: Some(facts),
+    fn phase_of(
+        state: BoxState,
+        container: ObservedContainer,
+        termination: Option<Termination>,
+    ) -> BoxPhase {
+        phase(&Observation {
+            state: Some(state),
             container,
             termination,
             out_of_memory: false,
@@ -199,50 +204,50 @@ mod tests {
     }
 
     #[test]
-    fn a_box_runs_once_boxd_has_answered() {
+    fn box_is_running_once_boxd_has_answered() {
         let address = "10.160.0.5:10777".parse().unwrap();
         assert_eq!(
-            of(facts(true), ContainerSeen::Running, None),
+            phase_of(state(true), ObservedContainer::Running, None),
             BoxPhase::Running {
                 address,
                 started_at: at(2)
             }
         );
         for container in [
-            ContainerSeen::Running,
-            ContainerSeen::Created,
-            ContainerSeen::Absent,
+            ObservedContainer::Running,
+            ObservedContainer::Created,
+            ObservedContainer::Absent,
             gone(128, "StartError"),
         ] {
-            let phase = of(facts(false), container, None);
+            let phase = phase_of(state(false), container, None);
             assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");
         }
     }
 
     #[test]
-    fn why_a_box_ended_is_told_by_who_knows_best() {
-        let stopped = Facts {
+    fn exit_reason_comes_from_the_most_reliable_source() {
+        let stopped = BoxState {
             ending: Some(Ending::Stopped),
-            ..facts(true)
+            ..state(true)
         };
-        let evicted = Facts {
+        let evicted = BoxState {
             ending: Some(Ending::Evicted {
                 message: "2 of 1".into(),
             }),
-            ..facts(true)
+            ..state(true)
         };
-        for (what, facts, container, termination, code, reason) in [
+        for (what, state, container, termination, code, reason) in [
             (
                 "by itself",
-                facts(true),
+                state(true),
                 gone(3, "Error"),
-                Some(said(3, false)),
+                Some(termination(3, false)),
                 3,
                 ExitReason::Exited,
             ),
             (
-                "by itself, untold",
-                facts(true),
+                "by itself, without a message",
+                state(true),
                 gone(3, "Error"),
                 None,
                 3,
@@ -250,15 +255,15 @@ mod tests {
             ),
             (
                 "its command OOM-killed",
-                facts(true),
+                state(true),
                 gone(137, "Error"),
-                Some(said(137, true)),
+                Some(termination(137, true)),
                 137,
                 ExitReason::OomKilled,
             ),
             (
                 "boxd OOM-killed",
-                facts(true),
+                state(true),
                 gone(137, "OOMKilled"),
                 None,
                 137,
@@ -266,9 +271,9 @@ mod tests {
             ),
             (
                 "a child OOM-killed before",
-                facts(true),
+                state(true),
                 gone(0, "OOMKilled"),
-                Some(said(0, false)),
+                Some(termination(0, false)),
                 0,
                 ExitReason::Exited,
             ),
@@ -290,7 +295,7 @@ mod tests {
             ),
             (
                 "a reboot",
-                facts(true),
+                state(true),
                 gone(255, "Unknown"),
                 None,
                 255,
@@ -298,8 +303,8 @@ mod tests {
             ),
             (
                 "vanished",
-                facts(true),
-                ContainerSeen::Absent,
+                state(true),
+                ObservedContainer::Absent,
                 None,
                 137,
                 ExitReason::NodeLost,
@@ -307,13 +312,13 @@ mod tests {
             (
                 "stopped and vanished",
                 stopped,
-                ContainerSeen::Absent,
+                ObservedContainer::Absent,
                 None,
                 137,
                 ExitReason::Stopped,
             ),
         ] {
-            match of(facts, container, termination) {
+            match phase_of(state, container, termination) {
                 BoxPhase::Exited {
                     exit_code,
                     reason: got,
@@ -324,7 +329,7 @@ mod tests {
                 other => panic!("{what}: {other:?}"),
             }
         }
-        match of(evicted, gone(137, ""), None) {
+        match phase_of(evicted, gone(137, ""), None) {
             BoxPhase::Exited {
                 message,
                 finished_at,
@@ -337,17 +342,17 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_stays_one() {
+    fn recorded_failure_takes_precedence() {
         let failure = Failure {
             reason: FailureReason::ImagePull,
             message: "no".into(),
         };
-        let failed = Facts {
+        let failed = BoxState {
             failure: Some(failure),
-            ..facts(false)
+            ..state(false)
         };
         assert!(matches!(
-            of(failed, ContainerSeen::Absent, None),
+            phase_of(failed, ObservedContainer::Absent, None),
             BoxPhase::Failed {
                 reason: FailureReason::ImagePull,
                 ..
@@ -356,25 +361,25 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_facts_is_half_made() {
-        let seen = Seen {
-            facts: None,
-            container: ContainerSeen::Running,
+    fn box_without_state_is_starting() {
+        let observation = Observation {
+            state: None,
+            container: ObservedContainer::Running,
             termination: None,
             out_of_memory: false,
         };
-        assert!(matches!(phase(&seen), BoxPhase::Starting { .. }));
+        assert!(matches!(phase(&observation), BoxPhase::Starting { .. }));
     }
 
     #[test]
-    fn a_box_that_the_oom_killer_took_as_a_whole_is_told_so() {
+    fn box_killed_as_a_whole_by_the_oom_killer_is_oom_killed() {
         for (out_of_memory, code, expected) in [
             (true, KILLED, ExitReason::OomKilled),
             (true, 1, ExitReason::Exited),
             (false, KILLED, ExitReason::Exited),
         ] {
-            let phase = phase(&Seen {
-                facts: Some(facts(true)),
+            let phase = phase(&Observation {
+                state: Some(state(true)),
                 container: gone(code, "Error"),
                 termination: None,
                 out_of_memory,

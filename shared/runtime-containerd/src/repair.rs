@@ -1,45 +1,49 @@
-//! Puts lost firewall rules in force again.
+//! Restores lost firewall rules.
 //!
-//! A host's own firewall service may flush every table when it is restarted, and then
-//! boxes would be open. Every few seconds one replica compares the boxes that run with
-//! the boxes that have rules.
+//! A host's firewall service may flush every table when it restarts, and boxes would be open.
+//! Every few seconds one replica compares the running boxes with the boxes that have rules.
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_runtime::RuntimeError;
 
-use crate::driver::Inner;
-use crate::facts::{BoxLock, Facts};
+use crate::box_state::{BoxLock, BoxState};
+use crate::context::Context;
 
-/// Between two looks: how long boxes may be open at most, and a little.
+/// The pause between two checks: boxes may be open a little longer than this.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
-impl Inner {
-    /// `_lead` shows that no other replica does the same now. One box's trouble is logged
-    /// and does not keep the others from being repaired.
+impl Context {
+    /// Installs the rules of running boxes that have none. `_lead` shows that no other replica does.
+    /// An error of one box is logged and does not affect the others.
     pub async fn repair_firewall(&self, _lead: &BoxLock) -> Result<(), RuntimeError> {
-        // In this order: what is listed as running had its rules before that.
+        // In this order: a box that is listed as running already had its rules.
         let running = self.all_objects().await?;
-        let admitted = self.firewall.own_boxes().await?;
+        let installed = self.firewall.own_boxes().await?;
         for (id, objects) in running {
-            if admitted.contains(&id) || !objects.is_running() {
+            if installed.contains(&id) || !objects.is_running() {
                 continue;
             }
-            let lock = self.facts.lock(&id, self.config.call_deadline()).await?;
-            // Looked at anew: it may have been stopped or removed meanwhile.
+            let lock = self.states.lock(&id, self.config.call_deadline()).await?;
+            // Read again under the lock: it may have been stopped or removed meanwhile.
             if !self.objects(&id).await?.is_running() {
                 continue;
             }
-            let facts = self.facts.load(&id).await?;
-            if let Some(Facts {
+            let state = self.states.load(&id).await?;
+            if let Some(BoxState {
                 network: Some(network),
                 policy: Some(policy),
                 ..
-            }) = facts
+            }) = state
             {
-                tracing::warn!(environment.id = %id, "a box's firewall rules were gone");
-                if let Err(error) = self.firewall.admit(&id, &network, &policy).await {
-                    tracing::error!(%error, environment.id = %id, "a box has no firewall rules");
+                tracing::warn!(environment.id = %id, "the firewall rules of a box were missing; restoring them");
+                if let Err(error) = self.firewall.install(&id, &network, &policy).await {
+                    tracing::error!(
+                        error = %ErrorChain(&error),
+                        environment.id = %id,
+                        "could not restore the firewall rules of a box"
+                    );
                 }
             }
             drop(lock);

@@ -1,4 +1,4 @@
-//! A box's pod sandbox: its name, limits' parent, resolvers and namespaces. Pure.
+//! Renders the configuration of a box's pod sandbox: name, cgroup, resolvers, namespaces. Pure.
 
 use std::net::IpAddr;
 
@@ -8,14 +8,14 @@ use k8s_cri::v1::{
     PodSandboxConfig, PodSandboxMetadata, SecurityProfile, security_profile::ProfileType,
 };
 
-use crate::cgroup::{self, Whole};
+use crate::cgroup::{self, SandboxLimits};
 use crate::config::Config;
 use crate::{container, labels};
 
-/// containerd's name for the runtime that shares this machine's kernel.
+/// The handler of the runtime that shares this machine's kernel.
 const RUNC: &str = "runc";
 
-/// Nothing of the user's is in it: containerd runs its pause image there.
+/// The sandbox runs containerd's pause image, and nothing of the user.
 pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxConfig {
     let namespaces = NamespaceOption {
         network: NamespaceMode::Pod.into(),
@@ -57,7 +57,7 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
     }
 }
 
-/// containerd's own. What the sandbox gets is where the box's is made from.
+/// containerd's own filter. The box's filter is derived from the sandbox's.
 fn runtime_default() -> SecurityProfile {
     SecurityProfile {
         profile_type: ProfileType::RuntimeDefault.into(),
@@ -65,16 +65,16 @@ fn runtime_default() -> SecurityProfile {
     }
 }
 
-/// The CRI handler of a spec; empty: containerd's default.
+/// The CRI runtime handler of a spec; empty for containerd's default.
 pub fn runtime_handler(spec: &BoxSpec) -> String {
     spec.isolation.runtime_class.clone().unwrap_or_default()
 }
 
-/// The limits of the group above the box, where its runtime brings a kernel of its own:
-/// all that runc does not run.
-pub fn whole(spec: &BoxSpec) -> Option<Whole> {
+/// The limits of the cgroup above the box. Only a runtime with a kernel of its own needs them:
+/// every one but runc.
+pub fn limits(spec: &BoxSpec) -> Option<SandboxLimits> {
     let class = spec.isolation.runtime_class.as_deref();
-    class.filter(|class| *class != RUNC).map(|_| Whole {
+    class.filter(|class| *class != RUNC).map(|_| SandboxLimits {
         memory_bytes: spec.resources.memory.0,
         cpu_quota_us: container::cpu_quota_us(spec.resources.cpu),
     })

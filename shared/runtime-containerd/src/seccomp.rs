@@ -1,13 +1,12 @@
-//! The system-call filter of boxes: containerd's own default, without what no box needs.
+//! The system-call filter of boxes: containerd's default, without the calls that no box needs.
 //!
-//! containerd tells which filter it gave the sandbox when it was asked for its default;
-//! the box gets that one, narrowed. So it follows containerd's versions, and is never
-//! wider than theirs.
+//! The sandbox gets containerd's default filter, and its status contains it. The box gets that
+//! filter, restricted further, so that it follows containerd's versions and is never wider.
 //!
 //! * I1. Sockets are local, IPv4, IPv6 and netlink ones. Others (first of all `AF_VSOCK`,
-//!   to the machine beneath a virtual one, which no network namespace holds back) are
-//!   refused, and so is the old call that hides which it opens.
-//! * I2. No io_uring: what it does passes no filter.
+//!   to the host of a virtual machine, which no network namespace confines) are refused, and
+//!   so is `socketcall`, which hides the family.
+//! * I2. No io_uring: its operations pass no filter.
 //! * I3. Without a filter there is no box.
 
 use std::io;
@@ -34,12 +33,12 @@ pub enum SeccompError {
     Missing,
 }
 
-/// The narrowed filter, as the OCI runtime specification writes it; from the `info` that
-/// containerd adds to a verbose sandbox status.
+/// Restricts the filter in the `info` of a verbose sandbox status, and returns it in the form of
+/// the OCI runtime specification.
 ///
 /// # Errors
 /// When the sandbox has no filter that refuses by default.
-pub fn narrowed(info: &str) -> Result<String, SeccompError> {
+pub fn restrict(info: &str) -> Result<String, SeccompError> {
     let mut info: Value = serde_json::from_str(info)?;
     let mut filter = info["runtimeSpec"]["linux"]["seccomp"].take();
     let refuses = filter["defaultAction"]
@@ -68,16 +67,16 @@ pub fn narrowed(info: &str) -> Result<String, SeccompError> {
     Ok(filter.to_string())
 }
 
-/// Keeps it where containerd reads it. Replicas write the same.
+/// Stores the filter in a file for containerd. Every replica writes the same file.
 ///
 /// # Errors
 /// When the directory cannot be written.
-pub fn keep(state_dir: &Path, filter: &str) -> io::Result<PathBuf> {
+pub fn store(state_dir: &Path, filter: &str) -> io::Result<PathBuf> {
     let path = state_dir.join("seccomp.json");
-    if std::fs::read_to_string(&path).is_ok_and(|kept| kept == filter) {
+    if std::fs::read_to_string(&path).is_ok_and(|stored| stored == filter) {
         return Ok(path);
     }
-    // Whole or not at all, also when two write at a time.
+    // A rename, so that a reader never sees a part, also with two writers.
     let unique = format!(
         "seccomp.json.{}",
         agentbox_contracts::ids::InstanceId::random()
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_narrowed_and_nothing_else_is_changed() {
+    fn default_filter_is_restricted_and_otherwise_unchanged() {
         let default = json!({
             "defaultAction": "SCMP_ACT_ERRNO",
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
@@ -108,7 +107,7 @@ mod tests {
                   "args": [{ "index": 0, "value": 40, "op": "SCMP_CMP_NE" }] },
             ],
         });
-        let filter: Value = serde_json::from_str(&narrowed(&info(&default)).unwrap()).unwrap();
+        let filter: Value = serde_json::from_str(&restrict(&info(&default)).unwrap()).unwrap();
         assert_eq!(filter["defaultAction"], default["defaultAction"]);
         assert_eq!(filter["architectures"], default["architectures"]);
         let rules = filter["syscalls"].as_array().unwrap();
@@ -125,20 +124,20 @@ mod tests {
     }
 
     #[test]
-    fn without_a_filter_that_refuses_there_is_none() {
+    fn permissive_or_missing_filter_is_refused() {
         let allows = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [] });
         for filter in [Value::Null, json!({}), allows] {
-            let outcome = narrowed(&info(&filter));
+            let outcome = restrict(&info(&filter));
             assert!(matches!(outcome, Err(SeccompError::Missing)), "{outcome:?}");
         }
-        assert!(matches!(narrowed("no"), Err(SeccompError::Json(_))));
+        assert!(matches!(restrict("no"), Err(SeccompError::Json(_))));
     }
 
     #[test]
-    fn it_is_kept_once_and_replaced_when_it_changes() {
+    fn filter_file_is_replaced_only_when_it_changes() {
         let dir = tempfile::tempdir().unwrap();
         for filter in ["{}", "{}", "{\"a\":1}"] {
-            let path = keep(dir.path(), filter).unwrap();
+            let path = store(dir.path(), filter).unwrap();
             assert_eq!(std::fs::read_to_string(path).unwrap(), filter);
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -1,13 +1,12 @@
-//! What boxes have written, and what is too much.
+//! Measures what boxes have written, and evicts a box over its storage limit.
 //!
 //! A box's storage is the upper directory of its container's overlay ([`measure`]). It is
-//! measured in place, since CRI's own figure is up to 10 s old.
+//! measured in paths, since CRI's own figure is up to 10 s old.
 //!
 //! * I1. One replica measures at a time; another takes over within a second.
-//! * I2. Measuring costs little: a box is measured when the file system has lost enough
-//!   free space since its last measurement that it could be over its limit, and every
-//!   [`LONGEST`] in any case.
-//! * I3. What cannot be measured is over its limit: a box cannot hide what it wrote.
+//! * I2. A box is measured when the file system has lost so much free space since the box's last
+//!   measurement that the box could be over its limit, and at least every [`MAX_INTERVAL`].
+//! * I3. A box that cannot be measured counts as over its limit, so that it cannot hide files.
 
 mod measure;
 
@@ -15,46 +14,48 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::RuntimeError;
 use k8s_cri::v1::ContainerState;
 
+use crate::box_state::BoxLock;
 use crate::cgroup;
-use crate::driver::{Inner, io_failure};
-use crate::facts::BoxLock;
-use crate::labels::Promised;
+use crate::context::Context;
+use crate::error::io_failure;
+use crate::labels::Reserved;
 use measure::{MIN_FILE_BYTES, MeasureError};
 
-/// Between two looks.
+/// The pause between two checks.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// Between two measurements of one box.
-const LONGEST: Duration = Duration::from_secs(10);
+/// The longest pause between two measurements of one box.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One box's last measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Measured {
     used: u64,
-    /// Of its file system, then.
+    /// The free bytes of its file system at that time.
     free: u64,
     at: Instant,
 }
 
-/// What the measuring replica remembers.
+/// The last measurements of the measuring replica.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct StorageUsage {
     measured: BTreeMap<EnvironmentId, Measured>,
 }
 
-/// Whether the box may be over its limit. Half of what it may still write is the
-/// margin, since another box may have given free space back meanwhile.
+/// Whether the box could be over its limit. The margin is half of its headroom, because another box
+/// may have freed space meanwhile.
 fn is_due(last: Option<Measured>, limit: u64, free: u64, now: Instant) -> bool {
     let Some(last) = last else { return true };
     let headroom = limit.saturating_sub(last.used) / 2;
-    now.duration_since(last.at) >= LONGEST || last.free.saturating_sub(free) >= headroom.max(1)
+    now.duration_since(last.at) >= MAX_INTERVAL || last.free.saturating_sub(free) >= headroom.max(1)
 }
 
-fn verdict(used: u64, limit: u64) -> Option<String> {
+fn over_limit(used: u64, limit: u64) -> Option<String> {
     (used > limit).then(|| {
         format!(
             "the box wrote {used} bytes, its storage limit is {} ({limit} bytes)",
@@ -63,31 +64,30 @@ fn verdict(used: u64, limit: u64) -> Option<String> {
     })
 }
 
-impl Ledger {
-    /// Another replica measures: what is remembered here grows old.
-    pub fn forget(&mut self) {
+impl StorageUsage {
+    /// Drops the measurements, which age while another replica measures.
+    pub fn clear(&mut self) {
         self.measured.clear();
     }
 }
 
-impl Inner {
-    /// Measures what is due and ends what is over; `_lead` shows that no other replica
-    /// does.  One box's trouble is logged and does
-    /// not keep the others from being measured.
+impl Context {
+    /// Measures the boxes that are due, and evicts those over their limit. `_lead` shows that no
+    /// other replica does. An error of one box is logged and does not affect the others.
     pub async fn check_storage(
         &self,
         _lead: &BoxLock,
-        ledger: &mut Ledger,
+        usage: &mut StorageUsage,
     ) -> Result<(), RuntimeError> {
         let mut running = BTreeMap::new();
         for (id, objects) in self.all_objects().await? {
             let container = objects.container();
             if let Some(c) = container.filter(|c| c.state() == ContainerState::ContainerRunning) {
-                let promised = Promised::read(&c.annotations);
-                running.insert(id, (c.id.clone(), promised.storage.0));
+                let reserved = Reserved::read(&c.annotations);
+                running.insert(id, (c.id.clone(), reserved.storage.0));
             }
         }
-        ledger.measured.retain(|id, _| running.contains_key(id));
+        usage.measured.retain(|id, _| running.contains_key(id));
         if running.is_empty() {
             return Ok(());
         }
@@ -96,52 +96,64 @@ impl Inner {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         for (id, (container, limit)) in running {
-            let Some(place) = Place::find(&mounts, &container) else {
+            let Some(paths) = OverlayPaths::find(&mounts, &container) else {
                 continue;
             };
-            let Some(free) = free_bytes(&place.upper) else {
+            let Some(free) = free_bytes(&paths.upper) else {
                 continue;
             };
-            if limit == 0 || !is_due(ledger.measured.get(&id).copied(), limit, free, now) {
+            if limit == 0 || !is_due(usage.measured.get(&id).copied(), limit, free, now) {
                 continue;
             }
-            let (deployment, of) = (self.config.deployment.clone(), id.clone());
+            let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
             let measure = tokio::task::spawn_blocking(move || {
-                let written = measure::written(&place.upper, limit)?;
-                let processes = cgroup::processes(&deployment, &of);
-                let held = measure::unlinked(&[&place.root, &place.upper], &processes)?;
+                let written = measure::written(&paths.upper, limit)?;
+                let processes = cgroup::processes(&deployment, &box_id);
+                let held = measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
                 Ok::<u64, MeasureError>(written.saturating_add(held))
             });
             let message = match measure.await {
                 Ok(Ok(used)) => {
                     let at = now;
-                    ledger
+                    usage
                         .measured
                         .insert(id.clone(), Measured { used, free, at });
-                    verdict(used, limit)
+                    over_limit(used, limit)
                 }
                 Ok(Err(error @ MeasureError::TooDeep)) => Some(error.to_string()),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, environment.id = %id, "cannot measure a box's storage");
+                    tracing::warn!(
+                        error = %ErrorChain(&error),
+                        environment.id = %id,
+                        "could not measure the storage of a box"
+                    );
                     None
                 }
                 Err(error) => {
-                    tracing::warn!(%error, environment.id = %id, "measuring a box's storage broke off");
+                    tracing::warn!(
+                        error = %ErrorChain(&error),
+                        environment.id = %id,
+                        "the storage measurement of a box panicked"
+                    );
                     None
                 }
             };
             if let Some(message) = message
                 && let Err(error) = self.evict(&id, message).await
             {
-                tracing::warn!(%error, environment.id = %id, "cannot evict a box");
+                tracing::warn!(
+                    error = %ErrorChain(&error),
+                    environment.id = %id,
+                    "could not evict a box"
+                );
             }
         }
         Ok(())
     }
 }
 
-/// What the file system has left: space, and files as [`measure`] counts them, so that a
-/// loss of either makes boxes due.
+/// The free space of a file system, with its free inodes at the size that [`measure`] counts, so
+/// that a loss of either makes boxes due.
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let space = stat.blocks_available().saturating_mul(stat.fragment_size());
@@ -149,14 +161,14 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(space.saturating_add(files))
 }
 
-/// Where a container's root file system is, and where its writes go.
+/// The root of a container's file system, and the directory with its writes.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct OverlayPaths {
     root: PathBuf,
     upper: PathBuf,
 }
 
-impl Place {
+impl OverlayPaths {
     /// From `/proc/self/mountinfo`.
     fn find(mountinfo: &str, container: &str) -> Option<Self> {
         let end = format!("/{container}/rootfs");
@@ -180,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_box_is_measured_when_it_could_be_over_and_now_and_then() {
+    fn storage_is_measured_when_possibly_over_limit_and_periodically() {
         let now = Instant::now();
         let last = Measured {
             used: 600,
@@ -217,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn only_more_than_the_limit_is_too_much_and_the_message_has_both_numbers() {
-        assert_eq!(verdict(1 << 20, 1 << 20), None);
-        let message = verdict((1 << 20) + 1, 1 << 20).unwrap();
+    fn storage_over_limit_message_has_both_numbers() {
+        assert_eq!(over_limit(1 << 20, 1 << 20), None);
+        let message = over_limit((1 << 20) + 1, 1 << 20).unwrap();
         assert!(
             message.contains("1048577") && message.contains("1Mi"),
             "{message}"
@@ -227,16 +239,16 @@ mod tests {
     }
 
     #[test]
-    fn the_containers_own_upper_directory_is_found() {
+    fn overlay_paths_of_the_container_are_found() {
         let mountinfo = "30 1 0:9 / /run/x/state/k8s.io/aaa/rootfs rw - overlay overlay \
                          rw,lowerdir=/l,upperdir=/snap/1/fs,workdir=/snap/1/work\n\
                          31 1 0:9 / /run/x/state/k8s.io/bbb/rootfs rw shared:7 - overlay overlay \
                          rw,lowerdir=/l,upperdir=/snap/2/fs,workdir=/snap/2/work\n";
-        let place = Place {
+        let paths = OverlayPaths {
             root: "/run/x/state/k8s.io/bbb/rootfs".into(),
             upper: "/snap/2/fs".into(),
         };
-        assert_eq!(Place::find(mountinfo, "bbb"), Some(place));
-        assert_eq!(Place::find(mountinfo, "ccc"), None);
+        assert_eq!(OverlayPaths::find(mountinfo, "bbb"), Some(paths));
+        assert_eq!(OverlayPaths::find(mountinfo, "ccc"), None);
     }
 }

@@ -1,76 +1,76 @@
-//! Tells which boxes may have changed.
+//! The stream of changes for the scheduler.
 //!
-//! The stream does its own work while it is polled and owns no task: dropping it ends
-//! it. It wakes on containerd's events and every [`POLL`], compares what it sees with
-//! what it saw, and between that ends boxes that are over their storage limit and repairs the
-//! firewall.
+//! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
+//! containerd's events and every [`POLL`], and compares the boxes with the last poll's. In
+//! between it evicts boxes over their storage limit and restores lost firewall rules.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{Change, ChangeStream, RuntimeError};
 use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
 
-use crate::driver::Inner;
-use crate::events::{self, Wakes};
+use crate::context::Context;
+use crate::events::{self, TaskEvents};
 use crate::observe::Objects;
 use crate::repair;
-use crate::storage::{self, Ledger};
+use crate::storage::{self, StorageUsage};
 
-/// Without events: as fast as a change can be noticed.
-const POLL_ALONE: Duration = Duration::from_millis(200);
-/// With events, which may be missed.
+/// The pause between two polls without events.
+const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(200);
+/// The pause between two polls with events, some of which may be missed.
 const POLL: Duration = Duration::from_secs(1);
-/// One change of a box is several events.
+/// The pause after an event: one change of a box is several events.
 const SETTLE: Duration = Duration::from_millis(20);
-/// CRI shows a change a little after its event, and later on a machine that has much to
-/// do: after an event it is looked again after pauses that double from [`SETTLE`] to this.
-const ATTENTIVE: Duration = Duration::from_millis(500);
+/// CRI lists a change a little after its event, later on a busy machine. The pauses after an event
+/// double from [`SETTLE`] to this.
+const MAX_PAUSE_AFTER_EVENT: Duration = Duration::from_millis(500);
 
-/// What a change is noticed by: containerd's states, and when our facts changed.
+/// The data whose change is a change of the box: containerd's states, and the time of the state file.
 type Fingerprint = (Vec<(String, i32)>, Option<SystemTime>);
 
 struct Watch {
-    inner: Arc<Inner>,
+    context: Arc<Context>,
     before: BTreeMap<EnvironmentId, Fingerprint>,
-    events: Option<Wakes>,
-    /// An event has come: they can be relied on a little.
-    are_told: bool,
+    events: Option<TaskEvents>,
+    /// Whether an event has arrived, so that polls may be less frequent.
+    events_work: bool,
     ready: VecDeque<Change>,
     next_poll: Instant,
-    /// After the next poll.
+    /// The pause after the next poll.
     pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
-    ledger: Ledger,
+    storage_usage: StorageUsage,
 }
 
 /// # Errors
 /// When containerd does not answer now.
-pub async fn watch(inner: Arc<Inner>) -> Result<ChangeStream, RuntimeError> {
-    let events = Some(events::wakes(&inner.cri));
-    let before = fingerprints(&inner).await?;
+pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> {
+    let events = Some(events::subscribe(&context.cri));
+    let before = fingerprints(&context).await?;
     let now = Instant::now();
     let watch = Watch {
-        inner,
+        context,
         before,
         events,
-        are_told: false,
+        events_work: false,
         ready: VecDeque::from([Change { id: None }]),
         next_poll: now,
-        pause: POLL_ALONE,
+        pause: POLL_WITHOUT_EVENTS,
         next_storage: now,
         next_repair: now,
-        ledger: Ledger::default(),
+        storage_usage: StorageUsage::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
         match watch.next().await {
             Ok(change) => Some((change, watch)),
             Err(error) => {
-                tracing::info!(%error, "the watch of containerd ended");
+                tracing::info!(error = %ErrorChain(&error), "the watch of containerd ended");
                 None
             }
         }
@@ -86,30 +86,32 @@ impl Watch {
             self.wait().await;
             let now = Instant::now();
             if now >= self.next_storage {
-                self.look_after().await?;
+                self.maintain().await?;
                 self.next_storage = Instant::now() + storage::INTERVAL;
             }
             if now >= self.next_poll {
-                let after = fingerprints(&self.inner).await?;
+                let after = fingerprints(&self.context).await?;
                 let changed = changed(&self.before, &after);
                 self.ready
                     .extend(changed.into_iter().map(|id| Change { id: Some(id) }));
                 self.before = after;
                 self.next_poll = Instant::now() + self.pause;
-                self.pause = next_pause(self.pause, self.are_told);
+                self.pause = next_pause(self.pause, self.events_work);
             }
         }
     }
 
-    /// What one replica does for all.
-    async fn look_after(&mut self) -> Result<(), RuntimeError> {
-        let Some(lead) = self.inner.facts.try_lead()? else {
-            self.ledger.forget();
+    /// The work that one replica does for all.
+    async fn maintain(&mut self) -> Result<(), RuntimeError> {
+        let Some(lead) = self.context.states.try_lead()? else {
+            self.storage_usage.clear();
             return Ok(());
         };
-        self.inner.check_storage(&lead, &mut self.ledger).await?;
+        self.context
+            .check_storage(&lead, &mut self.storage_usage)
+            .await?;
         if Instant::now() >= self.next_repair {
-            self.inner.repair_firewall(&lead).await?;
+            self.context.repair_firewall(&lead).await?;
             self.next_repair = Instant::now() + repair::INTERVAL;
         }
         Ok(())
@@ -122,39 +124,41 @@ impl Watch {
         };
         match tokio::time::timeout_at(until, events.next()).await {
             Ok(Some(())) => {
-                self.are_told = true;
+                self.events_work = true;
                 self.next_poll = self.next_poll.min(Instant::now() + SETTLE);
                 self.pause = SETTLE * 2;
             }
-            // They ended; whether containerd did too shows at the next poll.
+            // The events ended. The next poll shows whether containerd did too.
             Ok(None) => {
                 self.events = None;
-                self.are_told = false;
+                self.events_work = false;
                 self.next_poll = Instant::now();
-                self.pause = POLL_ALONE;
+                self.pause = POLL_WITHOUT_EVENTS;
             }
             Err(_) => {}
         }
     }
 }
 
-/// The pause after the one after the next poll.
-fn next_pause(pause: Duration, are_told: bool) -> Duration {
-    match are_told {
-        false => POLL_ALONE,
-        true if pause >= ATTENTIVE => POLL,
+/// The pause after the next but one poll.
+fn next_pause(pause: Duration, events_work: bool) -> Duration {
+    match events_work {
+        false => POLL_WITHOUT_EVENTS,
+        true if pause >= MAX_PAUSE_AFTER_EVENT => POLL,
         true => pause * 2,
     }
 }
 
-async fn fingerprints(inner: &Inner) -> Result<BTreeMap<EnvironmentId, Fingerprint>, RuntimeError> {
-    let mut all = inner.all_objects().await?;
-    for id in inner.facts.ids().await? {
+async fn fingerprints(
+    context: &Context,
+) -> Result<BTreeMap<EnvironmentId, Fingerprint>, RuntimeError> {
+    let mut all = context.all_objects().await?;
+    for id in context.states.ids().await? {
         all.entry(id).or_default();
     }
     let mut prints = BTreeMap::new();
     for (id, objects) in all {
-        let changed_at = inner.facts.changed_at(&id).await;
+        let changed_at = context.states.changed_at(&id).await;
         prints.insert(id, (states(&objects), changed_at));
     }
     Ok(prints)
@@ -171,7 +175,7 @@ fn states(objects: &Objects) -> Vec<(String, i32)> {
     states
 }
 
-/// Those that came, went, or are not as they were.
+/// The boxes that were added, removed or changed.
 fn changed<T: PartialEq>(
     before: &BTreeMap<EnvironmentId, T>,
     after: &BTreeMap<EnvironmentId, T>,
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_an_event_it_is_looked_often_and_then_seldom() {
+    fn poll_interval_doubles_after_an_event() {
         let mut pause = SETTLE * 2;
         let mut pauses = Vec::new();
         for _ in 0..7 {
@@ -196,11 +200,11 @@ mod tests {
             pause = next_pause(pause, true);
         }
         assert_eq!(pauses, [40, 80, 160, 320, 640, 1000, 1000]);
-        assert_eq!(next_pause(SETTLE, false), POLL_ALONE);
+        assert_eq!(next_pause(SETTLE, false), POLL_WITHOUT_EVENTS);
     }
 
     #[test]
-    fn a_box_that_came_went_or_differs_is_a_change() {
+    fn added_removed_and_changed_boxes_are_changes() {
         let ids: Vec<_> = (0..4).map(|_| EnvironmentId::random()).collect();
         let before = BTreeMap::from([
             (ids[0].clone(), 1),

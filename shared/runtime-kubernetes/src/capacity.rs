@@ -1,4 +1,4 @@
-//! What the cluster's nodes have, less what is promised to boxes.
+//! The resources of the cluster's nodes, and how much of them boxes have reserved.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::Api;
 
-use crate::driver::Inner;
+use crate::context::Context;
 use crate::labels;
-use crate::observe::silent_since;
+use crate::observe::unready_since;
 
 type Quantities = BTreeMap<String, Quantity>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Amount {
+struct ResourceSum {
     cpu: MilliCpu,
     memory: Bytes,
     storage: Bytes,
 }
 
-impl Amount {
-    /// What is missing or cannot be read counts as nothing.
+impl ResourceSum {
+    /// Reads Kubernetes' quantities; a missing or malformed one counts as zero.
     fn read(quantities: &Quantities) -> Self {
         let bytes = |name: &str| quantities.get(name).and_then(|q| q.0.parse().ok());
         let cpu = quantities.get("cpu").and_then(|q| q.0.parse().ok());
@@ -42,31 +42,31 @@ impl Amount {
     }
 }
 
-fn takes_boxes(node: &Node) -> bool {
+fn is_schedulable(node: &Node) -> bool {
     let is_open = node
         .spec
         .as_ref()
         .is_none_or(|spec| spec.unschedulable != Some(true));
-    is_open && silent_since(node).is_none()
+    is_open && unready_since(node).is_none()
 }
 
-/// What is promised to a box that has not ended.
-fn promised(pod: &Pod) -> Amount {
+/// The resources that a Pod reserves until it ends.
+fn reserved(pod: &Pod) -> ResourceSum {
     let phase = pod
         .status
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
-        return Amount::default();
+        return ResourceSum::default();
     }
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     containers
         .filter_map(|container| container.resources.as_ref()?.limits.as_ref())
-        .map(Amount::read)
-        .fold(Amount::default(), Amount::plus)
+        .map(ResourceSum::read)
+        .fold(ResourceSum::default(), ResourceSum::plus)
 }
 
-/// Labels that every node has alike.
+/// The labels that every node has with the same value.
 fn common_labels(nodes: &[&Node]) -> BTreeMap<String, String> {
     let mut all = nodes
         .iter()
@@ -78,35 +78,35 @@ fn common_labels(nodes: &[&Node]) -> BTreeMap<String, String> {
     })
 }
 
-impl Inner {
+impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
         let client = self.cluster.client().await?;
         let (all_nodes, all_pods) = (self.cluster.nodes().await?, Api::<Pod>::all(client.clone()));
         let (version, nodes, pods, runtime_classes) = tokio::try_join!(
             self.cluster.call("version", client.apiserver_version()),
             self.cluster.list(&all_nodes, None),
-            // Every deployment's: the cluster is shared.
+            // Of every deployment: they share the cluster.
             self.cluster.list(&all_pods, Some(labels::DEPLOYMENT)),
             self.runtime_classes(),
         )?;
-        let nodes: Vec<&Node> = nodes.iter().filter(|node| takes_boxes(node)).collect();
+        let nodes: Vec<&Node> = nodes.iter().filter(|node| is_schedulable(node)).collect();
         let total = nodes
             .iter()
             .filter_map(|node| node.status.as_ref()?.allocatable.as_ref())
-            .map(Amount::read)
-            .fold(Amount::default(), Amount::plus);
-        let promised = pods
+            .map(ResourceSum::read)
+            .fold(ResourceSum::default(), ResourceSum::plus);
+        let reserved = pods
             .iter()
-            .map(promised)
-            .fold(Amount::default(), Amount::plus);
+            .map(reserved)
+            .fold(ResourceSum::default(), ResourceSum::plus);
         Ok(Capacity {
             version: version.git_version,
             nodes: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
             total_cpu: total.cpu,
             total_memory: total.memory,
-            available_cpu: MilliCpu(total.cpu.0.saturating_sub(promised.cpu.0)),
-            available_memory: Bytes(total.memory.0.saturating_sub(promised.memory.0)),
-            available_storage: Bytes(total.storage.0.saturating_sub(promised.storage.0)),
+            available_cpu: MilliCpu(total.cpu.0.saturating_sub(reserved.cpu.0)),
+            available_memory: Bytes(total.memory.0.saturating_sub(reserved.memory.0)),
+            available_storage: Bytes(total.storage.0.saturating_sub(reserved.storage.0)),
             labels: {
                 let mut labels = common_labels(&nodes);
                 labels.extend(self.config.labels.clone());
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_box_that_has_ended_is_promised_nothing() {
+    fn ended_box_reserves_nothing() {
         let pod = |phase: &str| -> Pod {
             serde_json::from_value(json!({
                 "spec": { "containers": [{ "name": "main", "resources": { "limits": {
@@ -133,16 +133,16 @@ mod tests {
             }))
             .unwrap()
         };
-        let running = promised(&pod("Running"));
+        let running = reserved(&pod("Running"));
         assert_eq!(
             (running.cpu, running.memory),
             (MilliCpu(500), Bytes(64 << 20))
         );
-        assert_eq!(promised(&pod("Failed")), Amount::default());
+        assert_eq!(reserved(&pod("Failed")), ResourceSum::default());
     }
 
     #[test]
-    fn a_node_that_is_closed_or_silent_takes_no_boxes() {
+    fn cordoned_or_unready_node_has_no_capacity() {
         let node = |unschedulable: bool, ready: &str| -> Node {
             serde_json::from_value(json!({
                 "spec": { "unschedulable": unschedulable },
@@ -151,8 +151,8 @@ mod tests {
             }))
             .unwrap()
         };
-        assert!(takes_boxes(&node(false, "True")));
-        assert!(!takes_boxes(&node(true, "True")));
-        assert!(!takes_boxes(&node(false, "Unknown")));
+        assert!(is_schedulable(&node(false, "True")));
+        assert!(!is_schedulable(&node(true, "True")));
+        assert!(!is_schedulable(&node(false, "Unknown")));
     }
 }

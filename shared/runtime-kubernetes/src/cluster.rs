@@ -1,12 +1,13 @@
-//! One API server: each call with a deadline, and errors by what a caller can do about
-//! them.
+//! A client of the cluster's API server. Each call has a deadline, and each error says what a
+//! caller can do about it.
 //!
-//! Never decides anything, and never retries: that is its callers'.
+//! Never decides anything, and never retries: callers do.
 
 use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::RuntimeError;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -21,7 +22,7 @@ use tokio::sync::OnceCell;
 
 use crate::config::Config;
 
-/// Who owns the fields that we apply.
+/// The owner of the fields that this driver applies.
 const FIELD_MANAGER: &str = "agentbox";
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -34,7 +35,7 @@ pub enum ApiError {
         operation: &'static str,
         after: Duration,
     },
-    /// It is not there, is overloaded, or the connection broke.
+    /// The API server is down or overloaded, or the connection broke.
     #[error("{operation}: the API server does not answer: {message}")]
     Unavailable {
         operation: &'static str,
@@ -48,7 +49,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    fn of(operation: &'static str, error: kube::Error) -> Self {
+    fn from_kube(operation: &'static str, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) if matches!(status.code, 429 | 502..=504) => {
                 Self::Unavailable {
@@ -59,12 +60,12 @@ impl ApiError {
             kube::Error::Api(status) => Self::Refused { operation, status },
             other => Self::Unavailable {
                 operation,
-                message: with_causes(&other),
+                message: ErrorChain(&other).to_string(),
             },
         }
     }
 
-    /// What the API server refused with: its status code and words.
+    /// The status code and message of a refused call.
     pub fn refusal(&self) -> Option<(u16, &str)> {
         match self {
             Self::Refused { status, .. } => Some((status.code, &status.message)),
@@ -72,7 +73,7 @@ impl ApiError {
         }
     }
 
-    /// Somebody else changed the object meanwhile, or made it first.
+    /// Whether another client changed or created the object first.
     pub fn is_conflict(&self) -> bool {
         self.refusal().is_some_and(|(code, _)| code == 409)
     }
@@ -80,20 +81,6 @@ impl ApiError {
     fn is_not_found(&self) -> bool {
         self.refusal().is_some_and(|(code, _)| code == 404)
     }
-}
-
-/// An error of the transport says least on its outside.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let said = inner.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 impl From<ApiError> for RuntimeError {
@@ -109,7 +96,7 @@ impl From<ApiError> for RuntimeError {
     }
 }
 
-/// The connection is made at the first call and again whenever it broke.
+/// The client of one cluster. It connects at the first call, and again when the connection broke.
 pub struct Cluster {
     config: Config,
     client: OnceCell<Client>,
@@ -135,7 +122,7 @@ impl Cluster {
     }
 
     /// # Errors
-    /// When what says how to reach the API server cannot be read (yet).
+    /// When the kubeconfig cannot be read, or not yet.
     pub async fn client(&self) -> Result<&Client, ApiError> {
         let unusable = |message: String| ApiError::Unavailable {
             operation: "read the kubeconfig",
@@ -144,20 +131,21 @@ impl Cluster {
         self.client
             .get_or_try_init(|| async {
                 let config = match &self.config.kubeconfig {
-                    None => kube::Config::incluster().map_err(|e| unusable(with_causes(&e)))?,
+                    None => kube::Config::incluster()
+                        .map_err(|e| unusable(ErrorChain(&e).to_string()))?,
                     Some(path) => {
                         let options = KubeConfigOptions {
                             context: self.config.context.clone(),
                             ..Default::default()
                         };
-                        let file =
-                            Kubeconfig::read_from(path).map_err(|e| unusable(with_causes(&e)))?;
+                        let file = Kubeconfig::read_from(path)
+                            .map_err(|e| unusable(ErrorChain(&e).to_string()))?;
                         kube::Config::from_custom_kubeconfig(file, &options)
                             .await
-                            .map_err(|e| unusable(with_causes(&e)))?
+                            .map_err(|e| unusable(ErrorChain(&e).to_string()))?
                     }
                 };
-                Client::try_from(config).map_err(|e| unusable(with_causes(&e)))
+                Client::try_from(config).map_err(|e| unusable(ErrorChain(&e).to_string()))
             })
             .await
     }
@@ -169,7 +157,7 @@ impl Cluster {
     ) -> Result<T, ApiError> {
         let after = self.config.call_deadline();
         match tokio::time::timeout(after, answer).await {
-            Ok(outcome) => outcome.map_err(|error| ApiError::of(operation, error)),
+            Ok(outcome) => outcome.map_err(|error| ApiError::from_kube(operation, error)),
             Err(_) => Err(ApiError::Deadline { operation, after }),
         }
     }
@@ -183,12 +171,12 @@ impl Cluster {
     }
 
     /// The pods of one box's namespace: there is one, `main`.
-    pub async fn pods_of(&self, id: &EnvironmentId) -> Result<Api<Pod>, ApiError> {
-        self.of_box(id).await
+    pub async fn box_pods(&self, id: &EnvironmentId) -> Result<Api<Pod>, ApiError> {
+        self.box_objects(id).await
     }
 
     /// Objects of one kind in a box's namespace.
-    pub async fn of_box<K>(&self, id: &EnvironmentId) -> Result<Api<K>, ApiError>
+    pub async fn box_objects<K>(&self, id: &EnvironmentId) -> Result<Api<K>, ApiError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -197,11 +185,11 @@ impl Cluster {
     }
 
     pub async fn system_services(&self) -> Result<Api<Service>, ApiError> {
-        self.of_system().await
+        self.system_objects().await
     }
 
     /// Objects of one kind in our services' namespace.
-    pub async fn of_system<K>(&self) -> Result<Api<K>, ApiError>
+    pub async fn system_objects<K>(&self) -> Result<Api<K>, ApiError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -264,7 +252,7 @@ impl Cluster {
             .await
     }
 
-    /// "It is not there" is what the caller wanted. Whether it was there.
+    /// Deletes an object, and returns whether it existed.
     pub async fn delete<K>(
         &self,
         api: &Api<K>,

@@ -1,30 +1,27 @@
-//! What a Kubernetes cluster's driver is told: the `kubernetes` object of the clusters
-//! file.
+//! The driver's configuration: the `kubernetes` object of the clusters file.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// Of a label's value, which a deployment's name becomes.
-const MAX_NAME: usize = 40;
-
-/// One Kubernetes cluster, and what of its network boxes must know or never reach.
+/// One Kubernetes cluster, with the networks that boxes need or must never reach.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which boxes are ours: `[a-z0-9-]`, at most 40 characters.
+    /// The name of the deployment, which labels its boxes: `[a-z0-9-]`, at most 40 characters.
     pub deployment: String,
     /// The image that holds `/boxd`, static.
     pub boxd_image: String,
-    /// The networks of pods, services and nodes: no policy opens them, but for other
-    /// boxes where it says so.
+    /// The networks of pods, services and nodes. A policy opens nothing in them except other
+    /// boxes.
     pub cluster_cidrs: Vec<IpNet>,
 
-    /// How `/boxd` comes into a box. Default `init_container`.
+    /// How `/boxd` gets into a box. Default `init_container`.
     #[serde(default)]
     pub boxd_delivery: Delivery,
     /// Labels of the cluster as a whole, which count as every node's.
@@ -36,73 +33,73 @@ pub struct Config {
     /// The context in it. Absent: its current one.
     #[serde(default)]
     pub context: Option<String>,
-    /// Where our services run and boxes' names resolve; it must exist. Its pods may reach
-    /// every boxd. Default `agentbox-system`.
+    /// The namespace of the services and of the boxes' endpoints; it must exist. Its pods may
+    /// reach every boxd. Default `agentbox-system`.
     #[serde(default = "system_namespace")]
     pub system_namespace: String,
-    /// Who else may reach boxd: exec-proxies outside the cluster, by address.
+    /// Other networks that may reach boxd: exec-proxies outside the cluster.
     #[serde(default)]
     pub boxd_client_cidrs: Vec<IpNet>,
     /// The cluster's DNS domain. Default `cluster.local`.
     #[serde(default = "cluster_domain")]
     pub cluster_domain: String,
-    /// What boxes resolve names with. Empty: the cluster's own DNS, in `kube-system`.
+    /// The resolvers of boxes. Empty: the cluster's DNS, in `kube-system`.
     #[serde(default)]
     pub dns_servers: Vec<IpAddr>,
     /// Public addresses that boxes must not reach either: the operator's own services.
     #[serde(default)]
     pub blocked_egress_cidrs: Vec<IpNet>,
-    /// What "no `network_policy`" means: the public internet (the default) or nothing.
-    #[serde(default = "yes")]
+    /// Whether a box without a `network_policy` may reach the public internet. Default true.
+    #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
-    /// Secrets of the system namespace that are copied beside each box, to pull with.
+    /// Pull secrets of the system namespace, which are copied to each box's namespace.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
     /// The Pod Security Standard that a box's namespace enforces. Default `baseline`.
     #[serde(default = "pod_security")]
     pub pod_security: String,
-    /// How often CPU is promised: a Pod requests its limit divided by this. Default 20.
+    /// A Pod requests its CPU limit divided by this. Default 20.
     #[serde(default = "cpu_overcommit")]
     pub cpu_overcommit: u64,
     /// As `cpu_overcommit`, of memory. Default 4.
     #[serde(default = "memory_overcommit")]
     pub memory_overcommit: u64,
-    /// Seconds an image may fail to come for a reason that may pass. Default 120.
-    #[serde(default = "two_minutes")]
+    /// Seconds that an image pull may fail for a transient reason. Default 120.
+    #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
-    /// Seconds a Pod may find no node; one may be on its way. Default 120.
-    #[serde(default = "two_minutes")]
+    /// Seconds that a Pod may wait for a node; a new one may be joining. Default 120.
+    #[serde(default = "unschedulable_deadline_s")]
     pub unschedulable_deadline_s: u64,
-    /// Seconds a node may be silent before its boxes count as lost. Default 60.
+    /// Seconds that a node may be unready before its boxes count as lost. Default 60.
     #[serde(default = "node_lost_after_s")]
     pub node_lost_after_s: u64,
-    /// Seconds that `ensure` waits for a Pod to run before it answers "starting".
+    /// Seconds that `ensure` waits for a Pod to run before it returns `Starting`.
     /// Default 20.
-    #[serde(default = "start_deadline_s")]
+    #[serde(default = "defaults::start_deadline_s")]
     pub start_deadline_s: u64,
-    /// Seconds that a Pod may take to end and be gone, beyond its grace. Default 30.
+    /// Seconds that a Pod may take to end and be gone, beyond its grace period. Default 30.
     #[serde(default = "removal_deadline_s")]
     pub removal_deadline_s: u64,
     /// Seconds for any other call. Default 10.
-    #[serde(default = "call_deadline_s")]
+    #[serde(default = "defaults::call_deadline_s")]
     pub call_deadline_s: u64,
-    /// How boxes' boxd are reached. Default `pod_ip`.
+    /// How to connect to boxd. Default `pod_ip`.
     #[serde(default)]
     pub reach: Reach,
     /// Milliseconds for a connection to a boxd. Default 2000.
-    #[serde(default = "connect_deadline_ms")]
+    #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
 }
 
-/// How `/boxd` comes into a box.
+/// How `/boxd` gets into a box.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
     /// An init container copies it, on any cluster.
     #[default]
     InitContainer,
-    /// Its image is a volume of the Pod: there at once, where the cluster has image volumes
-    /// and its nodes let what is on them be executed.
+    /// Its image is a volume of the Pod: faster, where the cluster has image volumes and its
+    /// nodes mount them executable.
     ImageVolume,
 }
 
@@ -110,7 +107,7 @@ pub enum Delivery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reach {
-    /// Straight to the Pod's address: from inside the cluster, or where Pods are routed.
+    /// Directly to the Pod's address: from inside the cluster, or where Pods are routed.
     #[default]
     PodIp,
     /// Through the API server, from anywhere: slower, and not into a box on gVisor.
@@ -123,9 +120,6 @@ fn system_namespace() -> String {
 fn cluster_domain() -> String {
     "cluster.local".to_owned()
 }
-const fn yes() -> bool {
-    true
-}
 fn pod_security() -> String {
     "baseline".to_owned()
 }
@@ -135,51 +129,39 @@ const fn cpu_overcommit() -> u64 {
 const fn memory_overcommit() -> u64 {
     4
 }
-const fn two_minutes() -> u64 {
+const fn unschedulable_deadline_s() -> u64 {
     120
 }
 const fn node_lost_after_s() -> u64 {
     60
 }
-const fn start_deadline_s() -> u64 {
-    20
-}
 const fn removal_deadline_s() -> u64 {
     30
 }
-const fn call_deadline_s() -> u64 {
-    10
-}
-const fn connect_deadline_ms() -> u64 {
-    2_000
-}
 
-/// The configuration cannot be used.
+/// The configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("`{field}` is `{value}`: only a-z, 0-9 and `-`, 1 to {MAX_NAME} characters")]
+    #[error(
+        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, is `{value}`"
+    )]
     Name { field: &'static str, value: String },
-    #[error("`{0}` is empty")]
+    #[error("{0}: must not be empty")]
     Empty(&'static str),
-    #[error("`{0}` must be at least 1")]
+    #[error("{0}: must be at least 1, is 0")]
     Overcommit(&'static str),
 }
 
 impl Config {
     /// # Errors
-    /// When a value cannot be what it says; nothing is looked up.
+    /// The first value that breaks its rule. No file or cluster is read.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("deployment", &self.deployment),
             ("system_namespace", &self.system_namespace),
         ] {
-            let named = (1..=MAX_NAME).contains(&value.len())
-                && value
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !value.starts_with('-')
-                && !value.ends_with('-');
-            if !named {
+            let is_name = defaults::is_deployment_name(value) && !value.ends_with('-');
+            if !is_name {
                 return Err(ConfigError::Name {
                     field,
                     value: value.clone(),
@@ -189,7 +171,7 @@ impl Config {
         if self.boxd_image.is_empty() {
             return Err(ConfigError::Empty("boxd_image"));
         }
-        // Without it a box could be let into the cluster's own network.
+        // Without it a policy could open the cluster's own network.
         if self.cluster_cidrs.is_empty() {
             return Err(ConfigError::Empty("cluster_cidrs"));
         }
@@ -221,7 +203,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_the_clusters_file_must_say_is_enough() {
+    fn required_fields_are_sufficient() {
         let config: Config = serde_json::from_value(minimal()).unwrap();
         config.validate().unwrap();
         assert_eq!(config.system_namespace, "agentbox-system");
@@ -229,7 +211,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_values_are_refused() {
         for (field, value) in [
             ("deployment", serde_json::json!("a/b")),
             ("deployment", serde_json::json!("")),
@@ -246,7 +228,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_refused() {
+    fn unknown_field_is_refused() {
         let mut json = minimal();
         json["kubconfig"] = "/x".into();
         assert!(serde_json::from_value::<Config>(json).is_err());

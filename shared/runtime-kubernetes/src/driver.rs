@@ -1,4 +1,4 @@
-//! The driver: the seam's two traits over one Kubernetes cluster.
+//! The driver: implements the two runtime traits for one Kubernetes cluster.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,53 +13,37 @@ use agentbox_runtime::{
 };
 use async_trait::async_trait;
 
-use crate::cluster::Cluster;
 use crate::config::{Config, ConfigError};
-use crate::usage::Measurements;
-use crate::watch::Watch;
+use crate::context::Context;
 
-/// The driver cannot be made.
+/// The driver cannot be constructed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("there is no kubeconfig at {0}")]
+    #[error("kubeconfig: {0} is not a file")]
     Kubeconfig(PathBuf),
 }
 
-/// One Kubernetes cluster's boxes. Clones share their connections and one watch.
+/// The driver of one Kubernetes cluster. Clones share their connections and one watch.
 #[derive(Clone, Debug)]
 pub struct Driver {
-    pub(crate) inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-pub struct Inner {
-    pub config: Config,
-    pub cluster: Cluster,
-    pub watch: Watch,
-    pub measurements: Measurements,
+    context: Arc<Context>,
 }
 
 impl Driver {
-    /// Does not wait for the API server: one that is down is a cluster that answers
-    /// [`RuntimeError::Unavailable`], and comes back by itself.
+    /// Constructs the driver without waiting for the API server. While that is down, calls
+    /// return [`RuntimeError::Unavailable`].
     ///
     /// # Errors
-    /// When the configuration cannot be used here.
+    /// When the configuration is invalid or its kubeconfig is missing.
     pub fn connect(config: Config) -> Result<Self, ConnectError> {
         config.validate()?;
         if let Some(path) = config.kubeconfig.as_ref().filter(|path| !path.is_file()) {
             return Err(ConnectError::Kubeconfig(path.clone()));
         }
-        let inner = Inner {
-            cluster: Cluster::new(&config),
-            watch: Watch::default(),
-            measurements: Measurements::default(),
-            config,
-        };
         Ok(Self {
-            inner: Arc::new(inner),
+            context: Arc::new(Context::new(config)),
         })
     }
 }
@@ -67,38 +51,38 @@ impl Driver {
 #[async_trait]
 impl Runtime for Driver {
     async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
-        self.inner.preflight(spec).await
+        self.context.preflight(spec).await
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
-        Box::pin(self.inner.ensure(spec, generation)).await
+        Box::pin(self.context.ensure(spec, generation)).await
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %id), err(level = "debug"))]
     async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {
-        self.inner.stop(id, grace).await
+        self.context.stop(id, grace).await
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %id), err(level = "debug"))]
     async fn remove(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
-        self.inner.remove(id).await
+        self.context.remove(id).await
     }
 
     async fn get(&self, id: &EnvironmentId) -> Result<Option<Observed>, RuntimeError> {
-        self.inner.get(id).await
+        self.context.get(id).await
     }
 
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
-        self.inner.list().await
+        self.context.list().await
     }
 
     async fn watch(&self) -> Result<ChangeStream, RuntimeError> {
-        crate::watch::watch(self.inner.clone()).await
+        crate::watch::watch(self.context.clone()).await
     }
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        self.inner.capacity().await
+        self.context.capacity().await
     }
 }
 
@@ -109,21 +93,21 @@ impl BoxConnector for Driver {
         id: &EnvironmentId,
         address: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError> {
-        // The address may be another box's by now, which must not be sent this one's token.
-        let pod = self.inner.pod(id).await?;
-        let held = pod
+        // The address may belong to another box by now, which must not receive this box's token.
+        let pod = self.context.pod(id).await?;
+        let current = pod
             .and_then(|pod| pod.status?.pod_ip)
             .and_then(|ip| ip.parse::<IpAddr>().ok());
-        if held != Some(address.ip()) {
+        if current != Some(address.ip()) {
             return Err(RuntimeError::Unreachable(format!(
                 "{address} is not the box's address"
             )));
         }
-        self.inner.dial(id, address).await
+        self.context.dial(id, address).await
     }
 
     async fn usage(&self, id: &EnvironmentId) -> Result<Option<Usage>, RuntimeError> {
-        Ok(self.inner.usage(id).await?)
+        Ok(self.context.usage(id).await?)
     }
 
     async fn last_output(
@@ -131,6 +115,6 @@ impl BoxConnector for Driver {
         id: &EnvironmentId,
         limit_bytes: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError> {
-        self.inner.last_output(id, limit_bytes).await
+        self.context.last_output(id, limit_bytes).await
     }
 }

@@ -1,16 +1,16 @@
-//! Ends a box, and removes all of it.
+//! Stops a box, and removes all of it.
 //!
-//! Ending is boxd's: it is told to, and has the caller's grace. A boxd that does not answer
-//! or does not end, and a box without grace, is ended by the kubelet: the Pod's active
-//! deadline is set to have passed. So the Pod stays, and with it how it ended and its
-//! last output; deleting it would take both.
+//! boxd is asked to end, and has the caller's grace period. When it does not answer or does not
+//! end in time, and when there is no grace period, the kubelet ends the Pod: its active deadline
+//! is set to one second. The Pod then stays, with its exit status and its last output;
+//! deleting it would take both.
 //!
-//! * I1. Why we ended a box is recorded before it is ended, so that whoever looks next
-//!   tells the same reason.
-//! * I2. The Pod goes before its namespace: a namespace's objects go in no order, and the
-//!   network policy must not go before the Pod.
-//! * I3. The namespace goes last, and nobody waits for it: it may take seconds, or be
-//!   stuck, and has nothing of the box in it any more.
+//! * I1. The reason is recorded before the box is ended, so that every replica reports the
+//!   same one.
+//! * I2. The Pod is deleted before its namespace: a namespace's objects are deleted in no order,
+//!   and the network policy must outlast the Pod.
+//! * I3. Nothing waits for the namespace: its deletion may take seconds or be stuck, and
+//!   nothing of the box is left in it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,17 +25,17 @@ use kube::api::DeleteParams;
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::box_state::StateChange;
 use crate::cluster::namespace_of;
-use crate::driver::Inner;
-use crate::ensure::wait_for;
-use crate::facts::Fact;
+use crate::context::Context;
 use crate::objects::{MAIN, SECRET};
 use crate::pod::GRACE_S;
+use crate::pod_watch::wait_for_change;
 
-/// A change may be missed.
-const LOOK: Duration = Duration::from_millis(500);
+/// The longest pause between two reads, for when the watch misses a change.
+const POLL: Duration = Duration::from_millis(500);
 
-impl Inner {
+impl Context {
     pub async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(observed) = self.get(id).await? else {
             return Ok(());
@@ -43,17 +43,17 @@ impl Inner {
         match observed.phase {
             BoxPhase::Exited { .. } | BoxPhase::Failed { .. } => Ok(()),
             BoxPhase::Starting { .. } => {
-                self.learn(id, &Fact::Stopped).await?;
+                self.record(id, &StateChange::Stopped).await?;
                 self.remove_pod(id).await
             }
             BoxPhase::Running { address, .. } => {
-                self.learn(id, &Fact::Stopped).await?;
+                self.record(id, &StateChange::Stopped).await?;
                 if !grace.is_zero() {
-                    match self.ask_to_end(id, address).await {
+                    match self.request_end(id, address).await {
                         Ok(()) if self.ended_within(id, grace).await? => return Ok(()),
                         Ok(()) => {}
-                        Err(why) => {
-                            tracing::info!(environment.id = %id, why, "boxd cannot be told to end");
+                        Err(error) => {
+                            tracing::info!(environment.id = %id, error, "could not ask boxd to end");
                         }
                     }
                 }
@@ -62,11 +62,11 @@ impl Inner {
         }
     }
 
-    /// As SIGTERM to boxd: the main command gets it.
-    async fn ask_to_end(&self, id: &EnvironmentId, address: SocketAddr) -> Result<(), String> {
+    /// Asks boxd to end: the main command receives SIGTERM.
+    async fn request_end(&self, id: &EnvironmentId, address: SocketAddr) -> Result<(), String> {
         let secrets = self
             .cluster
-            .of_box::<Secret>(id)
+            .box_objects::<Secret>(id)
             .await
             .map_err(|e| e.to_string())?;
         let secret = self
@@ -80,7 +80,7 @@ impl Inner {
             .ok_or("its token is gone")?;
         let token = BoxToken::parse(&token).map_err(|e| e.to_string())?;
         let stream = self.dial(id, address).await.map_err(|e| e.to_string())?;
-        let asked = async {
+        let request = async {
             let mut boxd = client::connect(stream, &token)
                 .await
                 .map_err(|e| e.to_string())?;
@@ -89,15 +89,15 @@ impl Inner {
                 .map_err(|status| status.message().to_owned())
         };
         let within = self.config.call_deadline();
-        tokio::time::timeout(within, asked)
+        tokio::time::timeout(within, request)
             .await
             .map_err(|_| format!("no answer in {within:?}"))?
             .map(|_| ())
     }
 
-    /// The kubelet sends SIGTERM, and SIGKILL a second later.
+    /// Ends the Pod by its active deadline: SIGTERM, and SIGKILL a second later.
     async fn kill(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
-        let pods = self.cluster.pods_of(id).await?;
+        let pods = self.cluster.box_pods(id).await?;
         let patch = json!({ "spec": { "activeDeadlineSeconds": 1 } });
         match self.cluster.merge(&pods, MAIN, &patch).await {
             Ok(_) => {}
@@ -129,19 +129,21 @@ impl Inner {
             if ended || Instant::now() >= deadline {
                 return Ok(ended);
             }
-            wait_for(id, &mut changes, deadline.min(Instant::now() + LOOK)).await;
+            wait_for_change(id, &mut changes, deadline.min(Instant::now() + POLL)).await;
         }
     }
 
     pub async fn remove(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
         let endpoints = self.cluster.system_services().await?;
-        let now = DeleteParams::default();
-        self.cluster.delete(&endpoints, id.as_str(), &now).await?;
-        let Some(facts) = self.learn(id, &Fact::Removed).await? else {
+        let parameters = DeleteParams::default();
+        self.cluster
+            .delete(&endpoints, id.as_str(), &parameters)
+            .await?;
+        let Some(state) = self.record(id, &StateChange::Removed).await? else {
             return Ok(());
         };
         self.remove_pod(id).await?;
-        if facts.deleted_at.is_some() {
+        if state.deleted_at.is_some() {
             return Ok(());
         }
         let namespaces = self.cluster.namespaces().await?;
@@ -149,42 +151,42 @@ impl Inner {
         self.cluster
             .delete(&namespaces, &namespace_of(id), &background)
             .await?;
-        // One that a slow `ensure` made in between: none can come after.
+        // A slow `ensure` may have created one in between; none can come after.
         self.remove_pod(id).await
     }
 
-    /// Kills what runs in it, and waits until its node has removed it.
+    /// Deletes the Pod, and waits until its node has removed it.
     async fn remove_pod(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
-        let pods = self.cluster.pods_of(id).await?;
+        let pods = self.cluster.box_pods(id).await?;
         let mut changes = self.changes().await?;
         let within = Duration::from_secs(self.config.removal_deadline_s);
         let deadline = Instant::now() + within;
-        let mut asked = false;
+        let mut is_requested = false;
         loop {
             let Some(pod) = self.cluster.get(&pods, MAIN).await? else {
                 return Ok(());
             };
             let node = pod.spec.and_then(|spec| spec.node_name);
             let is_lost = match &node {
-                Some(node) => self.node_silent_since(node).await?.is_some(),
+                Some(node) => self.node_unready_since(node).await?.is_some(),
                 None => true,
             };
-            // Nobody is there to end it, or to say that it has.
+            // A node that is gone neither ends the Pod nor reports its end.
             if is_lost {
                 self.cluster
                     .delete(&pods, MAIN, &DeleteParams::default().grace_period(0))
                     .await?;
                 return Ok(());
             }
-            if !asked {
-                let soon = DeleteParams::default().grace_period(GRACE_S);
-                self.cluster.delete(&pods, MAIN, &soon).await?;
-                asked = true;
+            if !is_requested {
+                let with_grace = DeleteParams::default().grace_period(GRACE_S);
+                self.cluster.delete(&pods, MAIN, &with_grace).await?;
+                is_requested = true;
             }
             if Instant::now() >= deadline {
                 return Err(RuntimeError::Deadline(within));
             }
-            wait_for(id, &mut changes, deadline.min(Instant::now() + LOOK)).await;
+            wait_for_change(id, &mut changes, deadline.min(Instant::now() + POLL)).await;
         }
     }
 }

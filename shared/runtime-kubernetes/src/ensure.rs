@@ -1,54 +1,52 @@
-//! Makes a box.
+//! Creates a box.
 //!
-//! * I1. The namespace comes first, and with it the generation: whoever has an older one is
+//! * I1. The namespace is created first, with the generation: a caller with an older one is
 //!   refused before it changes anything.
-//! * I2. The network policy is there before the Pod: the cluster's network plugin lets
-//!   nothing of the user's run without it.
-//! * I3. Every step is an apply under a name that follows from the id: after a process that
-//!   was killed at any line the next one goes on, and two at once do the same.
-//! * I4. A box that has run, failed or been stopped is never given another Pod.
+//! * I2. The network policy and the pull secrets exist before the Pod.
+//! * I3. Every step applies an object whose name follows from the id: a call continues what an
+//!   interrupted one began, and concurrent calls do the same.
+//! * I4. A box that has run, failed or been stopped never gets another Pod.
 
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, NetworkPolicy, Observed, RuntimeError};
 use chrono::Utc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::NetworkPolicy as PolicyObject;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use serde_json::Value;
-use tokio::sync::broadcast::Receiver;
 use tokio::time::Instant;
 
-use crate::driver::Inner;
-use crate::facts::{BlockedSince, Fact, Facts, Failure};
+use crate::box_state::{BlockedSince, BoxState, Failure, StateChange};
+use crate::context::Context;
 use crate::objects::MAIN;
-use crate::observe::Look;
+use crate::observe::Snapshot;
 use crate::phase::{self, is_rejected_by_node};
-use crate::policy::Policy;
-use crate::refusal::{self, Refusal};
+use crate::pod_watch::{Changes, wait_for_change};
+use crate::rejection::{self, Rejection};
 use crate::{objects, pod};
 
-/// Others' progress that is waited out before a claim is given up.
+/// Attempts to claim the namespace. Each failure is another replica's progress.
 const ATTEMPTS: u32 = 20;
-/// What the cluster has not caught up with, it has in a moment.
-const NOT_YET: Duration = Duration::from_millis(20);
-/// Between two attempts where the cluster may need seconds.
-const STILL_NOT: Duration = Duration::from_millis(500);
-/// boxd listens a few milliseconds after its start.
+/// The pause before an attempt that needs an object of a moment ago.
+const RETRY_SOON: Duration = Duration::from_millis(20);
+/// The pause before an attempt where the cluster may need seconds.
+const RETRY_LATER: Duration = Duration::from_millis(500);
+/// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(5);
-/// A change may be missed.
-const LOOK: Duration = Duration::from_secs(1);
+/// The longest pause between two reads, for when the watch misses a change.
+const POLL: Duration = Duration::from_secs(1);
 
-/// Where making a box stopped.
-enum Halt {
-    /// It will never run.
+/// The creation of a box did not succeed.
+enum EnsureError {
+    /// The box can never run.
     Failed(Failure),
-    /// Try again.
+    /// A later call may succeed.
     Error(RuntimeError),
 }
 
-impl<E: Into<RuntimeError>> From<E> for Halt {
+impl<E: Into<RuntimeError>> From<E> for EnsureError {
     fn from(error: E) -> Self {
         Self::Error(error.into())
     }
@@ -61,40 +59,37 @@ fn refused(message: &str) -> RuntimeError {
     }
 }
 
-impl Inner {
+impl Context {
     pub async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
         let id = &spec.id;
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
-        let asked = spec.isolation.network_policy.as_ref();
-        let policy =
-            Policy::read(asked, self.config.default_allow_internet).map_err(|error| Failure {
-                reason: FailureReason::Unschedulable,
-                message: error.to_string(),
-            });
-        let facts = self.claim(id, generation, policy.as_ref().ok()).await?;
-        let is_to_make = facts.failure.is_none() && facts.started_at.is_none() && !facts.is_stopped;
-        if is_to_make && self.lacks_pod(id).await? {
-            match self.make(spec, policy, deadline).await {
+        let policy = spec.isolation.network_policy.clone();
+        let policy = policy
+            .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
+        let state = self.claim(id, generation, &policy).await?;
+        let may_create = state.failure.is_none() && state.started_at.is_none() && !state.is_stopped;
+        if may_create && self.needs_pod(id).await? {
+            match self.create(spec, &policy, deadline).await {
                 Ok(()) => {}
-                Err(Halt::Error(error)) => return Err(error),
-                Err(Halt::Failed(failure)) => {
-                    self.learn(id, &Fact::Failed(failure)).await?;
+                Err(EnsureError::Error(error)) => return Err(error),
+                Err(EnsureError::Failed(failure)) => {
+                    self.record(id, &StateChange::Failed(failure)).await?;
                 }
             }
         }
         self.wait_until_settled(id, &mut changes, deadline).await
     }
 
-    /// Whether a Pod is to be made. One that its node refused to admit is removed first.
-    async fn lacks_pod(&self, id: &EnvironmentId) -> Result<bool, RuntimeError> {
+    /// Whether a Pod must be created. One that its node rejected is deleted first.
+    async fn needs_pod(&self, id: &EnvironmentId) -> Result<bool, RuntimeError> {
         let Some(pod) = self.pod(id).await? else {
             return Ok(true);
         };
         if !is_rejected_by_node(&pod) {
             return Ok(false);
         }
-        let pods = self.cluster.pods_of(id).await?;
+        let pods = self.cluster.box_pods(id).await?;
         let at_once = DeleteParams::default().grace_period(0);
         let this_one = at_once.preconditions(Preconditions {
             uid: pod.metadata.uid,
@@ -107,69 +102,69 @@ impl Inner {
         }
     }
 
-    /// The box's namespace at this generation; made if there is none.
+    /// Brings the box's namespace to this generation; creates it if there is none.
     async fn claim(
         &self,
         id: &EnvironmentId,
         generation: i64,
-        policy: Option<&Policy>,
-    ) -> Result<Facts, RuntimeError> {
+        policy: &NetworkPolicy,
+    ) -> Result<BoxState, RuntimeError> {
         let namespaces = self.cluster.namespaces().await?;
         let manifest = objects::namespace(&self.config, id, generation, policy);
         let namespace: Namespace =
             serde_json::from_value(manifest).map_err(|error| refused(&error.to_string()))?;
         for _ in 0..ATTEMPTS {
-            let facts = match self.facts(id).await? {
-                Some(facts) => facts,
+            let state = match self.box_state(id).await? {
+                Some(state) => state,
                 None => {
                     let parameters = PostParams::default();
-                    let made = namespaces.create(&parameters, &namespace);
-                    match self.cluster.call("create the namespace", made).await {
-                        Ok(namespace) => return Ok(Facts::read(&namespace)),
+                    let created = namespaces.create(&parameters, &namespace);
+                    match self.cluster.call("create the namespace", created).await {
+                        Ok(namespace) => return Ok(BoxState::read(&namespace)),
                         Err(error) if error.is_conflict() => continue,
                         Err(error) => return Err(error.into()),
                     }
                 }
             };
-            if facts.is_going() {
+            if state.is_terminating() {
                 return Err(refused("the box is being removed"));
             }
-            if facts.generation > generation {
+            if state.generation > generation {
                 return Err(RuntimeError::Fenced {
                     given: generation,
-                    held: facts.generation,
+                    held: state.generation,
                 });
             }
-            if facts.generation == generation {
-                return Ok(facts);
+            if state.generation == generation {
+                return Ok(state);
             }
-            // What it became is looked at in the next round.
-            self.learn(id, &Fact::Generation(generation)).await?;
+            // The next round reads the result.
+            self.record(id, &StateChange::Generation(generation))
+                .await?;
         }
         Err(refused(
-            "a namespace of the box's name is there and not ours",
+            "the namespace of the box's name belongs to somebody else",
         ))
     }
 
-    async fn make(
+    async fn create(
         &self,
         spec: &BoxSpec,
-        policy: Result<Policy, Failure>,
+        policy: &NetworkPolicy,
         deadline: Instant,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), EnsureError> {
         let id = &spec.id;
         let config = &self.config;
-        let policy = policy.map_err(Halt::Failed)?;
         let (policies, quotas, accounts, secrets, services, endpoints) = tokio::try_join!(
-            self.cluster.of_box::<NetworkPolicy>(id),
-            self.cluster.of_box::<ResourceQuota>(id),
-            self.cluster.of_box::<ServiceAccount>(id),
-            self.cluster.of_box::<Secret>(id),
-            self.cluster.of_box::<Service>(id),
+            self.cluster.box_objects::<PolicyObject>(id),
+            self.cluster.box_objects::<ResourceQuota>(id),
+            self.cluster.box_objects::<ServiceAccount>(id),
+            self.cluster.box_objects::<Secret>(id),
+            self.cluster.box_objects::<Service>(id),
             self.cluster.system_services(),
         )?;
         let manifests = (
-            objects::network_policy(config, id, &policy),
+            objects::network_policy(config, id, policy),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),
@@ -187,8 +182,8 @@ impl Inner {
         for name in &config.image_pull_secrets {
             self.copy_pull_secret(id, &secrets, name).await?;
         }
-        let pods: Api<Pod> = self.cluster.pods_of(id).await?;
-        self.make_pod(&pods, &pod::pod(config, spec), deadline)
+        let pods: Api<Pod> = self.cluster.box_pods(id).await?;
+        self.create_pod(&pods, &pod::pod(config, spec), deadline)
             .await
     }
 
@@ -198,11 +193,11 @@ impl Inner {
         secrets: &Api<Secret>,
         name: &str,
     ) -> Result<(), RuntimeError> {
-        let originals: Api<Secret> = self.cluster.of_system().await?;
+        let originals: Api<Secret> = self.cluster.system_objects().await?;
         let Some(original) = self.cluster.get(&originals, name).await? else {
-            let of = &self.config.system_namespace;
+            let namespace = &self.config.system_namespace;
             return Err(refused(&format!(
-                "the image pull secret {of}/{name} is not there"
+                "image_pull_secrets: {namespace}/{name} does not exist"
             )));
         };
         let original =
@@ -212,57 +207,59 @@ impl Inner {
         Ok(())
     }
 
-    async fn make_pod(
+    async fn create_pod(
         &self,
         pods: &Api<Pod>,
         manifest: &Value,
         deadline: Instant,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), EnsureError> {
         loop {
             let Err(error) = self.cluster.apply(pods, manifest).await else {
                 return Ok(());
             };
-            let refusal = match error.refusal() {
-                Some((code, message)) => refusal::classify(code, message),
-                None => Refusal::Unknown,
+            let rejection = match error.refusal() {
+                Some((code, message)) => rejection::classify(code, message),
+                None => Rejection::Unknown,
             };
             let is_late = Instant::now() >= deadline;
-            match refusal {
-                Refusal::Final(failure) => return Err(Halt::Failed(failure)),
-                Refusal::FinalIfItLasts(failure) if is_late => return Err(Halt::Failed(failure)),
-                Refusal::FinalIfItLasts(_) => tokio::time::sleep(STILL_NOT).await,
-                Refusal::NotYet if !is_late => tokio::time::sleep(NOT_YET).await,
-                Refusal::NotYet | Refusal::Unknown => return Err(error.into()),
+            match rejection {
+                Rejection::Final(failure) => return Err(EnsureError::Failed(failure)),
+                Rejection::FinalAtDeadline(failure) if is_late => {
+                    return Err(EnsureError::Failed(failure));
+                }
+                Rejection::FinalAtDeadline(_) => tokio::time::sleep(RETRY_LATER).await,
+                Rejection::Retry if !is_late => tokio::time::sleep(RETRY_SOON).await,
+                Rejection::Retry | Rejection::Unknown => return Err(error.into()),
             }
         }
     }
 
-    /// Until it runs and boxd answers, has ended or will never run; or as it is at the
-    /// deadline.
+    /// Waits until the box runs and boxd answers, has ended or has failed; at the deadline returns
+    /// the box as it is.
     async fn wait_until_settled(
         &self,
         id: &EnvironmentId,
-        changes: &mut Receiver<Option<EnvironmentId>>,
+        changes: &mut Changes,
         deadline: Instant,
     ) -> Result<Observed, RuntimeError> {
         loop {
-            let Some(look) = self.look(id).await? else {
-                return Err(refused("the box was removed meanwhile"));
+            let Some(snapshot) = self.snapshot(id).await? else {
+                return Err(refused("the box was removed at the same time"));
             };
-            let Look {
+            let Snapshot {
                 mut observed,
-                facts,
+                state,
                 pod,
-            } = look;
+            } = snapshot;
             let is_late = Instant::now() >= deadline;
             match observed.phase.clone() {
-                BoxPhase::Running { .. } if facts.started_at.is_some() => return Ok(observed),
+                BoxPhase::Running { .. } if state.started_at.is_some() => return Ok(observed),
                 BoxPhase::Running {
                     address,
                     started_at,
                 } => match self.dial(id, address).await {
                     Ok(_) => {
-                        self.learn(id, &Fact::Started(started_at)).await?;
+                        self.record(id, &StateChange::Started(started_at)).await?;
                         return Ok(observed);
                     }
                     Err(error) if is_late => {
@@ -273,18 +270,18 @@ impl Inner {
                     }
                     Err(_) => tokio::time::sleep(READY_POLL).await,
                 },
-                BoxPhase::Failed { reason, message } if facts.failure.is_none() => {
-                    // What the kubelet says next may be less.
+                BoxPhase::Failed { reason, message } if state.failure.is_none() => {
+                    // The kubelet's next status may have no reason.
                     let failure = Failure { reason, message };
-                    self.learn(id, &Fact::Failed(failure)).await?;
+                    self.record(id, &StateChange::Failed(failure)).await?;
                 }
                 BoxPhase::Starting { .. } => {
-                    self.record_blocked(id, &facts, pod.as_ref()).await?;
+                    self.record_blocked(id, &state, pod.as_ref()).await?;
                     // The next `ensure` replaces a Pod that its node rejected.
                     if is_late || pod.as_ref().is_some_and(is_rejected_by_node) {
                         return Ok(observed);
                     }
-                    wait_for(id, changes, deadline.min(Instant::now() + LOOK)).await;
+                    wait_for_change(id, changes, deadline.min(Instant::now() + POLL)).await;
                 }
                 _ => return Ok(observed),
             }
@@ -292,13 +289,13 @@ impl Inner {
     }
 }
 
-impl Inner {
-    /// Records since when a container of the box has been blocked: it fails the box when it
-    /// lasts ([`crate::image`]).
+impl Context {
+    /// Records since when a container of the box has been blocked, which fails the box when it
+    /// lasts ([`crate::blocked`]).
     async fn record_blocked(
         &self,
         id: &EnvironmentId,
-        facts: &Facts,
+        state: &BoxState,
         pod: Option<&Pod>,
     ) -> Result<(), RuntimeError> {
         let Some(blocked) = pod.and_then(phase::blocked) else {
@@ -308,40 +305,18 @@ impl Inner {
             key: blocked.key,
             since: Utc::now(),
         };
-        let fact = Fact::Blocked(since);
-        if !fact.changes(facts) {
+        let change = StateChange::Blocked(since);
+        if !change.changes(state) {
             return Ok(());
         }
         if blocked.is_ours {
             tracing::warn!(
                 environment.id = %id,
                 detail = blocked.detail,
-                "an image of the deployment could not be used by a box"
+                "a box could not use an image of the deployment"
             );
         }
-        self.learn(id, &fact).await?;
+        self.record(id, &change).await?;
         Ok(())
     }
-}
-
-/// Until something of the box may have changed; at the latest until then.
-pub async fn wait_for(
-    id: &EnvironmentId,
-    changes: &mut Receiver<Option<EnvironmentId>>,
-    until: Instant,
-) {
-    let changed = async {
-        loop {
-            match changes.recv().await {
-                Ok(Some(changed)) if changed != *id => {}
-                // A gap, or the watch is gone: then it is the time that wakes.
-                Ok(_) => return,
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => return,
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
-                    return std::future::pending().await;
-                }
-            }
-        }
-    };
-    let _ = tokio::time::timeout_at(until, changed).await;
 }

@@ -1,7 +1,7 @@
 //! The labels and annotations of our objects.
 //!
-//! * I1. What we select by is under `agentbox.dev/`; a user's label is stored under a
-//!   prefix of its own and as an annotation, so it can never be selected by.
+//! * I1. The driver selects by labels under `agentbox.dev/`. A user's label is stored as an
+//!   annotation under a prefix of its own, so that no selector finds it.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +21,8 @@ pub fn selector(deployment: &str) -> String {
     format!("{DEPLOYMENT}={deployment}")
 }
 
-/// What every object of one box carries.
-pub fn of_box(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, String> {
+/// The labels of every object of one box.
+pub fn box_labels(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, String> {
     BTreeMap::from([
         (MANAGED_BY.to_owned(), "agentbox".to_owned()),
         (DEPLOYMENT.to_owned(), deployment.to_owned()),
@@ -30,30 +30,30 @@ pub fn of_box(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, String> 
     ])
 }
 
-/// A Pod's labels: whose box it is, too.
-pub fn of_pod(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
-    let mut labels = of_box(deployment, &spec.id);
+/// The labels of a box's Pod: also its owner.
+pub fn pod_labels(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut labels = box_labels(deployment, &spec.id);
     labels.insert(OWNER.to_owned(), spec.owner.to_string());
     labels
 }
 
-/// The user's labels, for people who look at the Pod.
+/// The user's labels as annotations, for operators.
 pub fn annotations(spec: &BoxSpec) -> BTreeMap<String, String> {
-    let mut room = MAX_USER_BYTES;
+    let mut remaining = MAX_USER_BYTES;
     spec.labels
         .iter()
         .map(|(key, value)| (format!("{USER_PREFIX}{key}"), value.clone()))
         .filter(|(key, _)| is_annotation_key(key))
         .take_while(|(key, value)| {
             let size = key.len() + value.len();
-            let fits = size <= room;
-            room = room.saturating_sub(size);
+            let fits = size <= remaining;
+            remaining = remaining.saturating_sub(size);
             fits
         })
         .collect()
 }
 
-/// One that Kubernetes would refuse must not keep the box from being made.
+/// Whether Kubernetes accepts the key. Others are left out, so that the box can be created.
 fn is_annotation_key(key: &str) -> bool {
     let name = key.strip_prefix(USER_PREFIX).unwrap_or(key);
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -64,7 +64,7 @@ fn is_annotation_key(key: &str) -> bool {
         && outer(name.bytes().last())
 }
 
-/// The box that an object's labels name.
+/// The id in an object's labels.
 pub fn id_of(labels: Option<&BTreeMap<String, String>>) -> Option<EnvironmentId> {
     labels?.get(BOX)?.parse().ok()
 }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_kubernetes_refuses_is_not_an_annotation() {
+    fn invalid_annotation_key_is_left_out() {
         for (key, fits) in [
             ("team", true),
             ("a.b_c-d", true),

@@ -1,45 +1,52 @@
-//! Boxes on a Kubernetes cluster.
+//! The driver for boxes on a Kubernetes cluster.
 //!
-//! A box is a namespace, `agentbox-<id>`, with its network policy, quota, token, Service
-//! and one Pod, `main`: the user's image with boxd as its entry, which an init container has
-//! copied from an image of ours, or which is on that image as a volume. Beside that, an
-//! ExternalName Service `<id>` in the system namespace, so that the box's endpoint resolves.
+//! A box is a namespace, `agentbox-<id>`, with its network policy, quota, token, Service and one
+//! Pod, `main`. The Pod's container has the user's image and boxd as its entry. An init
+//! container copies boxd from an image of the deployment, or that image is a volume. An
+//! ExternalName Service `<id>` in the system namespace makes the box's endpoint resolve.
 //!
-//! Names follow from the id alone, so nothing is ever made twice. The namespace is the
-//! record of the box: what Kubernetes cannot remember is in its annotations ([`facts`]),
-//! and the generation in it is the fence.
+//! Names follow from the id, so that nothing is created twice. The namespace is the record of the
+//! box: its annotations keep the state that Kubernetes does not ([`box_state`]), and the generation,
+//! which fences older callers.
 //!
-//! Owns everything labelled with its deployment, and touches nothing else (I5 of
-//! [`agentbox_runtime::Runtime`]). Any number of drivers may serve one deployment: the API
-//! server orders them.
+//! Owns every object with its deployment's label, and changes nothing else (I5 of
+//! [`agentbox_runtime::Runtime`]). Any number of drivers may serve one deployment: the API server
+//! orders them.
 //!
-//! Never carries a byte of a box's input or output but its last output; never uses the
-//! exec API.
+//! Never carries a box's input or output, except its last output; never uses the exec API.
 //!
-//! Making a box: [`ensure`], of [`objects`], [`pod`] and [`policy`]. Ending it: [`ending`].
-//! Looking: [`observe`], [`phase`] (which decides), [`watch`]; putting back: [`repair`].
-//! Where it differs from the driver for one machine: `docs/drivers.md`.
+//! The modules from the bottom: [`context`] (configuration, connections, caches); [`box_state`],
+//! [`phase`] and [`blocked`] (which decide); [`objects`], [`pod`] and [`policy`] (which render);
+//! [`observe`], [`ensure`], [`ending`], [`watch`] and [`repair`] (which act); [`driver`]
+//! (which implements the traits). `docs/drivers.md` lists the differences from the driver for one
+//! machine.
 
+mod blocked;
+mod box_state;
 mod capacity;
 mod cluster;
 mod config;
+mod context;
 mod driver;
 mod ending;
 mod ensure;
-mod facts;
-mod image;
 mod labels;
+#[cfg(test)]
+mod manifest_tests;
 mod objects;
 mod observe;
 mod output;
 mod phase;
 mod pod;
+mod pod_watch;
 mod policy;
 mod preflight;
 mod reach;
-mod refusal;
+mod rejection;
 mod repair;
+mod timestamps;
 mod usage;
+mod usage_cache;
 mod watch;
 
 pub use config::{Config, ConfigError, Delivery, Reach};

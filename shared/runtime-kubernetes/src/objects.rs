@@ -1,19 +1,19 @@
-//! Everything of a box but its Pod: manifests, each complete, for server-side apply. Pure.
+//! The manifests of a box except its Pod. Each is complete, for server-side apply. Pure.
 
 use std::collections::BTreeMap;
 
 use agentbox_box_protocol::variables;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::BoxSpec;
+use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use serde_json::{Value, json};
 
+use crate::box_state::{GENERATION, NETWORK_POLICY};
 use crate::cluster::namespace_of;
 use crate::config::Config;
-use crate::facts::{GENERATION, NETWORK_POLICY};
 use crate::labels;
-use crate::policy::Policy;
+use crate::policy;
 
-/// The one Pod of a box, and what else there is one of.
+/// The name of a box's Pod, and of each object that exists once in a box.
 pub const MAIN: &str = "main";
 /// The Secret with the token that the box's boxd accepts.
 pub const SECRET: &str = "boxd";
@@ -25,26 +25,25 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
     json!({
         "name": name,
         "namespace": namespace_of(id),
-        "labels": labels::of_box(&config.deployment, id),
+        "labels": labels::box_labels(&config.deployment, id),
     })
 }
 
-/// `policy`: the box's, unless it has none that can be used.
 pub fn namespace(
     config: &Config,
     id: &EnvironmentId,
     generation: i64,
-    policy: Option<&Policy>,
+    policy: &NetworkPolicy,
 ) -> Value {
-    let mut labels = labels::of_box(&config.deployment, id);
+    let mut labels = labels::box_labels(&config.deployment, id);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
     );
-    let mut annotations = BTreeMap::from([(GENERATION, generation.to_string())]);
-    if let Some(policy) = policy {
-        annotations.insert(NETWORK_POLICY, json!(policy).to_string());
-    }
+    let annotations = BTreeMap::from([
+        (GENERATION, generation.to_string()),
+        (NETWORK_POLICY, json!(policy).to_string()),
+    ]);
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -56,17 +55,17 @@ pub fn namespace(
     })
 }
 
-pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &Policy) -> Value {
+pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &NetworkPolicy) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(config, id, MAIN),
-        "spec": policy.spec(config),
+        "spec": policy::spec(policy, config),
     })
 }
 
-/// Few Pods, whoever comes by a right to make more. Not one: a creation that was cut off
-/// (its caller killed) stays counted until the quota's controller counts anew, minutes later.
+/// Limits the Pods of a box's namespace. The limit is above one, because an interrupted
+/// creation counts until the quota's controller recounts, minutes later.
 pub fn quota(config: &Config, id: &EnvironmentId) -> Value {
     json!({
         "apiVersion": "v1",
@@ -94,7 +93,7 @@ pub fn secret(config: &Config, spec: &BoxSpec) -> Value {
     })
 }
 
-/// A copy of one of the system namespace's, to pull the image with.
+/// A copy of a pull secret of the system namespace.
 pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &Value) -> Value {
     json!({
         "apiVersion": "v1",
@@ -105,7 +104,7 @@ pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &V
     })
 }
 
-/// Headless: the box's name is the Pod's address, with whatever ports its policy opens.
+/// The headless Service that resolves to the Pod's address.
 pub fn service(config: &Config, id: &EnvironmentId) -> Value {
     json!({
         "apiVersion": "v1",
@@ -119,7 +118,7 @@ pub fn service(config: &Config, id: &EnvironmentId) -> Value {
     })
 }
 
-/// `<id>.<system namespace>`: the endpoint that the public contract promises.
+/// The Service `<id>.<system namespace>`: the endpoint of the public API.
 pub fn endpoint(config: &Config, id: &EnvironmentId) -> Value {
     let target = format!("{MAIN}.{}.svc.{}", namespace_of(id), config.cluster_domain);
     json!({
@@ -128,7 +127,7 @@ pub fn endpoint(config: &Config, id: &EnvironmentId) -> Value {
         "metadata": {
             "name": id.to_string(),
             "namespace": config.system_namespace,
-            "labels": labels::of_box(&config.deployment, id),
+            "labels": labels::box_labels(&config.deployment, id),
         },
         "spec": { "type": "ExternalName", "externalName": target },
     })

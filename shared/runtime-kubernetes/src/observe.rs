@@ -1,4 +1,4 @@
-//! Looks at boxes: Kubernetes' objects and our facts put together.
+//! Observes boxes: combines Kubernetes' objects with the recorded state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,26 +7,21 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{Observed, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::Api;
 
+use crate::box_state::BoxState;
 use crate::cluster::ApiError;
-use crate::driver::Inner;
-use crate::facts::Facts;
+use crate::context::Context;
 use crate::labels;
 use crate::objects::MAIN;
-use crate::phase::{Patience, Seen, phase};
+use crate::phase::{Deadlines, Observation, phase};
+use crate::timestamps::from_kubernetes;
 
-/// A namespace that goes for so long needs an operator.
+/// A namespace whose deletion takes longer needs an operator.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
-pub fn instant(time: &Time) -> DateTime<Utc> {
-    let nanoseconds = u32::try_from(time.0.subsec_nanosecond()).unwrap_or(0);
-    DateTime::from_timestamp(time.0.as_second(), nanoseconds).unwrap_or_default()
-}
-
 /// Since when a node has not been ready; `None` when it is.
-pub fn silent_since(node: &Node) -> Option<DateTime<Utc>> {
+pub fn unready_since(node: &Node) -> Option<DateTime<Utc>> {
     let conditions = node.status.as_ref()?.conditions.as_deref()?;
     let ready = conditions
         .iter()
@@ -34,14 +29,14 @@ pub fn silent_since(node: &Node) -> Option<DateTime<Utc>> {
     if ready.status == "True" {
         return None;
     }
-    ready.last_transition_time.as_ref().map(instant)
+    ready.last_transition_time.as_ref().map(from_kubernetes)
 }
 
-/// One box, as it was read just now.
+/// A box as it was just read.
 #[derive(Debug)]
-pub struct Look {
+pub struct Snapshot {
     pub observed: Observed,
-    pub facts: Facts,
+    pub state: BoxState,
     pub pod: Option<Pod>,
 }
 
@@ -49,7 +44,7 @@ fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
-impl Inner {
+impl Context {
     /// Whether an object carries this deployment's label.
     pub fn is_ours(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
         labels
@@ -58,24 +53,24 @@ impl Inner {
     }
 
     pub async fn pod(&self, id: &EnvironmentId) -> Result<Option<Pod>, ApiError> {
-        let pods = self.cluster.pods_of(id).await?;
+        let pods = self.cluster.box_pods(id).await?;
         self.cluster.get(&pods, MAIN).await
     }
 
     pub fn observed(
         &self,
         id: &EnvironmentId,
-        facts: &Facts,
+        state: &BoxState,
         pod: Option<&Pod>,
-        node_silent_since: Option<DateTime<Utc>>,
+        node_unready_since: Option<DateTime<Utc>>,
     ) -> Observed {
         let seconds = Duration::from_secs;
-        let phase = phase(&Seen {
-            facts,
+        let phase = phase(&Observation {
+            state,
             pod,
-            node_silent_since,
+            node_unready_since,
             now: Utc::now(),
-            patience: Patience {
+            deadlines: Deadlines {
                 image_pull: seconds(self.config.image_pull_deadline_s),
                 unschedulable: seconds(self.config.unschedulable_deadline_s),
                 node_lost: seconds(self.config.node_lost_after_s),
@@ -83,54 +78,54 @@ impl Inner {
         });
         Observed {
             id: id.clone(),
-            generation: facts.generation,
+            generation: state.generation,
             phase,
-            created_at: facts.created_at,
+            created_at: state.created_at,
         }
     }
 
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Observed>, RuntimeError> {
-        Ok(self.look(id).await?.map(|seen| seen.observed))
+        Ok(self.snapshot(id).await?.map(|snapshot| snapshot.observed))
     }
 
-    /// All that is known of a box now; `None` when the cluster has nothing of it.
-    pub async fn look(&self, id: &EnvironmentId) -> Result<Option<Look>, RuntimeError> {
-        let (facts, pod) = tokio::try_join!(self.facts(id), self.pod(id))?;
-        let Some(facts) = facts else {
+    /// Reads a box; `None` when the cluster has nothing of it.
+    pub async fn snapshot(&self, id: &EnvironmentId) -> Result<Option<Snapshot>, RuntimeError> {
+        let (state, pod) = tokio::try_join!(self.box_state(id), self.pod(id))?;
+        let Some(state) = state else {
             return Ok(None);
         };
-        if facts.deleted_at.is_some() && pod.is_none() {
+        if state.deleted_at.is_some() && pod.is_none() {
             return Ok(None);
         }
-        let silent = match pod.as_ref().and_then(node_of) {
-            Some(node) => self.node_silent_since(node).await?,
+        let unready = match pod.as_ref().and_then(node_of) {
+            Some(node) => self.node_unready_since(node).await?,
             None => None,
         };
-        let observed = self.observed(id, &facts, pod.as_ref(), silent);
-        Ok(Some(Look {
+        let observed = self.observed(id, &state, pod.as_ref(), unready);
+        Ok(Some(Snapshot {
             observed,
-            facts,
+            state,
             pod,
         }))
     }
 
-    /// A node that is not there any more has been silent for ever.
-    pub async fn node_silent_since(&self, name: &str) -> Result<Option<DateTime<Utc>>, ApiError> {
+    /// Since when a node has not been ready. A node that is gone has never been.
+    pub async fn node_unready_since(&self, name: &str) -> Result<Option<DateTime<Utc>>, ApiError> {
         let nodes = self.cluster.nodes().await?;
         match self.cluster.get(&nodes, name).await? {
-            Some(node) => Ok(silent_since(&node)),
+            Some(node) => Ok(unready_since(&node)),
             None => Ok(Some(DateTime::UNIX_EPOCH)),
         }
     }
 
-    /// Every box that has a namespace; one that is going counts as long as its Pod is there
-    /// or our own removal has not come to its end.
+    /// Every box that has a namespace. One whose namespace is being deleted counts while its Pod
+    /// exists.
     pub async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         let selector = labels::selector(&self.config.deployment);
         let client = self.cluster.client().await?.clone();
         let namespaces = self.cluster.namespaces().await?;
         let (all_pods, all_nodes) = (Api::<Pod>::all(client), self.cluster.nodes().await?);
-        // Pods first: one that is made meanwhile is then in a namespace that is listed.
+        // Pods first: the namespace of a Pod that is listed is then listed too.
         let (pods, nodes) = tokio::try_join!(
             self.cluster.list(&all_pods, Some(&selector)),
             self.cluster.list(&all_nodes, None),
@@ -146,40 +141,40 @@ impl Inner {
             .iter()
             .filter_map(|n| n.metadata.name.clone())
             .collect();
-        let silent: BTreeMap<String, DateTime<Utc>> = nodes
+        let unready: BTreeMap<String, DateTime<Utc>> = nodes
             .iter()
-            .filter_map(|node| Some((node.metadata.name.clone()?, silent_since(node)?)))
+            .filter_map(|node| Some((node.metadata.name.clone()?, unready_since(node)?)))
             .collect();
         let mut list = Vec::with_capacity(namespaces.len());
         for namespace in &namespaces {
             let Some(id) = labels::id_of(namespace.metadata.labels.as_ref()) else {
                 continue;
             };
-            let facts = Facts::read(namespace);
+            let state = BoxState::read(namespace);
             let pod = pod_of.get(&id);
-            if facts.deleted_at.is_some() && pod.is_none() {
-                report_if_stuck(&id, &facts, namespace);
+            if state.deleted_at.is_some() && pod.is_none() {
+                report_if_stuck(&id, &state, namespace);
                 continue;
             }
             let since = pod
                 .and_then(node_of)
                 .and_then(|node| match known.contains(node) {
-                    true => silent.get(node).copied(),
+                    true => unready.get(node).copied(),
                     false => Some(DateTime::UNIX_EPOCH),
                 });
-            list.push(self.observed(&id, &facts, pod, since));
+            list.push(self.observed(&id, &state, pod, since));
         }
         Ok(list)
     }
 }
 
-/// A namespace that cannot go blocks nobody, and is for an operator to look at.
+/// Logs a namespace whose deletion is stuck. It blocks no other box.
 fn report_if_stuck(
     id: &EnvironmentId,
-    facts: &Facts,
+    state: &BoxState,
     namespace: &k8s_openapi::api::core::v1::Namespace,
 ) {
-    let Some(since) = facts.deleted_at else {
+    let Some(since) = state.deleted_at else {
         return;
     };
     if (Utc::now() - since).to_std().unwrap_or_default() < STUCK_AFTER {
@@ -190,10 +185,10 @@ fn report_if_stuck(
         .as_ref()
         .and_then(|status| status.conditions.as_deref())
         .unwrap_or_default();
-    let why: Vec<String> = conditions
+    let reasons: Vec<String> = conditions
         .iter()
         .filter(|condition| condition.status == "True")
         .map(|c| format!("{}: {}", c.type_, c.message.clone().unwrap_or_default()))
         .collect();
-    tracing::warn!(environment.id = %id, %since, why = why.join("; "), "a box's namespace does not go");
+    tracing::warn!(environment.id = %id, %since, reasons = reasons.join("; "), "the namespace of a box cannot be deleted");
 }

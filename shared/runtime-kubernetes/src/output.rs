@@ -13,16 +13,16 @@ use chrono::{DateTime, Utc};
 use futures::AsyncBufReadExt as _;
 use kube::api::LogParams;
 
-use crate::driver::Inner;
+use crate::context::Context;
 use crate::objects::MAIN;
 
-impl Inner {
+impl Context {
     pub async fn last_output(
         &self,
         id: &EnvironmentId,
         limit_bytes: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError> {
-        let pods = self.cluster.pods_of(id).await?;
+        let pods = self.cluster.box_pods(id).await?;
         let parameters = LogParams {
             container: Some(MAIN.to_owned()),
             timestamps: true,
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_keep_their_numbers_and_the_oldest_go_first() {
+    fn oldest_lines_are_dropped_and_sequences_kept() {
         let stamp = "2026-01-02T03:04:05.678901234Z";
         let records = [
             format!("{stamp} one\n"),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_comes_in_parts_as_boxd_makes_them() {
+    fn long_line_is_split_like_boxd_splits_it() {
         let record = format!("2026-01-02T03:04:05Z {}\n", "x".repeat(MAX_LINE_BYTES + 1));
         let entries = newest(1 << 20, &[&record]);
         assert_eq!(entries.len(), 2);

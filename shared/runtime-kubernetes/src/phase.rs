@@ -1,7 +1,7 @@
-//! What Kubernetes and the facts say, as the seam's phase. Pure.
+//! Decides a box's phase from its Pod, its node and its recorded state. Pure.
 //!
-//! Facts of ours go before what Kubernetes says: only we know that we stopped a box, and a
-//! Pod that is gone tells nothing.
+//! The recorded state takes precedence over Kubernetes': only it knows that the driver stopped a
+//! box, and a Pod that is gone has no status.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,45 +14,45 @@ use k8s_openapi::api::core::v1::{
     ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition, PodStatus,
 };
 
-use crate::facts::{Facts, Failure};
-use crate::image::{self, Blocked};
+use crate::blocked::{self, Blocked};
+use crate::box_state::{BoxState, Failure};
 use crate::objects::MAIN;
-use crate::observe::instant;
+use crate::timestamps::from_kubernetes;
 
 /// 128 + SIGKILL.
 const KILLED: i32 = 137;
 
-/// How long what may pass is waited for.
+/// How long a condition must last before it ends or fails a box.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Deadlines {
     pub image_pull: Duration,
     pub unschedulable: Duration,
     pub node_lost: Duration,
 }
 
-/// All that is known of one box.
+/// Everything that is known of one box.
 #[derive(Clone, Debug)]
-pub struct Seen<'a> {
-    pub facts: &'a Facts,
+pub struct Observation<'a> {
+    pub state: &'a BoxState,
     pub pod: Option<&'a Pod>,
     /// Since when the Pod's node has not been ready, if it is not.
-    pub node_silent_since: Option<DateTime<Utc>>,
+    pub node_unready_since: Option<DateTime<Utc>>,
     pub now: DateTime<Utc>,
-    pub patience: Patience,
+    pub deadlines: Deadlines,
 }
 
-pub fn phase(seen: &Seen<'_>) -> BoxPhase {
-    if let Some(Failure { reason, message }) = &seen.facts.failure {
+pub fn phase(observation: &Observation<'_>) -> BoxPhase {
+    if let Some(Failure { reason, message }) = &observation.state.failure {
         return BoxPhase::Failed {
             reason: *reason,
             message: message.clone(),
         };
     }
-    let Some(pod) = seen.pod else {
-        return if seen.facts.started_at.is_some() || seen.facts.is_stopped {
-            gone(seen)
+    let Some(pod) = observation.pod else {
+        return if observation.state.started_at.is_some() || observation.state.is_stopped {
+            gone(observation)
         } else {
-            starting("the Pod is not made yet")
+            starting("the Pod is not created yet")
         };
     };
     let empty = PodStatus::default();
@@ -60,26 +60,30 @@ pub fn phase(seen: &Seen<'_>) -> BoxPhase {
     let main = main_status(status);
     let state = main.and_then(|main| main.state.as_ref());
     if let Some(ended) = state.and_then(|state| state.terminated.as_ref()) {
-        return terminated(seen, status, ended);
+        return terminated(observation, status, ended);
     }
     if status.phase.as_deref() == Some("Failed") {
-        return without_container(seen, status);
+        return without_container(observation, status);
     }
     if let Some(running) = state.and_then(|state| state.running.as_ref()) {
-        let started_at = running.started_at.as_ref().map(instant).unwrap_or_default();
+        let started_at = running
+            .started_at
+            .as_ref()
+            .map(from_kubernetes)
+            .unwrap_or_default();
         return match status.pod_ip.as_deref().map(str::parse) {
-            Some(Ok(ip)) if !is_lost(seen) => BoxPhase::Running {
+            Some(Ok(ip)) if !is_lost(observation) => BoxPhase::Running {
                 address: SocketAddr::new(ip, DEFAULT_PORT),
                 started_at,
             },
-            Some(Ok(_)) => lost(seen),
+            Some(Ok(_)) => lost(observation),
             _ => starting("the Pod has no address yet"),
         };
     }
-    if is_lost(seen) && seen.facts.started_at.is_some() {
-        return lost(seen);
+    if is_lost(observation) && observation.state.started_at.is_some() {
+        return lost(observation);
     }
-    waiting(seen, pod, status)
+    waiting(observation, pod, status)
 }
 
 fn main_status(status: &PodStatus) -> Option<&ContainerStatus> {
@@ -100,18 +104,19 @@ fn failed(reason: FailureReason, message: impl Into<String>) -> BoxPhase {
     }
 }
 
-fn is_lost(seen: &Seen<'_>) -> bool {
-    seen.node_silent_since
-        .is_some_and(|since| waited(since, seen.now) >= seen.patience.node_lost)
+fn is_lost(observation: &Observation<'_>) -> bool {
+    observation
+        .node_unready_since
+        .is_some_and(|since| elapsed(since, observation.now) >= observation.deadlines.node_lost)
 }
 
-fn waited(since: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+fn elapsed(since: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (now - since).to_std().unwrap_or_default()
 }
 
-/// It ran, and its Pod was removed by somebody else, or by us to kill it.
-fn gone(seen: &Seen<'_>) -> BoxPhase {
-    let (reason, message) = if seen.facts.is_stopped {
+/// The box ran, and its Pod was deleted: by the driver to kill it, or by somebody else.
+fn gone(observation: &Observation<'_>) -> BoxPhase {
+    let (reason, message) = if observation.state.is_stopped {
         (ExitReason::Stopped, "")
     } else {
         (ExitReason::NodeLost, "the Pod is gone")
@@ -120,29 +125,32 @@ fn gone(seen: &Seen<'_>) -> BoxPhase {
         exit_code: KILLED,
         reason,
         message: message.to_owned(),
-        finished_at: seen.facts.started_at.unwrap_or(seen.facts.created_at),
+        finished_at: observation
+            .state
+            .started_at
+            .unwrap_or(observation.state.created_at),
     }
 }
 
-fn lost(seen: &Seen<'_>) -> BoxPhase {
+fn lost(observation: &Observation<'_>) -> BoxPhase {
     BoxPhase::Exited {
         exit_code: KILLED,
         reason: ExitReason::NodeLost,
         message: "the box's node does not answer".to_owned(),
-        finished_at: seen.node_silent_since.unwrap_or(seen.now),
+        finished_at: observation.node_unready_since.unwrap_or(observation.now),
     }
 }
 
-/// Why Kubernetes ended the Pod, if it was not its own end.
+/// The reason that Kubernetes ended the Pod, unless it ended by itself.
 fn disruption(status: &PodStatus) -> Option<(ExitReason, String)> {
-    let said = |fallback: &str| {
+    let message_or = |fallback: &str| {
         let message = status.message.clone().filter(|text| !text.is_empty());
         message.unwrap_or_else(|| fallback.to_owned())
     };
     match status.reason.as_deref() {
-        Some("Evicted") => return Some((ExitReason::Evicted, said("evicted"))),
+        Some("Evicted") => return Some((ExitReason::Evicted, message_or("evicted"))),
         Some("NodeLost" | "NodeShutdown" | "Shutdown" | "Terminated") => {
-            return Some((ExitReason::NodeLost, said("the node was shut down")));
+            return Some((ExitReason::NodeLost, message_or("the node was shut down")));
         }
         _ => {}
     }
@@ -160,20 +168,26 @@ fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> 
     found.filter(|condition| kind == "PodScheduled" || condition.status == "True")
 }
 
-fn terminated(seen: &Seen<'_>, status: &PodStatus, ended: &ContainerStateTerminated) -> BoxPhase {
-    let why = ended.reason.as_deref().unwrap_or_default();
-    let told = ended.message.clone().unwrap_or_default();
-    let said: Option<Termination> = serde_json::from_str(&told).ok();
-    if said.is_none() && matches!(why, "StartError" | "ContainerCannotRun") {
-        return failed(FailureReason::ImageInvalid, told);
+fn terminated(
+    observation: &Observation<'_>,
+    status: &PodStatus,
+    ended: &ContainerStateTerminated,
+) -> BoxPhase {
+    let kubelet_reason = ended.reason.as_deref().unwrap_or_default();
+    let text = ended.message.clone().unwrap_or_default();
+    let termination: Option<Termination> = serde_json::from_str(&text).ok();
+    if termination.is_none() && matches!(kubelet_reason, "StartError" | "ContainerCannotRun") {
+        return failed(FailureReason::ImageInvalid, text);
     }
-    let exit_code = said.as_ref().map_or(ended.exit_code, |said| said.exit_code);
-    let oom_killed = match &said {
-        Some(said) => said.oom_killed,
-        // boxd itself was taken: it could not say so.
-        None => why == "OOMKilled" && ended.exit_code == KILLED,
+    let exit_code = termination
+        .as_ref()
+        .map_or(ended.exit_code, |termination| termination.exit_code);
+    let oom_killed = match &termination {
+        Some(termination) => termination.oom_killed,
+        // boxd itself was killed and wrote no message.
+        None => kubelet_reason == "OOMKilled" && ended.exit_code == KILLED,
     };
-    let (reason, message) = if seen.facts.is_stopped {
+    let (reason, message) = if observation.state.is_stopped {
         (ExitReason::Stopped, String::new())
     } else if let Some(disrupted) = disruption(status) {
         disrupted
@@ -182,35 +196,42 @@ fn terminated(seen: &Seen<'_>, status: &PodStatus, ended: &ContainerStateTermina
             ExitReason::OomKilled,
             "the main command went over the memory limit".to_owned(),
         )
-    } else if why == "ContainerStatusUnknown" {
+    } else if kubelet_reason == "ContainerStatusUnknown" {
         (ExitReason::NodeLost, "the container is gone".to_owned())
     } else {
-        (ExitReason::Exited, said.map_or(told, |said| said.message))
+        (
+            ExitReason::Exited,
+            termination.map_or(text, |termination| termination.message),
+        )
     };
     BoxPhase::Exited {
         exit_code,
         reason,
         message,
-        finished_at: ended.finished_at.as_ref().map(instant).unwrap_or_default(),
+        finished_at: ended
+            .finished_at
+            .as_ref()
+            .map(from_kubernetes)
+            .unwrap_or_default(),
     }
 }
 
-/// The Pod has failed and does not tell of its container: that never began, or is removed.
-fn without_container(seen: &Seen<'_>, status: &PodStatus) -> BoxPhase {
+/// The Pod has failed without a container status: the container never began, or is removed.
+fn without_container(observation: &Observation<'_>, status: &PodStatus) -> BoxPhase {
     let message = status.message.clone().unwrap_or_default();
-    if seen.facts.is_stopped {
-        return gone(seen);
+    if observation.state.is_stopped {
+        return gone(observation);
     }
     if let Some((reason, message)) = disruption(status) {
         return BoxPhase::Exited {
             exit_code: KILLED,
             reason,
             message,
-            finished_at: seen.now,
+            finished_at: observation.now,
         };
     }
-    if seen.facts.started_at.is_some() {
-        return gone(seen);
+    if observation.state.started_at.is_some() {
+        return gone(observation);
     }
     let installs = status
         .init_container_statuses
@@ -231,7 +252,8 @@ fn without_container(seen: &Seen<'_>, status: &PodStatus) -> BoxPhase {
     // Pod may fit, so this fails the box only when it goes on.
     let why = status.reason.clone().unwrap_or_default();
     let message = format!("{why}: {message}");
-    if waited(seen.facts.created_at, seen.now) >= seen.patience.unschedulable {
+    if elapsed(observation.state.created_at, observation.now) >= observation.deadlines.unschedulable
+    {
         failed(FailureReason::Unschedulable, message)
     } else {
         starting(&message)
@@ -263,7 +285,7 @@ pub fn is_rejected_by_node(pod: &Pod) -> bool {
 pub fn blocked(pod: &Pod) -> Option<Blocked> {
     let status = pod.status.as_ref()?;
     containers_waiting(status)
-        .find_map(|(name, reason, message)| image::blocked(pod, name, reason, message))
+        .find_map(|(name, reason, message)| blocked::blocked(pod, name, reason, message))
 }
 
 /// Name, reason and message of each container that waits, in their order of start.
@@ -281,12 +303,12 @@ fn containers_waiting(status: &PodStatus) -> impl Iterator<Item = (&str, &str, &
     })
 }
 
-fn waiting(seen: &Seen<'_>, pod: &Pod, status: &PodStatus) -> BoxPhase {
+fn waiting(observation: &Observation<'_>, pod: &Pod, status: &PodStatus) -> BoxPhase {
     if let Some(blocked) = blocked(pod) {
-        let since = seen.facts.blocked.as_ref();
+        let since = observation.state.blocked.as_ref();
         let since = since.filter(|known| known.key == blocked.key);
-        let lasted = since.map(|known| waited(known.since, seen.now));
-        return match blocked.failed(lasted, seen.patience.image_pull) {
+        let lasted = since.map(|known| elapsed(known.since, observation.now));
+        return match blocked.failed(lasted, observation.deadlines.image_pull) {
             Some(failure) => failed(failure.reason, failure.message),
             None => starting(&blocked.progress()),
         };
@@ -298,16 +320,22 @@ fn waiting(seen: &Seen<'_>, pod: &Pod, status: &PodStatus) -> BoxPhase {
     }
     match condition(status, "PodScheduled") {
         Some(scheduled) if scheduled.status == "False" => {
-            let created = pod.metadata.creation_timestamp.as_ref().map(instant);
+            let created = pod
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(from_kubernetes);
             let message = scheduled.message.clone().unwrap_or_default();
-            if waited(created.unwrap_or(seen.now), seen.now) >= seen.patience.unschedulable {
+            if elapsed(created.unwrap_or(observation.now), observation.now)
+                >= observation.deadlines.unschedulable
+            {
                 failed(FailureReason::Unschedulable, message)
             } else {
                 starting(&message)
             }
         }
-        Some(_) => starting("its node sets up the sandbox or pulls the image"),
-        None => starting("no node is chosen yet"),
+        Some(_) => starting("the node sets up the sandbox or pulls the image"),
+        None => starting("waiting for a node"),
     }
 }
 

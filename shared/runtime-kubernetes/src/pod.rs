@@ -18,17 +18,17 @@ use crate::config::{Config, Delivery};
 use crate::labels;
 use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
 
-/// Where a box sees boxd, and the directory of its output.
+/// The paths in a box of boxd, and of its output.
 const PROGRAMS: &str = "/.agentbox/bin";
 const BOXD: &str = "/.agentbox/bin/boxd";
 const OUTPUT: &str = "/.agentbox/output";
-/// The volume that boxd is on.
+/// The volume with boxd.
 const VOLUME: &str = "programs";
-/// Where the kubelet reads why a container ended.
+/// The file with a container's termination message for the kubelet.
 const TERMINATION_FILE: &str = "/dev/termination-log";
 
-/// From SIGTERM to SIGKILL when Kubernetes itself ends a Pod. Our own grace is boxd's: see
-/// [`crate::ending`].
+/// The grace period when Kubernetes itself ends a Pod. A caller's grace period is boxd's
+/// ([`crate::ending`]).
 pub const GRACE_S: u32 = 1;
 
 pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
@@ -85,14 +85,14 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "metadata": {
             "name": MAIN,
             "namespace": namespace_of(&spec.id),
-            "labels": labels::of_pod(&config.deployment, spec),
+            "labels": labels::pod_labels(&config.deployment, spec),
             "annotations": labels::annotations(spec),
         },
         "spec": body,
     })
 }
 
-/// The volume that boxd is on, and the init containers that put it there.
+/// The volume with boxd, and the init containers that fill it.
 fn boxd(config: &Config, resources: &Value) -> (Value, Value) {
     match config.boxd_delivery {
         Delivery::ImageVolume => {
@@ -119,7 +119,7 @@ fn boxd(config: &Config, resources: &Value) -> (Value, Value) {
     }
 }
 
-/// What the cluster as a whole has, its nodes need not say again.
+/// The node selector without the labels of the whole cluster, which nodes need not have.
 pub fn node_selector(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
     let mut selector = spec.node_selector.clone();
     selector.retain(|key, value| config.labels.get(key) != Some(value));
@@ -136,7 +136,7 @@ fn command(asked: Option<&[String]>) -> Vec<String> {
     command
 }
 
-/// The user's variables, then boxd's: nobody sets boxd's but us.
+/// The user's variables, then boxd's, which a user cannot set.
 fn environment(spec: &BoxSpec) -> Vec<Value> {
     let users = spec
         .env
@@ -155,7 +155,7 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
     users.chain(ours).chain([token]).collect()
 }
 
-/// What is requested decides where the box fits; what is limited, what it may use.
+/// Requests decide where a box is scheduled; limits are what it may use.
 fn resources(config: &Config, spec: &BoxSpec) -> Value {
     let limits = spec.resources;
     let cpu = MilliCpu((limits.cpu.0 / config.cpu_overcommit).max(1));
@@ -197,22 +197,22 @@ fn security(asked: Option<&SecurityContext>) -> Value {
 #[cfg(test)]
 mod tests {
     use agentbox_runtime::Toleration;
+    use agentbox_runtime::conformance::example_spec as spec;
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::preflight::tests::spec;
 
     fn config() -> Config {
         serde_json::from_value(crate::config::tests::minimal()).unwrap()
     }
 
-    fn made(change: impl FnOnce(&mut BoxSpec)) -> Value {
+    fn manifest(change: impl FnOnce(&mut BoxSpec)) -> Value {
         pod(&config(), &spec(change))
     }
 
     #[test]
-    fn a_manifest_is_a_pod_of_kubernetes_own_fields() {
-        let manifest = made(|spec| {
+    fn manifest_deserializes_as_a_pod() {
+        let manifest = manifest(|spec| {
             spec.command = Some(vec!["sh".into()]);
             spec.tolerations = vec![Toleration {
                 key: Some("gpu".into()),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn boxd_is_read_only_in_the_box_however_it_came() {
+    fn boxd_mount_is_read_only_for_every_delivery() {
         for (delivery, kind, copies) in [
             (Delivery::InitContainer, "emptyDir", 1),
             (Delivery::ImageVolume, "image", 0),
@@ -250,8 +250,8 @@ mod tests {
     }
 
     #[test]
-    fn a_user_sets_neither_boxds_variables_nor_expands_others() {
-        let manifest = made(|spec| {
+    fn user_environment_replaces_no_boxd_variable_and_expands_nothing() {
+        let manifest = manifest(|spec| {
             spec.env.insert(variables::TOKEN.into(), "mine".into());
             spec.env.insert("A".into(), "$(B)".into());
             spec.command = Some(vec!["echo".into(), "$(A)".into()]);
@@ -266,8 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_the_specs_and_requests_a_part_of_them() {
-        let manifest = made(|_| {});
+    fn requests_are_limits_divided_by_the_overcommit() {
+        let manifest = manifest(|_| {});
         let resources = &manifest["spec"]["containers"][0]["resources"];
         assert_eq!(resources["limits"]["cpu"], "100m");
         assert_eq!(resources["limits"]["memory"], "64Mi");
@@ -277,20 +277,20 @@ mod tests {
     }
 
     #[test]
-    fn a_label_of_the_whole_cluster_is_not_asked_of_its_nodes() {
+    fn cluster_label_is_left_out_of_the_node_selector() {
         let mut config = config();
         config.labels.insert("region".into(), "eu".into());
-        let made = |key: &str, value: &str| {
+        let selector = |key: &str, value: &str| {
             let spec = spec(|spec| drop(spec.node_selector.insert(key.into(), value.into())));
             pod(&config, &spec)["spec"]["nodeSelector"].clone()
         };
-        assert_eq!(made("region", "eu"), json!({}));
-        assert_eq!(made("region", "us"), json!({ "region": "us" }));
+        assert_eq!(selector("region", "eu"), json!({}));
+        assert_eq!(selector("region", "us"), json!({ "region": "us" }));
     }
 
     #[test]
-    fn what_was_not_asked_for_is_denied() {
-        let manifest = made(|_| {});
+    fn rights_that_were_not_requested_are_denied() {
+        let manifest = manifest(|_| {});
         let security = &manifest["spec"]["containers"][0]["securityContext"];
         assert_eq!(security["allowPrivilegeEscalation"], false);
         assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));

@@ -1,17 +1,18 @@
-//! A box's network policy, in Kubernetes' words. Pure.
+//! Renders a box's network policy as a Kubernetes NetworkPolicy. Pure.
 //!
-//! * I1. Everything is denied that is not listed here, both ways.
-//! * I2. No address of the cluster's own, none that the operator blocks, no link-local and no
-//!   loopback address is ever in a list of what is open: it is cut out of any network that
-//!   contains it.
-//! * I3. No policy of a user's opens boxd's port.
+//! * I1. The object denies everything that it does not list, both ways.
+//! * I2. It never lists an address of the cluster, of `blocked_egress_cidrs`, link-local or
+//!   loopback: these are excepted from every network that contains them.
+//! * I3. No user's policy opens boxd's port.
 
 use std::net::IpAddr;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
-use agentbox_runtime::{NEVER_V4, NEVER_V6, NetworkPolicy, PreflightError};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::address_ranges::{
+    ALWAYS_DENIED_V4, ALWAYS_DENIED_V6, EVERYWHERE, PRIVATE_V4, PRIVATE_V6, networks,
+};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -19,150 +20,75 @@ use crate::labels;
 
 const DNS: u16 = 53;
 
-/// Not the public internet; an egress CIDR may open them.
-const PRIVATE: [&str; 7] = [
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "fc00::/7",
-];
-
-/// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    internet: bool,
-    egress: Vec<IpNet>,
-    ingress_ports: Vec<u16>,
-    boxes: bool,
+/// The `spec` of the NetworkPolicy.
+pub fn spec(policy: &NetworkPolicy, config: &Config) -> Value {
+    json!({
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": ingress(policy, config),
+        "egress": egress(policy, config),
+    })
 }
 
-impl Policy {
-    /// Absent: the deployment's default.
-    ///
-    /// # Errors
-    /// The first egress CIDR that is none, or ingress port that is not for users.
-    pub fn read(
-        asked: Option<&NetworkPolicy>,
-        default_allow_internet: bool,
-    ) -> Result<Self, PreflightError> {
-        let Some(asked) = asked else {
-            return Ok(Self {
-                internet: default_allow_internet,
-                egress: Vec::new(),
-                ingress_ports: Vec::new(),
-                boxes: false,
-            });
-        };
-        let mut egress = Vec::new();
-        for text in &asked.allowed_egress_cidrs {
-            let parsed = text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            match parsed {
-                Ok(network) => egress.push(network.trunc()),
-                Err(_) => {
-                    let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
-                    return Err(PreflightError {
-                        field: "isolation.network_policy.allowed_egress_cidrs",
-                        message: format!("`{shown}` is not a CIDR"),
-                    });
-                }
-            }
-        }
-        if let Some(port) = asked
+fn ingress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+    let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
+        "kubernetes.io/metadata.name": config.system_namespace,
+    }}})];
+    clients.extend(
+        config
+            .boxd_client_cidrs
+            .iter()
+            .map(|cidr| json!({ "ipBlock": { "cidr": cidr.trunc() } })),
+    );
+    let mut rules = vec![json!({
+        "from": clients,
+        "ports": [{ "protocol": "TCP", "port": DEFAULT_PORT }],
+    })];
+    if !policy.allowed_ingress_ports.is_empty() {
+        let ports = policy
             .allowed_ingress_ports
             .iter()
-            .find(|port| matches!(**port, 0 | DEFAULT_PORT))
-        {
-            return Err(PreflightError {
-                field: "isolation.network_policy.allowed_ingress_ports",
-                message: format!("port {port} cannot be opened"),
-            });
-        }
-        Ok(Self {
-            internet: asked.allow_internet,
-            egress: IpNet::aggregate(&egress),
-            ingress_ports: asked.allowed_ingress_ports.clone(),
-            boxes: asked.allow_cluster_internal,
-        })
+            .map(|port| json!({ "protocol": "TCP", "port": port }));
+        rules.push(json!({ "ports": ports.collect::<Vec<_>>() }));
     }
-
-    /// The `spec` of the NetworkPolicy.
-    pub fn spec(&self, config: &Config) -> Value {
-        json!({
-            "podSelector": {},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": self.ingress(config),
-            "egress": self.egress(config),
-        })
+    if policy.allow_cluster_internal {
+        rules.push(json!({ "from": [boxes(config)], "ports": all_but_boxd() }));
     }
-
-    fn ingress(&self, config: &Config) -> Vec<Value> {
-        let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
-            "kubernetes.io/metadata.name": config.system_namespace,
-        }}})];
-        clients.extend(
-            config
-                .boxd_client_cidrs
-                .iter()
-                .map(|cidr| json!({ "ipBlock": { "cidr": cidr.trunc() } })),
-        );
-        let mut rules = vec![json!({
-            "from": clients,
-            "ports": [{ "protocol": "TCP", "port": DEFAULT_PORT }],
-        })];
-        if !self.ingress_ports.is_empty() {
-            let ports = self
-                .ingress_ports
-                .iter()
-                .map(|port| json!({ "protocol": "TCP", "port": port }));
-            rules.push(json!({ "ports": ports.collect::<Vec<_>>() }));
-        }
-        if self.boxes {
-            rules.push(json!({ "from": [boxes(config)], "ports": all_but_boxd() }));
-        }
-        rules
-    }
-
-    fn egress(&self, config: &Config) -> Vec<Value> {
-        let mut rules = Vec::new();
-        let never: Vec<IpNet> = networks(&NEVER_V4)
-            .chain(networks(&NEVER_V6))
-            .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
-            .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
-            .collect();
-        let mut open = Vec::new();
-        if self.internet {
-            let closed: Vec<IpNet> = never.iter().copied().chain(networks(&PRIVATE)).collect();
-            for whole in networks(&["0.0.0.0/0", "::/0"]) {
-                open.extend(block(whole, &closed));
-            }
-        }
-        let asked = self.egress.iter();
-        open.extend(asked.filter_map(|network| block(*network, &never)));
-        if !open.is_empty() {
-            rules.push(json!({ "to": open }));
-        }
-        if self.internet || self.boxes {
-            rules.push(json!({ "to": resolvers(config), "ports": [
-                { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
-            ]}));
-        }
-        if self.boxes {
-            rules.push(json!({ "to": [boxes(config)], "ports": all_but_boxd() }));
-        }
-        rules
-    }
+    rules
 }
 
-fn networks(texts: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
-    texts.iter().filter_map(|text| text.parse().ok())
+fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+    let mut rules = Vec::new();
+    let denied: Vec<IpNet> = networks(&ALWAYS_DENIED_V4)
+        .chain(networks(&ALWAYS_DENIED_V6))
+        .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
+        .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
+        .collect();
+    let mut open = Vec::new();
+    if policy.allow_internet {
+        let private = networks(&PRIVATE_V4).chain(networks(&PRIVATE_V6));
+        let closed: Vec<IpNet> = denied.iter().copied().chain(private).collect();
+        for whole in networks(&EVERYWHERE) {
+            open.extend(block(whole, &closed));
+        }
+    }
+    let asked = IpNet::aggregate(&policy.allowed_egress_cidrs);
+    open.extend(asked.iter().filter_map(|network| block(*network, &denied)));
+    if !open.is_empty() {
+        rules.push(json!({ "to": open }));
+    }
+    if policy.allow_internet || policy.allow_cluster_internal {
+        rules.push(json!({ "to": resolvers(config), "ports": [
+            { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
+        ]}));
+    }
+    if policy.allow_cluster_internal {
+        rules.push(json!({ "to": [boxes(config)], "ports": all_but_boxd() }));
+    }
+    rules
 }
 
-/// A network less what is closed in it; `None` when nothing of it is left.
+/// An `ipBlock` of a network except `closed`; `None` when nothing of it is left.
 fn block(network: IpNet, closed: &[IpNet]) -> Option<Value> {
     if closed.iter().any(|closed| closed.contains(&network)) {
         return None;
@@ -171,7 +97,7 @@ fn block(network: IpNet, closed: &[IpNet]) -> Option<Value> {
         .iter()
         .copied()
         .filter(|closed| network.contains(closed))
-        // Kubernetes refuses to name these, and no packet has one: the kernel sends IPv4.
+        // Kubernetes rejects IPv4-mapped networks, and the kernel sends such packets as IPv4.
         .filter(|closed| !is_ipv4_mapped(closed))
         .collect();
     let except = IpNet::aggregate(&inside);
@@ -204,7 +130,7 @@ fn resolvers(config: &Config) -> Vec<Value> {
         .collect()
 }
 
-/// A policy cannot name what is closed, so it names both sides of it.
+/// Every port but boxd's: a policy cannot exclude one, so this lists the ranges around it.
 fn all_but_boxd() -> Value {
     json!([
         { "protocol": "TCP", "port": 1, "endPort": DEFAULT_PORT - 1 },
@@ -215,6 +141,8 @@ fn all_but_boxd() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use agentbox_runtime::IngressPort;
+
     use super::*;
 
     fn config() -> Config {
@@ -225,7 +153,7 @@ mod tests {
     }
 
     fn spec(policy: &NetworkPolicy) -> Value {
-        Policy::read(Some(policy), true).unwrap().spec(&config())
+        super::spec(policy, &config())
     }
 
     fn excepts(rule: &Value, cidr: &str) -> Vec<String> {
@@ -250,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_policy_opens_boxd_to_its_clients_and_nothing_else() {
+    fn empty_policy_opens_only_boxd_to_its_clients() {
         let spec = spec(&NetworkPolicy::default());
         assert_eq!(spec["egress"], json!([]));
         let ingress = spec["ingress"].as_array().unwrap();
@@ -263,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_internet_is_what_is_neither_private_nor_the_clusters() {
+    fn internet_excludes_private_and_cluster_networks() {
         let spec = spec(&NetworkPolicy {
             allow_internet: true,
             ..Default::default()
@@ -295,16 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_cidr_never_opens_the_cluster_a_blocked_or_the_metadata_address() {
+    fn egress_cidr_never_opens_cluster_blocked_or_metadata_address() {
         let spec = spec(&NetworkPolicy {
             allowed_egress_cidrs: [
                 "10.0.0.0/8",
                 "10.244.3.0/24",
-                "169.254.169.254",
-                "192.168.8.1",
-                "203.0.113.7",
+                "169.254.169.254/32",
+                "192.168.8.1/32",
+                "203.0.113.7/32",
             ]
-            .map(str::to_owned)
+            .map(|cidr| cidr.parse().unwrap())
             .to_vec(),
             ..Default::default()
         });
@@ -317,13 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_opens_boxds_port() {
+    fn boxd_port_is_closed_under_every_policy() {
         for port in [0, DEFAULT_PORT] {
-            let policy = NetworkPolicy {
-                allowed_ingress_ports: vec![port],
-                ..Default::default()
-            };
-            assert!(Policy::read(Some(&policy), true).is_err(), "{port}");
+            assert!(IngressPort::try_from(port).is_err(), "{port}");
         }
         let internal = spec(&NetworkPolicy {
             allow_cluster_internal: true,

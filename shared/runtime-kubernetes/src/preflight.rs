@@ -1,23 +1,20 @@
-//! Whether this cluster could ever run a spec.
+//! Checks whether this cluster can run a spec at all.
 
 use std::collections::BTreeMap;
 
+use agentbox_runtime::preflight::{check_runtime_class, check_spec, no_node_matches};
 use agentbox_runtime::{BoxSpec, PreflightError};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::Api;
 
 use crate::cluster::ApiError;
-use crate::driver::Inner;
+use crate::context::Context;
 use crate::pod::node_selector;
-use crate::policy::Policy;
 
-/// runc's own start-up needs this much.
-const MIN_MEMORY_BYTES: u64 = 8 << 20;
-
-impl Inner {
-    /// An API server that does not answer is no reason to refuse: the box waits for it.
+impl Context {
+    /// Checks a spec. What an API server that does not answer would decide is left out: the box
+    /// waits for it.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
-        Policy::read(spec.isolation.network_policy.as_ref(), true)?;
         let classes = match &spec.isolation.runtime_class {
             Some(_) => self.runtime_classes().await.ok(),
             None => None,
@@ -46,92 +43,34 @@ impl Inner {
     }
 }
 
-fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(130).collect()
-}
-
 fn check(
     spec: &BoxSpec,
     selector: &BTreeMap<String, String>,
     nodes: Option<&[BTreeMap<String, String>]>,
     classes: Option<&[String]>,
 ) -> Result<(), PreflightError> {
-    let refuse = |field, message| Err(PreflightError { field, message });
-    if let (Some(class), Some(classes)) = (&spec.isolation.runtime_class, classes)
-        && !classes.contains(class)
-    {
-        let (class, there) = (shown(class), classes.join(", "));
-        return refuse(
-            "isolation.runtime_class",
-            format!("`{class}` is not a runtime class of this cluster; it has: {there}"),
-        );
+    if let (Some(class), Some(classes)) = (&spec.isolation.runtime_class, classes) {
+        check_runtime_class(class, classes)?;
     }
-    if let Some(nodes) = nodes {
-        let matches = |labels: &BTreeMap<String, String>| {
-            let mut wanted = selector.iter();
-            wanted.all(|(key, value)| labels.get(key) == Some(value))
-        };
-        if !nodes.iter().any(matches) {
-            let wanted = selector.iter();
-            let wanted: Vec<_> = wanted
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect();
-            return refuse(
-                "node_selector",
-                format!("no node of this cluster has `{}`", shown(&wanted.join(","))),
-            );
-        }
+    let matches = |labels: &BTreeMap<String, String>| {
+        let mut terms = selector.iter();
+        terms.all(|(key, value)| labels.get(key) == Some(value))
+    };
+    if nodes.is_some_and(|nodes| !nodes.iter().any(matches)) {
+        let terms = selector.iter();
+        let terms: Vec<_> = terms.map(|(key, value)| format!("{key}={value}")).collect();
+        return Err(no_node_matches(&terms.join(",")));
     }
-    if let Some(asked) = &spec.isolation.security_context {
-        if asked.run_as_non_root == Some(true) && asked.run_as_user == Some(0) {
-            return refuse(
-                "isolation.security_context.run_as_non_root",
-                "run_as_user is 0, which is root".to_owned(),
-            );
-        }
-        if asked.run_as_group.is_some() && asked.run_as_user.is_none() {
-            return refuse(
-                "isolation.security_context.run_as_group",
-                "run_as_group needs run_as_user".to_owned(),
-            );
-        }
-    }
-    if spec.resources.memory.0 < MIN_MEMORY_BYTES {
-        return refuse("resources.memory", "a box needs at least 8Mi".to_owned());
-    }
-    Ok(())
+    check_spec(spec)
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use agentbox_contracts::ids::{EnvironmentId, UserId};
-    use agentbox_contracts::units::{Bytes, MilliCpu};
-    use agentbox_runtime::{Isolation, Resources, SecurityContext};
+mod tests {
+    use agentbox_contracts::units::Bytes;
+    use agentbox_runtime::SecurityContext;
+    use agentbox_runtime::conformance::example_spec;
 
     use super::*;
-
-    pub(crate) fn spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
-        let mut spec = BoxSpec {
-            id: EnvironmentId::random(),
-            owner: UserId::random(),
-            image: "busybox".into(),
-            command: None,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            resources: Resources {
-                cpu: MilliCpu(100),
-                memory: Bytes(64 << 20),
-                storage: Bytes(1 << 30),
-                pids: 64,
-            },
-            isolation: Isolation::default(),
-            node_selector: BTreeMap::new(),
-            tolerations: vec![],
-            boxd_token: String::new(),
-        };
-        change(&mut spec);
-        spec
-    }
 
     fn security(user: Option<u32>, group: Option<u32>) -> SecurityContext {
         SecurityContext {
@@ -143,7 +82,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_can_never_run_here_names_its_field() {
+    fn unrunnable_spec_returns_its_field() {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let nodes = [
             BTreeMap::from([label("disk", "ssd"), label("zone", "a")]),
@@ -190,7 +129,7 @@ pub(crate) mod tests {
             ),
         ];
         for (change, field) in table {
-            let spec = spec(change);
+            let spec = example_spec(change);
             let got = check(&spec, &spec.node_selector, Some(&nodes), Some(&classes))
                 .err()
                 .map(|e| e.field);

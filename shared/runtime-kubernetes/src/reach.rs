@@ -1,48 +1,48 @@
-//! The way to a box's boxd: straight to the Pod, or through the API server.
+//! Connects to a box's boxd: directly, or through the API server.
 
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxStream, RuntimeError};
 use tokio::io::{AsyncReadExt as _, join, split};
 use tokio::net::TcpStream;
 
-use crate::cluster::with_causes;
 use crate::config::Reach;
-use crate::driver::Inner;
+use crate::context::Context;
 
-impl Inner {
-    /// A connection that boxd has accepted.
+impl Context {
+    /// Opens a connection that boxd has accepted.
     pub async fn dial(
         &self,
         id: &EnvironmentId,
         address: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError> {
         let within = Duration::from_millis(self.config.connect_deadline_ms);
-        let dialed = async {
+        let connection = async {
             match self.config.reach {
                 Reach::PodIp => dial_pod(address).await,
                 Reach::PortForward => self.forward(id, address.port()).await,
             }
         };
-        match tokio::time::timeout(within, dialed).await {
+        match tokio::time::timeout(within, connection).await {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(why)) => Err(RuntimeError::Unreachable(format!("{address}: {why}"))),
+            Ok(Err(error)) => Err(RuntimeError::Unreachable(format!("{address}: {error}"))),
             Err(_) => Err(RuntimeError::Unreachable(format!(
                 "{address}: no answer in {within:?}"
             ))),
         }
     }
 
-    /// What `kubectl port-forward` does. It accepts a connection before anybody is known to
-    /// listen in the Pod, so boxd's first byte is waited for: it speaks first, with its
-    /// HTTP/2 settings.
+    /// Connects as `kubectl port-forward` does. That accepts a connection before anything is
+    /// known to listen in the Pod, so this waits for boxd's first byte: boxd sends its HTTP/2
+    /// settings first.
     async fn forward(&self, id: &EnvironmentId, port: u16) -> Result<Box<dyn BoxStream>, String> {
-        let pods = self.cluster.pods_of(id).await.map_err(|e| e.to_string())?;
+        let pods = self.cluster.box_pods(id).await.map_err(|e| e.to_string())?;
         let forwarded = pods.portforward("main", &[port]).await;
-        let mut forwarded = forwarded.map_err(|error| with_causes(&error))?;
+        let mut forwarded = forwarded.map_err(|error| ErrorChain(&error).to_string())?;
         let mut stream = forwarded.take_stream(port).ok_or("no stream was opened")?;
         let mut first = [0];
         stream
@@ -58,7 +58,7 @@ async fn dial_pod(address: SocketAddr) -> Result<Box<dyn BoxStream>, String> {
     let stream = TcpStream::connect(address)
         .await
         .map_err(|error| error.to_string())?;
-    // Each frame is an answer somebody waits for.
+    // A caller waits for each frame.
     stream
         .set_nodelay(true)
         .map_err(|error| error.to_string())?;

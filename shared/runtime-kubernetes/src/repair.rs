@@ -1,57 +1,56 @@
-//! Puts back the network policy of a box that somebody removed it from: without one the box
-//! is open.
+//! Restores a network policy that somebody deleted: without one a box is open.
 //!
-//! * I1. After every list from the start all boxes are compared with all policies: one that
-//!   was removed while nobody looked is found.
-//! * I2. What could not be put back is tried again until it could, or the box is gone.
+//! * I1. After every list from the start all boxes are compared with all policies, so that a
+//!   deletion during a gap is found.
+//! * I2. A failed restore is retried until it succeeds or the box is gone.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::RuntimeError;
+use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::NetworkPolicy as PolicyObject;
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 
+use crate::box_state::BoxState;
 use crate::cluster::ApiError;
-use crate::driver::Inner;
-use crate::facts::Facts;
-use crate::policy::Policy;
+use crate::context::Context;
 use crate::{labels, objects};
 
-/// After something could not be put back.
+/// The pause after a failed restore.
 const RETRY: Duration = Duration::from_secs(2);
 
-type PolicyMetadata = PartialObjectMeta<NetworkPolicy>;
+type PolicyMetadata = PartialObjectMeta<PolicyObject>;
 
-/// Follows the boxes' policies.
+/// Watches the boxes' policies.
 pub struct Repairer {
-    inner: Arc<Inner>,
+    context: Arc<Context>,
     events: BoxStream<'static, Result<Event<PolicyMetadata>, watcher::Error>>,
-    /// Policies of a list, as far as it has come.
+    /// The policies received of the list in progress.
     listed: BTreeSet<EnvironmentId>,
-    /// A list has come to its end, and boxes were not compared with it.
+    /// A list is complete and not compared with the boxes yet.
     is_unchecked: bool,
-    /// Boxes whose policy is gone.
+    /// Boxes without their policy.
     missing: BTreeSet<EnvironmentId>,
 }
 
 impl Repairer {
     /// # Errors
-    /// When the API server cannot be addressed at all.
-    pub async fn new(inner: Arc<Inner>) -> Result<Self, RuntimeError> {
-        let policies: Api<PolicyMetadata> = Api::all(inner.cluster.client().await?.clone());
-        let selector = labels::selector(&inner.config.deployment);
+    /// When the kubeconfig cannot be read.
+    pub async fn new(context: Arc<Context>) -> Result<Self, RuntimeError> {
+        let policies: Api<PolicyMetadata> = Api::all(context.cluster.client().await?.clone());
+        let selector = labels::selector(&context.config.deployment);
         let configuration = watcher::Config::default().labels(&selector);
         let events = watcher::watcher(policies, configuration);
         Ok(Self {
-            inner,
+            context,
             events: events.default_backoff().boxed(),
             listed: BTreeSet::new(),
             is_unchecked: false,
@@ -63,35 +62,42 @@ impl Repairer {
         loop {
             let has_work = self.is_unchecked || !self.missing.is_empty();
             tokio::select! {
-                Some(event) = self.events.next() => self.note(event),
+                Some(event) = self.events.next() => self.handle(event),
                 () = tokio::time::sleep(RETRY), if has_work => {}
-                // The watcher does not end.
+                // The watcher never ends.
                 else => return std::future::pending().await,
             }
             if self.is_unchecked {
-                match self.inner.boxes_without(&self.listed).await {
+                match self.context.boxes_without_policy(&self.listed).await {
                     Ok(found) => {
                         self.missing.extend(found);
                         self.is_unchecked = false;
                     }
-                    Err(error) => tracing::warn!(%error, "policies and boxes were not compared"),
+                    Err(error) => tracing::warn!(
+                        error = %ErrorChain(&error),
+                        "could not compare network policies with boxes"
+                    ),
                 }
             }
             for id in self.missing.clone() {
-                match self.inner.restore_policy(&id).await {
+                match self.context.restore_policy(&id).await {
                     Ok(()) => _ = self.missing.remove(&id),
                     Err(error) => {
-                        tracing::error!(%error, environment.id = %id, "a box has no network policy");
+                        tracing::error!(
+                            error = %ErrorChain(&error),
+                            environment.id = %id,
+                            "could not restore the network policy of a box"
+                        );
                     }
                 }
             }
         }
     }
 
-    fn note(&mut self, event: Result<Event<PolicyMetadata>, watcher::Error>) {
+    fn handle(&mut self, event: Result<Event<PolicyMetadata>, watcher::Error>) {
         let id_of = |policy: &PolicyMetadata| labels::id_of(policy.metadata.labels.as_ref());
         match event {
-            // What was listed before is not compared any more: this list's end asks for that.
+            // The end of this list compares anew.
             Ok(Event::Init) => {
                 self.listed.clear();
                 self.is_unchecked = false;
@@ -100,21 +106,24 @@ impl Repairer {
             Ok(Event::InitDone) => self.is_unchecked = true,
             Ok(Event::Delete(policy)) => self.missing.extend(id_of(&policy)),
             Ok(Event::Apply(_)) => {}
-            Err(error) => tracing::info!(%error, "the watch of network policies broke off"),
+            Err(error) => tracing::info!(
+                error = %ErrorChain(&error),
+                "the watch of network policies was interrupted"
+            ),
         }
     }
 }
 
-/// What a box must have: nothing is put into one that goes.
-fn policy_of(facts: Facts) -> Option<Policy> {
-    match facts.is_going() {
+/// The policy that a box must have; `None` for a box that is being removed.
+fn required_policy(state: BoxState) -> Option<NetworkPolicy> {
+    match state.is_terminating() {
         true => None,
-        false => facts.policy,
+        false => state.policy,
     }
 }
 
-impl Inner {
-    async fn boxes_without(
+impl Context {
+    async fn boxes_without_policy(
         &self,
         policies: &BTreeSet<EnvironmentId>,
     ) -> Result<BTreeSet<EnvironmentId>, ApiError> {
@@ -123,20 +132,20 @@ impl Inner {
         let namespaces = self.cluster.list(&namespaces, Some(&selector)).await?;
         Ok(namespaces
             .iter()
-            .filter(|namespace| policy_of(Facts::read(namespace)).is_some())
+            .filter(|namespace| required_policy(BoxState::read(namespace)).is_some())
             .filter_map(|namespace| labels::id_of(namespace.metadata.labels.as_ref()))
             .filter(|id| !policies.contains(id))
             .collect())
     }
 
     async fn restore_policy(&self, id: &EnvironmentId) -> Result<(), ApiError> {
-        let Some(policy) = self.facts(id).await?.and_then(policy_of) else {
+        let Some(policy) = self.box_state(id).await?.and_then(required_policy) else {
             return Ok(());
         };
-        let policies = self.cluster.of_box::<NetworkPolicy>(id).await?;
+        let policies = self.cluster.box_objects::<PolicyObject>(id).await?;
         let manifest = objects::network_policy(&self.config, id, &policy);
         self.cluster.apply(&policies, &manifest).await?;
-        tracing::warn!(environment.id = %id, "a box's network policy was gone, and is there again");
+        tracing::warn!(environment.id = %id, "restored the deleted network policy of a box");
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
-//! The suite that every driver passes: each claim is a function over a [`Subject`].
+//! The test suite that every driver passes. Each test is a function over a [`Subject`].
 //!
-//! A driver's tests call [`crate::conformance_tests`] with an expression that makes a
-//! subject; every claim becomes one test. Claims use nothing but the seam: what happens
-//! inside a box shows by its exit code and its last output.
+//! A driver's tests call [`crate::conformance_tests`] with an expression that makes a subject, and
+//! each function becomes one test. The tests use only the two traits: the exit code and the last
+//! output of a box show what happens inside.
 //!
-//! * I1. A claim removes every box it made, also when it does not hold.
+//! * I1. A test removes every box that it created, also when it fails.
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
 pub mod ending;
@@ -18,18 +18,18 @@ pub mod session;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use parking_lot::Mutex;
 
 use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, Isolation, Observed, Resources, Runtime};
 
-/// Long enough for a busy machine; a claim that holds never waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The deadline of every wait: long enough for a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is tested: two drivers of one deployment, as two replicas have them.
+/// The drivers under test: two of one deployment, as in two replicas.
 #[derive(Debug)]
 pub struct Subject<D> {
     pub first: D,
@@ -39,26 +39,31 @@ pub struct Subject<D> {
     /// With `python3` 3.9 or later and `/bin/cat`: a Debian.
     pub python: String,
     pub differences: Differences,
-    made: Mutex<Vec<EnvironmentId>>,
+    created: Mutex<Vec<EnvironmentId>>,
 }
 
-/// Where a kind of cluster cannot do as the others do; claimed as it is. `docs/drivers.md`
-/// is the list for people.
+/// The differences of a kind of cluster that its tests expect. `docs/drivers.md` describes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// The limit of processes is the cluster's, for every box, not the spec's.
+    /// The process limit of the cluster for every box, in place of the spec's.
     pub pids_of_every_box: Option<u32>,
-    /// A box that is over its storage limit loses its output.
+    /// A box that is evicted loses its output.
     pub eviction_takes_the_output: bool,
 }
 
-/// A claim does not hold.
+/// A requirement that a driver does not meet.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
 
 impl From<crate::RuntimeError> for Violation {
     fn from(error: crate::RuntimeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<crate::NetworkPolicyError> for Violation {
+    fn from(error: crate::NetworkPolicyError) -> Self {
         Self(error.to_string())
     }
 }
@@ -71,7 +76,7 @@ impl From<crate::PreflightError> for Violation {
 
 /// # Errors
 /// [`Violation`] when `holds` is false.
-pub fn claim(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
+pub fn check(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds {
         Ok(())
     } else {
@@ -79,11 +84,11 @@ pub fn claim(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation
     }
 }
 
-/// Asks again every few milliseconds until there is an answer.
+/// Repeats a request every few milliseconds until it has an answer.
 ///
 /// # Errors
-/// [`Violation`] when there is none within [`PATIENCE`].
-pub async fn until<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T, Violation>
+/// [`Violation`] when there is none within [`TIMEOUT`].
+pub async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T, Violation>
 where
     F: Future<Output = Result<Option<T>, Violation>>,
 {
@@ -92,8 +97,8 @@ where
         if let Some(answer) = ask().await? {
             return Ok(answer);
         }
-        claim(start.elapsed() < PATIENCE, || {
-            format!("not within {PATIENCE:?}: {what}")
+        check(start.elapsed() < TIMEOUT, || {
+            format!("not within {TIMEOUT:?}: {what}")
         })?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -107,41 +112,26 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             image: image.into(),
             python: "python:3.11-slim".to_owned(),
             differences: Differences::default(),
-            made: Mutex::default(),
+            created: Mutex::default(),
         }
     }
 
-    /// The same, on a kind of cluster that differs.
+    /// Sets the expected differences.
     #[must_use]
-    pub fn differing(mut self, differences: Differences) -> Self {
+    pub fn with_differences(mut self, differences: Differences) -> Self {
         self.differences = differences;
         self
     }
 
-    /// A small box of a new id that will be removed at the end.
+    /// A small box with a new id, which is removed at the end.
     pub fn spec(&self) -> BoxSpec {
-        let spec = BoxSpec {
-            id: EnvironmentId::random(),
-            owner: UserId::random(),
-            image: self.image.clone(),
-            command: None,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            resources: Resources {
-                cpu: MilliCpu(1_000),
-                memory: Bytes(64 << 20),
-                storage: Bytes(64 << 20),
-                pids: 64,
-            },
-            isolation: Isolation::default(),
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            boxd_token: "conformance".to_owned(),
-        };
-        self.made
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(spec.id.clone());
+        let spec = example_spec(|spec| {
+            spec.image.clone_from(&self.image);
+            spec.resources.cpu = MilliCpu(1_000);
+            spec.resources.storage = Bytes(64 << 20);
+            "conformance".clone_into(&mut spec.boxd_token);
+        });
+        self.created.lock().push(spec.id.clone());
         spec
     }
 
@@ -157,7 +147,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// # Errors
     /// [`Violation`] when it stays starting or the driver fails.
     pub async fn start(&self, spec: &BoxSpec) -> Result<Observed, Violation> {
-        until("a box starts", || async {
+        eventually("a box starts", || async {
             let observed = self.first.ensure(spec, 1).await?;
             let is_starting = matches!(observed.phase, BoxPhase::Starting { .. });
             Ok((!is_starting).then_some(observed))
@@ -188,7 +178,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// # Errors
     /// [`Violation`] when it does not end, or failed to start.
     pub async fn end_of(&self, id: &EnvironmentId) -> Result<End, Violation> {
-        let end = self.until_it_ends(id).await;
+        let end = self.wait_for_end(id).await;
         if let Err(violation) = end {
             let output = self.output_of(id).await?;
             return Err(Violation(format!("{violation}; its output: {output:?}")));
@@ -196,8 +186,8 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         end
     }
 
-    async fn until_it_ends(&self, id: &EnvironmentId) -> Result<End, Violation> {
-        until("a box ends", || async {
+    async fn wait_for_end(&self, id: &EnvironmentId) -> Result<End, Violation> {
+        eventually("a box ends", || async {
             let observed = self.second.get(id).await?;
             let Some(Observed { phase, .. }) = observed else {
                 return Err(Violation("the box is gone".to_owned()));
@@ -232,22 +222,41 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
-    /// Removes every box that this subject's claims made.
+    /// Removes every box that this subject's tests created.
     ///
     /// # Errors
     /// When one cannot be removed.
     pub async fn clean(&self) -> Result<(), Violation> {
-        let made = std::mem::take(
-            &mut *self
-                .made
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
-        for id in made {
+        let created = std::mem::take(&mut *self.created.lock());
+        for id in created {
             self.first.remove(&id).await?;
         }
         Ok(())
     }
+}
+
+/// A small box for tests, with `change` applied.
+pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
+    let mut spec = BoxSpec {
+        id: EnvironmentId::random(),
+        owner: UserId::random(),
+        image: "busybox".to_owned(),
+        command: None,
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        resources: Resources {
+            cpu: MilliCpu(100),
+            memory: Bytes(64 << 20),
+            storage: Bytes(1 << 30),
+            pids: 64,
+        },
+        isolation: Isolation::default(),
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        boxd_token: String::new(),
+    };
+    change(&mut spec);
+    spec
 }
 
 /// How a box ended.
@@ -260,57 +269,57 @@ pub struct End {
     pub output: String,
 }
 
-/// Makes one test of each claim. The argument is an expression, awaited in each test,
+/// Makes one test of each function. The argument is an expression, awaited in each test,
 /// that makes a [`Subject`].
 #[macro_export]
 macro_rules! conformance_tests {
     ($subject:expr) => {
         $crate::conformance_tests! { @each $subject;
-            life: ensure_twice_is_one_box,
-            life: two_replicas_at_once_make_one_box,
-            life: an_ensure_cut_off_anywhere_is_finished_by_the_next,
-            life: a_slow_replica_is_fenced,
-            life: a_newer_generation_adopts_a_running_box,
-            life: remove_leaves_nothing_and_may_be_repeated,
-            life: an_unknown_box_is_nothing_to_stop_or_remove,
-            life: a_change_is_told,
-            life: boxd_is_reached_and_an_end_is_unreachable,
-            life: a_runtime_class_that_is_not_there_is_refused_before,
-            life: a_node_selector_that_nothing_matches_is_refused_before,
-            life: capacity_shrinks_by_what_is_promised,
-            ending: an_exit_code_and_the_last_output_outlive_the_box,
-            ending: a_command_that_does_not_exist_exits_127,
-            ending: stop_lets_the_command_end_and_tells_so,
+            life: ensure_twice_makes_one_box,
+            life: concurrent_ensures_make_one_box,
+            life: interrupted_ensure_is_completed_by_the_next,
+            life: older_generation_is_fenced,
+            life: newer_generation_adopts_running_box,
+            life: repeated_remove_leaves_nothing,
+            life: unknown_box_stop_and_remove_succeed,
+            life: box_change_is_reported_by_watch,
+            life: boxd_is_reachable_until_the_box_ends,
+            life: unknown_runtime_class_fails_preflight,
+            life: unmatched_node_selector_fails_preflight,
+            life: capacity_excludes_reserved_resources,
+            ending: ended_box_keeps_exit_code_and_last_output,
+            ending: missing_command_exits_127,
+            ending: stop_with_grace_lets_the_command_exit,
             ending: stop_without_grace_kills_at_once,
-            ending: an_image_that_does_not_exist_fails_by_name_within_seconds,
-            ending: an_image_for_root_fails_where_root_is_forbidden,
-            ending: the_asked_user_runs_the_command,
-            ending: a_read_only_root_is_read_only,
-            ending: environment_reaches_the_command_and_our_secrets_do_not,
-            limits: more_memory_than_the_limit_is_an_oom_kill,
-            limits: a_memory_bomb_of_many_processes_ends_them_and_not_its_neighbours,
+            ending: missing_image_fails_by_name_within_seconds,
+            ending: root_image_fails_when_root_is_forbidden,
+            ending: requested_user_runs_the_command,
+            ending: read_only_root_refuses_writes,
+            ending: command_sees_user_variables_and_no_secrets,
+            limits: memory_over_limit_is_oom_killed,
+            limits: memory_bomb_ends_only_its_own_processes,
             limits: shared_memory_counts_as_memory,
-            limits: more_storage_than_the_limit_is_an_eviction_for_every_replica,
-            limits: no_more_processes_than_the_limit_exist,
-            hostile: no_way_out_of_a_box_is_open,
-            hostile: no_socket_that_could_forge_a_sender_is_opened,
-            hostile: nothing_answers_over_ipv6,
-            hostile: the_token_of_boxd_is_nowhere_to_be_found,
-            hostile: boxd_does_nothing_for_who_has_no_token,
-            hostile: rights_are_exactly_the_documented_ones,
-            hostile: a_setuid_program_gains_nothing_unless_it_may,
-            network: another_box_is_not_reached_by_default,
-            network: boxes_that_allow_it_reach_each_other_but_no_boxd,
-            network: an_opened_port_is_reached_and_no_other,
+            limits: storage_over_limit_is_evicted_for_every_replica,
+            limits: processes_over_limit_are_refused,
+            hostile: escape_attempts_are_refused,
+            hostile: sender_forging_sockets_are_refused,
+            hostile: ipv6_probes_get_no_answer,
+            hostile: boxd_token_is_not_readable_in_the_box,
+            hostile: boxd_refuses_calls_without_token,
+            hostile: capabilities_are_exactly_the_documented_ones,
+            hostile: setuid_program_gains_root_only_when_allowed,
+            network: other_box_is_unreachable_by_default,
+            network: cluster_internal_boxes_reach_each_other_but_not_boxd,
+            network: only_opened_ports_are_reachable,
         }
     };
-    (@each $subject:expr; $($noun:ident: $claim:ident,)*) => {
+    (@each $subject:expr; $($noun:ident: $test:ident,)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $claim() {
+            async fn $test() {
                 let subject = $subject.await;
-                let outcome = $crate::conformance::$noun::$claim(&subject).await;
-                subject.clean().await.expect("what a claim made can be removed");
+                let outcome = $crate::conformance::$noun::$test(&subject).await;
+                subject.clean().await.expect("the created boxes can be removed");
                 if let Err(violation) = outcome {
                     panic!("{violation}");
                 }
@@ -319,15 +328,15 @@ macro_rules! conformance_tests {
     };
 }
 
-/// As [`conformance_tests`], of boxes on gVisor: for where it is.
+/// As [`conformance_tests`], for boxes on gVisor.
 #[macro_export]
 macro_rules! gvisor_tests {
     ($subject:expr) => {
         $crate::conformance_tests! { @each $subject;
-            gvisor: a_command_runs_on_gvisors_kernel_and_tells_its_end,
-            gvisor: what_a_command_on_gvisor_is_told_and_says_comes_as_it_happens,
-            gvisor: a_terminal_on_gvisor_has_a_size_and_its_keys_work,
-            gvisor: boxes_on_gvisor_are_killed_and_removed_again_and_again,
+            gvisor: command_on_gvisor_returns_its_exit_code,
+            gvisor: command_on_gvisor_streams_stdin_and_stdout,
+            gvisor: terminal_on_gvisor_has_size_and_control_keys,
+            gvisor: gvisor_boxes_are_killed_and_removed_repeatedly,
         }
     };
 }

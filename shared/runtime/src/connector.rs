@@ -1,4 +1,4 @@
-//! The exec-proxy's side of the seam.
+//! The trait for the exec-proxy.
 
 use std::net::SocketAddr;
 
@@ -14,32 +14,32 @@ use crate::RuntimeError;
 pub trait BoxStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> BoxStream for T {}
 
-/// What a box uses.
+/// The resources that a box uses now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     pub cpu: MilliCpu,
     pub memory: Bytes,
 }
 
-/// Reaches into one cluster's boxes.
+/// Connects to the boxes of one cluster.
 #[async_trait]
 pub trait BoxConnector: Send + Sync + 'static {
-    /// Connects to the boxd at `address`, which [`crate::Observed`] gave.
-    /// [`RuntimeError::Unreachable`] when nothing listens there in time.
+    /// Connects to the boxd at an `address` of [`crate::Observed`]. Returns
+    /// [`RuntimeError::Unreachable`] when nothing accepts in time.
     async fn connect(
         &self,
         id: &EnvironmentId,
         address: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError>;
 
-    /// What a running box uses, as its cluster measures it. `None` where that does not
-    /// measure, or this box not yet: its boxd knows too.
+    /// The usage of a running box as its cluster measures it; `None` where the cluster does not
+    /// measure, or not this box yet. The box's boxd measures too.
     async fn usage(&self, _id: &EnvironmentId) -> Result<Option<Usage>, RuntimeError> {
         Ok(None)
     }
 
-    /// The newest kept output of a box whose boxd may be gone, oldest entry first, at
-    /// most `limit_bytes` of lines. Empty when the cluster has nothing of it.
+    /// The newest output of a box whose boxd may be gone: at most `limit_bytes` of lines, oldest
+    /// first. Empty when the cluster has none.
     async fn last_output(
         &self,
         id: &EnvironmentId,

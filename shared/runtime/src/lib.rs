@@ -1,28 +1,32 @@
-//! The runtime seam: what the scheduler and the exec-proxy ask of a cluster.
+//! The interface between the services and a cluster's driver.
 //!
-//! Two traits, each with a driver per kind of cluster. Their documentation is the
-//! contract, and the feature `conformance` has the suite that every driver passes.
+//! It has two traits, which a driver implements for each kind of cluster. Their documentation is
+//! the contract, and the feature `conformance` has the test suite that every driver passes.
 //!
-//! * [`Runtime`] is the scheduler's: boxes come and go.
-//! * [`BoxConnector`] is the exec-proxy's: a byte stream to a box's `boxd`, and the
-//!   last output of a box that has stopped.
+//! * [`Runtime`] is for the scheduler: it creates, observes and removes boxes.
+//! * [`BoxConnector`] is for the exec-proxy: it opens a byte stream to a box's `boxd`, and reads the
+//!   last output of a box that has ended.
 //!
-//! Nothing here knows a cluster's API, and nothing outside a driver does either.
+//! Owns what every driver shares: the specification of a box, its parsed network policy with the
+//! address ranges, and the rules that hold on every cluster. Never uses a cluster's API.
 
-#[cfg(feature = "conformance")]
+pub mod address_ranges;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;
+pub mod defaults;
 mod error;
+mod network_policy;
 mod observed;
-mod reach;
+pub mod preflight;
 mod rights;
 mod runtime;
 mod spec;
 
 pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{PreflightError, RuntimeError};
+pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
-pub use reach::{NEVER_V4, NEVER_V6, never_reached};
 pub use rights::CAPABILITIES;
 pub use runtime::{ChangeStream, Runtime};
-pub use spec::{BoxSpec, Isolation, NetworkPolicy, Resources, SecurityContext, Toleration};
+pub use spec::{BoxSpec, Isolation, Resources, SecurityContext, Toleration};

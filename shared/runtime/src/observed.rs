@@ -1,5 +1,4 @@
-//! What a driver sees of its boxes. Facts only: what they mean for an environment
-//! is decided by the scheduler.
+//! A driver's observations of its boxes. The scheduler decides what they mean for an environment.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,28 +11,28 @@ use chrono::{DateTime, Utc};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     pub id: EnvironmentId,
-    /// The generation that [`crate::Runtime::ensure`] was last given for it.
+    /// The generation of the last [`crate::Runtime::ensure`].
     pub generation: i64,
     pub phase: BoxPhase,
-    /// When the cluster began to make it.
+    /// When its creation began.
     pub created_at: DateTime<Utc>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum BoxPhase {
-    /// Not serving yet: an image is pulled, a sandbox is set up.
+    /// Not running yet: an image is pulled, or a sandbox is set up.
     Starting { message: String },
     /// boxd answers at this address.
     Running {
         address: SocketAddr,
         started_at: DateTime<Utc>,
     },
-    /// It will never run, or will never run again without a new `ensure` of a new id.
+    /// The box will never run. Only a box with a new id can.
     Failed {
         reason: FailureReason,
         message: String,
     },
-    /// The main command, and with it boxd, ended. Its last output can still be read.
+    /// The main command ended, and boxd with it. The last output can still be read.
     Exited {
         exit_code: i32,
         reason: ExitReason,
@@ -44,43 +43,43 @@ pub enum BoxPhase {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
-    /// By itself.
+    /// The main command ended by itself.
     Exited,
     /// Stopped by [`crate::Runtime::stop`].
     Stopped,
     OomKilled,
-    /// Over its storage limit, or pushed out by its node.
+    /// Over its storage limit, or evicted by its node.
     Evicted,
     NodeLost,
 }
 
-/// Why a box cannot start; each maps to one `status_reason`.
+/// The reason that a box cannot start. Each maps to one `status_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureReason {
     ImagePull,
-    /// The image is there but cannot run: no such user, bad config.
+    /// The image was pulled but cannot run: no such user, or an invalid configuration.
     ImageInvalid,
     Unschedulable,
     Quota,
     RuntimeClass,
 }
 
-/// A hint that a box may have changed. `None`: anything may have (the watch was
-/// re-established); call [`crate::Runtime::list`].
+/// A hint that a box may have changed. `None`: any box may have, because the watch had a gap; call
+/// [`crate::Runtime::list`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     pub id: Option<EnvironmentId>,
 }
 
-/// What a cluster has, for placement and for `/health`.
+/// The resources of a cluster, for placement and for `/health`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capacity {
-    /// "containerd 1.6.20", "v1.36.1".
+    /// As in "containerd 1.6.20" or "v1.36.1".
     pub version: String,
     pub nodes: u32,
     pub total_cpu: MilliCpu,
     pub total_memory: Bytes,
-    /// Not promised to a box yet.
+    /// Not reserved by a box.
     pub available_cpu: MilliCpu,
     pub available_memory: Bytes,
     pub available_storage: Bytes,

@@ -1,8 +1,8 @@
-//! What root in a box may do: the same on every driver.
+//! The rights of root in a box, the same on every cluster.
 
-/// The capabilities of a box's processes, effective only for root. What root in a
-/// container needs to install packages and drop to another user; no raw sockets, no
-/// devices, no chroot. (`apt`, `pip`, `su` and servers that bind low ports.)
+/// The capabilities of a box's processes, effective only for root. Root needs them to install
+/// packages and to change to another user (`apt`, `pip`, `su`, servers on low ports). Raw
+/// sockets, devices and chroot are excluded.
 pub const CAPABILITIES: [&str; 10] = [
     "CHOWN",
     "DAC_OVERRIDE",

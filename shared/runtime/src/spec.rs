@@ -1,4 +1,4 @@
-//! What a box shall be. A driver gets this and nothing else.
+//! The specification of a box: all that a driver is given.
 
 use std::collections::BTreeMap;
 
@@ -6,21 +6,23 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use serde::{Deserialize, Serialize};
 
-pub use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
+pub use agentbox_contracts::environment::{SecurityContext, Toleration};
+
+use crate::network_policy::{NetworkPolicy, NetworkPolicyError};
 
 /// One box, complete: applying the same spec twice changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoxSpec {
     pub id: EnvironmentId,
-    /// Shown to operators as a label; never trusted.
+    /// A label for operators; it decides nothing.
     pub owner: UserId,
-    /// Any reference the runtime accepts, `python:3.11-slim` or with registry and digest.
+    /// An image reference: `python:3.11-slim`, or with registry and digest.
     pub image: String,
     /// The main command. `None`: the box idles until it is removed.
     pub command: Option<Vec<String>>,
     pub env: BTreeMap<String, String>,
-    /// The user's labels. A driver stores them under a prefix of its own, so that
-    /// they cannot forge the labels it selects by.
+    /// The user's labels. A driver stores them under a prefix of its own, so that they cannot
+    /// replace the labels that it selects by.
     pub labels: BTreeMap<String, String>,
     pub resources: Resources,
     pub isolation: Isolation,
@@ -30,12 +32,39 @@ pub struct BoxSpec {
     pub boxd_token: String,
 }
 
+/// The isolation that a request asks for, parsed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// A Kubernetes RuntimeClass or a CRI runtime handler; absent: the cluster's default.
+    pub runtime_class: Option<String>,
+    /// Absent: the deployment's default ([`NetworkPolicy::unspecified`]).
+    pub network_policy: Option<NetworkPolicy>,
+    pub security_context: Option<SecurityContext>,
+}
+
+impl Isolation {
+    /// Parses a request's `isolation`.
+    ///
+    /// # Errors
+    /// The first rule that its network policy breaks.
+    pub fn parse(
+        request: &agentbox_contracts::environment::Isolation,
+    ) -> Result<Self, NetworkPolicyError> {
+        let policy = request.network_policy.as_ref();
+        Ok(Self {
+            runtime_class: request.runtime_class.clone(),
+            network_policy: policy.map(NetworkPolicy::parse).transpose()?,
+            security_context: request.security_context.clone(),
+        })
+    }
+}
+
 /// Hard limits of one box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     pub cpu: MilliCpu,
     pub memory: Bytes,
-    /// Of the writable layer: what the box has written to its root file system.
+    /// The limit of the writable layer of the root file system.
     pub storage: Bytes,
     /// Processes and threads together.
     pub pids: u32,

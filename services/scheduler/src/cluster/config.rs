@@ -54,7 +54,7 @@ pub fn read(path: &Path) -> Result<Vec<ClusterSpec<PlacementConfig>>, ClusterCon
     let clusters = agentbox_clusters::read::<PlacementConfig>(path)?;
     let is_valid = |ratio: f64| ratio == 0.0 || (ratio >= 1.0 && ratio.is_finite());
     for cluster in &clusters {
-        let Overcommit { cpu, memory } = cluster.own.overcommit;
+        let Overcommit { cpu, memory } = cluster.extra.overcommit;
         for (field, value) in [("cpu", cpu), ("memory", memory)] {
             if !is_valid(value) {
                 return Err(ClusterConfigError::Overcommit {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use agentbox_clusters::DriverKind;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_runtime::Runtime;
 use futures::StreamExt as _;
@@ -17,8 +18,7 @@ use crate::cluster::config::Overcommit;
 /// One cluster.
 pub struct Cluster {
     pub name: String,
-    /// `containerd` or `kubernetes`.
-    pub driver: &'static str,
+    pub driver: DriverKind,
     /// Matched against a request's `node_selector` before the labels of the nodes.
     pub labels: BTreeMap<String, String>,
     pub overcommit: Overcommit,
@@ -30,7 +30,7 @@ impl Cluster {
     #[must_use]
     pub fn new(
         name: &str,
-        driver: &'static str,
+        driver: DriverKind,
         labels: BTreeMap<String, String>,
         overcommit: Overcommit,
     ) -> Self {
@@ -58,7 +58,7 @@ impl Cluster {
     /// Whether users reach a box by its address; otherwise by a name.
     #[must_use]
     pub fn endpoint_is_address(&self) -> bool {
-        self.driver == "containerd"
+        self.driver == DriverKind::Containerd
     }
 }
 

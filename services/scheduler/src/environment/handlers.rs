@@ -280,7 +280,7 @@ impl Environments {
             let capacity = cluster.capacity.current();
             ClusterHealth {
                 name: cluster.name.clone(),
-                driver: cluster.driver.to_owned(),
+                driver: cluster.driver.to_string(),
                 connected: capacity.is_some(),
                 version: capacity
                     .as_ref()

@@ -4,7 +4,7 @@ use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_box_protocol::token::{BoxToken, TokenError};
 use agentbox_contracts::environment::Environment;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxSpec, Resources};
+use agentbox_runtime::{BoxSpec, Isolation, NetworkPolicyError, Resources};
 
 use crate::cluster::placement::unmatched_selector;
 use crate::cluster::registry::Cluster;
@@ -26,6 +26,8 @@ pub enum SpecError {
          them in the clusters file"
     )]
     Selector(String),
+    #[error("the stored network policy is invalid")]
+    NetworkPolicy(#[from] NetworkPolicyError),
     #[error("the box's token cannot be derived")]
     Token(#[from] TokenError),
 }
@@ -33,7 +35,8 @@ pub enum SpecError {
 /// The spec of `environment`, with its parsed `quantities`, on `cluster`.
 ///
 /// # Errors
-/// When the environment's selector contradicts the cluster's labels.
+/// When the environment's selector contradicts the cluster's labels, or its network policy breaks
+/// a rule that it was not checked against when it was created.
 pub fn box_spec(
     environment: &Environment,
     quantities: Quantities,
@@ -43,6 +46,10 @@ pub fn box_spec(
     let request = &environment.request;
     let node_selector = unmatched_selector(&request.node_selector, &cluster.labels)
         .ok_or_else(|| SpecError::Selector(cluster.name.clone()))?;
+    let isolation = match &request.isolation {
+        Some(isolation) => Isolation::parse(isolation)?,
+        None => Isolation::default(),
+    };
     Ok(BoxSpec {
         id: environment.id.clone(),
         owner: environment.owner.clone(),
@@ -56,7 +63,7 @@ pub fn box_spec(
             storage: quantities.storage,
             pids: defaults.pids,
         },
-        isolation: request.isolation.clone().unwrap_or_default(),
+        isolation,
         node_selector,
         tolerations: request.tolerations.clone(),
         boxd_token: BoxToken::derive(defaults.secret.bytes(), &environment.id)?

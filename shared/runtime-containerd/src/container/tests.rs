@@ -1,8 +1,5 @@
-use std::collections::BTreeMap;
-
-use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_runtime::Isolation;
+use agentbox_runtime::conformance::example_spec;
 
 use super::*;
 use crate::sandbox;
@@ -16,28 +13,14 @@ fn settings() -> Config {
 }
 
 fn spec() -> BoxSpec {
-    BoxSpec {
-        id: EnvironmentId::random(),
-        owner: UserId::random(),
-        image: "busybox".into(),
-        command: None,
-        env: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        resources: Resources {
-            cpu: MilliCpu(500),
-            memory: Bytes(64 << 20),
-            storage: Bytes(1 << 30),
-            pids: 64,
-        },
-        isolation: Isolation::default(),
-        node_selector: BTreeMap::new(),
-        tolerations: vec![],
-        boxd_token: "secret".into(),
-    }
+    example_spec(|spec| {
+        spec.resources.cpu = MilliCpu(500);
+        "secret".clone_into(&mut spec.boxd_token);
+    })
 }
 
 #[test]
-fn a_command_replaces_the_images_own_and_no_command_idles() {
+fn command_replaces_the_image_command_and_absent_command_idles() {
     let texts = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
     assert_eq!(command(None), texts(&[BOXD, "run"]));
     assert_eq!(command(Some(&[])), texts(&[BOXD, "run"]));
@@ -48,7 +31,7 @@ fn a_command_replaces_the_images_own_and_no_command_idles() {
 }
 
 #[test]
-fn limits_become_what_the_kernel_counts() {
+fn limits_convert_to_kernel_units() {
     let limits = |cpu, memory| {
         resources(&Resources {
             cpu: MilliCpu(cpu),
@@ -67,7 +50,7 @@ fn limits_become_what_the_kernel_counts() {
 }
 
 #[test]
-fn nothing_is_gained_unless_it_is_asked_for() {
+fn security_context_grants_only_requested_rights() {
     let filter = Path::new("/d/seccomp.json");
     let got = security(None, filter);
     assert_eq!(got.seccomp.unwrap().localhost_ref, "/d/seccomp.json");
@@ -87,7 +70,7 @@ fn nothing_is_gained_unless_it_is_asked_for() {
 }
 
 #[test]
-fn a_user_cannot_set_boxds_variables() {
+fn user_environment_does_not_replace_boxd_variables() {
     let mut spec = spec();
     spec.env.insert("MY_VAR".into(), "x".into());
     spec.env.insert(variables::TOKEN.into(), "forged".into());
@@ -104,7 +87,7 @@ fn a_user_cannot_set_boxds_variables() {
 }
 
 #[test]
-fn a_user_cannot_forge_our_labels() {
+fn user_label_does_not_replace_driver_label() {
     let mut spec = spec();
     spec.labels
         .insert(labels::DEPLOYMENT.into(), "other".into());
@@ -115,19 +98,19 @@ fn a_user_cannot_forge_our_labels() {
         sandbox.annotations["user.agentbox.dev/agentbox.dev/deployment"],
         "other"
     );
-    let promised = labels::Promised::read(&sandbox.annotations);
+    let reserved = labels::Reserved::read(&sandbox.annotations);
     assert_eq!(
-        (promised.cpu, promised.storage),
+        (reserved.cpu, reserved.storage),
         (MilliCpu(500), Bytes(1 << 30))
     );
     assert_eq!(sandbox.dns_config.unwrap().servers, ["192.0.2.53"]);
 }
 
 #[test]
-fn a_user_label_cannot_forge_what_is_promised() {
+fn user_label_does_not_change_reserved_resources() {
     let mut spec = spec();
     spec.labels
         .insert("agentbox.dev/cpu-milli".into(), "1".into());
-    let promised = labels::Promised::read(&labels::annotations(&spec));
-    assert_eq!(promised.cpu, MilliCpu(500));
+    let reserved = labels::Reserved::read(&labels::annotations(&spec));
+    assert_eq!(reserved.cpu, MilliCpu(500));
 }

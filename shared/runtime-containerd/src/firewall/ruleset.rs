@@ -1,102 +1,45 @@
-//! The firewall's text: what is asked for in, nftables' language out. Pure.
+//! Renders the firewall's rules in nftables' language. Pure.
 //!
-//! How a packet that a box sends goes: its port's guard (own MAC and address, IPv4 and
-//! ARP only) → to the host: refused but for answers and the resolvers → to elsewhere:
-//! resolvers → never-list → own chain `out-<id>` → if for a box, that box's chain `in-<id>`.
-//! Only answers go past it all: connection tracking knows an earlier box's connections too.
+//! A packet that a box sends passes its port's guard (own MAC and address, IPv4 and ARP only).
+//! One to the machine is refused, except replies and the resolvers. One to elsewhere passes the
+//! resolvers, the always denied ranges and the box's chain `out-<id>`, and one to a box then that
+//! box's chain `in-<id>`. Only replies skip this: connection tracking also knows the connections
+//! of an earlier box with the same address.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{NEVER_V4, NetworkPolicy, PreflightError};
+use agentbox_runtime::NetworkPolicy;
+use agentbox_runtime::address_ranges::{ALWAYS_DENIED_V4, PRIVATE_V4};
 use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::network::BoxNetwork;
 
-/// Not the public internet; an egress CIDR may open them. Documentation ranges are left
-/// out: some networks use them.
-const PRIVATE: &str =
-    "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15";
-
-/// A box's network policy, parsed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    internet: bool,
-    egress: Vec<Ipv4Net>,
-    ingress_ports: Vec<u16>,
-    boxes: bool,
+/// The IPv4 networks of an egress list, without overlaps. Boxes have no IPv6, so that IPv6
+/// networks open nothing.
+fn egress_v4(policy: &NetworkPolicy) -> Vec<Ipv4Net> {
+    let v4 = policy.allowed_egress_cidrs.iter().filter_map(ipv4_network);
+    Ipv4Net::aggregate(&v4.collect())
 }
 
-impl Policy {
-    /// Absent: the deployment's default. IPv6 networks are accepted and open nothing,
-    /// since boxes have no IPv6.
-    ///
-    /// # Errors
-    /// The first egress CIDR that is none, or ingress port that is not for users.
-    pub fn read(
-        asked: Option<&NetworkPolicy>,
-        default_allow_internet: bool,
-    ) -> Result<Self, PreflightError> {
-        let Some(asked) = asked else {
-            let internet = default_allow_internet;
-            return Ok(Self {
-                internet,
-                egress: vec![],
-                ingress_ports: vec![],
-                boxes: false,
-            });
-        };
-        let mut egress = Vec::new();
-        for text in &asked.allowed_egress_cidrs {
-            match text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            {
-                Ok(IpNet::V4(network)) => egress.push(network.trunc()),
-                Ok(IpNet::V6(_)) => {}
-                Err(_) => {
-                    return Err(PreflightError {
-                        field: "isolation.network_policy.allowed_egress_cidrs",
-                        message: format!("`{}` is not a CIDR", shortened(text)),
-                    });
-                }
-            }
-        }
-        if let Some(port) = asked
-            .allowed_ingress_ports
-            .iter()
-            .find(|p| matches!(**p, 0 | DEFAULT_PORT))
-        {
-            return Err(PreflightError {
-                field: "isolation.network_policy.allowed_ingress_ports",
-                message: format!("port {port} cannot be opened"),
-            });
-        }
-        Ok(Self {
-            internet: asked.allow_internet,
-            egress: Ipv4Net::aggregate(&egress),
-            ingress_ports: asked.allowed_ingress_ports.clone(),
-            boxes: asked.allow_cluster_internal,
-        })
+fn ipv4_network(network: &IpNet) -> Option<Ipv4Net> {
+    match network {
+        IpNet::V4(network) => Some(network.trunc()),
+        IpNet::V6(_) => None,
     }
 }
 
-fn shortened(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(60).collect()
-}
-
-/// Writes the rules of one network.
+/// Renders the rules of one network.
 #[derive(Clone, Debug)]
 pub struct Ruleset {
     table: String,
     bridge: String,
     subnet: Ipv4Net,
-    /// The set of this deployment's own boxes.
+    /// The name of the set of this deployment's boxes.
     own: String,
     resolvers: Vec<Ipv4Addr>,
     blocked: Vec<Ipv4Net>,
@@ -116,10 +59,6 @@ impl Ruleset {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         };
-        let v4_net = |network: &IpNet| match network {
-            IpNet::V4(network) => Some(network.trunc()),
-            IpNet::V6(_) => None,
-        };
         Self {
             table: format!("agentbox-{}", config.network()),
             bridge: config.bridge.clone(),
@@ -129,7 +68,7 @@ impl Ruleset {
             blocked: config
                 .blocked_egress_cidrs
                 .iter()
-                .filter_map(v4_net)
+                .filter_map(ipv4_network)
                 .collect(),
         }
     }
@@ -142,7 +81,7 @@ impl Ruleset {
         &self.own
     }
 
-    /// The tables' own rules, whole, whatever was there.
+    /// All rules of the tables themselves, whatever exists.
     fn base(&self) -> String {
         let Self {
             table,
@@ -151,9 +90,10 @@ impl Ruleset {
             own,
             ..
         } = self;
-        let never = NEVER_V4.join(", ");
+        let denied = ALWAYS_DENIED_V4.join(", ");
+        let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
-        // A refusal that says so: a client in the box fails at once, not after minutes.
+        // An ICMP refusal: a client in the box fails at once, not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
         format!(
             r#"add table bridge {table}
@@ -191,22 +131,27 @@ add rule inet {table} forward ct state established,related ct direction reply ac
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
 add rule inet {table} forward {dns} accept
-add rule inet {table} forward ip daddr {{ {never} }} {refuse}
+add rule inet {table} forward ip daddr {{ {denied} }} {refuse}
 add rule inet {table} forward ip saddr vmap @egress
 add rule inet {table} forward {refuse}
 add rule inet {table} delivered oifname != "{bridge}" accept
 add rule inet {table} delivered tcp dport {DEFAULT_PORT} drop
 add rule inet {table} delivered ip daddr vmap @ingress
 add rule inet {table} delivered drop
-add rule inet {table} internet ip daddr {{ {PRIVATE} }} return
+add rule inet {table} internet ip daddr {{ {private} }} return
 add rule inet {table} internet ip daddr {subnet} return
 add rule inet {table} internet meta nfproto ipv4 goto delivered
 "#
         )
     }
 
-    /// The base and one box's rules, whole, whatever was there of it.
-    pub fn admit(&self, id: &EnvironmentId, network: &BoxNetwork, policy: &Policy) -> String {
+    /// The tables' own rules and all rules of one box, whatever exists.
+    pub fn install(
+        &self,
+        id: &EnvironmentId,
+        network: &BoxNetwork,
+        policy: &NetworkPolicy,
+    ) -> String {
         let Self {
             table,
             bridge,
@@ -215,6 +160,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             ..
         } = self;
         let BoxNetwork { address, mac, port } = network;
+        let egress = egress_v4(policy);
         let mut text = self.base();
         let mut line = |rule: String| {
             text.push_str(&rule);
@@ -224,7 +170,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!("add chain inet {table} {chain}-{id}"));
             line(format!("flush chain inet {table} {chain}-{id}"));
         }
-        if policy.boxes {
+        if policy.allow_cluster_internal {
             line(format!(
                 "add rule inet {table} out-{id} ip daddr @{own} goto delivered"
             ));
@@ -232,31 +178,31 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                 "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"
             ));
         }
-        // An egress CIDR around the boxes' own network opens no box.
+        // An egress CIDR that contains the boxes' network opens no box.
         line(format!(
             "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
         ));
-        // The operator's own, which no CIDR of a request opens again.
-        if !self.blocked.is_empty() && (policy.internet || !policy.egress.is_empty()) {
+        // No egress CIDR opens the operator's blocked networks.
+        if !self.blocked.is_empty() && (policy.allow_internet || !egress.is_empty()) {
             let blocked = list(&self.blocked);
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
             ));
         }
-        if !policy.egress.is_empty() {
-            let networks = list(&policy.egress);
+        if !egress.is_empty() {
+            let networks = list(&egress);
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"
             ));
         }
-        if policy.internet {
+        if policy.allow_internet {
             line(format!("add rule inet {table} out-{id} jump internet"));
         }
         line(format!(
             "add rule inet {table} out-{id} reject with icmpx admin-prohibited"
         ));
-        if !policy.ingress_ports.is_empty() {
-            let ports = list(&policy.ingress_ports);
+        if !policy.allowed_ingress_ports.is_empty() {
+            let ports = list(&policy.allowed_ingress_ports);
             line(format!(
                 "add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"
             ));
@@ -269,7 +215,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             "add element inet {table} ingress {{ {address} : goto in-{id} }}"
         ));
         line(format!("add element inet {table} {own} {{ {address} }}"));
-        if policy.internet {
+        if policy.allow_internet {
             for resolver in &self.resolvers {
                 line(format!(
                     "add element inet {table} resolving {{ {address} . {resolver} }}"
@@ -283,9 +229,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         text
     }
 
-    /// Takes away all that [`Self::admit`] gave; what is not there is not an error, since
-    /// each thing is added first.
-    pub fn dismiss(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
+    /// Removes all that [`Self::install`] adds. Each element is added first, so that a missing one
+    /// is not an error.
+    pub fn remove(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
         let Self { table, own, .. } = self;
         let BoxNetwork { address, mac, port } = network;
         let mut text = String::new();
@@ -324,11 +270,11 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             let _ = writeln!(text, "add element {family} {table} {set} {{ {element} }}");
             let _ = writeln!(text, "delete element {family} {table} {set} {{ {key} }}");
         }
-        self.forget_chains(id, &mut text);
+        self.delete_chains(id, &mut text);
         text
     }
 
-    fn forget_chains(&self, id: &EnvironmentId, text: &mut String) {
+    fn delete_chains(&self, id: &EnvironmentId, text: &mut String) {
         let table = &self.table;
         for chain in ["out", "in"] {
             let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
@@ -337,8 +283,8 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         }
     }
 
-    /// Takes away what is there of a box; `None` when nothing is.
-    pub fn dismiss_found(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
+    /// Removes the listed elements of a box; `None` when there are none.
+    pub fn remove_listed(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
         let table = &self.table;
         let mut text = String::new();
         let (out, inward) = (format!("out-{id}"), format!("in-{id}"));
@@ -381,16 +327,16 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             .iter()
             .any(|chain| *chain == out || *chain == inward);
         if chains {
-            self.forget_chains(id, &mut text);
+            self.delete_chains(id, &mut text);
         }
         (!text.is_empty()).then_some(text)
     }
 }
 
-/// What nftables has in our tables, from its JSON.
+/// The elements of our tables, from nftables' JSON.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Elements {
-    /// Which box holds an address.
+    /// The box at each address.
     pub egress: Vec<(Ipv4Addr, EnvironmentId)>,
     /// Elements of the other sets and maps: the set's name and the key's parts.
     pub others: Vec<(String, Vec<String>)>,
@@ -431,7 +377,7 @@ impl Elements {
             .collect()
     }
 
-    /// The addresses that a port's guard lets speak.
+    /// The sender addresses that the ports' guards accept.
     pub fn senders(&self) -> Vec<Ipv4Addr> {
         let of_senders = self.others.iter().filter(|(name, _)| name == "senders");
         of_senders

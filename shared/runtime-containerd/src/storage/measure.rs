@@ -1,11 +1,10 @@
-//! How much a box has on disk.
+//! Measures how much a box has on disk.
 //!
-//! What counts: every block allocated under the upper directory, each hard-linked file
-//! once; at least [`MIN_FILE_BYTES`] for each file, or files without content would use up
-//! the file system's inodes; and files that have no name any more but that a process of
-//! the box holds open or mapped.
+//! The sum has every block allocated under the upper directory, each hard-linked file once; at
+//! least [`MIN_FILE_BYTES`] for each file, because empty files use inodes; and deleted files that
+//! a process of the box holds open or mapped.
 //!
-//! * I1. Nothing in a box is followed: no links, no mounts.
+//! * I1. No link and no mount in a box is followed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-/// A file without content is not free: it takes an inode.
+/// The least size that counts for a file: an empty one uses an inode.
 pub const MIN_FILE_BYTES: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    /// Nothing sensible is that deep, and what lies below cannot be counted.
-    #[error("a directory of the box lies so deep that its path is longer than 4096 bytes")]
+    /// Files below such a directory cannot be counted.
+    #[error("a directory of the box has a path longer than 4096 bytes")]
     TooDeep,
     #[error("the box's files cannot be listed")]
     List(#[from] io::Error),
@@ -31,8 +30,8 @@ fn size(metadata: &fs::Metadata) -> u64 {
     metadata.blocks().saturating_mul(512).max(MIN_FILE_BYTES)
 }
 
-/// Bytes under a directory; stops counting once over `enough`. Files that vanish
-/// meanwhile count as nothing.
+/// Counts the bytes under a directory, up to a little over `enough`. Files that are deleted
+/// meanwhile do not count.
 ///
 /// # Errors
 /// When a directory cannot be listed.
@@ -50,7 +49,7 @@ pub fn written(root: &Path, enough: u64) -> Result<u64, MeasureError> {
         };
         for entry in entries {
             let entry = entry?;
-            // Of the entry itself: links are not followed.
+            // The entry's own metadata: links are not followed.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -70,16 +69,15 @@ pub fn written(root: &Path, enough: u64) -> Result<u64, MeasureError> {
     Ok(total)
 }
 
-/// Bytes of files without a name that `processes` hold, on the file systems of `places`
-/// alone: others (a tmpfs, an anonymous file) are memory. A process that ends meanwhile
-/// holds nothing.
+/// Counts the bytes of deleted files that `processes` hold, only on the file systems of `paths`:
+/// others (a tmpfs, an anonymous file) are memory. A process that ends meanwhile holds nothing.
 ///
 /// # Errors
-/// When a place cannot be looked at.
-pub fn unlinked(places: &[&Path], processes: &[u32]) -> Result<u64, MeasureError> {
-    let devices = places
+/// When the metadata of a path cannot be read.
+pub fn deleted_but_open(paths: &[&Path], processes: &[u32]) -> Result<u64, MeasureError> {
+    let devices = paths
         .iter()
-        .map(|place| fs::metadata(place).map(|metadata| metadata.dev()))
+        .map(|path| fs::metadata(path).map(|metadata| metadata.dev()))
         .collect::<io::Result<HashSet<u64>>>()?;
     let mut counted = HashSet::new();
     let mut total = 0u64;
@@ -89,7 +87,7 @@ pub fn unlinked(places: &[&Path], processes: &[u32]) -> Result<u64, MeasureError
             .into_iter()
             .chain(deleted_maps(&process))
         {
-            // The kernel's link leads to the file itself, whatever it is called.
+            // The kernel's link leads to the file itself, also without a name.
             let Ok(metadata) = fs::metadata(held) else {
                 continue;
             };
@@ -125,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_counted_not_lengths_and_each_linked_file_once() {
+    fn usage_counts_blocks_and_each_hard_link_once() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
         let data = dir.path().join("sub/data");
@@ -141,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_content_is_not_free() {
+    fn empty_file_counts_as_minimum_size() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..100 {
             fs::write(dir.path().join(n.to_string()), []).unwrap();
@@ -152,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_file_counts_while_it_is_open_once_and_elsewhere_not() {
+    fn deleted_file_counts_once_while_open_on_the_measured_file_system() {
         use std::io::Write as _;
         let (dir, other) = (tempfile::tempdir().unwrap(), Path::new("/dev/shm"));
         let path = dir.path().join("deleted");
@@ -163,15 +161,15 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let own = [std::process::id()];
         // Other tests of this process may have deleted files open too, small ones.
-        let used = unlinked(&[dir.path()], &own).unwrap();
+        let used = deleted_but_open(&[dir.path()], &own).unwrap();
         assert!((1 << 20..2 << 20).contains(&used), "{used}");
-        assert!(unlinked(&[other], &own).unwrap() < 1 << 20);
+        assert!(deleted_but_open(&[other], &own).unwrap() < 1 << 20);
         drop((file, again));
-        assert!(unlinked(&[dir.path()], &own).unwrap() < 1 << 20);
+        assert!(deleted_but_open(&[dir.path()], &own).unwrap() < 1 << 20);
     }
 
     #[test]
-    fn a_tree_too_deep_to_be_named_is_told_and_not_passed_over() {
+    fn too_deep_tree_returns_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let name = "d".repeat(200);
         let mut handle = fs::File::open(dir.path()).unwrap();

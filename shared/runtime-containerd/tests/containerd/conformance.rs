@@ -1,3 +1,3 @@
-//! What every driver must hold.
+//! The conformance suite.
 
 agentbox_runtime::conformance_tests!(crate::machine::subject());

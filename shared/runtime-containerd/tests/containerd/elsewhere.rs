@@ -1,5 +1,5 @@
-//! What is beyond a box, for tests of what it reaches: this machine's addresses, another
-//! "machine", and a way into a box's own network with all rights.
+//! Destinations for network tests: this machine's addresses, another "machine", and access to a
+//! box's network namespace with all rights.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -37,11 +37,11 @@ pub fn connection_inside(pid: u32, to: SocketAddr) -> TcpStream {
         connection.set_read_timeout(wait).unwrap();
         connection
     };
-    // Entering is for a thread and for good: one that ends here.
+    // A thread cannot leave a namespace that it entered, so this one ends here.
     std::thread::spawn(enter_and_connect).join().unwrap()
 }
 
-/// Whether what listens at the other end says anything within 2 s of being asked.
+/// Whether the other end answers within 2 s.
 pub fn is_answered(mut connection: &TcpStream) -> bool {
     let asked = connection.write_all(b"GET /status HTTP/1.0\r\n\r\n");
     asked.is_ok() && connection.read(&mut [0]).is_ok_and(|count| count > 0)

@@ -1,15 +1,15 @@
-//! Ways to use up the disk without seeming to: each ends the box that tries.
+//! Hidden ways to fill the disk: each one evicts the box.
 
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::hostile::python;
-use agentbox_runtime::conformance::{End, Subject, Violation, claim};
+use agentbox_runtime::conformance::{End, Subject, Violation, check};
 use agentbox_runtime::{BoxSpec, ExitReason, Runtime as _};
 use agentbox_runtime_containerd::Driver;
 use futures::StreamExt as _;
 
 use crate::machine::subject;
 
-/// Runs it while a driver watches, which is who measures.
+/// Runs a box while a driver watches, which measures.
 async fn watched(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, Violation> {
     let mut changes = s.first.watch().await?;
     s.start(spec).await?;
@@ -31,7 +31,7 @@ async fn is_evicted(script: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_without_content_are_not_free() {
+async fn empty_files_count_toward_the_storage_limit() {
     is_evicted(
         "os.mkdir('/tmp/many')\n\
          for n in range(20000): os.close(os.open(f'/tmp/many/{n}', os.O_CREAT))",
@@ -40,7 +40,7 @@ async fn files_without_content_are_not_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_file_that_is_open_or_mapped_counts() {
+async fn deleted_file_counts_while_open_or_mapped() {
     let write = "file = os.open('/gone', os.O_RDWR | os.O_CREAT)\n\
                  os.unlink('/gone')\n\
                  for n in range(48): os.write(file, b'x' * (1 << 20))\n";
@@ -50,7 +50,7 @@ async fn a_deleted_file_that_is_open_or_mapped_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tree_too_deep_to_be_measured_hides_nothing() {
+async fn too_deep_tree_is_evicted() {
     is_evicted(
         "for n in range(30):\n\
          \x20   os.mkdir('d' * 200)\n\
@@ -61,7 +61,7 @@ async fn a_tree_too_deep_to_be_measured_hides_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_output_directory_hides_no_end() {
+async fn full_output_directory_keeps_the_exit_status() {
     let s = subject().await;
     let spec = s.script(
         "i=0; while touch /.agentbox/output/f$i; do i=$((i+1)); [ $i -lt 1000 ] || exit 1; done; \
@@ -70,7 +70,7 @@ async fn a_full_output_directory_hides_no_end() {
     let outcome = s.run_to_end(&spec).await;
     s.clean().await.unwrap();
     let end = outcome.unwrap();
-    let told = claim(
+    let told = check(
         end.exit_code == 7 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
     );

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentbox_runtime::conformance::network::knocking::{counting, knock};
-use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::conformance::network::probe::{datagram_counter, send_datagrams};
+use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_containerd::Driver;
 use tokio::net::UdpSocket;
 
@@ -25,12 +25,12 @@ async fn nothing_gets_out(s: &Subject<Driver>) -> Result<(), Violation> {
             }
         }
     });
-    let (neighbour, beside) = counting(s).await?;
+    let (neighbour, beside) = datagram_counter(s).await?;
     let gateway = config().await.subnet.hosts().next().unwrap();
     let own = own_address().await;
     let machine = [gateway.into(), own].map(|address| SocketAddr::new(address, port));
     let at = [machine[0], machine[1], beside].map(|at| at.to_string());
-    knock(s, &at).await?;
+    send_datagrams(s, &at).await?;
 
     // The control: both do count, and this is the first that arrives.
     for _ in 0..2 {
@@ -38,20 +38,20 @@ async fn nothing_gets_out(s: &Subject<Driver>) -> Result<(), Violation> {
         socket.send_to(b"over", beside).await.unwrap();
     }
     let end = s.end_of(&neighbour.id).await?;
-    let arrived = agentbox_runtime::conformance::until("the control arrives", || async {
+    let arrived = agentbox_runtime::conformance::eventually("the control arrives", || async {
         let count = received.load(Ordering::SeqCst);
         Ok((count >= 2).then_some(count))
     })
     .await?;
     receiving.abort();
-    claim(end.output.contains("knocks: 0"), || format!("{end:?}"))?;
-    claim(arrived == 2, || {
+    check(end.output.contains("datagrams: 0"), || format!("{end:?}"))?;
+    check(arrived == 2, || {
         format!("{} datagrams reached the machine", arrived - 2)
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn not_one_packet_of_a_box_that_may_nothing_gets_out() {
+async fn closed_box_sends_no_packet_from_its_first_instruction() {
     let s = subject().await;
     let outcome = nothing_gets_out(&s).await;
     s.clean().await.unwrap();

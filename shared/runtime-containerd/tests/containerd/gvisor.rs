@@ -1,5 +1,4 @@
-//! gVisor for real: a box whose `runtime_class` is `gvisor` runs on gVisor's kernel, and
-//! is a box like any other.
+//! A box whose `runtime_class` is `gvisor` runs on a real gVisor, and behaves like any other.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +6,7 @@ use std::time::Duration;
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::gvisor::on_gvisor;
 use agentbox_runtime::conformance::session::exec;
-use agentbox_runtime::conformance::{Subject, Violation, claim, until};
+use agentbox_runtime::conformance::{Subject, Violation, check, eventually};
 use agentbox_runtime::{ExitReason, NetworkPolicy, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_testing::TestContainerd;
@@ -46,7 +45,7 @@ async fn held(outcome: Result<(), Violation>, s: &Subject<Driver>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_on_gvisor_runs_execs_tells_its_output_and_leaves_nothing() {
+async fn gvisor_box_runs_commands_keeps_output_and_leaves_nothing() {
     let (config, s) = (config().await, subject().await);
     let life = async {
         let spec =
@@ -55,22 +54,22 @@ async fn a_box_on_gvisor_runs_execs_tells_its_output_and_leaves_nothing() {
         s.run(&spec).await?;
         let (version, code) = exec(&s, &spec, &["cat", "/proc/version"]).await?;
         let host = std::fs::read_to_string("/proc/version").unwrap();
-        claim(code == 0 && !version.is_empty() && version != host, || {
+        check(code == 0 && !version.is_empty() && version != host, || {
             version.clone()
         })?;
         let (_, code) = exec(&s, &spec, &["sh", "-c", "exit 3"]).await?;
-        claim(code == 3, || format!("exit code {code}"))?;
+        check(code == 3, || format!("exit code {code}"))?;
         s.first.stop(&spec.id, Duration::from_secs(20)).await?;
         let end = s.end_of(&spec.id).await?;
-        claim(
+        check(
             end.reason == ExitReason::Stopped && end.exit_code == 5 && end.output.contains("bye"),
             || format!("{end:?}"),
         )?;
-        claim(end.output.contains("gVisor"), || format!("{end:?}"))?;
+        check(end.output.contains("gVisor"), || format!("{end:?}"))?;
         s.second.remove(&spec.id).await?;
         let left = control_groups(&config.deployment, spec.id.as_str());
-        claim(left.is_empty(), || format!("{left:?}"))?;
-        until("its processes are gone", || async {
+        check(left.is_empty(), || format!("{left:?}"))?;
+        eventually("its processes are gone", || async {
             let all = std::fs::read_dir("/proc").unwrap().flatten();
             let found = all
                 .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
@@ -84,14 +83,14 @@ async fn a_box_on_gvisor_runs_execs_tells_its_output_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_and_the_network_hold_on_gvisor() {
+async fn gvisor_box_keeps_limits_and_network_policy() {
     let s = subject().await;
     let limits = async {
         let mut memory =
             on_gvisor(s.script("dd if=/dev/zero of=/dev/null bs=400M count=1; echo ended $?"));
         memory.resources.memory = Bytes(128 << 20);
         let end = s.run_to_end(&memory).await?;
-        claim(
+        check(
             end.reason == ExitReason::OomKilled && end.exit_code == 137,
             || format!("{end:?}"),
         )?;
@@ -104,7 +103,7 @@ async fn limits_and_the_network_hold_on_gvisor() {
             knocks.isolation.network_policy = policy;
             let end = s.run_to_end(&knocks).await?;
             let said = format!("said {expected}");
-            claim(end.output.trim_end().ends_with(&said), || {
+            check(end.output.trim_end().ends_with(&said), || {
                 format!("{end:?}")
             })?;
         }
@@ -114,7 +113,7 @@ async fn limits_and_the_network_hold_on_gvisor() {
         ));
         processes.resources.pids = 64;
         let end = s.run_to_end(&processes).await?;
-        claim(!end.output.contains("started 200"), || format!("{end:?}"))
+        check(!end.output.contains("started 200"), || format!("{end:?}"))
     };
     let outcome = limits.await;
     held(outcome, &s).await;

@@ -1,13 +1,13 @@
-//! What a box may not reach on its machine, proved with something that listens there,
-//! and what it may not send, proved from inside its network namespace.
+//! Destinations on the machine that a box must not reach, each with a listener; and packets that it
+//! must not send, tested from inside its network namespace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use agentbox_runtime::conformance::network::destinations::{
-    Destinations, each_is_open_to_exactly_the_policies_that_say_so,
+    Destinations, destinations_are_open_to_exactly_the_allowing_policies,
 };
-use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime::{NetworkPolicy, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
@@ -16,11 +16,11 @@ use tokio::net::TcpListener;
 use crate::elsewhere::{Elsewhere, connection_inside, inside, is_answered, own_address};
 use crate::machine::{another_config, config, host, process_of, subject, subject_of};
 
-/// All that a request can open.
+/// A policy that opens everything that a request can.
 fn wide_open() -> NetworkPolicy {
     NetworkPolicy {
         allow_internet: true,
-        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         allow_cluster_internal: true,
         ..Default::default()
     }
@@ -39,18 +39,18 @@ async fn connects(
     ));
     spec.isolation.network_policy = policy;
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code <= 1, || format!("{end:?}"))?;
+    check(end.exit_code <= 1, || format!("{end:?}"))?;
     Ok(end.exit_code == 0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_policy_opens_a_port_of_the_machine() {
+async fn machine_ports_are_closed_under_every_policy() {
     let (config, s) = (config().await, subject().await);
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let gateway: IpAddr = config.subnet.hosts().next().unwrap().into();
     let own = own_address().await;
-    // The control: it listens on both.
+    // The control: the machine itself reaches both.
     for address in [gateway, own] {
         tokio::net::TcpStream::connect((address, port))
             .await
@@ -66,7 +66,7 @@ async fn no_policy_opens_a_port_of_the_machine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
+async fn each_destination_is_open_to_exactly_the_allowing_policies() {
     const ADDRESSES: [&str; 8] = [
         "198.51.100.7",
         "203.0.113.7",
@@ -95,13 +95,13 @@ async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
     let mut config = config().await;
     config.blocked_egress_cidrs = vec![blocked.ip().into()];
     let s = subject_of(&config);
-    let outcome = each_is_open_to_exactly_the_policies_that_say_so(&s, &destinations).await;
+    let outcome = destinations_are_open_to_exactly_the_allowing_policies(&s, &destinations).await;
     s.clean().await.unwrap();
     outcome.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_cannot_speak_as_another_on_its_cable() {
+async fn box_with_forged_address_is_blocked_at_its_port() {
     let (config, s) = (config().await, subject().await);
     let outcome = forged(&config, &s).await;
     s.clean().await.unwrap();
@@ -140,18 +140,18 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
         .await
         .map_err(Violation)?;
         let answered = ping(forged.clone()).await.is_ok();
-        claim(!answered, || format!("ARP as {forged} was answered"))?;
+        check(!answered, || format!("ARP as {forged} was answered"))?;
     }
     // The machine still knows the victim by the victim's own hardware address.
     let neighbours = host("ip", &["neigh", "show", &victim_address])
         .await
         .map_err(Violation)?;
     let mac = std::fs::read_to_string(format!("/proc/{pid}/net/arp")).unwrap_or_default();
-    claim(!mac.is_empty(), || "no ARP table".to_owned())?;
+    check(!mac.is_empty(), || "no ARP table".to_owned())?;
     let own_mac = inside(pid, &["cat", "/sys/class/net/eth0/address"])
         .await
         .unwrap_or_default();
-    claim(
+    check(
         own_mac.trim().is_empty() || !neighbours.contains(own_mac.trim()),
         || neighbours.clone(),
     )?;
@@ -164,13 +164,13 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     .await
     .map_err(Violation)?;
     let answered = ping(own.ip().to_string()).await.is_ok();
-    claim(!answered, || {
+    check(!answered, || {
         "a forged hardware address was answered".to_owned()
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn boxes_do_not_see_each_others_frames() {
+async fn box_does_not_receive_frames_of_another_box() {
     let (config, s) = (config().await, subject().await);
     let outcome = frames(&config, &s).await;
     s.clean().await.unwrap();
@@ -213,7 +213,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
             .to_owned()
     };
     let bridge = mac_of(format!("/sys/class/net/{}/address", config.bridge));
-    claim(answer.to_lowercase().contains(&bridge), || {
+    check(answer.to_lowercase().contains(&bridge), || {
         format!("{bridge} is not in {answer}")
     })?;
     // A frame straight to the other's hardware address does not arrive.
@@ -226,7 +226,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
         .nth(1)
         .unwrap_or("")
         .to_owned();
-    claim(other_mac.contains(':'), || show.clone())?;
+    check(other_mac.contains(':'), || show.clone())?;
     inside(
         pid,
         &[
@@ -247,7 +247,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
         &["busybox", "ping", "-c", "1", "-W", "2", &other_address],
     )
     .await;
-    claim(pinged.is_err(), || {
+    check(pinged.is_err(), || {
         format!("a frame went from box to box: {pinged:?}")
     })?;
     // By way of the machine it does.
@@ -263,7 +263,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Does something to the element by which a box's packets find its rules.
+/// Changes the map element that leads a box's packets to its rules.
 async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<String, String> {
     let table = format!("agentbox-{}", config.network());
     let element = format!("{{ {address} }}");
@@ -272,7 +272,7 @@ async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<Str
 }
 
 /// Whether a connection from the namespace to a port of the machine is made.
-async fn knocks(pid: u32, to: SocketAddr) -> bool {
+async fn can_connect(pid: u32, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
     inside(pid, &["busybox", "nc", "-w", "2", &ip, &port])
         .await
@@ -280,8 +280,8 @@ async fn knocks(pid: u32, to: SocketAddr) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_without_rules_reaches_nothing() {
-    // Of its own: who watches for another test would put them back.
+async fn box_without_rules_reaches_nothing() {
+    // A deployment of its own, because the watcher of another test would restore the rules.
     let config = another_config().await;
     let s = subject_of(&config);
     let mut elsewhere = Elsewhere::new("n", &["198.51.100.9"]).await;
@@ -290,11 +290,11 @@ async fn a_box_without_rules_reaches_nothing() {
     let spec = s.spec();
     let address = s.run(&spec).await.unwrap().ip();
     let pid = process_of(&config.deployment, spec.id.as_str());
-    let open = knocks(pid, to).await;
+    let open = can_connect(pid, to).await;
     let standing = [(); 2].map(|()| connection_inside(pid, to));
     let stands = is_answered(&standing[0]);
     nft_element("delete", &config, address).await.unwrap();
-    let still_open = knocks(pid, to).await;
+    let still_open = can_connect(pid, to).await;
     let still_stands = is_answered(&standing[1]);
     s.clean().await.unwrap();
     assert!(open && stands, "the control: it reached the internet");
@@ -302,7 +302,7 @@ async fn a_box_without_rules_reaches_nothing() {
     assert!(!still_stands, "by a connection that stood it still does");
 }
 
-/// A cable like a box's, with one of the lowest hardware addresses there are.
+/// Adds a bridge port like a box's, with a very low hardware address.
 async fn attach(bridge: &str, port: &str, number: u8) {
     let address = format!("02:00:00:00:00:{number:02x}");
     let words = [
@@ -316,7 +316,7 @@ async fn delete_link(name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_keeps_its_network_while_others_come_and_go() {
+async fn box_network_survives_other_boxes_starting_and_ending() {
     let (config, s) = (config().await, subject().await);
     let [one, other] = ["p", "q"].map(|tag| format!("abx{tag}{}", std::process::id()));
     let mut elsewhere = Elsewhere::new("k", &["198.51.100.10"]).await;
@@ -325,13 +325,13 @@ async fn a_box_keeps_its_network_while_others_come_and_go() {
     let spec = s.spec();
     s.run(&spec).await.unwrap();
     let pid = process_of(&config.deployment, spec.id.as_str());
-    // A bridge that was given no address takes the lowest of its ports'.
+    // A bridge without an address of its own takes the lowest of its ports'.
     attach(&config.bridge, &other, 2).await;
     let standing = connection_inside(pid, to);
     attach(&config.bridge, &one, 1).await;
     delete_link(&other).await;
     let stands = is_answered(&standing);
-    let reaches = knocks(pid, to).await;
+    let reaches = can_connect(pid, to).await;
     delete_link(&one).await;
     s.clean().await.unwrap();
     assert!(stands, "its connection goes on");
@@ -339,8 +339,9 @@ async fn a_box_keeps_its_network_while_others_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_that_somebody_removed_are_put_back_by_whoever_watches() {
-    // Of its own: nobody else watches it. The table is everybody's: only this box's rules go.
+async fn deleted_rules_are_restored_by_the_watcher() {
+    // A deployment of its own, which nothing else watches. The table is shared, so only this box's
+    // rules are deleted.
     let config = another_config().await;
     let s = subject_of(&config);
     let spec = s.spec();

@@ -1,4 +1,4 @@
-//! What making a box costs, beside what containerd alone costs for the same.
+//! The time of a box's creation, compared with containerd's own for the same.
 
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ async fn raw(mut cri: RuntimeServiceClient<Channel>, run: usize) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cold_box_costs_less_than_twice_what_containerd_costs() {
+async fn cold_box_start_takes_less_than_twice_containerds_time() {
     let s = subject().await;
     let (mut ours, mut raws) = (Vec::new(), Vec::new());
     let cri = cri().await;
@@ -108,8 +108,8 @@ async fn a_cold_box_costs_less_than_twice_what_containerd_costs() {
     raws.sort();
     println!("ensure until boxd answers: {ours:?}");
     println!("containerd alone:          {raws:?}");
-    // The design's aim is 1.3; other tests share the machine, so the medians of runs that
-    // took turns are compared, and with room.
+    // The design's goal is 1.3. Other tests share the machine, so this compares the medians of
+    // alternating runs, with a margin.
     assert!(
         ours[RUNS / 2] < raws[RUNS / 2] * 2,
         "{ours:?} beside {raws:?}"
@@ -117,7 +117,7 @@ async fn a_cold_box_costs_less_than_twice_what_containerd_costs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_boxes_all_run_and_all_go() {
+async fn burst_of_boxes_all_run_and_are_all_removed() {
     let s = subject().await;
     let specs: Vec<_> = (0..12).map(|_| s.spec()).collect();
     let start = Instant::now();

@@ -1,8 +1,8 @@
-//! Removing a box leaves nothing on the machine; what is not ours stays.
+//! A removed box leaves nothing on the machine, and other deployments' boxes stay.
 
 use std::time::Duration;
 
-use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime::{BoxPhase, Runtime};
 use agentbox_runtime_containerd::{Config, Driver};
 
@@ -45,17 +45,17 @@ async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<Str
     found
 }
 
-fn facts(config: &Config, id: &str) -> serde_json::Value {
+fn state_file(config: &Config, id: &str) -> serde_json::Value {
     let path = config.state_dir.join(id).join("facts.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_box_leaves_no_mount_group_rule_file_or_interface() {
+async fn removed_box_leaves_no_mount_cgroup_rule_file_or_interface() {
     let (config, subject) = (config().await, subject().await);
     let spec = subject.script("dd if=/dev/zero of=/x bs=1M count=1; exec sleep 600");
     subject.run(&spec).await.unwrap();
-    let facts = facts(&config, spec.id.as_str());
+    let facts = state_file(&config, spec.id.as_str());
     let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
     let (address, port) = (of_network("address"), of_network("port"));
     let before = traces(&config, spec.id.as_str(), &address, &port).await;
@@ -72,17 +72,17 @@ async fn a_removed_box_leaves_no_mount_group_rule_file_or_interface() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_left_when_the_facts_are_lost_is_listed_and_removed() {
+async fn box_without_state_file_is_listed_and_removed() {
     let (config, subject) = (config().await, subject().await);
-    let outcome = lost_facts(&config, &subject).await;
+    let outcome = lost_state(&config, &subject).await;
     subject.clean().await.unwrap();
     outcome.unwrap();
 }
 
-async fn lost_facts(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+async fn lost_state(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let spec = s.spec();
     s.run(&spec).await?;
-    let facts = facts(config, spec.id.as_str());
+    let facts = state_file(config, spec.id.as_str());
     let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
     let (address, port) = (of_network("address"), of_network("port"));
     std::fs::remove_file(config.state_dir.join(spec.id.as_str()).join("facts.json")).unwrap();
@@ -90,16 +90,16 @@ async fn lost_facts(config: &Config, s: &Subject<Driver>) -> Result<(), Violatio
     let half_made = listed.iter().any(|observed| {
         observed.id == spec.id && matches!(observed.phase, BoxPhase::Starting { .. })
     });
-    claim(half_made, || format!("{listed:?}"))?;
+    check(half_made, || format!("{listed:?}"))?;
     s.second.remove(&spec.id).await?;
     let left = traces(config, spec.id.as_str(), &address, &port).await;
-    claim(left.is_empty(), || format!("{left:?}"))?;
-    // And it can be made anew.
+    check(left.is_empty(), || format!("{left:?}"))?;
+    // The box can be created again.
     s.run(&spec).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_deployments_box_is_neither_seen_nor_touched() {
+async fn box_of_another_deployment_is_not_listed_or_changed() {
     let ours = subject().await;
     let theirs = subject_of(&another_config().await);
     let spec = theirs.spec();
@@ -123,12 +123,12 @@ async fn foreign(
         .await?
         .iter()
         .any(|observed| observed.id == spec.id);
-    claim(!seen, || "a foreign box is listed".to_owned())?;
+    check(!seen, || "a foreign box is listed".to_owned())?;
     ours.first.stop(&spec.id, Duration::ZERO).await?;
     ours.first.remove(&spec.id).await?;
     let still = theirs.first.get(&spec.id).await?;
     let running = still
         .as_ref()
         .is_some_and(|o| matches!(o.phase, BoxPhase::Running { .. }));
-    claim(running, || format!("{still:?}"))
+    check(running, || format!("{still:?}"))
 }

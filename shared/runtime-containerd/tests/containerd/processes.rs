@@ -24,7 +24,7 @@ fn refusals(group: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fork_bomb_is_held_at_its_limit_and_removed() {
+async fn fork_bomb_is_limited_and_removed() {
     let (config, s) = (config().await, subject().await);
     // The main command forks once only: it would end at a fork that is refused.
     let mut spec = s.script("b() { b & b & exec sleep 600; }; b & exec sleep 600");

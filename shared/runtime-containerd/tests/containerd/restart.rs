@@ -1,8 +1,8 @@
-//! containerd itself may be killed: boxes go on, and the driver finds them again.
+//! containerd is killed: boxes keep running, and the driver finds them again.
 
 use std::time::Duration;
 
-use agentbox_runtime::conformance::until;
+use agentbox_runtime::conformance::eventually;
 use agentbox_runtime::{BoxConnector as _, BoxPhase, Runtime as _, RuntimeError};
 use agentbox_testing::TestContainerd;
 use futures::StreamExt as _;
@@ -10,8 +10,8 @@ use futures::StreamExt as _;
 use crate::machine::{read, subject_of};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn boxes_outlive_a_killed_containerd_and_the_watch_ends() {
-    // Of its own: the others' tests need theirs.
+async fn killed_containerd_ends_the_watch_and_no_box() {
+    // A containerd of its own, because other tests need theirs.
     let containerd = TestContainerd::start().await.unwrap();
     let s = subject_of(&read(&containerd.endpoint));
     let spec = s.script("echo before; exec sleep 600");
@@ -25,7 +25,7 @@ async fn boxes_outlive_a_killed_containerd_and_the_watch_ends() {
         .await
         .expect("the watch ends");
 
-    let after = until("containerd answers again", || async {
+    let after = eventually("containerd answers again", || async {
         match s.first.get(&spec.id).await {
             Ok(observed) => Ok(Some(observed)),
             Err(RuntimeError::Unavailable(_) | RuntimeError::Deadline(_)) => Ok(None),

@@ -1,11 +1,11 @@
-//! The machine's own services, of which a box reaches none, whatever it is allowed: a
-//! real NATS, a real Postgres, and what listens everywhere; over IPv6 too.
+//! A box reaches no service of the machine under any policy: a real NATS, a real Postgres, and a
+//! listener on every address; also over IPv6.
 
 use std::net::IpAddr;
 
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::hostile::{all_refused, python};
-use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_testing::{TestNats, TestPostgres};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,17 +14,17 @@ use crate::elsewhere::{inside, own_address};
 use crate::machine::{config, host, process_of, subject};
 
 /// Each address of the machine with each port.
-const KNOCK: &str = "
+const CONNECT: &str = "
 import socket
 
-def knock(address, port):
+def connect(address, port):
     def run():
         with socket.create_connection((address, port), 2): pass
     return run
 
 for address in os.environ['ADDRESSES'].split():
     for port in os.environ['PORTS'].split():
-        attempt(f'{address} {port}', knock(address, int(port)))
+        attempt(f'{address} {port}', connect(address, int(port)))
 print('done', flush=True)
 ";
 
@@ -58,7 +58,7 @@ fn port_of(url: &str) -> u16 {
 async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
     let nats = TestNats::shared().await.unwrap();
     let postgres = TestPostgres::start().await.unwrap();
-    // As an admin port of a service that is bound to everything would.
+    // As an admin port of a service that listens on every address.
     let anywhere = TcpListener::bind("[::]:0").await.unwrap();
     let anywhere_port = anywhere.local_addr().unwrap().port();
     let ports = [port_of(&nats.url), postgres.endpoint.port, anywhere_port];
@@ -73,11 +73,11 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
     }
     let gateway: IpAddr = config.subnet.hosts().next().unwrap().into();
     let own = own_address().await;
-    claim(
+    check(
         addresses.contains(&gateway) && addresses.contains(&own),
         || format!("{addresses:?}"),
     )?;
-    let mut spec = python(s, KNOCK);
+    let mut spec = python(s, CONNECT);
     let words = |words: Vec<String>| words.join(" ");
     spec.env.insert(
         "ADDRESSES".to_owned(),
@@ -91,7 +91,7 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
         None,
         Some(NetworkPolicy {
             allow_internet: true,
-            allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+            allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
             allow_cluster_internal: true,
             ..Default::default()
         }),
@@ -106,7 +106,7 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_service_of_the_machine_is_reached_at_any_of_its_addresses() {
+async fn machine_services_are_unreachable_at_every_address() {
     let s = subject().await;
     let outcome = nothing_of_the_machine(&s).await;
     s.clean().await.unwrap();
@@ -142,11 +142,11 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         .map_err(Violation)?;
         // The control: it listens there.
         let own = TcpStream::connect((near.as_str(), port)).await;
-        claim(own.is_ok(), || format!("{own:?}"))?;
+        check(own.is_ok(), || format!("{own:?}"))?;
         // A connection that is made stays until `timeout` ends it, with 124 or 143.
         let port = port.to_string();
-        let knock = format!("timeout 6 busybox nc -w 2 {near} {port}; [ $? -eq 1 ]");
-        let refused = inside(pid, &["sh", "-c", &knock]).await;
+        let connect = format!("timeout 6 busybox nc -w 2 {near} {port}; [ $? -eq 1 ]");
+        let refused = inside(pid, &["sh", "-c", &connect]).await;
         refused.map_err(Violation)?;
         let pinged = inside(
             pid,
@@ -156,10 +156,10 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         );
         // All nodes: the box's own interface may answer itself, nobody else does.
         let heard = pinged.await.unwrap_or_default();
-        claim(!heard.contains(&near), || heard.clone())?;
+        check(!heard.contains(&near), || heard.clone())?;
         let neighbours = inside(pid, &["ip", "-6", "neigh", "show", &near]).await;
         let neighbours = neighbours.unwrap_or_default();
-        claim(!neighbours.contains("lladdr"), || {
+        check(!neighbours.contains("lladdr"), || {
             format!("the machine was found: {neighbours}")
         })
     };
@@ -170,7 +170,7 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_machine_is_not_reached_over_ipv6_even_with_an_address_beside_it() {
+async fn machine_is_unreachable_over_ipv6_from_a_neighbouring_address() {
     let (config, s) = (config().await, subject().await);
     let outcome = nothing_over_ipv6(&config, &s).await;
     s.clean().await.unwrap();

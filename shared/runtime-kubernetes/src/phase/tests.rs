@@ -1,15 +1,15 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::facts::tests::facts;
+use crate::box_state::tests::state_with;
 
-const PATIENCE: Patience = Patience {
+const DEADLINES: Deadlines = Deadlines {
     image_pull: Duration::from_secs(120),
     unschedulable: Duration::from_secs(120),
     node_lost: Duration::from_secs(60),
 };
 
-/// When the namespace of [`facts`] was made.
+/// When the namespace of [`state_with`] was made.
 const MADE_AT: i64 = 1_767_323_045;
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -34,18 +34,18 @@ fn main_state(state: Value) -> Value {
 }
 
 /// At 110 s, ten after the Pod was made.
-fn of(annotations: Value, status: Value) -> BoxPhase {
-    later(annotations, status, 110, None)
+fn phase_of(annotations: Value, status: Value) -> BoxPhase {
+    phase_at(annotations, status, 110, None)
 }
 
-fn later(annotations: Value, status: Value, now: i64, silent: Option<i64>) -> BoxPhase {
+fn phase_at(annotations: Value, status: Value, now: i64, unready: Option<i64>) -> BoxPhase {
     let pod = pod(status);
-    phase(&Seen {
-        facts: &facts(annotations),
+    phase(&Observation {
+        state: &state_with(annotations),
         pod: Some(&pod),
-        node_silent_since: silent.map(at),
+        node_unready_since: unready.map(at),
         now: at(now),
-        patience: PATIENCE,
+        deadlines: DEADLINES,
     })
 }
 
@@ -61,7 +61,7 @@ fn ended(code: i32, reason: &str, message: &str) -> Value {
     }})) })
 }
 
-fn told(code: i32, oom_killed: bool) -> String {
+fn termination_message(code: i32, oom_killed: bool) -> String {
     json!({ "exit_code": code, "oom_killed": oom_killed, "message": "",
         "started_at": "1970-01-01T00:01:45Z", "finished_at": "1970-01-01T00:01:46Z" })
     .to_string()
@@ -84,9 +84,9 @@ fn reason(phase: &BoxPhase) -> Option<FailureReason> {
 }
 
 #[test]
-fn a_container_that_runs_is_a_box_that_runs() {
+fn running_container_is_a_running_box() {
     assert_eq!(
-        of(json!({}), running()),
+        phase_of(json!({}), running()),
         BoxPhase::Running {
             address: "10.244.0.7:10777".parse().unwrap(),
             started_at: at(105),
@@ -95,15 +95,15 @@ fn a_container_that_runs_is_a_box_that_runs() {
 }
 
 #[test]
-fn a_silent_node_loses_its_boxes_after_a_while() {
-    let briefly = later(json!({}), running(), 159, Some(100));
+fn unready_node_loses_its_boxes_after_the_deadline() {
+    let briefly = phase_at(json!({}), running(), 159, Some(100));
     assert!(matches!(briefly, BoxPhase::Running { .. }), "{briefly:?}");
-    let long = later(json!({}), running(), 160, Some(100));
+    let long = phase_at(json!({}), running(), 160, Some(100));
     assert_eq!(exit(&long), Some((137, ExitReason::NodeLost)), "{long:?}");
 }
 
 #[test]
-fn why_a_box_ended_is_told_by_who_knows_best() {
+fn exit_reason_comes_from_the_most_reliable_source() {
     let stopped = json!({ "agentbox.dev/ending": "stopped" });
     let evicted = |code: i32| {
         let mut status = ended(code, "Error", "");
@@ -117,16 +117,16 @@ fn why_a_box_ended_is_told_by_who_knows_best() {
             "reason": "DeletionByTaintManager", "message": "taint" }]);
         status
     };
-    for (what, facts, status, code, why) in [
+    for (what, annotations, status, code, why) in [
         (
             "by itself",
             json!({}),
-            ended(3, "Error", &told(3, false)),
+            ended(3, "Error", &termination_message(3, false)),
             3,
             ExitReason::Exited,
         ),
         (
-            "by itself, untold",
+            "by itself, without a message",
             json!({}),
             ended(3, "Error", ""),
             3,
@@ -135,7 +135,7 @@ fn why_a_box_ended_is_told_by_who_knows_best() {
         (
             "its command OOM-killed",
             json!({}),
-            ended(137, "Error", &told(137, true)),
+            ended(137, "Error", &termination_message(137, true)),
             137,
             ExitReason::OomKilled,
         ),
@@ -149,14 +149,14 @@ fn why_a_box_ended_is_told_by_who_knows_best() {
         (
             "a child OOM-killed before",
             json!({}),
-            ended(0, "OOMKilled", &told(0, false)),
+            ended(0, "OOMKilled", &termination_message(0, false)),
             0,
             ExitReason::Exited,
         ),
         (
             "stopped",
             stopped.clone(),
-            ended(5, "Error", &told(5, false)),
+            ended(5, "Error", &termination_message(5, false)),
             5,
             ExitReason::Stopped,
         ),
@@ -183,30 +183,30 @@ fn why_a_box_ended_is_told_by_who_knows_best() {
             ExitReason::NodeLost,
         ),
     ] {
-        let phase = of(facts, status);
+        let phase = phase_of(annotations, status);
         assert_eq!(exit(&phase), Some((code, why)), "{what}: {phase:?}");
     }
 }
 
 #[test]
-fn an_eviction_is_told_also_when_the_container_is_removed_already() {
+fn eviction_is_reported_after_the_container_is_removed() {
     let status = json!({ "phase": "Failed", "reason": "Evicted", "message": "over 16Mi" });
     let started = json!({ "agentbox.dev/started-at": "2026-01-02T03:04:05Z" });
-    for facts in [started, json!({})] {
-        let phase = of(facts, status.clone());
+    for annotations in [started, json!({})] {
+        let phase = phase_of(annotations, status.clone());
         assert_eq!(exit(&phase), Some((137, ExitReason::Evicted)), "{phase:?}");
     }
 }
 
 #[test]
-fn a_box_whose_pod_is_gone_has_ended_if_it_ever_ran() {
+fn box_without_pod_has_exited_if_it_ever_ran() {
     let without_pod = |annotations: Value| {
-        phase(&Seen {
-            facts: &facts(annotations),
+        phase(&Observation {
+            state: &state_with(annotations),
             pod: None,
-            node_silent_since: None,
+            node_unready_since: None,
             now: at(110),
-            patience: PATIENCE,
+            deadlines: DEADLINES,
         })
     };
     let started = "2026-01-02T03:04:05Z";
@@ -220,7 +220,7 @@ fn a_box_whose_pod_is_gone_has_ended_if_it_ever_ran() {
 }
 
 #[test]
-fn a_box_that_will_never_start_says_why() {
+fn box_that_cannot_start_fails_with_the_reason() {
     let waiting = |reason: &str, message: &str| {
         json!({ "phase": "Pending", "containerStatuses":
             main_state(json!({ "waiting": { "reason": reason, "message": message } })) })
@@ -272,11 +272,14 @@ fn a_box_that_will_never_start_says_why() {
             Some(FailureReason::ImageInvalid),
         ),
     ] {
-        let phase = later(json!({}), status, now, None);
+        let phase = phase_at(json!({}), status, now, None);
         assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
     }
     let noted = json!({ "agentbox.dev/failure": "QUOTA", "agentbox.dev/failure-message": "m" });
-    assert_eq!(reason(&of(noted, running())), Some(FailureReason::Quota));
+    assert_eq!(
+        reason(&phase_of(noted, running())),
+        Some(FailureReason::Quota)
+    );
 }
 
 fn blocked_status(kind: &str, container: &str, reason: &str, message: &str) -> Value {
@@ -292,7 +295,7 @@ fn blocked_since(key: &str, since: &str) -> Value {
 #[test]
 fn refused_pull_fails_the_box_when_it_lasts() {
     let first = blocked_status("containerStatuses", "main", "ErrImagePull", "x: not found");
-    let phase = of(json!({}), first.clone());
+    let phase = phase_of(json!({}), first.clone());
     let BoxPhase::Starting { message } = &phase else {
         panic!("{phase:?}");
     };
@@ -335,12 +338,12 @@ fn refused_pull_fails_the_box_when_it_lasts() {
         ),
     ] {
         let known = blocked_since(key, "1970-01-01T00:01:50Z");
-        let phase = later(known, status.clone(), now, None);
+        let phase = phase_at(known, status.clone(), now, None);
         assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
     }
 }
 
-/// The first refused pull of fault 22: the kubelet had not seen the pull secret yet.
+/// The kubelet may not have seen a new pull secret at its first attempt.
 #[test]
 fn first_pull_without_credentials_is_not_final() {
     let message = "failed to pull and unpack image \"registry:5000/boxd:1\": failed to resolve \
@@ -350,7 +353,7 @@ fn first_pull_without_credentials_is_not_final() {
         refused("initContainerStatuses", "boxd"),
         refused("containerStatuses", "main"),
     ] {
-        let phase = of(json!({}), status);
+        let phase = phase_of(json!({}), status);
         assert!(matches!(phase, BoxPhase::Starting { .. }), "{phase:?}");
     }
 }
@@ -363,12 +366,12 @@ fn failure_of_a_deployment_image_does_not_name_it() {
         "ErrImagePull",
         "boxd:1: not found",
     );
-    let BoxPhase::Starting { message } = of(json!({}), status.clone()) else {
+    let BoxPhase::Starting { message } = phase_of(json!({}), status.clone()) else {
         panic!("it is pulled again");
     };
     assert!(!message.contains("boxd"), "{message}");
     let known = blocked_since("boxd: pull", "1970-01-01T00:01:40Z");
-    let BoxPhase::Failed { message, .. } = later(known, status, 220, None) else {
+    let BoxPhase::Failed { message, .. } = phase_at(known, status, 220, None) else {
         panic!("it failed");
     };
     assert!(!message.contains("boxd"), "{message}");

@@ -30,7 +30,7 @@ pub async fn subject() -> Subject<Driver> {
         pids_of_every_box: Some(kubernetes().await.endpoint.pod_pids_limit()),
         eviction_takes_the_output: true,
     };
-    subject_with(&config().await).differing(differences)
+    subject_with(&config().await).with_differences(differences)
 }
 
 pub fn subject_with(config: &Config) -> Subject<Driver> {

@@ -8,7 +8,7 @@ use agentbox_box_protocol::client;
 use agentbox_box_protocol::proto::UsageRequest;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::environment::Toleration;
-use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::conformance::{Subject, eventually};
 use agentbox_runtime::{BoxConnector as _, BoxPhase, ExitReason, Runtime as _, RuntimeError};
 use agentbox_runtime_kubernetes::{Config, Driver};
 use agentbox_testing::TestKubernetes;
@@ -76,7 +76,7 @@ async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, ask: impl
 }
 
 #[tokio::test]
-async fn a_box_on_a_silent_node_is_lost_and_its_removal_does_not_wait_for_the_node() {
+async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     let cluster = cluster().await;
     let subject = cluster.subject(|config| config.node_lost_after_s = 1);
     let spec = subject.spec();
@@ -105,7 +105,7 @@ async fn a_box_on_a_silent_node_is_lost_and_its_removal_does_not_wait_for_the_no
 }
 
 #[tokio::test]
-async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by_it() {
+async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
     let cluster = cluster().await;
     let subject = cluster.subject(|config| config.call_deadline_s = 2);
     let spec = subject.spec();
@@ -133,7 +133,7 @@ async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by
     let mut boxd = client::connect(stream, &token).await.unwrap();
     boxd.usage(UsageRequest {}).await.unwrap();
     cluster.signal("kube-apiserver", Signal::SIGKILL);
-    until("the API server is back", || async {
+    eventually("the API server is back", || async {
         Ok(subject.second.get(&spec.id).await.ok().flatten())
     })
     .await
@@ -150,7 +150,7 @@ async fn an_api_server_that_hangs_or_dies_is_an_error_in_time_and_no_box_ends_by
 }
 
 #[tokio::test]
-async fn a_box_goes_where_its_selector_and_its_tolerations_let_it() {
+async fn selector_and_tolerations_decide_where_a_box_runs() {
     let cluster = cluster().await;
     let kubectl = cluster.kubectl().await;
     let taint = json!([{ "key": "team", "value": "ci", "effect": "NoSchedule" }]);
@@ -161,7 +161,7 @@ async fn a_box_goes_where_its_selector_and_its_tolerations_let_it() {
     let mut spec = subject.script("exit 0");
     spec.node_selector
         .insert("disk".to_owned(), "fast".to_owned());
-    until("the scheduler names the taint", || async {
+    eventually("the scheduler names the taint", || async {
         let waits = subject.first.ensure(&spec, 1).await?.phase;
         let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("taint"));
         Ok(says.then_some(()))

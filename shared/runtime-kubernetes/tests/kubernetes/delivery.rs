@@ -14,17 +14,17 @@ async fn copying() -> Subject<Driver> {
 }
 
 agentbox_runtime::conformance_tests! { @each copying();
-    life: two_replicas_at_once_make_one_box,
-    life: boxd_is_reached_and_an_end_is_unreachable,
-    life: remove_leaves_nothing_and_may_be_repeated,
-    ending: an_exit_code_and_the_last_output_outlive_the_box,
-    ending: an_image_for_root_fails_where_root_is_forbidden,
-    ending: an_image_that_does_not_exist_fails_by_name_within_seconds,
-    ending: the_asked_user_runs_the_command,
-    ending: a_read_only_root_is_read_only,
-    limits: more_memory_than_the_limit_is_an_oom_kill,
-    hostile: rights_are_exactly_the_documented_ones,
-    gvisor: a_command_runs_on_gvisors_kernel_and_tells_its_end,
+    life: concurrent_ensures_make_one_box,
+    life: boxd_is_reachable_until_the_box_ends,
+    life: repeated_remove_leaves_nothing,
+    ending: ended_box_keeps_exit_code_and_last_output,
+    ending: root_image_fails_when_root_is_forbidden,
+    ending: missing_image_fails_by_name_within_seconds,
+    ending: requested_user_runs_the_command,
+    ending: read_only_root_refuses_writes,
+    limits: memory_over_limit_is_oom_killed,
+    hostile: capabilities_are_exactly_the_documented_ones,
+    gvisor: command_on_gvisor_returns_its_exit_code,
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use agentbox_runtime::conformance::eventually;
 use agentbox_runtime::conformance::gvisor::on_gvisor;
-use agentbox_runtime::conformance::until;
 use agentbox_runtime::{BoxConnector as _, ExitReason, NetworkPolicy, Runtime as _};
 
 use crate::cluster::subject;
@@ -13,7 +13,7 @@ use crate::network::probe::{Targets, probing, reached, tcp, udp};
 agentbox_runtime::gvisor_tests!(crate::cluster::subject());
 
 #[tokio::test]
-async fn a_box_on_gvisor_runs_prints_ends_and_is_removed() {
+async fn gvisor_box_runs_prints_exits_and_is_removed() {
     let subject = subject().await;
     let spec = on_gvisor(subject.script("dmesg | head -n 3; exit 3"));
     subject.first.preflight(&spec).await.unwrap();
@@ -30,12 +30,12 @@ async fn a_box_on_gvisor_runs_prints_ends_and_is_removed() {
 }
 
 #[tokio::test]
-async fn a_box_on_gvisor_is_reached_and_stopped() {
+async fn gvisor_box_is_reached_and_stopped() {
     let subject = subject().await;
     let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
     let spec = on_gvisor(subject.script(script));
     subject.run(&spec).await.unwrap();
-    until("the command is up", || async {
+    eventually("the command is up", || async {
         let output = subject.first.last_output(&spec.id, 1_000).await?;
         Ok((!output.is_empty()).then_some(()))
     })
@@ -66,7 +66,7 @@ async fn a_box_on_gvisor_is_reached_and_stopped() {
 }
 
 #[tokio::test]
-async fn the_network_policy_holds_on_gvisor() {
+async fn gvisor_box_keeps_its_network_policy() {
     let subject = subject().await;
     let elsewhere = elsewhere().await;
     let public = Listener::on(elsewhere, PUBLIC, 0);
@@ -75,7 +75,7 @@ async fn the_network_policy_holds_on_gvisor() {
     let mut all = open.clone();
     all.extend([tcp(PRIVATE, private.port), udp(PRIVATE, private.port)]);
     let everything = NetworkPolicy {
-        allowed_egress_cidrs: vec!["0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         ..Default::default()
     };
     for (policy, expected) in [

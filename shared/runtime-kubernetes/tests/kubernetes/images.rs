@@ -1,7 +1,7 @@
 //! Images of a registry that wants a login.
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::conformance::until;
+use agentbox_runtime::conformance::eventually;
 use agentbox_runtime::{BoxPhase, FailureReason, Runtime as _};
 use agentbox_testing::boxd;
 use serde_json::json;
@@ -17,7 +17,7 @@ async fn pushed() -> String {
 }
 
 #[tokio::test]
-async fn a_private_image_comes_with_the_login_and_says_so_without() {
+async fn private_image_needs_the_pull_secret() {
     let image = pushed().await;
     let (mut closed, open) = (config().await, config().await);
     closed.image_pull_secrets.clear();
@@ -67,7 +67,7 @@ async fn login_that_comes_after_the_first_refused_pull_starts_the_box() {
     spec.image = image;
     spec.command = Some(vec!["/boxd".to_owned(), "--version".to_owned()]);
     let refused = late_login.first.ensure(&spec, 1);
-    let seen_refused = until("the kubelet's first pull is refused", || async {
+    let seen_refused = eventually("the kubelet's first pull is refused", || async {
         let seen = late_login.second.get(&spec.id).await?;
         Ok(seen.map(|seen| seen.phase).filter(|phase| {
             matches!(phase, BoxPhase::Starting { message } if message.contains("trying again"))

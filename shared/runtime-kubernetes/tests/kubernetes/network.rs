@@ -1,6 +1,5 @@
-//! Who reaches what, by real traffic. What both drivers can be asked is in the suite; here is
-//! what only a cluster has. Each target that must be closed is shown to answer a Pod that
-//! no policy holds for.
+//! Reachability by real traffic, for targets that only a cluster has; the conformance suite has the
+//! others. Each target that must be closed is shown to answer a Pod without a policy.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -51,12 +50,12 @@ fn internet() -> NetworkPolicy {
 
 fn cidrs(texts: &[&str]) -> NetworkPolicy {
     NetworkPolicy {
-        allowed_egress_cidrs: texts.iter().map(|&text| text.to_owned()).collect(),
+        allowed_egress_cidrs: texts.iter().map(|text| text.parse().unwrap()).collect(),
         ..Default::default()
     }
 }
 
-/// All that a request can open.
+/// A policy that opens everything that a request can.
 fn wide_open() -> NetworkPolicy {
     NetworkPolicy {
         allow_internet: true,

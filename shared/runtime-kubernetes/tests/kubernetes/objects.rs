@@ -1,4 +1,4 @@
-//! What a box is made of, and what is left alone.
+//! The objects of a box, and foreign objects that stay unchanged.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ fn namespace_of(spec: &agentbox_runtime::BoxSpec) -> String {
     format!("/api/v1/namespaces/agentbox-{}", spec.id)
 }
 
-/// Asks until it holds.
-async fn until(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value) -> bool) {
+/// Reads the object until the condition holds.
+async fn eventually(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value) -> bool) {
     let begun = Instant::now();
     loop {
         let seen = kubectl.get(path).await;
@@ -30,7 +30,7 @@ async fn until(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value)
 }
 
 #[tokio::test]
-async fn a_box_holds_no_token_of_the_cluster_and_its_endpoint_has_a_name() {
+async fn box_has_no_cluster_token_and_a_named_endpoint() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
@@ -57,14 +57,14 @@ async fn a_box_holds_no_token_of_the_cluster_and_its_endpoint_has_a_name() {
     );
     subject.clean().await.unwrap();
     assert_eq!(kubectl.get(&service).await["code"], 404);
-    until("the namespace goes", &kubectl, &at, |seen| {
+    eventually("the namespace goes", &kubectl, &at, |seen| {
         seen["code"] == 404
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_namespace_of_somebody_else_is_left_alone() {
+async fn foreign_namespace_is_left_unchanged() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
     let theirs = json!({
@@ -86,7 +86,7 @@ async fn a_namespace_of_somebody_else_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_does_not_go_blocks_nobody() {
+async fn stuck_namespace_does_not_block_other_boxes() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let stuck = subject.spec();
     subject.run(&stuck).await.unwrap();
@@ -99,14 +99,14 @@ async fn a_namespace_that_does_not_go_blocks_nobody() {
     subject.first.remove(&stuck.id).await.unwrap();
     assert_eq!(subject.second.get(&stuck.id).await.unwrap(), None);
     // The control: it is still there.
-    until("it says why it stays", &kubectl, &at, |seen| {
+    eventually("it says why it stays", &kubectl, &at, |seen| {
         seen["status"]["phase"] == "Terminating" && seen.to_string().contains("example.com/never")
     })
     .await;
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
     subject.first.remove(&spec.id).await.unwrap();
-    until(
+    eventually(
         "another's namespace goes",
         &kubectl,
         &namespace_of(&spec),
@@ -124,18 +124,18 @@ async fn a_namespace_that_does_not_go_blocks_nobody() {
     kubectl
         .patch(&format!("{at}/configmaps/held"), &freed)
         .await;
-    until("it goes", &kubectl, &at, |seen| seen["code"] == 404).await;
+    eventually("it goes", &kubectl, &at, |seen| seen["code"] == 404).await;
     subject.clean().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_box_whose_pod_somebody_removed_has_ended_and_is_not_made_again() {
+async fn box_with_deleted_pod_has_exited_and_is_not_recreated() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
     let pod = format!("{}/pods/main", namespace_of(&spec));
     kubectl.delete(&pod).await;
-    until("the Pod goes", &kubectl, &pod, |seen| seen["code"] == 404).await;
+    eventually("the Pod goes", &kubectl, &pod, |seen| seen["code"] == 404).await;
     let again = subject.second.ensure(&spec, 2).await.unwrap();
     let lost = matches!(
         again.phase,
@@ -150,7 +150,7 @@ async fn a_box_whose_pod_somebody_removed_has_ended_and_is_not_made_again() {
 }
 
 #[tokio::test]
-async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
+async fn unschedulable_box_reports_why_and_fails_after_the_deadline() {
     let mut patient = config().await;
     patient.start_deadline_s = 1;
     let mut impatient = patient.clone();
@@ -160,7 +160,7 @@ async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
     let mut spec = subject.spec();
     spec.node_selector
         .insert("disk".to_owned(), "none-has-it".to_owned());
-    conformance::until("the scheduler says why", || async {
+    conformance::eventually("the scheduler says why", || async {
         let waits = subject.first.ensure(&spec, 1).await?.phase;
         let says =
             matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
@@ -181,7 +181,7 @@ async fn a_box_that_no_node_takes_says_so_and_fails_after_a_while() {
 }
 
 #[tokio::test]
-async fn a_box_over_its_namespaces_quota_fails_by_that_name() {
+async fn box_over_namespace_quota_fails_with_the_quota_name() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
     let namespace = format!("agentbox-{}", spec.id);
@@ -206,7 +206,7 @@ async fn a_box_over_its_namespaces_quota_fails_by_that_name() {
     });
     kubectl.post(&quotas, &quota).await;
     let at = format!("{quotas}/operators");
-    until("the quota counts", &kubectl, &at, |seen| {
+    eventually("the quota counts", &kubectl, &at, |seen| {
         seen["status"]["hard"].is_object()
     })
     .await;

@@ -16,7 +16,7 @@ async fn from_outside() -> Subject<Driver> {
 }
 
 #[tokio::test]
-async fn a_box_is_reached_asked_and_stopped_through_the_api_server() {
+async fn box_is_reached_and_stopped_through_the_api_server() {
     let subject = from_outside().await;
     let script = "trap 'exit 5' TERM; while :; do sleep 0.1; done";
     let spec = subject.script(script);
@@ -36,9 +36,9 @@ async fn a_box_is_reached_asked_and_stopped_through_the_api_server() {
 }
 
 #[tokio::test]
-async fn a_box_that_has_ended_is_not_reached_through_the_api_server_either() {
+async fn ended_box_is_unreachable_through_the_api_server() {
     let subject = from_outside().await;
-    let outcome = life::boxd_is_reached_and_an_end_is_unreachable(&subject).await;
+    let outcome = life::boxd_is_reachable_until_the_box_ends(&subject).await;
     subject.clean().await.unwrap();
     outcome.unwrap();
 }

@@ -1,52 +1,50 @@
-//! How a box ends, or why it never starts, is told as it was.
+//! The exit of a box, or the reason that it does not start, is reported correctly.
 
 use std::time::{Duration, Instant};
 
-use super::{Subject, Violation, claim};
+use super::{Subject, Violation, check};
 use crate::{BoxConnector, BoxPhase, ExitReason, FailureReason, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_exit_code_and_the_last_output_outlive_the_box<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn ended_box_keeps_exit_code_and_last_output<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let end = s
         .run_to_end(&s.script("echo to-stdout; echo to-stderr >&2; exit 3"))
         .await?;
-    claim(
+    check(
         end.exit_code == 3 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
     )?;
-    claim(
+    check(
         end.output.contains("to-stdout") && end.output.contains("to-stderr"),
         || format!("{end:?}"),
     )
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_command_that_does_not_exist_exits_127<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn missing_command_exits_127<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.spec();
     spec.command = Some(vec!["no-such-program".to_owned()]);
     let end = s.run_to_end(&spec).await?;
-    claim(
+    check(
         end.exit_code == 127 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
     )
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn stop_lets_the_command_end_and_tells_so<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn stop_with_grace_lets_the_command_exit<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = s.script("trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done");
     s.run(&spec).await?;
-    super::until("the command is up", || async {
+    super::eventually("the command is up", || async {
         let entries = s.first.last_output(&spec.id, 1_000).await?;
         Ok(entries
             .iter()
@@ -56,18 +54,18 @@ pub async fn stop_lets_the_command_end_and_tells_so<D: Runtime + BoxConnector>(
     .await?;
     s.first.stop(&spec.id, Duration::from_secs(20)).await?;
     let end = s.end_of(&spec.id).await?;
-    claim(
+    check(
         end.reason == ExitReason::Stopped && end.exit_code == 5,
         || format!("{end:?}"),
     )?;
-    claim(end.output.contains("bye"), || format!("{end:?}"))?;
+    check(end.output.contains("bye"), || format!("{end:?}"))?;
     s.second.stop(&spec.id, Duration::from_secs(20)).await?;
     let again = s.end_of(&spec.id).await?;
-    claim(again.reason == ExitReason::Stopped, || format!("{again:?}"))
+    check(again.reason == ExitReason::Stopped, || format!("{again:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
+/// When the driver does not meet the requirement.
 pub async fn stop_without_grace_kills_at_once<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
@@ -76,43 +74,41 @@ pub async fn stop_without_grace_kills_at_once<D: Runtime + BoxConnector>(
     let start = Instant::now();
     s.first.stop(&spec.id, Duration::ZERO).await?;
     let end = s.end_of(&spec.id).await?;
-    claim(
+    check(
         end.reason == ExitReason::Stopped && end.exit_code == 137,
         || format!("{end:?}"),
     )?;
-    // Less than what a runtime gives who asks for nothing, also on a busy machine.
-    claim(start.elapsed() < Duration::from_secs(25), || {
+    // Less than a runtime's default grace period, also on a busy machine.
+    check(start.elapsed() < Duration::from_secs(25), || {
         format!("took {:?}", start.elapsed())
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_image_that_does_not_exist_fails_by_name_within_seconds<
-    D: Runtime + BoxConnector,
->(
+/// When the driver does not meet the requirement.
+pub async fn missing_image_fails_by_name_within_seconds<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
     "agentbox-conformance/no-such-image:1".clone_into(&mut spec.image);
     let start = Instant::now();
     let observed = s.start(&spec).await?;
-    // Less than the patience with a registry that is busy, also on a busy machine.
-    claim(start.elapsed() < Duration::from_secs(40), || {
+    // Less than the deadline for a busy registry, also on a busy machine.
+    check(start.elapsed() < Duration::from_secs(40), || {
         format!("took {:?}", start.elapsed())
     })?;
     let named = matches!(&observed.phase, BoxPhase::Failed { reason: FailureReason::ImagePull, message }
         if message.contains("agentbox-conformance/no-such-image:1"));
-    claim(named, || format!("{observed:?}"))?;
+    check(named, || format!("{observed:?}"))?;
     let elsewhere = s.second.get(&spec.id).await?;
-    claim(elsewhere.as_ref() == Some(&observed), || {
+    check(elsewhere.as_ref() == Some(&observed), || {
         format!("{observed:?} but {elsewhere:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_image_for_root_fails_where_root_is_forbidden<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn root_image_fails_when_root_is_forbidden<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
@@ -128,12 +124,12 @@ pub async fn an_image_for_root_fails_where_root_is_forbidden<D: Runtime + BoxCon
             ..
         }
     );
-    claim(invalid, || format!("{phase:?}"))
+    check(invalid, || format!("{phase:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn requested_user_runs_the_command<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.script("echo $(id -u):$(id -g)");
     spec.isolation.security_context = Some(SecurityContext {
         run_as_user: Some(1234),
@@ -142,14 +138,14 @@ pub async fn the_asked_user_runs_the_command<D: Runtime + BoxConnector>(s: &Subj
         ..Default::default()
     });
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0 && end.output == "1234:4321", || {
+    check(end.exit_code == 0 && end.output == "1234:4321", || {
         format!("{end:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_read_only_root_is_read_only<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn read_only_root_refuses_writes<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let script = "touch /x && exit 1; echo still-said; exit 0";
     let mut spec = s.script(script);
     spec.isolation.security_context = Some(SecurityContext {
@@ -157,27 +153,27 @@ pub async fn a_read_only_root_is_read_only<D: Runtime + BoxConnector>(s: &Subjec
         ..Default::default()
     });
     let end = s.run_to_end(&spec).await?;
-    claim(
+    check(
         end.exit_code == 0 && end.output.contains("still-said"),
         || format!("{end:?}"),
     )?;
     let writable = s.run_to_end(&s.script(script)).await?;
-    claim(writable.exit_code == 1, || {
+    check(writable.exit_code == 1, || {
         format!("without it: {writable:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn environment_reaches_the_command_and_our_secrets_do_not<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn command_sees_user_variables_and_no_secrets<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.script("echo \"[$MY_VAR]\"; env");
     spec.env.insert("MY_VAR".to_owned(), "two words".to_owned());
     "a-very-secret-token".clone_into(&mut spec.boxd_token);
     let end = s.run_to_end(&spec).await?;
-    claim(end.output.contains("[two words]"), || format!("{end:?}"))?;
-    claim(!end.output.contains("a-very-secret-token"), || {
+    check(end.output.contains("[two words]"), || format!("{end:?}"))?;
+    check(!end.output.contains("a-very-secret-token"), || {
         format!("{end:?}")
     })
 }

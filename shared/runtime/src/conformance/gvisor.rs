@@ -1,5 +1,5 @@
-//! A box of the runtime class `gvisor` is a box like any other, on a kernel of its own. For
-//! the tests of a driver whose machine has that class; not each one has.
+//! A box with the runtime class `gvisor` behaves like any other, on a kernel of its own. For drivers
+//! whose machine has that class.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use agentbox_contracts::units::Bytes;
 use futures::future::try_join;
 
 use super::session::{Session, exec};
-use super::{PATIENCE, Subject, Violation, claim};
+use super::{Subject, TIMEOUT, Violation, check};
 use crate::{BoxConnector, BoxSpec, Runtime};
 
 type Outcome = Result<(), Violation>;
 
-/// Twice this number of boxes comes and goes.
+/// Each round starts and removes two boxes.
 const ROUNDS: usize = 10;
 
 #[must_use]
@@ -32,24 +32,22 @@ fn command(words: &[&str]) -> StartCommand {
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_command_runs_on_gvisors_kernel_and_tells_its_end<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn command_on_gvisor_returns_its_exit_code<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = on_gvisor(s.spec());
     s.first.preflight(&spec).await?;
     s.run(&spec).await?;
-    let (said, code) = exec(s, &spec, &["dmesg"]).await?;
-    claim(code == 0 && said.contains("gVisor"), || said.clone())?;
+    let (stdout, code) = exec(s, &spec, &["dmesg"]).await?;
+    check(code == 0 && stdout.contains("gVisor"), || stdout.clone())?;
     let (_, code) = exec(s, &spec, &["sh", "-c", "exit 3"]).await?;
-    claim(code == 3, || format!("exit code {code}"))
+    check(code == 3, || format!("exit code {code}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn what_a_command_on_gvisor_is_told_and_says_comes_as_it_happens<
-    D: Runtime + BoxConnector,
->(
+/// When the driver does not meet the requirement.
+pub async fn command_on_gvisor_streams_stdin_and_stdout<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = on_gvisor(s.spec());
@@ -59,25 +57,25 @@ pub async fn what_a_command_on_gvisor_is_told_and_says_comes_as_it_happens<
         ..command(&["cat"])
     };
     let mut talk = Session::start(s, &spec, cat).await?;
-    // Each answer is there before the next question.
+    // Each line is echoed before the next one is sent.
     for question in ["one\n", "two\n", "three\n"] {
-        talk.types(question)?;
-        talk.until(question).await?;
+        talk.type_text(question)?;
+        talk.read_until(question).await?;
     }
     talk.send(Input::StdinEof(Empty {}))?;
     let (rest, code) = talk.end().await?;
-    claim(code == 0 && rest.is_empty(), || format!("{code}: {rest}"))?;
+    check(code == 0 && rest.is_empty(), || format!("{code}: {rest}"))?;
 
     let (numbers, code) = exec(s, &spec, &["seq", "1", "100000"]).await?;
     let expected = (1..=100_000).map(|number| format!("{number}\n"));
-    claim(code == 0 && numbers == expected.collect::<String>(), || {
+    check(code == 0 && numbers == expected.collect::<String>(), || {
         format!("{code}: {} bytes", numbers.len())
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_terminal_on_gvisor_has_a_size_and_its_keys_work<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn terminal_on_gvisor_has_size_and_control_keys<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = on_gvisor(s.spec());
@@ -89,44 +87,44 @@ pub async fn a_terminal_on_gvisor_has_a_size_and_its_keys_work<D: Runtime + BoxC
         ..command(&["sh"])
     };
     let mut terminal = Session::start(s, &spec, shell).await?;
-    terminal.types("stty size\n")?;
-    terminal.until("24 80").await?;
+    terminal.type_text("stty size\n")?;
+    terminal.read_until("24 80").await?;
     terminal.send(Input::Resize(size(100, 40)))?;
-    terminal.types("stty size\n")?;
-    terminal.until("40 100").await?;
-    // What is typed is echoed, so what is waited for is written otherwise.
-    terminal.types("sh -c 'echo up''on; exec sleep 600'; echo le''ft\n")?;
-    terminal.until("upon").await?;
-    terminal.types("\u{3}")?;
-    terminal.types("echo af''ter\n")?;
-    terminal.until("after").await?;
-    terminal.types("exit 7\n")?;
+    terminal.type_text("stty size\n")?;
+    terminal.read_until("40 100").await?;
+    // The terminal echoes what is typed, so the expected output is spelled differently.
+    terminal.type_text("sh -c 'echo up''on; exec sleep 600'; echo le''ft\n")?;
+    terminal.read_until("upon").await?;
+    terminal.type_text("\u{3}")?;
+    terminal.type_text("echo af''ter\n")?;
+    terminal.read_until("after").await?;
+    terminal.type_text("exit 7\n")?;
     let (_, code) = terminal.end().await?;
-    claim(code == 7, || format!("exit code {code}"))
+    check(code == 7, || format!("exit code {code}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn boxes_on_gvisor_are_killed_and_removed_again_and_again<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn gvisor_boxes_are_killed_and_removed_repeatedly<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     for round in 0..ROUNDS {
         let idle = on_gvisor(s.spec());
-        let deaf = on_gvisor(s.script("trap '' TERM; while :; do sleep 1; done"));
-        try_join(s.run(&idle), s.run(&deaf)).await?;
+        let stubborn = on_gvisor(s.script("trap '' TERM; while :; do sleep 1; done"));
+        try_join(s.run(&idle), s.run(&stubborn)).await?;
         let gone = async {
-            s.first.stop(&deaf.id, Duration::ZERO).await?;
-            let end = s.end_of(&deaf.id).await?;
-            claim(end.exit_code == 137, || format!("{end:?}"))?;
-            try_join(s.first.remove(&idle.id), s.first.remove(&deaf.id)).await?;
+            s.first.stop(&stubborn.id, Duration::ZERO).await?;
+            let end = s.end_of(&stubborn.id).await?;
+            check(end.exit_code == 137, || format!("{end:?}"))?;
+            try_join(s.first.remove(&idle.id), s.first.remove(&stubborn.id)).await?;
             Ok::<(), Violation>(())
         };
-        tokio::time::timeout(PATIENCE, gone)
+        tokio::time::timeout(TIMEOUT, gone)
             .await
-            .map_err(|_| Violation(format!("round {round}: not gone in {PATIENCE:?}")))??;
-        for id in [&idle.id, &deaf.id] {
+            .map_err(|_| Violation(format!("round {round}: not gone in {TIMEOUT:?}")))??;
+        for id in [&idle.id, &stubborn.id] {
             let left = s.second.get(id).await?;
-            claim(left.is_none(), || format!("round {round}: {left:?}"))?;
+            check(left.is_none(), || format!("round {round}: {left:?}"))?;
         }
     }
     Ok(())

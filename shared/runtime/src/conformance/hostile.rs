@@ -1,18 +1,19 @@
-//! What root in a box tries against the machine, and what it gets: nothing. The attempts
-//! are Python scripts beside this file; each prints a line an attempt.
+//! Attacks by root in a box against the machine, all of which must fail. The attacks are Python
+//! scripts beside this file; each prints a line for each attempt.
 //!
-//! * I1. What is refused is refused for lack of a right, not because the attempt was
-//!   wrong: an `EINVAL` is a broken test, and fails the claim.
+//! * I1. An attempt must fail for lack of a right and not because it was malformed: an `EINVAL` is
+//!   a broken test.
 //! * I2. No attempt harms the machine when it succeeds.
 
-use super::{End, Subject, Violation, claim};
+use super::{End, Subject, Violation, check};
+use crate::address_ranges::{EVERYWHERE, networks};
 use crate::{BoxConnector, BoxSpec, CAPABILITIES, NetworkPolicy, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
 
 const ATTEMPTS: &str = include_str!("hostile/attempts.py");
 
-/// How a refusal sounds: no right, or no such thing to begin with.
+/// The outcomes of a refused attempt: no right, or no such object.
 const REFUSALS: [&str; 14] = [
     "EPERM",
     "EACCES",
@@ -39,16 +40,16 @@ pub fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpe
     spec
 }
 
-/// Every line of a script that ended well is a refusal.
+/// Checks that a script succeeded and that each of its attempts was refused.
 ///
 /// # Errors
 /// [`Violation`] with the lines that are not.
 pub fn all_refused(end: &End, refusals: &[&str], least: usize) -> Outcome {
     let mut lines: Vec<&str> = end.output.lines().collect();
-    claim(end.exit_code == 0 && lines.pop() == Some("done"), || {
+    check(end.exit_code == 0 && lines.pop() == Some("done"), || {
         format!("the script did not end well: {end:?}")
     })?;
-    claim(lines.len() >= least, || {
+    check(lines.len() >= least, || {
         format!("{} attempts, expected {least}: {end:?}", lines.len())
     })?;
     let refused = |line: &&str| {
@@ -56,12 +57,12 @@ pub fn all_refused(end: &End, refusals: &[&str], least: usize) -> Outcome {
             .is_some_and(|(_, why)| refusals.contains(&why))
     };
     let others: Vec<&str> = lines.into_iter().filter(|line| !refused(line)).collect();
-    claim(others.is_empty(), || format!("not refused: {others:#?}"))
+    check(others.is_empty(), || format!("not refused: {others:#?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn no_way_out_of_a_box_is_open<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn escape_attempts_are_refused<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let end = s
         .run_to_end(&python(s, include_str!("hostile/escape.py")))
         .await?;
@@ -69,8 +70,8 @@ pub async fn no_way_out_of_a_box_is_open<D: Runtime + BoxConnector>(s: &Subject<
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn no_socket_that_could_forge_a_sender_is_opened<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn sender_forging_sockets_are_refused<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let end = s
@@ -80,18 +81,18 @@ pub async fn no_socket_that_could_forge_a_sender_is_opened<D: Runtime + BoxConne
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn nothing_answers_over_ipv6<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn ipv6_probes_get_no_answer<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = python(s, include_str!("hostile/ipv6.py"));
     spec.isolation.network_policy = Some(NetworkPolicy {
         allow_internet: true,
-        allowed_egress_cidrs: vec!["::/0".to_owned(), "0.0.0.0/0".to_owned()],
+        allowed_egress_cidrs: networks(&EVERYWHERE).collect(),
         allow_cluster_internal: true,
         ..Default::default()
     });
     let end = s.run_to_end(&spec).await?;
-    // No route, no neighbour, a refusal on the way; or nothing for a second.
-    let silences = [
+    // No route, no neighbour, a refusal on the way; or no answer within a second.
+    let refusals = [
         "ENETUNREACH",
         "EHOSTUNREACH",
         "EADDRNOTAVAIL",
@@ -101,12 +102,12 @@ pub async fn nothing_answers_over_ipv6<D: Runtime + BoxConnector>(s: &Subject<D>
         "ETIMEDOUT",
         "None",
     ];
-    all_refused(&end, &silences, 20)
+    all_refused(&end, &refusals, 20)
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn the_token_of_boxd_is_nowhere_to_be_found<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn boxd_token_is_not_readable_in_the_box<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = python(s, include_str!("hostile/token.py"));
@@ -114,16 +115,16 @@ pub async fn the_token_of_boxd_is_nowhere_to_be_found<D: Runtime + BoxConnector>
     let backwards: String = spec.boxd_token.chars().rev().collect();
     spec.env.insert("NEKOT".to_owned(), backwards);
     let end = s.run_to_end(&spec).await?;
-    // Where the script itself puts it, it is found; and nowhere else.
-    claim(
+    // The control: the script finds the token where it puts it itself.
+    check(
         end.exit_code == 0 && end.output == "/tmp/control: ALLOWED\ndone",
         || format!("{end:?}"),
     )
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn boxd_does_nothing_for_who_has_no_token<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn boxd_refuses_calls_without_token<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = python(s, include_str!("hostile/boxd.py"));
@@ -132,12 +133,12 @@ pub async fn boxd_does_nothing_for_who_has_no_token<D: Runtime + BoxConnector>(
     let end = s.run_to_end(&spec).await?;
     let expected = "no token: none\nwrong token: none\nempty token: none\n\
                     right token: ALLOWED None\ndone";
-    claim(end.exit_code == 0 && end.output == expected, || {
+    check(end.exit_code == 0 && end.output == expected, || {
         format!("{end:?}")
     })
 }
 
-/// A line of `/proc/self/status`, in whatever base.
+/// The value of a line of `/proc/self/status`.
 fn status<'a>(output: &'a str, name: &str) -> Result<&'a str, Violation> {
     let line = output
         .lines()
@@ -168,8 +169,8 @@ fn documented() -> u64 {
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn rights_are_exactly_the_documented_ones<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn capabilities_are_exactly_the_documented_ones<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let of = |output: &str, name: &str| {
@@ -194,7 +195,7 @@ pub async fn rights_are_exactly_the_documented_ones<D: Runtime + BoxConnector>(
             ("Seccomp", 2),
         ] {
             let held = of(&end.output, name)?;
-            claim(held == expected, || {
+            check(held == expected, || {
                 format!("{who}: {name} is {held:x}, expected {expected:x}")
             })?;
         }
@@ -203,25 +204,25 @@ pub async fn rights_are_exactly_the_documented_ones<D: Runtime + BoxConnector>(
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_setuid_program_gains_nothing_unless_it_may<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn setuid_program_gains_root_only_when_allowed<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    for (may, effective) in [(None, "1000"), (Some(false), "1000"), (Some(true), "0")] {
+    for (allowed, effective) in [(None, "1000"), (Some(false), "1000"), (Some(true), "0")] {
         let mut spec = python(s, include_str!("hostile/setuid.py"));
-        spec.isolation.security_context = may.map(|may| SecurityContext {
-            allow_privilege_escalation: Some(may),
+        spec.isolation.security_context = allowed.map(|allowed| SecurityContext {
+            allow_privilege_escalation: Some(allowed),
             ..Default::default()
         });
         let end = s.run_to_end(&spec).await?;
         let ids = status(&end.output, "Uid")?;
-        claim(ids.split_whitespace().nth(1) == Some(effective), || {
-            format!("allow_privilege_escalation: {may:?}: {ids}")
+        check(ids.split_whitespace().nth(1) == Some(effective), || {
+            format!("allow_privilege_escalation: {allowed:?}: {ids}")
         })?;
         let no_new_privileges = status(&end.output, "NoNewPrivs")?;
-        let expected = if may == Some(true) { "0" } else { "1" };
-        claim(no_new_privileges == expected, || {
-            format!("{may:?}: NoNewPrivs is {no_new_privileges}")
+        let expected = if allowed == Some(true) { "0" } else { "1" };
+        check(no_new_privileges == expected, || {
+            format!("{allowed:?}: NoNewPrivs is {no_new_privileges}")
         })?;
     }
     Ok(())

@@ -1,16 +1,16 @@
-//! Boxes come and go, whoever asks, however often, and whoever is killed meanwhile.
+//! The lifecycle of boxes with repeated, concurrent and interrupted calls.
 
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
-use super::{Subject, Violation, claim, until};
+use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, Runtime, RuntimeError};
 
 type Outcome = Result<(), Violation>;
 
-/// How many times the making of a box is cut off, evenly over the time that it takes.
-const PARTS: u32 = 8;
+/// The number of interruptions, spread evenly over the time that a creation takes.
+const INTERRUPTIONS: u32 = 8;
 
 async fn count<D: Runtime>(driver: &D, spec: &crate::BoxSpec) -> Result<usize, Violation> {
     Ok(driver
@@ -22,56 +22,54 @@ async fn count<D: Runtime>(driver: &D, spec: &crate::BoxSpec) -> Result<usize, V
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn ensure_twice_is_one_box<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn ensure_twice_makes_one_box<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let spec = s.spec();
     s.run(&spec).await?;
     let first = s.first.ensure(&spec, 1).await?;
     let again = s.second.ensure(&spec, 1).await?;
-    claim(first == again, || format!("{first:?} became {again:?}"))?;
+    check(first == again, || format!("{first:?} became {again:?}"))?;
     let count = count(&s.first, &spec).await?;
-    claim(count == 1, || format!("{count} boxes"))
+    check(count == 1, || format!("{count} boxes"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn two_replicas_at_once_make_one_box<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn concurrent_ensures_make_one_box<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let spec = s.spec();
     let (one, other) = tokio::join!(s.first.ensure(&spec, 1), s.second.ensure(&spec, 1));
     let (one, other) = (one?, other?);
-    claim(matches!(one.phase, BoxPhase::Running { .. }), || {
+    check(matches!(one.phase, BoxPhase::Running { .. }), || {
         format!("{one:?}")
     })?;
-    claim(one == other, || format!("{one:?} and {other:?}"))?;
+    check(one == other, || format!("{one:?} and {other:?}"))?;
     let count = count(&s.first, &spec).await?;
-    claim(count == 1, || format!("{count} boxes"))
+    check(count == 1, || format!("{count} boxes"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_ensure_cut_off_anywhere_is_finished_by_the_next<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn interrupted_ensure_is_completed_by_the_next<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = s.spec();
     let begun = Instant::now();
     s.run(&spec).await?;
-    let whole = begun.elapsed();
-    for part in 0..PARTS {
-        let cut = whole * part / PARTS;
-        // At once, and when the cluster has given up what nobody waits for.
+    let duration = begun.elapsed();
+    for part in 0..INTERRUPTIONS {
+        let cut = duration * part / INTERRUPTIONS;
+        // At once, and after the cluster has given up the interrupted call.
         for pause in [Duration::ZERO, Duration::from_millis(300)] {
             let spec = s.spec();
-            // Whether it was done by then or not: the next one finds out.
+            // Complete or not: the next call continues.
             let _ = tokio::time::timeout(cut, s.first.ensure(&spec, 1)).await;
             tokio::time::sleep(pause).await;
             let observed = s.second.ensure(&spec, 1).await?;
-            claim(matches!(observed.phase, BoxPhase::Running { .. }), || {
+            check(matches!(observed.phase, BoxPhase::Running { .. }), || {
                 format!("cut after {cut:?}, {pause:?} ago: {observed:?}")
             })?;
             let count = count(&s.first, &spec).await?;
-            claim(count == 1, || format!("cut after {cut:?}: {count} boxes"))?;
+            check(count == 1, || format!("cut after {cut:?}: {count} boxes"))?;
             s.second.remove(&spec.id).await?;
         }
     }
@@ -79,39 +77,37 @@ pub async fn an_ensure_cut_off_anywhere_is_finished_by_the_next<D: Runtime + Box
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_slow_replica_is_fenced<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn older_generation_is_fenced<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let spec = s.spec();
     let newer = s.first.ensure(&spec, 7).await?;
     let refused = s.second.ensure(&spec, 6).await;
     let is_fenced = matches!(refused, Err(RuntimeError::Fenced { given: 6, held: 7 }));
-    claim(is_fenced, || format!("generation 6 after 7: {refused:?}"))?;
+    check(is_fenced, || format!("generation 6 after 7: {refused:?}"))?;
     let after = s.first.get(&spec.id).await?;
-    claim(after.as_ref() == Some(&newer), || {
+    check(after.as_ref() == Some(&newer), || {
         format!("{newer:?} became {after:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_newer_generation_adopts_a_running_box<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn newer_generation_adopts_running_box<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = s.spec();
     s.run(&spec).await?;
     let before = s.first.ensure(&spec, 1).await?;
     let after = s.second.ensure(&spec, 2).await?;
-    claim(after.generation == 2, || format!("{after:?}"))?;
-    claim(before.phase == after.phase, || {
-        format!("what runs was made again: {before:?} became {after:?}")
+    check(after.generation == 2, || format!("{after:?}"))?;
+    check(before.phase == after.phase, || {
+        format!("the running box was recreated: {before:?} became {after:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn remove_leaves_nothing_and_may_be_repeated<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn repeated_remove_leaves_nothing<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let spec = s.spec();
     s.run(&spec).await?;
     let (one, other) = tokio::join!(s.first.remove(&spec.id), s.second.remove(&spec.id));
@@ -119,31 +115,31 @@ pub async fn remove_leaves_nothing_and_may_be_repeated<D: Runtime + BoxConnector
     other?;
     s.first.remove(&spec.id).await?;
     let left = s.first.get(&spec.id).await?;
-    claim(left.is_none(), || format!("{left:?}"))?;
+    check(left.is_none(), || format!("{left:?}"))?;
     let count = count(&s.second, &spec).await?;
-    claim(count == 0, || format!("{count} boxes after remove"))?;
+    check(count == 0, || format!("{count} boxes after remove"))?;
     let output = s.first.last_output(&spec.id, 1_000).await?;
-    claim(output.is_empty(), || format!("{output:?}"))
+    check(output.is_empty(), || format!("{output:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_unknown_box_is_nothing_to_stop_or_remove<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn unknown_box_stop_and_remove_succeed<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let id = s.spec().id;
     s.first.stop(&id, Duration::from_secs(5)).await?;
     s.first.remove(&id).await?;
     let found = s.first.get(&id).await?;
-    claim(found.is_none(), || format!("{found:?}"))
+    check(found.is_none(), || format!("{found:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_change_is_told<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn box_change_is_reported_by_watch<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut changes = s.second.watch().await?;
     let first = changes.next().await;
-    claim(
+    check(
         first.as_ref().is_some_and(|change| change.id.is_none()),
         || format!("the first change is {first:?}"),
     )?;
@@ -158,9 +154,9 @@ pub async fn a_change_is_told<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outc
             }
             false
         };
-        let told = tokio::time::timeout(super::PATIENCE, told).await;
-        claim(told.is_ok_and(|told| told), || {
-            format!("nobody told that the box {what}")
+        let told = tokio::time::timeout(super::TIMEOUT, told).await;
+        check(told.is_ok_and(|told| told), || {
+            format!("no change was reported: the box {what}")
         })?;
         if what == "came" {
             s.end_of(&spec.id).await?;
@@ -171,8 +167,8 @@ pub async fn a_change_is_told<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outc
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn boxd_is_reached_and_an_end_is_unreachable<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn boxd_is_reachable_until_the_box_ends<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = s.spec();
@@ -180,7 +176,7 @@ pub async fn boxd_is_reached_and_an_end_is_unreachable<D: Runtime + BoxConnector
     drop(s.second.connect(&spec.id, address).await?);
     s.first.stop(&spec.id, Duration::ZERO).await?;
     s.end_of(&spec.id).await?;
-    until("a stopped box cannot be reached", || async {
+    eventually("a stopped box cannot be reached", || async {
         let outcome = s.second.connect(&spec.id, address).await;
         Ok(matches!(outcome, Err(RuntimeError::Unreachable(_))).then_some(()))
     })
@@ -188,8 +184,8 @@ pub async fn boxd_is_reached_and_an_end_is_unreachable<D: Runtime + BoxConnector
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_runtime_class_that_is_not_there_is_refused_before<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn unknown_runtime_class_fails_preflight<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
@@ -201,14 +197,14 @@ pub async fn a_runtime_class_that_is_not_there_is_refused_before<D: Runtime + Bo
         .await
         .err()
         .map(|error| error.field);
-    claim(field == Some("isolation.runtime_class"), || {
+    check(field == Some("isolation.runtime_class"), || {
         format!("{field:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_node_selector_that_nothing_matches_is_refused_before<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn unmatched_node_selector_fails_preflight<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.spec();
@@ -223,26 +219,26 @@ pub async fn a_node_selector_that_nothing_matches_is_refused_before<D: Runtime +
         .await
         .err()
         .map(|error| error.field);
-    claim(field == Some("node_selector"), || format!("{field:?}"))
+    check(field == Some("node_selector"), || format!("{field:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn capacity_shrinks_by_what_is_promised<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn capacity_excludes_reserved_resources<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let spec = s.spec();
     let address = s.run(&spec).await?;
     let capacity = s.first.capacity().await?;
-    claim(!capacity.version.is_empty() && capacity.nodes >= 1, || {
+    check(!capacity.version.is_empty() && capacity.nodes >= 1, || {
         format!("{capacity:?}")
     })?;
-    // Other boxes come and go meanwhile: the least that is promised is this one's part.
-    let promised = capacity
+    // Other boxes exist meanwhile, so that this box's memory is the least that is reserved.
+    let reserved = capacity
         .total_memory
         .0
         .saturating_sub(capacity.available_memory.0);
-    claim(promised >= spec.resources.memory.0, || {
+    check(reserved >= spec.resources.memory.0, || {
         format!("{capacity:?} with {address}")
     })
 }

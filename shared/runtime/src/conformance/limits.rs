@@ -1,32 +1,28 @@
-//! Limits hold, and what happens at each is told.
+//! Limits are enforced, and reaching one is reported.
 
 use agentbox_contracts::units::Bytes;
 use futures::StreamExt as _;
 
-use super::{Subject, Violation, claim, until};
+use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, ExitReason, Runtime};
 
 type Outcome = Result<(), Violation>;
 
 /// # Errors
-/// When it does not hold.
-pub async fn more_memory_than_the_limit_is_an_oom_kill<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn memory_over_limit_is_oom_killed<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.script("exec tail /dev/zero");
     spec.resources.memory = Bytes(32 << 20);
     let end = s.run_to_end(&spec).await?;
-    claim(
+    check(
         end.reason == ExitReason::OomKilled && end.exit_code == 137,
         || format!("{end:?}"),
     )
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn a_memory_bomb_of_many_processes_ends_them_and_not_its_neighbours<
-    D: Runtime + BoxConnector,
->(
+/// When the driver does not meet the requirement.
+pub async fn memory_bomb_ends_only_its_own_processes<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let neighbour = s.script("trap 'exit 7' TERM; while :; do sleep 0.1; done");
@@ -36,59 +32,57 @@ pub async fn a_memory_bomb_of_many_processes_ends_them_and_not_its_neighbours<
          for i in $p; do wait $i; echo ended $?; done; exit 5",
     );
     let end = s.run_to_end(&bomb).await?;
-    // The kernel may choose the shell that waits for them, too.
+    // The kernel may also kill the shell that waits for them.
     let survived = end.exit_code == 5 && end.output.matches("ended 137").count() == 8;
-    claim(survived || end.reason == ExitReason::OomKilled, || {
+    check(survived || end.reason == ExitReason::OomKilled, || {
         format!("{end:?}")
     })?;
     s.first
         .stop(&neighbour.id, std::time::Duration::from_secs(20))
         .await?;
     let end = s.end_of(&neighbour.id).await?;
-    claim(end.exit_code == 7, || {
-        format!("its neighbour did not live on: {end:?}")
+    check(end.exit_code == 7, || {
+        format!("the other box did not keep running: {end:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
+/// When the driver does not meet the requirement.
 pub async fn shared_memory_counts_as_memory<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.script("dd if=/dev/zero of=/dev/shm/big bs=1M count=60; echo ended $?");
     spec.resources.memory = Bytes(32 << 20);
     let end = s.run_to_end(&spec).await?;
-    claim(
+    check(
         end.output.contains("ended 137") || end.reason == ExitReason::OomKilled,
         || format!("{end:?}"),
     )
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn more_storage_than_the_limit_is_an_eviction_for_every_replica<
-    D: Runtime + BoxConnector,
->(
+/// When the driver does not meet the requirement.
+pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = s.script("echo begun; dd if=/dev/zero of=/big bs=1M count=48; sleep 600");
     spec.resources.storage = Bytes(16 << 20);
     let mut changes = s.first.watch().await?;
     s.start(&spec).await?;
-    // Whoever watches enforces.
+    // A watching driver enforces the limit.
     let watching = async { while changes.next().await.is_some() {} };
     let end = tokio::select! {
         end = s.end_of(&spec.id) => end?,
         () = watching => return Err(Violation("the watch ended".to_owned())),
     };
-    claim(end.reason == ExitReason::Evicted, || format!("{end:?}"))?;
-    claim(end.message.contains("16Mi"), || format!("{end:?}"))?;
+    check(end.reason == ExitReason::Evicted, || format!("{end:?}"))?;
+    check(end.message.contains("16Mi"), || format!("{end:?}"))?;
     if s.differences.eviction_takes_the_output {
-        until("its output goes", || async {
+        eventually("its output goes", || async {
             let left = s.second.last_output(&spec.id, 1_000).await?;
             Ok(left.is_empty().then_some(()))
         })
         .await?;
     } else {
-        claim(end.output.contains("begun"), || {
+        check(end.output.contains("begun"), || {
             format!("its output is gone: {end:?}")
         })?;
     }
@@ -100,16 +94,16 @@ pub async fn more_storage_than_the_limit_is_an_eviction_for_every_replica<
             ..
         }
     );
-    claim(kept, || format!("{again:?}"))
+    check(kept, || format!("{again:?}"))
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn no_more_processes_than_the_limit_exist<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn processes_over_limit_are_refused<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let limit = s.differences.pids_of_every_box.unwrap_or(32);
-    // ash gives up at the first fork that fails; the rest would be thrice the limit.
+    // ash exits at the first failed fork; without a limit it would start three times as many.
     let mut spec = s.script(&format!(
         "i=0; while [ $i -lt {} ]; do sleep 600 & i=$((i+1)); echo started $i; done; exit 0",
         3 * limit
@@ -117,10 +111,10 @@ pub async fn no_more_processes_than_the_limit_exist<D: Runtime + BoxConnector>(
     spec.resources.pids = limit;
     let end = s.run_to_end(&spec).await?;
     let started = end.output.matches("started").count();
-    claim(end.exit_code != 0, || format!("all were started: {end:?}"))?;
+    check(end.exit_code != 0, || format!("all were started: {end:?}"))?;
     // boxd's own threads count too.
     let limit = limit as usize;
-    claim((limit / 4..limit).contains(&started), || {
+    check((limit / 4..limit).contains(&started), || {
         format!("{started} were started: {end:?}")
     })
 }

@@ -1,14 +1,15 @@
-//! A box reaches what its policy says and nothing else, seen from inside. What a driver
-//! must hold on its own machines (host ports, the metadata address, forged senders) is in its
-//! own tests.
+//! A box reaches exactly what its policy allows, tested from inside. A driver's own tests cover its
+//! machines: host ports, the metadata address, forged senders.
 
 pub mod destinations;
-pub mod knocking;
+pub mod probe;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Subject, Violation, claim};
-use crate::{BoxConnector, BoxSpec, NetworkPolicy, Runtime};
+use ipnet::IpNet;
+
+use super::{Subject, Violation, check};
+use crate::{BoxConnector, BoxSpec, IngressPort, NetworkPolicy, Runtime};
 
 type Outcome = Result<(), Violation>;
 
@@ -22,9 +23,9 @@ fn server<D: Runtime + BoxConnector>(s: &Subject<D>, policy: NetworkPolicy) -> B
     spec
 }
 
-/// Exit code 0: all answered; 1: none did; 2: some. `wait` says whether to try again
-/// until one answers, since a server needs a moment.
-fn asking(servers: &[SocketAddr], wait: bool) -> String {
+/// A script with exit code 0 when all servers answered, 1 when none did, 2 when some did. With
+/// `wait` it tries again until one answers, because a server needs a moment to start.
+fn request_script(servers: &[SocketAddr], wait: bool) -> String {
     let hosts = servers
         .iter()
         .map(|server| format!("{},{}", server.ip(), server.port()));
@@ -43,19 +44,24 @@ fn at(server: SocketAddr, port: u16) -> SocketAddr {
     SocketAddr::new(server.ip(), port)
 }
 
-async fn ask<D: Runtime + BoxConnector>(
+async fn expect_answers<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     servers: &[SocketAddr],
     policy: Option<NetworkPolicy>,
     answered: bool,
 ) -> Outcome {
-    let mut spec = s.script(&asking(servers, answered));
+    let mut spec = s.script(&request_script(servers, answered));
     spec.isolation.network_policy = policy;
     let end = s.run_to_end(&spec).await?;
     let expected = i32::from(!answered);
-    claim(end.exit_code == expected, || {
+    check(end.exit_code == expected, || {
         format!("{servers:?}, should answer: {answered}: {end:?}")
     })
+}
+
+/// The network of this prefix that contains an address.
+pub(crate) fn network_around(address: IpAddr, prefix: u8) -> IpNet {
+    IpNet::new(address, prefix).map_or_else(|_| IpNet::from(address), |network| network.trunc())
 }
 
 fn internal() -> NetworkPolicy {
@@ -66,20 +72,20 @@ fn internal() -> NetworkPolicy {
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn another_box_is_not_reached_by_default<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn other_box_is_unreachable_by_default<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let open = s.run(&server(s, internal())).await?;
-    // The control: it does serve.
-    ask(s, &[at(open, 8080)], Some(internal()), true).await?;
-    ask(s, &[at(open, 8080)], None, false).await?;
-    ask(s, &[at(open, 8080)], Some(NetworkPolicy::default()), false).await?;
-    let around = NetworkPolicy {
-        allowed_egress_cidrs: vec![format!("{}/8", open.ip())],
+    // The control: the server answers.
+    expect_answers(s, &[at(open, 8080)], Some(internal()), true).await?;
+    expect_answers(s, &[at(open, 8080)], None, false).await?;
+    expect_answers(s, &[at(open, 8080)], Some(NetworkPolicy::default()), false).await?;
+    let subnet = NetworkPolicy {
+        allowed_egress_cidrs: vec![network_around(open.ip(), 8)],
         ..Default::default()
     };
-    ask(s, &[at(open, 8080)], Some(around), false).await?;
+    expect_answers(s, &[at(open, 8080)], Some(subnet), false).await?;
     let closed = s
         .run(&server(
             s,
@@ -89,45 +95,43 @@ pub async fn another_box_is_not_reached_by_default<D: Runtime + BoxConnector>(
             },
         ))
         .await?;
-    ask(s, &[at(closed, 8080)], Some(internal()), false).await
+    expect_answers(s, &[at(closed, 8080)], Some(internal()), false).await
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn boxes_that_allow_it_reach_each_other_but_no_boxd<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn cluster_internal_boxes_reach_each_other_but_not_boxd<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let server_box = s.run(&server(s, internal())).await?;
-    ask(
+    expect_answers(
         s,
         &[at(server_box, 8080), at(server_box, 8081)],
         Some(internal()),
         true,
     )
     .await?;
-    let knock = format!(
+    let connect = format!(
         "timeout 6 nc -w 2 {} {} </dev/null",
         server_box.ip(),
         server_box.port()
     );
-    let mut spec = s.script(&format!("{knock} && exit 1; exit 0"));
+    let mut spec = s.script(&format!("{connect} && exit 1; exit 0"));
     spec.isolation.network_policy = Some(internal());
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0, || {
+    check(end.exit_code == 0, || {
         format!("a box reached another's boxd: {end:?}")
     })
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn an_opened_port_is_reached_and_no_other<D: Runtime + BoxConnector>(
-    s: &Subject<D>,
-) -> Outcome {
+/// When the driver does not meet the requirement.
+pub async fn only_opened_ports_are_reachable<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let ports = NetworkPolicy {
-        allowed_ingress_ports: vec![8080],
+        allowed_ingress_ports: vec![IngressPort::try_from(8080)?],
         ..Default::default()
     };
     let server_box = s.run(&server(s, ports)).await?;
-    ask(s, &[at(server_box, 8080)], Some(internal()), true).await?;
-    ask(s, &[at(server_box, 8081)], Some(internal()), false).await
+    expect_answers(s, &[at(server_box, 8080)], Some(internal()), true).await?;
+    expect_answers(s, &[at(server_box, 8081)], Some(internal()), false).await
 }

@@ -11,14 +11,14 @@ use agentbox_contracts::ids::EnvironmentId;
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use tonic::Streaming;
 
-use super::{PATIENCE, Subject, Violation};
+use super::{Subject, TIMEOUT, Violation};
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime};
 
 fn failed(error: impl Display) -> Violation {
     Violation(error.to_string())
 }
 
-/// So much of a command's last output stands in a violation.
+/// The bytes of a command's last output in a violation.
 const SHOWN_BYTES: usize = 1000;
 
 /// One command and its streams.
@@ -26,8 +26,8 @@ const SHOWN_BYTES: usize = 1000;
 pub struct Session {
     inputs: UnboundedSender<RunInput>,
     outputs: Streaming<RunOutput>,
-    /// Standard output so far.
-    said: Vec<u8>,
+    /// The standard output that was not read yet.
+    stdout: Vec<u8>,
     _boxd: BoxClient,
 }
 
@@ -41,7 +41,7 @@ impl Session {
     ) -> Result<Self, Violation> {
         let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
         let Some(BoxPhase::Running { address, .. }) = phase else {
-            return Err(failed(format!("it does not run: {phase:?}")));
+            return Err(failed(format!("the box does not run: {phase:?}")));
         };
         let stream = s.first.connect(&spec.id, address).await?;
         let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
@@ -59,7 +59,7 @@ impl Session {
         Ok(Self {
             inputs,
             outputs,
-            said: Vec::new(),
+            stdout: Vec::new(),
             _boxd: boxd,
         })
     }
@@ -73,40 +73,43 @@ impl Session {
 
     /// # Errors
     /// When the command has ended.
-    pub fn types(&self, text: &str) -> Result<(), Violation> {
+    pub fn type_text(&self, text: &str) -> Result<(), Violation> {
         self.send(Input::Stdin(text.as_bytes().to_vec().into()))
     }
 
     async fn next(&mut self) -> Result<Output, Violation> {
-        let output = tokio::time::timeout(PATIENCE, self.outputs.message()).await;
-        let at_last = || {
-            let end = self.said.len().saturating_sub(SHOWN_BYTES);
-            String::from_utf8_lossy(&self.said[end..]).into_owned()
+        let output = tokio::time::timeout(TIMEOUT, self.outputs.message()).await;
+        let last_output = || {
+            let end = self.stdout.len().saturating_sub(SHOWN_BYTES);
+            String::from_utf8_lossy(&self.stdout[end..]).into_owned()
         };
         match output {
             Ok(Ok(Some(output))) => output.output.ok_or_else(|| failed("an empty output")),
-            Ok(Ok(None)) => Err(failed(format!("no end; at last: {:?}", at_last()))),
-            Ok(Err(status)) => Err(failed(format!("{status}; at last: {:?}", at_last()))),
-            Err(_) => Err(failed(format!("silent; at last: {:?}", at_last()))),
+            Ok(Ok(None)) => Err(failed(format!("no end; at last: {:?}", last_output()))),
+            Ok(Err(status)) => Err(failed(format!("{status}; at last: {:?}", last_output()))),
+            Err(_) => Err(failed(format!("silent; at last: {:?}", last_output()))),
         }
     }
 
-    /// Forgets the output up to and with this text.
+    /// Reads the output up to and including this text.
     ///
     /// # Errors
-    /// When the command ends before it says so, or is silent for [`PATIENCE`].
-    pub async fn until(&mut self, text: &str) -> Result<(), Violation> {
+    /// When the command ends before it says so, or is silent for [`TIMEOUT`].
+    pub async fn read_until(&mut self, text: &str) -> Result<(), Violation> {
         let text = text.as_bytes();
         loop {
-            let at = self.said.windows(text.len()).position(|part| part == text);
+            let at = self
+                .stdout
+                .windows(text.len())
+                .position(|part| part == text);
             if let Some(at) = at {
-                self.said.drain(..at + text.len());
+                self.stdout.drain(..at + text.len());
                 return Ok(());
             }
             match self.next().await? {
-                Output::Stdout(bytes) => self.said.extend(bytes),
+                Output::Stdout(bytes) => self.stdout.extend(bytes),
                 Output::Exited(exited) => {
-                    return Err(failed(format!("it ended: {exited:?}, {:?}", self.said)));
+                    return Err(failed(format!("it ended: {exited:?}, {:?}", self.stdout)));
                 }
                 _ => {}
             }
@@ -116,14 +119,14 @@ impl Session {
     /// The rest of its standard output, and its exit code.
     ///
     /// # Errors
-    /// When it does not end, or is silent for [`PATIENCE`].
+    /// When it does not end, or is silent for [`TIMEOUT`].
     pub async fn end(mut self) -> Result<(String, i32), Violation> {
         loop {
             match self.next().await? {
-                Output::Stdout(bytes) => self.said.extend(bytes),
+                Output::Stdout(bytes) => self.stdout.extend(bytes),
                 Output::Exited(exited) => {
-                    let said = String::from_utf8_lossy(&self.said).into_owned();
-                    return Ok((said, exited.exit_code));
+                    let stdout = String::from_utf8_lossy(&self.stdout).into_owned();
+                    return Ok((stdout, exited.exit_code));
                 }
                 _ => {}
             }

@@ -1,11 +1,9 @@
 //! `isolation` and `tolerations`: syntax and contradictions. The driver's preflight checks
 //! whether a cluster supports them.
 
-use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
 use agentbox_contracts::error::Error;
-use agentbox_runtime::never_reached;
-use ipnet::IpNet;
+use agentbox_runtime::NetworkPolicyError;
 
 use super::labels::is_dns_subdomain;
 use super::{label_key, label_value};
@@ -95,26 +93,16 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
     Ok(())
 }
 
-/// # Errors
-/// The rule that it breaks.
-fn egress_cidr(text: &str) -> Result<(), String> {
-    let network: IpNet = text
-        .parse()
-        .map_err(|_| "must be CIDRs such as 10.0.0.0/8".to_owned())?;
-    match never_reached(&network) {
-        Some(range) => Err(format!(
-            "must not lie in {range}, which no environment reaches"
-        )),
-        None => Ok(()),
-    }
-}
-
 fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
-    const CIDRS: &str = "isolation.network_policy.allowed_egress_cidrs";
-    const PORTS: &str = "isolation.network_policy.allowed_ingress_ports";
     for (field, length) in [
-        (CIDRS, policy.allowed_egress_cidrs.len()),
-        (PORTS, policy.allowed_ingress_ports.len()),
+        (
+            "isolation.network_policy.allowed_egress_cidrs",
+            policy.allowed_egress_cidrs.len(),
+        ),
+        (
+            "isolation.network_policy.allowed_ingress_ports",
+            policy.allowed_ingress_ports.len(),
+        ),
     ] {
         if length > MAX_ENTRIES {
             return Err(Error::field(
@@ -123,17 +111,14 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
             ));
         }
     }
-    for text in &policy.allowed_egress_cidrs {
-        egress_cidr(text).map_err(|rule| Error::value(CIDRS, rule, text))?;
-    }
-    if policy.allowed_ingress_ports.contains(&0) {
-        return Err(Error::value(PORTS, "must be 1 to 65535", 0));
-    }
-    if policy.allowed_ingress_ports.contains(&DEFAULT_PORT) {
-        let rule = "must not be boxd's own port, which is reserved";
-        return Err(Error::value(PORTS, rule, DEFAULT_PORT));
-    }
-    Ok(())
+    agentbox_runtime::NetworkPolicy::parse(policy)
+        .map(drop)
+        .map_err(|error| policy_error(&error))
+}
+
+/// The answer to a network policy that breaks a rule.
+fn policy_error(error: &NetworkPolicyError) -> Error {
+    Error::value(error.field(), error.rule(), error.value())
 }
 
 fn security_context(context: &SecurityContext) -> Result<(), Error> {

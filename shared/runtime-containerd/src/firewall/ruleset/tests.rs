@@ -30,8 +30,8 @@ fn chain(text: &str, name: &str) -> Vec<String> {
 
 /// The box's own chains for a policy.
 fn rules(policy: Option<NetworkPolicy>) -> (Vec<String>, Vec<String>, bool) {
-    let policy = Policy::read(policy.as_ref(), true).unwrap();
-    let text = ruleset().admit(&ID.parse().unwrap(), &network(), &policy);
+    let policy = policy.unwrap_or_else(|| NetworkPolicy::unspecified(true));
+    let text = ruleset().install(&ID.parse().unwrap(), &network(), &policy);
     (
         chain(&text, "out"),
         chain(&text, "in"),
@@ -43,7 +43,7 @@ const NO_BOX: &str = "ip daddr 10.160.0.0/20 reject with icmpx admin-prohibited"
 const REFUSE: &str = "reject with icmpx admin-prohibited";
 
 #[test]
-fn each_policy_opens_exactly_what_it_says() {
+fn policy_renders_exactly_the_allowed_rules() {
     let blocked = "ip daddr { 198.51.100.0/24 } reject with icmpx admin-prohibited";
     let table = [
         (
@@ -73,11 +73,9 @@ fn each_policy_opens_exactly_what_it_says() {
         (
             "two networks, one inside the other, and one of IPv6",
             Some(NetworkPolicy {
-                allowed_egress_cidrs: vec![
-                    "10.1.2.3/8".into(),
-                    "10.1.0.0/16".into(),
-                    "fd00::/8".into(),
-                ],
+                allowed_egress_cidrs: ["10.1.2.3/8", "10.1.0.0/16", "fd00::/8"]
+                    .map(|cidr| cidr.parse().unwrap())
+                    .to_vec(),
                 ..Default::default()
             }),
             vec![
@@ -92,7 +90,7 @@ fn each_policy_opens_exactly_what_it_says() {
         (
             "ports and other boxes",
             Some(NetworkPolicy {
-                allowed_ingress_ports: vec![80, 8080],
+                allowed_ingress_ports: [80, 8080].map(|port| port.try_into().unwrap()).to_vec(),
                 allow_cluster_internal: true,
                 ..Default::default()
             }),
@@ -114,35 +112,7 @@ fn each_policy_opens_exactly_what_it_says() {
 }
 
 #[test]
-fn a_policy_that_cannot_be_read_names_its_field() {
-    let cidr = NetworkPolicy {
-        allowed_egress_cidrs: vec!["10.0.0.0/33".into()],
-        ..Default::default()
-    };
-    let injection = NetworkPolicy {
-        allowed_egress_cidrs: vec!["10.0.0.0/8 } accept".into()],
-        ..Default::default()
-    };
-    let boxd = NetworkPolicy {
-        allowed_ingress_ports: vec![DEFAULT_PORT],
-        ..Default::default()
-    };
-    for (policy, field) in [
-        (cidr, "isolation.network_policy.allowed_egress_cidrs"),
-        (injection, "isolation.network_policy.allowed_egress_cidrs"),
-        (boxd, "isolation.network_policy.allowed_ingress_ports"),
-    ] {
-        assert_eq!(Policy::read(Some(&policy), true).unwrap_err().field, field);
-    }
-}
-
-#[test]
-fn a_deployment_may_default_to_no_internet() {
-    assert!(!Policy::read(None, false).unwrap().internet);
-}
-
-#[test]
-fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
+fn listed_elements_of_one_box_are_removed() {
     let listed = [serde_json::json!({ "nftables": [
         { "chain": { "name": "out-env-0123456789abcdef" } },
         { "map": { "name": "egress", "elem": [
@@ -160,7 +130,7 @@ fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
     ]})];
     let found = Elements::read(&listed);
     let script = ruleset()
-        .dismiss_found(&ID.parse().unwrap(), &found)
+        .remove_listed(&ID.parse().unwrap(), &found)
         .unwrap();
     for line in [
         "delete element inet agentbox-local egress { 10.160.0.5 }",
@@ -174,7 +144,47 @@ fn what_is_found_of_a_box_is_removed_and_no_other_boxes() {
     }
     assert!(!script.contains("10.160.0.6"), "{script}");
     assert_eq!(
-        ruleset().dismiss_found(&EnvironmentId::random(), &found),
+        ruleset().remove_listed(&EnvironmentId::random(), &found),
         None
     );
+}
+
+fn assert_snapshot(name: &str, text: &str) {
+    insta::with_settings!({ omit_expression => true }, { insta::assert_snapshot!(name, text) });
+}
+
+#[test]
+fn tables_render_the_same_rules() {
+    assert_snapshot("tables", &ruleset().base());
+}
+
+#[test]
+fn policies_render_the_same_rules() {
+    let policies = [
+        ("no_policy", NetworkPolicy::unspecified(true)),
+        ("closed_policy", NetworkPolicy::default()),
+        (
+            "full_policy",
+            NetworkPolicy {
+                allow_internet: true,
+                allowed_egress_cidrs: ["10.0.0.0/8", "203.0.113.7/32", "fd00::/8"]
+                    .map(|cidr| cidr.parse().unwrap())
+                    .to_vec(),
+                allowed_ingress_ports: [80, 8080].map(|port| port.try_into().unwrap()).to_vec(),
+                allow_cluster_internal: true,
+            },
+        ),
+    ];
+    for (name, policy) in policies {
+        let (ruleset, id) = (ruleset(), ID.parse().unwrap());
+        let text = ruleset.install(&id, &network(), &policy);
+        let rules = text.strip_prefix(&ruleset.base());
+        assert_snapshot(name, rules.expect("the tables' rules come first"));
+    }
+}
+
+#[test]
+fn removal_renders_the_same_commands() {
+    let text = ruleset().remove(&ID.parse().unwrap(), &network());
+    assert_snapshot("removal", &text);
 }

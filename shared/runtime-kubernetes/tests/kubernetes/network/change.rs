@@ -1,9 +1,9 @@
-//! A policy that changes holds for a box that runs, and one that is removed comes back.
+//! A changed policy applies to a running box, and a deleted one is restored.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::conformance::{Subject, eventually};
 use agentbox_runtime::{BoxConnector as _, BoxSpec, ChangeStream, NetworkPolicy, Runtime as _};
 use agentbox_runtime_kubernetes::Driver;
 use futures::StreamExt as _;
@@ -13,7 +13,7 @@ use super::internet;
 use super::places::{Listener, PUBLIC, elsewhere};
 use crate::cluster::{Kubectl, config, kubectl, subject, subject_with};
 
-/// Tries again and again, and says each time what came of it.
+/// Connects repeatedly, and prints each outcome.
 const WATCH: &str = "n=0; while :; do n=$((n+1)); \
                      if timeout 4 nc -w 1 $HOST $PORT < /dev/null 2> /dev/null; then echo $n open; \
                      else echo $n closed; fi; sleep 0.1; done";
@@ -29,10 +29,10 @@ async fn last_attempt(s: &Subject<Driver>, spec: &BoxSpec) -> (u64, String) {
     (number.parse().unwrap_or(0), outcome.to_owned())
 }
 
-/// Waits until the attempts come out like this, and another one does.
-async fn until_it_is(s: &Subject<Driver>, spec: &BoxSpec, outcome: &str) {
+/// Waits until an attempt has this outcome, and the next one too.
+async fn wait_for_outcome(s: &Subject<Driver>, spec: &BoxSpec, outcome: &str) {
     let first = Cell::new(None);
-    let stays = until(outcome, || async {
+    let stays = eventually(outcome, || async {
         let (last, came_out) = last_attempt(s, spec).await;
         if came_out != outcome {
             return Ok(None);
@@ -54,7 +54,7 @@ fn policy_of(spec: &BoxSpec) -> String {
 }
 
 #[tokio::test]
-async fn a_changed_policy_closes_and_opens_a_box_that_runs() {
+async fn changed_policy_applies_to_a_running_box() {
     let (s, kubectl) = (subject().await, kubectl().await);
     let listener = Listener::on(elsewhere().await, PUBLIC, 0);
     let [open, closed] = [Some(internet()), Some(NetworkPolicy::default())].map(|policy| {
@@ -75,8 +75,8 @@ async fn a_changed_policy_closes_and_opens_a_box_that_runs() {
     let (opening, closing) = (rules(&open).await, rules(&closed).await);
     // Each becomes what the other was, and then itself again.
     for (first, second) in [("open", "closed"), ("closed", "open"), ("open", "closed")] {
-        until_it_is(&s, &open, first).await;
-        until_it_is(&s, &closed, second).await;
+        wait_for_outcome(&s, &open, first).await;
+        wait_for_outcome(&s, &closed, second).await;
         let [to_first, to_second] = match first {
             "open" => [&closing, &opening],
             _ => [&opening, &closing],
@@ -84,19 +84,19 @@ async fn a_changed_policy_closes_and_opens_a_box_that_runs() {
         kubectl.patch(&policy_of(&open), to_first).await;
         kubectl.patch(&policy_of(&closed), to_second).await;
     }
-    until_it_is(&s, &open, "closed").await;
+    wait_for_outcome(&s, &open, "closed").await;
     kubectl.patch(&policy_of(&closed), &closing).await;
-    until_it_is(&s, &closed, "closed").await;
-    // Closed is closed: not one more packet arrives.
+    wait_for_outcome(&s, &closed, "closed").await;
+    // No packet arrives while it is closed.
     let heard = listener.heard();
-    until_it_is(&s, &open, "closed").await;
-    until_it_is(&s, &closed, "closed").await;
+    wait_for_outcome(&s, &open, "closed").await;
+    wait_for_outcome(&s, &closed, "closed").await;
     assert_eq!(listener.heard(), heard);
     s.clean().await.unwrap();
 }
 
-/// Until the policy is there, or not, as it was made; while `changes` is followed.
-async fn until_policy(
+/// Waits for a state of the policy, while polling `changes`.
+async fn wait_for_policy(
     kubectl: &Kubectl,
     spec: &BoxSpec,
     changes: &mut ChangeStream,
@@ -116,7 +116,7 @@ async fn until_policy(
 }
 
 #[tokio::test]
-async fn a_policy_that_somebody_removed_is_put_back_by_whoever_watches() {
+async fn deleted_policy_is_restored_by_the_watcher() {
     let kubectl = kubectl().await;
     // A deployment of its own: nobody else watches it.
     let mut config = config().await;
@@ -131,14 +131,14 @@ async fn a_policy_that_somebody_removed_is_put_back_by_whoever_watches() {
     kubectl.delete(&at).await;
     assert_eq!(kubectl.get(&at).await["code"], 404);
     let mut changes = s.second.watch().await.unwrap();
-    until_policy(&kubectl, &spec, &mut changes, |now| now["spec"] == made).await;
+    wait_for_policy(&kubectl, &spec, &mut changes, |now| now["spec"] == made).await;
     let first = kubectl.get(&at).await["metadata"]["uid"].clone();
     kubectl.delete(&at).await;
-    until_policy(&kubectl, &spec, &mut changes, |now| {
+    wait_for_policy(&kubectl, &spec, &mut changes, |now| {
         now["spec"] == made && now["metadata"]["uid"] != first
     })
     .await;
     // It does not hold up a box's end.
     s.clean().await.unwrap();
-    until_policy(&kubectl, &spec, &mut changes, |now| now["code"] == 404).await;
+    wait_for_policy(&kubectl, &spec, &mut changes, |now| now["code"] == 404).await;
 }

@@ -2,7 +2,7 @@
 //! metadata address.
 
 use agentbox_runtime::NetworkPolicy;
-use agentbox_runtime::conformance::until;
+use agentbox_runtime::conformance::eventually;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ async fn service(kubectl: &Kubectl) -> (Targets, [String; 2]) {
         "ports": [{ "containerPort": 8080, "hostPort": 18_080 }],
     });
     let pod = start_pod(kubectl, NAMESPACE, container).await;
-    let serving = until("the Pod has an address", || async {
+    let serving = eventually("the Pod has an address", || async {
         let address = kubectl.get(&pod).await["status"]["podIP"].clone();
         Ok(address.as_str().map(str::to_owned))
     });
@@ -56,7 +56,7 @@ async fn service(kubectl: &Kubectl) -> (Targets, [String; 2]) {
 }
 
 #[tokio::test]
-async fn no_policy_opens_the_cluster_its_node_this_machine_or_the_metadata_address() {
+async fn cluster_node_machine_and_metadata_are_closed_under_every_policy() {
     let (config, subject, kubectl) = (config().await, subject().await, kubectl().await);
     let (node, machine) = (node(&config), machine(&config));
     let on_node = Listener::on(&Network::of_the_node(kubernetes().await), ANY, 0);
@@ -94,11 +94,11 @@ async fn no_policy_opens_the_cluster_its_node_this_machine_or_the_metadata_addre
 }
 
 #[tokio::test]
-async fn the_machine_is_open_only_where_the_operator_does_not_name_it_and_the_policy_does() {
+async fn machine_is_open_only_if_policy_lists_it_and_config_does_not() {
     let mut config = config().await;
     let listener = Listener::on(&Network::of_the_machine(), ANY, 0);
     let target = Targets::from([tcp(machine(&config), listener.port)]);
-    let policy = cidrs(&[&machine(&config).to_string()]);
+    let policy = cidrs(&[&format!("{}/32", machine(&config))]);
     let closed = subject_with(&config);
     assert_eq!(
         from_box(&closed, Some(policy.clone()), &target).await,

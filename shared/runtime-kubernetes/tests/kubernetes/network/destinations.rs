@@ -1,7 +1,7 @@
 //! Addresses beyond the cluster.
 
 use agentbox_runtime::conformance::network::destinations::{
-    Destinations, each_is_open_to_exactly_the_policies_that_say_so,
+    Destinations, destinations_are_open_to_exactly_the_allowing_policies,
 };
 
 use super::internet;
@@ -12,7 +12,7 @@ use super::probe::{Targets, from_box, from_pod, tcp, udp};
 use crate::cluster::{config, subject_with};
 
 #[tokio::test]
-async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
+async fn each_destination_is_open_to_exactly_the_allowing_policies() {
     let listener = Listener::on(elsewhere().await, ANY, 0);
     let destinations = Destinations {
         public: at(PUBLIC, &listener),
@@ -27,13 +27,14 @@ async fn each_destination_is_open_to_exactly_the_policies_that_say_so() {
     let mut config = config().await;
     config.blocked_egress_cidrs = vec![destinations.blocked.ip().into()];
     let subject = subject_with(&config);
-    let outcome = each_is_open_to_exactly_the_policies_that_say_so(&subject, &destinations).await;
+    let outcome =
+        destinations_are_open_to_exactly_the_allowing_policies(&subject, &destinations).await;
     subject.clean().await.unwrap();
     outcome.unwrap();
 }
 
 #[tokio::test]
-async fn the_internet_is_closed_by_default_where_the_operator_says_so_over_udp_too() {
+async fn internet_is_closed_by_default_when_configured_including_udp() {
     let listener = Listener::on(elsewhere().await, PUBLIC, 0);
     let targets = Targets::from([tcp(PUBLIC, listener.port), udp(PUBLIC, listener.port)]);
     let mut config = config().await;

@@ -2,8 +2,8 @@
 //! its own, since nothing starts there meanwhile.
 
 use agentbox_runtime::BoxSpec;
-use agentbox_runtime::conformance::network::knocking::{endless, sent};
-use agentbox_runtime::conformance::{Subject, Violation, until};
+use agentbox_runtime::conformance::network::probe::{endless, sent};
+use agentbox_runtime::conformance::{Subject, Violation, eventually};
 use agentbox_runtime_kubernetes::Driver;
 use agentbox_testing::TestKubernetes;
 use nix::sys::signal::Signal;
@@ -16,9 +16,9 @@ use crate::cluster::{config_of, kubectl_of, subject_with};
 const FELIX: &str = "calico-felix";
 
 /// Waits until it has sent some more.
-async fn until_it_sends(s: &Subject<Driver>, spec: &BoxSpec) {
+async fn wait_until_it_sends(s: &Subject<Driver>, spec: &BoxSpec) {
     let before = sent(s, spec).await.unwrap();
-    until("the box sends", || async {
+    eventually("the box sends", || async {
         Ok((sent(s, spec).await? > before).then_some(()))
     })
     .await
@@ -26,7 +26,7 @@ async fn until_it_sends(s: &Subject<Driver>, spec: &BoxSpec) {
 }
 
 #[tokio::test]
-async fn boxes_stay_closed_while_felix_is_down_and_when_it_is_back() {
+async fn felix_outage_opens_no_box() {
     let kubernetes = TestKubernetes::start().await.unwrap();
     let config = config_of(&kubernetes);
     let s = subject_with(&config);
@@ -45,16 +45,16 @@ async fn boxes_stay_closed_while_felix_is_down_and_when_it_is_back() {
         .collect();
     let older = endless(&s, &at);
     s.run(&older).await.unwrap();
-    until_it_sends(&s, &older).await;
+    wait_until_it_sends(&s, &older).await;
 
     let system = &kubernetes.system;
     let process = system.pids(FELIX)[&0];
     // It does nothing any more, and nobody starts another.
     assert!(system.signal(FELIX, 0, Signal::SIGSTOP));
-    until_it_sends(&s, &older).await;
+    wait_until_it_sends(&s, &older).await;
     let newer = endless(&s, &at);
     let meanwhile = async {
-        until_it_sends(&s, &newer).await;
+        wait_until_it_sends(&s, &newer).await;
         assert!(system.kill(FELIX, 0));
         Ok::<_, Violation>(())
     };
@@ -63,8 +63,8 @@ async fn boxes_stay_closed_while_felix_is_down_and_when_it_is_back() {
     let target = Targets::from([tcp(PUBLIC, elsewhere.port)]);
     assert_eq!(from_box(&s, Some(internet()), &target).await, target);
     assert_ne!(system.pids(FELIX)[&0], process);
-    until_it_sends(&s, &older).await;
-    until_it_sends(&s, &newer).await;
+    wait_until_it_sends(&s, &older).await;
+    wait_until_it_sends(&s, &newer).await;
     assert_eq!([on_node.heard(), outside.heard()], [0, 0]);
 
     // The control: each hears who is no box.

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use agentbox_runtime::conformance::network::knocking::{counting, knock};
-use agentbox_runtime::conformance::{Subject, Violation, claim};
+use agentbox_runtime::conformance::network::probe::{datagram_counter, send_datagrams};
+use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_kubernetes::Driver;
 
 use super::places::{ANY, Listener, Network, PUBLIC, elsewhere};
@@ -16,10 +16,10 @@ async fn nothing_gets_out(
     network_of_node: &Network,
     at: &[String],
 ) -> Result<(), Violation> {
-    let (neighbour, beside) = counting(s).await?;
+    let (neighbour, beside) = datagram_counter(s).await?;
     let mut all = at.to_vec();
     all.push(beside.to_string());
-    knock(s, &all).await?;
+    send_datagrams(s, &all).await?;
     // The control: it does count, and this is the first that arrives.
     let tell = |beside: SocketAddr| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -28,11 +28,11 @@ async fn nothing_gets_out(
     };
     network_of_node.inside(|| tell(beside)).unwrap();
     let end = s.end_of(&neighbour.id).await?;
-    claim(end.output.contains("knocks: 1"), || format!("{end:?}"))
+    check(end.output.contains("datagrams: 1"), || format!("{end:?}"))
 }
 
 #[tokio::test]
-async fn not_one_packet_of_a_box_that_may_nothing_gets_out() {
+async fn closed_box_sends_no_packet_from_its_first_instruction() {
     let (config, s) = (config().await, subject().await);
     let network_of_node = Network::of_the_node(kubernetes().await);
     let on_node = Listener::on(&network_of_node, ANY, 0);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_runtime::NetworkPolicy;
-use agentbox_runtime::conformance::{Subject, until};
+use agentbox_runtime::conformance::{Subject, eventually};
 use agentbox_runtime_kubernetes::Driver;
 use tokio::net::TcpStream;
 
@@ -28,10 +28,10 @@ fn ports(of: SocketAddr) -> [u16; 3] {
 }
 
 #[tokio::test]
-async fn a_box_is_reached_by_the_services_at_boxds_port_and_by_all_at_the_opened_ones() {
+async fn boxd_port_is_open_to_services_and_ingress_ports_to_everybody() {
     let subject = subject().await;
     let opens = NetworkPolicy {
-        allowed_ingress_ports: vec![8080],
+        allowed_ingress_ports: vec![8080.try_into().unwrap()],
         ..Default::default()
     };
     let closed = serving(&subject, None).await;
@@ -42,7 +42,7 @@ async fn a_box_is_reached_by_the_services_at_boxds_port_and_by_all_at_the_opened
         for port in ports(at) {
             let to = SocketAddr::new(at.ip(), port);
             let connect = || std::net::TcpStream::connect_timeout(&to, PATIENCE);
-            until("it listens", || async { Ok(node.inside(connect).ok()) })
+            eventually("it listens", || async { Ok(node.inside(connect).ok()) })
                 .await
                 .unwrap();
         }

@@ -1,7 +1,7 @@
 //! Name resolution: by the cluster's own DNS, or by resolvers that the operator names.
 
 use agentbox_runtime::NetworkPolicy;
-use agentbox_runtime::conformance::until;
+use agentbox_runtime::conformance::eventually;
 
 use super::places::{ANY, Listener, PRIVATE, elsewhere};
 use super::probe::{Targets, from_box, from_pod, name, tcp, udp};
@@ -11,12 +11,12 @@ use crate::cluster::{config, kubectl, kubernetes, subject_with};
 const API: &str = "kubernetes.default.svc.cluster.local.";
 
 #[tokio::test]
-async fn the_clusters_dns_answers_boxes_with_the_internet_and_tells_no_other() {
+async fn cluster_dns_answers_only_boxes_with_internet_access() {
     let (mut config, kubectl) = (config().await, kubectl().await);
     config.dns_servers.clear();
     kubernetes().await.add_dns().await.unwrap();
     let pods = "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns";
-    let address = until("the DNS server is ready", || async {
+    let address = eventually("the DNS server is ready", || async {
         let pod = kubectl.get(pods).await["items"][0].clone();
         let is_ready = pod["status"]["containerStatuses"][0]["ready"] == true;
         Ok(pod["status"]["podIP"]
@@ -51,7 +51,7 @@ async fn the_clusters_dns_answers_boxes_with_the_internet_and_tells_no_other() {
 }
 
 #[tokio::test]
-async fn a_named_resolver_is_reached_at_its_port_and_at_no_other() {
+async fn configured_resolver_is_reachable_on_port_53_only() {
     let elsewhere = elsewhere().await;
     let resolver = Listener::on(elsewhere, PRIVATE, 53);
     let other = Listener::on(elsewhere, ANY, 0);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
-use agentbox_runtime::conformance::{Subject, Violation, claim, until};
+use agentbox_runtime::conformance::{Subject, Violation, check, eventually};
 use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use agentbox_runtime_kubernetes::Driver;
 use serde_json::json;
@@ -62,7 +62,7 @@ pub fn probing(s: &Subject<Driver>, policy: Option<NetworkPolicy>, targets: &Tar
 /// What such a box reaches.
 pub async fn reached(s: &Subject<Driver>, spec: &BoxSpec) -> Result<Targets, Violation> {
     let end = s.run_to_end(spec).await?;
-    claim(end.exit_code == 0, || format!("{end:?}"))?;
+    check(end.exit_code == 0, || format!("{end:?}"))?;
     read(&end.output).ok_or_else(|| Violation(format!("{end:?}")))
 }
 
@@ -104,9 +104,9 @@ pub async fn from_pod_of(kubectl: &Kubectl, namespace: &str, targets: &Targets) 
         "command": ["python3", "-c", PROBE], "env": env,
     });
     let at = start_pod(kubectl, namespace, container).await;
-    until("the Pod has ended", || async {
+    eventually("the Pod has ended", || async {
         let phase = kubectl.get(&at).await["status"]["phase"].clone();
-        claim(phase != "Failed", || format!("{at} has failed"))?;
+        check(phase != "Failed", || format!("{at} has failed"))?;
         Ok((phase == "Succeeded").then_some(()))
     })
     .await

@@ -1,17 +1,21 @@
-//! Which policy opens which address beyond the cluster. A driver's tests stand the addresses
-//! up, and show that each answers who is not a box.
+//! Which policy opens which address beyond the cluster. A driver's tests set up the addresses, and
+//! show that each answers a client that is not a box.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use crate::conformance::{Subject, Violation, claim};
+use ipnet::IpNet;
+
+use super::network_around;
+use crate::address_ranges::{EVERYWHERE, networks};
+use crate::conformance::{Subject, Violation, check};
 use crate::{BoxConnector, NetworkPolicy, Runtime};
 
-/// On a busy machine an open connection may not be made in time, so what was not reached is
-/// asked for again; what is closed is never reached.
-const ASKS: u32 = 3;
+/// Attempts for each policy: on a busy machine an allowed connection may take too long. A denied
+/// one never succeeds.
+const ATTEMPTS: u32 = 3;
 
-/// Where something answers on TCP.
+/// Addresses that answer on TCP.
 #[derive(Clone, Debug)]
 pub struct Destinations {
     /// As any address of the internet.
@@ -35,8 +39,8 @@ impl Destinations {
     }
 }
 
-/// Says which of them answer.
-fn knocking(at: &[SocketAddr]) -> String {
+/// A script that prints the addresses that answer.
+fn probe_script(at: &[SocketAddr]) -> String {
     let each = at
         .iter()
         .map(|at| format!("{},{}", at.ip(), at.port()))
@@ -50,35 +54,39 @@ fn knocking(at: &[SocketAddr]) -> String {
     )
 }
 
-/// Those that a box with the policy reaches.
+/// The addresses that a box with the policy reaches.
 async fn reached<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     at: &Destinations,
     policy: Option<&NetworkPolicy>,
 ) -> Result<BTreeSet<SocketAddr>, Violation> {
-    let mut spec = s.script(&knocking(&at.all()));
+    let mut spec = s.script(&probe_script(&at.all()));
     spec.isolation.network_policy = policy.cloned();
     let end = s.run_to_end(&spec).await?;
-    claim(end.exit_code == 0, || format!("{end:?}"))?;
+    check(end.exit_code == 0, || format!("{end:?}"))?;
     s.first.remove(&spec.id).await?;
     let lines = end.output.lines();
     Ok(lines.filter_map(|at| at.parse().ok()).collect())
 }
 
 /// # Errors
-/// When it does not hold.
-pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxConnector>(
+/// When the driver does not meet the requirement.
+pub async fn destinations_are_open_to_exactly_the_allowing_policies<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     at: &Destinations,
 ) -> Result<(), Violation> {
-    let cidrs = |texts: &[String]| NetworkPolicy {
-        allowed_egress_cidrs: texts.to_vec(),
+    let cidrs = |networks: Vec<IpNet>| NetworkPolicy {
+        allowed_egress_cidrs: networks,
         ..Default::default()
     };
     let everything = NetworkPolicy {
         allow_internet: true,
         allow_cluster_internal: true,
-        ..cidrs(&["0.0.0.0/0".to_owned()])
+        ..cidrs(
+            networks(&EVERYWHERE)
+                .filter(|all| all.addr().is_ipv4())
+                .collect(),
+        )
     };
     let mut private = at.other_private.clone();
     private.extend([at.private, at.public]);
@@ -93,19 +101,19 @@ pub async fn each_is_open_to_exactly_the_policies_that_say_so<D: Runtime + BoxCo
             vec![at.public],
         ),
         (
-            Some(cidrs(&[format!("{}/24", at.private.ip())])),
+            Some(cidrs(vec![network_around(at.private.ip(), 24)])),
             vec![at.private],
         ),
-        (Some(cidrs(&[at.blocked.ip().to_string()])), vec![]),
+        (Some(cidrs(vec![at.blocked.ip().into()])), vec![]),
         (Some(everything), private),
     ] {
         let open = BTreeSet::from_iter(open);
-        for ask in 1.. {
+        for attempt in 1.. {
             let reached = reached(s, at, policy.as_ref()).await?;
             if reached == open {
                 break;
             }
-            claim(ask < ASKS && reached.is_subset(&open), || {
+            check(attempt < ATTEMPTS && reached.is_subset(&open), || {
                 format!("{policy:?} opens {reached:?} instead of {open:?}")
             })?;
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentbox_runtime::FailureReason;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use crate::facts::Failure;
+use crate::box_state::Failure;
 use crate::objects::MAIN;
 
 /// How long a refused pull may last. The kubelet repeats a pull 10 to 17 seconds after its
@@ -101,7 +101,7 @@ pub struct Blocked {
     pub failure: Failure,
     /// The image belongs to the deployment, not to the user.
     pub is_ours: bool,
-    /// All that the kubelet says; for the log only.
+    /// The kubelet's reason and message, for the log only.
     pub detail: String,
 }
 
@@ -128,12 +128,12 @@ pub fn blocked(pod: &Pod, container: &str, reason: &str, message: &str) -> Optio
         .as_ref()
         .and_then(|spec| spec.image_pull_secrets.as_ref())
         .is_some_and(|secrets| !secrets.is_empty());
-    let said = message.to_lowercase();
+    let lower = message.to_lowercase();
     let retry = match step {
         // The user cannot mend it: wait for the operator, or for the kubelet's next attempt.
         _ if is_ours => Retry::UntilDeadline,
-        Step::Pull => retry_pull(reason, &said, has_secrets),
-        Step::Create => retry_create(&said),
+        Step::Pull => retry_pull(reason, &lower, has_secrets),
+        Step::Create => retry_create(&lower),
     };
     let image: String = image_of(pod, container)
         .chars()
@@ -189,24 +189,24 @@ impl Blocked {
     }
 }
 
-fn retry_pull(reason: &str, said: &str, has_secrets: bool) -> Retry {
-    let says = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
+fn retry_pull(reason: &str, message: &str, has_secrets: bool) -> Retry {
+    let contains = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
     match reason {
         "InvalidImageName" | "ErrImageNeverPull" => Retry::Never,
         "ImageInspectError" | "RegistryUnavailable" => Retry::UntilDeadline,
-        _ if says(&TRANSIENT) => Retry::UntilDeadline,
+        _ if contains(&TRANSIENT) => Retry::UntilDeadline,
         // Older kubelets do not repeat the cause here.
-        "ImagePullBackOff" if !said.contains("errimagepull") => Retry::UntilDeadline,
-        _ if has_secrets && says(&NO_CREDENTIALS) => Retry::For(UNAUTHORIZED),
+        "ImagePullBackOff" if !message.contains("errimagepull") => Retry::UntilDeadline,
+        _ if has_secrets && contains(&NO_CREDENTIALS) => Retry::For(UNAUTHORIZED),
         _ => Retry::For(REFUSED),
     }
 }
 
-fn retry_create(said: &str) -> Retry {
-    let says = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
-    if says(&OF_THE_IMAGE) {
+fn retry_create(message: &str) -> Retry {
+    let contains = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
+    if contains(&OF_THE_IMAGE) {
         Retry::Never
-    } else if says(&PROBABLY_OF_THE_IMAGE) {
+    } else if contains(&PROBABLY_OF_THE_IMAGE) {
         Retry::For(REFUSED)
     } else {
         Retry::UntilDeadline
@@ -242,10 +242,10 @@ fn is_ours(pod: &Pod, container: &str, message: &str) -> bool {
         .any(|ours| !ours.is_empty() && ours != image_of(pod, MAIN) && message.contains(ours))
 }
 
-/// The end of a chain of wrapped errors says most.
+/// The innermost of a chain of wrapped errors.
 fn cause(message: &str) -> String {
-    let said = message.trim();
-    let end = said.rsplit_once("desc = ").map_or(said, |(_, end)| end);
+    let text = message.trim();
+    let end = text.rsplit_once("desc = ").map_or(text, |(_, end)| end);
     end.chars().filter(|c| !c.is_control()).take(400).collect()
 }
 

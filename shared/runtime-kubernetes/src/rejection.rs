@@ -1,54 +1,55 @@
-//! What it means when the API server refuses a Pod. Pure.
+//! Classifies the API server's rejection of a Pod. Pure.
 
 use agentbox_runtime::FailureReason;
 
-use crate::facts::Failure;
+use crate::box_state::Failure;
 use crate::objects;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The cluster has not caught up with what was made a moment ago.
-    NotYet,
-    /// It will never be made.
+pub enum Rejection {
+    /// The cluster has not seen an object that was created a moment ago.
+    Retry,
+    /// No later attempt can succeed.
     Final(Failure),
-    /// It will not be made if this lasts: a usage that is not counted anew yet, or a class that
-    /// the API server has not seen yet.
-    FinalIfItLasts(Failure),
+    /// Final if it lasts: the usage of a quota may be stale, or a new runtime class not known yet.
+    FinalAtDeadline(Failure),
     /// Anything else.
     Unknown,
 }
 
-/// By status code and words.
-pub fn classify(code: u16, message: &str) -> Refusal {
-    let said = message.to_lowercase();
-    let says = |part: &str| said.contains(part);
+/// Classifies by status code and message.
+pub fn classify(code: u16, message: &str) -> Rejection {
+    let lower = message.to_lowercase();
+    let contains = |part: &str| lower.contains(part);
     let failure = |reason| Failure {
         reason,
         message: message.chars().take(500).collect(),
     };
-    let failed = |reason| Refusal::Final(failure(reason));
-    let lasting = |reason| Refusal::FinalIfItLasts(failure(reason));
+    let permanent = |reason| Rejection::Final(failure(reason));
+    let at_deadline = |reason| Rejection::FinalAtDeadline(failure(reason));
     match code {
-        403 if says("status unknown for quota") => Refusal::NotYet,
-        403 if says("serviceaccount") && says("not found") => Refusal::NotYet,
-        // Our own is full of creations that were cut off; they are forgotten in time.
-        403 if says(&format!("exceeded quota: {},", objects::QUOTA)) => Refusal::NotYet,
-        403 if says("exceeded quota") && uses_nothing(&said) => failed(FailureReason::Quota),
-        403 if says("exceeded quota") => lasting(FailureReason::Quota),
-        403 if says("runtimeclass") => lasting(FailureReason::RuntimeClass),
-        403 if says("being terminated") => Refusal::Unknown,
+        403 if contains("status unknown for quota") => Rejection::Retry,
+        403 if contains("serviceaccount") && contains("not found") => Rejection::Retry,
+        // Interrupted creations count against our own quota until its controller recounts.
+        403 if contains(&format!("exceeded quota: {},", objects::QUOTA)) => Rejection::Retry,
+        403 if contains("exceeded quota") && uses_nothing(&lower) => {
+            permanent(FailureReason::Quota)
+        }
+        403 if contains("exceeded quota") => at_deadline(FailureReason::Quota),
+        403 if contains("runtimeclass") => at_deadline(FailureReason::RuntimeClass),
+        403 if contains("being terminated") => Rejection::Unknown,
         // A limit range, a security standard or another admission policy.
-        403 if says("maximum") || says("minimum") => failed(FailureReason::Quota),
-        403 if says("violates podsecurity") => failed(FailureReason::Unschedulable),
-        422 if says("image") => failed(FailureReason::ImageInvalid),
-        422 => failed(FailureReason::Unschedulable),
-        _ => Refusal::Unknown,
+        403 if contains("maximum") || contains("minimum") => permanent(FailureReason::Quota),
+        403 if contains("violates podsecurity") => permanent(FailureReason::Unschedulable),
+        422 if contains("image") => permanent(FailureReason::ImageInvalid),
+        422 => permanent(FailureReason::Unschedulable),
+        _ => Rejection::Unknown,
     }
 }
 
 /// Whether a quota is exceeded by the Pod alone: `…, used: limits.memory=0, limited: …`.
-fn uses_nothing(said: &str) -> bool {
-    let Some((_, used)) = said.split_once("used: ") else {
+fn uses_nothing(message: &str) -> bool {
+    let Some((_, used)) = message.split_once("used: ") else {
         return false;
     };
     let used = used.split_once(", limited").map_or(used, |(used, _)| used);
@@ -63,28 +64,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_told_by_its_words() {
-        let of = |refusal: Refusal| match refusal {
-            Refusal::Final(failure) => Ok((failure.reason, false)),
-            Refusal::FinalIfItLasts(failure) => Ok((failure.reason, true)),
+    fn rejection_is_classified_by_its_text() {
+        let outcome = |rejection: Rejection| match rejection {
+            Rejection::Final(failure) => Ok((failure.reason, false)),
+            Rejection::FinalAtDeadline(failure) => Ok((failure.reason, true)),
             other => Err(other),
         };
         for (code, message, expected) in [
             (
                 403,
                 "pods \"main\" is forbidden: status unknown for quota: box, resources: pods",
-                Err(Refusal::NotYet),
+                Err(Rejection::Retry),
             ),
             (
                 403,
                 "pods \"main\" is forbidden: error looking up service account a/box: \
                  serviceaccount \"box\" not found",
-                Err(Refusal::NotYet),
+                Err(Rejection::Retry),
             ),
             (
                 403,
                 "pods \"main\" is forbidden: exceeded quota: box, requested: pods=1, used: pods=4",
-                Err(Refusal::NotYet),
+                Err(Rejection::Retry),
             ),
             (
                 403,
@@ -108,16 +109,20 @@ mod tests {
                 403,
                 "pods \"main\" is forbidden: unable to create new content in namespace x \
                  because it is being terminated",
-                Err(Refusal::Unknown),
+                Err(Rejection::Unknown),
             ),
             (
                 422,
                 "Pod \"main\" is invalid: spec.containers[0].image: Required value",
                 Ok((FailureReason::ImageInvalid, false)),
             ),
-            (500, "etcdserver: request timed out", Err(Refusal::Unknown)),
+            (
+                500,
+                "etcdserver: request timed out",
+                Err(Rejection::Unknown),
+            ),
         ] {
-            assert_eq!(of(classify(code, message)), expected, "{message}");
+            assert_eq!(outcome(classify(code, message)), expected, "{message}");
         }
     }
 }

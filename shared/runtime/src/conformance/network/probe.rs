@@ -1,18 +1,18 @@
-//! Boxes that may nothing and send as much as they can, from their first instruction on. A
-//! driver's tests count what arrives.
+//! Boxes without network access that send datagrams from their first instruction on. A driver's
+//! tests count the datagrams that arrive.
 
 use std::net::SocketAddr;
 
 use futures::future::try_join_all;
 
-use crate::conformance::{Subject, Violation, claim, until};
+use crate::conformance::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxSpec, NetworkPolicy, Runtime};
 
 const BOXES: usize = 6;
-/// Where a [`counting`] box listens.
+/// Where a [`datagram_counter`] box listens.
 pub const COUNTED_PORT: u16 = 9000;
 
-const KNOCK: &str = "
+const SEND: &str = "
 import os, socket, time
 targets = []
 for target in os.environ['TARGETS'].split():
@@ -24,7 +24,7 @@ begun, tried = time.monotonic(), 0
 while seconds == 'all' or time.monotonic() < begun + float(seconds):
     for s, address in targets:
         tried += 1
-        try: s.sendto(b'knock', address)
+        try: s.sendto(b'probe', address)
         except OSError: pass
         if tried % 1000 == 0: print(tried, flush=True)
     if pause: time.sleep(pause)
@@ -36,9 +36,9 @@ import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind(('0.0.0.0', 9000))
 print('counting', flush=True)
-knocks = 0
-while s.recv(100) != b'over': knocks += 1
-print(f'knocks: {knocks}')
+datagrams = 0
+while s.recv(100) != b'over': datagrams += 1
+print(f'datagrams: {datagrams}')
 ";
 
 fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpec {
@@ -49,8 +49,8 @@ fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpec {
 }
 
 /// A box that sends datagrams to each `host:port`, and now and then says how many.
-fn knocker<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
-    let mut spec = python(s, KNOCK);
+fn datagram_sender<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
+    let mut spec = python(s, SEND);
     for (name, value) in [
         ("TARGETS", at.join(" ").as_str()),
         ("SECONDS", "2"),
@@ -62,16 +62,16 @@ fn knocker<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec 
     spec
 }
 
-/// One that does not end, and leaves the machine some air.
+/// An endless sender, with pauses that leave the machine some time.
 pub fn endless<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
-    let mut spec = knocker(s, at);
+    let mut spec = datagram_sender(s, at);
     for (name, value) in [("SECONDS", "all"), ("PAUSE", "0.005")] {
         spec.env.insert(name.to_owned(), value.to_owned());
     }
     spec
 }
 
-/// How many datagrams such a box says that it has sent.
+/// The number of datagrams that such a box has reported as sent.
 ///
 /// # Errors
 /// When its output cannot be read.
@@ -86,31 +86,31 @@ pub async fn sent<D: Runtime + BoxConnector>(
     Ok(last.and_then(|line| line.trim().parse().ok()).unwrap_or(0))
 }
 
-/// Some boxes at once send for two seconds.
+/// Runs several boxes at once that send for two seconds.
 ///
 /// # Errors
 /// When one did not.
-pub async fn knock<D: Runtime + BoxConnector>(
+pub async fn send_datagrams<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     at: &[String],
 ) -> Result<(), Violation> {
-    let knocking = (0..BOXES).map(|_| {
-        let spec = knocker(s, at);
+    let senders = (0..BOXES).map(|_| {
+        let spec = datagram_sender(s, at);
         async move { s.run_to_end(&spec).await }
     });
-    for end in try_join_all(knocking).await? {
+    for end in try_join_all(senders).await? {
         let last = end.output.lines().last().unwrap_or_default();
         let tried: u64 = last.trim().parse().unwrap_or(0);
-        claim(end.exit_code == 0 && tried > 100, || format!("{end:?}"))?;
+        check(end.exit_code == 0 && tried > 100, || format!("{end:?}"))?;
     }
     Ok(())
 }
 
-/// A box that other boxes may talk to, counting datagrams until one is `over`.
+/// Starts a box that other boxes may reach, which counts datagrams until it receives `over`.
 ///
 /// # Errors
 /// When it does not begin.
-pub async fn counting<D: Runtime + BoxConnector>(
+pub async fn datagram_counter<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Result<(BoxSpec, SocketAddr), Violation> {
     let mut spec = python(s, COUNT);
@@ -119,7 +119,7 @@ pub async fn counting<D: Runtime + BoxConnector>(
         ..Default::default()
     });
     let address = s.run(&spec).await?;
-    until("the neighbour counts", || async {
+    eventually("the neighbour counts", || async {
         let output = s.first.last_output(&spec.id, 1_000).await?;
         Ok((!output.is_empty()).then_some(()))
     })

@@ -1,47 +1,46 @@
-//! What the driver must remember of a box and containerd cannot: one small JSON file a
-//! box, shared by every replica on this machine.
+//! The state of a box that containerd does not keep: one small JSON file for each box, shared by
+//! every replica on this machine.
 //!
-//! * I1. A file is replaced whole (rename): a reader sees the old one or the new one.
+//! * I1. A file is replaced by a rename: a reader sees the old one or the new one.
 //! * I2. Only the holder of the box's lock writes; readers need no lock. The kernel frees
-//!   the lock of a process that was killed.
-//! * I3. No secret is in it: neither the boxd token nor the user's environment.
+//!   the lock of a killed process.
+//! * I3. It contains no secret: neither the boxd token nor the user's environment.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{FailureReason, RuntimeError};
+use agentbox_runtime::{FailureReason, NetworkPolicy, RuntimeError};
 use chrono::{DateTime, Utc};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::Policy;
 use crate::network::BoxNetwork;
 
 #[derive(Debug, thiserror::Error)]
-pub enum FactsError {
+pub enum StateError {
     #[error("cannot use the driver's files at {path}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not what the driver writes")]
+    #[error("{path} is not a state file of this driver")]
     Malformed {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("another replica held the box for {0:?}")]
+    #[error("another replica held the lock of the box for {0:?}")]
     Locked(Duration),
 }
 
-impl From<FactsError> for RuntimeError {
-    fn from(error: FactsError) -> Self {
+impl From<StateError> for RuntimeError {
+    fn from(error: StateError) -> Self {
         match error {
-            FactsError::Locked(after) => Self::Deadline(after),
-            FactsError::Io { ref source, .. } => Self::Cluster {
+            StateError::Locked(after) => Self::Deadline(after),
+            StateError::Io { ref source, .. } => Self::Cluster {
                 operation: "state file",
                 message: format!("{error}: {source}"),
             },
-            FactsError::Malformed { ref source, .. } => Self::Cluster {
+            StateError::Malformed { ref source, .. } => Self::Cluster {
                 operation: "state file",
                 message: format!("{error}: {source}"),
             },
@@ -49,7 +48,7 @@ impl From<FactsError> for RuntimeError {
     }
 }
 
-/// How far [`crate::ensure`] has come.
+/// The step that [`crate::ensure`] has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
@@ -57,7 +56,7 @@ pub enum Step {
     Starting,
 }
 
-/// Why a box will never run.
+/// The reason that a box will never run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     #[serde(with = "failure_reason")]
@@ -65,7 +64,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Why we ended a box.
+/// The reason that the driver ended a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
@@ -74,12 +73,12 @@ pub enum Ending {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// The highest that `ensure` was given.
+pub struct BoxState {
+    /// The highest generation that `ensure` was given.
     pub generation: i64,
     pub created_at: DateTime<Utc>,
     pub step: Step,
-    /// When boxd first answered, or was seen to have run.
+    /// When boxd first answered, or was found to have run.
     #[serde(default)]
     pub ready_at: Option<DateTime<Utc>>,
     #[serde(default)]
@@ -88,12 +87,12 @@ pub struct Facts {
     pub ending: Option<Ending>,
     #[serde(default)]
     pub network: Option<BoxNetwork>,
-    /// In force while it runs.
+    /// The network policy in force while it runs.
     #[serde(default)]
-    pub policy: Option<Policy>,
+    pub policy: Option<NetworkPolicy>,
 }
 
-impl Facts {
+impl BoxState {
     pub fn new(generation: i64, now: DateTime<Utc>) -> Self {
         Self {
             generation,
@@ -108,13 +107,13 @@ impl Facts {
     }
 }
 
-/// The files of all boxes of one deployment.
+/// The state files of all boxes of one deployment.
 #[derive(Clone, Debug)]
-pub struct FactsStore {
+pub struct StateStore {
     root: PathBuf,
 }
 
-/// One box's files, ours alone until dropped.
+/// The exclusive lock of one box, held until dropped.
 #[derive(Debug)]
 pub struct BoxLock {
     _file: Flock<std::fs::File>,
@@ -122,45 +121,46 @@ pub struct BoxLock {
 }
 
 impl BoxLock {
-    /// Leaves no lock file behind. The next to lock makes a new one; one who waits on
-    /// the old one notices that it is gone.
+    /// Deletes the lock file. The next holder creates a new one; a waiter on the old file finds
+    /// that it is gone.
     pub fn discard(self) {
-        // Best effort: an empty file that stays does no harm.
+        // Best effort: an empty file that remains is harmless.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> FactsError {
-    move |source| FactsError::Io {
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    move |source| StateError::Io {
         path: path.to_owned(),
         source,
     }
 }
 
-impl FactsStore {
+impl StateStore {
     pub fn new(state_dir: &Path) -> Self {
         Self {
             root: state_dir.to_owned(),
         }
     }
 
-    /// Everything the driver keeps of a box but its lock.
+    /// The directory of a box's files, except its lock.
     pub fn directory(&self, id: &EnvironmentId) -> PathBuf {
         self.root.join(id.as_str())
     }
 
     fn file(&self, id: &EnvironmentId) -> PathBuf {
+        // The name is part of the format on disk.
         self.directory(id).join("facts.json")
     }
 
-    pub async fn load(&self, id: &EnvironmentId) -> Result<Option<Facts>, FactsError> {
+    pub async fn load(&self, id: &EnvironmentId) -> Result<Option<BoxState>, StateError> {
         let path = self.file(id);
         match tokio::fs::read(&path).await {
             Ok(json) => serde_json::from_slice(&json)
                 .map(Some)
-                .map_err(|source| FactsError::Malformed { path, source }),
+                .map_err(|source| StateError::Malformed { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(FactsError::Io { path, source }),
+            Err(source) => Err(StateError::Io { path, source }),
         }
     }
 
@@ -169,10 +169,10 @@ impl FactsStore {
         &self,
         _held: &BoxLock,
         id: &EnvironmentId,
-        facts: &Facts,
-    ) -> Result<(), FactsError> {
+        state: &BoxState,
+    ) -> Result<(), StateError> {
         let path = self.file(id);
-        let json = serde_json::to_vec(facts).map_err(|source| FactsError::Malformed {
+        let json = serde_json::to_vec(state).map_err(|source| StateError::Malformed {
             path: path.clone(),
             source,
         })?;
@@ -188,7 +188,7 @@ impl FactsStore {
             .map_err(io_error(&path))
     }
 
-    /// When a box's facts last changed.
+    /// When a box's state file last changed.
     pub async fn changed_at(&self, id: &EnvironmentId) -> Option<SystemTime> {
         tokio::fs::metadata(self.file(id))
             .await
@@ -198,7 +198,7 @@ impl FactsStore {
     }
 
     /// Every box with a directory here.
-    pub async fn ids(&self) -> Result<Vec<EnvironmentId>, FactsError> {
+    pub async fn ids(&self) -> Result<Vec<EnvironmentId>, StateError> {
         let mut entries = match tokio::fs::read_dir(&self.root).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -216,8 +216,8 @@ impl FactsStore {
         Ok(ids)
     }
 
-    /// The caller holds the lock and has unmounted what was in it.
-    pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), FactsError> {
+    /// The caller holds the lock and has unmounted the output directory.
+    pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), StateError> {
         let path = self.directory(id);
         match tokio::fs::remove_dir_all(&path).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path)(error)),
@@ -226,7 +226,7 @@ impl FactsStore {
     }
 
     /// Waits for the box's lock.
-    pub async fn lock(&self, id: &EnvironmentId, within: Duration) -> Result<BoxLock, FactsError> {
+    pub async fn lock(&self, id: &EnvironmentId, within: Duration) -> Result<BoxLock, StateError> {
         let path = self.root.join("locks").join(id.as_str());
         let deadline = tokio::time::Instant::now() + within;
         loop {
@@ -234,20 +234,20 @@ impl FactsStore {
                 return Ok(lock);
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(FactsError::Locked(within));
+                return Err(StateError::Locked(within));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// One replica at a time measures what boxes have written and repairs the firewall;
-    /// the others get `None`.
-    pub fn try_lead(&self) -> Result<Option<BoxLock>, FactsError> {
+    /// The lock of the one replica that measures storage and restores firewall rules; `None` for
+    /// the others.
+    pub fn try_lead(&self) -> Result<Option<BoxLock>, StateError> {
         try_lock(&self.root.join("locks").join("watch"))
     }
 }
 
-fn try_lock(path: &Path) -> Result<Option<BoxLock>, FactsError> {
+fn try_lock(path: &Path) -> Result<Option<BoxLock>, StateError> {
     use std::os::unix::fs::MetadataExt as _;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(io_error(path))?;
@@ -260,7 +260,7 @@ fn try_lock(path: &Path) -> Result<Option<BoxLock>, FactsError> {
         .map_err(io_error(path))?;
     let ours = file.metadata().map_err(io_error(path))?.ino();
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        // The file may have been discarded between open and lock: then another may hold
+        // The file may have been deleted between open and lock: then another replica may hold
         // the new one.
         Ok(held) => Ok(std::fs::metadata(path)
             .is_ok_and(|now| now.ino() == ours)
@@ -273,7 +273,7 @@ fn try_lock(path: &Path) -> Result<Option<BoxLock>, FactsError> {
     }
 }
 
-/// The seam's reasons carry no serde form of their own.
+/// The serialized form of a [`FailureReason`].
 mod failure_reason {
     use super::{Deserialize, FailureReason};
 
@@ -317,36 +317,36 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn facts_are_read_back_and_removed() {
+    async fn state_is_read_back_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = FactsStore::new(dir.path());
+        let store = StateStore::new(dir.path());
         let id = EnvironmentId::random();
         assert_eq!(store.load(&id).await.unwrap(), None);
         let lock = store.lock(&id, Duration::from_secs(1)).await.unwrap();
-        let mut facts = Facts::new(3, Utc::now());
-        facts.failure = Some(Failure {
+        let mut state = BoxState::new(3, Utc::now());
+        state.failure = Some(Failure {
             reason: FailureReason::ImagePull,
             message: "no such image".into(),
         });
-        facts.ending = Some(Ending::Evicted {
+        state.ending = Some(Ending::Evicted {
             message: "too much".into(),
         });
-        store.save(&lock, &id, &facts).await.unwrap();
-        assert_eq!(store.load(&id).await.unwrap(), Some(facts));
+        store.save(&lock, &id, &state).await.unwrap();
+        assert_eq!(store.load(&id).await.unwrap(), Some(state));
         assert_eq!(store.ids().await.unwrap(), std::slice::from_ref(&id));
         store.remove(&lock, &id).await.unwrap();
         assert_eq!(store.ids().await.unwrap(), []);
     }
 
     #[tokio::test]
-    async fn a_lock_is_held_by_one_and_survives_its_own_removal() {
+    async fn lock_is_exclusive_after_its_file_was_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = FactsStore::new(dir.path());
+        let store = StateStore::new(dir.path());
         let id = EnvironmentId::random();
         let first = store.lock(&id, Duration::ZERO).await.unwrap();
         assert!(matches!(
             store.lock(&id, Duration::from_millis(20)).await,
-            Err(FactsError::Locked(_))
+            Err(StateError::Locked(_))
         ));
         first.discard();
         let second = store.lock(&id, Duration::ZERO).await.unwrap();

@@ -1,22 +1,21 @@
-//! What Kubernetes cannot remember of a box: annotations of its namespace.
+//! The state of a box that Kubernetes does not keep: annotations of its namespace.
 //!
-//! * I1. Every change names the namespace's version it was decided on; somebody else's
-//!   change in between is a conflict, and the decision is made anew.
-//! * I2. The generation never falls.
+//! * I1. Every change names the namespace's version that it was decided on. Another change in
+//!   between is a conflict, and the decision is repeated.
+//! * I2. The generation never decreases.
 
 use std::collections::BTreeMap;
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{FailureReason, RuntimeError};
+use agentbox_runtime::{FailureReason, NetworkPolicy, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Namespace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cluster::{ApiError, namespace_of};
-use crate::driver::Inner;
-use crate::observe::instant;
-use crate::policy::Policy;
+use crate::context::Context;
+use crate::timestamps::from_kubernetes;
 
 pub const GENERATION: &str = "agentbox.dev/generation";
 pub const NETWORK_POLICY: &str = "agentbox.dev/network-policy";
@@ -27,10 +26,10 @@ const STARTED_AT: &str = "agentbox.dev/started-at";
 const ENDING: &str = "agentbox.dev/ending";
 const REMOVAL: &str = "agentbox.dev/removal";
 
-/// Conflicts in a row before a change is given up; each is somebody else's progress.
+/// Conflicts in a row before a change fails. Each is another replica's progress.
 const ATTEMPTS: u32 = 20;
 
-/// Why a box will never run.
+/// The reason that a box will never run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: FailureReason,
@@ -40,32 +39,32 @@ pub struct Failure {
 /// A failure that the kubelet retries, and when it was first seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockedSince {
-    /// As in [`crate::image::Blocked`].
+    /// As in [`crate::blocked::Blocked`].
     pub key: String,
     pub since: DateTime<Utc>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Facts {
+pub struct BoxState {
     pub generation: i64,
     pub created_at: DateTime<Utc>,
-    /// What it was made with.
-    pub policy: Option<Policy>,
+    /// The network policy that it was created with.
+    pub policy: Option<NetworkPolicy>,
     pub failure: Option<Failure>,
     /// The last failure that the kubelet retries.
     pub blocked: Option<BlockedSince>,
-    /// When it was first seen to run. From then on its Pod is never made again.
+    /// When it was first seen running. From then on its Pod is never recreated.
     pub started_at: Option<DateTime<Utc>>,
-    /// We stopped it.
+    /// This driver stopped it.
     pub is_stopped: bool,
-    /// We are removing it.
+    /// This driver is removing it.
     pub is_removed: bool,
-    /// The namespace is going, since then.
+    /// Since when the namespace is being deleted.
     pub deleted_at: Option<DateTime<Utc>>,
     version: String,
 }
 
-impl Facts {
+impl BoxState {
     pub fn read(namespace: &Namespace) -> Self {
         let metadata = &namespace.metadata;
         let empty = BTreeMap::new();
@@ -79,7 +78,7 @@ impl Facts {
             created_at: metadata
                 .creation_timestamp
                 .as_ref()
-                .map(instant)
+                .map(from_kubernetes)
                 .unwrap_or_default(),
             policy: annotations
                 .get(NETWORK_POLICY)
@@ -99,20 +98,20 @@ impl Facts {
                 .and_then(|text| text.parse().ok()),
             is_stopped: annotations.contains_key(ENDING),
             is_removed: annotations.contains_key(REMOVAL),
-            deleted_at: metadata.deletion_timestamp.as_ref().map(instant),
+            deleted_at: metadata.deletion_timestamp.as_ref().map(from_kubernetes),
             version: metadata.resource_version.clone().unwrap_or_default(),
         }
     }
 
-    /// Nothing may be made in it any more.
-    pub fn is_going(&self) -> bool {
+    /// Whether it is being removed: nothing may be created in it any more.
+    pub fn is_terminating(&self) -> bool {
         self.is_removed || self.deleted_at.is_some()
     }
 }
 
-/// One more fact.
+/// One change of a box's state.
 #[derive(Clone, Debug)]
-pub enum Fact {
+pub enum StateChange {
     Generation(i64),
     Failed(Failure),
     Blocked(BlockedSince),
@@ -121,7 +120,7 @@ pub enum Fact {
     Removed,
 }
 
-impl Fact {
+impl StateChange {
     fn annotations(&self) -> Value {
         match self {
             Self::Generation(generation) => json!({ GENERATION: generation.to_string() }),
@@ -136,19 +135,19 @@ impl Fact {
         }
     }
 
-    /// A box keeps its first end and its first failure, and never goes back.
-    pub fn changes(&self, facts: &Facts) -> bool {
+    /// Whether this changes `state`. A box keeps its first end and its first failure.
+    pub fn changes(&self, state: &BoxState) -> bool {
         match self {
-            Self::Generation(generation) => *generation > facts.generation,
-            Self::Failed(_) => facts.failure.is_none(),
+            Self::Generation(generation) => *generation > state.generation,
+            Self::Failed(_) => state.failure.is_none(),
             // The first time counts; another failure than the last begins anew.
-            Self::Blocked(blocked) => facts
+            Self::Blocked(blocked) => state
                 .blocked
                 .as_ref()
                 .is_none_or(|known| known.key != blocked.key),
-            Self::Started(_) => facts.started_at.is_none(),
-            Self::Stopped => !facts.is_stopped,
-            Self::Removed => !facts.is_removed,
+            Self::Started(_) => state.started_at.is_none(),
+            Self::Stopped => !state.is_stopped,
+            Self::Removed => !state.is_removed,
         }
     }
 }
@@ -175,39 +174,40 @@ fn reason_of(name: &str) -> Option<FailureReason> {
         .map(|(reason, _)| *reason)
 }
 
-impl Inner {
-    pub async fn facts(&self, id: &EnvironmentId) -> Result<Option<Facts>, ApiError> {
+impl Context {
+    pub async fn box_state(&self, id: &EnvironmentId) -> Result<Option<BoxState>, ApiError> {
         let namespaces = self.cluster.namespaces().await?;
         let found = self.cluster.get(&namespaces, &namespace_of(id)).await?;
         Ok(found
             .filter(|namespace| self.is_ours(namespace.metadata.labels.as_ref()))
-            .map(|namespace| Facts::read(&namespace)))
+            .map(|namespace| BoxState::read(&namespace)))
     }
 
-    /// Adds a fact, unless the box or what it changes is gone; what is known then.
-    pub async fn learn(
+    /// Records a change that still applies, and returns the state then; `None` when the box is
+    /// gone.
+    pub async fn record(
         &self,
         id: &EnvironmentId,
-        fact: &Fact,
-    ) -> Result<Option<Facts>, RuntimeError> {
+        change: &StateChange,
+    ) -> Result<Option<BoxState>, RuntimeError> {
         let namespaces = self.cluster.namespaces().await?;
         for _ in 0..ATTEMPTS {
-            let Some(facts) = self.facts(id).await? else {
+            let Some(state) = self.box_state(id).await? else {
                 return Ok(None);
             };
-            if !fact.changes(&facts) {
-                return Ok(Some(facts));
+            if !change.changes(&state) {
+                return Ok(Some(state));
             }
             let patch = json!({ "metadata": {
-                "resourceVersion": facts.version,
-                "annotations": fact.annotations(),
+                "resourceVersion": state.version,
+                "annotations": change.annotations(),
             }});
             match self
                 .cluster
                 .merge(&namespaces, &namespace_of(id), &patch)
                 .await
             {
-                Ok(namespace) => return Ok(Some(Facts::read(&namespace))),
+                Ok(namespace) => return Ok(Some(BoxState::read(&namespace))),
                 Err(error) if error.is_conflict() => {}
                 Err(error) if error.refusal().is_some_and(|(code, _)| code == 404) => {
                     return Ok(None);
@@ -216,8 +216,8 @@ impl Inner {
             }
         }
         Err(RuntimeError::Cluster {
-            operation: "note a fact",
-            message: "others change the box's namespace all the time".to_owned(),
+            operation: "record the state of a box",
+            message: format!("the namespace changed {ATTEMPTS} times in between"),
         })
     }
 }
@@ -226,36 +226,39 @@ impl Inner {
 pub mod tests {
     use super::*;
 
-    pub fn facts(annotations: Value) -> Facts {
+    pub fn state_with(annotations: Value) -> BoxState {
         let namespace = json!({ "metadata": {
             "name": "agentbox-x", "annotations": annotations, "resourceVersion": "7",
             "creationTimestamp": "2026-01-02T03:04:05Z",
         }});
-        Facts::read(&serde_json::from_value(namespace).unwrap())
+        BoxState::read(&serde_json::from_value(namespace).unwrap())
     }
 
     #[test]
-    fn each_fact_is_read_as_it_was_written_and_written_once() {
+    fn state_change_reads_as_written_and_is_written_once() {
         let at = DateTime::from_timestamp(1_700_000_000, 5_000).unwrap();
         let failures = NAMES.map(|(reason, _)| {
-            Fact::Failed(Failure {
+            StateChange::Failed(Failure {
                 reason,
                 message: "why".to_owned(),
             })
         });
         let others = [
-            Fact::Generation(3),
-            Fact::Started(at),
-            Fact::Blocked(blocked("main: pull")),
-            Fact::Stopped,
-            Fact::Removed,
+            StateChange::Generation(3),
+            StateChange::Started(at),
+            StateChange::Blocked(blocked("main: pull")),
+            StateChange::Stopped,
+            StateChange::Removed,
         ];
-        for fact in failures.into_iter().chain(others) {
-            assert!(fact.changes(&facts(json!({}))), "{fact:?}");
-            let after = facts(fact.annotations());
-            assert!(!fact.changes(&after), "{fact:?}: {after:?}");
+        for change in failures.into_iter().chain(others) {
+            assert!(change.changes(&state_with(json!({}))), "{change:?}");
+            let after = state_with(change.annotations());
+            assert!(!change.changes(&after), "{change:?}: {after:?}");
         }
-        assert_eq!(facts(Fact::Started(at).annotations()).started_at, Some(at));
+        assert_eq!(
+            state_with(StateChange::Started(at).annotations()).started_at,
+            Some(at)
+        );
     }
 
     fn blocked(key: &str) -> BlockedSince {
@@ -267,19 +270,19 @@ pub mod tests {
 
     #[test]
     fn blocked_since_is_replaced_by_another_failure_only() {
-        let held = facts(Fact::Blocked(blocked("boxd: pull")).annotations());
+        let held = state_with(StateChange::Blocked(blocked("boxd: pull")).annotations());
         let later = BlockedSince {
             since: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
             ..blocked("boxd: pull")
         };
-        assert!(!Fact::Blocked(later).changes(&held));
-        assert!(Fact::Blocked(blocked("main: pull")).changes(&held));
+        assert!(!StateChange::Blocked(later).changes(&held));
+        assert!(StateChange::Blocked(blocked("main: pull")).changes(&held));
     }
 
     #[test]
-    fn the_generation_never_falls() {
-        let held = facts(json!({ GENERATION: "7" }));
-        assert!(!Fact::Generation(6).changes(&held));
-        assert!(Fact::Generation(8).changes(&held));
+    fn generation_never_decreases() {
+        let held = state_with(json!({ GENERATION: "7" }));
+        assert!(!StateChange::Generation(6).changes(&held));
+        assert!(StateChange::Generation(8).changes(&held));
     }
 }

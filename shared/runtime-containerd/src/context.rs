@@ -1,0 +1,41 @@
+//! What every part of the driver works with: the configuration, the connections and the files.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agentbox_contracts::ids::EnvironmentId;
+
+use crate::box_state::StateStore;
+use crate::config::Config;
+use crate::cri::Cri;
+use crate::firewall::Firewall;
+
+/// One driver's configuration and clients. Each module adds the operations of its noun.
+#[derive(Debug)]
+pub struct Context {
+    pub config: Config,
+    pub cri: Cri,
+    pub states: StateStore,
+    pub firewall: Firewall,
+}
+
+impl Context {
+    pub fn new(config: Config) -> Self {
+        Self {
+            cri: Cri::new(&config.socket, config.call_deadline()),
+            states: StateStore::new(&config.state_dir),
+            firewall: Firewall::new(&config),
+            config,
+        }
+    }
+
+    pub fn output_directory(&self, id: &EnvironmentId) -> PathBuf {
+        self.states.directory(id).join("output")
+    }
+
+    /// Long enough for another replica to create or remove the box.
+    pub fn lock_deadline(&self) -> Duration {
+        let seconds = self.config.sandbox_deadline_s + self.config.start_deadline_s;
+        Duration::from_secs(seconds)
+    }
+}

@@ -1,0 +1,10 @@
+//! Errors of this machine as the runtime's errors.
+
+use agentbox_runtime::RuntimeError;
+
+pub fn io_failure(operation: &'static str, error: &std::io::Error) -> RuntimeError {
+    RuntimeError::Cluster {
+        operation,
+        message: error.to_string(),
+    }
+}

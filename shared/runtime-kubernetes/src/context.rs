@@ -1,0 +1,26 @@
+//! What every part of the driver works with: the configuration, the connections and the caches.
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::pod_watch::PodWatch;
+use crate::usage_cache::UsageCache;
+
+/// One driver's configuration and clients. Each module adds the operations of its noun.
+#[derive(Debug)]
+pub struct Context {
+    pub config: Config,
+    pub cluster: Cluster,
+    pub pod_watch: PodWatch,
+    pub usage_cache: UsageCache,
+}
+
+impl Context {
+    pub fn new(config: Config) -> Self {
+        Self {
+            cluster: Cluster::new(&config),
+            pod_watch: PodWatch::default(),
+            usage_cache: UsageCache::default(),
+            config,
+        }
+    }
+}
