@@ -1,8 +1,8 @@
-//! A command that shall be started: which file it is, and how a start fails.
+//! A command to start: which file is executed, and how a start fails.
 
 mod launch;
 
-pub use launch::{Session, launchable};
+pub use launch::{StandardStreams, build_command};
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,60 +14,60 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::environment::Variables;
 
-/// Not found, as shells say it.
+/// The exit code of shells for a program that was not found.
 pub const NOT_FOUND: i32 = 127;
-/// Found, and not to be executed.
+/// The exit code of shells for a program that cannot be executed.
 pub const NOT_EXECUTABLE: i32 = 126;
 
-/// What to start, complete.
-pub struct Order {
+/// A command with its directory and its whole environment.
+pub struct CommandSpec {
     /// Never empty.
     pub argv: Vec<OsString>,
-    /// `None`: boxd's own, which is the image's.
+    /// `None`: boxd's own, which is the image's working directory.
     pub working_dir: Option<PathBuf>,
     pub variables: Variables,
 }
 
-/// The command ended before it began.
+/// The command could not be started.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct CannotStart {
+pub struct StartError {
     pub exit_code: i32,
-    /// For the caller.
+    /// The reason, for the caller.
     pub message: String,
 }
 
-impl CannotStart {
-    fn new(exit_code: i32, what: &OsStr, why: &str) -> Self {
+impl StartError {
+    fn new(exit_code: i32, subject: &OsStr, reason: &str) -> Self {
         Self {
             exit_code,
-            message: format!("{}: {why}", what.to_string_lossy()),
+            message: format!("{}: {reason}", subject.to_string_lossy()),
         }
     }
 
-    /// What the kernel said when `program`, which exists, was executed.
+    /// From the kernel's error when `program`, which exists, was executed.
     pub fn from_exec(program: &OsStr, error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => Self::new(NOT_FOUND, program, "its interpreter was not found"),
             Some(Errno::EAGAIN) => Self::new(
                 NOT_EXECUTABLE,
                 program,
-                "no process could be created: the box's process limit is reached",
+                "the box's process limit is reached",
             ),
             Some(errno) => Self::new(NOT_EXECUTABLE, program, errno.desc()),
-            None => Self::new(NOT_EXECUTABLE, program, "it could not be executed"),
+            None => Self::new(NOT_EXECUTABLE, program, "could not be executed"),
         }
     }
 }
 
-impl Order {
-    /// The file to execute: `argv[0]` itself when it has a slash, else the first
-    /// executable of that name in the PATH that the command will see.
+impl CommandSpec {
+    /// The file to execute: `argv[0]` itself when it contains a slash, else the first
+    /// executable of that name in the command's own PATH.
     ///
     /// # Errors
-    /// [`CannotStart`]: 127 when there is none; 126 when it is not executable, or the
-    /// working directory cannot be entered.
-    pub fn resolve(&self) -> Result<PathBuf, CannotStart> {
+    /// [`StartError`] with code 127 when there is no such file, with 126 when it is not
+    /// executable or the working directory cannot be entered.
+    pub fn resolve(&self) -> Result<PathBuf, StartError> {
         if let Some(directory) = &self.working_dir {
             check_directory(directory)?;
         }
@@ -76,52 +76,52 @@ impl Order {
             .first()
             .map_or(OsStr::new(""), OsString::as_os_str);
         if program.is_empty() {
-            return Err(CannotStart::new(NOT_FOUND, program, "no program was given"));
+            return Err(StartError::new(NOT_FOUND, program, "no program was given"));
         }
         if program.as_bytes().contains(&b'/') {
             let path = Path::new(program);
-            let seen = self
+            let absolute = self
                 .working_dir
                 .as_deref()
                 .unwrap_or(Path::new(""))
                 .join(path);
-            return match Candidate::look(&seen) {
+            return match Candidate::inspect(&absolute) {
                 Candidate::Executable => Ok(path.to_owned()),
-                other => Err(other.refusal(program)),
+                other => Err(other.error(program)),
             };
         }
         self.search(program)
     }
 
-    fn search(&self, program: &OsStr) -> Result<PathBuf, CannotStart> {
+    fn search(&self, program: &OsStr) -> Result<PathBuf, StartError> {
         let path = self.variables.get(OsStr::new("PATH"));
         let mut worst = Candidate::Missing;
         for directory in std::env::split_paths(path.map_or(OsStr::new(""), OsString::as_os_str)) {
             let file = directory.join(program);
             let base = self.working_dir.as_deref().unwrap_or(Path::new(""));
-            match Candidate::look(&base.join(&file)) {
+            match Candidate::inspect(&base.join(&file)) {
                 Candidate::Executable => return Ok(file),
-                // A directory of the name is passed over, as execvp(3) does.
+                // Directories are skipped, as execvp(3) does.
                 Candidate::Forbidden => worst = Candidate::Forbidden,
                 Candidate::Missing | Candidate::Directory => {}
             }
         }
-        Err(worst.refusal(program))
+        Err(worst.error(program))
     }
 }
 
-fn check_directory(directory: &Path) -> Result<(), CannotStart> {
-    let refused = |why| CannotStart::new(NOT_EXECUTABLE, directory.as_os_str(), why);
+fn check_directory(directory: &Path) -> Result<(), StartError> {
+    let error = |reason| StartError::new(NOT_EXECUTABLE, directory.as_os_str(), reason);
     match std::fs::metadata(directory) {
-        Ok(found) if !found.is_dir() => Err(refused("the working directory is not a directory")),
+        Ok(found) if !found.is_dir() => Err(error("the working directory is not a directory")),
         Ok(_) if access(directory, AccessFlags::X_OK).is_err() => {
-            Err(refused("the working directory cannot be entered"))
+            Err(error("the working directory cannot be entered"))
         }
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(refused("the working directory does not exist"))
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            Err(error("the working directory does not exist"))
         }
-        Err(_) => Err(refused("the working directory cannot be used")),
+        Err(_) => Err(error("the working directory cannot be used")),
     }
 }
 
@@ -134,7 +134,7 @@ enum Candidate {
 }
 
 impl Candidate {
-    fn look(path: &Path) -> Self {
+    fn inspect(path: &Path) -> Self {
         match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => Self::Directory,
             Ok(_) if access(path, AccessFlags::X_OK).is_ok() => Self::Executable,
@@ -144,12 +144,12 @@ impl Candidate {
         }
     }
 
-    fn refusal(self, program: &OsStr) -> CannotStart {
+    fn error(self, program: &OsStr) -> StartError {
         match self {
-            Self::Missing => CannotStart::new(NOT_FOUND, program, "not found"),
-            Self::Directory => CannotStart::new(NOT_EXECUTABLE, program, "is a directory"),
+            Self::Missing => StartError::new(NOT_FOUND, program, "not found"),
+            Self::Directory => StartError::new(NOT_EXECUTABLE, program, "is a directory"),
             Self::Forbidden | Self::Executable => {
-                CannotStart::new(NOT_EXECUTABLE, program, "is not executable")
+                StartError::new(NOT_EXECUTABLE, program, "is not executable")
             }
         }
     }
@@ -162,8 +162,8 @@ mod tests {
 
     use super::*;
 
-    fn order(argv: &str, path: &str, working_dir: Option<&Path>) -> Order {
-        Order {
+    fn command(argv: &str, path: &str, working_dir: Option<&Path>) -> CommandSpec {
+        CommandSpec {
             argv: vec![argv.into()],
             working_dir: working_dir.map(Path::to_owned),
             variables: [("PATH".into(), path.into())].into(),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_executable_in_the_commands_own_path_is_taken() {
+    fn program_resolves_to_first_executable_in_command_path() {
         let dir = tempfile::tempdir().unwrap();
         for (name, mode) in [("first", 0o644), ("second", 0o755)] {
             let sub = dir.path().join(name);
@@ -183,9 +183,9 @@ mod tests {
         let root = dir.path().display();
         let path = format!("{root}/first:{root}/second");
         let code =
-            |argv: &str, path: &str| order(argv, path, None).resolve().unwrap_err().exit_code;
+            |argv: &str, path: &str| command(argv, path, None).resolve().unwrap_err().exit_code;
         assert_eq!(
-            order("tool", &path, None).resolve(),
+            command("tool", &path, None).resolve(),
             Ok(dir.path().join("second/tool"))
         );
         assert_eq!(code("tool", &format!("{root}/first")), NOT_EXECUTABLE);
@@ -195,19 +195,19 @@ mod tests {
         assert_eq!(code("", &path), NOT_FOUND);
         assert_eq!(code(&format!("{root}/first/tool"), ""), NOT_EXECUTABLE);
         assert_eq!(code(&format!("{root}/first"), ""), NOT_EXECUTABLE);
-        let relative = order("./second/tool", "", Some(dir.path()));
+        let relative = command("./second/tool", "", Some(dir.path()));
         assert_eq!(relative.resolve(), Ok(PathBuf::from("./second/tool")));
     }
 
     #[test]
-    fn a_bad_working_directory_is_said_to_be_one() {
+    fn unusable_working_directory_is_named_in_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         for bad in [file, dir.path().join("nowhere")] {
-            let refused = order("/bin/sh", "", Some(&bad)).resolve().unwrap_err();
-            assert_eq!(refused.exit_code, NOT_EXECUTABLE);
-            assert!(refused.message.contains("working directory"), "{refused}");
+            let error = command("/bin/sh", "", Some(&bad)).resolve().unwrap_err();
+            assert_eq!(error.exit_code, NOT_EXECUTABLE);
+            assert!(error.message.contains("working directory"), "{error}");
         }
     }
 }

@@ -1,51 +1,52 @@
-//! The environment that commands inherit: the image's and the box's own, without
-//! boxd's variables.
+//! The environment variables that commands inherit: the image's and the box's, without
+//! boxd's own.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use agentbox_box_protocol::variables;
-
-use crate::lock::lock;
+use parking_lot::Mutex;
 
 pub type Variables = BTreeMap<OsString, OsString>;
 
-/// What a shell assumes when an image says nothing.
+/// The PATH of an image that sets none, as shells assume it.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Grows once, when a warm box is configured.
+/// The inherited variables. A warm box adds to them once, with `Configure`.
 pub struct Environment(Mutex<Arc<Variables>>);
 
 impl Environment {
-    /// Of this process.
+    /// The variables of this process.
     #[must_use]
     pub fn inherited() -> Self {
-        Self::of(std::env::vars_os())
+        Self::from_variables(std::env::vars_os())
     }
 
-    fn of(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
-        let mut kept: Variables = variables.filter(|(name, _)| !is_ours(name)).collect();
+    fn from_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        let mut kept: Variables = variables
+            .filter(|(name, _)| !is_boxd_variable(name))
+            .collect();
         kept.entry("PATH".into())
             .or_insert_with(|| DEFAULT_PATH.into());
         Self(Mutex::new(Arc::new(kept)))
     }
 
-    pub fn add(&self, more: impl IntoIterator<Item = (OsString, OsString)>) {
-        let mut current = lock(&self.0);
+    pub fn extend(&self, more: impl IntoIterator<Item = (OsString, OsString)>) {
+        let mut current = self.0.lock();
         Arc::make_mut(&mut current).extend(more);
     }
 
-    /// The environment with `more` on top.
+    /// The variables, extended or replaced by `more`.
     #[must_use]
-    pub fn with(&self, more: impl IntoIterator<Item = (OsString, OsString)>) -> Variables {
-        let mut variables = Variables::clone(&lock(&self.0));
+    pub fn merged_with(&self, more: impl IntoIterator<Item = (OsString, OsString)>) -> Variables {
+        let mut variables = Variables::clone(&self.0.lock());
         variables.extend(more);
         variables
     }
 }
 
-fn is_ours(name: &OsStr) -> bool {
+fn is_boxd_variable(name: &OsStr) -> bool {
     name.as_encoded_bytes()
         .starts_with(variables::PREFIX.as_bytes())
 }
@@ -59,23 +60,25 @@ mod tests {
     }
 
     #[test]
-    fn boxds_variables_are_not_inherited_and_path_is_always_there() {
+    fn inherited_environment_drops_boxd_variables_and_has_path() {
         let given = [pair("AGENTBOX_BOXD_TOKEN", "secret"), pair("HOME", "/root")];
-        let seen = Environment::of(given.into_iter()).with([]);
+        let seen = Environment::from_variables(given.into_iter()).merged_with([]);
         assert_eq!(seen.get(OsStr::new("AGENTBOX_BOXD_TOKEN")), None);
         assert_eq!(seen.get(OsStr::new("HOME")), Some(&"/root".into()));
         assert_eq!(seen.get(OsStr::new("PATH")), Some(&DEFAULT_PATH.into()));
     }
 
     #[test]
-    fn what_a_command_adds_is_its_own_and_what_configuring_adds_is_everybodys() {
-        let environment = Environment::of([pair("PATH", "/bin")].into_iter());
-        assert_eq!(environment.with([pair("A", "1")]).len(), 2);
-        environment.add([pair("B", "2")]);
+    fn command_variables_are_private_and_configured_variables_are_shared() {
+        let environment = Environment::from_variables([pair("PATH", "/bin")].into_iter());
+        assert_eq!(environment.merged_with([pair("A", "1")]).len(), 2);
+        environment.extend([pair("B", "2")]);
         assert_eq!(
-            environment.with([pair("B", "3")]).get(OsStr::new("B")),
+            environment
+                .merged_with([pair("B", "3")])
+                .get(OsStr::new("B")),
             Some(&"3".into())
         );
-        assert_eq!(environment.with([]).len(), 2);
+        assert_eq!(environment.merged_with([]).len(), 2);
     }
 }

@@ -7,10 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 #[derive(Debug, thiserror::Error)]
-#[error("boxd could not be copied")]
+#[error("copying boxd failed")]
 pub struct InstallError(#[from] io::Error);
 
-/// Whole or not at all: whoever finds `path` finds a complete program, mode 0755.
+/// Copies this program to `path`, mode 0755, by a rename: a file at `path` is always
+/// complete.
 ///
 /// # Errors
 /// [`InstallError`].

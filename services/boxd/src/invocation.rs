@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! `boxd run [-- command…]`, `boxd install <path>`, `boxd --version`; `boxd serve` is
-//! boxd's own second step (see [`crate::conceal`]).
+//! boxd's own second start (see [`crate::reexec`]).
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,20 +23,20 @@ pub enum Invocation {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("usage: boxd run [-- command…] | boxd install <path> | boxd --version")]
-pub struct InvocationError;
+pub struct UsageError;
 
 impl Invocation {
-    /// `arguments` as the process got them, its name first.
+    /// Parses the process's arguments, its name first.
     ///
     /// # Errors
-    /// [`InvocationError`] for anything else than what the module says.
-    pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, InvocationError> {
+    /// [`UsageError`] for anything but the forms above.
+    pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, UsageError> {
         let _name = arguments.next();
-        let verb = arguments.next().ok_or(InvocationError)?;
+        let verb = arguments.next().ok_or(UsageError)?;
         match verb.to_str() {
             Some("--version") => Ok(Self::Version),
             Some("install") => {
-                let path = arguments.next().ok_or(InvocationError)?;
+                let path = arguments.next().ok_or(UsageError)?;
                 Ok(Self::Install { path: path.into() })
             }
             Some("run") => Ok(Self::Run {
@@ -46,22 +46,22 @@ impl Invocation {
                 let settings_fd = arguments
                     .next()
                     .and_then(|text| text.to_str().and_then(|text| text.parse().ok()))
-                    .ok_or(InvocationError)?;
+                    .ok_or(UsageError)?;
                 Ok(Self::Serve {
                     settings_fd,
                     command: command(arguments)?,
                 })
             }
-            _ => Err(InvocationError),
+            _ => Err(UsageError),
         }
     }
 }
 
-fn command(mut rest: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, InvocationError> {
+fn command(mut rest: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, UsageError> {
     match rest.next() {
         None => Ok(Vec::new()),
         Some(dashes) if dashes == "--" => Ok(rest.collect()),
-        Some(_) => Err(InvocationError),
+        Some(_) => Err(UsageError),
     }
 }
 
@@ -69,12 +69,12 @@ fn command(mut rest: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, In
 mod tests {
     use super::*;
 
-    fn parse(words: &[&str]) -> Result<Invocation, InvocationError> {
+    fn parse(words: &[&str]) -> Result<Invocation, UsageError> {
         Invocation::parse(words.iter().map(OsString::from))
     }
 
     #[test]
-    fn a_command_is_what_follows_the_dashes_verbatim() {
+    fn arguments_after_dashes_are_the_command() {
         let command = ["sh", "--", "-c"].map(OsString::from).to_vec();
         assert_eq!(
             parse(&["boxd", "run", "--", "sh", "--", "-c"]),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn unknown_arguments_are_rejected() {
         for words in [
             &["boxd"][..],
             &["boxd", "run", "sh"],
@@ -95,7 +95,7 @@ mod tests {
             &["boxd", "serve", "x"],
             &[],
         ] {
-            assert_eq!(parse(words), Err(InvocationError), "{words:?}");
+            assert_eq!(parse(words), Err(UsageError), "{words:?}");
         }
     }
 }

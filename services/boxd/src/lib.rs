@@ -2,22 +2,26 @@
 //!
 //! Owns the processes of one box: it starts them, reaps them, kills their groups,
 //! serves their terminals and keeps the main command's output. It holds one secret, the
-//! token that opens this box, and hides it from what it starts.
+//! box's token, and hides it from the commands.
 //!
-//! The way through: [`invocation`] (what was asked on the command line) → [`conceal`]
-//! (the token leaves the environment) → [`life`] (start, signals, end) → [`service`]
-//! (gRPC) → [`run`] (a command of a caller), [`main_command`] (the box's own),
+//! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
+//! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
+//! [`service`] (gRPC) → [`run`] (a caller's command), [`main_command`] (the box's own),
 //! [`logs`], [`usage`].
 //!
-//! Nothing here knows who calls, or what a cluster is.
+//! boxd does not know its callers, nor the cluster.
+//!
+//! A warm box starts without a main command and gets it with the `Configure` call. boxd
+//! implements its side (`Configure`, `Settings::warm`, `Phase::Unconfigured`); no service
+//! creates warm boxes yet.
 
 mod command;
-mod conceal;
 mod environment;
+mod init;
 mod install;
 mod invocation;
-mod life;
-mod lock;
+mod reexec;
+
 mod logs;
 mod main_command;
 mod pump;
@@ -35,8 +39,8 @@ use std::process::ExitCode;
 
 use invocation::Invocation;
 
-/// Does what the command line says. The exit code is the main command's, 0 for a box
-/// that idled, 2 for a wrong command line and 125 when boxd itself failed.
+/// Runs the command line. The exit code is the main command's, 0 for a box that idled,
+/// 2 for a wrong command line and 125 when boxd itself failed.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Invocation::parse(arguments) {
         Ok(Invocation::Version) => {
@@ -44,11 +48,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Invocation::Install { path }) => finish(install::install(&path).map(|()| 0)),
-        Ok(Invocation::Run { command }) => finish(conceal::run(command)),
+        Ok(Invocation::Run { command }) => finish(reexec::run(command)),
         Ok(Invocation::Serve {
             settings_fd,
             command,
-        }) => finish(conceal::serve(settings_fd, command)),
+        }) => finish(reexec::serve(settings_fd, command)),
         Err(error) => {
             eprintln!("boxd: {error}");
             ExitCode::from(2)

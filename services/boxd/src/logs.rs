@@ -1,24 +1,24 @@
-//! The main command's output, kept and told.
+//! The log: the main command's output, stored and streamed.
 //!
 //! Owns the two segments (see [`agentbox_box_protocol::output`]). Invariants:
 //! * I1. Writing never waits for a reader.
-//! * I2. A reader gets each entry once, in order, or is told how many it missed.
-//! * I3. A follower's stream ends after the last entry of a main command that has ended.
+//! * I2. A reader gets each entry once, in order, or the number of entries it missed.
+//! * I3. A follower's stream ends after the last entry once the main command has ended.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use agentbox_box_protocol::output::{Batch, NewEntry, Output, WriteError};
 use agentbox_box_protocol::proto::{self, logs_reply};
 use chrono::Utc;
 use futures::Stream;
 use futures::stream::unfold;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::lock::lock;
 use crate::settings::Settings;
 
-/// About so much in one reply.
+/// The approximate size of one reply, in bytes.
 const REPLY_BYTES: usize = 128 * 1024;
 
 pub struct Log {
@@ -50,38 +50,38 @@ impl Log {
         })
     }
 
-    /// Entries that cannot be written (the directory is full of somebody else's bytes)
-    /// are lost, and readers are told: their sequences are missing.
+    /// Appends entries. Entries that cannot be written, because other files fill the
+    /// directory, are lost: readers see the gap in the sequences.
     pub fn append(&self, entries: &[NewEntry<'_>]) {
         if entries.is_empty() {
             return;
         }
         let now = Utc::now().timestamp_nanos_opt().unwrap_or(i64::MAX);
-        let mut output = lock(&self.output);
-        let _told_as_lost = output.append(now, entries);
+        let mut output = self.output.lock();
+        let _seen_as_gap = output.append(now, entries);
         let next_sequence = output.next_sequence();
         drop(output);
         self.progress
             .send_modify(|progress| progress.next_sequence = next_sequence);
     }
 
-    /// No more entries will come.
+    /// Marks the log as ended.
     pub fn end(&self) {
         self.progress.send_modify(|progress| progress.ended = true);
     }
 
-    /// Answers `request`, from a log that goes on meanwhile.
+    /// Streams the entries that `request` selects; others may be appended meanwhile.
     pub fn stream(
         self: &Arc<Self>,
         request: &proto::LogsRequest,
     ) -> impl Stream<Item = Result<proto::LogsReply, Status>> + use<> {
-        let output = lock(&self.output);
+        let output = self.output.lock();
         let (kept, next) = (output.first_sequence(), output.next_sequence());
         drop(output);
         let cursor = Cursor {
             log: Arc::clone(self),
             progress: self.progress.subscribe(),
-            sequence: first_wanted(request, kept, next),
+            sequence: first_sequence_to_send(request, kept, next),
             until: if request.follow { u64::MAX } else { next },
             since: request.since_unix_nanos,
         };
@@ -92,9 +92,9 @@ impl Log {
     }
 }
 
-/// Where a reader begins, when entries `kept..next` are there.
-fn first_wanted(request: &proto::LogsRequest, kept: u64, next: u64) -> u64 {
-    // 0 and 1 ask for the oldest kept: nothing that is gone was asked for.
+/// The first sequence to send when entries `kept..next` exist.
+fn first_sequence_to_send(request: &proto::LogsRequest, kept: u64, next: u64) -> u64 {
+    // 0 and 1 select the oldest kept entry, so no entry counts as lost.
     let from = if request.from_sequence <= 1 {
         kept
     } else {
@@ -110,7 +110,7 @@ struct Cursor {
     log: Arc<Log>,
     progress: watch::Receiver<Progress>,
     sequence: u64,
-    /// The first not wanted.
+    /// The first sequence that is not sent.
     until: u64,
     since: Option<i64>,
 }
@@ -129,7 +129,7 @@ impl Cursor {
                 self.progress.changed().await.ok()?;
                 continue;
             }
-            let batch = lock(&self.log.output).read(self.sequence, REPLY_BYTES);
+            let batch = self.log.output.lock().read(self.sequence, REPLY_BYTES);
             match batch {
                 Ok(batch) => {
                     if let Some(reply) = self.reply(batch) {
@@ -144,13 +144,13 @@ impl Cursor {
         }
     }
 
-    /// Told losses come first, and what follows them in the next round.
+    /// Reports lost entries first; the entries after them follow in the next reply.
     fn reply(&mut self, batch: Batch) -> Option<proto::LogsReply> {
         if let Some(first) = batch.entries.first()
             && first.sequence == self.sequence
         {
-            // The first gap within, if any, begins the next round.
-            let mut wanted = Vec::with_capacity(batch.entries.len());
+            // A gap within the batch starts the next reply.
+            let mut selected = Vec::with_capacity(batch.entries.len());
             for entry in batch.entries {
                 if entry.sequence != self.sequence || entry.sequence >= self.until {
                     break;
@@ -158,10 +158,10 @@ impl Cursor {
                 self.sequence += 1;
                 let nanos = entry.timestamp.timestamp_nanos_opt().unwrap_or(i64::MAX);
                 if self.since.is_none_or(|since| nanos >= since) {
-                    wanted.push(entry.into());
+                    selected.push(entry.into());
                 }
             }
-            let batch = logs_reply::Reply::Batch(proto::LogBatch { entries: wanted });
+            let batch = logs_reply::Reply::Batch(proto::LogBatch { entries: selected });
             let empty =
                 matches!(&batch, logs_reply::Reply::Batch(batch) if batch.entries.is_empty());
             return (!empty).then_some(proto::LogsReply { reply: Some(batch) });
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_begins_where_it_asked_or_at_the_oldest_kept() {
+    fn first_sequence_follows_from_sequence_and_tail() {
         // Entries 10..20 are kept.
         for (from, tail, expected) in [
             (0, None, 10),
@@ -203,7 +203,7 @@ mod tests {
                 ..Default::default()
             };
             assert_eq!(
-                first_wanted(&request, 10, 20),
+                first_sequence_to_send(&request, 10, 20),
                 expected,
                 "from {from} tail {tail:?}"
             );

@@ -1,9 +1,9 @@
-//! The box's main command: one, once.
+//! The box's main command.
 //!
-//! Its output is the box's log, and is passed to boxd's own stdout and stderr; its end is
-//! the box's end. Invariants:
-//! * I1. It is started at most once, whoever asks how often.
-//! * I2. How it ended is in the termination file before anybody hears of it.
+//! Its output is the box's log, and is copied to boxd's own stdout and stderr. When it
+//! ends, the box ends. Invariants:
+//! * I1. It is started at most once.
+//! * I2. The termination file is written before the end is published.
 
 mod lines;
 mod tee;
@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use agentbox_box_protocol::output::NewEntry;
 use agentbox_box_protocol::termination::Termination;
@@ -20,30 +20,31 @@ use agentbox_contracts::logs::OutputStream;
 use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::command::{CannotStart, NOT_EXECUTABLE, Order, Session, launchable};
+use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
 use crate::environment::Environment;
-use crate::lock::lock;
+
 use crate::logs::Log;
 use crate::pump::{Sink, Source, pump};
-use crate::reaper::{Child, Ended, Reaper};
+use crate::reaper::{Child, ExitStatus, Reaper};
 use crate::run::output_pipe;
 use crate::usage;
 use lines::Lines;
 
-/// What the main command does.
+/// The state of the main command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// There is none and will be none.
+    /// The box has no main command.
     Idle,
-    /// It comes with `Configure`.
+    /// A warm box: the main command comes with `Configure`.
     Unconfigured,
     Starting,
     Running(Pid),
-    /// With this exit code, 0..=255.
+    /// Ended with this exit code, 0..=255.
     Exited(i32),
 }
 
@@ -82,7 +83,7 @@ impl MainCommand {
         *self.phase.borrow()
     }
 
-    /// Its exit code, once it has ended; never for a box that idles.
+    /// Waits for the end; returns the exit code. Never returns for an idle box.
     pub async fn ended(&self) -> i32 {
         let mut phase = self.phase.subscribe();
         loop {
@@ -95,18 +96,19 @@ impl MainCommand {
         }
     }
 
-    /// Passes a signal on to its group; `false` when there is none.
+    /// Forwards a signal to its process group; `false` when there is no main command.
     pub fn signal(&self, signal: Signal) -> bool {
         match self.phase() {
             Phase::Running(leader) => self.reaper.signal_group(leader, signal),
-            // It will have ended, or gets the runtime's next signal.
+            // It has ended, or gets the runtime's next signal.
             Phase::Starting | Phase::Exited(_) => true,
             Phase::Idle | Phase::Unconfigured => false,
         }
     }
 
-    /// Without a command, the box idles. To be called once (I1 is the caller's: `life`
-    /// for argv, `service` for `Configure`). A command that cannot start has ended.
+    /// Starts the command; without one the box idles. A command that cannot be started
+    /// counts as ended. Must be called once only: `init` calls it for the command line,
+    /// `service` for `Configure`.
     pub async fn start(self: &Arc<Self>, argv: Vec<OsString>) {
         if argv.is_empty() {
             self.phase.send_replace(Phase::Idle);
@@ -121,14 +123,14 @@ impl MainCommand {
                 let this = Arc::clone(self);
                 self.tasks.spawn(async move {
                     let ended = this.supervise(child, sources).await;
-                    let killed = matches!(ended, Some(Ended::Signalled(9)));
+                    let killed = matches!(ended, Some(ExitStatus::Signalled(9)));
                     let oom_killed = killed && usage::oom_kills() > oom_kills;
-                    let code = ended.map_or(255, Ended::exit_code);
+                    let code = ended.map_or(255, ExitStatus::exit_code);
                     this.end(code, oom_killed, started_at, String::new());
                 });
             }
-            Err(refusal) => {
-                let line = format!("boxd: {refusal}");
+            Err(error) => {
+                let line = format!("boxd: {error}");
                 let stream = OutputStream::Stderr;
                 tee::write(stream, format!("{line}\n").as_bytes());
                 self.log.append(&[NewEntry {
@@ -136,7 +138,7 @@ impl MainCommand {
                     partial: false,
                     line: line.as_bytes(),
                 }]);
-                self.end(refusal.exit_code, false, started_at, refusal.message);
+                self.end(error.exit_code, false, started_at, error.message);
             }
         }
     }
@@ -144,32 +146,32 @@ impl MainCommand {
     async fn launch(
         &self,
         argv: Vec<OsString>,
-    ) -> Result<(Child, [(OutputStream, Source); 2]), CannotStart> {
-        let order = Order {
+    ) -> Result<(Child, [(OutputStream, Source); 2]), StartError> {
+        let spec = CommandSpec {
             argv,
             working_dir: None,
-            variables: self.environment.with([]),
+            variables: self.environment.merged_with([]),
         };
-        let file = order.resolve()?;
-        let no_pipes = |error: io::Error| CannotStart {
+        let file = spec.resolve()?;
+        let pipe_error = |error: io::Error| StartError {
             exit_code: NOT_EXECUTABLE,
-            message: format!("no pipe could be made: {error}"),
+            message: format!("creating a pipe failed: {error}"),
         };
-        let (stdout, stdout_source) = output_pipe().map_err(no_pipes)?;
-        let (stderr, stderr_source) = output_pipe().map_err(no_pipes)?;
-        let session = Session::Pipes {
+        let (stdout, stdout_source) = output_pipe().map_err(pipe_error)?;
+        let (stderr, stderr_source) = output_pipe().map_err(pipe_error)?;
+        let streams = StandardStreams::Pipes {
             stdin: Stdio::null(),
             stdout,
             stderr,
         };
-        let command = launchable(&order, &file, session).map_err(no_pipes)?;
+        let command = build_command(&spec, &file, streams).map_err(pipe_error)?;
         let child = self.reaper.start(command).await.map_err(|error| {
-            let program = order
+            let program = spec
                 .argv
                 .first()
                 .map(OsString::as_os_str)
                 .unwrap_or_default();
-            CannotStart::from_exec(program, &error)
+            StartError::from_exec(program, &error)
         })?;
         let sources = [
             (OutputStream::Stdout, stdout_source),
@@ -178,10 +180,14 @@ impl MainCommand {
         Ok((child, sources))
     }
 
-    async fn supervise(&self, child: Child, sources: [(OutputStream, Source); 2]) -> Option<Ended> {
+    async fn supervise(
+        &self,
+        child: Child,
+        sources: [(OutputStream, Source); 2],
+    ) -> Option<ExitStatus> {
         let command_ended = CancellationToken::new();
         let pumps = sources.map(|(stream, source)| {
-            let sink = IntoLog {
+            let sink = LogSink {
                 log: &self.log,
                 stream,
                 lines: Mutex::new(Lines::default()),
@@ -214,7 +220,7 @@ impl MainCommand {
         if let Some(path) = &self.termination_file
             && let Err(error) = termination.write(path)
         {
-            // The exit code still tells the most of it.
+            // The exit code is still reported.
             eprintln!("boxd: {error}");
         }
         self.log.end();
@@ -222,16 +228,16 @@ impl MainCommand {
     }
 }
 
-/// One stream on its way into the log and to boxd's own.
-struct IntoLog<'main> {
+/// Writes one output stream into the log and to boxd's own stream.
+struct LogSink<'main> {
     log: &'main Log,
     stream: OutputStream,
     lines: Mutex<Lines>,
 }
 
-impl IntoLog<'_> {
+impl LogSink<'_> {
     fn finish(&self) {
-        lock(&self.lines).finish(|partial, line| {
+        self.lines.lock().finish(|partial, line| {
             self.log.append(&[NewEntry {
                 stream: self.stream,
                 partial,
@@ -241,8 +247,8 @@ impl IntoLog<'_> {
     }
 }
 
-impl Sink for IntoLog<'_> {
-    fn fill(
+impl Sink for LogSink<'_> {
+    fn read_into(
         &self,
         buffer: &mut [u8],
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -251,7 +257,7 @@ impl Sink for IntoLog<'_> {
         if let Ok(count @ 1..) = result {
             let bytes = &buffer[..count];
             tee::write(self.stream, bytes);
-            let mut lines = lock(&self.lines);
+            let mut lines = self.lines.lock();
             let stream = self.stream;
             lines.push(bytes, |entries| {
                 let entries: Vec<NewEntry<'_>> = entries
@@ -268,7 +274,7 @@ impl Sink for IntoLog<'_> {
         Some(result)
     }
 
-    async fn room(&self) {
-        // There always is: the log forgets its oldest.
+    async fn writable(&self) {
+        // There is always space: the log drops its oldest entries.
     }
 }

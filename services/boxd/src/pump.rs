@@ -1,9 +1,11 @@
-//! Moves a command's output from its pipe or terminal to where it is kept.
+//! Moves a command's output from its pipe or terminal into a sink.
 //!
 //! Invariants:
-//! * I1. Nothing is read for which there is no room: a full sink blocks the command.
-//! * I2. What the command wrote before it ended is read, however slow the reader.
-//! * I3. Who holds the pipe open after the command's end delays it by [`GRACE`] at most.
+//! * I1. Bytes are read only when the sink has space: a full sink blocks the command.
+//! * I2. All bytes that the command wrote before it ended are read, however slow the
+//!   reader.
+//! * I3. A process that holds the pipe open after the command's end delays the end by at
+//!   most [`GRACE`].
 
 use std::io;
 use std::sync::Arc;
@@ -16,29 +18,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::terminal::Terminal;
 
-/// How long children that outlive the command may still add to its output.
+/// How long processes that outlive the command may still add to its output.
 pub const GRACE: Duration = Duration::from_millis(100);
 const BUFFER_BYTES: usize = 32 * 1024;
-/// More than a terminal's buffers hold; how much they do cannot be asked.
-const TERMINAL_OWES: usize = 128 * 1024;
+/// More than a terminal's buffers hold; the kernel does not report their fill level.
+const TERMINAL_BUFFER_BYTES: usize = 128 * 1024;
 
 pub enum Source {
     Pipe(pipe::Receiver),
     Terminal(Arc<Terminal>),
 }
 
-/// Where output goes.
+/// The destination of output.
 pub trait Sink: Sync {
-    /// Lets `read` fill as much of `buffer` as there is room for and keeps it; `None`
-    /// when there is no room.
-    fn fill(
+    /// Lets `read` fill as much of `buffer` as the sink has space for, and stores it;
+    /// `None` when there is no space.
+    fn read_into(
         &self,
         buffer: &mut [u8],
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> Option<io::Result<usize>>;
 
-    /// Returns when there may be room.
-    fn room(&self) -> impl Future<Output = ()> + Send;
+    /// Returns when there may be space.
+    fn writable(&self) -> impl Future<Output = ()> + Send;
 }
 
 enum Step {
@@ -50,9 +52,9 @@ enum Step {
 
 impl Source {
     fn step(&self, sink: &impl Sink, buffer: &mut [u8]) -> Step {
-        let filled = sink.fill(buffer, |room| match self {
-            Self::Pipe(pipe) => pipe.try_read(room),
-            Self::Terminal(terminal) => terminal.try_read(room),
+        let filled = sink.read_into(buffer, |space| match self {
+            Self::Pipe(pipe) => pipe.try_read(space),
+            Self::Terminal(terminal) => terminal.try_read(space),
         });
         match filled {
             None => Step::Full,
@@ -65,27 +67,27 @@ impl Source {
     }
 
     async fn readable(&self) {
-        // An error shows again, and is handled, at the read.
+        // An error occurs again at the read, and is handled there.
         let _ = match self {
             Self::Pipe(pipe) => pipe.readable().await,
             Self::Terminal(terminal) => terminal.readable().await,
         };
     }
 
-    /// Bytes written and not read yet.
-    fn owed(&self) -> usize {
+    /// The number of bytes that were written and not read yet.
+    fn unread_bytes(&self) -> usize {
         match self {
             Self::Pipe(pipe) => rustix::io::ioctl_fionread(pipe)
                 .ok()
                 .and_then(|bytes| usize::try_from(bytes).ok())
                 .unwrap_or(0),
-            Self::Terminal(_) => TERMINAL_OWES,
+            Self::Terminal(_) => TERMINAL_BUFFER_BYTES,
         }
     }
 }
 
-/// Moves all of `source`; when `command_ended` is cancelled, what remains. Waits for
-/// room without a deadline: dropped by who knows that nobody reads any more.
+/// Moves all output of `source`; after `command_ended` is cancelled, the remaining output.
+/// Waits for space without a deadline: the caller drops it when no reader is left.
 pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationToken) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while !command_ended.is_cancelled() {
@@ -93,7 +95,7 @@ pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationT
             Step::Ended => return,
             Step::Read(_) => consume_budget().await,
             Step::Full => {
-                tokio::select! { () = sink.room() => {} () = command_ended.cancelled() => {} }
+                tokio::select! { () = sink.writable() => {} () = command_ended.cancelled() => {} }
             }
             Step::Empty => {
                 tokio::select! { () = source.readable() => {} () = command_ended.cancelled() => {} }
@@ -105,27 +107,27 @@ pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationT
 
 async fn drain(source: &Source, sink: &impl Sink, buffer: &mut [u8]) {
     let deadline = Instant::now() + GRACE;
-    let mut owed = source.owed();
+    let mut unread = source.unread_bytes();
     loop {
-        let late = Instant::now() >= deadline;
-        let wanted = if late {
-            owed.min(buffer.len())
+        let overdue = Instant::now() >= deadline;
+        let limit = if overdue {
+            unread.min(buffer.len())
         } else {
             buffer.len()
         };
-        let Some(buffer) = buffer.get_mut(..wanted).filter(|buffer| !buffer.is_empty()) else {
+        let Some(buffer) = buffer.get_mut(..limit).filter(|buffer| !buffer.is_empty()) else {
             return;
         };
         match source.step(sink, buffer) {
             Step::Ended => return,
             Step::Read(read) => {
-                owed = owed.saturating_sub(read);
+                unread = unread.saturating_sub(read);
                 consume_budget().await;
             }
-            Step::Full => sink.room().await,
-            Step::Empty if late => return,
+            Step::Full => sink.writable().await,
+            Step::Empty if overdue => return,
             Step::Empty => {
-                // At the deadline the next round sees that it is late.
+                // After the deadline the next round is overdue.
                 let _ = timeout_at(deadline, source.readable()).await;
             }
         }

@@ -1,39 +1,39 @@
-//! The one place that waits for child processes and signals their groups.
+//! Starts, reaps and signals child processes; nothing else in boxd does.
 //!
-//! As PID 1 boxd also gets every orphan of the box. Invariants:
-//! * I1. Only [`Reaper::work`] reaps; who started a child is told how it ended.
-//! * I2. A child cannot be reaped before its starter is known, nor while it is being
+//! As PID 1 boxd is also the parent of all orphans of the box. Invariants:
+//! * I1. Only [`Reaper::run`] reaps; it sends the exit status to the task that started the
+//!   child.
+//! * I2. A child is not reaped before that task is registered, nor while it is being
 //!   started (`std` itself waits for a child whose exec failed).
-//! * I3. A signal goes to a group only while its leader is not reaped: its id cannot
-//!   have been given to another process.
+//! * I3. A group is signalled only while its leader is not reaped: until then the kernel
+//!   cannot reuse its id.
 
 use std::collections::HashMap;
 use std::io;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{RwLock, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::lock::lock;
-
-/// Passes over the box's processes to find all of a session: one that forks while we
-/// look is found by the next.
+/// The number of scans for a session's processes: a process that forks during one scan is
+/// found by the next.
 const SESSION_PASSES: usize = 3;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum ExitStatus {
     Exited(i32),
     Signalled(i32),
 }
 
-impl Ended {
-    /// As a shell shows it: 0..=255, or 128 and the signal's number.
+impl ExitStatus {
+    /// The exit code as shells report it: 0..=255, or 128 plus the signal's number.
     #[must_use]
     pub fn exit_code(self) -> i32 {
         match self {
@@ -42,11 +42,11 @@ impl Ended {
         }
     }
 
-    fn from_status(status: WaitStatus) -> Option<Self> {
+    fn from_wait_status(status: WaitStatus) -> Option<Self> {
         match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Some(Self::Exited(code)),
             (_, Some(signal)) => Some(Self::Signalled(signal)),
-            // Stopped or continued: not the end.
+            // Stopped or continued: the process has not ended.
             _ => None,
         }
     }
@@ -55,18 +55,18 @@ impl Ended {
 /// A started process, leader of its own session and group.
 pub struct Child {
     pub pid: Pid,
-    pub ended: oneshot::Receiver<Ended>,
+    pub ended: oneshot::Receiver<ExitStatus>,
 }
 
 #[derive(Default)]
 pub struct Reaper {
-    /// Read by starts, written by reaping: I2.
+    /// Held for reading by starts and for writing by reaping: I2.
     gate: Arc<RwLock<()>>,
-    children: Mutex<HashMap<i32, oneshot::Sender<Ended>>>,
+    children: Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>,
 }
 
 impl Reaper {
-    /// Makes boxd the parent of the box's orphans, PID 1 or not.
+    /// Makes boxd the parent of the box's orphans, also when it is not PID 1.
     ///
     /// # Errors
     /// As `sigaction(2)`, `prctl(2)`.
@@ -75,8 +75,8 @@ impl Reaper {
         Ok((Arc::new(Self::default()), signal(SignalKind::child())?))
     }
 
-    /// Reaps until `stop`. To be run once.
-    pub async fn work(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
+    /// Reaps until `stop`. Must be run once only.
+    pub async fn run(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
         loop {
             {
                 let _no_starts = self.gate.write().await;
@@ -90,20 +90,20 @@ impl Reaper {
     }
 
     fn reap_all(&self) {
-        let mut children = lock(&self.children);
-        // ECHILD, no children at all, ends it as well.
+        let mut children = self.children.lock();
+        // ECHILD (no children) ends the loop too.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(ended) = Ended::from_status(status) else {
+            let Some(status) = ExitStatus::from_wait_status(status) else {
                 continue;
             };
             if let Some(starter) = children.remove(&pid.as_raw_nonzero().get()) {
-                // A starter that no longer listens does not care.
-                let _ = starter.send(ended);
+                // The receiver may be gone: nobody needs the status then.
+                let _ = starter.send(status);
             }
         }
     }
 
-    /// Starts `command`, which makes itself a session leader.
+    /// Starts `command`, which must make itself a session leader.
     ///
     /// # Errors
     /// As `fork(2)`, `execve(2)`.
@@ -114,7 +114,7 @@ impl Reaper {
             let process = command.spawn()?;
             let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
             let (sender, ended) = oneshot::channel();
-            lock(&this.children).insert(pid, sender);
+            this.children.lock().insert(pid, sender);
             drop(gate);
             Ok(Child {
                 pid: Pid::from_raw(pid),
@@ -124,16 +124,16 @@ impl Reaper {
         started.await.map_err(io::Error::other)?
     }
 
-    /// Signals the group that `leader` leads; `false` when it has ended.
+    /// Signals the process group of `leader`; `false` when the leader has ended.
     pub fn signal_group(&self, leader: Pid, signal: Signal) -> bool {
-        let children = lock(&self.children);
+        let children = self.children.lock();
         children.contains_key(&leader.as_raw()) && killpg(leader, signal).is_ok()
     }
 
-    /// Kills the group that `leader` leads and all else of its session, such as the
-    /// background jobs of a shell with job control. Nothing when it has ended.
+    /// Kills the process group of `leader` and the rest of its session, such as the
+    /// background jobs of a shell with job control. Does nothing when the leader has ended.
     pub fn kill_session(&self, leader: Pid) {
-        let children = lock(&self.children);
+        let children = self.children.lock();
         if !children.contains_key(&leader.as_raw()) {
             return;
         }
@@ -150,7 +150,7 @@ impl Reaper {
     }
 }
 
-/// The live processes of the session outside its leader's group.
+/// The running processes of the session outside its leader's group.
 fn session_members(leader: Pid) -> Vec<Pid> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
@@ -167,7 +167,7 @@ fn session_members(leader: Pid) -> Vec<Pid> {
 
 /// `stat` as in proc_pid_stat(5): `pid (name) state ppid pgrp session …`.
 fn is_straggler(stat: &str, leader: i32) -> bool {
-    // A name may contain anything, parentheses too: the last one ends it.
+    // A process name may contain parentheses: the last one ends it.
     let Some((_, fields)) = stat.rsplit_once(") ") else {
         return false;
     };
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_straggler_is_alive_in_the_session_and_outside_the_group() {
+    fn straggler_is_a_live_session_member_outside_the_group() {
         for (stat, expected) in [
             ("9 (a) S 1 9 7 0 -1", true),
             ("9 (a) ) Z 1) R 1 9 7 0", true),

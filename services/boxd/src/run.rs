@@ -1,47 +1,47 @@
-//! A command that a caller started in the box, from its start until nobody asks for it.
+//! A run: a command that a caller started in the box.
 //!
 //! Owns its output (a bounded [`ring`]), its stdin and its terminal. Invariants:
-//! * I1. Bytes come in order, numbered over both streams; what is lost is told.
-//! * I2. At most the ring's capacity waits for the reader; then the command blocks.
-//! * I3. One reader at a time, the newest; without one for the grace the command dies.
-//! * I4. The exit is given after all output, and only when the kernel said so.
+//! * I1. Output bytes are in order and numbered over both streams; lost bytes are reported
+//!   as a gap.
+//! * I2. At most the ring's capacity is buffered for the reader; then the command blocks.
+//! * I3. A run has one reader at a time, the newest. A command without a reader for the
+//!   orphan grace is killed.
+//! * I4. The exit follows all output, and is always the kernel's.
 
-mod feed;
-mod id;
+mod input;
 mod reader;
 mod registry;
 mod ring;
+mod spec;
 mod start;
 mod supervise;
-mod wish;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use agentbox_box_protocol::proto::{self, run_output};
 use agentbox_contracts::logs::OutputStream;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use feed::feed;
-pub use id::RunId;
+pub use input::apply_inputs;
 pub use reader::Reader;
 pub use registry::{Registry, RegistryError};
+pub use spec::{InvalidRunSpec, RunId, RunSpec, arguments, variables};
 pub use start::{Started, Starter, output_pipe};
-pub use wish::{InvalidWish, Wish, arguments, variables};
 
-use crate::lock::lock;
 use crate::reaper::Reaper;
 use crate::terminal::{END_OF_INPUT, Size, Terminal};
 use ring::Ring;
 
-/// Output in one message, at most.
-const MESSAGE_BYTES: usize = 32 * 1024;
+/// The limit for the output in one message, in bytes.
+const MAX_MESSAGE_OUTPUT: usize = 32 * 1024;
 
 enum Stdin {
     Pipe(pipe::Sender),
@@ -53,47 +53,47 @@ pub struct Run {
     leader: Pid,
     reaper: Arc<Reaper>,
     state: Mutex<State>,
-    /// Rises when there is something for a reader.
-    news: watch::Sender<u64>,
-    /// Rises when room may have become free.
-    room: watch::Sender<u64>,
-    /// Since when nobody reads.
+    /// Incremented when there is something for the reader.
+    output_changed: watch::Sender<u64>,
+    /// Incremented when ring space may have become free.
+    space_freed: watch::Sender<u64>,
+    /// Since when there is no reader; `None` while there is one.
     unread_since: watch::Sender<Option<Instant>>,
     stdin: tokio::sync::Mutex<Option<Stdin>>,
     terminal: Mutex<Option<Arc<Terminal>>>,
-    /// Cancelled when the command itself has ended; its output may still be on its way.
+    /// Cancelled when the command has ended; its output may not be complete yet.
     command_ended: CancellationToken,
 }
 
 struct State {
     ring: Ring,
-    /// The next byte for the reader.
+    /// The sequence of the next byte for the reader.
     sent: u64,
     acked: u64,
-    /// Whether what was sent is kept until it is acked.
+    /// Whether sent bytes are kept until they are acked.
     acks: bool,
-    /// Counts readers; the last is the one that is served.
+    /// The number of the current reader; rises with each new one.
     reader: u64,
     exited: Option<proto::Exited>,
-    /// The box ended under it: there is no exit of its own to tell.
-    cut: bool,
+    /// Ended without an exit of its own: the box shut down, or output was lost.
+    aborted: bool,
 }
 
 impl State {
-    /// Everything before it may be forgotten.
+    /// Bytes before this sequence may be dropped.
     fn floor(&self) -> u64 {
         if self.acks { self.acked } else { self.sent }
     }
 }
 
-/// What [`Run::take`] has for a reader.
-enum Taken {
+/// What [`Run::next_output`] returns to a reader.
+enum NextOutput {
     Output(proto::RunOutput),
     Exited(proto::RunOutput),
-    /// The box ends, and the run with it.
-    Cut,
+    /// The run ended without an exit of its own.
+    Aborted,
     Nothing,
-    /// Another reader came.
+    /// Another reader has attached.
     Superseded,
 }
 
@@ -103,20 +103,20 @@ impl Run {
         &self.id
     }
 
-    /// SIGKILL to the command's whole group, and to the groups of its jobs.
+    /// Sends SIGKILL to the command's process group and to the groups of its jobs.
     pub fn kill(&self) {
         self.reaper.kill_session(self.leader);
     }
 
-    /// The same without a search for jobs, when the box ends and takes them along: with
-    /// hundreds of runs the searches would outlast the box's grace.
+    /// Sends SIGKILL to the command's process group only. Used when the box shuts down:
+    /// with hundreds of runs, searching for jobs would take longer than the box's grace.
     fn kill_group(&self) {
         self.reaper.signal_group(self.leader, Signal::SIGKILL);
     }
 
-    /// To the terminal's foreground group, or to the command's group.
+    /// Signals the terminal's foreground group, or the command's group.
     pub fn signal(&self, signal: Signal) {
-        let terminal = lock(&self.terminal).clone();
+        let terminal = self.terminal.lock().clone();
         if signal != Signal::SIGKILL
             && let Some(terminal) = terminal
             && terminal.signal_foreground(signal)
@@ -126,24 +126,25 @@ impl Run {
         self.reaper.signal_group(self.leader, signal);
     }
 
-    /// Nothing for a run without a terminal, or after its end.
+    /// Resizes the terminal. Does nothing for a run without one, or after its end.
     ///
     /// # Errors
     /// As `ioctl(2)`.
     pub fn resize(&self, size: Size) -> io::Result<()> {
-        let terminal = lock(&self.terminal).clone();
+        let terminal = self.terminal.lock().clone();
         terminal.map_or(Ok(()), |terminal| terminal.resize(size))
     }
 
-    /// The reader has what is before `sequence`. Beyond what was sent it means all of that.
+    /// Marks the bytes before `sequence` as received, at most those that were sent.
     pub fn ack(&self, sequence: u64) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.acked = state.acked.max(sequence.min(state.sent));
         drop(state);
-        self.room.send_modify(|count| *count += 1);
+        self.space_freed.send_modify(|count| *count += 1);
     }
 
-    /// Waits while the command does not read; forgets the bytes once it never will.
+    /// Writes to stdin; waits while the command does not read. Drops the bytes when stdin
+    /// is closed.
     async fn write_stdin(&self, bytes: &[u8]) {
         let mut stdin = self.stdin.lock().await;
         let written = match stdin.as_mut() {
@@ -156,21 +157,23 @@ impl Run {
         }
     }
 
-    /// No more input will come.
+    /// Ends stdin.
     async fn end_stdin(&self) {
         let mut stdin = self.stdin.lock().await;
         if let Some(Stdin::Terminal(terminal)) = stdin.as_ref() {
-            // A terminal has no end; its line discipline makes one of Ctrl-D. It stays
-            // open, for programs that read on. That it is gone already is as good.
+            // A terminal has no end of file; its line discipline makes one from Ctrl-D. The
+            // terminal stays open for programs that continue to read. An error means that
+            // the terminal is already closed.
             let _ = terminal.write_all(&[END_OF_INPUT]).await;
         } else {
             *stdin = None;
         }
     }
 
-    /// Lets a new reader begin at byte `from`.
+    /// Attaches a new reader at byte `from`; returns its number, or the end of the output
+    /// when `from` is after it.
     fn attach(&self, from: Option<u64>) -> Result<u64, u64> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(from) = from {
             let end = state.ring.end();
             if from > end {
@@ -183,22 +186,22 @@ impl Run {
         let reader = state.reader;
         self.unread_since.send_replace(None);
         drop(state);
-        self.news.send_modify(|count| *count += 1);
-        self.room.send_modify(|count| *count += 1);
+        self.output_changed.send_modify(|count| *count += 1);
+        self.space_freed.send_modify(|count| *count += 1);
         Ok(reader)
     }
 
     fn detach(&self, reader: u64) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if state.reader == reader {
             self.unread_since.send_replace(Some(Instant::now()));
         }
     }
 
-    fn take(&self, reader: u64) -> Taken {
-        let mut state = lock(&self.state);
+    fn next_output(&self, reader: u64) -> NextOutput {
+        let mut state = self.state.lock();
         if state.reader != reader {
-            return Taken::Superseded;
+            return NextOutput::Superseded;
         }
         let sequence = state.sent;
         let kept = state.ring.start();
@@ -207,27 +210,27 @@ impl Run {
             let gap = proto::Gap {
                 lost_bytes: kept - sequence,
             };
-            return Taken::Output(output(sequence, run_output::Output::Gap(gap)));
+            return NextOutput::Output(output(sequence, run_output::Output::Gap(gap)));
         }
-        if let Some((stream, bytes)) = state.ring.read(sequence, MESSAGE_BYTES) {
+        if let Some((stream, bytes)) = state.ring.read(sequence, MAX_MESSAGE_OUTPUT) {
             state.sent += bytes.len() as u64;
             drop(state);
-            self.room.send_modify(|count| *count += 1);
-            return Taken::Output(data(sequence, stream, bytes));
+            self.space_freed.send_modify(|count| *count += 1);
+            return NextOutput::Output(data(sequence, stream, bytes));
         }
         match &state.exited {
             Some(exited) => {
                 let exited = run_output::Output::Exited(exited.clone());
-                Taken::Exited(output(sequence, exited))
+                NextOutput::Exited(output(sequence, exited))
             }
-            None if state.cut => Taken::Cut,
-            None => Taken::Nothing,
+            None if state.aborted => NextOutput::Aborted,
+            None => NextOutput::Nothing,
         }
     }
 
-    /// Bytes that the ring holds.
-    fn held(&self) -> usize {
-        lock(&self.state).ring.len()
+    /// The number of bytes in the ring.
+    fn buffered_bytes(&self) -> usize {
+        self.state.lock().ring.len()
     }
 }
 

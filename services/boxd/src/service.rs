@@ -1,4 +1,4 @@
-//! boxd's gRPC, as `box.proto` says it.
+//! boxd's gRPC service, the server side of `box.proto`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::run::{
-    InvalidWish, Reader, RegistryError, Run, RunId, Started, Starter, Wish, arguments, feed,
-    variables,
+    InvalidRunSpec, Reader, RegistryError, Run, RunId, RunSpec, Started, Starter, apply_inputs,
+    arguments, variables,
 };
 use crate::trace::Trace;
-use crate::usage::Meter;
+use crate::usage::UsageSampler;
 
-/// Between the call and its first input.
+/// The deadline for the first input of a `Run` call.
 const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
 
 type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What the calls need; one for all connections.
+/// Serves the calls of all connections.
 pub struct Service {
     pub starter: Arc<Starter>,
     pub main: Arc<MainCommand>,
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
-    pub meter: Arc<Meter>,
-    /// What the warm box was configured with.
+    pub sampler: Arc<UsageSampler>,
+    /// The configuration of a warm box, once it was configured.
     pub configured: Mutex<Option<proto::ConfigureRequest>>,
 }
 
@@ -48,19 +48,19 @@ impl Boxd for Service {
         &self,
         request: Request<Streaming<proto::RunInput>>,
     ) -> Result<Response<Self::RunStream>, Status> {
-        let trace = Trace::of(request.metadata());
+        let trace = Trace::from_metadata(request.metadata());
         let mut inputs = request.into_inner();
         let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("no first input came"))??;
+            .map_err(|_| Status::deadline_exceeded("the first input did not arrive in time"))??;
         let (run, from) = match first.and_then(|message| message.input) {
             Some(run_input::Input::Start(start)) => match self.start(start, trace).await? {
                 Started::Running(run) => (run, None),
-                Started::Not(refusal) => {
+                Started::Failed(error) => {
                     let exited = proto::Exited {
-                        exit_code: refusal.exit_code,
-                        start_error: refusal.message,
-                        spans: trace.map_or_else(Vec::new, |trace| trace.of_refusal()),
+                        exit_code: error.exit_code,
+                        start_error: error.message,
+                        spans: trace.map_or_else(Vec::new, |trace| trace.failed_start_spans()),
                         ..Default::default()
                     };
                     let exited = Some(run_output::Output::Exited(exited));
@@ -77,12 +77,14 @@ impl Boxd for Service {
             }
             _ => {
                 return Err(Status::invalid_argument(
-                    "the first input is start or resume",
+                    "the first input must be start or resume",
                 ));
             }
         };
         let reader = Reader::attach(Arc::clone(&run), from)?;
-        self.starter.tasks.spawn(feed(run, inputs, reader.gone()));
+        self.starter
+            .tasks
+            .spawn(apply_inputs(run, inputs, reader.detached()));
         Ok(Response::new(Box::pin(reader.into_stream())))
     }
 
@@ -112,7 +114,7 @@ impl Boxd for Service {
             Some(same) if *same == request => return Ok(Response::new(proto::ConfigureReply {})),
             Some(_) => {
                 return Err(Status::failed_precondition(
-                    "the box is configured otherwise",
+                    "the box was configured with another request",
                 ));
             }
             None if self.main.phase() != Phase::Unconfigured => {
@@ -120,11 +122,11 @@ impl Boxd for Service {
             }
             None => {}
         }
-        let argv = arguments(request.command.clone()).map_err(invalid)?;
-        let added = variables(request.env.clone()).map_err(invalid)?;
-        self.environment.add(added);
+        let argv = arguments(request.command.clone()).map_err(invalid_argument)?;
+        let added = variables(request.env.clone()).map_err(invalid_argument)?;
+        self.environment.extend(added);
         *configured = Some(request);
-        // A caller that goes away meanwhile must not leave it half done.
+        // In a task of its own: a caller that disconnects must not leave it half done.
         let main = Arc::clone(&self.main);
         let started = self
             .starter
@@ -140,7 +142,7 @@ impl Boxd for Service {
         &self,
         _: Request<proto::UsageRequest>,
     ) -> Result<Response<proto::UsageReply>, Status> {
-        Ok(Response::new(self.meter.read()))
+        Ok(Response::new(self.sampler.read()))
     }
 
     async fn status(
@@ -165,16 +167,16 @@ impl Boxd for Service {
         &self,
         _: Request<proto::EndRequest>,
     ) -> Result<Response<proto::EndReply>, Status> {
-        // The way that a runtime's own signal goes.
+        // Takes the same path as the runtime's own signal.
         kill(Pid::this(), Signal::SIGTERM)
-            .map_err(|errno| Status::internal(format!("no signal can be sent: {errno}")))?;
+            .map_err(|errno| Status::internal(format!("sending the signal failed: {errno}")))?;
         Ok(Response::new(proto::EndReply {}))
     }
 }
 
 impl Service {
-    /// In a task of its own: a caller that goes away meanwhile leaves a run that is
-    /// known, and killed as an orphan, rather than one that nobody knows.
+    /// Starts a run in a task of its own: when the caller disconnects meanwhile, the run is
+    /// registered and later killed as an orphan.
     async fn start(
         &self,
         start: proto::StartCommand,
@@ -183,32 +185,36 @@ impl Service {
         if self.main.phase() == Phase::Unconfigured {
             return Err(Status::failed_precondition("the box is not configured yet"));
         }
-        let wish = Wish {
+        let spec = RunSpec {
             trace,
-            ..Wish::try_from(start).map_err(invalid)?
+            ..RunSpec::try_from(start).map_err(invalid_argument)?
         };
         let starter = Arc::clone(&self.starter);
         let started = self
             .starter
             .tasks
-            .spawn(async move { starter.start(wish).await });
+            .spawn(async move { starter.start(spec).await });
         started
             .await
             .map_err(|_| Status::internal("the command was not started"))?
-            .map_err(refused)
+            .map_err(registry_status)
     }
 
     async fn find(&self, id: String) -> Result<Arc<Run>, Status> {
-        let id = RunId::try_from(id).map_err(|error| invalid(error.into()))?;
-        self.starter.registry.find(&id).await.map_err(refused)
+        let id = RunId::try_from(id).map_err(|error| invalid_argument(error.into()))?;
+        self.starter
+            .registry
+            .find(&id)
+            .await
+            .map_err(registry_status)
     }
 }
 
-fn invalid(error: InvalidWish) -> Status {
+fn invalid_argument(error: InvalidRunSpec) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-fn refused(error: RegistryError) -> Status {
+fn registry_status(error: RegistryError) -> Status {
     let message = error.to_string();
     match error {
         RegistryError::Exists(_) => Status::already_exists(message),

@@ -1,5 +1,5 @@
-//! What a driver tells boxd, from the environment variables that
-//! [`agentbox_box_protocol::variables`] names.
+//! boxd's settings, from the environment variables that
+//! [`agentbox_box_protocol::variables`] names and a driver sets.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,41 +9,42 @@ use agentbox_box_protocol::{output, variables};
 use serde::{Deserialize, Serialize};
 
 const RING_BYTES: usize = 1024 * 1024;
-/// In memory, output costs the box's own memory limit; the bounded tmpfs does too, but
-/// the driver has chosen that.
+/// Smaller than a segment on the tmpfs: output in memory counts towards the box's memory
+/// limit without the driver having configured it.
 const IN_MEMORY_SEGMENT_BYTES: u64 = 512 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("{0} is not set")]
+    #[error("{0}: is required")]
     Missing(&'static str),
-    #[error("{name} is not {expected}")]
+    #[error("{name}: must be {expected}")]
     Malformed {
         name: &'static str,
         expected: &'static str,
     },
-    #[error("{} is refused", variables::TOKEN)]
+    #[error("{}: is invalid", variables::TOKEN)]
     Token(#[from] TokenError),
 }
 
-/// No `Debug`: it holds the token.
+/// Has no `Debug`, because it holds the token.
 #[derive(Serialize, Deserialize)]
 pub struct Settings {
     token: String,
     pub listen: SocketAddr,
     pub output_dir: Option<PathBuf>,
     pub termination_file: Option<PathBuf>,
+    /// The box is warm: its main command comes with `Configure`.
     pub warm: bool,
-    /// Of one run.
+    /// The output ring of one run, in bytes.
     pub ring_bytes: usize,
     pub segment_bytes: u64,
 }
 
 impl Settings {
-    /// `lookup` answers for one variable.
+    /// Reads the settings; `lookup` returns the value of one variable.
     ///
     /// # Errors
-    /// [`SettingsError`] names the variable.
+    /// [`SettingsError`], which names the variable.
     pub fn from_variables(
         lookup: impl Fn(&'static str) -> Option<String>,
     ) -> Result<Self, SettingsError> {
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_token_is_required() {
+    fn settings_require_only_the_token() {
         let settings = read(&[(variables::TOKEN, "t")]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:10777");
         assert!(!settings.warm);
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_value_is_named() {
+    fn malformed_setting_is_named_in_error() {
         for (name, value) in [
             (variables::LISTEN, "localhost:1"),
             (variables::RING_BYTES, "1Mi"),

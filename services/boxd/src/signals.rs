@@ -1,11 +1,11 @@
-//! Signals by name, and those that boxd passes on.
+//! Signal names, and the signals that boxd forwards.
 
 use std::io;
 
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-/// `SIGINT` or `INT`, in any case.
+/// Parses a signal's name: `SIGINT` or `INT`, in any case.
 #[must_use]
 pub fn parse(name: &str) -> Option<Signal> {
     let name = name.to_ascii_uppercase();
@@ -17,19 +17,19 @@ pub fn parse(name: &str) -> Option<Signal> {
     full.parse().ok()
 }
 
-/// Whether a box without a main command ends on it.
+/// Whether the signal ends a box without a main command.
 #[must_use]
-pub fn ends_an_idle_box(signal: Signal) -> bool {
+pub fn stops_idle_box(signal: Signal) -> bool {
     matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT)
 }
 
-/// What the runtime sends to PID 1 is meant for the main command.
-pub struct Forwarded {
+/// The signals that the runtime sends to PID 1, to be forwarded to the main command.
+pub struct ForwardedSignals {
     streams: [(Signal, Stream); 6],
 }
 
-impl Forwarded {
-    /// From now on these signals do not end boxd.
+impl ForwardedSignals {
+    /// Installs the handlers: from now on these signals do not end boxd.
     ///
     /// # Errors
     /// As `sigaction(2)`.
@@ -49,7 +49,7 @@ impl Forwarded {
         })
     }
 
-    /// The next one.
+    /// The next signal.
     pub async fn next(&mut self) -> Signal {
         std::future::poll_fn(|context| {
             for (which, stream) in &mut self.streams {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_has_two_names_in_any_case() {
+    fn signal_name_parses_with_and_without_prefix_in_any_case() {
         for name in ["SIGINT", "INT", "int", "sigint"] {
             assert_eq!(parse(name), Some(Signal::SIGINT), "{name}");
         }

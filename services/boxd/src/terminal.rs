@@ -1,4 +1,4 @@
-//! A pseudo terminal: the end that boxd holds.
+//! A pseudoterminal: boxd's end of it, the controller. The command has the tty.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
-/// What ends input on a terminal in its usual mode: Ctrl-D.
+/// Ctrl-D: ends input on a terminal in canonical mode.
 pub const END_OF_INPUT: u8 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,66 +34,69 @@ impl Size {
 }
 
 pub struct Terminal {
-    outer: AsyncFd<File>,
+    controller: AsyncFd<File>,
 }
 
 impl Terminal {
-    /// A new terminal and its inner end, for a command's standard streams. Neither is
-    /// inherited by accident.
+    /// A new terminal and its tty, for a command's standard streams. Both descriptors are
+    /// close-on-exec.
     ///
     /// # Errors
     /// As `posix_openpt(3)`: no /dev/ptmx, or too many terminals.
     pub fn open(size: Size) -> io::Result<(Self, OwnedFd)> {
-        let outer = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&outer)?;
-        unlockpt(&outer)?;
-        let name = ptsname(&outer, Vec::new())?;
-        let inner = File::options()
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&controller)?;
+        unlockpt(&controller)?;
+        let name = ptsname(&controller, Vec::new())?;
+        let tty = File::options()
             .read(true)
             .write(true)
             .custom_flags(O_NOCTTY | O_CLOEXEC)
             .open(name.to_string_lossy().as_ref())?;
-        tcsetwinsize(&outer, size.winsize())?;
-        fcntl(&outer, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+        tcsetwinsize(&controller, size.winsize())?;
+        fcntl(
+            &controller,
+            FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK),
+        )?;
         Ok((
             Self {
-                outer: registered(File::from(outer))?,
+                controller: register(File::from(controller))?,
             },
-            inner.into(),
+            tty.into(),
         ))
     }
 
-    /// The kernel tells the foreground group by SIGWINCH.
+    /// Sets the size. The kernel sends SIGWINCH to the foreground group.
     ///
     /// # Errors
     /// As `ioctl(2)`.
     pub fn resize(&self, size: Size) -> io::Result<()> {
-        tcsetwinsize(self.outer.get_ref(), size.winsize()).map_err(io::Error::from)
+        tcsetwinsize(self.controller.get_ref(), size.winsize()).map_err(io::Error::from)
     }
 
-    /// Signals whom Ctrl-C would reach; `false` when there is nobody.
+    /// Signals the foreground process group; `false` when there is none.
     pub fn signal_foreground(&self, signal: Signal) -> bool {
-        tcgetpgrp(self.outer.get_ref())
+        tcgetpgrp(self.controller.get_ref())
             .is_ok_and(|group| killpg(Pid::from_raw(group.as_raw_nonzero().get()), signal).is_ok())
     }
 
     /// # Errors
     /// As `epoll(7)`.
     pub async fn readable(&self) -> io::Result<()> {
-        // The readiness stays until a read finds nothing.
-        self.outer
+        // The readiness is kept until a read would block.
+        self.controller
             .readable()
             .await
             .map(|mut guard| guard.retain_ready())
     }
 
-    /// 0 when no process has the inner end open any more.
+    /// Returns 0 when no process has the tty open any more.
     ///
     /// # Errors
-    /// `WouldBlock` when there is nothing to read.
+    /// `WouldBlock` when no byte is available.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self
-            .outer
+            .controller
             .try_io(tokio::io::Interest::READABLE, |mut file| file.read(buffer));
         match read {
             Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => Ok(0),
@@ -102,11 +105,11 @@ impl Terminal {
     }
 
     /// # Errors
-    /// `EIO` when no process has the inner end open any more.
+    /// `EIO` when no process has the tty open any more.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let write = self
-                .outer
+                .controller
                 .async_io(tokio::io::Interest::WRITABLE, |mut file| file.write(bytes));
             let written = write.await?;
             bytes = bytes.get(written..).unwrap_or_default();
@@ -119,8 +122,7 @@ impl Terminal {
     unsafe_code,
     reason = "AsyncFd cannot know by itself that a File keeps its descriptor"
 )]
-fn registered(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: a File owns its descriptor, never changes it, and is only lent out by the
-    // AsyncFd for as long as that lives.
+fn register(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File owns its descriptor and never changes it; the AsyncFd owns the File.
     unsafe { AsyncFd::register(file) }.map_err(io::Error::from)
 }

@@ -1,11 +1,11 @@
-//! boxd's part of its caller's trace (W3C Trace Context).
+//! boxd's spans in its caller's trace (W3C Trace Context).
 //!
-//! boxd reaches no collector and holds no credential for one, so it tells its spans on
-//! the answer they belong to, and who called exports them. They say when, and nothing of
-//! what: no argument, no variable, no byte.
+//! boxd reaches no collector and holds no credential for one. It returns its spans with
+//! the response of the call they belong to, and the caller exports them. A span contains
+//! times only: no argument, no variable, no user data.
 //!
-//! * I1. Only a call whose `traceparent` says *sampled* is recorded.
-//! * I2. The number of spans is bounded by the number of steps.
+//! * I1. A call is recorded only when its `traceparent` is sampled.
+//! * I2. A call has at most one span for each step.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,43 +16,44 @@ use uuid::Uuid;
 const TRACEPARENT: &str = "traceparent";
 const SAMPLED: u8 = 1;
 
-/// A recorded call.
+/// The trace context of a recorded call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     trace_id: [u8; 16],
     parent: [u8; 8],
-    begun: SystemTime,
+    started_at: SystemTime,
 }
 
 impl Trace {
-    /// Of a call that begins now; `None` when its caller does not record it.
+    /// From the metadata of a call that starts now; `None` unless it is sampled.
     #[must_use]
-    pub fn of(metadata: &MetadataMap) -> Option<Self> {
+    pub fn from_metadata(metadata: &MetadataMap) -> Option<Self> {
         let (trace_id, parent) = parse(metadata.get(TRACEPARENT)?.to_str().ok()?)?;
         Some(Self {
             trace_id,
             parent,
-            begun: SystemTime::now(),
+            started_at: SystemTime::now(),
         })
     }
 
-    /// The spans of a command that was there at `launched` and took `duration`.
+    /// The spans of a command whose process was started at `launched` and took `duration`.
     #[must_use]
-    pub fn of_command(&self, launched: SystemTime, duration: Duration) -> Vec<proto::Span> {
-        // The duration is of another clock than the moments: a run still covers its command.
+    pub fn command_spans(&self, launched: SystemTime, duration: Duration) -> Vec<proto::Span> {
+        // The duration comes from another clock than the instants: extend the run's span so
+        // that it covers its command.
         let ended = launched + duration;
         let run = self.run_until(ended.max(SystemTime::now()));
-        let start = child(&run, Step::Start, self.begun, launched);
+        let start = child(&run, Step::Start, self.started_at, launched);
         let command = child(&run, Step::Command, launched, ended);
         vec![run, start, command]
     }
 
     /// The spans of a command that could not be started.
     #[must_use]
-    pub fn of_refusal(&self) -> Vec<proto::Span> {
+    pub fn failed_start_spans(&self) -> Vec<proto::Span> {
         let ended = SystemTime::now();
         let run = self.run_until(ended);
-        let start = child(&run, Step::Start, self.begun, ended);
+        let start = child(&run, Step::Start, self.started_at, ended);
         vec![run, start]
     }
 
@@ -62,7 +63,7 @@ impl Trace {
             span_id: new_span_id(),
             parent_span_id: self.parent.to_vec(),
             step: Step::Run.into(),
-            start_unix_nanos: unix_nanos(self.begun),
+            start_unix_nanos: unix_nanos(self.started_at),
             end_unix_nanos: unix_nanos(ended),
         }
     }
@@ -79,7 +80,7 @@ fn child(run: &proto::Span, step: Step, from: SystemTime, to: SystemTime) -> pro
     }
 }
 
-/// Unique, and never zero: a UUID's version is among these bytes.
+/// A unique span id. It is never zero: a UUID's version is among its bytes.
 fn new_span_id() -> Vec<u8> {
     Uuid::new_v4().as_u64_pair().0.to_be_bytes().to_vec()
 }
@@ -90,8 +91,8 @@ fn unix_nanos(instant: SystemTime) -> u64 {
     })
 }
 
-/// The ids of a sampled `traceparent`. As the standard wants it, a later version may say
-/// more behind what is known of this one.
+/// The ids of a sampled `traceparent`. As the standard requires, a later version may have
+/// more fields after the known ones.
 fn parse(text: &str) -> Option<([u8; 16], [u8; 8])> {
     let mut parts = text.split('-');
     let [version] = bytes(parts.next()?)?;
@@ -103,7 +104,7 @@ fn parse(text: &str) -> Option<([u8; 16], [u8; 8])> {
     (known && valid && flags & SAMPLED != 0).then_some((trace_id, parent))
 }
 
-/// Exactly `N` bytes in lower-case hexadecimal.
+/// Decodes exactly `N` bytes of lower-case hexadecimal.
 fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
@@ -129,7 +130,7 @@ mod tests {
     const PARENT: &str = "b7ad6b7169203331";
 
     #[test]
-    fn only_a_valid_and_sampled_traceparent_is_continued() {
+    fn traceparent_is_parsed_only_when_valid_and_sampled() {
         let sampled = format!("00-{TRACE}-{PARENT}-01");
         let (trace_id, parent) = parse(&sampled).unwrap();
         assert_eq!((trace_id[0], trace_id[15]), (0x0a, 0x9c));
@@ -158,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn a_runs_span_is_the_callers_child_and_the_parent_of_its_steps() {
+    fn run_span_is_child_of_caller_and_parent_of_steps() {
         let trace = Trace {
             trace_id: [7; 16],
             parent: [9; 8],
-            begun: UNIX_EPOCH + Duration::from_secs(1),
+            started_at: UNIX_EPOCH + Duration::from_secs(1),
         };
         let launched = UNIX_EPOCH + Duration::from_secs(2);
-        let spans = trace.of_command(launched, Duration::from_secs(3));
+        let spans = trace.command_spans(launched, Duration::from_secs(3));
         let [run, start, command] = spans.as_slice() else {
             panic!("three spans: {spans:?}");
         };
@@ -175,6 +176,6 @@ mod tests {
         assert!(spans.iter().all(|span| span.trace_id == [7; 16]));
         assert_eq!(start.end_unix_nanos, command.start_unix_nanos);
         assert_eq!(command.end_unix_nanos, 5_000_000_000);
-        assert_eq!(trace.of_refusal().len(), 2);
+        assert_eq!(trace.failed_start_spans().len(), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! What the box uses, from its own cgroup.
+//! The box's resource usage, from its own cgroup.
 
 mod cgroup;
 
@@ -10,28 +10,27 @@ use agentbox_box_protocol::proto;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::run::Registry;
 use cgroup::Cgroup;
 
-const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many processes of the box the kernel's OOM killer has taken; 0 when it cannot be
-/// read.
+/// The number of processes in the box that the kernel's OOM killer has killed; 0 when it
+/// cannot be read.
 #[must_use]
 pub fn oom_kills() -> u64 {
     Cgroup::own().oom_kills()
 }
 
-/// The processor's use is a difference: somebody must look every second.
+/// Samples CPU usage, which is the difference of two readings.
 #[derive(Default)]
-pub struct Meter {
+pub struct UsageSampler {
     cpu_milli: AtomicU64,
 }
 
-impl Meter {
-    /// Looks every second until `stop`, and sweeps the runs while it is awake.
-    pub async fn work(self: Arc<Self>, registry: Arc<Registry>, stop: CancellationToken) {
-        let mut ticks = interval(SAMPLE_EVERY);
+impl UsageSampler {
+    /// Samples every second until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = interval(SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last: Option<(Instant, u64)> = None;
         loop {
@@ -39,7 +38,6 @@ impl Meter {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
-            registry.sweep();
             let now = (Instant::now(), Cgroup::own().cpu_nanos());
             if let Some((then, before)) = last {
                 let milli = cpu_milli(now.1.saturating_sub(before), now.0 - then);
@@ -49,7 +47,7 @@ impl Meter {
         }
     }
 
-    /// Now, but for the processor: over the last second or so.
+    /// The current usage; CPU is the average of about the last second.
     #[must_use]
     pub fn read(&self) -> proto::UsageReply {
         let cgroup = Cgroup::own();
@@ -64,7 +62,7 @@ impl Meter {
     }
 }
 
-/// Thousandths of a core: `used` nanoseconds of processor time in `elapsed`.
+/// CPU usage in thousandths of a core: `used` nanoseconds of CPU time in `elapsed`.
 fn cpu_milli(used: u64, elapsed: Duration) -> u64 {
     let elapsed = elapsed.as_nanos().max(1);
     u64::try_from(u128::from(used) * 1000 / elapsed).unwrap_or(u64::MAX)
@@ -75,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_a_core_for_two_seconds_is_500_milli() {
+    fn half_a_core_is_500_milli_cpu() {
         assert_eq!(cpu_milli(1_000_000_000, Duration::from_secs(2)), 500);
         assert_eq!(cpu_milli(u64::MAX, Duration::ZERO), u64::MAX);
     }

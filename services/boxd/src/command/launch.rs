@@ -1,7 +1,6 @@
-//! The few lines that run in the child between fork and exec.
+//! Builds the process of a command, with the code that runs between fork and exec.
 //!
-//! What runs there may only make system calls: no memory
-//! is allocated, no lock is taken.
+//! That code only makes system calls: it allocates no memory and takes no lock.
 
 #![allow(
     unsafe_code,
@@ -17,48 +16,52 @@ use std::process::{Command, Stdio};
 use nix::libc;
 use rustix::process::{ioctl_tiocsctty, setsid};
 
-use super::Order;
+use super::CommandSpec;
 
-/// What the command's standard streams are.
-pub enum Session {
+/// The command's standard streams.
+pub enum StandardStreams {
     Pipes {
         stdin: Stdio,
         stdout: OwnedFd,
         stderr: OwnedFd,
     },
-    /// The terminal's inner end, which becomes the controlling terminal.
+    /// The tty, which becomes the controlling terminal.
     Terminal(OwnedFd),
 }
 
-/// `order`, whose program resolved to `file`, as the leader of its own session and
-/// group, with the signal mask and dispositions of a fresh process, and first in line
-/// for the kernel's OOM killer.
+/// Builds the process of `spec`, whose program resolved to `file`. It leads its own
+/// session and process group, has default signal dispositions, and is the OOM killer's
+/// first choice.
 ///
 /// # Errors
 /// As `dup(2)`.
-pub fn launchable(order: &Order, file: &Path, session: Session) -> io::Result<Command> {
+pub fn build_command(
+    spec: &CommandSpec,
+    file: &Path,
+    streams: StandardStreams,
+) -> io::Result<Command> {
     let mut command = Command::new(file);
-    if let Some((name, arguments)) = order.argv.split_first() {
+    if let Some((name, arguments)) = spec.argv.split_first() {
         command.arg0(name).args(arguments);
     }
-    command.env_clear().envs(&order.variables);
-    if let Some(directory) = &order.working_dir {
+    command.env_clear().envs(&spec.variables);
+    if let Some(directory) = &spec.working_dir {
         command.current_dir(directory);
     }
-    let terminal = matches!(session, Session::Terminal(_));
-    match session {
-        Session::Pipes {
+    let terminal = matches!(streams, StandardStreams::Terminal(_));
+    match streams {
+        StandardStreams::Pipes {
             stdin,
             stdout,
             stderr,
         } => {
             command.stdin(stdin).stdout(stdout).stderr(stderr);
         }
-        Session::Terminal(inner) => {
+        StandardStreams::Terminal(tty) => {
             command
-                .stdin(inner.try_clone()?)
-                .stdout(inner.try_clone()?)
-                .stderr(inner);
+                .stdin(tty.try_clone()?)
+                .stdout(tty.try_clone()?)
+                .stderr(tty);
         }
     }
     // SAFETY: the closure only makes system calls (async-signal-safe) and touches no
@@ -69,30 +72,30 @@ pub fn launchable(order: &Order, file: &Path, session: Session) -> io::Result<Co
             if terminal {
                 ioctl_tiocsctty(BorrowedFd::borrow_raw(0))?;
             }
-            default_signals();
-            first_to_die();
+            reset_signals();
+            raise_oom_score();
             Ok(())
         });
     }
     Ok(command)
 }
 
-/// A disposition of "ignored" would be inherited through exec. By system call, because
-/// the C library refuses the two signals that it uses itself, which may be ignored too.
-fn default_signals() {
+/// Resets all signals to their default: exec would keep ignored ones ignored. Uses the
+/// system call, because the C library refuses to change the two signals that it uses.
+fn reset_signals() {
     // The kernel's `struct sigaction`, all zero: SIG_DFL, no flags, an empty mask.
     let default = [0u64; 4];
     let no_old = std::ptr::null_mut::<u64>();
     for signal in 1..=64 {
-        // SAFETY: `default` is as large as the kernel reads, and SIG_DFL runs no code of
-        // ours; the two signals that cannot be set stay as they are.
+        // SAFETY: `default` has the size that the kernel reads, and SIG_DFL calls no
+        // handler. SIGKILL and SIGSTOP cannot be set: that error is ignored.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), no_old, 8) };
     }
 }
 
-/// Raising one's own score needs no privilege. Where it fails all the same (no /proc,
-/// another owner of it), the box works without.
-fn first_to_die() {
+/// Makes this process the OOM killer's first choice. Raising the own score needs no
+/// privilege; errors are ignored (no /proc, or another owner of it).
+fn raise_oom_score() {
     const SCORE: &[u8] = b"1000";
     // SAFETY: a constant path, a constant buffer, and the descriptor is closed here.
     unsafe {

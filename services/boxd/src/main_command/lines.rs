@@ -1,25 +1,25 @@
-//! Bytes into lines. Pure.
+//! Splits bytes into lines. Pure.
 
 use agentbox_box_protocol::output::MAX_LINE_BYTES;
 
-/// The beginning of a line whose end has not come yet.
+/// Holds an unfinished line.
 #[derive(Default)]
 pub struct Lines {
     pending: Vec<u8>,
 }
 
-/// Whether the line goes on in the next piece, and its bytes.
+/// Whether the line continues in the next piece, and the piece's bytes.
 pub type Piece<'bytes> = (bool, &'bytes [u8]);
 
 impl Lines {
-    /// Gives the pieces that `bytes` completes, all at once; a line longer than
-    /// [`MAX_LINE_BYTES`] is cut into pieces of that size.
+    /// Passes the pieces that `bytes` completes to `take`, in one call. A line longer than
+    /// [`MAX_LINE_BYTES`] is split into pieces of that size.
     pub fn push(&mut self, bytes: &[u8], take: impl FnOnce(&[Piece<'_>])) {
         self.pending.extend_from_slice(bytes);
         let mut pieces = Vec::new();
         let mut rest = &self.pending[..];
         loop {
-            // A line feed one beyond the longest piece still ends that piece.
+            // A line feed right after the longest piece still ends that piece.
             let window = &rest[..rest.len().min(MAX_LINE_BYTES + 1)];
             if let Some(length) = window.iter().position(|byte| *byte == b'\n') {
                 pieces.push((false, &rest[..length]));
@@ -36,7 +36,7 @@ impl Lines {
         self.pending.drain(..consumed);
     }
 
-    /// Gives what was begun and never ended.
+    /// Passes the unfinished line to `take`.
     pub fn finish(&mut self, take: impl FnOnce(bool, &[u8])) {
         if !self.pending.is_empty() {
             take(false, &self.pending);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_whole_however_the_bytes_come() {
+    fn line_split_over_reads_is_one_entry() {
         let expected = [&b"one"[..], b"", b"two\r", b"end"].map(|line| (false, line.to_vec()));
         assert_eq!(pieces(&[b"one\n\ntwo\r\nend"]), expected);
         let single: Vec<&[u8]> = b"one\n\ntwo\r\nend".chunks(1).collect();
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_line_longer_than_the_longest_is_cut() {
+    fn line_over_limit_is_split() {
         let long = vec![b'x'; MAX_LINE_BYTES];
         let whole = [long.as_slice(), b"\nrest"].concat();
         assert_eq!(

@@ -1,6 +1,6 @@
-//! boxd's own stdout and stderr, where operators look (`kubectl logs`).
+//! Copies output to boxd's own stdout and stderr, which operators read (`kubectl logs`).
 //!
-//! Never waits: what nobody takes is dropped there, and is in the log all the same.
+//! Never waits: output that would block is dropped here. The log has it anyway.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,7 +8,7 @@ use agentbox_contracts::logs::OutputStream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write as write_fd;
 
-/// A pipe that polls as writable takes so much without blocking (PIPE_BUF).
+/// The number of bytes that a writable pipe accepts without blocking (PIPE_BUF).
 const ATOMIC_BYTES: usize = 4096;
 
 pub fn write(stream: OutputStream, bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! Who reads a run's output: a stream of messages, and a departure that is noticed.
+//! A reader of a run's output, as a stream of messages.
 
 use std::sync::Arc;
 
@@ -9,30 +9,30 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::{Run, Taken, output};
+use super::{NextOutput, Run, output};
 
-/// Dropped, the run has no reader any more.
+/// Detaches from its run when dropped.
 pub struct Reader {
     run: Arc<Run>,
     number: u64,
-    news: watch::Receiver<u64>,
-    gone: CancellationToken,
-    _gone_on_drop: DropGuard,
+    output_changed: watch::Receiver<u64>,
+    detached: CancellationToken,
+    _detach_on_drop: DropGuard,
     first: Option<proto::RunOutput>,
     done: bool,
 }
 
 impl Reader {
-    /// Reads on from byte `from`, or where the last reader stood.
+    /// Attaches to `run` at byte `from`, or at the last reader's position.
     ///
     /// # Errors
-    /// OUT_OF_RANGE when the run has not written so much.
+    /// OUT_OF_RANGE when the output ends before `from`.
     pub fn attach(run: Arc<Run>, from: Option<u64>) -> Result<Self, Status> {
-        let news = run.news.subscribe();
+        let output_changed = run.output_changed.subscribe();
         let number = run
             .attach(from)
             .map_err(|end| Status::out_of_range(format!("the output ends at {end}")))?;
-        let gone = CancellationToken::new();
+        let detached = CancellationToken::new();
         let started = proto::Started {
             pid: run.leader.as_raw().unsigned_abs(),
             duration_limit_ms: 0,
@@ -43,22 +43,22 @@ impl Reader {
                 run_output::Output::Started(started),
             )),
             number,
-            news,
-            _gone_on_drop: gone.clone().drop_guard(),
-            gone,
+            output_changed,
+            _detach_on_drop: detached.clone().drop_guard(),
+            detached,
             run,
             done: false,
         })
     }
 
-    /// Cancelled when this reader is no more.
+    /// Cancelled when this reader is dropped.
     #[must_use]
-    pub fn gone(&self) -> CancellationToken {
-        self.gone.clone()
+    pub fn detached(&self) -> CancellationToken {
+        self.detached.clone()
     }
 
-    /// Ends after the exit, with UNAVAILABLE when the box ended before it, or with ABORTED
-    /// when another reader came.
+    /// Ends after the exit; with UNAVAILABLE when the run ended without one; with ABORTED
+    /// when another reader has attached.
     pub fn into_stream(self) -> impl Stream<Item = Result<proto::RunOutput, Status>> {
         unfold(self, |mut reader| async move {
             let item = reader.next().await?;
@@ -71,22 +71,22 @@ impl Reader {
             return Some(Ok(first));
         }
         while !self.done {
-            self.news.borrow_and_update();
-            match self.run.take(self.number) {
-                Taken::Output(output) => return Some(Ok(output)),
-                Taken::Exited(output) => {
+            self.output_changed.borrow_and_update();
+            match self.run.next_output(self.number) {
+                NextOutput::Output(output) => return Some(Ok(output)),
+                NextOutput::Exited(output) => {
                     self.done = true;
                     return Some(Ok(output));
                 }
-                Taken::Cut => {
+                NextOutput::Aborted => {
                     self.done = true;
-                    return Some(Err(Status::unavailable("the box ends")));
+                    return Some(Err(Status::unavailable("the box is shutting down")));
                 }
-                Taken::Superseded => {
+                NextOutput::Superseded => {
                     self.done = true;
-                    return Some(Err(Status::aborted("another reader took over")));
+                    return Some(Err(Status::aborted("another reader has attached")));
                 }
-                Taken::Nothing => self.news.changed().await.ok()?,
+                NextOutput::Nothing => self.output_changed.changed().await.ok()?,
             }
         }
         None

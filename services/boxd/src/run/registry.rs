@@ -1,37 +1,41 @@
-//! The runs of the box by name.
+//! The runs of the box, by id.
 //!
 //! Invariants:
-//! * I1. A name is taken before its command is started: one name, one start.
-//! * I2. At most [`ACTIVE`] run at a time, and what has ended is kept for those who come
-//!   back for it only as long and as much as the constants say.
+//! * I1. An id is reserved before its command is started: each id starts at most once.
+//! * I2. At most [`MAX_ACTIVE`] runs are active. Ended runs are kept for readers that
+//!   resume, within the limits of the constants.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{Run, RunId};
-use crate::lock::lock;
 
-/// Commands at a time.
-pub const ACTIVE: usize = 256;
+/// The limit for commands that run at the same time.
+pub const MAX_ACTIVE: usize = 256;
+/// How long an ended run is kept.
 const KEEP_FINISHED: Duration = Duration::from_secs(30);
-const FINISHED: usize = 64;
-const FINISHED_BYTES: usize = 4 * 1024 * 1024;
-/// How long a start may take before who resumes it is sent away.
+const MAX_FINISHED: usize = 64;
+/// The limit for the output that ended runs hold, in bytes.
+const MAX_FINISHED_BYTES: usize = 4 * 1024 * 1024;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a resume waits for a run that is being started.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    #[error("run {0} exists already")]
+    #[error("run {0} already exists")]
     Exists(RunId),
-    #[error("{ACTIVE} commands run already")]
+    #[error("the box already runs {MAX_ACTIVE} commands")]
     Full,
-    #[error("run {0} is not known")]
+    #[error("run {0} does not exist")]
     Unknown(RunId),
-    #[error("the box is ending")]
+    #[error("the box is shutting down")]
     Closed,
 }
 
@@ -50,41 +54,41 @@ struct Runs {
 #[derive(Default)]
 pub struct Registry {
     runs: Mutex<Runs>,
-    /// Rises when a start has succeeded or failed.
+    /// Incremented when a start has succeeded or failed.
     started: watch::Sender<u64>,
 }
 
-/// A name that is taken; given back when the start fails.
-pub struct Slot {
+/// A reserved id; released on drop unless committed.
+pub struct Reservation {
     registry: Arc<Registry>,
     id: RunId,
-    filled: bool,
+    committed: bool,
 }
 
 impl Registry {
     /// # Errors
     /// [`RegistryError::Exists`], [`RegistryError::Full`], [`RegistryError::Closed`].
-    pub fn reserve(self: &Arc<Self>, id: &RunId) -> Result<Slot, RegistryError> {
+    pub fn reserve(self: &Arc<Self>, id: &RunId) -> Result<Reservation, RegistryError> {
         self.sweep();
-        let mut runs = lock(&self.runs);
+        let mut runs = self.runs.lock();
         if runs.closed {
             return Err(RegistryError::Closed);
         }
         if runs.entries.contains_key(id) {
             return Err(RegistryError::Exists(id.clone()));
         }
-        if runs.active() >= ACTIVE {
+        if runs.active() >= MAX_ACTIVE {
             return Err(RegistryError::Full);
         }
         runs.entries.insert(id.clone(), Entry::Starting);
-        Ok(Slot {
+        Ok(Reservation {
             registry: Arc::clone(self),
             id: id.clone(),
-            filled: false,
+            committed: false,
         })
     }
 
-    /// A run, ended ones too; waits for one that is being started.
+    /// Finds an active or ended run; waits for one that is being started.
     ///
     /// # Errors
     /// [`RegistryError::Unknown`].
@@ -92,7 +96,7 @@ impl Registry {
         let mut started = self.started.subscribe();
         let found = async {
             loop {
-                match lock(&self.runs).entries.get(id) {
+                match self.runs.lock().entries.get(id) {
                     Some(Entry::Active(run) | Entry::Finished(run, _)) => {
                         return Some(Arc::clone(run));
                     }
@@ -106,26 +110,26 @@ impl Registry {
         found.ok_or_else(|| RegistryError::Unknown(id.clone()))
     }
 
-    /// Its command has ended; it stays for a while for who comes back.
+    /// Marks a run as ended; it is kept for a while for readers that resume.
     pub fn finish(&self, run: &Arc<Run>) {
         let entry = Entry::Finished(Arc::clone(run), Instant::now());
-        lock(&self.runs).entries.insert(run.id().clone(), entry);
+        self.runs.lock().entries.insert(run.id().clone(), entry);
         self.sweep();
     }
 
-    /// Its output is lost: nobody may come back to it.
-    pub fn forget(&self, run: &Run) {
-        lock(&self.runs).entries.remove(run.id());
+    /// Removes a run whose output is incomplete: it cannot be resumed.
+    pub fn remove(&self, run: &Run) {
+        self.runs.lock().entries.remove(run.id());
     }
 
-    /// Drops what has ended: the old, then the oldest beyond the bounds.
+    /// Removes ended runs that are too old, then the oldest over the limits.
     pub fn sweep(&self) {
-        let mut runs = lock(&self.runs);
+        let mut runs = self.runs.lock();
         let mut finished: Vec<(Instant, usize, RunId)> = runs
             .entries
             .iter()
             .filter_map(|(id, entry)| match entry {
-                Entry::Finished(run, at) => Some((*at, run.held(), id.clone())),
+                Entry::Finished(run, at) => Some((*at, run.buffered_bytes(), id.clone())),
                 Entry::Starting | Entry::Active(_) => None,
             })
             .collect();
@@ -133,22 +137,34 @@ impl Registry {
         let mut bytes = 0;
         for (number, (at, held, id)) in finished.into_iter().enumerate() {
             bytes += held;
-            // The newest always stays: its exit has perhaps not been read yet.
-            let beyond = number > 0 && (number >= FINISHED || bytes > FINISHED_BYTES);
-            if beyond || at.elapsed() > KEEP_FINISHED {
+            // The newest always stays: its exit may not have been read yet.
+            let over_limit = number > 0 && (number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
+            if over_limit || at.elapsed() > KEEP_FINISHED {
                 runs.entries.remove(&id);
+            }
+        }
+    }
+
+    /// Sweeps once a second until `stop`.
+    pub async fn sweep_periodically(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = interval(SWEEP_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.sweep(),
+                () = stop.cancelled() => return,
             }
         }
     }
 
     #[must_use]
     pub fn active(&self) -> usize {
-        lock(&self.runs).active()
+        self.runs.lock().active()
     }
 
-    /// Takes no more.
+    /// Refuses new runs from now on.
     pub fn close(&self) {
-        lock(&self.runs).closed = true;
+        self.runs.lock().closed = true;
     }
 }
 
@@ -159,11 +175,12 @@ impl Runs {
     }
 }
 
-impl Slot {
-    /// `true` when the box is ending: the run must end too.
-    pub fn fill(mut self, run: Arc<Run>) -> bool {
-        self.filled = true;
-        let mut runs = lock(&self.registry.runs);
+impl Reservation {
+    /// Enters the started run. `true` when the box is shutting down: the run must be
+    /// killed.
+    pub fn commit(mut self, run: Arc<Run>) -> bool {
+        self.committed = true;
+        let mut runs = self.registry.runs.lock();
         runs.entries.insert(self.id.clone(), Entry::Active(run));
         let closed = runs.closed;
         drop(runs);
@@ -172,10 +189,10 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.filled {
-            lock(&self.registry.runs).entries.remove(&self.id);
+        if !self.committed {
+            self.registry.runs.lock().entries.remove(&self.id);
             self.registry.started.send_modify(|count| *count += 1);
         }
     }

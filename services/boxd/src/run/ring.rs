@@ -1,17 +1,17 @@
-//! Output that waits for its reader: the newest bytes of two streams in one order.
+//! A ring buffer of output: the newest bytes of two streams in their order.
 //!
-//! Pure. Memory is bounded by the capacity and by [`SEGMENTS`], and grows as needed.
+//! Pure. Memory is bounded by the capacity and by [`MAX_SEGMENTS`], and grows as needed.
 
 use std::collections::VecDeque;
 
 use agentbox_contracts::logs::OutputStream;
 use bytes::Bytes;
 
-/// Changes between the streams that are kept. A command that alternates byte by byte
-/// fills this before the capacity, and blocks as well.
-const SEGMENTS: usize = 4096;
+/// The limit for kept changes between the streams. A command that alternates byte by byte
+/// reaches this limit before the capacity, and blocks too.
+const MAX_SEGMENTS: usize = 4096;
 
-/// Bytes of one stream up to `end`.
+/// Consecutive bytes of one stream, up to sequence `end`.
 struct Segment {
     stream: OutputStream,
     end: u64,
@@ -35,7 +35,7 @@ impl Ring {
         }
     }
 
-    /// The sequence of the oldest byte kept.
+    /// The sequence of the oldest kept byte.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.start
@@ -52,25 +52,25 @@ impl Ring {
         self.bytes.len()
     }
 
-    /// Bytes that can be pushed when all before `floor` may be forgotten.
+    /// The number of bytes that can be pushed when bytes before `floor` may be dropped.
     #[must_use]
-    pub fn room(&self, floor: u64) -> usize {
-        let segments_full = self.segments.len() >= SEGMENTS;
+    pub fn free_space(&self, floor: u64) -> usize {
+        let segments_full = self.segments.len() >= MAX_SEGMENTS;
         if segments_full && self.segments.front().is_some_and(|first| first.end > floor) {
             return 0;
         }
-        let wanted = self.end().saturating_sub(floor.max(self.start));
+        let needed = self.end().saturating_sub(floor.max(self.start));
         self.capacity
-            .saturating_sub(usize::try_from(wanted).unwrap_or(usize::MAX))
+            .saturating_sub(usize::try_from(needed).unwrap_or(usize::MAX))
     }
 
-    /// Appends `data`, at most [`Self::room`] of them, and forgets the oldest as needed.
+    /// Appends `data`, at most [`Self::free_space`] bytes, and drops the oldest as needed.
     pub fn push(&mut self, stream: OutputStream, data: &[u8]) {
         if data.is_empty() {
             return;
         }
         let total = self.bytes.len() + data.len();
-        self.forget(total.saturating_sub(self.capacity));
+        self.discard(total.saturating_sub(self.capacity));
         self.reserve(data.len());
         self.bytes.extend(data);
         let end = self.end();
@@ -78,13 +78,13 @@ impl Ring {
             Some(last) if last.stream == stream => last.end = end,
             _ => self.segments.push_back(Segment { stream, end }),
         }
-        while self.segments.len() > SEGMENTS {
+        while self.segments.len() > MAX_SEGMENTS {
             let first_end = self.segments.front().map_or(self.start, |first| first.end);
-            self.forget(usize::try_from(first_end - self.start).unwrap_or(0));
+            self.discard(usize::try_from(first_end - self.start).unwrap_or(0));
         }
     }
 
-    /// `VecDeque` would double beyond the capacity.
+    /// Reserves memory; `VecDeque` itself would double beyond the capacity.
     fn reserve(&mut self, more: usize) {
         let needed = self.bytes.len() + more;
         if needed > self.bytes.capacity() {
@@ -94,7 +94,7 @@ impl Ring {
         }
     }
 
-    fn forget(&mut self, count: usize) {
+    fn discard(&mut self, count: usize) {
         let count = count.min(self.bytes.len());
         self.bytes.drain(..count);
         self.start += count as u64;
@@ -107,8 +107,8 @@ impl Ring {
         }
     }
 
-    /// Bytes of one stream from `from` on, at most `max`; `None` at the end, and before
-    /// what is kept.
+    /// At most `max` bytes of one stream, starting at `from`; `None` at the end, and before
+    /// the oldest kept byte.
     #[must_use]
     pub fn read(&self, from: u64, max: usize) -> Option<(OutputStream, Bytes)> {
         let first = usize::try_from(from.checked_sub(self.start)?).ok()?;
@@ -136,7 +136,7 @@ mod tests {
     use OutputStream::{Stderr, Stdout};
 
     #[test]
-    fn bytes_come_back_in_order_with_their_stream() {
+    fn ring_returns_bytes_in_order_with_stream() {
         let mut ring = Ring::new(100);
         for (stream, data) in [(Stdout, "ab"), (Stdout, "c"), (Stderr, "DE"), (Stdout, "f")] {
             ring.push(stream, data.as_bytes());
@@ -155,11 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_before_the_floor_makes_room() {
+    fn ring_frees_only_bytes_before_floor() {
         let mut ring = Ring::new(10);
         ring.push(Stdout, b"0123456789");
-        for (floor, room) in [(0, 0), (4, 4), (10, 10), (99, 10)] {
-            assert_eq!(ring.room(floor), room, "{floor}");
+        for (floor, space) in [(0, 0), (4, 4), (10, 10), (99, 10)] {
+            assert_eq!(ring.free_space(floor), space, "{floor}");
         }
         ring.push(Stderr, b"abcd");
         assert_eq!((ring.start(), ring.end(), ring.len()), (4, 14, 10));
@@ -176,31 +176,31 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_alternate_byte_by_byte_stay_bounded() {
+    fn ring_with_alternating_streams_stays_bounded() {
         let mut ring = Ring::new(1 << 20);
-        for _ in 0..SEGMENTS / 2 {
+        for _ in 0..MAX_SEGMENTS / 2 {
             ring.push(Stdout, b"o");
             ring.push(Stderr, b"e");
         }
-        assert_eq!(ring.room(0), 0);
-        assert!(ring.room(1) > 0);
+        assert_eq!(ring.free_space(0), 0);
+        assert!(ring.free_space(1) > 0);
         ring.push(Stdout, b"o");
-        assert_eq!(ring.segments.len(), SEGMENTS);
+        assert_eq!(ring.segments.len(), MAX_SEGMENTS);
         assert_eq!(ring.start(), 1);
     }
 
     #[test]
-    fn a_long_stream_through_a_small_ring_is_exact_and_never_grows_beyond_it() {
+    fn small_ring_passes_long_stream_exactly_within_capacity() {
         let mut ring = Ring::new(1000);
         let data: Vec<u8> = (0..=255).cycle().take(50_000).collect();
         let (mut written, mut seen) = (0, Vec::new());
         while seen.len() < data.len() {
-            let room = ring
-                .room(seen.len() as u64)
+            let space = ring
+                .free_space(seen.len() as u64)
                 .min(data.len() - written)
                 .min(333);
-            ring.push(Stdout, &data[written..written + room]);
-            written += room;
+            ring.push(Stdout, &data[written..written + space]);
+            written += space;
             let (_, bytes) = ring.read(seen.len() as u64, 171).unwrap();
             seen.extend_from_slice(&bytes);
         }

@@ -1,15 +1,17 @@
-//! Starts a run: from a checked wish to a supervised process.
+//! Starts a run: from a checked [`RunSpec`] to a supervised process.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use agentbox_contracts::logs::OutputStream;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
+use parking_lot::Mutex;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,8 +20,8 @@ use tokio_util::task::TaskTracker;
 
 use super::ring::Ring;
 use super::supervise::{Limits, supervise};
-use super::{Registry, RegistryError, Run, State, Stdin, Wish};
-use crate::command::{CannotStart, NOT_EXECUTABLE, Order, Session, launchable};
+use super::{Registry, RegistryError, Run, RunSpec, State, Stdin};
+use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
 use crate::environment::Environment;
 use crate::pump::Source;
 use crate::reaper::Reaper;
@@ -28,7 +30,7 @@ use crate::usage;
 
 const DEFAULT_TERM: &str = "xterm-256color";
 
-/// What it takes to start a run.
+/// Starts runs; holds the parts of boxd that a run needs.
 pub struct Starter {
     pub registry: Arc<Registry>,
     pub reaper: Arc<Reaper>,
@@ -40,12 +42,12 @@ pub struct Starter {
 
 pub enum Started {
     Running(Arc<Run>),
-    /// The command could not be started, which is an answer like an exit.
-    Not(CannotStart),
+    /// The command could not be started. The caller gets an exit code for it too.
+    Failed(StartError),
 }
 
-/// Our ends of the command's standard streams.
-struct Ends {
+/// boxd's ends of the command's standard streams.
+struct ParentStreams {
     stdin: Option<Stdin>,
     terminal: Option<Arc<Terminal>>,
     sources: Vec<(OutputStream, Source)>,
@@ -53,105 +55,106 @@ struct Ends {
 
 impl Starter {
     /// # Errors
-    /// [`RegistryError`]: nothing was started.
-    pub async fn start(&self, wish: Wish) -> Result<Started, RegistryError> {
-        let slot = self.registry.reserve(&wish.id)?;
-        let order = self.order(&wish);
-        let launched = match order.and_then(|(order, file)| {
-            let (session, ends) = streams(&wish).map_err(|error| no_streams(&error))?;
-            let command = launchable(&order, &file, session).map_err(|error| no_streams(&error))?;
-            Ok((command, ends, order.argv))
-        }) {
-            Ok(launched) => launched,
-            Err(refusal) => return Ok(Started::Not(refusal)),
+    /// [`RegistryError`]; then nothing was started.
+    pub async fn start(&self, spec: RunSpec) -> Result<Started, RegistryError> {
+        let reservation = self.registry.reserve(&spec.id)?;
+        let prepared = self.prepare(&spec).and_then(|(prepared, file)| {
+            let (theirs, ours) = open_streams(&spec).map_err(|error| stream_error(&error))?;
+            let command =
+                build_command(&prepared, &file, theirs).map_err(|error| stream_error(&error))?;
+            Ok((command, ours, prepared.argv))
+        });
+        let (command, ours, argv) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Started::Failed(error)),
         };
-        let (command, ends, argv) = launched;
         let oom_kills = usage::oom_kills();
-        let began = Instant::now();
+        let started_at = Instant::now();
         let child = match self.reaper.start(command).await {
             Ok(child) => child,
             Err(error) => {
                 let program = argv.first().map(OsString::as_os_str).unwrap_or_default();
-                return Ok(Started::Not(CannotStart::from_exec(program, &error)));
+                return Ok(Started::Failed(StartError::from_exec(program, &error)));
             }
         };
-        let launched = SystemTime::now();
+        let process_started_at = SystemTime::now();
         let run = Arc::new(Run {
-            id: wish.id.clone(),
+            id: spec.id.clone(),
             leader: child.pid,
             reaper: Arc::clone(&self.reaper),
             state: Mutex::new(State {
                 ring: Ring::new(self.ring_bytes),
                 sent: 0,
                 acked: 0,
-                acks: wish.acks,
+                acks: spec.acks,
                 reader: 0,
                 exited: None,
-                cut: false,
+                aborted: false,
             }),
-            news: watch::Sender::new(0),
-            room: watch::Sender::new(0),
-            unread_since: watch::Sender::new(Some(began)),
-            stdin: tokio::sync::Mutex::new(ends.stdin),
-            terminal: Mutex::new(ends.terminal),
+            output_changed: watch::Sender::new(0),
+            space_freed: watch::Sender::new(0),
+            unread_since: watch::Sender::new(Some(started_at)),
+            stdin: tokio::sync::Mutex::new(ours.stdin),
+            terminal: Mutex::new(ours.terminal),
             command_ended: CancellationToken::new(),
         });
         let limits = Limits {
-            began,
-            timeout: wish.timeout,
-            orphan_grace: wish.orphan_grace,
+            started_at,
+            timeout: spec.timeout,
+            orphan_grace: spec.orphan_grace,
             oom_kills,
-            trace: wish.trace.map(|trace| (trace, launched)),
+            trace: spec.trace.map(|trace| (trace, process_started_at)),
         };
-        if slot.fill(Arc::clone(&run)) {
+        if reservation.commit(Arc::clone(&run)) {
             run.kill();
         }
         let registry = Arc::clone(&self.registry);
         let closing = self.closing.clone();
         let supervised = Arc::clone(&run);
         self.tasks.spawn(async move {
-            supervise(supervised, child, ends.sources, limits, registry, closing).await;
+            supervise(supervised, child, ours.sources, limits, registry, closing).await;
         });
         Ok(Started::Running(run))
     }
 
-    fn order(&self, wish: &Wish) -> Result<(Order, std::path::PathBuf), CannotStart> {
-        let mut variables = self.environment.with(wish.variables.iter().cloned());
-        if wish.terminal.is_some() {
+    /// The command with its whole environment, and the file to execute.
+    fn prepare(&self, spec: &RunSpec) -> Result<(CommandSpec, PathBuf), StartError> {
+        let mut variables = self.environment.merged_with(spec.variables.iter().cloned());
+        if spec.terminal.is_some() {
             variables
                 .entry("TERM".into())
                 .or_insert_with(|| DEFAULT_TERM.into());
         }
-        let mut order = Order {
-            argv: wish.argv.clone(),
-            working_dir: wish.working_dir.clone(),
+        let mut command = CommandSpec {
+            argv: spec.argv.clone(),
+            working_dir: spec.working_dir.clone(),
             variables,
         };
-        if !order.argv.is_empty() {
-            return order.resolve().map(|file| (order, file));
+        if !command.argv.is_empty() {
+            return command.resolve().map(|file| (command, file));
         }
         // Not a login shell: its profile would replace the PATH that the image set.
-        order.argv = vec!["bash".into()];
-        if let Ok(file) = order.resolve() {
-            return Ok((order, file));
+        command.argv = vec!["bash".into()];
+        if let Ok(file) = command.resolve() {
+            return Ok((command, file));
         }
-        order.argv = vec!["sh".into()];
-        order.resolve().map(|file| (order, file))
+        command.argv = vec!["sh".into()];
+        command.resolve().map(|file| (command, file))
     }
 }
 
-fn no_streams(error: &io::Error) -> CannotStart {
-    CannotStart {
+fn stream_error(error: &io::Error) -> StartError {
+    StartError {
         exit_code: NOT_EXECUTABLE,
-        message: format!("no pipe or terminal could be made: {error}"),
+        message: format!("creating a pipe or terminal failed: {error}"),
     }
 }
 
-fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
-    if let Some(size) = wish.terminal {
-        let (terminal, inner) = Terminal::open(size)?;
+fn open_streams(spec: &RunSpec) -> io::Result<(StandardStreams, ParentStreams)> {
+    if let Some(size) = spec.terminal {
+        let (terminal, tty) = Terminal::open(size)?;
         let terminal = Arc::new(terminal);
-        let ends = Ends {
+        let ours = ParentStreams {
             stdin: Some(Stdin::Terminal(Arc::clone(&terminal))),
             sources: vec![(
                 OutputStream::Stdout,
@@ -159,9 +162,9 @@ fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
             )],
             terminal: Some(terminal),
         };
-        return Ok((Session::Terminal(inner), ends));
+        return Ok((StandardStreams::Terminal(tty), ours));
     }
-    let (stdin, our_stdin) = if wish.stdin {
+    let (stdin, our_stdin) = if spec.stdin {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
         (
             Stdio::from(theirs),
@@ -172,7 +175,7 @@ fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
     };
     let (stdout, stdout_source) = output_pipe()?;
     let (stderr, stderr_source) = output_pipe()?;
-    let ends = Ends {
+    let ours = ParentStreams {
         stdin: our_stdin,
         terminal: None,
         sources: vec![
@@ -181,16 +184,16 @@ fn streams(wish: &Wish) -> io::Result<(Session, Ends)> {
         ],
     };
     Ok((
-        Session::Pipes {
+        StandardStreams::Pipes {
             stdin,
             stdout,
             stderr,
         },
-        ends,
+        ours,
     ))
 }
 
-/// The command's end, and ours.
+/// An output pipe: the command's end and boxd's.
 ///
 /// # Errors
 /// As `pipe2(2)`.

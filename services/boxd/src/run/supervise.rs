@@ -1,4 +1,4 @@
-//! The life of a run's process: its timeout, its readers, its end.
+//! Supervises a run's process: its timeout, its readers and its exit.
 
 use std::future::pending;
 use std::io;
@@ -14,44 +14,44 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Registry, Run};
-use crate::lock::lock;
+
 use crate::pump::{Sink, Source, pump};
-use crate::reaper::{Child, Ended};
+use crate::reaper::{Child, ExitStatus};
 use crate::trace::Trace;
 use crate::usage;
 
-/// What a command that ran into its timeout exits with, as timeout(1) says it.
+/// The exit code of a command that reached its timeout, as of timeout(1).
 const TIMED_OUT: i32 = 124;
 const KILLED: i32 = 128 + 9;
-/// A killed process that the kernel does not let go (a hung disk) does not hold the
-/// answer any longer.
+/// How long the exit of a killed process is awaited. The kernel may hold a process much
+/// longer, for example on a hung disk.
 const KILL_DEADLINE: Duration = Duration::from_millis(500);
-/// Readers get what was written when the box ends, if they read it within this.
-const CLOSING_GRACE: Duration = Duration::from_secs(1);
+/// How long readers have to read the remaining output when the box shuts down.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 pub struct Limits {
-    pub began: Instant,
+    pub started_at: Instant,
     pub timeout: Option<Duration>,
     pub orphan_grace: Duration,
-    /// The box's count when the run began.
+    /// The box's OOM kill count when the run started.
     pub oom_kills: u64,
-    /// The caller's trace, and since when the process has been there.
+    /// The caller's trace, and when the process was started.
     pub trace: Option<(Trace, SystemTime)>,
 }
 
-/// How the process ended, and why.
-struct End {
-    /// `None`: killed, and still there.
-    ended: Option<Ended>,
+/// How and why the process ended.
+struct RunEnd {
+    /// `None`: killed, but not reaped within [`KILL_DEADLINE`].
+    status: Option<ExitStatus>,
     /// boxd killed it.
     killed: bool,
-    /// Because the box ends.
-    closed: bool,
+    /// Killed because the box shuts down.
+    by_shutdown: bool,
     timed_out: bool,
     duration: Duration,
 }
 
-/// Until the run has ended and its output is in the ring.
+/// Supervises the run until it has ended and its output is in the ring.
 pub async fn supervise(
     run: Arc<Run>,
     mut child: Child,
@@ -61,24 +61,24 @@ pub async fn supervise(
     closing: CancellationToken,
 ) {
     let pumps = sources.into_iter().map(|(stream, source)| {
-        let sink = IntoRing { run: &run, stream };
+        let sink = RingSink { run: &run, stream };
         let command_ended = run.command_ended.clone();
         async move { pump(source, &sink, command_ended).await }
     });
     let mut pumps = pin!(join_all(pumps));
-    let mut pumped = false;
+    let mut output_done = false;
     let mut unread = run.unread_since.subscribe();
     let mut deadline = limits
         .timeout
-        .and_then(|timeout| limits.began.checked_add(timeout));
-    let (mut killed, mut closed, mut timed_out) = (false, false, false);
+        .and_then(|timeout| limits.started_at.checked_add(timeout));
+    let (mut killed, mut by_shutdown, mut timed_out) = (false, false, false);
 
-    let ended = loop {
+    let status = loop {
         tokio::select! {
             biased;
-            ended = &mut child.ended => break ended.ok(),
-            _ = &mut pumps, if !pumped => pumped = true,
-            () = at(deadline) => {
+            status = &mut child.ended => break status.ok(),
+            _ = &mut pumps, if !output_done => output_done = true,
+            () = sleep_until_some(deadline) => {
                 if killed {
                     break None;
                 }
@@ -91,7 +91,7 @@ pub async fn supervise(
             || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace)))
         {
             killed = true;
-            closed = closing.is_cancelled() && !timed_out;
+            by_shutdown = closing.is_cancelled() && !timed_out;
             if closing.is_cancelled() {
                 run.kill_group();
             } else {
@@ -100,51 +100,52 @@ pub async fn supervise(
             deadline = Instant::now().checked_add(KILL_DEADLINE);
         }
     };
-    let duration = limits.began.elapsed();
+    let duration = limits.started_at.elapsed();
     run.command_ended.cancel();
 
-    let complete = pumped
+    let complete = output_done
         || tokio::select! {
             biased;
             _ = &mut pumps => true,
             () = unread_for(&mut unread, limits.orphan_grace) => false,
-            () = after_closing(&closing) => false,
+            () = after_shutdown_grace(&closing) => false,
         };
-    let end = End {
-        ended,
+    let end = RunEnd {
+        status,
         killed,
-        closed,
+        by_shutdown,
         timed_out,
         duration,
     };
-    if complete && end.is_its_own() {
+    if complete && end.is_own_exit() {
         let mut exited = exited(&end, limits.oom_kills);
         if let Some((trace, launched)) = &limits.trace {
-            exited.spans = trace.of_command(*launched, duration);
+            exited.spans = trace.command_spans(*launched, duration);
         }
         run.finish(exited).await;
         registry.finish(&run);
     } else {
-        // An exit without all the output before it would be a lie, and so would the code of
-        // a command that ended only because its box did.
-        registry.forget(&run);
-        run.cut();
+        // No exit is reported without all the output before it, nor for a command that
+        // was killed by the shutdown of its box.
+        registry.remove(&run);
+        run.abort();
     }
 }
 
-impl End {
-    fn is_its_own(&self) -> bool {
-        !self.closed || matches!(self.ended, Some(Ended::Exited(_)))
+impl RunEnd {
+    /// Whether the command ended by itself, not by the shutdown of its box.
+    fn is_own_exit(&self) -> bool {
+        !self.by_shutdown || matches!(self.status, Some(ExitStatus::Exited(_)))
     }
 }
 
-fn exited(end: &End, oom_kills_before: u64) -> proto::Exited {
+fn exited(end: &RunEnd, oom_kills_before: u64) -> proto::Exited {
     let exit_code = if end.timed_out {
         TIMED_OUT
     } else {
-        end.ended.map_or(KILLED, Ended::exit_code)
+        end.status.map_or(KILLED, ExitStatus::exit_code)
     };
-    let by_sigkill = matches!(end.ended, Some(Ended::Signalled(9)));
+    let by_sigkill = matches!(end.status, Some(ExitStatus::Signalled(9)));
     proto::Exited {
         exit_code,
         timed_out: end.timed_out,
@@ -161,77 +162,79 @@ fn is_orphan(run: &Run, grace: Duration) -> bool {
         .is_some_and(|since| since.elapsed() >= grace)
 }
 
-async fn at(deadline: Option<Instant>) {
+async fn sleep_until_some(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
-/// Returns when nobody has read for `grace`.
+/// Returns when there has been no reader for `grace`.
 async fn unread_for(unread: &mut watch::Receiver<Option<Instant>>, grace: Duration) {
     loop {
         let since = *unread.borrow_and_update();
         tokio::select! {
-            () = at(since.and_then(|since| since.checked_add(grace))) => return,
+            () = sleep_until_some(since.and_then(|since| since.checked_add(grace))) => return,
             changed = unread.changed() => if changed.is_err() { return },
         }
     }
 }
 
-async fn after_closing(closing: &CancellationToken) {
+async fn after_shutdown_grace(closing: &CancellationToken) {
     closing.cancelled().await;
-    sleep(CLOSING_GRACE).await;
+    sleep(SHUTDOWN_GRACE).await;
 }
 
 impl Run {
     async fn finish(&self, exited: proto::Exited) {
-        lock(&self.state).exited = Some(exited);
-        // Closing our end hangs up on those who still have the terminal.
-        lock(&self.terminal).take();
+        self.state.lock().exited = Some(exited);
+        // Closing boxd's end sends SIGHUP to processes that still use the terminal.
+        self.terminal.lock().take();
         *self.stdin.lock().await = None;
-        self.news.send_modify(|count| *count += 1);
+        self.output_changed.send_modify(|count| *count += 1);
     }
 
-    /// Its reader gets what there is, and is then told that no exit follows.
-    fn cut(&self) {
-        lock(&self.state).cut = true;
-        self.news.send_modify(|count| *count += 1);
+    /// Ends the run without an exit: its reader gets the remaining output, then an error.
+    fn abort(&self) {
+        self.state.lock().aborted = true;
+        self.output_changed.send_modify(|count| *count += 1);
     }
 
-    fn has_room(&self) -> bool {
-        let state = lock(&self.state);
-        state.ring.room(state.floor()) > 0
+    fn has_space(&self) -> bool {
+        let state = self.state.lock();
+        state.ring.free_space(state.floor()) > 0
     }
 }
 
-/// One of a run's streams on its way into the ring.
-struct IntoRing<'run> {
+/// Writes one of a run's output streams into its ring.
+struct RingSink<'run> {
     run: &'run Run,
     stream: OutputStream,
 }
 
-impl Sink for IntoRing<'_> {
-    fn fill(
+impl Sink for RingSink<'_> {
+    fn read_into(
         &self,
         buffer: &mut [u8],
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> Option<io::Result<usize>> {
-        let mut state = lock(&self.run.state);
-        let room = state.ring.room(state.floor()).min(buffer.len());
-        let buffer = buffer.get_mut(..room).filter(|buffer| !buffer.is_empty())?;
+        let mut state = self.run.state.lock();
+        let space = state.ring.free_space(state.floor()).min(buffer.len());
+        let buffer = buffer
+            .get_mut(..space)
+            .filter(|buffer| !buffer.is_empty())?;
         let result = read(buffer);
         if let Ok(count @ 1..) = result {
             state.ring.push(self.stream, &buffer[..count]);
             drop(state);
-            self.run.news.send_modify(|count| *count += 1);
+            self.run.output_changed.send_modify(|count| *count += 1);
         }
         Some(result)
     }
 
-    async fn room(&self) {
-        let mut changes = self.run.room.subscribe();
-        while !self.run.has_room() {
+    async fn writable(&self) {
+        let mut changes = self.run.space_freed.subscribe();
+        while !self.run.has_space() {
             if changes.changed().await.is_err() {
                 return;
             }
@@ -244,40 +247,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exit_code_says_what_happened() {
-        let code = |ended, killed, timed_out| {
-            let end = End {
-                ended,
+    fn exit_code_distinguishes_exit_signal_and_timeout() {
+        let code = |status, killed, timed_out| {
+            let end = RunEnd {
+                status,
                 killed,
-                closed: false,
+                by_shutdown: false,
                 timed_out,
                 duration: Duration::ZERO,
             };
             exited(&end, u64::MAX).exit_code
         };
-        assert_eq!(code(Some(Ended::Exited(3)), false, false), 3);
-        assert_eq!(code(Some(Ended::Signalled(15)), false, false), 143);
-        assert_eq!(code(Some(Ended::Signalled(9)), true, false), 137);
-        assert_eq!(code(Some(Ended::Signalled(9)), true, true), 124);
+        assert_eq!(code(Some(ExitStatus::Exited(3)), false, false), 3);
+        assert_eq!(code(Some(ExitStatus::Signalled(15)), false, false), 143);
+        assert_eq!(code(Some(ExitStatus::Signalled(9)), true, false), 137);
+        assert_eq!(code(Some(ExitStatus::Signalled(9)), true, true), 124);
         assert_eq!(code(None, true, false), 137);
         assert_eq!(code(None, true, true), 124);
     }
 
     #[test]
-    fn what_its_box_took_along_has_no_end_of_its_own() {
-        let own = |ended, closed| {
-            let end = End {
-                ended,
-                killed: closed,
-                closed,
+    fn command_killed_by_shutdown_has_no_exit() {
+        let own = |status, by_shutdown| {
+            let end = RunEnd {
+                status,
+                killed: by_shutdown,
+                by_shutdown,
                 timed_out: false,
                 duration: Duration::ZERO,
             };
-            end.is_its_own()
+            end.is_own_exit()
         };
-        assert!(own(Some(Ended::Signalled(9)), false));
-        assert!(own(Some(Ended::Exited(3)), true), "it was faster");
-        assert!(!own(Some(Ended::Signalled(9)), true));
+        assert!(own(Some(ExitStatus::Signalled(9)), false));
+        assert!(
+            own(Some(ExitStatus::Exited(3)), true),
+            "it exited before the kill"
+        );
+        assert!(!own(Some(ExitStatus::Signalled(9)), true));
         assert!(!own(None, true));
     }
 }

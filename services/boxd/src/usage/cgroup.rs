@@ -2,14 +2,14 @@
 //!
 //! In a container the hierarchies are usually mounted so that their root is the
 //! container's own group; elsewhere the path of `/proc/self/cgroup` is below the mount.
-//! What cannot be read is 0: usage is told as far as it is known.
+//! A value that cannot be read is reported as 0.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Version 1 says "no limit" as a number near 2^63.
+/// Version 1 writes "no limit" as a number near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Cgroup {
 }
 
 impl Cgroup {
-    /// Found once: a box does not move.
+    /// This process's cgroup. Found once: a box does not change its cgroup.
     pub fn own() -> &'static Self {
         static OWN: OnceLock<Cgroup> = OnceLock::new();
         OWN.get_or_init(|| {
@@ -44,7 +44,7 @@ impl Cgroup {
         }
     }
 
-    /// Nanoseconds of processor time since the group began.
+    /// CPU time since the group was created, in nanoseconds.
     pub fn cpu_nanos(&self) -> u64 {
         match self {
             Self::V2(group) => field(&group.join("cpu.stat"), "usage_usec").saturating_mul(1000),
@@ -52,7 +52,7 @@ impl Cgroup {
         }
     }
 
-    /// The working set: use less the file cache that is not in use.
+    /// The working set: usage minus inactive file cache.
     pub fn memory_bytes(&self) -> u64 {
         let (used, stat, inactive) = match self {
             Self::V2(group) => (
@@ -69,7 +69,7 @@ impl Cgroup {
         number(&used).saturating_sub(field(&stat, inactive))
     }
 
-    /// 0: none.
+    /// 0: no limit.
     pub fn memory_limit_bytes(&self) -> u64 {
         let limit = match self {
             Self::V2(group) => number(&group.join("memory.max")),
@@ -93,8 +93,8 @@ impl Cgroup {
     }
 }
 
-/// The group's path below its mount, by `/proc/self/cgroup` (cgroups(7)); version 2 has
-/// no controller's name.
+/// The group's path below its mount, from `/proc/self/cgroup` (cgroups(7)). In version 2
+/// the controller's name is empty.
 fn path_of<'table>(table: &'table str, controller: &str) -> &'table str {
     let line = table.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_is_read_from_the_containers_own_root() {
+    fn cgroup_v2_is_read_from_container_root() {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in [
             ("cgroup.controllers", "cpu memory pids\n"),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_read_below_each_controllers_mount() {
+    fn cgroup_v1_is_read_below_each_controller_mount() {
         let dir = tempfile::tempdir().unwrap();
         let memory = dir.path().join("memory/box");
         write(&memory.join("memory.usage_in_bytes"), "5000\n");

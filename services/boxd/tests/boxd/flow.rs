@@ -1,4 +1,4 @@
-//! Bytes: exact, bounded, resumable.
+//! Output and input bytes: exact, bounded, resumable.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support::{PATIENCE, Session, TestBox, run, sh, start};
 
 const MIB: usize = 1024 * 1024;
 
-/// What `seq` prints, without holding all of it.
+/// Reads the output of `seq` without keeping all of it.
 struct Sequence {
     next: u64,
     pending: String,
@@ -39,7 +39,7 @@ impl Sequence {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_mib_arrive_byte_for_byte_with_flat_memory() {
+async fn hundred_mib_of_output_arrive_exactly_with_flat_memory() {
     let (boxd, client) = TestBox::idle().await;
     let mut session = Session::start(&client, start(&["seq", "1", "13000000"])).await;
     let (mut expected, mut total, mut early) = (Sequence::new(), 0, 0);
@@ -68,7 +68,7 @@ async fn a_hundred_mib_arrive_byte_for_byte_with_flat_memory() {
 }
 
 #[tokio::test]
-async fn binary_output_is_exact_on_both_streams() {
+async fn binary_output_arrives_exactly_on_both_streams() {
     let (boxd, client) = TestBox::idle().await;
     let data: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     std::fs::write(boxd.path("data"), &data).unwrap();
@@ -77,7 +77,7 @@ async fn binary_output_is_exact_on_both_streams() {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_blocks_the_command_and_costs_bounded_memory() {
+async fn stalled_reader_blocks_command_within_bounded_memory() {
     let (boxd, client) = TestBox::idle().await;
     let before = boxd.resident_kib();
     let mut session =
@@ -94,7 +94,7 @@ async fn a_reader_that_does_not_read_blocks_the_command_and_costs_bounded_memory
             .parse::<usize>()
             .unwrap()
     };
-    // Blocked: nothing is written for a while, far from the end.
+    // Blocked: no progress for a while, far from the end.
     let (mut last, mut same) = (0, 0);
     let give_up = std::time::Instant::now() + PATIENCE;
     while same < 20 {
@@ -111,7 +111,7 @@ async fn a_reader_that_does_not_read_blocks_the_command_and_costs_bounded_memory
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_streams_do_not_stop_others_on_the_same_connection() {
+async fn stalled_streams_do_not_block_others_on_same_connection() {
     let (_boxd, client) = TestBox::idle().await;
     let mut stalled = Vec::new();
     for _ in 0..40 {
@@ -125,7 +125,7 @@ async fn stalled_streams_do_not_stop_others_on_the_same_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_mib_of_stdin_come_back_through_cat() {
+async fn five_mib_of_stdin_round_trip_through_cat() {
     let (_boxd, client) = TestBox::idle().await;
     let data: Vec<u8> = (0..5 * MIB).map(|at| (at * 31 % 251) as u8).collect();
     let session = Session::start(
@@ -153,7 +153,7 @@ async fn five_mib_of_stdin_come_back_through_cat() {
 }
 
 #[tokio::test]
-async fn stdin_that_is_not_wanted_is_dev_null_and_one_nobody_reads_holds_nothing() {
+async fn unrequested_stdin_is_dev_null_and_unread_stdin_does_not_block() {
     let (_boxd, client) = TestBox::idle().await;
     assert_eq!(run(&client, start(&["cat"])).await.code(), 0);
     let session = Session::start(
@@ -173,9 +173,9 @@ async fn stdin_that_is_not_wanted_is_dev_null_and_one_nobody_reads_holds_nothing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_whose_connection_was_cut_resumes_without_loss_or_repeat() {
+async fn reader_resumes_after_lost_connection_without_loss_or_repeat() {
     let (boxd, client) = TestBox::idle().await;
-    let (cut, relay) = boxd.cuttable().await;
+    let (cut, relay) = boxd.abortable_client().await;
     let command = proto::StartCommand {
         acks: true,
         ..start(&["seq", "1", "1000000"])
@@ -193,7 +193,7 @@ async fn a_reader_whose_connection_was_cut_resumes_without_loss_or_repeat() {
     }
     relay.abort();
     while session.next().await.is_ok_and(|output| output.is_some()) {
-        // What was under way is not used: it counts as lost.
+        // Bytes in transit are dropped, as in a lost connection.
     }
     let mut resumed = Session::resume(&client, &run_id, total as u64)
         .await
@@ -217,7 +217,7 @@ async fn a_reader_whose_connection_was_cut_resumes_without_loss_or_repeat() {
 }
 
 #[tokio::test]
-async fn a_resume_from_what_is_no_longer_kept_is_told_of_the_gap() {
+async fn resume_before_kept_output_reports_gap() {
     let (_boxd, client) = TestBox::idle().await;
     let command = sh("head -c 3000000 /dev/zero; echo end; sleep 1000");
     let run_id = command.run_id.clone();

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Setup, TestBox, eventually, run, sh, shell};
 
-/// All that a request gives: entries, and how many were lost.
+/// All entries of a request, and the number of lost ones.
 async fn read(client: &BoxClient, request: LogsRequest) -> (Vec<proto::LogEntry>, u64) {
     let mut replies = client.clone().logs(request).await.unwrap().into_inner();
     let (mut entries, mut lost) = (Vec::new(), 0);
@@ -30,7 +30,7 @@ fn sequences(entries: &[proto::LogEntry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.sequence).collect()
 }
 
-/// Until the log's newest line is `line`.
+/// Waits until the log's newest line is `line`.
 async fn written(client: &BoxClient, line: &str) {
     eventually("the line is logged", async || {
         let request = LogsRequest {
@@ -46,7 +46,7 @@ async fn written(client: &BoxClient, line: &str) {
 }
 
 #[tokio::test]
-async fn lines_are_numbered_from_one_and_a_reader_begins_anywhere() {
+async fn log_lines_are_numbered_from_one_and_readable_from_any() {
     let (_boxd, client) =
         TestBox::main("for i in 1 2 3 4 5; do echo line $i; done; sleep 1000").await;
     written(&client, "line 5").await;
@@ -114,7 +114,7 @@ async fn lines_are_numbered_from_one_and_a_reader_begins_anywhere() {
 }
 
 #[tokio::test]
-async fn a_follower_sees_lines_as_they_come_and_the_end_before_the_box_ends() {
+async fn follower_gets_lines_at_once_and_stream_end_before_box_ends() {
     let script =
         "echo first; while [ ! -e go ]; do sleep 0.02; done; echo last; printf unended >&2; exit 3";
     let (mut boxd, client) = TestBox::main(script).await;
@@ -148,7 +148,7 @@ async fn a_follower_sees_lines_as_they_come_and_the_end_before_the_box_ends() {
 }
 
 #[tokio::test]
-async fn output_is_bounded_and_who_asks_for_what_is_gone_is_told() {
+async fn log_is_bounded_and_reader_of_dropped_lines_is_told_count() {
     let (boxd, client) = TestBox::start(Setup {
         main: shell("seq 1 100000; sleep 1000"),
         variables: vec![("AGENTBOX_BOXD_SEGMENT_BYTES".into(), "200000".into())],
@@ -178,7 +178,7 @@ async fn output_is_bounded_and_who_asks_for_what_is_gone_is_told() {
 }
 
 #[tokio::test]
-async fn the_last_output_outlives_boxd() {
+async fn last_output_survives_boxd() {
     let (mut boxd, client) = TestBox::main("echo out; echo err >&2; sleep 1000").await;
     eventually("both are logged", async || {
         read(&client, LogsRequest::default()).await.0.len() == 2
@@ -191,7 +191,7 @@ async fn the_last_output_outlives_boxd() {
     let lines: Vec<_> = entries.iter().map(|entry| entry.line.as_slice()).collect();
     assert_eq!(lines, [&b"out"[..], b"err"]);
     assert_eq!(Termination::read(&boxd.path("termination")).unwrap(), None);
-    // Its main command would otherwise stay: no namespace ends it here.
+    // Ends the main command, which is in no PID namespace here.
     let own = format!("{}", boxd.dir.path().display());
     for entry in std::fs::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
@@ -203,7 +203,7 @@ async fn the_last_output_outlives_boxd() {
 }
 
 #[tokio::test]
-async fn what_a_box_writes_into_the_output_directory_harms_its_own_log_only() {
+async fn foreign_bytes_in_output_directory_damage_only_own_log() {
     let script = "echo before; while [ ! -e go ]; do sleep 0.02; done; \
                   head -c 3000 /dev/zero > output/output-0; echo after; sleep 1000";
     let (boxd, client) = TestBox::main(script).await;
@@ -227,7 +227,7 @@ async fn what_a_box_writes_into_the_output_directory_harms_its_own_log_only() {
 }
 
 #[tokio::test]
-async fn a_long_line_comes_in_pieces_that_say_so() {
+async fn long_line_is_split_into_partial_entries() {
     let (_boxd, client) =
         TestBox::main("head -c 40000 /dev/zero | tr '\\0' x; echo; echo next; sleep 1000").await;
     written(&client, "next").await;
@@ -249,7 +249,7 @@ async fn a_long_line_comes_in_pieces_that_say_so() {
 }
 
 #[tokio::test]
-async fn output_is_passed_on_to_boxds_own_and_nobody_reading_it_blocks_nothing() {
+async fn output_is_copied_to_boxd_streams_without_blocking() {
     let (mut boxd, client) = TestBox::start(Setup {
         main: shell("echo hello; head -c 3000000 /dev/zero | tr '\\0' '\\n'; echo done; while [ ! -e go ]; do sleep 0.02; done"),
         stdout: Some(Stdio::piped()),
@@ -270,7 +270,7 @@ async fn output_is_passed_on_to_boxds_own_and_nobody_reading_it_blocks_nothing()
 }
 
 #[tokio::test]
-async fn a_main_command_that_cannot_start_says_so_everywhere() {
+async fn failed_main_command_is_reported_in_log_and_termination_file() {
     for (program, code) in [("no-such-program", 127), ("/tmp", 126)] {
         let mut boxd = TestBox::launch(Setup {
             main: vec![program.into()],
@@ -292,7 +292,7 @@ async fn a_main_command_that_cannot_start_says_so_everywhere() {
 }
 
 #[tokio::test]
-async fn a_line_reaches_its_follower_at_once() {
+async fn line_reaches_follower_at_once() {
     let (boxd, client) = TestBox::main("mkfifo pipe; while :; do cat pipe; done").await;
     let request = LogsRequest {
         follow: true,
@@ -300,7 +300,7 @@ async fn a_line_reaches_its_follower_at_once() {
     };
     let mut logs = client.clone().logs(request).await.unwrap().into_inner();
     let fifo = boxd.path("pipe");
-    eventually("the pipe is there", async || fifo.exists()).await;
+    eventually("the pipe exists", async || fifo.exists()).await;
     let began = Instant::now();
     std::fs::write(&fifo, "now\n").unwrap();
     logs.message().await.unwrap().unwrap();

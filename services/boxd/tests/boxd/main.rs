@@ -1,4 +1,4 @@
-//! The real boxd, as a plain process or as PID 1 of a namespace, spoken to over gRPC.
+//! Tests of the real boxd over gRPC, as a plain process or as PID 1 of a namespace.
 
 #![allow(
     clippy::unwrap_used,

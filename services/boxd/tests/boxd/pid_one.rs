@@ -1,4 +1,4 @@
-//! boxd as PID 1 of a namespace of its own.
+//! boxd as PID 1 of its own namespace.
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,10 @@ fn namespaced(main: Vec<String>) -> Setup {
 }
 
 #[tokio::test]
-async fn orphans_become_boxds_and_leave_no_zombie_and_no_exit_code_is_stolen() {
+async fn orphans_are_adopted_and_reaped_without_losing_exit_codes() {
     let (_boxd, client) = TestBox::start(namespaced(vec![])).await;
     for code in 0..30 {
-        // Each leaves orphans that end before, while and after it ends itself.
+        // Each command leaves orphans that end before, with and after it.
         let script = format!("(true & sleep 0.01 &) ; (sleep 0.05 &) ; exit {code}");
         assert_eq!(run(&client, sh(&script)).await.code(), code);
     }
@@ -43,8 +43,8 @@ async fn orphans_become_boxds_and_leave_no_zombie_and_no_exit_code_is_stolen() {
 }
 
 #[tokio::test]
-async fn the_token_cannot_be_read_by_root_in_the_box() {
-    // Root with what container runtimes leave it by default.
+async fn root_in_box_cannot_read_token() {
+    // Root with the default capabilities of container runtimes.
     let kept = "+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,\
                 +net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
     let mut setup = namespaced(vec![]);
@@ -70,7 +70,7 @@ async fn the_token_cannot_be_read_by_root_in_the_box() {
 }
 
 #[tokio::test]
-async fn even_who_may_read_boxds_environment_finds_no_token_there() {
+async fn boxd_environment_holds_no_token() {
     let (_boxd, client) = TestBox::start(namespaced(vec![])).await;
     let outcome = run(&client, start(&["cat", "/proc/1/environ"])).await;
     assert_eq!(outcome.code(), 0);
@@ -83,7 +83,7 @@ async fn even_who_may_read_boxds_environment_finds_no_token_there() {
 }
 
 #[tokio::test]
-async fn a_stop_is_passed_to_the_main_command_whose_code_is_the_boxs() {
+async fn sigterm_reaches_main_command_and_its_code_is_the_box_code() {
     let script = "trap 'echo bye; exit 42' TERM; echo up; while :; do sleep 0.05; done";
     let (mut boxd, client) = TestBox::start(namespaced(shell(script))).await;
     wait_for_line(&client, b"up").await;
@@ -92,7 +92,7 @@ async fn a_stop_is_passed_to_the_main_command_whose_code_is_the_boxs() {
 }
 
 #[tokio::test]
-async fn a_box_that_is_told_to_end_by_call_ends_as_by_signal() {
+async fn end_call_stops_box_like_sigterm() {
     let script = "trap 'echo stopping; exit 7' TERM; echo up; while :; do sleep 0.05; done";
     let (mut boxd, mut client) = TestBox::start(namespaced(shell(script))).await;
     wait_for_line(&client, b"up").await;
@@ -110,13 +110,13 @@ async fn a_box_that_is_told_to_end_by_call_ends_as_by_signal() {
 }
 
 #[tokio::test]
-async fn an_idle_box_ends_at_once_when_told_to_and_no_exit_of_its_runs_is_made_up() {
+async fn idle_box_stops_at_once_and_reports_no_exit_for_its_runs() {
     let (mut boxd, client) = TestBox::start(namespaced(vec![])).await;
     let mut session = Session::start(&client, sh("trap '' TERM; echo up; sleep 1000")).await;
     session.until("up").await;
     let began = Instant::now();
     boxd.signal(Signal::SIGTERM);
-    assert_eq!(session.cut().await, Code::Unavailable);
+    assert_eq!(session.shutdown_code().await, Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(0));
     assert!(
         began.elapsed() < Duration::from_secs(3),
@@ -126,7 +126,7 @@ async fn an_idle_box_ends_at_once_when_told_to_and_no_exit_of_its_runs_is_made_u
 }
 
 #[tokio::test]
-async fn the_end_of_the_main_command_is_the_end_of_the_box_and_of_its_runs() {
+async fn main_command_exit_ends_box_and_runs() {
     let (mut boxd, client) = TestBox::start(namespaced(shell(
         "while [ ! -e go ]; do sleep 0.02; done; exit 6",
     )))
@@ -134,12 +134,12 @@ async fn the_end_of_the_main_command_is_the_end_of_the_box_and_of_its_runs() {
     let mut session = Session::start(&client, sh("echo up; sleep 1000")).await;
     session.until("up").await;
     std::fs::write(boxd.path("go"), "").unwrap();
-    assert_eq!(session.cut().await, Code::Unavailable);
+    assert_eq!(session.shutdown_code().await, Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(6));
 }
 
 #[tokio::test]
-async fn a_box_of_another_user_serves_as_that_user() {
+async fn box_of_other_user_runs_commands_as_that_user() {
     let mut setup = namespaced(vec![]);
     setup
         .wrapper

@@ -1,4 +1,4 @@
-//! Commands: how they are found, started, ended.
+//! Commands: finding, starting and ending them.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh, start};
 
 #[tokio::test]
-async fn every_way_to_end_has_its_exit_code() {
+async fn each_kind_of_end_has_its_exit_code() {
     let (boxd, client) = TestBox::idle().await;
     std::fs::write(boxd.path("plain"), "no program").unwrap();
     for (command, code, says) in [
@@ -40,7 +40,7 @@ async fn every_way_to_end_has_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_command_gets_its_directory_and_variables_and_none_of_boxds() {
+async fn command_gets_directory_and_variables_without_boxd_variables() {
     let (boxd, client) = TestBox::idle().await;
     std::fs::create_dir(boxd.path("bin")).unwrap();
     std::fs::copy("/bin/true", boxd.path("bin/only-here")).unwrap();
@@ -57,7 +57,7 @@ async fn a_command_gets_its_directory_and_variables_and_none_of_boxds() {
     let text = outcome.text();
     assert!(text.starts_with("/tmp\nb c\n"), "{text}");
     assert!(!text.contains("AGENTBOX_BOXD"), "{text}");
-    // 0, 1, 2, and the directory that ls reads: nothing leaked.
+    // 0, 1, 2, and the directory that ls reads: no descriptor is inherited.
     assert!(text.contains("\n4\n"), "{text}");
     let path = boxd.path("bin").to_str().unwrap().to_owned();
     let found = proto::StartCommand {
@@ -69,7 +69,7 @@ async fn a_command_gets_its_directory_and_variables_and_none_of_boxds() {
 }
 
 #[tokio::test]
-async fn a_fresh_process_ignores_no_signal_and_dies_first_when_memory_runs_out() {
+async fn command_starts_with_default_signals_and_highest_oom_score() {
     let (_boxd, client) = TestBox::idle().await;
     let outcome = run(
         &client,
@@ -83,7 +83,7 @@ async fn a_fresh_process_ignores_no_signal_and_dies_first_when_memory_runs_out()
 }
 
 #[tokio::test]
-async fn at_the_timeout_the_whole_group_dies_and_the_answer_comes_within_a_second() {
+async fn timeout_kills_process_group_and_answers_within_a_second() {
     let (_boxd, client) = TestBox::idle().await;
     let command = proto::StartCommand {
         timeout_ms: 500,
@@ -105,7 +105,7 @@ async fn at_the_timeout_the_whole_group_dies_and_the_answer_comes_within_a_secon
 }
 
 #[tokio::test]
-async fn a_timeout_reaches_the_jobs_of_a_shell_with_job_control() {
+async fn timeout_kills_jobs_of_shell_with_job_control() {
     let (_boxd, client) = TestBox::idle().await;
     let command = proto::StartCommand {
         timeout_ms: 300,
@@ -117,7 +117,7 @@ async fn a_timeout_reaches_the_jobs_of_a_shell_with_job_control() {
 }
 
 #[tokio::test]
-async fn who_keeps_the_pipe_open_neither_holds_the_answer_nor_is_killed() {
+async fn background_child_with_open_pipe_does_not_delay_exit_and_survives() {
     let (_boxd, client) = TestBox::idle().await;
     let began = Instant::now();
     let outcome = run(&client, sh("sleep 30 & echo $!")).await;
@@ -133,7 +133,7 @@ async fn who_keeps_the_pipe_open_neither_holds_the_answer_nor_is_killed() {
 }
 
 #[tokio::test]
-async fn a_noisy_survivor_does_not_hold_the_answer_either() {
+async fn noisy_background_child_does_not_delay_exit() {
     let (_boxd, client) = TestBox::idle().await;
     let began = Instant::now();
     let outcome = run(&client, sh("yes survivor & echo $! >&2")).await;
@@ -143,7 +143,7 @@ async fn a_noisy_survivor_does_not_hold_the_answer_either() {
         began.elapsed()
     );
     assert_eq!(outcome.code(), 0);
-    // With the reader gone its next write is its last.
+    // Without a reader its next write fails and ends it.
     let survivor: i32 = String::from_utf8(outcome.stderr)
         .unwrap()
         .trim()
@@ -153,9 +153,9 @@ async fn a_noisy_survivor_does_not_hold_the_answer_either() {
 }
 
 #[tokio::test]
-async fn a_command_without_a_reader_is_killed_after_its_grace() {
+async fn command_without_reader_is_killed_after_grace() {
     let (boxd, _client) = TestBox::idle().await;
-    let (cut, relay) = boxd.cuttable().await;
+    let (cut, relay) = boxd.abortable_client().await;
     let pid_file = boxd.path("pid");
     let script = format!(
         "sleep 1000 & echo $! > {}; echo up; wait",
@@ -175,7 +175,7 @@ async fn a_command_without_a_reader_is_killed_after_its_grace() {
 }
 
 #[tokio::test]
-async fn a_kill_and_a_signal_reach_a_command_whose_stdin_is_backed_up() {
+async fn kill_and_signal_reach_command_with_blocked_stdin() {
     let (_boxd, mut client) = TestBox::idle().await;
     for control in [
         control_request::Control::Kill(proto::Empty {}),
@@ -218,7 +218,7 @@ async fn a_kill_and_a_signal_reach_a_command_whose_stdin_is_backed_up() {
 }
 
 #[tokio::test]
-async fn a_name_is_used_once_and_an_ended_run_can_be_asked_again() {
+async fn run_id_is_used_once_and_ended_run_can_be_resumed() {
     let (_boxd, client) = TestBox::idle().await;
     let command = sh("echo out; exit 9");
     let first = run(&client, command.clone()).await;
@@ -238,7 +238,7 @@ async fn a_name_is_used_once_and_an_ended_run_can_be_asked_again() {
 }
 
 #[tokio::test]
-async fn the_newest_reader_wins() {
+async fn newest_reader_replaces_older_one() {
     let (_boxd, client) = TestBox::idle().await;
     let command = proto::StartCommand {
         stdin: true,
@@ -260,7 +260,7 @@ async fn the_newest_reader_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_than_256_commands_run_at_a_time_and_all_die_with_the_box() {
+async fn commands_are_limited_to_256_and_die_with_box() {
     let (mut boxd, client) = TestBox::idle().await;
     let (mut sessions, mut pids) = (Vec::new(), Vec::new());
     for _ in 0..256 {
@@ -288,7 +288,7 @@ async fn no_more_than_256_commands_run_at_a_time_and_all_die_with_the_box() {
 }
 
 #[tokio::test]
-async fn a_short_command_is_answered_in_milliseconds() {
+async fn short_command_completes_in_milliseconds() {
     let (_boxd, client) = TestBox::idle().await;
     let mut took: Vec<Duration> = Vec::new();
     for _ in 0..100 {
@@ -298,6 +298,6 @@ async fn a_short_command_is_answered_in_milliseconds() {
     }
     took.sort();
     println!("p50 {:?}, p99 {:?}", took[50], took[98]);
-    // A busy test machine is slow; a wait of ours (a poll, a grace) would show.
+    // The bound allows for a busy machine, but a poll or grace period would exceed it.
     assert!(took[50] < Duration::from_millis(50), "p50 {:?}", took[50]);
 }

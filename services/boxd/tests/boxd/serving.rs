@@ -1,4 +1,4 @@
-//! The door, the warm box, the meter, the program itself.
+//! Authentication, warm boxes, status, usage, and the program's command line.
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ async fn status(client: &BoxClient) -> proto::StatusReply {
 }
 
 #[tokio::test]
-async fn every_call_without_the_token_is_refused() {
+async fn call_with_wrong_token_is_unauthenticated() {
     let (boxd, client) = TestBox::idle().await;
     for token in ["wrong", "token-of-the-test-boy", "token-of-the-test-box2"] {
         let mut client = boxd.client(token).await;
@@ -43,12 +43,12 @@ async fn every_call_without_the_token_is_refused() {
             assert_eq!(code.unwrap_err().code(), Code::Unauthenticated);
         }
     }
-    // A refused `end` has ended nothing.
+    // The refused `end` did not end the box.
     assert_eq!(run(&client, sh("echo here")).await.text(), "here\n");
 }
 
 #[tokio::test]
-async fn a_warm_box_takes_one_configuration_and_the_same_again() {
+async fn warm_box_accepts_one_configuration_repeatedly() {
     let (mut boxd, client) = TestBox::start(Setup {
         variables: vec![("AGENTBOX_BOXD_WARM".into(), "true".into())],
         ..Setup::default()
@@ -78,7 +78,7 @@ async fn a_warm_box_takes_one_configuration_and_the_same_again() {
 }
 
 #[tokio::test]
-async fn a_warm_box_without_a_command_idles_and_a_cold_one_is_not_configured() {
+async fn warm_box_without_command_idles_and_cold_box_rejects_configure() {
     let variables = vec![("AGENTBOX_BOXD_WARM".into(), "true".into())];
     let (_boxd, client) = TestBox::start(Setup {
         variables,
@@ -101,7 +101,7 @@ async fn a_warm_box_without_a_command_idles_and_a_cold_one_is_not_configured() {
 }
 
 #[tokio::test]
-async fn status_counts_the_commands_that_run() {
+async fn status_counts_running_commands() {
     let (_boxd, client) = TestBox::idle().await;
     assert_eq!(
         (
@@ -117,7 +117,7 @@ async fn status_counts_the_commands_that_run() {
 }
 
 #[tokio::test]
-async fn usage_rises_with_work() {
+async fn usage_rises_under_load() {
     let (_boxd, client) = TestBox::idle().await;
     let usage = async || {
         client
@@ -130,7 +130,7 @@ async fn usage_rises_with_work() {
     let before = usage().await;
     assert!(before.memory_bytes > 0, "{before:?}");
     let _busy = Session::start(&client, sh("while :; do :; done")).await;
-    eventually("the work shows", async || {
+    eventually("usage has risen", async || {
         let now = usage().await;
         now.cpu_usage_nanos > before.cpu_usage_nanos && now.cpu_milli > 100
     })
@@ -138,7 +138,7 @@ async fn usage_rises_with_work() {
 }
 
 #[test]
-fn the_program_copies_itself_and_says_its_version() {
+fn install_copies_program_and_version_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("boxd");
     let boxd = env!("CARGO_BIN_EXE_boxd");

@@ -1,4 +1,4 @@
-//! A boxd process of one test, and runs in it.
+//! A test's boxd process, and runs in it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 pub const TOKEN: &str = "token-of-the-test-box";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Polls until `condition`; panics with `what` when it does not come true.
+/// Polls until `condition` holds; panics with `what` after the deadline.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let give_up = Instant::now() + PATIENCE;
     while !condition().await {
@@ -38,20 +38,20 @@ pub fn is_alive(pid: i32) -> bool {
 pub struct Setup {
     pub main: Vec<String>,
     pub variables: Vec<(String, String)>,
-    /// Words before boxd's own command line: `unshare …`.
+    /// The program and arguments that start boxd: `unshare …`.
     pub wrapper: Vec<String>,
     pub no_output_dir: bool,
     pub stdout: Option<Stdio>,
 }
 
 pub struct TestBox {
-    /// boxd, or the wrapper around it.
+    /// The process of boxd, or of its wrapper.
     pub process: Child,
     pub address: SocketAddr,
     pub dir: tempfile::TempDir,
 }
 
-/// An address of its own for each box of each test process: no port is ever shared.
+/// A loopback address that no other box of any test process uses.
 fn own_address() -> SocketAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [_, _, high, low] = std::process::id().to_be_bytes();
@@ -64,7 +64,7 @@ fn own_address() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(ip), variables::DEFAULT_PORT)
 }
 
-/// The static build, where the environment names one; else this build's.
+/// The static build that the environment names, else this build's.
 fn program() -> String {
     std::env::var("AGENTBOX_BOXD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_boxd").to_owned())
 }
@@ -89,7 +89,7 @@ impl TestBox {
         (this, client)
     }
 
-    /// Without waiting for it.
+    /// Starts boxd without waiting until it serves.
     pub fn launch(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("output")).unwrap();
@@ -146,8 +146,8 @@ impl TestBox {
             .unwrap()
     }
 
-    /// A connection that can be cut, and its client.
-    pub async fn cuttable(&self) -> (BoxClient, tokio::task::JoinHandle<()>) {
+    /// A client, and a task: aborting the task closes the connection.
+    pub async fn abortable_client(&self) -> (BoxClient, tokio::task::JoinHandle<()>) {
         let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
         let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         let relay = tokio::spawn(async move {
@@ -161,7 +161,7 @@ impl TestBox {
         )
     }
 
-    /// Of boxd itself, as this test's namespace numbers it.
+    /// The process id of boxd itself, in the test's namespace.
     pub fn boxd_pid(&self) -> i32 {
         let own = i32::try_from(self.process.id()).unwrap();
         let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
@@ -208,7 +208,7 @@ impl Drop for TestBox {
         if self.process.try_wait().is_ok_and(|ended| ended.is_some()) {
             return;
         }
-        // SIGTERM lets boxd kill its runs, which no namespace may hold here.
+        // SIGTERM lets boxd kill its runs: they may not be in a PID namespace here.
         let _ = kill(Pid::from_raw(self.boxd_pid()), Signal::SIGTERM);
         let give_up = Instant::now() + Duration::from_secs(4);
         while Instant::now() < give_up && self.process.try_wait().is_ok_and(|ended| ended.is_none())
@@ -224,7 +224,7 @@ pub fn shell(script: &str) -> Vec<String> {
     ["sh", "-c", script].map(str::to_owned).to_vec()
 }
 
-/// `sh -c script`, under a name of its own.
+/// `sh -c script`, with a run id of its own.
 pub fn sh(script: &str) -> proto::StartCommand {
     start(&["sh", "-c", script])
 }
@@ -238,7 +238,7 @@ pub fn start(command: &[&str]) -> proto::StartCommand {
     }
 }
 
-/// Both ends of one Run call.
+/// One `Run` call: its inputs and outputs.
 pub struct Session {
     pub inputs: mpsc::Sender<proto::RunInput>,
     pub outputs: Streaming<proto::RunOutput>,
@@ -291,21 +291,21 @@ impl Session {
     }
 
     pub async fn send(&self, input: run_input::Input) {
-        // Refused once the run has ended, which the outputs tell.
+        // Fails once the run has ended, which the outputs show.
         let _ = self
             .inputs
             .send(proto::RunInput { input: Some(input) })
             .await;
     }
 
-    /// The next message, within the test's patience.
+    /// The next message; panics after the deadline.
     pub async fn next(&mut self) -> Result<Option<run_output::Output>, Status> {
         let message = tokio::time::timeout(PATIENCE, self.outputs.message());
         let message = message.await.expect("an output in time")?;
         Ok(message.map(|message| message.output.unwrap()))
     }
 
-    /// Reads until stdout contains `text`; gives what was read.
+    /// Reads until stdout contains `text`; returns the output so far.
     pub async fn until(&mut self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
@@ -323,8 +323,8 @@ impl Session {
         seen
     }
 
-    /// Reads to the end of a run that its box took along.
-    pub async fn cut(mut self) -> tonic::Code {
+    /// Reads to the end of a run whose box shuts down; returns the error's code.
+    pub async fn shutdown_code(mut self) -> tonic::Code {
         loop {
             match self.next().await {
                 Ok(Some(run_output::Output::Exited(exited))) => panic!("{exited:?}"),
@@ -335,7 +335,7 @@ impl Session {
         }
     }
 
-    /// Reads to the end.
+    /// Reads to the end of the run.
     pub async fn finish(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         while let Some(output) = self.next().await.unwrap() {
@@ -351,7 +351,7 @@ impl Session {
     }
 }
 
-/// Starts, and reads to the end.
+/// Starts a command and reads to its end.
 pub async fn run(client: &BoxClient, command: proto::StartCommand) -> Outcome {
     Session::start(client, command).await.finish().await
 }

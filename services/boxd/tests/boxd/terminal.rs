@@ -19,7 +19,7 @@ fn keys(text: &str) -> run_input::Input {
 }
 
 #[tokio::test]
-async fn a_terminal_has_the_size_it_was_given_and_a_kind() {
+async fn terminal_has_given_size_and_term_variable() {
     let (_boxd, client) = TestBox::idle().await;
     let outcome = run(
         &client,
@@ -36,7 +36,7 @@ async fn a_terminal_has_the_size_it_was_given_and_a_kind() {
 }
 
 #[tokio::test]
-async fn a_resize_is_seen_by_the_command() {
+async fn resize_reaches_command() {
     let (_boxd, client) = TestBox::idle().await;
     let script = "trap 'stty size; exit 0' WINCH; echo up; while :; do sleep 0.05; done";
     let mut session = Session::start(&client, terminal(sh(script))).await;
@@ -52,7 +52,7 @@ async fn a_resize_is_seen_by_the_command() {
 }
 
 #[tokio::test]
-async fn ctrl_c_and_a_signal_reach_the_foreground_job_and_not_the_shell() {
+async fn ctrl_c_and_signal_reach_foreground_job_but_not_shell() {
     let (_boxd, client) = TestBox::idle().await;
     let mut session = Session::start(&client, terminal(start(&[]))).await;
     for interrupt in [keys("\u{3}"), run_input::Input::Signal("SIGINT".into())] {
@@ -67,7 +67,7 @@ async fn ctrl_c_and_a_signal_reach_the_foreground_job_and_not_the_shell() {
 }
 
 #[tokio::test]
-async fn end_of_input_ends_what_reads_a_terminal() {
+async fn stdin_eof_ends_terminal_reader() {
     let (_boxd, client) = TestBox::idle().await;
     let mut session = Session::start(&client, terminal(start(&["cat"]))).await;
     session.send(keys("hello\n")).await;
@@ -79,7 +79,7 @@ async fn end_of_input_ends_what_reads_a_terminal() {
 }
 
 #[tokio::test]
-async fn no_byte_is_lost_when_the_command_exits_at_once() {
+async fn terminal_output_of_short_command_is_complete() {
     let (_boxd, client) = TestBox::idle().await;
     for _ in 0..20 {
         let outcome = run(&client, terminal(start(&["seq", "1", "20000"]))).await;
@@ -94,7 +94,7 @@ async fn no_byte_is_lost_when_the_command_exits_at_once() {
 }
 
 #[tokio::test]
-async fn a_background_job_does_not_hold_the_terminals_end() {
+async fn background_job_does_not_delay_terminal_exit() {
     let (_boxd, client) = TestBox::idle().await;
     let began = std::time::Instant::now();
     let outcome = run(&client, terminal(sh("trap '' HUP; sleep 30 & exit 5"))).await;

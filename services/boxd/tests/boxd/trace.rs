@@ -1,4 +1,4 @@
-//! What a command's answer tells of boxd's part in its caller's trace.
+//! The spans that boxd returns with a run.
 
 use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::proto::{self, RunInput, Step, run_input, run_output};
@@ -32,7 +32,7 @@ fn steps(exited: &proto::Exited) -> Vec<Step> {
 }
 
 #[tokio::test]
-async fn a_recorded_call_gets_a_span_of_the_run_and_of_each_step() {
+async fn sampled_call_returns_run_start_and_command_spans() {
     let (_boxd, client) = TestBox::idle().await;
     let exited = traced(&client, "01", sh("sleep 0.2; exit 3")).await;
     assert_eq!(exited.exit_code, 3);
@@ -54,7 +54,7 @@ async fn a_recorded_call_gets_a_span_of_the_run_and_of_each_step() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_start_has_no_span_of_its_own() {
+async fn failed_start_returns_no_command_span() {
     let (_boxd, client) = TestBox::idle().await;
     let exited = traced(&client, "01", start(&["no-such-program"])).await;
     assert_eq!(exited.exit_code, 127);
@@ -62,7 +62,7 @@ async fn a_command_that_cannot_start_has_no_span_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_not_recorded_gets_none() {
+async fn unsampled_call_returns_no_spans() {
     let (_boxd, client) = TestBox::idle().await;
     assert_eq!(steps(&traced(&client, "00", sh("true")).await), []);
     let untraced = run(&client, sh("true")).await.exited.unwrap();

@@ -1,4 +1,4 @@
-//! What a reader sends to its run while it reads.
+//! The inputs that a reader sends to its run, and controls outside the stream.
 
 use std::sync::Arc;
 
@@ -6,32 +6,33 @@ use agentbox_box_protocol::proto::{self, control_request, run_input};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Run, wish};
+use super::{Run, spec};
 use crate::signals;
 
-/// Until the reader is gone or says no more. An input that makes no sense is passed over.
-pub async fn feed(
+/// Applies inputs in order until the reader detaches or closes its side. Unknown inputs are
+/// skipped.
+pub async fn apply_inputs(
     run: Arc<Run>,
     mut inputs: Streaming<proto::RunInput>,
-    reader_gone: CancellationToken,
+    reader_detached: CancellationToken,
 ) {
     loop {
         let message = tokio::select! {
-            () = reader_gone.cancelled() => return,
+            () = reader_detached.cancelled() => return,
             message = inputs.message() => message,
         };
-        let (input, last) = match message {
+        let (input, is_last) = match message {
             Ok(Some(message)) => (message.input, false),
-            // The caller closed its side in order: no stdin will come.
+            // The caller closed its side: stdin ends.
             Ok(None) => (Some(run_input::Input::StdinEof(proto::Empty {})), true),
-            // The connection was lost; the caller may come back.
+            // The connection was lost; the caller may resume.
             Err(_) => return,
         };
         tokio::select! {
-            () = reader_gone.cancelled() => return,
+            () = reader_detached.cancelled() => return,
             () = apply_in_order(&run, input) => {}
         }
-        if last {
+        if is_last {
             return;
         }
     }
@@ -41,17 +42,17 @@ async fn apply_in_order(run: &Run, input: Option<run_input::Input>) {
     match input {
         Some(run_input::Input::Stdin(bytes)) => {
             tokio::select! {
-                // Nobody reads it any more.
+                // No process reads stdin any more.
                 () = run.command_ended.cancelled() => {}
                 () = run.write_stdin(&bytes) => {}
             }
         }
         Some(run_input::Input::StdinEof(_)) => run.end_stdin().await,
         Some(run_input::Input::Resize(resize)) => {
-            // A terminal that is going has no size.
-            let _ = run.resize(wish::size(resize));
+            // Fails only when the terminal is closing.
+            let _ = run.resize(spec::size(resize));
         }
-        // Unknown names are refused by `control`, which can answer.
+        // Unknown names are ignored here; `control` returns an error for them.
         Some(run_input::Input::Signal(name)) => {
             if let Some(signal) = signals::parse(&name) {
                 run.signal(signal);
@@ -64,18 +65,18 @@ async fn apply_in_order(run: &Run, input: Option<run_input::Input>) {
 }
 
 impl Run {
-    /// The same beside the stream.
+    /// Applies a control that was sent outside the stream.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for an unknown signal or nothing at all.
+    /// INVALID_ARGUMENT for an unknown signal or a missing control.
     pub fn control(&self, control: Option<control_request::Control>) -> Result<(), Status> {
         match control {
             Some(control_request::Control::Resize(resize)) => self
-                .resize(wish::size(resize))
-                .map_err(|_| Status::failed_precondition("the terminal is gone")),
+                .resize(spec::size(resize))
+                .map_err(|_| Status::failed_precondition("the terminal is closed")),
             Some(control_request::Control::Signal(name)) => {
                 let signal = signals::parse(&name).ok_or_else(|| {
-                    Status::invalid_argument(format!("signal: {name:?} is not one"))
+                    Status::invalid_argument(format!("signal: {name:?} is not a signal"))
                 })?;
                 self.signal(signal);
                 Ok(())

@@ -1,9 +1,10 @@
-//! The box from its first instruction to its last.
+//! Start-up and shutdown of the box.
 //!
-//! Start: listen, then the main command, so that its first line finds a log and its
-//! caller a server. End: when the main command has ended, or an idle box is told to. Then
-//! runs are killed, readers get what they were promised (bounded), and boxd exits with
-//! the main command's code; in a PID namespace the kernel takes whatever is left.
+//! Start-up: boxd listens, then starts the main command, so that the server and the log
+//! exist before the command's first line. Shutdown begins when the main command has ended,
+//! or when an idle box gets a signal. Then runs are killed, readers get the remaining
+//! output within a deadline, and boxd exits with the main command's code. In a PID
+//! namespace the kernel kills the processes that are left.
 
 use std::ffi::OsString;
 use std::io;
@@ -34,49 +35,50 @@ use crate::reaper::Reaper;
 use crate::run::{Registry, Starter};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
-use crate::signals::{Forwarded, ends_an_idle_box};
-use crate::usage::Meter;
+use crate::signals::{ForwardedSignals, stops_idle_box};
+use crate::usage::UsageSampler;
 
-/// For runs to be killed and their readers to be told.
-const RUNS_END_WITHIN: Duration = Duration::from_secs(2);
-/// For the last bytes to leave.
-const SERVER_ENDS_WITHIN: Duration = Duration::from_millis(500);
+/// The deadline for killing runs and sending their remaining output.
+const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The deadline for the server to send its last bytes.
+const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
-pub enum LifeError {
-    #[error("signals cannot be handled")]
+pub enum InitError {
+    #[error("installing the signal handlers failed")]
     Signals(#[source] io::Error),
-    #[error("the settings are not valid")]
+    #[error("the settings are invalid")]
     Settings(#[from] SettingsError),
-    #[error("the log cannot be kept")]
+    #[error("creating the log failed")]
     Log(#[from] WriteError),
-    #[error("{address} cannot be listened on")]
+    #[error("listening on {address} failed")]
     Listen {
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("the server ended by itself")]
+    #[error("the gRPC server ended unexpectedly")]
     Server,
 }
 
-/// Lives the box's life; answers the exit code.
+/// Runs the box until it ends; returns its exit code.
 ///
 /// # Errors
-/// [`LifeError`] when there cannot be a box.
-pub async fn live(settings: Settings, command: Vec<OsString>) -> Result<u8, LifeError> {
-    let mut signals = Forwarded::listen().map_err(LifeError::Signals)?;
-    let (reaper, child_signals) = Reaper::new().map_err(LifeError::Signals)?;
+/// [`InitError`] when the box cannot start or its server fails.
+pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitError> {
+    let mut signals = ForwardedSignals::listen().map_err(InitError::Signals)?;
+    let (reaper, child_signals) = Reaper::new().map_err(InitError::Signals)?;
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let background = TaskTracker::new();
-    background.spawn(Arc::clone(&reaper).work(child_signals, stop.clone()));
+    background.spawn(Arc::clone(&reaper).run(child_signals, stop.clone()));
 
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());
     let log = Arc::new(Log::open(&settings)?);
-    let meter = Arc::new(Meter::default());
-    background.spawn(Arc::clone(&meter).work(Arc::clone(&registry), stop.clone()));
+    let sampler = Arc::new(UsageSampler::default());
+    background.spawn(Arc::clone(&sampler).run(stop.clone()));
+    background.spawn(Arc::clone(&registry).sweep_periodically(stop.clone()));
     let phase = match (command.is_empty(), settings.warm) {
         (false, _) => Phase::Starting,
         (true, true) => Phase::Unconfigured,
@@ -103,7 +105,7 @@ pub async fn live(settings: Settings, command: Vec<OsString>) -> Result<u8, Life
         main: Arc::clone(&main),
         environment,
         log: Arc::clone(&log),
-        meter,
+        sampler,
         configured: Mutex::new(None),
     };
     let listener = listen(settings.listen).await?;
@@ -116,9 +118,9 @@ pub async fn live(settings: Settings, command: Vec<OsString>) -> Result<u8, Life
     let code = loop {
         tokio::select! {
             code = main.ended() => break code,
-            _ = &mut server => return Err(LifeError::Server),
+            _ = &mut server => return Err(InitError::Server),
             signal = signals.next() => {
-                if !main.signal(signal) && ends_an_idle_box(signal) {
+                if !main.signal(signal) && stops_idle_box(signal) {
                     break 0;
                 }
             }
@@ -129,10 +131,10 @@ pub async fn live(settings: Settings, command: Vec<OsString>) -> Result<u8, Life
     closing.cancel();
     log.end();
     tasks.close();
-    // What does not end in time ends with this process.
-    let _ = timeout(RUNS_END_WITHIN, tasks.wait()).await;
+    // Runs that do not end in time end with this process.
+    let _ = timeout(RUNS_SHUTDOWN_TIMEOUT, tasks.wait()).await;
     stop.cancel();
-    if timeout(SERVER_ENDS_WITHIN, &mut server).await.is_err() {
+    if timeout(SERVER_SHUTDOWN_TIMEOUT, &mut server).await.is_err() {
         server.abort();
     }
     background.close();
@@ -140,10 +142,10 @@ pub async fn live(settings: Settings, command: Vec<OsString>) -> Result<u8, Life
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, LifeError> {
+async fn listen(address: SocketAddr) -> Result<TcpListener, InitError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| LifeError::Listen { address, source })
+        .map_err(|source| InitError::Listen { address, source })
 }
 
 async fn serve(

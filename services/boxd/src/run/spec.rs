@@ -1,35 +1,62 @@
-//! What a caller asks to start, checked.
+//! A caller's request to start a command, validated.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
+use agentbox_contracts::command::is_variable_name;
 
-use super::RunId;
-use super::id::InvalidRunId;
 use crate::terminal::Size;
 use crate::trace::Trace;
 
 const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(3);
-/// Longer than any box lives; keeps instants representable.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The longest duration used; longer ones are clamped so that instants do not overflow.
+const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const MAX_RUN_ID_LEN: usize = 128;
+
+/// The id of a run, chosen by its caller.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunId(String);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidWish {
+#[error("run_id: must have 1 to {MAX_RUN_ID_LEN} characters of A-Z a-z 0-9 _ -")]
+pub struct InvalidRunId;
+
+impl TryFrom<String> for RunId {
+    type Error = InvalidRunId;
+    fn try_from(text: String) -> Result<Self, InvalidRunId> {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if (1..=MAX_RUN_ID_LEN).contains(&text.len()) && text.bytes().all(valid) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidRunId)
+        }
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRunSpec {
     #[error(transparent)]
     Id(#[from] InvalidRunId),
-    #[error("a command is needed where there is no terminal")]
+    #[error("command: is required without a terminal")]
     NoCommand,
-    #[error("{0} contains a NUL byte")]
+    #[error("{0}: must not contain a NUL byte")]
     Nul(&'static str),
-    #[error("env: a name is empty or contains `=`")]
+    #[error("env: a name must not be empty or contain `=`")]
     VariableName,
 }
 
-pub struct Wish {
+pub struct RunSpec {
     pub id: RunId,
-    /// Empty: a shell.
+    /// Empty: the image's shell.
     pub argv: Vec<OsString>,
     pub working_dir: Option<PathBuf>,
     pub variables: Vec<(OsString, OsString)>,
@@ -38,17 +65,17 @@ pub struct Wish {
     pub timeout: Option<Duration>,
     pub orphan_grace: Duration,
     pub acks: bool,
-    /// Of the call that wishes it, if that is recorded.
+    /// The caller's trace, when it is sampled.
     pub trace: Option<Trace>,
 }
 
-impl TryFrom<proto::StartCommand> for Wish {
-    type Error = InvalidWish;
+impl TryFrom<proto::StartCommand> for RunSpec {
+    type Error = InvalidRunSpec;
 
-    fn try_from(start: proto::StartCommand) -> Result<Self, InvalidWish> {
+    fn try_from(start: proto::StartCommand) -> Result<Self, InvalidRunSpec> {
         let terminal = start.tty.map(size);
         if start.command.is_empty() && terminal.is_none() {
-            return Err(InvalidWish::NoCommand);
+            return Err(InvalidRunSpec::NoCommand);
         }
         Ok(Self {
             id: start.run_id.try_into()?,
@@ -62,10 +89,10 @@ impl TryFrom<proto::StartCommand> for Wish {
             terminal,
             stdin: start.stdin || terminal.is_some(),
             timeout: (start.timeout_ms > 0)
-                .then(|| Duration::from_millis(start.timeout_ms).min(LONGEST)),
+                .then(|| Duration::from_millis(start.timeout_ms).min(MAX_DURATION)),
             orphan_grace: match start.orphan_grace_ms {
                 0 => DEFAULT_ORPHAN_GRACE,
-                given => Duration::from_millis(given).min(LONGEST),
+                given => Duration::from_millis(given).min(MAX_DURATION),
             },
             acks: start.acks,
             trace: None,
@@ -73,7 +100,7 @@ impl TryFrom<proto::StartCommand> for Wish {
     }
 }
 
-/// A terminal has at least one column and one row.
+/// The terminal size, at least one column and one row.
 #[must_use]
 pub fn size(resize: proto::Resize) -> Size {
     let cells = |count: u32| u16::try_from(count.max(1)).unwrap_or(u16::MAX);
@@ -84,33 +111,34 @@ pub fn size(resize: proto::Resize) -> Size {
 }
 
 /// # Errors
-/// [`InvalidWish::Nul`].
-pub fn arguments(command: Vec<String>) -> Result<Vec<OsString>, InvalidWish> {
+/// [`InvalidRunSpec::Nul`].
+pub fn arguments(command: Vec<String>) -> Result<Vec<OsString>, InvalidRunSpec> {
     command
         .into_iter()
-        .map(|argument| without_nul(argument, "command"))
+        .map(|argument| Ok(without_nul(argument, "command")?.into()))
         .collect()
 }
 
 /// # Errors
-/// [`InvalidWish::Nul`], [`InvalidWish::VariableName`].
+/// [`InvalidRunSpec::Nul`], [`InvalidRunSpec::VariableName`].
 pub fn variables(
     env: impl IntoIterator<Item = (String, String)>,
-) -> Result<Vec<(OsString, OsString)>, InvalidWish> {
+) -> Result<Vec<(OsString, OsString)>, InvalidRunSpec> {
     let checked = |(name, value): (String, String)| {
-        if name.is_empty() || name.contains('=') {
-            return Err(InvalidWish::VariableName);
+        let (name, value) = (without_nul(name, "env")?, without_nul(value, "env")?);
+        if !is_variable_name(&name) {
+            return Err(InvalidRunSpec::VariableName);
         }
-        Ok((without_nul(name, "env")?, without_nul(value, "env")?))
+        Ok((name.into(), value.into()))
     };
     env.into_iter().map(checked).collect()
 }
 
-fn without_nul(text: String, what: &'static str) -> Result<OsString, InvalidWish> {
+fn without_nul(text: String, field: &'static str) -> Result<String, InvalidRunSpec> {
     if text.contains('\0') {
-        Err(InvalidWish::Nul(what))
+        Err(InvalidRunSpec::Nul(field))
     } else {
-        Ok(text.into())
+        Ok(text)
     }
 }
 
@@ -127,61 +155,61 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_executed_is_refused_before_anything_starts() {
+    fn invalid_start_command_is_rejected() {
         let nul = || "a\0b".to_owned();
-        for (wish, error) in [
+        for (spec, error) in [
             (
                 proto::StartCommand {
                     command: vec![],
                     ..start()
                 },
-                InvalidWish::NoCommand,
+                InvalidRunSpec::NoCommand,
             ),
             (
                 proto::StartCommand {
                     command: vec![nul()],
                     ..start()
                 },
-                InvalidWish::Nul("command"),
+                InvalidRunSpec::Nul("command"),
             ),
             (
                 proto::StartCommand {
                     working_dir: nul(),
                     ..start()
                 },
-                InvalidWish::Nul("working_dir"),
+                InvalidRunSpec::Nul("working_dir"),
             ),
             (
                 proto::StartCommand {
                     env: [("A".into(), nul())].into(),
                     ..start()
                 },
-                InvalidWish::Nul("env"),
+                InvalidRunSpec::Nul("env"),
             ),
             (
                 proto::StartCommand {
                     env: [("A=".into(), "".into())].into(),
                     ..start()
                 },
-                InvalidWish::VariableName,
+                InvalidRunSpec::VariableName,
             ),
             (
                 proto::StartCommand {
                     run_id: "a.b".into(),
                     ..start()
                 },
-                InvalidWish::Id(InvalidRunId),
+                InvalidRunSpec::Id(InvalidRunId),
             ),
         ] {
-            assert_eq!(Wish::try_from(wish).err(), Some(error));
+            assert_eq!(RunSpec::try_from(spec).err(), Some(error));
         }
     }
 
     #[test]
-    fn any_number_is_a_duration_and_zero_is_the_default() {
-        let wish = Wish::try_from(start()).unwrap();
+    fn durations_are_clamped_and_zero_is_default() {
+        let spec = RunSpec::try_from(start()).unwrap();
         assert_eq!(
-            (wish.timeout, wish.orphan_grace),
+            (spec.timeout, spec.orphan_grace),
             (None, DEFAULT_ORPHAN_GRACE)
         );
         let endless = proto::StartCommand {
@@ -189,25 +217,28 @@ mod tests {
             orphan_grace_ms: u64::MAX,
             ..start()
         };
-        let wish = Wish::try_from(endless).unwrap();
-        assert_eq!((wish.timeout, wish.orphan_grace), (Some(LONGEST), LONGEST));
+        let spec = RunSpec::try_from(endless).unwrap();
+        assert_eq!(
+            (spec.timeout, spec.orphan_grace),
+            (Some(MAX_DURATION), MAX_DURATION)
+        );
     }
 
     #[test]
-    fn a_terminal_needs_no_command_and_always_reads() {
+    fn terminal_without_command_has_stdin_and_clamped_size() {
         let tty = Some(proto::Resize {
             cols: 0,
             rows: 100_000,
         });
-        let wish = Wish::try_from(proto::StartCommand {
+        let spec = RunSpec::try_from(proto::StartCommand {
             command: vec![],
             tty,
             ..start()
         })
         .unwrap();
-        assert!(wish.stdin);
+        assert!(spec.stdin);
         assert_eq!(
-            wish.terminal,
+            spec.terminal,
             Some(Size {
                 columns: 1,
                 rows: u16::MAX
