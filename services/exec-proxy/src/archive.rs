@@ -1,17 +1,18 @@
-//! The last output of boxes that are gone: a JetStream object per environment, kept for
-//! the bucket's age (7 days).
+//! The archive: the last output of ended boxes, one JetStream object per environment, kept
+//! for the bucket's maximum age (7 days).
 //!
-//! * I1. An archive is replaced only by one that knows more: repeating the request, also
-//!   when the box is already gone, loses nothing.
-//! * I2. An environment that printed nothing has an archive too: that it exists says that
-//!   the environment has ended.
-//! * I3. An answer is given after the object is stored.
+//! * I1. An archive is replaced only by one that ends at a later entry: repeating the
+//!   request, also after the box is gone, loses nothing.
+//! * I2. An environment without output has an archive too: an archive means that the
+//!   environment has ended.
+//! * I3. The reply is sent after the object is stored.
 
 pub mod object;
 mod store;
 
 use std::time::Duration;
 
+use agentbox_box_protocol::proto::LogsRequest;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ArchiveReply, ArchiveRequest};
 use agentbox_contracts::logs::LogEntry;
@@ -19,14 +20,14 @@ use agentbox_contracts::logs::LogEntry;
 pub use store::{Archive, ArchiveError};
 
 use crate::clusters::Cluster;
-use crate::{logs, metrics};
+use crate::{boxes, metrics};
 
-/// Of lines, the newest ones; with [`object::ENTRY_COST`] for each.
+/// The size limit of an archive, in bytes: its lines, and [`object::ENTRY_COST`] for each.
 pub const ARCHIVE_BYTES: usize = 1024 * 1024;
-/// How long a box that still runs may take to hand over its output.
+/// How long a running box may take to send its output.
 const LIVE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Stores what is left of an environment's output.
+/// Stores an environment's last output.
 ///
 /// # Errors
 /// `Unavailable` when the cluster or the object store does not answer: ask again.
@@ -53,7 +54,7 @@ async fn store_last_output(
         .map_err(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the archive was not written"
+                "writing the archive failed"
             );
             Error::new(
                 ErrorCode::Unavailable,
@@ -64,7 +65,8 @@ async fn store_last_output(
     Ok(ArchiveReply { entries: count })
 }
 
-/// From the driver, which reads what outlives the box; from boxd where it still runs.
+/// The last output, from the driver, which reads the files that outlive the box, or from
+/// boxd when the box still runs.
 async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<LogEntry>, Error> {
     let id = &request.environment;
     let kept = cluster
@@ -73,7 +75,7 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
         .last_output(id, ARCHIVE_BYTES)
         .await
         .map_err(|error| {
-            tracing::warn!(%error, environment = %id, "the last output cannot be read");
+            tracing::warn!(%error, environment = %id, "reading the last output failed");
             Error::new(
                 ErrorCode::Unavailable,
                 "the environment's cluster does not answer",
@@ -82,11 +84,14 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
     let Some(address) = request.address.filter(|_| kept.is_empty()) else {
         return Ok(kept);
     };
-    let live = logs::kept_by_boxd(&cluster.boxes, id, address);
+    let live = async {
+        let lease = cluster.boxes.lease_request(id, address)?;
+        boxes::logs::read_kept(&lease, LogsRequest::default()).await
+    };
     match tokio::time::timeout(LIVE_DEADLINE, live).await {
         Ok(Ok(entries)) => Ok(entries),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "no output from boxd either");
+            tracing::debug!(%error, "boxd sent no output");
             Ok(kept)
         }
         Err(_) => Ok(kept),

@@ -1,9 +1,9 @@
-//! An interactive command: both directions at once.
+//! Attach sessions: an interactive command, with input and output at the same time.
 //!
-//! * I1. No byte is kept here: the output of a reader that does not read stays in the
-//!   session's window, then in HTTP/2's, then in boxd's ring, and then the command blocks.
-//!   Stdin likewise, the other way.
-//! * I2. When the other end goes, the command's process group is killed at once.
+//! * I1. No byte is buffered here. When the reader stalls, output fills the session's
+//!   window, then HTTP/2's, then boxd's ring, and then the command blocks. Stdin likewise,
+//!   in the other direction.
+//! * I2. When the gateway closes the session, the command's process group is killed at once.
 //! * I3. The exit is boxd's; a lost box is an error.
 
 use agentbox_box_protocol::proto::{Empty, Resize, StartCommand, control_request, run_input};
@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boxes::run::{Controls, Inputs, Output, Run};
 use crate::boxes::{BoxError, Lease};
-use crate::exec::{capture, stdin, stopping_error};
-use crate::session::Outcome;
+use crate::exec::{capture, stdin};
+use crate::outcome::{Outcome, shutdown_error};
 
 /// Serves `request` in the leased box on `session`.
 pub async fn serve(
@@ -33,18 +33,18 @@ pub async fn serve(
     };
     let (inputs, controls) = (run.inputs(), run.controls());
     let end = {
-        let inbound = forward_in(&mut receiver, &inputs, &controls);
-        let outbound = forward_out(&mut run, &mut sender, &request);
+        let inbound = forward_input(&mut receiver, &inputs, &controls);
+        let outbound = forward_output(&mut run, &mut sender, &request);
         tokio::pin!(inbound, outbound);
         let mut input_open = true;
         loop {
             tokio::select! {
                 end = &mut outbound => break end,
-                left = &mut inbound, if input_open => match left {
+                ended = &mut inbound, if input_open => match ended {
                     Ok(()) => input_open = false,
                     Err(_gone) => break End::Kill(None),
                 },
-                () = stopping.cancelled() => break End::Kill(Some(stopping_error())),
+                () = stopping.cancelled() => break End::Kill(Some(shutdown_error())),
             }
         }
     };
@@ -67,12 +67,13 @@ pub async fn serve(
 enum End {
     Exited(Exit),
     Lost(BoxError),
-    /// Kill the command and, when there is an error, tell it.
+    /// Kill the command, and send the error if there is one.
     Kill(Option<Error>),
 }
 
-/// From the session into the box. Ends well when the command takes no more.
-async fn forward_in(
+/// Forwards input from the session into the box. Returns `Ok` when the command takes no
+/// more.
+async fn forward_input(
     receiver: &mut SessionReceiver<ToBox>,
     inputs: &Inputs,
     controls: &Controls,
@@ -90,7 +91,7 @@ async fn forward_in(
             Some(ToBox::Signal(name)) => {
                 control(controls, control_request::Control::Signal(name)).await
             }
-            // Nothing will follow: as when the terminal is closed.
+            // The gateway has sent its last message: as when a terminal is closed.
             None => {
                 return Err(Error::new(
                     agentbox_contracts::error::ErrorCode::BoxLost,
@@ -104,20 +105,20 @@ async fn forward_in(
     }
 }
 
-/// `false` when the box is gone, which the output says better.
-async fn control(controls: &Controls, what: control_request::Control) -> bool {
-    match controls.send(what).await {
+/// Sends a control. `false` when the box is lost, which the output reports.
+async fn control(controls: &Controls, message: control_request::Control) -> bool {
+    match controls.send(message).await {
         Ok(()) => true,
         Err(BoxError::Refused(status)) => {
-            tracing::debug!(code = ?status.code(), "boxd refused a control");
+            tracing::debug!(code = ?status.code(), "boxd refused a control request");
             true
         }
         Err(_) => false,
     }
 }
 
-/// From the box into the session.
-async fn forward_out(
+/// Forwards output from the box into the session.
+async fn forward_output(
     run: &mut Run,
     sender: &mut SessionSender<FromBox>,
     request: &AttachRequest,

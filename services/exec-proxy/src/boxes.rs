@@ -1,12 +1,14 @@
-//! The boxes of one cluster as exec-proxy reaches them.
+//! Clients of the boxes of one cluster.
 //!
-//! * [`pool`]: one HTTP/2 connection a box, shared by its calls, made once.
+//! * [`pool`]: one HTTP/2 connection per box, shared by its calls.
 //! * [`run`]: a command in a box, whose output survives a lost connection.
-//! * [`error`]: what can go wrong on the way, and how a caller sees it.
+//! * [`logs`]: log streams.
+//! * [`error`]: the errors, and their public form.
 //! * [`trace`]: spans of the calls.
-//! * [`spans`]: spans that boxes tell.
+//! * [`spans`]: spans that boxes return.
 
 pub mod error;
+pub mod logs;
 pub mod pool;
 pub mod run;
 pub mod spans;

@@ -1,33 +1,28 @@
-//! The clusters that are served.
+//! The served clusters.
 
 use agentbox_clusters::ClusterSpec;
-use serde::Deserialize;
 
 use crate::boxes::Boxes;
 
-/// A cluster that is served.
+/// A served cluster.
 pub struct Cluster {
-    /// As in the subjects of its sessions.
+    /// The name in the subjects of its sessions.
     pub name: String,
     pub boxes: Boxes,
 }
-
-/// Of a cluster in the clusters file, its name and driver are all that is read.
-#[derive(Clone, Deserialize)]
-pub struct Nothing {}
 
 #[derive(Debug, thiserror::Error)]
 #[error("the clusters file has no cluster `{0}`")]
 pub struct UnknownCluster(String);
 
-/// The clusters to serve: all of them, or `only`.
+/// Selects the clusters to serve: all of them, or `only`.
 ///
 /// # Errors
 /// When `only` is not among them.
-pub fn chosen(
-    specs: Vec<ClusterSpec<Nothing>>,
+pub fn select(
+    specs: Vec<ClusterSpec<()>>,
     only: Option<&str>,
-) -> Result<Vec<ClusterSpec<Nothing>>, UnknownCluster> {
+) -> Result<Vec<ClusterSpec<()>>, UnknownCluster> {
     let Some(only) = only.filter(|name| !name.is_empty()) else {
         return Ok(specs);
     };

@@ -1,4 +1,4 @@
-//! What exec-proxy is configured with.
+//! exec-proxy's configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,42 +6,45 @@ use std::time::Duration;
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_service::CommonConfig;
 
+/// The name of this service on the bus.
+pub const SERVICE: &str = "exec-proxy";
+
 #[derive(clap::Parser)]
 #[command(version, about = "AgentBox exec-proxy: user input and output")]
 pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// The secret under which box tokens are made, 32 bytes in hex.
+    /// The secret from which box tokens are derived: 32 bytes in hex.
     #[arg(long, env = "AGENTBOX_BOX_SECRET", hide_env_values = true, hide = true)]
     pub box_secret: BoxSecret,
 
-    /// The clusters file, JSON.
+    /// The path of the clusters file (JSON).
     #[arg(long, env = "AGENTBOX_CLUSTERS")]
     pub clusters: PathBuf,
 
-    /// Serve this cluster only. Default: every cluster of the file that is reachable.
+    /// The only cluster to serve. Default: every reachable cluster of the file.
     #[arg(long, env = "AGENTBOX_CLUSTER")]
     pub cluster: Option<String>,
 
-    /// Sessions that one process carries for each cluster; more are refused.
+    /// The limit for sessions of one process per cluster; more are refused.
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS", default_value_t = 4096)]
     pub max_sessions: usize,
 
-    /// Sessions into one box; more are refused.
+    /// The limit for sessions into one box; more are refused.
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_BOX", default_value_t = 64)]
     pub max_sessions_per_box: usize,
 
-    /// Connections to boxes that are kept, busy and idle.
+    /// The limit for kept connections to boxes, busy and idle.
     #[arg(long, env = "AGENTBOX_MAX_BOX_CONNECTIONS", default_value_t = 8192)]
     pub max_box_connections: usize,
 
-    /// After so many seconds without a call a connection to a box is closed.
+    /// The seconds after which an unused connection to a box is closed.
     #[arg(long, env = "AGENTBOX_BOX_IDLE", default_value_t = 120)]
     pub box_idle_s: u64,
 
-    /// How many seconds sessions may go on after the service was told to stop. Must be
-    /// less than the grace of the whole shutdown.
+    /// The seconds that open sessions may continue after shutdown has begun. Must be less
+    /// than the grace period of the whole shutdown.
     #[arg(long, env = "AGENTBOX_SESSION_GRACE", default_value_t = 10)]
     pub session_grace_s: u64,
 }
@@ -65,15 +68,15 @@ impl Config {
     }
 }
 
-/// The bounds of one process.
+/// The limits of one process.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub sessions: usize,
     pub sessions_per_box: usize,
     pub box_connections: usize,
-    /// A connection without a call for so long is closed.
+    /// How long an unused connection is kept.
     pub box_idle: Duration,
-    /// How long sessions may go on after the shutdown began.
+    /// How long open sessions may continue after shutdown has begun.
     pub session_grace: Duration,
 }
 

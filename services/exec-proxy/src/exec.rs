@@ -1,9 +1,9 @@
-//! One command to its end: its output, up to the caps, and how it ended.
+//! Exec sessions: one command to its end, with its output up to the caps.
 //!
-//! * I1. The answer's exit is boxd's. Whatever goes wrong is an error, never an exit.
-//! * I2. Output beyond a cap is read and dropped, so that the command goes on.
-//! * I3. When the other end goes, the command's process group is killed at once.
-//! * I4. Memory is bounded by the size of an inline answer, whatever the command prints.
+//! * I1. The exit in the result is boxd's. A failure is an error, never an exit.
+//! * I2. Output over a cap is read and dropped, so that the command continues.
+//! * I3. When the gateway closes the session, the command's process group is killed at once.
+//! * I4. Memory is bounded by the size of an inline result, whatever the command prints.
 
 pub mod capture;
 pub mod stdin;
@@ -23,9 +23,9 @@ use crate::boxes::run::{Output, Run};
 use crate::boxes::{BoxError, Lease};
 use crate::exec::capture::Capture;
 use crate::metrics;
-use crate::session::Outcome;
+use crate::outcome::{Outcome, shutdown_error};
 
-/// After a command's timeout boxd has so long to kill it and to say so.
+/// How long after a command's timeout boxd may take to report its end.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(5);
 
 /// Runs `request` in the leased box and answers on `session`.
@@ -47,13 +47,14 @@ pub async fn serve(
     };
     let inputs = run.inputs();
     let end = {
-        let stdin = stdin::feed(&inputs, request.stdin, request.stdin_follows, &mut receiver);
-        drive(&mut run, &mut sender, stdin, limits, &stopping).await
+        let stdin = stdin::forward(&inputs, request.stdin, request.stdin_follows, &mut receiver);
+        run_to_end(&mut run, &mut sender, stdin, limits, &stopping).await
     };
     match end {
         End::Result(result) => {
-            metrics::exec_took(began.elapsed());
-            // The box has room again before the other end is known to have the answer.
+            metrics::exec_finished(began.elapsed());
+            // Releases the lease before the gateway gets the result, so that the gateway's
+            // next session in the box is not refused.
             drop(run);
             Outcome::finished(sender, FromBox::Result(result)).await
         }
@@ -69,21 +70,21 @@ pub async fn serve(
 }
 
 struct Limits {
-    /// Of each of stdout and stderr.
+    /// The cap for each of stdout and stderr, in bytes.
     output_bytes: u64,
-    /// After it boxd has failed to end the command.
+    /// When it has passed, boxd has failed to end the command.
     time: Duration,
 }
 
 enum End {
     Result(ExecResult),
     Lost(BoxError),
-    /// Kill the command and, when there is an error, tell it.
+    /// Kill the command, and send the error if there is one.
     Kill(Option<Error>),
 }
 
-/// Carries stdin and output until the command, or the wish for it, ends.
-async fn drive(
+/// Forwards stdin and output until the command ends or has to be killed.
+async fn run_to_end(
     run: &mut Run,
     sender: &mut SessionSender<FromBox>,
     stdin: impl Future<Output = Result<(), Error>>,
@@ -98,7 +99,7 @@ async fn drive(
         let next = tokio::select! {
             next = run.next() => next,
             () = sender.closed() => return End::Kill(None),
-            () = stopping.cancelled() => return End::Kill(Some(stopping_error())),
+            () = stopping.cancelled() => return End::Kill(Some(shutdown_error())),
             () = &mut overdue => return End::Kill(Some(overdue_error())),
             fed = &mut stdin, if stdin_open => match fed {
                 Ok(()) => { stdin_open = false; continue }
@@ -109,7 +110,7 @@ async fn drive(
             Ok(Output::Data(stream, bytes)) => capture.take(stream, bytes),
             Ok(Output::Exited { exit, start_error }) => {
                 if !start_error.is_empty() {
-                    // Fits the inline answer: nothing has run that could have printed.
+                    // Fits an inline result: the command printed nothing.
                     let text = Bytes::from(format!("{start_error}\n"));
                     capture.take(OutputStream::Stderr, text);
                 }
@@ -134,14 +135,6 @@ fn start_command(request: &ExecRequest) -> StartCommand {
         timeout_ms: request.timeout_ms,
         ..StartCommand::default()
     }
-}
-
-/// The service stops before the command does.
-pub fn stopping_error() -> Error {
-    Error::new(
-        ErrorCode::BoxLost,
-        "the exec-proxy is shutting down; the command was killed",
-    )
 }
 
 fn overdue_error() -> Error {

@@ -1,15 +1,17 @@
-//! exec-proxy: user input and output, in order, between the bus and the boxes.
+//! exec-proxy: forwards user input and output, in order, between the bus and the boxes.
 //!
-//! Owns the sessions in flight and the connections to boxes. Never creates or deletes an
-//! environment, never decides who may do what, and keeps nothing that matters when it
-//! dies: a command whose exec-proxy is gone is killed by its box, and the other end of
-//! the session gets an error.
+//! Owns the open sessions and the connections to boxes. Never creates or deletes an
+//! environment, and never authorizes. It has no state to lose: when an exec-proxy dies,
+//! boxd kills its commands, and the gateways' sessions end with an error.
 //!
-//! * [`clusters`]: which clusters are served, and the driver that reaches their boxes.
-//! * `session`: takes sessions from the bus, bounds them, hands each to its noun.
-//! * `exec`, `attach`, `logs`: what a session can be.
-//! * `usage`, [`archive`]: requests with one answer.
-//! * [`boxes`]: connections to boxd, and commands that run there.
+//! From the outside in:
+//!
+//! * [`clusters`]: the served clusters, and the driver that connects to their boxes.
+//! * `session`: accepts sessions from the bus, limits them, and dispatches each.
+//! * `exec`, `attach`, `logs`: the kinds of session.
+//! * `usage`, [`archive`]: requests with one reply.
+//! * [`boxes`]: connections to boxd, and commands in boxes.
+//! * `outcome`: how a session ends.
 
 pub mod archive;
 mod attach;
@@ -19,6 +21,7 @@ pub mod config;
 mod exec;
 mod logs;
 mod metrics;
+mod outcome;
 mod session;
 mod usage;
 
@@ -35,12 +38,9 @@ use crate::archive::Archive;
 use crate::boxes::{BoxSpans, Boxes};
 use crate::clusters::Cluster;
 pub use crate::config::Config;
-use crate::config::Limits;
+use crate::config::{Limits, SERVICE};
 
-/// The name of this service on the bus.
-const SERVICE: &str = "exec-proxy";
-
-/// How long an unreachable cluster is left alone before the next try.
+/// The pause before connecting to an unreachable cluster again.
 const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 
 /// Starts serving every cluster of the clusters file.
@@ -50,13 +50,13 @@ const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     let specs = agentbox_clusters::read(&config.clusters)?;
-    let specs = clusters::chosen(specs, config.cluster.as_deref())?;
+    let specs = clusters::select(specs, config.cluster.as_deref())?;
     let limits = config.limits();
     context
         .bus
         .ensure_streams(SERVICE)
         .await
-        .context("the output archive cannot be set up")?;
+        .context("creating the output archive's streams failed")?;
 
     let ready = context.readiness.component("clusters");
     ready.not_ready("no cluster is reachable yet");
@@ -74,7 +74,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
                 tracing::warn!(
                     cluster = spec.name,
                     error = &error as &dyn std::error::Error,
-                    "the cluster is not served yet; trying again"
+                    "connecting to the cluster failed; trying again"
                 );
                 tokio::select! {
                     () = context.shutdown.cancelled() => return Ok(()),
@@ -94,7 +94,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     Ok(())
 }
 
-/// Serves one cluster until shutdown: its sessions, its requests, and the upkeep of its
+/// Serves one cluster until shutdown: its sessions, its requests, and the eviction of idle
 /// connections.
 ///
 /// # Errors
@@ -107,17 +107,17 @@ pub async fn serve(
 ) -> Result<(), BusError> {
     let cluster = Arc::new(cluster);
     let archive = Archive::new(bus.clone());
-    tracing::info!(cluster = cluster.name, "serving");
+    tracing::info!(cluster = cluster.name, "serving the cluster");
     let requests = requests(&bus, &cluster, &archive).listen().await?;
     let requests = requests.run(shutdown.clone());
-    let upkeep = cluster.boxes.keep_tidy(&cluster.name, shutdown.clone());
+    let eviction = cluster.boxes.evict_idle(&cluster.name, shutdown.clone());
     let sessions = session::serve(bus, Arc::clone(&cluster), archive, limits, shutdown.clone());
-    // One that fails ends the others too: the service stops whole.
-    let upkeep = async {
-        upkeep.await;
+    // When one fails, the others are dropped and the service stops.
+    let eviction = async {
+        eviction.await;
         Ok(())
     };
-    tokio::try_join!(sessions, requests, upkeep)?;
+    tokio::try_join!(sessions, requests, eviction)?;
     Ok(())
 }
 

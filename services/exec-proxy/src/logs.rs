@@ -1,18 +1,19 @@
-//! The main command's output: kept, followed, and after the box is gone.
+//! Log sessions: the main command's output, kept and followed, also after the box's end.
 //!
-//! Entries carry sequence numbers of one space, whoever gives them: boxd while it runs,
-//! the driver from what outlives the box, the archive afterwards. A reader is at one
-//! position in that space ([`wanted::Wanted`]) and goes from source to source.
+//! The sources number the entries alike: boxd while it runs, the driver from the files
+//! that outlive the box, then the archive. A reader has one position in these numbers
+//! ([`cursor::LogCursor`]) and moves from source to source.
 //!
-//! * I1. No entry is given twice, and none is left out without [`FromBox::LogsLost`].
-//! * I2. `ended` is said only of an environment that has ended: boxd said that the main
-//!   command has, or there is an archive.
-//! * I3. A batch is bounded, and leaves as soon as nothing more is there.
+//! * I1. No entry is sent twice, and every missing entry is counted by
+//!   [`FromBox::LogsLost`].
+//! * I2. `ended` is sent only when the environment has ended: boxd reported the main
+//!   command's end, or an archive exists.
+//! * I3. A batch is bounded, and is sent as soon as no more entries are available.
 
-mod after;
 mod batch;
+mod cursor;
+mod ended;
 mod live;
-mod wanted;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,14 +28,14 @@ use agentbox_contracts::logs::LogEntry;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
-use crate::boxes::{BoxError, Boxes, Lease};
+use crate::boxes::Lease;
 use crate::clusters::Cluster;
 use crate::logs::batch::Batches;
-use crate::logs::wanted::Wanted;
-use crate::session::{Outcome, refuse};
+use crate::logs::cursor::LogCursor;
+use crate::outcome::{Outcome, refuse};
 
-/// Where an environment's output can be.
-pub struct Source<'a> {
+/// An environment, and where its output may be.
+pub struct Target<'a> {
     pub cluster: &'a Cluster,
     pub archive: &'a Archive,
     pub environment: EnvironmentId,
@@ -42,30 +43,30 @@ pub struct Source<'a> {
     pub status: Status,
 }
 
-const AGAIN_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 type LogsSession = Session<FromBox, ToBox>;
 
-/// Where to begin.
+/// The first source of a session's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begin {
-    /// It has no box yet.
-    Nothing,
+enum FirstSource {
+    /// The environment has no box yet.
+    Pending,
     Live(SocketAddr),
-    /// Its box is gone, or is nowhere that we know.
-    Gone,
+    /// The box is gone, or its address is unknown.
+    Stored,
 }
 
-const fn begin(status: Status, address: Option<SocketAddr>) -> Begin {
+const fn first_source(status: Status, address: Option<SocketAddr>) -> FirstSource {
     match (status, address) {
-        (Status::Pending, _) => Begin::Nothing,
-        (Status::Running | Status::Terminating, Some(address)) => Begin::Live(address),
-        (Status::Running | Status::Terminating, None) => Begin::Gone,
-        (Status::Terminated | Status::Failed, _) => Begin::Gone,
+        (Status::Pending, _) => FirstSource::Pending,
+        (Status::Running | Status::Terminating, Some(address)) => FirstSource::Live(address),
+        (Status::Running | Status::Terminating, None) => FirstSource::Stored,
+        (Status::Terminated | Status::Failed, _) => FirstSource::Stored,
     }
 }
 
-/// Why a part of the flow stopped before the end of the logs.
+/// Why sending stopped before the end of the logs.
 enum Stop {
     PeerGone,
     Stopping,
@@ -75,30 +76,34 @@ enum Stop {
 /// Serves `request` on the session that `incoming` opens.
 pub async fn serve(
     incoming: Incoming<BoxSession>,
-    source: Source<'_>,
+    target: Target<'_>,
     request: LogsRequest,
     stopping: CancellationToken,
 ) -> Outcome {
-    let mut wanted = Wanted::new(&request);
-    let lease = match begin(source.status, source.address) {
-        Begin::Nothing if request.follow => {
+    let mut cursor = LogCursor::new(&request);
+    let lease = match first_source(target.status, target.address) {
+        FirstSource::Pending if request.follow => {
             let error = Error::new(ErrorCode::NotRunning, "the environment is not running yet");
             return refuse(incoming, error).await;
         }
-        Begin::Nothing => {
+        FirstSource::Pending => {
             let session: LogsSession = incoming.accept();
             return finish(session, false).await;
         }
-        Begin::Live(address) => match source.cluster.boxes.lease(&source.environment, address) {
+        FirstSource::Live(address) => match target
+            .cluster
+            .boxes
+            .lease_session(&target.environment, address)
+        {
             Ok(lease) => Some(lease),
             Err(error) => return refuse(incoming, error.public()).await,
         },
-        Begin::Gone => None,
+        FirstSource::Stored => None,
     };
     let mut session: LogsSession = incoming.accept();
     let ended = match lease {
-        Some(lease) => while_it_lives(&mut session, lease, &source, &mut wanted, &stopping).await,
-        None => after::gone(&mut session, &source, &mut wanted).await,
+        Some(lease) => stream_live(&mut session, lease, &target, &mut cursor, &stopping).await,
+        None => ended::send_ended(&mut session, &target, &mut cursor).await,
     };
     match ended {
         Ok(ended) => finish(session, ended).await,
@@ -114,25 +119,25 @@ pub async fn serve(
     }
 }
 
-/// From boxd for as long as it answers, then from what it left. Returns whether the
+/// Sends from boxd while it answers, then from the stored output. Returns whether the
 /// environment has ended.
-async fn while_it_lives(
+async fn stream_live(
     session: &mut LogsSession,
     lease: Lease,
-    source: &Source<'_>,
-    wanted: &mut Wanted,
+    target: &Target<'_>,
+    cursor: &mut LogCursor,
     stopping: &CancellationToken,
 ) -> Result<bool, Stop> {
     loop {
-        let lost = match live::stream(session, &lease, wanted, stopping).await? {
-            live::Ended::Complete => return Ok(wanted.follow),
+        let lost = match live::stream(session, &lease, cursor, stopping).await? {
+            live::Ended::Complete => return Ok(cursor.follow),
             live::Ended::Lost(lost) => lost,
         };
-        tracing::debug!(%lost, "boxd is gone; looking for what it left");
-        match after::lost(session, &lease, source, wanted, &lost, stopping).await? {
-            // A box that answers and whose logs are lost again and again is not hurried.
-            after::Found::Box => tokio::time::sleep(AGAIN_PAUSE).await,
-            after::Found::Rest { ended } => return Ok(ended),
+        tracing::debug!(%lost, "boxd was lost; looking for its stored output");
+        match ended::resolve_lost(session, &lease, target, cursor, &lost, stopping).await? {
+            // Pauses, so that a box that answers but loses each log stream is not flooded.
+            ended::Resolution::Reachable => tokio::time::sleep(RETRY_PAUSE).await,
+            ended::Resolution::Sent { ended } => return Ok(ended),
         }
     }
 }
@@ -150,13 +155,13 @@ async fn fail(session: LogsSession, error: Error) -> Outcome {
     Outcome::Failed(code)
 }
 
-/// Sends what the reader wants of `kept`, which is all that a source has.
+/// Sends the entries of `kept`, all that a source has, that the cursor selects.
 async fn send_kept(
     session: &mut LogsSession,
-    wanted: &mut Wanted,
+    cursor: &mut LogCursor,
     kept: Vec<LogEntry>,
 ) -> Result<(), Stop> {
-    let selection = wanted.select(kept);
+    let selection = cursor.select(kept);
     if selection.lost > 0 {
         send(session, FromBox::LogsLost(selection.lost)).await?;
     }
@@ -176,37 +181,28 @@ async fn send(session: &mut LogsSession, message: FromBox) -> Result<(), Stop> {
     session.send(message).await.map_err(|_| Stop::PeerGone)
 }
 
-/// All that a running box's boxd keeps, oldest first.
-///
-/// # Errors
-/// As the connection's, and boxd's.
-pub async fn kept_by_boxd(
-    boxes: &Boxes,
-    id: &EnvironmentId,
-    address: SocketAddr,
-) -> Result<Vec<LogEntry>, BoxError> {
-    let lease = boxes.borrow(id, address)?;
-    live::kept(&lease, &Wanted::new(&LogsRequest::default())).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn where_logs_begin_follows_from_status_and_address() {
+    fn log_source_follows_from_status_and_address() {
         let socket = SocketAddr::from(([10, 0, 0, 2], 10_777));
         let address = Some(socket);
         for (status, given, expected) in [
-            (Status::Pending, None, Begin::Nothing),
-            (Status::Pending, address, Begin::Nothing),
-            (Status::Running, address, Begin::Live(socket)),
-            (Status::Terminating, address, Begin::Live(socket)),
-            (Status::Terminating, None, Begin::Gone),
-            (Status::Terminated, address, Begin::Gone),
-            (Status::Failed, None, Begin::Gone),
+            (Status::Pending, None, FirstSource::Pending),
+            (Status::Pending, address, FirstSource::Pending),
+            (Status::Running, address, FirstSource::Live(socket)),
+            (Status::Terminating, address, FirstSource::Live(socket)),
+            (Status::Terminating, None, FirstSource::Stored),
+            (Status::Terminated, address, FirstSource::Stored),
+            (Status::Failed, None, FirstSource::Stored),
         ] {
-            assert_eq!(begin(status, given), expected, "{status:?} {given:?}");
+            assert_eq!(
+                first_source(status, given),
+                expected,
+                "{status:?} {given:?}"
+            );
         }
     }
 }

@@ -17,7 +17,7 @@ const RESUMES: &str = "agentbox_exec_resumes_total";
 const SPANS_REFUSED: &str = "agentbox_exec_box_spans_refused_total";
 
 pub fn describe() {
-    describe_gauge!(SESSIONS_OPEN, "Sessions in flight, by kind");
+    describe_gauge!(SESSIONS_OPEN, "Open sessions, by kind");
     describe_counter!(SESSIONS, "Sessions accepted, by kind");
     describe_counter!(
         FAILURES,
@@ -26,21 +26,18 @@ pub fn describe() {
     describe_histogram!(
         EXEC_SECONDS,
         Unit::Seconds,
-        "From the request of an exec to its result"
+        "Duration of an exec, from its request to its result"
     );
     describe_counter!(
         BYTES,
         Unit::Bytes,
         "User bytes, by direction: in (stdin), out (output)"
     );
-    describe_gauge!(CONNECTIONS, "Connections to boxes that are kept");
-    describe_counter!(
-        RESUMES,
-        "Commands that went on after their connection was lost"
-    );
+    describe_gauge!(CONNECTIONS, "Kept connections to boxes");
+    describe_counter!(RESUMES, "Commands resumed after their connection was lost");
     describe_counter!(
         SPANS_REFUSED,
-        "Spans that boxes told and that are not of their own trace"
+        "Spans from boxes that were refused as invalid or foreign"
     );
 }
 
@@ -67,7 +64,7 @@ pub fn failed(kind: &'static str, code: ErrorCode) {
     counter!(FAILURES, "kind" => kind, "code" => code.as_str()).increment(1);
 }
 
-pub fn exec_took(duration: Duration) {
+pub fn exec_finished(duration: Duration) {
     histogram!(EXEC_SECONDS).record(duration.as_secs_f64());
 }
 

@@ -1,13 +1,13 @@
-//! Sessions of one cluster: taken from the bus, bounded, handed to exec, attach or logs.
+//! The sessions of one cluster: accepts them from the bus, limits them, and passes each to
+//! `exec`, `attach` or `logs`.
 //!
 //! Owns the tasks of the sessions in flight.
 //!
-//! * I1. What is over a bound is refused at once, with a word that says so.
-//! * I2. On shutdown what is on its way is still taken, what is short finishes within the
-//!   grace, and what is longer is ended with an error: no session is dropped without a word.
+//! * I1. A session over a limit is refused at once, with an error that names the limit.
+//! * I2. On shutdown, sessions that are already on the way are still accepted; sessions
+//!   that last longer than the grace end with an error. No session is dropped silently.
 
-pub mod outcome;
-
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{Open, OpenKind};
+use agentbox_contracts::ids::EnvironmentId;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-pub use outcome::Outcome;
-
 use crate::archive::Archive;
 use crate::boxes::Lease;
 use crate::clusters::Cluster;
-use crate::config::Limits;
+use crate::config::{Limits, SERVICE};
 use crate::metrics::OpenSession;
-use crate::{SERVICE, attach, exec, logs, metrics};
+use crate::outcome::{Outcome, refuse};
+use crate::{attach, exec, logs, metrics};
 
-/// How long sessions that were told to end may take.
-const END_DEADLINE: Duration = Duration::from_secs(4);
+/// How long cancelled sessions may take to end.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(4);
 
-/// Takes sessions until shutdown, then sees them off.
+/// Accepts sessions until shutdown, then drains them.
 ///
 /// # Errors
 /// When the bus refuses the subscription or ends it.
@@ -51,8 +51,8 @@ pub async fn serve(
     let mut is_open = true;
     loop {
         let incoming = tokio::select! {
-            // Leaves the queue group. Who is on the way here by then is served all the same:
-            // nobody else will.
+            // Leaves the queue group. Sessions already on the way here are still served: no
+            // other process gets them.
             () = shutdown.cancelled(), if is_open => {
                 acceptor.stop().await;
                 is_open = false;
@@ -66,21 +66,24 @@ pub async fn serve(
         };
         let Some(incoming) = incoming else { break };
         if sessions.len() >= limits.sessions {
-            let error = Error::new(ErrorCode::Unavailable, "too many sessions; try again");
+            let error = Error::new(
+                ErrorCode::Unavailable,
+                "the exec-proxy serves too many sessions; try again",
+            );
             metrics::failed("open", error.code);
             incoming.refuse(error).await;
             continue;
         }
         let span = incoming.span.clone();
         let (cluster, archive) = (Arc::clone(&cluster), archive.clone());
-        sessions.spawn(one(incoming, cluster, archive, stopping.clone()).instrument(span));
+        sessions.spawn(serve_one(incoming, cluster, archive, stopping.clone()).instrument(span));
     }
-    see_off(sessions, limits.session_grace, &stopping).await;
+    drain(sessions, limits.session_grace, &stopping).await;
     Ok(())
 }
 
-async fn see_off(mut sessions: JoinSet<()>, grace: Duration, stopping: &CancellationToken) {
-    for within in [grace, END_DEADLINE] {
+async fn drain(mut sessions: JoinSet<()>, grace: Duration, stopping: &CancellationToken) {
+    for within in [grace, CANCEL_DEADLINE] {
         let all_ended = async {
             while let Some(ended) = sessions.join_next().await {
                 log_panic(ended);
@@ -92,14 +95,14 @@ async fn see_off(mut sessions: JoinSet<()>, grace: Duration, stopping: &Cancella
         if !stopping.is_cancelled() {
             tracing::info!(
                 sessions = sessions.len(),
-                "ending the sessions that are still open"
+                "the shutdown grace has passed; ending open sessions"
             );
         }
         stopping.cancel();
     }
     tracing::warn!(
         sessions = sessions.len(),
-        "sessions did not end in time and are dropped"
+        "sessions did not end in time and were dropped"
     );
     sessions.shutdown().await;
 }
@@ -110,7 +113,7 @@ fn log_panic(ended: Result<(), JoinError>) {
     }
 }
 
-async fn one(
+async fn serve_one(
     incoming: Incoming<BoxSession>,
     cluster: Arc<Cluster>,
     archive: Archive,
@@ -119,11 +122,11 @@ async fn one(
     let open = match incoming.open() {
         Ok(open) => open,
         Err(error) => {
-            tracing::warn!(%error, "a session was opened with what cannot be read");
+            tracing::warn!(%error, "decoding a session's open request failed");
             metrics::failed("open", ErrorCode::BadRequest);
             let error = Error::new(
                 ErrorCode::BadRequest,
-                "the session's opening cannot be read",
+                "the session's open request cannot be decoded",
             );
             incoming.refuse(error).await;
             return;
@@ -141,8 +144,8 @@ async fn one(
         .instrument(span)
         .await;
     match outcome {
-        Outcome::Finished => tracing::debug!(kind, "finished"),
-        Outcome::PeerGone => tracing::info!(kind, "the other end is gone"),
+        Outcome::Finished => tracing::debug!(kind, "session finished"),
+        Outcome::PeerGone => tracing::info!(kind, "the gateway closed the session"),
         Outcome::Failed(code) => metrics::failed(kind, code),
     }
 }
@@ -156,7 +159,7 @@ async fn dispatch(
 ) -> Outcome {
     match open.kind {
         OpenKind::Exec(request) => {
-            match into_box(cluster, &open.environment, open.address, open.status) {
+            match lease_box(cluster, &open.environment, open.address, open.status) {
                 Ok(lease) => {
                     Box::pin(exec::serve(incoming.accept(), lease, request, stopping)).await
                 }
@@ -164,7 +167,7 @@ async fn dispatch(
             }
         }
         OpenKind::Attach(request) => {
-            match into_box(cluster, &open.environment, open.address, open.status) {
+            match lease_box(cluster, &open.environment, open.address, open.status) {
                 Ok(lease) => {
                     Box::pin(attach::serve(incoming.accept(), lease, request, stopping)).await
                 }
@@ -172,22 +175,23 @@ async fn dispatch(
             }
         }
         OpenKind::Logs(request) => {
-            let source = logs::Source {
+            let target = logs::Target {
                 cluster,
                 archive,
                 environment: open.environment,
                 address: open.address,
                 status: open.status,
             };
-            Box::pin(logs::serve(incoming, source, request, stopping)).await
+            Box::pin(logs::serve(incoming, target, request, stopping)).await
         }
     }
 }
 
-fn into_box(
+/// Leases the running box for a session.
+fn lease_box(
     cluster: &Cluster,
-    environment: &agentbox_contracts::ids::EnvironmentId,
-    address: Option<std::net::SocketAddr>,
+    environment: &EnvironmentId,
+    address: Option<SocketAddr>,
     status: Status,
 ) -> Result<Lease, Error> {
     let address = address
@@ -201,12 +205,6 @@ fn into_box(
         })?;
     cluster
         .boxes
-        .lease(environment, address)
+        .lease_session(environment, address)
         .map_err(|error| error.public())
-}
-
-pub async fn refuse(incoming: Incoming<BoxSession>, error: Error) -> Outcome {
-    let code = error.code;
-    incoming.refuse(error).await;
-    Outcome::Failed(code)
 }

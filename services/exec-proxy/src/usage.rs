@@ -1,4 +1,4 @@
-//! What a running box uses now.
+//! The current resource usage of a running box.
 
 use std::time::Duration;
 
@@ -13,22 +13,25 @@ use crate::clusters::Cluster;
 use crate::metrics;
 
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Of the cluster: boxd is asked after it, and the gateway waits for 300 ms in all.
-const MEASURED_DEADLINE: Duration = Duration::from_millis(150);
+/// The deadline of the cluster's own measurement. boxd is asked after it, and the gateway
+/// waits for 300 ms in total.
+const CLUSTER_DEADLINE: Duration = Duration::from_millis(150);
 
+/// Answers a usage request.
+///
 /// # Errors
 /// `NotRunning` when the box cannot be reached, `Timeout` when it does not answer.
 pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageReply, Error> {
-    if let Some(measured) = measured(cluster, &request).await {
-        return Ok(measured);
+    if let Some(usage) = cluster_usage(cluster, &request).await {
+        return Ok(usage);
     }
     let asked = async {
         let lease = cluster
             .boxes
-            .borrow(&request.environment, request.address)?;
-        match ask(&lease).await {
+            .lease_request(&request.environment, request.address)?;
+        match boxd_usage(&lease).await {
             // A kept connection may have died unnoticed; asking again is harmless.
-            Err(BoxError::Lost(_)) => ask(&lease).await,
+            Err(BoxError::Lost(_)) => boxd_usage(&lease).await,
             other => other,
         }
     };
@@ -36,29 +39,30 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
         Ok(result) => result.map_err(|error| error.public()),
         Err(_) => Err(Error::new(
             ErrorCode::Timeout,
-            "the box does not say what it uses",
+            "the box did not report its usage in time",
         )),
     };
     result.inspect_err(|error| metrics::failed("usage", error.code))
 }
 
-/// As the cluster measures it. It knows more than boxd: what the sandbox itself uses.
-async fn measured(cluster: &Cluster, request: &UsageRequest) -> Option<UsageReply> {
+/// Usage as the cluster measures it, which includes the sandbox's own.
+async fn cluster_usage(cluster: &Cluster, request: &UsageRequest) -> Option<UsageReply> {
     let asked = cluster.boxes.connector().usage(&request.environment);
-    match tokio::time::timeout(MEASURED_DEADLINE, asked).await {
+    match tokio::time::timeout(CLUSTER_DEADLINE, asked).await {
         Ok(Ok(usage)) => usage.map(|usage| UsageReply {
             cpu_milli: usage.cpu.0,
             memory_bytes: usage.memory.0,
         }),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "the cluster does not measure");
+            tracing::debug!(%error, "the cluster did not report usage");
             None
         }
         Err(_) => None,
     }
 }
 
-async fn ask(lease: &Lease) -> Result<UsageReply, BoxError> {
+/// Usage as boxd reports it.
+async fn boxd_usage(lease: &Lease) -> Result<UsageReply, BoxError> {
     let span = call_span("Usage");
     let mut connection = lease.connection().instrument(span.clone()).await?;
     let request = traced(&span, proto::UsageRequest {});
@@ -73,7 +77,7 @@ async fn ask(lease: &Lease) -> Result<UsageReply, BoxError> {
         Err(status) => {
             let error = BoxError::from_status(status);
             if matches!(error, BoxError::Lost(_)) {
-                lease.lost(connection.number).await;
+                lease.mark_lost(connection.number);
             }
             Err(error)
         }

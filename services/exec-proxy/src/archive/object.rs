@@ -1,39 +1,42 @@
-//! An archive as bytes: one JSON object a line, oldest entry first. Pure.
+//! The encoding of an archive: one JSON object per line, oldest entry first. Pure.
 
 use agentbox_contracts::logs::LogEntry;
 
-/// What an entry counts beside its line, so that many empty lines are bounded too.
+/// The size that an entry counts in addition to its line, so that the number of empty lines
+/// is bounded too.
 pub const ENTRY_COST: usize = 32;
 
-/// A line of the object is not an entry.
+/// A line of the object is not a log entry.
 #[derive(Debug, thiserror::Error)]
 #[error("line {number} of the archive is not a log entry")]
 pub struct MalformedLine {
-    /// 1 for the first.
+    /// The line's number, from 1.
     pub number: usize,
     pub source: serde_json::Error,
 }
 
-/// The newest of `entries`, of `limit_bytes` together. What of a longer line was cut off
-/// stays away whole.
+/// The newest of `entries` that fit `limit_bytes` together. Entries are kept or dropped as a
+/// whole.
 #[must_use]
 pub fn newest(mut entries: Vec<LogEntry>, limit_bytes: usize) -> Vec<LogEntry> {
-    let mut room = limit_bytes;
+    let mut remaining = limit_bytes;
     let kept = entries
         .iter()
         .rev()
         .take_while(|entry| {
             let cost = entry.line.len() + ENTRY_COST;
-            let fits = cost <= room;
-            room = room.saturating_sub(cost);
+            let fits = cost <= remaining;
+            remaining = remaining.saturating_sub(cost);
             fits
         })
         .count();
     entries.split_off(entries.len() - kept)
 }
 
+/// Encodes the entries.
+///
 /// # Errors
-/// Never for entries that came from a box; as the serializer's otherwise.
+/// The serializer's; entries from a box never fail.
 pub fn encode(entries: &[LogEntry]) -> Result<Vec<u8>, serde_json::Error> {
     let mut bytes = Vec::new();
     for entry in entries {
@@ -43,6 +46,8 @@ pub fn encode(entries: &[LogEntry]) -> Result<Vec<u8>, serde_json::Error> {
     Ok(bytes)
 }
 
+/// Decodes an archive.
+///
 /// # Errors
 /// [`MalformedLine`] for the first line that is not an entry.
 pub fn decode(bytes: &[u8]) -> Result<Vec<LogEntry>, MalformedLine> {
@@ -86,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_survive_the_archive_byte_for_byte() {
+    fn archived_entries_round_trip_exactly() {
         let entries = vec![
             entry(7, b""),
             entry(8, &[0, 255, b'\n', b'"']),
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_entries_that_fit_are_kept() {
+    fn newest_keeps_entries_within_limit() {
         let entries: Vec<LogEntry> = (1..=10).map(|n| entry(n, &[b'x'; 68])).collect();
         for (limit, first) in [(1000, 1), (999, 2), (200, 9), (100, 10)] {
             assert_eq!(newest(entries.clone(), limit)[0].sequence, first, "{limit}");
@@ -108,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_replaced_only_by_one_that_knows_more() {
+    fn archive_is_replaced_only_by_later_sequence() {
         for (new, stored, replaced) in [
             (0, None, true),
             (0, Some(0), false),

@@ -14,11 +14,11 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::archive::object::{self, MalformedLine};
 
-/// No step with the object store takes longer.
+/// The deadline of each operation on the object store.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// What [`super::ARCHIVE_BYTES`] can become as JSON, and more.
+/// More than [`super::ARCHIVE_BYTES`] can take as JSON, in bytes.
 const MAX_OBJECT_BYTES: u64 = 16 * 1024 * 1024;
-/// The object's metadata says how far it goes.
+/// The metadata key of the last entry's sequence.
 const LAST_SEQUENCE: &str = "last_sequence";
 const ENTRIES: &str = "entries";
 
@@ -29,11 +29,11 @@ pub enum ArchiveError {
         operation: &'static str,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("the object store did not {0} in time")]
+    #[error("the object store did not {0} within the deadline")]
     Deadline(&'static str),
     #[error("the archive cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
-    #[error("the archive is damaged")]
+    #[error("the archive is malformed")]
     Damaged(#[from] MalformedLine),
 }
 
@@ -49,15 +49,15 @@ impl Archive {
         Self { bus }
     }
 
-    /// Stores `entries`, oldest first, unless what is stored goes as far. Returns how
-    /// many entries are stored.
+    /// Stores `entries`, oldest first, unless the stored archive ends at the same entry or a
+    /// later one. Returns the number of stored entries.
     ///
     /// # Errors
-    /// When the object store does not do it in time.
+    /// When the object store fails, or misses the deadline.
     pub async fn put(&self, id: &EnvironmentId, entries: &[LogEntry]) -> Result<u64, ArchiveError> {
         let store = self.store().await?;
         let last = entries.last().map_or(0, |entry| entry.sequence);
-        let stored = bounded("tell of an object", async {
+        let stored = bounded("look up an object", async {
             match store.info(id.as_str()).await {
                 Ok(info) => Ok(Some(info.metadata)),
                 Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
@@ -93,13 +93,13 @@ impl Archive {
         Ok(count)
     }
 
-    /// What was stored, oldest first; `None` when nothing was, or it is no longer kept.
+    /// The stored entries, oldest first; `None` when there is no archive, or it has expired.
     ///
     /// # Errors
-    /// When the object store does not answer in time, or the object is damaged.
+    /// When the object store fails or misses the deadline, or the object is malformed.
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Vec<LogEntry>>, ArchiveError> {
         let store = self.store().await?;
-        let found = bounded("give an object", async {
+        let found = bounded("get an object", async {
             match store.get(id.as_str()).await {
                 Ok(found) => Ok(Some(found)),
                 Err(error) if error.kind() == GetErrorKind::NotFound => Ok(None),

@@ -1,7 +1,7 @@
-//! What can go wrong between exec-proxy and a box.
+//! Errors between exec-proxy and a box.
 //!
-//! The line that matters is between "nothing was started" ([`BoxError::Unreachable`],
-//! [`BoxError::Busy`]) and "something was, and its end is unknown"
+//! Callers must distinguish "nothing was started" ([`BoxError::Unreachable`],
+//! [`BoxError::Busy`]) from "a command was started and its end is unknown"
 //! ([`BoxError::Lost`]).
 
 use std::error::Error as _;
@@ -13,28 +13,28 @@ use tonic::{Code, Status};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BoxError {
-    /// Nothing listens at the box's address: it has ended, or has not begun.
+    /// Nothing listens at the box's address: the box has ended, or is not started yet.
     #[error("the box cannot be reached: {0}")]
     Unreachable(String),
     /// The cluster itself does not answer.
     #[error("the cluster does not answer: {0}")]
     Cluster(String),
-    #[error("the box serves {0} sessions already")]
+    #[error("the box is at its limit of {0} sessions")]
     Busy(usize),
-    /// The connection was lost while the box worked for this call.
+    /// The connection was lost during the call.
     #[error("the box was lost: {0}")]
     Lost(String),
-    /// boxd understood and said no. Its words may repeat the user's: they are not logged.
+    /// boxd returned an error. Its message may contain user data and is not logged.
     #[error("boxd refused: {:?}", .0.code())]
     Refused(Box<Status>),
-    /// No token can be made or it cannot be sent: a wrong secret.
-    #[error("no credential for the box: {0}")]
+    /// The token cannot be derived or sent: the secret is wrong.
+    #[error("the box's token cannot be used: {0}")]
     Credential(String),
 }
 
 impl BoxError {
-    /// What a failed call means: [`BoxError::Lost`] when the connection failed, else
-    /// what boxd said.
+    /// From a failed call: [`BoxError::Lost`] when the connection failed, else
+    /// [`BoxError::Refused`].
     #[must_use]
     pub fn from_status(status: Status) -> Self {
         if is_transport(&status) {
@@ -49,7 +49,7 @@ impl BoxError {
         matches!(self, Self::Refused(status) if status.code() == code)
     }
 
-    /// As the caller sees it; the detail that is left out goes to the log.
+    /// The error for the caller, without details that only the log has.
     #[must_use]
     pub fn public(&self) -> Error {
         match self {
@@ -63,7 +63,9 @@ impl BoxError {
             ),
             Self::Busy(limit) => Error::new(
                 ErrorCode::Unavailable,
-                format!("the environment serves {limit} sessions already; end one or try again"),
+                format!(
+                    "the environment is at its limit of {limit} sessions; end one or try again"
+                ),
             ),
             Self::Lost(_) => Error::new(
                 ErrorCode::BoxLost,
@@ -72,7 +74,7 @@ impl BoxError {
             Self::Refused(status) => match status.code() {
                 Code::ResourceExhausted => Error::new(
                     ErrorCode::Unavailable,
-                    "the environment runs as many commands as it may; try again",
+                    "the environment is at its limit of running commands; try again",
                 ),
                 Code::InvalidArgument => Error::new(ErrorCode::Validation, status.message()),
                 _ => Error::internal(),
@@ -94,15 +96,15 @@ impl From<RuntimeError> for BoxError {
 impl From<ConnectError> for BoxError {
     fn from(error: ConnectError) -> Self {
         match error {
-            // The peer accepted and then spoke no HTTP/2: the box is going.
+            // The peer accepted the connection but does not speak HTTP/2: the box is ending.
             ConnectError::Transport(error) => Self::Unreachable(deepest_cause(&error)),
             ConnectError::Token(error) => Self::Credential(error.to_string()),
         }
     }
 }
 
-/// A status that this end made because the connection failed carries its cause; one that
-/// the server sent does not. A reset stream without boxd's say-so counts as lost too.
+/// Whether the status was made on this side because the connection failed: then it has a
+/// source, and a status from the server has none. A reset stream counts as lost too.
 fn is_transport(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
@@ -120,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_error_has_its_code_and_hides_the_detail() {
+    fn public_error_has_code_and_hides_detail() {
         let refused = |code| BoxError::from_status(Status::new(code, "detail"));
         for (error, code) in [
             (
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_connection_refused_by_the_driver_means_not_running() {
+    fn only_unreachable_from_driver_means_not_running() {
         for (error, code) in [
             (RuntimeError::Unreachable("x".into()), ErrorCode::NotRunning),
             (

@@ -1,32 +1,34 @@
-//! Connections to boxes: one a box, shared by all calls into it.
+//! Connections to boxes: one per box, shared by all calls into it.
 //!
 //! Owns the connections. Never starts a command.
 //!
-//! * I1. Callers that need the same new box at once share one connection attempt.
-//! * I2. The number of kept boxes and of sessions into one box is bounded.
-//! * I3. A connection that failed is never used again: whoever noticed calls
-//!   [`Lease::lost`], and the next call makes another.
-//! * I4. What nobody has used for the idle time is closed; what is leased is not.
+//! * I1. Callers that need a new connection to the same box share one attempt. No lock is
+//!   held while it is made.
+//! * I2. The number of kept boxes, and of sessions into one box, is limited.
+//! * I3. A connection that failed is never used again: [`Lease::mark_lost`] replaces it, and
+//!   the next call connects anew.
+//! * I4. A box that was not used for the idle time is removed, unless it is leased.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_box_protocol::client::{self, BoxClient};
+use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::BoxConnector;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::boxes::{BoxError, BoxSpans};
 use crate::config::Limits;
 use crate::metrics;
-use agentbox_box_protocol::secret::BoxSecret;
 
-/// No attempt to connect takes longer, whatever the driver does.
+/// The deadline of a connection attempt.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The boxes of one cluster. Clones share the connections.
@@ -43,30 +45,30 @@ struct Shared {
     entries: Mutex<HashMap<EnvironmentId, Arc<Entry>>>,
 }
 
-/// One box that is known.
+/// A kept box.
 struct Entry {
     address: SocketAddr,
     sessions: Arc<Semaphore>,
-    connection: tokio::sync::Mutex<Kept>,
+    newest: Mutex<Arc<Attempt>>,
     used_at: Mutex<Instant>,
 }
 
-#[derive(Default)]
-struct Kept {
-    /// Of the newest connection; rises with each.
+/// One connection, once it is made.
+struct Attempt {
+    /// From 1; rises with each connection to the box.
     number: u64,
-    client: Option<BoxClient>,
+    client: OnceCell<BoxClient>,
 }
 
 /// A connection as one call uses it.
 #[derive(Clone)]
 pub struct Connection {
     pub client: BoxClient,
-    /// Tells it apart from the box's earlier connections; for [`Lease::lost`].
+    /// The connection's number, for [`Lease::mark_lost`].
     pub number: u64,
 }
 
-/// The right to use one box, held as long as its calls go on.
+/// The use of one box. While it is held, the box is not evicted.
 pub struct Lease {
     id: EnvironmentId,
     boxes: Boxes,
@@ -75,7 +77,7 @@ pub struct Lease {
 }
 
 impl Boxes {
-    /// `spans`: where what boxes tell of their part in a trace goes.
+    /// `spans` exports the spans that boxes return.
     #[must_use]
     pub fn new(
         connector: Arc<dyn BoxConnector>,
@@ -99,12 +101,17 @@ impl Boxes {
         &*self.shared.connector
     }
 
-    /// For a session into the box: counts towards the box's bound. Connects nothing yet.
+    /// Leases the box for a session, which counts towards the box's session limit. Does not
+    /// connect yet.
     ///
     /// # Errors
-    /// [`BoxError::Busy`] when the box, or this process, has no room.
-    pub fn lease(&self, id: &EnvironmentId, address: SocketAddr) -> Result<Lease, BoxError> {
-        let mut lease = self.borrow(id, address)?;
+    /// [`BoxError::Busy`] when the box, or this process, is at its limit.
+    pub fn lease_session(
+        &self,
+        id: &EnvironmentId,
+        address: SocketAddr,
+    ) -> Result<Lease, BoxError> {
+        let mut lease = self.lease_request(id, address)?;
         let session = Arc::clone(&lease.entry.sessions)
             .try_acquire_owned()
             .map_err(|_| BoxError::Busy(self.shared.limits.sessions_per_box))?;
@@ -112,30 +119,34 @@ impl Boxes {
         Ok(lease)
     }
 
-    /// For one short request, which a box with all its sessions taken still answers.
+    /// Leases the box for one short request, which does not count as a session.
     ///
     /// # Errors
-    /// [`BoxError::Busy`] when this process has no room for another box.
-    pub fn borrow(&self, id: &EnvironmentId, address: SocketAddr) -> Result<Lease, BoxError> {
+    /// [`BoxError::Busy`] when this process is at its limit of boxes.
+    pub fn lease_request(
+        &self,
+        id: &EnvironmentId,
+        address: SocketAddr,
+    ) -> Result<Lease, BoxError> {
         let limits = &self.shared.limits;
-        let mut entries = self.entries();
+        let mut entries = self.shared.entries.lock();
         let known = entries.get(id).filter(|entry| entry.address == address);
         let entry = if let Some(entry) = known {
             Arc::clone(entry)
         } else {
             if entries.len() >= limits.box_connections {
-                make_room(&mut entries)
+                evict_oldest(&mut entries)
                     .then_some(())
                     .ok_or(BoxError::Busy(limits.box_connections))?;
             }
             let entry = Arc::new(Entry {
                 address,
                 sessions: Arc::new(Semaphore::new(limits.sessions_per_box)),
-                connection: tokio::sync::Mutex::default(),
+                newest: Mutex::new(Attempt::new(1)),
                 used_at: Mutex::new(Instant::now()),
             });
-            // A box that is known under another address is another life of it: those
-            // who still use the old one keep it alive for as long as they do.
+            // Another address means that the box was created anew. Leases of the old entry
+            // keep it alive as long as they are held.
             entries.insert(id.clone(), Arc::clone(&entry));
             entry
         };
@@ -147,8 +158,8 @@ impl Boxes {
         })
     }
 
-    /// Closes what is idle, until shutdown.
-    pub async fn keep_tidy(&self, cluster: &str, shutdown: CancellationToken) {
+    /// Removes idle boxes, until shutdown.
+    pub async fn evict_idle(&self, cluster: &str, shutdown: CancellationToken) {
         let period = (self.shared.limits.box_idle / 4).max(Duration::from_millis(100));
         let mut tick = tokio::time::interval(period);
         loop {
@@ -157,29 +168,21 @@ impl Boxes {
                 _ = tick.tick() => {}
             }
             let idle = self.shared.limits.box_idle;
-            let mut entries = self.entries();
+            let mut entries = self.shared.entries.lock();
             entries.retain(|_, entry| is_leased(entry) || entry.last_used().elapsed() < idle);
             metrics::connections(cluster, entries.len());
         }
     }
 
-    /// Boxes that are kept, leased and idle.
+    /// The number of kept boxes, leased and idle.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries().len()
+        self.shared.entries.lock().len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn entries(&self) -> MutexGuard<'_, HashMap<EnvironmentId, Arc<Entry>>> {
-        // Each change of the map is one call: whole whatever panicked.
-        self.shared
-            .entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn dial(&self, id: &EnvironmentId, address: SocketAddr) -> Result<BoxClient, BoxError> {
@@ -191,23 +194,30 @@ impl Boxes {
         };
         tokio::time::timeout(CONNECT_DEADLINE, dialled)
             .await
-            .unwrap_or_else(|_| Err(BoxError::Cluster("no answer in time".into())))
+            .unwrap_or_else(|_| Err(BoxError::Cluster("no answer within the deadline".into())))
+    }
+}
+
+impl Attempt {
+    fn new(number: u64) -> Arc<Self> {
+        let client = OnceCell::new();
+        Arc::new(Self { number, client })
     }
 }
 
 impl Entry {
     fn last_used(&self) -> Instant {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.used_at.lock()
     }
 }
 
-/// Leases are taken under the map's lock: one holder is the map itself.
+/// Whether the entry has a holder besides the map. Leases are made under the map's lock.
 fn is_leased(entry: &Arc<Entry>) -> bool {
     Arc::strong_count(entry) > 1
 }
 
-/// Forgets the box that has been idle longest; `false` when every one is in use.
-fn make_room(entries: &mut HashMap<EnvironmentId, Arc<Entry>>) -> bool {
+/// Removes the box that has been idle longest; `false` when all are leased.
+fn evict_oldest(entries: &mut HashMap<EnvironmentId, Arc<Entry>>) -> bool {
     let oldest = entries
         .iter()
         .filter(|(_, entry)| !is_leased(entry))
@@ -227,43 +237,36 @@ impl Lease {
         &self.boxes.shared.spans
     }
 
-    /// The box's connection; made now if there is none.
+    /// The box's connection; connects when there is none.
     ///
     /// # Errors
-    /// [`BoxError::Unreachable`] when nothing listens there, [`BoxError::Cluster`] when
-    /// the driver cannot tell, or not in time.
+    /// [`BoxError::Unreachable`] when nothing listens at the address,
+    /// [`BoxError::Cluster`] when the cluster does not answer within the deadline.
     pub async fn connection(&self) -> Result<Connection, BoxError> {
-        let mut kept = self.entry.connection.lock().await;
-        let client = match &kept.client {
-            Some(client) => client.clone(),
-            None => {
-                let client = self.boxes.dial(&self.id, self.entry.address).await?;
-                kept.number += 1;
-                kept.client = Some(client.clone());
-                client
-            }
-        };
+        let attempt = Arc::clone(&self.entry.newest.lock());
+        let dialled = attempt
+            .client
+            .get_or_try_init(|| self.boxes.dial(&self.id, self.entry.address));
         Ok(Connection {
-            client,
-            number: kept.number,
+            client: dialled.await?.clone(),
+            number: attempt.number,
         })
     }
 
-    /// Connection `number` failed: no call uses it again.
-    pub async fn lost(&self, number: u64) {
-        let mut kept = self.entry.connection.lock().await;
-        if kept.number == number {
-            kept.client = None;
+    /// Marks the connection of this number as failed: the next call connects anew.
+    pub fn mark_lost(&self, number: u64) {
+        let mut newest = self.entry.newest.lock();
+        if newest.number == number {
+            *newest = Attempt::new(number + 1);
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self
-            .entry
-            .used_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.entry.used_at.lock() = Instant::now();
     }
 }
+
+#[cfg(test)]
+mod tests;

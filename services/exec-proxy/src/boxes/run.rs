@@ -1,18 +1,17 @@
 //! One command in a box, and its output in order.
 //!
-//! Owns the stream to boxd and the way back to it after a lost connection. Never keeps
-//! output: what is not taken stays in boxd's ring, and then blocks the command.
+//! Owns the stream to boxd, and resumes it after a lost connection. Never buffers output:
+//! output that is not read stays in boxd's ring, and then blocks the command.
 //!
-//! * I1. Every byte comes once and in order, or [`Run::next`] fails. An exit that boxd
-//!   did not report is never given.
-//! * I2. A command is started once: its id names it, so a start whose answer was lost is
-//!   found again and not repeated.
-//! * I3. A command that reads stdin is not resumed: which of its input arrived before the
-//!   connection was lost cannot be known.
+//! * I1. Every byte is returned once and in order, or [`Run::next`] fails. Only exits that
+//!   boxd reported are returned.
+//! * I2. A command is started once: its id identifies it, so a start whose response was lost
+//!   is resumed and not repeated.
+//! * I3. A command that reads stdin is not resumed: it is unknown which part of its input
+//!   arrived before the connection was lost.
 //!
-//! When nobody kills a run that is dropped, boxd does, after its orphan grace (3 s).
+//! boxd kills the command of a dropped run after its orphan grace (3 s).
 
-mod controls;
 mod stream;
 
 use std::pin::Pin;
@@ -30,33 +29,31 @@ use tokio::time::Instant;
 use tonic::{Code, Streaming};
 use tracing::{Instrument as _, Span};
 
-pub use controls::Controls;
-pub use stream::Inputs;
+pub use stream::{Controls, Inputs};
 
 use crate::boxes::pool::Connection;
-use crate::boxes::run::controls::control;
-use crate::boxes::run::stream::{open, resume, try_resume};
+use crate::boxes::run::stream::{control, open, resume, try_resume};
 use crate::boxes::trace::call_span;
 use crate::boxes::{BoxError, Lease};
 use crate::metrics;
 
-/// So many bytes are taken before boxd is told that it may forget them.
-const ACK_EVERY: u64 = 256 * 1024;
-/// How long a lost connection may take to come back.
-const RESUME_WITHIN: Duration = Duration::from_secs(2);
+/// The number of bytes after which boxd gets an acknowledgement.
+const ACK_INTERVAL_BYTES: u64 = 256 * 1024;
+/// How long resuming a command may take.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(2);
 const RESUME_PAUSE: Duration = Duration::from_millis(50);
-/// How long boxd may take to say that a command has started.
+/// How long boxd may take to start a command.
 const START_DEADLINE: Duration = Duration::from_secs(15);
-/// How long a kill may take, on a box that answers.
+/// How long a kill may take.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What a run says, in order; the last is `Exited`.
+/// An output of a run; the last is `Exited`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
     Data(OutputStream, Bytes),
     Exited {
         exit: Exit,
-        /// Why the command could not be started, for people; empty when it was.
+        /// The reason, for users, why the command could not be started; empty otherwise.
         start_error: String,
     },
 }
@@ -67,7 +64,7 @@ pub struct Run {
     connection: Connection,
     inputs: Inputs,
     outputs: Streaming<RunOutput>,
-    /// Bytes of output that were given so far.
+    /// The number of bytes of output that were returned so far.
     received: u64,
     acked: u64,
     ack: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -76,18 +73,18 @@ pub struct Run {
 }
 
 impl Run {
-    /// Starts `command` under the id `id`; its `run_id` and `acks` are set here.
+    /// Starts `command` with the id `id`; sets its `run_id` and `acks`.
     ///
     /// # Errors
-    /// [`BoxError::Unreachable`], [`BoxError::Cluster`]: nothing was started.
-    /// [`BoxError::Lost`]: it may have been. [`BoxError::Refused`]: boxd said no.
+    /// [`BoxError::Unreachable`], [`BoxError::Cluster`]: the command was not started.
+    /// [`BoxError::Lost`]: it may have been started. [`BoxError::Refused`]: boxd refused.
     pub async fn start(lease: Lease, id: ExecId, command: StartCommand) -> Result<Self, BoxError> {
         let started = Self::start_unbounded(lease, id, command);
         tokio::time::timeout(START_DEADLINE, started)
             .await
             .unwrap_or_else(|_| {
                 Err(BoxError::Lost(
-                    "boxd did not start the command in time".into(),
+                    "boxd did not start the command within the deadline".into(),
                 ))
             })
     }
@@ -101,25 +98,27 @@ impl Run {
         command.run_id = id.to_string();
         command.acks = resumable;
         let span = call_span("Run");
-        let begin = run_input::Input::Start(command);
+        let start = run_input::Input::Start(command);
 
         let connection = lease.connection().instrument(span.clone()).await?;
-        let opened = match open(&connection, begin.clone(), &span).await {
+        let opened = match open(&connection, start.clone(), &span).await {
             Err(BoxError::Lost(detail)) => {
-                // Mostly a kept connection whose box had closed it unnoticed.
-                tracing::debug!(detail, "trying the start on a new connection");
-                lease.lost(connection.number).await;
+                // Usually a kept connection that had died unnoticed.
+                tracing::debug!(detail, "connection lost; starting the command on a new one");
+                lease.mark_lost(connection.number);
                 let connection = lease.connection().await?;
-                match open(&connection, begin, &span).await {
+                match open(&connection, start, &span).await {
                     Err(error) if error.is_refused_with(Code::AlreadyExists) && resumable => {
                         let resume = resume(&id, 0);
                         open(&connection, resume, &span)
                             .await
                             .map(|opened| (connection, opened))
                     }
-                    Err(error) if error.is_refused_with(Code::AlreadyExists) => Err(
-                        BoxError::Lost("the connection was lost as the command began".into()),
-                    ),
+                    Err(error) if error.is_refused_with(Code::AlreadyExists) => {
+                        Err(BoxError::Lost(
+                            "the connection was lost while the command was started".into(),
+                        ))
+                    }
                     other => other.map(|opened| (connection, opened)),
                 }
             }
@@ -145,7 +144,7 @@ impl Run {
         self.inputs.clone()
     }
 
-    /// Resizes or signals the command, beside its stdin.
+    /// A handle to resize or signal the command, independent of its stdin.
     #[must_use]
     pub fn controls(&self) -> Controls {
         Controls {
@@ -154,10 +153,10 @@ impl Run {
         }
     }
 
-    /// The next output; what was given before it counts as taken.
+    /// The next output. Calling it again acknowledges the output before.
     ///
     /// # Errors
-    /// [`BoxError::Lost`] when the connection did not come back within 2 s, or output is
+    /// [`BoxError::Lost`] when the command could not be resumed within 2 s, or output is
     /// missing.
     pub async fn next(&mut self) -> Result<Output, BoxError> {
         loop {
@@ -189,10 +188,10 @@ impl Run {
             let mut client = self.connection.client.clone();
             match client.control(request.clone()).await {
                 Ok(_) => Ok(()),
-                // It ended meanwhile.
+                // The command has ended meanwhile.
                 Err(status) if status.code() == Code::NotFound => Ok(()),
                 Err(_) => {
-                    self.lease.lost(self.connection.number).await;
+                    self.lease.mark_lost(self.connection.number);
                     let mut connection = self.lease.connection().await?;
                     connection
                         .client
@@ -205,18 +204,19 @@ impl Run {
         };
         match tokio::time::timeout(KILL_DEADLINE, killed.instrument(call_span("Control"))).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!(%error, "the kill did not reach the box"),
-            Err(_) => tracing::info!("the kill was not answered in time"),
+            Ok(Err(error)) => tracing::info!(%error, "killing the command failed"),
+            Err(_) => tracing::info!("killing the command timed out"),
         }
     }
 
-    /// `None` for what the consumer has no use for.
+    /// Converts boxd's message; `None` when it has nothing for the caller.
     fn read(&mut self, message: RunOutput) -> Result<Option<Output>, BoxError> {
         let (stream, bytes) = match message.output {
             Some(run_output::Output::Stdout(bytes)) => (OutputStream::Stdout, bytes),
             Some(run_output::Output::Stderr(bytes)) => (OutputStream::Stderr, bytes),
             Some(run_output::Output::Exited(exited)) => {
-                self.lease.spans().hand_on(&self.span, &self.lease, &exited);
+                let environment = self.lease.id();
+                self.lease.spans().export(&self.span, environment, &exited);
                 return Ok(Some(Output::Exited {
                     exit: Exit {
                         exit_code: exited.exit_code,
@@ -229,7 +229,7 @@ impl Run {
             }
             Some(run_output::Output::Gap(gap)) => {
                 return Err(BoxError::Lost(format!(
-                    "{} bytes of output are gone",
+                    "{} bytes of output were lost",
                     gap.lost_bytes
                 )));
             }
@@ -237,7 +237,7 @@ impl Run {
         };
         if message.sequence != self.received {
             return Err(BoxError::Lost(format!(
-                "output continues at {} and not at {}",
+                "output continues at byte {} instead of {}",
                 message.sequence, self.received
             )));
         }
@@ -247,19 +247,20 @@ impl Run {
     }
 
     fn acknowledge(&mut self) {
-        if !self.resumable || self.ack.is_some() || self.received - self.acked < ACK_EVERY {
+        if !self.resumable || self.ack.is_some() || self.received - self.acked < ACK_INTERVAL_BYTES
+        {
             return;
         }
         self.acked = self.received;
         let request = control(&self.id, control_request::Control::Ack(self.received));
         let mut client = self.connection.client.clone();
-        // A lost ack shows as a lost connection where the output is read.
+        // A lost connection is noticed where the output is read.
         self.ack = Some(async move { client.control(request).map(drop).await }.boxed());
     }
 
     async fn resume(&mut self, detail: String) -> Result<(), BoxError> {
         self.ack = None;
-        self.lease.lost(self.connection.number).await;
+        self.lease.mark_lost(self.connection.number);
         if !self.resumable {
             return Err(BoxError::Lost(detail));
         }
@@ -268,7 +269,7 @@ impl Run {
             received = self.received,
             "connection lost; resuming the command"
         );
-        let give_up = Instant::now() + RESUME_WITHIN;
+        let deadline = Instant::now() + RESUME_TIMEOUT;
         let (lease, id, received, span) = (&self.lease, &self.id, self.received, &self.span);
         let resumed = async {
             loop {
@@ -280,13 +281,13 @@ impl Run {
                             status.code()
                         )));
                     }
-                    Err(error) => tracing::debug!(%error, "not yet"),
+                    Err(error) => tracing::debug!(%error, "resuming failed; trying again"),
                 }
                 tokio::time::sleep(RESUME_PAUSE).await;
             }
         };
         let (connection, (inputs, outputs)) =
-            tokio::time::timeout_at(give_up, resumed.instrument(span.clone()))
+            tokio::time::timeout_at(deadline, resumed.instrument(span.clone()))
                 .await
                 .unwrap_or_else(|_| Err(BoxError::Lost(detail.clone())))?;
         self.connection = connection;
@@ -297,7 +298,7 @@ impl Run {
     }
 }
 
-/// Resolves when the ack under way is done; never when there is none.
+/// Resolves when the pending ack is done; never when there is none.
 async fn poll_ack(ack: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
     match ack.as_mut() {
         Some(sending) => sending.await,

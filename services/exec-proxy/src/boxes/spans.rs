@@ -1,13 +1,11 @@
-//! Spans that boxes tell of their part in a trace, on their way to the collector.
+//! Exports the spans that boxes return.
 //!
-//! A box reaches no collector, so its boxd tells its spans on the answer of the call
-//! (docs/decisions/0003) and they are exported here, as `agentbox-boxd`'s. A box is the
-//! user's: what it says is checked, and nothing of it but times and the exit code is
-//! passed on.
+//! A box reaches no collector: its boxd returns its spans with the response of the call
+//! (docs/decisions/0003), and they are exported here as spans of `agentbox-boxd`. A box
+//! belongs to a user: its spans are validated, and only times and the exit code are kept.
 //!
-//! * I1. A box adds to the trace that its own call carried, below that call's span, and
-//!   to no other.
-//! * I2. Names and attributes are from here. The number of spans is bounded.
+//! * I1. A box can add spans only to the trace of its own call, below that call's span.
+//! * I2. Names and attributes are set here. The number of spans is limited.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,15 +20,14 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::boxes::Lease;
 use crate::metrics;
 
-/// One for each step that there is.
+/// One for each step.
 const MAX_SPANS: usize = 3;
-/// A box's clock may be ahead of ours by so much.
+/// How far a box's clock may be ahead.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// Where the spans of boxes go; by default nowhere.
+/// The exporter of boxes' spans. The default exports nothing.
 #[derive(Clone, Debug, Default)]
 pub struct BoxSpans {
     spans: RelayedSpans,
@@ -42,14 +39,14 @@ impl BoxSpans {
         Self { spans }
     }
 
-    /// Exports what the box of `lease` told about the run that `call` began.
-    pub fn hand_on(&self, call: &Span, lease: &Lease, exited: &proto::Exited) {
+    /// Exports the spans that `environment`'s box returned for the run of `call`.
+    pub fn export(&self, call: &Span, environment: &EnvironmentId, exited: &proto::Exited) {
         if exited.spans.is_empty() || !self.spans.is_enabled() {
             return;
         }
         let context = call.context();
         let call = context.span().span_context().clone();
-        let (spans, refused) = checked(exited, &call, lease.id(), SystemTime::now());
+        let (spans, refused) = accepted(exited, &call, environment, SystemTime::now());
         metrics::spans_refused(refused);
         for span in spans {
             self.spans.export(span);
@@ -57,16 +54,16 @@ impl BoxSpans {
     }
 }
 
-/// The spans that belong below `call`, and how many do not.
-fn checked(
+/// The valid spans below `call`, and the number of refused ones.
+fn accepted(
     exited: &proto::Exited,
     call: &SpanContext,
     environment: &EnvironmentId,
     now: SystemTime,
 ) -> (Vec<SpanData>, usize) {
     let mut spans: Vec<SpanData> = Vec::new();
-    for told in exited.spans.iter().take(MAX_SPANS) {
-        let span = read(told, exited, environment, now).filter(|span| {
+    for returned in exited.spans.iter().take(MAX_SPANS) {
+        let span = convert(returned, exited, environment, now).filter(|span| {
             let is_below = |above: &SpanContext| above.span_id() == span.parent_span_id;
             let is_new = |other: &SpanContext| other.span_id() != span.span_context.span_id();
             let contexts = || std::iter::once(call).chain(spans.iter().map(|s| &s.span_context));
@@ -81,31 +78,31 @@ fn checked(
     (spans, refused)
 }
 
-fn read(
-    told: &proto::Span,
+fn convert(
+    returned: &proto::Span,
     exited: &proto::Exited,
     environment: &EnvironmentId,
     now: SystemTime,
 ) -> Option<SpanData> {
-    let (name, span_kind) = match told.step() {
+    let (name, span_kind) = match returned.step() {
         Step::Run => ("agentbox.boxd.v1.Boxd/Run", SpanKind::Server),
         Step::Start => ("start", SpanKind::Internal),
         Step::Command => ("command", SpanKind::Internal),
         Step::Unspecified => return None,
     };
-    let trace_id = TraceId::from_bytes(told.trace_id.as_slice().try_into().ok()?);
-    let span_id = SpanId::from_bytes(told.span_id.as_slice().try_into().ok()?);
-    let parent = SpanId::from_bytes(told.parent_span_id.as_slice().try_into().ok()?);
+    let trace_id = TraceId::from_bytes(returned.trace_id.as_slice().try_into().ok()?);
+    let span_id = SpanId::from_bytes(returned.span_id.as_slice().try_into().ok()?);
+    let parent = SpanId::from_bytes(returned.parent_span_id.as_slice().try_into().ok()?);
     let instant = |nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos));
     let (start_time, end_time) = (
-        instant(told.start_unix_nanos)?,
-        instant(told.end_unix_nanos)?,
+        instant(returned.start_unix_nanos)?,
+        instant(returned.end_unix_nanos)?,
     );
     if span_id == SpanId::INVALID || start_time > end_time || end_time > now + CLOCK_SKEW {
         return None;
     }
     let mut attributes = vec![KeyValue::new("environment", environment.to_string())];
-    match told.step() {
+    match returned.step() {
         Step::Run => attributes.extend([
             KeyValue::new("rpc.system", "grpc"),
             KeyValue::new("rpc.service", "agentbox.boxd.v1.Boxd"),
@@ -127,7 +124,7 @@ fn read(
             TraceState::default(),
         ),
         parent_span_id: parent,
-        parent_span_is_remote: told.step() == Step::Run,
+        parent_span_is_remote: returned.step() == Step::Run,
         span_kind,
         name: name.into(),
         start_time,
@@ -170,21 +167,21 @@ mod tests {
     }
 
     fn names(spans: Vec<proto::Span>, flags: TraceFlags) -> Vec<String> {
-        let told = spans.len();
+        let returned = spans.len();
         let exited = proto::Exited {
             spans,
             start_error: "a secret".into(),
             ..Default::default()
         };
         let now = UNIX_EPOCH + Duration::from_secs(1);
-        let (spans, refused) = checked(&exited, &call(flags), &EnvironmentId::random(), now);
-        assert_eq!(spans.len() + refused, told);
+        let (spans, refused) = accepted(&exited, &call(flags), &EnvironmentId::random(), now);
+        assert_eq!(spans.len() + refused, returned);
         assert!(!format!("{spans:?}").contains("secret"));
         spans.iter().map(|span| span.name.to_string()).collect()
     }
 
     #[test]
-    fn a_box_adds_below_its_own_call_and_nowhere_else() {
+    fn only_spans_below_own_call_are_accepted() {
         let whole = vec![
             span(Step::Run, 2, 1),
             span(Step::Start, 3, 2),
@@ -226,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_that_tells_without_end_is_cut_off() {
+    fn span_count_is_limited() {
         let many = (2..200).map(|id| span(Step::Command, id, 1)).collect();
         assert_eq!(names(many, TraceFlags::SAMPLED).len(), MAX_SPANS);
     }

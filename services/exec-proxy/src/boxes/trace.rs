@@ -1,4 +1,4 @@
-//! The spans of calls to boxd, and the trace context they carry (W3C Trace Context).
+//! Spans of calls to boxd, and their trace context (W3C Trace Context).
 
 use opentelemetry::global;
 use opentelemetry::propagation::Injector;
@@ -7,7 +7,7 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// A client span for one call, named as the OpenTelemetry RPC conventions have it.
+/// A client span for one call, by the OpenTelemetry RPC conventions.
 #[must_use]
 pub fn call_span(method: &'static str) -> Span {
     tracing::info_span!(
@@ -21,7 +21,7 @@ pub fn call_span(method: &'static str) -> Span {
     )
 }
 
-/// A request that carries `span`'s trace context.
+/// A request with `span`'s trace context.
 #[must_use]
 pub fn traced<T>(span: &Span, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -37,7 +37,7 @@ struct Metadata<'a>(&'a mut MetadataMap);
 impl Injector for Metadata<'_> {
     fn set(&mut self, key: &str, value: String) {
         let key = MetadataKey::<Ascii>::from_bytes(key.as_bytes());
-        // A propagator writes valid header names and values; what is not is left out.
+        // Propagators write valid names and values; others are skipped.
         if let (Ok(key), Ok(value)) = (key, MetadataValue::try_from(value)) {
             self.0.insert(key, value);
         }

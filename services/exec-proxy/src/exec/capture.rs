@@ -1,20 +1,20 @@
-//! What of a command's output is kept, and when it leaves. Pure.
+//! Applies the output caps, and decides between an inline result and streaming. Pure.
 
 use agentbox_contracts::exec::{ExecResult, Exit, FromBox, MAX_CHUNK, MAX_INLINE_RESULT};
 use agentbox_contracts::logs::OutputStream;
 use bytes::Bytes;
 
-/// Output as it comes, held back while it may still fit one inline answer.
+/// Collects output while it fits an inline result; then streams it.
 pub struct Capture {
     stdout: Stream,
     stderr: Stream,
-    /// Too much for an inline answer: everything goes out as it comes.
-    spilled: bool,
+    /// The output is too large for an inline result and is streamed.
+    streaming: bool,
 }
 
 struct Stream {
     held: Vec<u8>,
-    room: u64,
+    remaining: u64,
     truncated: bool,
 }
 
@@ -22,19 +22,19 @@ impl Stream {
     fn new(cap: u64) -> Self {
         Self {
             held: Vec::new(),
-            room: cap,
+            remaining: cap,
             truncated: false,
         }
     }
 
-    /// What of `bytes` is below the cap.
-    fn admit(&mut self, mut bytes: Bytes) -> Bytes {
-        let room = usize::try_from(self.room).unwrap_or(usize::MAX);
-        if bytes.len() > room {
-            bytes.truncate(room);
+    /// The part of `bytes` within the cap.
+    fn truncate_to_cap(&mut self, mut bytes: Bytes) -> Bytes {
+        let remaining = usize::try_from(self.remaining).unwrap_or(usize::MAX);
+        if bytes.len() > remaining {
+            bytes.truncate(remaining);
             self.truncated = true;
         }
-        self.room -= bytes.len() as u64;
+        self.remaining -= bytes.len() as u64;
         bytes
     }
 }
@@ -46,25 +46,25 @@ impl Capture {
         Self {
             stdout: Stream::new(cap),
             stderr: Stream::new(cap),
-            spilled: false,
+            streaming: false,
         }
     }
 
-    /// Takes what the command printed; returns the messages to send now.
+    /// Adds output; returns the messages to send now.
     pub fn take(&mut self, stream: OutputStream, bytes: Bytes) -> Vec<FromBox> {
         let into = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,
         };
-        let admitted = into.admit(bytes);
-        if self.spilled {
-            return messages(stream, admitted);
+        let bytes = into.truncate_to_cap(bytes);
+        if self.streaming {
+            return messages(stream, bytes);
         }
-        into.held.extend_from_slice(&admitted);
+        into.held.extend_from_slice(&bytes);
         if self.stdout.held.len() + self.stderr.held.len() <= MAX_INLINE_RESULT {
             return Vec::new();
         }
-        self.spilled = true;
+        self.streaming = true;
         let stdout = Bytes::from(std::mem::take(&mut self.stdout.held));
         let stderr = Bytes::from(std::mem::take(&mut self.stderr.held));
         let mut out = messages(OutputStream::Stdout, stdout);
@@ -72,7 +72,7 @@ impl Capture {
         out
     }
 
-    /// The last message's content.
+    /// The result for the last message.
     #[must_use]
     pub fn finish(self, exit: Exit) -> ExecResult {
         ExecResult {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn small_output_is_one_inline_answer() {
+    fn small_output_is_returned_inline() {
         let mut capture = Capture::new(100);
         assert!(capture.take(Stdout, Bytes::from_static(b"out")).is_empty());
         assert!(capture.take(Stderr, Bytes::from_static(b"err")).is_empty());
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cap_cuts_its_own_stream_exactly_and_says_so() {
+    fn cap_truncates_own_stream_exactly_and_sets_flag() {
         for (cap, printed, kept, truncated) in [
             (5, 5, 5, false),
             (5, 6, 5, true),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn large_output_goes_out_in_chunks_whole_and_in_order() {
+    fn large_output_is_sent_in_chunks_complete_and_in_order() {
         let mut capture = Capture::new(u64::MAX);
         let out: Vec<u8> = (0..MAX_INLINE_RESULT + 70_000)
             .map(|n| (n % 251) as u8)
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cap_above_the_inline_size_holds_while_spilling() {
+    fn cap_above_inline_size_applies_to_streamed_output() {
         let cap = MAX_INLINE_RESULT + 10;
         let mut capture = Capture::new(cap as u64);
         let mut sent = Vec::new();

@@ -1,4 +1,4 @@
-//! An exec's stdin, from the request and from the messages that follow it, to the box.
+//! Forwards an exec's stdin, from the request and the messages after it, to the box.
 
 use agentbox_box_protocol::proto::{Empty, RunInput, run_input};
 use agentbox_bus::SessionReceiver;
@@ -9,12 +9,12 @@ use bytes::Bytes;
 use crate::boxes::run::Inputs;
 use crate::metrics;
 
-/// Sends all of stdin and its end, as fast as the command reads it. Ends early when the
-/// command does not take more.
+/// Sends all of stdin and its end, as fast as the command reads it. Returns early when the
+/// command has ended.
 ///
 /// # Errors
-/// The session's, when the other end is gone before it has said that stdin is complete.
-pub async fn feed(
+/// The session's error, when the session ends before stdin is complete.
+pub async fn forward(
     inputs: &Inputs,
     inline: Option<Vec<u8>>,
     follows: bool,
@@ -29,17 +29,17 @@ pub async fn feed(
     {
         return Ok(());
     }
-    if follows && forward(inputs, receiver).await?.is_err() {
+    if follows && forward_messages(inputs, receiver).await?.is_err() {
         return Ok(());
     }
-    // Closed: the command has ended, which the output says.
+    // An error means that the command has ended, which its output reports.
     let _ = inputs
         .send(input(run_input::Input::StdinEof(Empty {})))
         .await;
     Ok(())
 }
 
-async fn forward(
+async fn forward_messages(
     inputs: &Inputs,
     receiver: &mut SessionReceiver<ToBox>,
 ) -> Result<Result<(), InputClosed>, Error> {
@@ -51,13 +51,13 @@ async fn forward(
                 }
             }
             Some(ToBox::Eof) | None => return Ok(Ok(())),
-            // An exec has no terminal, and is ended by ending its session.
+            // An exec has no terminal; closing its session kills it.
             Some(ToBox::Resize(_) | ToBox::Signal(_)) => {}
         }
     }
 }
 
-/// The run takes no more input.
+/// The command has ended and takes no more input.
 pub struct InputClosed;
 
 /// Sends `bytes` in chunks.

@@ -1,4 +1,4 @@
-//! Entries gathered into messages of a bounded size. Pure.
+//! Collects entries into messages of bounded size. Pure.
 
 use agentbox_contracts::logs::LogEntry;
 
@@ -8,7 +8,7 @@ const BATCH_ENTRIES: usize = 256;
 /// The largest encoded size of an entry without its line, in bytes.
 const ENTRY_BYTES: usize = 40;
 
-/// Holds entries back until a message is full or nothing more is there.
+/// Collects entries until a message is full or the caller takes them.
 #[derive(Default)]
 pub struct Batches {
     held: Vec<LogEntry>,
@@ -16,7 +16,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Adds `entry`; returns the message that it did not fit into.
+    /// Adds `entry`; returns the collected entries when it does not fit with them.
     pub fn push(&mut self, entry: LogEntry) -> Option<Vec<LogEntry>> {
         let bytes = ENTRY_BYTES + entry.line.len();
         let fits = self.held.len() < BATCH_ENTRIES && self.bytes + bytes <= BATCH_BYTES;
@@ -26,7 +26,7 @@ impl Batches {
         full
     }
 
-    /// What is held.
+    /// Takes the collected entries; `None` when there are none.
     pub fn take(&mut self) -> Option<Vec<LogEntry>> {
         self.bytes = 0;
         let held = std::mem::take(&mut self.held);
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_bounded_in_entries_and_bytes_and_none_is_left_out() {
+    fn batches_are_bounded_in_entries_and_bytes_and_complete() {
         for lengths in [
             vec![0; 1000],
             vec![100; 1000],

@@ -1,64 +1,61 @@
-//! Logs from a boxd that answers.
+//! Logs from a running boxd.
 
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
-use agentbox_contracts::exec::FromBox;
+use agentbox_contracts::exec::{FromBox, LogsRequest};
 use agentbox_contracts::logs::LogEntry;
 use futures::FutureExt as _;
 use proto::logs_reply::Reply;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
-use tracing::Instrument as _;
 
-use crate::boxes::trace::{call_span, traced};
-use crate::boxes::{BoxError, Lease};
+use crate::boxes::{self, BoxError, Lease};
 use crate::logs::batch::Batches;
-use crate::logs::wanted::Wanted;
+use crate::logs::cursor::LogCursor;
 use crate::logs::{LogsSession, Stop, send};
 use crate::metrics;
 
-/// A follower that was given nothing for so long began where nothing was kept.
-const QUIET_MEANS_EMPTY: Duration = Duration::from_secs(1);
+/// A follower that got no entry for this long started where no entry was kept.
+const EMPTY_AFTER: Duration = Duration::from_secs(1);
 
 /// How a stream from boxd ended.
 pub enum Ended {
-    /// All that was wanted came; of a follower's, the main command has ended.
+    /// All selected entries were sent; for a follower, the main command has ended.
     Complete,
-    /// The box did not answer, or not any more.
+    /// The box does not answer, or the connection was lost.
     Lost(BoxError),
 }
 
-/// Sends what is wanted until boxd ends the stream or is lost.
+/// Sends the entries that `cursor` selects until boxd ends the stream or is lost.
 pub async fn stream(
     session: &mut LogsSession,
     lease: &Lease,
-    wanted: &mut Wanted,
+    cursor: &mut LogCursor,
     stopping: &CancellationToken,
 ) -> Result<Ended, Stop> {
-    if wanted.is_only_the_future() {
+    if cursor.is_tail_only() {
         match last_sequence(lease).await {
-            Ok(last) => wanted.begin_after(last),
-            Err(lost) => return lost_or_refused(lost),
+            Ok(last) => cursor.seek_after(last),
+            Err(error) => return ended_or_failed(error),
         }
     }
     let opened = tokio::select! {
-        opened = open(lease, wanted.request()) => opened,
+        opened = boxes::logs::open(lease, cursor.request()) => opened,
         () = session.closed() => return Err(Stop::PeerGone),
     };
     let (mut replies, number) = match opened {
         Ok(opened) => opened,
-        Err(error) => return lost_or_refused(error),
+        Err(error) => return ended_or_failed(error),
     };
     let opened_at = Instant::now();
     let mut batches = Batches::default();
     loop {
-        // What is there already goes into the same message.
+        // Replies that have already arrived go into the same message.
         let reply = match replies.message().now_or_never() {
             Some(reply) => reply,
             None => {
-                flush(session, wanted, &mut batches).await?;
+                flush(session, cursor, &mut batches).await?;
                 tokio::select! {
                     reply = replies.message() => reply,
                     () = session.closed() => return Err(Stop::PeerGone),
@@ -67,109 +64,47 @@ pub async fn stream(
             }
         };
         match reply {
-            Ok(Some(reply)) => take(session, wanted, &mut batches, reply).await?,
+            Ok(Some(reply)) => handle_reply(session, cursor, &mut batches, reply).await?,
             Ok(None) => {
-                flush(session, wanted, &mut batches).await?;
+                flush(session, cursor, &mut batches).await?;
                 return Ok(Ended::Complete);
             }
             Err(status) => {
-                flush(session, wanted, &mut batches).await?;
-                lease.lost(number).await;
-                if opened_at.elapsed() >= QUIET_MEANS_EMPTY {
-                    wanted.nothing_was_there();
+                flush(session, cursor, &mut batches).await?;
+                lease.mark_lost(number);
+                if opened_at.elapsed() >= EMPTY_AFTER {
+                    cursor.clear_tail();
                 }
-                return lost_or_refused(BoxError::from_status(status));
-            }
-        }
-    }
-}
-
-/// All that is kept of what is wanted, and no more.
-///
-/// # Errors
-/// As the connection's, and boxd's.
-pub async fn kept(lease: &Lease, wanted: &Wanted) -> Result<Vec<LogEntry>, BoxError> {
-    let request = proto::LogsRequest {
-        follow: false,
-        ..wanted.request()
-    };
-    let (mut replies, number) = open(lease, request).await?;
-    let mut entries = Vec::new();
-    loop {
-        match replies.message().await {
-            Ok(Some(reply)) => {
-                if let Some(Reply::Batch(batch)) = reply.reply {
-                    entries.extend(batch.entries.into_iter().map(LogEntry::from));
-                }
-            }
-            Ok(None) => return Ok(entries),
-            Err(status) => {
-                lease.lost(number).await;
-                return Err(BoxError::from_status(status));
+                return ended_or_failed(BoxError::from_status(status));
             }
         }
     }
 }
 
 async fn last_sequence(lease: &Lease) -> Result<u64, BoxError> {
-    let last = Wanted::new(&agentbox_contracts::exec::LogsRequest {
+    let last = LogCursor::new(&LogsRequest {
         tail: Some(1),
         ..Default::default()
     });
-    Ok(kept(lease, &last)
-        .await?
-        .last()
-        .map_or(0, |entry| entry.sequence))
+    let entries = boxes::logs::read_kept(lease, last.request()).await?;
+    Ok(entries.last().map_or(0, |entry| entry.sequence))
 }
 
-fn lost_or_refused(error: BoxError) -> Result<Ended, Stop> {
+fn ended_or_failed(error: BoxError) -> Result<Ended, Stop> {
     match error {
         BoxError::Lost(_) | BoxError::Unreachable(_) | BoxError::Cluster(_) => {
             Ok(Ended::Lost(error))
         }
-        refused => {
-            tracing::warn!(error = %refused, "boxd does not give its logs");
-            Err(Stop::Failed(refused.public()))
+        error => {
+            tracing::warn!(%error, "boxd refused to send its logs");
+            Err(Stop::Failed(error.public()))
         }
     }
 }
 
-/// A stream, and the number of the connection it is on.
-async fn open(
-    lease: &Lease,
-    request: proto::LogsRequest,
-) -> Result<(Streaming<proto::LogsReply>, u64), BoxError> {
-    match open_once(lease, request).await {
-        // A kept connection may have died unnoticed; reading again is harmless.
-        Err(BoxError::Lost(_)) => open_once(lease, request).await,
-        other => other,
-    }
-}
-
-async fn open_once(
-    lease: &Lease,
-    request: proto::LogsRequest,
-) -> Result<(Streaming<proto::LogsReply>, u64), BoxError> {
-    let span = call_span("Logs");
-    let mut connection = lease.connection().instrument(span.clone()).await?;
-    let request = traced(&span, request);
-    match connection.client.logs(request).instrument(span).await {
-        Ok(response) => Ok((response.into_inner(), connection.number)),
-        Err(status) => Err(gave_up(lease, connection.number, status).await),
-    }
-}
-
-async fn gave_up(lease: &Lease, number: u64, status: Status) -> BoxError {
-    let error = BoxError::from_status(status);
-    if matches!(error, BoxError::Lost(_)) {
-        lease.lost(number).await;
-    }
-    error
-}
-
-async fn take(
+async fn handle_reply(
     session: &mut LogsSession,
-    wanted: &mut Wanted,
+    cursor: &mut LogCursor,
     batches: &mut Batches,
     reply: proto::LogsReply,
 ) -> Result<(), Stop> {
@@ -177,12 +112,12 @@ async fn take(
         Some(Reply::Batch(batch)) => {
             for entry in batch.entries {
                 if let Some(full) = batches.push(LogEntry::from(entry)) {
-                    give(session, wanted, full).await?;
+                    send_batch(session, cursor, full).await?;
                 }
             }
         }
         Some(Reply::LostEntries(count)) => {
-            flush(session, wanted, batches).await?;
+            flush(session, cursor, batches).await?;
             send(session, FromBox::LogsLost(count)).await?;
         }
         None => {}
@@ -192,23 +127,23 @@ async fn take(
 
 async fn flush(
     session: &mut LogsSession,
-    wanted: &mut Wanted,
+    cursor: &mut LogCursor,
     batches: &mut Batches,
 ) -> Result<(), Stop> {
     match batches.take() {
-        Some(entries) => give(session, wanted, entries).await,
+        Some(entries) => send_batch(session, cursor, entries).await,
         None => Ok(()),
     }
 }
 
-async fn give(
+async fn send_batch(
     session: &mut LogsSession,
-    wanted: &mut Wanted,
+    cursor: &mut LogCursor,
     entries: Vec<LogEntry>,
 ) -> Result<(), Stop> {
     let last = entries.last().map_or(0, |entry| entry.sequence);
     metrics::bytes_out(entries.iter().map(|entry| entry.line.len()).sum());
     send(session, FromBox::Logs(entries)).await?;
-    wanted.passed(last);
+    cursor.advance_to(last);
     Ok(())
 }

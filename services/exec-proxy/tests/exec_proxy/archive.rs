@@ -1,4 +1,4 @@
-//! Output after the box.
+//! Logs of ended boxes.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use agentbox_contracts::environment::Status;
 use agentbox_contracts::exec::LogsRequest;
 
 use crate::support::gateway::logs_of;
-use crate::support::{TestBox, World, proxy};
+use crate::support::{System, TestBox, proxy};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_environments_output_is_read_from_the_archive() {
-    let world = World::start().await;
+async fn ended_environment_logs_come_from_archive() {
+    let system = System::start().await;
     let mut inside = TestBox::running("echo one; echo two >&2; exit 3").await;
     inside.ended().await;
-    assert_eq!(world.gateway.archive(&inside).await.unwrap().entries, 2);
+    assert_eq!(system.gateway.archive(&inside).await.unwrap().entries, 2);
     // The box is removed.
     std::fs::remove_dir_all(proxy::output_dir(&inside.id)).unwrap();
 
@@ -23,7 +23,7 @@ async fn an_ended_environments_output_is_read_from_the_archive() {
                 follow,
                 ..LogsRequest::default()
             };
-            let logs = world
+            let logs = system
                 .gateway
                 .logs(&logs_of(&inside, status, request))
                 .await
@@ -38,7 +38,7 @@ async fn an_ended_environments_output_is_read_from_the_archive() {
         from_sequence: Some(2),
         ..LogsRequest::default()
     };
-    let logs = world
+    let logs = system
         .gateway
         .logs(&logs_of(&inside, Status::Failed, request))
         .await
@@ -47,46 +47,46 @@ async fn an_ended_environments_output_is_read_from_the_archive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn archiving_again_when_the_box_is_gone_keeps_what_was_stored() {
-    let world = World::start().await;
+async fn repeated_archive_of_lost_box_keeps_stored_entries() {
+    let system = System::start().await;
     let mut inside = TestBox::running("echo kept").await;
     inside.ended().await;
     for round in 0..3 {
-        let stored = world.gateway.archive(&inside).await.unwrap();
+        let stored = system.gateway.archive(&inside).await.unwrap();
         assert_eq!(stored.entries, 1, "round {round}");
         let _ = std::fs::remove_dir_all(proxy::output_dir(&inside.id));
     }
     let open = logs_of(&inside, Status::Terminated, LogsRequest::default());
-    assert_eq!(world.gateway.logs(&open).await.unwrap().lines(), ["kept"]);
+    assert_eq!(system.gateway.logs(&open).await.unwrap().lines(), ["kept"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_environment_that_printed_nothing_has_an_empty_archive() {
-    let world = World::start().await;
+async fn environment_without_output_has_empty_archive() {
+    let system = System::start().await;
     let mut inside = TestBox::idle().await;
     inside.terminate();
     inside.ended().await;
-    assert_eq!(world.gateway.archive(&inside).await.unwrap().entries, 0);
+    assert_eq!(system.gateway.archive(&inside).await.unwrap().entries, 0);
     let open = logs_of(&inside, Status::Terminated, LogsRequest::default());
-    let logs = world.gateway.logs(&open).await.unwrap();
+    let logs = system.gateway.logs(&open).await.unwrap();
     assert_eq!((logs.entries.len(), logs.ended), (0, Some(true)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_much_output_the_newest_mebibyte_is_archived_and_what_is_missing_is_told() {
-    let world = World::start().await;
+async fn archive_keeps_newest_mebibyte_and_reports_missing_entries() {
+    let system = System::start().await;
     let script =
         "i=0; while [ $i -lt 300 ]; do i=$((i+1)); head -c 8191 /dev/zero | tr '\\0' x; echo; done";
     let mut inside = TestBox::running(script).await;
     inside.ended().await;
-    let stored = world.gateway.archive(&inside).await.unwrap().entries;
+    let stored = system.gateway.archive(&inside).await.unwrap().entries;
     assert!((100..=128).contains(&stored), "{stored}");
     let request = LogsRequest {
         from_sequence: Some(2),
         ..LogsRequest::default()
     };
     let open = logs_of(&inside, Status::Terminated, request);
-    let asked = world.gateway.logs(&open);
+    let asked = system.gateway.logs(&open);
     let logs = tokio::time::timeout(Duration::from_secs(10), asked)
         .await
         .unwrap()

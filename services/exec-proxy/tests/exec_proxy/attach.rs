@@ -1,4 +1,4 @@
-//! Interactive commands.
+//! Attach sessions.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use agentbox_contracts::exec::{Exit, FromBox, OpenKind, TerminalSize, ToBox};
 use bytes::Bytes;
 
 use crate::support::gateway::{ClientSession, attach};
-use crate::support::{TestBox, World, eventually, is_alive};
+use crate::support::{System, TestBox, eventually, is_alive};
 
 const MEBIBYTE: usize = 1024 * 1024;
 
@@ -52,12 +52,12 @@ async fn type_in(session: &mut ClientSession, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_has_the_size_it_was_given_and_takes_a_new_one() {
-    let world = World::start().await;
+async fn terminal_has_given_size_and_can_be_resized() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(&["sh"], Some((100, 40)));
     let id = request.id.clone();
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -77,12 +77,12 @@ async fn a_terminal_has_the_size_it_was_given_and_takes_a_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_typed_into_the_terminal_reaches_the_foreground_command() {
-    let world = World::start().await;
+async fn typed_interrupt_reaches_foreground_command() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let script = "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done";
     let request = attach(&["sh", "-c", script], Some((80, 24)));
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -96,11 +96,11 @@ async fn an_interrupt_typed_into_the_terminal_reaches_the_foreground_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_reaches_the_command_and_its_exit_says_so() {
-    let world = World::start().await;
+async fn signal_reaches_command_and_shows_in_exit_code() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(&["sh", "-c", "echo ready; exec sleep 600"], None);
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -111,11 +111,11 @@ async fn a_signal_reaches_the_command_and_its_exit_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_stdin_is_the_commands_end_of_file() {
-    let world = World::start().await;
+async fn stdin_eof_reaches_command() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(&["sh", "-c", "cat; echo over >&2"], None);
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -129,11 +129,11 @@ async fn the_end_of_stdin_is_the_commands_end_of_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_start_says_why_before_its_exit() {
-    let world = World::start().await;
+async fn failed_start_prints_reason_before_exit() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(&["no-such-program"], None);
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -145,14 +145,14 @@ async fn a_command_that_cannot_start_says_why_before_its_exit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_kills_the_command() {
-    let world = World::start().await;
+async fn closed_session_kills_command() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(
         &["sh", "-c", "echo $$ > pid; exec sleep 600"],
         Some((80, 24)),
     );
-    let session = world
+    let session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
@@ -165,7 +165,7 @@ async fn leaving_kills_the_command() {
     .await;
 }
 
-/// 100 MiB of 32-bit counters: what is wrong, doubled or left out shows at once.
+/// Prints 100 MiB of 32-bit counters: a wrong, repeated or missing byte is visible.
 const COUNTERS: &str = r#"import sys, array
 out = sys.stdout.buffer
 for start in range(0, 100 * 1024 * 1024 // 4, 65536):
@@ -173,17 +173,17 @@ for start in range(0, 100 * 1024 * 1024 // 4, 65536):
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_mebibytes_arrive_byte_for_byte_and_memory_stays_flat() {
-    let world = World::start().await;
+async fn hundred_mebibytes_arrive_exactly_with_flat_memory() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = attach(&["python3", "-c", COUNTERS], None);
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
         .unwrap();
     session.recv().await.unwrap();
-    let before = world.proxy.peak_memory();
+    let before = system.proxy.peak_memory();
     let began = std::time::Instant::now();
     let mut expected: u32 = 0;
     let mut rest: Vec<u8> = Vec::new();
@@ -202,7 +202,7 @@ async fn a_hundred_mebibytes_arrive_byte_for_byte_and_memory_stays_flat() {
             other => panic!("{other:?}"),
         }
     };
-    let grown = world.proxy.peak_memory() - before;
+    let grown = system.proxy.peak_memory() - before;
     println!(
         "100 MiB in {:?}, peak memory grew by {} KiB",
         began.elapsed(),
@@ -213,20 +213,20 @@ async fn a_hundred_mebibytes_arrive_byte_for_byte_and_memory_stays_flat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_does_not_read_stops_the_command_and_costs_no_memory() {
-    let world = World::start().await;
+async fn stalled_reader_stops_command_without_memory_growth() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
-    // Says after each mebibyte how far it got.
+    // Reports its progress after each mebibyte.
     let script = "i=0; while [ $i -lt 200 ]; do head -c 1048576 /dev/zero; i=$((i+1)); \
                   echo $i > progress.new; mv progress.new progress; done";
     let request = attach(&["sh", "-c", script], None);
-    let mut session = world
+    let mut session = system
         .gateway
         .open(&inside, OpenKind::Attach(request))
         .await
         .unwrap();
     session.recv().await.unwrap();
-    let before = world.proxy.peak_memory();
+    let before = system.proxy.peak_memory();
     // Blocked: no progress for a second.
     let mut last = (0, std::time::Instant::now());
     eventually(
@@ -244,7 +244,7 @@ async fn a_reader_that_does_not_read_stops_the_command_and_costs_no_memory() {
         },
     )
     .await;
-    let grown = world.proxy.peak_memory() - before;
+    let grown = system.proxy.peak_memory() - before;
     println!(
         "blocked after {} MiB, peak memory grew by {} KiB",
         last.0,

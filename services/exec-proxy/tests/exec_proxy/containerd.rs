@@ -1,4 +1,4 @@
-//! The program itself, with the containerd driver and boxes as users have them.
+//! The exec-proxy program with the containerd driver and real boxes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::support::{Gateway, eventually, proxy};
 
 const CLUSTER: &str = "containerd-test";
 
-/// The exec-proxy program; killed with the value.
+/// The exec-proxy process; killed on drop.
 struct Program(Child);
 
 impl Drop for Program {
@@ -100,7 +100,7 @@ impl RealBox {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_serves_real_boxes_from_their_first_command_to_their_archive() {
+async fn program_serves_real_boxes_from_first_command_to_archive() {
     let containerd = TestContainerd::start().await.unwrap();
     let nats = TestNats::shared().await.unwrap();
     let config = serde_json::to_value(&containerd.endpoint).unwrap();
@@ -134,7 +134,7 @@ async fn exits_are_the_commands(gateway: &Gateway, inside: &RealBox) {
     assert_eq!(answer.exit.exit_code, 3);
     let answer = inside.exec(gateway, command(&["no-such-program"])).await;
     assert_eq!(answer.exit.exit_code, 127);
-    // Takes memory without end.
+    // Allocates memory without end.
     let answer = inside.exec(gateway, shell("tail /dev/zero")).await;
     assert_eq!(
         (answer.exit.exit_code, answer.exit.oom_killed),
@@ -205,7 +205,7 @@ async fn a_follower_sees_the_end(gateway: &Gateway, driver: &Driver) {
         while !logs.take(session.recv().await.unwrap()) {}
         logs
     };
-    // What the scheduler does.
+    // As the scheduler does.
     let settle = async {
         eventually("the box has exited", Duration::from_secs(20), async || {
             let seen = driver.get(&inside.id).await.unwrap();

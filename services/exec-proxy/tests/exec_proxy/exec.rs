@@ -1,4 +1,4 @@
-//! Commands to their end.
+//! Exec sessions.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::{Open, OpenKind};
 
 use crate::support::gateway::{command, result, shell};
-use crate::support::{TestBox, World, eventually, is_alive, pattern};
+use crate::support::{System, TestBox, eventually, is_alive, pattern};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_exit_code_is_the_commands_own_or_says_why_it_has_none() {
-    let world = World::start().await;
+async fn exit_code_is_the_commands_or_names_the_reason() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     std::fs::write(inside.path("plain"), "not a program").unwrap();
     let plain = inside.path("plain");
@@ -25,7 +25,7 @@ async fn the_exit_code_is_the_commands_own_or_says_why_it_has_none() {
         (command(&[plain.to_str().unwrap()]), 126, "plain"),
     ] {
         let words = request.command.clone();
-        let answer = world.gateway.exec(&inside, request).await.unwrap();
+        let answer = system.gateway.exec(&inside, request).await.unwrap();
         assert_eq!(answer.exit.exit_code, exit_code, "{words:?}");
         assert!(
             !answer.exit.timed_out && !answer.exit.oom_killed,
@@ -38,13 +38,13 @@ async fn the_exit_code_is_the_commands_own_or_says_why_it_has_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timeout_kills_the_group_and_answers_within_a_second_with_what_was_printed() {
-    let world = World::start().await;
+async fn timeout_kills_group_and_returns_output_within_a_second() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut request = shell("echo partial; sleep 600 & echo $! > child; wait");
     request.timeout_ms = 500;
     let began = Instant::now();
-    let answer = world.gateway.exec(&inside, request).await.unwrap();
+    let answer = system.gateway.exec(&inside, request).await.unwrap();
     let took = began.elapsed();
     assert_eq!((answer.exit.exit_code, answer.exit.timed_out), (124, true));
     assert_eq!(answer.stdout, b"partial\n");
@@ -57,13 +57,13 @@ async fn a_timeout_kills_the_group_and_answers_within_a_second_with_what_was_pri
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_of_any_size_and_any_bytes_arrives_exactly() {
-    let world = World::start().await;
+async fn output_of_any_size_arrives_exactly() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     for size in [0, 1, 200_000, 300_000, 9 * 1024 * 1024] {
         let bytes = pattern(size);
         std::fs::write(inside.path("bytes"), &bytes).unwrap();
-        let answer = world
+        let answer = system
             .gateway
             .exec(&inside, shell("cat bytes; cat bytes >&2; exit 3"))
             .await
@@ -75,12 +75,12 @@ async fn output_of_any_size_and_any_bytes_arrives_exactly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_the_cap_output_is_dropped_and_the_command_goes_on() {
-    let world = World::start().await;
+async fn output_over_cap_is_dropped_and_command_continues() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut request = shell("head -c 5000000 /dev/zero; echo end >&2; exit 7");
     request.max_output_bytes = 1000;
-    let answer = world.gateway.exec(&inside, request).await.unwrap();
+    let answer = system.gateway.exec(&inside, request).await.unwrap();
     assert_eq!(answer.stdout, vec![0; 1000]);
     assert!(answer.stdout_truncated && !answer.stderr_truncated);
     assert_eq!(answer.stderr, b"end\n");
@@ -88,15 +88,15 @@ async fn beyond_the_cap_output_is_dropped_and_the_command_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn environment_and_working_directory_are_as_asked() {
-    let world = World::start().await;
+async fn command_gets_requested_environment_and_directory() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut request = shell("echo \"$GREETING in $(pwd)\"");
     request
         .env
         .insert("GREETING".into(), "hello\nworld = 'x'".into());
     request.working_dir = Some("/usr".into());
-    let answer = world.gateway.exec(&inside, request).await.unwrap();
+    let answer = system.gateway.exec(&inside, request).await.unwrap();
     assert_eq!(
         String::from_utf8(answer.stdout).unwrap(),
         "hello\nworld = 'x' in /usr\n"
@@ -104,11 +104,11 @@ async fn environment_and_working_directory_are_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_background_child_that_holds_the_pipe_does_not_hold_the_answer() {
-    let world = World::start().await;
+async fn background_child_with_open_pipe_does_not_delay_result() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let began = Instant::now();
-    let answer = world
+    let answer = system
         .gateway
         .exec(&inside, shell("sleep 20 & echo done"))
         .await
@@ -122,11 +122,11 @@ async fn a_background_child_that_holds_the_pipe_does_not_hold_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_dropped_kills_its_command_at_once() {
-    let world = World::start().await;
+async fn dropped_session_kills_command_at_once() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let request = shell("sleep 600 & echo $! > child; wait");
-    let session = world
+    let session = system
         .gateway
         .open(&inside, OpenKind::Exec(request))
         .await
@@ -143,8 +143,8 @@ async fn a_session_that_is_dropped_kills_its_command_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_running_is_told_so_and_nothing_is_started() {
-    let world = World::start().await;
+async fn exec_in_stopped_box_is_refused_without_start() {
+    let system = System::start().await;
     let mut inside = TestBox::idle().await;
     let of = |status, address| Open {
         environment: inside.id.clone(),
@@ -159,7 +159,7 @@ async fn what_is_not_running_is_told_so_and_nothing_is_started() {
         of(Status::Terminated, address),
         of(Status::Running, None),
     ] {
-        let refused = async { result(world.gateway.open_as(&open).await?).await };
+        let refused = async { result(system.gateway.open_as(&open).await?).await };
         assert_eq!(
             refused.await.unwrap_err().code,
             ErrorCode::NotRunning,
@@ -168,7 +168,7 @@ async fn what_is_not_running_is_told_so_and_nothing_is_started() {
         );
     }
     inside.kill();
-    let refused = world
+    let refused = system
         .gateway
         .exec(&inside, command(&["true"]))
         .await
@@ -177,17 +177,17 @@ async fn what_is_not_running_is_told_so_and_nothing_is_started() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_session_more_than_a_box_may_have_is_refused_and_the_others_go_on() {
-    let world = World::start().await;
+async fn session_over_box_limit_is_refused_and_others_continue() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut open = Vec::new();
-    // The process that the tests start allows 8.
+    // The tests' exec-proxy allows 8.
     for number in 0..8 {
         let script = format!("echo $$ > pid-{number}; read line; echo $line");
         let mut request = shell(&script);
         request.stdin_follows = true;
         open.push(
-            world
+            system
                 .gateway
                 .open(&inside, OpenKind::Exec(request))
                 .await
@@ -195,7 +195,7 @@ async fn one_session_more_than_a_box_may_have_is_refused_and_the_others_go_on() 
         );
         inside.number(&format!("pid-{number}")).await;
     }
-    let refused = world
+    let refused = system
         .gateway
         .exec(&inside, command(&["true"]))
         .await
@@ -203,12 +203,12 @@ async fn one_session_more_than_a_box_may_have_is_refused_and_the_others_go_on() 
     assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
     assert!(refused.message.contains('8'), "{refused}");
     assert!(
-        world.gateway.usage(&inside).await.is_ok(),
+        system.gateway.usage(&inside).await.is_ok(),
         "a short request still fits"
     );
     drop(open);
     eventually("room again", Duration::from_secs(5), async || {
-        world
+        system
             .gateway
             .exec(&inside, command(&["true"]))
             .await
@@ -218,20 +218,24 @@ async fn one_session_more_than_a_box_may_have_is_refused_and_the_others_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_boxd_refuses_is_the_callers_mistake() {
-    let world = World::start().await;
+async fn command_refused_by_boxd_is_a_validation_error() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
-    let refused = world.gateway.exec(&inside, command(&[])).await.unwrap_err();
+    let refused = system
+        .gateway
+        .exec(&inside, command(&[]))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code, ErrorCode::Validation, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_is_what_boxd_says_and_a_dead_box_has_none() {
-    let world = World::start().await;
+async fn usage_is_read_from_boxd_and_dead_box_has_none() {
+    let system = System::start().await;
     let mut inside = TestBox::idle().await;
-    let usage = world.gateway.usage(&inside).await.unwrap();
+    let usage = system.gateway.usage(&inside).await.unwrap();
     assert!(usage.memory_bytes > 0, "{usage:?}");
     inside.kill();
-    let error = world.gateway.usage(&inside).await.unwrap_err();
+    let error = system.gateway.usage(&inside).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotRunning);
 }

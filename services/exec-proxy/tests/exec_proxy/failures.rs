@@ -1,4 +1,4 @@
-//! Parts that die while a command runs: never an invented exit, never a lost command.
+//! Failures of a part while a command runs: no invented exit, and no command left behind.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use agentbox_contracts::exec::{AttachRequest, Open, OpenKind};
 
 use crate::support::gateway::{attach, command, result, shell};
 use crate::support::relay::Relay;
-use crate::support::{TestBox, World, eventually, is_alive, pattern};
+use crate::support::{System, TestBox, eventually, is_alive, pattern};
 
 const LONG: &str = "echo $$ > pid; echo begun; exec sleep 600";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_that_dies_under_its_command_is_lost_and_has_no_exit_code() {
-    let world = World::start().await;
+async fn box_killed_during_command_is_lost_without_exit_code() {
+    let system = System::start().await;
     let mut inside = TestBox::idle().await;
-    let session = world
+    let session = system
         .gateway
         .open(&inside, OpenKind::Exec(shell(LONG)))
         .await
@@ -31,25 +31,25 @@ async fn a_box_that_dies_under_its_command_is_lost_and_has_no_exit_code() {
         "{:?}",
         began.elapsed()
     );
-    // In a box it dies with its PID 1; here it is a process of this machine.
+    // In a box it dies with PID 1; here it is a plain process.
     let orphan = nix::unistd::Pid::from_raw(orphan.try_into().unwrap());
     let _ = nix::sys::signal::kill(orphan, nix::sys::signal::Signal::SIGKILL);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exec_proxy_that_is_killed_leaves_an_error_at_one_end_and_no_command_at_the_other() {
-    let mut world = World::start().await;
+async fn killed_exec_proxy_leaves_error_at_gateway_and_no_command_in_box() {
+    let mut system = System::start().await;
     let inside = TestBox::idle().await;
-    let session = world
+    let session = system
         .gateway
         .open(&inside, OpenKind::Exec(shell(LONG)))
         .await
         .unwrap();
     let pid = inside.number("pid").await;
     let began = Instant::now();
-    world.proxy.kill();
+    system.proxy.kill();
     let error = result(session).await.unwrap_err();
-    // It may have been killed before its first word, which then is what was waited for.
+    // It may have been killed before its first output.
     let codes = [ErrorCode::BoxLost, ErrorCode::Timeout];
     assert!(codes.contains(&error.code), "{error}");
     println!("told {:?} after the kill", began.elapsed());
@@ -65,26 +65,26 @@ async fn an_exec_proxy_that_is_killed_leaves_an_error_at_one_end_and_no_command_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orderly_stop_lets_the_short_finish_and_tells_the_long() {
-    let mut world = World::start().await;
+async fn shutdown_finishes_short_sessions_and_fails_long_ones() {
+    let mut system = System::start().await;
     let inside = TestBox::idle().await;
-    let long = world
+    let long = system
         .gateway
         .open(&inside, OpenKind::Exec(shell(LONG)))
         .await
         .unwrap();
     let terminal = OpenKind::Attach(attach(&["sleep", "600"], None));
-    let mut terminal = world.gateway.open(&inside, terminal).await.unwrap();
+    let mut terminal = system.gateway.open(&inside, terminal).await.unwrap();
     terminal.recv().await.unwrap();
     let short = shell("echo $$ > short; sleep 0.7; echo finished");
-    let short = world
+    let short = system
         .gateway
         .open(&inside, OpenKind::Exec(short))
         .await
         .unwrap();
     let pid = inside.number("pid").await;
     inside.number("short").await;
-    world.proxy.terminate();
+    system.proxy.terminate();
     let short = result(short).await.unwrap();
     assert_eq!(short.stdout, b"finished\n");
     let error = result(long).await.unwrap_err();
@@ -96,12 +96,12 @@ async fn an_orderly_stop_lets_the_short_finish_and_tells_the_long() {
         !is_alive(pid)
     })
     .await;
-    let proxy = &mut world.proxy;
+    let proxy = &mut system.proxy;
     eventually("the process ends", Duration::from_secs(10), async || {
         proxy.has_ended()
     })
     .await;
-    let refused = world
+    let refused = system
         .gateway
         .exec(&inside, command(&["true"]))
         .await
@@ -114,8 +114,8 @@ async fn an_orderly_stop_lets_the_short_finish_and_tells_the_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_cut_mid_output_is_resumed_byte_for_byte() {
-    let world = World::start().await;
+async fn connection_lost_mid_output_is_resumed_exactly() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let relay = Relay::to(inside.address).await;
     let bytes = pattern(8 * 1024 * 1024);
@@ -126,14 +126,14 @@ async fn a_connection_that_is_cut_mid_output_is_resumed_byte_for_byte() {
         status: Status::Running,
         kind: OpenKind::Exec(shell("cat bytes; echo end >&2; exit 5")),
     };
-    let session = world.gateway.open_as(&open).await.unwrap();
+    let session = system.gateway.open_as(&open).await.unwrap();
     let cutting = async {
         for mebibytes in [1, 3, 6] {
             eventually("output flows", Duration::from_secs(20), async || {
                 relay.bytes_from_box() > mebibytes * 1024 * 1024
             })
             .await;
-            relay.cut();
+            relay.disconnect();
         }
     };
     let (answer, ()) = tokio::join!(result(session), cutting);
@@ -151,8 +151,8 @@ async fn a_connection_that_is_cut_mid_output_is_resumed_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kept_connection_that_died_unnoticed_does_not_fail_the_next_command() {
-    let world = World::start().await;
+async fn dead_kept_connection_does_not_fail_next_command() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let relay = Relay::to(inside.address).await;
     for _ in 0..3 {
@@ -162,17 +162,17 @@ async fn a_kept_connection_that_died_unnoticed_does_not_fail_the_next_command() 
             status: Status::Running,
             kind: OpenKind::Exec(shell("echo here")),
         };
-        let answer = result(world.gateway.open_as(&open).await.unwrap())
+        let answer = result(system.gateway.open_as(&open).await.unwrap())
             .await
             .unwrap();
         assert_eq!(answer.stdout, b"here\n");
-        relay.cut();
+        relay.disconnect();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_whose_box_is_lost_ends_with_an_error() {
-    let world = World::start().await;
+async fn attach_to_lost_box_ends_with_error() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let relay = Relay::to(inside.address).await;
     let request: AttachRequest = attach(&["cat"], None);
@@ -182,9 +182,9 @@ async fn an_attach_whose_box_is_lost_ends_with_an_error() {
         status: Status::Running,
         kind: OpenKind::Attach(request),
     };
-    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut session = system.gateway.open_as(&open).await.unwrap();
     session.recv().await.unwrap();
-    relay.cut();
+    relay.disconnect();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
 }

@@ -1,18 +1,18 @@
-//! What a short command costs. The bound is loose, for a debug build on a busy machine;
-//! the figures are printed.
+//! The duration of a short command. The bound is loose, for a debug build on a busy
+//! machine; the figures are printed.
 
 use std::time::{Duration, Instant};
 
 use crate::support::gateway::command;
-use crate::support::{TestBox, World};
+use crate::support::{System, TestBox};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_command_costs_a_few_milliseconds_end_to_end() {
-    let world = World::start().await;
+async fn short_command_takes_few_milliseconds_end_to_end() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut times = Vec::new();
     let first = Instant::now();
-    world
+    system
         .gateway
         .exec(&inside, command(&["true"]))
         .await
@@ -20,7 +20,7 @@ async fn a_short_command_costs_a_few_milliseconds_end_to_end() {
     let first = first.elapsed();
     for _ in 0..200 {
         let began = Instant::now();
-        let answer = world
+        let answer = system
             .gateway
             .exec(&inside, command(&["true"]))
             .await

@@ -1,4 +1,4 @@
-//! The main command's output, while the box lives, as it ends, and afterwards.
+//! Log sessions: while the box runs, when it ends, and afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use agentbox_contracts::exec::LogsRequest;
 use agentbox_contracts::logs::OutputStream;
 
 use crate::support::gateway::{Logs, logs_of};
-use crate::support::{TestBox, World, eventually};
+use crate::support::{System, TestBox, eventually};
 
 fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
     range.map(|number| format!("line {number}")).collect()
@@ -24,22 +24,22 @@ fn following() -> LogsRequest {
 const TEN_LINES: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do echo line $i; done; exec sleep 600";
 
 /// A box that has printed all of [`TEN_LINES`].
-async fn ten_lines(world: &World) -> TestBox {
+async fn ten_lines(system: &System) -> TestBox {
     let inside = TestBox::running(TEN_LINES).await;
     eventually("ten lines are kept", Duration::from_secs(10), async || {
         let open = logs_of(&inside, Status::Running, LogsRequest::default());
-        world.gateway.logs(&open).await.unwrap().entries.len() == 10
+        system.gateway.logs(&open).await.unwrap().entries.len() == 10
     })
     .await;
     inside
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kept_lines_are_given_by_sequence_by_tail_and_by_time() {
-    let world = World::start().await;
-    let inside = ten_lines(&world).await;
+async fn kept_lines_are_selected_by_sequence_tail_and_time() {
+    let system = System::start().await;
+    let inside = ten_lines(&system).await;
     let get = async |request| {
-        world
+        system
             .gateway
             .logs(&logs_of(&inside, Status::Running, request))
             .await
@@ -88,12 +88,12 @@ async fn kept_lines_are_given_by_sequence_by_tail_and_by_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_gets_each_line_when_it_is_printed() {
-    let world = World::start().await;
+async fn follower_gets_each_line_when_printed() {
+    let system = System::start().await;
     let script = "echo first; while ! [ -e go ]; do sleep 0.02; done; echo second; exec sleep 600";
     let inside = TestBox::running(script).await;
     let open = logs_of(&inside, Status::Running, following());
-    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut session = system.gateway.open_as(&open).await.unwrap();
     let mut logs = Logs::default();
     while logs.lines() != ["first"] {
         assert!(!logs.take(session.recv().await.unwrap()));
@@ -111,13 +111,13 @@ async fn a_follower_gets_each_line_when_it_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_of_the_future_only_gets_nothing_of_the_past() {
-    let world = World::start().await;
+async fn tail_zero_follower_gets_only_new_lines() {
+    let system = System::start().await;
     let script = "echo past; while ! [ -e go ]; do sleep 0.02; done; echo future; exec sleep 600";
     let inside = TestBox::running(script).await;
     eventually("the past is kept", Duration::from_secs(10), async || {
         let open = logs_of(&inside, Status::Running, LogsRequest::default());
-        world.gateway.logs(&open).await.unwrap().entries.len() == 1
+        system.gateway.logs(&open).await.unwrap().entries.len() == 1
     })
     .await;
     let request = LogsRequest {
@@ -125,8 +125,8 @@ async fn a_follower_of_the_future_only_gets_nothing_of_the_past() {
         ..following()
     };
     let open = logs_of(&inside, Status::Running, request);
-    let mut session = world.gateway.open_as(&open).await.unwrap();
-    // Nothing may come; only then is the future made.
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    // No entry may arrive before new lines are printed.
     let quiet = tokio::time::timeout(Duration::from_millis(500), session.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     std::fs::write(inside.path("go"), "").unwrap();
@@ -136,13 +136,13 @@ async fn a_follower_of_the_future_only_gets_nothing_of_the_past() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_loses_nothing_when_the_main_command_ends() {
-    let world = World::start().await;
+async fn follower_gets_all_lines_when_main_command_ends() {
+    let system = System::start().await;
     let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; exit 3";
     let mut inside =
         TestBox::running(&format!("while ! [ -e go ]; do sleep 0.02; done; {script}")).await;
     let open = logs_of(&inside, Status::Running, following());
-    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut session = system.gateway.open_as(&open).await.unwrap();
     std::fs::write(inside.path("go"), "").unwrap();
     let follow = async {
         let mut logs = Logs::default();
@@ -152,7 +152,7 @@ async fn a_follower_loses_nothing_when_the_main_command_ends() {
     // As the scheduler does when it sees the exit.
     let settle = async {
         inside.ended().await;
-        world.gateway.archive(&inside).await.unwrap()
+        system.gateway.archive(&inside).await.unwrap()
     };
     let (logs, archived) = tokio::join!(follow, settle);
     assert_eq!(logs.lines(), numbers(1..=3000));
@@ -161,28 +161,28 @@ async fn a_follower_loses_nothing_when_the_main_command_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_loses_nothing_when_its_box_is_killed() {
-    let world = World::start().await;
-    let mut inside = ten_lines(&world).await;
+async fn follower_gets_all_lines_when_box_is_killed() {
+    let system = System::start().await;
+    let mut inside = ten_lines(&system).await;
     let open = logs_of(&inside, Status::Running, following());
-    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut session = system.gateway.open_as(&open).await.unwrap();
     let mut logs = Logs::default();
     while logs.entries.len() < 10 {
         assert!(!logs.take(session.recv().await.unwrap()));
     }
     inside.kill();
-    world.gateway.archive(&inside).await.unwrap();
+    system.gateway.archive(&inside).await.unwrap();
     while !logs.take(session.recv().await.unwrap()) {}
     assert_eq!(logs.lines(), numbers(1..=10));
     assert_eq!((logs.lost, logs.ended), (0, Some(true)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_that_is_lost_without_an_archive_is_never_said_to_have_ended() {
-    let world = World::start().await;
-    let mut inside = ten_lines(&world).await;
+async fn lost_box_without_archive_is_not_reported_as_ended() {
+    let system = System::start().await;
+    let mut inside = ten_lines(&system).await;
     let open = logs_of(&inside, Status::Running, following());
-    let mut session = world.gateway.open_as(&open).await.unwrap();
+    let mut session = system.gateway.open_as(&open).await.unwrap();
     let mut logs = Logs::default();
     while logs.entries.len() < 10 {
         assert!(!logs.take(session.recv().await.unwrap()));
@@ -193,27 +193,27 @@ async fn a_box_that_is_lost_without_an_archive_is_never_said_to_have_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_that_has_not_begun_has_no_lines_yet() {
-    let world = World::start().await;
+async fn pending_box_has_no_lines() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let open = logs_of(&inside, Status::Pending, LogsRequest::default());
-    let logs = world.gateway.logs(&open).await.unwrap();
+    let logs = system.gateway.logs(&open).await.unwrap();
     assert_eq!((logs.entries.len(), logs.ended), (0, Some(false)));
     let open = logs_of(&inside, Status::Pending, following());
-    let error = world.gateway.logs(&open).await.unwrap_err();
+    let error = system.gateway.logs(&open).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotRunning);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_and_binary_lines_survive() {
-    let world = World::start().await;
+async fn long_and_binary_lines_arrive_exactly() {
+    let system = System::start().await;
     let script =
         r"head -c 40000 /dev/zero | tr '\0' x; echo; printf '\377\376\n' >&2; exec sleep 600";
     let inside = TestBox::running(script).await;
     let mut logs = Logs::default();
     eventually("all is kept", Duration::from_secs(10), async || {
         let open = logs_of(&inside, Status::Running, LogsRequest::default());
-        logs = world.gateway.logs(&open).await.unwrap();
+        logs = system.gateway.logs(&open).await.unwrap();
         logs.entries
             .iter()
             .any(|entry| entry.stream == OutputStream::Stderr)

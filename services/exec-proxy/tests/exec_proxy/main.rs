@@ -1,5 +1,5 @@
-//! exec-proxy as its neighbours meet it: a real NATS server, real boxd processes, and
-//! the exec-proxy in a process of its own, so that it can be killed and its memory read.
+//! Tests of exec-proxy with a real NATS server and real boxd processes. The exec-proxy runs
+//! in its own process, so that it can be killed and its memory measured.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,26 +1,26 @@
-//! What a command reads.
+//! Stdin of commands.
 
 use crate::support::gateway::{command, shell};
-use crate::support::{TestBox, World, pattern};
+use crate::support::{System, TestBox, pattern};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stdin_inside_the_request_arrives_exactly() {
-    let world = World::start().await;
+async fn inline_stdin_arrives_exactly() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     for size in [0, 1, 100_000] {
         let mut request = command(&["cat"]);
         request.stdin = Some(pattern(size));
-        let answer = world.gateway.exec(&inside, request).await.unwrap();
+        let answer = system.gateway.exec(&inside, request).await.unwrap();
         assert!(answer.stdout == pattern(size), "{size}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stdin_of_many_messages_arrives_exactly_while_the_output_flows_back() {
-    let world = World::start().await;
+async fn streamed_stdin_arrives_exactly_while_output_flows() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let bytes = pattern(5 * 1024 * 1024);
-    let answer = world
+    let answer = system
         .gateway
         .exec_with(&inside, command(&["cat"]), &bytes)
         .await
@@ -29,10 +29,10 @@ async fn stdin_of_many_messages_arrives_exactly_while_the_output_flows_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_stdin_a_command_reads_the_end_at_once() {
-    let world = World::start().await;
+async fn command_without_stdin_reads_eof_at_once() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
-    let answer = world
+    let answer = system
         .gateway
         .exec(&inside, command(&["cat"]))
         .await
@@ -41,11 +41,11 @@ async fn without_stdin_a_command_reads_the_end_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_ends_without_reading_its_stdin_answers_all_the_same() {
-    let world = World::start().await;
+async fn command_that_ignores_stdin_returns_result() {
+    let system = System::start().await;
     let inside = TestBox::idle().await;
     let bytes = pattern(3 * 1024 * 1024);
-    let answer = world
+    let answer = system
         .gateway
         .exec_with(&inside, shell("echo enough; exit 4"), &bytes)
         .await

@@ -1,4 +1,4 @@
-//! The parts that a test starts, and what it says to them.
+//! The parts that a test starts, and their clients.
 
 pub mod boxes;
 pub mod gateway;
@@ -11,13 +11,13 @@ pub use boxes::TestBox;
 pub use gateway::Gateway;
 pub use proxy::Proxy;
 
-/// One exec-proxy, its NATS server, and a gateway that talks to it.
-pub struct World {
+/// One exec-proxy on the shared NATS server, and a gateway's client of it.
+pub struct System {
     pub proxy: Proxy,
     pub gateway: Gateway,
 }
 
-impl World {
+impl System {
     /// A cluster of its own on the NATS server that all tests share.
     pub async fn start() -> Self {
         let nats = agentbox_testing::TestNats::shared().await.unwrap();
@@ -30,14 +30,14 @@ impl World {
 
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
-    let give_up = Instant::now() + within;
+    let deadline = Instant::now() + within;
     while !condition().await {
-        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Bytes whose order shows: no two neighbours repeat soon.
+/// Pseudorandom bytes, so that a reordering is visible.
 pub fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let next = || {
@@ -47,7 +47,7 @@ pub fn pattern(length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// Whether the process runs; a zombie does not.
+/// Whether the process runs and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat

@@ -1,36 +1,38 @@
-//! The stream of one command to its boxd, begun and begun again.
+//! The stream of one command with its boxd: start, resume and controls.
 
-use agentbox_box_protocol::proto::{ResumeCommand, RunInput, RunOutput, run_input};
+use agentbox_box_protocol::proto::{
+    ControlRequest, ResumeCommand, RunInput, RunOutput, control_request, run_input,
+};
 use agentbox_contracts::ids::ExecId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 use tracing::{Instrument as _, Span};
 
 use crate::boxes::pool::Connection;
-use crate::boxes::trace::traced;
+use crate::boxes::trace::{call_span, traced};
 use crate::boxes::{BoxError, Lease};
 
-/// Inputs under way to boxd: with chunks of 32 KiB, 128 KiB of stdin.
-const INPUTS: usize = 4;
+/// The number of buffered inputs to boxd: with chunks of 32 KiB, 128 KiB of stdin.
+const INPUT_BUFFER: usize = 4;
 
-/// Where stdin goes. Sending waits while the command does not read.
+/// Sends stdin. Sending waits while the command does not read.
 pub type Inputs = mpsc::Sender<RunInput>;
 
 /// Both ends of a stream.
 pub type Opened = (Inputs, Streaming<RunOutput>);
 
-/// Begins a stream with `begin`, on which boxd is asked and answers.
+/// Opens a stream whose first input is `first`.
 pub async fn open(
     connection: &Connection,
-    begin: run_input::Input,
+    first: run_input::Input,
     span: &Span,
 ) -> Result<Opened, BoxError> {
-    let (inputs, receiver) = mpsc::channel(INPUTS);
-    // The first input is there before boxd is asked: no round trip of its own.
-    let begin = RunInput { input: Some(begin) };
+    let (inputs, receiver) = mpsc::channel(INPUT_BUFFER);
+    // The first input is queued before the call, which saves a round trip.
+    let first = RunInput { input: Some(first) };
     inputs
-        .try_send(begin)
+        .try_send(first)
         .map_err(|_| BoxError::Lost("the run's input is closed".into()))?;
     let request = traced(span, ReceiverStream::new(receiver));
     let mut client = connection.client.clone();
@@ -39,7 +41,7 @@ pub async fn open(
     Ok((inputs, outputs))
 }
 
-/// Reads on from byte `received`, on a new connection if need be.
+/// Resumes reading at byte `received`, on a new connection if necessary.
 pub async fn try_resume(
     lease: &Lease,
     id: &ExecId,
@@ -51,7 +53,7 @@ pub async fn try_resume(
         Ok(opened) => Ok((connection, opened)),
         Err(error) => {
             if matches!(error, BoxError::Lost(_)) {
-                lease.lost(connection.number).await;
+                lease.mark_lost(connection.number);
             }
             Err(error)
         }
@@ -63,4 +65,34 @@ pub fn resume(id: &ExecId, from_sequence: u64) -> run_input::Input {
         run_id: id.to_string(),
         from_sequence,
     })
+}
+
+/// Sends resizes and signals to a command outside its stream, where they would wait behind
+/// stdin that the command does not read.
+pub struct Controls {
+    pub id: ExecId,
+    pub connection: Connection,
+}
+
+impl Controls {
+    /// # Errors
+    /// [`BoxError::Refused`] for an unknown signal.
+    pub async fn send(&self, message: control_request::Control) -> Result<(), BoxError> {
+        let mut client = self.connection.client.clone();
+        let span = call_span("Control");
+        let request = traced(&span, control(&self.id, message));
+        match client.control(request).instrument(span).await {
+            Ok(_) => Ok(()),
+            // The command has ended meanwhile.
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(BoxError::from_status(status)),
+        }
+    }
+}
+
+pub fn control(id: &ExecId, control: control_request::Control) -> ControlRequest {
+    ControlRequest {
+        run_id: id.to_string(),
+        control: Some(control),
+    }
 }

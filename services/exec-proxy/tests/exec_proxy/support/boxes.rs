@@ -1,4 +1,4 @@
-//! Boxes: a real boxd each, as a plain process of this machine.
+//! Boxes: each a real boxd, as a plain process.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use agentbox_contracts::ids::EnvironmentId;
 
 use super::{eventually, proxy};
 
-/// The static boxd; its absence fails loudly.
+/// The static boxd; panics when it was not built.
 fn boxd() -> PathBuf {
     let path = agentbox_testing::boxd();
     assert!(
@@ -88,7 +88,7 @@ impl TestBox {
         self.scratch.path().join(name)
     }
 
-    /// The number that a command wrote to `name`, once it has.
+    /// Waits for the number that a command writes to `name`.
     pub async fn number(&self, name: &str) -> u32 {
         let path = self.path(name);
         let mut number = None;
@@ -106,13 +106,13 @@ impl TestBox {
         number.unwrap()
     }
 
-    /// As a kernel or an operator would: nothing in the box can say goodbye.
+    /// Sends SIGKILL: nothing in the box can close its connections first.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// As a runtime stops it.
+    /// Sends SIGTERM, as a runtime does.
     pub fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -129,7 +129,7 @@ impl TestBox {
 
 impl Drop for TestBox {
     fn drop(&mut self) {
-        // SIGTERM lets boxd end its commands, which are not in a PID namespace here.
+        // SIGTERM lets boxd kill its commands, which are not in a PID namespace here.
         if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.terminate();
             for _ in 0..200 {

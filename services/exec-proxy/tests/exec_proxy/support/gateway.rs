@@ -1,4 +1,4 @@
-//! The other side: what api-gateway says to exec-proxy, over the real bus.
+//! The gateway's side of sessions, over the real bus.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -71,7 +71,7 @@ impl Gateway {
             scheduler: connect("scheduler").await,
             cluster: cluster.to_owned(),
         };
-        proxy::served(&this.scheduler, cluster).await;
+        proxy::wait_until_served(&this.scheduler, cluster).await;
         this
     }
 
@@ -97,7 +97,7 @@ impl Gateway {
         result(session).await
     }
 
-    /// An exec whose stdin follows in messages.
+    /// Runs an exec whose stdin is sent in messages.
     pub async fn exec_with(
         &self,
         into: &TestBox,
@@ -114,7 +114,7 @@ impl Gateway {
                     .await?;
             }
             sender.send(ToBox::Eof).await?;
-            // Kept open until the answer is there.
+            // Kept open until the result has arrived.
             std::future::pending::<Result<ExecResult, Error>>().await
         };
         let receive = async {
@@ -128,7 +128,7 @@ impl Gateway {
         tokio::select! { sent = send => sent, received = receive => received }
     }
 
-    /// All entries, what was lost, and whether the environment was said to have ended.
+    /// All entries, the number of lost ones, and whether the environment has ended.
     pub async fn logs(&self, open: &Open) -> Result<Logs, Error> {
         let mut session = self.open_as(open).await?;
         let mut logs = Logs::default();
@@ -140,7 +140,7 @@ impl Gateway {
         self.archive_of(&of.id, Some(of.address)).await
     }
 
-    /// As the scheduler asks for it.
+    /// Archives a box's output, as the scheduler does.
     pub async fn archive_of(
         &self,
         id: &EnvironmentId,
@@ -193,7 +193,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// `true` after the last message.
+    /// Adds a message; `true` after the last one.
     pub fn take(&mut self, message: Option<FromBox>) -> bool {
         match message {
             Some(FromBox::Logs(entries)) => {
@@ -213,7 +213,7 @@ impl Logs {
     }
 }
 
-/// Waits for an exec's end; what came in messages is put into the result.
+/// Waits for an exec's end; streamed output is added to the result.
 pub async fn result(mut session: ClientSession) -> Result<ExecResult, Error> {
     let mut gathered = Gathered::default();
     loop {

@@ -1,4 +1,4 @@
-//! An exec-proxy in a process of its own: this test binary, started again.
+//! An exec-proxy in its own process: this test binary, started again.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ pub fn secret_bytes() -> Vec<u8> {
     SECRET.parse::<BoxSecret>().unwrap().bytes().to_vec()
 }
 
-/// Where a box's output outlives it.
+/// The directory of a box's output, which outlives the box.
 pub fn output_dir(id: &EnvironmentId) -> PathBuf {
     std::env::temp_dir().join(format!("agentbox-exec-proxy-test-{id}"))
 }
 
-/// Reaches boxes that are processes of this machine.
+/// Connects to boxes that are processes of this machine.
 struct Localhost;
 
 #[async_trait::async_trait]
@@ -60,7 +60,7 @@ impl BoxConnector for Localhost {
     }
 }
 
-/// What the process is told, by environment.
+/// The process's configuration, passed in its environment.
 const URL: &str = "AGENTBOX_TEST_NATS_URL";
 const USER: &str = "AGENTBOX_TEST_NATS_USER";
 const PASSWORD: &str = "AGENTBOX_TEST_NATS_PASSWORD";
@@ -68,7 +68,7 @@ const CLUSTER: &str = "AGENTBOX_TEST_CLUSTER";
 
 pub struct Proxy {
     process: Child,
-    /// Closed when the test is gone, which ends the process.
+    /// Closed when the test ends, which ends the process.
     _alive: ChildStdin,
 }
 
@@ -102,7 +102,7 @@ impl Proxy {
         self.process.wait().unwrap();
     }
 
-    /// Tells it to stop in order.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -112,7 +112,7 @@ impl Proxy {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// Bytes of memory it had at most so far.
+    /// The peak memory use so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
@@ -132,21 +132,21 @@ impl Drop for Proxy {
     }
 }
 
-/// Waits until someone serves the cluster.
-pub async fn served(bus: &Bus, cluster: &str) {
+/// Waits until an exec-proxy serves the cluster.
+pub async fn wait_until_served(bus: &Bus, cluster: &str) {
     let request = UsageRequest {
         environment: EnvironmentId::random(),
         address: SocketAddr::from(([127, 0, 0, 1], 1)),
     };
     super::eventually("the exec-proxy serves", Duration::from_secs(20), async || {
         let asked = bus.call_cluster::<GetUsage>(cluster, &request, Duration::from_secs(1));
-        // Nothing listens there: that is the exec-proxy's own answer.
+        // Nothing listens at the address: the answer comes from the exec-proxy itself.
         matches!(asked.await, Err(error) if error.code == agentbox_contracts::error::ErrorCode::NotRunning)
     })
     .await;
 }
 
-/// Not a test: what [`Proxy::start`] runs.
+/// Not a test: the process that [`Proxy::start`] starts.
 #[test]
 #[ignore = "it is the process that the other tests start"]
 fn process() {
@@ -200,7 +200,7 @@ fn process() {
             }
         }
         bus.close().await;
-        // The thread that waits for the test's end would hold the runtime.
+        // The thread that waits for the test's end would block the runtime's shutdown.
         std::process::exit(0);
     });
 }

@@ -1,4 +1,4 @@
-//! A stretch of network between exec-proxy and a box, which a test can cut.
+//! A TCP relay between exec-proxy and a box, which a test can disconnect.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 pub struct Relay {
     pub address: SocketAddr,
-    /// Bytes that came from the box so far.
+    /// The number of bytes from the box so far.
     from_box: Arc<AtomicU64>,
     cuts: watch::Sender<u64>,
     task: JoinHandle<()>,
@@ -29,7 +29,7 @@ impl Relay {
                 let Ok((near, _)) = listener.accept().await else {
                     return;
                 };
-                tokio::spawn(carry(near, target, cut.subscribe(), Arc::clone(&count)));
+                tokio::spawn(copy(near, target, cut.subscribe(), Arc::clone(&count)));
             }
         });
         Self {
@@ -40,8 +40,8 @@ impl Relay {
         }
     }
 
-    /// Ends every connection that goes through here now.
-    pub fn cut(&self) {
+    /// Closes every open connection.
+    pub fn disconnect(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
@@ -57,7 +57,7 @@ impl Drop for Relay {
     }
 }
 
-async fn carry(
+async fn copy(
     near: TcpStream,
     target: SocketAddr,
     mut cut: watch::Receiver<u64>,

@@ -1,29 +1,29 @@
-//! Where a reader is in an environment's output, and what it wants of a source. Pure.
+//! A reader's position in an environment's output, and its selection of entries. Pure.
 
 use agentbox_box_protocol::proto;
 use agentbox_contracts::exec::LogsRequest;
 use agentbox_contracts::logs::LogEntry;
 use chrono::{DateTime, Utc};
 
-/// What is still wanted. Moves forward with what was given.
+/// The position and the filters of a reader. It moves forward with the sent entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The first sequence wanted. `None`: from the oldest that is kept.
+pub struct LogCursor {
+    /// The sequence of the next entry. `None`: the oldest kept entry.
     next: Option<u64>,
     tail: Option<u64>,
     since: Option<DateTime<Utc>>,
     pub follow: bool,
 }
 
-/// What to give of a source's entries.
+/// The entries to send from a source.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// Wanted and not there any more.
+    /// The number of selected entries that are no longer kept.
     pub lost: u64,
     pub entries: Vec<LogEntry>,
 }
 
-impl Wanted {
+impl LogCursor {
     #[must_use]
     pub fn new(request: &LogsRequest) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl Wanted {
         }
     }
 
-    /// The same as boxd is asked for it.
+    /// The request for boxd.
     #[must_use]
     pub fn request(&self) -> proto::LogsRequest {
         proto::LogsRequest {
@@ -45,31 +45,32 @@ impl Wanted {
         }
     }
 
-    /// Only what comes from now on: the source must first say where it is.
+    /// Whether only new entries are selected. The source's last sequence is then needed
+    /// first, for [`Self::seek_after`].
     #[must_use]
-    pub fn is_only_the_future(&self) -> bool {
+    pub fn is_tail_only(&self) -> bool {
         self.follow && self.tail == Some(0)
     }
 
-    /// The source is at `last`: what comes after it is wanted, all of it.
-    pub fn begin_after(&mut self, last: u64) {
+    /// Selects all entries after `last`.
+    pub fn seek_after(&mut self, last: u64) {
         self.next = Some(self.next.unwrap_or(0).max(last + 1));
         self.tail = None;
     }
 
-    /// A follower found nothing that its tail could count: all that comes is wanted.
-    pub fn nothing_was_there(&mut self) {
+    /// Clears a follower's tail when the source had no entries: all new ones are selected.
+    pub fn clear_tail(&mut self) {
         if self.follow && self.next.is_none() {
             self.tail = None;
         }
     }
 
-    /// `sequence` was given.
-    pub fn passed(&mut self, sequence: u64) {
-        self.begin_after(sequence);
+    /// Moves past `sequence`, which was sent.
+    pub fn advance_to(&mut self, sequence: u64) {
+        self.seek_after(sequence);
     }
 
-    /// Takes what is wanted of `kept`, all that a source has, oldest first, and moves on.
+    /// Selects from `kept`, all entries of a source, oldest first, and moves past them.
     pub fn select(&mut self, kept: Vec<LogEntry>) -> Selection {
         let from = self.next.unwrap_or(0);
         let mut entries: Vec<LogEntry> = kept
@@ -83,13 +84,13 @@ impl Wanted {
         }
         let lost = self.missing(&entries);
         if let Some(last) = entries.last() {
-            self.passed(last.sequence);
+            self.advance_to(last.sequence);
         }
         Selection { lost, entries }
     }
 
-    /// How many entries are missing before and between `entries`. What is before a tail
-    /// or an instant was not wanted.
+    /// The number of entries missing before and between `entries`. Entries before a tail or
+    /// an instant are not selected, so they do not count.
     fn missing(&self, entries: &[LogEntry]) -> u64 {
         if self.since.is_some() {
             return 0;
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_follows_from_sequence_tail_and_since() {
+    fn selection_follows_sequence_tail_and_since() {
         // A source that keeps 5..=10.
         for (from, tail, since, lost, given) in [
             (None, None, None, 0, 5..=10),
@@ -152,8 +153,8 @@ mod tests {
             (Some(3), None, Some(6), 0, 6..=10),
             (None, Some(1), Some(8), 0, 10..=10),
         ] {
-            let mut wanted = Wanted::new(&request(from, tail, since));
-            let selection = wanted.select(kept(5..=10));
+            let mut cursor = LogCursor::new(&request(from, tail, since));
+            let selection = cursor.select(kept(5..=10));
             assert_eq!(selection.lost, lost, "{from:?} {tail:?} {since:?}");
             assert_eq!(
                 selection.entries,
@@ -162,13 +163,13 @@ mod tests {
             );
         }
         assert_eq!(
-            Wanted::new(&request(Some(11), None, None))
+            LogCursor::new(&request(Some(11), None, None))
                 .select(kept(5..=10))
                 .entries,
             []
         );
         assert_eq!(
-            Wanted::new(&request(None, Some(0), None))
+            LogCursor::new(&request(None, Some(0), None))
                 .select(kept(5..=10))
                 .entries,
             []
@@ -176,42 +177,42 @@ mod tests {
     }
 
     #[test]
-    fn going_from_source_to_source_neither_repeats_nor_leaves_out() {
-        let mut wanted = Wanted::new(&request(None, Some(2), None));
-        assert_eq!(wanted.select(kept(1..=4)).entries, kept(3..=4));
+    fn cursor_moves_between_sources_without_repeat_or_loss() {
+        let mut cursor = LogCursor::new(&request(None, Some(2), None));
+        assert_eq!(cursor.select(kept(1..=4)).entries, kept(3..=4));
         // The next source has more, before and after.
-        let selection = wanted.select(kept(1..=9));
+        let selection = cursor.select(kept(1..=9));
         assert_eq!((selection.lost, selection.entries), (0, kept(5..=9)));
-        // And one that has forgotten some.
-        let selection = wanted.select(kept(12..=13));
+        // And one that has dropped some.
+        let selection = cursor.select(kept(12..=13));
         assert_eq!((selection.lost, selection.entries), (2, kept(12..=13)));
-        assert_eq!(wanted.select(kept(12..=13)).entries, []);
+        assert_eq!(cursor.select(kept(12..=13)).entries, []);
         // And one with a hole.
         let mut holed = kept(14..=15);
         holed.extend(kept(18..=18));
-        assert_eq!(wanted.clone().select(holed).lost, 2);
-        assert_eq!(wanted.request().from_sequence, 14);
-        assert_eq!(wanted.request().tail, None);
+        assert_eq!(cursor.clone().select(holed).lost, 2);
+        assert_eq!(cursor.request().from_sequence, 14);
+        assert_eq!(cursor.request().tail, None);
     }
 
     #[test]
-    fn only_the_future_is_all_that_comes_after_where_the_source_is() {
-        let mut wanted = Wanted::new(&LogsRequest {
+    fn tail_only_cursor_selects_entries_after_current_position() {
+        let mut cursor = LogCursor::new(&LogsRequest {
             tail: Some(0),
             follow: true,
             ..LogsRequest::default()
         });
-        assert!(wanted.is_only_the_future());
-        wanted.begin_after(4);
-        assert!(!wanted.is_only_the_future());
-        assert_eq!(wanted.select(kept(1..=6)).entries, kept(5..=6));
+        assert!(cursor.is_tail_only());
+        cursor.seek_after(4);
+        assert!(!cursor.is_tail_only());
+        assert_eq!(cursor.select(kept(1..=6)).entries, kept(5..=6));
         // A tail of nothing, likewise.
-        let mut wanted = Wanted::new(&LogsRequest {
+        let mut cursor = LogCursor::new(&LogsRequest {
             tail: Some(1),
             follow: true,
             ..LogsRequest::default()
         });
-        wanted.nothing_was_there();
-        assert_eq!(wanted.select(kept(1..=3)).entries, kept(1..=3));
+        cursor.clear_tail();
+        assert_eq!(cursor.select(kept(1..=3)).entries, kept(1..=3));
     }
 }

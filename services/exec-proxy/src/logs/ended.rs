@@ -1,4 +1,4 @@
-//! Logs of a box that does not answer: it has ended, or the way to it is lost.
+//! Logs of a box that does not answer: it has ended, or the connection to it is lost.
 
 use std::time::Duration;
 
@@ -11,72 +11,73 @@ use tracing::Instrument as _;
 use crate::archive::ARCHIVE_BYTES;
 use crate::boxes::trace::{call_span, traced};
 use crate::boxes::{BoxError, Lease};
-use crate::logs::wanted::Wanted;
-use crate::logs::{LogsSession, Source, Stop, send_kept};
+use crate::logs::cursor::LogCursor;
+use crate::logs::{LogsSession, Stop, Target, send_kept};
 
-/// So long a follower waits for the archive, or for the box to come back: an ended box is
-/// archived within a second of its end, unless the scheduler is away.
-const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a follower waits for the archive, or for the box to answer again. An ended box
+/// is archived within a second unless the scheduler is down.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long one attempt to reach the box again may take.
 const REACH_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What became of a box whose boxd was lost.
-pub enum Found {
-    /// It answers again.
-    Box,
-    /// All that is left was sent.
-    Rest { ended: bool },
+/// The state of a box after the connection to its boxd was lost.
+pub enum Resolution {
+    /// The box answers again.
+    Reachable,
+    /// All remaining entries were sent.
+    Sent { ended: bool },
 }
 
-/// Sends what is kept of a box that has ended.
-pub async fn gone(
+/// Sends the stored entries of an ended box. Returns whether the environment has ended.
+pub async fn send_ended(
     session: &mut LogsSession,
-    source: &Source<'_>,
-    wanted: &mut Wanted,
+    target: &Target<'_>,
+    cursor: &mut LogCursor,
 ) -> Result<bool, Stop> {
-    if send_archive(session, source, wanted).await? {
+    if send_archive(session, target, cursor).await? {
         return Ok(true);
     }
-    // Not archived, or no longer kept.
-    send_last_output(session, source, wanted).await?;
-    Ok(source.status.is_ended())
+    // Not archived yet, or the archive has expired.
+    send_last_output(session, target, cursor).await?;
+    Ok(target.status.is_ended())
 }
 
-/// Finds out what became of the box, sending what it left meanwhile.
-pub async fn lost(
+/// Waits until the archive exists or the box answers again, and sends the entries that are
+/// stored meanwhile.
+pub async fn resolve_lost(
     session: &mut LogsSession,
     lease: &Lease,
-    source: &Source<'_>,
-    wanted: &mut Wanted,
+    target: &Target<'_>,
+    cursor: &mut LogCursor,
     lost: &BoxError,
     stopping: &CancellationToken,
-) -> Result<Found, Stop> {
-    let give_up = Instant::now() + SETTLE_WITHIN;
+) -> Result<Resolution, Stop> {
+    let deadline = Instant::now() + RESOLVE_TIMEOUT;
     let mut pause = FIRST_PAUSE;
     let mut output_sent = false;
     loop {
-        if send_archive(session, source, wanted).await? {
-            return Ok(Found::Rest { ended: true });
+        if send_archive(session, target, cursor).await? {
+            return Ok(Resolution::Sent { ended: true });
         }
-        if answers_again(lease).await {
-            return Ok(Found::Box);
+        if is_reachable(lease).await {
+            return Ok(Resolution::Reachable);
         }
         if !output_sent {
-            let sent = send_last_output(session, source, wanted).await?;
-            if !wanted.follow {
+            let sent = send_last_output(session, target, cursor).await?;
+            if !cursor.follow {
                 return match sent {
-                    true => Ok(Found::Rest { ended: false }),
+                    true => Ok(Resolution::Sent { ended: false }),
                     false => Err(Stop::Failed(lost.public())),
                 };
             }
             output_sent = true;
         }
-        if Instant::now() >= give_up {
+        if Instant::now() >= deadline {
             return Err(Stop::Failed(Error::new(
                 ErrorCode::BoxLost,
-                "the environment's box was lost, and whether it has ended is not known yet",
+                "the connection to the environment's box was lost; whether it has ended is not known yet",
             )));
         }
         tokio::select! {
@@ -87,21 +88,21 @@ pub async fn lost(
     }
 }
 
-/// `true` when there is an archive: the environment has ended.
+/// Sends the archive. `true` when there is one: then the environment has ended.
 async fn send_archive(
     session: &mut LogsSession,
-    source: &Source<'_>,
-    wanted: &mut Wanted,
+    target: &Target<'_>,
+    cursor: &mut LogCursor,
 ) -> Result<bool, Stop> {
-    match source.archive.get(&source.environment).await {
-        Ok(Some(entries)) => send_kept(session, wanted, entries).await.map(|()| true),
+    match target.archive.get(&target.environment).await {
+        Ok(Some(entries)) => send_kept(session, cursor, entries).await.map(|()| true),
         Ok(None) => Ok(false),
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the archive cannot be read"
+                "reading the archive failed"
             );
-            if source.status.is_ended() {
+            if target.status.is_ended() {
                 let error = Error::new(ErrorCode::Unavailable, "the output archive cannot be read");
                 return Err(Stop::Failed(error));
             }
@@ -110,29 +111,29 @@ async fn send_archive(
     }
 }
 
-/// `true` when the driver has something of it.
+/// Sends the output that the driver still has. `true` when there is some.
 async fn send_last_output(
     session: &mut LogsSession,
-    source: &Source<'_>,
-    wanted: &mut Wanted,
+    target: &Target<'_>,
+    cursor: &mut LogCursor,
 ) -> Result<bool, Stop> {
-    let connector = source.cluster.boxes.connector();
+    let connector = target.cluster.boxes.connector();
     match connector
-        .last_output(&source.environment, ARCHIVE_BYTES)
+        .last_output(&target.environment, ARCHIVE_BYTES)
         .await
     {
         Ok(entries) => {
             let found = !entries.is_empty();
-            send_kept(session, wanted, entries).await.map(|()| found)
+            send_kept(session, cursor, entries).await.map(|()| found)
         }
         Err(error) => {
-            tracing::info!(%error, "the last output cannot be read");
+            tracing::info!(%error, "reading the last output failed");
             Ok(false)
         }
     }
 }
 
-async fn answers_again(lease: &Lease) -> bool {
+async fn is_reachable(lease: &Lease) -> bool {
     let asked = async {
         let span = call_span("Status");
         let mut connection = lease.connection().instrument(span.clone()).await?;
@@ -140,7 +141,7 @@ async fn answers_again(lease: &Lease) -> bool {
         match connection.client.status(request).instrument(span).await {
             Ok(_) => Ok(()),
             Err(status) => {
-                lease.lost(connection.number).await;
+                lease.mark_lost(connection.number);
                 Err(BoxError::from_status(status))
             }
         }

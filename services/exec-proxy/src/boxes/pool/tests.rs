@@ -1,0 +1,92 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use agentbox_contracts::logs::LogEntry;
+use agentbox_runtime::{BoxStream, RuntimeError};
+use async_trait::async_trait;
+use tokio::io::DuplexStream;
+
+use super::*;
+
+/// Connects at once, until `hang`: then attempts never end.
+#[derive(Default)]
+struct FakeConnector {
+    attempts: AtomicUsize,
+    hang_after: usize,
+    peers: Mutex<Vec<DuplexStream>>,
+}
+
+#[async_trait]
+impl BoxConnector for FakeConnector {
+    async fn connect(
+        &self,
+        _: &EnvironmentId,
+        _: SocketAddr,
+    ) -> Result<Box<dyn BoxStream>, RuntimeError> {
+        if self.attempts.fetch_add(1, Ordering::SeqCst) >= self.hang_after {
+            std::future::pending::<()>().await;
+        }
+        let (stream, peer) = tokio::io::duplex(64 * 1024);
+        self.peers.lock().push(peer);
+        Ok(Box::new(stream))
+    }
+
+    async fn last_output(
+        &self,
+        _: &EnvironmentId,
+        _: usize,
+    ) -> Result<Vec<LogEntry>, RuntimeError> {
+        Ok(Vec::new())
+    }
+}
+
+fn boxes(hang_after: usize) -> (Boxes, Arc<FakeConnector>) {
+    let connector = Arc::new(FakeConnector {
+        hang_after,
+        ..FakeConnector::default()
+    });
+    let boxes = Boxes::new(
+        Arc::clone(&connector) as Arc<dyn BoxConnector>,
+        "5c".repeat(32).parse().unwrap(),
+        Limits::default(),
+        BoxSpans::default(),
+    );
+    (boxes, connector)
+}
+
+fn lease(boxes: &Boxes, id: &EnvironmentId) -> Lease {
+    let address = SocketAddr::from(([10, 0, 0, 2], 10_777));
+    boxes.lease_request(id, address).unwrap()
+}
+
+#[tokio::test]
+async fn concurrent_callers_share_one_connection_until_it_is_lost() {
+    let (boxes, connector) = boxes(usize::MAX);
+    let id = EnvironmentId::random();
+    let (first, second) = (lease(&boxes, &id), lease(&boxes, &id));
+    let (one, two) = tokio::join!(first.connection(), second.connection());
+    assert_eq!((one.unwrap().number, two.unwrap().number), (1, 1));
+    assert_eq!(connector.attempts.load(Ordering::SeqCst), 1);
+
+    first.mark_lost(1);
+    assert_eq!(second.connection().await.unwrap().number, 2);
+    // An old number, marked late, does not affect the newer connection.
+    second.mark_lost(1);
+    assert_eq!(first.connection().await.unwrap().number, 2);
+    assert_eq!(connector.attempts.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn losing_a_connection_does_not_wait_for_a_pending_attempt() {
+    let (boxes, connector) = boxes(1);
+    let id = EnvironmentId::random();
+    let lease = lease(&boxes, &id);
+    assert_eq!(lease.connection().await.unwrap().number, 1);
+    lease.mark_lost(1);
+    let pending = lease.connection();
+    tokio::pin!(pending);
+    assert!(futures::poll!(&mut pending).is_pending());
+    assert_eq!(connector.attempts.load(Ordering::SeqCst), 2);
+    lease.mark_lost(1);
+    assert!(futures::poll!(&mut pending).is_pending());
+    assert_eq!(connector.attempts.load(Ordering::SeqCst), 2);
+}
