@@ -1,18 +1,18 @@
-//! A gRPC client to one boxd over a byte stream that is already there: a TCP
-//! connection, a port-forward.
+//! A gRPC client of one boxd over a given byte stream: a TCP connection, a port-forward.
 //!
 //! Invariants:
-//! * I1. One stream, one connection: when it is lost every call fails with UNAVAILABLE
-//!   and the owner builds another client; it never dials by itself.
-//! * I2. A peer that vanished silently is noticed within 10 s (HTTP/2 pings).
-//! * I3. A run whose reader is slow holds its own window only; other calls on the same
-//!   connection go on.
+//! * I1. The client uses the one stream and never connects by itself. When the stream is
+//!   lost, every call fails with UNAVAILABLE, and the owner makes another client.
+//! * I2. A silently lost peer is noticed within 10 s (HTTP/2 pings).
+//! * I3. A run with a slow reader fills only its own window; other calls on the connection
+//!   continue.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -20,16 +20,17 @@ use tonic::transport::{Channel, Endpoint};
 use crate::proto::boxd_client::BoxdClient as Stub;
 use crate::token::{AddToken, BoxToken, TokenError};
 
-/// Pings are sent this often, and answered within as long.
+/// The interval of pings, and the deadline of each answer.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Bytes of one stream that may be under way unread.
+/// The flow control window of one stream, in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-/// Streams on one connection that may all be stalled while another still moves.
+/// The limit for streams on one connection.
 pub const STREAMS_PER_CONNECTION: u32 = 512;
-/// Room for every stream's window, so that no stalled stream stops another.
+/// The connection's window: the sum of all streams' windows, so that stalled streams do not
+/// block others.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_PER_CONNECTION;
-/// The largest message either end accepts: a command with 1 MiB of arguments,
-/// environment and stdin fits.
+/// The size limit of a message, in bytes: a command with 1 MiB of arguments, environment
+/// and stdin fits.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The client that [`connect`] makes: cheap to clone, calls share the connection.
@@ -37,14 +38,14 @@ pub type BoxClient = Stub<InterceptedService<Channel, AddToken>>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("the box's token cannot be sent")]
+    #[error("the box's token cannot be sent in a header")]
     Token(#[from] TokenError),
-    #[error("no HTTP/2 connection to boxd")]
+    #[error("the HTTP/2 handshake with boxd failed")]
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Speaks HTTP/2 on `stream`, with `token` in every call. Does not wait for an answer:
-/// call `status` to know that boxd serves.
+/// Starts HTTP/2 on `stream` and adds `token` to every call. Does not wait for a response:
+/// call `status` to check that boxd serves.
 ///
 /// # Errors
 /// [`ConnectError::Transport`] when the handshake fails, within 5 s.
@@ -56,7 +57,7 @@ where
     let connector = tower::service_fn(move |_: http::Uri| {
         let stream = Arc::clone(&stream);
         async move {
-            let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let taken = stream.lock().take();
             taken
                 .map(TokioIo::new)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))

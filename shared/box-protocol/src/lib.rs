@@ -1,14 +1,14 @@
-//! What is said between a box's boxd and those outside it.
+//! The protocol between a box's boxd and its clients, and the files that outlive a box.
 //!
-//! * [`proto`]: boxd's gRPC, stubs for both ends (`proto/box.proto` is the contract).
-//! * [`token`]: the credential that opens one box.
-//! * [`secret`]: what a cluster's tokens are made under.
+//! * [`proto`]: boxd's gRPC, stubs for client and server (`proto/box.proto` is the contract).
+//! * [`token`]: the credential of one box.
+//! * [`secret`]: the secret from which a cluster's tokens are derived.
 //! * [`client`]: a gRPC client over any byte stream.
-//! * [`output`]: the files in which the main command's output outlives boxd.
-//! * [`termination`]: the file that says how the main command ended.
+//! * [`output`]: the files with the main command's output.
+//! * [`termination`]: the file with the main command's exit.
 //! * [`variables`]: the environment variables that configure boxd.
 //!
-//! Never starts a process and never listens: that is boxd.
+//! Never starts a process and never listens: boxd does.
 
 pub mod client;
 pub mod logs;

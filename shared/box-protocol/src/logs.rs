@@ -1,4 +1,4 @@
-//! A log entry on boxd's wire and in the contracts: the same facts, two shapes.
+//! Conversions between boxd's log entries and those of the contracts.
 
 use agentbox_contracts::logs::{LogEntry, OutputStream};
 use chrono::{DateTime, Utc};
@@ -13,7 +13,7 @@ impl From<LogEntry> for proto::LogEntry {
         };
         Self {
             sequence: entry.sequence,
-            // Years after 2262 do not fit; no clock says so by accident.
+            // An instant after the year 2262 does not fit.
             unix_nanos: entry.timestamp.timestamp_nanos_opt().unwrap_or(i64::MAX),
             stream: stream.into(),
             line: entry.line,
@@ -23,7 +23,7 @@ impl From<LogEntry> for proto::LogEntry {
 }
 
 impl From<proto::LogEntry> for LogEntry {
-    /// An unknown stream, from a boxd newer than the reader, counts as stdout.
+    /// Converts; an unknown stream, from a newer boxd, becomes stdout.
     fn from(entry: proto::LogEntry) -> Self {
         let stream = match entry.stream() {
             proto::Stream::Stderr => OutputStream::Stderr,
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_survives_the_wire() {
+    fn log_entry_round_trips() {
         for stream in [OutputStream::Stdout, OutputStream::Stderr] {
             let entry = LogEntry {
                 sequence: 7,

@@ -1,7 +1,7 @@
-//! Opens files that the box's user may have replaced by anything.
+//! Opens files that the box's user may have replaced.
 //!
-//! Never follows a link in the last component, never waits on a FIFO, never reads a
-//! device: what is not a regular file is an error.
+//! Never follows a link in the last component, never waits on a FIFO, never reads a device:
+//! anything but a regular file is an error.
 
 use std::fs::File;
 use std::io;
@@ -10,8 +10,10 @@ use std::path::Path;
 
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
+/// Opens a regular file for reading.
+///
 /// # Errors
-/// As `open(2)`; `InvalidInput` when the file is not a regular one.
+/// As `open(2)`; `InvalidInput` when it is not a regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = File::options()
         .read(true)

@@ -1,15 +1,15 @@
-//! The cluster's secret, under which the tokens of its boxes are made.
+//! The cluster's secret, from which its boxes' tokens are derived.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The text is not a secret of 32 bytes. Does not repeat the text.
+/// The text is not a secret of 32 bytes. The error does not contain the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a box secret is 64 hexadecimal digits")]
+#[error("a box secret must be 64 hexadecimal digits")]
 pub struct InvalidSecret;
 
-/// Makes box tokens. Never shown.
+/// The secret. Its `Debug` form does not contain it.
 #[derive(Clone)]
 pub struct BoxSecret(Arc<[u8; 32]>);
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_32_bytes_of_hex_and_is_never_shown() {
+    fn secret_is_32_hex_bytes_and_hidden_in_debug() {
         let secret: BoxSecret = "5c".repeat(32).parse().unwrap();
         assert_eq!(secret.bytes(), [0x5c; 32]);
         assert!(!format!("{secret:?}").contains("5c"));

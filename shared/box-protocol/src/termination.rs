@@ -1,4 +1,4 @@
-//! How the main command ended, in a small JSON file that outlives boxd.
+//! The termination file: how the main command ended, as JSON, for readers after boxd.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -9,33 +9,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::regular_file;
 
-/// Kubernetes keeps 4096 bytes of a termination message; so do we.
+/// The size limit of the file, in bytes: that of Kubernetes' termination message.
 const MAX_BYTES: u64 = 4096;
 const MAX_MESSAGE_CHARS: usize = 500;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Termination {
-    /// 0..=255; 128+N when signal N ended it, 127 or 126 when it could not start.
+    /// 0..=255; 128+N when signal N ended it, 127 or 126 when it could not be started.
     pub exit_code: i32,
-    /// The kernel's OOM killer took it.
+    /// The kernel's OOM killer killed it.
     pub oom_killed: bool,
     pub started_at: DateTime<Utc>,
     pub finished_at: DateTime<Utc>,
-    /// For people; empty when there is nothing to add.
+    /// A message for users; may be empty.
     pub message: String,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum TerminationError {
-    #[error("the termination file cannot be used")]
+    #[error("accessing the termination file failed")]
     Io(#[from] io::Error),
-    #[error("the termination file is not what boxd writes")]
+    #[error("the termination file is malformed")]
     Malformed(#[source] serde_json::Error),
 }
 
 impl Termination {
-    /// Writes the file whole: through a temporary file and a rename, or, where the
-    /// path is a mount of its own (Kubernetes' termination log), in one write.
+    /// Writes the file through a temporary file and a rename; in one write when the path is
+    /// a mount itself (Kubernetes' termination log).
     ///
     /// # Errors
     /// [`TerminationError::Io`].
@@ -46,19 +46,18 @@ impl Termination {
         let temporary = path.with_extension("new");
         let replaced = fs::write(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
         if replaced.is_err() {
-            // Best effort: nothing may be left of the attempt.
+            // Removes the temporary file; best effort.
             let _ = fs::remove_file(&temporary);
             fs::File::create(path)?.write_all(&json)?;
         }
         Ok(())
     }
 
-    /// `None` when there is no such file: the main command has not ended, or boxd was
-    /// killed before it could say so. Hostile files are errors, never followed or
-    /// waited for.
+    /// Reads the file. `None` when it does not exist or is empty: the main command has not
+    /// ended, or boxd was killed first. Links, FIFOs and devices are errors.
     ///
     /// # Errors
-    /// [`TerminationError`]; the caller then knows only that the box ended.
+    /// [`TerminationError`]; only the box's end is known then.
     pub fn read(path: &Path) -> Result<Option<Self>, TerminationError> {
         let file = match regular_file::open(path) {
             Ok(file) => file,
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_and_replaces_what_was_there() {
+    fn termination_round_trips_and_replaces_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("termination");
         assert_eq!(Termination::read(&path).unwrap(), None);
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_still_fits_the_file() {
+    fn long_message_fits_termination_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("termination");
         Termination {
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_a_fifo_and_garbage_are_errors() {
+    fn link_fifo_and_garbage_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("termination");
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();

@@ -2,8 +2,8 @@
 //! cluster's secret, in lower-case hex.
 //!
 //! Invariants:
-//! * I1. A token opens one box: who has it learns nothing of another box's.
-//! * I2. Comparison takes the same time wherever two tokens differ.
+//! * I1. A token is valid for one box, and reveals nothing about other boxes' tokens.
+//! * I2. Tokens are compared in constant time.
 //! * I3. A token never appears in a `Debug` or an error.
 
 use std::fmt;
@@ -19,19 +19,19 @@ use tonic::{Request, Status};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The cluster's secret is shorter than 16 bytes.
-    #[error("a cluster secret needs at least 16 bytes")]
+    #[error("a cluster secret must have at least 16 bytes")]
     WeakSecret,
-    /// Empty, or not printable ASCII: it cannot travel in a header.
-    #[error("a box token is printable ASCII and not empty")]
+    /// Empty, or not printable ASCII: it cannot be sent in a header.
+    #[error("a box token must be printable ASCII and not empty")]
     Malformed,
 }
 
-/// Opens one box.
+/// The credential of one box. Its `Debug` form does not contain it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BoxToken(String);
 
 impl BoxToken {
-    /// The token of `id` under the cluster's `secret`.
+    /// Derives the token of `id` from the cluster's `secret`.
     ///
     /// # Errors
     /// [`TokenError::WeakSecret`].
@@ -44,7 +44,7 @@ impl BoxToken {
         Ok(Self(hex::encode(mac.finalize().into_bytes())))
     }
 
-    /// A token as it was handed over.
+    /// Parses a token.
     ///
     /// # Errors
     /// [`TokenError::Malformed`].
@@ -56,7 +56,7 @@ impl BoxToken {
         Ok(Self(text.to_owned()))
     }
 
-    /// The text, to hand it over.
+    /// The token's text.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -73,7 +73,7 @@ impl fmt::Debug for BoxToken {
     }
 }
 
-/// The client's side: adds the token to every call.
+/// Client interceptor: adds the token to every call.
 #[derive(Clone)]
 pub struct AddToken(MetadataValue<Ascii>);
 
@@ -98,7 +98,7 @@ impl Interceptor for AddToken {
     }
 }
 
-/// The server's side: refuses every call without the token, with UNAUTHENTICATED.
+/// Server interceptor: refuses calls without the token, with UNAUTHENTICATED.
 #[derive(Clone)]
 pub struct CheckToken(BoxToken);
 
@@ -117,7 +117,9 @@ impl Interceptor for CheckToken {
             .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
         match presented {
             Some(presented) if self.0.matches(presented) => Ok(request),
-            _ => Err(Status::unauthenticated("this box's token is required")),
+            _ => Err(Status::unauthenticated(
+                "the box's token is missing or wrong",
+            )),
         }
     }
 }
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_the_hmac_that_any_other_tool_computes() {
+    fn token_is_standard_hmac_sha256() {
         let token = BoxToken::derive(SECRET, &id("env-0000000000000000")).unwrap();
         // printf env-0000000000000000 | openssl dgst -sha256 -hmac 0123456789abcdef0123456789abcdef
         assert_eq!(token.expose(), EXPECTED);
@@ -142,7 +144,7 @@ mod tests {
     const EXPECTED: &str = "dca749c9de52fa1df3a12695d1a5ab56daba389771e3d7120eb0985385c2a8e3";
 
     #[test]
-    fn one_boxs_token_is_refused_by_another_box() {
+    fn token_of_other_box_is_refused() {
         let mine = BoxToken::derive(SECRET, &id("env-0000000000000000")).unwrap();
         let other = BoxToken::derive(SECRET, &id("env-0000000000000001")).unwrap();
         let request = |token: &BoxToken| {
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weak_secret_and_an_empty_token_are_refused() {
+    fn weak_secret_and_malformed_token_are_refused() {
         let id = id("env-0000000000000000");
         assert_eq!(BoxToken::derive(b"short", &id), Err(TokenError::WeakSecret));
         for text in ["", "a b", "line\n", "é"] {
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_does_not_show_the_token() {
+    fn token_is_hidden_in_debug() {
         let token = BoxToken::parse("very-secret").unwrap();
         assert!(!format!("{token:?}").contains("very-secret"));
     }

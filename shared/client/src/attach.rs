@@ -1,4 +1,4 @@
-//! An attached terminal.
+//! An attach session.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::Error;
-use crate::client::within;
+use crate::client::with_timeout;
 
-/// The server pings every 20 s.
-const SILENCE: Duration = Duration::from_secs(60);
+/// The server sends a ping every 20 s.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Dropping it closes the connection without a close frame.
+/// An attach session. Dropping it closes the connection without a close frame.
 pub struct Attached {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
@@ -30,28 +30,28 @@ impl Attached {
                 .map_err(|error| tungstenite::Error::HttpFormat(error.into()))?;
             request.headers_mut().insert("authorization", value);
         }
-        let (socket, _) = within("a terminal", connect_async(request)).await??;
+        let (socket, _) = with_timeout("a terminal", connect_async(request)).await??;
         Ok(Self { socket })
     }
 
     /// # Errors
-    /// [`Error::WebSocket`] when the connection is closed or broken, [`Error::Silent`] when
-    /// the command does not read.
+    /// [`Error::WebSocket`] when the connection is closed or lost, [`Error::Silent`] when the
+    /// command does not read.
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Error> {
         let text = serde_json::to_string(message)?;
-        let sent = timeout(SILENCE, self.socket.send(Message::text(text))).await;
-        Ok(sent.map_err(|_| Error::Silent(SILENCE))??)
+        let sent = timeout(KEEPALIVE_TIMEOUT, self.socket.send(Message::text(text))).await;
+        Ok(sent.map_err(|_| Error::Silent(KEEPALIVE_TIMEOUT))??)
     }
 
-    /// `None` after the close frame.
+    /// The next message; `None` after the close frame.
     ///
     /// # Errors
     /// [`Error::WebSocket`], [`Error::Silent`], [`Error::Shape`].
     pub async fn next(&mut self) -> Result<Option<ServerMessage>, Error> {
         loop {
-            let message = timeout(SILENCE, self.socket.next())
+            let message = timeout(KEEPALIVE_TIMEOUT, self.socket.next())
                 .await
-                .map_err(|_| Error::Silent(SILENCE))?;
+                .map_err(|_| Error::Silent(KEEPALIVE_TIMEOUT))?;
             match message.transpose()? {
                 Some(Message::Text(text)) => {
                     return Ok(Some(serde_json::from_str(text.as_str())?));
@@ -65,6 +65,6 @@ impl Attached {
     /// # Errors
     /// [`Error::WebSocket`].
     pub async fn close(mut self) -> Result<(), Error> {
-        Ok(within("a terminal's end", self.socket.close(None)).await??)
+        Ok(with_timeout("closing a terminal", self.socket.close(None)).await??)
     }
 }

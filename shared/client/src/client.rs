@@ -1,4 +1,4 @@
-//! The requests that have one answer, and the opening of what is followed.
+//! The requests with one response, and the opening of streams.
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::sse::Sse;
 use crate::{Attached, Error, Events, Follow};
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// A whole answer, or the head of one that streams.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Beyond a command's own timeout; more than the server allows itself.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The deadline of a response, or of the head of a streamed one.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Added to a command's own timeout; more than the server's own grace.
 const EXEC_GRACE: Duration = Duration::from_secs(60);
 
-/// Cheap to clone; clones share their connections.
+/// A client of one server. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -34,7 +34,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// `url` is the server's, without `/api/v1`.
+    /// Makes a client; `url` is the server's URL without `/api/v1`.
     ///
     /// # Errors
     /// [`Error::BaseUrl`] when it is not `http://`.
@@ -45,7 +45,7 @@ impl Client {
         }
         Ok(Self {
             http: reqwest::Client::builder()
-                .connect_timeout(CONNECT_WITHIN)
+                .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
                 .build()?,
             base,
@@ -53,17 +53,17 @@ impl Client {
         })
     }
 
-    /// With a login's token or an API key.
+    /// Authenticates with a login's token or an API key.
     #[must_use]
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// A client that acts as the user, and what the login answered.
+    /// Logs in; returns a client with the new token, and the reply.
     ///
     /// # Errors
-    /// As every request: [`Error::Api`] with what the API answered.
+    /// [`Error::Api`] with the API's error, or the request's failure.
     pub async fn login(&self, username: &str, password: &str) -> Result<(Self, LoginReply), Error> {
         let login = Login {
             username: username.to_owned(),
@@ -112,7 +112,7 @@ impl Client {
         Ok(())
     }
 
-    /// What has happened to an environment, and what happens.
+    /// Follows an environment's events, from its first one.
     ///
     /// # Errors
     /// As [`Client::login`], before the stream begins.
@@ -122,10 +122,10 @@ impl Client {
         Ok(Events(open(request).await?))
     }
 
-    /// Waits for the event of this status, which comes even if it is past.
+    /// Waits for the event of this status; past events count.
     ///
     /// # Errors
-    /// [`Error::Deadline`] with the status it had last; at once when it has ended in
+    /// [`Error::Deadline`] with the last status, at once when the environment has ended with
     /// another one; as [`Client::events`].
     pub async fn wait_until(
         &self,
@@ -161,10 +161,10 @@ impl Client {
         }
     }
 
-    /// Waits as long as the command may take.
+    /// Runs a command; waits as long as its timeout allows.
     ///
     /// # Errors
-    /// As [`Client::login`]. A command that fails is an answer.
+    /// As [`Client::login`]. A failed command is a reply, not an error.
     pub async fn exec(&self, id: &EnvironmentId, body: &ExecBody) -> Result<ExecReply, Error> {
         let path = format!("{}/exec", environment(id));
         let within = Duration::from_secs(body.timeout).saturating_add(EXEC_GRACE);
@@ -172,7 +172,7 @@ impl Client {
         read(send(request.json(body)).await?).await
     }
 
-    /// The last `tail` lines of the main command; all that are kept when `None`.
+    /// The last `tail` lines of the main command; all kept lines when `None`.
     ///
     /// # Errors
     /// As [`Client::login`].
@@ -181,7 +181,7 @@ impl Client {
         read(send(request.query(&tail_query(tail))).await?).await
     }
 
-    /// The last `tail` lines and those to come.
+    /// Follows the log: the last `tail` lines, then new ones.
     ///
     /// # Errors
     /// As [`Client::login`], before the stream begins.
@@ -190,7 +190,7 @@ impl Client {
         Ok(Follow(open(request.query(&tail_query(tail))).await?))
     }
 
-    /// A terminal; `query` is added to the address (see the API for what it may hold).
+    /// Attaches to a command; `query` holds the API's query parameters.
     ///
     /// # Errors
     /// As [`Client::login`] for a refused handshake; [`Error::WebSocket`].
@@ -205,15 +205,16 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.endless(method, path).timeout(ANSWER_WITHIN)
+        self.request_without_timeout(method, path)
+            .timeout(RESPONSE_TIMEOUT)
     }
 
-    /// Of an answer that may go on for ever; see [`open`].
+    /// A request whose response may be endless; see [`open`].
     fn stream(&self, path: &str) -> RequestBuilder {
-        self.endless(Method::GET, path)
+        self.request_without_timeout(Method::GET, path)
     }
 
-    fn endless(&self, method: Method, path: &str) -> RequestBuilder {
+    fn request_without_timeout(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self
             .http
             .request(method, format!("{}/api/v1{path}", self.base));
@@ -236,19 +237,19 @@ fn tail_query(tail: Option<u64>) -> Vec<(&'static str, u64)> {
     tail.map(|tail| ("tail", tail)).into_iter().collect()
 }
 
-/// `step`, or that it did not happen in time.
-pub(crate) async fn within<T>(what: &str, step: impl Future<Output = T>) -> Result<T, Error> {
-    timeout(ANSWER_WITHIN, step)
+/// Runs `step` with the response timeout.
+pub(crate) async fn with_timeout<T>(what: &str, step: impl Future<Output = T>) -> Result<T, Error> {
+    timeout(RESPONSE_TIMEOUT, step)
         .await
         .map_err(|_| Error::Deadline {
             what: what.to_owned(),
-            within: ANSWER_WITHIN,
+            within: RESPONSE_TIMEOUT,
             last: "nothing".to_owned(),
         })
 }
 
 async fn open(request: RequestBuilder) -> Result<Sse, Error> {
-    Ok(Sse::new(within("a stream", send(request)).await??))
+    Ok(Sse::new(with_timeout("a stream", send(request)).await??))
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, Error> {
@@ -257,7 +258,10 @@ async fn send(request: RequestBuilder) -> Result<Response, Error> {
     if status.is_success() {
         return Ok(answer);
     }
-    Err(Error::of_answer(status.as_u16(), &answer.bytes().await?))
+    Err(Error::from_response(
+        status.as_u16(),
+        &answer.bytes().await?,
+    ))
 }
 
 async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, Error> {

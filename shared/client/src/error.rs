@@ -1,4 +1,4 @@
-//! What a request can end in other than its answer.
+//! The errors of requests.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use tokio_tungstenite::tungstenite;
 pub enum Error {
     #[error("{status} {}: {}", body.error, body.message)]
     Api { status: u16, body: ErrorBody },
-    /// Something that is not the API answered, or the API broke its contract.
+    /// A response that is not the API's, such as a proxy's.
     #[error("{status} without an error body: {text}")]
-    NotTheApi { status: u16, text: String },
-    #[error("the request did not reach an answer")]
+    UnexpectedResponse { status: u16, text: String },
+    #[error("sending the request or reading the response failed")]
     Transport(#[from] reqwest::Error),
-    #[error("the answer is not of the promised shape")]
+    #[error("the response does not match the API's schema")]
     Shape(#[from] serde_json::Error),
     #[error("the WebSocket failed")]
     WebSocket(#[source] Box<tungstenite::Error>),
-    /// The server's sign that it is there did not come.
-    #[error("nothing came for {0:?}")]
+    /// The server's keepalive did not arrive.
+    #[error("the server sent nothing for {0:?}")]
     Silent(Duration),
     #[error("a server-sent event is longer than {limit} bytes")]
     EventTooLong { limit: usize },
-    #[error("the base URL {0} is not http://")]
+    #[error("base URL: must begin with http://, got {0}")]
     BaseUrl(String),
     #[error("{what} did not happen within {within:?}; last seen: {last}")]
     Deadline {
@@ -34,11 +34,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// The HTTP status, when there was an answer.
+    /// The HTTP status, when there was a response.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::Api { status, .. } | Self::NotTheApi { status, .. } => Some(*status),
+            Self::Api { status, .. } | Self::UnexpectedResponse { status, .. } => Some(*status),
             _ => None,
         }
     }
@@ -52,10 +52,10 @@ impl Error {
         }
     }
 
-    pub(crate) fn of_answer(status: u16, body: &[u8]) -> Self {
+    pub(crate) fn from_response(status: u16, body: &[u8]) -> Self {
         match serde_json::from_slice(body) {
             Ok(body) => Self::Api { status, body },
-            Err(_) => Self::NotTheApi {
+            Err(_) => Self::UnexpectedResponse {
                 status,
                 text: String::from_utf8_lossy(body).chars().take(500).collect(),
             },
@@ -64,10 +64,10 @@ impl Error {
 }
 
 impl From<tungstenite::Error> for Error {
-    /// A refused handshake is the API's error, like any other.
+    /// A refused handshake is an API error, like any other.
     fn from(error: tungstenite::Error) -> Self {
         match &error {
-            tungstenite::Error::Http(answer) => Self::of_answer(
+            tungstenite::Error::Http(answer) => Self::from_response(
                 answer.status().as_u16(),
                 answer.body().as_deref().unwrap_or_default(),
             ),
@@ -81,14 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_keeps_its_status_and_its_body_when_it_has_one() {
-        let known = Error::of_answer(404, br#"{"error":"not_found","message":"m","code":404}"#);
+    fn error_keeps_status_and_optional_body() {
+        let known = Error::from_response(404, br#"{"error":"not_found","message":"m","code":404}"#);
         assert_eq!(known.status(), Some(404));
         assert_eq!(
             known.body().map(|body| body.error.as_str()),
             Some("not_found")
         );
-        let unknown = Error::of_answer(502, b"<html>");
+        let unknown = Error::from_response(502, b"<html>");
         assert_eq!((unknown.status(), unknown.body()), (Some(502), None));
     }
 }

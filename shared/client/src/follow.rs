@@ -1,4 +1,4 @@
-//! What is followed: a log, or what happens to an environment.
+//! Followed streams: a log, or an environment's events.
 
 use agentbox_api::event::EventBody;
 use agentbox_api::logs::LogLine;
@@ -6,10 +6,10 @@ use agentbox_api::logs::LogLine;
 use crate::Error;
 use crate::sse::Sse;
 
-/// What came next in a log.
+/// The next item of a followed log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// Its SSE id, for `Last-Event-ID`, when it has one.
+    /// A line, and its SSE id for `Last-Event-ID`, when it has one.
     Line { id: Option<String>, line: LogLine },
     /// An event with another name: `end`, `gap`.
     Event { name: String, data: String },
@@ -19,35 +19,34 @@ pub enum Followed {
 pub struct Follow(pub(crate) Sse);
 
 impl Follow {
-    /// `None` after the last.
+    /// The next item; `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Transport`] and [`Error::Silent`] when the connection broke,
-    /// [`Error::Api`] when the server says why it ends, [`Error::Shape`],
+    /// [`Error::Transport`] and [`Error::Silent`] when the connection was lost,
+    /// [`Error::Api`] when the server ends the stream with an error, [`Error::Shape`],
     /// [`Error::EventTooLong`].
     pub async fn next(&mut self) -> Result<Option<Followed>, Error> {
-        let Some(raw) = self.0.next().await? else {
+        let Some(event) = self.0.next().await? else {
             return Ok(None);
         };
-        Ok(Some(match raw.name {
+        Ok(Some(match event.name {
             None => Followed::Line {
-                id: raw.id,
-                line: serde_json::from_str(&raw.data)?,
+                id: event.id,
+                line: serde_json::from_str(&event.data)?,
             },
             Some(name) => Followed::Event {
                 name,
-                data: raw.data,
+                data: event.data,
             },
         }))
     }
 }
 
-/// What has happened to an environment, from its beginning, and what happens.
-/// Dropping it ends the stream.
+/// An environment's events, from the first one. Dropping it ends the stream.
 pub struct Events(pub(crate) Sse);
 
 impl Events {
-    /// `None` after the last.
+    /// The next item; `None` at the end.
     ///
     /// # Errors
     /// As [`Follow::next`].
@@ -55,11 +54,14 @@ impl Events {
         loop {
             match self.0.next().await? {
                 None => return Ok(None),
-                Some(raw) if raw.name.is_none() => {
-                    return Ok(Some(serde_json::from_str(&raw.data)?));
+                Some(event) if event.name.is_none() => {
+                    return Ok(Some(serde_json::from_str(&event.data)?));
                 }
                 Some(_) => {}
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

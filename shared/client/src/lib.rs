@@ -1,10 +1,9 @@
 //! A small typed client of the public API, for tests and measurements.
 //!
-//! Speaks plain `http://` only. Never retries: what the server answered is what the
-//! caller sees.
+//! Supports plain `http://` only. Never retries: the caller gets the server's response.
 //!
-//! * I1. Every wait has a deadline: an answer's, a command's own timeout and a grace, or
-//!   the longest silence of a stream.
+//! * I1. Every wait has a deadline: the response timeout, a command's own timeout plus a
+//!   grace, or the keepalive timeout of a stream.
 
 mod attach;
 mod client;

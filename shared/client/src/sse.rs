@@ -1,4 +1,4 @@
-//! Server-sent events, as they come.
+//! A stream of server-sent events.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::timeout;
 
 use crate::Error;
 
-/// Of one event, in bytes.
-const LONGEST: usize = 4 << 20;
-/// The server says every 15 s that it is there.
-const SILENCE: Duration = Duration::from_secs(45);
+/// The size limit of one event, in bytes.
+const MAX_EVENT_BYTES: usize = 4 << 20;
+/// The server sends a comment every 15 s.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// One event that has data.
+/// An event with data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Raw {
+pub(crate) struct SseEvent {
     pub name: Option<String>,
     pub id: Option<String>,
     pub data: String,
@@ -34,45 +34,47 @@ impl Sse {
         }
     }
 
-    /// `None` after the last. An event `error` is the error that it tells.
-    pub(crate) async fn next(&mut self) -> Result<Option<Raw>, Error> {
+    /// The next event; `None` at the end. An event named `error` is returned as an error.
+    pub(crate) async fn next(&mut self) -> Result<Option<SseEvent>, Error> {
         loop {
             while let Some(block) = take_block(&mut self.buffer) {
                 match parse(&block) {
-                    Some(raw) if raw.name.as_deref() == Some("error") => {
-                        let body: ErrorBody = serde_json::from_str(&raw.data)?;
+                    Some(event) if event.name.as_deref() == Some("error") => {
+                        let body: ErrorBody = serde_json::from_str(&event.data)?;
                         return Err(Error::Api {
                             status: body.code,
                             body,
                         });
                     }
-                    Some(raw) => return Ok(Some(raw)),
+                    Some(event) => return Ok(Some(event)),
                     None => {}
                 }
             }
-            if self.buffer.len() > LONGEST {
-                return Err(Error::EventTooLong { limit: LONGEST });
+            if self.buffer.len() > MAX_EVENT_BYTES {
+                return Err(Error::EventTooLong {
+                    limit: MAX_EVENT_BYTES,
+                });
             }
-            match timeout(SILENCE, self.answer.chunk()).await {
+            match timeout(KEEPALIVE_TIMEOUT, self.answer.chunk()).await {
                 Ok(chunk) => match chunk? {
                     Some(bytes) => self.buffer.extend_from_slice(&bytes),
                     None => return Ok(None),
                 },
-                Err(_) => return Err(Error::Silent(SILENCE)),
+                Err(_) => return Err(Error::Silent(KEEPALIVE_TIMEOUT)),
             }
         }
     }
 }
 
-/// The bytes up to the first empty line.
+/// Takes the bytes up to the first empty line.
 fn take_block(buffer: &mut Vec<u8>) -> Option<String> {
     let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
     let block: Vec<u8> = buffer.drain(..end + 2).collect();
     Some(String::from_utf8_lossy(&block).into_owned())
 }
 
-/// `None` for a block without data, such as a comment.
-fn parse(block: &str) -> Option<Raw> {
+/// Parses an event; `None` for a block without data, such as a comment.
+fn parse(block: &str) -> Option<SseEvent> {
     let (mut name, mut id, mut data) = (None, None, Vec::new());
     for line in block.lines() {
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
@@ -84,7 +86,7 @@ fn parse(block: &str) -> Option<Raw> {
             _ => {}
         }
     }
-    (!data.is_empty()).then(|| Raw {
+    (!data.is_empty()).then(|| SseEvent {
         name,
         id,
         data: data.join("\n"),
@@ -96,21 +98,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_cut_at_empty_lines_and_comments_are_skipped() {
+    fn events_end_at_empty_lines_and_comments_are_skipped() {
         let mut buffer = b": hi\n\nid: 7\ndata: {\ndata: }\n\nevent: end\ndata:x\n\nda".to_vec();
         let mut seen = Vec::new();
         while let Some(block) = take_block(&mut buffer) {
             seen.extend(parse(&block));
         }
         assert_eq!(buffer, b"da");
-        let raw = |name: Option<&str>, id: Option<&str>, data: &str| Raw {
+        let event = |name: Option<&str>, id: Option<&str>, data: &str| SseEvent {
             name: name.map(Into::into),
             id: id.map(Into::into),
             data: data.into(),
         };
         assert_eq!(
             seen,
-            [raw(None, Some("7"), "{\n}"), raw(Some("end"), None, "x")]
+            [
+                event(None, Some("7"), "{\n}"),
+                event(Some("end"), None, "x")
+            ]
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Reads the segments from outside, usually after boxd has ended.
+//! Reads the segments from outside the box, usually after boxd has ended.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -11,17 +11,17 @@ use crate::regular_file;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Other than "not found", which is no output.
-    #[error("a segment of the box's output cannot be read")]
+    /// Other than "not found", which means no output.
+    #[error("reading the box's output failed")]
     Io(#[from] io::Error),
 }
 
-/// The newest entries in `directory`, oldest first, at most `limit_bytes` of lines.
-/// Blocking: up to [`DIRECTORY_BYTES`] are read. A segment that is missing, hostile or
-/// not boxd's counts as empty; one that is cut counts up to the cut.
+/// Reads the newest entries in `directory`, oldest first, at most `limit_bytes` of lines.
+/// Blocks: reads up to [`DIRECTORY_BYTES`]. A segment that is missing or not boxd's counts as
+/// empty; a truncated one counts up to its last complete record.
 ///
 /// # Errors
-/// [`ReadError::Io`] when `directory` itself is no directory or a read fails.
+/// [`ReadError::Io`] when `directory` is not a directory or a read fails.
 pub fn read_newest(directory: &Path, limit_bytes: usize) -> Result<Vec<LogEntry>, ReadError> {
     match std::fs::symlink_metadata(directory) {
         Ok(found) if found.is_dir() => {}
@@ -32,7 +32,7 @@ pub fn read_newest(directory: &Path, limit_bytes: usize) -> Result<Vec<LogEntry>
     let mut segments = Vec::new();
     for name in FILE_NAMES {
         let bytes = segment_bytes(&directory.join(name))?;
-        let entries = Newest::of_segment(&bytes, limit_bytes);
+        let entries = Newest::from_segment(&bytes, limit_bytes);
         segments.push(entries.entries);
     }
     segments.sort_by_key(|entries| entries.front().map_or(0, |entry| entry.sequence));
@@ -44,7 +44,7 @@ pub fn read_newest(directory: &Path, limit_bytes: usize) -> Result<Vec<LogEntry>
 }
 
 fn segment_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
-    // ELOOP is a link, InvalidInput a FIFO or a device; none of them is boxd's.
+    // A link gives ELOOP, a FIFO or a device InvalidInput; boxd makes none of them.
     let Ok(file) = regular_file::open(path) else {
         return Ok(Vec::new());
     };
@@ -53,7 +53,8 @@ fn segment_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// The last entries pushed, within a budget; sequences only rise.
+/// Keeps the newest pushed entries within a limit. Ignores entries whose sequence does not
+/// rise.
 struct Newest {
     entries: VecDeque<LogEntry>,
     line_bytes: usize,
@@ -69,7 +70,7 @@ impl Newest {
         }
     }
 
-    fn of_segment(bytes: &[u8], limit_bytes: usize) -> Self {
+    fn from_segment(bytes: &[u8], limit_bytes: usize) -> Self {
         let mut newest = Self::new(limit_bytes);
         let mut rest = bytes.strip_prefix(record::MAGIC).unwrap_or_default();
         while let Some((entry, after)) = record::decode(rest) {

@@ -1,4 +1,4 @@
-//! One entry as bytes. Little-endian:
+//! The encoding of one entry. Little-endian:
 //! `length u32` (of what follows the checksum), `crc32 u32` (of the same),
 //! `sequence u64`, `unix_nanos i64`, `flags u8` (bit 0: stderr, bit 1: partial), line.
 
@@ -7,24 +7,24 @@ use chrono::DateTime;
 
 use super::MAX_LINE_BYTES;
 
-/// The first bytes of every segment; the digit is the format's version.
+/// The first bytes of every segment; the digit is the format version.
 pub const MAGIC: &[u8; 8] = b"abxout1\n";
 
-const HEAD: usize = 8;
-const FIXED: usize = 17;
+const HEADER: usize = 8;
+const FIXED_FIELDS: usize = 17;
 const STDERR: u8 = 1;
 const PARTIAL: u8 = 2;
 
 /// The longest record, in bytes.
-pub const MAX_RECORD_BYTES: usize = HEAD + FIXED + MAX_LINE_BYTES;
+pub const MAX_RECORD_BYTES: usize = HEADER + FIXED_FIELDS + MAX_LINE_BYTES;
 
-/// Bytes that a line of `length` takes on disk.
+/// The size of a record whose line has `length` bytes.
 #[must_use]
 pub const fn encoded_len(length: usize) -> usize {
-    HEAD + FIXED + length
+    HEADER + FIXED_FIELDS + length
 }
 
-/// Appends one record. Lines beyond [`MAX_LINE_BYTES`] are cut: the caller splits.
+/// Appends one record. A line over [`MAX_LINE_BYTES`] is truncated: the caller splits lines.
 pub fn encode(
     into: &mut Vec<u8>,
     sequence: u64,
@@ -39,26 +39,26 @@ pub fn encode(
         OutputStream::Stderr => STDERR,
     } | if partial { PARTIAL } else { 0 };
     let start = into.len();
-    // The cut above keeps the length far below u32::MAX.
-    let length = u32::try_from(FIXED + line.len()).unwrap_or(0);
+    // The truncation above keeps the length far below u32::MAX.
+    let length = u32::try_from(FIXED_FIELDS + line.len()).unwrap_or(0);
     into.extend_from_slice(&length.to_le_bytes());
     into.extend_from_slice(&[0; 4]);
     into.extend_from_slice(&sequence.to_le_bytes());
     into.extend_from_slice(&unix_nanos.to_le_bytes());
     into.push(flags);
     into.extend_from_slice(line);
-    let crc = crc32fast::hash(&into[start + HEAD..]);
-    into[start + 4..start + HEAD].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32fast::hash(&into[start + HEADER..]);
+    into[start + 4..start + HEADER].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The first record of `bytes` and what follows it; `None` when there is no whole,
-/// sound record.
+/// Decodes the first record of `bytes`; returns it and the remaining bytes. `None` when
+/// there is no complete record with a valid checksum.
 #[must_use]
 pub fn decode(bytes: &[u8]) -> Option<(LogEntry, &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let (crc, rest) = rest.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-    if !(FIXED..=FIXED + MAX_LINE_BYTES).contains(&length) {
+    if !(FIXED_FIELDS..=FIXED_FIELDS + MAX_LINE_BYTES).contains(&length) {
         return None;
     }
     let (body, rest) = rest.split_at_checked(length)?;
@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_entry_is_decoded_as_it_was_encoded(
+        fn entry_round_trips(
             sequence: u64, nanos: i64, stderr: bool, partial: bool, line: Vec<u8>, tail: Vec<u8>,
         ) {
             let stream = if stderr { OutputStream::Stderr } else { OutputStream::Stdout };
@@ -107,12 +107,12 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_never_a_record_and_never_a_panic(bytes: Vec<u8>) {
+        fn garbage_is_not_decoded(bytes: Vec<u8>) {
             prop_assert!(decode(&bytes).is_none());
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(line: Vec<u8>, position: prop::sample::Index, bit in 0u8..8) {
+        fn flipped_bit_is_detected(line: Vec<u8>, position: prop::sample::Index, bit in 0u8..8) {
             let mut bytes = Vec::new();
             encode(&mut bytes, 1, 2, OutputStream::Stdout, false, &line);
             let at = position.index(bytes.len());

@@ -1,4 +1,4 @@
-//! Writer and reader together, and what a hostile box may do to the files.
+//! Writer and reader together, and files that a hostile box has changed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -33,7 +33,7 @@ fn sequences(directory: &Path, limit: usize) -> Vec<u64> {
 }
 
 #[test]
-fn after_many_rotations_the_newest_segment_at_least_is_there_without_a_hole() {
+fn rotated_output_keeps_at_least_newest_segment_without_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
     append(&mut output, 0..10_000);
@@ -48,7 +48,7 @@ fn after_many_rotations_the_newest_segment_at_least_is_there_without_a_hole() {
 }
 
 #[test]
-fn the_limit_keeps_the_newest() {
+fn limit_keeps_newest_entries() {
     let dir = tempfile::tempdir().unwrap();
     let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
     append(&mut output, 0..50);
@@ -57,7 +57,7 @@ fn the_limit_keeps_the_newest() {
 }
 
 #[test]
-fn a_read_goes_on_anywhere_and_tells_what_rotation_took() {
+fn read_continues_anywhere_and_counts_rotated_entries() {
     let mut output = Output::in_memory(SMALL_SEGMENT).unwrap();
     append(&mut output, 0..5_000);
     let first = output.first_sequence();
@@ -88,7 +88,7 @@ fn a_read_goes_on_anywhere_and_tells_what_rotation_took() {
 }
 
 #[test]
-fn a_cut_or_scribbled_tail_costs_what_follows_it_only() {
+fn truncated_or_overwritten_tail_loses_only_later_entries() {
     let dir = tempfile::tempdir().unwrap();
     let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
     append(&mut output, 0..100);
@@ -108,7 +108,7 @@ fn a_cut_or_scribbled_tail_costs_what_follows_it_only() {
 }
 
 #[test]
-fn links_fifos_and_directories_in_place_of_segments_are_not_followed() {
+fn links_fifos_and_directories_are_not_read_as_segments() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
@@ -132,7 +132,7 @@ fn links_fifos_and_directories_in_place_of_segments_are_not_followed() {
 }
 
 #[test]
-fn a_fresh_start_takes_nothing_over_and_writes_through_no_link() {
+fn new_output_ignores_old_files_and_links() {
     let dir = tempfile::tempdir().unwrap();
     let victim = dir.path().join("victim");
     fs::write(&victim, "precious").unwrap();
@@ -145,7 +145,7 @@ fn a_fresh_start_takes_nothing_over_and_writes_through_no_link() {
 }
 
 #[test]
-fn bytes_written_over_ours_are_lost_entries_not_an_endless_read() {
+fn overwritten_entries_are_counted_as_lost() {
     let dir = tempfile::tempdir().unwrap();
     let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
     append(&mut output, 0..100);

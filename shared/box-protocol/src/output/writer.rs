@@ -1,6 +1,6 @@
-//! boxd's end of the segments: appends, rotates, and reads back for its own readers.
+//! Writes the segments: appends, rotates, and reads back for boxd's own readers.
 //!
-//! Not shared between threads by itself: boxd keeps it behind one lock.
+//! Has no lock of its own: boxd keeps it behind one.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -13,17 +13,17 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{FILE_NAMES, record};
 
-/// An index entry at least every so many bytes: what a read scans in vain at most.
+/// The distance of index entries, in bytes: a read skips at most so many.
 const INDEX_EVERY_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("the output directory cannot be used")]
+    #[error("opening the output files failed")]
     Open(#[source] io::Error),
-    /// The entries are lost; their sequences are not given again.
-    #[error("output could not be written")]
+    /// The entries are lost; their sequences are not used again.
+    #[error("writing output failed")]
     Append(#[source] io::Error),
-    #[error("output could not be read back")]
+    #[error("reading output back failed")]
     Read(#[source] io::Error),
 }
 
@@ -35,13 +35,13 @@ pub struct NewEntry<'a> {
     pub line: &'a [u8],
 }
 
-/// What [`Output::read`] found.
+/// The result of [`Output::read`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub entries: Vec<LogEntry>,
-    /// Where to go on.
+    /// The sequence at which to continue.
     pub next_sequence: u64,
-    /// Entries before or between `entries` that are gone.
+    /// The number of lost entries before and between `entries`.
     pub lost: u64,
 }
 
@@ -62,7 +62,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Starts anew in `directory`: whatever had our names there is unlinked.
+    /// Starts with new files in `directory`; removes existing files of the same names.
     ///
     /// # Errors
     /// [`WriteError::Open`].
@@ -84,7 +84,7 @@ impl Output {
         Self::start(FILE_NAMES.map(open), segment_bytes)
     }
 
-    /// In memory: ends with this process.
+    /// Keeps the output in memory, until this process ends.
     ///
     /// # Errors
     /// [`WriteError::Open`].
@@ -122,7 +122,7 @@ impl Output {
         self.next_sequence
     }
 
-    /// The oldest entry kept; [`Self::next_sequence`] when there is none.
+    /// The sequence of the oldest kept entry; [`Self::next_sequence`] when there is none.
     #[must_use]
     pub fn first_sequence(&self) -> u64 {
         self.ordered()
@@ -131,7 +131,7 @@ impl Output {
             .map_or(self.next_sequence, |(sequence, _)| *sequence)
     }
 
-    /// Older segment first.
+    /// The segments, the older one first.
     fn ordered(&self) -> [&Segment; 2] {
         [
             &self.segments[1 - self.current],
@@ -142,7 +142,7 @@ impl Output {
     /// Appends entries that were read at the same instant.
     ///
     /// # Errors
-    /// [`WriteError::Append`]: the segment is as it was, the entries are lost.
+    /// [`WriteError::Append`]; then the segment is unchanged and the entries are lost.
     pub fn append(&mut self, unix_nanos: i64, entries: &[NewEntry<'_>]) -> Result<(), WriteError> {
         let mut result = Ok(());
         let mut rest = entries;
@@ -153,7 +153,7 @@ impl Output {
         result
     }
 
-    /// Appends as many as the current segment takes, at least one; says how many.
+    /// Appends as many entries as fit the current segment, at least one; returns how many.
     fn append_some(
         &mut self,
         unix_nanos: i64,
@@ -208,7 +208,7 @@ impl Output {
         match segment.file.write_all_at(&scratch, segment.length) {
             Ok(()) => segment.length += scratch.len() as u64,
             Err(error) => {
-                // What was written of it must not look like records.
+                // A partial write must not look like records.
                 let _ = segment.file.set_len(segment.length);
                 segment.index.truncate(indexed);
                 *result = Err(WriteError::Append(error));
@@ -228,7 +228,8 @@ impl Output {
         Ok(())
     }
 
-    /// Entries from `from` on, about `max_bytes` of them; none when `from` is the next.
+    /// Reads entries from sequence `from` on, about `max_bytes`; none when `from` is the next
+    /// sequence.
     ///
     /// # Errors
     /// [`WriteError::Read`].
@@ -259,7 +260,7 @@ impl Output {
                     }
                 }
                 if rest.len() == bytes.len() {
-                    // Somebody in the box wrote into our file: the rest is lost.
+                    // A process in the box has overwritten the file: the rest is lost.
                     break;
                 }
             }
@@ -273,7 +274,8 @@ impl Output {
 }
 
 impl Segment {
-    /// Where to begin scanning for `sequence`; `None` when all here is older.
+    /// The offset at which to start scanning for `sequence`; `None` when the segment is
+    /// empty.
     fn offset_before(&self, sequence: u64) -> Option<u64> {
         let after = self
             .index
