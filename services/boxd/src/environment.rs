@@ -33,14 +33,14 @@ impl Environment {
     }
 
     pub fn extend(&self, more: impl IntoIterator<Item = (OsString, OsString)>) {
-        let mut current = lock(&self.0);
+        let mut current = self.0.lock();
         Arc::make_mut(&mut current).extend(more);
     }
 
     /// The variables, extended or replaced by `more`.
     #[must_use]
     pub fn merged_with(&self, more: impl IntoIterator<Item = (OsString, OsString)>) -> Variables {
-        let mut variables = Variables::clone(&lock(&self.0));
+        let mut variables = Variables::clone(&self.0.lock());
         variables.extend(more);
         variables
     }

@@ -91,7 +91,7 @@ enum NextOutput {
     Output(proto::RunOutput),
     Exited(proto::RunOutput),
     /// The run ended without an exit of its own.
-    Cut,
+    Aborted,
     Nothing,
     /// Another reader has attached.
     Superseded,

@@ -124,7 +124,7 @@ impl Boxd for Service {
         }
         let argv = arguments(request.command.clone()).map_err(invalid_argument)?;
         let added = variables(request.env.clone()).map_err(invalid_argument)?;
-        self.environment.add(added);
+        self.environment.extend(added);
         *configured = Some(request);
         // In a task of its own: a caller that disconnects must not leave it half done.
         let main = Arc::clone(&self.main);

@@ -27,7 +27,7 @@ pub struct Trace {
 impl Trace {
     /// From the metadata of a call that starts now; `None` unless it is sampled.
     #[must_use]
-    pub fn of(metadata: &MetadataMap) -> Option<Self> {
+    pub fn from_metadata(metadata: &MetadataMap) -> Option<Self> {
         let (trace_id, parent) = parse(metadata.get(TRACEPARENT)?.to_str().ok()?)?;
         Some(Self {
             trace_id,
