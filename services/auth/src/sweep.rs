@@ -11,8 +11,7 @@ use agentbox_database::sql::ago;
 use agentbox_database::{Leases, span};
 use sea_orm::sea_query::{ExprTrait, IntoCondition};
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseConnection, EntityName, EntityTrait, QueryFilter, QuerySelect,
-    QueryTrait,
+    ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;

@@ -53,7 +53,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
-        self.cut();
+        self.disconnect();
     }
 }
 
