@@ -68,12 +68,12 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
     let listeners = server::bind(&config)?;
     bus.ensure_streams("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
-    let routes = bus.mirror_routes();
-    let gateway = AppState::new(config, bus, routes.clone(), draining, shutdown.clone());
+    let mirror = bus.mirror_routes();
+    let gateway = AppState::new(config, bus, mirror.table(), draining, shutdown.clone());
 
     let stop = shutdown.clone();
     tasks.spawn("routes", async move {
-        routes.run(stop).await;
+        mirror.run(stop).await;
         Ok(())
     });
     let component = readiness.component("routes");

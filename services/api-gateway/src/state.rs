@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_bus::{Bus, RouteMirror};
+use agentbox_bus::{Bus, RouteTable};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +27,7 @@ pub(crate) type Gateway = Arc<AppState>;
 pub(crate) struct AppState {
     pub config: Config,
     pub bus: Bus,
-    pub routes: RouteMirror,
+    pub routes: RouteTable,
     pub limiter: Limiter,
     pub signatures: Signatures,
     pub token_subjects: TokenSubjectCache,
@@ -45,7 +45,7 @@ impl AppState {
     pub(crate) fn new(
         config: Config,
         bus: Bus,
-        routes: RouteMirror,
+        routes: RouteTable,
         draining: CancellationToken,
         shutdown: CancellationToken,
     ) -> Gateway {

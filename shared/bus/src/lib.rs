@@ -33,7 +33,7 @@ pub use bus::Bus;
 pub use client::BusConfig;
 pub use error::BusError;
 pub use events::{EventStream, StoredEvent};
-pub use routes::RouteMirror;
+pub use routes::{RouteMirror, RouteTable, RouteWatch};
 pub use rpc::{Listening, Server};
 pub use session::{Acceptor, Incoming, Session, SessionReceiver, SessionSender};
 pub use trace::publish_span;

@@ -9,9 +9,10 @@
 //! * I2. A mirror reads everything again after a reconnect: the marker of a route that was
 //!   deleted meanwhile may have expired.
 
+mod table;
+
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
@@ -20,9 +21,10 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::ROUTES_BUCKET;
 use async_nats::jetstream::kv::{Entry, Operation, Store};
 use futures::StreamExt;
-use parking_lot::RwLock;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
+
+pub use table::{RouteTable, RouteWatch};
 
 use crate::client::Client;
 use crate::error::BusError;
@@ -77,40 +79,23 @@ impl Routes {
     pub(crate) fn mirror(&self) -> RouteMirror {
         RouteMirror {
             bucket: self.clone(),
-            routes: Arc::default(),
-            synced: Arc::default(),
+            table: RouteTable::default(),
         }
     }
 }
 
-/// All routes in memory. Clones share them.
+/// Keeps a [`RouteTable`] equal to the bucket. Clones share the table.
 #[derive(Clone)]
 pub struct RouteMirror {
     bucket: Routes,
-    routes: Arc<RwLock<HashMap<EnvironmentId, Route>>>,
-    synced: Arc<AtomicBool>,
+    table: RouteTable,
 }
 
 impl RouteMirror {
+    /// The table that the mirror updates.
     #[must_use]
-    pub fn get(&self, id: &EnvironmentId) -> Option<Route> {
-        self.routes.read().get(id).cloned()
-    }
-
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.routes.read().len()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether the mirror has read every route that was stored when its watch began.
-    #[must_use]
-    pub fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Acquire)
+    pub fn table(&self) -> RouteTable {
+        self.table.clone()
     }
 
     /// Updates the mirror until `shutdown`. Reads everything again when the watch fails.
@@ -125,7 +110,7 @@ impl RouteMirror {
             outcome = self.follow() => outcome,
             _ = reconnected.changed() => Ok(()),
         };
-        self.synced.store(false, Ordering::Release);
+        self.table.unsync();
         if let Err(error) = outcome {
             tracing::info!(error = %ErrorChain(&error), "the route mirror reads everything again");
             tokio::time::sleep(RETRY_DELAY).await;
@@ -145,7 +130,7 @@ impl RouteMirror {
             .map_err(BusError::nats("watching the route bucket"))?;
         let mut fresh: Option<HashMap<EnvironmentId, Route>> = Some(HashMap::new());
         if stored == 0 {
-            self.replace(fresh.take().unwrap_or_default());
+            self.table.replace(fresh.take().unwrap_or_default());
         }
         loop {
             let next = match &fresh {
@@ -161,48 +146,46 @@ impl RouteMirror {
                 .map_err(BusError::nats("watching the route bucket"))?;
             match &mut fresh {
                 Some(routes) => {
-                    apply(routes, &entry);
+                    match route(&entry) {
+                        Some((id, Some(route))) => {
+                            routes.insert(id, route);
+                        }
+                        Some((id, None)) => {
+                            routes.remove(&id);
+                        }
+                        None => {}
+                    }
                     if entry.delta == 0 {
-                        self.replace(fresh.take().unwrap_or_default());
+                        self.table.replace(fresh.take().unwrap_or_default());
                     }
                 }
-                None => {
-                    let mut routes = self.routes.write();
-                    apply(&mut routes, &entry);
-                }
+                None => match route(&entry) {
+                    Some((id, Some(route))) => self.table.insert(id, route),
+                    Some((id, None)) => self.table.remove(&id),
+                    None => {}
+                },
             }
         }
     }
-
-    fn replace(&self, routes: HashMap<EnvironmentId, Route>) {
-        *self.routes.write() = routes;
-        self.synced.store(true, Ordering::Release);
-    }
 }
 
-fn apply(routes: &mut HashMap<EnvironmentId, Route>, entry: &Entry) {
+/// Reads an entry: an environment and its route, `None` where it has none any more.
+fn route(entry: &Entry) -> Option<(EnvironmentId, Option<Route>)> {
     let Ok(id) = entry.key.parse::<EnvironmentId>() else {
         tracing::warn!(
             key = entry.key,
-            "a route has a key that is not an environment id"
+            "the key of a route is not an environment id"
         );
-        return;
+        return None;
     };
     let route = match entry.operation {
-        Operation::Put => serde_json::from_slice(&entry.value).map(Some),
+        Operation::Put => serde_json::from_slice(&entry.value),
         Operation::Delete | Operation::Purge => Ok(None),
     };
-    match route {
-        Ok(Some(route)) => {
-            routes.insert(id, route);
-        }
-        Ok(None) => {
-            routes.remove(&id);
-        }
-        Err(error) => {
-            // Without a route, the gateway asks the scheduler.
-            routes.remove(&id);
-            tracing::error!(error = %ErrorChain(&error), environment = %id, "a route could not be decoded");
-        }
-    }
+    let route = route.unwrap_or_else(|error| {
+        // Without a route the scheduler is asked.
+        tracing::error!(error = %ErrorChain(&error), environment = %id, "a route could not be read");
+        None
+    });
+    Some((id, route))
 }

@@ -189,6 +189,7 @@ async fn a_route_follows_the_environment_and_goes_with_it() {
     let gateway = self::bus(&nats, "api-gateway").await;
     let shutdown = CancellationToken::new();
     let mirror = std::sync::Arc::new(gateway.mirror_routes());
+    let routes = mirror.table();
     let mirroring = tokio::spawn({
         let (mirror, shutdown) = (mirror.clone(), shutdown.clone());
         async move { mirror.run(shutdown).await }
@@ -210,7 +211,7 @@ async fn a_route_follows_the_environment_and_goes_with_it() {
         address: record.environment.address,
     };
     eventually("the route is there", Duration::from_secs(10), async || {
-        mirror.get(&id) == Some(expected.clone())
+        routes.get(&id) == Some(expected.clone())
     })
     .await;
     let record = step(
@@ -227,7 +228,7 @@ async fn a_route_follows_the_environment_and_goes_with_it() {
     .await;
     outbox.wake(&id);
     eventually("the route is gone", Duration::from_secs(10), async || {
-        mirror.get(&id).is_none()
+        routes.get(&id).is_none()
     })
     .await;
     shutdown.cancel();

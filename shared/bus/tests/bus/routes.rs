@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentbox_bus::{Bus, RouteMirror};
+use agentbox_bus::{Bus, RouteTable};
 use agentbox_contracts::environment::{Route, Status};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects::ROUTES_BUCKET;
@@ -21,7 +21,7 @@ struct Table {
 }
 
 struct Mirror {
-    routes: RouteMirror,
+    routes: RouteTable,
     gateway: Bus,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
@@ -62,14 +62,14 @@ impl Table {
 
     async fn mirror(&self) -> Mirror {
         let gateway = connect(&self.nats, "api-gateway").await;
-        let routes = gateway.mirror_routes();
+        let mirror = gateway.mirror_routes();
         let shutdown = CancellationToken::new();
-        let (running, until) = (routes.clone(), shutdown.clone());
+        let until = shutdown.clone();
         Mirror {
-            routes,
+            routes: mirror.table(),
             gateway,
             shutdown,
-            task: tokio::spawn(async move { running.run(until).await }),
+            task: tokio::spawn(async move { mirror.run(until).await }),
         }
     }
 }
