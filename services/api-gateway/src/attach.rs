@@ -2,11 +2,11 @@
 //!
 //! * I1. The command has started before the handshake is answered: until then an error is
 //!   an HTTP answer.
-//! * I2. Backpressure all the way: a client that does not read stops the command, a
-//!   command that does not read stops the client. Nothing is held here but one message
-//!   each way and what the sockets hold.
-//! * I3. Whatever ends first — the command, the client, the credential, the gateway —
-//!   ends the rest: the session is dropped, and with it the command.
+//! * I2. Backpressure is end to end: a client that does not read stops the command, and a
+//!   command that does not read stops the client. The gateway holds one message in each
+//!   direction, besides the buffers of the sockets.
+//! * I3. When the command, the client, the credential or the gateway ends, the rest ends too:
+//!   the session is dropped, and with it the command.
 //!
 //! Close codes: see [`close::Close`], and for clients [`attach`].
 
@@ -44,11 +44,11 @@ use pump::Terminal;
 
 type AttachSession = Session<ToBox, FromBox>;
 
-/// Of one message from the client, and of one frame.
+/// The largest message, and the largest frame, from the client, in bytes.
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// What is gathered before it is written to the socket.
+/// Bytes that are collected before they are written to the socket.
 const WRITE_BUFFER: usize = 64 * 1024;
-/// What may wait for the socket; a message of ours is far smaller.
+/// Bytes that may wait for the socket; one message to the client is far smaller.
 const MAX_WRITE_BUFFER: usize = 1024 * 1024;
 /// How long the box may take to start the command.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -142,7 +142,7 @@ pub(crate) async fn attach(
     };
     let span = tracing::Span::current();
     Ok(upgrade.on_upgrade(move |socket| {
-        // Tracked, so that stopping waits for its goodbye.
+        // Tracked, so that a stopping gateway waits for the close handshake.
         gateway
             .sockets
             .track_future(terminal.serve(socket).instrument(span))

@@ -1,70 +1,81 @@
-//! What became of an environment whose box was lost under a command. The scheduler knows,
-//! if not always at once.
+//! Finds out why a box was lost under a command.
+//!
+//! A node that fails takes many boxes with it, each with several sessions, while the scheduler is
+//! busy with the same failure. So a session waits until the route mirror shows that its
+//! environment no longer runs, and then asks the scheduler once.
+//!
+//! * I1. A lost session costs at most one request to the scheduler.
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::{Environment, StatusReason};
+use agentbox_bus::RouteTable;
+use agentbox_contracts::environment::{Environment, Status, StatusReason};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::EnvironmentId;
-use tokio::time::{Instant, sleep};
+use tokio::time::timeout;
 
 use crate::lookup;
 use crate::state::Gateway;
 
-/// How long the scheduler may take to notice why a box was lost, on a busy node too: a kubelet
-/// looks once a second, and the last output is stored first.
+/// How long the scheduler may take to notice the loss, on a busy node too: a kubelet looks once a
+/// second, and the last output is stored first. It is asked after this time even if the mirror
+/// still shows a running environment: a notification may have been lost.
 const REASON_PATIENCE: Duration = Duration::from_secs(8);
-const REASON_PAUSE: Duration = Duration::from_millis(100);
 
-/// The environment with why it ended, as soon as that is known; `None` when it is not.
+/// Waits until the environment no longer runs, at most `patience`, then awaits
+/// `read_record`: a future, so it asks once.
+///
+/// Returns the environment if it has a reason for its end, `None` if it still runs.
 ///
 /// # Errors
-/// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
+/// The error of `read_record`.
 async fn wait_for_reason(
-    gateway: &Gateway,
+    routes: &RouteTable,
     id: &EnvironmentId,
+    patience: Duration,
+    read_record: impl Future<Output = Result<Environment, Error>>,
 ) -> Result<Option<Environment>, Error> {
-    let give_up = Instant::now() + REASON_PATIENCE;
-    loop {
-        let environment = lookup::record(gateway, id.clone()).await?;
-        if environment.status_reason.is_some() {
-            return Ok(Some(environment));
-        }
-        if Instant::now() >= give_up {
-            return Ok(None);
-        }
-        sleep(REASON_PAUSE).await;
-    }
+    let mut route = routes.watch(id);
+    let has_stopped = route.wait_for(|route| route.is_none_or(|r| r.status != Status::Running));
+    let _ = timeout(patience, has_stopped).await;
+    let environment = read_record.await?;
+    let has_reason = environment.status_reason.is_some();
+    Ok(has_reason.then_some(environment))
 }
 
-/// A box that was lost, with why. Any other error stays as it is.
+async fn reason(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environment>, Error> {
+    let read_record = lookup::record(gateway, id.clone());
+    wait_for_reason(&gateway.routes, id, REASON_PATIENCE, read_record).await
+}
+
+/// Adds the reason to the error of a lost box. Other errors are returned unchanged.
 pub(crate) async fn with_reason(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    match wait_for_reason(gateway, id).await {
+    match reason(gateway, id).await {
         Ok(Some(environment)) => describe(&environment, &error),
         _ => error,
     }
 }
 
-/// As [`with_reason`], and told apart: the environment that is gone, that was to end, that
-/// lost its box, and that runs on, only not reached.
+/// Classifies the error of a lost box: the environment no longer exists, ended as intended, lost
+/// its box, or still runs and cannot be reached. Other errors are returned unchanged.
 pub(crate) async fn classify(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    classified(error, wait_for_reason(gateway, id).await)
+    classified(error, reason(gateway, id).await)
 }
 
-fn classified(error: Error, fate: Result<Option<Environment>, Error>) -> Error {
-    match fate {
+fn classified(error: Error, reason: Result<Option<Environment>, Error>) -> Error {
+    match reason {
         Ok(Some(environment)) => {
-            let told = describe(&environment, &error);
+            let described = describe(&environment, &error);
             if was_expected(&environment) {
-                Error::new(ErrorCode::NotRunning, told.message)
+                Error::new(ErrorCode::NotRunning, described.message)
             } else {
-                told
+                described
             }
         }
         Ok(None) => Error::new(ErrorCode::Unavailable, error.message),
@@ -73,8 +84,8 @@ fn classified(error: Error, fate: Result<Option<Environment>, Error>) -> Error {
     }
 }
 
-/// Somebody wanted it, or the main command was through; one that idles has no end of its
-/// own.
+/// Whether the environment was deleted, expired, or ran its own command to the end. Without a
+/// command of its own it idles and has no intended end.
 fn was_expected(environment: &Environment) -> bool {
     match environment.status_reason {
         Some(StatusReason::Deleted | StatusReason::Expired) => true,
@@ -104,71 +115,4 @@ fn describe(environment: &Environment, error: &Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest, Status};
-    use agentbox_contracts::ids::UserId;
-    use chrono::Utc;
-
-    use super::*;
-
-    fn ended(reason: StatusReason, command: Option<&str>) -> Environment {
-        let text = String::new;
-        Environment {
-            id: EnvironmentId::random(),
-            owner: UserId::random(),
-            owner_username: text(),
-            cluster: text(),
-            request: EnvironmentRequest {
-                name: text(),
-                image: text(),
-                resources: ResourceRequest {
-                    cpu: text(),
-                    memory: text(),
-                    storage: text(),
-                },
-                timeout_s: 1,
-                env: [].into(),
-                command: command.map(|word| vec![word.to_owned()]),
-                labels: [].into(),
-                node_selector: [].into(),
-                tolerations: Vec::new(),
-                isolation: None,
-            },
-            status: Status::Terminating,
-            status_reason: Some(reason),
-            status_message: None,
-            created_at: Utc::now(),
-            started_at: None,
-            ended_at: None,
-            expires_at: Utc::now(),
-            exit_code: None,
-            endpoint: text(),
-            namespace: text(),
-            address: None,
-            generation: 1,
-        }
-    }
-
-    #[test]
-    fn an_end_that_was_wanted_is_told_from_a_loss_and_from_what_is_gone() {
-        let lost = || Error::new(ErrorCode::BoxLost, "lost");
-        for (reason, command, code) in [
-            (StatusReason::Deleted, None, ErrorCode::NotRunning),
-            (StatusReason::Expired, Some("sh"), ErrorCode::NotRunning),
-            (StatusReason::Exited, Some("sh"), ErrorCode::NotRunning),
-            (StatusReason::Exited, None, ErrorCode::BoxLost),
-            (StatusReason::OomKilled, Some("sh"), ErrorCode::BoxLost),
-            (StatusReason::NodeLost, None, ErrorCode::BoxLost),
-        ] {
-            let error = classified(lost(), Ok(Some(ended(reason, command))));
-            assert_eq!(error.code, code, "{reason:?}");
-            let expected = format!("lost; the environment is terminating, {}", reason.as_str());
-            assert_eq!(error.message, expected);
-        }
-        let gone = Error::not_found("environment");
-        assert_eq!(classified(lost(), Err(gone.clone())), gone);
-        let down = Error::new(ErrorCode::Unavailable, "down");
-        assert_eq!(classified(lost(), Err(down)), lost());
-        assert_eq!(classified(lost(), Ok(None)).code, ErrorCode::Unavailable);
-    }
-}
+pub(crate) mod tests;

@@ -1,8 +1,8 @@
-//! Environment events: what has happened, and what happens.
+//! `/events` and `/environments/{id}/events`: the events of environments, stored or followed.
 //!
-//! * I1. They live in the event stream alone; an event's id is its place there, so that
-//!   every gateway resumes alike.
-//! * I2. A caller is shown the events of what its lists show, and no other.
+//! * I1. Events are stored in the event stream alone. The id of an event is its sequence there,
+//!   so a client can resume at any gateway.
+//! * I2. A caller sees the events of the environments that its lists show, and no others.
 
 mod follow;
 mod stored;
@@ -27,18 +27,18 @@ use crate::state::Gateway;
 use crate::stream::{StreamGrant, sse};
 use follow::Follower;
 
-/// How long the event stream may take to answer a question, or to replay what it has.
+/// How long the event stream may take to answer a request, or to replay the stored events.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn unavailable(error: &BusError) -> Error {
-    tracing::warn!(%error, "events cannot be read");
+    tracing::warn!(%error, "the event stream could not be read");
     Error::new(
         ErrorCode::Unavailable,
         "the events cannot be read now; try again",
     )
 }
 
-fn sees(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
+fn is_visible(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
     match visibility {
         Visibility::All => true,
         Visibility::Owner(owner) => event.owner == *owner,
@@ -48,9 +48,9 @@ fn sees(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
     }
 }
 
-/// Whether the events of an environment that has ended are all there: the last one is
-/// published a moment after it has happened. What has none left has outlived them.
-fn is_whole(past: &[StoredEvent]) -> bool {
+/// Whether the stored events of an ended environment are complete. The last one is published a
+/// moment after the end; an environment without events has outlived their retention.
+fn is_complete(past: &[StoredEvent]) -> bool {
     past.last()
         .is_none_or(|stored| stored.event.status.is_ended())
 }
@@ -94,27 +94,27 @@ pub(crate) async fn of_one(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let filter = subjects::environment_events(&location.id);
-    // Whoever may see the environment may see all that happened to it.
-    let seen = Visibility::All;
+    // The right to the environment includes all of its events.
+    let visible = Visibility::All;
     if !query.follow {
         page(query.limit, query.offset)?;
         return Ok(list(
-            stored::matching(&gateway, &filter, &seen).await?,
+            stored::matching(&gateway, &filter, &visible).await?,
             &query,
         )?);
     }
     let last = sse::last_event_id(&headers)?;
     let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
     let past = if location.status.is_ended() {
-        Some(stored::matching(&gateway, &filter, &seen).await?)
+        Some(stored::matching(&gateway, &filter, &visible).await?)
     } else {
         None
     };
     let source = match past {
-        Some(past) if is_whole(&past) => Follower::of_the_past(past, last),
+        Some(past) if is_complete(&past) => Follower::ended(past, last),
         _ => {
             let from = last.map_or(0, |last| last.saturating_add(1));
-            Follower::of_one(stored::from(&gateway, filter, from).await?, last, seen)
+            Follower::environment(stored::from(&gateway, filter, from).await?, last, visible)
         }
     };
     Ok(sse::answer("events", gateway, principal, grant, source))
@@ -137,12 +137,12 @@ pub(crate) async fn of_all(
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let seen = visibility(&principal);
+    let visible = visibility(&principal);
     let filter = subjects::ALL_EVENTS;
     if !query.follow {
         page(query.limit, query.offset)?;
         return Ok(list(
-            stored::matching(&gateway, filter, &seen).await?,
+            stored::matching(&gateway, filter, &visible).await?,
             &query,
         )?);
     }
@@ -151,8 +151,8 @@ pub(crate) async fn of_all(
     let from = last.unwrap_or(bounds.last).saturating_add(1);
     let gap = bounds.gap_before(from);
     let stream = stored::from(&gateway, filter.to_owned(), from).await?;
-    let grant = StreamGrant::Listing(seen.clone());
-    let source = Follower::of_all(stream, last, seen, gap);
+    let grant = StreamGrant::Listing(visible.clone());
+    let source = Follower::all(stream, last, visible, gap);
     Ok(sse::answer("events", gateway, principal, grant, source))
 }
 
@@ -178,22 +178,22 @@ mod tests {
     }
 
     #[test]
-    fn the_past_is_whole_when_it_tells_its_end_or_is_forgotten() {
+    fn stored_events_are_complete_with_an_end_or_when_none_are_left() {
         let stored = |status| StoredEvent {
             sequence: 1,
             event: event(&UserId::random(), &EnvironmentId::random(), status),
             pending: 0,
         };
-        assert!(is_whole(&[]));
-        assert!(!is_whole(&[stored(Status::Running)]));
-        assert!(is_whole(&[
+        assert!(is_complete(&[]));
+        assert!(!is_complete(&[stored(Status::Running)]));
+        assert!(is_complete(&[
             stored(Status::Running),
             stored(Status::Terminated)
         ]));
     }
 
     #[test]
-    fn a_caller_is_shown_the_events_of_what_its_lists_show() {
+    fn visible_events_are_those_of_listed_environments() {
         let (owner, other) = (UserId::random(), UserId::random());
         let id = EnvironmentId::random();
         let event = event(&owner, &id, Status::Running);
@@ -201,11 +201,11 @@ mod tests {
             owner: owner.clone(),
             only: only.iter().copied().cloned().collect(),
         };
-        assert!(sees(&Visibility::All, &event));
-        assert!(sees(&Visibility::Owner(owner.clone()), &event));
-        assert!(!sees(&Visibility::Owner(other.clone()), &event));
-        assert!(sees(&listed(&owner, &[&id]), &event));
-        assert!(!sees(&listed(&owner, &[]), &event));
-        assert!(!sees(&listed(&other, &[&id]), &event));
+        assert!(is_visible(&Visibility::All, &event));
+        assert!(is_visible(&Visibility::Owner(owner.clone()), &event));
+        assert!(!is_visible(&Visibility::Owner(other.clone()), &event));
+        assert!(is_visible(&listed(&owner, &[&id]), &event));
+        assert!(!is_visible(&listed(&owner, &[]), &event));
+        assert!(!is_visible(&listed(&other, &[&id]), &event));
     }
 }

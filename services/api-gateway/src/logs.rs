@@ -1,8 +1,9 @@
-//! `GET /environments/{id}/logs`: the main command's output, now or as it comes.
+//! `GET /environments/{id}/logs`: the output of the main command, stored or followed.
 
 mod follow;
 mod lines;
 mod page;
+mod wait;
 
 use agentbox_api::logs::{LogsQuery, LogsReply};
 use agentbox_bus::Session;

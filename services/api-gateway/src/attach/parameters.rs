@@ -1,4 +1,4 @@
-//! What the query of an attach asks for. Pure.
+//! The query parameters of an attach. Pure.
 
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::TerminalSize;
@@ -10,12 +10,12 @@ use crate::exec::command_line;
 const MAX_SIDE: u16 = 4096;
 const DEFAULT_SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 
-/// A read query.
+/// The parameters, validated.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parameters {
-    /// `None`: no terminal.
+    /// The size of the terminal; `None`: no terminal.
     pub tty: Option<TerminalSize>,
-    /// Empty: the image's shell.
+    /// The program and its arguments; empty: the image's shell.
     pub command: Vec<String>,
     pub binary: bool,
 }
@@ -23,7 +23,10 @@ pub(super) struct Parameters {
 /// The documentation of the query.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[allow(dead_code, reason = "describes the parameters that are read by hand")]
+#[allow(
+    dead_code,
+    reason = "describes parameters that `Parameters::read` parses"
+)]
 struct Documented {
     /// Give the command a terminal. Without one, stdout and stderr are separate. Default: true.
     #[param(default = true, example = true)]
@@ -72,10 +75,10 @@ fn side(name: &str, value: &str) -> Result<u16, Error> {
     }
 }
 
-/// A terminal's size as a client asks for it.
+/// Validates the size of a terminal.
 ///
 /// # Errors
-/// When a side is none or too long.
+/// When a side is not 1 to [`MAX_SIDE`].
 pub(super) fn size(cols: u16, rows: u16) -> Result<TerminalSize, Error> {
     Ok(TerminalSize {
         cols: side("cols", &cols.to_string())?,
@@ -101,7 +104,7 @@ impl Parameters {
                 "cols" => cols = side("cols", &value)?,
                 "rows" => rows = side("rows", &value)?,
                 "binary" => binary = flag("binary", &value)?,
-                // Read where credentials are.
+                // Read with the credentials.
                 "ticket" => {}
                 other => {
                     return Err(Error::field(
@@ -130,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_query_is_a_terminal_of_the_usual_size() {
+    fn empty_query_requests_a_terminal_of_default_size() {
         assert_eq!(
             Parameters::read("").unwrap(),
             Parameters {
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_query_is_read_strictly() {
+    fn invalid_parameter_is_refused_by_name() {
         let query = "cols=100&rows=30&command=sh&command=-c&command=ls+-l&binary=true&ticket=t";
         let read = Parameters::read(query).unwrap();
         assert_eq!(

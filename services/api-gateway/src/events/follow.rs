@@ -1,4 +1,4 @@
-//! Events as they come.
+//! Follows events: sends them as they are published.
 
 use std::collections::VecDeque;
 
@@ -10,10 +10,10 @@ use axum::response::sse::Event;
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{sees, unavailable};
+use super::{is_visible, unavailable};
 use crate::stream::sse::{self, Source};
 
-/// CachedSubject end ends the stream.
+/// When the stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
     Forever,
@@ -21,51 +21,52 @@ enum Until {
 }
 
 pub(super) struct Follower {
-    /// `None`: nothing more will come.
+    /// `None`: no more events will come.
     stream: Option<EventStream>,
     ready: VecDeque<Event>,
     last: Option<u64>,
-    seen: Visibility,
+    visible: Visibility,
     until: Until,
 }
 
 impl Follower {
-    /// Of an environment that has not ended.
-    pub(super) fn of_one(stream: EventStream, last: Option<u64>, seen: Visibility) -> Self {
+    /// Follows an environment that has not ended.
+    pub(super) fn environment(stream: EventStream, last: Option<u64>, visible: Visibility) -> Self {
         Self {
             stream: Some(stream),
             ready: VecDeque::new(),
             last,
-            seen,
+            visible,
             until: Until::EnvironmentEnds,
         }
     }
 
-    /// Of an environment that has ended: what is stored is all.
-    pub(super) fn of_the_past(stored: Vec<StoredEvent>, last: Option<u64>) -> Self {
+    /// Replays the events of an environment that has ended: no more will come.
+    pub(super) fn ended(stored: Vec<StoredEvent>, last: Option<u64>) -> Self {
         let mut follower = Self {
             stream: None,
             ready: VecDeque::new(),
             last,
-            seen: Visibility::All,
+            visible: Visibility::All,
             until: Until::EnvironmentEnds,
         };
-        let how = stored.last().map(|stored| stored.event.status);
+        let last_status = stored.last().map(|stored| stored.event.status);
         for stored in stored {
             follower.push(stored);
         }
         if follower.until == Until::EnvironmentEnds {
-            let status = how.map_or_else(|| json!({}), |status| json!({"status": status}));
+            let status = last_status.map_or_else(|| json!({}), |status| json!({"status": status}));
             follower.ready.push_back(sse::named("end", &status));
         }
         follower
     }
 
-    /// `gap`: so many events before the first are gone.
-    pub(super) fn of_all(
+    /// Follows all visible events. `gap`: the number of events before the first that are no
+    /// longer stored.
+    pub(super) fn all(
         stream: EventStream,
         last: Option<u64>,
-        seen: Visibility,
+        visible: Visibility,
         gap: Option<u64>,
     ) -> Self {
         let gap = gap.map(|lost| sse::named("gap", &json!({"lost": lost})));
@@ -73,7 +74,7 @@ impl Follower {
             stream: Some(stream),
             ready: gap.into_iter().collect(),
             last,
-            seen,
+            visible,
             until: Until::Forever,
         }
     }
@@ -81,7 +82,7 @@ impl Follower {
     fn push(&mut self, stored: StoredEvent) {
         let is_new = self.last.is_none_or(|last| stored.sequence > last);
         let status = stored.event.status;
-        if is_new && sees(&self.seen, &stored.event) {
+        if is_new && is_visible(&self.visible, &stored.event) {
             self.last = Some(stored.sequence);
             let body = EventBody::new(stored.sequence, stored.event);
             self.ready.push_back(sse::data(body.id, &body));
@@ -153,16 +154,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_past_is_replayed_after_the_last_seen_and_then_ends() {
+    async fn ended_environment_replays_events_after_the_last_id_and_ends() {
         let past = || {
             vec![
                 stored(3, EventKind::Created, Status::Pending),
                 stored(5, EventKind::Failed, Status::Failed),
             ]
         };
-        assert_eq!(count(Follower::of_the_past(past(), None)).await, 3);
-        assert_eq!(count(Follower::of_the_past(past(), Some(3))).await, 2);
-        assert_eq!(count(Follower::of_the_past(past(), Some(5))).await, 1);
-        assert_eq!(count(Follower::of_the_past(vec![], None)).await, 1);
+        assert_eq!(count(Follower::ended(past(), None)).await, 3);
+        assert_eq!(count(Follower::ended(past(), Some(3))).await, 2);
+        assert_eq!(count(Follower::ended(past(), Some(5))).await, 1);
+        assert_eq!(count(Follower::ended(vec![], None)).await, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading the event stream, each step within a deadline.
+//! Reads the event stream; each step has a deadline.
 
 use std::future::Future;
 
@@ -8,17 +8,17 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects::EVENTS_STREAM;
 use futures::StreamExt;
 
-use super::{DEADLINE, sees, unavailable};
+use super::{DEADLINE, is_visible, unavailable};
 use crate::state::Gateway;
 
-async fn in_time<T>(reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+async fn with_deadline<T>(reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(DEADLINE, reading)
         .await
         .map_err(|_| Error::new(ErrorCode::Timeout, "reading the events took too long"))?
 }
 
-fn connected(gateway: &Gateway) -> Result<(), Error> {
-    // JetStream is not asked in vain: its answer would take the whole deadline.
+fn require_connection(gateway: &Gateway) -> Result<(), Error> {
+    // Without a connection a JetStream request would take its whole deadline.
     if gateway.bus.is_connected() {
         Ok(())
     } else {
@@ -26,14 +26,14 @@ fn connected(gateway: &Gateway) -> Result<(), Error> {
     }
 }
 
-/// All that is kept of what `filter` matches and `seen` shows, oldest first.
+/// The stored events that match `filter` and are visible, oldest first.
 pub(super) async fn matching(
     gateway: &Gateway,
     filter: &str,
-    seen: &Visibility,
+    visible: &Visibility,
 ) -> Result<Vec<StoredEvent>, Error> {
-    connected(gateway)?;
-    in_time(async {
+    require_connection(gateway)?;
+    with_deadline(async {
         let has_some = gateway.bus.has_events(filter).await;
         if !has_some.map_err(|error| unavailable(&error))? {
             return Ok(Vec::new());
@@ -44,7 +44,7 @@ pub(super) async fn matching(
         while let Some(next) = stream.next().await {
             let stored = next.map_err(|error| unavailable(&error))?;
             let is_last = stored.pending == 0;
-            if sees(seen, &stored.event) {
+            if is_visible(visible, &stored.event) {
                 all.push(stored);
             }
             if is_last {
@@ -56,21 +56,21 @@ pub(super) async fn matching(
     .await
 }
 
-/// The events from `sequence` on, and those to come.
+/// The events from `sequence` on, stored and future ones.
 pub(super) async fn from(
     gateway: &Gateway,
     filter: String,
     sequence: u64,
 ) -> Result<EventStream, Error> {
-    connected(gateway)?;
-    in_time(async {
+    require_connection(gateway)?;
+    with_deadline(async {
         let stream = gateway.bus.events(filter, sequence).await;
         stream.map_err(|error| unavailable(&error))
     })
     .await
 }
 
-/// The first and the last that the stream has.
+/// The first and the last sequence of the stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamBounds {
     pub first: u64,
@@ -78,21 +78,22 @@ pub(super) struct StreamBounds {
 }
 
 impl StreamBounds {
-    /// How many places before the first are gone; not all of them were the caller's.
+    /// The number of sequences before the first that are no longer stored. Not all of them were
+    /// visible to the caller.
     pub(super) const fn gap_before(self, from: u64) -> Option<u64> {
         match self.first.checked_sub(from) {
-            Some(gone) if gone > 0 => Some(gone),
+            Some(lost) if lost > 0 => Some(lost),
             _ => None,
         }
     }
 }
 
 pub(super) async fn bounds(gateway: &Gateway) -> Result<StreamBounds, Error> {
-    connected(gateway)?;
-    in_time(async {
+    require_connection(gateway)?;
+    with_deadline(async {
         let stream = gateway.bus.jetstream().get_stream(EVENTS_STREAM).await;
         let stream = stream.map_err(|error| {
-            tracing::warn!(%error, "the event stream cannot be read");
+            tracing::warn!(%error, "the event stream could not be read");
             Error::new(
                 ErrorCode::Unavailable,
                 "the events cannot be read now; try again",
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_forgotten_before_the_resumed_place_is_a_gap() {
+    fn events_purged_before_the_resumed_sequence_are_a_gap() {
         let bounds = StreamBounds {
             first: 10,
             last: 20,

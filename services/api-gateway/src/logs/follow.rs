@@ -1,14 +1,15 @@
-//! Logs as they come.
+//! Follows logs: sends entries as they are written.
 //!
-//! * I1. The id of an event is the entry's number. Wherever a stream breaks off — the
-//!   exec-proxy, the box, the bus — it goes on at the next number, here or at another
-//!   gateway: nothing is repeated, and nothing left out without `event: gap`.
-//! * I2. `event: end` is sent when the environment has ended, with how it ended.
-//! * I3. What cannot be read for [`PATIENCE`] ends the stream with `event: error`.
+//! * I1. The id of an event is the entry's sequence number. When the exec-proxy, the box or the
+//!   bus interrupts a stream, it continues at the next number, here or at another gateway: no
+//!   entry is repeated, and none is left out without `event: gap`.
+//! * I2. `event: end` is sent when the environment has ended, with its final status.
+//! * I3. A stream that cannot be read for [`PATIENCE`] ends with `event: error`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use agentbox_bus::RouteWatch;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{FromBox, LogsRequest};
@@ -18,53 +19,52 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::lines::Lines;
+use super::wait::WAITING;
 use super::{LogsSession, open};
 use crate::authorize::Action;
 use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
 use crate::stream::sse::{self, Source};
 
-/// How long a stream that cannot be read is tried again.
+/// How long reading is retried.
 const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How often it is looked whether a pending environment runs.
-const PENDING_PAUSE: Duration = Duration::from_millis(250);
-/// How long the scheduler may take to notice that the environment has ended.
-const END_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Follower {
     gateway: Gateway,
     location: EnvironmentLocation,
-    wanted: LogsRequest,
-    /// The last entry that was sent, or that the client said it has.
+    request: LogsRequest,
+    /// The last entry that was sent, or that the client has from an earlier stream.
     last: Option<u64>,
     lines: Lines,
     ready: VecDeque<Event>,
     phase: Phase,
-    trouble: Option<Trouble>,
+    /// Set while the environment is pending.
+    start: Option<RouteWatch>,
+    retry: Option<Retry>,
 }
 
 enum Phase {
     Open,
     Read(Box<LogsSession>),
-    /// Look again where the environment is.
-    Find,
+    /// Find the environment again.
+    Locate,
     End,
-    Over,
+    Done,
 }
 
-/// Since when nothing could be read, and how long to wait next.
+/// Since when reading has failed, and how long to wait before the next attempt.
 #[derive(Clone, Copy)]
-struct Trouble {
+struct Retry {
     since: Instant,
     pause: Duration,
 }
 
-/// From where a session is to read.
-fn request(wanted: &LogsRequest, last: Option<u64>) -> LogsRequest {
+/// The request of the next session, which continues after the entry `last`.
+fn continued(request: &LogsRequest, last: Option<u64>) -> LogsRequest {
     match last {
-        // `tail` and `since` chose where to begin; from there on the number says it.
+        // `tail` and `since` chose the first entry; from there on the number does.
         Some(last) => LogsRequest {
             from_sequence: Some(last.saturating_add(1)),
             tail: None,
@@ -73,13 +73,13 @@ fn request(wanted: &LogsRequest, last: Option<u64>) -> LogsRequest {
         },
         None => LogsRequest {
             follow: true,
-            ..wanted.clone()
+            ..request.clone()
         },
     }
 }
 
-/// What the last event says of the environment.
-fn end(environment: Option<&Environment>) -> Event {
+/// The last event. Its fields are absent when the environment no longer exists.
+fn end_event(environment: Option<&Environment>) -> Event {
     let body = environment.map_or_else(
         || json!({}),
         |environment| {
@@ -97,25 +97,26 @@ impl Follower {
     pub(super) fn new(
         gateway: Gateway,
         location: EnvironmentLocation,
-        wanted: LogsRequest,
+        request: LogsRequest,
         last: Option<u64>,
         timestamps: bool,
     ) -> Self {
         Self {
             gateway,
             location,
-            wanted,
+            request,
             last,
             lines: Lines::new(timestamps),
             ready: VecDeque::new(),
             phase: Phase::Open,
-            trouble: None,
+            start: None,
+            retry: None,
         }
     }
 
-    fn give(&mut self, entries: &[LogEntry]) {
+    fn push(&mut self, entries: &[LogEntry]) {
         for entry in entries {
-            // A source that begins earlier than it was asked to repeats nothing.
+            // A source may begin earlier than requested; repeated entries are skipped.
             if self.last.is_some_and(|last| entry.sequence <= last) {
                 continue;
             }
@@ -123,70 +124,80 @@ impl Follower {
             let line = self.lines.line(entry);
             self.ready.push_back(sse::data(entry.sequence, &line));
         }
-        self.trouble = None;
+        self.retry = None;
     }
 
     fn fail(&mut self, error: &Error) {
         self.ready.push_back(sse::failure(error));
-        self.phase = Phase::Over;
+        self.phase = Phase::Done;
     }
 
-    /// Tries again after a pause, unless that has been done for long enough.
-    async fn try_again(&mut self, error: &Error) {
-        let trouble = self.trouble.unwrap_or(Trouble {
+    /// Waits before the next attempt, or fails if attempts have failed for [`PATIENCE`].
+    async fn retry(&mut self, error: &Error) {
+        let retry = self.retry.unwrap_or(Retry {
             since: Instant::now(),
             pause: FIRST_PAUSE,
         });
-        if trouble.since.elapsed() >= PATIENCE {
+        if retry.since.elapsed() >= PATIENCE {
             self.fail(error);
             return;
         }
-        tracing::debug!(%error, "following goes on in a moment");
-        sleep(trouble.pause).await;
-        self.trouble = Some(Trouble {
-            pause: (trouble.pause * 2).min(LONGEST_PAUSE),
-            ..trouble
+        tracing::debug!(%error, "reading logs failed and is retried");
+        sleep(retry.pause).await;
+        self.retry = Some(Retry {
+            pause: (retry.pause * 2).min(LONGEST_PAUSE),
+            ..retry
         });
-        self.phase = Phase::Find;
+        self.phase = Phase::Locate;
     }
 
     async fn open(&mut self) {
         if self.location.status == Status::Pending {
-            sleep(PENDING_PAUSE).await;
-            self.phase = Phase::Find;
+            self.wait_for_start().await;
+            self.phase = Phase::Locate;
             return;
         }
-        let request = request(&self.wanted, self.last);
+        self.start = None;
+        let request = continued(&self.request, self.last);
         match open(&self.gateway, &self.location, request).await {
             Ok(session) => self.phase = Phase::Read(Box::new(session)),
-            Err(error) => self.try_again(&error).await,
+            Err(error) => self.retry(&error).await,
         }
     }
 
-    async fn find(&mut self) {
+    /// Waits until a pending environment may have changed. The first call only begins to watch:
+    /// a change before that is found by looking again.
+    async fn wait_for_start(&mut self) {
+        match &mut self.start {
+            Some(route) => WAITING.for_change(route).await,
+            None => self.start = Some(self.gateway.routes.watch(&self.location.id)),
+        }
+    }
+
+    async fn locate(&mut self) {
         let id = self.location.id.clone();
-        // In trouble the mirror may be what is wrong.
-        let found = if self.trouble.is_some() {
+        // After a failure the route mirror may be outdated.
+        let located = if self.retry.is_some() {
             lookup::record(&self.gateway, id)
                 .await
                 .map(EnvironmentLocation::from)
         } else {
             lookup::locate(&self.gateway, Action::ReadLogs, id).await
         };
-        match found {
+        match located {
             Ok(location) => {
                 self.location = location;
                 self.phase = Phase::Open;
             }
             Err(error) if error.code == ErrorCode::NotFound => self.fail(&error),
-            Err(error) => self.try_again(&error).await,
+            Err(error) => self.retry(&error).await,
         }
     }
 
     async fn read(&mut self, mut session: Box<LogsSession>) {
         match session.recv().await {
             Ok(Some(FromBox::Logs(entries))) => {
-                self.give(&entries);
+                self.push(&entries);
                 self.phase = Phase::Read(session);
             }
             Ok(Some(FromBox::LogsLost(count))) => {
@@ -197,38 +208,24 @@ impl Follower {
             Ok(Some(FromBox::LogsEnd { ended: true })) => self.phase = Phase::End,
             Ok(Some(FromBox::LogsEnd { ended: false }) | None) => {
                 let error = Error::new(ErrorCode::BoxLost, "the logs broke off");
-                self.try_again(&error).await;
+                self.retry(&error).await;
             }
             Ok(Some(_)) => self.fail(&Error::internal()),
-            Err(error) => self.try_again(&error).await,
+            Err(error) => self.retry(&error).await,
         }
     }
 
-    /// All lines were sent; says how the environment ended, as soon as that is known.
+    /// All entries were sent; sends the end as soon as the scheduler has recorded it.
     async fn end(&mut self) {
-        let give_up = Instant::now() + END_PATIENCE;
-        loop {
-            match lookup::record(&self.gateway, self.location.id.clone()).await {
-                Ok(environment) if environment.status.is_ended() => {
-                    self.ready.push_back(end(Some(&environment)));
-                    break;
-                }
-                Err(error) if error.code == ErrorCode::NotFound => {
-                    self.ready.push_back(end(None));
-                    break;
-                }
-                Ok(environment) if Instant::now() >= give_up => {
-                    self.ready.push_back(end(Some(&environment)));
-                    break;
-                }
-                Err(error) if Instant::now() >= give_up => {
-                    self.ready.push_back(sse::failure(&error));
-                    break;
-                }
-                Ok(_) | Err(_) => sleep(FIRST_PAUSE).await,
-            }
-        }
-        self.phase = Phase::Over;
+        let (gateway, id) = (&self.gateway, &self.location.id);
+        let mut route = gateway.routes.watch(id);
+        let read_record = || lookup::record(gateway, id.clone());
+        self.ready
+            .push_back(match WAITING.for_end(&mut route, read_record).await {
+                Ok(environment) => end_event(environment.as_ref()),
+                Err(error) => sse::failure(&error),
+            });
+        self.phase = Phase::Done;
     }
 }
 
@@ -238,13 +235,13 @@ impl Source for Follower {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            // Whatever is not put back has come to its end.
-            match std::mem::replace(&mut self.phase, Phase::Over) {
+            // A phase that sets no other phase is the last one.
+            match std::mem::replace(&mut self.phase, Phase::Done) {
                 Phase::Open => self.open().await,
                 Phase::Read(session) => self.read(session).await,
-                Phase::Find => self.find().await,
+                Phase::Locate => self.locate().await,
                 Phase::End => self.end().await,
-                Phase::Over => return None,
+                Phase::Done => return None,
             }
         }
     }
@@ -255,16 +252,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_goes_on_at_the_next_number_whatever_it_began_with() {
-        let wanted = LogsRequest {
+    fn resumed_stream_continues_at_the_next_sequence() {
+        let request = LogsRequest {
             from_sequence: None,
             tail: Some(10),
             since: None,
             follow: true,
         };
-        let first = request(&wanted, None);
+        let first = continued(&request, None);
         assert_eq!((first.from_sequence, first.tail), (None, Some(10)));
-        let next = request(&wanted, Some(41));
+        let next = continued(&request, Some(41));
         assert_eq!((next.from_sequence, next.tail), (Some(42), None));
         assert!(first.follow && next.follow);
     }

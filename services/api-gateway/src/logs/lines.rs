@@ -1,12 +1,12 @@
-//! Log entries as the guide shows them. Pure.
+//! Converts log entries to the lines of the API. Pure.
 
 use agentbox_api::logs::LogLine;
 use agentbox_contracts::logs::{LogEntry, OutputStream};
 
 use crate::text::Decoder;
 
-/// Turns one reader's entries into lines of text. A line longer than an entry comes as
-/// several; a character that was cut in two there is whole in the second.
+/// Converts the entries of one reader. A line longer than an entry becomes several; a character
+/// that was split between two entries is in the second.
 pub(crate) struct Lines {
     timestamps: bool,
     stdout: Decoder,
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_the_guides() {
+    fn line_has_the_documented_fields() {
         let mut lines = Lines::new(true);
         let line = lines.line(&entry(OutputStream::Stdout, b"Line 1", false));
         assert_eq!(
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_cut_by_a_long_line_is_whole_and_streams_do_not_mix() {
+    fn split_character_is_kept_and_streams_do_not_mix() {
         let mut lines = Lines::new(false);
         let texts: Vec<String> = [
             (OutputStream::Stdout, &b"a\xe2\x82"[..], true),

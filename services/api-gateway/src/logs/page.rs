@@ -1,5 +1,5 @@
-//! Logs as one JSON answer, written as they come: however much is kept, memory holds one
-//! batch.
+//! Stored logs as one JSON answer. It is written as batches arrive, so memory holds one batch
+//! however many lines are stored.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::lines::Lines;
 /// How long the next batch may take.
 const BATCH_DEADLINE: Duration = Duration::from_secs(15);
 
-/// One step of a session that reads what is kept.
+/// One message of a session that reads stored logs.
 #[derive(Debug)]
 enum Step {
     Entries(Vec<LogEntry>),
@@ -38,7 +38,7 @@ async fn step(session: &mut LogsSession) -> Result<Step, Error> {
     }
 }
 
-/// Writes `{"logs":[…]}` piece by piece.
+/// Writes `{"logs":[…]}` in pieces.
 struct Writer {
     lines: Lines,
     is_first: bool,
@@ -63,7 +63,7 @@ impl Writer {
                         out.push(b',');
                     }
                     self.is_first = false;
-                    // Writing plain data to memory does not fail.
+                    // Serializing plain data to memory does not fail.
                     let _ = serde_json::to_writer(&mut out, &self.lines.line(&entry));
                 }
             }
@@ -77,10 +77,10 @@ impl Writer {
     }
 }
 
-/// The answer, once the first batch is there: until then an error is an error.
+/// Answers when the first batch has arrived; until then a failure is an error response.
 ///
 /// # Errors
-/// When the logs cannot be read at all. Later, the body breaks off.
+/// When the first batch cannot be read. A later failure ends the body early.
 pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result<Response, Error> {
     let first = step(&mut session).await?;
     let mut writer = Writer::new(timestamps);
@@ -104,7 +104,7 @@ pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result
                         Some((Ok(piece), state))
                     }
                     Err(error) => {
-                        tracing::info!(%error, "the logs broke off");
+                        tracing::info!(%error, "reading logs failed within a response");
                         Some((Err(error), None))
                     }
                 }
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_batches_is_one_json_document() {
+    fn batches_form_one_json_document() {
         assert!(written(vec![Step::End]).logs.is_empty());
         assert!(
             written(vec![Step::Entries(vec![]), Step::End])

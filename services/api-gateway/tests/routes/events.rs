@@ -7,7 +7,7 @@ use crate::support::caller::{Caller, admin, someone};
 use crate::support::eventually;
 use crate::support::sse::Events;
 
-/// A page that has this many events: they are published a moment after what they tell.
+/// Waits for a page with this many events: an event is published a moment after its change.
 async fn page(caller: &Caller, path: &str, total: usize) -> Value {
     eventually(&format!("{total} events at {path}"), async || {
         let page = caller.get(path).await.is(200);
@@ -26,7 +26,7 @@ fn kinds(events: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_life_is_told_newest_first_with_why_it_ended() {
+async fn events_are_listed_newest_first_with_the_reason_of_the_end() {
     let user = someone().await;
     let until_told = script("while [ ! -e /tmp/go ]; do sleep 1; done; exit 3");
     let id = user.caller.running(&until_told).await;
@@ -59,7 +59,7 @@ async fn a_life_is_told_newest_first_with_why_it_ended() {
 }
 
 #[tokio::test]
-async fn followed_events_come_oldest_first_as_they_happen_and_end() {
+async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
     let user = someone().await;
     let id = user.caller.create(&small()).await;
     let path = format!("/environments/{id}/events?follow=true");
@@ -93,7 +93,7 @@ async fn followed_events_come_oldest_first_as_they_happen_and_end() {
     assert_eq!(rest[1].json()["kind"], "terminated");
     assert_eq!(rest[2].json(), json!({"status": "terminated"}));
 
-    // Each replica resumes alike, and tells the end again.
+    // Each replica resumes in the same way, and repeats the end.
     for gateway in 0..user.caller.gateways() {
         let last = Some(updated.number());
         let again = Events::resume(&user.caller, gateway, &path, last)
@@ -110,7 +110,7 @@ async fn followed_events_come_oldest_first_as_they_happen_and_end() {
 }
 
 #[tokio::test]
-async fn all_events_are_those_of_the_callers_own() {
+async fn event_list_shows_own_environments_only() {
     let (user, stranger) = (someone().await, someone().await);
     let mut live = Events::open(&user.caller, "/events?follow=true").await;
     let theirs = stranger.caller.running(&small()).await;
@@ -122,7 +122,7 @@ async fn all_events_are_those_of_the_callers_own() {
     }
     let list = page(&user.caller, "/events", 2).await;
     assert_eq!(kinds(&list["events"]), ["running", "created"]);
-    // From the first on, at the other replica.
+    // Resumed after the first event, at each replica.
     for gateway in 0..user.caller.gateways() {
         let mut again = Events::resume(
             &user.caller,
@@ -133,7 +133,7 @@ async fn all_events_are_those_of_the_callers_own() {
         .await;
         assert_eq!(again.next().await.unwrap(), seen[1]);
     }
-    // A key sees those of its environments, an administrator all.
+    // A key sees the events of its environments, an administrator all events.
     let key = stranger.key_for(&theirs, "read").await;
     assert_eq!(
         page(&key, "/events", 2).await["events"][0]["environment_id"],

@@ -22,7 +22,7 @@ impl Idle {
 }
 
 #[tokio::test]
-async fn the_guides_answer_has_its_four_fields_and_says_what_went_wrong() {
+async fn reply_has_the_documented_fields() {
     let idle = idle().await;
     let said = idle
         .run(json!({"command": ["echo", "Hello, World!"], "timeout": 30}))
@@ -37,7 +37,7 @@ async fn the_guides_answer_has_its_four_fields_and_says_what_went_wrong() {
 }
 
 #[tokio::test]
-async fn every_way_to_end_has_its_exit_code() {
+async fn each_kind_of_exit_has_its_code() {
     let idle = idle().await;
     let said = idle.sh("echo out; echo err >&2; exit 3").await;
     assert_eq!(
@@ -60,7 +60,7 @@ async fn every_way_to_end_has_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_timeout_kills_the_whole_group_and_answers_within_a_second_with_what_there_is() {
+async fn timeout_kills_the_process_group_and_returns_partial_output() {
     let idle = idle().await;
     let mark = format!("7{:05}", rand::random::<u16>());
     let text = format!("echo begun; sleep {mark} & sleep {mark}");
@@ -86,7 +86,7 @@ async fn a_timeout_kills_the_whole_group_and_answers_within_a_second_with_what_t
 }
 
 #[tokio::test]
-async fn a_child_that_keeps_the_pipe_open_does_not_hold_the_answer() {
+async fn child_with_open_pipe_does_not_delay_the_reply() {
     let idle = idle().await;
     let begun = Instant::now();
     let said = idle.sh("sleep 300 & echo done").await;
@@ -99,7 +99,7 @@ async fn a_child_that_keeps_the_pipe_open_does_not_hold_the_answer() {
 }
 
 #[tokio::test]
-async fn directory_variables_and_stdin_reach_the_command() {
+async fn command_receives_directory_variables_and_stdin() {
     let idle = idle().await;
     let said = idle
         .run(json!({
@@ -110,7 +110,7 @@ async fn directory_variables_and_stdin_reach_the_command() {
         }))
         .await;
     assert_eq!(said["stdout"], "/tmp\ngood day\nfrom outside");
-    // Without stdin there is an end at once, not a wait.
+    // Without stdin the command reads the end at once.
     let said = idle.run(json!({"command": ["cat"], "timeout": 5})).await;
     assert_eq!(
         (&said["exit_code"], &said["stdout"]),
@@ -119,7 +119,7 @@ async fn directory_variables_and_stdin_reach_the_command() {
 }
 
 #[tokio::test]
-async fn stdin_as_long_as_a_body_may_be_arrives_whole() {
+async fn longest_stdin_arrives_complete() {
     let idle = idle().await;
     let stdin = "0123456789abcde\n".repeat(60_000);
     let said = idle
@@ -129,16 +129,16 @@ async fn stdin_as_long_as_a_body_may_be_arrives_whole() {
         said["stdout"].as_str().unwrap().trim(),
         stdin.len().to_string()
     );
-    // A command that reads none of it is no error.
+    // A command may end without reading its stdin.
     let said = idle.run(json!({"command": ["true"], "stdin": stdin})).await;
     assert_eq!(said["exit_code"], 0);
-    // And one that writes while it reads does not wait for itself.
+    // A command that writes while it reads does not deadlock.
     let said = idle.run(json!({"command": ["cat"], "stdin": stdin})).await;
     assert_eq!(said["stdout"], stdin.as_str());
 }
 
 #[tokio::test]
-async fn bytes_are_replaced_in_utf8_and_exact_in_base64() {
+async fn invalid_utf8_is_replaced_in_text_and_kept_in_base64() {
     let idle = idle().await;
     let command = json!(["printf", "a\\377\\000b"]);
     let said = idle.run(json!({"command": command})).await;
@@ -158,7 +158,7 @@ async fn bytes_are_replaced_in_utf8_and_exact_in_base64() {
 }
 
 #[tokio::test]
-async fn each_stream_is_capped_at_ten_mebibytes_and_says_so() {
+async fn each_stream_is_truncated_at_ten_mebibytes() {
     let idle = idle().await;
     const CAP: usize = 10 * 1024 * 1024;
     let text = format!("yes | head -c {}; echo short >&2", CAP + 1);
@@ -176,7 +176,7 @@ async fn each_stream_is_capped_at_ten_mebibytes_and_says_so() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_run_is_refused_by_field() {
+async fn invalid_command_returns_400_naming_the_field() {
     let idle = idle().await;
     let path = format!("/environments/{}/exec", idle.id);
     for (body, field) in [
@@ -208,7 +208,7 @@ async fn what_cannot_be_run_is_refused_by_field() {
 }
 
 #[tokio::test]
-async fn many_at_once_do_not_mix_their_output() {
+async fn concurrent_commands_do_not_mix_their_output() {
     let idle = idle().await;
     let runs = (0..30).map(|n| async move {
         let said = idle
@@ -224,12 +224,12 @@ async fn many_at_once_do_not_mix_their_output() {
 }
 
 #[tokio::test]
-async fn what_does_not_run_is_409() {
+async fn stopped_environment_returns_409() {
     let user = someone().await;
     let body = json!({"command": ["true"]});
     let ended = user.caller.create(&script("true")).await;
     user.caller.until_ended(&ended).await;
-    // Pending for as long as a missing image takes.
+    // It stays pending while its missing image is pulled.
     let mut pending = small();
     pending["image"] = json!("no-such-image-of-ours:1");
     let pending = user.caller.create(&pending).await;
@@ -241,7 +241,7 @@ async fn what_does_not_run_is_409() {
 }
 
 #[tokio::test]
-async fn a_box_that_ends_meanwhile_is_502_with_the_reason_and_never_an_exit() {
+async fn lost_box_returns_502_with_the_reason() {
     let user = someone().await;
     let caller = &user.caller;
     let lost = async |reason: &str, end: &(dyn Fn(String) -> RequestBuilder + Sync)| {
@@ -262,7 +262,7 @@ async fn a_box_that_ends_meanwhile_is_502_with_the_reason_and_never_an_exit() {
         assert!(message.contains(reason), "{message}");
     };
     let forced = |path: String| caller.request(Method::DELETE, &format!("{path}?force=true"));
-    // Its commands are told to end; that is no exit of theirs.
+    // Its commands are terminated, which is not their exit.
     let gently = |path: String| caller.request(Method::DELETE, &path);
     let expired = |path: String| {
         let request = caller.request(Method::PATCH, &path);
@@ -276,7 +276,7 @@ async fn a_box_that_ends_meanwhile_is_502_with_the_reason_and_never_an_exit() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_takes_its_command_with_it_within_five_seconds() {
+async fn disconnected_client_kills_its_command_within_five_seconds() {
     let idle = idle().await;
     let mark = format!("8{:05}", rand::random::<u16>());
     let body = json!({"command": ["sh", "-c", format!("sleep {mark}; true")], "timeout": 600});

@@ -1,5 +1,5 @@
-//! What ends by itself: logins, tickets, keys, and clients that fall silent. On a system
-//! where they do so soon.
+//! Expiry of logins, tickets and keys, and clients that stop answering, on a system with short
+//! lifetimes.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::support::system::{PING_S, TICKET_S, TOKEN_S, short_lived};
 
 static OWNED: OnceCell<Idle> = OnceCell::const_new();
 
-/// A running environment, and its owner by a key, which does not end.
+/// A running environment, and its owner with a key that does not expire.
 async fn owned() -> &'static Idle {
     OWNED
         .get_or_init(async || {
@@ -30,13 +30,13 @@ async fn owned() -> &'static Idle {
         .await
 }
 
-/// When the answer says that it ends, on this process's clock.
+/// The `expires_at` of an answer, on this process's clock.
 fn end_of(answer: &Value) -> Instant {
     let at: DateTime<Utc> = answer["expires_at"].as_str().unwrap().parse().unwrap();
     Instant::now() + (at - Utc::now()).to_std().unwrap()
 }
 
-/// Every kind of request, on every replica.
+/// Asserts that every kind of request is refused on every replica.
 async fn is_refused_everywhere(caller: &Caller, id: &str) {
     let exec = json!({"command": ["true"]});
     let at = format!("/environments/{id}");
@@ -74,7 +74,7 @@ async fn ticket(caller: &Caller, id: &str, action: &str) -> (String, Instant) {
 }
 
 #[tokio::test]
-async fn a_token_is_good_until_it_expires_and_then_nothing_of_it_goes_on() {
+async fn expired_token_is_refused_and_ends_its_streams() {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
     let nobody = owner.elsewhere();
@@ -83,7 +83,7 @@ async fn a_token_is_good_until_it_expires_and_then_nothing_of_it_goes_on() {
     assert!(expires <= Instant::now() + Duration::from_secs(TOKEN_S));
     let login = nobody.with(reply["token"].as_str().unwrap());
     let mut streams = Streams::open(&login, id).await;
-    // A stream that a ticket opened outlives the ticket, and not the login behind it.
+    // A stream that was opened with a ticket outlives the ticket, but not its login.
     for gateway in 0..nobody.gateways() {
         let (logs, _) = ticket(&login, id, "logs").await;
         let path = format!("/environments/{id}/logs?follow=true&ticket={logs}");
@@ -97,7 +97,7 @@ async fn a_token_is_good_until_it_expires_and_then_nothing_of_it_goes_on() {
         socket.ready().await;
         streams.sockets.push(socket);
     }
-    // Before its time nothing is refused; a moment is left for the clocks.
+    // Nothing is refused before the expiry, less a margin for the clocks.
     let before = expires - Duration::from_millis(300);
     assert!(Instant::now() < before, "opened in time");
     streams.are_quiet_until(before).await;
@@ -112,14 +112,14 @@ async fn a_token_is_good_until_it_expires_and_then_nothing_of_it_goes_on() {
 }
 
 #[tokio::test]
-async fn a_key_is_good_until_it_expires_and_a_ticket_made_with_it_too() {
+async fn expired_key_and_its_tickets_are_refused() {
     let owned = owned().await;
     let (id, key) = owned.user.key(json!({"expires_in": 1})).await;
     key.get(&format!("/environments/{}", owned.id))
         .await
         .is(200);
     let (logs, ticket_ends) = ticket(&key, &owned.id, "logs").await;
-    // Days are the shortest that one can ask for.
+    // The API takes whole days only.
     let ended = format!("UPDATE auth.api_keys SET expires_at = now() WHERE id = '{id}'");
     let postgres = short_lived().await.postgres.as_ref().unwrap();
     postgres.execute(&[&ended]).await.unwrap();
@@ -134,7 +134,7 @@ async fn a_key_is_good_until_it_expires_and_a_ticket_made_with_it_too() {
 }
 
 #[tokio::test]
-async fn a_ticket_that_was_not_used_in_time_opens_nothing() {
+async fn expired_ticket_is_refused() {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
     let browser = owner.elsewhere();
@@ -164,7 +164,7 @@ async fn a_ticket_that_was_not_used_in_time_opens_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_closed_with_4408_and_its_command_killed() {
+async fn silent_client_is_closed_with_4408_and_its_command_killed() {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
     let mut silent = Vec::new();
@@ -175,7 +175,7 @@ async fn a_client_that_answers_no_ping_is_closed_with_4408_and_its_command_kille
         socket.ready().await;
         silent.push(socket);
     }
-    // Who does not read does not answer either.
+    // A client that does not read sends no pongs.
     tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
     for mut socket in silent {
         let said = timeout(AT_MOST, socket.rest()).await.unwrap();

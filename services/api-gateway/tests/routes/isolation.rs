@@ -1,4 +1,4 @@
-//! Tenants do not see each other.
+//! Isolation of tenants.
 
 use reqwest::Method;
 use serde_json::json;
@@ -7,7 +7,7 @@ use crate::support::answer::Answer;
 use crate::support::boxes::{idle, small};
 use crate::support::caller::{Caller, admin, send, someone};
 
-/// What every route of an environment answers.
+/// The answers of every route of an environment.
 async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
     let path = format!("/environments/{id}");
     let mut answers = Vec::new();
@@ -20,7 +20,7 @@ async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
             format!("{path}/exec"),
             Some(json!({"command": ["true"]})),
         ),
-        // The right to it comes before what is wrong with the request.
+        // Authorization comes before validation.
         (
             Method::POST,
             format!("{path}/exec"),
@@ -52,7 +52,7 @@ async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn a_foreign_environment_is_answered_exactly_as_one_that_does_not_exist() {
+async fn foreign_environment_is_answered_like_a_missing_one() {
     let idle = idle().await;
     let stranger = someone().await;
     let foreign = all(&stranger.caller, &idle.id).await;
@@ -65,7 +65,7 @@ async fn a_foreign_environment_is_answered_exactly_as_one_that_does_not_exist() 
         };
         assert_eq!(names(foreign), names(missing));
     }
-    // And nothing of it happened.
+    // The environment is unchanged.
     let body = idle
         .user
         .caller
@@ -79,7 +79,7 @@ async fn a_foreign_environment_is_answered_exactly_as_one_that_does_not_exist() 
 }
 
 #[tokio::test]
-async fn a_list_shows_the_callers_own_and_an_administrator_all() {
+async fn list_shows_own_environments_and_all_to_administrators() {
     let (one, two) = (someone().await, someone().await);
     let mut body = small();
     let mark = format!("m{:016x}", rand::random::<u64>());
@@ -108,7 +108,7 @@ async fn a_list_shows_the_callers_own_and_an_administrator_all() {
 }
 
 #[tokio::test]
-async fn an_administrator_may_do_everything_with_anybodys() {
+async fn administrator_may_use_every_environment() {
     let user = someone().await;
     let id = user.caller.running(&small()).await;
     let admin = admin().await;

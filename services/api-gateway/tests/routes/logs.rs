@@ -1,4 +1,4 @@
-//! `GET /environments/{id}/logs`, at once and followed.
+//! `GET /environments/{id}/logs`, stored and followed.
 
 use std::time::{Duration, Instant};
 
@@ -29,10 +29,10 @@ fn followed(events: &[Event]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn lines_have_their_time_stream_and_text_while_it_runs_and_after_its_end() {
+async fn lines_have_time_stream_and_text_during_and_after_the_run() {
     let user = someone().await;
     let begun = Utc::now();
-    // Apart in time, since two pipes have no common order.
+    // The sleeps order the lines: two pipes have no common order.
     let id = user
         .caller
         .running(&script(
@@ -69,7 +69,7 @@ async fn lines_have_their_time_stream_and_text_while_it_runs_and_after_its_end()
 }
 
 #[tokio::test]
-async fn tail_timestamps_and_since_choose_what_is_shown() {
+async fn tail_timestamps_and_since_select_lines() {
     let user = someone().await;
     let id = user
         .caller
@@ -118,7 +118,7 @@ async fn tail_timestamps_and_since_choose_what_is_shown() {
 }
 
 #[tokio::test]
-async fn a_box_without_a_command_has_no_logs_and_what_exec_says_is_not_among_them() {
+async fn idle_environment_has_no_logs_and_exec_output_is_not_logged() {
     let idle = idle().await;
     idle.user.caller.sh(&idle.id, "echo private").await;
     let body = idle
@@ -131,7 +131,7 @@ async fn a_box_without_a_command_has_no_logs_and_what_exec_says_is_not_among_the
 }
 
 #[tokio::test]
-async fn logs_of_what_does_not_run_yet_are_empty_not_an_error() {
+async fn pending_environment_has_empty_logs() {
     let user = someone().await;
     let id = user.caller.create(&small()).await;
     let body = user
@@ -143,11 +143,11 @@ async fn logs_of_what_does_not_run_yet_are_empty_not_an_error() {
 }
 
 #[tokio::test]
-async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
+async fn followed_lines_have_ids_and_end_with_the_final_status() {
     let user = someone().await;
     let text = "echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two >&2; exit 4";
     let id = user.caller.create(&script(text)).await;
-    // Asked while it is pending: it waits for the box.
+    // Opened while the environment is pending.
     let path = format!("/environments/{id}/logs?follow=true");
     let mut events = Events::open(&user.caller, &path).await;
     let first = events.next().await.unwrap();
@@ -158,7 +158,7 @@ async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
         (&json!("stdout"), &json!("one"))
     );
     assert!(line["timestamp"].is_string());
-    // The second is written only when the first has arrived here.
+    // The second line is written after the first has arrived here.
     user.caller.sh(&id, "touch /tmp/go").await;
     let second = events.next().await.unwrap();
     assert_eq!(second.json()["stream"], "stderr");
@@ -172,7 +172,7 @@ async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
         (&json!("failed"), &json!("EXITED"), &json!(4))
     );
 
-    // The same of what has ended, by either replica.
+    // Each replica replays the same after the end.
     for gateway in 0..user.caller.gateways() {
         let again = Events::resume(&user.caller, gateway, &path, None)
             .await
@@ -194,7 +194,7 @@ async fn following_gives_each_line_an_id_and_ends_with_how_it_ended() {
 }
 
 #[tokio::test]
-async fn a_stream_resumes_by_its_last_id_across_gateways_without_loss_or_repeat() {
+async fn stream_resumes_across_gateways_without_loss_or_repeat() {
     let user = someone().await;
     let text = "i=0; while [ $i -lt 600 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) = 0 ] && sleep 0.1; done";
     let id = user.caller.create(&script(text)).await;
@@ -202,7 +202,7 @@ async fn a_stream_resumes_by_its_last_id_across_gateways_without_loss_or_repeat(
     let mut seen = Vec::new();
     let mut last = None;
     let mut gateway = 0;
-    // Broken off again and again, each time at the other gateway.
+    // Interrupted repeatedly, and resumed at the other gateway.
     let end = loop {
         let mut events = Events::resume(&user.caller, gateway, &path, last).await;
         gateway = (gateway + 1) % user.caller.gateways();
@@ -223,7 +223,7 @@ async fn a_stream_resumes_by_its_last_id_across_gateways_without_loss_or_repeat(
     let expected: Vec<String> = (1..=600).map(|n| format!("line {n}")).collect();
     assert_eq!(seen, expected);
     assert_eq!(end.json()["status"], "terminated");
-    // Who has everything is only told the end.
+    // A client that has all lines receives only the end.
     let rest = Events::resume(&user.caller, gateway, &path, last)
         .await
         .rest()
@@ -232,7 +232,7 @@ async fn a_stream_resumes_by_its_last_id_across_gateways_without_loss_or_repeat(
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_is_refused() {
+async fn invalid_last_event_id_returns_400() {
     let idle = idle().await;
     let request = idle
         .user
@@ -247,7 +247,7 @@ async fn an_id_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives() {
+async fn idle_stream_sends_a_comment_every_fifteen_seconds() {
     let idle = idle().await;
     let path = format!("/environments/{}/logs?follow=true", idle.id);
     let begun = Instant::now();
@@ -262,7 +262,7 @@ async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives() {
 }
 
 #[tokio::test]
-async fn a_deleted_box_ends_the_stream_and_its_lines_stay() {
+async fn deleted_environment_ends_the_stream_and_keeps_its_lines() {
     let user = someone().await;
     let id = user.caller.running(&script("echo begun; sleep 600")).await;
     let path = format!("/environments/{id}/logs");
@@ -283,7 +283,7 @@ async fn a_deleted_box_ends_the_stream_and_its_lines_stay() {
 }
 
 #[tokio::test]
-async fn many_lines_come_whole_in_one_answer() {
+async fn many_lines_are_returned_in_one_reply() {
     let user = someone().await;
     let text = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i; done";
     let id = user.caller.create(&script(text)).await;

@@ -24,6 +24,7 @@ mod health;
 mod isolation;
 mod lists;
 mod logs;
+mod notifications;
 mod openapi;
 mod outages;
 mod rate_limits;

@@ -1,5 +1,5 @@
-//! Parts of the system that are gone: what is said, how soon, and that it passes. Each test
-//! has a system of its own, of one replica each.
+//! Outages of parts of the system: the errors, their delay, and the recovery. Each test has its
+//! own system with one replica of each service.
 
 mod services;
 
@@ -16,7 +16,7 @@ use crate::support::eventually;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
 
-/// Deadlines of the gateway add up to less; a loaded machine is given some more.
+/// Above the sum of the gateway's deadlines, with some time for a loaded machine.
 const SOON: Duration = Duration::from_secs(8);
 
 async fn own() -> (System, Caller) {
@@ -29,8 +29,8 @@ async fn own_with(options: Options) -> (System, Caller) {
     (system, admin)
 }
 
-/// A part that is not there until this is dropped: its supervisor, which would start it
-/// again at once, is stopped meanwhile.
+/// A part that stays killed until this is dropped: its supervisor, which would restart it, is
+/// stopped.
 struct Gone {
     supervisor: Pid,
 }
@@ -57,7 +57,7 @@ impl Drop for Gone {
     }
 }
 
-/// A part that is there and does nothing until this is dropped.
+/// A part that is stopped until this is dropped.
 struct Frozen<'a> {
     system: &'a System,
     part: &'static str,
@@ -76,8 +76,8 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// What everybody is told while a part that all need is away; of one that does not answer
-/// at all it may also be said that it did not answer in time.
+/// Asserts that all requests are refused with 503. With `may_time_out`, also with 504: the part
+/// does not answer at all.
 async fn everything_is_refused(admin: &Caller, id: &str, may_time_out: bool) {
     let exec = json!({"command": ["true"]});
     let path = format!("/environments/{id}");
@@ -104,7 +104,7 @@ async fn everything_is_refused(admin: &Caller, id: &str, may_time_out: bool) {
     }
 }
 
-/// The whole system is said to be unhealthy; this process lives, and may be ready.
+/// Asserts that the system is unhealthy, and this process is live and perhaps ready.
 async fn is_unhealthy(admin: &Caller, ready: u16) -> Value {
     let body = eventually("it is unhealthy", async || {
         let asked = Instant::now();
@@ -146,7 +146,7 @@ async fn everything_works_again(admin: &Caller, id: &str) {
 }
 
 #[tokio::test]
-async fn without_the_bus_all_is_503_and_comes_back_and_a_followed_log_loses_nothing() {
+async fn bus_outage_returns_503_and_followed_logs_resume() {
     let (system, admin) = own().await;
     let id = admin.running(&small()).await;
     let counting = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 20";
@@ -156,7 +156,7 @@ async fn without_the_bus_all_is_503_and_comes_back_and_a_followed_log_loses_noth
     events.take(3).await;
     {
         let _gone = Gone::kill(&system, "nats");
-        // What was on its way to the bus when it went is not known to be lost.
+        // A request in flight when the bus was killed runs into its deadline.
         everything_is_refused(&admin, &id, true).await;
         is_unhealthy(&admin, 503).await;
         everything_is_refused(&admin, &id, false).await;
@@ -179,7 +179,7 @@ async fn without_the_bus_all_is_503_and_comes_back_and_a_followed_log_loses_noth
 }
 
 #[tokio::test]
-async fn a_bus_that_does_not_answer_holds_nobody_longer_than_a_deadline() {
+async fn unresponsive_bus_delays_requests_at_most_their_deadline() {
     let (system, admin) = own().await;
     let id = admin.running(&small()).await;
     {
@@ -191,7 +191,7 @@ async fn a_bus_that_does_not_answer_holds_nobody_longer_than_a_deadline() {
 }
 
 #[tokio::test]
-async fn without_the_database_all_is_503_and_comes_back() {
+async fn database_outage_returns_503_and_recovers() {
     let (system, admin) = own().await;
     let id = admin.running(&small()).await;
     {
@@ -205,14 +205,14 @@ async fn without_the_database_all_is_503_and_comes_back() {
 }
 
 #[tokio::test]
-async fn without_the_runtime_the_system_is_unhealthy_and_comes_back() {
+async fn runtime_outage_is_unhealthy_and_recovers() {
     let (system, admin) = own().await;
     let id = admin.running(&small()).await;
     {
         let _gone = Gone::kill(&system, "containerd");
         let body = is_unhealthy(&admin, 200).await;
         assert_eq!(body["kubernetes"]["connected"], false);
-        // What runs, runs on.
+        // Running environments continue.
         assert_eq!(admin.sh(&id, "echo hi").await["stdout"], "hi\n");
     }
     everything_works_again(&admin, &id).await;

@@ -1,4 +1,4 @@
-//! The guide's limits, as they are by default, on three gateways.
+//! The default rate limits, on three gateways.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,11 +13,11 @@ use crate::support::answer::Answer;
 use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user};
 use crate::support::system::options;
 
-/// Of the flood shield; far above the limits.
+/// The burst of the flood shield; far above the rate limits.
 const BURST: usize = 600;
 
 static LIMITED: OnceCell<(System, Caller)> = OnceCell::const_new();
-/// One burst at a time, or they are measured against each other.
+/// Held by a test that sends a burst: bursts must not overlap.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 async fn limited() -> &'static (System, Caller) {
@@ -35,12 +35,12 @@ async fn limited() -> &'static (System, Caller) {
 }
 
 async fn user() -> User {
-    // Of the administrator's limit each test takes one request.
+    // Each test uses one request of the administrator's limit.
     new_user(&limited().await.1, "user").await
 }
 
-/// Makes the caller known to each gateway, so that it is counted as itself whatever auth
-/// answers in the burst that follows.
+/// Makes the caller known to each gateway, so that it is counted under its user even if auth
+/// fails in the burst that follows.
 async fn known(caller: &Caller) -> Vec<Answer> {
     let mut answers = Vec::new();
     for gateway in 0..caller.gateways() {
@@ -62,8 +62,8 @@ fn number(answer: &Answer, name: &str) -> u64 {
     answer.header(name).parse().unwrap()
 }
 
-/// By window, how many were counted in it and how many of them passed. An overloaded auth's
-/// 503 has passed: it was not refused for its number.
+/// By window, the number of requests and the number of those that passed. A 503 of an overloaded
+/// auth has passed the limit.
 fn windows(answers: &[Answer]) -> BTreeMap<u64, (usize, usize)> {
     let mut windows = BTreeMap::new();
     for answer in answers {
@@ -76,7 +76,7 @@ fn windows(answers: &[Answer]) -> BTreeMap<u64, (usize, usize)> {
     windows
 }
 
-/// Each window let pass exactly its limit. Whether one of them was full.
+/// Asserts that each window passed exactly its limit. Returns whether one of them was full.
 fn exact(answers: &[Answer], limit: usize) -> bool {
     let windows = windows(answers);
     for (all, passed) in windows.values() {
@@ -91,8 +91,8 @@ fn exact(answers: &[Answer], limit: usize) -> bool {
     windows.values().any(|(all, _)| *all > limit)
 }
 
-/// Tries again when a minute ended in the middle of it: `attempt` says whether it has shown
-/// what it was to show.
+/// Repeats `attempt` until it returns true. An attempt is inconclusive when a window ended during
+/// it.
 async fn conclusive(attempt: impl AsyncFn() -> bool) {
     let _alone = ALONE.lock().await;
     for _ in 0..3 {
@@ -103,7 +103,7 @@ async fn conclusive(attempt: impl AsyncFn() -> bool) {
     panic!("no window was ever full");
 }
 
-/// How many passed, if all were counted in one window.
+/// The number that passed, if all were counted in one window.
 fn passed_in_one_window(answers: &[Answer]) -> Option<usize> {
     match windows(answers).into_values().collect::<Vec<_>>()[..] {
         [(_, passed)] => Some(passed),
@@ -112,7 +112,7 @@ fn passed_in_one_window(answers: &[Answer]) -> Option<usize> {
 }
 
 #[tokio::test]
-async fn every_category_has_the_guides_limit_and_three_headers() {
+async fn each_category_has_its_documented_limit_and_headers() {
     let user = user().await;
     let nobody = user.caller.elsewhere();
     let exec = json!({"command": ["true"]});
@@ -141,7 +141,7 @@ async fn every_category_has_the_guides_limit_and_three_headers() {
 }
 
 #[tokio::test]
-async fn of_three_hundred_at_once_on_three_gateways_exactly_the_limit_pass() {
+async fn concurrent_requests_on_three_gateways_pass_exactly_to_the_limit() {
     conclusive(async || {
         let user = user().await;
         let mut answers = known(&user.caller).await;
@@ -153,7 +153,7 @@ async fn of_three_hundred_at_once_on_three_gateways_exactly_the_limit_pass() {
 }
 
 #[tokio::test]
-async fn creations_and_commands_count_whatever_comes_of_them() {
+async fn failed_creations_and_commands_are_counted() {
     for (path, limit) in [
         ("/environments", 20),
         ("/environments/env-0000000000000000/exec", 100),
@@ -170,13 +170,13 @@ async fn creations_and_commands_count_whatever_comes_of_them() {
 }
 
 #[tokio::test]
-async fn failed_logins_count_under_the_address_and_then_the_right_password_waits_too() {
+async fn failed_logins_exhaust_the_limit_of_their_address() {
     conclusive(async || {
         let user = user().await;
         let nobody = user.caller.elsewhere();
         let mut answers = Vec::new();
         for n in 0..12 {
-            // Another name each time: it is the address that is counted.
+            // A different name each time, so that only the address is counted.
             answers.push(nobody.login(&format!("nobody-{n}"), "nonsense").await);
         }
         answers.push(nobody.login(&user.username, PASSWORD).await);
@@ -191,7 +191,7 @@ async fn failed_logins_count_under_the_address_and_then_the_right_password_waits
 }
 
 #[tokio::test]
-async fn guessing_one_users_password_from_many_addresses_is_limited_too() {
+async fn password_guesses_from_many_addresses_exhaust_the_limit_of_the_username() {
     conclusive(async || {
         let user = user().await;
         let mut answers = Vec::new();
@@ -206,7 +206,7 @@ async fn guessing_one_users_password_from_many_addresses_is_limited_too() {
         let Some(passed) = passed_in_one_window(&answers) else {
             return false;
         };
-        // The user's own login was one of the ten, unless a minute ended after it.
+        // The user's own login was one of the ten, unless its window has ended.
         assert!(matches!(passed, 9 | 10), "{passed}");
         user.caller.get("/auth/me").await.is(200);
         true
@@ -215,7 +215,7 @@ async fn guessing_one_users_password_from_many_addresses_is_limited_too() {
 }
 
 #[tokio::test]
-async fn all_keys_of_a_user_are_one_caller_and_other_users_are_others() {
+async fn keys_of_one_user_share_a_limit() {
     let bystander = user().await;
     conclusive(async || {
         let user = user().await;
@@ -233,11 +233,11 @@ async fn all_keys_of_a_user_are_one_caller_and_other_users_are_others() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_choose_its_address() {
+async fn forwarded_address_from_the_client_is_ignored() {
     conclusive(async || {
         let nobody = user().await.caller.elsewhere();
         let tries = (0..220).map(|n| {
-            // What the client wrote itself stands left of what the proxy saw.
+            // The proxy appends its entry to the entry that the client sent.
             let mut caller = nobody.clone();
             caller.address = format!("192.0.2.{n}, {}", nobody.address);
             async move { caller.get("/auth/me").await }
@@ -248,14 +248,14 @@ async fn a_client_cannot_choose_its_address() {
 }
 
 #[tokio::test]
-async fn probes_are_never_refused_for_their_number() {
+async fn probes_are_not_limited() {
     let nobody = user().await.caller.elsewhere();
     let answers = join_all((0..300).map(|_| nobody.get("/health/live"))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
 }
 
 #[tokio::test]
-async fn a_flood_from_one_address_is_refused_before_anybody_is_asked() {
+async fn flood_from_one_address_is_refused() {
     let _alone = ALONE.lock().await;
     let nobody = user().await.caller.elsewhere();
     let tries = (0..BURST + 400).map(|_| nobody.get_on(0, "/health/live"));
@@ -266,7 +266,7 @@ async fn a_flood_from_one_address_is_refused_before_anybody_is_asked() {
         .collect();
     assert!((1..=400).contains(&refused.len()), "{}", refused.len());
     refused[0].is_error(429, "rate_limited");
-    // Others are served, and the same client by another replica.
+    // Other clients are served, and another replica serves the same client.
     nobody.elsewhere().get_on(0, "/health/live").await.is(200);
     nobody.get_on(1, "/health/live").await.is(200);
 }

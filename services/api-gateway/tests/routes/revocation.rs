@@ -1,5 +1,5 @@
-//! Streams end with their credential, or their caller's right to them, within five seconds,
-//! on whichever replica they run. Those that end by themselves: `expiry`.
+//! Streams end within five seconds after their credential or right is revoked, on every replica.
+//! `expiry` tests credentials that expire.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::support::sse::Events;
 use crate::support::streams::{AT_MOST, Streams};
 use crate::support::system::shared;
 
-/// An environment of its owner's, and somebody else who administers it.
+/// An environment of another user, and an administrator.
 async fn administered() -> (&'static Idle, User) {
     let chief = crate::support::caller::new_user(admin().await, "admin").await;
     (idle().await, chief)
 }
 
 #[tokio::test]
-async fn streams_end_with_a_logout() {
+async fn logout_ends_streams() {
     let idle = idle().await;
     let login = idle.user.log_in_again().await;
     let streams = Streams::open(&login, &idle.id).await;
@@ -28,7 +28,7 @@ async fn streams_end_with_a_logout() {
 }
 
 #[tokio::test]
-async fn streams_end_with_a_revoked_key() {
+async fn revoked_key_ends_streams() {
     let idle = idle().await;
     let (id, key) = idle.user.key(json!({})).await;
     let streams = Streams::open(&key, &idle.id).await;
@@ -41,10 +41,10 @@ async fn streams_end_with_a_revoked_key() {
 }
 
 #[tokio::test]
-async fn streams_end_with_a_key_that_expires() {
+async fn expired_key_ends_streams() {
     let idle = idle().await;
     let (id, key) = idle.user.key(json!({"expires_in": 1})).await;
-    // Days are the shortest that one can ask for.
+    // The API takes whole days only.
     let soon = format!(
         "UPDATE auth.api_keys SET expires_at = now() + interval '6 seconds' WHERE id = '{id}'"
     );
@@ -63,7 +63,7 @@ async fn streams_end_with_a_key_that_expires() {
 }
 
 #[tokio::test]
-async fn streams_end_with_a_new_password() {
+async fn password_change_ends_streams() {
     let (idle, chief) = administered().await;
     let streams = Streams::open(&chief.caller, &idle.id).await;
     let path = format!("/users/{}", chief.id);
@@ -76,7 +76,7 @@ async fn streams_end_with_a_new_password() {
 }
 
 #[tokio::test]
-async fn streams_end_with_their_user() {
+async fn deleted_user_ends_streams() {
     let (idle, chief) = administered().await;
     let streams = Streams::open(&chief.caller, &idle.id).await;
     admin()
@@ -88,7 +88,7 @@ async fn streams_end_with_their_user() {
 }
 
 #[tokio::test]
-async fn streams_end_when_what_they_show_is_no_longer_their_callers_to_see() {
+async fn lost_visibility_ends_streams() {
     let (idle, chief) = administered().await;
     let own = chief.caller.create(&small()).await;
     let path = format!("/environments/{own}/logs?follow=true");
@@ -104,13 +104,13 @@ async fn streams_end_when_what_they_show_is_no_longer_their_callers_to_see() {
         .await;
     let foreign = format!("/environments/{}", idle.id);
     chief.caller.get(&foreign).await.is_error(404, "not_found");
-    // Its login and what it owns are as good as before.
+    // Its login and its own environments stay valid.
     let quiet = timeout(Duration::from_millis(200), kept.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
 }
 
 #[tokio::test]
-async fn a_stream_that_a_ticket_opened_ends_with_the_login_behind_it() {
+async fn logout_ends_streams_opened_with_a_ticket() {
     let idle = idle().await;
     let login = idle.user.log_in_again().await;
     let body = json!({"environment_id": idle.id, "action": "logs"});
@@ -129,12 +129,12 @@ async fn a_stream_that_a_ticket_opened_ends_with_the_login_behind_it() {
 }
 
 #[tokio::test]
-async fn a_stream_whose_credential_stays_good_goes_on() {
+async fn valid_credential_keeps_its_stream_open() {
     let idle = idle().await;
     let user = someone().await;
     let (_, key) = user.key(json!({})).await;
     let mut events = Events::open(&key, "/events?follow=true").await;
-    // Somebody else's end is not its own.
+    // The logout of another user does not end it.
     let login = idle.user.log_in_again().await;
     login.post("/auth/logout", &json!(null)).await.is(204);
     let quiet = timeout(AT_MOST, events.next()).await;

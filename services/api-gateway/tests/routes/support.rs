@@ -1,4 +1,4 @@
-//! What the tests of the routes share: a system, callers of it, and readers of streams.
+//! Shared by the tests of the routes: systems, callers, and readers of streams.
 
 pub mod answer;
 pub mod boxes;
@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// For what a loaded machine does slowly; what must be fast is measured by its test.
+/// The deadline for conditions that a loaded machine reaches slowly. Tests of speed measure time
+/// themselves.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks until `look` has found something.
+/// Polls `look` until it returns something.
 pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     within(PATIENCE, what, look).await
 }

@@ -1,4 +1,4 @@
-//! `/auth/tickets`: once, within a minute, for one environment and one action.
+//! `/auth/tickets`: a ticket is valid once, for a minute, one environment and one action.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -22,7 +22,7 @@ async fn ticket(caller: &Caller, id: &str, action: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_ticket_opens_its_stream_once_on_whichever_replica() {
+async fn ticket_opens_one_stream_on_any_replica() {
     let idle = idle().await;
     let browser = Caller::of(shared().await);
     let ticket = ticket(&idle.user.caller, &idle.id, "attach").await;
@@ -38,7 +38,7 @@ async fn a_ticket_opens_its_stream_once_on_whichever_replica() {
 }
 
 #[tokio::test]
-async fn an_event_source_follows_logs_with_a_ticket() {
+async fn event_source_follows_logs_with_a_ticket() {
     let user = someone().await;
     let id = user.caller.create(&script("echo one; echo two")).await;
     let browser = user.caller.elsewhere();
@@ -51,7 +51,7 @@ async fn an_event_source_follows_logs_with_a_ticket() {
 }
 
 #[tokio::test]
-async fn two_at_once_with_one_ticket_are_one() {
+async fn concurrent_uses_of_a_ticket_succeed_once() {
     let idle = idle().await;
     let browser = Caller::of(shared().await);
     let ticket = ticket(&idle.user.caller, &idle.id, "logs").await;
@@ -67,7 +67,7 @@ async fn two_at_once_with_one_ticket_are_one() {
 }
 
 #[tokio::test]
-async fn a_ticket_is_for_its_environment_and_action_alone() {
+async fn ticket_is_valid_only_for_its_environment_and_action() {
     let idle = idle().await;
     let owner = &idle.user.caller;
     let other = owner.running(&small()).await;
@@ -80,7 +80,7 @@ async fn a_ticket_is_for_its_environment_and_action_alone() {
     let attach = handshake(&browser, 0, &idle.id, &format!("ticket={fresh}"));
     let (status, _) = Socket::connect(attach).await.err().unwrap();
     assert!(matches!(status, 401 | 403), "{status}");
-    // No credential of any other route, nor as a bearer.
+    // It is refused on other routes, and as a bearer token.
     let fresh = ticket(owner, &idle.id, "logs").await;
     for path in [
         format!("/environments/{}?ticket={fresh}", idle.id),
@@ -97,7 +97,7 @@ async fn a_ticket_is_for_its_environment_and_action_alone() {
 }
 
 #[tokio::test]
-async fn who_may_not_do_it_gets_no_ticket_for_it() {
+async fn ticket_for_a_forbidden_action_is_refused() {
     let idle = idle().await;
     let stranger = someone().await;
     let body = json!({"environment_id": idle.id, "action": "logs"});
@@ -135,7 +135,7 @@ async fn who_may_not_do_it_gets_no_ticket_for_it() {
 }
 
 #[tokio::test]
-async fn a_ticket_dies_with_the_login_that_it_was_made_with() {
+async fn logout_invalidates_tickets() {
     let idle = idle().await;
     let login = idle.user.log_in_again().await;
     let ticket = ticket(&login, &idle.id, "logs").await;

@@ -1,4 +1,4 @@
-//! Much output: whole, in order, and held nowhere.
+//! Large output: complete, in order, and with constant memory.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::support::system::{resident, shared};
 
 const TOTAL: usize = 100 * 1024 * 1024;
 const MAY_GROW: u64 = 40 * 1024 * 1024;
-/// `yes` with this line, which is no divisor of any frame's length.
+/// The line that `yes` repeats; no frame length is a multiple of its length.
 const LINE: &[u8] = b"0123456789abcdef-0123456789abcdef-0123456789abcdef-0123456789abcdef\n";
 
-/// What the gateways and exec-proxies hold now.
+/// The resident memory of the gateways and exec-proxies.
 async fn residents() -> Vec<(&'static str, usize, u64)> {
     let system = shared().await;
     ["api-gateway", "exec-proxy"]
@@ -30,7 +30,7 @@ fn query(total: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_hundred_mebibytes_arrive_byte_for_byte_and_memory_stays_flat() {
+async fn hundred_mebibytes_arrive_unchanged_with_constant_memory() {
     let idle = idle().await;
     let before = residents().await;
     let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL)).await;
@@ -61,18 +61,18 @@ async fn a_hundred_mebibytes_arrive_byte_for_byte_and_memory_stays_flat() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_the_command_and_memory_stays_flat() {
+async fn client_that_does_not_read_blocks_the_command_with_constant_memory() {
     let idle = idle().await;
     let before = residents().await;
     let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL)).await;
     socket.ready().await;
-    // Nothing to wait for: that nothing happens is the claim.
+    // A fixed time, because the claim is that nothing happens.
     tokio::time::sleep(Duration::from_secs(3)).await;
     for ((service, index, before), (.., after)) in before.into_iter().zip(residents().await) {
         let grown = after.saturating_sub(before);
         assert!(grown < MAY_GROW, "{service}-{index} grew by {grown} bytes");
     }
-    // And goes on where it stopped.
+    // It continues where it stopped.
     let mut seen = 0;
     while seen < 10 * 1024 * 1024 {
         match socket.next().await {

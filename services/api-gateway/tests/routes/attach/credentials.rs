@@ -10,7 +10,7 @@ use crate::support::socket::{Socket, handshake};
 
 const ECHO: &str = "tty=false&command=echo&command=hi";
 
-/// Opens with these subprotocols and no header; what was agreed on, or the status.
+/// Opens a socket with these subprotocols and no header. Returns the selected one, or the status.
 async fn offer(protocols: &str) -> Result<Option<String>, u16> {
     let idle = idle().await;
     let caller = &idle.user.caller;
@@ -27,7 +27,7 @@ async fn offer(protocols: &str) -> Result<Option<String>, u16> {
 }
 
 #[tokio::test]
-async fn a_token_comes_by_header_subprotocol_or_ticket() {
+async fn token_is_accepted_from_header_subprotocol_or_ticket() {
     let idle = idle().await;
     let caller = &idle.user.caller;
     let token = caller.token.clone().unwrap();
@@ -37,7 +37,7 @@ async fn a_token_comes_by_header_subprotocol_or_ticket() {
         assert_eq!(socket.rest().await.stdout, "hi\n");
         assert_eq!(socket.protocol, None);
     }
-    // As the guide's clients that do not check what they send, and as browsers can.
+    // With `Bearer `, which browsers cannot send, and without.
     let agreed = Ok(Some("Authorization".to_owned()));
     assert_eq!(
         offer(&format!("Authorization, Bearer {token}")).await,
@@ -59,7 +59,7 @@ async fn a_token_comes_by_header_subprotocol_or_ticket() {
 }
 
 #[tokio::test]
-async fn without_a_good_credential_the_handshake_is_refused() {
+async fn invalid_credential_refuses_the_handshake() {
     let idle = idle().await;
     let nobody = idle.user.caller.anonymous();
     let refused = Socket::open_on(&nobody, 0, &idle.id, ECHO).await;
@@ -72,7 +72,7 @@ async fn without_a_good_credential_the_handshake_is_refused() {
 }
 
 #[tokio::test]
-async fn who_may_not_run_commands_is_refused_as_everywhere() {
+async fn caller_without_write_permission_is_refused() {
     let idle = idle().await;
     let reader = idle.user.key_for(&idle.id, "read").await;
     let (status, body) = Socket::open_on(&reader, 0, &idle.id, ECHO)
@@ -92,7 +92,7 @@ async fn who_may_not_run_commands_is_refused_as_everywhere() {
 }
 
 #[tokio::test]
-async fn what_does_not_run_is_409_before_the_handshake() {
+async fn stopped_environment_returns_409_before_the_handshake() {
     let user = someone().await;
     let id = user.caller.create(&script("true")).await;
     user.caller.until_ended(&id).await;

@@ -1,15 +1,13 @@
-//! How a session ends, and the close code that says so.
+//! The ends of a session and their close codes.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::SinkExt;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::boxes::{idle, script, small};
+use crate::support::boxes::{idle, kill_box_of, script, small};
 use crate::support::caller::someone;
 use crate::support::socket::Socket;
 use crate::support::{eventually, within};
@@ -19,7 +17,7 @@ fn sleeping(mark: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_takes_its_command_with_it_within_five_seconds() {
+async fn disconnected_client_kills_its_command_within_five_seconds() {
     let idle = idle().await;
     let caller = &idle.user.caller;
     for polite in [true, false] {
@@ -43,7 +41,7 @@ async fn a_client_that_goes_takes_its_command_with_it_within_five_seconds() {
 }
 
 #[tokio::test]
-async fn an_environment_that_ends_as_it_was_to_is_said_with_4409_and_no_exit_is_made_up() {
+async fn intended_end_closes_with_4409_without_an_exit() {
     let user = someone().await;
     let forced = user.caller.running(&small()).await;
     let deleted = user.caller.running(&small()).await;
@@ -80,38 +78,8 @@ async fn an_environment_that_ends_as_it_was_to_is_said_with_4409_and_no_exit_is_
     }
 }
 
-/// Kills the box that runs a process with this text in its command line.
-fn kill_box_of(text: &str) {
-    let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status"));
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let pids = || {
-        let entries = std::fs::read_dir("/proc").unwrap();
-        entries.filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-    };
-    let runs = |pid: &String| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line)
-            .replace('\0', " ")
-            .contains(text)
-    };
-    let inside = pids().find(runs).expect("a process of the box");
-    let wanted = namespace(&inside);
-    let first = pids()
-        .filter(|pid| pid.parse::<u32>().is_ok() && namespace(pid) == wanted)
-        .find(|pid| {
-            // Its last number is that in the box.
-            let status = status(pid).unwrap_or_default();
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-            numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some("1"))
-        })
-        .expect("the first process of the box");
-    let pid = Pid::from_raw(first.parse().unwrap());
-    assert_ne!(wanted, namespace("self"), "no box");
-    kill(pid, Signal::SIGKILL).unwrap();
-}
-
 #[tokio::test]
-async fn a_box_that_is_lost_is_said_with_4502_and_no_exit_is_made_up() {
+async fn lost_box_closes_with_4502_without_an_exit() {
     let user = someone().await;
     let id = user.caller.running(&small()).await;
     let mark = format!("7{:06}", rand::random::<u16>());
@@ -136,7 +104,7 @@ async fn a_box_that_is_lost_is_said_with_4502_and_no_exit_is_made_up() {
 }
 
 #[tokio::test]
-async fn a_message_over_a_mebibyte_closes_with_1009_and_one_of_it_passes() {
+async fn message_above_one_mebibyte_closes_with_1009() {
     let idle = idle().await;
     let count = "tty=false&command=wc&command=-c";
     let mut socket = Socket::open(&idle.user.caller, &idle.id, count).await;
@@ -153,7 +121,7 @@ async fn a_message_over_a_mebibyte_closes_with_1009_and_one_of_it_passes() {
 }
 
 #[tokio::test]
-async fn the_exit_comes_after_all_output_and_is_the_last_message() {
+async fn exit_is_the_last_message_after_all_output() {
     let idle = idle().await;
     for _ in 0..5 {
         let query = "tty=false&command=sh&command=-c&command=seq%202000%3B%20seq%202000%20%3E%262";

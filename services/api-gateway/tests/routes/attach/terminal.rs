@@ -1,4 +1,4 @@
-//! What a session carries: a terminal or two streams, and the client's messages.
+//! The data of a session: a terminal or two streams, and the client's messages.
 
 use bytes::Bytes;
 use futures::SinkExt;
@@ -16,7 +16,7 @@ async fn open(query: &str) -> Socket {
 const CAT: &str = "tty=false&command=cat";
 
 #[tokio::test]
-async fn the_images_shell_has_a_real_terminal_of_the_usual_size() {
+async fn default_command_is_a_shell_on_a_terminal_of_default_size() {
     let mut socket = open("").await;
     assert!(socket.ready().await.starts_with("exec-"));
     socket.stdin("tty; stty size; echo mar''k\n").await;
@@ -30,7 +30,7 @@ async fn the_images_shell_has_a_real_terminal_of_the_usual_size() {
 }
 
 #[tokio::test]
-async fn a_terminal_has_the_size_that_is_asked_for_and_is_resized() {
+async fn terminal_has_the_requested_size_and_resizes() {
     let mut socket = open("tty=true&cols=132&rows=50").await;
     socket.ready().await;
     socket.stdin("stty size; echo mar''k\n").await;
@@ -38,7 +38,7 @@ async fn a_terminal_has_the_size_that_is_asked_for_and_is_resized() {
     socket
         .send(json!({"type": "resize", "cols": 100, "rows": 30}))
         .await;
-    // The order of messages is kept: the size is set before this is read.
+    // Messages are processed in order: the size is set before this is read.
     socket.stdin("stty size; echo agai''n\n").await;
     let seen = socket.until("again").await;
     assert!(seen.contains("30 100"), "{seen}");
@@ -47,7 +47,7 @@ async fn a_terminal_has_the_size_that_is_asked_for_and_is_resized() {
 }
 
 #[tokio::test]
-async fn without_a_terminal_the_streams_are_apart_and_eof_is_an_end() {
+async fn session_without_terminal_separates_streams_and_accepts_eof() {
     let mut socket =
         open("tty=false&command=sh&command=-c&command=cat;%20echo%20err%20%3E%262;%20exit%203")
             .await;
@@ -63,7 +63,7 @@ async fn without_a_terminal_the_streams_are_apart_and_eof_is_an_end() {
 }
 
 #[tokio::test]
-async fn a_signal_reaches_the_command_by_either_name() {
+async fn signal_is_accepted_with_and_without_prefix() {
     for (name, code) in [("SIGINT", 130), ("TERM", 143), ("KILL", 137)] {
         let mut socket = open("tty=false&command=sleep&command=600").await;
         socket.ready().await;
@@ -74,10 +74,10 @@ async fn a_signal_reaches_the_command_by_either_name() {
 }
 
 #[tokio::test]
-async fn control_c_on_a_terminal_interrupts_what_runs_and_not_the_shell() {
+async fn control_c_interrupts_the_foreground_process() {
     let mut socket = open("").await;
     socket.ready().await;
-    // By what is in the foreground: a shell may still be about to start it.
+    // Waits for the foreground process: the shell may not have started it yet.
     socket
         .stdin("sh -c \"echo star''ted; exec sleep 600\"\n")
         .await;
@@ -89,7 +89,7 @@ async fn control_c_on_a_terminal_interrupts_what_runs_and_not_the_shell() {
 }
 
 #[tokio::test]
-async fn binary_frames_are_stdin_and_with_binary_output_too() {
+async fn binary_frames_carry_stdin_and_output() {
     let bytes: Vec<u8> = (0..=255).collect();
     let mut socket = open(&format!("{CAT}&binary=true")).await;
     socket.ready().await;
@@ -122,7 +122,7 @@ async fn binary_frames_are_stdin_and_with_binary_output_too() {
 }
 
 #[tokio::test]
-async fn a_character_that_is_cut_between_two_frames_is_whole() {
+async fn character_split_between_frames_is_kept() {
     let mut socket = open(CAT).await;
     socket.ready().await;
     for piece in [&b"\xe2\x82"[..], b"\xac\n"] {
@@ -136,7 +136,7 @@ async fn a_character_that_is_cut_between_two_frames_is_whole() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_answered_and_changes_nothing() {
+async fn invalid_message_returns_an_error_and_the_session_continues() {
     let mut socket = open(CAT).await;
     socket.ready().await;
     for (bad, named) in [
@@ -157,7 +157,7 @@ async fn what_is_no_message_is_answered_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_wrong_is_an_http_answer_by_parameter() {
+async fn invalid_query_returns_400_naming_the_parameter() {
     let idle = idle().await;
     for (query, field) in [
         ("cols=0", "cols"),
@@ -177,7 +177,7 @@ async fn a_query_that_is_wrong_is_an_http_answer_by_parameter() {
             "{body}"
         );
     }
-    // Not a handshake at all.
+    // A request without a handshake.
     let path = format!("/environments/{}/attach", idle.id);
     idle.user
         .caller
@@ -187,7 +187,7 @@ async fn a_query_that_is_wrong_is_an_http_answer_by_parameter() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_not_there_exits_with_127() {
+async fn missing_program_exits_with_127() {
     let mut socket = open("tty=false&command=no-such-program").await;
     let said = socket.rest().await;
     assert_eq!(

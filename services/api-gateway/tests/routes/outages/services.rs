@@ -1,4 +1,4 @@
-//! One of our own programs stops or is killed.
+//! Outages of our own services.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
 use crate::support::{PATIENCE, eventually};
 
-/// Counts to 200 within some seconds, and stays.
+/// Counts to 200 within some seconds, and sleeps.
 const COUNTING: &str =
     "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 60";
 
 #[tokio::test]
-async fn a_gateway_that_stops_finishes_what_it_has_begun_and_says_goodbye_to_streams() {
+async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let (system, admin) = own().await;
     let id = admin.running(&script(COUNTING)).await;
     let path = format!("/environments/{id}/logs?follow=true");
@@ -54,7 +54,7 @@ async fn a_gateway_that_stops_finishes_what_it_has_begun_and_says_goodbye_to_str
         begun.elapsed()
     );
 
-    // The next one takes over where this one was.
+    // The restarted gateway continues.
     system.wait_ready(PATIENCE).await.unwrap();
     everything_works_again(&admin, &id).await;
     let last = rest.last().or(first.last()).unwrap().number();
@@ -71,7 +71,7 @@ async fn a_gateway_that_stops_finishes_what_it_has_begun_and_says_goodbye_to_str
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_told_to_stop_says_so_and_serves_on_until_others_have_heard() {
+async fn draining_gateway_is_not_ready_and_keeps_serving() {
     let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "4");
     let system = System::start(options).await.unwrap();
     let gateway = system.gateway.as_ref().unwrap().replica_urls[0].clone();
@@ -98,7 +98,7 @@ async fn a_gateway_that_is_told_to_stop_says_so_and_serves_on_until_others_have_
     .await;
     let ready = format!("{gateway}/api/v1/health/ready");
     assert_eq!(client.get(&ready).send().await.unwrap().status(), 503);
-    // Kept connections and new ones are served; each answer is its connection's last.
+    // Existing and new connections are served; each answer closes its connection.
     while told.elapsed() < Duration::from_secs(3) {
         let answer = client.get(&live).send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -117,9 +117,9 @@ async fn a_gateway_that_is_told_to_stop_says_so_and_serves_on_until_others_have_
     system.stop().await;
 }
 
-/// A client may ask again on the connection that its stream was on, which must be served.
+/// A client may reconnect on the connection of its stream, which must still be served.
 #[tokio::test]
-async fn an_old_stream_ends_before_its_gateway_closes_and_a_new_one_with_it() {
+async fn draining_gateway_ends_old_streams_first() {
     let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "8");
     let system = System::start(options).await.unwrap();
     let admin = admin_of(&system).await;
@@ -149,7 +149,7 @@ async fn an_old_stream_ends_before_its_gateway_closes_and_a_new_one_with_it() {
 }
 
 #[tokio::test]
-async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_all() {
+async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
     let (system, admin) = own().await;
     let id = admin.running(&script(COUNTING)).await;
     let mut events = Events::open(&admin, &format!("/environments/{id}/logs?follow=true")).await;
@@ -164,8 +164,8 @@ async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_a
             admin.runs(&id, "sleep 613").await.then_some(())
         })
         .await;
-        // An exec-proxy tells the gateway that it has a command 50 ms after it got it. One
-        // that is killed before it said so was never heard of, which is a 504.
+        // An exec-proxy acknowledges a command after 50 ms. A command whose exec-proxy is killed
+        // before that times out with 504.
         let meanwhile = json!({"command": ["sleep", "0.5"]});
         admin.post(&run, &meanwhile).await.is(200);
         assert!(system.kill("exec-proxy", 0));
@@ -194,8 +194,8 @@ async fn a_killed_exec_proxy_breaks_commands_honestly_and_followed_logs_not_at_a
     system.stop().await;
 }
 
-/// Takes the next terminal in an exec-proxy's place, says that its command runs, and then
-/// what no terminal can say.
+/// Accepts the next terminal in place of an exec-proxy, reports that its command has started, and
+/// sends an invalid message.
 async fn talk_nonsense(system: &System) {
     let nats = system.nats.as_ref().unwrap();
     let bus = Bus::connect(BusConfig {
@@ -226,7 +226,7 @@ async fn talk_nonsense(system: &System) {
 }
 
 #[tokio::test]
-async fn an_exec_proxy_that_stops_closes_terminals_with_4503_and_one_that_errs_with_1011() {
+async fn stopping_exec_proxy_closes_with_4503_and_failing_one_with_1011() {
     let impatient = unlimited(options()).env("exec-proxy", "AGENTBOX_SESSION_GRACE", "0");
     let (system, admin) = own_with(impatient).await;
     let id = admin.running(&small()).await;

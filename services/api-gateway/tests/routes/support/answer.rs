@@ -1,4 +1,4 @@
-//! What the API answered. Every answer, whatever it says, must have what all have.
+//! Responses of the API. Each is checked for the headers and fields that every response has.
 
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -37,7 +37,7 @@ impl Answer {
         self.headers.contains_key(name)
     }
 
-    /// The body of an answer that must have this status.
+    /// Asserts the status and returns the body.
     #[track_caller]
     pub fn is(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
@@ -48,7 +48,7 @@ impl Answer {
         }
     }
 
-    /// The message of an error that must have this status and word.
+    /// Asserts status and code of an error and returns its message.
     #[track_caller]
     pub fn is_error(&self, status: u16, word: &str) -> String {
         assert_eq!(self.status, status, "{}", self.text);
@@ -57,13 +57,13 @@ impl Answer {
         body["message"].as_str().unwrap().to_owned()
     }
 
-    /// `{"error", "message", "code"}`, and the headers that its status comes with.
+    /// Checks `{"error", "message", "code"}`, and the headers that belong to the status.
     fn check_error(&self) {
         let body = self.json();
         assert_eq!(body["code"], self.status, "{body}");
         assert!(body["error"].is_string(), "{body}");
         assert!(!body["message"].as_str().unwrap().is_empty(), "{body}");
-        // Unhealthy says more.
+        // The body of an unhealthy system has further fields.
         if body.get("kubernetes").is_none() {
             assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
         }
@@ -78,7 +78,7 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap())
 }
 
-/// What every answer has, streams and handshakes too.
+/// Checks the headers that every response has, also those of streams and handshakes.
 pub fn check_head(status: u16, headers: &HeaderMap) {
     let trace = header(headers, "x-trace-id").unwrap_or_else(|| panic!("{status}: no X-Trace-Id"));
     assert!(

@@ -1,5 +1,7 @@
 //! Environments for the tests.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -7,7 +9,7 @@ use tokio::sync::OnceCell;
 use super::caller::{Caller, User, send_patiently, someone};
 use super::{PATIENCE, eventually, within};
 
-/// A small one that idles.
+/// A small environment without a command.
 pub fn small() -> Value {
     json!({
         "name": "box",
@@ -16,14 +18,14 @@ pub fn small() -> Value {
     })
 }
 
-/// A small one whose main command is a shell script.
+/// A small environment that runs a shell script.
 pub fn script(text: &str) -> Value {
     let mut body = small();
     body["command"] = json!(["sh", "-c", text]);
     body
 }
 
-/// Somebody's running environment.
+/// A running environment and its owner.
 pub struct Idle {
     pub user: User,
     pub id: String,
@@ -31,7 +33,7 @@ pub struct Idle {
 
 static IDLE: OnceCell<Idle> = OnceCell::const_new();
 
-/// One that all tests share which do nothing to it but run commands.
+/// An environment shared by tests that only run commands in it.
 pub async fn idle() -> &'static Idle {
     IDLE.get_or_init(async || {
         let user = someone().await;
@@ -43,22 +45,52 @@ pub async fn idle() -> &'static Idle {
     .await
 }
 
+/// Kills the box that runs a process with this text in its command line.
+pub fn kill_box_of(text: &str) {
+    let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status"));
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let pids = || {
+        let entries = std::fs::read_dir("/proc").unwrap();
+        entries.filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+    };
+    let runs = |pid: &String| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line)
+            .replace('\0', " ")
+            .contains(text)
+    };
+    let inside = pids().find(runs).expect("a process of the box");
+    let wanted = namespace(&inside);
+    let first = pids()
+        .filter(|pid| pid.parse::<u32>().is_ok() && namespace(pid) == wanted)
+        .find(|pid| {
+            // The last number is the process id within the box.
+            let status = status(pid).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some("1"))
+        })
+        .expect("the first process of the box");
+    let pid = Pid::from_raw(first.parse().unwrap());
+    assert_ne!(wanted, namespace("self"), "no box");
+    kill(pid, Signal::SIGKILL).unwrap();
+}
+
 impl Caller {
-    /// Creates one and returns its id.
+    /// Creates an environment and returns its id.
     pub async fn create(&self, body: &Value) -> String {
         let request = self.request(Method::POST, "/environments").json(body);
         let created = send_patiently(request).await.is(201);
         created["id"].as_str().unwrap().to_owned()
     }
 
-    /// Creates one and waits until it runs.
+    /// Creates an environment and waits until it runs.
     pub async fn running(&self, body: &Value) -> String {
         let id = self.create(body).await;
         self.until(&id, "running").await;
         id
     }
 
-    /// Waits until it has this status; fails when it has ended with another.
+    /// Waits for a status; fails when the environment has ended with another.
     pub async fn until(&self, id: &str, status: &str) -> Value {
         let path = format!("/environments/{id}");
         let what = format!("{id} {status}");
@@ -76,7 +108,7 @@ impl Caller {
         .await
     }
 
-    /// Waits until it has ended, however.
+    /// Waits until the environment has ended, with any status.
     pub async fn until_ended(&self, id: &str) -> Value {
         let path = format!("/environments/{id}");
         eventually(&format!("{id} has ended"), async || {
@@ -102,7 +134,7 @@ impl Caller {
 
     /// Whether a process of the box has this text in its command line.
     pub async fn runs(&self, id: &str, mark: &str) -> bool {
-        // Written so that the searching shell does not find itself.
+        // The brackets keep the searching shell from finding itself.
         let (first, rest) = mark.split_at(1);
         let text = format!(
             "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q '[{first}]{rest}'"

@@ -1,4 +1,4 @@
-//! Who calls: a client machine with an address of its own, and a user on it.
+//! Callers of the API: a client machine with its own address, and a user on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,17 +14,16 @@ use super::PATIENCE;
 use super::answer::Answer;
 use super::system::shared;
 
-/// Of every user that a test makes.
+/// The password of every user that a test creates.
 pub const PASSWORD: &str = "correct horse battery";
 
-/// Sends requests to the gateways in turn, so that no test relies on what one replica
-/// remembers.
+/// Sends requests to the gateways in turn, so that no test relies on the memory of one replica.
 #[derive(Clone)]
 pub struct Caller {
     http: reqwest::Client,
     gateways: Arc<[String]>,
     turn: Arc<AtomicUsize>,
-    /// What the proxy before the gateways says of the client.
+    /// The client address in `X-Forwarded-For`.
     pub address: String,
     pub token: Option<String>,
 }
@@ -59,7 +58,7 @@ pub async fn someone() -> User {
     new_user(admin().await, "user").await
 }
 
-/// A new user, at an address of its own.
+/// A new user, at its own address.
 pub async fn new_user(admin: &Caller, role: &str) -> User {
     let username = format!("u{:016x}", rand::random::<u64>());
     let body = json!({
@@ -85,7 +84,7 @@ impl User {
         self.caller.with(&token)
     }
 
-    /// A new key, with what the request says.
+    /// Creates a key with this request.
     pub async fn key(&self, body: Value) -> (String, Caller) {
         let request = self.caller.request(Method::POST, "/api-keys").json(&body);
         let created = send_patiently(request).await.is(201);
@@ -104,11 +103,11 @@ impl User {
 }
 
 impl Caller {
-    /// Nobody yet, at a new address.
+    /// A caller without a credential, at a new address.
     pub fn of(system: &System) -> Self {
         let gateways = &system.gateway.as_ref().unwrap().replica_urls;
         Self {
-            // Each test has a runtime of its own: a connection must not outlive its test.
+            // Each test has its own async runtime: no connection may outlive its test.
             http: reqwest::Client::builder()
                 .pool_max_idle_per_host(0)
                 .timeout(Duration::from_secs(120))
@@ -161,7 +160,7 @@ impl Caller {
         self.gateways.len()
     }
 
-    /// The gateway whose turn it is.
+    /// The next gateway in turn.
     pub fn next_gateway(&self) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed) % self.gateways.len()
     }
@@ -210,7 +209,7 @@ impl Caller {
         send(self.request(Method::DELETE, path)).await
     }
 
-    /// What a login, patiently, gives.
+    /// Logs in and returns the token.
     async fn token_of(&self, username: &str, password: &str) -> String {
         let body = json!({"username": username, "password": password});
         let request = self.request(Method::POST, "/auth/login").json(&body);
@@ -228,8 +227,8 @@ pub async fn send(request: RequestBuilder) -> Answer {
     Answer::read(request.send().await.unwrap()).await
 }
 
-/// As a client that waits when it is told to: for what a test needs and is not about. An
-/// overloaded machine answers 503.
+/// Sends a request and retries 503 as `Retry-After` asks: for requests that a test needs but does
+/// not test. An overloaded machine answers 503.
 pub async fn send_patiently(request: RequestBuilder) -> Answer {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -242,7 +241,7 @@ pub async fn send_patiently(request: RequestBuilder) -> Answer {
     }
 }
 
-/// Of 10.0.0.0/8: no test meets another's by chance.
+/// A random address of 10.0.0.0/8, so that tests do not share one.
 fn random_address() -> String {
     let [a, b, c] = rand::random::<[u8; 3]>();
     format!("10.{a}.{b}.{c}")

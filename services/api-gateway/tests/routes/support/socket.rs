@@ -1,4 +1,4 @@
-//! An attached WebSocket, frame by frame.
+//! A client of an attached WebSocket.
 
 use std::time::Duration;
 
@@ -21,17 +21,17 @@ const NEXT: Duration = Duration::from_secs(40);
 pub enum Frame {
     Json(Value),
     Binary(Bytes),
-    /// Close code and reason; 1006 when the connection just broke.
+    /// Close code and reason; 1006 when the connection broke without a close frame.
     Closed(u16, String),
 }
 
 pub struct Socket {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// The subprotocol that was agreed on.
+    /// The selected subprotocol.
     pub protocol: Option<String>,
 }
 
-/// What a session said until its end.
+/// The messages of a session until its end.
 #[derive(Debug, Default)]
 pub struct Said {
     pub stdout: String,
@@ -41,7 +41,7 @@ pub struct Said {
     pub close: (u16, String),
 }
 
-/// The handshake, to be changed before it is sent; without any credential.
+/// A handshake without a credential, to be changed before it is sent.
 pub fn handshake(caller: &Caller, gateway: usize, id: &str, query: &str) -> Request {
     let path = format!("/environments/{id}/attach?{query}");
     let url = caller.url(gateway, &path).replacen("http://", "ws://", 1);
@@ -52,7 +52,7 @@ pub fn handshake(caller: &Caller, gateway: usize, id: &str, query: &str) -> Requ
 }
 
 impl Socket {
-    /// With the Authorization header.
+    /// Opens a socket with the Authorization header.
     pub async fn open(caller: &Caller, id: &str, query: &str) -> Self {
         Self::open_on(caller, caller.next_gateway(), id, query)
             .await
@@ -73,7 +73,7 @@ impl Socket {
         Self::connect(request).await
     }
 
-    /// Status and body of a refused handshake otherwise.
+    /// Opens a socket; a refused handshake returns its status and body.
     pub async fn connect(request: Request) -> Result<Self, (u16, Value)> {
         match connect_async(request).await {
             Ok((socket, response)) => {
@@ -105,7 +105,7 @@ impl Socket {
     }
 
     pub async fn next(&mut self) -> Frame {
-        // A ping is no frame: one who sends nothing else is waited for no longer.
+        // Pings do not extend the deadline.
         let deadline = tokio::time::Instant::now() + NEXT;
         loop {
             let next = tokio::time::timeout_at(deadline, self.socket.next()).await;
@@ -134,7 +134,7 @@ impl Socket {
         }
     }
 
-    /// The session's id: the first message says it.
+    /// Reads the first message, which has the session id.
     pub async fn ready(&mut self) -> String {
         let ready = self.message().await;
         assert_eq!(ready["type"], "ready", "{ready}");

@@ -1,4 +1,4 @@
-//! Reads server-sent events as a browser does, comments too.
+//! A client of server-sent events, which also sees comments.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use serde_json::Value;
 use super::answer::{Answer, check_head, header};
 use super::caller::Caller;
 
-/// How long the next one may take.
+/// How long the next event may take.
 const NEXT: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub id: Option<String>,
-    /// `message` when it has none.
+    /// `message` for an event without a name.
     pub name: String,
     pub data: String,
     /// The block was a comment.
@@ -62,7 +62,7 @@ impl Events {
         Self::resume(caller, caller.next_gateway(), path, None).await
     }
 
-    /// At one gateway, after an event.
+    /// Resumes at one gateway, after an event.
     pub async fn resume(caller: &Caller, gateway: usize, path: &str, last: Option<u64>) -> Self {
         match Self::try_open(caller, gateway, path, last).await {
             Ok(events) => events,
@@ -96,7 +96,7 @@ impl Events {
         })
     }
 
-    /// The next block, a comment too; `None` when the stream is over.
+    /// The next event or comment; `None` at the end of the stream.
     pub async fn block(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.buffer.find("\n\n") {
@@ -105,14 +105,14 @@ impl Events {
                 return Some(Event::parse(block.trim_end()));
             }
             let chunk = tokio::time::timeout(NEXT, self.response.chunk()).await;
-            // A connection that is cut is over too.
+            // A broken connection ends the stream too.
             let chunk = chunk.expect("the next event in time").ok().flatten()?;
             // Tests write ASCII.
             self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
 
-    /// The next event that is no comment.
+    /// The next event, without comments.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             let event = self.block().await?;
@@ -130,7 +130,7 @@ impl Events {
         events
     }
 
-    /// All until the stream is over.
+    /// All events until the end of the stream.
     pub async fn rest(mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {

@@ -1,4 +1,4 @@
-//! One stream of each kind on every replica, and how they end.
+//! Opens one stream of each kind on every replica, and checks how they end.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use super::socket::Socket;
 use super::sse::Events;
 use super::within;
 
-/// How soon a stream ends with what allowed it.
+/// How soon a stream must end after its credential or right.
 pub const AT_MOST: Duration = Duration::from_secs(5);
 
 pub struct Streams {
-    /// Of one environment.
+    /// Streams of one environment.
     pub events: Vec<Events>,
-    /// Of all that the caller sees.
+    /// Streams of all visible events.
     pub lists: Vec<Events>,
     pub sockets: Vec<Socket>,
     mark: String,
@@ -47,13 +47,13 @@ impl Streams {
         streams
     }
 
-    /// Of an attach whose command is looked for at the end.
+    /// The query of an attach with a command that can be found by its mark.
     pub fn query(&self) -> String {
         let mark = &self.mark;
         format!("tty=false&command=sh&command=-c&command=sleep%20{mark}%3B%20true")
     }
 
-    /// Reads all of them until then; none may say anything.
+    /// Reads all streams until `when`; none may send anything.
     pub async fn are_quiet_until(&mut self, when: Instant) {
         let of_one = self.events.iter_mut();
         let events = of_one.chain(&mut self.lists).map(async |events| {
@@ -70,12 +70,12 @@ impl Streams {
         );
     }
 
-    /// All have ended by the deadline for want of a credential; `still` finds what ran.
+    /// Asserts that all end with 401 by the deadline. `still` checks that their commands are killed.
     pub async fn end(self, still: &Caller, id: &str) {
         self.end_with(401, 401, 4401, still, id).await;
     }
 
-    /// All have ended by the deadline, each saying why.
+    /// Asserts that all end by the deadline, with these codes.
     pub async fn end_with(self, of_one: u16, of_all: u16, close: u16, still: &Caller, id: &str) {
         let deadline = Instant::now() + AT_MOST;
         let left = || deadline.saturating_duration_since(Instant::now());

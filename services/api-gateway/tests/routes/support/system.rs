@@ -8,7 +8,7 @@ pub const ARRIVAL_S: u64 = 3;
 
 static SHARED: OnceCell<System> = OnceCell::const_new();
 
-/// The one that all tests share which do not break anything: two replicas of each service.
+/// The system shared by tests that break nothing: two replicas of each service.
 pub async fn shared() -> &'static System {
     SHARED
         .get_or_init(async || {
@@ -29,16 +29,16 @@ pub async fn shared() -> &'static System {
         .await
 }
 
-/// How long a login is good on [`short_lived`], in seconds.
+/// The lifetime of a login on [`short_lived`], in seconds.
 pub const TOKEN_S: u64 = 10;
-/// How long a ticket is good on it.
+/// The lifetime of a ticket on [`short_lived`], in seconds.
 pub const TICKET_S: u64 = 3;
-/// How often the client of a terminal is asked on it.
+/// The ping interval on [`short_lived`], in seconds.
 pub const PING_S: u64 = 2;
 
 static SHORT_LIVED: OnceCell<System> = OnceCell::const_new();
 
-/// Two replicas of each service, where what ends by itself does so soon.
+/// Two replicas of each service, with short lifetimes of logins and tickets.
 pub async fn short_lived() -> &'static System {
     SHORT_LIVED
         .get_or_init(async || {
@@ -52,7 +52,7 @@ pub async fn short_lived() -> &'static System {
         .await
 }
 
-/// Which cluster the boxes are on: `kubernetes`, or containerd.
+/// The variable that selects the runtime: `kubernetes` or `containerd`.
 const RUNTIME: &str = "AGENTBOX_TEST_RUNTIME";
 
 fn runtime() -> Runtime {
@@ -63,7 +63,7 @@ fn runtime() -> Runtime {
     }
 }
 
-/// Of which stream a line of stderr is once its box has ended: one of the differences in
+/// The stream of a stderr line after its box has ended: one of the differences in
 /// `docs/drivers.md`.
 pub fn stderr_after_the_end() -> &'static str {
     match runtime() {
@@ -72,7 +72,7 @@ pub fn stderr_after_the_end() -> &'static str {
     }
 }
 
-/// The tests come from this machine and say for whom they speak, as a proxy would.
+/// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`.
 pub fn options() -> Options {
     Options::components(runtime().components()).env(
         "api-gateway",
@@ -81,7 +81,7 @@ pub fn options() -> Options {
     )
 }
 
-/// Without limits that a test could meet by accident.
+/// Raises the limits that tests do not test.
 pub fn unlimited(options: Options) -> Options {
     options
         .without_rate_limits()
