@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
+use agentbox_clusters::DriverKind;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_runtime::Runtime;
 use agentbox_scheduler::Scheduler;
@@ -90,7 +91,7 @@ impl Replica {
         let clusters = Clusters::new(
             runtimes
                 .iter()
-                .map(|(name, _)| Cluster::new(name, "containerd", BTreeMap::new(), overcommit)),
+                .map(|(name, _)| Cluster::new(name, DriverKind::Containerd, BTreeMap::new(), overcommit)),
         );
         let shutdown = CancellationToken::new();
         let scheduler = Scheduler::new(
