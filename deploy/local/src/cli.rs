@@ -200,3 +200,15 @@ fn logs(layout: &Layout, service: Option<&str>, follow: bool) -> anyhow::Result<
     }
     Err(tail.args(files).exec().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn configuration_reference_matches_code() {
+        agentbox_service::configuration::check("agentbox-local", &Arguments::command()).unwrap();
+    }
+}

@@ -187,7 +187,7 @@ impl Bus {
         cluster: &str,
         queue: &str,
     ) -> Result<Acceptor<S>, BusError> {
-        self.inner.hub.accept(cluster, queue).await
+        Acceptor::subscribe(&self.inner.hub, cluster, queue).await
     }
 }
 

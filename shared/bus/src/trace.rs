@@ -3,6 +3,7 @@
 //! The attributes are OpenTelemetry's semantic conventions for messaging. Every span about
 //! a message is made here.
 
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::Subject;
 use async_nats::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector};
@@ -64,11 +65,13 @@ pub(crate) fn process_span(subject: &str, headers: Option<&HeaderMap>) -> Span {
     span
 }
 
-/// The span of a message that is published for later, such as an outbox row: a root, which
-/// the caller continues from the context that it has stored. `template` is the subject with
-/// names for its variable tokens.
+/// The span of a message about an environment that was stored first and is published later: a
+/// root, which the caller continues from the stored context. `destination` is the subject, or
+/// the name of the bucket.
 #[must_use]
-pub fn publish_span(kind: &str, template: &str) -> Span {
+pub fn publish_span(kind: &str, destination: &str, environment: &EnvironmentId) -> Span {
+    let template = Subject::parse(destination)
+        .map_or_else(|| destination.to_owned(), |subject| subject.template());
     tracing::info_span!(
         parent: None,
         "publish",
@@ -78,6 +81,7 @@ pub fn publish_span(kind: &str, template: &str) -> Span {
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
         messaging.destination.template = template,
+        environment = %environment,
     )
 }
 

@@ -13,5 +13,7 @@ pub mod permissions;
 pub mod rpc;
 pub mod subjects;
 pub mod units;
+#[cfg(test)]
+mod wire;
 
 pub use error_chain::ErrorChain;

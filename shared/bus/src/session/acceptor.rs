@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::rpc::SessionRpc;
+use agentbox_contracts::subjects;
 use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -12,7 +13,9 @@ use tracing::Span;
 use super::Session;
 use super::actor::Role;
 use super::hub::Hub;
+use crate::error::BusError;
 use crate::message::is_past_deadline;
+use crate::subscription::{confirm, leave};
 use crate::{metrics, trace};
 
 /// The requests for sessions of one kind.
@@ -23,12 +26,20 @@ pub struct Acceptor<S> {
 }
 
 impl<S: SessionRpc> Acceptor<S> {
-    pub(super) fn new(hub: Hub, requests: Subscriber) -> Self {
-        Self {
-            hub,
+    /// Serves sessions of `cluster`, together with the other members of the queue group.
+    pub(crate) async fn subscribe(hub: &Hub, cluster: &str, queue: &str) -> Result<Self, BusError> {
+        let client = hub.client().nats();
+        let requests = client
+            .queue_subscribe(subjects::exec_rpc(cluster, S::METHOD), queue.to_owned())
+            .await
+            .map_err(BusError::nats("subscribing to session requests"))?;
+        // After this the caller may report that it is ready.
+        confirm(client).await?;
+        Ok(Self {
+            hub: hub.clone(),
             requests,
             kind: PhantomData,
-        }
+        })
     }
 
     /// The next request. `None` when the bus is closed, and after [`Self::stop`] once every
@@ -63,7 +74,7 @@ impl<S: SessionRpc> Acceptor<S> {
 
     /// Leaves the queue group: its other members get the next requests.
     pub async fn stop(&mut self) {
-        self.hub.leave(&mut self.requests).await;
+        leave(self.hub.client().nats(), [&mut self.requests]).await;
     }
 }
 

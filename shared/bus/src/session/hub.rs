@@ -11,7 +11,7 @@ use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::rpc::SessionRpc;
 use agentbox_contracts::subjects::{self, Subject};
-use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use parking_lot::{Mutex, MutexGuard};
@@ -22,11 +22,10 @@ use tracing::{Instrument, Span};
 
 use super::actor::{Actor, Inbound, Role};
 use super::frame::{Frame, Kind};
-use super::{Acceptor, Control, PUBLISH_TIMEOUT, Session, WINDOW};
+use super::{Control, PUBLISH_TIMEOUT, Session, WINDOW};
 use crate::client::Client;
 use crate::error::BusError;
 use crate::message::{encode, set_deadline};
-use crate::subscription::{confirm, leave};
 use crate::{metrics, trace};
 
 /// Frames that wait for one session's actor. More are dropped, and the peer retransmits them.
@@ -177,6 +176,10 @@ impl Hub {
         Ok(hub)
     }
 
+    pub(super) fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         self.inner.client.is_connected()
     }
@@ -295,29 +298,5 @@ impl Hub {
     /// [`Self::reset`] where nothing can be awaited.
     pub(super) fn reset_now(&self, peer: String, error: Error) {
         self.inner.reset_now(peer, 0, error);
-    }
-
-    /// See [`leave`].
-    pub(super) async fn leave(&self, requests: &mut Subscriber) {
-        leave(self.inner.client.nats(), [requests]).await;
-    }
-
-    /// Serves sessions of `cluster`, together with the other members of `queue`.
-    pub(crate) async fn accept<S: SessionRpc>(
-        &self,
-        cluster: &str,
-        queue: &str,
-    ) -> Result<Acceptor<S>, BusError> {
-        let subject = subjects::exec_rpc(cluster, S::METHOD);
-        let requests = self
-            .inner
-            .client
-            .nats()
-            .queue_subscribe(subject, queue.to_owned())
-            .await
-            .map_err(BusError::nats("subscribing to session requests"))?;
-        // After this the caller may report that it is ready.
-        confirm(self.inner.client.nats()).await?;
-        Ok(Acceptor::new(self.clone(), requests))
     }
 }

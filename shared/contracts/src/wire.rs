@@ -1,0 +1,307 @@
+//! Snapshots of every message as JSON on the wire. A changed snapshot may break a peer of the
+//! other version: change the message so that both versions can decode it, then accept the
+//! snapshot (`INSTA_UPDATE=always cargo test -p agentbox-contracts`).
+//!
+//! Session messages are protobuf; their snapshots are in `exec/message`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::environment::{EnvironmentEvent, EventKind, Route};
+use crate::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
+use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
+use crate::{environment, error, identity, subjects};
+
+const ENV: &str = "env-0123456789abcdef";
+const USER: &str = "user-0123456789abcdef";
+const KEY: &str = "key-0123456789abcdef";
+const LOGIN: &str = "login-0123456789abcdef";
+const AT: &str = "2026-01-02T03:04:05Z";
+
+type Messages = BTreeMap<String, Value>;
+
+/// Decodes a message with all fields and records its encoding.
+fn message<T: Serialize + DeserializeOwned>(messages: &mut Messages, name: &str, value: Value) {
+    let decoded: T =
+        serde_json::from_value(value).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let encoded = serde_json::to_value(decoded).unwrap();
+    assert_eq!(messages.insert(name.to_owned(), encoded), None, "{name}");
+}
+
+fn rpc<R: Rpc>(messages: &mut Messages, request: Value, reply: Value) {
+    let name = format!("{}.{}", R::SERVICE, R::METHOD);
+    message::<R::Request>(messages, &format!("{name} request"), request);
+    message::<R::Reply>(messages, &format!("{name} reply"), reply);
+}
+
+fn cluster_rpc<R: ClusterRpc>(messages: &mut Messages, request: Value, reply: Value) {
+    message::<R::Request>(messages, &format!("exec.{} request", R::METHOD), request);
+    message::<R::Reply>(messages, &format!("exec.{} reply", R::METHOD), reply);
+}
+
+fn environment_request() -> Value {
+    json!({
+        "name": "build", "image": "python:3.12",
+        "resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"},
+        "timeout_s": 3600,
+        "env": {"LANG": "C"}, "command": ["sleep", "60"], "labels": {"team": "a"},
+        "node_selector": {"disk": "ssd"},
+        "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes",
+            "effect": "NoSchedule", "tolerationSeconds": 30}],
+        "isolation": {
+            "runtime_class": "gvisor",
+            "network_policy": {"allow_internet": true, "allowed_egress_cidrs": ["192.0.2.0/24"],
+                "allowed_ingress_ports": [8080], "allow_cluster_internal": false},
+            "security_context": {"run_as_user": 1000, "run_as_group": 1000,
+                "run_as_non_root": true, "read_only_root_filesystem": true,
+                "allow_privilege_escalation": false},
+        },
+    })
+}
+
+fn environment() -> Value {
+    let mut environment = json!({
+        "id": ENV, "owner": USER, "owner_username": "ada", "cluster": "local",
+        "status": "failed", "status_reason": "OOM_KILLED", "status_message": "out of memory",
+        "created_at": AT, "started_at": AT, "ended_at": AT, "expires_at": AT,
+        "exit_code": 137, "endpoint": "http://127.0.0.1:8080", "namespace": "agentbox-a",
+        "address": "10.0.0.2:10777", "generation": 3,
+    });
+    let request = environment_request();
+    let fields = environment.as_object_mut().unwrap();
+    fields.extend(request.as_object().unwrap().clone());
+    environment
+}
+
+fn user() -> Value {
+    json!({"id": USER, "username": "ada", "email": "ada@example.org", "role": "admin",
+        "created_at": AT})
+}
+
+fn api_key() -> Value {
+    json!({"id": KEY, "owner": USER, "description": "ci", "created_at": AT, "expires_at": AT,
+        "last_used_at": AT,
+        "permissions": [{"environment_id": ENV, "permission": "write"}]})
+}
+
+fn principal() -> Value {
+    json!({"user": USER, "username": "ada", "role": "user",
+        "credential": {"ticket": {"environment": ENV, "action": "attach",
+            "issued_by": {"api_key": {"id": KEY}}}},
+        "scope": {"environments": {ENV: "read"}}, "expires_at": AT})
+}
+
+#[test]
+fn scheduler_rpcs_match_snapshot() {
+    use environment::rpc::{Create, Delete, DeleteOwned, Get, Health, List, Patch, Resolve};
+    let mut m = Messages::new();
+    let create = json!({"owner": USER, "owner_username": "ada",
+        "request": environment_request(), "idempotency_key": "key-1"});
+    rpc::<Create>(&mut m, create, environment());
+    rpc::<Get>(&mut m, json!({"id": ENV}), environment());
+    let list = json!({"visibility": {"listed": {"owner": USER, "only": [ENV]}},
+        "status": "running", "label_selector": "team=a", "limit": 10, "offset": 20,
+        "known_total": 21});
+    let page = json!({"environments": [environment()], "total": 21, "has_more": true});
+    rpc::<List>(&mut m, list, page);
+    for (name, visibility) in [
+        ("visibility all", json!("all")),
+        ("visibility owner", json!({"owner": USER})),
+    ] {
+        message::<environment::Visibility>(&mut m, name, visibility);
+    }
+    rpc::<Resolve>(
+        &mut m,
+        json!({"ids": [ENV]}),
+        json!({"owners": {ENV: USER}}),
+    );
+    let patch = json!({"id": ENV, "name": "test", "labels": {"team": "b"}, "timeout_s": 60});
+    rpc::<Patch>(&mut m, patch, environment());
+    rpc::<Delete>(&mut m, json!({"id": ENV, "force": true}), json!({}));
+    rpc::<DeleteOwned>(&mut m, json!({"owner": USER}), json!({}));
+    let health = json!({"database": true, "clusters": [{"name": "local", "driver": "containerd",
+        "connected": true, "version": "2.0", "nodes": 1, "available_cpu_milli": 4000,
+        "available_memory_bytes": 1024}]});
+    rpc::<Health>(&mut m, json!({}), health);
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
+fn auth_rpcs_match_snapshot() {
+    use identity::rpc::{
+        Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser,
+        IssueTicket, ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, Ready, RevokeKey,
+    };
+    let mut m = Messages::new();
+    rpc::<Authenticate>(&mut m, json!({"bearer": {"token": "secret"}}), principal());
+    let ticket = json!({"ticket": {"ticket": "secret", "environment": ENV, "action": "logs"}});
+    message::<identity::rpc::AuthenticateRequest>(&mut m, "auth.authenticate ticket", ticket);
+    for (name, credential) in [
+        ("credential login", json!({"login": {"id": LOGIN}})),
+        ("credential api key", json!({"api_key": {"id": KEY}})),
+    ] {
+        message::<identity::Credential>(&mut m, name, credential);
+    }
+    message::<identity::Scope>(&mut m, "scope full", json!("full"));
+    let login = json!({"token": "secret", "expires_at": AT, "user": user()});
+    rpc::<Login>(
+        &mut m,
+        json!({"username": "ada", "password": "secret"}),
+        login,
+    );
+    rpc::<Logout>(&mut m, json!({"principal": principal()}), json!({}));
+    let change = json!({"user": USER, "current_password": "old", "new_password": "new"});
+    rpc::<ChangePassword>(&mut m, change, json!({}));
+    rpc::<GetUser>(&mut m, json!({"id": USER}), user());
+    let create = json!({"username": "ada", "email": "ada@example.org",
+        "password": "secret", "role": "user"});
+    rpc::<CreateUser>(&mut m, create, user());
+    let page = json!({"limit": 10, "offset": 20});
+    rpc::<ListUsers>(&mut m, page, json!({"users": [user()], "total": 1}));
+    let patch = json!({"id": USER, "email": "new@example.org", "role": "admin",
+        "password": "secret"});
+    rpc::<PatchUser>(&mut m, patch, user());
+    rpc::<DeleteUser>(&mut m, json!({"id": USER}), json!({}));
+    let create = json!({"owner": USER, "description": "ci", "expires_in_days": 30,
+        "permissions": [{"environment_id": ENV, "permission": "admin"}]});
+    rpc::<CreateKey>(
+        &mut m,
+        create,
+        json!({"api_key": api_key(), "key": "secret"}),
+    );
+    let list = json!({"owner": USER, "limit": 10, "offset": 20});
+    rpc::<ListKeys>(&mut m, list, json!({"api_keys": [api_key()], "total": 1}));
+    let key = json!({"owner": USER, "id": KEY});
+    rpc::<GetKey>(&mut m, key.clone(), api_key());
+    rpc::<RevokeKey>(&mut m, key, json!({}));
+    let issue = json!({"principal": principal(), "environment": ENV, "action": "attach"});
+    rpc::<IssueTicket>(&mut m, issue, json!({"ticket": "secret", "expires_at": AT}));
+    rpc::<PublicKeys>(&mut m, json!({}), json!({"keys": [{"kty": "OKP"}]}));
+    rpc::<Ready>(&mut m, json!({}), json!({}));
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
+fn exec_rpcs_match_snapshot() {
+    let mut m = Messages::new();
+    let box_address = "10.0.0.2:10777";
+    let usage = json!({"environment": ENV, "address": box_address});
+    let used = json!({"cpu_milli": 250, "memory_bytes": 1024});
+    cluster_rpc::<GetUsage>(&mut m, usage.clone(), used);
+    cluster_rpc::<ArchiveOutput>(&mut m, usage, json!({"entries": 12}));
+    let exec = json!({"exec": {"id": "exec-0123456789abcdef", "command": ["cat"],
+        "working_dir": "/tmp", "env": {"A": "b"}, "stdin": "aGk=", "stdin_follows": false,
+        "timeout_ms": 1000, "max_output_bytes": 1024}});
+    let attach = json!({"attach": {"id": "exec-0123456789abcdef", "command": ["sh"],
+        "tty": {"cols": 80, "rows": 24}}});
+    let logs = json!({"logs": {"from_sequence": 7, "tail": 10, "since": AT, "follow": true}});
+    for (name, kind) in [("exec", exec), ("attach", attach), ("logs", logs)] {
+        let open = json!({"environment": ENV, "address": box_address, "status": "running",
+            "kind": kind});
+        let name = format!("exec.{} {name}", BoxSession::METHOD);
+        message::<<BoxSession as SessionRpc>::Open>(&mut m, &name, open);
+    }
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
+fn events_routes_and_errors_match_snapshot() {
+    let mut m = Messages::new();
+    for kind in [
+        "created",
+        "updated",
+        "running",
+        "terminating",
+        "terminated",
+        "failed",
+    ] {
+        let event = json!({"environment_id": ENV, "owner": USER, "kind": kind,
+            "status": "failed", "status_reason": "EXITED", "status_message": "exit code 1",
+            "exit_code": 1, "at": AT});
+        message::<EnvironmentEvent>(&mut m, &format!("event {kind}"), event);
+    }
+    let route = json!({"owner": USER, "status": "running", "cluster": "local",
+        "address": "10.0.0.2:10777"});
+    message::<Route>(&mut m, "route", route);
+    let error = json!({"code": "rate_limited", "message": "too many requests",
+        "retry_after_s": 3});
+    message::<error::Error>(&mut m, "error", error);
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
+fn subjects_match_snapshot() {
+    let id = ENV.parse().unwrap();
+    let instance = "inst-0123456789abcdef".parse().unwrap();
+    let command = subjects::command("local", "reconcile", &id);
+    let built = [
+        subjects::rpc("auth", "login"),
+        subjects::exec_rpc("local", BoxSession::METHOD),
+        command.clone(),
+        subjects::event(&id, EventKind::Running),
+        subjects::dead_letter(&command),
+        subjects::limit("user-1", "exec", 7),
+        subjects::session("api-gateway", &instance, 9),
+    ];
+    let templates: BTreeMap<_, _> = built
+        .into_iter()
+        .map(|subject| {
+            let template = subjects::Subject::parse(&subject).unwrap().template();
+            (subject, template)
+        })
+        .collect();
+    let table = json!({
+        "subjects and their templates": templates,
+        "wildcards": [
+            subjects::ALL_COMMANDS, subjects::cluster_commands("local"),
+            subjects::ALL_EVENTS, subjects::environment_events(&id),
+            subjects::process_sessions("api-gateway", &instance),
+            subjects::ALL_DEAD_LETTERS, subjects::ALL_LIMITS,
+        ],
+        "streams and buckets": [
+            subjects::COMMANDS_STREAM, subjects::EVENTS_STREAM, subjects::DEAD_LETTERS_STREAM,
+            subjects::LIMITS_STREAM, subjects::ROUTES_BUCKET, subjects::OUTPUT_BUCKET,
+        ],
+        "headers": [
+            subjects::HEADER_DEADLINE, subjects::HEADER_ERROR, subjects::HEADER_EXPIRES_AT,
+            subjects::HEADER_REASON,
+        ],
+    });
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(table) });
+}
+
+#[test]
+fn enum_texts_are_their_json() {
+    use strum::VariantArray as _;
+    for status in environment::Status::VARIANTS {
+        assert_eq!(json!(status), status.as_str());
+        assert_eq!(status.as_str().parse(), Ok(*status));
+    }
+    for reason in environment::StatusReason::VARIANTS {
+        assert_eq!(json!(reason), reason.as_str());
+        assert_eq!(reason.as_str().parse(), Ok(*reason));
+    }
+    for kind in EventKind::VARIANTS {
+        assert_eq!(json!(kind), kind.as_str());
+        assert_eq!(kind.as_str().parse(), Ok(*kind));
+    }
+    for role in [identity::Role::User, identity::Role::Admin] {
+        assert_eq!(json!(role), role.as_str());
+        assert_eq!(role.as_str().parse(), Ok(role));
+    }
+    for permission in [
+        identity::Permission::Read,
+        identity::Permission::Write,
+        identity::Permission::Admin,
+    ] {
+        assert_eq!(json!(permission), permission.as_str());
+        assert_eq!(permission.as_str().parse(), Ok(permission));
+    }
+    for action in [identity::TicketAction::Logs, identity::TicketAction::Attach] {
+        assert_eq!(json!(action), action.as_str());
+        assert_eq!(action.as_str().parse(), Ok(action));
+    }
+}
