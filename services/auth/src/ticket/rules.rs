@@ -107,7 +107,7 @@ mod tests {
             (Scope::Full, TicketAction::Attach, None),
             (granted(Permission::Read), TicketAction::Logs, None),
             (
-                reach(Permission::Read),
+                granted(Permission::Read),
                 TicketAction::Attach,
                 Some(ErrorCode::Forbidden),
             ),
