@@ -59,7 +59,7 @@ async fn malformed_line_is_an_error_and_other_events_are_skipped() {
 #[tokio::test]
 async fn event_over_size_limit_is_an_error() {
     let mebibyte = "x".repeat(1 << 20);
-    let mut follow = Follow(stream(&[&mebibyte; 5]));
+    let mut follow = Follow(stream(&[mebibyte.as_str(); 5]));
     assert!(matches!(
         follow.next().await,
         Err(Error::EventTooLong { .. })
