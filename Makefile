@@ -86,6 +86,7 @@ check: packages check-fast ## Format, lints, documentation, licences and sources
 
 check-fast: ## The checks that compile nothing
 	cargo fmt --all --check
+	@bash .ci/lint.sh
 
 hooks: ## Let git run the checks that compile nothing before each commit
 	git config core.hooksPath .githooks

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use agentbox_api::event::{EventBody, EventList, EventsQuery};
 use agentbox_bus::{BusError, StoredEvent};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{EnvironmentEvent, Visibility};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects;
@@ -31,7 +32,7 @@ use follow::Follower;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn unavailable(error: &BusError) -> Error {
-    tracing::warn!(%error, "the event stream could not be read");
+    tracing::warn!(error = %ErrorChain(&error), "the event stream could not be read");
     Error::new(
         ErrorCode::Unavailable,
         "the events cannot be read now; try again",

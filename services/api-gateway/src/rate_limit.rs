@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use agentbox_bus::Bus;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::subjects;
 use base64::Engine as _;
@@ -164,7 +165,7 @@ impl Limiter {
                 self.paused_until
                     .store(now_ms + PAUSE_MS, Ordering::Relaxed);
                 metrics::counted_locally();
-                tracing::warn!(%error, "the bus did not count a request; this replica counts locally");
+                tracing::warn!(error = %ErrorChain(&error), "the bus did not count a request; this replica counts locally");
                 None
             }
         }

@@ -13,6 +13,7 @@ mod store;
 use std::time::Duration;
 
 use agentbox_box_protocol::proto::LogsRequest;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ArchiveReply, ArchiveRequest};
 use agentbox_contracts::logs::LogEntry;
@@ -53,7 +54,7 @@ async fn store_last_output(
         .await
         .map_err(|error| {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %ErrorChain(&error),
                 "writing the archive failed"
             );
             Error::new(
@@ -75,7 +76,7 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
         .last_output(id, ARCHIVE_BYTES)
         .await
         .map_err(|error| {
-            tracing::warn!(%error, environment = %id, "reading the last output failed");
+            tracing::warn!(error = %ErrorChain(&error), environment = %id, "reading the last output failed");
             Error::new(
                 ErrorCode::Unavailable,
                 "the environment's cluster does not answer",
@@ -91,7 +92,7 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
     match tokio::time::timeout(LIVE_DEADLINE, live).await {
         Ok(Ok(entries)) => Ok(entries),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "boxd sent no output");
+            tracing::debug!(error = %ErrorChain(&error), "boxd sent no output");
             Ok(kept)
         }
         Err(_) => Ok(kept),

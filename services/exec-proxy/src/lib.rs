@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::exec::rpc::{ArchiveOutput, GetUsage};
 use agentbox_service::Context;
 use anyhow::Context as _;
@@ -73,7 +74,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
                 };
                 tracing::warn!(
                     cluster = spec.name,
-                    error = &error as &dyn std::error::Error,
+                    error = %ErrorChain(&error),
                     "connecting to the cluster failed; trying again"
                 );
                 tokio::select! {

@@ -1,6 +1,7 @@
 //! How a session ended, and how to end one.
 
 use agentbox_bus::{Incoming, SessionSender};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::FromBox;
 use agentbox_contracts::exec::rpc::BoxSession;
@@ -23,7 +24,7 @@ impl Outcome {
         match sender.finish(last).await {
             Ok(()) => Self::Finished,
             Err(error) => {
-                tracing::debug!(%error, "the gateway did not take the last message");
+                tracing::debug!(error = %ErrorChain(&error), "the gateway did not take the last message");
                 Self::PeerGone
             }
         }
@@ -31,7 +32,7 @@ impl Outcome {
 
     /// Ends the session with the public form of `error`; its detail is logged.
     pub async fn failed(sender: SessionSender<FromBox>, error: &BoxError) -> Self {
-        tracing::info!(%error, "the session failed in the box");
+        tracing::info!(error = %ErrorChain(&error), "the session failed in the box");
         Self::refused(sender, error.public()).await
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError, Incoming};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
@@ -109,7 +110,7 @@ async fn drain(mut sessions: JoinSet<()>, grace: Duration, stopping: &Cancellati
 
 fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "a session panicked");
+        tracing::error!(error = %ErrorChain(&error), "a session panicked");
     }
 }
 
@@ -122,7 +123,7 @@ async fn serve_one(
     let open = match incoming.open() {
         Ok(open) => open,
         Err(error) => {
-            tracing::warn!(%error, "decoding a session's open request failed");
+            tracing::warn!(error = %ErrorChain(&error), "decoding a session's open request failed");
             metrics::failed("open", ErrorCode::BadRequest);
             let error = Error::new(
                 ErrorCode::BadRequest,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{UsageReply, UsageRequest};
 use tracing::Instrument as _;
@@ -54,7 +55,7 @@ async fn cluster_usage(cluster: &Cluster, request: &UsageRequest) -> Option<Usag
             memory_bytes: usage.memory.0,
         }),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "the cluster did not report usage");
+            tracing::debug!(error = %ErrorChain(&error), "the cluster did not report usage");
             None
         }
         Err(_) => None,

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
 use tokio::time::Instant;
 
@@ -71,7 +72,7 @@ async fn make_all(pool: &DatabaseConnection, connections: u32) -> Result<(), DbE
         match pool.get_postgres_connection_pool().acquire().await {
             Ok(connection) => made.push(connection),
             Err(error) if begun.elapsed() < START_DEADLINE => {
-                tracing::info!(%error, made = made.len(), "Postgres gives no connection yet");
+                tracing::info!(error = %ErrorChain(&error), made = made.len(), "Postgres gives no connection yet");
                 tokio::time::sleep(START_PAUSE).await;
             }
             Err(error) if made.is_empty() => {
@@ -79,7 +80,7 @@ async fn make_all(pool: &DatabaseConnection, connections: u32) -> Result<(), DbE
             }
             Err(error) => {
                 let (made, wanted) = (made.len(), connections);
-                tracing::warn!(%error, made, wanted, "Postgres gives fewer connections than wanted");
+                tracing::warn!(error = %ErrorChain(&error), made, wanted, "Postgres gives fewer connections than wanted");
                 break;
             }
         }

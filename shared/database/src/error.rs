@@ -1,5 +1,6 @@
 //! What Postgres can fail with, and what of it a caller is told.
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use sea_orm::{DbErr, RuntimeErr, SqlErr};
 
@@ -54,13 +55,13 @@ fn is_transient(error: &DbErr) -> bool {
 #[must_use]
 pub fn public_error(error: &DbErr) -> Error {
     if is_transient(error) {
-        tracing::warn!(%error, "the database is not available");
+        tracing::warn!(error = %ErrorChain(&error), "the database is not available");
         Error::new(
             ErrorCode::Unavailable,
             "the database cannot be reached; try again",
         )
     } else {
-        tracing::error!(%error, "a database statement failed");
+        tracing::error!(error = %ErrorChain(&error), "a database statement failed");
         Error::internal()
     }
 }

@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use tokio_util::sync::CancellationToken;
@@ -112,7 +113,7 @@ impl Leases {
         }
         if let Err(error) = self.release(name).await {
             tracing::debug!(
-                error = &error as &dyn std::error::Error,
+                error = %ErrorChain(&error),
                 lease = name,
                 "lease not released; it expires"
             );
@@ -126,7 +127,7 @@ impl Leases {
             Ok(Ok(acquired)) => acquired,
             Ok(Err(error)) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %ErrorChain(&error),
                     lease = name,
                     "lease not renewed"
                 );

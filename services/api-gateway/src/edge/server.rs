@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, Version, header};
@@ -152,7 +153,7 @@ pub(crate) async fn serve(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(error = %ErrorChain(&error), "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -195,7 +196,7 @@ struct Connection {
 impl Connection {
     async fn serve(self, stream: TcpStream, builder: Builder<TokioExecutor>, watcher: Watcher) {
         if let Err(error) = configure_keepalive(&stream) {
-            tracing::debug!(%error, "a connection's options could not be set");
+            tracing::debug!(error = %ErrorChain(&error), "a connection's options could not be set");
         }
         let Self {
             peer,
@@ -226,7 +227,7 @@ impl Connection {
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();
         if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%error, "a connection ended badly");
+            tracing::debug!(error = %ErrorChain(&*error), "a connection ended badly");
         }
     }
 }

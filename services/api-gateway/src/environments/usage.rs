@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::exec::rpc::GetUsage;
 use agentbox_contracts::exec::{UsageReply, UsageRequest};
@@ -26,7 +27,7 @@ pub(super) async fn of(gateway: &Gateway, environment: &Environment) -> Option<U
     match usage {
         Ok(usage) => Some(usage),
         Err(error) => {
-            tracing::debug!(%error, "a box's usage is not known");
+            tracing::debug!(error = %ErrorChain(&error), "a box's usage is not known");
             None
         }
     }

@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use agentbox_bus::{BusError, EventStream, StoredEvent};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects::EVENTS_STREAM;
@@ -93,7 +94,7 @@ pub(super) async fn bounds(gateway: &Gateway) -> Result<StreamBounds, Error> {
     with_deadline(async {
         let stream = gateway.bus.jetstream().get_stream(EVENTS_STREAM).await;
         let stream = stream.map_err(|error| {
-            tracing::warn!(%error, "the event stream could not be read");
+            tracing::warn!(error = %ErrorChain(&error), "the event stream could not be read");
             Error::new(
                 ErrorCode::Unavailable,
                 "the events cannot be read now; try again",

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use agentbox_bus::RouteWatch;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{FromBox, LogsRequest};
@@ -142,7 +143,7 @@ impl Follower {
             self.fail(error);
             return;
         }
-        tracing::debug!(%error, "reading logs failed and is retried");
+        tracing::debug!(error = %ErrorChain(&error), "reading logs failed and is retried");
         sleep(retry.pause).await;
         self.retry = Some(Retry {
             pause: (retry.pause * 2).min(LONGEST_PAUSE),

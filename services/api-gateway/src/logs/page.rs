@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::FromBox;
 use agentbox_contracts::logs::LogEntry;
@@ -90,8 +91,9 @@ pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result
     let body = if is_all {
         Body::from(head)
     } else {
-        let rest =
-            futures::stream::unfold(Some((session, writer, Some(head))), |state| async move {
+        let rest = futures::stream::unfold(
+            Some((session, writer, Some(head))),
+            |state| async move {
                 let (mut session, mut writer, head) = state?;
                 if let Some(head) = head {
                     return Some((Ok(Bytes::from(head)), Some((session, writer, None))));
@@ -104,11 +106,12 @@ pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result
                         Some((Ok(piece), state))
                     }
                     Err(error) => {
-                        tracing::info!(%error, "reading logs failed within a response");
+                        tracing::info!(error = %ErrorChain(&error), "reading logs failed within a response");
                         Some((Err(error), None))
                     }
                 }
-            });
+            },
+        );
         Body::from_stream(rest)
     };
     let mut response = body.into_response();

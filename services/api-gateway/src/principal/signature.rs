@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agentbox_bus::Bus;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::identity::rpc::{PublicKeys, Secret};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::rpc::Empty;
@@ -84,7 +85,9 @@ impl Signatures {
                 let keys = reply.keys.into_iter().filter_map(public_key).collect();
                 *self.keys.write() = keys;
             }
-            Err(error) => tracing::debug!(%error, "the public keys could not be read"),
+            Err(error) => {
+                tracing::debug!(error = %ErrorChain(&error), "the public keys could not be read")
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use agentbox_box_protocol::proto::{
     Empty, RunOutput, StartCommand, control_request, run_input, run_output,
 };
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::exec::Exit;
 use agentbox_contracts::ids::ExecId;
 use agentbox_contracts::logs::OutputStream;
@@ -204,7 +205,9 @@ impl Run {
         };
         match tokio::time::timeout(KILL_DEADLINE, killed.instrument(call_span("Control"))).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!(%error, "killing the command failed"),
+            Ok(Err(error)) => {
+                tracing::info!(error = %ErrorChain(&error), "killing the command failed")
+            }
             Err(_) => tracing::info!("killing the command timed out"),
         }
     }
@@ -281,7 +284,9 @@ impl Run {
                             status.code()
                         )));
                     }
-                    Err(error) => tracing::debug!(%error, "resuming failed; trying again"),
+                    Err(error) => {
+                        tracing::debug!(error = %ErrorChain(&error), "resuming failed; trying again")
+                    }
                 }
                 tokio::time::sleep(RESUME_PAUSE).await;
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ async fn send_archive(
         Ok(None) => Ok(false),
         Err(error) => {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %ErrorChain(&error),
                 "reading the archive failed"
             );
             if target.status.is_ended() {
@@ -127,7 +128,7 @@ async fn send_last_output(
             send_kept(session, cursor, entries).await.map(|()| found)
         }
         Err(error) => {
-            tracing::info!(%error, "reading the last output failed");
+            tracing::info!(error = %ErrorChain(&error), "reading the last output failed");
             Ok(false)
         }
     }

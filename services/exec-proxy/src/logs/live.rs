@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::exec::{FromBox, LogsRequest};
 use agentbox_contracts::logs::LogEntry;
 use futures::FutureExt as _;
@@ -96,7 +97,7 @@ fn ended_or_failed(error: BoxError) -> Result<Ended, Stop> {
             Ok(Ended::Lost(error))
         }
         error => {
-            tracing::warn!(%error, "boxd refused to send its logs");
+            tracing::warn!(error = %ErrorChain(&error), "boxd refused to send its logs");
             Err(Stop::Failed(error.public()))
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use agentbox_bus::{Bus, BusError};
+use agentbox_bus::{Bus, BusError, publish_span};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects;
@@ -192,21 +192,14 @@ impl Publisher {
     }
 
     async fn publish(&self, id: &EnvironmentId, row: &OutboxRow) -> Result<(), BusError> {
-        let (kind, destination) = match row.message {
-            OutboxMessage::Event(_) => ("event", "evt.env"),
-            OutboxMessage::Command { .. } => ("command", "cmd.env"),
-            OutboxMessage::Route(_) => ("route", "routes"),
+        let (kind, destination) = match &row.message {
+            OutboxMessage::Event(event) => ("event", subjects::event(id, event.kind)),
+            OutboxMessage::Command { cluster, op } => {
+                ("command", subjects::command(cluster, op, id))
+            }
+            OutboxMessage::Route(_) => ("route", subjects::ROUTES_BUCKET.to_owned()),
         };
-        let span = tracing::info_span!(
-            parent: None,
-            "publish",
-            otel.name = format!("publish env {kind}"),
-            otel.kind = "producer",
-            messaging.system = "nats",
-            messaging.operation.type = "send",
-            messaging.destination.template = destination,
-            environment = %id,
-        );
+        let span = publish_span(kind, &destination, id);
         trace::continue_from(&span, row.traceparent.as_deref());
         // With the environment's id: a database that was set up again counts from 1 again.
         let message_id = format!("outbox-{id}-{}", row.id);
