@@ -88,11 +88,9 @@ impl Replica {
             cpu: 1_000.0,
             memory: 1_000.0,
         };
-        let clusters = Clusters::new(
-            runtimes
-                .iter()
-                .map(|(name, _)| Cluster::new(name, DriverKind::Containerd, BTreeMap::new(), overcommit)),
-        );
+        let clusters = Clusters::new(runtimes.iter().map(|(name, _)| {
+            Cluster::new(name, DriverKind::Containerd, BTreeMap::new(), overcommit)
+        }));
         let shutdown = CancellationToken::new();
         let scheduler = Scheduler::new(
             database.store.clone(),
