@@ -201,28 +201,19 @@ impl AppState {
     }
 
     fn server(&self) -> Server {
-        macro_rules! on {
-            ($server:expr, $rpc:ty, $method:ident) => {{
-                let environments = self.environments.clone();
-                $server.on::<$rpc, _, _>(move |request| {
-                    let environments = environments.clone();
-                    async move { environments.$method(request).await }
-                })
-            }};
-        }
-        let server = self.bus.serve(SERVICE);
-        let server = on!(server, rpc::Create, create);
-        let server = on!(server, rpc::Get, get);
-        let server = on!(server, rpc::List, list);
-        let server = on!(server, rpc::Resolve, resolve);
-        let server = on!(server, rpc::Patch, patch);
-        let server = on!(server, rpc::Delete, delete);
-        let server = on!(server, rpc::DeleteOwned, delete_owned);
-        let environments = self.environments.clone();
-        server.on::<rpc::Health, _, _>(move |_| {
-            let environments = environments.clone();
-            async move { Ok(environments.health().await) }
-        })
+        let environments = &self.environments;
+        self.bus
+            .serve(SERVICE)
+            .on_shared::<rpc::Create, _, _, _>(environments, async |e, r| e.create(r).await)
+            .on_shared::<rpc::Get, _, _, _>(environments, async |e, r| e.get(r).await)
+            .on_shared::<rpc::List, _, _, _>(environments, async |e, r| e.list(r).await)
+            .on_shared::<rpc::Resolve, _, _, _>(environments, async |e, r| e.resolve(r).await)
+            .on_shared::<rpc::Patch, _, _, _>(environments, async |e, r| e.patch(r).await)
+            .on_shared::<rpc::Delete, _, _, _>(environments, async |e, r| e.delete(r).await)
+            .on_shared::<rpc::DeleteOwned, _, _, _>(environments, async |e, r| {
+                e.delete_owned(r).await
+            })
+            .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }
 
     /// The periodic work for all clusters.

@@ -149,7 +149,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres get", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Record>, StoreError> {
         get(&self.database, id.as_str()).await
     }
@@ -158,7 +158,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres owners", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn owners(
         &self,
         ids: &[EnvironmentId],

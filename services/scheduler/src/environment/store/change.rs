@@ -90,7 +90,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when the row is no longer as `before` has it.
-    #[tracing::instrument(name = "postgres change", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn change(
         &self,
         before: &Record,
@@ -149,7 +149,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
-    #[tracing::instrument(name = "postgres patch", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn patch(
         &self,
         before: &Record,
@@ -191,7 +191,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres set_status_message", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn set_status_message(
         &self,
         before: &Record,
@@ -213,7 +213,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
-    #[tracing::instrument(name = "postgres mark_box_removed", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn mark_box_removed(&self, before: &Record) -> Result<Record, StoreError> {
         let mut update = Query::update();
         update

@@ -126,7 +126,7 @@ impl Store {
     ///
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.
-    #[tracing::instrument(name = "postgres replay", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn replay(&self, creation: &Creation) -> Result<Option<Record>, StoreError> {
         replay(&self.database, creation).await
     }
@@ -135,7 +135,7 @@ impl Store {
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
-    #[tracing::instrument(name = "postgres create", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
+    #[tracing::instrument(name = "INSERT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "environments"))]
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
         let environment = &creation.environment;
         let transaction = begin(&self.database).await?;
@@ -166,7 +166,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when it is no longer as `before` has it.
-    #[tracing::instrument(name = "postgres reserve_capacity", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn reserve_capacity(
         &self,
         before: &Record,

@@ -112,7 +112,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres list", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn list(
         &self,
         listing: &Listing,
@@ -148,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres count", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn count(&self, listing: &Listing) -> Result<u64, StoreError> {
         let mut params = Params::default();
         let with = listing.rows(&[], &mut params)?.select("count(*)");

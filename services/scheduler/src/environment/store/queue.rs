@@ -36,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres claim", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn claim(&self, id: &EnvironmentId, holder: &str) -> Result<Claim, StoreError> {
         let claim = statement(
             "UPDATE reconcile_queue AS queued SET
@@ -89,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "postgres release", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE"))]
+    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn release(
         &self,
         id: &EnvironmentId,
