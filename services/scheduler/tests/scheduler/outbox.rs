@@ -191,7 +191,7 @@ async fn published_but_unmarked_rows_are_not_stored_twice() {
 
 #[tokio::test]
 async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
-    const PUBLISHERS: i64 = 8;
+    const ENVIRONMENTS: usize = 8;
     let database = database().await;
     let (system, nats) = TestNats::own().await.unwrap();
     let bus = self::bus(&nats, "scheduler").await;
@@ -201,17 +201,15 @@ async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
     let relay = tokio::spawn(relay.run(shutdown.clone()));
     assert!(system.signal("nats", 0, Signal::SIGSTOP));
     let ids =
-        join_all((0..PUBLISHERS).map(|_| run_lifecycle(&database.store, |id| outbox.wake(id))));
+        join_all((0..ENVIRONMENTS).map(|_| run_lifecycle(&database.store, |id| outbox.wake(id))));
     let ids = ids.await;
     // The test's own query is over when the pool is looked at.
     let pool = database.connection.get_postgres_connection_pool();
     let claimed = "SELECT count(*) FROM outbox_leases WHERE holder IS NOT NULL";
     eventually(
-        "all wait for the bus",
+        "a claim without a connection",
         Duration::from_secs(10),
-        async || {
-            database.number(claimed).await >= PUBLISHERS && pool.num_idle() == pool.size() as usize
-        },
+        async || database.number(claimed).await > 0 && pool.num_idle() == pool.size() as usize,
     )
     .await;
     let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
