@@ -32,7 +32,7 @@ use follow::Follower;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn unavailable(error: &BusError) -> Error {
-    tracing::warn!(error = %ErrorChain(&error), "the event stream could not be read");
+    tracing::warn!(error = %ErrorChain(error), "the event stream could not be read");
     Error::new(
         ErrorCode::Unavailable,
         "the events cannot be read now; try again",
@@ -87,7 +87,7 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
             description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
     responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
         content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
-pub(crate) async fn of_one(
+pub(crate) async fn list_for_environment(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Admitted(location): Admitted,
@@ -132,7 +132,7 @@ pub(crate) async fn of_one(
             description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
     responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
         content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
-pub(crate) async fn of_all(
+pub(crate) async fn list_all(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Query(query): Query<EventsQuery>,

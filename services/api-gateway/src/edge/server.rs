@@ -227,7 +227,7 @@ impl Connection {
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();
         if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(error = %ErrorChain(&*error), "a connection ended badly");
+            tracing::debug!(error = %ErrorChain(&*error), "a connection ended with an error");
         }
     }
 }

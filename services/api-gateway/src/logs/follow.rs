@@ -143,7 +143,7 @@ impl Follower {
             self.fail(error);
             return;
         }
-        tracing::debug!(error = %ErrorChain(&error), "reading logs failed and is retried");
+        tracing::debug!(error = %ErrorChain(error), "reading logs failed and is retried");
         sleep(retry.pause).await;
         self.retry = Some(Retry {
             pause: (retry.pause * 2).min(LONGEST_PAUSE),
