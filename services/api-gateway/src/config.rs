@@ -76,7 +76,7 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_BODY_TIMEOUT", default_value_t = 30)]
     pub body_timeout_s: u64,
 
-    /// Seconds between two pings to the client of a terminal. A client that sends nothing
+    /// Seconds between two pings to the client of a terminal, at least 1. A client that sends nothing
     /// between two pings is treated as gone.
     #[arg(long, env = "AGENTBOX_PING_INTERVAL", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..))]

@@ -54,12 +54,13 @@ pub struct Config {
     )]
     pub admin_email: String,
 
-    /// How long the token of a login is valid, in seconds.
+    /// How long the token of a login is valid, in seconds, at least 1.
     #[arg(long, env = "AGENTBOX_TOKEN_TTL", default_value_t = 3_600,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub token_ttl_s: u32,
 
-    /// How long a key signs tokens before a new one replaces it, in seconds (default 30 days).
+    /// How long a key signs tokens before a new one replaces it, in seconds, at least 1
+    /// (default 30 days).
     #[arg(long, env = "AGENTBOX_KEY_ROTATION", default_value_t = 30 * 86_400,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub key_rotation_s: u32,
@@ -82,12 +83,12 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_HASH_QUEUE", default_value_t = 64)]
     pub hash_queue: u32,
 
-    /// How often the last uses of API keys are written, in seconds.
+    /// How often the last uses of API keys are written, in seconds, at least 1.
     #[arg(long, env = "AGENTBOX_LAST_USED_FLUSH", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub last_used_flush_s: u32,
 
-    /// How often expired rows are removed, in seconds.
+    /// How often expired rows are removed, in seconds, at least 1.
     #[arg(long, env = "AGENTBOX_SWEEP_INTERVAL", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub sweep_interval_s: u32,

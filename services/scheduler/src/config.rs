@@ -50,11 +50,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_QUOTA_MEMORY", default_value = "0", value_parser = limit::<Bytes>)]
     pub quota_memory: Limit<Bytes>,
 
-    /// Processes and threads of one box at most.
+    /// The most processes and threads of one box.
     #[arg(long, env = "AGENTBOX_BOX_PIDS", default_value_t = 512)]
     pub box_pids: u32,
 
-    /// Seconds after which an environment that still is not running has failed.
+    /// Seconds that an environment may take until it is running; after that it fails.
     #[arg(long, env = "AGENTBOX_START_TIMEOUT", default_value_t = 300)]
     pub start_timeout_s: u64,
 
@@ -62,11 +62,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_STOP_GRACE", default_value_t = 10)]
     pub stop_grace_s: u64,
 
-    /// Seconds between two comparisons of a cluster's boxes with the database.
+    /// Seconds between two comparisons of a cluster's boxes with the database, at least 1.
     #[arg(long, env = "AGENTBOX_RESYNC_INTERVAL", default_value_t = 30)]
     pub resync_interval_s: u64,
 
-    /// Days for which ended environments stay listed.
+    /// Days that ended environments stay listed.
     #[arg(long, env = "AGENTBOX_RETENTION_DAYS", default_value_t = 7)]
     pub retention_days: u32,
 

@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(900);
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The number of replicas of each service.
+    /// The number of replicas of each service, 1 to 32.
     #[arg(long, env = "REPLICAS", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     replicas: u16,
