@@ -18,6 +18,8 @@ pub mod secret;
 pub mod termination;
 pub mod token;
 pub mod variables;
+#[cfg(test)]
+mod wire_tests;
 
 /// Generated from `proto/box.proto`.
 #[allow(
