@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
-    ($(#[doc = $doc:literal] $name:ident = $text:literal, $status:literal;)*) => {
+    ($(#[doc = $doc:literal] $name:ident = $text:tt, $status:literal;)*) => {
         /// The kind of an error: a stable word from a closed list, for programs to compare.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -250,24 +250,3 @@ fn visibility_follows_the_scope() {
         }
     );
 }
-
-#[test]
-fn refusals_name_the_missing_right() {
-    let (owner, id) = (UserId::random(), EnvironmentId::random());
-    let target = Target {
-        id: &id,
-        owner: &owner,
-    };
-    let mut shown = String::new();
-    for (name, principal) in PRINCIPALS.iter().zip(principals(&owner, &id)) {
-        for (method, path, action) in routes() {
-            let on = action.needs().map(|_| target);
-            if let Err(error) = authorize(principal.as_ref(), action, on)
-                && error.code == ErrorCode::Forbidden
-            {
-                shown.push_str(&format!("{name}: {method} {path}: {}\n", error.message));
-            }
-        }
-    }
-    insta::assert_snapshot!(shown);
-}

@@ -46,24 +46,20 @@ mod tests {
 
     #[tokio::test]
     async fn every_error_code_renders_the_one_shape_with_its_headers() {
-        let mut shown = String::new();
         for code in ErrorCode::ALL {
             let response = ApiError(Error::new(*code, "why")).into_response();
             assert_eq!(response.status().as_u16(), code.status());
             let has = |name| response.headers().contains_key(name);
             assert_eq!(has(header::WWW_AUTHENTICATE), code.status() == 401);
             assert_eq!(has(header::RETRY_AFTER), code.status() == 503, "{code:?}");
-            shown.push_str(&format!("{} {:?}\n", response.status(), response.headers()));
             let body = axum::body::to_bytes(response.into_body(), 4096)
                 .await
                 .unwrap();
-            shown.push_str(&format!("{}\n\n", String::from_utf8_lossy(&body)));
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let expected = serde_json::json!({
                 "error": code.as_str(), "message": "why", "code": code.status()
             });
             assert_eq!(body, expected);
         }
-        insta::assert_snapshot!(shown);
     }
 }
