@@ -226,7 +226,7 @@ pub(crate) async fn json(Extension(reference): Extension<Reference>) -> Response
 ///
 /// This document as a web page. It is also served at `/docs`.
 #[utoipa::path(get, operation_id = "getReference", path = "/docs", tag = "system",
-    responses((status = 200, description = "The page.", body = String, content_type = "text/html",
+    responses((status = 200, description = "The reference page, as HTML.", body = String, content_type = "text/html",
         example = "<!DOCTYPE html>")))]
 pub(crate) async fn page(Extension(reference): Extension<Reference>) -> Response {
     let headers = [
