@@ -222,7 +222,7 @@ async fn command_that_fails_too_often_becomes_dead_letter_with_reason() {
     let worker = commands
         .worker(3, 4, move |command| {
             ran.send(command.attempt).unwrap();
-            async { Err(soon("the cluster\nsays no")) }
+            async { Err(soon("the cluster\nrefused it")) }
         })
         .await;
     let subject = commands.send(1, LONG).await;
