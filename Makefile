@@ -65,7 +65,7 @@ test-build: packages boxd
 	cargo test --workspace --no-run --quiet
 	cargo build --workspace --bins --quiet
 
-test-fast: packages ## Run the unit tests, and the suites that need Postgres and NATS but no box
+test-fast: packages boxd ## Run the unit tests, and the suites that need Postgres and NATS but no box
 	@cargo test --workspace --no-run --quiet
 	@.ci/suites fast
 

@@ -61,7 +61,7 @@ pub(crate) async fn list(
 ///
 /// Returns one user by its id.
 #[utoipa::path(get, operation_id = "getUser", path = "/users/{user}", tag = "users", params(UserParameter),
-    responses((status = 200, description = "The user.", body = UserBody)))]
+    responses((status = 200, description = "The user's record.", body = UserBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Path(id): Path<UserId>,
