@@ -203,13 +203,13 @@ async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
     let ids =
         join_all((0..ENVIRONMENTS).map(|_| run_lifecycle(&database.store, |id| outbox.wake(id))));
     let ids = ids.await;
-    // The test's own query is over when the pool is looked at.
+    // The pool first: the test's own query gives its connection back a moment after its end.
     let pool = database.connection.get_postgres_connection_pool();
     let claimed = "SELECT count(*) FROM outbox_leases WHERE holder IS NOT NULL";
     eventually(
         "a claim without a connection",
         Duration::from_secs(10),
-        async || database.number(claimed).await > 0 && pool.num_idle() == pool.size() as usize,
+        async || pool.num_idle() == pool.size() as usize && database.number(claimed).await > 0,
     )
     .await;
     let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
