@@ -185,7 +185,31 @@ pub(crate) fn document(routes: impl Iterator<Item = Operations>) -> Document {
             of_path.merge_operations(item);
         }
     }
+    let components = document.components.get_or_insert_default();
+    for schema in components.schemas.values_mut() {
+        describe_optional_references(schema);
+    }
     document
+}
+
+/// Gives a field that may be null the description of the reference in it, where readers of the
+/// document look for it.
+fn describe_optional_references(schema: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::Object(object)) = schema else {
+        return;
+    };
+    for property in object.properties.values_mut() {
+        let RefOr::T(Schema::OneOf(variants)) = property else {
+            continue;
+        };
+        let reference = variants.items.iter_mut().find_map(|item| match item {
+            RefOr::Ref(reference) => Some(&mut reference.description),
+            RefOr::T(_) => None,
+        });
+        if let (None, Some(description)) = (&variants.description, reference) {
+            variants.description = Some(std::mem::take(description));
+        }
+    }
 }
 
 /// The text that is served and kept as `docs/openapi.json`.

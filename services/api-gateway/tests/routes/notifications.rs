@@ -79,14 +79,14 @@ async fn lost_box_costs_at_most_one_scheduler_request_a_session() {
     assert!(cost <= SESSIONS as u64, "{cost} requests");
 }
 
-/// Whether an environment waits for room in its cluster.
-async fn waits_for_room(caller: &Caller, id: &str) -> bool {
+/// Whether an environment waits for capacity in its cluster.
+async fn waits_for_capacity(caller: &Caller, id: &str) -> bool {
     let environment = caller.get(&format!("/environments/{id}")).await.is(200);
     let message = environment["status_message"].as_str().unwrap_or_default();
-    message.starts_with("waiting for room")
+    message.starts_with("waiting for capacity")
 }
 
-/// Fills the cluster. Returns an environment that runs, and one that waits for room and has a
+/// Fills the cluster. Returns an environment that runs, and one that waits for capacity and has a
 /// command.
 async fn full_cluster(caller: &Caller) -> (String, String) {
     let capacity = caller.get("/health").await.is(200)["capacity"].clone();
@@ -96,7 +96,7 @@ async fn full_cluster(caller: &Caller) -> (String, String) {
     let running = caller.running(&idle).await;
     for _ in 0..64 {
         let id = caller.create(&idle).await;
-        if !waits_for_room(caller, &id).await {
+        if !waits_for_capacity(caller, &id).await {
             continue;
         }
         let path = format!("/environments/{id}?force=true");
@@ -104,7 +104,7 @@ async fn full_cluster(caller: &Caller) -> (String, String) {
         let mut body = script("echo started");
         body["resources"] = idle["resources"].clone();
         let pending = caller.create(&body).await;
-        assert!(waits_for_room(caller, &pending).await);
+        assert!(waits_for_capacity(caller, &pending).await);
         return (running, pending);
     }
     panic!("the cluster does not fill up");

@@ -93,7 +93,7 @@ impl Document {
             if name == "type" && property["enum"].is_array() {
                 continue;
             }
-            check_description(described(property), &place);
+            check_description(property, &place);
             self.check_examples(property, &place);
             checked += 1 + self.check_properties(property, &place);
         }
@@ -129,17 +129,6 @@ impl Document {
 fn own_examples(schema: &Value) -> Vec<&Value> {
     let many = schema["examples"].as_array().into_iter().flatten();
     schema.get("example").into_iter().chain(many).collect()
-}
-
-/// The part of a property that carries its description: of a reference that may be null, the
-/// reference.
-fn described(property: &Value) -> &Value {
-    let mut variants = property["oneOf"].as_array().into_iter().flatten();
-    let reference = variants.find(|variant| variant["$ref"].is_string());
-    match reference {
-        Some(reference) if property["description"].is_null() => reference,
-        _ => property,
-    }
 }
 
 #[track_caller]
