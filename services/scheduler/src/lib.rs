@@ -187,10 +187,11 @@ impl Scheduler {
         spawn("requests", answer.boxed());
         let shutdown = state.shutdown.clone();
         spawn("outbox", relay.run(shutdown).map(Ok).boxed());
-        spawn(
-            "sweepers",
-            async move { Ok(state.run_sweepers().await) }.boxed(),
-        );
+        let sweepers = async move {
+            state.run_sweepers().await;
+            Ok(())
+        };
+        spawn("sweepers", sweepers.boxed());
         Ok(())
     }
 }

@@ -308,7 +308,8 @@ mod tests {
         let mount = "failed to generate container spec: failed to stat \"/var/lib/kubelet/x\": \
             no such file or directory";
         // reason, message, with pull secrets, seconds until it fails the box (`None`: never).
-        let table: [(&str, &str, bool, Option<u64>, Option<FailureReason>); 19] = [
+        type Row<'a> = (&'a str, &'a str, bool, Option<u64>, Option<FailureReason>);
+        let table: [Row; 19] = [
             ("ErrImagePull", NOT_FOUND, true, Some(20), pull),
             ("ImagePullBackOff", &back_off, true, Some(20), pull),
             ("ErrImagePull", REFUSED_CONNECTION, true, Some(20), pull),

@@ -1,6 +1,7 @@
 //! Real instances: starts, use, kills, and a search for what they leave on the machine.
 
 #![allow(
+    clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
     clippy::large_futures,

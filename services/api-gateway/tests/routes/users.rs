@@ -95,7 +95,7 @@ async fn what_a_user_must_be_is_said_by_field() {
     // However it is written.
     let again = good(&taken.username.to_uppercase());
     let message = admin.post("/users", &again).await.is_error(409, "conflict");
-    assert_eq!(message, "username: is taken");
+    assert_eq!(message, "username: is taken by another user");
     let path = format!("/users/{}", taken.id);
     let message = admin
         .patch(&path, &json!({}))
