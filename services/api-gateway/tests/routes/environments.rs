@@ -1,7 +1,7 @@
 //! `/environments`.
 
 mod create;
-mod life;
+mod lifecycle;
 mod list;
 
 use chrono::{DateTime, Utc};

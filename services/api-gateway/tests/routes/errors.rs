@@ -1,4 +1,4 @@
-//! What is wrong with a request, whichever route it is for.
+//! Errors that every route answers in the same way, and the headers of every answer.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::boxes::{idle, small};
-use crate::support::caller::{Caller, send, someone};
+use crate::support::caller::{Caller, new_user, send};
 use crate::support::system::{ARRIVAL_S, shared};
 
-/// Where bodies are taken.
-async fn with_bodies() -> Vec<(Method, String)> {
+/// The routes that accept a body, except those of administrators.
+async fn routes_with_a_body() -> Vec<(Method, String)> {
     let id = &idle().await.id;
     let at = |method: Method, path: &str| (method, path.to_owned());
     vec![
@@ -27,10 +27,10 @@ async fn with_bodies() -> Vec<(Method, String)> {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_json_or_no_body_of_the_route_is_400() {
+async fn malformed_or_invalid_body_returns_400() {
     let caller = &idle().await.user.caller;
-    for (method, path) in with_bodies().await {
-        for (body, word) in [
+    for (method, path) in routes_with_a_body().await {
+        for (body, code) in [
             ("{", "bad_request"),
             ("", "bad_request"),
             ("nonsense", "bad_request"),
@@ -43,7 +43,7 @@ async fn a_body_that_is_not_json_or_no_body_of_the_route_is_400() {
                 .header("content-type", "application/json")
                 .body(body);
             let answer = send(request).await;
-            let message = answer.is_error(400, word);
+            let message = answer.expect_error(400, code);
             if body.contains("no_such_field") {
                 assert!(message.starts_with("no_such_field: "), "{path}: {message}");
             }
@@ -52,9 +52,9 @@ async fn a_body_that_is_not_json_or_no_body_of_the_route_is_400() {
 }
 
 #[tokio::test]
-async fn a_body_of_another_type_or_of_none_is_415() {
+async fn body_without_json_content_type_returns_415() {
     let caller = &idle().await.user.caller;
-    for (method, path) in with_bodies().await {
+    for (method, path) in routes_with_a_body().await {
         for content_type in [
             None,
             Some("text/plain"),
@@ -64,30 +64,33 @@ async fn a_body_of_another_type_or_of_none_is_415() {
             if let Some(content_type) = content_type {
                 request = request.header("content-type", content_type);
             }
-            send(request).await.is_error(415, "unsupported_media_type");
+            send(request)
+                .await
+                .expect_error(415, "unsupported_media_type");
         }
     }
     let request = caller
         .request(Method::POST, "/environments")
         .header("content-type", "Application/JSON; charset=utf-8")
         .body(small().to_string());
-    send(request).await.is(201);
+    send(request).await.expect_status(201);
 }
 
-/// Sends text as it is, and reads until the server closes, or for so long.
+/// Sends raw text and reads until the server closes the connection, at most for `within`.
+/// Returns the answer and the time that it took.
 async fn raw(gateway: usize, text: &str, within: Duration) -> (String, Duration) {
-    let caller = Caller::of(shared().await);
+    let caller = Caller::without_token_on(shared().await);
     let mut stream = TcpStream::connect(caller.host(gateway)).await.unwrap();
     stream.write_all(text.as_bytes()).await.unwrap();
     let begun = Instant::now();
     let mut seen = Vec::new();
-    // What arrived counts, whether the server closes or resets.
+    // The server may close or reset the connection: the bytes that arrived are returned.
     let _ = tokio::time::timeout(within, stream.read_to_end(&mut seen)).await;
     (String::from_utf8_lossy(&seen).into_owned(), begun.elapsed())
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_long_is_413_before_it_is_sent() {
+async fn body_above_one_mebibyte_returns_413_before_it_is_read() {
     let caller = &idle().await.user.caller;
     let token = caller.token.clone().unwrap();
     for (length, status) in [(1_048_577, "413"), (1_u64 << 40, "413")] {
@@ -103,7 +106,7 @@ async fn a_body_that_is_too_long_is_413_before_it_is_sent() {
         assert!(answer.contains("\"payload_too_large\""), "{answer}");
         assert!(took <= Duration::from_secs(3), "{took:?}");
     }
-    // Without a declared length it is counted.
+    // The server counts the bytes of a body without Content-Length.
     let pieces = (0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 64 * 1024]));
     let request = caller
         .request(Method::POST, "/environments")
@@ -111,7 +114,7 @@ async fn a_body_that_is_too_long_is_413_before_it_is_sent() {
         .body(reqwest::Body::wrap_stream(futures::stream::iter(pieces)));
     match request.send().await {
         Ok(answer) => assert_eq!(answer.status(), 413),
-        // It was answered and closed while the rest was on its way.
+        // The server may close the connection while the client still sends.
         Err(error) => assert!(error.is_request() || error.is_body(), "{error}"),
     }
     let mut exact = small().to_string();
@@ -120,11 +123,11 @@ async fn a_body_that_is_too_long_is_413_before_it_is_sent() {
         .request(Method::POST, "/environments")
         .header("content-type", "application/json")
         .body(exact);
-    send(request).await.is(201);
+    send(request).await.expect_status(201);
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
+async fn unaccepted_method_returns_405_with_the_allow_header() {
     let caller = &idle().await.user.caller;
     let id = &idle().await.id;
     for (path, allowed) in [
@@ -137,9 +140,9 @@ async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
         ("/api-keys".to_owned(), "POST,GET,HEAD"),
         ("/health".to_owned(), "GET,HEAD"),
     ] {
-        for caller in [caller.clone(), caller.anonymous()] {
+        for caller in [caller.clone(), caller.without_token()] {
             let answer = send(caller.request(Method::PUT, &path)).await;
-            answer.is_error(405, "method_not_allowed");
+            answer.expect_error(405, "method_not_allowed");
             let mut given: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
             let mut expected: Vec<&str> = allowed.split(',').collect();
             given.sort_unstable();
@@ -147,13 +150,13 @@ async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
             assert_eq!(given, expected, "{path}");
         }
         let answer = send(caller.request(Method::OPTIONS, &path)).await;
-        assert!(answer.has("allow"));
-        answer.is(204);
+        assert!(answer.has_header("allow"));
+        answer.expect_status(204);
     }
 }
 
 #[tokio::test]
-async fn a_path_that_is_none_is_404_in_the_one_shape() {
+async fn unknown_path_returns_404_with_the_error_body() {
     let caller = &idle().await.user.caller;
     for path in [
         "",
@@ -163,17 +166,17 @@ async fn a_path_that_is_none_is_404_in_the_one_shape() {
         "/environments/a/b/c",
         "/auth",
     ] {
-        caller.get(path).await.is_error(404, "not_found");
+        caller.get(path).await.expect_error(404, "not_found");
         caller
-            .anonymous()
+            .without_token()
             .get(path)
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
     }
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_arrive_is_cut_off() {
+async fn incomplete_head_closes_the_connection_at_the_deadline() {
     let (answer, took) = raw(
         0,
         "GET /api/v1/auth/me HTTP/1.1\r\nhost: x\r\nx-a: b",
@@ -185,8 +188,8 @@ async fn a_head_that_does_not_arrive_is_cut_off() {
         "{took:?} {answer}"
     );
     assert!(took > Duration::from_secs(ARRIVAL_S - 1), "{took:?}");
-    // Drop by drop is no better.
-    let caller = Caller::of(shared().await);
+    // A client that sends header by header has the same deadline.
+    let caller = Caller::without_token_on(shared().await);
     let mut stream = TcpStream::connect(caller.host(1)).await.unwrap();
     let begun = Instant::now();
     stream
@@ -207,7 +210,7 @@ async fn a_head_that_does_not_arrive_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_arrive_is_408() {
+async fn incomplete_body_returns_408_at_the_deadline() {
     let token = idle().await.user.caller.token.clone().unwrap();
     let text = format!(
         "POST /api/v1/environments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
@@ -220,8 +223,8 @@ async fn a_body_that_does_not_arrive_is_408() {
 }
 
 #[tokio::test]
-async fn the_trace_of_the_caller_goes_on_and_every_other_is_new() {
-    let caller = someone().await.caller;
+async fn trace_of_the_caller_is_continued_and_others_are_new() {
+    let caller = new_user().await.caller;
     let trace = format!("{:032x}", rand::random::<u128>() | 1);
     let request = caller
         .request(Method::GET, "/auth/me")
@@ -240,16 +243,16 @@ async fn the_trace_of_the_caller_goes_on_and_every_other_is_new() {
 }
 
 #[tokio::test]
-async fn a_head_request_is_a_get_without_its_body() {
-    let caller = someone().await.caller;
+async fn head_request_is_answered_like_get_without_the_body() {
+    let caller = new_user().await.caller;
     let answer = send(caller.request(Method::HEAD, "/auth/me")).await;
     assert_eq!((answer.status, answer.text.as_str()), (200, ""));
     assert_eq!(answer.header("content-type"), "application/json");
 }
 
 #[tokio::test]
-async fn nothing_is_cached_or_sniffed() {
-    let caller = someone().await.caller;
+async fn answers_forbid_caching_and_sniffing() {
+    let caller = new_user().await.caller;
     for answer in [
         caller.get("/auth/me").await,
         caller.get("/nope").await,

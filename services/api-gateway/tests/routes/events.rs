@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::support::boxes::{script, small};
-use crate::support::caller::{Caller, admin, someone};
+use crate::support::caller::{Caller, admin, new_user};
 use crate::support::eventually;
 use crate::support::sse::Events;
 
 /// Waits for a page with this many events: an event is published a moment after its change.
 async fn page(caller: &Caller, path: &str, total: usize) -> Value {
     eventually(&format!("{total} events at {path}"), async || {
-        let page = caller.get(path).await.is(200);
+        let page = caller.get(path).await.expect_status(200);
         (page["total"] == total).then_some(page)
     })
     .await
@@ -27,11 +27,11 @@ fn kinds(events: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn events_are_listed_newest_first_with_the_reason_of_the_end() {
-    let user = someone().await;
-    let until_told = script("while [ ! -e /tmp/go ]; do sleep 1; done; exit 3");
-    let id = user.caller.running(&until_told).await;
+    let user = new_user().await;
+    let until_signalled = script("while [ ! -e /tmp/go ]; do sleep 1; done; exit 3");
+    let id = user.caller.create_running(&until_signalled).await;
     user.caller.sh(&id, "touch /tmp/go").await;
-    user.caller.until_ended(&id).await;
+    user.caller.wait_until_ended(&id).await;
     let path = format!("/environments/{id}/events");
     let list = page(&user.caller, &path, 3).await;
     assert_eq!(kinds(&list["events"]), ["failed", "running", "created"]);
@@ -47,20 +47,20 @@ async fn events_are_listed_newest_first_with_the_reason_of_the_end() {
         .caller
         .get(&format!("{path}?limit=1&offset=1"))
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(kinds(&one["events"]), ["running"]);
     assert_eq!(one["total"], 3);
     for query in ["limit=0", "limit=1001", "offset=x", "since=1"] {
         user.caller
             .get(&format!("{path}?{query}"))
             .await
-            .is_error(400, "validation_failed");
+            .expect_error(400, "validation_failed");
     }
 }
 
 #[tokio::test]
 async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
-    let user = someone().await;
+    let user = new_user().await;
     let id = user.caller.create(&small()).await;
     let path = format!("/environments/{id}/events?follow=true");
     let mut events = Events::open(&user.caller, &path).await;
@@ -79,14 +79,14 @@ async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
             &json!({"labels": {"a": "b"}}),
         )
         .await
-        .is(200);
+        .expect_status(200);
     let updated = events.next().await.unwrap();
     assert_eq!(updated.json()["kind"], "updated");
     user.caller
         .delete(&format!("/environments/{id}"))
         .await
-        .is(204);
-    let rest = events.rest().await;
+        .expect_status(204);
+    let rest = events.read_to_end().await;
     let names: Vec<&str> = rest.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names, ["message", "message", "end"], "{rest:?}");
     assert_eq!(rest[0].json()["kind"], "terminating");
@@ -98,12 +98,12 @@ async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
         let last = Some(updated.number());
         let again = Events::resume(&user.caller, gateway, &path, last)
             .await
-            .rest()
+            .read_to_end()
             .await;
         assert_eq!(again, rest);
         let all = Events::resume(&user.caller, gateway, &path, None)
             .await
-            .rest()
+            .read_to_end()
             .await;
         assert_eq!(all.len(), 6, "{all:?}");
     }
@@ -111,10 +111,10 @@ async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
 
 #[tokio::test]
 async fn event_list_shows_own_environments_only() {
-    let (user, stranger) = (someone().await, someone().await);
+    let (user, stranger) = (new_user().await, new_user().await);
     let mut live = Events::open(&user.caller, "/events?follow=true").await;
-    let theirs = stranger.caller.running(&small()).await;
-    let id = user.caller.running(&small()).await;
+    let theirs = stranger.caller.create_running(&small()).await;
+    let id = user.caller.create_running(&small()).await;
     let seen = live.take(2).await;
     for (event, kind) in seen.iter().zip(["created", "running"]) {
         assert_eq!(event.json()["environment_id"], id.as_str());
@@ -139,7 +139,11 @@ async fn event_list_shows_own_environments_only() {
         page(&key, "/events", 2).await["events"][0]["environment_id"],
         theirs.as_str()
     );
-    let all = admin().await.get("/events?limit=1000").await.is(200);
+    let all = admin()
+        .await
+        .get("/events?limit=1000")
+        .await
+        .expect_status(200);
     let ids: std::collections::BTreeSet<&str> = all["events"]
         .as_array()
         .unwrap()

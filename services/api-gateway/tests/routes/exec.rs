@@ -7,11 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::support::boxes::{Idle, idle, script, small};
-use crate::support::caller::{send, someone};
+use crate::support::boxes::{OwnedEnvironment, idle, script, small};
+use crate::support::caller::{new_user, send};
 use crate::support::{eventually, within};
 
-impl Idle {
+impl OwnedEnvironment {
     async fn run(&self, body: Value) -> Value {
         self.user.caller.exec(&self.id, &body).await
     }
@@ -24,27 +24,27 @@ impl Idle {
 #[tokio::test]
 async fn reply_has_the_documented_fields() {
     let idle = idle().await;
-    let said = idle
+    let reply = idle
         .run(json!({"command": ["echo", "Hello, World!"], "timeout": 30}))
         .await;
-    assert_eq!(said["stdout"], "Hello, World!\n");
-    assert_eq!(said["stderr"], "");
-    assert_eq!(said["exit_code"], 0);
-    assert!(said["duration_ms"].is_u64());
+    assert_eq!(reply["stdout"], "Hello, World!\n");
+    assert_eq!(reply["stderr"], "");
+    assert_eq!(reply["exit_code"], 0);
+    assert!(reply["duration_ms"].is_u64());
     for flag in ["timed_out", "stdout_truncated", "stderr_truncated"] {
-        assert_eq!(said[flag], false, "{flag}");
+        assert_eq!(reply[flag], false, "{flag}");
     }
 }
 
 #[tokio::test]
 async fn each_kind_of_exit_has_its_code() {
     let idle = idle().await;
-    let said = idle.sh("echo out; echo err >&2; exit 3").await;
+    let reply = idle.sh("echo out; echo err >&2; exit 3").await;
     assert_eq!(
-        (&said["stdout"], &said["stderr"]),
+        (&reply["stdout"], &reply["stderr"]),
         (&json!("out\n"), &json!("err\n"))
     );
-    assert_eq!(said["exit_code"], 3);
+    assert_eq!(reply["exit_code"], 3);
     for (command, code) in [
         (json!(["no-such-program"]), 127),
         (json!(["/no/such/program"]), 127),
@@ -53,9 +53,9 @@ async fn each_kind_of_exit_has_its_code() {
         (json!(["sh", "-c", "kill -TERM $$"]), 143),
         (json!(["false"]), 1),
     ] {
-        let said = idle.run(json!({"command": command})).await;
-        assert_eq!(said["exit_code"], code, "{command}: {said}");
-        assert_eq!(said["timed_out"], false);
+        let reply = idle.run(json!({"command": command})).await;
+        assert_eq!(reply["exit_code"], code, "{command}: {reply}");
+        assert_eq!(reply["timed_out"], false);
     }
 }
 
@@ -65,13 +65,13 @@ async fn timeout_kills_the_process_group_and_returns_partial_output() {
     let mark = format!("7{:05}", rand::random::<u16>());
     let text = format!("echo begun; sleep {mark} & sleep {mark}");
     let begun = Instant::now();
-    let said = idle
+    let reply = idle
         .run(json!({"command": ["sh", "-c", text], "timeout": 1}))
         .await;
     let took = begun.elapsed();
-    assert_eq!(said["exit_code"], 124);
-    assert_eq!(said["timed_out"], true);
-    assert_eq!(said["stdout"], "begun\n");
+    assert_eq!(reply["exit_code"], 124);
+    assert_eq!(reply["timed_out"], true);
+    assert_eq!(reply["stdout"], "begun\n");
     assert!(
         took >= Duration::from_secs(1) && took < Duration::from_secs(2),
         "{took:?}"
@@ -80,7 +80,7 @@ async fn timeout_kills_the_process_group_and_returns_partial_output() {
         !idle
             .user
             .caller
-            .runs(&idle.id, &format!("sleep {mark}"))
+            .has_process(&idle.id, &format!("sleep {mark}"))
             .await
     );
 }
@@ -89,8 +89,8 @@ async fn timeout_kills_the_process_group_and_returns_partial_output() {
 async fn child_with_open_pipe_does_not_delay_the_reply() {
     let idle = idle().await;
     let begun = Instant::now();
-    let said = idle.sh("sleep 300 & echo done").await;
-    assert_eq!(said["stdout"], "done\n");
+    let reply = idle.sh("sleep 300 & echo done").await;
+    assert_eq!(reply["stdout"], "done\n");
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -101,7 +101,7 @@ async fn child_with_open_pipe_does_not_delay_the_reply() {
 #[tokio::test]
 async fn command_receives_directory_variables_and_stdin() {
     let idle = idle().await;
-    let said = idle
+    let reply = idle
         .run(json!({
             "command": ["sh", "-c", "pwd; echo $GREETING; cat"],
             "working_dir": "/tmp",
@@ -109,11 +109,11 @@ async fn command_receives_directory_variables_and_stdin() {
             "stdin": "from outside",
         }))
         .await;
-    assert_eq!(said["stdout"], "/tmp\ngood day\nfrom outside");
+    assert_eq!(reply["stdout"], "/tmp\ngood day\nfrom outside");
     // Without stdin the command reads the end at once.
-    let said = idle.run(json!({"command": ["cat"], "timeout": 5})).await;
+    let reply = idle.run(json!({"command": ["cat"], "timeout": 5})).await;
     assert_eq!(
-        (&said["exit_code"], &said["stdout"]),
+        (&reply["exit_code"], &reply["stdout"]),
         (&json!(0), &json!(""))
     );
 }
@@ -122,39 +122,39 @@ async fn command_receives_directory_variables_and_stdin() {
 async fn longest_stdin_arrives_complete() {
     let idle = idle().await;
     let stdin = "0123456789abcde\n".repeat(60_000);
-    let said = idle
+    let reply = idle
         .run(json!({"command": ["wc", "-c"], "stdin": stdin}))
         .await;
     assert_eq!(
-        said["stdout"].as_str().unwrap().trim(),
+        reply["stdout"].as_str().unwrap().trim(),
         stdin.len().to_string()
     );
     // A command may end without reading its stdin.
-    let said = idle.run(json!({"command": ["true"], "stdin": stdin})).await;
-    assert_eq!(said["exit_code"], 0);
+    let reply = idle.run(json!({"command": ["true"], "stdin": stdin})).await;
+    assert_eq!(reply["exit_code"], 0);
     // A command that writes while it reads does not deadlock.
-    let said = idle.run(json!({"command": ["cat"], "stdin": stdin})).await;
-    assert_eq!(said["stdout"], stdin.as_str());
+    let reply = idle.run(json!({"command": ["cat"], "stdin": stdin})).await;
+    assert_eq!(reply["stdout"], stdin.as_str());
 }
 
 #[tokio::test]
 async fn invalid_utf8_is_replaced_in_text_and_kept_in_base64() {
     let idle = idle().await;
     let command = json!(["printf", "a\\377\\000b"]);
-    let said = idle.run(json!({"command": command})).await;
-    assert_eq!(said["stdout"], "a\u{fffd}\u{0}b");
-    let said = idle
+    let reply = idle.run(json!({"command": command})).await;
+    assert_eq!(reply["stdout"], "a\u{fffd}\u{0}b");
+    let reply = idle
         .run(json!({"command": command, "output_encoding": "utf8"}))
         .await;
-    assert_eq!(said["stdout"], "a\u{fffd}\u{0}b");
-    let said = idle
+    assert_eq!(reply["stdout"], "a\u{fffd}\u{0}b");
+    let reply = idle
         .run(json!({"command": command, "output_encoding": "base64"}))
         .await;
     assert_eq!(
-        STANDARD.decode(said["stdout"].as_str().unwrap()).unwrap(),
+        STANDARD.decode(reply["stdout"].as_str().unwrap()).unwrap(),
         b"a\xff\0b"
     );
-    assert_eq!(said["stderr"], "");
+    assert_eq!(reply["stderr"], "");
 }
 
 #[tokio::test]
@@ -162,17 +162,17 @@ async fn each_stream_is_truncated_at_ten_mebibytes() {
     let idle = idle().await;
     const CAP: usize = 10 * 1024 * 1024;
     let text = format!("yes | head -c {}; echo short >&2", CAP + 1);
-    let said = idle.sh(&text).await;
-    assert_eq!(said["stdout"].as_str().unwrap().len(), CAP);
-    assert_eq!(said["stdout_truncated"], true);
+    let reply = idle.sh(&text).await;
+    assert_eq!(reply["stdout"].as_str().unwrap().len(), CAP);
+    assert_eq!(reply["stdout_truncated"], true);
     assert_eq!(
-        (&said["stderr"], &said["stderr_truncated"]),
+        (&reply["stderr"], &reply["stderr_truncated"]),
         (&json!("short\n"), &json!(false))
     );
     let text = format!("yes | head -c {CAP} >&2");
-    let said = idle.sh(&text).await;
-    assert_eq!(said["stderr"].as_str().unwrap().len(), CAP);
-    assert_eq!(said["stderr_truncated"], false, "the cap itself fits");
+    let reply = idle.sh(&text).await;
+    assert_eq!(reply["stderr"].as_str().unwrap().len(), CAP);
+    assert_eq!(reply["stderr_truncated"], false, "the cap itself fits");
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn invalid_command_returns_400_naming_the_field() {
         (json!({"command": ["a"], "tty": true}), "tty"),
     ] {
         let answer = idle.user.caller.post(&path, &body).await;
-        let message = answer.is_error(400, "validation_failed");
+        let message = answer.expect_error(400, "validation_failed");
         assert!(message.starts_with(field), "{body}: {message}");
     }
 }
@@ -211,12 +211,12 @@ async fn invalid_command_returns_400_naming_the_field() {
 async fn concurrent_commands_do_not_mix_their_output() {
     let idle = idle().await;
     let runs = (0..30).map(|n| async move {
-        let said = idle
+        let reply = idle
             .sh(&format!("echo {n}; echo {n} >&2; cat /dev/null"))
             .await;
         let line = format!("{n}\n");
         assert_eq!(
-            (&said["stdout"], &said["stderr"]),
+            (&reply["stdout"], &reply["stderr"]),
             (&json!(line), &json!(line))
         );
     });
@@ -225,10 +225,10 @@ async fn concurrent_commands_do_not_mix_their_output() {
 
 #[tokio::test]
 async fn stopped_environment_returns_409() {
-    let user = someone().await;
+    let user = new_user().await;
     let body = json!({"command": ["true"]});
     let ended = user.caller.create(&script("true")).await;
-    user.caller.until_ended(&ended).await;
+    user.caller.wait_until_ended(&ended).await;
     // It stays pending while its missing image is pulled.
     let mut pending = small();
     pending["image"] = json!("no-such-image-of-ours:1");
@@ -236,33 +236,33 @@ async fn stopped_environment_returns_409() {
     for id in [ended, pending] {
         let path = format!("/environments/{id}/exec");
         let answer = user.caller.post(&path, &body).await;
-        answer.is_error(409, "environment_not_running");
+        answer.expect_error(409, "environment_not_running");
     }
 }
 
 #[tokio::test]
 async fn lost_box_returns_502_with_the_reason() {
-    let user = someone().await;
+    let user = new_user().await;
     let caller = &user.caller;
     let lost = async |reason: &str, end: &(dyn Fn(String) -> RequestBuilder + Sync)| {
-        let id = caller.running(&small()).await;
+        let id = caller.create_running(&small()).await;
         let path = format!("/environments/{id}/exec");
         let body = json!({"command": ["sleep", "60"], "timeout": 60});
         let running = caller.post(&path, &body);
         let ending = async {
             eventually("it runs", async || {
-                caller.runs(&id, "sleep 60").await.then_some(())
+                caller.has_process(&id, "sleep 60").await.then_some(())
             })
             .await;
             let answer = send(end(format!("/environments/{id}"))).await;
             assert!(answer.status < 300, "{answer:?}");
         };
         let (answer, ()) = tokio::join!(running, ending);
-        let message = answer.is_error(502, "box_lost");
+        let message = answer.expect_error(502, "box_lost");
         assert!(message.contains(reason), "{message}");
     };
     let forced = |path: String| caller.request(Method::DELETE, &format!("{path}?force=true"));
-    // Its commands are terminated, which is not their exit.
+    // The deletion kills the command, so its exit is not reported.
     let gently = |path: String| caller.request(Method::DELETE, &path);
     let expired = |path: String| {
         let request = caller.request(Method::PATCH, &path);
@@ -290,12 +290,16 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
         let running = tokio::spawn(request.send());
         let text = format!("sleep {mark}");
         eventually("it runs", async || {
-            idle.user.caller.runs(&idle.id, &text).await.then_some(())
+            idle.user
+                .caller
+                .has_process(&idle.id, &text)
+                .await
+                .then_some(())
         })
         .await;
         running.abort();
         within(Duration::from_secs(5), "it is killed", async || {
-            (!idle.user.caller.runs(&idle.id, &text).await).then_some(())
+            (!idle.user.caller.has_process(&idle.id, &text).await).then_some(())
         })
         .await;
     }

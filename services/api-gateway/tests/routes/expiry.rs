@@ -9,35 +9,35 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::support::boxes::{Idle, small};
-use crate::support::caller::{Caller, PASSWORD, admin_of, new_user, send};
+use crate::support::boxes::{OwnedEnvironment, small};
+use crate::support::caller::{Caller, PASSWORD, admin_of, new_user_with_role, send};
 use crate::support::socket::{Socket, handshake};
 use crate::support::sse::Events;
-use crate::support::streams::{AT_MOST, Streams};
+use crate::support::streams::{END_DEADLINE, Streams};
 use crate::support::system::{PING_S, TICKET_S, TOKEN_S, short_lived};
 
-static OWNED: OnceCell<Idle> = OnceCell::const_new();
+static OWNED: OnceCell<OwnedEnvironment> = OnceCell::const_new();
 
 /// A running environment, and its owner with a key that does not expire.
-async fn owned() -> &'static Idle {
+async fn owned() -> &'static OwnedEnvironment {
     OWNED
         .get_or_init(async || {
-            let mut user = new_user(&admin_of(short_lived().await).await, "user").await;
+            let mut user = new_user_with_role(&admin_of(short_lived().await).await, "user").await;
             user.caller = user.key(json!({})).await.1;
-            let id = user.caller.running(&small()).await;
-            Idle { user, id }
+            let id = user.caller.create_running(&small()).await;
+            OwnedEnvironment { user, id }
         })
         .await
 }
 
 /// The `expires_at` of an answer, on this process's clock.
-fn end_of(answer: &Value) -> Instant {
+fn expiry_of(answer: &Value) -> Instant {
     let at: DateTime<Utc> = answer["expires_at"].as_str().unwrap().parse().unwrap();
     Instant::now() + (at - Utc::now()).to_std().unwrap()
 }
 
 /// Asserts that every kind of request is refused on every replica.
-async fn is_refused_everywhere(caller: &Caller, id: &str) {
+async fn expect_unauthorized_everywhere(caller: &Caller, id: &str) {
     let exec = json!({"command": ["true"]});
     let at = format!("/environments/{id}");
     let ticket = json!({"environment_id": id, "action": "logs"});
@@ -60,7 +60,7 @@ async fn is_refused_everywhere(caller: &Caller, id: &str) {
             if let Some(body) = body {
                 request = request.json(body);
             }
-            send(request).await.is_error(401, "unauthorized");
+            send(request).await.expect_error(401, "unauthorized");
         }
         let attach = Socket::open_on(caller, gateway, id, "").await;
         assert_eq!(attach.err().unwrap().0, 401);
@@ -69,29 +69,35 @@ async fn is_refused_everywhere(caller: &Caller, id: &str) {
 
 async fn ticket(caller: &Caller, id: &str, action: &str) -> (String, Instant) {
     let body = json!({"environment_id": id, "action": action});
-    let made = caller.post("/auth/tickets", &body).await.is(201);
-    (made["ticket"].as_str().unwrap().to_owned(), end_of(&made))
+    let made = caller.post("/auth/tickets", &body).await.expect_status(201);
+    (
+        made["ticket"].as_str().unwrap().to_owned(),
+        expiry_of(&made),
+    )
 }
 
 #[tokio::test]
 async fn expired_token_is_refused_and_ends_its_streams() {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
-    let nobody = owner.elsewhere();
-    let reply = nobody.login(&owned.user.username, PASSWORD).await.is(200);
-    let expires = end_of(&reply);
+    let anonymous = owner.at_new_address();
+    let reply = anonymous
+        .login(&owned.user.username, PASSWORD)
+        .await
+        .expect_status(200);
+    let expires = expiry_of(&reply);
     assert!(expires <= Instant::now() + Duration::from_secs(TOKEN_S));
-    let login = nobody.with(reply["token"].as_str().unwrap());
+    let login = anonymous.with_token(reply["token"].as_str().unwrap());
     let mut streams = Streams::open(&login, id).await;
     // A stream that was opened with a ticket outlives the ticket, but not its login.
-    for gateway in 0..nobody.gateways() {
+    for gateway in 0..anonymous.gateways() {
         let (logs, _) = ticket(&login, id, "logs").await;
         let path = format!("/environments/{id}/logs?follow=true&ticket={logs}");
-        let events = Events::resume(&nobody, gateway, &path, None).await;
+        let events = Events::resume(&anonymous, gateway, &path, None).await;
         streams.events.push(events);
         let (attach, _) = ticket(&login, id, "attach").await;
         let query = format!("{}&ticket={attach}", streams.query());
-        let mut socket = Socket::connect(handshake(&nobody, gateway, id, &query))
+        let mut socket = Socket::connect(handshake(&anonymous, gateway, id, &query))
             .await
             .unwrap_or_else(|(status, body)| panic!("{status} {body}"));
         socket.ready().await;
@@ -99,15 +105,19 @@ async fn expired_token_is_refused_and_ends_its_streams() {
     }
     // Nothing is refused before the expiry, less a margin for the clocks.
     let before = expires - Duration::from_millis(300);
-    assert!(Instant::now() < before, "opened in time");
+    assert!(Instant::now() < before, "the streams were opened in time");
     streams.are_quiet_until(before).await;
     sleep_until(expires).await;
-    let refused = is_refused_everywhere(&login, id);
-    let ended = streams.end(owner, id);
+    let refused = expect_unauthorized_everywhere(&login, id);
+    let ended = streams.expect_unauthorized(owner, id);
     tokio::join!(refused, ended);
     for gateway in 0..owner.gateways() {
-        let of_owner = owner.get_on(gateway, &format!("/environments/{id}")).await;
-        assert_eq!(of_owner.is(200)["status"], "running", "nothing was done");
+        let environment = owner.get_on(gateway, &format!("/environments/{id}")).await;
+        assert_eq!(
+            environment.expect_status(200)["status"],
+            "running",
+            "no request was executed"
+        );
     }
 }
 
@@ -117,27 +127,27 @@ async fn expired_key_and_its_tickets_are_refused() {
     let (id, key) = owned.user.key(json!({"expires_in": 1})).await;
     key.get(&format!("/environments/{}", owned.id))
         .await
-        .is(200);
+        .expect_status(200);
     let (logs, ticket_ends) = ticket(&key, &owned.id, "logs").await;
     // The API takes whole days only.
     let ended = format!("UPDATE auth.api_keys SET expires_at = now() WHERE id = '{id}'");
     let postgres = short_lived().await.postgres.as_ref().unwrap();
     postgres.execute(&[&ended]).await.unwrap();
     let path = format!("/environments/{}/logs?ticket={logs}", owned.id);
-    let with_ticket = key.anonymous().get(&path).await;
-    with_ticket.is_error(401, "unauthorized");
+    let with_ticket = key.without_token().get(&path).await;
+    with_ticket.expect_error(401, "unauthorized");
     assert!(
         Instant::now() < ticket_ends,
-        "it was the key that had ended"
+        "the ticket itself had not expired"
     );
-    is_refused_everywhere(&key, &owned.id).await;
+    expect_unauthorized_everywhere(&key, &owned.id).await;
 }
 
 #[tokio::test]
 async fn expired_ticket_is_refused() {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
-    let browser = owner.elsewhere();
+    let browser = owner.at_new_address();
     let mut late = Vec::new();
     for gateway in 0..browser.gateways() {
         for action in ["logs", "attach"] {
@@ -152,7 +162,7 @@ async fn expired_ticket_is_refused() {
             for path in ["logs?", "logs?follow=true&"] {
                 let path = format!("/environments/{id}/{path}ticket={ticket}");
                 let refused = browser.get_on(gateway, &path).await;
-                refused.is_error(401, "unauthorized");
+                refused.expect_error(401, "unauthorized");
             }
         } else {
             let query = format!("ticket={ticket}");
@@ -178,12 +188,12 @@ async fn silent_client_is_closed_with_4408_and_its_command_killed() {
     // A client that does not read sends no pongs.
     tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
     for mut socket in silent {
-        let said = timeout(AT_MOST, socket.rest()).await.unwrap();
-        assert_eq!(said.close.0, 4408, "{said:?}");
-        assert!(said.exit.is_none(), "{said:?}");
+        let output = timeout(END_DEADLINE, socket.read_to_end()).await.unwrap();
+        assert_eq!(output.close.0, 4408, "{output:?}");
+        assert!(output.exit.is_none(), "{output:?}");
     }
-    crate::support::within(AT_MOST, "the commands are killed", async || {
-        (!owner.runs(id, "sleep 715").await).then_some(())
+    crate::support::within(END_DEADLINE, "the commands are killed", async || {
+        (!owner.has_process(id, "sleep 715").await).then_some(())
     })
     .await;
 }

@@ -1,5 +1,4 @@
-//! `/health`, `/health/live`, `/health/ready` while all is well. What they say when it is
-//! not: `outages`.
+//! `/health`, `/health/live`, `/health/ready` of a healthy system. `outages` tests the others.
 
 use serde_json::json;
 
@@ -7,11 +6,11 @@ use crate::support::caller::Caller;
 use crate::support::system::shared;
 
 #[tokio::test]
-async fn the_guides_answer_needs_no_credential() {
+async fn health_has_the_documented_fields_without_a_credential() {
     let system = shared().await;
-    let nobody = Caller::of(system);
-    for caller in [nobody.clone(), nobody.with("a token that is none")] {
-        let body = caller.get("/health").await.is(200);
+    let anonymous = Caller::without_token_on(system);
+    for caller in [anonymous.clone(), anonymous.with_token("an invalid token")] {
+        let body = caller.get("/health").await.expect_status(200);
         assert_eq!(body["status"], "healthy");
         assert!(!body["version"].as_str().unwrap().is_empty());
         assert_eq!(body["kubernetes"]["connected"], true);
@@ -25,26 +24,29 @@ async fn the_guides_answer_needs_no_credential() {
 }
 
 #[tokio::test]
-async fn each_replica_says_that_it_lives_and_is_ready() {
-    let nobody = Caller::of(shared().await);
-    for gateway in 0..nobody.gateways() {
+async fn healthy_replica_is_live_and_ready() {
+    let anonymous = Caller::without_token_on(shared().await);
+    for gateway in 0..anonymous.gateways() {
         for path in ["/health/live", "/health/ready"] {
-            let body = nobody.get_on(gateway, path).await.is(200);
+            let body = anonymous.get_on(gateway, path).await.expect_status(200);
             assert_eq!(body, json!({"status": "ok"}), "{path}");
         }
     }
 }
 
 #[tokio::test]
-async fn metrics_are_on_a_port_of_their_own() {
+async fn metrics_are_served_on_the_admin_port_only() {
     let system = shared().await;
-    let nobody = Caller::of(system);
-    nobody.get("/metrics").await.is_error(404, "not_found");
-    nobody.get_on(0, "/health").await.is(200);
+    let anonymous = Caller::without_token_on(system);
+    anonymous
+        .get("/metrics")
+        .await
+        .expect_error(404, "not_found");
+    anonymous.get_on(0, "/health").await.expect_status(200);
     let admin = system.admin_url("api-gateway", 0).unwrap();
     let metrics = reqwest::get(format!("{admin}/metrics")).await.unwrap();
     let text = metrics.text().await.unwrap();
-    // By route, never by path: no id is a label.
+    // Labels have the route's template, never an id.
     assert!(text.contains("/api/v1/health"), "{text}");
     assert!(!text.contains("env-"), "{text}");
 }

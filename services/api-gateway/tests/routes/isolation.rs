@@ -5,10 +5,10 @@ use serde_json::json;
 
 use crate::support::answer::Answer;
 use crate::support::boxes::{idle, small};
-use crate::support::caller::{Caller, admin, send, someone};
+use crate::support::caller::{Caller, admin, new_user, send};
 
 /// The answers of every route of an environment.
-async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
+async fn call_every_route(caller: &Caller, id: &str) -> Vec<Answer> {
     let path = format!("/environments/{id}");
     let mut answers = Vec::new();
     for (method, path, body) in [
@@ -54,11 +54,11 @@ async fn all(caller: &Caller, id: &str) -> Vec<Answer> {
 #[tokio::test]
 async fn foreign_environment_is_answered_like_a_missing_one() {
     let idle = idle().await;
-    let stranger = someone().await;
-    let foreign = all(&stranger.caller, &idle.id).await;
-    let missing = all(&stranger.caller, "env-0000000000000000").await;
+    let stranger = new_user().await;
+    let foreign = call_every_route(&stranger.caller, &idle.id).await;
+    let missing = call_every_route(&stranger.caller, "env-0000000000000000").await;
     for (foreign, missing) in foreign.iter().zip(&missing) {
-        foreign.is_error(404, "not_found");
+        foreign.expect_error(404, "not_found");
         assert_eq!(foreign.text, missing.text);
         let names = |answer: &Answer| -> Vec<String> {
             answer.headers.keys().map(ToString::to_string).collect()
@@ -71,7 +71,7 @@ async fn foreign_environment_is_answered_like_a_missing_one() {
         .caller
         .get(&format!("/environments/{}", idle.id))
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(
         (&body["name"], &body["status"]),
         (&json!("box"), &json!("running"))
@@ -80,7 +80,7 @@ async fn foreign_environment_is_answered_like_a_missing_one() {
 
 #[tokio::test]
 async fn list_shows_own_environments_and_all_to_administrators() {
-    let (one, two) = (someone().await, someone().await);
+    let (one, two) = (new_user().await, new_user().await);
     let mut body = small();
     let mark = format!("m{:016x}", rand::random::<u64>());
     body["labels"] = json!({"mark": mark});
@@ -90,7 +90,7 @@ async fn list_shows_own_environments_and_all_to_administrators() {
     ];
     let seen = async |caller: &Caller| {
         let path = format!("/environments?label=mark%3D{mark}");
-        let list = caller.get(&path).await.is(200);
+        let list = caller.get(&path).await.expect_status(200);
         let mut ids: Vec<String> = list["environments"]
             .as_array()
             .unwrap()
@@ -109,14 +109,17 @@ async fn list_shows_own_environments_and_all_to_administrators() {
 
 #[tokio::test]
 async fn administrator_may_use_every_environment() {
-    let user = someone().await;
-    let id = user.caller.running(&small()).await;
+    let user = new_user().await;
+    let id = user.caller.create_running(&small()).await;
     let admin = admin().await;
     assert_eq!(admin.sh(&id, "echo hi").await["stdout"], "hi\n");
     let path = format!("/environments/{id}");
-    let patched = admin.patch(&path, &json!({"name": "seen"})).await.is(200);
-    assert_eq!(patched["owner"], user.id, "it stays its owner's");
-    admin.get(&format!("{path}/logs")).await.is(200);
-    admin.delete(&path).await.is(204);
-    user.caller.until_ended(&id).await;
+    let patched = admin
+        .patch(&path, &json!({"name": "seen"}))
+        .await
+        .expect_status(200);
+    assert_eq!(patched["owner"], user.id, "the owner is unchanged");
+    admin.get(&format!("{path}/logs")).await.expect_status(200);
+    admin.delete(&path).await.expect_status(204);
+    user.caller.wait_until_ended(&id).await;
 }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::boxes::{idle, script, small};
-use crate::support::caller::{send, someone};
+use crate::support::caller::{new_user, send};
 use crate::support::eventually;
 use crate::support::sse::{Event, Events};
 use crate::support::system::stderr_after_the_end;
@@ -30,26 +30,26 @@ fn followed(events: &[Event]) -> Vec<String> {
 
 #[tokio::test]
 async fn lines_have_time_stream_and_text_during_and_after_the_run() {
-    let user = someone().await;
+    let user = new_user().await;
     let begun = Utc::now();
     // The sleeps order the lines: two pipes have no common order.
     let id = user
         .caller
-        .running(&script(
+        .create_running(&script(
             "echo one; sleep 0.2; echo two >&2; sleep 0.2; printf three; sleep 3",
         ))
         .await;
     let path = format!("/environments/{id}/logs");
     let while_running = eventually("three lines", async || {
-        let body = user.caller.get(&path).await.is(200);
+        let body = user.caller.get(&path).await.expect_status(200);
         (body["logs"].as_array().unwrap().len() >= 2).then_some(body)
     })
     .await;
     assert_eq!(messages(&while_running)[..2], ["one", "two"]);
     assert_eq!(while_running["logs"][1]["stream"], "stderr");
-    user.caller.until_ended(&id).await;
+    user.caller.wait_until_ended(&id).await;
     for gateway in 0..user.caller.gateways() {
-        let body = user.caller.get_on(gateway, &path).await.is(200);
+        let body = user.caller.get_on(gateway, &path).await.expect_status(200);
         assert_eq!(messages(&body), ["one", "two", "three"]);
         let streams: Vec<&Value> = body["logs"]
             .as_array()
@@ -70,16 +70,16 @@ async fn lines_have_time_stream_and_text_during_and_after_the_run() {
 
 #[tokio::test]
 async fn tail_timestamps_and_since_select_lines() {
-    let user = someone().await;
+    let user = new_user().await;
     let id = user
         .caller
         .create(&script(
             "for i in 1 2 3; do echo early $i; done; sleep 1.2; echo late",
         ))
         .await;
-    user.caller.until_ended(&id).await;
+    user.caller.wait_until_ended(&id).await;
     let path = format!("/environments/{id}/logs");
-    let all = user.caller.get(&path).await.is(200);
+    let all = user.caller.get(&path).await.expect_status(200);
     assert_eq!(messages(&all), ["early 1", "early 2", "early 3", "late"]);
     for (query, expected) in [
         ("tail=0", &[][..]),
@@ -87,14 +87,18 @@ async fn tail_timestamps_and_since_select_lines() {
         ("tail=3", &["early 2", "early 3", "late"]),
         ("tail=100", &["early 1", "early 2", "early 3", "late"]),
     ] {
-        let body = user.caller.get(&format!("{path}?{query}")).await.is(200);
+        let body = user
+            .caller
+            .get(&format!("{path}?{query}"))
+            .await
+            .expect_status(200);
         assert_eq!(messages(&body), expected, "{query}");
     }
     let bare = user
         .caller
         .get(&format!("{path}?timestamps=false"))
         .await
-        .is(200);
+        .expect_status(200);
     assert!(bare["logs"][0].get("timestamp").is_none());
     assert!(all["logs"][0].get("timestamp").is_some(), "the default");
     let late = &all["logs"][3]["timestamp"];
@@ -102,7 +106,7 @@ async fn tail_timestamps_and_since_select_lines() {
         .caller
         .request(Method::GET, &path)
         .query(&[("since", late.as_str().unwrap())]);
-    assert_eq!(messages(&send(request).await.is(200)), ["late"]);
+    assert_eq!(messages(&send(request).await.expect_status(200)), ["late"]);
     for query in [
         "tail=-1",
         "tail=x",
@@ -113,7 +117,7 @@ async fn tail_timestamps_and_since_select_lines() {
         "tail=1&tail=2",
     ] {
         let answer = user.caller.get(&format!("{path}?{query}")).await;
-        answer.is_error(400, "validation_failed");
+        answer.expect_error(400, "validation_failed");
     }
 }
 
@@ -126,25 +130,25 @@ async fn idle_environment_has_no_logs_and_exec_output_is_not_logged() {
         .caller
         .get(&format!("/environments/{}/logs", idle.id))
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(body, json!({"logs": []}));
 }
 
 #[tokio::test]
 async fn pending_environment_has_empty_logs() {
-    let user = someone().await;
+    let user = new_user().await;
     let id = user.caller.create(&small()).await;
     let body = user
         .caller
         .get(&format!("/environments/{id}/logs"))
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(body, json!({"logs": []}));
 }
 
 #[tokio::test]
 async fn followed_lines_have_ids_and_end_with_the_final_status() {
-    let user = someone().await;
+    let user = new_user().await;
     let text = "echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two >&2; exit 4";
     let id = user.caller.create(&script(text)).await;
     // Opened while the environment is pending.
@@ -163,7 +167,7 @@ async fn followed_lines_have_ids_and_end_with_the_final_status() {
     let second = events.next().await.unwrap();
     assert_eq!(second.json()["stream"], "stderr");
     assert!(second.number() > first.number());
-    let rest = events.rest().await;
+    let rest = events.read_to_end().await;
     assert_eq!(rest.len(), 1, "{rest:?}");
     assert_eq!((rest[0].name.as_str(), &rest[0].id), ("end", &None));
     let end = rest[0].json();
@@ -176,7 +180,7 @@ async fn followed_lines_have_ids_and_end_with_the_final_status() {
     for gateway in 0..user.caller.gateways() {
         let again = Events::resume(&user.caller, gateway, &path, None)
             .await
-            .rest()
+            .read_to_end()
             .await;
         assert_eq!(followed(&again[..2]), ["one", "two"]);
         assert_eq!((again[2].name.as_str(), again.len()), ("end", 3));
@@ -184,7 +188,7 @@ async fn followed_lines_have_ids_and_end_with_the_final_status() {
     }
     let tail = Events::open(&user.caller, &format!("{path}&tail=1&timestamps=false"))
         .await
-        .rest()
+        .read_to_end()
         .await;
     assert_eq!(tail.len(), 2);
     assert_eq!(
@@ -195,7 +199,7 @@ async fn followed_lines_have_ids_and_end_with_the_final_status() {
 
 #[tokio::test]
 async fn stream_resumes_across_gateways_without_loss_or_repeat() {
-    let user = someone().await;
+    let user = new_user().await;
     let text = "i=0; while [ $i -lt 600 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) = 0 ] && sleep 0.1; done";
     let id = user.caller.create(&script(text)).await;
     let path = format!("/environments/{id}/logs?follow=true");
@@ -226,7 +230,7 @@ async fn stream_resumes_across_gateways_without_loss_or_repeat() {
     // A client that has all lines receives only the end.
     let rest = Events::resume(&user.caller, gateway, &path, last)
         .await
-        .rest()
+        .read_to_end()
         .await;
     assert_eq!(rest.len(), 1, "{rest:?}");
 }
@@ -242,7 +246,7 @@ async fn invalid_last_event_id_returns_400() {
             &format!("/environments/{}/logs?follow=true", idle.id),
         )
         .header("last-event-id", "yesterday");
-    let message = send(request).await.is_error(400, "validation_failed");
+    let message = send(request).await.expect_error(400, "validation_failed");
     assert!(message.starts_with("Last-Event-ID: "), "{message}");
 }
 
@@ -263,36 +267,42 @@ async fn idle_stream_sends_a_comment_every_fifteen_seconds() {
 
 #[tokio::test]
 async fn deleted_environment_ends_the_stream_and_keeps_its_lines() {
-    let user = someone().await;
-    let id = user.caller.running(&script("echo begun; sleep 600")).await;
+    let user = new_user().await;
+    let id = user
+        .caller
+        .create_running(&script("echo begun; sleep 600"))
+        .await;
     let path = format!("/environments/{id}/logs");
     let mut events = Events::open(&user.caller, &format!("{path}?follow=true")).await;
     assert_eq!(events.next().await.unwrap().json()["message"], "begun");
     user.caller
         .delete(&format!("/environments/{id}?force=true"))
         .await
-        .is(204);
-    let rest = events.rest().await;
+        .expect_status(204);
+    let rest = events.read_to_end().await;
     let last = rest.last().unwrap();
     assert_eq!(
         (last.name.as_str(), &last.json()["status_reason"]),
         ("end", &json!("DELETED"))
     );
-    user.caller.until_ended(&id).await;
-    assert_eq!(messages(&user.caller.get(&path).await.is(200)), ["begun"]);
+    user.caller.wait_until_ended(&id).await;
+    assert_eq!(
+        messages(&user.caller.get(&path).await.expect_status(200)),
+        ["begun"]
+    );
 }
 
 #[tokio::test]
 async fn many_lines_are_returned_in_one_reply() {
-    let user = someone().await;
+    let user = new_user().await;
     let text = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i; done";
     let id = user.caller.create(&script(text)).await;
-    user.caller.until_ended(&id).await;
+    user.caller.wait_until_ended(&id).await;
     let body = user
         .caller
         .get(&format!("/environments/{id}/logs"))
         .await
-        .is(200);
+        .expect_status(200);
     let expected: Vec<String> = (1..=5000).map(|n| n.to_string()).collect();
     assert_eq!(messages(&body), expected);
 }

@@ -1,6 +1,7 @@
-//! The public API as its clients meet it: real HTTP against two replicas of every service,
-//! real boxes, requests that go to the gateways in turn. One file a noun; each test is a
-//! user of its own at an address of its own.
+//! Tests of the public API over HTTP, against two replicas of every service and real boxes.
+//!
+//! There is one file for each noun. Each test creates a user with its own client address, and
+//! sends its requests to the gateways in turn.
 
 #![allow(
     clippy::unwrap_used,

@@ -6,33 +6,33 @@ use crate::support::answer::header;
 use crate::support::caller::{Caller, send};
 use crate::support::system::shared;
 
-const WRITTEN: &str = include_str!("../../../../docs/openapi.json");
+const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");
 
 #[tokio::test]
 async fn served_document_is_docs_openapi_json_also_at_the_root() {
-    let nobody = Caller::of(shared().await);
-    for gateway in 0..nobody.gateways() {
-        let answer = nobody.get_on(gateway, "/openapi.json").await;
+    let anonymous = Caller::without_token_on(shared().await);
+    for gateway in 0..anonymous.gateways() {
+        let answer = anonymous.get_on(gateway, "/openapi.json").await;
         assert_eq!(answer.header("content-type"), "application/json");
-        // Both are too long to be shown.
-        assert!(answer.text == WRITTEN, "they differ");
-        let root = format!("http://{}/openapi.json", nobody.host(gateway));
+        // `assert_eq!` would print both documents.
+        assert!(answer.text == DOCUMENT, "the served document differs");
+        let root = format!("http://{}/openapi.json", anonymous.host(gateway));
         let text = reqwest::get(root).await.unwrap().text().await.unwrap();
-        assert!(text == WRITTEN, "they differ");
+        assert!(text == DOCUMENT, "the document at the root differs");
     }
 }
 
 #[tokio::test]
 async fn every_documented_operation_is_served_and_requires_a_credential_as_documented() {
-    let nobody = Caller::of(shared().await);
-    let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
+    let anonymous = Caller::without_token_on(shared().await);
+    let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
     let mut count = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {
         let path = path.strip_prefix("/api/v1").unwrap();
         let path = path.replace("{id}", "env-0000000000000000");
         for (method, operation) in operations.as_object().unwrap() {
             let method: Method = method.to_uppercase().parse().unwrap();
-            let answer = send(nobody.request(method.clone(), &path)).await;
+            let answer = send(anonymous.request(method.clone(), &path)).await;
             let is_open = operation["security"] == serde_json::json!([{}]);
             if is_open {
                 assert!(
@@ -40,7 +40,7 @@ async fn every_documented_operation_is_served_and_requires_a_credential_as_docum
                     "{method} {path} {answer:?}"
                 );
             } else {
-                answer.is_error(401, "unauthorized");
+                answer.expect_error(401, "unauthorized");
             }
             count += 1;
         }
@@ -50,8 +50,8 @@ async fn every_documented_operation_is_served_and_requires_a_credential_as_docum
 
 #[tokio::test]
 async fn reference_page_names_every_path_and_loads_its_own_script_only() {
-    let nobody = Caller::of(shared().await);
-    let host = nobody.host(0);
+    let anonymous = Caller::without_token_on(shared().await);
+    let host = anonymous.host(0);
     for base in ["", "/api/v1"] {
         let page = format!("http://{host}{base}/docs");
         let response = reqwest::get(&page).await.unwrap();
@@ -67,7 +67,7 @@ async fn reference_page_names_every_path_and_loads_its_own_script_only() {
             assert!(!policy.contains(external), "{policy}");
         }
         let text = response.text().await.unwrap();
-        let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
+        let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
         for path in document["paths"].as_object().unwrap().keys() {
             assert!(text.contains(path.as_str()), "{path}");
         }
@@ -88,7 +88,7 @@ async fn reference_page_names_every_path_and_loads_its_own_script_only() {
 
 #[tokio::test]
 async fn attach_close_codes_are_documented() {
-    let document: serde_json::Value = serde_json::from_str(WRITTEN).unwrap();
+    let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
     let attach = &document["paths"]["/api/v1/environments/{id}/attach"]["get"]["description"];
     for code in [1000, 1001, 1009, 1011, 4401, 4404, 4408, 4409, 4502, 4503] {
         assert!(

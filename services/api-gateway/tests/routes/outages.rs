@@ -16,26 +16,27 @@ use crate::support::eventually;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
 
-/// Above the sum of the gateway's deadlines, with some time for a loaded machine.
-const SOON: Duration = Duration::from_secs(8);
+/// The longest time to an answer: the sum of the gateway's deadlines, with a margin for a loaded
+/// machine.
+const MAX_DELAY: Duration = Duration::from_secs(8);
 
-async fn own() -> (System, Caller) {
-    own_with(unlimited(options())).await
+async fn start_system() -> (System, Caller) {
+    start_system_with(unlimited(options())).await
 }
 
-async fn own_with(options: Options) -> (System, Caller) {
+async fn start_system_with(options: Options) -> (System, Caller) {
     let system = System::start(options).await.unwrap();
     let admin = admin_of(&system).await;
     (system, admin)
 }
 
-/// A part that stays killed until this is dropped: its supervisor, which would restart it, is
-/// stopped.
-struct Gone {
+/// A part that stays killed until this is dropped. Its supervisor is stopped meanwhile, because it
+/// would restart the part.
+struct Killed {
     supervisor: Pid,
 }
 
-impl Gone {
+impl Killed {
     fn kill(system: &System, part: &str) -> Self {
         let pid = system.pids(part)[&0];
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -45,13 +46,13 @@ impl Gone {
             .unwrap();
         let supervisor = Pid::from_raw(parent.trim().parse().unwrap());
         kill(supervisor, Signal::SIGSTOP).unwrap();
-        let gone = Self { supervisor };
+        let killed = Self { supervisor };
         assert!(system.kill(part, 0));
-        gone
+        killed
     }
 }
 
-impl Drop for Gone {
+impl Drop for Killed {
     fn drop(&mut self) {
         let _ = kill(self.supervisor, Signal::SIGCONT);
     }
@@ -78,11 +79,11 @@ impl Drop for Frozen<'_> {
 
 /// Asserts that all requests are refused with 503. With `may_time_out`, also with 504: the part
 /// does not answer at all.
-async fn everything_is_refused(admin: &Caller, id: &str, may_time_out: bool) {
+async fn expect_all_refused(admin: &Caller, id: &str, may_time_out: bool) {
     let exec = json!({"command": ["true"]});
     let path = format!("/environments/{id}");
     let (run, logs) = (format!("{path}/exec"), format!("{path}/logs"));
-    let asked = Instant::now();
+    let begun = Instant::now();
     let (me, get, list, create, exec, logs, login) = tokio::join!(
         admin.get("/auth/me"),
         admin.get(&path),
@@ -92,24 +93,25 @@ async fn everything_is_refused(admin: &Caller, id: &str, may_time_out: bool) {
         admin.get(&logs),
         admin.login("nobody", "nonsense"),
     );
-    let took = asked.elapsed();
-    assert!(took < SOON, "{took:?}");
+    let took = begun.elapsed();
+    assert!(took < MAX_DELAY, "{took:?}");
     for answer in [me, get, list, create, exec, logs, login] {
         if may_time_out && answer.status == 504 {
-            answer.is_error(504, "timeout");
+            answer.expect_error(504, "timeout");
         } else {
-            answer.is_error(503, "unavailable");
+            answer.expect_error(503, "unavailable");
             assert!(answer.header("retry-after").parse::<u32>().unwrap() >= 1);
         }
     }
 }
 
-/// Asserts that the system is unhealthy, and this process is live and perhaps ready.
-async fn is_unhealthy(admin: &Caller, ready: u16) -> Value {
+/// Asserts that the system becomes unhealthy, that the gateway is live, and that its readiness
+/// probe answers with the status `ready`.
+async fn expect_unhealthy(admin: &Caller, ready: u16) -> Value {
     let body = eventually("it is unhealthy", async || {
-        let asked = Instant::now();
+        let begun = Instant::now();
         let answer = admin.get("/health").await;
-        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+        assert!(begun.elapsed() < MAX_DELAY, "{:?}", begun.elapsed());
         (answer.status == 503).then(|| answer.json())
     })
     .await;
@@ -122,46 +124,46 @@ async fn is_unhealthy(admin: &Caller, ready: u16) -> Value {
         body["capacity"].is_object() && body["kubernetes"].is_object(),
         "{body}"
     );
-    admin.get("/health/live").await.is(200);
-    eventually("readiness is said", async || {
+    admin.get("/health/live").await.expect_status(200);
+    eventually("the readiness probe changes", async || {
         (admin.get("/health/ready").await.status == ready).then_some(())
     })
     .await;
     body
 }
 
-async fn everything_works_again(admin: &Caller, id: &str) {
+async fn expect_recovery(admin: &Caller, id: &str) {
     eventually("it is healthy", async || {
         (admin.get("/health").await.status == 200).then_some(())
     })
     .await;
-    admin.get("/health/ready").await.is(200);
+    admin.get("/health/ready").await.expect_status(200);
     eventually("commands run", async || {
         let body = json!({"command": ["echo", "hi"]});
         let answer = admin.post(&format!("/environments/{id}/exec"), &body).await;
         (answer.status == 200).then(|| assert_eq!(answer.json()["stdout"], "hi\n"))
     })
     .await;
-    admin.running(&small()).await;
+    admin.create_running(&small()).await;
 }
 
 #[tokio::test]
 async fn bus_outage_returns_503_and_followed_logs_resume() {
-    let (system, admin) = own().await;
-    let id = admin.running(&small()).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&small()).await;
     let counting = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 20";
-    let counting = admin.running(&script(counting)).await;
+    let counting = admin.create_running(&script(counting)).await;
     let path = format!("/environments/{counting}/logs?follow=true");
     let mut events = Events::open(&admin, &path).await;
     events.take(3).await;
     {
-        let _gone = Gone::kill(&system, "nats");
+        let _killed = Killed::kill(&system, "nats");
         // A request in flight when the bus was killed runs into its deadline.
-        everything_is_refused(&admin, &id, true).await;
-        is_unhealthy(&admin, 503).await;
-        everything_is_refused(&admin, &id, false).await;
+        expect_all_refused(&admin, &id, true).await;
+        expect_unhealthy(&admin, 503).await;
+        expect_all_refused(&admin, &id, false).await;
     }
-    everything_works_again(&admin, &id).await;
+    expect_recovery(&admin, &id).await;
     let rest = events.take(197).await;
     let seen: Vec<String> = rest
         .iter()
@@ -180,41 +182,41 @@ async fn bus_outage_returns_503_and_followed_logs_resume() {
 
 #[tokio::test]
 async fn unresponsive_bus_delays_requests_at_most_their_deadline() {
-    let (system, admin) = own().await;
-    let id = admin.running(&small()).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&small()).await;
     {
         let _frozen = Frozen::new(&system, "nats");
-        everything_is_refused(&admin, &id, true).await;
+        expect_all_refused(&admin, &id, true).await;
     }
-    everything_works_again(&admin, &id).await;
+    expect_recovery(&admin, &id).await;
     system.stop().await;
 }
 
 #[tokio::test]
 async fn database_outage_returns_503_and_recovers() {
-    let (system, admin) = own().await;
-    let id = admin.running(&small()).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&small()).await;
     {
-        let _gone = Gone::kill(&system, "postgres");
-        everything_is_refused(&admin, &id, false).await;
-        let body = is_unhealthy(&admin, 200).await;
+        let _killed = Killed::kill(&system, "postgres");
+        expect_all_refused(&admin, &id, false).await;
+        let body = expect_unhealthy(&admin, 200).await;
         assert!(body["message"].is_string());
     }
-    everything_works_again(&admin, &id).await;
+    expect_recovery(&admin, &id).await;
     system.stop().await;
 }
 
 #[tokio::test]
 async fn runtime_outage_is_unhealthy_and_recovers() {
-    let (system, admin) = own().await;
-    let id = admin.running(&small()).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&small()).await;
     {
-        let _gone = Gone::kill(&system, "containerd");
-        let body = is_unhealthy(&admin, 200).await;
+        let _killed = Killed::kill(&system, "containerd");
+        let body = expect_unhealthy(&admin, 200).await;
         assert_eq!(body["kubernetes"]["connected"], false);
         // Running environments continue.
         assert_eq!(admin.sh(&id, "echo hi").await["stdout"], "hi\n");
     }
-    everything_works_again(&admin, &id).await;
+    expect_recovery(&admin, &id).await;
     system.stop().await;
 }

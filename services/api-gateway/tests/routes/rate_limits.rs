@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::support::answer::Answer;
-use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user};
+use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user_with_role};
 use crate::support::system::options;
 
 /// The burst of the flood shield; far above the rate limits.
@@ -18,7 +18,7 @@ const BURST: usize = 600;
 
 static LIMITED: OnceCell<(System, Caller)> = OnceCell::const_new();
 /// Held by a test that sends a burst: bursts must not overlap.
-static ALONE: Mutex<()> = Mutex::const_new(());
+static ONE_BURST: Mutex<()> = Mutex::const_new(());
 
 async fn limited() -> &'static (System, Caller) {
     LIMITED
@@ -36,12 +36,12 @@ async fn limited() -> &'static (System, Caller) {
 
 async fn user() -> User {
     // Each test uses one request of the administrator's limit.
-    new_user(&limited().await.1, "user").await
+    new_user_with_role(&limited().await.1, "user").await
 }
 
 /// Makes the caller known to each gateway, so that it is counted under its user even if auth
 /// fails in the burst that follows.
-async fn known(caller: &Caller) -> Vec<Answer> {
+async fn call_every_gateway(caller: &Caller) -> Vec<Answer> {
     let mut answers = Vec::new();
     for gateway in 0..caller.gateways() {
         let answer = caller.get_on(gateway, "/auth/me").await;
@@ -62,8 +62,8 @@ fn number(answer: &Answer, name: &str) -> u64 {
     answer.header(name).parse().unwrap()
 }
 
-/// By window, the number of requests and the number of those that passed. A 503 of an overloaded
-/// auth has passed the limit.
+/// The number of requests and of those that passed the limit, for each window. A 503 of an
+/// overloaded auth counts as passed.
 fn windows(answers: &[Answer]) -> BTreeMap<u64, (usize, usize)> {
     let mut windows = BTreeMap::new();
     for answer in answers {
@@ -77,13 +77,13 @@ fn windows(answers: &[Answer]) -> BTreeMap<u64, (usize, usize)> {
 }
 
 /// Asserts that each window passed exactly its limit. Returns whether one of them was full.
-fn exact(answers: &[Answer], limit: usize) -> bool {
+fn expect_exact_limit(answers: &[Answer], limit: usize) -> bool {
     let windows = windows(answers);
     for (all, passed) in windows.values() {
         assert_eq!(*passed, limit.min(*all), "{windows:?}");
     }
     for answer in answers.iter().filter(|answer| answer.status == 429) {
-        answer.is_error(429, "rate_limited");
+        answer.expect_error(429, "rate_limited");
         assert_eq!(number(answer, "x-ratelimit-remaining"), 0);
         let wait = number(answer, "retry-after");
         assert!((1..=60).contains(&wait), "{wait}");
@@ -93,8 +93,8 @@ fn exact(answers: &[Answer], limit: usize) -> bool {
 
 /// Repeats `attempt` until it returns true. An attempt is inconclusive when a window ended during
 /// it.
-async fn conclusive(attempt: impl AsyncFn() -> bool) {
-    let _alone = ALONE.lock().await;
+async fn repeat_until_conclusive(attempt: impl AsyncFn() -> bool) {
+    let _one_burst = ONE_BURST.lock().await;
     for _ in 0..3 {
         if attempt().await {
             return;
@@ -114,11 +114,11 @@ fn passed_in_one_window(answers: &[Answer]) -> Option<usize> {
 #[tokio::test]
 async fn each_category_has_its_documented_limit_and_headers() {
     let user = user().await;
-    let nobody = user.caller.elsewhere();
+    let anonymous = user.caller.at_new_address();
     let exec = json!({"command": ["true"]});
     let at = "/environments/env-0000000000000000";
     let answers = [
-        (nobody.login("nobody", "nonsense").await, 10),
+        (anonymous.login("nobody", "nonsense").await, 10),
         (user.caller.post("/environments", &json!({})).await, 20),
         (user.caller.post(&format!("{at}/exec"), &exec).await, 100),
         (user.caller.get(&format!("{at}/attach")).await, 100),
@@ -126,7 +126,7 @@ async fn each_category_has_its_documented_limit_and_headers() {
         (user.caller.get("/environments").await, 200),
         (user.caller.get("/health").await, 200),
         (user.caller.get("/nope").await, 200),
-        (nobody.get("/environments").await, 200),
+        (anonymous.get("/environments").await, 200),
     ];
     for (answer, limit) in answers {
         assert_eq!(number(&answer, "x-ratelimit-limit"), limit, "{answer:?}");
@@ -142,12 +142,12 @@ async fn each_category_has_its_documented_limit_and_headers() {
 
 #[tokio::test]
 async fn concurrent_requests_on_three_gateways_pass_exactly_to_the_limit() {
-    conclusive(async || {
+    repeat_until_conclusive(async || {
         let user = user().await;
-        let mut answers = known(&user.caller).await;
+        let mut answers = call_every_gateway(&user.caller).await;
         let tries = (0..300).map(|n| user.caller.get_on(n % 3, "/api-keys"));
         answers.extend(join_all(tries).await);
-        exact(&answers, 200)
+        expect_exact_limit(&answers, 200)
     })
     .await;
 }
@@ -158,12 +158,12 @@ async fn failed_creations_and_commands_are_counted() {
         ("/environments", 20),
         ("/environments/env-0000000000000000/exec", 100),
     ] {
-        conclusive(async || {
+        repeat_until_conclusive(async || {
             let user = user().await;
-            known(&user.caller).await;
+            call_every_gateway(&user.caller).await;
             let body = json!({});
             let tries = (0..limit + 10).map(|_| user.caller.post(path, &body));
-            exact(&join_all(tries).await, limit)
+            expect_exact_limit(&join_all(tries).await, limit)
         })
         .await;
     }
@@ -171,34 +171,34 @@ async fn failed_creations_and_commands_are_counted() {
 
 #[tokio::test]
 async fn failed_logins_exhaust_the_limit_of_their_address() {
-    conclusive(async || {
+    repeat_until_conclusive(async || {
         let user = user().await;
-        let nobody = user.caller.elsewhere();
+        let anonymous = user.caller.at_new_address();
         let mut answers = Vec::new();
         for n in 0..12 {
             // A different name each time, so that only the address is counted.
-            answers.push(nobody.login(&format!("nobody-{n}"), "nonsense").await);
+            answers.push(anonymous.login(&format!("nobody-{n}"), "nonsense").await);
         }
-        answers.push(nobody.login(&user.username, PASSWORD).await);
-        nobody
-            .elsewhere()
+        answers.push(anonymous.login(&user.username, PASSWORD).await);
+        anonymous
+            .at_new_address()
             .login(&user.username, PASSWORD)
             .await
-            .is(200);
-        exact(&answers, 10)
+            .expect_status(200);
+        expect_exact_limit(&answers, 10)
     })
     .await;
 }
 
 #[tokio::test]
 async fn password_guesses_from_many_addresses_exhaust_the_limit_of_the_username() {
-    conclusive(async || {
+    repeat_until_conclusive(async || {
         let user = user().await;
         let mut answers = Vec::new();
         for _ in 0..12 {
             answers.push(
                 user.caller
-                    .elsewhere()
+                    .at_new_address()
                     .login(&user.username, "nonsense")
                     .await,
             );
@@ -208,7 +208,7 @@ async fn password_guesses_from_many_addresses_exhaust_the_limit_of_the_username(
         };
         // The user's own login was one of the ten, unless its window has ended.
         assert!(matches!(passed, 9 | 10), "{passed}");
-        user.caller.get("/auth/me").await.is(200);
+        user.caller.get("/auth/me").await.expect_status(200);
         true
     })
     .await;
@@ -217,56 +217,60 @@ async fn password_guesses_from_many_addresses_exhaust_the_limit_of_the_username(
 #[tokio::test]
 async fn keys_of_one_user_share_a_limit() {
     let bystander = user().await;
-    conclusive(async || {
+    repeat_until_conclusive(async || {
         let user = user().await;
         let made = user.caller.post("/api-keys", &json!({})).await;
-        let key = user.caller.with(made.json()["key"].as_str().unwrap());
+        let key = user.caller.with_token(made.json()["key"].as_str().unwrap());
         let mut answers = vec![made];
-        answers.extend(known(&user.caller).await);
-        answers.extend(known(&key).await);
+        answers.extend(call_every_gateway(&user.caller).await);
+        answers.extend(call_every_gateway(&key).await);
         let tries = (0..230).map(|n| [&user.caller, &key][n % 2].get("/auth/me"));
         answers.extend(join_all(tries).await);
-        bystander.caller.get("/auth/me").await.is(200);
-        exact(&answers, 200)
+        bystander.caller.get("/auth/me").await.expect_status(200);
+        expect_exact_limit(&answers, 200)
     })
     .await;
 }
 
 #[tokio::test]
 async fn forwarded_address_from_the_client_is_ignored() {
-    conclusive(async || {
-        let nobody = user().await.caller.elsewhere();
+    repeat_until_conclusive(async || {
+        let anonymous = user().await.caller.at_new_address();
         let tries = (0..220).map(|n| {
             // The proxy appends its entry to the entry that the client sent.
-            let mut caller = nobody.clone();
-            caller.address = format!("192.0.2.{n}, {}", nobody.address);
+            let mut caller = anonymous.clone();
+            caller.address = format!("192.0.2.{n}, {}", anonymous.address);
             async move { caller.get("/auth/me").await }
         });
-        exact(&join_all(tries).await, 200)
+        expect_exact_limit(&join_all(tries).await, 200)
     })
     .await;
 }
 
 #[tokio::test]
 async fn probes_are_not_limited() {
-    let nobody = user().await.caller.elsewhere();
-    let answers = join_all((0..300).map(|_| nobody.get("/health/live"))).await;
+    let anonymous = user().await.caller.at_new_address();
+    let answers = join_all((0..300).map(|_| anonymous.get("/health/live"))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
 }
 
 #[tokio::test]
 async fn flood_from_one_address_is_refused() {
-    let _alone = ALONE.lock().await;
-    let nobody = user().await.caller.elsewhere();
-    let tries = (0..BURST + 400).map(|_| nobody.get_on(0, "/health/live"));
+    let _one_burst = ONE_BURST.lock().await;
+    let anonymous = user().await.caller.at_new_address();
+    let tries = (0..BURST + 400).map(|_| anonymous.get_on(0, "/health/live"));
     let answers: Vec<Answer> = stream::iter(tries).buffer_unordered(64).collect().await;
     let refused: Vec<&Answer> = answers
         .iter()
         .filter(|answer| answer.status == 429)
         .collect();
     assert!((1..=400).contains(&refused.len()), "{}", refused.len());
-    refused[0].is_error(429, "rate_limited");
+    refused[0].expect_error(429, "rate_limited");
     // Other clients are served, and another replica serves the same client.
-    nobody.elsewhere().get_on(0, "/health/live").await.is(200);
-    nobody.get_on(1, "/health/live").await.is(200);
+    anonymous
+        .at_new_address()
+        .get_on(0, "/health/live")
+        .await
+        .expect_status(200);
+    anonymous.get_on(1, "/health/live").await.expect_status(200);
 }

@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep};
 
 /// The deadline for conditions that a loaded machine reaches slowly. Tests of speed measure time
 /// themselves.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Polls `look` until it returns something.
 pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    within(PATIENCE, what, look).await
+    within(TIMEOUT, what, look).await
 }
 
 /// As [`eventually`], with a deadline of its own.

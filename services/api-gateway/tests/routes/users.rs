@@ -1,9 +1,9 @@
-//! `/users`: for administrators alone.
+//! `/users`, for administrators only.
 
 use serde_json::{Value, json};
 
 use crate::support::boxes::small;
-use crate::support::caller::{PASSWORD, admin, new_user, someone};
+use crate::support::caller::{PASSWORD, admin, new_user, new_user_with_role};
 
 fn fields(value: &Value) -> Vec<&str> {
     value
@@ -15,12 +15,12 @@ fn fields(value: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_user_is_created_shown_changed_and_never_with_a_secret() {
+async fn user_is_created_and_changed_without_showing_a_secret() {
     let admin = admin().await;
     let name = format!("new-{:016x}", rand::random::<u64>());
     let email = format!("{name}@example.com");
     let body = json!({"username": name, "email": email, "password": PASSWORD});
-    let created = admin.post("/users", &body).await.is(201);
+    let created = admin.post("/users", &body).await.expect_status(201);
     assert_eq!(
         fields(&created),
         ["created_at", "email", "id", "role", "username"]
@@ -28,7 +28,7 @@ async fn a_user_is_created_shown_changed_and_never_with_a_secret() {
     assert_eq!(created["role"], "user", "the default");
     assert!(created["id"].as_str().unwrap().starts_with("user-"));
     let path = format!("/users/{}", created["id"].as_str().unwrap());
-    assert_eq!(admin.get(&path).await.is(200), created);
+    assert_eq!(admin.get(&path).await.expect_status(200), created);
 
     let changed = admin
         .patch(
@@ -36,35 +36,43 @@ async fn a_user_is_created_shown_changed_and_never_with_a_secret() {
             &json!({"email": format!("x{email}"), "role": "admin"}),
         )
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(changed["email"], format!("x{email}"));
     assert_eq!(changed["role"], "admin");
-    let login = admin.elsewhere().login(&name, PASSWORD).await.is(200);
+    let login = admin
+        .at_new_address()
+        .login(&name, PASSWORD)
+        .await
+        .expect_status(200);
     let token = login["token"].as_str().unwrap();
     assert_eq!(login["user"], changed);
-    admin.with(token).get("/users").await.is(200);
+    admin
+        .with_token(token)
+        .get("/users")
+        .await
+        .expect_status(200);
 
     // A password that an administrator sets ends the logins made with the old one.
     admin
         .patch(&path, &json!({"password": "set by the admin"}))
         .await
-        .is(200);
+        .expect_status(200);
     admin
-        .with(token)
+        .with_token(token)
         .get("/auth/me")
         .await
-        .is_error(401, "unauthorized");
+        .expect_error(401, "unauthorized");
     admin
-        .elsewhere()
+        .at_new_address()
         .login(&name, "set by the admin")
         .await
-        .is(200);
+        .expect_status(200);
 }
 
 #[tokio::test]
-async fn what_a_user_must_be_is_said_by_field() {
+async fn invalid_user_field_returns_400_naming_it() {
     let admin = admin().await;
-    let taken = someone().await;
+    let taken = new_user().await;
     let good = |name: &str| json!({"username": name, "email": format!("{name}@example.com"), "password": PASSWORD});
     for (field, value) in [
         ("username", json!("a b")),
@@ -79,7 +87,7 @@ async fn what_a_user_must_be_is_said_by_field() {
         let message = admin
             .post("/users", &body)
             .await
-            .is_error(400, "validation_failed");
+            .expect_error(400, "validation_failed");
         assert!(message.starts_with(field), "{field}: {message}");
         assert!(!message.contains("short"), "a password is not repeated");
     }
@@ -89,32 +97,35 @@ async fn what_a_user_must_be_is_said_by_field() {
         let message = admin
             .post("/users", &body)
             .await
-            .is_error(400, "validation_failed");
+            .expect_error(400, "validation_failed");
         assert_eq!(message, format!("{field}: is required"));
     }
-    // However it is written.
+    // Usernames are compared without case.
     let again = good(&taken.username.to_uppercase());
-    let message = admin.post("/users", &again).await.is_error(409, "conflict");
+    let message = admin
+        .post("/users", &again)
+        .await
+        .expect_error(409, "conflict");
     assert_eq!(message, "username: is taken by another user");
     let path = format!("/users/{}", taken.id);
     let message = admin
         .patch(&path, &json!({}))
         .await
-        .is_error(400, "validation_failed");
+        .expect_error(400, "validation_failed");
     assert!(message.starts_with("body: "), "{message}");
 }
 
 #[tokio::test]
-async fn the_list_pages_newest_first_and_counts_all() {
+async fn user_list_pages_newest_first_and_counts_all() {
     let admin = admin().await;
     let mut made = Vec::new();
     for _ in 0..3 {
-        made.push(someone().await.id);
+        made.push(new_user().await.id);
     }
-    let list = admin.get("/users").await.is(200);
+    let list = admin.get("/users").await.expect_status(200);
     assert_eq!((&list["limit"], &list["offset"]), (&json!(100), &json!(0)));
     assert!(list["total"].as_u64().unwrap() >= 4);
-    // Other tests create users too: ours are there, in the order of their making.
+    // Other tests create users at the same time, so only the order of these three is compared.
     let ids: Vec<&str> = list["users"]
         .as_array()
         .unwrap()
@@ -126,81 +137,90 @@ async fn the_list_pages_newest_first_and_counts_all() {
         .map(|id| ids.iter().position(|seen| seen == id).unwrap())
         .collect();
     assert!(places[0] > places[1] && places[1] > places[2], "{places:?}");
-    let page = admin.get("/users?limit=2&offset=1").await.is(200);
+    let page = admin
+        .get("/users?limit=2&offset=1")
+        .await
+        .expect_status(200);
     assert_eq!(page["users"].as_array().unwrap().len(), 2);
     assert_eq!((&page["limit"], &page["offset"]), (&json!(2), &json!(1)));
     for query in ["limit=0", "limit=1001", "offset=-1", "limit=x", "page=2"] {
         admin
             .get(&format!("/users?{query}"))
             .await
-            .is_error(400, "validation_failed");
+            .expect_error(400, "validation_failed");
     }
 }
 
 #[tokio::test]
-async fn everybody_else_is_refused_by_every_route() {
-    let user = someone().await;
+async fn caller_without_admin_role_is_refused_on_every_route() {
+    let user = new_user().await;
     let own = format!("/users/{}", user.id);
     let (_, key) = user.key(json!({})).await;
     for caller in [&user.caller, &key] {
-        caller.get("/users").await.is_error(403, "forbidden");
-        caller.get(&own).await.is_error(403, "forbidden");
+        caller.get("/users").await.expect_error(403, "forbidden");
+        caller.get(&own).await.expect_error(403, "forbidden");
         caller
             .post("/users", &json!({}))
             .await
-            .is_error(403, "forbidden");
+            .expect_error(403, "forbidden");
         caller
             .patch(&own, &json!({"role": "admin"}))
             .await
-            .is_error(403, "forbidden");
-        caller.delete(&own).await.is_error(403, "forbidden");
+            .expect_error(403, "forbidden");
+        caller.delete(&own).await.expect_error(403, "forbidden");
     }
-    assert_eq!(user.caller.get("/auth/me").await.is(200)["role"], "user");
+    assert_eq!(
+        user.caller.get("/auth/me").await.expect_status(200)["role"],
+        "user"
+    );
 }
 
 #[tokio::test]
-async fn a_key_with_permissions_is_no_administrator_whoever_owns_it() {
-    let chief = new_user(admin().await, "admin").await;
-    let id = chief.caller.create(&small()).await;
-    let key = chief.key_for(&id, "admin").await;
-    key.get("/users").await.is_error(403, "forbidden");
-    let (_, full) = chief.key(json!({})).await;
-    full.get("/users").await.is(200);
+async fn limited_key_of_an_administrator_cannot_manage_users() {
+    let second_admin = new_user_with_role(admin().await, "admin").await;
+    let id = second_admin.caller.create(&small()).await;
+    let key = second_admin.key_for(&id, "admin").await;
+    key.get("/users").await.expect_error(403, "forbidden");
+    let (_, full) = second_admin.key(json!({})).await;
+    full.get("/users").await.expect_status(200);
 }
 
 #[tokio::test]
-async fn a_user_that_is_not_there_is_404() {
+async fn missing_user_returns_404() {
     let admin = admin().await;
     for id in ["user-0000000000000000", "nonsense", "env-0000000000000000"] {
         let path = format!("/users/{id}");
-        admin.get(&path).await.is_error(404, "not_found");
+        admin.get(&path).await.expect_error(404, "not_found");
         admin
             .patch(&path, &json!({"role": "user"}))
             .await
-            .is_error(404, "not_found");
-        admin.delete(&path).await.is_error(404, "not_found");
+            .expect_error(404, "not_found");
+        admin.delete(&path).await.expect_error(404, "not_found");
     }
 }
 
 #[tokio::test]
-async fn deleting_a_user_kills_its_tokens_and_keys_at_once_and_ends_its_environments() {
+async fn deleted_user_loses_tokens_keys_and_environments() {
     let admin = admin().await;
-    let user = someone().await;
+    let user = new_user().await;
     let (_, key) = user.key(json!({})).await;
-    let id = user.caller.running(&small()).await;
-    admin.delete(&format!("/users/{}", user.id)).await.is(204);
+    let id = user.caller.create_running(&small()).await;
+    admin
+        .delete(&format!("/users/{}", user.id))
+        .await
+        .expect_status(204);
     for caller in [&user.caller, &key] {
         for gateway in 0..caller.gateways() {
             caller
                 .get_on(gateway, "/auth/me")
                 .await
-                .is_error(401, "unauthorized");
+                .expect_error(401, "unauthorized");
         }
     }
-    let ended = admin.until_ended(&id).await;
+    let ended = admin.wait_until_ended(&id).await;
     assert_eq!(ended["status_reason"], "DELETED");
     admin
         .delete(&format!("/users/{}", user.id))
         .await
-        .is_error(404, "not_found");
+        .expect_error(404, "not_found");
 }

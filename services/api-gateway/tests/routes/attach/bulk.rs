@@ -6,19 +6,21 @@ use serde_json::json;
 
 use crate::support::boxes::idle;
 use crate::support::socket::{Frame, Socket};
-use crate::support::system::{resident, shared};
+use crate::support::system::{resident_bytes, shared};
 
-const TOTAL: usize = 100 * 1024 * 1024;
-const MAY_GROW: u64 = 40 * 1024 * 1024;
+const TOTAL_BYTES: usize = 100 * 1024 * 1024;
+const MAX_GROWTH_BYTES: u64 = 40 * 1024 * 1024;
 /// The line that `yes` repeats; no frame length is a multiple of its length.
 const LINE: &[u8] = b"0123456789abcdef-0123456789abcdef-0123456789abcdef-0123456789abcdef\n";
 
 /// The resident memory of the gateways and exec-proxies.
-async fn residents() -> Vec<(&'static str, usize, u64)> {
+async fn resident_bytes_of_replicas() -> Vec<(&'static str, usize, u64)> {
     let system = shared().await;
     ["api-gateway", "exec-proxy"]
         .into_iter()
-        .flat_map(|service| [0, 1].map(|index| (service, index, resident(system, service, index))))
+        .flat_map(|service| {
+            [0, 1].map(|index| (service, index, resident_bytes(system, service, index)))
+        })
         .collect()
 }
 
@@ -32,8 +34,8 @@ fn query(total: usize) -> String {
 #[tokio::test]
 async fn hundred_mebibytes_arrive_unchanged_with_constant_memory() {
     let idle = idle().await;
-    let before = residents().await;
-    let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL)).await;
+    let before = resident_bytes_of_replicas().await;
+    let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL_BYTES)).await;
     socket.ready().await;
     let mut seen = 0;
     let expected = LINE.repeat(2048);
@@ -52,25 +54,35 @@ async fn hundred_mebibytes_arrive_unchanged_with_constant_memory() {
             closed @ Frame::Closed(..) => panic!("{closed:?} after {seen}"),
         }
     };
-    assert_eq!(seen, TOTAL);
+    assert_eq!(seen, TOTAL_BYTES);
     assert_eq!(exit, json!({"type": "exit", "exit_code": 0}));
-    for ((service, index, before), (.., after)) in before.into_iter().zip(residents().await) {
+    for ((service, index, before), (.., after)) in
+        before.into_iter().zip(resident_bytes_of_replicas().await)
+    {
         let grown = after.saturating_sub(before);
-        assert!(grown < MAY_GROW, "{service}-{index} grew by {grown} bytes");
+        assert!(
+            grown < MAX_GROWTH_BYTES,
+            "{service}-{index} grew by {grown} bytes"
+        );
     }
 }
 
 #[tokio::test]
 async fn client_that_does_not_read_blocks_the_command_with_constant_memory() {
     let idle = idle().await;
-    let before = residents().await;
-    let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL)).await;
+    let before = resident_bytes_of_replicas().await;
+    let mut socket = Socket::open(&idle.user.caller, &idle.id, &query(TOTAL_BYTES)).await;
     socket.ready().await;
     // A fixed time, because the claim is that nothing happens.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    for ((service, index, before), (.., after)) in before.into_iter().zip(residents().await) {
+    for ((service, index, before), (.., after)) in
+        before.into_iter().zip(resident_bytes_of_replicas().await)
+    {
         let grown = after.saturating_sub(before);
-        assert!(grown < MAY_GROW, "{service}-{index} grew by {grown} bytes");
+        assert!(
+            grown < MAX_GROWTH_BYTES,
+            "{service}-{index} grew by {grown} bytes"
+        );
     }
     // It continues where it stopped.
     let mut seen = 0;

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use crate::support::boxes::{idle, script};
-use crate::support::caller::someone;
+use crate::support::caller::new_user;
 use crate::support::socket::{Socket, handshake};
 
 const ECHO: &str = "tty=false&command=echo&command=hi";
@@ -22,7 +22,7 @@ async fn offer(protocols: &str) -> Result<Option<String>, u16> {
     let mut socket = Socket::connect(request)
         .await
         .map_err(|(status, _)| status)?;
-    assert_eq!(socket.rest().await.stdout, "hi\n");
+    assert_eq!(socket.read_to_end().await.stdout, "hi\n");
     Ok(socket.protocol)
 }
 
@@ -34,7 +34,7 @@ async fn token_is_accepted_from_header_subprotocol_or_ticket() {
     let (_, key) = idle.user.key(json!({})).await;
     for caller in [caller, &key] {
         let mut socket = Socket::open(caller, &idle.id, ECHO).await;
-        assert_eq!(socket.rest().await.stdout, "hi\n");
+        assert_eq!(socket.read_to_end().await.stdout, "hi\n");
         assert_eq!(socket.protocol, None);
     }
     // With `Bearer `, which browsers cannot send, and without.
@@ -61,10 +61,10 @@ async fn token_is_accepted_from_header_subprotocol_or_ticket() {
 #[tokio::test]
 async fn invalid_credential_refuses_the_handshake() {
     let idle = idle().await;
-    let nobody = idle.user.caller.anonymous();
-    let refused = Socket::open_on(&nobody, 0, &idle.id, ECHO).await;
+    let anonymous = idle.user.caller.without_token();
+    let refused = Socket::open_on(&anonymous, 0, &idle.id, ECHO).await;
     assert_eq!(refused.err().unwrap().0, 401);
-    let refused = Socket::open_on(&nobody.with("x"), 1, &idle.id, ECHO).await;
+    let refused = Socket::open_on(&anonymous.with_token("x"), 1, &idle.id, ECHO).await;
     assert_eq!(refused.err().unwrap().0, 401);
     assert_eq!(offer("Authorization, nonsense").await, Err(401));
     assert_eq!(offer("Authorization").await, Err(401));
@@ -80,7 +80,7 @@ async fn caller_without_write_permission_is_refused() {
         .err()
         .unwrap();
     assert_eq!((status, &body["error"]), (403, &json!("forbidden")));
-    let stranger = someone().await.caller;
+    let stranger = new_user().await.caller;
     let (status, body) = Socket::open_on(&stranger, 1, &idle.id, ECHO)
         .await
         .err()
@@ -88,14 +88,14 @@ async fn caller_without_write_permission_is_refused() {
     assert_eq!((status, &body["error"]), (404, &json!("not_found")));
     let writer = idle.user.key_for(&idle.id, "write").await;
     let mut socket = Socket::open(&writer, &idle.id, ECHO).await;
-    assert_eq!(socket.rest().await.stdout, "hi\n");
+    assert_eq!(socket.read_to_end().await.stdout, "hi\n");
 }
 
 #[tokio::test]
 async fn stopped_environment_returns_409_before_the_handshake() {
-    let user = someone().await;
+    let user = new_user().await;
     let id = user.caller.create(&script("true")).await;
-    user.caller.until_ended(&id).await;
+    user.caller.wait_until_ended(&id).await;
     let (status, body) = Socket::open_on(&user.caller, 0, &id, ECHO)
         .await
         .err()

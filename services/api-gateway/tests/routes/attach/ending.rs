@@ -7,8 +7,8 @@ use futures::SinkExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::boxes::{idle, kill_box_of, script, small};
-use crate::support::caller::someone;
+use crate::support::boxes::{idle, kill_box_running, script, small};
+use crate::support::caller::new_user;
 use crate::support::socket::Socket;
 use crate::support::{eventually, within};
 
@@ -26,7 +26,7 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
         let mut socket = Socket::open(caller, &idle.id, &sleeping(&mark)).await;
         socket.ready().await;
         eventually("it runs", async || {
-            caller.runs(&idle.id, &text).await.then_some(())
+            caller.has_process(&idle.id, &text).await.then_some(())
         })
         .await;
         if polite {
@@ -34,7 +34,7 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
         }
         drop(socket);
         within(Duration::from_secs(5), "it is killed", async || {
-            (!caller.runs(&idle.id, &text).await).then_some(())
+            (!caller.has_process(&idle.id, &text).await).then_some(())
         })
         .await;
     }
@@ -42,12 +42,12 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
 
 #[tokio::test]
 async fn intended_end_closes_with_4409_without_an_exit() {
-    let user = someone().await;
-    let forced = user.caller.running(&small()).await;
-    let deleted = user.caller.running(&small()).await;
-    let expired = user.caller.running(&small()).await;
+    let user = new_user().await;
+    let forced = user.caller.create_running(&small()).await;
+    let deleted = user.caller.create_running(&small()).await;
+    let expired = user.caller.create_running(&small()).await;
     let through = script("while [ ! -e /tmp/go ]; do sleep 0.1; done");
-    let through = user.caller.running(&through).await;
+    let through = user.caller.create_running(&through).await;
     let mut sockets = Vec::new();
     for (id, reason) in [
         (&forced, "DELETED"),
@@ -64,24 +64,27 @@ async fn intended_end_closes_with_4409_without_an_exit() {
     }
     for path in [format!("{forced}?force=true"), deleted] {
         let path = format!("/environments/{path}");
-        user.caller.delete(&path).await.is(204);
+        user.caller.delete(&path).await.expect_status(204);
     }
     let path = format!("/environments/{expired}");
     let over = json!({"timeout": 1});
-    user.caller.patch(&path, &over).await.is(200);
+    user.caller.patch(&path, &over).await.expect_status(200);
     user.caller.sh(&through, "touch /tmp/go").await;
     for (mut socket, reason) in sockets {
-        let said = socket.rest().await;
-        assert_eq!(said.close.0, 4409, "{reason}: {said:?}");
-        assert!(said.exit.is_none(), "{said:?}");
-        assert!(said.error.as_ref().unwrap().contains(reason), "{said:?}");
+        let output = socket.read_to_end().await;
+        assert_eq!(output.close.0, 4409, "{reason}: {output:?}");
+        assert!(output.exit.is_none(), "{output:?}");
+        assert!(
+            output.error.as_ref().unwrap().contains(reason),
+            "{output:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn lost_box_closes_with_4502_without_an_exit() {
-    let user = someone().await;
-    let id = user.caller.running(&small()).await;
+    let user = new_user().await;
+    let id = user.caller.create_running(&small()).await;
     let mark = format!("7{:06}", rand::random::<u16>());
     let mut sockets = Vec::new();
     for gateway in 0..user.caller.gateways() {
@@ -92,14 +95,17 @@ async fn lost_box_closes_with_4502_without_an_exit() {
     }
     let text = format!("sleep {mark}");
     eventually("it runs", async || {
-        user.caller.runs(&id, &text).await.then_some(())
+        user.caller.has_process(&id, &text).await.then_some(())
     })
     .await;
-    kill_box_of(&text);
+    kill_box_running(&text);
     for mut socket in sockets {
-        let said = socket.rest().await;
-        assert_eq!(said.close.0, 4502, "{said:?}");
-        assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+        let output = socket.read_to_end().await;
+        assert_eq!(output.close.0, 4502, "{output:?}");
+        assert!(
+            output.exit.is_none() && output.error.is_some(),
+            "{output:?}"
+        );
     }
 }
 
@@ -111,13 +117,13 @@ async fn message_above_one_mebibyte_closes_with_1009() {
     let message = |length: usize| Message::Binary(Bytes::from(vec![b'x'; length]));
     socket.socket.send(message(1024 * 1024)).await.unwrap();
     socket.send(json!({"type": "eof"})).await;
-    assert_eq!(socket.rest().await.stdout.trim(), "1048576");
+    assert_eq!(socket.read_to_end().await.stdout.trim(), "1048576");
     let mut socket = Socket::open(&idle.user.caller, &idle.id, count).await;
     socket.ready().await;
     // The server may close before it has read all of it.
     let _ = socket.socket.send(message(1024 * 1024 + 1)).await;
-    let said = socket.rest().await;
-    assert_eq!(said.close.0, 1009, "{said:?}");
+    let output = socket.read_to_end().await;
+    assert_eq!(output.close.0, 1009, "{output:?}");
 }
 
 #[tokio::test]
@@ -126,10 +132,10 @@ async fn exit_is_the_last_message_after_all_output() {
     for _ in 0..5 {
         let query = "tty=false&command=sh&command=-c&command=seq%202000%3B%20seq%202000%20%3E%262";
         let mut socket = Socket::open(&idle.user.caller, &idle.id, query).await;
-        let said = socket.rest().await;
+        let output = socket.read_to_end().await;
         let expected: String = (1..=2000).map(|n| format!("{n}\n")).collect();
-        assert_eq!(said.stdout, expected);
-        assert_eq!(said.stderr, expected);
-        assert_eq!(said.close, (1000, "the command has ended".to_owned()));
+        assert_eq!(output.stdout, expected);
+        assert_eq!(output.stderr, expected);
+        assert_eq!(output.close, (1000, "the command has ended".to_owned()));
     }
 }

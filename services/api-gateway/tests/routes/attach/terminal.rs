@@ -20,13 +20,13 @@ async fn default_command_is_a_shell_on_a_terminal_of_default_size() {
     let mut socket = open("").await;
     assert!(socket.ready().await.starts_with("exec-"));
     socket.stdin("tty; stty size; echo mar''k\n").await;
-    let seen = socket.until("mark").await;
+    let seen = socket.read_until("mark").await;
     assert!(seen.contains("/dev/pts/"), "{seen}");
     assert!(seen.contains("24 80"), "{seen}");
     socket.stdin("exit 5\n").await;
-    let said = socket.rest().await;
-    assert_eq!(said.exit, Some(json!({"type": "exit", "exit_code": 5})));
-    assert_eq!(said.close.0, 1000);
+    let output = socket.read_to_end().await;
+    assert_eq!(output.exit, Some(json!({"type": "exit", "exit_code": 5})));
+    assert_eq!(output.close.0, 1000);
 }
 
 #[tokio::test]
@@ -34,16 +34,16 @@ async fn terminal_has_the_requested_size_and_resizes() {
     let mut socket = open("tty=true&cols=132&rows=50").await;
     socket.ready().await;
     socket.stdin("stty size; echo mar''k\n").await;
-    assert!(socket.until("mark").await.contains("50 132"));
+    assert!(socket.read_until("mark").await.contains("50 132"));
     socket
         .send(json!({"type": "resize", "cols": 100, "rows": 30}))
         .await;
     // Messages are processed in order: the size is set before this is read.
     socket.stdin("stty size; echo agai''n\n").await;
-    let seen = socket.until("again").await;
+    let seen = socket.read_until("again").await;
     assert!(seen.contains("30 100"), "{seen}");
     socket.stdin("exit\n").await;
-    socket.rest().await;
+    socket.read_to_end().await;
 }
 
 #[tokio::test]
@@ -54,12 +54,12 @@ async fn session_without_terminal_separates_streams_and_accepts_eof() {
     socket.ready().await;
     socket.stdin("in\n").await;
     socket.send(json!({"type": "eof"})).await;
-    let said = socket.rest().await;
+    let output = socket.read_to_end().await;
     assert_eq!(
-        (said.stdout.as_str(), said.stderr.as_str()),
+        (output.stdout.as_str(), output.stderr.as_str()),
         ("in\n", "err\n")
     );
-    assert_eq!(said.exit.unwrap()["exit_code"], 3);
+    assert_eq!(output.exit.unwrap()["exit_code"], 3);
 }
 
 #[tokio::test]
@@ -68,8 +68,8 @@ async fn signal_is_accepted_with_and_without_prefix() {
         let mut socket = open("tty=false&command=sleep&command=600").await;
         socket.ready().await;
         socket.send(json!({"type": "signal", "signal": name})).await;
-        let said = socket.rest().await;
-        assert_eq!(said.exit.unwrap()["exit_code"], code, "{name}");
+        let output = socket.read_to_end().await;
+        assert_eq!(output.exit.unwrap()["exit_code"], code, "{name}");
     }
 }
 
@@ -81,10 +81,10 @@ async fn control_c_interrupts_the_foreground_process() {
     socket
         .stdin("sh -c \"echo star''ted; exec sleep 600\"\n")
         .await;
-    socket.until("started").await;
+    socket.read_until("started").await;
     socket.stdin("\u{3}").await;
     socket.stdin("echo $?-aft''er\n").await;
-    let seen = socket.until("-after").await;
+    let seen = socket.read_until("-after").await;
     assert!(seen.contains("130-after"), "{seen}");
 }
 
@@ -118,7 +118,7 @@ async fn binary_frames_carry_stdin_and_output() {
         .await
         .unwrap();
     socket.send(json!({"type": "eof"})).await;
-    assert_eq!(socket.rest().await.stdout, "a\u{fffd}b");
+    assert_eq!(socket.read_to_end().await.stdout, "a\u{fffd}b");
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn character_split_between_frames_is_kept() {
             .await
             .unwrap();
     }
-    assert_eq!(socket.until("\n").await, "\u{20ac}\n");
+    assert_eq!(socket.read_until("\n").await, "\u{20ac}\n");
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn invalid_message_returns_an_error_and_the_session_continues() {
         assert!(message.contains(named), "{bad}: {message}");
     }
     socket.stdin("still here\n").await;
-    assert_eq!(socket.until("\n").await, "still here\n");
+    assert_eq!(socket.read_until("\n").await, "still here\n");
 }
 
 #[tokio::test]
@@ -183,16 +183,16 @@ async fn invalid_query_returns_400_naming_the_parameter() {
         .caller
         .get(&path)
         .await
-        .is_error(400, "bad_request");
+        .expect_error(400, "bad_request");
 }
 
 #[tokio::test]
 async fn missing_program_exits_with_127() {
     let mut socket = open("tty=false&command=no-such-program").await;
-    let said = socket.rest().await;
+    let output = socket.read_to_end().await;
     assert_eq!(
-        said.exit.as_ref().map(|exit| &exit["exit_code"]),
+        output.exit.as_ref().map(|exit| &exit["exit_code"]),
         Some(&json!(127))
     );
-    assert_eq!(said.close.0, 1000);
+    assert_eq!(output.close.0, 1000);
 }

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::instant;
 use crate::support::answer::Answer;
 use crate::support::boxes::small;
-use crate::support::caller::{Caller, send_patiently, someone};
+use crate::support::caller::{Caller, new_user, send_with_retry};
 use crate::support::eventually;
 
 #[tokio::test]
-async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
-    let user = someone().await;
+async fn created_environment_has_the_requested_fields_and_runs() {
+    let user = new_user().await;
     let mut body = small();
     body["name"] = json!("my-python-env");
     body["timeout"] = json!(1800);
@@ -21,7 +21,7 @@ async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
     body["isolation"] = json!({"network_policy": {"allow_internet": false}});
     let answer = user.caller.post("/environments", &body).await;
     let location = answer.header("location").to_owned();
-    let created = answer.is(201);
+    let created = answer.expect_status(201);
     let id = created["id"].as_str().unwrap();
     assert!(id.starts_with("env-"));
     assert_eq!(location, format!("/api/v1/environments/{id}"));
@@ -43,7 +43,7 @@ async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
         TimeDelta::seconds(1800)
     );
 
-    let running = user.caller.until(id, "running").await;
+    let running = user.caller.wait_for_status(id, "running").await;
     assert!(instant(&running["started_at"]) >= made);
     for field in [
         "id",
@@ -59,20 +59,20 @@ async fn what_was_asked_for_is_answered_field_by_field_and_runs() {
     }
     let path = format!("/environments/{id}");
     let metrics = eventually("its usage is known", async || {
-        let body = user.caller.get(&path).await.is(200);
+        let body = user.caller.get(&path).await.expect_status(200);
         body.get("metrics").cloned()
     })
     .await;
     for field in ["cpu_usage", "memory_usage"] {
         assert!(metrics[field].is_string(), "{metrics}");
     }
-    let said = user.caller.sh(id, "echo $MY_VAR").await;
-    assert_eq!(said["stdout"], "my-value\n");
+    let reply = user.caller.sh(id, "echo $MY_VAR").await;
+    assert_eq!(reply["stdout"], "my-value\n");
 }
 
 #[tokio::test]
-async fn the_isolation_that_was_asked_for_is_answered_and_holds_in_the_box() {
-    let user = someone().await;
+async fn requested_isolation_is_returned_and_enforced() {
+    let user = new_user().await;
     let mut body = small();
     body["name"] = json!("n".repeat(63));
     body["isolation"] = json!({
@@ -89,8 +89,12 @@ async fn the_isolation_that_was_asked_for_is_answered_and_holds_in_the_box() {
             "allow_privilege_escalation": false,
         },
     });
-    let created = user.caller.post("/environments", &body).await.is(201);
-    assert_eq!(created["name"], body["name"], "the longest");
+    let created = user
+        .caller
+        .post("/environments", &body)
+        .await
+        .expect_status(201);
+    assert_eq!(created["name"], body["name"], "the longest name");
     for part in ["network_policy", "security_context"] {
         for (field, value) in body["isolation"][part].as_object().unwrap() {
             let answered = &created["isolation"][part][field];
@@ -98,19 +102,23 @@ async fn the_isolation_that_was_asked_for_is_answered_and_holds_in_the_box() {
         }
     }
     let id = created["id"].as_str().unwrap();
-    user.caller.until(id, "running").await;
+    user.caller.wait_for_status(id, "running").await;
     let text = "id -u; id -g; grep NoNewPrivs /proc/self/status; touch /x || echo read-only";
-    let said = user.caller.sh(id, text).await;
+    let reply = user.caller.sh(id, text).await;
     assert_eq!(
-        said["stdout"], "1000\n1001\nNoNewPrivs:\t1\nread-only\n",
-        "{said}"
+        reply["stdout"], "1000\n1001\nNoNewPrivs:\t1\nread-only\n",
+        "{reply}"
     );
 }
 
 #[tokio::test]
-async fn only_name_image_and_resources_are_required() {
-    let user = someone().await;
-    let created = user.caller.post("/environments", &small()).await.is(201);
+async fn missing_required_field_returns_400_and_optional_fields_have_defaults() {
+    let user = new_user().await;
+    let created = user
+        .caller
+        .post("/environments", &small())
+        .await
+        .expect_status(201);
     assert_eq!(created["timeout"], 3600, "the default");
     assert_eq!(created["labels"], json!({}));
     assert_eq!(created["env"], json!({}));
@@ -128,7 +136,7 @@ async fn only_name_image_and_resources_are_required() {
         body.as_object_mut().unwrap().remove(field);
         let answer = user.caller.post("/environments", &body).await;
         assert_eq!(
-            answer.is_error(400, "validation_failed"),
+            answer.expect_error(400, "validation_failed"),
             format!("{field}: is required")
         );
     }
@@ -137,13 +145,13 @@ async fn only_name_image_and_resources_are_required() {
         body["resources"].as_object_mut().unwrap().remove(field);
         let answer = user.caller.post("/environments", &body).await;
         let expected = format!("resources.{field}: is required");
-        assert_eq!(answer.is_error(400, "validation_failed"), expected);
+        assert_eq!(answer.expect_error(400, "validation_failed"), expected);
     }
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_refused_by_field_and_nothing_is_created() {
-    let user = someone().await;
+async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
+    let user = new_user().await;
     for (field, value) in [
         ("name", json!("")),
         ("name", json!("Upper")),
@@ -178,7 +186,7 @@ async fn what_breaks_a_rule_is_refused_by_field_and_nothing_is_created() {
         let mut body = small();
         body[field] = value.clone();
         let answer = user.caller.post("/environments", &body).await;
-        let message = answer.is_error(400, "validation_failed");
+        let message = answer.expect_error(400, "validation_failed");
         assert!(message.starts_with(field), "{field} {value}: {message}");
     }
     for (field, value) in [
@@ -190,21 +198,28 @@ async fn what_breaks_a_rule_is_refused_by_field_and_nothing_is_created() {
         let mut body = small();
         body["resources"][field] = json!(value);
         let answer = user.caller.post("/environments", &body).await;
-        let message = answer.is_error(400, "validation_failed");
+        let message = answer.expect_error(400, "validation_failed");
         assert!(
             message.starts_with(&format!("resources.{field}: ")),
             "{message}"
         );
     }
-    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 0);
+    assert_eq!(
+        user.caller.get("/environments").await.expect_status(200)["total"],
+        0
+    );
 }
 
 #[tokio::test]
-async fn quantities_come_in_any_of_their_forms_and_are_answered_as_written() {
-    let user = someone().await;
+async fn quantity_in_any_notation_is_returned_as_written() {
+    let user = new_user().await;
     let mut body = small();
     body["resources"] = json!({"cpu": "0.1", "memory": "0.125Gi", "storage": "67108864"});
-    let created = user.caller.post("/environments", &body).await.is(201);
+    let created = user
+        .caller
+        .post("/environments", &body)
+        .await
+        .expect_status(201);
     assert_eq!(created["resources"], body["resources"]);
 }
 
@@ -213,44 +228,58 @@ async fn create_with(caller: &Caller, gateway: usize, key: &str, body: &Value) -
         .request_on(gateway, Method::POST, "/environments")
         .header("idempotency-key", key)
         .json(body);
-    send_patiently(request).await
+    send_with_retry(request).await
 }
 
 #[tokio::test]
-async fn an_idempotency_key_gives_the_same_environment_and_another_body_conflicts() {
-    let user = someone().await;
-    let first = create_with(&user.caller, 0, "k-1", &small()).await.is(201);
-    let again = create_with(&user.caller, 1, "k-1", &small()).await.is(201);
+async fn repeated_idempotency_key_returns_the_first_environment_or_409_for_another_body() {
+    let user = new_user().await;
+    let first = create_with(&user.caller, 0, "k-1", &small())
+        .await
+        .expect_status(201);
+    let again = create_with(&user.caller, 1, "k-1", &small())
+        .await
+        .expect_status(201);
     assert_eq!(first["id"], again["id"]);
     let mut other = small();
     other["name"] = json!("another");
     create_with(&user.caller, 0, "k-1", &other)
         .await
-        .is_error(409, "idempotency_conflict");
-    let next = create_with(&user.caller, 1, "k-2", &small()).await.is(201);
+        .expect_error(409, "idempotency_conflict");
+    let next = create_with(&user.caller, 1, "k-2", &small())
+        .await
+        .expect_status(201);
     assert_ne!(first["id"], next["id"]);
-    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 2);
-    // A key is its user's.
-    let other = someone().await;
-    let theirs = create_with(&other.caller, 0, "k-1", &small()).await.is(201);
+    assert_eq!(
+        user.caller.get("/environments").await.expect_status(200)["total"],
+        2
+    );
+    // Users have separate idempotency keys.
+    let other = new_user().await;
+    let theirs = create_with(&other.caller, 0, "k-1", &small())
+        .await
+        .expect_status(201);
     assert_ne!(first["id"], theirs["id"]);
     let long = create_with(&user.caller, 0, &"k".repeat(256), &small()).await;
     assert!(
-        long.is_error(400, "validation_failed")
+        long.expect_error(400, "validation_failed")
             .starts_with("Idempotency-Key: ")
     );
 }
 
 #[tokio::test]
-async fn ten_at_once_with_one_idempotency_key_are_one() {
-    let user = someone().await;
+async fn concurrent_requests_with_one_idempotency_key_create_one_environment() {
+    let user = new_user().await;
     let body = small();
     let tries = (0..10).map(|n| create_with(&user.caller, n % 2, "same", &body));
     let answers = futures::future::join_all(tries).await;
     let ids: std::collections::BTreeSet<String> = answers
         .into_iter()
-        .map(|answer| answer.is(201)["id"].as_str().unwrap().to_owned())
+        .map(|answer| answer.expect_status(201)["id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), 1);
-    assert_eq!(user.caller.get("/environments").await.is(200)["total"], 1);
+    assert_eq!(
+        user.caller.get("/environments").await.expect_status(200)["total"],
+        1
+    );
 }

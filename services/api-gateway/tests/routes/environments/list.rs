@@ -1,15 +1,15 @@
-//! `GET /environments`, and what is in no list.
+//! `GET /environments`, and environments that do not exist.
 
 use reqwest::Method;
 use serde_json::json;
 
 use super::ids;
 use crate::support::boxes::{script, small};
-use crate::support::caller::{send, someone};
+use crate::support::caller::{new_user, send};
 
 #[tokio::test]
-async fn a_list_is_newest_first_paged_filtered_and_without_variables() {
-    let user = someone().await;
+async fn list_pages_newest_first_filters_by_label_and_omits_env() {
+    let user = new_user().await;
     let mut made = Vec::new();
     for (name, team) in [("a", "red"), ("b", "blue"), ("c", "red")] {
         let mut body = small();
@@ -19,7 +19,7 @@ async fn a_list_is_newest_first_paged_filtered_and_without_variables() {
         made.push(user.caller.create(&body).await);
     }
     made.reverse();
-    let list = user.caller.get("/environments").await.is(200);
+    let list = user.caller.get("/environments").await.expect_status(200);
     assert_eq!(ids(&list), made);
     assert_eq!(
         (&list["total"], &list["limit"], &list["offset"]),
@@ -35,10 +35,14 @@ async fn a_list_is_newest_first_paged_filtered_and_without_variables() {
         .caller
         .get("/environments?limit=1&offset=1")
         .await
-        .is(200);
+        .expect_status(200);
     assert_eq!(ids(&page), made[1..2]);
     assert_eq!(page["total"], 3, "total ignores paging");
-    let beyond = user.caller.get("/environments?offset=9").await.is(200);
+    let beyond = user
+        .caller
+        .get("/environments?offset=9")
+        .await
+        .expect_status(200);
     assert!(ids(&beyond).is_empty());
     assert_eq!(beyond["total"], 3);
 
@@ -56,7 +60,7 @@ async fn a_list_is_newest_first_paged_filtered_and_without_variables() {
             .caller
             .request(Method::GET, "/environments")
             .query(&[("label", selector)]);
-        let list = send(request).await.is(200);
+        let list = send(request).await.expect_status(200);
         assert_eq!(
             ids(&list).iter().collect::<Vec<_>>(),
             expected,
@@ -75,19 +79,22 @@ async fn a_list_is_newest_first_paged_filtered_and_without_variables() {
         "lable=a",
     ] {
         let answer = user.caller.get(&format!("/environments?{query}")).await;
-        answer.is_error(400, "validation_failed");
+        answer.expect_error(400, "validation_failed");
     }
-    user.caller.get("/environments?limit=1000").await.is(200);
+    user.caller
+        .get("/environments?limit=1000")
+        .await
+        .expect_status(200);
 }
 
 #[tokio::test]
-async fn a_list_is_filtered_by_status() {
-    let user = someone().await;
-    let running = user.caller.running(&small()).await;
+async fn list_is_filtered_by_status() {
+    let user = new_user().await;
+    let running = user.caller.create_running(&small()).await;
     let done = user.caller.create(&script("exit 0")).await;
     let failed = user.caller.create(&script("exit 3")).await;
-    user.caller.until(&done, "terminated").await;
-    user.caller.until(&failed, "failed").await;
+    user.caller.wait_for_status(&done, "terminated").await;
+    user.caller.wait_for_status(&failed, "failed").await;
     for (status, expected) in [
         ("running", vec![&running]),
         ("terminated", vec![&done]),
@@ -96,14 +103,14 @@ async fn a_list_is_filtered_by_status() {
         ("terminating", vec![]),
     ] {
         let path = format!("/environments?status={status}");
-        let list = user.caller.get(&path).await.is(200);
+        let list = user.caller.get(&path).await.expect_status(200);
         assert_eq!(ids(&list).iter().collect::<Vec<_>>(), expected, "{status}");
     }
-    // What the guide shows of one in a list is what is shown of it alone.
+    // A list shows these fields as a single environment does.
     let list = user.caller.get("/environments?status=running").await;
-    let shown = &list.is(200)["environments"][0];
+    let shown = &list.expect_status(200)["environments"][0];
     let alone = user.caller.get(&format!("/environments/{running}")).await;
-    let alone = alone.is(200);
+    let alone = alone.expect_status(200);
     for field in [
         "id",
         "name",
@@ -121,8 +128,8 @@ async fn a_list_is_filtered_by_status() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_404_on_every_route() {
-    let user = someone().await;
+async fn missing_environment_returns_404_on_every_route() {
+    let user = new_user().await;
     for id in [
         "env-0000000000000000",
         "nonsense",
@@ -130,32 +137,35 @@ async fn what_is_not_there_is_404_on_every_route() {
         "a%00b",
     ] {
         let path = format!("/environments/{id}");
-        user.caller.get(&path).await.is_error(404, "not_found");
-        user.caller.delete(&path).await.is_error(404, "not_found");
+        user.caller.get(&path).await.expect_error(404, "not_found");
+        user.caller
+            .delete(&path)
+            .await
+            .expect_error(404, "not_found");
         user.caller
             .patch(&path, &json!({"name": "a"}))
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
         user.caller
             .get(&format!("{path}/logs"))
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
         user.caller
             .get(&format!("{path}/logs?follow=true"))
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
         user.caller
             .get(&format!("{path}/events"))
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
         user.caller
             .get(&format!("{path}/attach"))
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
         let exec = json!({"command": ["true"]});
         user.caller
             .post(&format!("{path}/exec"), &exec)
             .await
-            .is_error(404, "not_found");
+            .expect_error(404, "not_found");
     }
 }

@@ -1,4 +1,4 @@
-//! Outages of our own services.
+//! Outages of the gateway and of exec-proxies.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use agentbox_testing::System;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Gone, everything_works_again, own, own_with};
+use super::{Killed, expect_recovery, start_system, start_system_with};
 use crate::support::boxes::{script, small};
 use crate::support::caller::admin_of;
 use crate::support::socket::Socket;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{TIMEOUT, eventually};
 
 /// Counts to 200 within some seconds, and sleeps.
 const COUNTING: &str =
@@ -24,8 +24,8 @@ const COUNTING: &str =
 
 #[tokio::test]
 async fn stopping_gateway_finishes_requests_and_closes_streams() {
-    let (system, admin) = own().await;
-    let id = admin.running(&script(COUNTING)).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&script(COUNTING)).await;
     let path = format!("/environments/{id}/logs?follow=true");
     let mut events = Events::open(&admin, &path).await;
     let first = events.take(3).await;
@@ -36,17 +36,17 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let running = admin.post(&run, &exec);
     let stopping = async {
         eventually("it runs", async || {
-            admin.runs(&id, "sleep 1").await.then_some(())
+            admin.has_process(&id, "sleep 1").await.then_some(())
         })
         .await;
         assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
     };
     let begun = Instant::now();
     let (answer, ()) = tokio::join!(running, stopping);
-    assert_eq!(answer.is(200)["stdout"], "done\n");
-    let said = socket.rest().await;
-    assert_eq!(said.close.0, 1001, "{said:?}");
-    let rest = events.rest().await;
+    assert_eq!(answer.expect_status(200)["stdout"], "done\n");
+    let output = socket.read_to_end().await;
+    assert_eq!(output.close.0, 1001, "{output:?}");
+    let rest = events.read_to_end().await;
     assert!(rest.iter().all(|event| event.name == "message"), "{rest:?}");
     assert!(
         begun.elapsed() < Duration::from_secs(15),
@@ -55,8 +55,8 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     );
 
     // The restarted gateway continues.
-    system.wait_ready(PATIENCE).await.unwrap();
-    everything_works_again(&admin, &id).await;
+    system.wait_ready(TIMEOUT).await.unwrap();
+    expect_recovery(&admin, &id).await;
     let last = rest.last().or(first.last()).unwrap().number();
     let seen = first.len() + rest.len();
     let mut again = Events::resume(&admin, 0, &path, Some(last)).await;
@@ -64,8 +64,8 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     assert_eq!(next[0].json()["message"], (seen + 1).to_string());
     assert_eq!(next.last().unwrap().json()["message"], "200");
     assert!(
-        !admin.runs(&id, "sleep 611").await,
-        "its command went with the terminal"
+        !admin.has_process(&id, "sleep 611").await,
+        "the command ended with its terminal"
     );
     system.stop().await;
 }
@@ -89,7 +89,7 @@ async fn draining_gateway_is_not_ready_and_keeps_serving() {
     );
     drop(before.bytes().await.unwrap());
 
-    let told = Instant::now();
+    let signalled = Instant::now();
     assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
     eventually("it is not ready", async || {
         let answer = client.get(&unready).send().await.unwrap();
@@ -99,20 +99,20 @@ async fn draining_gateway_is_not_ready_and_keeps_serving() {
     let ready = format!("{gateway}/api/v1/health/ready");
     assert_eq!(client.get(&ready).send().await.unwrap().status(), 503);
     // Existing and new connections are served; each answer closes its connection.
-    while told.elapsed() < Duration::from_secs(3) {
+    while signalled.elapsed() < Duration::from_secs(3) {
         let answer = client.get(&live).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert_eq!(closes(&answer).unwrap(), "close");
     }
-    eventually("the next one serves", async || {
+    eventually("the restarted gateway serves", async || {
         let answer = client.get(&live).send().await.ok()?;
         closes(&answer).is_none().then_some(())
     })
     .await;
     assert!(
-        told.elapsed() > Duration::from_secs(4),
+        signalled.elapsed() > Duration::from_secs(4),
         "{:?}",
-        told.elapsed()
+        signalled.elapsed()
     );
     system.stop().await;
 }
@@ -123,35 +123,35 @@ async fn draining_gateway_ends_old_streams_first() {
     let options = unlimited(options()).env("api-gateway", "AGENTBOX_SHUTDOWN_DELAY", "8");
     let system = System::start(options).await.unwrap();
     let admin = admin_of(&system).await;
-    let id = admin.running(&script(COUNTING)).await;
+    let id = admin.create_running(&script(COUNTING)).await;
     let path = format!("/environments/{id}/logs?follow=true");
     let mut old = Events::open(&admin, &path).await;
     let first = old.take(1).await;
 
-    let told = Instant::now();
+    let signalled = Instant::now();
     assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
-    let rest = old.rest().await;
+    let rest = old.read_to_end().await;
     assert!(
-        told.elapsed() < Duration::from_secs(6),
+        signalled.elapsed() < Duration::from_secs(6),
         "{:?}",
-        told.elapsed()
+        signalled.elapsed()
     );
     let last = rest.last().or(first.last()).unwrap().number();
     let new = Events::resume(&admin, 0, &path, Some(last)).await;
-    let rest = new.rest().await;
+    let rest = new.read_to_end().await;
     assert_eq!(rest[0].number(), last + 1);
     assert!(
-        told.elapsed() > Duration::from_secs(8),
+        signalled.elapsed() > Duration::from_secs(8),
         "{:?}",
-        told.elapsed()
+        signalled.elapsed()
     );
     system.stop().await;
 }
 
 #[tokio::test]
 async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
-    let (system, admin) = own().await;
-    let id = admin.running(&script(COUNTING)).await;
+    let (system, admin) = start_system().await;
+    let id = admin.create_running(&script(COUNTING)).await;
     let mut events = Events::open(&admin, &format!("/environments/{id}/logs?follow=true")).await;
     events.take(3).await;
     let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=612").await;
@@ -161,23 +161,23 @@ async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
     let running = admin.post(&run, &exec);
     let killing = async {
         eventually("it runs", async || {
-            admin.runs(&id, "sleep 613").await.then_some(())
+            admin.has_process(&id, "sleep 613").await.then_some(())
         })
         .await;
         // An exec-proxy acknowledges a command after 50 ms. A command whose exec-proxy is killed
         // before that times out with 504.
         let meanwhile = json!({"command": ["sleep", "0.5"]});
-        admin.post(&run, &meanwhile).await.is(200);
+        admin.post(&run, &meanwhile).await.expect_status(200);
         assert!(system.kill("exec-proxy", 0));
     };
     let (answer, ()) = tokio::join!(running, killing);
     assert!(
         matches!(answer.status, 502 | 503),
-        "never an exit: {answer:?}"
+        "an exec-proxy that was killed returns no exit: {answer:?}"
     );
-    let said = socket.rest().await;
-    assert_eq!(said.close.0, 4503, "the box runs on: {said:?}");
-    assert!(said.exit.is_none(), "{said:?}");
+    let output = socket.read_to_end().await;
+    assert_eq!(output.close.0, 4503, "the box still runs: {output:?}");
+    assert!(output.exit.is_none(), "{output:?}");
     let rest = events.take(197).await;
     let seen: Vec<String> = rest
         .iter()
@@ -185,18 +185,18 @@ async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
         .collect();
     let expected: Vec<String> = (4..=200).map(|n| n.to_string()).collect();
     assert_eq!(seen, expected);
-    everything_works_again(&admin, &id).await;
-    eventually("what they ran is killed", async || {
-        (!admin.runs(&id, "sleep 61").await).then_some(())
+    expect_recovery(&admin, &id).await;
+    eventually("the commands are killed", async || {
+        (!admin.has_process(&id, "sleep 61").await).then_some(())
     })
     .await;
-    admin.running(&small()).await;
+    admin.create_running(&small()).await;
     system.stop().await;
 }
 
 /// Accepts the next terminal in place of an exec-proxy, reports that its command has started, and
 /// sends an invalid message.
-async fn talk_nonsense(system: &System) {
+async fn serve_invalid_session(system: &System) {
     let nats = system.nats.as_ref().unwrap();
     let bus = Bus::connect(BusConfig {
         url: nats.url.clone(),
@@ -228,29 +228,35 @@ async fn talk_nonsense(system: &System) {
 #[tokio::test]
 async fn stopping_exec_proxy_closes_with_4503_and_failing_one_with_1011() {
     let impatient = unlimited(options()).env("exec-proxy", "AGENTBOX_SESSION_GRACE", "0");
-    let (system, admin) = own_with(impatient).await;
-    let id = admin.running(&small()).await;
+    let (system, admin) = start_system_with(impatient).await;
+    let id = admin.create_running(&small()).await;
     let sleep = "tty=false&command=sleep&command=616";
     let mut socket = Socket::open(&admin, &id, sleep).await;
     socket.ready().await;
     assert!(system.signal("exec-proxy", 0, Signal::SIGTERM));
-    let said = socket.rest().await;
-    assert_eq!(said.close.0, 4503, "{said:?}");
-    assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
-    system.wait_ready(PATIENCE).await.unwrap();
+    let output = socket.read_to_end().await;
+    assert_eq!(output.close.0, 4503, "{output:?}");
+    assert!(
+        output.exit.is_none() && output.error.is_some(),
+        "{output:?}"
+    );
+    system.wait_ready(TIMEOUT).await.unwrap();
     {
-        let _gone = Gone::kill(&system, "exec-proxy");
+        let _killed = Killed::kill(&system, "exec-proxy");
         let terminal = async {
             let mut socket = eventually("it opens", async || {
                 Socket::open_on(&admin, 0, &id, sleep).await.ok()
             })
             .await;
-            socket.rest().await
+            socket.read_to_end().await
         };
-        let ((), said) = tokio::join!(talk_nonsense(&system), terminal);
-        assert_eq!(said.close.0, 1011, "{said:?}");
-        assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+        let ((), output) = tokio::join!(serve_invalid_session(&system), terminal);
+        assert_eq!(output.close.0, 1011, "{output:?}");
+        assert!(
+            output.exit.is_none() && output.error.is_some(),
+            "{output:?}"
+        );
     }
-    everything_works_again(&admin, &id).await;
+    expect_recovery(&admin, &id).await;
     system.stop().await;
 }

@@ -33,13 +33,13 @@ impl Answer {
         header(&self.headers, name).unwrap_or_else(|| panic!("no {name} in {:?}", self.headers))
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub fn has_header(&self, name: &str) -> bool {
         self.headers.contains_key(name)
     }
 
     /// Asserts the status and returns the body.
     #[track_caller]
-    pub fn is(self, status: u16) -> Value {
+    pub fn expect_status(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         if self.text.is_empty() {
             Value::Null
@@ -48,12 +48,12 @@ impl Answer {
         }
     }
 
-    /// Asserts status and code of an error and returns its message.
+    /// Asserts the status and the code of an error, and returns its message.
     #[track_caller]
-    pub fn is_error(&self, status: u16, word: &str) -> String {
+    pub fn expect_error(&self, status: u16, code: &str) -> String {
         assert_eq!(self.status, status, "{}", self.text);
         let body = self.json();
-        assert_eq!(body["error"], word, "{body}");
+        assert_eq!(body["error"], code, "{body}");
         body["message"].as_str().unwrap().to_owned()
     }
 
@@ -67,10 +67,14 @@ impl Answer {
         if body.get("kubernetes").is_none() {
             assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
         }
-        assert_eq!(self.has("www-authenticate"), self.status == 401, "{body}");
-        let tells_when = matches!(self.status, 429 | 503);
-        assert_eq!(self.has("retry-after"), tells_when, "{body}");
-        assert_eq!(self.has("allow"), self.status == 405, "{body}");
+        assert_eq!(
+            self.has_header("www-authenticate"),
+            self.status == 401,
+            "{body}"
+        );
+        let has_retry_after = matches!(self.status, 429 | 503);
+        assert_eq!(self.has_header("retry-after"), has_retry_after, "{body}");
+        assert_eq!(self.has_header("allow"), self.status == 405, "{body}");
     }
 }
 

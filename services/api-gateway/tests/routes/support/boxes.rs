@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::caller::{Caller, User, send_patiently, someone};
-use super::{PATIENCE, eventually, within};
+use super::caller::{Caller, User, new_user, send_with_retry};
+use super::{TIMEOUT, eventually, within};
 
 /// A small environment without a command.
 pub fn small() -> Value {
@@ -26,27 +26,27 @@ pub fn script(text: &str) -> Value {
 }
 
 /// A running environment and its owner.
-pub struct Idle {
+pub struct OwnedEnvironment {
     pub user: User,
     pub id: String,
 }
 
-static IDLE: OnceCell<Idle> = OnceCell::const_new();
+static IDLE: OnceCell<OwnedEnvironment> = OnceCell::const_new();
 
 /// An environment shared by tests that only run commands in it.
-pub async fn idle() -> &'static Idle {
+pub async fn idle() -> &'static OwnedEnvironment {
     IDLE.get_or_init(async || {
-        let user = someone().await;
+        let user = new_user().await;
         let mut body = small();
         body["resources"] = json!({"cpu": "2", "memory": "512Mi", "storage": "512Mi"});
-        let id = user.caller.running(&body).await;
-        Idle { user, id }
+        let id = user.caller.create_running(&body).await;
+        OwnedEnvironment { user, id }
     })
     .await
 }
 
-/// Kills the box that runs a process with this text in its command line.
-pub fn kill_box_of(text: &str) {
+/// Kills PID 1 of the box that runs a process with this text in its command line.
+pub fn kill_box_running(text: &str) {
     let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status"));
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let pids = || {
@@ -64,7 +64,7 @@ pub fn kill_box_of(text: &str) {
     let first = pids()
         .filter(|pid| pid.parse::<u32>().is_ok() && namespace(pid) == wanted)
         .find(|pid| {
-            // The last number is the process id within the box.
+            // The last number is the process id inside the box.
             let status = status(pid).unwrap_or_default();
             let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
             numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some("1"))
@@ -79,25 +79,25 @@ impl Caller {
     /// Creates an environment and returns its id.
     pub async fn create(&self, body: &Value) -> String {
         let request = self.request(Method::POST, "/environments").json(body);
-        let created = send_patiently(request).await.is(201);
+        let created = send_with_retry(request).await.expect_status(201);
         created["id"].as_str().unwrap().to_owned()
     }
 
-    /// Creates an environment and waits until it runs.
-    pub async fn running(&self, body: &Value) -> String {
+    /// Creates an environment, waits until it runs, and returns its id.
+    pub async fn create_running(&self, body: &Value) -> String {
         let id = self.create(body).await;
-        self.until(&id, "running").await;
+        self.wait_for_status(&id, "running").await;
         id
     }
 
-    /// Waits for a status; fails when the environment has ended with another.
-    pub async fn until(&self, id: &str, status: &str) -> Value {
+    /// Waits for a status and returns the environment; panics if it ends with another status.
+    pub async fn wait_for_status(&self, id: &str, status: &str) -> Value {
         let path = format!("/environments/{id}");
         let what = format!("{id} {status}");
-        within(PATIENCE, &what, async || {
-            let body = send_patiently(self.request(Method::GET, &path))
+        within(TIMEOUT, &what, async || {
+            let body = send_with_retry(self.request(Method::GET, &path))
                 .await
-                .is(200);
+                .expect_status(200);
             let seen = body["status"].as_str().unwrap().to_owned();
             if seen == status {
                 return Some(body);
@@ -109,12 +109,12 @@ impl Caller {
     }
 
     /// Waits until the environment has ended, with any status.
-    pub async fn until_ended(&self, id: &str) -> Value {
+    pub async fn wait_until_ended(&self, id: &str) -> Value {
         let path = format!("/environments/{id}");
         eventually(&format!("{id} has ended"), async || {
-            let body = send_patiently(self.request(Method::GET, &path))
+            let body = send_with_retry(self.request(Method::GET, &path))
                 .await
-                .is(200);
+                .expect_status(200);
             matches!(body["status"].as_str(), Some("terminated" | "failed")).then_some(body)
         })
         .await
@@ -127,13 +127,13 @@ impl Caller {
 
     pub async fn exec(&self, id: &str, body: &Value) -> Value {
         let path = format!("/environments/{id}/exec");
-        send_patiently(self.request(Method::POST, &path).json(body))
+        send_with_retry(self.request(Method::POST, &path).json(body))
             .await
-            .is(200)
+            .expect_status(200)
     }
 
     /// Whether a process of the box has this text in its command line.
-    pub async fn runs(&self, id: &str, mark: &str) -> bool {
+    pub async fn has_process(&self, id: &str, mark: &str) -> bool {
         // The brackets keep the searching shell from finding itself.
         let (first, rest) = mark.split_at(1);
         let text = format!(

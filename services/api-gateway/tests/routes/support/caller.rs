@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use super::answer::Answer;
 use super::system::shared;
 
 /// The password of every user that a test creates.
 pub const PASSWORD: &str = "correct horse battery";
 
-/// Sends requests to the gateways in turn, so that no test relies on the memory of one replica.
+/// Sends requests to the gateways in turn, so that no test depends on state of one replica.
 #[derive(Clone)]
 pub struct Caller {
     http: reqwest::Client,
@@ -46,20 +46,20 @@ pub async fn admin() -> &'static Caller {
 }
 
 pub async fn admin_of(system: &System) -> Caller {
-    let nobody = Caller::of(system);
-    let token = nobody
+    let anonymous = Caller::without_token_on(system);
+    let token = anonymous
         .token_of(&system.admin.username, &system.admin.password)
         .await;
-    nobody.with(&token)
+    anonymous.with_token(&token)
 }
 
 /// A new user of the shared system.
-pub async fn someone() -> User {
-    new_user(admin().await, "user").await
+pub async fn new_user() -> User {
+    new_user_with_role(admin().await, "user").await
 }
 
-/// A new user, at its own address.
-pub async fn new_user(admin: &Caller, role: &str) -> User {
+/// A new user with this role, at its own address.
+pub async fn new_user_with_role(admin: &Caller, role: &str) -> User {
     let username = format!("u{:016x}", rand::random::<u64>());
     let body = json!({
         "username": username,
@@ -68,30 +68,30 @@ pub async fn new_user(admin: &Caller, role: &str) -> User {
         "role": role,
     });
     let request = admin.request(Method::POST, "/users").json(&body);
-    let id = send_patiently(request).await.is(201)["id"]
+    let id = send_with_retry(request).await.expect_status(201)["id"]
         .as_str()
         .unwrap()
         .to_owned();
-    let caller = admin.elsewhere();
+    let caller = admin.at_new_address();
     let token = caller.token_of(&username, PASSWORD).await;
-    caller.named(id, username, &token)
+    caller.into_user(id, username, &token)
 }
 
 impl User {
     /// Another login of the same user.
     pub async fn log_in_again(&self) -> Caller {
         let token = self.caller.token_of(&self.username, PASSWORD).await;
-        self.caller.with(&token)
+        self.caller.with_token(&token)
     }
 
-    /// Creates a key with this request.
+    /// Creates a key with this request; returns its id and a caller that uses it.
     pub async fn key(&self, body: Value) -> (String, Caller) {
         let request = self.caller.request(Method::POST, "/api-keys").json(&body);
-        let created = send_patiently(request).await.is(201);
+        let created = send_with_retry(request).await.expect_status(201);
         let key = created["key"].as_str().unwrap();
         (
             created["id"].as_str().unwrap().to_owned(),
-            self.caller.with(key),
+            self.caller.with_token(key),
         )
     }
 
@@ -103,8 +103,8 @@ impl User {
 }
 
 impl Caller {
-    /// A caller without a credential, at a new address.
-    pub fn of(system: &System) -> Self {
+    /// A caller without a credential, at a new client address.
+    pub fn without_token_on(system: &System) -> Self {
         let gateways = &system.gateway.as_ref().unwrap().replica_urls;
         Self {
             // Each test has its own async runtime: no connection may outlive its test.
@@ -120,8 +120,8 @@ impl Caller {
         }
     }
 
-    fn named(self, id: String, username: String, token: &str) -> User {
-        let caller = self.with(token);
+    fn into_user(self, id: String, username: String, token: &str) -> User {
+        let caller = self.with_token(token);
         User {
             id,
             username,
@@ -129,30 +129,30 @@ impl Caller {
         }
     }
 
-    /// The same machine with another credential.
+    /// The same client address with another credential.
     #[must_use]
-    pub fn with(&self, token: &str) -> Self {
+    pub fn with_token(&self, token: &str) -> Self {
         Self {
             token: Some(token.to_owned()),
             ..self.clone()
         }
     }
 
-    /// The same machine without a credential.
+    /// The same client address without a credential.
     #[must_use]
-    pub fn anonymous(&self) -> Self {
+    pub fn without_token(&self) -> Self {
         Self {
             token: None,
             ..self.clone()
         }
     }
 
-    /// Another machine, without a credential.
+    /// Another client address, without a credential.
     #[must_use]
-    pub fn elsewhere(&self) -> Self {
+    pub fn at_new_address(&self) -> Self {
         Self {
             address: random_address(),
-            ..self.anonymous()
+            ..self.without_token()
         }
     }
 
@@ -169,7 +169,7 @@ impl Caller {
         format!("{}/api/v1{path}", self.gateways[gateway])
     }
 
-    /// `host:port` of a gateway, for what is not HTTP.
+    /// `host:port` of a gateway, for raw TCP and for paths without `/api/v1`.
     pub fn host(&self, gateway: usize) -> &str {
         self.gateways[gateway].trim_start_matches("http://")
     }
@@ -213,7 +213,7 @@ impl Caller {
     async fn token_of(&self, username: &str, password: &str) -> String {
         let body = json!({"username": username, "password": password});
         let request = self.request(Method::POST, "/auth/login").json(&body);
-        let reply = send_patiently(request).await.is(200);
+        let reply = send_with_retry(request).await.expect_status(200);
         reply["token"].as_str().unwrap().to_owned()
     }
 
@@ -229,8 +229,8 @@ pub async fn send(request: RequestBuilder) -> Answer {
 
 /// Sends a request and retries 503 as `Retry-After` asks: for requests that a test needs but does
 /// not test. An overloaded machine answers 503.
-pub async fn send_patiently(request: RequestBuilder) -> Answer {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn send_with_retry(request: RequestBuilder) -> Answer {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = send(request.try_clone().unwrap()).await;
         if answer.status != 503 || Instant::now() > deadline {

@@ -33,7 +33,7 @@ pub struct Socket {
 
 /// The messages of a session until its end.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct SessionOutput {
     pub stdout: String,
     pub stderr: String,
     pub exit: Option<Value>,
@@ -142,7 +142,7 @@ impl Socket {
     }
 
     /// Reads stdout until it holds `text`.
-    pub async fn until(&mut self, text: &str) -> String {
+    pub async fn read_until(&mut self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
             let message = self.message().await;
@@ -153,25 +153,25 @@ impl Socket {
     }
 
     /// Everything up to the close frame.
-    pub async fn rest(&mut self) -> Said {
-        let mut said = Said::default();
+    pub async fn read_to_end(&mut self) -> SessionOutput {
+        let mut output = SessionOutput::default();
         loop {
             match self.next().await {
                 Frame::Json(message) => {
                     let data = || message["data"].as_str().unwrap().to_owned();
                     match message["type"].as_str().unwrap() {
-                        "stdout" => said.stdout.push_str(&data()),
-                        "stderr" => said.stderr.push_str(&data()),
-                        "exit" => said.exit = Some(message.clone()),
-                        "error" => said.error = message["message"].as_str().map(str::to_owned),
+                        "stdout" => output.stdout.push_str(&data()),
+                        "stderr" => output.stderr.push_str(&data()),
+                        "exit" => output.exit = Some(message.clone()),
+                        "error" => output.error = message["message"].as_str().map(str::to_owned),
                         "ready" => {}
                         other => panic!("{other}"),
                     }
                 }
-                Frame::Binary(_) => panic!("a binary frame that nobody asked for"),
+                Frame::Binary(_) => panic!("an unexpected binary frame"),
                 Frame::Closed(code, reason) => {
-                    said.close = (code, reason);
-                    return said;
+                    output.close = (code, reason);
+                    return output;
                 }
             }
         }

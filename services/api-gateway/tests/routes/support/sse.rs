@@ -51,7 +51,7 @@ impl Event {
     }
 }
 
-/// Dropping it closes the connection.
+/// An open stream. Dropping it closes the connection.
 pub struct Events {
     response: reqwest::Response,
     buffer: String,
@@ -131,7 +131,7 @@ impl Events {
     }
 
     /// All events until the end of the stream.
-    pub async fn rest(mut self) -> Vec<Event> {
+    pub async fn read_to_end(mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);

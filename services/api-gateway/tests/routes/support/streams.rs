@@ -10,8 +10,8 @@ use super::socket::Socket;
 use super::sse::Events;
 use super::within;
 
-/// How soon a stream must end after its credential or right.
-pub const AT_MOST: Duration = Duration::from_secs(5);
+/// How soon a stream must end after its credential was revoked or its caller lost access.
+pub const END_DEADLINE: Duration = Duration::from_secs(5);
 
 pub struct Streams {
     /// Streams of one environment.
@@ -55,14 +55,14 @@ impl Streams {
 
     /// Reads all streams until `when`; none may send anything.
     pub async fn are_quiet_until(&mut self, when: Instant) {
-        let of_one = self.events.iter_mut();
-        let events = of_one.chain(&mut self.lists).map(async |events| {
-            let said = timeout_at(when, events.next()).await;
-            assert!(said.is_err(), "{said:?}");
+        let streams = self.events.iter_mut().chain(&mut self.lists);
+        let events = streams.map(async |events| {
+            let received = timeout_at(when, events.next()).await;
+            assert!(received.is_err(), "{received:?}");
         });
         let sockets = self.sockets.iter_mut().map(async |socket| {
-            let said = timeout_at(when, socket.next()).await;
-            assert!(said.is_err(), "{said:?}");
+            let received = timeout_at(when, socket.next()).await;
+            assert!(received.is_err(), "{received:?}");
         });
         tokio::join!(
             futures::future::join_all(events),
@@ -70,37 +70,52 @@ impl Streams {
         );
     }
 
-    /// Asserts that all end with 401 by the deadline. `still` checks that their commands are killed.
-    pub async fn end(self, still: &Caller, id: &str) {
-        self.end_with(401, 401, 4401, still, id).await;
+    /// Asserts that all streams end with 401 by the deadline, and that their commands are killed.
+    /// `observer` has access to the environment still.
+    pub async fn expect_unauthorized(self, observer: &Caller, id: &str) {
+        self.expect_end(401, 401, 4401, observer, id).await;
     }
 
-    /// Asserts that all end by the deadline, with these codes.
-    pub async fn end_with(self, of_one: u16, of_all: u16, close: u16, still: &Caller, id: &str) {
-        let deadline = Instant::now() + AT_MOST;
+    /// Asserts that all streams end by the deadline: those of the environment and those of all
+    /// events with these error codes, the sockets with this close code.
+    pub async fn expect_end(
+        self,
+        environment_code: u16,
+        list_code: u16,
+        close: u16,
+        observer: &Caller,
+        id: &str,
+    ) {
+        let deadline = Instant::now() + END_DEADLINE;
         let left = || deadline.saturating_duration_since(Instant::now());
-        let events = self.events.into_iter().map(|events| (events, of_one));
-        let lists = self.lists.into_iter().map(|events| (events, of_all));
+        let events = self
+            .events
+            .into_iter()
+            .map(|events| (events, environment_code));
+        let lists = self.lists.into_iter().map(|events| (events, list_code));
         for (events, code) in events.chain(lists) {
-            let rest = timeout(left(), events.rest())
+            let rest = timeout(left(), events.read_to_end())
                 .await
                 .expect("events end in time");
-            let last = rest.last().expect("a last word");
+            let last = rest.last().expect("a last event");
             assert_eq!(
                 (last.name.as_str(), &last.json()["code"]),
                 ("error", &json!(code))
             );
         }
         for mut socket in self.sockets {
-            let said = timeout(left(), socket.rest())
+            let output = timeout(left(), socket.read_to_end())
                 .await
                 .expect("sockets close in time");
-            assert_eq!(said.close.0, close, "{said:?}");
-            assert!(said.exit.is_none() && said.error.is_some(), "{said:?}");
+            assert_eq!(output.close.0, close, "{output:?}");
+            assert!(
+                output.exit.is_none() && output.error.is_some(),
+                "{output:?}"
+            );
         }
         let text = format!("sleep {}", self.mark);
-        within(AT_MOST, "their commands are killed", async || {
-            (!still.runs(id, &text).await).then_some(())
+        within(END_DEADLINE, "their commands are killed", async || {
+            (!observer.has_process(id, &text).await).then_some(())
         })
         .await;
     }

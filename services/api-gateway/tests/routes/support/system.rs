@@ -91,7 +91,7 @@ pub fn unlimited(options: Options) -> Options {
 }
 
 /// Resident memory of one replica, in bytes.
-pub fn resident(system: &System, service: &str, index: usize) -> u64 {
+pub fn resident_bytes(system: &System, service: &str, index: usize) -> u64 {
     let pid = system.pids(service)[&index];
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
