@@ -17,31 +17,31 @@ use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// Checks the permissions of a new key. Its creator must see each environment; an environment
 /// that the creator may not see is reported as not found, whether it exists or not.
-async fn granted(
+async fn check_permissions(
     gateway: &Gateway,
     principal: &Principal,
     body: &CreateApiKey,
 ) -> Result<Vec<EnvironmentPermission>, Error> {
-    let Some(wanted) = &body.permissions else {
+    let Some(requested) = &body.permissions else {
         return Ok(Vec::new());
     };
-    if !(1..=MAX_KEY_PERMISSIONS).contains(&wanted.len()) {
+    if !(1..=MAX_KEY_PERMISSIONS).contains(&requested.len()) {
         return Err(Error::field(
             "permissions",
             format_args!(
                 "must have 1 to {MAX_KEY_PERMISSIONS} elements, has {}; leave it out for a key \
                  without this limit",
-                wanted.len()
+                requested.len()
             ),
         ));
     }
-    let ids: Vec<Option<EnvironmentId>> = wanted
+    let ids: Vec<Option<EnvironmentId>> = requested
         .iter()
-        .map(|wanted| wanted.environment_id.parse().ok())
+        .map(|permission| permission.environment_id.parse().ok())
         .collect();
     let owners = lookup::owners(gateway, ids.iter().flatten()).await?;
-    let mut granted = Vec::with_capacity(wanted.len());
-    for (index, (wanted, id)) in wanted.iter().zip(ids).enumerate() {
+    let mut granted = Vec::with_capacity(requested.len());
+    for (index, (permission, id)) in requested.iter().zip(ids).enumerate() {
         let not_found = || {
             Error::new(
                 ErrorCode::NotFound,
@@ -59,7 +59,7 @@ async fn granted(
         })?;
         granted.push(EnvironmentPermission {
             environment_id: id,
-            permission: wanted.permission,
+            permission: permission.permission,
         });
     }
     Ok(granted)
@@ -76,7 +76,7 @@ pub(crate) async fn create(
     Caller(principal): Caller,
     Json(body): Json<CreateApiKey>,
 ) -> Answer<(StatusCode, axum::Json<CreatedApiKey>)> {
-    let permissions = granted(&gateway, &principal, &body).await?;
+    let permissions = check_permissions(&gateway, &principal, &body).await?;
     let request = rpc::CreateKeyRequest {
         owner: principal.user,
         description: body.description,

@@ -122,7 +122,7 @@ pub(crate) async fn attach(
         )
     })?;
     let protocol = subprotocols(&headers)?.answer;
-    let location = location.running()?;
+    let location = location.require_running()?;
     let (session, id) = start(&gateway, &location, &parameters).await?;
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use crate::edge::admit::{Caller, Counted};
 use crate::edge::error::ApiError;
 use crate::edge::{Answer, Json};
-use crate::rate_limit::{Category, Subject};
+use crate::rate_limit::{CallerKey, Category};
 use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// Log in
@@ -19,8 +19,8 @@ use crate::state::{AUTH_DEADLINE, Gateway};
 #[utoipa::path(post, operation_id = "login", path = "/auth/login", tag = "auth", request_body = Login,
     responses((status = 200, description = "The token and its user.", body = LoginReply)))]
 pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
-    let subject = Subject::username(&body.username);
-    let rate_limit = gateway.limiter.count(&subject, Category::Auth).await;
+    let key = CallerKey::username(&body.username);
+    let rate_limit = gateway.limiter.count(&key, Category::Auth).await;
     let answer = async {
         rate_limit.check()?;
         let request = rpc::LoginRequest {

@@ -10,7 +10,7 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Credential, Permission, Principal, Role, Scope, TicketAction};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
-/// What a request wants to do: one action for each kind of route.
+/// The action of a request. Routes with the same rules share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     /// Read public information, without a credential: health, the API's description.
@@ -39,8 +39,8 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// The permission it needs on an environment; `None`: it concerns no environment.
-    pub(crate) const fn needs(self) -> Option<Permission> {
+    /// The permission that this action requires on its environment. `None` if it has no environment.
+    pub(crate) const fn required_permission(self) -> Option<Permission> {
         match self {
             Self::ViewEnvironment | Self::ReadLogs | Self::TicketForLogs => Some(Permission::Read),
             Self::Exec | Self::Attach | Self::TicketForAttach => Some(Permission::Write),
@@ -58,12 +58,12 @@ impl Action {
         }
     }
 
-    /// Whether it is allowed without a credential.
+    /// Whether this action is allowed without a credential.
     pub(crate) const fn is_open(self) -> bool {
         matches!(self, Self::Public | Self::LogIn)
     }
 
-    /// The kind of ticket that allows it.
+    /// The kind of ticket that allows this action.
     pub(crate) const fn ticket(self) -> Option<TicketAction> {
         match self {
             Self::ReadLogs => Some(TicketAction::Logs),
@@ -84,16 +84,15 @@ pub(crate) fn unauthorized(message: &str) -> Error {
     Error::new(ErrorCode::Unauthorized, message)
 }
 
-fn forbidden(what: impl Into<String>) -> Error {
-    Error::new(ErrorCode::Forbidden, what)
+fn forbidden(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::Forbidden, message)
 }
 
 /// Whether `caller` may do `action`, on `target` where it has one.
 ///
 /// # Errors
-/// [`ErrorCode::Unauthorized`] without a caller, [`ErrorCode::NotFound`] for an
-/// environment that is not the caller's to see, [`ErrorCode::Forbidden`] for what it may
-/// see but not do.
+/// [`ErrorCode::Unauthorized`] without a caller, [`ErrorCode::NotFound`] if the caller may not see
+/// the environment, [`ErrorCode::Forbidden`] if the caller may not do the action.
 pub(crate) fn authorize(
     caller: Option<&Principal>,
     action: Action,
@@ -107,15 +106,15 @@ pub(crate) fn authorize(
             "the request has no credential: send `Authorization: Bearer <token>`",
         ));
     };
-    match (action.needs(), target) {
-        (Some(needed), Some(target)) => on_environment(principal, action, needed, target),
+    match (action.required_permission(), target) {
+        (Some(needed), Some(target)) => authorize_on_environment(principal, action, needed, target),
         // The route did not look up its environment: a fault in this program.
         (Some(_), None) => Err(Error::internal()),
-        (None, _) => without_environment(principal, action),
+        (None, _) => authorize_without_environment(principal, action),
     }
 }
 
-fn on_environment(
+fn authorize_on_environment(
     principal: &Principal,
     action: Action,
     needed: Permission,
@@ -152,7 +151,7 @@ fn on_environment(
     }
 }
 
-fn without_environment(principal: &Principal, action: Action) -> Result<(), Error> {
+fn authorize_without_environment(principal: &Principal, action: Action) -> Result<(), Error> {
     if matches!(principal.credential, Credential::Ticket { .. }) {
         return Err(forbidden(
             "a ticket allows only its one action on its one environment",

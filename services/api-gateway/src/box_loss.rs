@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use crate::lookup;
 use crate::state::Gateway;
 
-/// How long the scheduler may take to notice the loss, on a busy node too: a kubelet looks once a
-/// second, and the last output is stored first. It is asked after this time even if the mirror
-/// still shows a running environment: a notification may have been lost.
-const REASON_PATIENCE: Duration = Duration::from_secs(8);
+/// How long the scheduler may take to notice the loss, also on a busy node. A kubelet checks once a
+/// second, and the last output is archived first. After this time the scheduler is asked even if
+/// the mirror still shows a running environment, because a notification may have been lost.
+const REASON_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Waits until the environment no longer runs, at most `patience`, then awaits
-/// `read_record`: a future, so it asks once.
+/// Waits until the environment no longer runs, at most for `limit`, then awaits `read_record`. It
+/// is a future, so the scheduler is asked once.
 ///
 /// Returns the environment if it has a reason for its end, `None` if it still runs.
 ///
@@ -32,20 +32,20 @@ const REASON_PATIENCE: Duration = Duration::from_secs(8);
 async fn wait_for_reason(
     routes: &RouteTable,
     id: &EnvironmentId,
-    patience: Duration,
+    limit: Duration,
     read_record: impl Future<Output = Result<Environment, Error>>,
 ) -> Result<Option<Environment>, Error> {
     let mut route = routes.watch(id);
     let has_stopped = route.wait_for(|route| route.is_none_or(|r| r.status != Status::Running));
-    let _ = timeout(patience, has_stopped).await;
+    let _ = timeout(limit, has_stopped).await;
     let environment = read_record.await?;
     let has_reason = environment.status_reason.is_some();
     Ok(has_reason.then_some(environment))
 }
 
 async fn reason(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environment>, Error> {
-    let read_record = lookup::record(gateway, id.clone());
-    wait_for_reason(&gateway.routes, id, REASON_PATIENCE, read_record).await
+    let read_record = lookup::read_record(gateway, id.clone());
+    wait_for_reason(&gateway.routes, id, REASON_TIMEOUT, read_record).await
 }
 
 /// Adds the reason to the error of a lost box. Other errors are returned unchanged.
@@ -65,10 +65,10 @@ pub(crate) async fn classify(gateway: &Gateway, id: &EnvironmentId, error: Error
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    classified(error, reason(gateway, id).await)
+    classify_outcome(error, reason(gateway, id).await)
 }
 
-fn classified(error: Error, reason: Result<Option<Environment>, Error>) -> Error {
+fn classify_outcome(error: Error, reason: Result<Option<Environment>, Error>) -> Error {
     match reason {
         Ok(Some(environment)) => {
             let described = describe(&environment, &error);
@@ -84,8 +84,8 @@ fn classified(error: Error, reason: Result<Option<Environment>, Error>) -> Error
     }
 }
 
-/// Whether the environment was deleted, expired, or ran its own command to the end. Without a
-/// command of its own it idles and has no intended end.
+/// Whether the environment ended as intended: it was deleted, it expired, or its main command
+/// exited. An environment without a main command is not intended to exit.
 fn was_expected(environment: &Environment) -> bool {
     match environment.status_reason {
         Some(StatusReason::Deleted | StatusReason::Expired) => true,

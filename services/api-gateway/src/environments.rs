@@ -154,9 +154,9 @@ pub(crate) async fn get(
 ) -> Answer<axum::Json<EnvironmentBody>> {
     let environment = match location.record {
         Some(environment) => *environment,
-        None => lookup::record(&gateway, location.id).await?,
+        None => lookup::read_record(&gateway, location.id).await?,
     };
-    let metrics = usage::of(&gateway, &environment).await.map(Into::into);
+    let metrics = usage::read(&gateway, &environment).await.map(Into::into);
     Ok(axum::Json(EnvironmentBody {
         metrics,
         ..environment.into()

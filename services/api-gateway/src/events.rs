@@ -31,7 +31,8 @@ use follow::Follower;
 /// How long the event stream may take to answer a request, or to replay the stored events.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-fn unavailable(error: &BusError) -> Error {
+/// Logs that the event stream could not be read, and returns the error for the caller.
+fn report_unavailable(error: &BusError) -> Error {
     tracing::warn!(error = %ErrorChain(error), "the event stream could not be read");
     Error::new(
         ErrorCode::Unavailable,
@@ -49,8 +50,8 @@ fn is_visible(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
     }
 }
 
-/// Whether the stored events of an ended environment are complete. The last one is published a
-/// moment after the end; an environment without events has outlived their retention.
+/// Whether the stored events of an ended environment are complete. The last event is published a
+/// moment after the end. Without any event, the retention of the events is over.
 fn is_complete(past: &[StoredEvent]) -> bool {
     past.last()
         .is_none_or(|stored| stored.event.status.is_ended())
@@ -95,19 +96,20 @@ pub(crate) async fn list_for_environment(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let filter = subjects::environment_events(&location.id);
-    // The right to the environment includes all of its events.
+    // A caller who may view the environment may view all of its events.
     let visible = Visibility::All;
     if !query.follow {
+        // An invalid page is refused before the events are read.
         page(query.limit, query.offset)?;
         return Ok(list(
-            stored::matching(&gateway, &filter, &visible).await?,
+            stored::read_matching(&gateway, &filter, &visible).await?,
             &query,
         )?);
     }
     let last = sse::last_event_id(&headers)?;
     let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
     let past = if location.status.is_ended() {
-        Some(stored::matching(&gateway, &filter, &visible).await?)
+        Some(stored::read_matching(&gateway, &filter, &visible).await?)
     } else {
         None
     };
@@ -115,7 +117,11 @@ pub(crate) async fn list_for_environment(
         Some(past) if is_complete(&past) => Follower::ended(past, last),
         _ => {
             let from = last.map_or(0, |last| last.saturating_add(1));
-            Follower::environment(stored::from(&gateway, filter, from).await?, last, visible)
+            Follower::environment(
+                stored::open_from(&gateway, filter, from).await?,
+                last,
+                visible,
+            )
         }
     };
     Ok(sse::answer("events", gateway, principal, grant, source))
@@ -141,9 +147,10 @@ pub(crate) async fn list_all(
     let visible = visibility(&principal);
     let filter = subjects::ALL_EVENTS;
     if !query.follow {
+        // An invalid page is refused before the events are read.
         page(query.limit, query.offset)?;
         return Ok(list(
-            stored::matching(&gateway, filter, &visible).await?,
+            stored::read_matching(&gateway, filter, &visible).await?,
             &query,
         )?);
     }
@@ -151,7 +158,7 @@ pub(crate) async fn list_all(
     let bounds = stored::bounds(&gateway).await?;
     let from = last.unwrap_or(bounds.last).saturating_add(1);
     let gap = bounds.gap_before(from);
-    let stream = stored::from(&gateway, filter.to_owned(), from).await?;
+    let stream = stored::open_from(&gateway, filter.to_owned(), from).await?;
     let grant = StreamGrant::Listing(visible.clone());
     let source = Follower::all(stream, last, visible, gap);
     Ok(sse::answer("events", gateway, principal, grant, source))

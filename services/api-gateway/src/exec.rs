@@ -2,9 +2,9 @@
 //!
 //! * I1. When the client disconnects its command is killed: the handler's future is dropped, with
 //!   it the session, and the exec-proxy kills the process group.
-//! * I2. The output of one command takes at most both caps together in memory. The exec-proxy
-//!   truncates it.
-//! * I3. The exit code comes from the box; none is made up here.
+//! * I2. The output of one command takes at most twice the cap in memory, once for each of stdout
+//!   and stderr. The exec-proxy truncates it.
+//! * I3. The exit code comes from the box. The gateway never invents one.
 
 mod request;
 mod run;
@@ -35,7 +35,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(30);
 
 /// Splits stdin into messages of a session.
 pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
-    // One more is for the end of stdin.
+    // The caller may append the end of stdin.
     let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_CHUNK) + 1);
     while !bytes.is_empty() {
         messages.push(ToBox::Stdin(bytes.split_to(bytes.len().min(MAX_CHUNK))));
@@ -76,7 +76,7 @@ pub(crate) async fn exec(
     Json(body): Json<ExecBody>,
 ) -> Answer<axum::Json<ExecReply>> {
     request::check(&body, gateway.config.max_exec_timeout_s)?;
-    let location = location.running()?;
+    let location = location.require_running()?;
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);
@@ -86,7 +86,7 @@ pub(crate) async fn exec(
         .map_err(|_| {
             Error::new(
                 ErrorCode::Timeout,
-                "the command ended, or should have, and its result did not arrive in time",
+                "the result of the command did not arrive in time; the command is killed",
             )
         })?;
     match outcome {

@@ -1,7 +1,7 @@
 //! The only public face of AgentBox: REST, server-sent events, WebSocket.
 //!
-//! The path of a request: limits of the edge → credential and rate limit, at the same
-//! time → authorize (pure) → one call on the bus → answer.
+//! A request passes these steps: limits of the edge → authentication and rate limit, at the same
+//! time → authorization (pure) → one call on the bus → answer.
 //!
 //! * I1. The gateway owns nothing durable; the route mirror is a hint.
 //! * I2. Every route is authorized by [`authorize::authorize`], before its handler runs.
@@ -45,9 +45,9 @@ use edge::server;
 use rate_limit::shield::Shield;
 use state::{AppState, Gateway};
 
-/// How often readiness follows the state of the route mirror.
+/// How often the readiness is updated from the state of the route mirror.
 const MIRROR_CHECK: Duration = Duration::from_millis(100);
-/// How long WebSockets may take for their close handshakes when the gateway stops.
+/// How long the close handshakes of WebSockets may take when the gateway stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Starts the gateway's tasks; they run until `context` shuts down.

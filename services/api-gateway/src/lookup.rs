@@ -23,7 +23,7 @@ pub(crate) struct EnvironmentLocation {
     pub cluster: String,
     pub status: Status,
     pub address: Option<SocketAddr>,
-    /// The whole environment, where the scheduler was asked.
+    /// The whole environment, if it was read from the scheduler.
     pub record: Option<Box<Environment>>,
 }
 
@@ -35,9 +35,11 @@ impl EnvironmentLocation {
         }
     }
 
+    /// Returns the location if its environment accepts user I/O.
+    ///
     /// # Errors
     /// [`ErrorCode::NotRunning`]
-    pub(crate) fn running(self) -> Result<Self, Error> {
+    pub(crate) fn require_running(self) -> Result<Self, Error> {
         if self.status == Status::Running && self.address.is_some() {
             return Ok(self);
         }
@@ -77,8 +79,8 @@ const fn needs_record(action: Action) -> bool {
     matches!(action, Action::ViewEnvironment)
 }
 
-/// The environment if it runs, from the route mirror alone.
-pub(crate) fn running(gateway: &Gateway, id: &EnvironmentId) -> Option<EnvironmentLocation> {
+/// Finds a running environment in the route mirror. `None` does not mean that it does not run.
+pub(crate) fn find_running(gateway: &Gateway, id: &EnvironmentId) -> Option<EnvironmentLocation> {
     let route = gateway.routes.get(id)?;
     (route.status == Status::Running && route.address.is_some())
         .then(|| EnvironmentLocation::from_route(id.clone(), route))
@@ -94,11 +96,13 @@ pub(crate) async fn locate(
     id: EnvironmentId,
 ) -> Result<EnvironmentLocation, Error> {
     if !needs_record(action)
-        && let Some(location) = running(gateway, &id)
+        && let Some(location) = find_running(gateway, &id)
     {
         return Ok(location);
     }
-    record(gateway, id).await.map(EnvironmentLocation::from)
+    read_record(gateway, id)
+        .await
+        .map(EnvironmentLocation::from)
 }
 
 /// Finds the environment that a request's body names, and authorizes `action` on it.
@@ -117,8 +121,8 @@ pub(crate) async fn resolve(
     Ok(location)
 }
 
-/// The owners of those of `ids` that exist. Takes at most one request to the scheduler; the route
-/// mirror knows the owners of running environments.
+/// Finds the owners of environments; ids that do not exist are left out. The route mirror has the
+/// owners of running environments. The scheduler is asked at most once, for all others together.
 ///
 /// # Errors
 /// When the scheduler cannot be reached.
@@ -129,7 +133,7 @@ pub(crate) async fn owners(
     let mut owners = BTreeMap::new();
     let mut unknown = Vec::new();
     for id in ids {
-        match running(gateway, id) {
+        match find_running(gateway, id) {
             Some(location) => {
                 owners.insert(location.id, location.owner);
             }
@@ -151,7 +155,10 @@ pub(crate) async fn owners(
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
-pub(crate) async fn record(gateway: &Gateway, id: EnvironmentId) -> Result<Environment, Error> {
+pub(crate) async fn read_record(
+    gateway: &Gateway,
+    id: EnvironmentId,
+) -> Result<Environment, Error> {
     gateway
         .bus
         .call::<Get>(&GetRequest { id }, SCHEDULER_DEADLINE)

@@ -10,7 +10,7 @@ const COUNTED_LOCALLY: &str = "agentbox_rate_limit_counted_locally_total";
 const CONNECTIONS: &str = "agentbox_http_connections";
 const STREAMS: &str = "agentbox_streams";
 
-/// Gives every metric its unit and help text. Once, at start.
+/// Registers the unit and the help text of every metric. Called once, at start.
 pub(crate) fn describe() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_histogram!(
@@ -31,7 +31,7 @@ pub(crate) fn describe() {
 }
 
 /// Records an answered request; `route` is the template, never the path.
-pub(crate) fn answered(method: &str, route: &str, status: u16, took: Duration) {
+pub(crate) fn record_request(method: &str, route: &str, status: u16, took: Duration) {
     histogram!(
         REQUEST_DURATION,
         "method" => method.to_owned(),

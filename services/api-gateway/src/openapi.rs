@@ -2,7 +2,7 @@
 //! reference page for people (`/docs`).
 //!
 //! * I1. Paths, methods, schemas and texts come from the handlers and the contract's types.
-//!   What all operations have in common (errors, headers, authentication) is added here.
+//!   Errors, headers and authentication, which all operations share, are added here.
 //! * I2. The page loads nothing from another host, and its Content-Security-Policy forbids it.
 
 mod errors;
@@ -119,13 +119,13 @@ const HEADERS: [(&str, &str, Type, &str); 4] = [
     ),
 ];
 
-fn header(description: &str, of_type: Type, example: &str) -> Header {
-    let example = match of_type {
+fn header(description: &str, schema_type: Type, example: &str) -> Header {
+    let example = match schema_type {
         Type::Integer => serde_json::from_str(example).unwrap_or_default(),
         _ => serde_json::Value::from(example),
     };
     let schema = ObjectBuilder::new()
-        .schema_type(of_type)
+        .schema_type(schema_type)
         .examples([example]);
     HeaderBuilder::new()
         .schema(Some(schema))
@@ -138,8 +138,8 @@ fn add_headers<'a>(responses: impl Iterator<Item = &'a mut RefOr<ResponseDescrip
         let RefOr::T(response) = response else {
             continue;
         };
-        for (name, description, of_type, example) in HEADERS {
-            let header = header(description, of_type, example);
+        for (name, description, schema_type, example) in HEADERS {
+            let header = header(description, schema_type, example);
             response.headers.insert(name.to_owned(), header.into());
         }
     }
@@ -181,8 +181,8 @@ pub(crate) fn document(routes: impl Iterator<Item = Operations>) -> Document {
                 errors::complete(&path, operation, !operations.is_open);
             }
             let path = format!("{BASE}{path}");
-            let of_path = document.paths.paths.entry(path).or_default();
-            of_path.merge_operations(item);
+            let path_item = document.paths.paths.entry(path).or_default();
+            path_item.merge_operations(item);
         }
     }
     let components = document.components.get_or_insert_default();
@@ -192,8 +192,8 @@ pub(crate) fn document(routes: impl Iterator<Item = Operations>) -> Document {
     document
 }
 
-/// Gives a field that may be null the description of the reference in it, where readers of the
-/// document look for it.
+/// Moves the description of an optional reference to its field. Readers of the document look for
+/// it there.
 fn describe_optional_references(schema: &mut RefOr<Schema>) {
     let RefOr::T(Schema::Object(object)) = schema else {
         return;

@@ -16,7 +16,7 @@ use agentbox_contracts::ids::EnvironmentId;
 
 use crate::authorize::unauthorized;
 use crate::edge::client_address::ClientAddress;
-use crate::rate_limit::{Category, RateLimitStatus, Subject};
+use crate::rate_limit::{CallerKey, Category, RateLimitStatus};
 use crate::state::{AUTH_DEADLINE, Gateway};
 use credential::Credentials;
 use signature::Verdict;
@@ -30,14 +30,14 @@ pub(crate) struct AuthAttempt {
     pub category: Category,
 }
 
-/// Counts the request and asks auth for its caller. Both happen at the same time where the
-/// counter is known before auth has answered.
+/// Counts the request and authenticates its caller. Both happen at the same time if the counter is
+/// known before auth has answered.
 pub(crate) async fn identify(
     gateway: &Gateway,
     attempt: AuthAttempt,
 ) -> (RateLimitStatus, Result<Option<Principal>, Error>) {
-    let by_address = Subject::address(attempt.address);
-    let count = async |subject: &Subject| gateway.limiter.count(subject, attempt.category).await;
+    let by_address = CallerKey::address(attempt.address);
+    let count = async |key: &CallerKey| gateway.limiter.count(key, attempt.category).await;
     let credentials = match attempt.credentials {
         Ok(Some(credentials)) => credentials,
         Ok(None) => return (count(&by_address).await, Ok(None)),
@@ -52,16 +52,16 @@ pub(crate) async fn identify(
         } => {
             let outcome = redeem(gateway, ticket, environment, action).await;
             return (
-                count(&subject(&outcome, by_address)).await,
+                count(&key_of(&outcome, by_address)).await,
                 outcome.map(Some),
             );
         }
     };
     let known = match gateway.token_subjects.get(&token) {
-        Some(CachedSubject::User(user)) => Some(Subject::user(&user)),
+        Some(CachedSubject::User(user)) => Some(CallerKey::user(&user)),
         Some(CachedSubject::Rejected) => Some(by_address.clone()),
         None => match gateway.signatures.verify(&gateway.bus, &token).await {
-            Verdict::Signed(user) => Some(Subject::user(&user)),
+            Verdict::Signed(user) => Some(CallerKey::user(&user)),
             Verdict::Forged => {
                 let error = unauthorized("the token is not valid");
                 return (count(&by_address).await, Err(error));
@@ -73,30 +73,31 @@ pub(crate) async fn identify(
         Some(known) => tokio::join!(count(&known), authenticate(gateway, &token)),
         None => {
             let outcome = authenticate(gateway, &token).await;
-            (count(&subject(&outcome, by_address)).await, outcome)
+            (count(&key_of(&outcome, by_address)).await, outcome)
         }
     };
-    match &outcome {
-        Ok(principal) => gateway
-            .token_subjects
-            .insert(&token, CachedSubject::User(principal.user.clone())),
-        Err(error) if error.code == ErrorCode::Unauthorized => {
-            gateway
-                .token_subjects
-                .insert(&token, CachedSubject::Rejected);
-        }
-        Err(_) => {}
-    }
+    cache_subject(gateway, &token, &outcome);
     (rate_limit, outcome.map(Some))
 }
 
-fn subject(outcome: &Result<Principal, Error>, otherwise: Subject) -> Subject {
-    outcome
-        .as_ref()
-        .map_or(otherwise, |principal| Subject::user(&principal.user))
+/// Stores the subject of a token, so that the next request with it is counted while auth is asked.
+fn cache_subject(gateway: &Gateway, token: &Secret, outcome: &Result<Principal, Error>) {
+    let subject = match outcome {
+        Ok(principal) => CachedSubject::User(principal.user.clone()),
+        Err(error) if error.code == ErrorCode::Unauthorized => CachedSubject::Rejected,
+        Err(_) => return,
+    };
+    gateway.token_subjects.insert(token, subject);
 }
 
-async fn ask(gateway: &Gateway, request: AuthenticateRequest) -> Result<Principal, Error> {
+/// The key of the authenticated user, or `otherwise` if authentication failed.
+fn key_of(outcome: &Result<Principal, Error>, otherwise: CallerKey) -> CallerKey {
+    outcome
+        .as_ref()
+        .map_or(otherwise, |principal| CallerKey::user(&principal.user))
+}
+
+async fn call_auth(gateway: &Gateway, request: AuthenticateRequest) -> Result<Principal, Error> {
     gateway
         .bus
         .call::<Authenticate>(&request, AUTH_DEADLINE)
@@ -107,10 +108,10 @@ async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Er
     let request = AuthenticateRequest::Bearer {
         token: token.clone(),
     };
-    ask(gateway, request).await
+    call_auth(gateway, request).await
 }
 
-/// Exchanges a ticket for its caller; a ticket is good once.
+/// Exchanges a ticket for its caller. Auth accepts each ticket once.
 async fn redeem(
     gateway: &Gateway,
     ticket: Secret,
@@ -122,7 +123,7 @@ async fn redeem(
         environment,
         action,
     };
-    ask(gateway, request).await
+    call_auth(gateway, request).await
 }
 
 /// Asks auth for the current state of a stream's caller.
@@ -138,5 +139,5 @@ pub(crate) async fn revalidate(
         user: principal.user.clone(),
         credential: principal.credential.clone(),
     };
-    ask(gateway, request).await
+    call_auth(gateway, request).await
 }

@@ -3,8 +3,8 @@
 //! Each window of each caller is a counter on the bus, and an increment returns its total.
 //! One limit costs one round trip, made while auth is asked for the caller.
 //!
-//! * I1. Of one caller's requests in one window exactly the limit pass, whichever replicas
-//!   they reach: the total that the increment returned decides.
+//! * I1. In one window exactly as many requests of a caller pass as its limit allows, on all
+//!   replicas together: the total that the increment returned decides.
 //! * I2. Every answer carries the state of its caller's limit.
 //! * I3. While the bus cannot count, each replica counts for itself ([`local`]). The limit then
 //!   holds per replica: password guessing stays bounded, and no caller is refused because a
@@ -94,11 +94,11 @@ impl From<&Config> for Limits {
     }
 }
 
-/// The counted caller, as one token of a NATS subject.
+/// The key of a caller's counters: one token of a NATS subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Subject(String);
+pub(crate) struct CallerKey(String);
 
-impl Subject {
+impl CallerKey {
     pub(crate) fn user(user: &UserId) -> Self {
         Self(user.to_string())
     }
@@ -110,8 +110,8 @@ impl Subject {
         ))
     }
 
-    /// The username of a login, whether it exists or not. It is hashed: it may be any text of
-    /// any length, and may be a password that was typed into the wrong field.
+    /// The username of a login, which need not exist. It is hashed, because it may be text of any
+    /// length, and may be a password that was typed into the wrong field.
     pub(crate) fn username(name: &str) -> Self {
         let digest = Sha256::digest(name.trim().to_lowercase());
         Self(format!("name-{}", URL_SAFE_NO_PAD.encode(&digest[..16])))
@@ -137,7 +137,7 @@ impl Limiter {
     }
 
     /// Counts one request and returns the state of its caller's limit.
-    pub(crate) async fn count(&self, subject: &Subject, category: Category) -> RateLimitStatus {
+    pub(crate) async fn count(&self, caller: &CallerKey, category: Category) -> RateLimitStatus {
         let now = Utc::now();
         let second = u64::try_from(now.timestamp()).unwrap_or(0);
         let limit = self.limits.get(category);
@@ -145,7 +145,7 @@ impl Limiter {
             return RateLimitStatus::at(category, limit, 0, second);
         }
         let window = second / WINDOW_S;
-        let key = subjects::limit(&subject.0, category.as_str(), window);
+        let key = subjects::limit(&caller.0, category.as_str(), window);
         let used = match self.increment(key.clone(), now.timestamp_millis()).await {
             Some(used) => used,
             None => self.local.count(key, window),
@@ -177,18 +177,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_subject_is_one_nats_token() {
-        let address = |text: &str| Subject::address(ClientAddress(text.parse().unwrap()));
+    fn every_caller_key_is_one_nats_token() {
+        let address = |text: &str| CallerKey::address(ClientAddress(text.parse().unwrap()));
         let long = "x".repeat(10_000);
-        for subject in [
+        for key in [
             address("2001:db8::1"),
             address("192.0.2.1"),
-            Subject::username("a.b > *"),
-            Subject::username(&long),
-            Subject::username(""),
-            Subject::user(&UserId::random()),
+            CallerKey::username("a.b > *"),
+            CallerKey::username(&long),
+            CallerKey::username(""),
+            CallerKey::user(&UserId::random()),
         ] {
-            let Subject(text) = &subject;
+            let CallerKey(text) = &key;
             let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
             assert!(text.bytes().all(is_plain) && text.len() < 100, "{text}");
         }
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn username_is_compared_without_case_and_spaces() {
-        assert_eq!(Subject::username("Alice "), Subject::username("alice"));
-        assert_ne!(Subject::username("alice"), Subject::username("alicf"));
+        assert_eq!(CallerKey::username("Alice "), CallerKey::username("alice"));
+        assert_ne!(CallerKey::username("alice"), CallerKey::username("alicf"));
     }
 }

@@ -1,4 +1,4 @@
-//! Every route, in one table: what it lets a caller do, how it is counted, and its handler.
+//! Every route, in one table: its action, its rate-limit category and its handler.
 //! The handler's `#[utoipa::path]` has the method, the path and the documentation.
 //!
 //! * I1. A route is served only through [`admit`], which authorizes its action: no handler
@@ -93,7 +93,7 @@ pub fn document() -> OpenApi {
     openapi::document(table().into_iter().map(|route| route.operations))
 }
 
-/// Whether `path` is also served without [`BASE`], where tools and people look first.
+/// Whether `path` is also served without [`BASE`], because tools and people look there first.
 fn is_at_root_too(path: &str) -> bool {
     path == "/openapi.json" || path.starts_with("/docs")
 }
@@ -128,12 +128,12 @@ pub(crate) fn router(gateway: Gateway, shield: &Shield) -> Router {
         }
     }
     shield
-        .around(
+        .wrap(
             router
                 .fallback(no_route)
                 .method_not_allowed_fallback(no_method),
         )
-        .layer(map_response(headers::finish))
+        .layer(map_response(headers::add_common))
         .layer(middleware::from_fn(trace::trace))
         .with_state(gateway)
 }

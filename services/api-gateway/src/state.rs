@@ -12,12 +12,12 @@ use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
 
-/// How long auth may take to answer; a password is checked within it.
+/// How long auth may take to answer. It includes the check of a password, which is slow.
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the scheduler may take to answer.
 pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// From the start of draining until open streams end. By then load balancers have seen that
+/// How long open streams continue after draining has begun. By then load balancers have seen that
 /// this replica is not ready, so a client that reconnects reaches another one.
 const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
@@ -37,7 +37,7 @@ pub(crate) struct AppState {
     draining_streams: CancellationToken,
     /// Cancelled when this replica stops; ends all streams.
     pub shutdown: CancellationToken,
-    /// WebSockets, which outlive their connection's own future.
+    /// Open WebSockets. Their tasks continue after the task of their HTTP connection.
     pub sockets: TaskTracker,
 }
 
@@ -64,12 +64,12 @@ impl AppState {
         })
     }
 
-    /// The token that ends a stream which is opened now.
+    /// The token that ends a stream opened at this moment.
     ///
     /// A client may reconnect on the connection that carried its stream, so an earlier stream
     /// ends while that connection is still served. A stream that is opened during draining is
     /// the last answer on its connection.
-    pub(crate) fn end_of_streams(&self) -> CancellationToken {
+    pub(crate) fn stream_stop_token(&self) -> CancellationToken {
         match self.draining.is_cancelled() {
             true => self.shutdown.clone(),
             false => self.draining_streams.clone(),

@@ -3,7 +3,8 @@
 //!
 //! * I1. A stream whose credential or right has ended sends nothing more from [`STALE`] on, and
 //!   closes by then if its client reads.
-//! * I2. An unreachable auth does not end a stream at once; [`PATIENCE`] without an answer does.
+//! * I2. An unreachable auth does not end a stream at once. [`AUTH_OUTAGE_LIMIT`] without an answer
+//!   does.
 
 pub(crate) mod sse;
 
@@ -26,10 +27,11 @@ use crate::state::Gateway;
 
 /// How often the credential of an open stream is checked.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// A stream whose last check is older (its client did not read) checks before it sends more.
+/// A stream whose last confirmed check is older makes a check before it sends more. This happens
+/// when the client did not read for a while.
 const STALE: Duration = Duration::from_secs(4);
 /// How long a stream continues while auth does not answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const AUTH_OUTAGE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a stream ends before its source does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub(crate) enum StreamGrant {
         id: EnvironmentId,
         owner: UserId,
     },
-    /// Visibility of the environments that lists showed when the stream began.
+    /// The environments that were visible when the stream began. A change of them ends the stream.
     Listing(Visibility),
 }
 
@@ -129,7 +131,7 @@ impl AccessWatch {
         }
     }
 
-    /// Checks before something is sent, if the last check is too old.
+    /// Makes a check before something is sent, if the last confirmed one is older than [`STALE`].
     pub(crate) async fn allows(&mut self) -> Result<(), StreamEnd> {
         if self.last_granted.elapsed() < STALE {
             return Ok(());
@@ -140,7 +142,7 @@ impl AccessWatch {
         }
     }
 
-    /// Waits until the next check is due, and makes it. `None`: the stream may continue.
+    /// Waits until the next check is due, makes it, and returns `None` if the stream may continue.
     async fn check(&mut self) -> Option<StreamEnd> {
         if self.in_flight.is_none() {
             let due = self.last_checked + RECHECK_INTERVAL;
@@ -187,7 +189,7 @@ fn refusal(outcome: Result<(), Error>, has_expired: bool, unconfirmed: Duration)
         Err(error) if is_refusal(error.code) => Some(error),
         _ if has_expired => Some(unauthorized("the credential has expired")),
         Ok(()) => None,
-        Err(error) if unconfirmed >= PATIENCE => Some(error),
+        Err(error) if unconfirmed >= AUTH_OUTAGE_LIMIT => Some(error),
         Err(_) => None,
     }
 }
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusal_or_long_silence_of_auth_ends_a_stream() {
+    fn refusal_or_long_auth_outage_ends_a_stream() {
         let down = || Err(Error::new(ErrorCode::Unavailable, "down"));
         let revoked = || Err(unauthorized("revoked"));
         let code = |outcome, expired, unconfirmed| {

@@ -9,6 +9,7 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
+    /// Decodes the complete characters of `bytes` and of the bytes held back before.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.rest);
         all.extend_from_slice(bytes);
@@ -16,7 +17,7 @@ impl Decoder {
         decode_lossy(all)
     }
 
-    /// Decodes the rest, when no more bytes will come.
+    /// Decodes the bytes held back, after the last piece.
     pub(crate) fn finish(&mut self) -> String {
         decode_lossy(std::mem::take(&mut self.rest))
     }
@@ -28,7 +29,7 @@ pub(crate) fn decode_lossy(bytes: Vec<u8>) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// The number of bytes at the end that are the beginning of a character.
+/// The number of bytes at the end that begin a character without completing it.
 fn incomplete_suffix(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so an incomplete one has at most three.
     let tail = &bytes[bytes.len().saturating_sub(3)..];

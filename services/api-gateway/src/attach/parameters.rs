@@ -104,7 +104,7 @@ impl Parameters {
                 "cols" => cols = side("cols", &value)?,
                 "rows" => rows = side("rows", &value)?,
                 "binary" => binary = flag("binary", &value)?,
-                // Read with the credentials.
+                // The credentials include the ticket.
                 "ticket" => {}
                 other => {
                     return Err(Error::field(

@@ -51,8 +51,8 @@ impl Output {
         }
     }
 
-    /// The frame for a piece of output. `None` while the piece is an incomplete character, and
-    /// for messages that carry no output.
+    /// The frame for a piece of output. `None` if the piece ends within a character that is still
+    /// incomplete and has nothing else, and for messages without output.
     pub(super) fn frame(&mut self, message: FromBox) -> Option<Message> {
         match message {
             FromBox::Stdout(bytes) | FromBox::Stderr(bytes) if self.is_binary => {

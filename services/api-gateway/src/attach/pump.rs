@@ -1,5 +1,6 @@
-//! Carries an attached terminal: both directions at the same time, until one side ends.
+//! Forwards the data of an attached terminal in both directions until one side ends.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -50,8 +51,8 @@ pub(super) struct Terminal {
 /// Whether the client has sent anything since the last ping.
 struct Liveness {
     is_alive: AtomicBool,
-    /// The client's input is not read: its last message waits for a command that does not read
-    /// stdin.
+    /// The last message of the client waits for a command that does not read its stdin. Until it is
+    /// read, no further message of the client is received, pongs included.
     input_blocked: AtomicBool,
 }
 
@@ -159,7 +160,7 @@ impl Outbound<'_> {
         loop {
             tokio::select! {
                 message = self.from_box.recv() => {
-                    if let Some(end) = self.forward(message).await? {
+                    if let ControlFlow::Break(end) = self.forward(message).await? {
                         return Some(end);
                     }
                 }
@@ -169,7 +170,7 @@ impl Outbound<'_> {
                 }
                 _ = ping.tick() => {
                     if !self.liveness.check() {
-                        return Some(Ok(Close::new(4408, "the client does not answer")));
+                        return Some(Ok(Close::new(4408, "the client did not answer pings")));
                     }
                     self.send(Message::Ping(Bytes::new())).await?;
                 }
@@ -177,25 +178,29 @@ impl Outbound<'_> {
         }
     }
 
-    /// Sends one message of the box. `Some(None)`: the command continues.
+    /// Sends one message of the box. Breaks when the command has ended or failed; `None` if the
+    /// client has disconnected.
     async fn forward(
         &mut self,
         message: Result<Option<FromBox>, Error>,
-    ) -> Option<Option<Result<Close, Error>>> {
+    ) -> Option<ControlFlow<Result<Close, Error>>> {
         let message = match message {
             Ok(Some(message)) => message,
             Ok(None) => {
-                let error = Error::new(ErrorCode::BoxLost, "the command's end is not known");
-                return Some(Some(Err(error)));
+                let error = Error::new(
+                    ErrorCode::BoxLost,
+                    "the connection to the command was lost; whether it has ended is unknown",
+                );
+                return Some(ControlFlow::Break(Err(error)));
             }
-            Err(error) => return Some(Some(Err(error))),
+            Err(error) => return Some(ControlFlow::Break(Err(error))),
         };
         match message {
             FromBox::Stdout(_) | FromBox::Stderr(_) => {
                 if let Some(frame) = self.output.frame(message) {
                     self.send(frame).await?;
                 }
-                Some(None)
+                Some(ControlFlow::Continue(()))
             }
             FromBox::Exit(ended) => {
                 let held: Vec<Message> = self.output.finish().collect();
@@ -203,13 +208,14 @@ impl Outbound<'_> {
                     self.send(frame).await?;
                 }
                 self.send(exit(&ended)).await?;
-                Some(Some(Ok(Close::exited())))
+                Some(ControlFlow::Break(Ok(Close::exited())))
             }
-            _ => Some(Some(Err(Error::internal()))),
+            _ => Some(ControlFlow::Break(Err(Error::internal()))),
         }
     }
 
-    /// Sends as slowly as the client reads; TCP detects a client that is gone (`None`).
+    /// Sends a message, and waits while the client does not read. `None` if the connection is
+    /// broken.
     async fn send(&mut self, message: Message) -> Option<()> {
         let begun = Instant::now();
         self.sink.send(message).await.ok()?;

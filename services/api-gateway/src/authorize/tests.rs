@@ -153,7 +153,7 @@ fn every_route_has_exactly_one_row() {
 }
 
 #[test]
-fn every_principal_may_do_on_every_route_exactly_what_the_table_says() {
+fn every_route_allows_each_principal_as_in_the_table() {
     let (owner, id) = (UserId::random(), EnvironmentId::random());
     let target = Target {
         id: &id,
@@ -169,7 +169,7 @@ fn every_principal_may_do_on_every_route_exactly_what_the_table_says() {
         for ((name, principal), expected) in
             PRINCIPALS.iter().zip(&principals).zip(expected.chars())
         {
-            let on = action.needs().map(|_| target);
+            let on = action.required_permission().map(|_| target);
             let outcome = letter(authorize(principal.as_ref(), action, on));
             assert_eq!(outcome, expected, "{method} {path} as {name}");
         }
@@ -222,7 +222,7 @@ fn environment_action_without_environment_is_internal_error() {
         Scope::Full,
     );
     for route in router::table() {
-        if route.action.needs().is_some() {
+        if route.action.required_permission().is_some() {
             assert_eq!(
                 authorize(Some(&admin), route.action, None).map_err(|error| error.code),
                 Err(ErrorCode::Internal)

@@ -52,7 +52,7 @@ pub(crate) fn ended(reason: StatusReason, command: Option<&str>) -> Environment 
 }
 
 #[test]
-fn intended_end_is_told_from_a_loss_and_from_a_missing_environment() {
+fn lost_box_error_depends_on_the_end_of_the_environment() {
     let lost = || Error::new(ErrorCode::BoxLost, "lost");
     for (reason, command, code) in [
         (StatusReason::Deleted, None, ErrorCode::NotRunning),
@@ -62,16 +62,19 @@ fn intended_end_is_told_from_a_loss_and_from_a_missing_environment() {
         (StatusReason::OomKilled, Some("sh"), ErrorCode::BoxLost),
         (StatusReason::NodeLost, None, ErrorCode::BoxLost),
     ] {
-        let error = classified(lost(), Ok(Some(ended(reason, command))));
+        let error = classify_outcome(lost(), Ok(Some(ended(reason, command))));
         assert_eq!(error.code, code, "{reason:?}");
         let expected = format!("lost; the environment is terminating, {}", reason.as_str());
         assert_eq!(error.message, expected);
     }
     let gone = Error::not_found("environment");
-    assert_eq!(classified(lost(), Err(gone.clone())), gone);
+    assert_eq!(classify_outcome(lost(), Err(gone.clone())), gone);
     let down = Error::new(ErrorCode::Unavailable, "down");
-    assert_eq!(classified(lost(), Err(down)), lost());
-    assert_eq!(classified(lost(), Ok(None)).code, ErrorCode::Unavailable);
+    assert_eq!(classify_outcome(lost(), Err(down)), lost());
+    assert_eq!(
+        classify_outcome(lost(), Ok(None)).code,
+        ErrorCode::Unavailable
+    );
 }
 
 fn running() -> Route {
@@ -102,7 +105,7 @@ async fn lost_node_costs_one_request_a_session() {
             requests.fetch_add(1, Ordering::Relaxed);
             Ok(ended(StatusReason::NodeLost, None))
         };
-        wait_for_reason(&table, id, REASON_PATIENCE, read_record)
+        wait_for_reason(&table, id, REASON_TIMEOUT, read_record)
     });
     let mut sessions = std::pin::pin!(join_all(sessions));
     assert!(sessions.as_mut().now_or_never().is_none());
@@ -118,9 +121,9 @@ async fn lost_node_costs_one_request_a_session() {
 }
 
 #[tokio::test]
-async fn lost_notification_costs_one_request_after_the_patience() {
+async fn lost_notification_costs_one_request_after_the_timeout() {
     let (table, ids) = node();
-    let patience = Duration::from_millis(50);
+    let limit = Duration::from_millis(50);
     let begun = tokio::time::Instant::now();
     let requests = AtomicUsize::new(0);
     let read_record = async {
@@ -129,8 +132,8 @@ async fn lost_notification_costs_one_request_after_the_patience() {
         environment.status_reason = None;
         Ok(environment)
     };
-    let outcome = wait_for_reason(&table, &ids[0], patience, read_record).await;
+    let outcome = wait_for_reason(&table, &ids[0], limit, read_record).await;
     assert_eq!(outcome, Ok(None), "it still runs");
-    assert!(begun.elapsed() >= patience);
+    assert!(begun.elapsed() >= limit);
     assert_eq!(requests.load(Ordering::Relaxed), 1);
 }

@@ -39,7 +39,7 @@ impl FromRequestParts<Gateway> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
-        // Absent only on a route that is open to all.
+        // It is absent only on a route that needs no credential.
         parts
             .extensions
             .get::<Self>()
@@ -64,8 +64,8 @@ impl FromRequestParts<Gateway> for Admitted {
     }
 }
 
-/// The rate limit that the request was counted under, for handlers that count it under another
-/// one too.
+/// The rate limit under which the request was counted. A handler that counts it under another limit
+/// too adds that one to its response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted(pub RateLimitStatus);
 
@@ -73,12 +73,12 @@ impl FromRequestParts<Gateway> for Counted {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, Infallible> {
-        let untouched = RateLimitStatus::at(Category::Uncounted, u64::MAX, 0, 0);
+        let uncounted = RateLimitStatus::at(Category::Uncounted, u64::MAX, 0, 0);
         Ok(parts
             .extensions
             .get::<Self>()
             .copied()
-            .unwrap_or(Self(untouched)))
+            .unwrap_or(Self(uncounted)))
     }
 }
 
@@ -111,12 +111,12 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
         action,
         category,
     } = admission;
-    // An open route ignores credentials, so an expired one is no reason to refuse.
-    let id = match action.needs() {
+    let id = match action.required_permission() {
         Some(_) => path::id::<EnvironmentId>(parts).await.map(Some),
         None => Ok(None),
     };
     let credentials = if action.is_open() {
+        // An open route ignores credentials, so an expired one does not refuse the request.
         Ok(None)
     } else {
         let ticket = id.as_ref().ok().cloned().flatten().zip(action.ticket());
@@ -124,7 +124,7 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
     };
     let attempt = AuthAttempt {
         credentials,
-        address: ClientAddress::of(&parts.extensions),
+        address: ClientAddress::from_extensions(&parts.extensions),
         category: *category,
     };
     let (rate_limit, identity) = identify(gateway, attempt).await;
@@ -132,7 +132,7 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
         rate_limit.check()?;
         let caller = identity?;
         let location = match id {
-            // Without a caller the answer is 401, whatever the environment.
+            // Without a caller the answer is 401, whether the environment exists or not.
             Ok(Some(id)) if caller.is_some() => Some(lookup::locate(gateway, *action, id).await?),
             Ok(_) => None,
             Err(not_found) if caller.is_some() => return Err(not_found),

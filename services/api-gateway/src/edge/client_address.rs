@@ -1,8 +1,8 @@
 //! The address a request comes from: the peer's, or the one that a trusted proxy forwards.
 //!
-//! * I1. A forwarding header counts only when the connection comes from a configured
-//!   proxy; read from the right, the first address that is not such a proxy is the
-//!   client's. The client may have written those further left itself.
+//! * I1. `X-Forwarded-For` is read only when the connection comes from a configured proxy. The
+//!   client is the first address, from the right, that is not such a proxy. The client may have
+//!   written the addresses to the left of it itself.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -50,16 +50,16 @@ impl ClientAddress {
         Self(client)
     }
 
-    /// The address of a request that came through the server.
-    pub(crate) fn of(extensions: &Extensions) -> Self {
+    /// The address that the server stored with the request.
+    pub(crate) fn from_extensions(extensions: &Extensions) -> Self {
         extensions
             .get::<Self>()
             .copied()
             .unwrap_or(Self(IpAddr::V6(Ipv6Addr::UNSPECIFIED)))
     }
 
-    /// The network that counts as one client: an IPv4 address, or an IPv6 /64, which belongs
-    /// to one client as a whole.
+    /// The network that is counted as one client: an IPv4 address, or an IPv6 /64, which is
+    /// usually assigned to one client.
     pub(crate) fn network(self) -> IpAddr {
         match self.0 {
             IpAddr::V4(address) => address.into(),

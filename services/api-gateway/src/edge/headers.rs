@@ -5,7 +5,7 @@ use axum::response::Response;
 
 /// Adds the headers that forbid caching (unless the handler set its own rule) and guessing of
 /// content types.
-pub(crate) async fn finish(mut response: Response) -> Response {
+pub(crate) async fn add_common(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers
         .entry(header::CACHE_CONTROL)

@@ -1,4 +1,4 @@
-//! Paths: what each begins with, and its one parameter.
+//! The prefix and the parameters of paths.
 
 use std::str::FromStr;
 
@@ -47,8 +47,10 @@ pub(crate) struct KeyParameter {
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
+/// Reads the one parameter of a path.
+///
 /// # Errors
-/// [`agentbox_contracts::error::ErrorCode::NotFound`]
+/// [`agentbox_contracts::error::ErrorCode::NotFound`] when it is not an id.
 pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
     let parameters = RawPathParams::from_request_parts(parts, &())
         .await
@@ -57,12 +59,12 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         .iter()
         .next()
         .ok_or_else(|| Error::not_found("resource"))?;
-    let what = match name {
+    let resource = match name {
         "user" => "user",
         "key" => "API key",
         _ => "environment",
     };
-    value.parse().map_err(|_| Error::not_found(what))
+    value.parse().map_err(|_| Error::not_found(resource))
 }
 
 impl<T: FromStr + Send> FromRequestParts<Gateway> for Path<T> {

@@ -39,7 +39,7 @@ pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
             if let Some(name) = quoted("duplicate field `") {
                 return Error::field(&name, "must be given once, is given twice");
             }
-            // `name: rule` names its parameter. The value is added where there is one.
+            // The message `name: rule` names the parameter. Its value is added if there is one.
             let given = rule
                 .split_once(": ")
                 .and_then(|(name, _)| value(query, name));

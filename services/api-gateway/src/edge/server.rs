@@ -3,11 +3,11 @@
 //! * I1. At most the configured number of connections is open; more wait in the kernel.
 //!   A WebSocket keeps its slot.
 //! * I2. An incomplete head, an idle connection and a dead peer each end by a deadline.
-//! * I3. Before the shutdown, from the order to stop on, each answer over HTTP/1 ends its
-//!   connection, so that no client asks on one that is about to close; streams that were
-//!   begun before end soon ([`Gateway::end_of_streams`]).
-//! * I4. On shutdown nothing new is accepted, streams end at once, requests in flight are
-//!   given [`DRAIN_DEADLINE`], and then their connections are closed.
+//! * I3. While the gateway drains, each answer over HTTP/1 closes its connection, so that no
+//!   client sends a request on a connection that is about to close. Streams that were opened
+//!   before end soon (`AppState::stream_stop_token`).
+//! * I4. On shutdown no connection is accepted and streams end at once. Requests in flight have
+//!   [`DRAIN_DEADLINE`] to finish; then their connections are closed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -34,18 +34,21 @@ use crate::config::Config;
 use crate::metrics;
 use crate::state::Gateway;
 
+/// Connections that wait in the kernel until they are accepted, for each address.
 const BACKLOG: u32 = 1024;
 /// How long requests in flight may take to end when the gateway stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// The pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A peer that acknowledges neither data nor a probe for this long is treated as gone.
-const DEAD_PEER: Duration = Duration::from_secs(45);
+const PEER_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a connection is idle before the first probe.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-const MAX_STREAMS: u32 = 256;
+/// Requests at once on one HTTP/2 connection.
+const MAX_HTTP2_STREAMS: u32 = 256;
 
-/// A connection's slot among the configured number; an extension of its requests.
+/// The slot of one open connection. It is an extension of the connection's requests.
 #[derive(Clone)]
 pub(crate) struct Slot {
     _permit: Arc<OwnedSemaphorePermit>,
@@ -79,7 +82,7 @@ impl Slots {
 /// Binds every address of the configuration.
 ///
 /// # Errors
-/// When an address is taken or not this machine's.
+/// When an address is in use, or is not an address of this machine.
 pub(crate) fn bind(config: &Config) -> Result<Vec<TcpListener>, anyhow::Error> {
     config
         .listen
@@ -112,7 +115,7 @@ fn builder(config: &Config) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(MAX_HTTP2_STREAMS)
         .keep_alive_interval(PROBE_AFTER)
         .keep_alive_timeout(config.header_timeout());
     builder
@@ -128,8 +131,8 @@ pub(crate) async fn serve(
     let builder = builder(&gateway.config);
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
-    // Closes the connections that are left after the time to drain.
-    let cut = CancellationToken::new();
+    // Closes the connections that are still open after the drain deadline.
+    let force_close = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             () = gateway.shutdown.cancelled() => break,
@@ -144,11 +147,11 @@ pub(crate) async fn serve(
                     gateway: gateway.clone(),
                 };
                 let served = connection.serve(stream, builder.clone(), graceful.watcher());
-                let cut = cut.clone();
+                let force_close = force_close.clone();
                 connections.spawn(async move {
                     tokio::select! {
                         () = served => {}
-                        () = cut.cancelled() => {}
+                        () = force_close.cancelled() => {}
                     }
                 });
             }
@@ -169,7 +172,7 @@ pub(crate) async fn serve(
             "connections did not end in time"
         );
     }
-    cut.cancel();
+    force_close.cancel();
     connections.wait().await;
     Ok(())
 }
@@ -240,5 +243,5 @@ fn configure_keepalive(stream: &TcpStream) -> std::io::Result<()> {
         .with_interval(PROBE_EVERY)
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(DEAD_PEER))
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))
 }

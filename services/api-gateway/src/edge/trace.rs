@@ -37,7 +37,7 @@ pub(crate) async fn trace(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
-    let ClientAddress(client) = ClientAddress::of(request.extensions());
+    let ClientAddress(client) = ClientAddress::from_extensions(request.extensions());
     // The path and the query are not recorded: other attributes carry the ids, and a query may
     // carry a ticket.
     let span = tracing::info_span!(
@@ -66,12 +66,12 @@ pub(crate) async fn trace(request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(&trace_id(own, given).to_string()) {
         response.headers_mut().insert(TRACE_ID, value);
     }
-    metrics::answered(method, &route, status.as_u16(), begun.elapsed());
+    metrics::record_request(method, &route, status.as_u16(), begun.elapsed());
     response
 }
 
-/// The span's trace id; without a tracer the caller's; without either a random one, so that
-/// every answer has its own.
+/// Selects the trace id of an answer: that of the span, without a tracer that of the caller, and
+/// without either a random one.
 fn trace_id(own: TraceId, given: TraceId) -> TraceId {
     [own, given]
         .into_iter()

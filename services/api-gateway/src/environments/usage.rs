@@ -1,5 +1,5 @@
-//! What a running box uses now. Worth a short wait, and no error: without an answer the
-//! environment is shown without it.
+//! The current usage of a running box. It is optional: if the exec-proxy does not answer at once,
+//! the environment is returned without it.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::state::Gateway;
 
 const DEADLINE: Duration = Duration::from_millis(300);
 
-pub(super) async fn of(gateway: &Gateway, environment: &Environment) -> Option<UsageReply> {
+/// Reads the usage of a running box; `None` if it is not running or does not answer in time.
+pub(super) async fn read(gateway: &Gateway, environment: &Environment) -> Option<UsageReply> {
     let address = environment
         .address
         .filter(|_| environment.status == Status::Running)?;
@@ -27,7 +28,7 @@ pub(super) async fn of(gateway: &Gateway, environment: &Environment) -> Option<U
     match usage {
         Ok(usage) => Some(usage),
         Err(error) => {
-            tracing::debug!(error = %ErrorChain(&error), "a box's usage is not known");
+            tracing::debug!(error = %ErrorChain(&error), "the usage of a box could not be read");
             None
         }
     }

@@ -10,7 +10,7 @@ use axum::response::sse::Event;
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{is_visible, unavailable};
+use super::{is_visible, report_unavailable};
 use crate::stream::sse::{self, Source};
 
 /// When the stream ends.
@@ -54,15 +54,13 @@ impl Follower {
         for stored in stored {
             follower.push(stored);
         }
-        if follower.until == Until::EnvironmentEnds {
-            let status = last_status.map_or_else(|| json!({}), |status| json!({"status": status}));
-            follower.ready.push_back(sse::named("end", &status));
-        }
+        let status = last_status.map_or_else(|| json!({}), |status| json!({"status": status}));
+        follower.ready.push_back(sse::named("end", &status));
         follower
     }
 
-    /// Follows all visible events. `gap`: the number of events before the first that are no
-    /// longer stored.
+    /// Follows all visible events. `gap` is the number of requested events that are no longer
+    /// stored.
     pub(super) fn all(
         stream: EventStream,
         last: Option<u64>,
@@ -93,6 +91,11 @@ impl Follower {
             self.stream = None;
         }
     }
+
+    fn fail(&mut self, error: &Error) {
+        self.ready.push_back(sse::failure(error));
+        self.stream = None;
+    }
 }
 
 impl Source for Follower {
@@ -103,20 +106,13 @@ impl Source for Follower {
             }
             match self.stream.as_mut()?.next().await {
                 Some(Ok(stored)) => self.push(stored),
-                Some(Err(error)) => self.fail(&unavailable(&error)),
+                Some(Err(error)) => self.fail(&report_unavailable(&error)),
                 None => self.fail(&Error::new(
                     ErrorCode::Unavailable,
-                    "the events broke off; connect again with Last-Event-ID",
+                    "the event stream was interrupted; connect again with Last-Event-ID",
                 )),
             }
         }
-    }
-}
-
-impl Follower {
-    fn fail(&mut self, error: &Error) {
-        self.ready.push_back(sse::failure(error));
-        self.stream = None;
     }
 }
 

@@ -9,7 +9,7 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::subjects::EVENTS_STREAM;
 use futures::StreamExt;
 
-use super::{DEADLINE, is_visible, unavailable};
+use super::{DEADLINE, is_visible, report_unavailable};
 use crate::state::Gateway;
 
 async fn with_deadline<T>(reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -23,12 +23,12 @@ fn require_connection(gateway: &Gateway) -> Result<(), Error> {
     if gateway.bus.is_connected() {
         Ok(())
     } else {
-        Err(unavailable(&BusError::Disconnected))
+        Err(report_unavailable(&BusError::Disconnected))
     }
 }
 
 /// The stored events that match `filter` and are visible, oldest first.
-pub(super) async fn matching(
+pub(super) async fn read_matching(
     gateway: &Gateway,
     filter: &str,
     visible: &Visibility,
@@ -36,14 +36,14 @@ pub(super) async fn matching(
     require_connection(gateway)?;
     with_deadline(async {
         let has_some = gateway.bus.has_events(filter).await;
-        if !has_some.map_err(|error| unavailable(&error))? {
+        if !has_some.map_err(|error| report_unavailable(&error))? {
             return Ok(Vec::new());
         }
         let stream = gateway.bus.events(filter.to_owned(), 0).await;
-        let mut stream = stream.map_err(|error| unavailable(&error))?;
+        let mut stream = stream.map_err(|error| report_unavailable(&error))?;
         let mut all = Vec::new();
         while let Some(next) = stream.next().await {
-            let stored = next.map_err(|error| unavailable(&error))?;
+            let stored = next.map_err(|error| report_unavailable(&error))?;
             let is_last = stored.pending == 0;
             if is_visible(visible, &stored.event) {
                 all.push(stored);
@@ -57,8 +57,8 @@ pub(super) async fn matching(
     .await
 }
 
-/// The events from `sequence` on, stored and future ones.
-pub(super) async fn from(
+/// Opens a stream of the events from `sequence` on, the stored ones and those that follow.
+pub(super) async fn open_from(
     gateway: &Gateway,
     filter: String,
     sequence: u64,
@@ -66,7 +66,7 @@ pub(super) async fn from(
     require_connection(gateway)?;
     with_deadline(async {
         let stream = gateway.bus.events(filter, sequence).await;
-        stream.map_err(|error| unavailable(&error))
+        stream.map_err(|error| report_unavailable(&error))
     })
     .await
 }
@@ -79,8 +79,8 @@ pub(super) struct StreamBounds {
 }
 
 impl StreamBounds {
-    /// The number of sequences before the first that are no longer stored. Not all of them were
-    /// visible to the caller.
+    /// The number of sequences from `from` on that are no longer stored. Some of their events may
+    /// not have been visible to the caller.
     pub(super) const fn gap_before(self, from: u64) -> Option<u64> {
         match self.first.checked_sub(from) {
             Some(lost) if lost > 0 => Some(lost),

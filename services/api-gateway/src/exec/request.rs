@@ -8,11 +8,13 @@ use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
 
-/// The largest stdin, in bytes, that is sent with the command; a larger one follows it.
+/// The largest stdin, in bytes, that is sent with the command. A larger one is sent after it.
 const MAX_INLINE_STDIN: usize = 64 * 1024;
 
+/// Checks a request, except the rules that its JSON types enforce.
+///
 /// # Errors
-/// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
+/// [`agentbox_contracts::error::ErrorCode::Validation`], naming the field.
 pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     command_line("command", &body.command)?;
     if body.command.is_empty() {
@@ -44,7 +46,7 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     {
         return Err(Error::value(
             "working_dir",
-            "must be an absolute path",
+            "must be an absolute path of at most 4096 bytes without NUL",
             directory,
         ));
     }
@@ -66,10 +68,10 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a program and its arguments. Whether an empty list is allowed, the caller decides.
+/// Checks a program and its arguments. An empty list is accepted; the caller checks it.
 ///
 /// # Errors
-/// [`agentbox_contracts::error::ErrorCode::Validation`], by field.
+/// [`agentbox_contracts::error::ErrorCode::Validation`], naming the element.
 pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error> {
     if command.first().is_some_and(String::is_empty) {
         return Err(Error::field(
@@ -87,13 +89,13 @@ pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error>
         ));
     }
     for (index, part) in command.iter().enumerate() {
-        let part_of = || format!("{field}[{index}]");
+        let element = || format!("{field}[{index}]");
         if part.contains('\0') {
-            return Err(Error::field(&part_of(), "must not contain NUL"));
+            return Err(Error::field(&element(), "must not contain NUL"));
         }
         if part.len() >= MAX_ARGUMENT_BYTES {
             return Err(Error::field(
-                &part_of(),
+                &element(),
                 format_args!(
                     "must be shorter than {MAX_ARGUMENT_BYTES} bytes, has {}",
                     part.len()

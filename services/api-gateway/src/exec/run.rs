@@ -45,7 +45,7 @@ async fn feed(
         let mut messages = stdin_messages(stdin.into());
         messages.push(ToBox::Eof);
         for message in messages {
-            // The result tells that a command has ended without reading all of its stdin.
+            // The command has ended without reading all of its stdin. Its result follows.
             if to_box.send(message).await.is_err() {
                 break;
             }
@@ -73,12 +73,12 @@ async fn collect(mut from_box: SessionReceiver<FromBox>, cap: usize) -> Result<E
     }
     Err(Error::new(
         ErrorCode::BoxLost,
-        "the command's end is not known",
+        "the connection to the command was lost; whether it has ended is unknown",
     ))
 }
 
-/// The output of one stream. The exec-proxy truncates it at the cap; more than the cap breaks the
-/// contract and ends the request, so that memory stays bounded.
+/// The output of one stream. The exec-proxy truncates it at the cap. More output is a fault of the
+/// exec-proxy and fails the request, so that memory stays bounded.
 struct Output {
     bytes: Vec<u8>,
     cap: usize,

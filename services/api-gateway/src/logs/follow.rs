@@ -4,7 +4,7 @@
 //!   bus interrupts a stream, it continues at the next number, here or at another gateway: no
 //!   entry is repeated, and none is left out without `event: gap`.
 //! * I2. `event: end` is sent when the environment has ended, with its final status.
-//! * I3. A stream that cannot be read for [`PATIENCE`] ends with `event: error`.
+//! * I3. A stream that cannot be read for [`RETRY_TIMEOUT`] ends with `event: error`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,8 +27,8 @@ use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
 use crate::stream::sse::{self, Source};
 
-/// How long reading is retried.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long failed reads are retried.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -55,17 +55,19 @@ enum Phase {
     Done,
 }
 
-/// Since when reading has failed, and how long to wait before the next attempt.
+/// The state of retries, from the first failure to the next success.
 #[derive(Clone, Copy)]
 struct Retry {
+    /// The time of the first failure.
     since: Instant,
+    /// How long to wait before the next attempt.
     pause: Duration,
 }
 
 /// The request of the next session, which continues after the entry `last`.
 fn continued(request: &LogsRequest, last: Option<u64>) -> LogsRequest {
     match last {
-        // `tail` and `since` chose the first entry; from there on the number does.
+        // `tail` and `since` selected the first entry. A later session continues by sequence.
         Some(last) => LogsRequest {
             from_sequence: Some(last.saturating_add(1)),
             tail: None,
@@ -133,17 +135,17 @@ impl Follower {
         self.phase = Phase::Done;
     }
 
-    /// Waits before the next attempt, or fails if attempts have failed for [`PATIENCE`].
+    /// Waits before the next attempt, or fails if attempts have failed for [`RETRY_TIMEOUT`].
     async fn retry(&mut self, error: &Error) {
         let retry = self.retry.unwrap_or(Retry {
             since: Instant::now(),
             pause: FIRST_PAUSE,
         });
-        if retry.since.elapsed() >= PATIENCE {
+        if retry.since.elapsed() >= RETRY_TIMEOUT {
             self.fail(error);
             return;
         }
-        tracing::debug!(error = %ErrorChain(error), "reading logs failed and is retried");
+        tracing::debug!(error = %ErrorChain(error), "reading logs failed; it will be retried");
         sleep(retry.pause).await;
         self.retry = Some(Retry {
             pause: (retry.pause * 2).min(LONGEST_PAUSE),
@@ -166,8 +168,8 @@ impl Follower {
         }
     }
 
-    /// Waits until a pending environment may have changed. The first call only begins to watch:
-    /// a change before that is found by looking again.
+    /// Waits until a pending environment may have changed. The first call only begins to watch the
+    /// route. The environment is read again afterwards, so an earlier change is not missed.
     async fn wait_for_start(&mut self) {
         match &mut self.start {
             Some(route) => WAITING.for_change(route).await,
@@ -179,7 +181,7 @@ impl Follower {
         let id = self.location.id.clone();
         // After a failure the route mirror may be outdated.
         let located = if self.retry.is_some() {
-            lookup::record(&self.gateway, id)
+            lookup::read_record(&self.gateway, id)
                 .await
                 .map(EnvironmentLocation::from)
         } else {
@@ -208,7 +210,7 @@ impl Follower {
             }
             Ok(Some(FromBox::LogsEnd { ended: true })) => self.phase = Phase::End,
             Ok(Some(FromBox::LogsEnd { ended: false }) | None) => {
-                let error = Error::new(ErrorCode::BoxLost, "the logs broke off");
+                let error = Error::new(ErrorCode::BoxLost, "the connection to the logs was lost");
                 self.retry(&error).await;
             }
             Ok(Some(_)) => self.fail(&Error::internal()),
@@ -216,11 +218,11 @@ impl Follower {
         }
     }
 
-    /// All entries were sent; sends the end as soon as the scheduler has recorded it.
+    /// Sends the end, after all entries, as soon as the scheduler has recorded it.
     async fn end(&mut self) {
         let (gateway, id) = (&self.gateway, &self.location.id);
         let mut route = gateway.routes.watch(id);
-        let read_record = || lookup::record(gateway, id.clone());
+        let read_record = || lookup::read_record(gateway, id.clone());
         self.ready
             .push_back(match WAITING.for_end(&mut route, read_record).await {
                 Ok(environment) => end_event(environment.as_ref()),
@@ -236,7 +238,7 @@ impl Source for Follower {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            // A phase that sets no other phase is the last one.
+            // A phase that does not set the next one ends the stream.
             match std::mem::replace(&mut self.phase, Phase::Done) {
                 Phase::Open => self.open().await,
                 Phase::Read(session) => self.read(session).await,

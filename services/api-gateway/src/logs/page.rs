@@ -1,5 +1,5 @@
-//! Stored logs as one JSON answer. It is written as batches arrive, so memory holds one batch
-//! however many lines are stored.
+//! Stored logs as one JSON answer. The answer is written batch by batch, so memory holds one batch
+//! at a time, not all lines.
 
 use std::time::Duration;
 
@@ -20,22 +20,30 @@ const BATCH_DEADLINE: Duration = Duration::from_secs(15);
 
 /// One message of a session that reads stored logs.
 #[derive(Debug)]
-enum Step {
+enum Part {
     Entries(Vec<LogEntry>),
     Lost(u64),
     End,
 }
 
-async fn step(session: &mut LogsSession) -> Result<Step, Error> {
+async fn next_part(session: &mut LogsSession) -> Result<Part, Error> {
     let message = tokio::time::timeout(BATCH_DEADLINE, session.recv())
         .await
-        .map_err(|_| Error::new(ErrorCode::Timeout, "the logs did not come in time"))??;
+        .map_err(|_| {
+            Error::new(
+                ErrorCode::Timeout,
+                "the logs did not arrive in time; try again",
+            )
+        })??;
     match message {
-        Some(FromBox::Logs(entries)) => Ok(Step::Entries(entries)),
-        Some(FromBox::LogsLost(count)) => Ok(Step::Lost(count)),
-        Some(FromBox::LogsEnd { .. }) => Ok(Step::End),
+        Some(FromBox::Logs(entries)) => Ok(Part::Entries(entries)),
+        Some(FromBox::LogsLost(count)) => Ok(Part::Lost(count)),
+        Some(FromBox::LogsEnd { .. }) => Ok(Part::End),
         Some(_) => Err(Error::internal()),
-        None => Err(Error::new(ErrorCode::BoxLost, "the logs broke off")),
+        None => Err(Error::new(
+            ErrorCode::BoxLost,
+            "the connection to the logs was lost",
+        )),
     }
 }
 
@@ -55,10 +63,10 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, step: Step) -> Vec<u8> {
+    fn write(&mut self, part: Part) -> Vec<u8> {
         let mut out = Vec::new();
-        match step {
-            Step::Entries(entries) => {
+        match part {
+            Part::Entries(entries) => {
                 for entry in entries {
                     if !self.is_first {
                         out.push(b',');
@@ -68,11 +76,11 @@ impl Writer {
                     let _ = serde_json::to_writer(&mut out, &self.lines.line(&entry));
                 }
             }
-            Step::Lost(count) => self.lost += count,
-            Step::End if self.lost > 0 => {
+            Part::Lost(count) => self.lost += count,
+            Part::End if self.lost > 0 => {
                 out.extend_from_slice(format!("],\"lost\":{}}}", self.lost).as_bytes());
             }
-            Step::End => out.extend_from_slice(b"]}"),
+            Part::End => out.extend_from_slice(b"]}"),
         }
         out
     }
@@ -83,12 +91,12 @@ impl Writer {
 /// # Errors
 /// When the first batch cannot be read. A later failure ends the body early.
 pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result<Response, Error> {
-    let first = step(&mut session).await?;
+    let first = next_part(&mut session).await?;
     let mut writer = Writer::new(timestamps);
     let mut head = b"{\"logs\":[".to_vec();
-    let is_all = matches!(first, Step::End);
+    let is_complete = matches!(first, Part::End);
     head.extend(writer.write(first));
-    let body = if is_all {
+    let body = if is_complete {
         Body::from(head)
     } else {
         let rest = futures::stream::unfold(
@@ -98,10 +106,10 @@ pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result
                 if let Some(head) = head {
                     return Some((Ok(Bytes::from(head)), Some((session, writer, None))));
                 }
-                match step(&mut session).await {
-                    Ok(step) => {
-                        let is_last = matches!(step, Step::End);
-                        let piece = Bytes::from(writer.write(step));
+                match next_part(&mut session).await {
+                    Ok(part) => {
+                        let is_last = matches!(part, Part::End);
+                        let piece = Bytes::from(writer.write(part));
                         let state = (!is_last).then_some((session, writer, None));
                         Some((Ok(piece), state))
                     }
@@ -140,29 +148,29 @@ mod tests {
         }
     }
 
-    fn written(steps: Vec<Step>) -> LogsReply {
+    fn written(parts: Vec<Part>) -> LogsReply {
         let mut writer = Writer::new(true);
         let mut json = b"{\"logs\":[".to_vec();
-        for step in steps {
-            json.extend(writer.write(step));
+        for part in parts {
+            json.extend(writer.write(part));
         }
         serde_json::from_slice(&json).unwrap()
     }
 
     #[test]
     fn batches_form_one_json_document() {
-        assert!(written(vec![Step::End]).logs.is_empty());
+        assert!(written(vec![Part::End]).logs.is_empty());
         assert!(
-            written(vec![Step::Entries(vec![]), Step::End])
+            written(vec![Part::Entries(vec![]), Part::End])
                 .logs
                 .is_empty()
         );
         let reply = written(vec![
-            Step::Lost(3),
-            Step::Entries(vec![entry("a"), entry("\"b\"")]),
-            Step::Lost(2),
-            Step::Entries(vec![entry("c")]),
-            Step::End,
+            Part::Lost(3),
+            Part::Entries(vec![entry("a"), entry("\"b\"")]),
+            Part::Lost(2),
+            Part::Entries(vec![entry("c")]),
+            Part::End,
         ]);
         let messages: Vec<&str> = reply
             .logs

@@ -10,18 +10,18 @@ use agentbox_contracts::environment::Environment;
 use agentbox_contracts::error::{Error, ErrorCode};
 use tokio::time::{Instant, timeout};
 
-/// How long to wait.
+/// The intervals and timeouts of waiting.
 #[derive(Clone, Copy)]
 pub(super) struct Waiting {
     /// How often the scheduler is asked without a notification.
     recheck: Duration,
     /// How long the scheduler may take to record that an environment has ended.
-    end_patience: Duration,
+    end_timeout: Duration,
 }
 
 pub(super) const WAITING: Waiting = Waiting {
     recheck: Duration::from_secs(5),
-    end_patience: Duration::from_secs(10),
+    end_timeout: Duration::from_secs(10),
 };
 
 impl Waiting {
@@ -30,13 +30,13 @@ impl Waiting {
         let _ = timeout(self.recheck, route.changed()).await;
     }
 
-    /// Waits until the environment has ended, at most the patience. An environment has a route
-    /// until it ends, so the scheduler is first asked when the route is gone.
+    /// Waits until the environment has ended, at most the end timeout. An environment has a route
+    /// until it ends, so the scheduler is first asked when the route was removed.
     ///
     /// Returns the environment as last read, `None` if it no longer exists.
     ///
     /// # Errors
-    /// The last error of `read_record`, if it failed until the patience was over.
+    /// The last error of `read_record`, if it failed until the end timeout.
     pub(super) async fn for_end<F>(
         self,
         route: &mut RouteWatch,
@@ -45,14 +45,14 @@ impl Waiting {
     where
         F: Future<Output = Result<Environment, Error>>,
     {
-        let give_up = Instant::now() + self.end_patience;
+        let deadline = Instant::now() + self.end_timeout;
         let limit = || {
             self.recheck
-                .min(give_up.saturating_duration_since(Instant::now()))
+                .min(deadline.saturating_duration_since(Instant::now()))
         };
         let _ = timeout(limit(), route.wait_for(|route| route.is_none())).await;
         loop {
-            let is_last = Instant::now() >= give_up;
+            let is_last = Instant::now() >= deadline;
             match read_record().await {
                 Ok(environment) if is_last || environment.status.is_ended() => {
                     return Ok(Some(environment));
@@ -85,7 +85,7 @@ mod tests {
 
     const SHORT: Waiting = Waiting {
         recheck: Duration::from_millis(50),
-        end_patience: Duration::from_millis(100),
+        end_timeout: Duration::from_millis(100),
     };
 
     fn environment(status: Status) -> Environment {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn environment_that_does_not_end_is_returned_after_the_patience() {
+    async fn environment_that_does_not_end_is_returned_after_the_timeout() {
         let (table, id) = table();
         let requests = AtomicUsize::new(0);
         let begun = Instant::now();
@@ -160,7 +160,7 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(found.map(|e| e.status), Some(Status::Running));
-        assert!(begun.elapsed() >= SHORT.end_patience);
+        assert!(begun.elapsed() >= SHORT.end_timeout);
         assert!(requests.load(Ordering::Relaxed) <= 3);
     }
 

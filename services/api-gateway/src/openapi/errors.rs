@@ -1,5 +1,5 @@
-//! The errors in the document: one response for each status, with the error codes that it may
-//! carry; and which of them an operation can answer with, derived from what it accepts.
+//! The errors in the document. Each status has one response, which lists its error codes. The
+//! statuses of an operation are derived from its parameters, its body and its tags.
 
 use agentbox_contracts::error::ErrorCode;
 use axum::http::StatusCode;
@@ -103,7 +103,7 @@ fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u1
     if needs_credential {
         statuses.push(403);
     }
-    // The resource is named by the path, or by an `environment_id` in the body.
+    // The path, or an `environment_id` in the body, names a resource.
     if path.contains('{') || path.ends_with("/tickets") || path.ends_with("/api-keys") {
         statuses.push(404);
     }

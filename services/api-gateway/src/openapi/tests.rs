@@ -120,7 +120,7 @@ fn document_is_openapi_3_1_and_every_reference_resolves() {
 }
 
 #[test]
-fn docs_openapi_json_is_in_step_with_the_code() {
+fn docs_openapi_json_matches_the_code() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
     let written = to_text(&router::document());
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
@@ -129,7 +129,7 @@ fn docs_openapi_json_is_in_step_with_the_code() {
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         kept == written,
-        "docs/openapi.json is not what the code says; run \
+        "docs/openapi.json does not match the code; run \
          `UPDATE_OPENAPI=1 cargo test -p agentbox-api-gateway docs` and look at the difference"
     );
 }

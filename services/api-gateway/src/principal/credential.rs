@@ -1,7 +1,7 @@
 //! Reads the credential of a request. Pure.
 //!
-//! In this order: the Authorization header (RFC 6750); for a WebSocket, whose browser
-//! clients cannot send headers, a subprotocol; a single-use ticket in the query.
+//! The first of these is used: the Authorization header (RFC 6750); a subprotocol of a WebSocket
+//! handshake, because browsers cannot set its headers; a single-use ticket in the query.
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::TicketAction;
@@ -16,7 +16,8 @@ use crate::edge::query;
 
 /// The longest credential that is accepted, in bytes.
 const MAX_TOKEN: usize = 4 * 1024;
-/// The prefix of a subprotocol that carries a token in base64url, offered beside a real one.
+/// The prefix of a subprotocol that carries a token in base64url. The client offers another
+/// subprotocol too, which the server can select.
 const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
 
 /// The credentials that a request presents.
@@ -31,8 +32,8 @@ pub(crate) enum Credentials {
     },
 }
 
-/// Finds the credentials of a request. `ticket` is what a ticket on this route is for; `None`
-/// where the route takes none.
+/// Finds the credentials of a request. `ticket` has the environment and the action that a ticket on
+/// this route must be for. It is `None` if the route accepts no tickets.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Unauthorized`] when a credential is present and
@@ -95,16 +96,17 @@ fn is_websocket(headers: &HeaderMap) -> bool {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subprotocols {
     pub token: Option<Secret>,
-    /// The one to answer with: the first offered one that is not a secret.
+    /// The subprotocol to select: the first offered one that holds no secret.
     pub answer: Option<String>,
 }
 
-/// Reads the subprotocols. A token may follow the protocol `Authorization`, bare or, from
-/// clients that do not validate their protocols, after `Bearer `; or it may be encoded in a
-/// protocol of its own.
+/// Reads the subprotocols. A token has one of these forms:
+///
+/// * the subprotocol after `Authorization`; some clients put `Bearer ` before the token;
+/// * base64url in a subprotocol with the prefix [`ENCODED`].
 ///
 /// # Errors
-/// When a token is announced and missing.
+/// When `Authorization` is not followed by a token, or a token cannot be decoded or is too long.
 pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
     let offered: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)

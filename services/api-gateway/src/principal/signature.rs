@@ -27,7 +27,7 @@ const AUDIENCE: &str = "agentbox-api";
 const API_KEY_PREFIX: &str = "agentbox_";
 const REFRESH_EVERY: Duration = Duration::from_secs(2);
 const REFRESH_DEADLINE: Duration = Duration::from_millis(500);
-/// How far auth's clock may differ; auth decides when a token has expired.
+/// How many seconds auth's clock may differ. Auth decides whether a token has expired.
 const LEEWAY_S: u64 = 60;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Signatures {
     }
 
     async fn refresh(&self, bus: &Bus) {
-        // One refresh serves all; the others continue without it.
+        // While one request refreshes the keys, other requests continue without them.
         let Ok(mut refreshed) = self.refreshed.try_lock() else {
             return;
         };

@@ -1,11 +1,12 @@
-//! Remembers which user each token was counted under, so that the next request with the same
-//! token is counted while auth is asked.
+//! Caches the user of each token, so that the next request with the same token is counted while
+//! auth is asked.
 //!
-//! * I1. It selects the rate-limit counter and nothing else: a token never changes its user,
-//!   and auth checks the token on every request.
+//! * I1. The cache selects the rate-limit counter and nothing else. A token never changes its
+//!   user, and auth checks the token on every request.
 //! * I2. Only a token that auth has accepted is counted under its user: guessed or revoked
 //!   tokens cannot use up another user's limit.
-//! * I3. It is bounded and holds no token: two generations of digests, the older one dropped.
+//! * I3. The cache is bounded and holds no token. It has two generations of digests; when the
+//!   newer one is full, the older one is dropped.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
-//! Counts requests in this replica alone, for the time that the bus cannot count.
+//! Counts requests in this replica alone, while the bus cannot count.
 //!
-//! * I1. It is bounded: a new window drops the previous one, and beyond [`MAX_KEYS`] callers
-//!   in one window the others share one counter.
+//! * I1. Its size is bounded. A new window drops the previous one. In one window the callers after
+//!   the first [`MAX_KEYS`] share one counter.
 
 use std::collections::HashMap;
 

@@ -27,6 +27,7 @@ use crate::state::Gateway;
 /// How often the counters of idle addresses are dropped.
 const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Selects the counter of a request: the network of its client.
 #[derive(Clone, Debug)]
 pub(crate) struct ByClientNetwork;
 
@@ -34,7 +35,7 @@ impl KeyExtractor for ByClientNetwork {
     type Key = IpAddr;
 
     fn extract<T>(&self, request: &Request<T>) -> Result<IpAddr, GovernorError> {
-        Ok(ClientAddress::of(request.extensions()).network())
+        Ok(ClientAddress::from_extensions(request.extensions()).network())
     }
 }
 
@@ -68,7 +69,8 @@ impl Shield {
         })
     }
 
-    pub(crate) fn around(&self, router: Router<Gateway>) -> Router<Gateway> {
+    /// Adds the limit to every route of `router`.
+    pub(crate) fn wrap(&self, router: Router<Gateway>) -> Router<Gateway> {
         let burst = self.burst;
         let layer: GovernorLayer<_, _, Body> = GovernorLayer::new(Arc::clone(&self.config))
             .error_handler(move |error| refuse(&error, burst));

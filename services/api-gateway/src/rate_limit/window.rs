@@ -6,7 +6,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use super::Category;
 use crate::metrics;
 
-/// Seconds. Windows begin at its multiples since the Unix epoch, on every replica alike.
+/// The length of a window, in seconds. Windows begin at multiples of it since the Unix epoch, so
+/// they are the same on every replica.
 pub(crate) const WINDOW_S: u64 = 60;
 
 /// Writes the `X-RateLimit-*` headers: the limit of the window, the requests left in it, and

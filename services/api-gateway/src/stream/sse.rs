@@ -61,7 +61,7 @@ pub(crate) fn answer(
     grant: StreamGrant,
     source: impl Source,
 ) -> Response {
-    let stop = gateway.end_of_streams();
+    let stop = gateway.stream_stop_token();
     let stream = Stream {
         source,
         access: AccessWatch::new(gateway, principal, grant, stop),

@@ -106,7 +106,7 @@ async fn expired_token_is_refused_and_ends_its_streams() {
     // Nothing is refused before the expiry, less a margin for the clocks.
     let before = expires - Duration::from_millis(300);
     assert!(Instant::now() < before, "the streams were opened in time");
-    streams.are_quiet_until(before).await;
+    streams.expect_silence_until(before).await;
     sleep_until(expires).await;
     let refused = expect_unauthorized_everywhere(&login, id);
     let ended = streams.expect_unauthorized(owner, id);

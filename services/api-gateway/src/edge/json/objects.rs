@@ -1,9 +1,10 @@
 //! A deserializer that reads a struct from a JSON object only.
 //!
 //! serde also reads a struct from an array of its fields in order, which our OpenAPI document
-//! does not allow: `["1", "64Mi", "1Gi"]` must not pass for `resources`. serde has no option
-//! for it, so this wraps a deserializer and everything that it passes on. Reading into a
-//! `serde_json::Value` first would be shorter, and would lose repeated fields.
+//! does not allow: `["1", "64Mi", "1Gi"]` must not be accepted as `resources`. serde has no
+//! option for this, so a wrapper is put around the deserializer and around every seed and access
+//! that it passes on. Reading into a `serde_json::Value` first would be shorter, but repeated
+//! fields would not be detected.
 
 use std::fmt;
 

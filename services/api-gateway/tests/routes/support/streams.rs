@@ -53,8 +53,8 @@ impl Streams {
         format!("tty=false&command=sh&command=-c&command=sleep%20{mark}%3B%20true")
     }
 
-    /// Reads all streams until `when`; none may send anything.
-    pub async fn are_quiet_until(&mut self, when: Instant) {
+    /// Reads all streams until `when`, and asserts that none sends anything.
+    pub async fn expect_silence_until(&mut self, when: Instant) {
         let streams = self.events.iter_mut().chain(&mut self.lists);
         let events = streams.map(async |events| {
             let received = timeout_at(when, events.next()).await;
