@@ -85,7 +85,7 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
 #[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/environments/{id}/events", tag = "events",
     params(EnvironmentParameter, EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
-            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+            description = "With `follow`: the `id` of the last event that the client has. The stream continues after it.")),
     responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
         content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
 pub(crate) async fn list_for_environment(
@@ -135,7 +135,7 @@ pub(crate) async fn list_for_environment(
 #[utoipa::path(get, operation_id = "listEvents", path = "/events", tag = "events",
     params(EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
-            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+            description = "With `follow`: the `id` of the last event that the client has. The stream continues after it.")),
     responses((status = 200, description = "One page of events; with `follow=true` a stream of server-sent events.",
         content((EventList = "application/json"), (String = "text/event-stream", example = "id: 4711\ndata: {\"id\":4711,\"environment_id\":\"env-0123456789abcdef\",\"kind\":\"running\",\"status\":\"running\",\"at\":\"2026-01-22T10:00:01Z\"}\n\n")))))]
 pub(crate) async fn list_all(

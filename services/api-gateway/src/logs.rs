@@ -47,11 +47,11 @@ async fn open(
 /// Returns the kept output of the main command. With `follow=true` the answer is a stream of
 /// server-sent events: one `LogLine` in each, with an `id` to resume after. Three other events may
 /// occur: `gap` (lines were dropped before the client read them), `end` (the environment has
-/// ended) and `error` (the stream cannot go on, with an `ErrorBody`).
+/// ended) and `error` (the stream cannot continue, with an `ErrorBody`).
 #[utoipa::path(get, operation_id = "getEnvironmentLogs", path = "/environments/{id}/logs", tag = "logs",
     params(EnvironmentParameter, LogsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
-            description = "With `follow`: the `id` of the last event that the client has. The stream goes on after it.")),
+            description = "With `follow`: the `id` of the last event that the client has. The stream continues after it.")),
     responses((status = 200, description = "The kept lines, oldest first; with `follow=true` a stream of server-sent events.",
         content((LogsReply = "application/json"),
             (String = "text/event-stream", example = "id: 1\ndata: {\"timestamp\":\"2026-01-22T10:00:02.125Z\",\"stream\":\"stdout\",\"message\":\"listening on 8080\"}\n\n")))))]

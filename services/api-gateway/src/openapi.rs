@@ -42,7 +42,7 @@ use crate::edge::path::BASE;
         (name = "exec", description = "Run a command in an environment and get its result."),
         (name = "logs", description = "Read or follow the output of an environment's main command."),
         (name = "attach", description = "Open an interactive terminal over WebSocket."),
-        (name = "events", description = "List or follow what happened to environments."),
+        (name = "events", description = "List or follow the events of environments."),
         (name = "system", description = "Health of the system, and this description of the API."),
     )
 )]

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What an API key may do with one environment.
+/// The permission of an API key on one environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"environment_id": "env-0123456789abcdef", "permission": "write"}))]
 #[serde(deny_unknown_fields)]

@@ -74,9 +74,9 @@ pub enum ServerMessage {
         #[schema(example = false)]
         oom_killed: bool,
     },
-    /// A message of the client was refused. The session goes on.
+    /// A message of the client was refused. The session continues.
     Error {
-        /// What was wrong with the message.
+        /// The reason why the message was refused.
         #[schema(example = "cols: must be 1 to 4096, is `0`")]
         message: String,
     },

@@ -98,7 +98,7 @@ pub struct CreateEnvironment {
         max_items = 64
     )]
     pub tolerations: Vec<Toleration>,
-    /// How strictly the environment is separated. Default: the deployment's settings.
+    /// The isolation of the environment. Default: the deployment's settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
 }
@@ -145,7 +145,7 @@ pub struct PatchEnvironment {
     pub timeout: Option<u64>,
 }
 
-/// What a running environment uses now, as Kubernetes quantities.
+/// The current usage of a running environment, as Kubernetes quantities.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"cpu_usage": "125m", "memory_usage": "256Mi"}))]
 pub struct Metrics {
@@ -221,7 +221,7 @@ pub struct EnvironmentBody {
     pub exit_code: Option<i32>,
     /// The resources that the environment has.
     pub resources: Resources,
-    /// What the environment uses now. Absent in lists, and unless it runs.
+    /// The current usage. Absent in lists, and unless the environment runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
     /// The host name or address of the environment in its cluster's network.
@@ -247,7 +247,7 @@ pub struct EnvironmentBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = json!(["python", "-m", "http.server", "8080"]))]
     pub command: Option<Vec<String>>,
-    /// How strictly the environment is separated, as it was asked for. Absent if it was not.
+    /// The isolation that was requested. Absent if none was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
     /// Labels that the node must have.

@@ -15,7 +15,7 @@ pub struct ErrorBody {
     /// The kind of the error, for programs.
     #[schema(value_type = ErrorCode)]
     pub error: String,
-    /// What went wrong, for people. It names the field, the rule and the value where there is one.
+    /// The cause, for people. If a field broke a rule, it names the field, the rule and the value.
     #[schema(example = "timeout: must be 1 to 316224000 seconds, is `0`")]
     pub message: String,
     /// The HTTP status of the answer.

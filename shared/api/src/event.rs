@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// Something that happened to an environment.
+/// An event of an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "id": 4711,
@@ -23,7 +23,7 @@ pub struct EventBody {
     pub id: u64,
     /// The environment that the event is about.
     pub environment_id: EnvironmentId,
-    /// What happened.
+    /// The kind of the event.
     pub kind: EventKind,
     /// The status of the environment after the event.
     pub status: Status,

@@ -78,10 +78,10 @@ pub struct ExecBody {
     "stderr_truncated": false
 }))]
 pub struct ExecReply {
-    /// What the command wrote to stdout, at most 10 MiB.
+    /// The command's stdout, at most 10 MiB.
     #[schema(example = "42\n")]
     pub stdout: String,
-    /// What the command wrote to stderr, at most 10 MiB.
+    /// The command's stderr, at most 10 MiB.
     #[schema(example = "")]
     pub stderr: String,
     /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by

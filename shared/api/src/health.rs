@@ -20,7 +20,7 @@ pub struct Health {
     pub version: String,
     /// All clusters together, whatever their kind.
     pub kubernetes: ClusterState,
-    /// What the connected clusters have together.
+    /// The capacity of the connected clusters together.
     pub capacity: CapacityBody,
     /// Each cluster by name. Absent if there is one only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -51,7 +51,7 @@ pub struct ClusterState {
     pub version: String,
 }
 
-/// What the connected clusters have together.
+/// The capacity of the connected clusters together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"
@@ -68,7 +68,7 @@ pub struct CapacityBody {
     pub available_memory: String,
 }
 
-/// The health of a system that cannot do its work, with the fields of an error.
+/// The health of an unhealthy system, with the fields of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "status": "unhealthy",
@@ -86,7 +86,7 @@ pub struct Unhealthy {
     pub error: crate::error::ErrorBody,
 }
 
-/// The answer of a process that is well.
+/// The answer of a healthy process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"status": "ok"}))]
 pub struct Probe {

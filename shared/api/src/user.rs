@@ -64,7 +64,7 @@ pub struct UserBody {
     /// The user's email address.
     #[schema(example = "alice@example.com")]
     pub email: String,
-    /// What the user may do: an `admin` may manage users and see every environment.
+    /// The user's role: an `admin` may manage users and see every environment.
     pub role: Role,
     /// When the user was created (RFC 3339, UTC).
     #[schema(example = "2026-01-22T10:00:00Z")]
@@ -142,7 +142,7 @@ pub struct CreateUser {
         max_length = 256
     )]
     pub password: String,
-    /// What the user may do. Default: `user`.
+    /// The user's role. Default: `user`.
     #[serde(default = "plain_user")]
     #[schema(default = "user")]
     pub role: Role,
@@ -219,7 +219,7 @@ pub struct PageQuery {
     pub offset: Option<u64>,
 }
 
-/// What a ticket is for.
+/// A ticket to create.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"environment_id": "env-0123456789abcdef", "action": "attach"}))]
 #[serde(deny_unknown_fields)]

@@ -108,7 +108,7 @@ pub struct ResourceRequest {
     pub storage: String,
 }
 
-/// How strictly an environment is separated from its host and from the network.
+/// The isolation of an environment from its host and from the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(example = json!({
@@ -130,7 +130,7 @@ pub struct Isolation {
         )
     )]
     pub runtime_class: Option<String>,
-    /// Which connections the environment may open and accept. Default: the deployment's
+    /// The connections that the environment may open and accept. Default: the deployment's
     /// policy, which allows the public internet only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
@@ -139,7 +139,7 @@ pub struct Isolation {
     pub security_context: Option<SecurityContext>,
 }
 
-/// Which connections an environment may open and accept. Everything not allowed here is refused.
+/// The connections that an environment may open and accept. All others are refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(example = json!({
@@ -333,7 +333,7 @@ pub struct Route {
     pub address: Option<SocketAddr>,
 }
 
-/// What happened to an environment.
+/// The kind of an event of an environment.
 #[derive(
     Clone,
     Copy,

@@ -52,8 +52,8 @@ impl Role {
     }
 }
 
-/// What an API key may do with one environment: `read` views it and its logs, `write` also
-/// runs commands in it, `admin` also changes and deletes it.
+/// The permission of an API key on one environment: `read` views it and its logs, `write`
+/// also runs commands in it, `admin` also changes and deletes it.
 #[derive(
     Clone,
     Copy,
