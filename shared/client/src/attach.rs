@@ -14,15 +14,15 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use crate::Error;
 use crate::client::with_timeout;
 
-/// The server sends a ping every 20 s.
+/// How long the server may send nothing. By default it sends a ping every 20 s.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An attach session. Dropping it closes the connection without a close frame.
-pub struct Attached {
+pub struct AttachSession {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
-impl Attached {
+impl AttachSession {
     pub(crate) async fn connect(url: &str, token: Option<&str>) -> Result<Self, Error> {
         let mut request = url.replacen("http://", "ws://", 1).into_client_request()?;
         if let Some(token) = token {
@@ -35,23 +35,23 @@ impl Attached {
     }
 
     /// # Errors
-    /// [`Error::WebSocket`] when the connection is closed or lost, [`Error::Silent`] when the
-    /// command does not read.
+    /// [`Error::WebSocket`] when the connection is closed or lost, [`Error::KeepaliveTimeout`] when
+    /// the command does not read.
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Error> {
         let text = serde_json::to_string(message)?;
         let sent = timeout(KEEPALIVE_TIMEOUT, self.socket.send(Message::text(text))).await;
-        Ok(sent.map_err(|_| Error::Silent(KEEPALIVE_TIMEOUT))??)
+        Ok(sent.map_err(|_| Error::KeepaliveTimeout(KEEPALIVE_TIMEOUT))??)
     }
 
     /// The next message; `None` after the close frame.
     ///
     /// # Errors
-    /// [`Error::WebSocket`], [`Error::Silent`], [`Error::Shape`].
+    /// [`Error::WebSocket`], [`Error::KeepaliveTimeout`], [`Error::UnexpectedBody`].
     pub async fn next(&mut self) -> Result<Option<ServerMessage>, Error> {
         loop {
             let message = timeout(KEEPALIVE_TIMEOUT, self.socket.next())
                 .await
-                .map_err(|_| Error::Silent(KEEPALIVE_TIMEOUT))?;
+                .map_err(|_| Error::KeepaliveTimeout(KEEPALIVE_TIMEOUT))?;
             match message.transpose()? {
                 Some(Message::Text(text)) => {
                     return Ok(Some(serde_json::from_str(text.as_str())?));

@@ -1,4 +1,4 @@
-//! The requests with one response, and the opening of streams.
+//! The client: requests with one response, and requests that open a stream.
 
 use std::future::Future;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::sse::Sse;
-use crate::{Attached, Error, Events, Follow};
+use crate::{AttachSession, Error, EventStream, LogStream};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The deadline of a response, or of the head of a streamed one.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Added to a command's own timeout; more than the server's own grace.
+/// Added to a command's own timeout. It is longer than the grace that the server adds.
 const EXEC_GRACE: Duration = Duration::from_secs(60);
 
 /// A client of one server. Cheap to clone; clones share their connections.
@@ -116,17 +116,17 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::login`], before the stream begins.
-    pub async fn events(&self, id: &EnvironmentId) -> Result<Events, Error> {
+    pub async fn events(&self, id: &EnvironmentId) -> Result<EventStream, Error> {
         let path = format!("{}/events", environment(id));
         let request = self.stream(&path).query(&[("follow", "true")]);
-        Ok(Events(open(request).await?))
+        Ok(EventStream(open(request).await?))
     }
 
-    /// Waits for the event of this status; past events count.
+    /// Waits until the environment has this status, or had it before. Returns the event that set it.
     ///
     /// # Errors
-    /// [`Error::Deadline`] with the last status, at once when the environment has ended with
-    /// another one; as [`Client::events`].
+    /// [`Error::Deadline`] with the last status, after `within` or as soon as the environment has
+    /// ended with another status; otherwise as [`Client::events`].
     pub async fn wait_until(
         &self,
         id: &EnvironmentId,
@@ -135,33 +135,33 @@ impl Client {
     ) -> Result<EventBody, Error> {
         let deadline = Instant::now() + within;
         let mut last = "nothing".to_owned();
-        let missed = |last| Error::Deadline {
+        let not_reached = |last| Error::Deadline {
             what: format!("{id} {}", status.as_str()),
             within,
             last,
         };
         let Ok(events) = timeout_at(deadline, self.events(id)).await else {
-            return Err(missed(last));
+            return Err(not_reached(last));
         };
         let mut events = events?;
         loop {
             let Ok(next) = timeout_at(deadline, events.next()).await else {
-                return Err(missed(last));
+                return Err(not_reached(last));
             };
             let Some(seen) = next? else {
-                return Err(missed(last));
+                return Err(not_reached(last));
             };
             if seen.status == status {
                 return Ok(seen);
             }
             last = format!("{} {:?}", seen.status.as_str(), seen.status_message);
             if matches!(seen.status, Status::Terminated | Status::Failed) {
-                return Err(missed(last));
+                return Err(not_reached(last));
             }
         }
     }
 
-    /// Runs a command; waits as long as its timeout allows.
+    /// Runs a command and waits for its result, at most its own timeout and a grace.
     ///
     /// # Errors
     /// As [`Client::login`]. A failed command is a reply, not an error.
@@ -185,9 +185,9 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::login`], before the stream begins.
-    pub async fn follow(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<Follow, Error> {
+    pub async fn follow(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<LogStream, Error> {
         let request = self.stream(&logs(id)).query(&[("follow", "true")]);
-        Ok(Follow(open(request.query(&tail_query(tail))).await?))
+        Ok(LogStream(open(request.query(&tail_query(tail))).await?))
     }
 
     /// Attaches to a command; `query` holds the API's query parameters.
@@ -198,10 +198,10 @@ impl Client {
         &self,
         id: &EnvironmentId,
         query: &[(&str, &str)],
-    ) -> Result<Attached, Error> {
+    ) -> Result<AttachSession, Error> {
         let path = format!("{}/attach", environment(id));
         let request = self.stream(&path).query(query).build()?;
-        Attached::connect(request.url().as_str(), self.token.as_deref()).await
+        AttachSession::connect(request.url().as_str(), self.token.as_deref()).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -237,9 +237,12 @@ fn tail_query(tail: Option<u64>) -> Vec<(&'static str, u64)> {
     tail.map(|tail| ("tail", tail)).into_iter().collect()
 }
 
-/// Runs `step` with the response timeout.
-pub(crate) async fn with_timeout<T>(what: &str, step: impl Future<Output = T>) -> Result<T, Error> {
-    timeout(RESPONSE_TIMEOUT, step)
+/// Awaits `operation` for at most the response timeout. `what` names it in the error.
+pub(crate) async fn with_timeout<T>(
+    what: &str,
+    operation: impl Future<Output = T>,
+) -> Result<T, Error> {
+    timeout(RESPONSE_TIMEOUT, operation)
         .await
         .map_err(|_| Error::Deadline {
             what: what.to_owned(),
@@ -253,17 +256,17 @@ async fn open(request: RequestBuilder) -> Result<Sse, Error> {
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, Error> {
-    let answer = request.send().await?;
-    let status = answer.status();
+    let response = request.send().await?;
+    let status = response.status();
     if status.is_success() {
-        return Ok(answer);
+        return Ok(response);
     }
     Err(Error::from_response(
         status.as_u16(),
-        &answer.bytes().await?,
+        &response.bytes().await?,
     ))
 }
 
-async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, Error> {
-    Ok(serde_json::from_slice(&answer.bytes().await?)?)
+async fn read<T: DeserializeOwned>(response: Response) -> Result<T, Error> {
+    Ok(serde_json::from_slice(&response.bytes().await?)?)
 }

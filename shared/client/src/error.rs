@@ -15,12 +15,12 @@ pub enum Error {
     #[error("sending the request or reading the response failed")]
     Transport(#[from] reqwest::Error),
     #[error("the response does not match the API's schema")]
-    Shape(#[from] serde_json::Error),
+    UnexpectedBody(#[from] serde_json::Error),
     #[error("the WebSocket failed")]
     WebSocket(#[source] Box<tungstenite::Error>),
-    /// The server's keepalive did not arrive.
+    /// The server's keepalive did not arrive in time.
     #[error("the server sent nothing for {0:?}")]
-    Silent(Duration),
+    KeepaliveTimeout(Duration),
     #[error("a server-sent event is longer than {limit} bytes")]
     EventTooLong { limit: usize },
     #[error("base URL: must begin with http://, got {0}")]
@@ -67,9 +67,9 @@ impl From<tungstenite::Error> for Error {
     /// A refused handshake is an API error, like any other.
     fn from(error: tungstenite::Error) -> Self {
         match &error {
-            tungstenite::Error::Http(answer) => Self::from_response(
-                answer.status().as_u16(),
-                answer.body().as_deref().unwrap_or_default(),
+            tungstenite::Error::Http(response) => Self::from_response(
+                response.status().as_u16(),
+                response.body().as_deref().unwrap_or_default(),
             ),
             _ => Self::WebSocket(Box::new(error)),
         }

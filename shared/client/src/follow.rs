@@ -8,7 +8,7 @@ use crate::sse::Sse;
 
 /// The next item of a followed log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Followed {
+pub enum LogItem {
     /// A line, and its SSE id for `Last-Event-ID`, when it has one.
     Line { id: Option<String>, line: LogLine },
     /// An event with another name: `end`, `gap`.
@@ -16,25 +16,25 @@ pub enum Followed {
 }
 
 /// A followed log. Dropping it ends the stream.
-pub struct Follow(pub(crate) Sse);
+pub struct LogStream(pub(crate) Sse);
 
-impl Follow {
+impl LogStream {
     /// The next item; `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Transport`] and [`Error::Silent`] when the connection was lost,
-    /// [`Error::Api`] when the server ends the stream with an error, [`Error::Shape`],
+    /// [`Error::Transport`] and [`Error::KeepaliveTimeout`] when the connection was lost,
+    /// [`Error::Api`] when the server ends the stream with an error, [`Error::UnexpectedBody`],
     /// [`Error::EventTooLong`].
-    pub async fn next(&mut self) -> Result<Option<Followed>, Error> {
+    pub async fn next(&mut self) -> Result<Option<LogItem>, Error> {
         let Some(event) = self.0.next().await? else {
             return Ok(None);
         };
         Ok(Some(match event.name {
-            None => Followed::Line {
+            None => LogItem::Line {
                 id: event.id,
                 line: serde_json::from_str(&event.data)?,
             },
-            Some(name) => Followed::Event {
+            Some(name) => LogItem::Event {
                 name,
                 data: event.data,
             },
@@ -43,13 +43,13 @@ impl Follow {
 }
 
 /// An environment's events, from the first one. Dropping it ends the stream.
-pub struct Events(pub(crate) Sse);
+pub struct EventStream(pub(crate) Sse);
 
-impl Events {
+impl EventStream {
     /// The next item; `None` at the end.
     ///
     /// # Errors
-    /// As [`Follow::next`].
+    /// As [`LogStream::next`].
     pub async fn next(&mut self) -> Result<Option<EventBody>, Error> {
         loop {
             match self.0.next().await? {

@@ -11,7 +11,7 @@ mod error;
 mod follow;
 mod sse;
 
-pub use attach::Attached;
+pub use attach::AttachSession;
 pub use client::Client;
 pub use error::Error;
-pub use follow::{Events, Follow, Followed};
+pub use follow::{EventStream, LogItem, LogStream};

@@ -10,7 +10,7 @@ use crate::Error;
 
 /// The size limit of one event, in bytes.
 const MAX_EVENT_BYTES: usize = 4 << 20;
-/// The server sends a comment every 15 s.
+/// How long the server may send nothing. It sends a comment every 15 s.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// An event with data.
@@ -22,14 +22,14 @@ pub(crate) struct SseEvent {
 }
 
 pub(crate) struct Sse {
-    answer: Response,
+    response: Response,
     buffer: Vec<u8>,
 }
 
 impl Sse {
-    pub(crate) fn new(answer: Response) -> Self {
+    pub(crate) fn new(response: Response) -> Self {
         Self {
-            answer,
+            response,
             buffer: Vec::new(),
         }
     }
@@ -55,12 +55,12 @@ impl Sse {
                     limit: MAX_EVENT_BYTES,
                 });
             }
-            match timeout(KEEPALIVE_TIMEOUT, self.answer.chunk()).await {
+            match timeout(KEEPALIVE_TIMEOUT, self.response.chunk()).await {
                 Ok(chunk) => match chunk? {
                     Some(bytes) => self.buffer.extend_from_slice(&bytes),
                     None => return Ok(None),
                 },
-                Err(_) => return Err(Error::Silent(KEEPALIVE_TIMEOUT)),
+                Err(_) => return Err(Error::KeepaliveTimeout(KEEPALIVE_TIMEOUT)),
             }
         }
     }

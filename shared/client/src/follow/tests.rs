@@ -19,18 +19,18 @@ async fn log_lines_and_named_events_are_returned_in_order() {
     let line = format!("id: 7\ndata: {LINE}\n\n");
     // The chunks split an event.
     let (head, tail) = line.split_at(line.find("stdout").unwrap());
-    let mut follow = Follow(stream(&[
+    let mut follow = LogStream(stream(&[
         ": keepalive\n\n",
         head,
         tail,
         "event: gap\ndata: 3\n\nevent: end\ndata: {}\n\n",
     ]));
-    let Some(Followed::Line { id, line }) = follow.next().await.unwrap() else {
+    let Some(LogItem::Line { id, line }) = follow.next().await.unwrap() else {
         panic!("the first item is not a line");
     };
     assert_eq!((id.as_deref(), line.message.as_str()), (Some("7"), "é"));
     for (name, data) in [("gap", "3"), ("end", "{}")] {
-        let expected = Followed::Event {
+        let expected = LogItem::Event {
             name: name.into(),
             data: data.into(),
         };
@@ -43,23 +43,23 @@ async fn log_lines_and_named_events_are_returned_in_order() {
 async fn error_event_is_returned_as_api_error() {
     let body = r#"{"error":"not_found","message":"gone","code":404}"#;
     let event = format!("event: error\ndata: {body}\n\n");
-    let error = Events(stream(&[&event])).next().await.unwrap_err();
+    let error = EventStream(stream(&[&event])).next().await.unwrap_err();
     assert_eq!(error.status(), Some(404));
     assert_eq!(error.to_string(), "404 not_found: gone");
 }
 
 #[tokio::test]
 async fn malformed_line_is_an_error_and_other_events_are_skipped() {
-    let mut follow = Follow(stream(&["data: {\n\n"]));
-    assert!(matches!(follow.next().await, Err(Error::Shape(_))));
-    let mut events = Events(stream(&["event: heartbeat\ndata: {}\n\n"]));
+    let mut follow = LogStream(stream(&["data: {\n\n"]));
+    assert!(matches!(follow.next().await, Err(Error::UnexpectedBody(_))));
+    let mut events = EventStream(stream(&["event: heartbeat\ndata: {}\n\n"]));
     assert!(events.next().await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn event_over_size_limit_is_an_error() {
     let mebibyte = "x".repeat(1 << 20);
-    let mut follow = Follow(stream(&[mebibyte.as_str(); 5]));
+    let mut follow = LogStream(stream(&[mebibyte.as_str(); 5]));
     assert!(matches!(
         follow.next().await,
         Err(Error::EventTooLong { .. })
