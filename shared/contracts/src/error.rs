@@ -25,7 +25,7 @@ macro_rules! codes {
                 match self { $(Self::$name => $status,)* }
             }
 
-            /// When a caller gets it, as one sentence or two.
+            /// The condition under which a caller receives this code, in one or two sentences.
             #[must_use]
             pub const fn description(self) -> &'static str {
                 match self { $(Self::$name => $doc.trim_ascii(),)* }
@@ -128,10 +128,14 @@ impl Error {
         Self::new(ErrorCode::NotFound, format!("{what} not found"))
     }
 
-    /// A fault on our side. The caller gets no detail: log it before.
+    /// A fault of the server. The caller receives no detail, so the place that detects the fault
+    /// logs it.
     #[must_use]
     pub fn internal() -> Self {
-        Self::new(ErrorCode::Internal, "something went wrong on our side")
+        Self::new(
+            ErrorCode::Internal,
+            "internal error; report it with the X-Trace-Id of the answer",
+        )
     }
 }
 

@@ -1,7 +1,7 @@
-//! How an error is written for an operator: with all its causes, in one line.
+//! Errors for operators: an error with all its causes, in one line.
 //!
-//! An error's own `Display` says what failed; its `source` says why. A log line, a panic
-//! message or a program's last words need both, so each of them writes an [`ErrorChain`]:
+//! The `Display` of an error has what failed, and its `source` has the cause. A log line, a panic
+//! message and the final message of a program need both, so each of them writes an [`ErrorChain`]:
 //!
 //! ```
 //! # use agentbox_contracts::ErrorChain;

@@ -30,7 +30,7 @@ pub const MAX_CHUNK: usize = 32 * 1024;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Open {
     pub environment: EnvironmentId,
-    /// Where the box was last known to listen; absent for logs of an ended environment.
+    /// The last known address of the box; absent for the logs of an ended environment.
     #[serde(default)]
     pub address: Option<SocketAddr>,
     pub status: Status,

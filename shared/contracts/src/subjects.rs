@@ -141,8 +141,8 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The subject with names in the place of its variable tokens, such as
-    /// `abx.v1.rpc.exec.{cluster}.open`: few values, fit for a label.
+    /// The subject with placeholders for its variable tokens, such as
+    /// `abx.v1.rpc.exec.{cluster}.open`. It has few values, so it can be a label.
     #[must_use]
     pub fn template(&self) -> String {
         match self {
