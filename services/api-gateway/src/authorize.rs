@@ -39,7 +39,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// The permission that this action requires on its environment. `None` if it has no environment.
+    /// The permission that this action requires on its environment; `None` if it has none.
     pub(crate) const fn required_permission(self) -> Option<Permission> {
         match self {
             Self::ViewEnvironment | Self::ReadLogs | Self::TicketForLogs => Some(Permission::Read),

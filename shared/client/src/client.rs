@@ -122,7 +122,7 @@ impl Client {
         Ok(EventStream(open(request).await?))
     }
 
-    /// Waits until the environment has this status, or had it before. Returns the event that set it.
+    /// Waits until the environment has this status, or had it before. Returns the event of it.
     ///
     /// # Errors
     /// [`Error::Deadline`] with the last status, after `within` or as soon as the environment has

@@ -256,7 +256,7 @@ async fn idle_stream_sends_a_comment_every_fifteen_seconds() {
     let path = format!("/environments/{}/logs?follow=true", idle.id);
     let begun = Instant::now();
     let mut events = Events::open(&idle.user.caller, &path).await;
-    let block = events.block().await.unwrap();
+    let block = events.next_block().await.unwrap();
     assert!(block.is_comment, "{block:?}");
     let took = begun.elapsed();
     assert!(

@@ -97,7 +97,7 @@ impl Events {
     }
 
     /// The next event or comment; `None` at the end of the stream.
-    pub async fn block(&mut self) -> Option<Event> {
+    pub async fn next_block(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.buffer.find("\n\n") {
                 let rest = self.buffer.split_off(end + 2);
@@ -115,7 +115,7 @@ impl Events {
     /// The next event, without comments.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            let event = self.block().await?;
+            let event = self.next_block().await?;
             if !event.is_comment {
                 return Some(event);
             }
