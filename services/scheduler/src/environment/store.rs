@@ -25,8 +25,8 @@ use std::time::Duration;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
-use agentbox_database::Leases;
 use agentbox_database::sql::statement;
+use agentbox_database::{Leases, span};
 use sea_orm::sea_query::{
     Expr, ExprTrait as _, PostgresQueryBuilder, QueryStatementWriter, SimpleExpr,
 };
@@ -34,6 +34,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, FromQueryResult as _,
     QueryFilter as _, QuerySelect as _, Statement, Value,
 };
+use tracing::Instrument as _;
 
 pub use change::{Change, Patch, QueueAction};
 pub use create::{Creation, Reservation};
@@ -149,16 +150,16 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Record>, StoreError> {
-        get(&self.database, id.as_str()).await
+        get(&self.database, id.as_str())
+            .instrument(span!(SELECT environments))
+            .await
     }
 
     /// The owners of those of `ids` that exist.
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn owners(
         &self,
         ids: &[EnvironmentId],
@@ -169,6 +170,7 @@ impl Store {
             .filter(is_one_of(ids)?)
             .into_tuple()
             .all(&self.database)
+            .instrument(span!(SELECT environments))
             .await?;
         let parse = |(id, owner): (String, String)| {
             let corrupt = |column, value: &str| CorruptRow {

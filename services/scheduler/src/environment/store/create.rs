@@ -4,16 +4,17 @@ use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_database::begin;
 use agentbox_database::sql::{advisory_lock, statement, unsigned};
+use agentbox_database::{begin, span};
 use chrono::{DateTime, Utc};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, Iterable as _,
-    QueryFilter as _, QueryTrait as _,
+    ColumnTrait as _, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait as _,
+    Iterable as _, QueryFilter as _, QueryTrait as _,
 };
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
 
 use super::messages::of_creation;
 use super::outbox::insert_outbox_rows;
@@ -126,74 +127,91 @@ impl Store {
     ///
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn replay(&self, creation: &Creation) -> Result<Option<Record>, StoreError> {
-        replay(&self.database, creation).await
+        replay(&self.database, creation)
+            .instrument(span!(SELECT environments))
+            .await
     }
 
     /// Creates an environment, or returns the one that was created with its idempotency key.
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
-    #[tracing::instrument(name = "INSERT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "environments"))]
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
-        let environment = &creation.environment;
-        let transaction = begin(&self.database).await?;
-        advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
-        if let Some(replayed) = replay(&transaction, creation).await? {
-            transaction.rollback().await?;
-            return Ok(replayed);
-        }
-        let quantities = creation.quantities;
-        creation.quota.check(
-            usage(&transaction, &environment.owner).await?,
-            quantities.cpu,
-            quantities.memory,
-        )?;
-        let reservation = check_capacity(
-            &transaction,
-            &environment.cluster,
-            quantities,
-            creation.allocatable,
-        )
-        .await?;
-        let created = insert(&transaction, creation, reservation).await?;
-        transaction.commit().await?;
-        Ok(created)
+        create(&self.database, creation)
+            .instrument(span!(INSERT environments))
+            .await
     }
 
     /// Reserves capacity for a pending environment.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when it is no longer as `before` has it.
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn reserve_capacity(
         &self,
         before: &Record,
         allocatable: Allocatable,
     ) -> Result<Reservation, StoreError> {
-        let cluster = &before.environment.cluster;
-        let transaction = begin(&self.database).await?;
-        let reservation =
-            check_capacity(&transaction, cluster, before.quantities, allocatable).await?;
-        if reservation == Reservation::Reserved {
-            let reserved = Entity::update_many()
-                .col_expr(Column::CapacityReserved, Expr::value(true))
-                .col_expr(Column::StatusMessage, Expr::value(None::<String>))
-                .filter(is_unchanged(before))
-                .filter(Column::Status.eq(Status::Pending.as_str()))
-                .exec(&transaction)
-                .await?;
-            if reserved.rows_affected == 0 {
-                transaction.rollback().await?;
-                return Err(StoreError::Fenced);
-            }
-        }
-        transaction.commit().await?;
-        Ok(reservation)
+        reserve_capacity(&self.database, before, allocatable)
+            .instrument(span!(UPDATE environments))
+            .await
     }
 }
 
+/// [`Store::create`], without its span.
+async fn create(database: &DatabaseConnection, creation: &Creation) -> Result<Record, StoreError> {
+    let environment = &creation.environment;
+    let transaction = begin(database).await?;
+    advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
+    if let Some(replayed) = replay(&transaction, creation).await? {
+        transaction.rollback().await?;
+        return Ok(replayed);
+    }
+    let quantities = creation.quantities;
+    creation.quota.check(
+        usage(&transaction, &environment.owner).await?,
+        quantities.cpu,
+        quantities.memory,
+    )?;
+    let reservation = check_capacity(
+        &transaction,
+        &environment.cluster,
+        quantities,
+        creation.allocatable,
+    )
+    .await?;
+    let created = insert(&transaction, creation, reservation).await?;
+    transaction.commit().await?;
+    Ok(created)
+}
+
+/// [`Store::reserve_capacity`], without its span.
+async fn reserve_capacity(
+    database: &DatabaseConnection,
+    before: &Record,
+    allocatable: Allocatable,
+) -> Result<Reservation, StoreError> {
+    let cluster = &before.environment.cluster;
+    let transaction = begin(database).await?;
+    let reservation = check_capacity(&transaction, cluster, before.quantities, allocatable).await?;
+    if reservation == Reservation::Reserved {
+        let reserved = Entity::update_many()
+            .col_expr(Column::CapacityReserved, Expr::value(true))
+            .col_expr(Column::StatusMessage, Expr::value(None::<String>))
+            .filter(is_unchanged(before))
+            .filter(Column::Status.eq(Status::Pending.as_str()))
+            .exec(&transaction)
+            .await?;
+        if reserved.rows_affected == 0 {
+            transaction.rollback().await?;
+            return Err(StoreError::Fenced);
+        }
+    }
+    transaction.commit().await?;
+    Ok(reservation)
+}
+
+/// [`Store::replay`], without its span: on a connection or in a transaction.
 async fn replay(
     connection: &impl ConnectionTrait,
     creation: &Creation,

@@ -5,12 +5,14 @@
 //! * I1. Users' text reaches SQL as bound values only.
 
 use agentbox_contracts::environment::{Status, Visibility};
+use agentbox_database::span;
 use agentbox_database::sql::statement;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ConnectionTrait, EntityTrait as _, Iterable as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _,
 };
+use tracing::Instrument as _;
 
 use super::{Params, Record, Store, StoreError, records};
 use crate::environment::entity::{Column, Entity};
@@ -112,7 +114,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn list(
         &self,
         listing: &Listing,
@@ -141,14 +142,14 @@ impl Store {
             .filter(Expr::cust_with_values(page, params.0))
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Number);
-        records(rows.all(&self.database).await?)
+        let page = rows.all(&self.database);
+        records(page.instrument(span!(SELECT environments)).await?)
     }
 
     /// The number of rows on all pages together.
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn count(&self, listing: &Listing) -> Result<u64, StoreError> {
         let mut params = Params::default();
         let with = listing.rows(&[], &mut params)?.select("count(*)");
@@ -166,10 +167,9 @@ impl Store {
             };
             total = format!("{total} - ({unwanted})");
         }
-        let row = self
-            .database
-            .query_one_raw(statement(format!("SELECT {total} AS total"), params.0))
-            .await?;
+        let count = statement(format!("SELECT {total} AS total"), params.0);
+        let count = self.database.query_one_raw(count);
+        let row = count.instrument(span!(SELECT environments)).await?;
         let total = row.map(|row| row.try_get::<i64>("", "total")).transpose()?;
         Ok(total
             .and_then(|total| u64::try_from(total).ok())

@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_database::span;
 use agentbox_database::sql::{seconds, statement};
 use sea_orm::ConnectionTrait;
+use tracing::Instrument as _;
 
 use super::{Store, StoreError};
 
@@ -36,7 +38,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn claim(&self, id: &EnvironmentId, holder: &str) -> Result<Claim, StoreError> {
         let claim = statement(
             "UPDATE reconcile_queue AS queued SET
@@ -53,7 +54,8 @@ impl Store {
              RETURNING queued.holder = $2 AS acquired",
             [id.as_str().into(), holder.into(), seconds(LEASE)],
         );
-        match self.database.query_one_raw(claim).await? {
+        let claimed = self.database.query_one_raw(claim);
+        match claimed.instrument(span!(UPDATE reconcile_queue)).await? {
             None => Ok(Claim::NotQueued),
             Some(row) if row.try_get("", "acquired")? => Ok(Claim::Acquired),
             Some(_) => Ok(Claim::HeldElsewhere),
@@ -89,7 +91,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn release(
         &self,
         id: &EnvironmentId,
@@ -113,7 +114,8 @@ impl Store {
                 seconds(LEASE),
             ],
         );
-        match self.database.query_one_raw(release).await? {
+        let released = self.database.query_one_raw(release);
+        match released.instrument(span!(UPDATE reconcile_queue)).await? {
             Some(row) => Ok(row.try_get("", "held")?),
             None => Ok(false),
         }
