@@ -37,7 +37,7 @@ use sea_orm::{
 use tracing::Instrument as _;
 
 pub use change::{Change, Patch, QueueAction};
-pub use create::{Creation, Reservation};
+pub use create::Reservation;
 pub use list::Listing;
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use queue::{Claim, ClaimRenewal};

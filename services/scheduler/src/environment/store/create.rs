@@ -6,7 +6,6 @@ use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_database::sql::{advisory_lock, statement, unsigned};
 use agentbox_database::{begin, span};
-use chrono::{DateTime, Utc};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
@@ -20,8 +19,9 @@ use super::messages::of_creation;
 use super::outbox::insert_outbox_rows;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
+use crate::environment::creation::Creation;
 use crate::environment::entity::{self, Column, Entity};
-use crate::environment::quota::{Quota, Usage};
+use crate::environment::quota::Usage;
 use crate::environment::request::Quantities;
 
 /// Advisory locks: the creates of one owner, the reservations in one cluster. Always taken in
@@ -35,18 +35,6 @@ pub enum Reservation {
     Reserved,
     /// Why not, for users.
     Waiting(String),
-}
-
-/// An environment to be created.
-#[derive(Clone, Debug)]
-pub struct Creation {
-    /// Pending, without a message.
-    pub environment: Environment,
-    pub quantities: Quantities,
-    pub allocatable: Allocatable,
-    pub quota: Quota,
-    pub start_deadline: DateTime<Utc>,
-    pub idempotency_key: Option<String>,
 }
 
 /// A larger number is clamped: no quantity that is accepted is as large.

@@ -1,62 +1,42 @@
 //! The rows of the outbox as they are stored and published.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest, StatusReason};
-use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_contracts::environment::StatusReason;
+use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_runtime::ExitReason;
+use serde_json::json;
 
 use super::*;
-use crate::environment::request::Quantities;
+use crate::environment::creation::Creation;
 use crate::environment::state::{EndReason, LifecycleEvent, transition};
 
 fn t(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
 }
 
+/// The record of a new environment, in the cluster `local`.
 fn pending() -> Record {
+    let request = CreateRequest {
+        owner: "user-0123456789abcdef".parse().unwrap(),
+        owner_username: "ada".into(),
+        request: serde_json::from_value(json!({
+            "name": "snapshot",
+            "image": "busybox",
+            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
+            "timeout_s": 600,
+        }))
+        .unwrap(),
+        idempotency_key: None,
+    };
+    let id = "env-0123456789abcdef".parse().unwrap();
+    let creation = Creation::new(id, request, Duration::from_secs(300), t(0)).unwrap();
+    let mut environment = creation.environment;
+    environment.cluster = "local".into();
     Record {
-        environment: Environment {
-            id: "env-0123456789abcdef".parse().unwrap(),
-            owner: "user-0123456789abcdef".parse().unwrap(),
-            owner_username: "ada".into(),
-            cluster: "local".into(),
-            request: EnvironmentRequest {
-                name: "snapshot".into(),
-                image: "busybox".into(),
-                resources: ResourceRequest {
-                    cpu: "100m".into(),
-                    memory: "64Mi".into(),
-                    storage: "64Mi".into(),
-                },
-                timeout_s: 600,
-                env: BTreeMap::new(),
-                command: None,
-                labels: BTreeMap::new(),
-                node_selector: BTreeMap::new(),
-                tolerations: vec![],
-                isolation: None,
-            },
-            status: Status::Pending,
-            status_reason: None,
-            status_message: None,
-            created_at: t(0),
-            started_at: None,
-            ended_at: None,
-            expires_at: t(600),
-            exit_code: None,
-            endpoint: "env-0123456789abcdef.agentbox.svc.cluster.local".into(),
-            namespace: "agentbox-env-0123456789abcdef".into(),
-            address: None,
-            generation: 1,
-        },
-        quantities: Quantities {
-            cpu: MilliCpu(100),
-            memory: Bytes(64 << 20),
-            storage: Bytes(64 << 20),
-        },
-        start_deadline: t(300),
+        environment,
+        quantities: creation.quantities,
+        start_deadline: creation.start_deadline,
         capacity_reserved: true,
         terminating_at: None,
         grace: Duration::ZERO,
