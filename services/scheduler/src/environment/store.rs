@@ -57,7 +57,7 @@ pub enum StoreError {
     Corrupt(#[from] CorruptRow),
     #[error("a value cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
-    /// For the caller as it is: a quota, a conflict.
+    /// A public error, passed on unchanged: a quota, a conflict.
     #[error(transparent)]
     Refused(#[from] Error),
 }
@@ -71,7 +71,7 @@ impl From<StoreError> for Error {
                 "the environment was changed by another request at the same time; try again",
             ),
             StoreError::Corrupt(_) | StoreError::Encode(_) => {
-                tracing::error!(error = %ErrorChain(&error), "row not readable or not writable");
+                tracing::error!(error = %ErrorChain(&error), "row not read or not written");
                 Self::internal()
             }
             StoreError::Refused(error) => error,
@@ -112,7 +112,7 @@ fn build(query: &impl QueryStatementWriter) -> (String, Params) {
     (text, Params(values.0))
 }
 
-/// The row is as `before` has it (I1).
+/// The row is unchanged since `before` was read (I1).
 fn is_unchanged(before: &Record) -> SimpleExpr {
     let environment = &before.environment;
     Expr::col(Column::Id)
@@ -121,7 +121,8 @@ fn is_unchanged(before: &Record) -> SimpleExpr {
         .and(Expr::col(Column::Status).eq(environment.status.as_str()))
 }
 
-/// The row has one of `ids`, which are one value: the number of placeholders is limited.
+/// The id of the row is one of `ids`. They are one value, because the number of placeholders is
+/// limited.
 fn is_one_of(ids: &[EnvironmentId]) -> Result<SimpleExpr, StoreError> {
     Ok(Expr::cust_with_values(
         "id IN (SELECT jsonb_array_elements_text($1))",
@@ -190,7 +191,7 @@ impl Store {
         write(&self.database, text, params).await
     }
 
-    /// The column `environment_id` of the selected rows.
+    /// Runs `statement` and returns the column `environment_id` of its rows.
     async fn environment_ids(
         &self,
         statement: Statement,

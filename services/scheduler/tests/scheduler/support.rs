@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of all tests: a database, requests, and waiting.
 
 pub mod cluster;
 pub mod scheduler;
@@ -67,6 +67,7 @@ impl Database {
     }
 }
 
+/// A small request for a busybox.
 pub fn request(name: &str) -> EnvironmentRequest {
     EnvironmentRequest {
         name: name.into(),

@@ -62,7 +62,7 @@ impl Environments {
         Ok(created.environment)
     }
 
-    /// The reachable cluster that is to run it.
+    /// Chooses the reachable cluster that runs `environment`.
     async fn choose_cluster(
         &self,
         environment: &Environment,
@@ -95,7 +95,7 @@ impl Environments {
             })
     }
 
-    /// The first cluster of the ranking whose preflight accepts it.
+    /// Returns the first cluster of the ranking whose preflight accepts `environment`.
     async fn first_feasible(
         &self,
         environment: &Environment,

@@ -8,6 +8,7 @@ use agentbox_runtime::NetworkPolicyError;
 use super::labels::is_dns_subdomain;
 use super::{label_key, label_value};
 
+/// In each of the lists below.
 const MAX_ENTRIES: usize = 64;
 
 pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
@@ -15,7 +16,7 @@ pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
         return Err(Error::field(
             "tolerations",
             format_args!(
-                "at most {MAX_ENTRIES} are allowed, there are {}",
+                "must have at most {MAX_ENTRIES} entries, has {}",
                 tolerations.len()
             ),
         ));
@@ -107,7 +108,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         if length > MAX_ENTRIES {
             return Err(Error::field(
                 field,
-                format_args!("at most {MAX_ENTRIES} are allowed, there are {length}"),
+                format_args!("must have at most {MAX_ENTRIES} entries, has {length}"),
             ));
         }
     }
@@ -116,7 +117,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         .map_err(|error| policy_error(&error))
 }
 
-/// The answer to a network policy that breaks a rule.
+/// The public error for a network policy that breaks a rule.
 fn policy_error(error: &NetworkPolicyError) -> Error {
     Error::value(error.field(), error.rule(), error.value())
 }

@@ -24,26 +24,26 @@ use crate::environment::entity::{self, Column, Entity};
 use crate::environment::quota::Usage;
 use crate::environment::request::Quantities;
 
-/// Advisory locks: the creates of one owner, the reservations in one cluster. Always taken in
-/// this order.
+/// The advisory lock of the creates of one owner. Taken before [`CLUSTER_LOCK`], always.
 const OWNER_LOCK: i32 = 1;
+/// The advisory lock of the reservations in one cluster.
 const CLUSTER_LOCK: i32 = 2;
 
 /// Whether capacity was reserved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reservation {
     Reserved,
-    /// Why not, for users.
+    /// The reason, for users, why it was not.
     Waiting(String),
 }
 
-/// A larger number is clamped: no quantity that is accepted is as large.
+/// The number for a `bigint` column. A larger one is clamped; no accepted quantity is as large.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn body_hash(environment: &Environment) -> Result<String, StoreError> {
-    // Maps are sorted, so equal requests are equal bytes.
+    // The maps are sorted, so equal requests have equal bytes.
     let body = serde_json::to_vec(&environment.request)?;
     Ok(hex::encode(Sha256::digest(body)))
 }
@@ -111,7 +111,8 @@ async fn check_capacity(
 }
 
 impl Store {
-    /// The environment that `owner` created with this idempotency key, while the key is kept.
+    /// The environment that the owner of `creation` created with its idempotency key, while the
+    /// key is kept.
     ///
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.

@@ -34,8 +34,8 @@ impl Listing {
     #[must_use]
     pub fn new(visibility: Visibility, status: Option<Status>, selector: &Selector) -> Self {
         let mut terms = selector.terms();
-        // Rows are read from the first group: a single term is best, because the index has
-        // its entries in the order of the list.
+        // The rows of the first group are read. A group of one term comes first, because the index
+        // has the rows of one term in the order of the list.
         terms.any_of_each.sort_by_key(Vec::len);
         Self {
             visibility,
@@ -44,12 +44,12 @@ impl Listing {
         }
     }
 
-    /// The matching rows, `FROM … WHERE …`: of `environments`, or of `environment_terms` when
-    /// the filter has terms. Both are called `e` and have `number`, `owner`, `status` and
-    /// `created_at`. `groups` are required in addition to `any_of_each`.
+    /// The table and the conditions of the matching rows. The table is `environment_terms` when
+    /// the filter has terms, else `environments`. Its alias is `e`, and it has the columns `number`,
+    /// `owner`, `status` and `created_at`. `groups` are required in addition to `any_of_each`.
     fn rows(&self, groups: &[&[String]], params: &mut Params) -> Result<Rows, StoreError> {
-        let own = self.terms.any_of_each.iter().map(Vec::as_slice);
-        let mut groups = own.chain(groups.iter().copied());
+        let required = self.terms.any_of_each.iter().map(Vec::as_slice);
+        let mut groups = required.chain(groups.iter().copied());
         let first = groups.next();
         let table = match first {
             None => "environments",
@@ -90,18 +90,21 @@ struct Rows {
 }
 
 impl Rows {
-    fn select(&self, what: &str) -> String {
+    fn select(&self, columns: &str) -> String {
         let conditions = if self.conditions.is_empty() {
             "true".to_owned()
         } else {
             self.conditions.join(" AND ")
         };
-        format!("SELECT {what} FROM {} AS e WHERE {conditions}", self.table)
+        format!(
+            "SELECT {columns} FROM {} AS e WHERE {conditions}",
+            self.table
+        )
     }
 }
 
-/// A subquery: the row `e` has one of the terms. Joined by the columns of the index, so that
-/// two long lists are merged instead of hashed.
+/// A subquery that is true when the row `e` has one of the terms. It joins by the columns of the
+/// index, so that Postgres merges two long lists instead of hashing them.
 fn has_term(terms: &str) -> String {
     format!(
         "SELECT FROM environment_terms AS t
@@ -152,14 +155,15 @@ impl Store {
     /// When the database fails.
     pub async fn count(&self, listing: &Listing) -> Result<u64, StoreError> {
         let mut params = Params::default();
-        let with = listing.rows(&[], &mut params)?.select("count(*)");
-        let mut total = format!("({with})");
-        // The index has the rows with a term, not those without it: subtract.
+        let required = listing.rows(&[], &mut params)?.select("count(*)");
+        let mut total = format!("({required})");
+        // The index has the rows with a term. Those without it are the difference.
         if !listing.terms.none_of.is_empty() {
             let rows = listing.rows(&[&listing.terms.none_of], &mut params)?;
             // One row may have several of the terms.
-            let repeats = listing.terms.any_of_each.is_empty() && listing.terms.none_of.len() > 1;
-            let unwanted = if repeats {
+            let has_duplicates =
+                listing.terms.any_of_each.is_empty() && listing.terms.none_of.len() > 1;
+            let unwanted = if has_duplicates {
                 let each = rows.select("DISTINCT e.number");
                 format!("SELECT count(*) FROM ({each}) AS once")
             } else {

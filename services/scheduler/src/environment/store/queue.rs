@@ -1,7 +1,9 @@
-//! The reconcile queue: which environments need work, when, and who does it now.
+//! The reconcile queue: a row for each environment that needs work, with the time when it is due
+//! and the holder of its claim.
 //!
-//! Fencing keeps two reconcilers of one environment correct; a claim avoids the second one. A
-//! claim that is not renewed expires, so a killed holder delays its work by at most [`LEASE`].
+//! A claim makes one reconciler at a time work on an environment. Two would be correct too,
+//! because of fencing. A claim that is not renewed expires, so a killed holder delays its work by
+//! at most [`LEASE`].
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ pub const LEASE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     Acquired,
-    /// Another holder has it, and will reconcile once more.
+    /// Another holder has it, and reconciles once more after this request.
     HeldElsewhere,
     /// It is not in the queue: nothing is left to do.
     NotQueued,
