@@ -15,7 +15,7 @@ impl StoreError {
     /// The unique constraint that the write violated, if that is why it failed.
     #[must_use]
     pub fn unique_violation(&self) -> Option<String> {
-        agentbox_database::is_unique_violation(&self.0)
+        agentbox_database::violated_unique_constraint(&self.0)
     }
 
     /// Whether the write named a row that is gone, like a user who was deleted meanwhile.
