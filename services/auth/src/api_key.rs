@@ -41,7 +41,7 @@ impl ApiKeys {
     /// Creates a key, and returns its text once.
     ///
     /// # Errors
-    /// Validation; QuotaExceeded; NotFound when the owner is gone.
+    /// Validation; QuotaExceeded; NotFound when the owner does not exist.
     pub async fn create(&self, request: CreateKeyRequest) -> Result<CreateKeyReply, Error> {
         rules::check(&request)?;
         let transaction = begin(&self.database).await?;

@@ -1,6 +1,6 @@
 //! The keys that sign tokens.
 //!
-//! Owns table `signing_keys` and this replica's copy of it. Never hands out a private key.
+//! Owns table `signing_keys` and this replica's copy of it. Never returns a private key.
 //!
 //! * I1. A key is in Postgres before it signs. A replica that gets a token with an unknown key id
 //!   reads the table, so it can verify the tokens of every other replica.

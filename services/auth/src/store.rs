@@ -7,7 +7,7 @@ use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, SqlErr};
 /// classes.
 pub const ADVISORY_LOCK: i32 = 10;
 
-/// The database failed, or a row holds what auth never writes.
+/// The database failed, or a row has a value that auth never writes.
 #[derive(Debug, thiserror::Error)]
 #[error("the database failed")]
 pub struct StoreError(#[from] DbErr);

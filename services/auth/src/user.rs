@@ -176,7 +176,7 @@ impl Users {
         };
         let hash = self.hasher.hash(&request.new_password).await?;
         let transaction = begin(&self.database).await?;
-        // Of two concurrent changes, the second one has a password that is no longer the current one.
+        // Of two concurrent changes, the second one was verified against a replaced password.
         let version = Some(user.password_version);
         if !store::set_password(&transaction, &request.user, &hash, version).await? {
             return Err(wrong_password());

@@ -229,6 +229,17 @@ impl AppState {
         tokio::join!(expiry, purge);
     }
 
+    /// Reports whether a cluster is reachable. One is enough.
+    fn report_readiness(&self, ready: Option<&Component>) {
+        let Some(ready) = ready else { return };
+        let mut clusters = self.clusters.iter();
+        if clusters.any(|cluster| cluster.capacity.current().is_some()) {
+            ready.ready();
+        } else {
+            ready.not_ready("no cluster is reachable");
+        }
+    }
+
     /// Serves one cluster until shutdown: its capacity, its commands, its due environments,
     /// its changes.
     async fn serve_cluster(
@@ -245,17 +256,7 @@ impl AppState {
             cluster
                 .capacity
                 .run_refresh(&name, &*runtime, self.shutdown.clone(), || {
-                    let Some(ready) = &ready else { return };
-                    // One reachable cluster is enough.
-                    if self
-                        .clusters
-                        .iter()
-                        .any(|cluster| cluster.capacity.current().is_some())
-                    {
-                        ready.ready();
-                    } else {
-                        ready.not_ready("no cluster is reachable");
-                    }
+                    self.report_readiness(ready.as_ref());
                 });
         let commands = self
             .bus

@@ -9,7 +9,7 @@ use crate::{DatabaseError, begin};
 /// turns; the later ones find nothing to do.
 ///
 /// # Errors
-/// When Postgres refuses a migration or goes away.
+/// When Postgres refuses a migration or the connection is lost.
 pub async fn migrate<M: MigratorTrait>(
     database: &DatabaseConnection,
     schema: &'static str,

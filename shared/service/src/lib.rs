@@ -21,6 +21,7 @@ mod telemetry;
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::ErrorChain;
@@ -176,32 +177,12 @@ where
         };
         let outcome = async {
             tokio::select! {
-                outcome = run(config, context) => outcome?,
+                outcome = run(config, context.clone()) => outcome?,
                 () = stop_signals.next() => return Ok(()),
             }
             started.ready();
             tracing::info!("started");
-            let failed = async {
-                tokio::select! {
-                    violation = bus.violated() => {
-                        anyhow::anyhow!("NATS refused a permission that this service needs: {violation}")
-                    }
-                    failure = tasks.failed() => failure,
-                }
-            };
-            tokio::pin!(failed);
-            tokio::select! {
-                () = stop_signals.next() => {}
-                failure = &mut failed => return Err(failure),
-            }
-            readiness.stop();
-            draining.cancel();
-            tokio::select! {
-                () = tokio::time::sleep(common.shutdown_delay()) => {}
-                () = stop_signals.next() => {}
-                failure = &mut failed => return Err(failure),
-            }
-            Ok(())
+            wait_for_stop(&context, common.shutdown_delay(), &mut stop_signals).await
         }
         .await;
 
@@ -218,6 +199,36 @@ where
         tracing::warn!(error = %ErrorChain(&error), "admin listener panicked");
     }
     outcome
+}
+
+/// Waits for a stop signal, makes the replica not ready, and waits for `delay` or a second signal.
+/// Fails at once when a task fails or NATS refuses a permission.
+async fn wait_for_stop(
+    context: &Context,
+    delay: Duration,
+    stop_signals: &mut StopSignals,
+) -> Result<(), anyhow::Error> {
+    let failed = async {
+        tokio::select! {
+            violation = context.bus.violated() => {
+                anyhow::anyhow!("NATS refused a permission that this service needs: {violation}")
+            }
+            failure = context.tasks.failed() => failure,
+        }
+    };
+    tokio::pin!(failed);
+    tokio::select! {
+        () = stop_signals.next() => {}
+        failure = &mut failed => return Err(failure),
+    }
+    context.readiness.stop();
+    context.draining.cancel();
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = stop_signals.next() => {}
+        failure = &mut failed => return Err(failure),
+    }
+    Ok(())
 }
 
 /// SIGTERM and SIGINT, which stop the service.

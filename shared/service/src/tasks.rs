@@ -31,8 +31,8 @@ impl Tasks {
         }
     }
 
-    /// Runs `future`, which must end soon after the shutdown token is cancelled. An error or a panic
-    /// before that stops the whole service.
+    /// Runs `future`, which must end soon after the shutdown token is cancelled. An error or a
+    /// panic before that stops the whole service.
     pub fn spawn(
         &self,
         name: &'static str,

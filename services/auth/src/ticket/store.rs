@@ -42,7 +42,7 @@ pub struct NewTicket {
 /// Inserts a ticket.
 ///
 /// # Errors
-/// A foreign key violation when the user or the issuer is gone.
+/// A foreign key violation when the user or the issuer was deleted.
 pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(), StoreError> {
     let (login, key) = match ticket.issuer.clone() {
         Issuer::Login(id) => (Some(Text(id)), None),

@@ -1,4 +1,5 @@
-//! Auth over the bus, as the gateway calls it: processes on a real Postgres and NATS. Needs `cargo build -p agentbox-local` once.
+//! Auth over the bus, as the gateway calls it: processes on a real Postgres and NATS. Needs
+//! `cargo build -p agentbox-local` once.
 
 #![allow(
     clippy::unwrap_used,

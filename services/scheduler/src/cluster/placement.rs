@@ -118,10 +118,10 @@ pub fn rank(
             format!("no cluster has {}", display_selector(selector)),
         ));
     }
-    let largest = |of: fn(&Capacity) -> u64| {
+    let largest = |total: fn(&Capacity) -> u64| {
         matching
             .iter()
-            .map(|candidate| of(&candidate.capacity))
+            .map(|candidate| total(&candidate.capacity))
             .max()
             .unwrap_or(0)
     };
@@ -312,9 +312,9 @@ mod tests {
     #[test]
     fn allocatable_is_total_times_overcommit_and_zero_is_unlimited() {
         let capacity = candidate("a", "eu", 2_000, 1_000, 0).capacity;
-        let of = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
+        let overcommitted = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
         assert_eq!(
-            of(1.5, 0.0),
+            overcommitted(1.5, 0.0),
             Allocatable {
                 cpu: MilliCpu(3_000),
                 memory: Bytes(u64::MAX)

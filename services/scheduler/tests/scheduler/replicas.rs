@@ -150,7 +150,7 @@ async fn two_replicas_accept_exactly_a_users_quota() {
         let rows = "SELECT count(*) FROM environments WHERE status IN ('pending', 'running')";
         assert_eq!(world.database.number(rows).await, 4, "{resource}");
         let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-        // A request whose answer was lost is repeated and then refused: the row counts.
+        // After a lost answer a request is repeated and refused, although it has written a row.
         assert!(refused.len() >= REQUESTS - 4, "{resource}: {refused:?}");
         for error in refused {
             assert_eq!(error.code, ErrorCode::QuotaExceeded, "{resource}: {error}");

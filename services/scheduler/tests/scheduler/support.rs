@@ -95,7 +95,7 @@ pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
         request,
         idempotency_key: None,
     };
-    // The precision of Postgres: what is read equals what was written.
+    // The precision of Postgres, so that a row is read as it was written.
     let now = Utc::now().trunc_subsecs(6);
     let start_timeout = Duration::from_secs(300);
     let mut creation = Creation::new(EnvironmentId::random(), request, start_timeout, now).unwrap();

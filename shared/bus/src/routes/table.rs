@@ -63,8 +63,8 @@ impl RouteTable {
         self.notify(&id);
     }
 
-    /// Removes a route. Notifies the watches also when there was no route, as for an environment that
-    /// ended before it ran.
+    /// Removes a route. Notifies the watches also when there was no route: an environment that
+    /// ended before it ran has none.
     pub fn remove(&self, id: &EnvironmentId) {
         self.0.routes.write().remove(id);
         self.notify(id);

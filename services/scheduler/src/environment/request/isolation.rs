@@ -21,56 +21,57 @@ pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
             ),
         ));
     }
-    for (index, toleration) in tolerations.iter().enumerate() {
-        let failed = |rule: &str| Err(Error::field(&format!("tolerations[{index}]"), rule));
-        let wrong = |part: &str, rule: &str, value: &str| {
-            Err(Error::value(
-                &format!("tolerations[{index}].{part}"),
-                rule,
-                value,
-            ))
-        };
-        let exists = match toleration.operator.as_deref() {
-            None | Some("Equal") => false,
-            Some("Exists") => true,
-            Some(other) => return wrong("operator", "must be Equal or Exists", other),
-        };
-        match toleration.key.as_deref().filter(|key| !key.is_empty()) {
-            None if !exists => return failed("without a key, operator must be Exists"),
-            None => {}
-            Some(key) => {
-                if let Err(rule) = label_key(key) {
-                    return wrong("key", rule, key);
-                }
+    for (index, entry) in tolerations.iter().enumerate() {
+        toleration(&format!("tolerations[{index}]"), entry)?;
+    }
+    Ok(())
+}
+
+/// Checks one toleration; `field` is its name in errors.
+fn toleration(field: &str, toleration: &Toleration) -> Result<(), Error> {
+    let failed = |rule: &str| Err(Error::field(field, rule));
+    let wrong = |part: &str, rule: &str, value: &str| {
+        Err(Error::value(&format!("{field}.{part}"), rule, value))
+    };
+    let exists = match toleration.operator.as_deref() {
+        None | Some("Equal") => false,
+        Some("Exists") => true,
+        Some(other) => return wrong("operator", "must be Equal or Exists", other),
+    };
+    match toleration.key.as_deref().filter(|key| !key.is_empty()) {
+        None if !exists => return failed("without a key, operator must be Exists"),
+        None => {}
+        Some(key) => {
+            if let Err(rule) = label_key(key) {
+                return wrong("key", rule, key);
             }
         }
-        match toleration
-            .value
-            .as_deref()
-            .filter(|value| !value.is_empty())
-        {
-            Some(value) if exists => {
-                return wrong("value", "must be absent with the operator Exists", value);
-            }
-            Some(value) => {
-                if let Err(rule) = label_value(value) {
-                    return wrong("value", rule, value);
-                }
-            }
-            None => {}
+    }
+    match toleration
+        .value
+        .as_deref()
+        .filter(|value| !value.is_empty())
+    {
+        Some(value) if exists => {
+            return wrong("value", "must be absent with the operator Exists", value);
         }
-        match toleration.effect.as_deref() {
-            None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
-            Some(other) => {
-                let rule = "must be NoSchedule, PreferNoSchedule or NoExecute";
-                return wrong("effect", rule, other);
+        Some(value) => {
+            if let Err(rule) = label_value(value) {
+                return wrong("value", rule, value);
             }
         }
-        if toleration.toleration_seconds.is_some()
-            && toleration.effect.as_deref() != Some("NoExecute")
-        {
-            return failed("tolerationSeconds needs the effect NoExecute");
+        None => {}
+    }
+    match toleration.effect.as_deref() {
+        None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
+        Some(other) => {
+            let rule = "must be NoSchedule, PreferNoSchedule or NoExecute";
+            return wrong("effect", rule, other);
         }
+    }
+    if toleration.toleration_seconds.is_some() && toleration.effect.as_deref() != Some("NoExecute")
+    {
+        return failed("tolerationSeconds needs the effect NoExecute");
     }
     Ok(())
 }

@@ -11,13 +11,13 @@ use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, Iterable as _, QueryFilter as _};
 use tracing::Instrument as _;
 
-use super::messages::{of_patch, of_transition};
+use super::messages::{patch_messages, transition_messages};
 use super::outbox::insert_outbox_rows;
 use super::{Params, Record, Store, StoreError, build, is_unchanged};
 use crate::environment::entity::{Column, Entity};
 use crate::environment::state::LifecycleState;
 
-/// How soon a requeued environment is reconciled if its command is lost.
+/// How soon a requeued environment is reconciled when its command is lost.
 const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a change does to the environment's row in the reconcile queue.
@@ -197,8 +197,11 @@ fn transition_statement(
         update.value(Column::Endpoint, endpoint.as_str());
     }
     let (update, mut params) = build(&update);
-    let outbox_rows =
-        insert_outbox_rows("changed", &of_transition(before, change, now), &mut params)?;
+    let outbox_rows = insert_outbox_rows(
+        "changed",
+        &transition_messages(before, change, now),
+        &mut params,
+    )?;
     let queue = match change.queue {
         QueueAction::Keep => String::new(),
         QueueAction::Requeue(within) => format!(
@@ -250,7 +253,7 @@ fn patch_statement(
         .and_where(is_unchanged(before))
         .returning(Query::returning().columns(Column::iter()));
     let (update, mut params) = build(&update);
-    let outbox_rows = insert_outbox_rows("changed", &of_patch(before, now), &mut params)?;
+    let outbox_rows = insert_outbox_rows("changed", &patch_messages(before, now), &mut params)?;
     let text =
         format!("WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed");
     Ok((text, params))

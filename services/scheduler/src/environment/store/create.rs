@@ -15,7 +15,7 @@ use sea_orm::{
 use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
-use super::messages::of_creation;
+use super::messages::creation_messages;
 use super::outbox::insert_outbox_rows;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
@@ -241,7 +241,7 @@ async fn insert(
         Reservation::Reserved => None,
         Reservation::Waiting(message) => Some(message),
     };
-    let messages = of_creation(environment, status_message.clone());
+    let messages = creation_messages(environment, status_message.clone());
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),
         owner: Set(environment.owner.to_string()),

@@ -45,7 +45,7 @@ impl Listing {
     }
 
     /// The table and the conditions of the matching rows. The table is `environment_terms` when
-    /// the filter has terms, else `environments`. Its alias is `e`, and it has the columns `number`,
+    /// the filter has terms, else `environments`. Its alias is `e`. Its columns are `number`,
     /// `owner`, `status` and `created_at`. `groups` are required in addition to `any_of_each`.
     fn rows(&self, groups: &[&[String]], params: &mut Params) -> Result<Rows, StoreError> {
         let required = self.terms.any_of_each.iter().map(Vec::as_slice);

@@ -80,7 +80,7 @@ async fn session_request_past_its_deadline_is_not_served() {
         .await
         .unwrap();
     ends.gateway.client().flush().await.unwrap();
-    // `session` asserts that what it accepts is its own request.
+    // `session` asserts that it accepts its own request, and not the late one.
     let (mut opened, served) = ends.session().await;
     let finish = tokio::spawn(served.finish(last()));
     assert_eq!(opened.recv().await.unwrap(), Some(last()));

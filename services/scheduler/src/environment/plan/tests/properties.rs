@@ -223,7 +223,7 @@ proptest! {
         }
     }
 
-    /// A retry is never later than the longest delay, whatever the clock says.
+    /// A retry is never later than the longest delay, at any time of the clock.
     #[test]
     fn any_error_is_retried_soon_or_fails_a_pending_environment(
         intent in any_intent(),

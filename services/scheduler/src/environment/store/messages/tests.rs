@@ -57,7 +57,7 @@ fn apply(
         }
         _ => Change::observed(before, state.clone()),
     };
-    let messages = of_transition(before, &change, now);
+    let messages = transition_messages(before, &change, now);
     let mut after = before.clone();
     after.environment.status = state.status;
     after.environment.status_reason = state.reason;
@@ -79,7 +79,7 @@ fn creation_sends_a_command_and_an_event() {
     let waiting = "waiting for capacity in cluster `local`: 0 of CPU available, 100m requested";
     insta::assert_json_snapshot!(
         "created",
-        of_creation(&pending().environment, Some(waiting.into()))
+        creation_messages(&pending().environment, Some(waiting.into()))
     );
 }
 
@@ -91,7 +91,7 @@ fn start_sends_a_route_and_an_event() {
 #[test]
 fn patch_sends_an_event() {
     let (_, running) = apply(&pending(), &started(), t(2));
-    insta::assert_json_snapshot!("updated", of_patch(&running, t(3)));
+    insta::assert_json_snapshot!("updated", patch_messages(&running, t(3)));
 }
 
 #[test]
@@ -143,5 +143,5 @@ fn change_that_keeps_the_status_sends_a_command_only() {
     let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
     let (_, terminating) = apply(&running, &deleted, t(4));
     let forced = Change::requested(&terminating, terminating.state(), Duration::ZERO, t(5));
-    insta::assert_json_snapshot!("forced", of_transition(&terminating, &forced, t(5)));
+    insta::assert_json_snapshot!("forced", transition_messages(&terminating, &forced, t(5)));
 }
