@@ -1,7 +1,7 @@
 //! API keys: the credential of a program.
 //!
 //! Owns tables `api_keys` and `api_key_permissions`. Never stores a key, only its keyed
-//! hash; the key itself is in the answer that creates it and nowhere else.
+//! hash. The answer to its creation is the only place that has the key itself.
 //!
 //! * I1. A key's permissions never change: other permissions need another key.
 //! * I2. A user has at most the configured number of active keys, also under concurrency.
@@ -38,8 +38,10 @@ impl ApiKeys {
         }
     }
 
+    /// Creates a key, and returns its text once.
+    ///
     /// # Errors
-    /// Validation; QuotaExceeded; NotFound when the owner is gone.
+    /// Validation; QuotaExceeded; NotFound when the owner does not exist.
     pub async fn create(&self, request: CreateKeyRequest) -> Result<CreateKeyReply, Error> {
         rules::check(&request)?;
         let transaction = begin(&self.database).await?;
@@ -90,6 +92,8 @@ impl ApiKeys {
             .ok_or_else(not_found)
     }
 
+    /// Revokes a key of the caller. Every replica refuses it at once.
+    ///
     /// # Errors
     /// NotFound when the key is another user's or was revoked already.
     pub async fn revoke(&self, request: KeyRequest) -> Result<(), Error> {

@@ -1,7 +1,8 @@
-//! The audit trail: who did what to which identity, when, and with which result.
+//! The audit trail: actor, action, target, time and result of each change to an identity.
 //!
-//! * I1. Append only: the database refuses changes; only the retention removes.
-//! * I2. No secret and no text that a stranger typed: ids and words of closed lists.
+//! * I1. Append only: the database refuses updates, and only the retention deletes entries.
+//! * I2. An entry has ids and values of closed lists, so neither a secret nor a text from a
+//!   request is in it.
 //! * I3. An entry is written in the transaction of the action that it records.
 
 use agentbox_contracts::ids::UserId;
@@ -16,7 +17,7 @@ pub use crate::entity::audit::Action;
 
 /// One line of the trail.
 pub struct Entry<'a> {
-    /// `None`: auth itself, an administrator whom the request does not name, or a user that
+    /// `None`: auth itself, an administrator that the request does not name, or a user that
     /// does not exist.
     pub actor: Option<&'a UserId>,
     pub action: Action,
@@ -25,6 +26,8 @@ pub struct Entry<'a> {
     pub ok: bool,
 }
 
+/// Adds an entry to the trail.
+///
 /// # Errors
 /// When the database fails.
 pub async fn record(on: &impl ConnectionTrait, entry: Entry<'_>) -> Result<(), StoreError> {

@@ -1,7 +1,7 @@
-//! Authentication: the principal of a credential. Every request of the public API asks.
+//! Authentication: the principal of a credential. The gateway asks for every public request.
 //!
-//! * I1. Postgres decides each time, in one indexed query: a credential that any replica
-//!   revoked a moment ago is refused now.
+//! * I1. Postgres decides each time, in one indexed query. So a credential that any replica has
+//!   revoked is refused at once.
 //! * I2. The error for a refused credential depends on its kind, not on the reason.
 //! * I3. A text that cannot be a credential costs no query.
 
@@ -32,6 +32,8 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
+    /// Returns the principal of a credential.
+    ///
     /// # Errors
     /// Unauthorized; Unavailable when Postgres does not answer.
     pub async fn authenticate(&self, request: AuthenticateRequest) -> Result<Principal, Error> {
@@ -101,7 +103,7 @@ impl Authenticator {
         Ok(Some(key.credential.principal(credential, key.scope)))
     }
 
-    /// The key of a stream that is open: its hash was checked when the stream was opened.
+    /// Revalidates the key of an open stream. Its hash was checked when the stream was opened.
     async fn by_key_id(&self, user: &UserId, id: ApiKeyId) -> Result<Option<Principal>, Error> {
         let active = api_key::store::find_active(&self.database, &id).await?;
         Ok(active

@@ -1,6 +1,6 @@
-//! The tables of schema `auth` as sea-orm entities: one file a table, named like it.
+//! The tables of schema `auth` as sea-orm entities, one file for each table.
 //!
-//! The lowest floor of the service: an entity imports no other module of it.
+//! The lowest layer of the service: an entity imports no other module of it.
 
 pub mod api_key_permissions;
 pub mod api_keys;

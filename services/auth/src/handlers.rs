@@ -1,4 +1,4 @@
-//! Auth's edge: each method of the contract and the part that answers it.
+//! Auth's RPCs: each method of the contract and the part that answers it.
 
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ impl Auth {
         Ok(PublicKeysReply { keys })
     }
 
+    /// Succeeds when this replica can serve requests.
+    ///
     /// # Errors
     /// Unavailable when Postgres does not answer or there is no signing key.
     pub async fn ready(&self) -> Result<(), Error> {

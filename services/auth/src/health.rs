@@ -1,4 +1,4 @@
-//! Readiness: Postgres answers and there is a key that signs.
+//! Readiness: Postgres answers, and there is a signing key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Reports the readiness of this replica until `shutdown`.
 ///
 /// # Errors
-/// None: a replica that is not ready reports the reason and goes on.
+/// None: a replica that is not ready reports the reason and continues.
 pub async fn watch(
     auth: Arc<Auth>,
     component: Component,

@@ -1,8 +1,8 @@
 //! Auth: users and their credentials.
 //!
 //! Owns users, passwords, logins and the keys that sign their tokens, API keys, stream
-//! tickets and the audit trail, all in Postgres schema `auth`. Never knows what an
-//! environment runs or whether it exists, and authorizes no route: the gateway does.
+//! tickets and the audit trail, all in Postgres schema `auth`. Has no data about environments,
+//! and authorizes no route: the gateway does.
 //!
 //! * I1. Postgres holds all state: any replica may be killed at any line, and a credential
 //!   that one replica revokes is refused by all.

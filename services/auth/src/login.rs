@@ -1,6 +1,6 @@
 //! Logins: a password exchanged for a token that can be revoked.
 //!
-//! Owns table `logins`; a token is valid while its row is. Never stores a token.
+//! Owns table `logins`. A token is valid while its login's row is valid. Never stores a token.
 //!
 //! * I1. An unknown user and a wrong password get the same answer after the same work.
 //! * I2. A login whose password was replaced while it was verified is not recorded.
@@ -48,6 +48,8 @@ impl Logins {
         }
     }
 
+    /// Verifies a password, records a login and returns its token.
+    ///
     /// # Errors
     /// InvalidCredentials; Unavailable when too many log in at once.
     pub async fn login(&self, request: LoginRequest) -> Result<LoginReply, Error> {
@@ -57,24 +59,24 @@ impl Logins {
     }
 
     async fn try_login(&self, request: &LoginRequest) -> Result<LoginReply, Error> {
-        // A text that cannot be a username is looked up like one that can: as no user's.
-        let is_name = user::rules::username(&request.username).is_ok();
-        let username = if is_name {
+        // An invalid username gets the same work as an unknown one (I1). No user has the empty one.
+        let is_valid = user::rules::username(&request.username).is_ok();
+        let username = if is_valid {
             request.username.as_str()
         } else {
             ""
         };
         let user = user::store::find_by_username(&self.database, username).await?;
         let hash = user.as_ref().map(|user| user.password_hash.as_str());
-        let is_right = self.hasher.verify(&request.password, hash).await?;
+        let password_matches = self.hasher.verify(&request.password, hash).await?;
         let id = user.as_ref().map(|user| user.id.0.clone());
         let entry = |login| Entry {
             actor: id.as_ref(),
             action: Action::Login,
             target: login,
-            ok: is_right,
+            ok: password_matches,
         };
-        let Some(user) = user.filter(|_| is_right) else {
+        let Some(user) = user.filter(|_| password_matches) else {
             audit::record(&self.database, entry(None)).await?;
             return Err(refused());
         };
@@ -88,7 +90,7 @@ impl Logins {
         let key = self.keyring.signer(now).await?;
         let verified = User::from(user.clone());
         let token = token::sign(&token::Claims::new(&verified, &login), &key).map_err(|error| {
-            tracing::error!(error = %ErrorChain(&error), "could not sign a token");
+            tracing::error!(error = %ErrorChain(&error), "token not signed");
             Error::internal()
         })?;
         let transaction = begin(&self.database).await?;

@@ -1,6 +1,6 @@
 //! Passwords: their rule, and Argon2id off the async threads.
 //!
-//! Owns the cost of guessing. Never keeps a password longer than one computation.
+//! Owns the parameters of Argon2id. Never keeps a password longer than one computation.
 //!
 //! * I1. At most `concurrency` hashes are computed at once and `queue` requests wait. More
 //!   are refused at once, so a flood of logins costs neither memory nor the latency of other
@@ -58,7 +58,7 @@ impl From<HasherError> for Error {
                 Self::new(ErrorCode::Unavailable, "too many logins at once; try again")
             }
             HasherError::Failed(_) => {
-                tracing::error!(error = %ErrorChain(&error), "could not compute a password hash");
+                tracing::error!(error = %ErrorChain(&error), "password hash not computed");
                 Self::internal()
             }
         }
@@ -70,8 +70,8 @@ pub struct Hasher {
     running: Arc<Semaphore>,
     /// One permit for each request that runs or waits.
     admitted: Semaphore,
-    /// The hash of a random password, checked when there is no user.
-    decoy: String,
+    /// The hash of a random password, verified when there is no user.
+    dummy_hash: String,
 }
 
 impl Hasher {
@@ -90,10 +90,10 @@ impl Hasher {
                     .saturating_add(queue)
                     .min(Semaphore::MAX_PERMITS),
             ),
-            decoy: String::new(),
+            dummy_hash: String::new(),
         };
-        let unknown = Secret(hex::encode(rand::random::<[u8; 16]>()));
-        hasher.decoy = hasher.hash(&unknown).await?;
+        let random = Secret(hex::encode(rand::random::<[u8; 16]>()));
+        hasher.dummy_hash = hasher.hash(&random).await?;
         Ok(hasher)
     }
 
@@ -119,7 +119,7 @@ impl Hasher {
     /// [`HasherError::Busy`] when too many wait.
     pub async fn verify(&self, password: &Secret, hash: Option<&str>) -> Result<bool, HasherError> {
         let user_exists = hash.is_some();
-        let hash = hash.unwrap_or(&self.decoy).to_owned();
+        let hash = hash.unwrap_or(&self.dummy_hash).to_owned();
         let (argon2, password) = (self.argon2.clone(), password.clone());
         let matches = self
             .compute("verify", move || {
@@ -172,9 +172,9 @@ mod tests {
             ("x".repeat(256), true),
             ("x".repeat(257), false),
         ] {
-            let verdict = check("new_password", &Secret(password.clone()));
-            assert_eq!(verdict.is_ok(), good, "{password}");
-            if let Err(error) = verdict {
+            let outcome = check("new_password", &Secret(password.clone()));
+            assert_eq!(outcome.is_ok(), good, "{password}");
+            if let Err(error) = outcome {
                 assert!(
                     error.message.starts_with("new_password:"),
                     "{}",

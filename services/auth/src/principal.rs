@@ -1,4 +1,4 @@
-//! The part of a principal that all credentials share, as a store reads it.
+//! The part of a principal that the stores read for every kind of credential.
 
 use agentbox_contracts::identity::{Credential, Principal, Role, Scope};
 use agentbox_contracts::ids::UserId;
@@ -6,7 +6,7 @@ use agentbox_database::Text;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::DateTimeUtc;
 
-/// A credential that is neither expired nor revoked, and its user as it is now.
+/// A credential that is neither expired nor revoked, and the current data of its user.
 #[derive(FromQueryResult)]
 pub struct ActiveCredential {
     pub user_id: Text<UserId>,

@@ -3,8 +3,9 @@
 //! Owns the keyed hashes under which credentials are stored, and the encryption of
 //! private keys at rest. Never shows a key, not even in `Debug`.
 //!
-//! * I1. Each purpose has a key of its own: a value stored for one is useless for another.
-//! * I2. A copy of the database alone decrypts nothing.
+//! * I1. Each purpose has a key of its own, so a value stored for one purpose is invalid for
+//!   another.
+//! * I2. Nothing can be decrypted with a copy of the database alone.
 //!
 //! A key is HMAC-SHA256 of the purpose's label under the secret. HKDF-Expand appends a byte
 //! to the label: its keys would differ, and every stored key and ticket would be invalid.

@@ -1,12 +1,12 @@
 //! The keys that sign tokens.
 //!
-//! Owns table `signing_keys` and this replica's copy of it. Never hands out a private key.
+//! Owns table `signing_keys` and this replica's copy of it. Never returns a private key.
 //!
-//! * I1. A key is in Postgres before it signs: any replica can verify another's token, by
-//!   reading the table when it gets a key id that it does not know.
+//! * I1. A key is in Postgres before it signs. A replica that gets a token with an unknown key id
+//!   reads the table, so it can verify the tokens of every other replica.
 //! * I2. A public key is served until the last token that it signed has expired.
 //! * I3. One replica at a time makes a key; the others read it.
-//! * I4. A key id that no replica made is refused without asking Postgres.
+//! * I4. A key id that no replica made is refused without a query.
 
 pub mod rules;
 pub mod store;
@@ -59,7 +59,7 @@ impl From<KeyError> for agentbox_contracts::error::Error {
         match error {
             KeyError::Store(error) => error.into(),
             other => {
-                tracing::error!(error = %ErrorChain(&other), "could not use a signing key");
+                tracing::error!(error = %ErrorChain(&other), "signing key not usable");
                 Self::internal()
             }
         }
@@ -114,7 +114,7 @@ impl Keyring {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The key that signs at `now`. Makes a new one when it is time.
+    /// The key that signs at `now`. Makes a new one when the last one no longer signs.
     ///
     /// # Errors
     /// When Postgres fails while a key must be read or made.
@@ -163,8 +163,8 @@ impl Keyring {
         Ok(key.filter(|key| key.lifetime.may_verify(now)))
     }
 
-    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037). Reads
-    /// the table: the caller may look for a key that another replica made a moment ago.
+    /// The public keys that verify tokens now, as JSON Web Keys (RFC 7517, RFC 8037). Reads the
+    /// table, because another replica may have made a key since the last read.
     ///
     /// # Errors
     /// When Postgres fails.
@@ -184,7 +184,7 @@ impl Keyring {
         Ok(keys)
     }
 
-    /// Reads the table, and makes a key unless another replica just did.
+    /// Reads the table, and makes a key unless another replica has done so meanwhile.
     async fn rotate(&self, now: DateTime<Utc>) -> Result<(), KeyError> {
         let transaction = begin(&self.database).await?;
         store::lock(&transaction).await?;
@@ -203,7 +203,7 @@ impl Keyring {
             };
             audit::record(&transaction, entry).await?;
             metrics::signing_key_created();
-            tracing::info!(kid = key.kid, signs_until = %key.signs_until, "made a signing key");
+            tracing::info!(kid = key.kid, signs_until = %key.signs_until, "signing key created");
             stored.insert(0, key);
         }
         commit(transaction).await?;
@@ -277,7 +277,7 @@ impl Keyring {
     /// Refreshes the copy and makes keys when they are due, until `shutdown`.
     ///
     /// # Errors
-    /// None: a failed refresh is tried again, and the known keys stay in use meanwhile.
+    /// None: a failed refresh is retried, and the known keys stay in use.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
         let mut tick = tokio::time::interval(REFRESH.min(self.rotation));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -287,7 +287,7 @@ impl Keyring {
                 _ = tick.tick() => {}
             }
             if let Err(error) = self.refresh().await {
-                tracing::warn!(error = %ErrorChain(&error), "could not refresh the signing keys");
+                tracing::warn!(error = %ErrorChain(&error), "signing keys not refreshed; retried");
             }
         }
     }

@@ -3,10 +3,11 @@
 use agentbox_contracts::error::Error;
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, SqlErr};
 
-/// The class of auth's advisory locks. The scheduler, which may share the database, has others.
+/// The class of auth's advisory locks. The scheduler may use the same database, with other
+/// classes.
 pub const ADVISORY_LOCK: i32 = 10;
 
-/// The database failed, or a row holds what auth never writes.
+/// The database failed, or a row has a value that auth never writes.
 #[derive(Debug, thiserror::Error)]
 #[error("the database failed")]
 pub struct StoreError(#[from] DbErr);
@@ -15,10 +16,10 @@ impl StoreError {
     /// The unique constraint that the write violated, if that is why it failed.
     #[must_use]
     pub fn unique_violation(&self) -> Option<String> {
-        agentbox_database::is_unique_violation(&self.0)
+        agentbox_database::violated_unique_constraint(&self.0)
     }
 
-    /// Whether the write named a row that is gone, like a user who was deleted meanwhile.
+    /// Whether the write referred to a missing row, such as a user that was deleted meanwhile.
     #[must_use]
     pub fn is_foreign_key_violation(&self) -> bool {
         let violation = self.0.sql_err();
@@ -32,19 +33,23 @@ impl From<StoreError> for Error {
     }
 }
 
+/// Begins a transaction.
+///
 /// # Errors
 /// When Postgres fails or has no free connection in time.
 pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, StoreError> {
     Ok(agentbox_database::begin(database).await?)
 }
 
+/// Commits a transaction.
+///
 /// # Errors
-/// When Postgres fails: nothing of the transaction was written, as far as is known.
+/// When Postgres fails. Whether the transaction was written is then unknown.
 pub async fn commit(transaction: DatabaseTransaction) -> Result<(), StoreError> {
     Ok(transaction.commit().await?)
 }
 
-/// The rows that one page holds: `limit`, and 1,000 at most.
+/// The number of rows on one page: `limit`, at most 1,000.
 #[must_use]
 pub fn page_limit(limit: u32) -> u64 {
     u64::from(limit.min(1_000))

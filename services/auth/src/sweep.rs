@@ -1,8 +1,8 @@
-//! Removing what has expired.
+//! Deletes expired rows.
 //!
 //! * I1. Correctness never depends on it: every query tests the time itself.
 //! * I2. One replica sweeps, the holder of lease `sweep`, in batches that hold no lock for
-//!   long. Two that overlap for a moment remove the same rows, which does no harm.
+//!   long. Two replicas that overlap for a moment delete the same rows, which is harmless.
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ use tracing::Instrument;
 use crate::entity::{api_keys, audit, logins, signing_keys, tickets};
 use crate::metrics;
 
-/// Rows that one statement removes.
+/// The most rows that one statement deletes.
 const BATCH: u64 = 1_000;
-/// How long an expired login, ticket or signing key stays, for those who examine an incident.
+/// How long an expired login, ticket or signing key is kept, for the analysis of incidents.
 const GRACE: Duration = Duration::from_secs(3_600);
 
 pub struct Sweeper {
     pub database: DatabaseConnection,
     pub leases: Leases,
     pub interval: Duration,
-    /// How long a revoked or expired API key stays.
+    /// How long a revoked or expired API key is kept.
     pub key_retention: Duration,
     pub audit_retention: Duration,
 }
@@ -37,7 +37,7 @@ impl Sweeper {
     /// Sweeps until `shutdown`, while this replica holds the lease.
     ///
     /// # Errors
-    /// None: a failed sweep is tried again at the next interval.
+    /// None: a failed sweep is retried at the next interval.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
         let sweeper = &self;
         let work = |held: CancellationToken| async move {
@@ -104,7 +104,7 @@ impl Sweeper {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), table, "could not remove expired rows");
+                    tracing::warn!(error = %ErrorChain(&error), table, "expired rows not deleted; retried");
                     return;
                 }
             }

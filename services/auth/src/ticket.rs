@@ -3,8 +3,8 @@
 //! Owns table `tickets`. Never stores a ticket, only its keyed hash.
 //!
 //! * I1. A ticket is redeemed once, for the environment and the action it was made for.
-//! * I2. It grants no more than its action needs, and is void once the login or API key that
-//!   asked for it has expired or was revoked.
+//! * I2. It grants no more than its action needs. It is void once its issuer, the login or API
+//!   key that asked for it, has expired or was revoked.
 
 pub mod rules;
 pub mod store;
@@ -45,6 +45,8 @@ impl Tickets {
         self.secret.digest(Purpose::Ticket, text.as_bytes())
     }
 
+    /// Issues a ticket for one environment and one action.
+    ///
     /// # Errors
     /// NotFound or Forbidden when the caller's own credential does not grant as much;
     /// Unauthorized when it was revoked meanwhile.
@@ -86,7 +88,7 @@ impl Tickets {
         })
     }
 
-    /// Uses the ticket up. `None`: it is not valid, for whatever reason.
+    /// Redeems a ticket, which cannot be used again. `None`: it is not valid, for any reason.
     pub async fn redeem(
         &self,
         ticket: &Secret,

@@ -1,13 +1,13 @@
-//! Users: who may log in, and with which role.
+//! Users and their roles.
 //!
-//! Owns table `users`. Never knows what a user runs: the scheduler is notified when a user
-//! is deleted.
+//! Owns table `users`. Has no data about a user's environments: it notifies the scheduler when a
+//! user is deleted.
 //!
-//! * I1. There is always an administrator once there was one.
+//! * I1. The last administrator can be neither deleted nor demoted.
 //! * I2. A new password revokes every login of its user, in the same transaction; API keys
 //!   stay.
-//! * I3. Deleting a user deletes all its credentials in one transaction; its environments
-//!   follow, however often the scheduler must be asked ([`deletion`]).
+//! * I3. Deleting a user deletes all its credentials in one transaction. Its environments are
+//!   ended afterwards: the scheduler is notified until it has confirmed ([`deletion`]).
 
 pub mod bootstrap;
 pub mod deletion;
@@ -45,6 +45,8 @@ impl Users {
         }
     }
 
+    /// Returns one user.
+    ///
     /// # Errors
     /// NotFound.
     pub async fn get(&self, id: &UserId) -> Result<User, Error> {
@@ -57,6 +59,8 @@ impl Users {
         Ok(ListUsersReply { users, total })
     }
 
+    /// Creates a user.
+    ///
     /// # Errors
     /// Validation; Conflict when the username or the email is taken.
     pub async fn create(&self, request: CreateUserRequest) -> Result<User, Error> {
@@ -70,7 +74,9 @@ impl Users {
             password_hash: self.hasher.hash(&request.password).await?,
         };
         let transaction = begin(&self.database).await?;
-        let user = store::insert(&transaction, new).await.map_err(taken)?;
+        let user = store::insert(&transaction, new)
+            .await
+            .map_err(conflict_error)?;
         let entry = Entry {
             actor: None,
             action: Action::CreateUser,
@@ -82,6 +88,8 @@ impl Users {
         Ok(user)
     }
 
+    /// Changes the email, the role or the password of a user.
+    ///
     /// # Errors
     /// Validation; NotFound; Conflict when the email is taken or the user is the last
     /// administrator and would lose the role.
@@ -105,7 +113,7 @@ impl Users {
         }
         let user = store::update(&transaction, &request.id, request.email, request.role)
             .await
-            .map_err(taken)?
+            .map_err(conflict_error)?
             .ok_or_else(not_found)?;
         if let Some(hash) = password_hash {
             store::set_password(&transaction, &request.id, &hash, None).await?;
@@ -121,6 +129,8 @@ impl Users {
         Ok(user)
     }
 
+    /// Deletes a user and its credentials.
+    ///
     /// # Errors
     /// NotFound; Conflict for the last administrator.
     pub async fn delete(&self, id: &UserId) -> Result<(), Error> {
@@ -145,7 +155,7 @@ impl Users {
         Ok(())
     }
 
-    /// Revokes every login of the user, the caller's too.
+    /// Replaces the password of a user. Revokes every login of the user, the caller's too.
     ///
     /// # Errors
     /// Validation; InvalidCredentials when the current password is wrong.
@@ -153,20 +163,20 @@ impl Users {
         password::check("new_password", &request.new_password)?;
         let user = store::find(&self.database, &request.user).await?;
         let hash = user.as_ref().map(|user| user.password_hash.as_str());
-        let is_right = self.hasher.verify(&request.current_password, hash).await?;
+        let password_matches = self.hasher.verify(&request.current_password, hash).await?;
         let entry = Entry {
             actor: Some(&request.user),
             action: Action::ChangePassword,
             target: Some(request.user.as_str()),
-            ok: is_right,
+            ok: password_matches,
         };
-        let Some(user) = user.filter(|_| is_right) else {
+        let Some(user) = user.filter(|_| password_matches) else {
             audit::record(&self.database, entry).await?;
             return Err(wrong_password());
         };
         let hash = self.hasher.hash(&request.new_password).await?;
         let transaction = begin(&self.database).await?;
-        // Of two changes at once, the second one's current password is no longer current.
+        // Of two concurrent changes, the second one was verified against a replaced password.
         let version = Some(user.password_version);
         if !store::set_password(&transaction, &request.user, &hash, version).await? {
             return Err(wrong_password());
@@ -187,7 +197,8 @@ fn wrong_password() -> Error {
     )
 }
 
-fn taken(error: StoreError) -> Error {
+/// The public error of a write that may violate a unique constraint.
+fn conflict_error(error: StoreError) -> Error {
     match error.unique_violation() {
         Some(constraint) if constraint.contains("email") => {
             Error::new(ErrorCode::Conflict, "email: is taken by another user")

@@ -1,12 +1,14 @@
 //! Environments: their requests, their rows, and reconciling the one with the clusters.
 //!
-//! * [`request`], [`selector`], [`quota`], [`state`], [`plan`]: decisions, pure.
+//! * [`request`], [`creation`], [`selector`], [`quota`], [`state`], [`plan`], [`spec`]:
+//!   decisions, pure.
 //! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
 //! * [`handlers`]: the RPCs of other services.
 //! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
 //! * [`sweeper`], [`orphans`]: periodic work.
 //! * [`outbox`]: publishing changes on the bus.
 
+pub mod creation;
 mod entity;
 pub mod handlers;
 pub mod orphans;

@@ -2,8 +2,7 @@
 //!
 //! Owns the Postgres schema `scheduler` and the environment event stream. Postgres has the
 //! requested state, clusters have the actual one, and this service reconciles the second
-//! with the first. It keeps no state in memory that it cannot read again. Never carries a
-//! byte of user I/O.
+//! with the first. All its state in memory can be read again. It never carries user I/O.
 //!
 //! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
@@ -44,10 +43,11 @@ use crate::environment::{orphans, queue, sweeper};
 const SERVICE: &str = "scheduler";
 /// A command whose replica was killed is delivered again after this time.
 const COMMAND_ACK_WAIT: Duration = Duration::from_secs(10);
-/// Deliveries of one command; it only fails when the database does.
+/// Deliveries of one command. A delivery fails only when the database does.
 const COMMAND_ATTEMPTS: i64 = 20;
 const COMMAND_RETRY: Duration = Duration::from_secs(1);
-/// How long the start waits for a cluster before requests are answered: most need none.
+/// How long the start waits for a cluster. Requests are answered after it in any case, because
+/// most of them need no cluster.
 const CLUSTER_START_WAIT: Duration = Duration::from_secs(5);
 
 /// Starts the scheduler: its tasks run until shutdown.
@@ -104,7 +104,7 @@ pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> 
 /// A task of the service, until shutdown.
 pub type Task = BoxFuture<'static, Result<(), anyhow::Error>>;
 
-/// What the tasks of the service share.
+/// The state that the tasks of the service share.
 #[derive(Clone)]
 struct AppState {
     environments: Environments,
@@ -176,7 +176,7 @@ impl Scheduler {
             let serve = async move { Ok(state.serve_cluster(name, runtime, ready).await?) };
             spawn("cluster", serve.boxed());
         }
-        // Without a cluster it could create nothing, and another replica may have one.
+        // Until then another replica, which may reach a cluster, answers the creates.
         state
             .clusters
             .wait_for_unreachable(CLUSTER_START_WAIT)
@@ -229,6 +229,17 @@ impl AppState {
         tokio::join!(expiry, purge);
     }
 
+    /// Reports whether a cluster is reachable. One is enough.
+    fn report_readiness(&self, ready: Option<&Component>) {
+        let Some(ready) = ready else { return };
+        let mut clusters = self.clusters.iter();
+        if clusters.any(|cluster| cluster.capacity.current().is_some()) {
+            ready.ready();
+        } else {
+            ready.not_ready("no cluster is reachable");
+        }
+    }
+
     /// Serves one cluster until shutdown: its capacity, its commands, its due environments,
     /// its changes.
     async fn serve_cluster(
@@ -245,17 +256,7 @@ impl AppState {
             cluster
                 .capacity
                 .run_refresh(&name, &*runtime, self.shutdown.clone(), || {
-                    let Some(ready) = &ready else { return };
-                    // One reachable cluster is enough.
-                    if self
-                        .clusters
-                        .iter()
-                        .any(|cluster| cluster.capacity.current().is_some())
-                    {
-                        ready.ready();
-                    } else {
-                        ready.not_ready("no cluster is reachable");
-                    }
+                    self.report_readiness(ready.as_ref());
                 });
         let commands = self
             .bus
@@ -301,7 +302,7 @@ async fn handle_command(reconciler: &Reconciler, command: &Command) -> Result<()
     let Some(Subject::Command { id, .. }) = Subject::parse(&command.subject) else {
         tracing::error!(
             subject = command.subject,
-            "command of an unknown subject discarded"
+            "command with an unknown subject discarded"
         );
         return Ok(());
     };

@@ -101,14 +101,14 @@ impl Bus {
         let closing = async {
             self.inner.hub.close().await;
             self.inner.replies.close().await;
-            // `drain` does not wait until queued messages are sent.
+            // First, because `drain` does not wait until queued messages are sent.
             let _ = client.flush().await;
             if let Err(error) = client.drain().await {
                 tracing::debug!(error = %ErrorChain(&error), "the connection could not be drained");
             }
         };
         if tokio::time::timeout(CLOSE_DEADLINE, closing).await.is_err() {
-            tracing::warn!("the bus did not close in time");
+            tracing::warn!("bus not closed in time");
         }
     }
 }
@@ -145,7 +145,8 @@ impl Bus {
         rpc::call(&self.inner.replies, subject, request, deadline).await
     }
 
-    /// While one connection is lost, the other one probably is too and only does not know yet.
+    /// Fails while one of the two connections is lost: the other one probably is too, and its
+    /// client has not noticed yet.
     fn require_connection(&self) -> Result<(), Error> {
         if self.is_connected() {
             return Ok(());
@@ -156,7 +157,7 @@ impl Bus {
         ))
     }
 
-    /// A server without methods. Add them, then call [`Server::listen`] and
+    /// Makes a server without methods. Add them, then call [`Server::listen`] and
     /// [`Listening::run`](rpc::Listening::run).
     #[must_use]
     pub fn serve(&self, service: &'static str) -> Server {
@@ -218,8 +219,8 @@ impl Bus {
     }
 
     /// Opens the durable consumer `consumer` of the commands that match `filter`. A handler
-    /// gets each command at most `max_deliver` times, and `ack_wait` after each progress
-    /// acknowledgement.
+    /// gets each command at most `max_deliver` times. A command whose progress is not
+    /// acknowledged within `ack_wait` is delivered again.
     ///
     /// # Errors
     /// When JetStream refuses or does not answer.

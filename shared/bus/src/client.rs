@@ -22,8 +22,8 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// JetStream's own requests.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
-/// A slow consumer drops thousands of messages. Each is counted; the log gets one line in
-/// this time.
+/// The least time between two log lines about slow consumers. Such a consumer may drop thousands
+/// of messages, and each of them is counted.
 const SLOW_CONSUMER_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages that wait in one subscription: 2 MiB of request headers, or 128 MiB of full
 /// frames on the connection of the sessions. More are dropped; sessions retransmit them.
@@ -130,10 +130,7 @@ impl Reports {
             Event::SlowConsumer(subscription) => {
                 metrics::slow_consumer();
                 if self.should_log_slow_consumer() {
-                    tracing::warn!(
-                        subscription,
-                        "messages were dropped: a subscription is too slow"
-                    );
+                    tracing::warn!(subscription, "messages dropped: a subscription is too slow");
                 }
             }
             Event::Connected | Event::Disconnected | Event::LameDuckMode => {
@@ -187,7 +184,7 @@ async fn dial(
                 });
             }
             Err(error) => {
-                tracing::info!(error = %ErrorChain(&error), "NATS is not reachable yet; retrying");
+                tracing::info!(error = %ErrorChain(&error), "NATS not reachable; retried");
                 tokio::time::sleep(RECONNECT_DELAY).await;
             }
         }

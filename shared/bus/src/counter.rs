@@ -1,5 +1,5 @@
-//! Counters that are exact across replicas. A JetStream counter stream adds atomically and
-//! replies with the total, in one round trip.
+//! Counters that several replicas increment. JetStream adds atomically and replies with the exact
+//! total, in one round trip.
 
 use std::time::Duration;
 

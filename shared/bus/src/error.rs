@@ -1,10 +1,10 @@
-//! Errors of the bus itself. A service's own answer is a contract [`Error`].
+//! Errors of the bus itself. The error that a service replies with is a contract [`Error`].
 //!
 //! [`Error`]: agentbox_contracts::error::Error
 
 use std::time::Duration;
 
-/// An error of NATS in its own type: `downcast_ref` finds the type, and with it the kind.
+/// An error of the NATS client. `downcast_ref` gives its concrete type, which has a kind.
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Environment events: each is published once, and can be replayed until it is removed.
+//! Environment events. Each is stored once, and can be replayed until its retention ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,7 +23,7 @@ use crate::trace;
 const READING: &str = "reading events";
 /// The wait between two attempts to resume reading.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
-/// A reader that could not resume for so long ends with the error.
+/// How long a reader tries to resume before it ends with the error.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
 /// An event and its position in the stream.
@@ -36,8 +36,8 @@ pub struct StoredEvent {
     pub pending: u64,
 }
 
-/// Events in order. It survives reconnects and restarts of NATS, and ends only with an
-/// error.
+/// Events in order. The stream continues after reconnects and restarts of NATS, and ends only
+/// with an error.
 pub struct EventStream {
     events: BoxStream<'static, Result<StoredEvent, BusError>>,
 }
@@ -70,7 +70,7 @@ impl Reader {
                     if since.elapsed() > GIVE_UP_AFTER {
                         return Err(error);
                     }
-                    tracing::info!(error = %ErrorChain(&error), "reading events was interrupted; resuming");
+                    tracing::info!(error = %ErrorChain(&error), "event stream interrupted; retried");
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
@@ -145,9 +145,9 @@ pub(crate) async fn read(
     let events = futures::stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         let next = reader.next().await;
-        // An event that cannot be decoded does not hold up the next ones.
-        let goes_on = matches!(next, Ok(_) | Err(BusError::Malformed(_)));
-        let reader = goes_on.then_some(reader);
+        // After an event that cannot be decoded, the next ones are still read.
+        let continues = matches!(next, Ok(_) | Err(BusError::Malformed(_)));
+        let reader = continues.then_some(reader);
         Some((next, reader))
     });
     Ok(EventStream {

@@ -12,10 +12,10 @@ use serde::Serialize;
 /// NATS' own limit on a message, less room for headers.
 const MAX_MESSAGE: usize = 1000 * 1024;
 
-/// A message's JSON body. A body that is larger than one message is an error.
+/// Encodes a message's JSON body. Fails when it is larger than one message.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     let body = serde_json::to_vec(value).map_err(|error| {
-        tracing::error!(error = %ErrorChain(&error), "a message could not be encoded");
+        tracing::error!(error = %ErrorChain(&error), "message not encoded");
         Error::internal()
     })?;
     if body.len() > MAX_MESSAGE {
@@ -30,12 +30,12 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     Ok(body.into())
 }
 
-/// Says when the caller stops waiting.
+/// Sets the header with the time when the caller stops waiting.
 pub(crate) fn set_deadline(headers: &mut HeaderMap, from_now: Duration) {
     headers.insert(HEADER_DEADLINE, unix_ms_in(from_now).to_string());
 }
 
-/// Says when a command expires.
+/// Sets the header with the time when a command expires.
 pub(crate) fn set_expiry(headers: &mut HeaderMap, from_now: Duration) {
     headers.insert(HEADER_EXPIRES_AT, unix_ms_in(from_now).to_string());
 }

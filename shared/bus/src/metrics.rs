@@ -1,4 +1,4 @@
-//! The metrics of the bus. Nothing else in this crate names one.
+//! The metrics of the bus. The other modules of this crate call these functions.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const SESSION_FOREIGN_FRAMES: &str = "agentbox_session_foreign_frames_total";
 const SESSION_MALFORMED_FRAMES: &str = "agentbox_session_malformed_frames_total";
 const SESSION_DROPPED_FRAMES: &str = "agentbox_session_dropped_frames_total";
 
-/// Registers the descriptions. Any number of times.
+/// Registers the descriptions. May be called repeatedly.
 pub(crate) fn describe() {
     for (name, description) in [
         (

@@ -1,7 +1,7 @@
 //! Replies to this process's requests: one subscription, and a table of pending requests.
 //!
-//! The client library has such a table too, but keeps an entry for every request that is
-//! never answered; during an outage that is every request.
+//! The client library has such a table too. It keeps the entry of every request that is never
+//! answered, and during an outage no request is answered.
 //!
 //! * I1. An entry is removed when its request ends: answered, timed out or dropped.
 

@@ -1,8 +1,8 @@
 //! The route of each environment: the scheduler writes it, and the gateway mirrors it for
 //! its hot paths.
 //!
-//! The mirror may lag behind. When it has no route, ask the scheduler before a caller is
-//! told that there is none.
+//! The mirror may lag behind. When it has no route, ask the scheduler before answering that there
+//! is none.
 //!
 //! * I1. A deleted route leaves a marker for the mirrors, which expires after
 //!   [`MARKER_TTL`]. The bucket does not grow with the number of ended environments.
@@ -98,7 +98,7 @@ impl RouteMirror {
         self.table.clone()
     }
 
-    /// Updates the mirror until `shutdown`. Reads everything again when the watch fails.
+    /// Updates the table until `shutdown`. Reads the whole bucket again when the watch fails.
     pub async fn run(&self, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(self.read()).await.is_some() {}
     }
@@ -112,7 +112,7 @@ impl RouteMirror {
         };
         self.table.unsync();
         if let Err(error) = outcome {
-            tracing::info!(error = %ErrorChain(&error), "the route mirror reads everything again");
+            tracing::info!(error = %ErrorChain(&error), "watch of the routes failed; the whole bucket is read again");
             tokio::time::sleep(RETRY_DELAY).await;
         }
     }
@@ -135,7 +135,7 @@ impl RouteMirror {
         loop {
             let next = match &fresh {
                 // A counted route may be removed before it is read. Then the last one never
-                // comes, and the deadline starts the reading again.
+                // arrives, and the deadline restarts the read.
                 Some(_) => tokio::time::timeout(READ_DEADLINE, watch.next())
                     .await
                     .map_err(|_| BusError::Deadline(READ_DEADLINE))?,
@@ -169,12 +169,12 @@ impl RouteMirror {
     }
 }
 
-/// Reads an entry: an environment and its route, `None` where it has none any more.
+/// Decodes an entry: an environment and its route, or `None` when the route was deleted.
 fn route(entry: &Entry) -> Option<(EnvironmentId, Option<Route>)> {
     let Ok(id) = entry.key.parse::<EnvironmentId>() else {
         tracing::warn!(
             key = entry.key,
-            "the key of a route is not an environment id"
+            "route ignored: its key is not an environment id"
         );
         return None;
     };
@@ -183,8 +183,8 @@ fn route(entry: &Entry) -> Option<(EnvironmentId, Option<Route>)> {
         Operation::Delete | Operation::Purge => Ok(None),
     };
     let route = route.unwrap_or_else(|error| {
-        // Without a route the scheduler is asked.
-        tracing::error!(error = %ErrorChain(&error), environment = %id, "a route could not be read");
+        // Callers ask the scheduler when there is no route.
+        tracing::error!(error = %ErrorChain(&error), environment = %id, "route not decoded");
         None
     });
     Some((id, route))

@@ -3,7 +3,7 @@
 //! * I1. The caller's deadline travels with the request. A server does not start a request
 //!   whose deadline has passed.
 //! * I2. A server processes a bounded number of requests at once and refuses the rest.
-//! * I3. A panic in a handler is an error for its caller; the server goes on.
+//! * I3. A panic in a handler is an error for its caller. The server continues.
 //! * I4. A server that stops replies to every request that it has received, with an error if
 //!   it cannot complete it.
 
@@ -69,7 +69,7 @@ async fn exchange<Q: Serialize, P: DeserializeOwned>(
         .as_ref()
         .is_some_and(|headers| headers.get(subjects::HEADER_ERROR).is_some());
     let malformed = |error: serde_json::Error| {
-        tracing::error!(error = %ErrorChain(&error), method, "a reply could not be decoded");
+        tracing::error!(error = %ErrorChain(&error), method, "reply not decoded");
         Error::internal()
     };
     if is_error {
@@ -90,7 +90,7 @@ fn public_error(replies: &Replies, error: &RequestError, method: &str) -> Error 
             format!("{method} did not reply within {} ms", within.as_millis()),
         ),
         _ => {
-            tracing::warn!(error = %ErrorChain(error), method, "a request could not be sent");
+            tracing::warn!(error = %ErrorChain(error), method, "request not sent");
             Error::new(
                 ErrorCode::Unavailable,
                 "the message bus cannot be reached; try again",

@@ -3,7 +3,7 @@
 //! One message on a queue-group subject opens a session; its reply subject is the opener's
 //! own session subject. The reply subject of every frame is the sender's session subject, so
 //! each process needs one subscription for all its sessions. An answer that fits one message
-//! costs one request and one reply.
+//! takes one request and one reply.
 //!
 //! * I1. Messages arrive in order, once each, or the session ends with an error.
 //! * I2. At most [`WINDOW`] messages are in flight in one direction: a slow consumer stops
@@ -43,7 +43,7 @@ pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that have not arrived are sent again after so long without progress.
 pub(crate) const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
-/// A server that has sent nothing by then sends that it has accepted the session.
+/// When a server that has sent nothing yet sends an accept frame.
 pub(crate) const ACCEPT_AFTER: Duration = Duration::from_millis(50);
 /// How long the connection may take to accept a frame.
 pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -143,7 +143,7 @@ impl<Out: SessionMessage> SessionSender<Out> {
     /// Ends the session. The peer's next `recv` returns `error`.
     pub async fn fail(mut self, error: Error) {
         self.finished = true;
-        // Full or closed: the session ends for another reason already.
+        // A full or closed channel means that the session already ends for another reason.
         let _ = self.control.abort.try_send(error);
         self.control.ended.cancelled().await;
     }
@@ -166,10 +166,10 @@ impl<In: SessionMessage> SessionReceiver<In> {
         match self.delivered.recv().await {
             Some(Ok(message)) => {
                 self.finished = message.fin;
-                // The actor counts these. Without an actor the count does not matter.
+                // For the actor's count. Without an actor the count does not matter.
                 let _ = self.control.taken.try_send(());
                 In::decode(message.body).map(Some).map_err(|error| {
-                    tracing::error!(error = %ErrorChain(&error), "a session message could not be decoded");
+                    tracing::error!(error = %ErrorChain(&error), "session message not decoded");
                     Error::internal()
                 })
             }
@@ -245,7 +245,7 @@ impl<Out: SessionMessage, In: SessionMessage> Session<Out, In> {
     /// As there.
     pub async fn finish(self, last: Out) -> Result<(), Error> {
         let (sender, mut receiver) = self.split();
-        // Dropped first, so that a full window does not hold up a peer that still sends.
+        // Dropped first, so that a full window does not block a peer that still sends.
         receiver.finished = true;
         drop(receiver);
         sender.finish(last).await

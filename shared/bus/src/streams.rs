@@ -1,4 +1,4 @@
-//! The streams, buckets and stores. The service that owns one creates it.
+//! The streams, buckets and stores of JetStream. Each is created by the service that owns it.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const RETENTION: Duration = Duration::from_secs(7 * DAY.as_secs());
 const LIMITS_MAX_AGE: Duration = Duration::from_secs(120);
 /// A second message with the same id within this time is a duplicate.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// JetStream reserves the sizes below, so a small machine must have them.
+/// JetStream reserves the sizes below at once, so they must fit on a small machine.
 const MIB: i64 = 1 << 20;
 
 fn commands() -> Config {

@@ -12,12 +12,12 @@ use crate::error::BusError;
 
 /// How long the server may take to confirm a subscription.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
-/// More messages than any subscription gets, and more digits than the server reads.
+/// More messages than any subscription gets, with more digits than the server parses.
 const NO_MORE: u64 = 1_000_000_000_000;
 
 /// Waits until the server has processed everything that `client` has sent. The server works
-/// in order, so a message to the own inbox comes back after that. Only a service that may
-/// publish to its own inbox, which is one that serves requests, can use this.
+/// in order, so a message to this client's own inbox arrives after that. Only a service that
+/// serves requests may publish to its own inbox, so no other can use this.
 ///
 /// # Errors
 /// When the server does not answer in time.
@@ -58,7 +58,7 @@ pub(crate) async fn leave(
             let _ = subscription.unsubscribe_after(NO_MORE).await;
         }
         if let Err(error) = confirm(client).await {
-            tracing::warn!(error = %ErrorChain(&error), "the server did not confirm an unsubscribe");
+            tracing::warn!(error = %ErrorChain(&error), "unsubscribe not confirmed by the server");
         }
     }
     for subscription in subscriptions {

@@ -1,7 +1,7 @@
 //! Spans of messages, and W3C trace context in NATS headers.
 //!
-//! The attributes are OpenTelemetry's semantic conventions for messaging. Every span about
-//! a message is made here.
+//! The attributes follow OpenTelemetry's semantic conventions for messaging. This module makes
+//! every span about a message.
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects::Subject;
@@ -39,7 +39,7 @@ pub(crate) fn serve_span(subject: &str, headers: Option<&HeaderMap>) -> Span {
         messaging.operation.type = "process",
         messaging.destination.template = template(subject),
     );
-    // Refused only when the span is already entered or tracing is off: it is a root then.
+    // Fails only when the span is already entered or tracing is off. Then the span is a root.
     let _ = span.set_parent(extract(headers));
     span
 }

@@ -6,9 +6,9 @@
 //!   the command.
 //! * I3. A command that failed too often is first stored as a dead letter and then removed.
 //! * I4. An expired command is removed without being processed.
-//! * I5. A replica pulls as many commands as it has free slots, so that no command waits in a
-//!   busy replica while another is idle, or counts as an attempt that was not made.
-//! * I6. A replica that stops returns the commands that it has not started at once.
+//! * I5. A replica pulls as many commands as it has free slots. So no command waits in a busy
+//!   replica while another is idle, and none counts as attempted that was not started.
+//! * I6. A replica that stops returns at once the commands that it has not started.
 
 mod delivery;
 
@@ -42,7 +42,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const PULL_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// How long an idle pull lasts before the next one.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
-/// How much longer a pull may take. After that its end was lost.
+/// How much longer a pull may take. After that, the message about its end was lost.
 const PULL_GRACE: Duration = Duration::from_secs(1);
 
 /// One delivery of a command.
@@ -113,8 +113,8 @@ struct InFlight {
 }
 
 impl InFlight {
-    /// Waits for a free slot, and takes all that are free then.
-    async fn free(&self) -> Vec<OwnedSemaphorePermit> {
+    /// Waits for a free slot, and takes all free slots.
+    async fn take_free_slots(&self) -> Vec<OwnedSemaphorePermit> {
         let mut free = Vec::new();
         // The semaphore is never closed.
         free.extend(self.slots.clone().acquire_owned().await);
@@ -139,9 +139,9 @@ impl WorkQueue {
             filter_subject: filter,
             ack_policy: AckPolicy::Explicit,
             ack_wait,
-            // This module counts the deliveries. A command that the server stops delivering
-            // would stay in the queue for ever, also when a replica died while it wrote the
-            // dead letter.
+            // This module counts the deliveries instead of the server. A command that the server
+            // no longer delivers would stay in the queue for ever, for example when a replica is
+            // killed while it writes the dead letter.
             max_deliver: -1,
             max_ack_pending: 10_000,
             ..pull::Config::default()
@@ -172,7 +172,7 @@ impl WorkQueue {
             let Err(error) = self.pull(&handler, &in_flight, &shutdown).await else {
                 continue;
             };
-            tracing::warn!(error = %ErrorChain(&error), "commands could not be pulled; retrying");
+            tracing::warn!(error = %ErrorChain(&error), "commands not pulled; retried");
             let reopened = async {
                 tokio::time::sleep(PULL_RETRY_DELAY).await;
                 // The consumer itself may be lost.
@@ -181,7 +181,7 @@ impl WorkQueue {
             match shutdown.run_until_cancelled(reopened).await {
                 Some(Ok(consumer)) => self.consumer = consumer,
                 Some(Err(error)) => {
-                    tracing::debug!(error = %ErrorChain(&error), "the work queue could not be opened again");
+                    tracing::debug!(error = %ErrorChain(&error), "work queue not reopened; retried");
                 }
                 None => break,
             }
@@ -193,7 +193,7 @@ impl WorkQueue {
         {
             tracing::warn!(
                 commands = in_flight.tracker.len(),
-                "commands in flight did not complete in time; another replica processes them"
+                "commands in flight aborted: they did not complete in time; another replica processes them"
             );
             in_flight.aborted.cancel();
             in_flight.tracker.wait().await;
@@ -212,7 +212,10 @@ impl WorkQueue {
         Fut: Future<Output = Result<(), Retry>> + Send + 'static,
     {
         let mut reconnected = self.client.reconnected();
-        let Some(mut free) = shutdown.run_until_cancelled(in_flight.free()).await else {
+        let Some(mut free) = shutdown
+            .run_until_cancelled(in_flight.take_free_slots())
+            .await
+        else {
             return Ok(());
         };
         let pull = self
@@ -267,7 +270,7 @@ async fn nack_undelivered(mut messages: pull::Batch) -> Result<(), BusError> {
     while let Some(Some(message)) = messages.next().now_or_never() {
         let message = message.map_err(BusError::nats("returning commands"))?;
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-            tracing::debug!(error = %ErrorChain(&*error), "a command could not be returned");
+            tracing::debug!(error = %ErrorChain(&*error), "command not returned");
         }
     }
     Ok(())

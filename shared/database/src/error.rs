@@ -1,4 +1,4 @@
-//! What Postgres can fail with, and what of it a caller is told.
+//! Errors of Postgres, and the public error for each.
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -20,7 +20,7 @@ pub enum DatabaseError {
     },
 }
 
-/// Postgres' own code for what happened, as in its manual's appendix A.
+/// The SQLSTATE of an error; the manual of Postgres lists the codes in appendix A.
 fn sql_state(error: &DbErr) -> Option<String> {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
         error
@@ -33,20 +33,21 @@ fn sql_state(error: &DbErr) -> Option<String> {
         .map(|code| code.into_owned())
 }
 
-/// Whether trying again later may help: no connection, no free connection, a server
-/// that stops, a statement over its time, a deadlock.
+/// Whether a retry may succeed: no connection, no free connection, a stopping server, a
+/// statement that was cancelled after its timeout, a deadlock.
 fn is_transient(error: &DbErr) -> bool {
     if matches!(error, DbErr::Conn(_) | DbErr::ConnectionAcquire(_)) {
         return true;
     }
     match sql_state(error) {
         Some(state) => {
-            state.starts_with("08")
-                || state.starts_with("53")
-                || state.starts_with("57")
-                || state.starts_with("40")
+            // Connection exception, insufficient resources, operator intervention (which is also
+            // a cancelled statement), transaction rollback.
+            ["08", "53", "57", "40"]
+                .into_iter()
+                .any(|class| state.starts_with(class))
         }
-        // A query that did not reach the server has no state: its connection broke.
+        // Without a state the server did not answer: the connection is broken.
         None => matches!(error, DbErr::Exec(_) | DbErr::Query(_)),
     }
 }
@@ -55,20 +56,20 @@ fn is_transient(error: &DbErr) -> bool {
 #[must_use]
 pub fn public_error(error: &DbErr) -> Error {
     if is_transient(error) {
-        tracing::warn!(error = %ErrorChain(&error), "the database is not available");
+        tracing::warn!(error = %ErrorChain(&error), "database not available");
         Error::new(
             ErrorCode::Unavailable,
             "the database cannot be reached; try again",
         )
     } else {
-        tracing::error!(error = %ErrorChain(&error), "a database statement failed");
+        tracing::error!(error = %ErrorChain(&error), "database statement failed");
         Error::internal()
     }
 }
 
-/// The name of the unique constraint that was violated, if that is what happened.
+/// The name of the unique constraint that a write violated. `None` for every other error.
 #[must_use]
-pub fn is_unique_violation(error: &DbErr) -> Option<String> {
+pub fn violated_unique_constraint(error: &DbErr) -> Option<String> {
     let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() else {
         return None;
     };

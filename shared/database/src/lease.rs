@@ -1,4 +1,4 @@
-//! Leader election: work that one replica of many does, while it holds a lease.
+//! Leader election: one replica of many does a piece of work, while it holds a lease.
 //!
 //! A lease is a row of the table `leases` of the service's own schema ([`CREATE_LEASES`]).
 //!
@@ -30,7 +30,7 @@ CREATE TABLE leases (
 );
 ";
 
-/// The leases of one service, asked for by one replica.
+/// The leases of one service, acquired for one replica.
 #[derive(Clone)]
 pub struct Leases {
     database: DatabaseConnection,
@@ -75,7 +75,7 @@ impl Leases {
     }
 
     /// Runs `work` whenever this replica holds the lease `name`, until `shutdown`. `work`
-    /// must return soon after its token is cancelled; if it returns earlier, it is called
+    /// must return soon after its token is cancelled. When it returns earlier, it is called
     /// again.
     pub async fn run_while_held<F, Fut>(&self, name: &str, shutdown: &CancellationToken, work: F)
     where

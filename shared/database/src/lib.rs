@@ -1,5 +1,6 @@
-//! Postgres as every owner of a schema uses it: connecting, migrating, statements, leader
-//! election, and what its errors mean to a caller. No SQL of any noun lives here.
+//! Access to Postgres for every service that owns a schema: connections, migrations, helpers for
+//! statements, leader election, and public errors. The SQL about a service's own tables is in the
+//! stores of that service.
 
 mod connect;
 mod error;
@@ -11,7 +12,7 @@ mod trace;
 mod transaction;
 
 pub use connect::connect;
-pub use error::{DatabaseError, is_unique_violation, public_error};
+pub use error::{DatabaseError, public_error, violated_unique_constraint};
 pub use lease::Leases;
 pub use migrate::migrate;
 pub use text::Text;

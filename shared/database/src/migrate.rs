@@ -1,4 +1,4 @@
-//! Bringing a schema up to date, by whichever replica starts first.
+//! Migrations of a schema. The replica that starts first applies them.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use sea_orm_migration::MigratorTrait;
@@ -9,14 +9,14 @@ use crate::{DatabaseError, begin};
 /// turns; the later ones find nothing to do.
 ///
 /// # Errors
-/// When Postgres refuses a migration or goes away.
+/// When Postgres refuses a migration or the connection is lost.
 pub async fn migrate<M: MigratorTrait>(
     database: &DatabaseConnection,
     schema: &'static str,
 ) -> Result<(), DatabaseError> {
     let failed = |source| DatabaseError::Migrate { schema, source };
     let transaction = begin(database).await.map_err(failed)?;
-    // Held until the transaction ends, however it ends.
+    // Held until the end of the transaction.
     transaction
         .execute_unprepared(&format!(
             "SELECT pg_advisory_xact_lock(hashtext('agentbox.migrate.{schema}'))"

@@ -1,4 +1,4 @@
-//! How the stores write a statement. No SQL of any noun lives here.
+//! Helpers with which the stores write statements.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ pub fn from_now(duration: Duration) -> Expr {
     Expr::cust_with_values("now() + make_interval(secs => $1)", [seconds(duration)])
 }
 
-/// A `bigint` that is never negative: a count, a sum of quantities.
+/// The value of a `bigint` column that is never negative, such as a count or a sum of
+/// quantities.
 ///
 /// # Errors
 /// When the row has no such column.

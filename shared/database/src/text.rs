@@ -1,4 +1,4 @@
-//! Columns of type `text` that hold an id or one word of a closed list.
+//! Columns of type `text` that hold an id or a value of a closed list.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -12,8 +12,8 @@ use sea_orm::{
 
 /// A value of an entity whose column holds its text.
 ///
-/// For types of the contracts, which know nothing of Postgres: the column holds what
-/// `Display` writes, and is read by `FromStr`. A row that holds anything else cannot be read.
+/// For types of `agentbox-contracts`, which does not depend on Postgres. The column holds the text
+/// that `Display` writes, and `FromStr` reads it. A row with another text cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Text<T>(pub T);
 
@@ -85,7 +85,7 @@ where
     }
 }
 
-/// Required of a primary key; no text is numbered by the database.
+/// Required of a primary key. Always an error: the database does not number texts.
 impl<T> TryFromU64 for Text<T> {
     fn try_from_u64(_: u64) -> Result<Self, DbErr> {
         Err(DbErr::ConvertFromU64(std::any::type_name::<T>()))

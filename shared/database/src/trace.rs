@@ -10,8 +10,7 @@
 ///
 /// `span!(SELECT, table)` takes the table's name at run time.
 ///
-/// A function that runs several statements has one span, named after the statement that the
-/// function is for.
+/// A function that runs several statements has one span, named after the most important one.
 ///
 /// [1]: https://opentelemetry.io/docs/specs/semconv/database/database-spans/
 #[macro_export]

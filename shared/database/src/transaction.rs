@@ -1,20 +1,22 @@
-//! Beginning a transaction, so that nothing written in the next one is lost.
+//! Beginning a transaction, safely also when the caller is cancelled.
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 
-/// Begins a transaction; always to be used instead of the connection's own `begin`.
+/// Begins a transaction. Always use this instead of the connection's own `begin`.
 ///
-/// A `begin` that is dropped after BEGIN was sent and before its answer came gives its
-/// connection back with the transaction open (sqlx-postgres 0.9.0 counts it only after the
-/// answer), and what the next one writes there is lost. In a task of its own it is never
-/// dropped half-way: the pool's and the server's timeouts bound it, and a transaction that
-/// nobody waits for any more is rolled back when it is dropped.
+/// The connection's own `begin` may be dropped after BEGIN was sent and before the answer. Then
+/// the connection returns to the pool with an open transaction, because sqlx-postgres 0.9.0 counts
+/// a transaction only after the answer, and the writes of the connection's next user are lost.
+///
+/// Here `begin` runs in a task of its own, so a cancelled caller does not drop it. The timeouts of
+/// the pool and of the server bound it. A transaction whose caller was cancelled is dropped, and
+/// thereby rolled back.
 ///
 /// # Errors
 /// When the database fails or has no free connection in time.
 #[allow(
     clippy::disallowed_methods,
-    reason = "this is what is to be called instead"
+    reason = "this function is the replacement"
 )]
 pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     let database = database.clone();

@@ -24,7 +24,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const SCHEMA: &str = "test";
-/// A migration as SQL.
+
+/// A migration: its name and its SQL.
 struct Sql(&'static str, &'static str);
 
 impl MigrationName for Sql {
@@ -96,7 +97,7 @@ async fn count(database: &DatabaseConnection, table: &str) -> u64 {
     unsigned(&row, "total").unwrap()
 }
 
-/// When the one lease expires, as text.
+/// The expiry of the only lease, as text.
 async fn expiry(database: &DatabaseConnection) -> String {
     let statement = statement("SELECT expires_at::text AS at FROM leases", []);
     let row = database.query_one_raw(statement).await.unwrap().unwrap();
@@ -175,7 +176,7 @@ async fn migrations_of_replicas_that_start_together_run_once() {
 }
 
 #[tokio::test]
-async fn a_failed_migration_leaves_the_schema_as_it_was() {
+async fn failed_migration_leaves_the_schema_unchanged() {
     let database = database().await;
     migrate::<Broken>(&database, SCHEMA).await.unwrap_err();
     assert_eq!(count(&database, "seaql_migrations").await, 1);
@@ -184,12 +185,12 @@ async fn a_failed_migration_leaves_the_schema_as_it_was() {
 }
 
 #[tokio::test]
-async fn two_candidates_have_one_leader_and_the_other_follows_at_its_shutdown() {
+async fn second_candidate_leads_after_the_shutdown_of_the_first() {
     let database = database().await;
     let first = Candidate::start(replica(&database));
     eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
     let second = Candidate::start(replica(&database));
-    // The second asks as often as the first renews its lease.
+    // The second candidate tries to acquire the lease as often as the first renews it.
     for _ in 0..3 {
         let expiry = expiry(&database).await;
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -213,7 +214,7 @@ async fn two_candidates_have_one_leader_and_the_other_follows_at_its_shutdown() 
 }
 
 #[tokio::test]
-async fn the_lease_of_a_killed_leader_passes_on_when_it_expires() {
+async fn lease_of_a_killed_leader_passes_on_when_it_expires() {
     let database = database().await;
     let first = Candidate::start(replica(&database));
     eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
@@ -230,7 +231,7 @@ async fn the_lease_of_a_killed_leader_passes_on_when_it_expires() {
 }
 
 #[tokio::test]
-async fn a_leader_that_loses_its_lease_stops_its_work() {
+async fn leader_that_loses_its_lease_stops_its_work() {
     let database = database().await;
     let candidate = Candidate::start(replica(&database));
     eventually("it leads", Duration::from_secs(5), || candidate.leads()).await;

@@ -1,4 +1,4 @@
-//! The listener for operators: metrics and health. Users cannot reach it.
+//! The admin listener: metrics and health, for operators. Users must not be able to reach it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::readiness::Readiness;
 
-/// How long open connections may stay open after the listener has stopped.
+/// How long connections may stay open after the listener has stopped.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -51,15 +51,15 @@ impl Admin {
         let served = axum::serve(self.listener, self.router)
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         // A scraper that keeps its connection open must not delay the exit.
-        let overdue = async {
+        let grace_is_over = async {
             shutdown.cancelled().await;
             tokio::time::sleep(CLOSE_GRACE).await;
         };
         tokio::select! {
             outcome = served => if let Err(error) = outcome {
-                tracing::error!(error = %ErrorChain(&error), "the admin listener failed");
+                tracing::error!(error = %ErrorChain(&error), "admin listener failed");
             },
-            () = overdue => {}
+            () = grace_is_over => {}
         }
     }
 }
@@ -80,7 +80,7 @@ async fn ready(State(state): State<AdminState>) -> Response {
     }
     let body: String = reasons
         .iter()
-        .map(|(component, why)| format!("{component}: {why}\n"))
+        .map(|(component, reason)| format!("{component}: {reason}\n"))
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }

@@ -8,7 +8,7 @@ use clap::{Arg, Args as _, Command};
 
 use crate::CommonConfig;
 
-/// Set to write the tables instead of comparing them.
+/// The variable that makes [`check`] write the tables instead of comparing them.
 const UPDATE: &str = "UPDATE_CONFIGURATION";
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
 
@@ -45,7 +45,7 @@ fn read() -> Result<String, String> {
     std::fs::read_to_string(Path::new(DOCUMENT)).map_err(|error| format!("{DOCUMENT}: {error}"))
 }
 
-/// The document before, in and after the table of `section`.
+/// Splits the document into the parts before, in and after the table of `section`.
 fn split<'a>(document: &'a str, section: &str) -> Result<(&'a str, &'a str, &'a str), String> {
     let (begin, end) = (
         format!("<!-- table: {section} -->\n"),
@@ -61,7 +61,7 @@ fn split<'a>(document: &'a str, section: &str) -> Result<(&'a str, &'a str, &'a 
     ))
 }
 
-/// One row for each argument with a variable, without those of [`CommonConfig`].
+/// Renders a row for each argument with a variable, without the arguments of [`CommonConfig`].
 fn table(command: &Command) -> String {
     let common = common();
     let is_common = |arg: &Arg| {

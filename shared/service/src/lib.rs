@@ -1,9 +1,9 @@
-//! How every service starts, reports its health, and stops.
+//! The start, health reporting and stop of every service.
 //!
 //! Start: configuration → telemetry → bus → the service's own `run`, which spawns its
 //! tasks and returns. Stop (SIGTERM, SIGINT, a failed task or a fatal bus error): not
 //! ready → after the configured delay tasks are cancelled and awaited → bus closed →
-//! telemetry flushed. A second signal and a failure cut the delay short.
+//! telemetry flushed. A second signal or a failure ends the delay.
 //!
 //! * I1. Every task is started through [`Tasks`], and none outlives [`main`].
 //! * I2. A task that fails ends the process, and the supervisor restarts it. A service
@@ -21,12 +21,13 @@ mod telemetry;
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use config::CommonConfig;
@@ -34,12 +35,12 @@ pub use readiness::{Component, Readiness};
 pub use tasks::Tasks;
 pub use telemetry::RelayedSpans;
 
-/// What a service gets from [`main`].
+/// The handles that [`main`] passes to a service.
 #[derive(Clone)]
 pub struct Context {
     pub bus: Bus,
-    /// Cancelled when the order to stop arrives. The service is no longer ready, and still
-    /// takes work until `shutdown`.
+    /// Cancelled when the service must stop. From then on it is not ready, and it still accepts
+    /// work until `shutdown`.
     pub draining: CancellationToken,
     /// Cancelled when the tasks of the service must end.
     pub shutdown: CancellationToken,
@@ -61,7 +62,7 @@ impl Context {
 }
 
 /// The `main` of a service: reads the configuration from flags and environment, runs `run`,
-/// and waits for the order to stop. Exits with 0 after an orderly stop, 1 after a failure,
+/// and waits for a signal to stop. Exits with 0 after an orderly stop, 1 after a failure,
 /// and 2 on an invalid configuration.
 pub fn main<C, F, Fut>(service: &'static str, run: F) -> ExitCode
 where
@@ -87,6 +88,7 @@ where
     runtime.block_on(supervise(service, config, run))
 }
 
+/// Sets up telemetry, runs the service, and logs the outcome.
 async fn supervise<C, F, Fut>(service: &'static str, config: C, run: F) -> ExitCode
 where
     C: AsRef<CommonConfig>,
@@ -118,6 +120,7 @@ where
     }
 }
 
+/// Runs the service until it is stopped or fails, and then stops its parts in order.
 async fn serve<C, F, Fut>(
     service: &'static str,
     instance: InstanceId,
@@ -130,8 +133,7 @@ where
     F: FnOnce(C, Context) -> Fut,
     Fut: Future<Output = Result<(), anyhow::Error>>,
 {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut stop_signals = StopSignals::listen()?;
 
     let draining = CancellationToken::new();
     let shutdown = CancellationToken::new();
@@ -157,8 +159,7 @@ where
                 service,
                 instance: instance.clone(),
             }) => bus.context("cannot connect to NATS")?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = stop_signals.next() => return Ok(()),
         };
         tasks.spawn(
             "bus-readiness",
@@ -176,35 +177,12 @@ where
         };
         let outcome = async {
             tokio::select! {
-                outcome = run(config, context) => outcome?,
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                outcome = run(config, context.clone()) => outcome?,
+                () = stop_signals.next() => return Ok(()),
             }
             started.ready();
             tracing::info!("started");
-            let failed = async {
-                tokio::select! {
-                    violation = bus.violated() => {
-                        anyhow::anyhow!("NATS refused a permission that this service needs: {violation}")
-                    }
-                    failure = tasks.failed() => failure,
-                }
-            };
-            tokio::pin!(failed);
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                failure = &mut failed => return Err(failure),
-            }
-            readiness.stop();
-            draining.cancel();
-            tokio::select! {
-                () = tokio::time::sleep(common.shutdown_delay()) => {}
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                failure = &mut failed => return Err(failure),
-            }
-            Ok(())
+            wait_for_stop(&context, common.shutdown_delay(), &mut stop_signals).await
         }
         .await;
 
@@ -218,7 +196,60 @@ where
     let outcome = work.await;
     admin_shutdown.cancel();
     if let Err(error) = admin.await {
-        tracing::warn!(error = %ErrorChain(&error), "the admin listener panicked");
+        tracing::warn!(error = %ErrorChain(&error), "admin listener panicked");
     }
     outcome
+}
+
+/// Waits for a stop signal, makes the replica not ready, and waits for `delay` or a second signal.
+/// Fails at once when a task fails or NATS refuses a permission.
+async fn wait_for_stop(
+    context: &Context,
+    delay: Duration,
+    stop_signals: &mut StopSignals,
+) -> Result<(), anyhow::Error> {
+    let failed = async {
+        tokio::select! {
+            violation = context.bus.violated() => {
+                anyhow::anyhow!("NATS refused a permission that this service needs: {violation}")
+            }
+            failure = context.tasks.failed() => failure,
+        }
+    };
+    tokio::pin!(failed);
+    tokio::select! {
+        () = stop_signals.next() => {}
+        failure = &mut failed => return Err(failure),
+    }
+    context.readiness.stop();
+    context.draining.cancel();
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = stop_signals.next() => {}
+        failure = &mut failed => return Err(failure),
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, which stop the service.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> Result<Self, anyhow::Error> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        })
+    }
+
+    /// Waits for the next of the two signals.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -48,14 +48,14 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// The span that an event names as its parent, or else the current one.
+/// The span of an event: its explicit parent, or else the current span.
 fn span_of(event: &Event<'_>) -> SpanContext {
-    let named = event.parent().and_then(|id| {
+    let explicit_parent = event.parent().and_then(|id| {
         tracing::dispatcher::get_default(|dispatch| {
             tracing_opentelemetry::get_otel_context(id, dispatch)
         })
     });
-    let context = named.unwrap_or_else(opentelemetry::Context::current);
+    let context = explicit_parent.unwrap_or_else(opentelemetry::Context::current);
     context.span().span_context().clone()
 }
 

@@ -1,7 +1,7 @@
-//! Logs panics as lines of the log, with the trace in which they happened.
+//! Logs a panic as a log line of the service, with the trace in which it happened.
 //!
 //! Only a message that is a literal of the program is logged. A formatted message may contain
-//! a user's data, such as the text that could not be parsed; the location is enough then.
+//! a user's data, such as a text that could not be parsed. For it the location is logged alone.
 
 use std::any::Any;
 
@@ -13,7 +13,7 @@ pub(crate) fn panic_message(payload: &dyn Any) -> &'static str {
         .unwrap_or("the message may contain user data and is not logged")
 }
 
-/// Installs the panic hook. Rust's own writes lines to stderr that are not JSON.
+/// Installs the panic hook. Rust's default hook writes lines to stderr that are not JSON.
 pub(crate) fn install_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);

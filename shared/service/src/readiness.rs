@@ -33,7 +33,7 @@ impl Readiness {
         self.components.lock()
     }
 
-    /// A component that must be ready before the service is. It starts not ready.
+    /// Adds a component that must be ready before the service is. It is not ready at first.
     #[must_use]
     pub fn component(&self, name: &'static str) -> Component {
         self.lock().insert(name, Some("not started".to_owned()));
@@ -53,7 +53,7 @@ impl Readiness {
     pub fn reasons(&self) -> BTreeMap<&'static str, String> {
         self.lock()
             .iter()
-            .filter_map(|(name, why)| why.clone().map(|why| (*name, why)))
+            .filter_map(|(name, reason)| reason.clone().map(|reason| (*name, reason)))
             .collect()
     }
 }
@@ -81,6 +81,7 @@ impl Component {
     }
 }
 
+/// Reports whether the bus is connected, until `shutdown`.
 pub(crate) async fn watch_bus(
     bus: Bus,
     component: Component,

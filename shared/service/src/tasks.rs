@@ -31,8 +31,8 @@ impl Tasks {
         }
     }
 
-    /// Runs `future` until it ends, which must be soon after the shutdown token is cancelled.
-    /// An error or a panic before that stops the whole service.
+    /// Runs `future`, which must end soon after the shutdown token is cancelled. An error or a
+    /// panic before that stops the whole service.
     pub fn spawn(
         &self,
         name: &'static str,
@@ -51,7 +51,7 @@ impl Tasks {
             };
             match failure {
                 Some(failure) if tasks.shutdown.is_cancelled() => {
-                    tracing::warn!(task = name, failure, "failed while stopping");
+                    tracing::warn!(task = name, failure, "task failed while stopping");
                 }
                 Some(failure) => {
                     tasks.failure.send_if_modified(|first| {
@@ -60,7 +60,7 @@ impl Tasks {
                         is_first
                     });
                 }
-                None => tracing::debug!(task = name, "ended"),
+                None => tracing::debug!(task = name, "task ended"),
             }
         };
         self.tracker
@@ -87,7 +87,7 @@ impl Tasks {
             tracing::warn!(
                 tasks = self.tracker.len(),
                 grace_s = grace.as_secs(),
-                "tasks did not end within the grace and are dropped"
+                "tasks dropped: they did not end within the grace period"
             );
         }
     }

@@ -46,9 +46,9 @@ const LATENCY_BUCKETS: [f64; 14] = [
 const SPAN_FILTER: &str =
     "info,h2=off,hyper=off,tonic=off,tower=off,sqlx=off,async_nats=off,opentelemetry=off";
 
-/// Precedes the operator's own filter, which may override it. The crates that use these
-/// libraries log the same events themselves, once: the bus for NATS, the caller for Postgres,
-/// the span queue for the collector.
+/// Precedes the operator's own filter, which may override it. The code that uses these libraries
+/// logs the same events once: the bus for NATS, the caller for Postgres, the span queue for the
+/// collector.
 const LOG_FILTER: &str = "opentelemetry=off,async_nats=off,sqlx=off";
 
 pub(crate) struct Telemetry {
@@ -57,7 +57,7 @@ pub(crate) struct Telemetry {
     metrics: PrometheusHandle,
 }
 
-/// The queues to the collector, beside this program's own.
+/// The export of spans: its protocol, and the queues for the spans of other programs.
 #[derive(Clone, Default)]
 pub(crate) struct Exports {
     /// How spans reach the collector; `None` without one.
@@ -91,7 +91,8 @@ fn resource(service: &str, instance: &InstanceId, replica: &str) -> Resource {
     )
 }
 
-/// Must be called inside the tokio runtime, which drives the exporter's connection.
+/// Sets up logs, traces and metrics of this process. Must be called inside the tokio runtime, which
+/// drives the exporter's connection.
 pub(crate) fn start(
     service: &'static str,
     instance: &InstanceId,
@@ -189,7 +190,7 @@ impl Telemetry {
             })
         };
         if let Ok(Err(error)) = tokio::task::spawn_blocking(flush).await {
-            tracing::debug!(error = %ErrorChain(&error), "the last spans may be lost");
+            tracing::debug!(error = %ErrorChain(&error), "spans not flushed: the last ones may be lost");
         }
     }
 }

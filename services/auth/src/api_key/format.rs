@@ -1,4 +1,4 @@
-//! How an API key is written: `agentbox_<id>_<secret>_<checksum>`. Pure.
+//! The format of an API key: `agentbox_<id>_<secret>_<checksum>`. Pure.
 //!
 //! * `id`: the 16 characters of the key's id, by which its row is found;
 //! * `secret`: 192 random bits in hex;
@@ -20,6 +20,7 @@ fn checksum(body: &str) -> String {
     format!("{:08x}", crc32fast::hash(body.as_bytes()))
 }
 
+/// Makes a new random key.
 #[must_use]
 pub fn mint() -> Minted {
     let id = ApiKeyId::random();
@@ -30,8 +31,7 @@ pub fn mint() -> Minted {
     Minted { id, text }
 }
 
-/// The id in a text that has the format of an API key. Whether the key exists is in the
-/// table.
+/// Parses the id of a text that has the format of an API key. Such a key need not exist.
 #[must_use]
 pub fn parse(text: &str) -> Option<ApiKeyId> {
     let (body, given) = text.rsplit_once('_')?;

@@ -1,6 +1,7 @@
-//! When keys were last used, written in batches.
+//! The times of the last use of API keys, written in batches.
 //!
-//! * I1. A request never waits for this: a use is recorded in memory, one write carries many.
+//! * I1. A request never waits for a write: its use is recorded in memory, and one write has many
+//!   uses.
 //! * I2. Memory is bounded: beyond the bound, uses of further keys are dropped and counted.
 //!   The column is for display and decides nothing.
 //! * I3. An orderly shutdown writes the recorded uses.
@@ -57,7 +58,7 @@ impl LastUsed {
             if let Err(error) = store::record_uses(&self.database, uses).await {
                 tracing::warn!(
                     error = %ErrorChain(&error),
-                    "could not write the last uses of API keys"
+                    "last uses of API keys not written; retried"
                 );
                 for (id, at) in pending.iter().skip(written * BATCH) {
                     self.record(id, *at);
@@ -67,8 +68,8 @@ impl LastUsed {
         }
     }
 
-    /// Writes every `interval` until `shutdown`; the last write is the caller's, after its
-    /// last request.
+    /// Writes every `interval` until `shutdown`. The caller calls [`Self::flush`] once more after
+    /// its last request.
     ///
     /// # Errors
     /// None.
@@ -88,7 +89,7 @@ impl LastUsed {
     }
 }
 
-/// Whether there was room. The later time is kept.
+/// Records a use; of two times the later one is kept. False: the table is full.
 fn record(pending: &mut Pending, id: &ApiKeyId, at: DateTime<Utc>, bound: usize) -> bool {
     if let Some(known) = pending.get_mut(id) {
         *known = at.max(*known);

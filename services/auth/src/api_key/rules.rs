@@ -7,8 +7,10 @@ use agentbox_contracts::identity::rpc::CreateKeyRequest;
 use agentbox_contracts::identity::{MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS};
 use chrono::{DateTime, Days, Utc};
 
+/// Checks a request for a new key.
+///
 /// # Errors
-/// Validation, naming the field as the guide does.
+/// Validation, naming the field as the public API does.
 pub fn check(request: &CreateKeyRequest) -> Result<(), Error> {
     if let Some(description) = &request.description {
         let length = description.chars().count();

@@ -54,7 +54,7 @@ fn api_key(key: Model, permissions: Vec<EnvironmentPermission>) -> ApiKey {
     }
 }
 
-/// The keys of `owner` that were not revoked; expired ones are among them.
+/// The keys of `owner` that were not revoked, expired ones included.
 fn keys_of(owner: &UserId) -> Select<Entity> {
     Entity::find()
         .filter(Column::Owner.eq(owner.as_str()))
@@ -87,6 +87,7 @@ pub async fn lock_owner_and_count(
     count.instrument(span!(SELECT api_keys)).await
 }
 
+/// Inserts a key and its permissions.
 pub async fn insert(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,
@@ -120,7 +121,7 @@ pub async fn insert(
     Ok(api_key(key, request.permissions))
 }
 
-/// Newest first, and how many there are in all.
+/// A page of the owner's keys, newest first, and the total of all pages.
 pub async fn page(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -162,7 +163,7 @@ pub async fn find(
     Ok(key.map(|(key, given)| api_key(key, given.into_iter().map(Into::into).collect())))
 }
 
-/// Whether `owner` had such a key that was not yet revoked.
+/// Revokes a key. False: `owner` has no such key, or it was revoked before.
 pub async fn revoke(
     on: &impl ConnectionTrait,
     owner: &UserId,
@@ -178,7 +179,7 @@ pub async fn revoke(
     Ok(revoked.rows_affected > 0)
 }
 
-/// A key that is neither expired nor revoked, with the hash that the caller's must match.
+/// A key that is neither expired nor revoked, with the stored hash of its text.
 pub struct ActiveKey {
     pub credential: ActiveCredential,
     pub hash: Vec<u8>,
@@ -193,6 +194,7 @@ struct ActiveKeyRow {
     permissions: Value,
 }
 
+/// Finds a key that is neither expired nor revoked.
 pub async fn find_active(
     on: &impl ConnectionTrait,
     id: &ApiKeyId,

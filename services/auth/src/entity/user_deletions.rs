@@ -2,7 +2,7 @@ use agentbox_contracts::ids::UserId;
 use agentbox_database::Text;
 use sea_orm::entity::prelude::*;
 
-/// A deleted user whose environments have yet to end.
+/// A deletion of a user that the scheduler has not confirmed twice yet.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "user_deletions")]
 pub struct Model {

@@ -15,7 +15,7 @@ use crate::principal::ActiveCredential;
 use crate::store::StoreError;
 
 /// Inserts a login unless the password has changed since it was verified. Raw, because the
-/// check and the insert are one statement; `FOR SHARE` waits for a change that is under way.
+/// check and the insert are one statement. `FOR SHARE` waits for a concurrent change.
 const INSERT_IF_PASSWORD_IS_UNCHANGED: &str = "
     INSERT INTO logins (id, user_id, issued_at, expires_at)
     SELECT $1, u.id, $2, $3 FROM users u
@@ -27,7 +27,7 @@ pub struct NewLogin {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Whether the login was recorded: not if the user's password has changed since it was read.
+/// Records a login. False: the password of `user` has changed since the row was read.
 pub async fn insert(
     on: &impl ConnectionTrait,
     login: &NewLogin,
@@ -67,7 +67,7 @@ pub async fn find_active(
     Ok(find.instrument(span!(SELECT logins)).await?)
 }
 
-/// Does nothing when the login is another user's or has been revoked already.
+/// Revokes a login. Does nothing when it is another user's or has been revoked already.
 pub async fn revoke(
     on: &impl ConnectionTrait,
     user: &UserId,

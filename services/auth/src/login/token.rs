@@ -1,8 +1,8 @@
 //! The token of a login: a JWT (RFC 7519) signed with EdDSA (RFC 8037). Pure.
 //!
 //! * I1. Only EdDSA, only our issuer and audience, never without an expiry.
-//! * I2. A token only proves which login it belongs to. The name and role in it are for
-//!   display; decisions read them from Postgres.
+//! * I2. A token proves its login and nothing else. The name and role in it are for display;
+//!   decisions read them from Postgres.
 
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::{LoginId, UserId};
@@ -48,6 +48,8 @@ impl Claims {
     }
 }
 
+/// Signs `claims` with `key`.
+///
 /// # Errors
 /// When the key cannot sign.
 pub fn sign(claims: &Claims, key: &Key) -> Result<String, Error> {
@@ -56,7 +58,7 @@ pub fn sign(claims: &Claims, key: &Key) -> Result<String, Error> {
     jsonwebtoken::encode(&header, claims, &key.encoding)
 }
 
-/// The `kid` of a token's header: the key that must verify it. Nothing is verified yet.
+/// The `kid` of a token's header, unverified: the id of the key that must verify the token.
 #[must_use]
 pub fn key_id(token: &str) -> Option<String> {
     if token.len() > MAX_LEN {
@@ -66,6 +68,8 @@ pub fn key_id(token: &str) -> Option<String> {
     header.kid.filter(|_| header.alg == Algorithm::EdDSA)
 }
 
+/// Verifies a token and returns its claims.
+///
 /// # Errors
 /// When the signature, the issuer, the audience or the time is wrong, or a claim is missing.
 pub fn verify(token: &str, key: &Key) -> Result<Claims, Error> {
@@ -73,7 +77,7 @@ pub fn verify(token: &str, key: &Key) -> Result<Claims, Error> {
     validation.set_issuer(&[ISSUER]);
     validation.set_audience(&[AUDIENCE]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    // The login's row has the exact time, by Postgres' clock.
+    // The login's row has the exact expiry, and Postgres compares it with its own clock.
     validation.leeway = 5;
     jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation).map(|data| data.claims)
 }

@@ -1,19 +1,19 @@
-//! Users, what proves them, and the trail of what was done.
+//! The first schema: users, their credentials, deletions to notify, and the audit trail.
 
 use sea_orm::ConnectionTrait;
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager, async_trait};
 
 pub struct Migration;
 
-/// Databases remember it by the name that it had when it was released.
+/// The name under which released databases have recorded it; it must not change.
 impl MigrationName for Migration {
     fn name(&self) -> &'static str {
         "m20261124_identity"
     }
 }
 
-// Everything that proves a user goes with the user, by the database itself: no code path
-// can leave a login or key of a deleted user behind.
+// The database deletes every credential with its user, so that no code path can leave a login or
+// a key of a deleted user.
 const UP: &str = r"
 CREATE TABLE users (
     id               text PRIMARY KEY,

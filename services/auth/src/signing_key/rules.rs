@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::secret::{MasterSecret, Purpose};
 
-/// For replicas whose clocks differ.
+/// The largest difference between the clocks of two replicas.
 const SKEW: Duration = Duration::from_secs(60);
 const RANDOM_HEX: usize = 16;
 const MAC_BYTES: usize = 8;
@@ -49,8 +49,8 @@ fn mac(secret: &MasterSecret, random: &str) -> String {
     hex::encode(&secret.digest(Purpose::KeyId, random.as_bytes())[..MAC_BYTES])
 }
 
-/// A new key id: 16 random hex digits, then 16 of their MAC, which proves that a replica of
-/// this deployment made them. Invented key ids so cost no query.
+/// A new key id: 16 random hex digits, then 16 digits of their MAC. The MAC proves that a replica
+/// of this deployment made the id, so a forged id costs no query.
 #[must_use]
 pub fn mint_kid(secret: &MasterSecret) -> String {
     let random = hex::encode(rand::random::<[u8; RANDOM_HEX / 2]>());
@@ -58,6 +58,7 @@ pub fn mint_kid(secret: &MasterSecret) -> String {
     random + &mac
 }
 
+/// Whether a replica of this deployment made `kid`.
 #[must_use]
 pub fn is_ours(secret: &MasterSecret, kid: &str) -> bool {
     kid.len() == RANDOM_HEX + 2 * MAC_BYTES

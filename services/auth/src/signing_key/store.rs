@@ -19,7 +19,7 @@ impl From<&Model> for Lifetime {
     }
 }
 
-/// All keys, newest first: a handful.
+/// All keys, newest first. There are few.
 pub async fn all(on: &impl ConnectionTrait) -> Result<Vec<Model>, StoreError> {
     let all = Entity::find()
         .order_by_desc(Column::CreatedAt)

@@ -1,4 +1,4 @@
-//! Who may get a ticket, and what it grants. Pure.
+//! The rules for issuing a ticket, and its scope. Pure.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,8 @@ impl Issuer {
     }
 }
 
-const fn needs(action: TicketAction) -> Permission {
+/// The permission on the environment that an action needs.
+const fn required_permission(action: TicketAction) -> Permission {
     match action {
         TicketAction::Logs => Permission::Read,
         TicketAction::Attach => Permission::Write,
@@ -40,15 +41,18 @@ const fn needs(action: TicketAction) -> Permission {
 /// A scope that grants no more than the action needs.
 #[must_use]
 pub fn scope(environment: &EnvironmentId, action: TicketAction) -> Scope {
-    Scope::Environments(BTreeMap::from([(environment.clone(), needs(action))]))
+    Scope::Environments(BTreeMap::from([(
+        environment.clone(),
+        required_permission(action),
+    )]))
 }
 
-/// The issuer of a ticket that `principal` asks for. The caller of this function checks that
-/// the user may see the environment; this function, that the credential grants it.
+/// The issuer of a ticket that `principal` asks for. This function checks that the credential
+/// grants the action. Its caller has checked that the user may see the environment.
 ///
 /// # Errors
-/// NotFound for an environment outside the credential's scope, Forbidden for one it may
-/// only view, and for a ticket, which cannot ask for another.
+/// NotFound for an environment outside the credential's scope. Forbidden when the credential
+/// grants less than the action needs, and when it is itself a ticket.
 pub fn issuer(
     principal: &Principal,
     environment: &EnvironmentId,
@@ -57,7 +61,7 @@ pub fn issuer(
     if let Scope::Environments(permissions) = &principal.scope {
         match permissions.get(environment) {
             None => return Err(Error::not_found("environment")),
-            Some(has) if *has < needs(action) => {
+            Some(granted) if *granted < required_permission(action) => {
                 return Err(Error::new(
                     ErrorCode::Forbidden,
                     "the API key does not permit this on the environment",
@@ -71,7 +75,7 @@ pub fn issuer(
         Credential::ApiKey { id } => Ok(Issuer::ApiKey(id.clone())),
         Credential::Ticket { .. } => Err(Error::new(
             ErrorCode::Forbidden,
-            "a ticket cannot be made with a ticket",
+            "a ticket cannot issue a ticket: use a token or an API key",
         )),
     }
 }
@@ -116,10 +120,10 @@ mod tests {
             (elsewhere, TicketAction::Logs, Some(ErrorCode::NotFound)),
         ] {
             let caller = principal(Credential::ApiKey { id: key.clone() }, scope.clone());
-            let verdict = issuer(&caller, &environment, action);
+            let outcome = issuer(&caller, &environment, action);
             match expected {
-                None => assert_eq!(verdict, Ok(Issuer::ApiKey(key.clone())), "{scope:?}"),
-                Some(code) => assert_eq!(verdict.unwrap_err().code, code, "{scope:?}"),
+                None => assert_eq!(outcome, Ok(Issuer::ApiKey(key.clone())), "{scope:?}"),
+                Some(code) => assert_eq!(outcome.unwrap_err().code, code, "{scope:?}"),
             }
         }
     }
@@ -130,7 +134,7 @@ mod tests {
         let credential =
             Issuer::Login(LoginId::random()).ticket(environment.clone(), TicketAction::Logs);
         let caller = principal(credential, scope(&environment, TicketAction::Logs));
-        let verdict = issuer(&caller, &environment, TicketAction::Logs);
-        assert_eq!(verdict.unwrap_err().code, ErrorCode::Forbidden);
+        let outcome = issuer(&caller, &environment, TicketAction::Logs);
+        assert_eq!(outcome.unwrap_err().code, ErrorCode::Forbidden);
     }
 }

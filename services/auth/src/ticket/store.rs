@@ -15,7 +15,7 @@ use crate::secret::Digest;
 use crate::store::StoreError;
 
 /// Redeems a ticket and reads its user and its issuer's expiry. Raw, because it is one
-/// statement over four tables: of two requests at once, the second finds `used_at` set.
+/// statement over four tables. Of two concurrent requests, the second finds `used_at` set.
 const REDEEM: &str = "
     UPDATE tickets t SET used_at = now()
     FROM users u
@@ -39,8 +39,10 @@ pub struct NewTicket {
     pub expires_at: DateTime<Utc>,
 }
 
+/// Inserts a ticket.
+///
 /// # Errors
-/// A foreign key violation when the user or the issuer is gone.
+/// A foreign key violation when the user or the issuer was deleted.
 pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(), StoreError> {
     let (login, key) = match ticket.issuer.clone() {
         Issuer::Login(id) => (Some(Text(id)), None),
@@ -69,8 +71,8 @@ struct Redeemed {
     key_id: Option<Text<ApiKeyId>>,
 }
 
-/// Uses the ticket up. `None` when it is unknown, expired or used, is for something else,
-/// or its issuer has expired or was revoked.
+/// Marks a ticket as used. `None` when it is unknown, expired or used, when it is for another
+/// environment or action, or when its issuer has expired or was revoked.
 pub async fn redeem(
     on: &impl ConnectionTrait,
     hash: &Digest,

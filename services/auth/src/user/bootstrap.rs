@@ -1,8 +1,8 @@
 //! The first administrator, when there is no user at all.
 //!
 //! * I1. Of replicas that start together, one creates it.
-//! * I2. A user table that is not empty is never changed: other values of the variables
-//!   change no password.
+//! * I2. A user table that is not empty is never changed, so a later start with other values of
+//!   the variables changes no password.
 
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::Secret;
@@ -16,6 +16,8 @@ use crate::config::Config;
 use crate::password::{self, Hasher};
 use crate::store::{ADVISORY_LOCK, begin, commit};
 
+/// Creates the first administrator when there is no user.
+///
 /// # Errors
 /// When a configured name, email or password breaks its rule, or Postgres fails.
 pub async fn first_admin(
@@ -56,7 +58,7 @@ pub async fn first_admin(
             ok: true,
         };
         audit::record(&transaction, entry).await?;
-        tracing::info!(user = %user.id, "created the first administrator");
+        tracing::info!(user = %user.id, "first administrator created");
     }
     Ok(commit(transaction).await?)
 }

@@ -1,6 +1,6 @@
-//! Notifying the scheduler that a user was deleted, until it has confirmed.
+//! Notifies the scheduler that a user was deleted, until it has confirmed.
 //!
-//! Owns table `user_deletions`. Any replica continues what another began.
+//! Owns table `user_deletions`. Any replica can continue the notifications of another.
 //!
 //! * I1. A deletion is recorded in the transaction that deletes the user, and stays until
 //!   the scheduler has confirmed twice: the second time catches an environment whose
@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics;
 use crate::store::StoreError;
 
-/// How often a replica looks for deletions that another replica recorded or left.
+/// How often a replica looks for deletions that another replica has recorded or not finished.
 const POLL: Duration = Duration::from_secs(5);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a claimed row is hidden from other workers: longer than one call.
 const LEASE: Duration = Duration::from_secs(30);
-/// When the scheduler is notified the second time: no request is in flight for so long.
+/// How long after the first confirmation the scheduler is notified again. No create is in flight
+/// for so long.
 const CONFIRM_AFTER: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -68,7 +69,7 @@ impl DeletionWorker {
     /// Notifies the scheduler of due deletions until `shutdown`.
     ///
     /// # Errors
-    /// None: a failed attempt is repeated.
+    /// None: a failed attempt is retried.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), anyhow::Error> {
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -85,7 +86,7 @@ impl DeletionWorker {
                     Err(error) => {
                         tracing::warn!(
                             error = %ErrorChain(&error),
-                            "could not read or write user deletions"
+                            "user deletions not read or not written; retried"
                         );
                         break;
                     }
@@ -94,7 +95,7 @@ impl DeletionWorker {
         }
     }
 
-    /// Notifies the scheduler of the most overdue deletion. Whether there was one.
+    /// Notifies the scheduler of the most overdue deletion. False: none is due.
     async fn notify_next(&self) -> Result<bool, StoreError> {
         let Some(deletion) = store::claim(&self.database, LEASE).await? else {
             return Ok(false);
@@ -108,7 +109,7 @@ impl DeletionWorker {
                 user = %deletion.user_id.0,
                 error = %ErrorChain(error),
                 attempt = deletion.attempts,
-                "could not notify the scheduler of a deleted user"
+                "scheduler not notified of a deleted user; retried"
             );
         }
         metrics::deletion_notified(answer.is_ok());

@@ -3,14 +3,16 @@
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{MAX_EMAIL, MAX_USERNAME, Role};
 
+/// Checks a username.
+///
 /// # Errors
 /// Validation, naming the field.
 pub fn username(text: &str) -> Result<(), Error> {
-    let is_good = (1..=MAX_USERNAME).contains(&text.len())
+    let is_valid = (1..=MAX_USERNAME).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if is_good {
+    if is_valid {
         Ok(())
     } else {
         Err(Error::value(
@@ -21,16 +23,16 @@ pub fn username(text: &str) -> Result<(), Error> {
     }
 }
 
-/// One `@` with text on both sides. Whether mail arrives is not checked.
+/// Checks an email address: one `@` with text on both sides. Delivery is not checked.
 ///
 /// # Errors
 /// Validation, naming the field.
 pub fn email(text: &str) -> Result<(), Error> {
     let parts: Vec<&str> = text.split('@').collect();
-    let is_good = text.len() <= MAX_EMAIL
+    let is_valid = text.len() <= MAX_EMAIL
         && !text.chars().any(|c| c.is_control() || c.is_whitespace())
         && matches!(parts.as_slice(), [local, domain] if !local.is_empty() && !domain.is_empty());
-    if is_good {
+    if is_valid {
         Ok(())
     } else {
         Err(Error::value(
@@ -41,7 +43,8 @@ pub fn email(text: &str) -> Result<(), Error> {
     }
 }
 
-/// `other_admins` does not count the user who would lose the role.
+/// Checks that a user may lose its role. `other_admins` is the number of administrators besides
+/// that user.
 ///
 /// # Errors
 /// Conflict when no administrator would be left.

@@ -22,13 +22,13 @@ pub struct NewUser {
     pub password_hash: String,
 }
 
-/// The user with what verifies its password.
+/// The row of a user, with the hash of its password.
 pub async fn find(on: &impl ConnectionTrait, id: &UserId) -> Result<Option<Model>, StoreError> {
     let find = Entity::find_by_id(id.clone()).one(on);
     Ok(find.instrument(span!(SELECT users)).await?)
 }
 
-/// Usernames differ in more than case.
+/// Finds a user by name, in any case: no two usernames differ in case only.
 pub async fn find_by_username(
     on: &impl ConnectionTrait,
     username: &str,
@@ -40,7 +40,7 @@ pub async fn find_by_username(
     Ok(find.instrument(span!(SELECT users)).await?)
 }
 
-/// Newest first, and how many users there are in all.
+/// A page of users, newest first, and the number of all users.
 pub async fn page(
     on: &impl ConnectionTrait,
     limit: u32,
@@ -61,6 +61,8 @@ pub async fn page(
     Ok((users.into_iter().map(User::from).collect(), total))
 }
 
+/// Inserts a user.
+///
 /// # Errors
 /// A unique violation when the username or the email is taken.
 pub async fn insert(on: &impl ConnectionTrait, new: NewUser) -> Result<User, StoreError> {
@@ -79,7 +81,8 @@ pub async fn insert(on: &impl ConnectionTrait, new: NewUser) -> Result<User, Sto
         .into())
 }
 
-/// Leaves a column as it is where `None` is given. `None`: there is no such user.
+/// Changes the email or the role; an argument that is `None` changes nothing. Returns `None` when
+/// there is no such user.
 ///
 /// # Errors
 /// A unique violation when the email is taken.
@@ -102,8 +105,8 @@ pub async fn update(
     }
 }
 
-/// Sets the password and revokes every login of the user. With `version`, only if the
-/// password is still that one. Whether it was set.
+/// Sets the password and revokes every login of the user. With `version`, only if the password
+/// still has that version. False: nothing was changed.
 pub async fn set_password(
     on: &impl ConnectionTrait,
     id: &UserId,
@@ -133,9 +136,8 @@ pub async fn set_password(
     Ok(true)
 }
 
-/// Locks the rows of all administrators until the transaction ends, so that two removals
-/// cannot each rely on the administrator that the other one removes. How many there are
-/// besides `id`.
+/// Counts the administrators besides `id`. Locks the rows of all administrators until the
+/// transaction ends, so that two transactions cannot remove the last two of them.
 pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result<u64, StoreError> {
     let admins = Entity::find()
         .select_only()
@@ -150,13 +152,14 @@ pub async fn lock_other_admins(on: &impl ConnectionTrait, id: &UserId) -> Result
     Ok(others as u64)
 }
 
-/// Whether there was such a user.
+/// Deletes a user. False: there is no such user.
 pub async fn delete(on: &impl ConnectionTrait, id: &UserId) -> Result<bool, StoreError> {
     let delete = Entity::delete_by_id(id.clone()).exec(on);
     let deleted = delete.instrument(span!(DELETE users)).await?;
     Ok(deleted.rows_affected > 0)
 }
 
+/// Whether there is no user.
 pub async fn is_empty(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
     let exists = Entity::find().exists(on);
     Ok(!exists.instrument(span!(SELECT users)).await?)

@@ -1,4 +1,4 @@
-//! Keys for programs.
+//! API keys.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -223,7 +223,7 @@ async fn expired_and_mistyped_keys_get_the_same_error() {
         .await;
     let expired = refused(auth.bearer(&key).await);
 
-    // One key's id with the other's secret, and its checksum put right.
+    // One key's id with the other's secret, and a correct checksum.
     let (mine, theirs): (Vec<_>, Vec<_>) =
         (key.0.split('_').collect(), other.0.split('_').collect());
     let body = format!("agentbox_{}_{}", mine[1], theirs[2]);

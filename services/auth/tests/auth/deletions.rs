@@ -1,4 +1,4 @@
-//! A deleted user's environments end, however long the scheduler is away.
+//! Notifications of the scheduler about deleted users.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,28 +15,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Replica, World, eventually};
 
-/// The scheduler's end of the one request that auth makes: answers it, and notes of whom
-/// it was told. What the scheduler then does is for its own tests.
-struct Listener {
-    told: Arc<Mutex<Vec<UserId>>>,
+/// A stand-in for the scheduler that answers the only request that auth sends, and records the
+/// users of the notifications.
+struct SchedulerStub {
+    notified: Arc<Mutex<Vec<UserId>>>,
     shutdown: CancellationToken,
     _served: JoinHandle<()>,
     _bus: Bus,
 }
 
-impl Listener {
+impl SchedulerStub {
     /// Refuses the first `refusals` requests.
     async fn start(beside: &Replica, refusals: usize) -> Self {
         let bus = beside.bus_of("scheduler").await;
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let notified = Arc::new(Mutex::new(Vec::new()));
         let shutdown = CancellationToken::new();
-        let noted = Arc::clone(&told);
+        let recorded = Arc::clone(&notified);
         let server = bus
             .serve("scheduler")
             .on::<DeleteOwned, _, _>(move |request| {
-                let mut told = noted.lock().unwrap();
-                told.push(request.owner);
-                let answer = if told.len() > refusals {
+                let mut users = recorded.lock().unwrap();
+                users.push(request.owner);
+                let answer = if users.len() > refusals {
                     Ok(Empty {})
                 } else {
                     Err(Error::new(
@@ -52,19 +52,19 @@ impl Listener {
         let stop = shutdown.clone();
         let served = tokio::spawn(async move { server.run(stop).await.unwrap() });
         Self {
-            told,
+            notified,
             shutdown,
             _served: served,
             _bus: bus,
         }
     }
 
-    fn told(&self) -> Vec<UserId> {
-        self.told.lock().unwrap().clone()
+    fn notified(&self) -> Vec<UserId> {
+        self.notified.lock().unwrap().clone()
     }
 }
 
-impl Drop for Listener {
+impl Drop for SchedulerStub {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
@@ -81,29 +81,35 @@ async fn delete(auth: &Replica) -> UserId {
 const PENDING: &str = "SELECT count(*) FROM user_deletions";
 
 #[tokio::test]
-async fn the_scheduler_is_acknowledged_at_once_and_once_more_when_nothing_is_on_its_way() {
+async fn deletion_is_notified_at_once_and_once_more_later() {
     let world = World::start().await;
-    let scheduler = Listener::start(world.auth(), 0).await;
+    let scheduler = SchedulerStub::start(world.auth(), 0).await;
     let user = delete(world.auth()).await;
-    eventually("it is told", Duration::from_secs(10), async || {
-        !scheduler.told().is_empty()
-    })
+    eventually(
+        "the scheduler is notified",
+        Duration::from_secs(10),
+        async || !scheduler.notified().is_empty(),
+    )
     .await;
     let settled = "SELECT count(*) FROM user_deletions WHERE acknowledged_at IS NOT NULL
         AND next_attempt_at > now() + interval '30 seconds'";
-    eventually("noted", Duration::from_secs(5), async || {
-        world.count(settled).await == 1
-    })
+    eventually(
+        "the confirmation is recorded",
+        Duration::from_secs(5),
+        async || world.count(settled).await == 1,
+    )
     .await;
 
     world
         .execute("UPDATE user_deletions SET next_attempt_at = now()")
         .await;
-    eventually("it is done", Duration::from_secs(20), async || {
-        world.count(PENDING).await == 0
-    })
+    eventually(
+        "the deletion is done",
+        Duration::from_secs(20),
+        async || world.count(PENDING).await == 0,
+    )
     .await;
-    assert_eq!(scheduler.told(), [user.clone(), user]);
+    assert_eq!(scheduler.notified(), [user.clone(), user]);
 }
 
 #[tokio::test]
@@ -112,11 +118,11 @@ async fn deletion_without_a_scheduler_is_notified_by_another_replica_later() {
     let user = delete(&world.replicas[0]).await;
     world.replicas[0].kill();
     assert_eq!(world.count(PENDING).await, 1);
-    let scheduler = Listener::start(&world.replicas[1], 0).await;
+    let scheduler = SchedulerStub::start(&world.replicas[1], 0).await;
     eventually(
-        "the other replica tells",
+        "the other replica notifies",
         Duration::from_secs(60),
-        async || scheduler.told() == [user.clone()],
+        async || scheduler.notified() == [user.clone()],
     )
     .await;
 }
@@ -124,12 +130,14 @@ async fn deletion_without_a_scheduler_is_notified_by_another_replica_later() {
 #[tokio::test]
 async fn failed_notification_is_repeated() {
     let world = World::start().await;
-    let scheduler = Listener::start(world.auth(), 2).await;
+    let scheduler = SchedulerStub::start(world.auth(), 2).await;
     let user = delete(world.auth()).await;
-    let told = "SELECT count(*) FROM user_deletions WHERE acknowledged_at IS NOT NULL";
-    eventually("it is heard", Duration::from_secs(30), async || {
-        world.count(told).await == 1
-    })
+    let confirmed = "SELECT count(*) FROM user_deletions WHERE acknowledged_at IS NOT NULL";
+    eventually(
+        "the confirmation is recorded",
+        Duration::from_secs(30),
+        async || world.count(confirmed).await == 1,
+    )
     .await;
-    assert_eq!(scheduler.told(), [user.clone(), user.clone(), user]);
+    assert_eq!(scheduler.notified(), [user.clone(), user.clone(), user]);
 }

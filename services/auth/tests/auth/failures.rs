@@ -1,4 +1,4 @@
-//! What is told when a part is missing or there is too much of something.
+//! Errors when Postgres is missing, under load, and for an invalid configuration.
 
 use std::time::{Duration, Instant};
 
@@ -40,16 +40,14 @@ async fn authentication_without_postgres_is_unavailable() {
         "{:?}",
         begun.elapsed()
     );
-    eventually(
-        "it says that it is not ready",
-        Duration::from_secs(10),
-        async || !auth.is_ready().await,
-    )
+    eventually("auth is not ready", Duration::from_secs(10), async || {
+        !auth.is_ready().await
+    })
     .await;
 
     let allow = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
     world.postgres.execute(&[&allow]).await.unwrap();
-    eventually("it is ready again", Duration::from_secs(20), async || {
+    eventually("auth is ready again", Duration::from_secs(20), async || {
         auth.is_ready().await
     })
     .await;
@@ -58,7 +56,7 @@ async fn authentication_without_postgres_is_unavailable() {
 }
 
 #[tokio::test]
-async fn flood_of_logins_is_shed_and_requests_with_a_token_succeed() {
+async fn logins_beyond_the_queue_are_refused_and_requests_with_a_token_succeed() {
     let few = [
         ("AGENTBOX_HASH_CONCURRENCY", "1"),
         ("AGENTBOX_HASH_QUEUE", "2"),
@@ -72,22 +70,22 @@ async fn flood_of_logins_is_shed_and_requests_with_a_token_succeed() {
             auth.bearer(&caller.token).await.unwrap();
         }
     });
-    let mut shed = 0;
+    let mut refused = 0;
     for error in outcomes.into_iter().map(Result::unwrap_err) {
         match error.code {
             ErrorCode::InvalidCredentials => {}
             ErrorCode::Unavailable => {
                 assert!(error.retry_after_s.is_some());
-                shed += 1;
+                refused += 1;
             }
             other => panic!("{other:?}"),
         }
     }
-    assert!((1..100).contains(&shed), "{shed} of 100 were shed");
+    assert!((1..100).contains(&refused), "{refused} of 100 were refused");
     assert_eq!(
         auth.metric("agentbox_auth_password_queue_full_total", "")
             .await,
-        shed
+        refused
     );
     auth.login(&caller.user.username, PASSWORD).await.unwrap();
 }

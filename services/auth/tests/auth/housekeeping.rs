@@ -1,4 +1,4 @@
-//! What is kept, what is removed, and what is written nowhere.
+//! The sweep, the audit trail, secrets at rest, and rights on the schema.
 
 use std::time::Duration;
 
@@ -17,29 +17,29 @@ async fn expired_rows_are_removed_and_active_rows_stay() {
     ];
     let world = World::with(2, &environment).await;
     let auth = world.auth();
-    let stays = auth.caller(Role::User).await;
-    let goes = auth.caller(Role::User).await;
+    let active = auth.caller(Role::User).await;
+    let expired = auth.caller(Role::User).await;
     let environment = EnvironmentId::random();
-    for caller in [&stays, &goes] {
+    for caller in [&active, &expired] {
         auth.ticket(&caller.principal, &environment, TicketAction::Logs)
             .await
             .unwrap();
         auth.key(&caller.user.id, Vec::new()).await;
     }
-    let expired = format!("'{}'", goes.user.id);
+    let user = format!("'{}'", expired.user.id);
     world
         .execute(&format!(
-            "UPDATE tickets SET expires_at = now() - interval '2 hours' WHERE user_id = {expired}"
+            "UPDATE tickets SET expires_at = now() - interval '2 hours' WHERE user_id = {user}"
         ))
         .await;
     world
         .execute(&format!(
-            "UPDATE logins SET expires_at = now() - interval '2 hours' WHERE user_id = {expired}"
+            "UPDATE logins SET expires_at = now() - interval '2 hours' WHERE user_id = {user}"
         ))
         .await;
     world
         .execute(&format!(
-            "UPDATE api_keys SET revoked_at = now() - interval '2 minutes' WHERE owner = {expired}"
+            "UPDATE api_keys SET revoked_at = now() - interval '2 minutes' WHERE owner = {user}"
         ))
         .await;
     for table in ["tickets", "logins", "api_keys"] {
@@ -49,7 +49,7 @@ async fn expired_rows_are_removed_and_active_rows_stay() {
         })
         .await;
     }
-    auth.bearer(&stays.token).await.unwrap();
+    auth.bearer(&active.token).await.unwrap();
     assert_eq!(world.count("SELECT count(*) FROM users").await, 3);
 }
 

@@ -1,4 +1,4 @@
-//! Passwords, tokens and what ends them.
+//! Logins: passwords, tokens, and their revocation.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -179,8 +179,7 @@ async fn new_password_revokes_tokens_and_keeps_api_keys() {
         .unwrap();
 }
 
-/// Whichever comes first, a token that the old password gave is dead once the change is
-/// answered.
+/// A token from the old password is invalid once the change is answered, in either order.
 #[tokio::test]
 async fn login_concurrent_with_a_password_change_is_revoked() {
     let world = World::with(1, &[("AGENTBOX_HASH_CONCURRENCY", "8")]).await;
@@ -228,13 +227,13 @@ async fn forged_tokens_get_the_same_error() {
         header(json!({ "alg": "none", "kid": kid })),
         parts[1]
     );
-    // The public key taken for a shared secret.
+    // An HMAC with the public key as the shared secret.
     let mut hmac = Header::new(Algorithm::HS256);
     hmac.kid = Some(kid.clone());
     let secret = URL_SAFE_NO_PAD.decode(key.as_str().unwrap()).unwrap();
     let confused =
         jsonwebtoken::encode(&hmac, &claims, &EncodingKey::from_secret(&secret)).unwrap();
-    // A key of the attacker's own under our key's id, and under one of its own.
+    // The attacker's own key, under the id of auth's key and under another id.
     let seed = [
         [
             0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
@@ -255,7 +254,7 @@ async fn forged_tokens_get_the_same_error() {
         other.rsplit('.').next().unwrap()
     );
 
-    let mut words = BTreeSet::new();
+    let mut messages = BTreeSet::new();
     for token in [
         String::new(),
         "x".to_owned(),
@@ -268,8 +267,8 @@ async fn forged_tokens_get_the_same_error() {
         forged("0123456789abcdef0123456789abcdef"),
         swapped,
     ] {
-        words.insert(refused(auth.bearer(&Secret(token)).await));
+        messages.insert(refused(auth.bearer(&Secret(token)).await));
     }
-    assert_eq!(words.len(), 1, "{words:?}");
+    assert_eq!(messages.len(), 1, "{messages:?}");
     auth.bearer(&Secret(good)).await.unwrap();
 }

@@ -1,5 +1,5 @@
-//! Auth as the gateway sees it: over the bus, on real Postgres and NATS, in processes of
-//! its own. Needs `cargo build -p agentbox-local` once.
+//! Auth over the bus, as the gateway calls it: processes on a real Postgres and NATS. Needs
+//! `cargo build -p agentbox-local` once.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Several replicas on one database: what one did holds on the others at once.
+//! Several replicas on one database: a change by one takes effect on the others at once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -93,7 +93,7 @@ async fn token_of_a_new_key_is_valid_on_a_replica_that_has_not_read_it() {
     let old = first.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token;
     second.bearer(&old).await.unwrap();
 
-    // The key's time is over; the first replica that notices makes the next.
+    // The key no longer signs. The next replica that signs makes another one.
     world
         .execute("UPDATE signing_keys SET signs_until = now() - interval '1 second'")
         .await;
@@ -101,7 +101,7 @@ async fn token_of_a_new_key_is_valid_on_a_replica_that_has_not_read_it() {
     let new = restarted.login(ADMIN, ADMIN_PASSWORD).await.unwrap().token;
     assert_ne!(kid(&old), kid(&new));
     let both = BTreeSet::from([kid(&old), kid(&new)]);
-    // One is asked for its keys first, one to verify first: neither has seen the new key.
+    // Neither has read the new key: one is asked for its keys first, the other to verify first.
     assert_eq!(kids(first).await, both);
     second.bearer(&new).await.unwrap();
     for replica in [&restarted, first, second] {

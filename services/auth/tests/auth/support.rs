@@ -1,4 +1,4 @@
-//! The parts that a test starts, and what it says to them.
+//! Helpers of all tests: a database, replicas of auth, and their callers.
 
 mod callers;
 mod replica;
@@ -13,7 +13,7 @@ pub use replica::Replica;
 
 /// A database of the test's own, and replicas of auth on it.
 ///
-/// Each replica has a NATS server to itself, so that a test knows which one it asks.
+/// Each replica has a NATS server of its own, so that a test chooses the replica that it calls.
 pub struct World {
     pub url: String,
     pub postgres: PostgresEndpoint,
@@ -26,7 +26,7 @@ impl World {
         Self::with(1, &[]).await
     }
 
-    /// `replicas` that all start at the same moment, with further variables.
+    /// Starts `replicas` at the same time, with further variables in `environment`.
     pub async fn with(replicas: usize, environment: &[(&str, &str)]) -> Self {
         let TestPostgres {
             url,
@@ -47,7 +47,7 @@ impl World {
         &self.replicas[0]
     }
 
-    /// Runs a statement on auth's schema; rows affected.
+    /// Runs a statement on auth's schema. Returns the number of affected rows.
     pub async fn execute(&self, sql: &str) -> u64 {
         self.database
             .execute_unprepared(sql)
@@ -56,7 +56,7 @@ impl World {
             .rows_affected()
     }
 
-    /// One number.
+    /// Runs a query that returns one number.
     pub async fn count(&self, sql: &str) -> i64 {
         let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, sql);
         let row = self
@@ -68,7 +68,7 @@ impl World {
         row.try_get_by_index(0).unwrap()
     }
 
-    /// One text.
+    /// Runs a query that returns one text.
     pub async fn text(&self, sql: &str) -> String {
         let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, sql);
         let row = self
@@ -83,9 +83,9 @@ impl World {
 
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
-    let give_up = Instant::now() + within;
+    let deadline = Instant::now() + within;
     while !condition().await {
-        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Tickets for browsers.
+//! Tickets for the streams of browsers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -90,7 +90,7 @@ async fn ticket_for_another_purpose_is_refused_and_not_used_up() {
         typo.len() - 1..,
         if ticket.0.ends_with('0') { "1" } else { "0" },
     );
-    let words: BTreeSet<String> = [
+    let messages: BTreeSet<String> = [
         refused(auth.redeem(&ticket, &environment, ATTACH).await),
         refused(auth.redeem(&ticket, &EnvironmentId::random(), LOGS).await),
         refused(auth.redeem(&Secret(typo), &environment, LOGS).await),
@@ -101,7 +101,7 @@ async fn ticket_for_another_purpose_is_refused_and_not_used_up() {
         refused(auth.redeem(&caller.token, &environment, LOGS).await),
     ]
     .into();
-    assert_eq!(words.len(), 1, "{words:?}");
+    assert_eq!(messages.len(), 1, "{messages:?}");
     // Nor is it a bearer token.
     refused(auth.bearer(&ticket).await);
     auth.redeem(&ticket, &environment, LOGS).await.unwrap();
@@ -119,7 +119,7 @@ async fn expired_ticket_is_refused() {
         .await
         .unwrap();
     let expired = "SELECT count(*) FROM tickets WHERE expires_at < now()";
-    eventually("it expires", Duration::from_secs(5), async || {
+    eventually("the ticket expires", Duration::from_secs(5), async || {
         world.count(expired).await == 1
     })
     .await;
@@ -188,7 +188,11 @@ async fn ticket_of_a_key_is_within_its_permissions_and_ends_with_it() {
         .ticket;
     let stream = auth.redeem(&used, &environment, LOGS).await.unwrap();
     let again = auth.ticket(&stream, &environment, LOGS).await.unwrap_err();
-    assert_eq!(again.code, ErrorCode::Forbidden, "a ticket makes no ticket");
+    assert_eq!(
+        again.code,
+        ErrorCode::Forbidden,
+        "a ticket cannot issue a ticket"
+    );
     let revoke = KeyRequest {
         owner: owner.id.clone(),
         id: created.api_key.id,

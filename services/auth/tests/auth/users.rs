@@ -1,4 +1,4 @@
-//! Accounts, and who may not lose theirs.
+//! Users, and the last administrator.
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{
@@ -201,7 +201,7 @@ async fn last_administrator_can_be_neither_demoted_nor_deleted() {
         "{errors:?}"
     );
 
-    // Two that count on each other: one stays, whatever the order.
+    // Two concurrent removals of the last two administrators: one of them fails.
     for round in 0..8 {
         let second = auth.create_user(Role::Admin).await;
         let (first, other) = tokio::join!(

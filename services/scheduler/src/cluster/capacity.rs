@@ -1,8 +1,8 @@
 //! The capacity of one cluster, refreshed in the background.
 //!
 //! * I1. Reading never waits for the cluster.
-//! * I2. A capacity older than [`STALE_AFTER`] is not returned: the cluster counts as
-//!   unreachable. A single failed refresh does not make it so.
+//! * I2. A capacity older than [`STALE_AFTER`] is not returned, and the cluster counts as
+//!   unreachable. One failed refresh alone does not make it unreachable.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// After a refresh that failed.
+/// The pause after a refresh that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const STALE_AFTER: Duration = Duration::from_secs(4);
 
-/// An answer and its time.
+/// The time of an answer, and the capacity in it.
 type Answer = Option<(Instant, Capacity)>;
 
 fn fresh(answer: &Answer) -> Option<&Capacity> {

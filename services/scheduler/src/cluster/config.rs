@@ -21,8 +21,7 @@ pub enum ClusterConfigError {
 }
 
 /// How many times a cluster's CPU and memory may be reserved. Boxes reserve their limits,
-/// which few of them use at the same time. 0: the scheduler does not check, the cluster
-/// does.
+/// which few of them use at the same time. 0: the scheduler does not limit reservations.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overcommit {

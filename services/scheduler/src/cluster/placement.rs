@@ -20,8 +20,8 @@ pub struct Candidate {
     pub capacity: Capacity,
 }
 
-/// The part of a `node_selector` that the cluster's own labels do not match: its nodes must
-/// match that. `None`: the cluster's labels contradict the selector.
+/// The entries of a `node_selector` whose keys the cluster's own labels lack: a node of the
+/// cluster must match them. `None`: the cluster's labels contradict the selector.
 #[must_use]
 pub fn unmatched_selector(
     selector: &BTreeMap<String, String>,
@@ -78,7 +78,8 @@ pub fn allocatable(capacity: &Capacity, overcommit: Overcommit) -> Allocatable {
     }
 }
 
-/// In millionths. By memory, because it runs out first and cannot be shared.
+/// The free share of a cluster, in millionths. Memory decides, because it runs out first and
+/// cannot be shared.
 fn free_memory_ratio(capacity: &Capacity) -> u64 {
     let free = u128::from(capacity.available_memory.0) * 1_000_000;
     u64::try_from(free / u128::from(capacity.total_memory.0.max(1))).unwrap_or(u64::MAX)
@@ -98,7 +99,7 @@ fn display_selector(selector: &BTreeMap<String, String>) -> String {
         .collect()
 }
 
-/// The clusters that could run it, those with the largest share of free memory first.
+/// The clusters that could run a box of `quantities`, the largest share of free memory first.
 ///
 /// # Errors
 /// `Validation` when no cluster matches the selector, or none is large enough.
@@ -117,10 +118,10 @@ pub fn rank(
             format!("no cluster has {}", display_selector(selector)),
         ));
     }
-    let largest = |of: fn(&Capacity) -> u64| {
+    let largest = |total: fn(&Capacity) -> u64| {
         matching
             .iter()
-            .map(|candidate| of(&candidate.capacity))
+            .map(|candidate| total(&candidate.capacity))
             .max()
             .unwrap_or(0)
     };
@@ -311,9 +312,9 @@ mod tests {
     #[test]
     fn allocatable_is_total_times_overcommit_and_zero_is_unlimited() {
         let capacity = candidate("a", "eu", 2_000, 1_000, 0).capacity;
-        let of = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
+        let overcommitted = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
         assert_eq!(
-            of(1.5, 0.0),
+            overcommitted(1.5, 0.0),
             Allocatable {
                 cpu: MilliCpu(3_000),
                 memory: Bytes(u64::MAX)

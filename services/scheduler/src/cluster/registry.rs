@@ -55,7 +55,7 @@ impl Cluster {
         self.runtime.get()
     }
 
-    /// Whether users reach a box by its address; otherwise by a name.
+    /// Whether the endpoint of a box is its address. Otherwise it is a name.
     #[must_use]
     pub fn endpoint_is_address(&self) -> bool {
         self.driver == DriverKind::Containerd

@@ -14,7 +14,8 @@ pub struct Model {
     #[sea_orm(column_type = "JsonBinary")]
     pub labels: Json,
     pub timeout_s: i64,
-    /// The request as it came; `name`, `labels` and `timeout_s` above are newer.
+    /// The request of the create. A PATCH changes the columns `name`, `labels` and `timeout_s`
+    /// above, and not this one.
     #[sea_orm(column_type = "JsonBinary")]
     pub request: Json,
     pub cpu_milli: i64,
@@ -37,7 +38,7 @@ pub struct Model {
     pub terminating_at: Option<DateTimeUtc>,
     pub grace_ms: i64,
     pub box_removed: bool,
-    /// In the order of creation; Postgres counts it.
+    /// Numbers the environments in the order of their creation; Postgres assigns it.
     pub number: i64,
 }
 

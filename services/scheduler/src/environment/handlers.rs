@@ -11,6 +11,7 @@ use agentbox_contracts::environment::rpc::{
 };
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
 
@@ -24,17 +25,17 @@ use crate::environment::state::{EndReason, LifecycleEvent, transition};
 use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
 use crate::metrics;
 
-/// Attempts of a write that other writers fence.
-const ATTEMPTS: usize = 16;
+/// Attempts of a write while other writers change the same row.
+const MAX_ATTEMPTS: usize = 16;
 const MAX_PAGE: u32 = 1000;
 /// Below NATS' default limit of 1 MiB for a message.
 const MAX_REPLY_BYTES: usize = 1000 * 1000;
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 const OWNED_BATCH: u32 = 100;
 
-/// The number of environments, from the first, whose JSON fits in `max_bytes`. At least one: a
-/// single environment is bounded by the limits of its request.
-fn fitting(environments: &[Environment], max_bytes: usize) -> Result<usize, Error> {
+/// Counts the environments, from the first, whose JSON fits in `max_bytes` together. Returns at
+/// least one: the limits of a request bound a single environment.
+fn count_fitting(environments: &[Environment], max_bytes: usize) -> Result<usize, Error> {
     let mut bytes = 0;
     for (index, environment) in environments.iter().enumerate() {
         // One byte is for the comma.
@@ -66,7 +67,7 @@ fn not_found() -> Error {
     Error::not_found("environment")
 }
 
-/// Other writers fenced every attempt.
+/// The error when other writers changed the row before every attempt.
 fn contended() -> Error {
     Error::from(StoreError::Fenced)
 }
@@ -91,14 +92,16 @@ impl Environments {
         &self.0
     }
 
-    async fn existing(&self, id: &agentbox_contracts::ids::EnvironmentId) -> Result<Record, Error> {
+    async fn find(&self, id: &EnvironmentId) -> Result<Record, Error> {
         self.0.store.get(id).await?.ok_or_else(not_found)
     }
 
+    /// Returns one environment.
+    ///
     /// # Errors
     /// `NotFound`; `Unavailable` without a database.
     pub async fn get(&self, request: GetRequest) -> Result<Environment, Error> {
-        Ok(self.existing(&request.id).await?.environment)
+        Ok(self.find(&request.id).await?.environment)
     }
 
     /// Finds the owners of the environments that exist.
@@ -141,7 +144,7 @@ impl Environments {
             Vec::new()
         };
         let mut environments: Vec<_> = page.into_iter().map(|record| record.environment).collect();
-        let fitting = fitting(&environments, MAX_REPLY_BYTES)?;
+        let fitting = count_fitting(&environments, MAX_REPLY_BYTES)?;
         let has_more = fitting < environments.len();
         environments.truncate(fitting);
         Ok(ListReply {
@@ -151,6 +154,8 @@ impl Environments {
         })
     }
 
+    /// Changes the name, the labels or the timeout of an environment.
+    ///
     /// # Errors
     /// `Validation`, `NotFound`; `Conflict` when it has ended.
     pub async fn patch(&self, request: PatchRequest) -> Result<Environment, Error> {
@@ -168,8 +173,8 @@ impl Environments {
             labels: request.labels,
             timeout_s: request.timeout_s,
         };
-        for _ in 0..ATTEMPTS {
-            let before = self.existing(&request.id).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let before = self.find(&request.id).await?;
             if before.environment.status.is_ended() {
                 return Err(Error::new(
                     ErrorCode::Conflict,
@@ -185,7 +190,7 @@ impl Environments {
                 outcome => outcome?,
             };
             self.0.outbox.wake(&request.id);
-            // A timeout that is already over ends the environment now, not at the next sweep.
+            // A timeout in the past ends the environment now, not at the next sweep.
             if after.environment.expires_at <= now {
                 return Ok(self
                     .end(after, EndReason::Expired, false)
@@ -197,16 +202,20 @@ impl Environments {
         Err(contended())
     }
 
+    /// Requests the end of an environment. Succeeds for one that has ended.
+    ///
     /// # Errors
     /// `NotFound`; `Unavailable` without a database.
     pub async fn delete(&self, request: DeleteRequest) -> Result<Empty, Error> {
-        let before = self.existing(&request.id).await?;
+        let before = self.find(&request.id).await?;
         self.end(before, EndReason::Deleted, request.force).await?;
         Ok(Empty {})
     }
 
+    /// Requests the end of every environment of one user.
+    ///
     /// # Errors
-    /// `Unavailable` without a database; environments that were ended before stay ended.
+    /// `Unavailable` without a database. The requests that succeeded before stay in effect.
     pub async fn delete_owned(&self, request: DeleteOwnedRequest) -> Result<Empty, Error> {
         loop {
             let active = self
@@ -223,7 +232,7 @@ impl Environments {
         }
     }
 
-    /// Requests the end of `record`. One that is terminating is unchanged, except that `force`
+    /// Requests the end of `record`. A terminating environment is unchanged, except that `force`
     /// ends its grace period.
     ///
     /// # Errors
@@ -240,8 +249,8 @@ impl Environments {
             self.0.settings.stop_grace
         };
         let mut before = record;
-        for _ in 0..ATTEMPTS {
-            // Its timeout may have been extended meanwhile.
+        for _ in 0..MAX_ATTEMPTS {
+            // A PATCH may have extended its timeout meanwhile.
             if reason == EndReason::Expired && before.environment.expires_at > Utc::now() {
                 return Ok(before);
             }
@@ -267,14 +276,14 @@ impl Environments {
                     }
                     return Ok(after);
                 }
-                Err(StoreError::Fenced) => before = self.existing(&before.environment.id).await?,
+                Err(StoreError::Fenced) => before = self.find(&before.environment.id).await?,
                 Err(error) => return Err(error.into()),
             }
         }
         Err(contended())
     }
 
-    /// Never fails: a part that does not answer is reported as such.
+    /// Reports whether the database and each cluster answer. Never fails.
     pub async fn health(&self) -> HealthReply {
         let clusters = self.0.clusters.iter().map(|cluster| {
             let capacity = cluster.capacity.current();

@@ -1,9 +1,10 @@
 //! Compares a cluster's boxes with the database, in both directions, and follows the
-//! cluster's changes. One replica does so for each cluster (a lease).
+//! cluster's changes. One replica does so for each cluster, the holder of a lease.
 //!
-//! * A box without an active environment is removed: at once when the environment has ended
-//!   and its box was removed before, otherwise when two comparisons in succession found it.
-//! * An environment whose box is not in the phase that its row has is reconciled.
+//! * I1. A box without an active environment is an orphan. It is removed at once when its
+//!   environment has ended and its first box was removed; otherwise when the next comparison finds
+//!   it too.
+//! * I2. An environment whose box is not in the phase of its row is reconciled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -106,8 +107,8 @@ pub async fn run(
     tokio::join!(watching, comparing);
 }
 
-/// Reconciles the environments whose boxes changed. `resync` is notified when the cluster
-/// cannot tell which.
+/// Reconciles the environments whose boxes changed. Notifies `resync` when the watch was
+/// interrupted and may have missed changes.
 async fn watch(
     cluster: &Cluster,
     runtime: &dyn Runtime,
@@ -164,7 +165,7 @@ async fn reconcile_all(
     .await;
 }
 
-/// One comparison; `suspects` are the orphans of the last one.
+/// Compares once; `suspects` are the orphans that the comparison before found.
 async fn compare_once(
     store: &Store,
     cluster: &Cluster,
@@ -172,7 +173,8 @@ async fn compare_once(
     reconciler: &Arc<Reconciler>,
     suspects: &mut BTreeSet<EnvironmentId>,
 ) -> Result<(), CompareError> {
-    // In this order: the row of a box that is created between the two is in the second.
+    // In this order: a row is written before its box is created, so the rows include that of
+    // every listed box.
     let boxes = runtime.list().await?;
     let rows = store.active_in_cluster(&cluster.name).await?;
     let Differences { reconcile, orphans } = differences(&boxes, &rows);
@@ -190,7 +192,7 @@ async fn compare_once(
         if !ended.contains(id) && !suspects.contains(id) {
             continue;
         }
-        let span = tracing::info_span!(parent: None, "collect", otel.name = "remove orphan", environment = %id);
+        let span = tracing::info_span!(parent: None, "remove", otel.name = "remove orphan", environment = %id);
         match runtime.remove(id).instrument(span).await {
             Ok(()) => {
                 metrics::orphan_removed();

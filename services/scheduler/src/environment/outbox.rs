@@ -2,13 +2,15 @@
 //!
 //! * I1. The rows of one environment are published in order, by one publisher at a time (a
 //!   claim that expires); environments do not wait for each other.
-//! * I2. A publisher begins no row that it may not finish before its claim expires.
+//! * I2. A publisher does not begin a row near the end of its claim: it must finish the row
+//!   before another publisher can claim it.
 //! * I3. No transaction, lock or connection is held while the bus answers.
-//! * I4. Each row is published at least once. The `Nats-Msg-Id` has the row's id, so the
-//!   stream stores a row once although its publisher was killed before it was marked.
-//! * I5. The replica that wrote a row publishes it at once. Rows of a killed replica, or that
-//!   the bus refused, are found by any other within half a second; rows that a killed
-//!   replica had claimed, when the claim expires.
+//! * I4. Each row is published at least once, and stored by JetStream once: the `Nats-Msg-Id`
+//!   has the row's id. A publisher that is killed before it marks a row causes a duplicate, which
+//!   JetStream drops.
+//! * I5. The replica that wrote a row publishes it at once. Any replica finds a row that a
+//!   killed replica left, or that the bus refused, within half a second. A row that a killed
+//!   replica had claimed is found when the claim expires.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +52,7 @@ enum RelayError {
     Deadline,
 }
 
-/// Tells this replica's publisher which environments have new rows.
+/// Passes environments with new rows to this replica's publisher.
 #[derive(Clone)]
 pub struct Outbox {
     wakes: mpsc::Sender<EnvironmentId>,
@@ -129,7 +131,7 @@ impl Relay {
 struct Publisher {
     store: Store,
     bus: Bus,
-    /// Claims so far: the name of each is unique.
+    /// The number of claims so far, which makes the holder of each unique.
     claims: AtomicU64,
 }
 
@@ -145,7 +147,7 @@ impl Publisher {
 
     /// Publishes the rows of one environment, unless another publisher has claimed them.
     async fn publish_pending(&self, id: &EnvironmentId, holder: &str) -> Result<(), RelayError> {
-        // Before the statement: Postgres' lease ends later than what is counted from here.
+        // Taken before the statement, so that the lease in Postgres ends later than ours.
         let mut claimed_at = Instant::now();
         if !self.store.claim_outbox(id, holder).await? {
             return Ok(());
@@ -201,7 +203,7 @@ impl Publisher {
         };
         let span = publish_span(kind, &destination, id);
         trace::continue_from(&span, row.traceparent.as_deref());
-        // With the environment's id: a database that was set up again counts from 1 again.
+        // The environment's id too: the row ids of a new database begin at 1 again.
         let message_id = format!("outbox-{id}-{}", row.id);
         let bus = &self.bus;
         async {

@@ -33,11 +33,11 @@ pub struct Intent {
     pub grace: Duration,
     /// The box of an ended environment was removed.
     pub box_removed: bool,
-    /// Why the last attempt to start it failed.
+    /// The error of the last attempt to start it.
     pub last_error: Option<String>,
 }
 
-/// What the cluster reported of its box.
+/// The cluster's report about its box.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
     /// The cluster was not asked yet.
@@ -92,10 +92,10 @@ pub enum Removal {
     BeforeTransition,
 }
 
-/// How long an archive that cannot be written delays an end.
+/// How long an end waits for an archive that cannot be written.
 pub const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The cluster's watch is faster; these are for a watch that missed a change.
+/// Bounds of the delay. Usually the cluster's watch is faster; these are for a missed change.
 const MIN_REQUEUE_DELAY: Duration = Duration::from_millis(250);
 const MAX_REQUEUE_DELAY: Duration = Duration::from_secs(2);
 
@@ -199,7 +199,7 @@ fn plan_running(observation: &Observation) -> Plan {
                 message,
                 finished_at,
             } => finalize_exit(observed, *exit_code, *reason, message, *finished_at),
-            // Something other than the scheduler created it again: the first box is lost.
+            // Created again, and not by the scheduler: the first box is lost.
             BoxPhase::Starting { .. } | BoxPhase::Failed { .. } => {
                 Plan::Transition(LifecycleEvent::Lost)
             }
@@ -207,7 +207,7 @@ fn plan_running(observation: &Observation) -> Plan {
     }
 }
 
-/// The main command exited by itself: users see so once the last output is archived.
+/// The main command exited by itself. Users see the exit once the last output is archived.
 fn finalize_exit(
     observed: &Observed,
     exit_code: i32,

@@ -1,5 +1,5 @@
-//! Reconciles due environments, in case their message was lost: a command that expired, a
-//! claim whose holder was killed, a box that is slow to start.
+//! Reconciles due environments. An environment becomes due when its command was lost or expired,
+//! when the holder of its claim was killed, and when its box is slow to start.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,7 +13,7 @@ pub struct Quota {
     pub memory: Option<Bytes>,
 }
 
-/// What one user's environments use together.
+/// The resources that one user's environments use together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub environments: u64,
@@ -25,7 +25,7 @@ impl Quota {
     /// Whether one more environment of `cpu` and `memory` fits.
     ///
     /// # Errors
-    /// `QuotaExceeded`, with the resource, the limit and what is in use.
+    /// `QuotaExceeded`, with the resource, the limit, the usage and the request.
     pub fn check(&self, used: Usage, cpu: MilliCpu, memory: Bytes) -> Result<(), Error> {
         let exceeded = |resource: &str, limit: String, used: String, requested: String| {
             Err(Error::new(

@@ -1,8 +1,8 @@
 //! Brings one environment to its requested state: observe, plan, act, until nothing is left
 //! to do now.
 //!
-//! Takes no input but an id: every caller only wakes it. Keeps no state: killed at any line,
-//! the next reconcile continues from the row and the cluster.
+//! Its only input is an id: a caller only wakes it. It keeps no state: when it is killed at any
+//! line, the next reconcile continues from the row and the cluster.
 //!
 //! * I1. One claim at a time reconciles an environment. If two do, fencing (of the row) and
 //!   generations (in the cluster) keep the result correct.
@@ -31,7 +31,7 @@ use crate::metrics;
 
 /// A fifth of a claim's duration.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// Restarts by other writers before the claim is released.
+/// Restarts because of other writers before the claim is released.
 const MAX_RESTARTS: usize = 16;
 /// After an error that the environment did not cause.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ pub struct Reconciler {
     pub(super) outbox: Outbox,
     pub(super) settings: Settings,
     instance: InstanceId,
-    /// Claims so far: the name of each is unique.
+    /// The number of claims so far, which makes the holder of each unique.
     claims: AtomicU64,
     shutdown: CancellationToken,
 }
@@ -95,7 +95,7 @@ impl Reconciler {
         })
     }
 
-    /// Reconciles `id`. When another holder does so, that one reconciles once more.
+    /// Reconciles `id`. When another holder is reconciling it, that holder does so once more.
     ///
     /// # Errors
     /// When the database fails. Errors of the cluster are retried when the environment is due.
@@ -138,11 +138,11 @@ impl Reconciler {
     ) -> Result<Outcome, ReconcileError> {
         let generation = AtomicI64::new(0);
         tokio::select! {
-            // Finished steps count, whatever else happened.
+            // The result of finished steps comes first, whatever else happened.
             biased;
             outcome = self.steps(id, &generation) => outcome,
             outcome = self.renew_claim(id, holder, &generation) => outcome,
-            // Another replica takes it at once.
+            // Due at once, for another replica.
             () = self.shutdown.cancelled() => Ok(Outcome::Requeue(Some(Duration::ZERO))),
         }
     }

@@ -28,7 +28,7 @@ pub struct Record {
     pub box_removed: bool,
 }
 
-/// A column has a value that this version does not write.
+/// A column has a value that this version cannot read.
 #[derive(Debug, thiserror::Error)]
 #[error("environment `{id}`: column `{column}` cannot be read: {problem}")]
 pub struct CorruptRow {

@@ -1,14 +1,14 @@
 //! Validation of a request; the gateway does not check these rules. Pure.
 //!
 //! Every error names its field as the public API does. Quantities, names, labels, selectors
-//! and tolerations follow the Kubernetes API conventions, because Kubernetes gets them.
+//! and tolerations follow the Kubernetes API conventions, because they are passed to Kubernetes.
 
 mod isolation;
 mod labels;
 
 use std::collections::BTreeMap;
 
-// boxd's own variables, which a user's variable of the same name would replace.
+// The prefix of boxd's own variables. A user's variable of the same name would replace one.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
     MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
@@ -70,6 +70,7 @@ fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     })
 }
 
+/// Whether `text` is a DNS label (RFC 1123).
 fn is_dns_label(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !text.is_empty()
@@ -79,6 +80,8 @@ fn is_dns_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
+/// Checks the name of an environment.
+///
 /// # Errors
 /// `Validation` when it is not an RFC 1123 label.
 pub fn name(text: &str) -> Result<(), Error> {
@@ -93,6 +96,8 @@ pub fn name(text: &str) -> Result<(), Error> {
     }
 }
 
+/// Checks a timeout.
+///
 /// # Errors
 /// `Validation` when it is zero or beyond [`MAX_TIMEOUT_S`].
 pub fn timeout(seconds: u64) -> Result<(), Error> {
@@ -140,14 +145,14 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
         if name.starts_with(RESERVED_ENV) {
             return Err(Error::value(
                 "env",
-                format_args!("names with {RESERVED_ENV} are reserved"),
+                format_args!("a name must not begin with {RESERVED_ENV}, which is reserved"),
                 name,
             ));
         }
         if value.contains('\0') {
             return Err(Error::field(
                 "env",
-                format_args!("the value of {name} contains NUL"),
+                format_args!("the value of {name} must not contain NUL"),
             ));
         }
         total += name.len() + value.len();
@@ -187,7 +192,7 @@ pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Erro
         return Err(Error::field(
             field,
             format_args!(
-                "at most {MAX_LABELS} are allowed, there are {}",
+                "must have at most {MAX_LABELS} entries, has {}",
                 labels.len()
             ),
         ));

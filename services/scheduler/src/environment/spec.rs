@@ -35,8 +35,8 @@ pub enum SpecError {
 /// The spec of `environment`, with its parsed `quantities`, on `cluster`.
 ///
 /// # Errors
-/// When the environment's selector contradicts the cluster's labels, or its network policy breaks
-/// a rule that it was not checked against when it was created.
+/// When the environment's selector contradicts the cluster's labels. When its stored network
+/// policy breaks a rule that is newer than the environment.
 pub fn box_spec(
     environment: &Environment,
     quantities: Quantities,
@@ -46,6 +46,8 @@ pub fn box_spec(
     let request = &environment.request;
     let node_selector = unmatched_selector(&request.node_selector, &cluster.labels)
         .ok_or_else(|| SpecError::Selector(cluster.name.clone()))?;
+    // The row has the request. A parsed policy in the record would make a row that breaks a newer
+    // rule unreadable, and its environment could not be listed or deleted.
     let isolation = match &request.isolation {
         Some(isolation) => Isolation::parse(isolation)?,
         None => Isolation::default(),
@@ -79,6 +81,7 @@ pub fn endpoint_name(id: &EnvironmentId) -> String {
     format!("{id}.agentbox.svc.cluster.local")
 }
 
+/// The Kubernetes namespace of the box.
 #[must_use]
 pub fn namespace(id: &EnvironmentId) -> String {
     format!("agentbox-{id}")

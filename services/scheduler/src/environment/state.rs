@@ -8,8 +8,8 @@
 //! ```
 //!
 //! * I1. `terminated` and `failed` are final.
-//! * I2. An environment that has run is never pending again: the data of a box are not
-//!   restored.
+//! * I2. An environment that has run is never pending again, because the data of its box
+//!   cannot be restored.
 //! * I3. An ended environment has a reason and an end time, and no address.
 //! * I4. The first reason to terminate is kept.
 
@@ -99,7 +99,7 @@ pub const fn start_reason(reason: FailureReason) -> StatusReason {
     }
 }
 
-/// The status reason of a box that exited without being asked to.
+/// The status reason of a box that exited although the scheduler did not stop it.
 #[must_use]
 pub const fn exit_reason(reason: ExitReason) -> StatusReason {
     match reason {

@@ -25,8 +25,8 @@ use std::time::Duration;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
-use agentbox_database::Leases;
 use agentbox_database::sql::statement;
+use agentbox_database::{Leases, span};
 use sea_orm::sea_query::{
     Expr, ExprTrait as _, PostgresQueryBuilder, QueryStatementWriter, SimpleExpr,
 };
@@ -34,9 +34,10 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, FromQueryResult as _,
     QueryFilter as _, QuerySelect as _, Statement, Value,
 };
+use tracing::Instrument as _;
 
 pub use change::{Change, Patch, QueueAction};
-pub use create::{Creation, Reservation};
+pub use create::Reservation;
 pub use list::Listing;
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use queue::{Claim, ClaimRenewal};
@@ -56,7 +57,7 @@ pub enum StoreError {
     Corrupt(#[from] CorruptRow),
     #[error("a value cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
-    /// For the caller as it is: a quota, a conflict.
+    /// A public error, passed on unchanged: a quota, a conflict.
     #[error(transparent)]
     Refused(#[from] Error),
 }
@@ -70,7 +71,7 @@ impl From<StoreError> for Error {
                 "the environment was changed by another request at the same time; try again",
             ),
             StoreError::Corrupt(_) | StoreError::Encode(_) => {
-                tracing::error!(error = %ErrorChain(&error), "row not readable or not writable");
+                tracing::error!(error = %ErrorChain(&error), "row not read or not written");
                 Self::internal()
             }
             StoreError::Refused(error) => error,
@@ -111,7 +112,7 @@ fn build(query: &impl QueryStatementWriter) -> (String, Params) {
     (text, Params(values.0))
 }
 
-/// The row is as `before` has it (I1).
+/// The row is unchanged since `before` was read (I1).
 fn is_unchanged(before: &Record) -> SimpleExpr {
     let environment = &before.environment;
     Expr::col(Column::Id)
@@ -120,7 +121,8 @@ fn is_unchanged(before: &Record) -> SimpleExpr {
         .and(Expr::col(Column::Status).eq(environment.status.as_str()))
 }
 
-/// The row has one of `ids`, which are one value: the number of placeholders is limited.
+/// The id of the row is one of `ids`. They are one value, because the number of placeholders is
+/// limited.
 fn is_one_of(ids: &[EnvironmentId]) -> Result<SimpleExpr, StoreError> {
     Ok(Expr::cust_with_values(
         "id IN (SELECT jsonb_array_elements_text($1))",
@@ -149,16 +151,16 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Record>, StoreError> {
-        get(&self.database, id.as_str()).await
+        get(&self.database, id.as_str())
+            .instrument(span!(SELECT environments))
+            .await
     }
 
     /// The owners of those of `ids` that exist.
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn owners(
         &self,
         ids: &[EnvironmentId],
@@ -169,6 +171,7 @@ impl Store {
             .filter(is_one_of(ids)?)
             .into_tuple()
             .all(&self.database)
+            .instrument(span!(SELECT environments))
             .await?;
         let parse = |(id, owner): (String, String)| {
             let corrupt = |column, value: &str| CorruptRow {
@@ -188,7 +191,7 @@ impl Store {
         write(&self.database, text, params).await
     }
 
-    /// The column `environment_id` of the selected rows.
+    /// Runs `statement` and returns the column `environment_id` of its rows.
     async fn environment_ids(
         &self,
         statement: Statement,

@@ -1,5 +1,5 @@
 //! Periodic work that one replica does for all: ending expired environments, and purging rows
-//! past their retention. Another replica takes over within a lease.
+//! past their retention. When that replica is killed, another takes over once its lease expires.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::metrics;
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 256;
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
-/// After a batch, because there may be another.
+/// The pause after a batch: another may follow.
 const PURGE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Waits for `interval`; returns at once when `held` is cancelled.

@@ -1,4 +1,5 @@
-//! The first schema: environments, the work on them, the outbox, idempotency keys, leases.
+//! The first schema: environments, the reconcile queue (`drives`), the outbox, idempotency keys,
+//! leases. Later migrations rename some of it.
 
 use sea_orm_migration::prelude::*;
 
@@ -13,9 +14,9 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// `environments` is what is true. `drives` has a row for each environment that still
-/// needs work, so that looking for work never reads the whole table. Sums and lists are
-/// answered from indexes alone.
+/// `environments` has the requested and the recorded state. `drives`, later `reconcile_queue`, has
+/// a row for each environment that still needs work, so that finding work never reads the whole
+/// table. Sums and lists are answered from indexes alone.
 const UP: &str = "
 CREATE TABLE environments (
     id text PRIMARY KEY,

@@ -1,4 +1,4 @@
-//! An index of labels.
+//! The table `environment_terms`, which indexes labels.
 
 use sea_orm_migration::prelude::*;
 
@@ -13,9 +13,9 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// Labels as an index has them, since no index over `labels` itself answers how many rows
-/// match, or which are the newest of them, without reading each. A label `k: v` is two
-/// terms, `k` and `k=v`. Like an index the table follows `environments` by itself.
+/// A table with a row for each term of each environment; a label `k: v` has two terms, `k` and
+/// `k=v`. With an index over `labels` itself, Postgres would read every matching row to count them
+/// or to find the newest. Triggers keep the table equal to `environments`.
 const UP: &str = "
 CREATE TABLE environment_terms (
     environment_id text NOT NULL REFERENCES environments (id) ON DELETE CASCADE,

@@ -1,4 +1,4 @@
-//! Numbers in the order of creation, for lists.
+//! The column `number`: the order of creation, for lists.
 
 use sea_orm_migration::prelude::*;
 
@@ -13,9 +13,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// Lists are in the order of `created_at` and, where that is equal, of `number`: two numbers
-/// are compared far faster than two ids, and what both of two common terms have is found by
-/// one walk along both.
+/// Lists are in the order of `created_at`, and of `number` where the times are equal. Postgres
+/// compares two numbers far faster than two ids, and can merge the rows of two common terms.
 const UP: &str = "
 ALTER TABLE environments ADD COLUMN number bigint;
 UPDATE environments SET number = by_age.number

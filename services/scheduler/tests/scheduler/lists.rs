@@ -49,7 +49,7 @@ async fn list_returns_visible_environments_newest_first_in_seamless_pages() {
             .unwrap();
         ids.push(record.environment.id);
     }
-    // Equal times must not blur the order of pages.
+    // Environments with equal times must have one order on all pages.
     database
         .execute("UPDATE environments SET created_at = '2026-01-01' WHERE name <> 'n-6'")
         .await;
@@ -97,7 +97,7 @@ async fn list_returns_visible_environments_newest_first_in_seamless_pages() {
 }
 
 #[tokio::test]
-async fn page_larger_than_a_message_returns_what_fits_and_has_more() {
+async fn page_larger_than_a_message_is_returned_in_parts() {
     let database = database().await;
     let owner = UserId::random();
     let mut long = request("long");

@@ -8,9 +8,9 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
-mod life;
+mod faults;
+mod lifecycle;
 mod lists;
-mod misbehaving;
 mod outbox;
 mod replicas;
 mod store;

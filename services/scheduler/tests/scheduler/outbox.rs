@@ -161,7 +161,7 @@ async fn published_but_unmarked_rows_are_not_stored_twice() {
     let relay = tokio::spawn(relay.run(shutdown.clone()));
     let id = run_lifecycle(&database.store, |id| outbox.wake(id)).await;
     all_published(&database).await;
-    // As if no row had been marked.
+    // As after a publisher that was killed before it marked any row.
     database
         .execute("UPDATE outbox SET published_at = NULL")
         .await;
@@ -203,7 +203,7 @@ async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
     let ids =
         join_all((0..ENVIRONMENTS).map(|_| run_lifecycle(&database.store, |id| outbox.wake(id))));
     let ids = ids.await;
-    // The pool first: the test's own query gives its connection back a moment after its end.
+    // The pool is read first, because the test's own query returns its connection late.
     let pool = database.connection.get_postgres_connection_pool();
     let claimed = "SELECT count(*) FROM outbox_leases WHERE holder IS NOT NULL";
     eventually(
@@ -313,13 +313,13 @@ async fn outbox_claim_has_one_holder_until_released_or_expired() {
                 .unwrap()
         }
     };
-    // The refused ones asked the holder to look again, once.
+    // The refused claims requeued the environment once.
     assert!(mark(holder.clone(), ClaimAction::RenewIfRequeued).await);
     assert!(mark(holder.clone(), ClaimAction::Renew).await);
     assert!(!mark(holder.clone(), ClaimAction::RenewIfRequeued).await);
     assert!(store.claim_outbox(&id, "next").await.unwrap());
     assert!(!store.claim_outbox(&id, "refused").await.unwrap());
-    // A failed publisher keeps nothing, whoever asked.
+    // A publisher that failed releases its claim although it was requeued.
     assert!(!mark("next".into(), ClaimAction::Release).await);
     assert!(store.claim_outbox(&id, "killed").await.unwrap());
     database
@@ -359,9 +359,11 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
         cluster: "test".into(),
         address: record.environment.address,
     };
-    eventually("the route is there", Duration::from_secs(10), async || {
-        routes.get(&id) == Some(expected.clone())
-    })
+    eventually(
+        "the route is published",
+        Duration::from_secs(10),
+        async || routes.get(&id) == Some(expected.clone()),
+    )
     .await;
     let record = step(
         &database.store,
@@ -376,9 +378,11 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
     )
     .await;
     outbox.wake(&id);
-    eventually("the route is gone", Duration::from_secs(10), async || {
-        routes.get(&id).is_none()
-    })
+    eventually(
+        "the route is removed",
+        Duration::from_secs(10),
+        async || routes.get(&id).is_none(),
+    )
     .await;
     shutdown.cancel();
     relay.await.unwrap();

@@ -19,10 +19,14 @@ const SOON: Duration = Duration::from_secs(60);
 async fn killed_replica_loses_and_duplicates_nothing() {
     let world = World::new().await;
     let (mut doomed, _survivor) = (world.process(), world.process());
-    world.answers().await;
+    world.wait_until_ready().await;
     let creating = join_all((0..8).map(|n| {
         let world = &world;
-        async move { world.create_surely(request(&format!("n-{n}")), SOON).await }
+        async move {
+            world
+                .create_until_answered(request(&format!("n-{n}")), SOON)
+                .await
+        }
     }));
     let killing = async {
         // While boxes are being created.
@@ -36,10 +40,12 @@ async fn killed_replica_loses_and_duplicates_nothing() {
         .await;
         doomed.kill();
     };
-    // A request whose replica was killed is not answered: its client repeats it.
+    // A request whose replica was killed gets no answer, and its client repeats it.
     let (created, ()) = tokio::join!(creating, killing);
     for environment in &created {
-        world.reaches(&environment.id, Status::Running, SOON).await;
+        world
+            .wait_for_status(&environment.id, Status::Running, SOON)
+            .await;
     }
     let rows = world
         .database
@@ -56,7 +62,7 @@ async fn killed_replica_loses_and_duplicates_nothing() {
         "one box for each row"
     );
 
-    for id in live_ids(&world).await {
+    for id in active_ids(&world).await {
         world
             .gateway
             .call::<Delete>(
@@ -71,7 +77,7 @@ async fn killed_replica_loses_and_duplicates_nothing() {
     }
     for environment in &created {
         world
-            .reaches(&environment.id, Status::Terminated, SOON)
+            .wait_for_status(&environment.id, Status::Terminated, SOON)
             .await;
         let events = world.events(&environment.id, 4).await;
         let starts = events
@@ -82,7 +88,7 @@ async fn killed_replica_loses_and_duplicates_nothing() {
     }
 }
 
-async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> {
+async fn active_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> {
     world
         .database
         .store
@@ -90,11 +96,11 @@ async fn live_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId> 
         .await
         .unwrap()
         .into_iter()
-        .map(|live| live.id)
+        .map(|active| active.id)
         .collect()
 }
 
-/// Repeats the request while the answer is to try again.
+/// Repeats the create while the answer is `Unavailable`.
 async fn create_with_retries(
     world: &World,
     request: EnvironmentRequest,
@@ -117,7 +123,7 @@ async fn two_replicas_accept_exactly_a_users_quota() {
         settings.quota = quota;
         settings
     };
-    // Each of 100m and 64Mi: each quota lets four in, by another of its limits.
+    // An environment has 100m and 64Mi. Each quota has one limit, which accepts four of them.
     let quotas = [
         Quota {
             environments: Some(4),
@@ -132,7 +138,7 @@ async fn two_replicas_accept_exactly_a_users_quota() {
             ..Quota::default()
         },
     ];
-    for (what, quota) in ["environments", "CPU", "memory"].into_iter().zip(quotas) {
+    for (resource, quota) in ["environments", "CPU", "memory"].into_iter().zip(quotas) {
         let driver = || world.driver.clone();
         let first = world.replica_with(driver(), settings(quota)).await;
         let second = world.replica_with(driver(), settings(quota)).await;
@@ -142,23 +148,23 @@ async fn two_replicas_accept_exactly_a_users_quota() {
         }))
         .await;
         let rows = "SELECT count(*) FROM environments WHERE status IN ('pending', 'running')";
-        assert_eq!(world.database.number(rows).await, 4, "{what}");
+        assert_eq!(world.database.number(rows).await, 4, "{resource}");
         let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-        // A request whose answer was lost is repeated and then refused: the row counts.
-        assert!(refused.len() >= REQUESTS - 4, "{what}: {refused:?}");
+        // After a lost answer a request is repeated and refused, although it has written a row.
+        assert!(refused.len() >= REQUESTS - 4, "{resource}: {refused:?}");
         for error in refused {
-            assert_eq!(error.code, ErrorCode::QuotaExceeded, "{what}: {error}");
+            assert_eq!(error.code, ErrorCode::QuotaExceeded, "{resource}: {error}");
             assert_eq!(error.code.status(), 403);
-            let begin = format!("your quota of {what} is ");
+            let begin = format!("your quota of {resource} is ");
             assert!(error.message.starts_with(&begin), "{error}");
         }
-        for id in live_ids(&world).await {
+        for id in active_ids(&world).await {
             let delete = DeleteRequest {
                 id: id.clone(),
                 force: true,
             };
             world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
-            world.reaches(&id, Status::Terminated, SOON).await;
+            world.wait_for_status(&id, Status::Terminated, SOON).await;
         }
         first.stop().await;
         second.stop().await;
@@ -188,7 +194,7 @@ async fn replica_purges_environments_past_their_retention() {
         world.database.execute(&dequeue).await;
     }
     let replica = world.replica().await;
-    eventually("the old one is rows_purged", SOON, async || {
+    eventually("the old environment is purged", SOON, async || {
         let left = world.database.store.get(&old.id).await;
         left.is_ok_and(|record| record.is_none())
     })

@@ -1,4 +1,4 @@
-//! The store on a real Postgres: fencing, quotas, idempotency, allocatable, claims, leases.
+//! The store on a real Postgres: fencing, quotas, idempotency, capacity, claims, leases.
 
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ async fn late_writer_is_fenced_and_changes_nothing() {
         .await
         .unwrap();
     assert_eq!(deleted.environment.generation, 2);
-    // The reconciler that saw the box start does not know of the deletion.
+    // A reconciler that read the row before the deletion records the start of the box.
     let late = database
         .store
         .change(&before, &Change::observed(&before, running), now)
@@ -121,7 +121,7 @@ async fn late_writer_is_fenced_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn concurrent_equal_transitions_one_succeeds() {
+async fn concurrent_equal_transitions_succeed_once() {
     let database = database().await;
     let before = database
         .store
@@ -276,7 +276,7 @@ async fn claim_has_one_holder_until_released_or_expired() {
         .collect();
     assert_eq!(winners.len(), 1, "{claims:?}");
     let holder = format!("holder-{}", winners[0].0);
-    // The others requeued it once.
+    // The refused claims requeued the environment once.
     assert!(store.release(&id, &holder, None).await.unwrap());
     assert!(!store.release(&id, &holder, None).await.unwrap());
     assert_eq!(store.claim(&id, "next").await.unwrap(), Claim::Acquired);
@@ -373,11 +373,11 @@ async fn rows_past_their_retention_are_purged_and_no_others() {
         .execute("UPDATE outbox SET published_at = now() - interval '2 days' WHERE id <= 2")
         .await;
     let outbox = database.number("SELECT count(*) FROM outbox").await;
-    let gone = store
+    let purged = store
         .purge(Duration::from_secs(7 * 24 * 3600))
         .await
         .unwrap();
-    assert_eq!(gone, 3);
+    assert_eq!(purged, 3);
     assert_eq!(
         database.number("SELECT count(*) FROM outbox").await,
         outbox - 2

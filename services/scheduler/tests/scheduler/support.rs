@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of all tests: a database, requests, and waiting.
 
 pub mod cluster;
 pub mod scheduler;
@@ -6,15 +6,14 @@ pub mod scheduler;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentbox_contracts::environment::{Environment, EnvironmentRequest, ResourceRequest, Status};
+use agentbox_contracts::environment::rpc::CreateRequest;
+use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_scheduler::cluster::placement::Allocatable;
-use agentbox_scheduler::environment::quota::Quota;
-use agentbox_scheduler::environment::request;
-use agentbox_scheduler::environment::store::{Creation, Store};
+use agentbox_scheduler::environment::creation::Creation;
+use agentbox_scheduler::environment::store::Store;
 use agentbox_scheduler::migrations::Migrator;
 use agentbox_testing::TestPostgres;
-use chrono::{SubsecRound as _, TimeDelta, Utc};
+use chrono::{SubsecRound as _, Utc};
 use sea_orm::DatabaseConnection;
 
 /// Polls until `condition` holds.
@@ -68,6 +67,7 @@ impl Database {
     }
 }
 
+/// A small request for a busybox.
 pub fn request(name: &str) -> EnvironmentRequest {
     EnvironmentRequest {
         name: name.into(),
@@ -87,34 +87,18 @@ pub fn request(name: &str) -> EnvironmentRequest {
     }
 }
 
+/// What `owner` asks for, in the cluster `test`, with five minutes to start.
 pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
-    let id = EnvironmentId::random();
-    let now = Utc::now().trunc_subsecs(6);
-    let quantities = request::validate(&request).unwrap();
-    Creation {
-        environment: Environment {
-            endpoint: format!("{id}.agentbox.svc.cluster.local"),
-            namespace: format!("agentbox-{id}"),
-            id,
-            owner: owner.clone(),
-            owner_username: "somebody".into(),
-            cluster: "test".into(),
-            expires_at: now + TimeDelta::seconds(request.timeout_s.try_into().unwrap()),
-            request,
-            status: Status::Pending,
-            status_reason: None,
-            status_message: None,
-            created_at: now,
-            started_at: None,
-            ended_at: None,
-            exit_code: None,
-            address: None,
-            generation: 1,
-        },
-        quantities,
-        allocatable: Allocatable::UNLIMITED,
-        quota: Quota::default(),
-        start_deadline: now + TimeDelta::seconds(300),
+    let request = CreateRequest {
+        owner: owner.clone(),
+        owner_username: "somebody".into(),
+        request,
         idempotency_key: None,
-    }
+    };
+    // The precision of Postgres, so that a row is read as it was written.
+    let now = Utc::now().trunc_subsecs(6);
+    let start_timeout = Duration::from_secs(300);
+    let mut creation = Creation::new(EnvironmentId::random(), request, start_timeout, now).unwrap();
+    creation.environment.cluster = "test".into();
+    creation
 }

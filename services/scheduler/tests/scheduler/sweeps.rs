@@ -1,4 +1,4 @@
-//! Boxes without an environment and environments without a box, on a real containerd.
+//! Orphaned and lost boxes, on a real containerd.
 
 use std::time::Duration;
 
@@ -40,8 +40,10 @@ async fn orphaned_box_is_removed_and_an_active_one_is_kept() {
     world.driver.ensure(&spec(&orphan), 1).await.unwrap();
     let replica = world.replica().await;
     let active = world.create(request("active")).await;
-    world.reaches(&active.id, Status::Running, SOON).await;
-    world.box_is_gone(&orphan).await;
+    world
+        .wait_for_status(&active.id, Status::Running, SOON)
+        .await;
+    world.wait_for_box_removal(&orphan).await;
     let left = world.driver.get(&active.id).await.unwrap().unwrap();
     assert!(matches!(left.phase, BoxPhase::Running { .. }), "{left:?}");
     replica.stop().await;
@@ -51,14 +53,18 @@ async fn orphaned_box_is_removed_and_an_active_one_is_kept() {
 async fn lost_box_fails_the_environment_and_is_not_created_again() {
     let world = World::new().await;
     let mut watching = world.process();
-    world.answers().await;
+    world.wait_until_ready().await;
     let created = world.create(request("vanishes")).await;
-    world.reaches(&created.id, Status::Running, SOON).await;
-    // No replica observes its end: the next one finds no box, as after a lost node.
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
+    // No replica observes the removal. The next one finds no box, as after the loss of a node.
     watching.kill();
     world.driver.remove(&created.id).await.unwrap();
     let replica = world.replica().await;
-    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    let failed = world
+        .wait_for_status(&created.id, Status::Failed, SOON)
+        .await;
     assert_eq!(failed.status_reason, Some(StatusReason::NodeLost));
     assert_eq!(
         failed.exit_code, None,
@@ -73,7 +79,9 @@ async fn box_of_an_ended_environment_is_removed_when_created_late() {
     let world = World::new().await;
     let replica = world.replica().await;
     let created = world.create(request("late")).await;
-    world.reaches(&created.id, Status::Running, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     let delete = agentbox_contracts::environment::rpc::DeleteRequest {
         id: created.id.clone(),
         force: true,
@@ -83,9 +91,11 @@ async fn box_of_an_ended_environment_is_removed_when_created_late() {
         .call::<agentbox_contracts::environment::rpc::Delete>(&delete, Duration::from_secs(5))
         .await
         .unwrap();
-    world.reaches(&created.id, Status::Terminated, SOON).await;
-    // As by a replica that was stopped until its claim had expired.
+    world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
+    // As by a replica that was suspended until its claim had expired.
     world.driver.ensure(&spec(&created.id), 1).await.unwrap();
-    world.box_is_gone(&created.id).await;
+    world.wait_for_box_removal(&created.id).await;
     replica.stop().await;
 }

@@ -63,13 +63,14 @@ impl RouteTable {
         self.notify(&id);
     }
 
-    /// Also notifies where there was no route: an environment that ended before it ran has none.
+    /// Removes a route. Notifies the watches also when there was no route: an environment that
+    /// ended before it ran has none.
     pub fn remove(&self, id: &EnvironmentId) {
         self.0.routes.write().remove(id);
         self.notify(id);
     }
 
-    /// Replaces everything; the table is synced then.
+    /// Replaces all routes. The table is synced afterwards.
     pub fn replace(&self, routes: HashMap<EnvironmentId, Route>) {
         *self.0.routes.write() = routes;
         self.0.is_synced.store(true, Ordering::Release);
@@ -106,7 +107,7 @@ impl RouteWatch {
         }
     }
 
-    /// Waits until a synced table has a route, or none, of which `condition` is true.
+    /// Waits until the table is synced and `condition` is true of its route, or of `None`.
     pub async fn wait_for(&mut self, condition: impl Fn(Option<&Route>) -> bool) {
         while !(self.table.is_synced() && condition(self.table.get(&self.id).as_ref())) {
             self.changed().await;

@@ -2,8 +2,8 @@
 //! server.
 //!
 //! The service type of the client library does this too, but it also owns the subscriptions
-//! and the replies. Then the server here could not bound the requests in flight, skip
-//! requests past their deadline, and drain before it ends.
+//! and the replies. With it, a server could not bound the requests in flight, skip requests past
+//! their deadline, or drain before it ends.
 
 use std::collections::HashMap;
 
@@ -80,12 +80,12 @@ impl Discovery {
     fn endpoints(
         &self,
         endpoints: &HashMap<String, Endpoint>,
-        more: impl Fn(&Endpoint) -> Value,
+        details: impl Fn(&Endpoint) -> Value,
     ) -> Value {
         let mut subjects: Vec<&String> = endpoints.keys().collect();
         subjects.sort();
         let described = subjects.into_iter().map(|subject| {
-            let mut described = more(&endpoints[subject]);
+            let mut described = details(&endpoints[subject]);
             described["name"] = json!(trace::method(subject).replace('.', "-"));
             described["subject"] = json!(subject);
             described["queue_group"] = json!(self.service);

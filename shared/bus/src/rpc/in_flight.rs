@@ -21,7 +21,7 @@ use crate::{metrics, trace};
 
 /// The most requests that one server processes at once.
 const MAX_IN_FLIGHT: usize = 256;
-/// A handler that takes longer is aborted; otherwise its slot would never be free again.
+/// A handler that takes longer is aborted, so that its slot becomes free.
 const HANDLER_LIMIT: Duration = Duration::from_secs(120);
 /// How long the connection may take to accept a reply.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ impl InFlight {
     }
 
     /// Starts a request, or refuses it. Does not wait.
-    pub(super) fn take(&self, message: Message) {
+    pub(super) fn start(&self, message: Message) {
         let served = self.served.clone();
         let subject = message.subject.as_str();
         if !served.endpoints.contains_key(subject) {
@@ -81,7 +81,7 @@ impl InFlight {
     }
 
     /// Waits for all requests in flight.
-    pub(super) async fn ended(&self) {
+    pub(super) async fn wait(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -89,7 +89,7 @@ impl InFlight {
     /// Aborts the requests in flight. Their callers get an error.
     pub(super) async fn abort(&self) {
         self.aborted.cancel();
-        self.ended().await;
+        self.wait().await;
     }
 }
 
@@ -115,11 +115,11 @@ impl Served {
         let outcome = match tokio::time::timeout(HANDLER_LIMIT, work).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
-                tracing::error!(parent: &span, method, "a handler panicked");
+                tracing::error!(parent: &span, method, "handler panicked");
                 Err(Error::internal())
             }
             Err(_) => {
-                tracing::error!(parent: &span, method, "a handler did not complete in time");
+                tracing::error!(parent: &span, method, "handler aborted: it did not complete in time");
                 Err(Error::internal())
             }
         };
@@ -155,9 +155,9 @@ impl Served {
         match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = %ErrorChain(&error), "a reply could not be sent");
+                tracing::warn!(error = %ErrorChain(&error), "reply not sent");
             }
-            Err(_) => tracing::warn!("a reply could not be sent: the connection is blocked"),
+            Err(_) => tracing::warn!("reply not sent: the connection is blocked"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The answering end: handlers by subject, and the way from the first request to the last.
+//! The server: its handlers by subject, its subscriptions, and its orderly stop.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -69,7 +69,7 @@ impl Server {
         self.on_subject(subjects::rpc(R::SERVICE, R::METHOD), handler)
     }
 
-    /// Answers `R` with `handler`, which gets a clone of `state` with each request.
+    /// Serves `R` with `handler`, which gets a clone of `state` with each request.
     ///
     /// `state` is cheap to clone: an [`Arc`], or a handle with one in it.
     #[must_use]
@@ -105,7 +105,7 @@ impl Server {
             let handler = handler.clone();
             async move {
                 let request = serde_json::from_slice(&body).map_err(|error| {
-                    tracing::error!(error = %ErrorChain(&error), "a request could not be decoded");
+                    tracing::error!(error = %ErrorChain(&error), "request not decoded");
                     Error::new(ErrorCode::BadRequest, "the request could not be decoded")
                 })?;
                 encode(&handler(request).await?)
@@ -162,21 +162,21 @@ impl Listening {
                 () = shutdown.cancelled() => break,
                 message = requests.next() => message.ok_or(BusError::Disconnected)?,
             };
-            in_flight.take(message);
+            in_flight.start(message);
         }
-        // New requests go to the other members of the queue group. Received ones still get a
+        // New requests go to the other members of the queue group. Received requests still get a
         // reply.
         leave(in_flight.client(), requests.iter_mut()).await;
         let drained = async {
             while let Some(message) = requests.next().await {
-                in_flight.take(message);
+                in_flight.start(message);
             }
-            in_flight.ended().await;
+            in_flight.wait().await;
         };
         if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
             tracing::warn!(
                 requests = in_flight.len(),
-                "requests in flight did not complete in time and are aborted"
+                "requests in flight aborted: they did not complete in time"
             );
             in_flight.abort().await;
         }

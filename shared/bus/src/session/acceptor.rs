@@ -1,4 +1,4 @@
-//! The serving side: requests to open a session, and their first answer.
+//! The server's side: requests to open a session, and the answers to them.
 
 use std::marker::PhantomData;
 
@@ -51,7 +51,7 @@ impl<S: SessionRpc> Acceptor<S> {
                 continue;
             };
             if is_past_deadline(message.headers.as_ref()) {
-                // It waited during an outage, and its opener has stopped waiting.
+                // It was queued during an outage, and its opener has stopped waiting.
                 metrics::session_expired();
                 continue;
             }
@@ -115,6 +115,7 @@ impl<S: SessionRpc> Incoming<S> {
         serde_json::from_slice(&self.open)
     }
 
+    /// Accepts the session.
     #[must_use]
     pub fn accept(mut self) -> Session<S::ToOpener, S::ToServer> {
         // Taken only here, and `accept` consumes the request.

@@ -39,7 +39,7 @@ pub(super) enum Inbound {
 }
 
 pub(super) enum Role {
-    /// Its peer is the sender of the first frame, which must come within the deadline.
+    /// Its peer is the sender of the first frame, which must arrive within the deadline.
     Opener {
         deadline: Duration,
     },
@@ -58,7 +58,9 @@ pub(super) struct Channels {
 
 pub(super) struct Actor {
     client: Client,
+    /// The subject of this end.
     own: String,
+    /// The subject of the other end. An opener learns it from the first frame.
     peer: Option<String>,
     is_server: bool,
     channels: Channels,
@@ -69,17 +71,20 @@ pub(super) struct Actor {
     sent_at: Option<Instant>,
     progress_at: Instant,
     window: Window,
+    /// The sequence of the last message that has arrived.
     received: u64,
     received_fin: bool,
+    /// The sequence of the last message that the consumer has taken.
     consumed: u64,
-    /// The `consumed` and the `received` that the peer was last sent.
+    /// `consumed` as it was last sent to the peer.
     acknowledged: u64,
+    /// `received` as it was last sent to the peer.
     reported: u64,
-    /// The peer retransmits: it has missed an acknowledgement.
+    /// The peer has sent a message again: an acknowledgement was lost.
     must_acknowledge: bool,
 }
 
-/// How the session goes on after a step.
+/// How the session continues after a step.
 enum Next {
     Continue,
     /// Both sides have finished.
@@ -146,10 +151,10 @@ impl Actor {
                     if reset_peer {
                         self.publish(0, Kind::Reset(error.clone())).await;
                     }
-                    // First, so that a caller that has seen the error cannot send any more.
+                    // Closed first, so that a caller that has received the error cannot send.
                     self.channels.to_send.close();
-                    // The consumer gets the error after the messages that it has not taken
-                    // yet. A full queue is closed instead, which is an error too.
+                    // The consumer gets the error after the messages that it has not taken yet.
+                    // When the queue is full, it is closed, which the consumer gets as an error.
                     let _ = self.channels.deliver.try_send(Err(error));
                     return;
                 }
@@ -164,7 +169,7 @@ impl Actor {
             self.publish(0, Kind::Ack).await;
             return Next::Done;
         }
-        // Messages that were sent before go first, as far as the window has room.
+        // Messages that were queued before are sent first, as far as the window has room.
         while self.peer.is_some()
             && self.window.has_room()
             && let Ok(outgoing) = self.channels.to_send.try_recv()
@@ -213,7 +218,7 @@ impl Actor {
         match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                tracing::debug!(error = %ErrorChain(&error), "a frame could not be sent");
+                tracing::debug!(error = %ErrorChain(&error), "frame not sent");
                 false
             }
             Err(_) => false,
@@ -253,7 +258,7 @@ impl Actor {
                     reset_peer: false,
                 };
             }
-            // The peer's process is gone. The peer timeout ends the session.
+            // The peer's process has ended. The peer timeout ends the session.
             Inbound::NoResponders => return Next::Continue,
         };
         match (&self.peer, from) {
@@ -282,8 +287,8 @@ impl Actor {
 
     async fn deliver(&mut self, sequence: u64, body: Bytes, fin: bool) -> Next {
         if sequence != self.received + 1 {
-            // A repeat: the next tick acknowledges it, once for all repeats. Or an earlier one
-            // is missing: the peer sends both again.
+            // A repeated message: the next tick acknowledges all repeats at once. Or a message
+            // after a missing one: the peer sends both again.
             self.must_acknowledge |= sequence <= self.received;
             return Next::Continue;
         }
@@ -292,7 +297,7 @@ impl Actor {
         match self.channels.deliver.try_send(Ok(Delivered { body, fin })) {
             Ok(()) => Next::Continue,
             Err(mpsc::error::TrySendError::Closed(_)) => {
-                // The consumer is gone, but the peer must be able to finish.
+                // The consumer was dropped, but the peer must be able to finish.
                 self.consumed = sequence;
                 self.acknowledge_consumed().await
             }
@@ -309,7 +314,7 @@ impl Actor {
         while self.channels.takes.try_recv().is_ok() {
             taken += 1;
         }
-        // After the consumer left, `deliver` counted messages that it did not take.
+        // `deliver` has counted the messages that arrived after the consumer was dropped.
         self.consumed = self.received.min(self.consumed + taken);
         self.acknowledge_consumed().await
     }
@@ -346,7 +351,7 @@ impl Actor {
         if self.is_server && self.sent_at.is_none() && now - self.started_at >= ACCEPT_AFTER {
             self.publish(0, Kind::Accept).await;
         }
-        if !self.window.is_all_arrived() && now - self.progress_at > RETRANSMIT_AFTER {
+        if !self.window.all_arrived() && now - self.progress_at > RETRANSMIT_AFTER {
             self.progress_at = now;
             metrics::session_retransmitted();
             for frame in self.window.missing() {

@@ -71,7 +71,7 @@ impl Inner {
             tokio::task::unconstrained(publish).now_or_never(),
             Some(Ok(()))
         ) {
-            tracing::debug!("a reset could not be sent");
+            tracing::debug!("reset not sent");
         }
     }
 
@@ -104,9 +104,10 @@ impl Inner {
                     frame,
                     from: Some(from),
                 },
-            ) if wants_answer(&frame) => {
-                // The acknowledgement: if this is a last message whose first acknowledgement
-                // was lost, then it has been consumed, which is why the session is gone.
+            ) if expects_answer(&frame) => {
+                // The reset also acknowledges the frame. It may be the last message of a session
+                // that has ended because that message was consumed, and whose acknowledgement was
+                // lost.
                 self.reset_now(from.to_string(), frame.sequence, super::cancelled());
             }
             (None, _) => {}
@@ -135,7 +136,8 @@ fn unreachable_bus() -> Error {
     )
 }
 
-fn wants_answer(frame: &Frame) -> bool {
+/// Whether the sender of `frame` waits for an answer.
+fn expects_answer(frame: &Frame) -> bool {
     matches!(frame.kind, Kind::Data { .. } | Kind::Accept | Kind::Ping)
 }
 
@@ -269,7 +271,7 @@ impl Hub {
         match tokio::time::timeout(deadline, publish).await {
             Ok(Ok(())) => Ok(session),
             Ok(Err(error)) => {
-                tracing::warn!(error = %ErrorChain(&error), "a session could not be opened");
+                tracing::warn!(error = %ErrorChain(&error), "session not opened");
                 Err(unreachable_bus())
             }
             Err(_) => Err(unreachable_bus()),
@@ -291,11 +293,11 @@ impl Hub {
             tokio::time::timeout(PUBLISH_TIMEOUT, publish).await,
             Ok(Ok(()))
         ) {
-            tracing::warn!("the refusal of a session could not be sent");
+            tracing::warn!("refusal of a session not sent");
         }
     }
 
-    /// [`Self::reset`] where nothing can be awaited.
+    /// Refuses the session at `peer` without waiting, for a `drop`.
     pub(super) fn reset_now(&self, peer: String, error: Error) {
         self.inner.reset_now(peer, 0, error);
     }

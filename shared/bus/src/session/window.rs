@@ -52,37 +52,38 @@ impl Window {
         self.sent + 1
     }
 
-    /// Adds the frame of [`Self::next_sequence`]. Returns whether nothing else is in flight.
+    /// Adds the frame with the number [`Self::next_sequence`]. True: every earlier message has
+    /// arrived.
     pub(super) fn push(&mut self, frame: Bytes, fin: Option<oneshot::Sender<()>>) -> bool {
-        let first = self.arrived == self.sent;
+        let is_alone = self.all_arrived();
         self.sent += 1;
         self.messages.push_back(Sent {
             sequence: self.sent,
             frame,
             fin,
         });
-        first
+        is_alone
     }
 
     /// The peer has consumed every message up to `consumed` and received every one up to
-    /// `received`. Both only increase; an overtaken frame changes nothing.
+    /// `received`. Both only increase, so a frame that arrives late changes nothing.
     pub(super) fn acknowledge(&mut self, consumed: u64, received: u64) -> AckOutcome {
         // The peer cannot have messages that were not sent.
         let consumed = consumed.min(self.sent);
         let received = received.max(consumed).min(self.sent);
-        let mut change = AckOutcome::Unchanged;
+        let mut outcome = AckOutcome::Unchanged;
         while self
             .messages
             .front()
             .is_some_and(|first| first.sequence <= consumed)
         {
-            if change == AckOutcome::Unchanged {
-                change = AckOutcome::Progress;
+            if outcome == AckOutcome::Unchanged {
+                outcome = AckOutcome::Progress;
             }
             if let Some(fin) = self.messages.pop_front().and_then(|first| first.fin) {
                 // The sender may have stopped waiting.
                 let _ = fin.send(());
-                change = AckOutcome::Finished;
+                outcome = AckOutcome::Finished;
             }
         }
         if received > self.arrived {
@@ -92,14 +93,14 @@ impl Window {
                     message.frame = Bytes::new();
                 }
             }
-            if change == AckOutcome::Unchanged {
-                change = AckOutcome::Progress;
+            if outcome == AckOutcome::Unchanged {
+                outcome = AckOutcome::Progress;
             }
         }
-        change
+        outcome
     }
 
-    pub(super) fn is_all_arrived(&self) -> bool {
+    pub(super) fn all_arrived(&self) -> bool {
         self.arrived == self.sent
     }
 
@@ -145,7 +146,7 @@ mod tests {
             window.acknowledge(consumed, received);
             let expected: Vec<Bytes> = missing.into_iter().map(frame).collect();
             assert_eq!(window.missing(), expected, "{consumed} {received}");
-            assert_eq!(window.is_all_arrived(), expected.is_empty());
+            assert_eq!(window.all_arrived(), expected.is_empty());
         }
     }
 

@@ -40,7 +40,7 @@ impl Delivery {
         let attempt = message.info().map_or(1, |info| info.delivered);
         if is_expired(message.headers.as_ref()) {
             metrics::command_expired();
-            tracing::info!(subject = %message.subject, attempt, "a command expired");
+            tracing::info!(subject = %message.subject, attempt, "command expired");
             self.acknowledge(AckKind::Term).await;
             return;
         }
@@ -74,7 +74,7 @@ impl Delivery {
                 self.dead_letter(&retry.reason).instrument(span).await;
             }
             Err(retry) => {
-                tracing::info!(parent: &span, attempt, reason = retry.reason, "a command failed and is delivered again");
+                tracing::info!(parent: &span, attempt, reason = retry.reason, "command failed; it is delivered again");
                 self.acknowledge(AckKind::Nak(Some(retry.after))).await;
             }
         }
@@ -102,11 +102,11 @@ impl Delivery {
         match published {
             Ok(_) => {
                 metrics::dead_letter();
-                tracing::error!(subject = %message.subject, reason, "a command became a dead letter");
+                tracing::error!(subject = %message.subject, reason, "command became a dead letter");
                 self.acknowledge(AckKind::Term).await;
             }
             Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), "a dead letter could not be written; retrying");
+                tracing::warn!(error = %ErrorChain(&error), "dead letter not written; retried");
                 self.acknowledge(AckKind::Nak(Some(DEAD_LETTER_RETRY_DELAY)))
                     .await;
             }
@@ -116,13 +116,14 @@ impl Delivery {
     pub(super) async fn acknowledge(&self, kind: AckKind) {
         if let Err(error) = self.message.ack_with(kind).await {
             // The server delivers the command again.
-            tracing::debug!(error = %ErrorChain(&*error), "an acknowledgement could not be sent");
+            tracing::debug!(error = %ErrorChain(&*error), "acknowledgement not sent");
         }
     }
 }
 
-/// The headers of a dead letter. It has an id of its own: the command's id would make it a
-/// duplicate of the command, and the same id twice makes the second one a duplicate.
+/// The headers of a dead letter: those of the command and the reason. Its message id is not the
+/// command's, because JetStream drops a second message with one id. It is the same for each attempt
+/// to write the letter, so that the letter is stored once.
 fn dead_letter_headers(headers: Option<&HeaderMap>, sequence: u64, reason: &str) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
@@ -132,7 +133,7 @@ fn dead_letter_headers(headers: Option<&HeaderMap>, sequence: u64, reason: &str)
             }
         }
     }
-    // A header is one line.
+    // A header must be one line.
     let line: String = reason
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

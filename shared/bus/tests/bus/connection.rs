@@ -75,7 +75,7 @@ async fn requests_succeed_after_nats_restarts() {
     assert_eq!(ask().await, Ok(Empty {}));
     let pid = system.pids("nats")[&0];
     assert!(system.kill("nats", 0));
-    // Its supervisor starts it again.
+    // The supervisor starts NATS again.
     let is_another = || system.pids("nats").get(&0).is_some_and(|now| *now != pid);
     eventually("NATS was started again", is_another).await;
     eventually_async("a request is answered", async || {
@@ -92,7 +92,7 @@ async fn requests_without_nats_fail_at_once() {
     let (system, nats) = TestNats::own().await.unwrap();
     let gateway = connect(&nats, "api-gateway").await;
     system.stop().await;
-    eventually("it is known", || !gateway.is_connected()).await;
+    eventually("the client has noticed", || !gateway.is_connected()).await;
     let started = Instant::now();
     let asked = gateway.call::<Ready>(&Empty {}, DEADLINE).await;
     assert_eq!(asked.unwrap_err().code, ErrorCode::Unavailable);

@@ -1,4 +1,4 @@
-//! The event feed.
+//! The stream of environment events.
 
 use agentbox_bus::{Bus, EventStream, StoredEvent};
 use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};

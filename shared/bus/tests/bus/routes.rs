@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{connect, eventually, eventually_async};
 
-/// A NATS of its own: the tests look at the whole bucket.
+/// A route bucket on a NATS of its own, because the tests read the whole bucket.
 struct Table {
     _system: System,
     nats: NatsEndpoint,
@@ -107,14 +107,14 @@ async fn mirror_reads_stored_routes_and_follows_changes() {
 
     let (added, route_of_added) = table.put().await;
     let is_there = || mirror.routes.get(&added) == Some(route_of_added.clone());
-    eventually("a new route is there", is_there).await;
+    eventually("the new route is mirrored", is_there).await;
     let changed = route();
     table.scheduler.put_route(&kept, &changed).await.unwrap();
     let is_changed = || mirror.routes.get(&kept) == Some(changed.clone());
-    eventually("a route has changed", is_changed).await;
+    eventually("the changed route is mirrored", is_changed).await;
     table.scheduler.delete_route(&added).await.unwrap();
     let is_gone = || mirror.routes.get(&added).is_none();
-    eventually("a route is gone", is_gone).await;
+    eventually("the deleted route is removed", is_gone).await;
     mirror.stop().await;
 }
 
@@ -128,7 +128,7 @@ async fn mirror_of_empty_or_later_bucket_becomes_synced() {
     assert!(mirror.routes.is_empty());
     let (id, route) = table.put().await;
     let is_there = || mirror.routes.get(&id) == Some(route.clone());
-    eventually("the first route is there", is_there).await;
+    eventually("the first route is mirrored", is_there).await;
     mirror.stop().await;
 }
 
@@ -146,11 +146,11 @@ async fn deleted_route_leaves_marker_that_expires() {
     let marker = marker.unwrap();
     assert!(marker.headers.get("Nats-TTL").is_some());
 
-    // The same with a shorter time, to see that nothing is left of it.
+    // The same with a short TTL: nothing is left afterwards.
     let short = Duration::from_secs(1);
     bucket.purge_with_ttl(id.as_str(), short).await.unwrap();
     assert_eq!(table.stored().await, 1);
-    eventually_async("the marker is gone", async || table.stored().await == 0).await;
+    eventually_async("the marker has expired", async || table.stored().await == 0).await;
     let mirror = table.mirror().await;
     mirror.synced().await;
     assert!(mirror.routes.is_empty());
@@ -186,7 +186,7 @@ async fn reconnected_mirror_removes_routes_deleted_without_marker() {
     let mirror = table.mirror().await;
     mirror.synced().await;
     assert!(mirror.routes.get(&gone).is_some());
-    // As if its marker had expired during the outage: no watch reports this.
+    // As when its marker has expired during an outage: a watch does not report that.
     table.bucket().await.stream.purge().await.unwrap();
     let (kept, _) = table.put().await;
     mirror.gateway.client().force_reconnect().await.unwrap();

@@ -78,7 +78,7 @@ async fn finish_does_not_wait_for_peer_that_only_sends() {
         }
         Ok::<_, Error>(opened)
     });
-    // The peer's window fills up before it reads the end.
+    // The peer fills its window before it reads the last message.
     let finish = tokio::spawn(served.finish(last()));
     let mut opened = within(DEADLINE, blocked).await.unwrap().unwrap();
     assert_eq!(within(DEADLINE, opened.recv()).await.unwrap(), Some(last()));
@@ -156,7 +156,7 @@ async fn idle_session_stays_open() {
     let ended = tokio::time::timeout(silence, async {
         tokio::select! { () = opened.closed() => (), () = served.closed() => () }
     });
-    assert!(ended.await.is_err(), "it ended");
+    assert!(ended.await.is_err(), "the session ended");
     served.send(FromBox::LogsLost(1)).await.unwrap();
     assert!(opened.recv().await.unwrap().is_some());
     opened.send(ToBox::Eof).await.unwrap();

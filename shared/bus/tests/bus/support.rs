@@ -1,4 +1,4 @@
-//! Buses that are logged in as services, and waiting with a deadline.
+//! Connections as each service, sessions between two of them, and waiting with a deadline.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub mod process;
 
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A session whose opening is a text.
+/// A session that is opened with a text.
 pub struct TestSession;
 
 impl SessionRpc for TestSession {
@@ -40,12 +40,12 @@ pub async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
     .unwrap()
 }
 
-/// A cluster's name that no other test has.
+/// The name of a cluster that no other test uses.
 pub fn cluster() -> String {
     InstanceId::random().to_string()
 }
 
-/// A gateway, and an exec-proxy that accepts the sessions of a cluster of its own.
+/// The two ends of sessions: a gateway, and an exec-proxy that serves a cluster of its own.
 pub struct Ends {
     pub gateway: Bus,
     pub proxy: Bus,
@@ -114,7 +114,7 @@ pub async fn eventually_async(what: &str, mut holds: impl AsyncFnMut() -> bool) 
     assert!(waited.await.is_ok(), "not in time: {what}");
 }
 
-/// `size` bytes that no other chunk has.
+/// `size` bytes that depend on `number`.
 pub fn chunk(number: u64, size: usize) -> Bytes {
     let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(size + 8);
@@ -128,7 +128,7 @@ pub fn chunk(number: u64, size: usize) -> Bytes {
     bytes.into()
 }
 
-/// Messages and bytes that clients have sent to the server since it started.
+/// The messages and bytes that the server has received from its clients since its start.
 pub async fn received_by(nats: &NatsEndpoint) -> (u64, u64) {
     let text = reqwest::get(format!("{}/varz", nats.monitor_url))
         .await

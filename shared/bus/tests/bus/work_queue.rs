@@ -1,4 +1,4 @@
-//! Commands, and what becomes of those that fail.
+//! Commands: processing, retries, dead letters, and the stop of a worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ use crate::support::{DEADLINE, cluster, connect, eventually, eventually_async, w
 const ACK_WAIT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(60);
 
-/// The commands of a cluster that no other test has.
+/// The commands of a cluster that no other test uses.
 struct Commands {
     bus: Bus,
     cluster: String,
@@ -70,8 +70,8 @@ impl Commands {
         }
     }
 
-    /// How many are in the queue, started or not.
-    async fn left(&self) -> usize {
+    /// The number of commands in the queue, started or not.
+    async fn queue_length(&self) -> usize {
         stored(
             &self.bus,
             COMMANDS_STREAM,
@@ -86,10 +86,13 @@ impl Commands {
     }
 
     async fn all_done(&self) {
-        eventually_async("the queue is empty", async || self.left().await == 0).await;
+        eventually_async("the queue is empty", async || {
+            self.queue_length().await == 0
+        })
+        .await;
     }
 
-    /// Why `subject` is a dead letter.
+    /// The reason in the dead letter of the command on `subject`.
     async fn reason(&self, subject: &str) -> String {
         let subject = subjects::dead_letter(subject);
         let stream = self.bus.jetstream().get_stream(DEAD_LETTERS_STREAM).await;
@@ -174,7 +177,7 @@ async fn command_of_killed_worker_is_processed_by_another() {
     worker.stop().await;
 }
 
-/// Sends a command if there is none; a worker begins it and dies.
+/// Sends a command if there is none. A worker begins it and is killed.
 async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
     let nats = TestNats::shared().await.unwrap();
     let process = Process::start();
@@ -189,7 +192,7 @@ async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
         };
         queue.run(handler, CancellationToken::new()).await;
     });
-    if commands.left().await == 0 {
+    if commands.queue_length().await == 0 {
         commands.send(1, LONG).await;
     }
     within(DEADLINE, begins.recv()).await.unwrap();
@@ -282,7 +285,7 @@ async fn long_handler_keeps_its_command() {
         let handler = move |_| {
             runs.fetch_add(1, Ordering::Relaxed);
             async {
-                // Three times as long as an unacknowledged one is waited for.
+                // Three times as long as a command without acknowledged progress is waited for.
                 tokio::time::sleep(3 * ACK_WAIT).await;
                 Ok(())
             }
@@ -301,7 +304,7 @@ async fn long_handler_keeps_its_command() {
 async fn two_workers_share_queue() {
     let commands = Commands::new().await;
     let mut workers = Vec::new();
-    // Passed only by both together.
+    // The barrier opens only for both workers together.
     let both = Arc::new(Barrier::new(2));
     for _ in 0..2 {
         let both = both.clone();
@@ -339,10 +342,16 @@ async fn stopping_worker_completes_started_commands_and_starts_none() {
     for n in 0..5 {
         commands.send(n, LONG).await;
     }
-    eventually("two are started", || started.load(Ordering::Relaxed) == 2).await;
+    eventually("two commands are started", || {
+        started.load(Ordering::Relaxed) == 2
+    })
+    .await;
     worker.shutdown.cancel();
     go.cancel();
     worker.stop().await;
-    eventually_async("two are done", async || commands.left().await == 3).await;
+    eventually_async("two commands are processed", async || {
+        commands.queue_length().await == 3
+    })
+    .await;
     assert_eq!(started.load(Ordering::Relaxed), 2);
 }

@@ -1,6 +1,6 @@
 //! The standard `OTEL_*` variables.
 //!
-//! This module reads those that the SDK leaves to its user or ignores silently:
+//! This module applies those that the SDK does not apply by itself:
 //! `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`, `OTEL_TRACES_SAMPLER`,
 //! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL}`, `OTEL_BSP_MAX_QUEUE_SIZE`,
 //! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. The SDK and its exporter read
@@ -30,7 +30,7 @@ pub(super) enum Protocol {
     HttpProtobuf,
 }
 
-/// Looks up variables. An empty value counts as absent, as the standard demands.
+/// Looks up variables. An empty value counts as absent, as the standard requires.
 pub(super) struct Environment<F>(pub(super) F);
 
 impl<F: Fn(&str) -> Option<String>> Environment<F> {
@@ -41,7 +41,8 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
     /// The protocol to export spans with; `None` when there is no export.
     ///
     /// # Errors
-    /// When a value is not supported, so that the operator does not wait for spans in vain.
+    /// When a value is not supported. Otherwise the operator would wait for spans that never
+    /// arrive.
     pub(super) fn protocol(&self) -> Result<Option<Protocol>, anyhow::Error> {
         if let Some(sampler) = self.get("OTEL_TRACES_SAMPLER") {
             ensure!(
@@ -91,13 +92,13 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             .unwrap_or(DEFAULT_QUEUE)
     }
 
-    /// The resource of the spans. `OTEL_RESOURCE_ATTRIBUTES` overrides `ours`, and
+    /// The resource of the spans. `OTEL_RESOURCE_ATTRIBUTES` overrides `defaults`, and
     /// `OTEL_SERVICE_NAME` overrides both.
-    pub(super) fn resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
+    pub(super) fn resource(&self, name: &str, defaults: Vec<KeyValue>) -> Resource {
         let resource = Resource::builder_empty()
             .with_detector(Box::new(TelemetryResourceDetector))
             .with_service_name(name.to_owned())
-            .with_attributes(ours)
+            .with_attributes(defaults)
             .with_detector(Box::new(EnvResourceDetector::new()));
         match self.get("OTEL_SERVICE_NAME") {
             Some(name) => resource.with_service_name(name).build(),
@@ -107,9 +108,9 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
 
     /// The resource of relayed spans: the deployment's attributes, and the program's own
     /// service name.
-    pub(super) fn relayed_resource(&self, name: &str, ours: Vec<KeyValue>) -> Resource {
+    pub(super) fn relayed_resource(&self, name: &str, defaults: Vec<KeyValue>) -> Resource {
         Resource::builder_empty()
-            .with_attributes(ours)
+            .with_attributes(defaults)
             .with_detector(Box::new(EnvResourceDetector::new()))
             .with_service_name(name.to_owned())
             .build()
@@ -122,7 +123,7 @@ mod tests {
 
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
 
-    fn asked(variables: &[(&str, &str)]) -> Result<Option<Protocol>, String> {
+    fn protocol_of(variables: &[(&str, &str)]) -> Result<Option<Protocol>, String> {
         let lookup = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -161,7 +162,7 @@ mod tests {
                 Some(Protocol::Grpc),
             ),
         ] {
-            assert_eq!(asked(&variables), Ok(expected), "{variables:?}");
+            assert_eq!(protocol_of(&variables), Ok(expected), "{variables:?}");
         }
     }
 
@@ -172,14 +173,14 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_TRACES_SAMPLER", "xray"),
         ] {
-            let error = asked(&[ENDPOINT, (name, value)]).unwrap_err();
+            let error = protocol_of(&[ENDPOINT, (name, value)]).unwrap_err();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
         let secure = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://c:4318"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
         ];
-        assert!(asked(&secure).unwrap_err().contains("https"));
+        assert!(protocol_of(&secure).unwrap_err().contains("https"));
     }
 
     #[test]

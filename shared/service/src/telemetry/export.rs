@@ -3,7 +3,7 @@
 //! * I1. No caller waits for the collector: a span is queued or dropped at once.
 //! * I2. The queue is bounded (`OTEL_BSP_MAX_QUEUE_SIZE`). Spans that were dropped because it
 //!   was full, or because the collector refused them, are counted.
-//! * I3. A failing collector causes one line in the log, and one when it works again.
+//! * I3. A failing collector causes one log line, and another one when it works again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,7 +45,8 @@ impl Queue {
             waiting: Arc::clone(&waiting),
             failing: AtomicBool::new(false),
         };
-        // From the environment, except the size: every span that is counted here must fit.
+        // The environment sets the rest. The size is set here, because every span that `on_end`
+        // counts must fit.
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(limit)
             .build();
@@ -93,7 +94,7 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// An exporter that reports its failures here. The SDK would log an error for each batch.
+/// An exporter that logs the first failure alone. The SDK would log an error for each batch.
 #[derive(Debug)]
 struct ReportingExporter<E> {
     exporter: E,
@@ -111,13 +112,13 @@ impl<E: SpanExporter> SpanExporter for ReportingExporter<E> {
             Ok(()) => {
                 metrics::counter!(EXPORTED).increment(count as u64);
                 if was_failing {
-                    tracing::info!("the trace collector accepts spans again");
+                    tracing::info!("trace collector accepted spans again");
                 }
             }
             Err(error) => {
                 metrics::counter!(DROPPED, "reason" => "collector").increment(count as u64);
                 if !was_failing {
-                    tracing::warn!(error = %ErrorChain(&error), "the trace collector failed; spans are dropped until it works again");
+                    tracing::warn!(error = %ErrorChain(&error), "trace collector failed; spans are dropped until it works again");
                 }
             }
         }

@@ -22,6 +22,7 @@ const CLAIM: &str = "
                      ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING *";
 
+/// Records that a user was deleted.
 pub async fn insert(on: &impl ConnectionTrait, user: &UserId) -> Result<(), StoreError> {
     let deletion = ActiveModel {
         user_id: Set(Text(user.clone())),
@@ -32,8 +33,8 @@ pub async fn insert(on: &impl ConnectionTrait, user: &UserId) -> Result<(), Stor
     Ok(())
 }
 
-/// The most overdue deletion, hidden from other workers for `lease`. Its `attempts` count
-/// this one.
+/// Claims the most overdue deletion: it is not due for `lease`, and `attempts` includes this
+/// attempt. `None`: none is due.
 pub async fn claim(
     on: &impl ConnectionTrait,
     lease: Duration,

@@ -1,4 +1,4 @@
-//! People and programs who call, and what they ask for most.
+//! Callers of auth, and the calls that most tests make.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
@@ -13,7 +13,7 @@ use super::Replica;
 
 pub const ADMIN: &str = "root.admin";
 pub const ADMIN_PASSWORD: &str = "bootstrap-Passw0rd";
-/// Of every user that a test makes.
+/// The password of every user that a test creates.
 pub const PASSWORD: &str = "correct horse battery";
 
 /// A user who has logged in.
@@ -129,10 +129,10 @@ impl Replica {
     }
 }
 
-/// Asserts that a credential is refused as such.
+/// Asserts that a credential is refused as invalid. Returns the message.
 #[track_caller]
 pub fn refused(outcome: Result<Principal, Error>) -> String {
-    let error = outcome.expect_err("the credential is still good");
+    let error = outcome.expect_err("the credential is still valid");
     assert_eq!(error.code, ErrorCode::Unauthorized, "{error}");
     error.message
 }

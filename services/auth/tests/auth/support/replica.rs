@@ -1,4 +1,4 @@
-//! One replica of auth, its NATS server, and a gateway that talks to it.
+//! One replica of auth, its NATS server, and a connection as the gateway.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -23,13 +23,13 @@ pub struct Replica {
     process: Child,
     admin_url: String,
     log: PathBuf,
-    /// As the gateway.
+    /// A connection as the gateway.
     bus: Bus,
     nats: NatsEndpoint,
     _system: System,
 }
 
-/// Below the ports that the system hands out by itself.
+/// A free port below the range of ephemeral ports.
 fn free_port() -> u16 {
     loop {
         let port = 20_000 + rand::random::<u16>() % 10_000;
@@ -52,14 +52,14 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
 }
 
 impl Replica {
-    /// Waits until it is ready.
+    /// Starts a replica and waits until it is ready.
     pub async fn start(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let mut replica = Self::spawn(database_url, environment).await;
         replica.wait_ready().await;
         replica
     }
 
-    /// One that is expected to refuse to start: what it logged.
+    /// Starts a replica that must refuse to start. Returns its log.
     pub async fn start_refused(database_url: &str, environment: &[(&str, &str)]) -> String {
         let mut replica = Self::spawn(database_url, environment).await;
         let status = replica.wait_end(START_DEADLINE).await;
@@ -73,7 +73,7 @@ impl Replica {
         let name = format!("agentbox-auth-test-{}.log", InstanceId::random());
         let log = std::env::temp_dir().join(name);
         let output = File::create(&log).unwrap();
-        // Ends with the test, however that ends.
+        // Killed with the test, however the test ends.
         let process = Command::new("setpriv")
             .args([
                 "--pdeathsig",
@@ -110,13 +110,13 @@ impl Replica {
     }
 
     async fn wait_end(&mut self, within: Duration) -> ExitStatus {
-        let give_up = Instant::now() + within;
+        let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;
             }
             assert!(
-                Instant::now() < give_up,
+                Instant::now() < deadline,
                 "auth does not end\n{}",
                 self.log()
             );
@@ -125,7 +125,7 @@ impl Replica {
     }
 
     async fn wait_ready(&mut self) {
-        let give_up = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + START_DEADLINE;
         loop {
             if self.is_ready().await {
                 return;
@@ -133,7 +133,7 @@ impl Replica {
             let ended = self.process.try_wait().unwrap();
             assert!(ended.is_none(), "auth ended: {ended:?}\n{}", self.log());
             assert!(
-                Instant::now() < give_up,
+                Instant::now() < deadline,
                 "auth is not ready\n{}",
                 self.log()
             );
@@ -141,7 +141,7 @@ impl Replica {
         }
     }
 
-    /// What `/health/ready` says.
+    /// Whether `/health/ready` succeeds.
     pub async fn is_ready(&self) -> bool {
         let url = format!("{}/health/ready", self.admin_url);
         reqwest::get(url)
@@ -149,7 +149,7 @@ impl Replica {
             .is_ok_and(|answer| answer.status().is_success())
     }
 
-    /// Asks as the gateway does.
+    /// Calls a method as the gateway.
     pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
         self.bus.call::<R>(&request, CALL_DEADLINE).await
     }
@@ -159,7 +159,7 @@ impl Replica {
         connect(&self.nats, service).await
     }
 
-    /// All that it has logged.
+    /// The whole log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
@@ -200,7 +200,7 @@ impl Drop for Replica {
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
-            // What was checked says little without what auth said.
+            // A failed assertion can rarely be explained without the log.
             eprintln!("auth's log: {}", self.log.display());
         } else {
             let _ = std::fs::remove_file(&self.log);

@@ -7,67 +7,34 @@ use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::EnvironmentId;
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{SubsecRound as _, Utc};
 
 use super::Environments;
-use crate::cluster::placement::{
-    Allocatable, Candidate, allocatable, rank, retryable_if_unreachable,
-};
+use crate::cluster::placement::{Candidate, allocatable, rank, retryable_if_unreachable};
 use crate::cluster::registry::no_reachable_cluster;
-use crate::environment::request::{self, Quantities};
-use crate::environment::spec::{box_spec, endpoint_name, namespace};
-use crate::environment::store::Creation;
+use crate::environment::creation::Creation;
+use crate::environment::request::Quantities;
+use crate::environment::spec::box_spec;
 use crate::metrics;
 
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a request that no reachable cluster accepts waits for an unreachable one.
 const UNREACHABLE_WAIT: Duration = Duration::from_secs(2);
 
-fn after(begin: DateTime<Utc>, duration: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(duration)
-        .ok()
-        .and_then(|delta| begin.checked_add_signed(delta))
-        .unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
 impl Environments {
+    /// Creates an environment in the first cluster that accepts it.
+    ///
     /// # Errors
-    /// `Validation`, `QuotaExceeded`, `IdempotencyConflict`; `Unavailable` when neither a
-    /// cluster nor the database can be reached.
+    /// `Validation`, `QuotaExceeded`, `IdempotencyConflict`; `Unavailable` when no
+    /// cluster can be reached, or the database cannot.
     pub async fn create(&self, request: CreateRequest) -> Result<Environment, Error> {
-        let quantities = request::validate(&request.request)?;
-        let id = EnvironmentId::random();
+        let inner = self.inner();
         // The precision of Postgres, so that every answer has the same time.
         let now = Utc::now().trunc_subsecs(6);
-        let lifetime = Duration::from_secs(request.request.timeout_s);
-        let environment = Environment {
-            endpoint: endpoint_name(&id),
-            namespace: namespace(&id),
-            id,
-            owner: request.owner,
-            owner_username: request.owner_username,
-            cluster: String::new(),
-            request: request.request,
-            status: Status::Pending,
-            status_reason: None,
-            status_message: None,
-            created_at: now,
-            started_at: None,
-            ended_at: None,
-            expires_at: after(now, lifetime),
-            exit_code: None,
-            address: None,
-            generation: 1,
-        };
-        let inner = self.inner();
-        let mut creation = Creation {
-            environment,
-            quantities,
-            allocatable: Allocatable::UNLIMITED,
-            quota: inner.settings.quota,
-            start_deadline: after(now, inner.settings.start_timeout),
-            idempotency_key: request.idempotency_key,
-        };
+        let id = EnvironmentId::random();
+        let mut creation = Creation::new(id, request, inner.settings.start_timeout, now)?;
+        creation.quota = inner.settings.quota;
+        let quantities = creation.quantities;
         // A repeated request is answered even when no cluster would accept a new one.
         if let Some(replayed) = inner.store.replay(&creation).await? {
             return Ok(replayed.environment);
@@ -95,7 +62,7 @@ impl Environments {
         Ok(created.environment)
     }
 
-    /// The reachable cluster that is to run it.
+    /// Chooses the reachable cluster that runs `environment`.
     async fn choose_cluster(
         &self,
         environment: &Environment,
@@ -128,7 +95,7 @@ impl Environments {
             })
     }
 
-    /// The first cluster of the ranking whose preflight accepts it.
+    /// Returns the first cluster of the ranking whose preflight accepts `environment`.
     async fn first_feasible(
         &self,
         environment: &Environment,

@@ -90,7 +90,7 @@ fn each_step_matches_the_table() {
     use Observation::{Absent, Unknown};
     use Status::{Failed, Pending, Running, Terminated, Terminating};
     let late = "the box did not start within the start timeout";
-    let ends = |archive_until| Plan::Finalize {
+    let exits = |archive_until| Plan::Finalize {
         archive: Archive::Until(archive_until),
         removal: Removal::AfterTransition,
         event: exit_event(),
@@ -100,11 +100,11 @@ fn each_step_matches_the_table() {
         at: t(1),
     });
     let lost = || Plan::Transition(LifecycleEvent::Lost);
-    let soon = Plan::RequeueAfter(Duration::from_millis(250));
+    let requeue = Plan::RequeueAfter(Duration::from_millis(250));
     let stop = Plan::Stop {
         grace: Duration::from_secs(10),
     };
-    let gone = Plan::Transition(LifecycleEvent::Removed { exit_code: None });
+    let removed = Plan::Transition(LifecycleEvent::Removed { exit_code: None });
     let table: Vec<(Status, Observation, i64, Plan)> = vec![
         (Pending, Unknown, 0, Plan::Ensure),
         (Pending, Unknown, 299, Plan::Ensure),
@@ -116,7 +116,7 @@ fn each_step_matches_the_table() {
             300,
             start_failed(StatusReason::StartTimeout, late),
         ),
-        (Pending, present(starting()), 0, soon),
+        (Pending, present(starting()), 0, requeue),
         (
             Pending,
             present(starting()),
@@ -131,13 +131,13 @@ fn each_step_matches_the_table() {
             0,
             start_failed(StatusReason::ImagePull, "no such image"),
         ),
-        (Pending, present(exited()), 0, ends(t(32))),
+        (Pending, present(exited()), 0, exits(t(32))),
         (Running, Unknown, 0, Plan::Observe),
         (Running, present(running()), 0, Plan::Done),
         (Running, Absent, 0, lost()),
         (Running, present(starting()), 0, lost()),
         (Running, present(failed()), 0, lost()),
-        (Running, present(exited()), 0, ends(t(32))),
+        (Running, present(exited()), 0, exits(t(32))),
         (Terminating, Unknown, 0, Plan::Observe),
         (Terminating, present(running()), 0, stop),
         (
@@ -158,7 +158,7 @@ fn each_step_matches_the_table() {
             0,
             removed_first(Archive::Skip, None),
         ),
-        (Terminating, Absent, 0, gone),
+        (Terminating, Absent, 0, removed),
         (Terminated, Unknown, 0, Plan::Remove),
         (Failed, Unknown, 0, Plan::Remove),
     ];
@@ -190,11 +190,11 @@ fn pending_without_capacity_reserves_it_and_times_out_as_unschedulable() {
 
 #[test]
 fn start_timeout_with_an_empty_reason_has_no_cause() {
-    let silent = BoxPhase::Starting {
+    let without_message = BoxPhase::Starting {
         message: String::new(),
     };
     assert_eq!(
-        plan(&intent(Status::Pending), &present(silent), t(300)),
+        plan(&intent(Status::Pending), &present(without_message), t(300)),
         start_failed(
             StatusReason::StartTimeout,
             "the box did not start within the start timeout"
@@ -214,7 +214,7 @@ fn ended_environment_whose_box_is_removed_is_done() {
 }
 
 #[test]
-fn starting_box_is_looked_at_after_a_tenth_of_its_age_within_bounds() {
+fn starting_box_is_observed_after_a_tenth_of_its_age_within_bounds() {
     let starting = present(starting());
     for (age, delay_ms) in [
         (0, 250),

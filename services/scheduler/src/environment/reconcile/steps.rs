@@ -26,7 +26,7 @@ use crate::metrics;
 
 /// More steps than any path through the states has.
 const MAX_STEPS: usize = 24;
-/// After a plan with more steps, which is a fault in the plan.
+/// The pause after a plan with more steps, which is a fault in the plan.
 const RETRY_AFTER_TOO_MANY_STEPS: Duration = Duration::from_secs(30);
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const ARCHIVE_RETRY: Duration = Duration::from_millis(500);
@@ -41,7 +41,7 @@ enum Next {
     Requeue(Option<Duration>),
 }
 
-/// One call of a cluster, traced and measured.
+/// Calls a cluster's driver; makes a span of the call and records its duration.
 async fn call_runtime<T>(
     cluster: &Cluster,
     name: &'static str,
@@ -59,6 +59,7 @@ async fn call_runtime<T>(
     outcome
 }
 
+/// The cluster's driver, or the error when it is not connected yet.
 fn runtime_of(cluster: &Cluster) -> Result<&dyn Runtime, RuntimeError> {
     cluster
         .runtime()
@@ -115,30 +116,9 @@ impl Reconciler {
                 Ok(Next::Requeue(Some(after)))
             }
             Plan::ReserveCapacity => self.reserve_capacity(cluster, record).await,
-            Plan::Observe => {
-                let observed = match runtime_of(cluster) {
-                    Ok(runtime) => call_runtime(cluster, "get", runtime.get(id)).await,
-                    Err(error) => Err(error),
-                };
-                match observed {
-                    Ok(Some(observed)) => {
-                        Ok(Next::Continue(record, Observation::Present(observed)))
-                    }
-                    Ok(None) => Ok(Next::Continue(record, Observation::Absent)),
-                    Err(error) => self.handle_error(cluster, record, "observe", error).await,
-                }
-            }
+            Plan::Observe => self.observe(cluster, record).await,
             Plan::Ensure => self.ensure(cluster, record).await,
-            Plan::Stop { grace } => {
-                let stopped = match runtime_of(cluster) {
-                    Ok(runtime) => call_runtime(cluster, "stop", runtime.stop(id, grace)).await,
-                    Err(error) => Err(error),
-                };
-                match stopped {
-                    Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),
-                    Err(error) => self.handle_error(cluster, record, "stop", error).await,
-                }
-            }
+            Plan::Stop { grace } => self.stop(cluster, record, grace).await,
             Plan::Finalize {
                 archive,
                 removal,
@@ -194,6 +174,40 @@ impl Reconciler {
         }
     }
 
+    async fn observe(
+        &self,
+        cluster: &Cluster,
+        record: Box<Record>,
+    ) -> Result<Next, ReconcileError> {
+        let observed = match runtime_of(cluster) {
+            Ok(runtime) => call_runtime(cluster, "get", runtime.get(&record.environment.id)).await,
+            Err(error) => Err(error),
+        };
+        match observed {
+            Ok(Some(observed)) => Ok(Next::Continue(record, Observation::Present(observed))),
+            Ok(None) => Ok(Next::Continue(record, Observation::Absent)),
+            Err(error) => self.handle_error(cluster, record, "observe", error).await,
+        }
+    }
+
+    async fn stop(
+        &self,
+        cluster: &Cluster,
+        record: Box<Record>,
+        grace: Duration,
+    ) -> Result<Next, ReconcileError> {
+        let stopped = match runtime_of(cluster) {
+            Ok(runtime) => {
+                call_runtime(cluster, "stop", runtime.stop(&record.environment.id, grace)).await
+            }
+            Err(error) => Err(error),
+        };
+        match stopped {
+            Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),
+            Err(error) => self.handle_error(cluster, record, "stop", error).await,
+        }
+    }
+
     async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
         let environment = &record.environment;
         let spec = box_spec(
@@ -220,7 +234,7 @@ impl Reconciler {
         }
     }
 
-    /// Continues after an error of the cluster.
+    /// Decides how to continue after an error of the cluster.
     async fn handle_error(
         &self,
         cluster: &Cluster,
@@ -293,7 +307,8 @@ impl Reconciler {
         call_runtime(cluster, "remove", runtime_of(cluster)?.remove(id)).await
     }
 
-    /// Archives the last output. True: it is archived, or the time for it is over.
+    /// Archives the last output. False: try again, because it is not archived and there is time
+    /// left.
     async fn archive(&self, record: &Record, archive: Archive) -> bool {
         let Archive::Until(until) = archive else {
             return true;

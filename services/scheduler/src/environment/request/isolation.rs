@@ -8,6 +8,7 @@ use agentbox_runtime::NetworkPolicyError;
 use super::labels::is_dns_subdomain;
 use super::{label_key, label_value};
 
+/// In each of the lists below.
 const MAX_ENTRIES: usize = 64;
 
 pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
@@ -15,61 +16,62 @@ pub(super) fn tolerations(tolerations: &[Toleration]) -> Result<(), Error> {
         return Err(Error::field(
             "tolerations",
             format_args!(
-                "at most {MAX_ENTRIES} are allowed, there are {}",
+                "must have at most {MAX_ENTRIES} entries, has {}",
                 tolerations.len()
             ),
         ));
     }
-    for (index, toleration) in tolerations.iter().enumerate() {
-        let failed = |rule: &str| Err(Error::field(&format!("tolerations[{index}]"), rule));
-        let wrong = |part: &str, rule: &str, value: &str| {
-            Err(Error::value(
-                &format!("tolerations[{index}].{part}"),
-                rule,
-                value,
-            ))
-        };
-        let exists = match toleration.operator.as_deref() {
-            None | Some("Equal") => false,
-            Some("Exists") => true,
-            Some(other) => return wrong("operator", "must be Equal or Exists", other),
-        };
-        match toleration.key.as_deref().filter(|key| !key.is_empty()) {
-            None if !exists => return failed("without a key, operator must be Exists"),
-            None => {}
-            Some(key) => {
-                if let Err(rule) = label_key(key) {
-                    return wrong("key", rule, key);
-                }
+    for (index, entry) in tolerations.iter().enumerate() {
+        toleration(&format!("tolerations[{index}]"), entry)?;
+    }
+    Ok(())
+}
+
+/// Checks one toleration; `field` is its name in errors.
+fn toleration(field: &str, toleration: &Toleration) -> Result<(), Error> {
+    let failed = |rule: &str| Err(Error::field(field, rule));
+    let wrong = |part: &str, rule: &str, value: &str| {
+        Err(Error::value(&format!("{field}.{part}"), rule, value))
+    };
+    let exists = match toleration.operator.as_deref() {
+        None | Some("Equal") => false,
+        Some("Exists") => true,
+        Some(other) => return wrong("operator", "must be Equal or Exists", other),
+    };
+    match toleration.key.as_deref().filter(|key| !key.is_empty()) {
+        None if !exists => return failed("without a key, operator must be Exists"),
+        None => {}
+        Some(key) => {
+            if let Err(rule) = label_key(key) {
+                return wrong("key", rule, key);
             }
         }
-        match toleration
-            .value
-            .as_deref()
-            .filter(|value| !value.is_empty())
-        {
-            Some(value) if exists => {
-                return wrong("value", "must be absent with the operator Exists", value);
-            }
-            Some(value) => {
-                if let Err(rule) = label_value(value) {
-                    return wrong("value", rule, value);
-                }
-            }
-            None => {}
+    }
+    match toleration
+        .value
+        .as_deref()
+        .filter(|value| !value.is_empty())
+    {
+        Some(value) if exists => {
+            return wrong("value", "must be absent with the operator Exists", value);
         }
-        match toleration.effect.as_deref() {
-            None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
-            Some(other) => {
-                let rule = "must be NoSchedule, PreferNoSchedule or NoExecute";
-                return wrong("effect", rule, other);
+        Some(value) => {
+            if let Err(rule) = label_value(value) {
+                return wrong("value", rule, value);
             }
         }
-        if toleration.toleration_seconds.is_some()
-            && toleration.effect.as_deref() != Some("NoExecute")
-        {
-            return failed("tolerationSeconds needs the effect NoExecute");
+        None => {}
+    }
+    match toleration.effect.as_deref() {
+        None | Some("" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") => {}
+        Some(other) => {
+            let rule = "must be NoSchedule, PreferNoSchedule or NoExecute";
+            return wrong("effect", rule, other);
         }
+    }
+    if toleration.toleration_seconds.is_some() && toleration.effect.as_deref() != Some("NoExecute")
+    {
+        return failed("tolerationSeconds needs the effect NoExecute");
     }
     Ok(())
 }
@@ -107,7 +109,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         if length > MAX_ENTRIES {
             return Err(Error::field(
                 field,
-                format_args!("at most {MAX_ENTRIES} are allowed, there are {length}"),
+                format_args!("must have at most {MAX_ENTRIES} entries, has {length}"),
             ));
         }
     }
@@ -116,7 +118,7 @@ fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
         .map_err(|error| policy_error(&error))
 }
 
-/// The answer to a network policy that breaks a rule.
+/// The public error for a network policy that breaks a rule.
 fn policy_error(error: &NetworkPolicyError) -> Error {
     Error::value(error.field(), error.rule(), error.value())
 }

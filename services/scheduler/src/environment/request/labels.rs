@@ -1,5 +1,7 @@
 //! The syntax of Kubernetes label keys and values.
 
+/// Checks the key of a label.
+///
 /// # Errors
 /// The rule that the key breaks.
 pub fn label_key(key: &str) -> Result<(), &'static str> {
@@ -15,6 +17,8 @@ pub fn label_key(key: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Checks the value of a label.
+///
 /// # Errors
 /// The rule that the value breaks.
 pub fn label_value(value: &str) -> Result<(), &'static str> {
@@ -38,7 +42,7 @@ fn is_name(text: &str) -> bool {
         && ends(bytes.last())
 }
 
-/// RFC 1123.
+/// Whether `text` is a DNS subdomain (RFC 1123).
 pub(super) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(super::is_dns_label)
 }

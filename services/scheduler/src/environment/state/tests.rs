@@ -189,11 +189,11 @@ fn failed_start_keeps_its_message_and_ends_now() {
     let failed = at(Status::Failed);
     assert_eq!(failed.message.as_deref(), Some("no such image"));
     assert_eq!(failed.ended_at, Some(now()));
-    let silent = LifecycleEvent::StartFailed {
+    let without_message = LifecycleEvent::StartFailed {
         reason: StatusReason::Quota,
         message: String::new(),
     };
-    assert_eq!(after(&[silent]).message, None);
+    assert_eq!(after(&[without_message]).message, None);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn exit_keeps_code_and_times_of_the_run() {
 }
 
 #[test]
-fn exit_before_the_first_observation_takes_the_boxs_start_time_but_never_after_its_end() {
+fn exit_before_the_first_observation_takes_the_earlier_of_start_and_end() {
     let exit = |started_at, at| LifecycleEvent::Exited {
         exit_code: 0,
         reason: ExitReason::Exited,
@@ -233,7 +233,7 @@ fn exit_before_the_first_observation_takes_the_boxs_start_time_but_never_after_i
 }
 
 #[test]
-fn end_request_keeps_the_run_and_says_why() {
+fn end_request_keeps_the_run_and_sets_the_reason_as_message() {
     for (reason, message) in [
         (EndReason::Deleted, "the environment was deleted"),
         (EndReason::Expired, "the environment reached its timeout"),
@@ -258,7 +258,7 @@ fn removal_takes_the_exit_code_and_the_time_of_the_transition() {
 }
 
 #[test]
-fn loss_of_a_running_box_says_that_its_data_is_lost() {
+fn loss_of_a_running_box_sets_a_message_about_its_data() {
     let lost = after(&[started(), LifecycleEvent::Lost]);
     assert_eq!(
         lost.message.as_deref(),
@@ -347,7 +347,7 @@ proptest! {
         prop_assert_eq!(transition(now(), &ended, &event), None);
     }
 
-    /// A status of its own never repeats: each event changes a state at most once.
+    /// Each event changes a state at most once.
     #[test]
     fn repeated_event_changes_nothing(events in proptest::collection::vec(any_event(), 1..8)) {
         let mut state = LifecycleState::pending(None);

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
+use agentbox_database::span;
 use agentbox_database::sql::{bigint, seconds};
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, Iterable as _, QueryFilter as _};
+use tracing::Instrument as _;
 
-use super::messages::{of_patch, of_transition};
+use super::messages::{patch_messages, transition_messages};
 use super::outbox::insert_outbox_rows;
-use super::{Record, Store, StoreError, build, is_unchanged};
+use super::{Params, Record, Store, StoreError, build, is_unchanged};
 use crate::environment::entity::{Column, Entity};
 use crate::environment::state::LifecycleState;
 
-/// How soon a requeued environment is reconciled if its command is lost.
+/// How soon a requeued environment is reconciled when its command is lost.
 const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a change does to the environment's row in the reconcile queue.
@@ -90,100 +92,32 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when the row is no longer as `before` has it.
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn change(
         &self,
         before: &Record,
         change: &Change,
         now: DateTime<Utc>,
     ) -> Result<Record, StoreError> {
-        let state = &change.state;
-        let reason = state.reason.map(|reason| reason.as_str().to_owned());
-        let address = state.address.map(|address| address.to_string());
-        let grace_ms = i64::try_from(change.grace.as_millis()).unwrap_or(i64::MAX);
-        let mut update = Query::update();
-        update
-            .table(Entity)
-            .value(Column::Status, state.status.as_str())
-            .value(Column::StatusReason, reason)
-            .value(Column::StatusMessage, state.message.clone())
-            .value(Column::ExitCode, state.exit_code)
-            .value(Column::StartedAt, state.started_at)
-            .value(Column::EndedAt, state.ended_at)
-            .value(Column::Address, address)
-            .value(Column::Generation, change.generation)
-            .value(Column::TerminatingAt, change.terminating_at)
-            .value(Column::GraceMs, grace_ms)
-            .value(Column::BoxRemoved, change.box_removed)
-            .and_where(is_unchanged(before))
-            .returning(Query::returning().columns(Column::iter()));
-        if let Some(endpoint) = &change.endpoint {
-            update.value(Column::Endpoint, endpoint.as_str());
-        }
-        let (update, mut params) = build(&update);
-        let outbox_rows =
-            insert_outbox_rows("changed", &of_transition(before, change, now), &mut params)?;
-        let queue = match change.queue {
-            QueueAction::Keep => String::new(),
-            QueueAction::Requeue(within) => format!(
-                ", requeued AS (
-                    UPDATE reconcile_queue SET requeue = holder IS NOT NULL,
-                        due_at = now() + make_interval(secs => {})
-                    FROM changed WHERE environment_id = changed.id
-                )",
-                params.push(seconds(within))
-            ),
-            QueueAction::Remove => ", dequeued AS (
-                    DELETE FROM reconcile_queue USING changed WHERE environment_id = changed.id
-                )"
-            .to_owned(),
-        };
-        let text = format!(
-            "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}){queue}
-             SELECT * FROM changed"
-        );
-        self.write(text, params).await
+        let span = span!(UPDATE environments);
+        // In the span, because the outbox rows continue its trace.
+        let (text, params) = span.in_scope(|| transition_statement(before, change, now))?;
+        self.write(text, params).instrument(span).await
     }
 
     /// Writes a PATCH of `before`, with its outbox row.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn patch(
         &self,
         before: &Record,
         patch: &Patch,
         now: DateTime<Utc>,
     ) -> Result<Record, StoreError> {
-        let environment = &before.environment;
-        let name = patch.name.as_ref().unwrap_or(&environment.request.name);
-        let labels = patch.labels.as_ref().unwrap_or(&environment.request.labels);
-        let timeout_s = patch.timeout_s.unwrap_or(environment.request.timeout_s);
-        let lifetime = i64::try_from(timeout_s)
-            .ok()
-            .and_then(TimeDelta::try_seconds)
-            .unwrap_or(TimeDelta::MAX);
-        let expires_at = environment
-            .created_at
-            .checked_add_signed(lifetime)
-            .unwrap_or(DateTime::<Utc>::MAX_UTC);
-        let mut update = Query::update();
-        update
-            .table(Entity)
-            .value(Column::Name, name.as_str())
-            .value(Column::Labels, serde_json::to_value(labels)?)
-            .value(Column::TimeoutS, bigint(timeout_s))
-            .value(Column::ExpiresAt, expires_at)
-            .value(Column::Generation, environment.generation + 1)
-            .and_where(is_unchanged(before))
-            .returning(Query::returning().columns(Column::iter()));
-        let (update, mut params) = build(&update);
-        let outbox_rows = insert_outbox_rows("changed", &of_patch(before, now), &mut params)?;
-        let text = format!(
-            "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed"
-        );
-        self.write(text, params).await
+        let span = span!(UPDATE environments);
+        // In the span, because the outbox rows continue its trace.
+        let (text, params) = span.in_scope(|| patch_statement(before, patch, now))?;
+        self.write(text, params).instrument(span).await
     }
 
     /// Sets the message of a pending environment: why it is not running yet. Changes nothing
@@ -191,7 +125,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn set_status_message(
         &self,
         before: &Record,
@@ -205,6 +138,7 @@ impl Store {
             .filter(is_unchanged(before))
             .filter(Column::Status.eq(Status::Pending.as_str()))
             .exec(&self.database)
+            .instrument(span!(UPDATE environments))
             .await?;
         Ok(())
     }
@@ -213,7 +147,6 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Fenced`] as in [`Self::change`].
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn mark_box_removed(&self, before: &Record) -> Result<Record, StoreError> {
         let mut update = Query::update();
         update
@@ -228,6 +161,100 @@ impl Store {
              )
              SELECT * FROM changed"
         );
-        self.write(text, params).await
+        self.write(text, params)
+            .instrument(span!(UPDATE environments))
+            .await
     }
+}
+
+/// The UPDATE of a transition, with its outbox rows and its place in the reconcile queue.
+fn transition_statement(
+    before: &Record,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Result<(String, Params), StoreError> {
+    let state = &change.state;
+    let reason = state.reason.map(|reason| reason.as_str().to_owned());
+    let address = state.address.map(|address| address.to_string());
+    let grace_ms = i64::try_from(change.grace.as_millis()).unwrap_or(i64::MAX);
+    let mut update = Query::update();
+    update
+        .table(Entity)
+        .value(Column::Status, state.status.as_str())
+        .value(Column::StatusReason, reason)
+        .value(Column::StatusMessage, state.message.clone())
+        .value(Column::ExitCode, state.exit_code)
+        .value(Column::StartedAt, state.started_at)
+        .value(Column::EndedAt, state.ended_at)
+        .value(Column::Address, address)
+        .value(Column::Generation, change.generation)
+        .value(Column::TerminatingAt, change.terminating_at)
+        .value(Column::GraceMs, grace_ms)
+        .value(Column::BoxRemoved, change.box_removed)
+        .and_where(is_unchanged(before))
+        .returning(Query::returning().columns(Column::iter()));
+    if let Some(endpoint) = &change.endpoint {
+        update.value(Column::Endpoint, endpoint.as_str());
+    }
+    let (update, mut params) = build(&update);
+    let outbox_rows = insert_outbox_rows(
+        "changed",
+        &transition_messages(before, change, now),
+        &mut params,
+    )?;
+    let queue = match change.queue {
+        QueueAction::Keep => String::new(),
+        QueueAction::Requeue(within) => format!(
+            ", requeued AS (
+                UPDATE reconcile_queue SET requeue = holder IS NOT NULL,
+                    due_at = now() + make_interval(secs => {})
+                FROM changed WHERE environment_id = changed.id
+            )",
+            params.push(seconds(within))
+        ),
+        QueueAction::Remove => ", dequeued AS (
+                DELETE FROM reconcile_queue USING changed WHERE environment_id = changed.id
+            )"
+        .to_owned(),
+    };
+    let text = format!(
+        "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}){queue}
+         SELECT * FROM changed"
+    );
+    Ok((text, params))
+}
+
+/// The UPDATE of a PATCH, with its outbox row.
+fn patch_statement(
+    before: &Record,
+    patch: &Patch,
+    now: DateTime<Utc>,
+) -> Result<(String, Params), StoreError> {
+    let environment = &before.environment;
+    let name = patch.name.as_ref().unwrap_or(&environment.request.name);
+    let labels = patch.labels.as_ref().unwrap_or(&environment.request.labels);
+    let timeout_s = patch.timeout_s.unwrap_or(environment.request.timeout_s);
+    let lifetime = i64::try_from(timeout_s)
+        .ok()
+        .and_then(TimeDelta::try_seconds)
+        .unwrap_or(TimeDelta::MAX);
+    let expires_at = environment
+        .created_at
+        .checked_add_signed(lifetime)
+        .unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let mut update = Query::update();
+    update
+        .table(Entity)
+        .value(Column::Name, name.as_str())
+        .value(Column::Labels, serde_json::to_value(labels)?)
+        .value(Column::TimeoutS, bigint(timeout_s))
+        .value(Column::ExpiresAt, expires_at)
+        .value(Column::Generation, environment.generation + 1)
+        .and_where(is_unchanged(before))
+        .returning(Query::returning().columns(Column::iter()));
+    let (update, mut params) = build(&update);
+    let outbox_rows = insert_outbox_rows("changed", &patch_messages(before, now), &mut params)?;
+    let text =
+        format!("WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed");
+    Ok((text, params))
 }

@@ -4,57 +4,46 @@ use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
-use agentbox_database::begin;
 use agentbox_database::sql::{advisory_lock, statement, unsigned};
-use chrono::{DateTime, Utc};
+use agentbox_database::{begin, span};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, Iterable as _,
-    QueryFilter as _, QueryTrait as _,
+    ColumnTrait as _, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait as _,
+    Iterable as _, QueryFilter as _, QueryTrait as _,
 };
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
 
-use super::messages::of_creation;
+use super::messages::creation_messages;
 use super::outbox::insert_outbox_rows;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
+use crate::environment::creation::Creation;
 use crate::environment::entity::{self, Column, Entity};
-use crate::environment::quota::{Quota, Usage};
+use crate::environment::quota::Usage;
 use crate::environment::request::Quantities;
 
-/// Advisory locks: the creates of one owner, the reservations in one cluster. Always taken in
-/// this order.
+/// The advisory lock of the creates of one owner. Taken before [`CLUSTER_LOCK`], always.
 const OWNER_LOCK: i32 = 1;
+/// The advisory lock of the reservations in one cluster.
 const CLUSTER_LOCK: i32 = 2;
 
 /// Whether capacity was reserved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reservation {
     Reserved,
-    /// Why not, for users.
+    /// The reason, for users, why it was not.
     Waiting(String),
 }
 
-/// An environment to be created.
-#[derive(Clone, Debug)]
-pub struct Creation {
-    /// Pending, without a message.
-    pub environment: Environment,
-    pub quantities: Quantities,
-    pub allocatable: Allocatable,
-    pub quota: Quota,
-    pub start_deadline: DateTime<Utc>,
-    pub idempotency_key: Option<String>,
-}
-
-/// A larger number is clamped: no quantity that is accepted is as large.
+/// The number for a `bigint` column. A larger one is clamped; no accepted quantity is as large.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn body_hash(environment: &Environment) -> Result<String, StoreError> {
-    // Maps are sorted, so equal requests are equal bytes.
+    // The maps are sorted, so equal requests have equal bytes.
     let body = serde_json::to_vec(&environment.request)?;
     Ok(hex::encode(Sha256::digest(body)))
 }
@@ -122,78 +111,96 @@ async fn check_capacity(
 }
 
 impl Store {
-    /// The environment that `owner` created with this idempotency key, while the key is kept.
+    /// The environment that the owner of `creation` created with its idempotency key, while the
+    /// key is kept.
     ///
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn replay(&self, creation: &Creation) -> Result<Option<Record>, StoreError> {
-        replay(&self.database, creation).await
+        replay(&self.database, creation)
+            .instrument(span!(SELECT environments))
+            .await
     }
 
     /// Creates an environment, or returns the one that was created with its idempotency key.
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
-    #[tracing::instrument(name = "INSERT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "environments"))]
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
-        let environment = &creation.environment;
-        let transaction = begin(&self.database).await?;
-        advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
-        if let Some(replayed) = replay(&transaction, creation).await? {
-            transaction.rollback().await?;
-            return Ok(replayed);
-        }
-        let quantities = creation.quantities;
-        creation.quota.check(
-            usage(&transaction, &environment.owner).await?,
-            quantities.cpu,
-            quantities.memory,
-        )?;
-        let reservation = check_capacity(
-            &transaction,
-            &environment.cluster,
-            quantities,
-            creation.allocatable,
-        )
-        .await?;
-        let created = insert(&transaction, creation, reservation).await?;
-        transaction.commit().await?;
-        Ok(created)
+        create(&self.database, creation)
+            .instrument(span!(INSERT environments))
+            .await
     }
 
     /// Reserves capacity for a pending environment.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when it is no longer as `before` has it.
-    #[tracing::instrument(name = "UPDATE environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "environments"))]
     pub async fn reserve_capacity(
         &self,
         before: &Record,
         allocatable: Allocatable,
     ) -> Result<Reservation, StoreError> {
-        let cluster = &before.environment.cluster;
-        let transaction = begin(&self.database).await?;
-        let reservation =
-            check_capacity(&transaction, cluster, before.quantities, allocatable).await?;
-        if reservation == Reservation::Reserved {
-            let reserved = Entity::update_many()
-                .col_expr(Column::CapacityReserved, Expr::value(true))
-                .col_expr(Column::StatusMessage, Expr::value(None::<String>))
-                .filter(is_unchanged(before))
-                .filter(Column::Status.eq(Status::Pending.as_str()))
-                .exec(&transaction)
-                .await?;
-            if reserved.rows_affected == 0 {
-                transaction.rollback().await?;
-                return Err(StoreError::Fenced);
-            }
-        }
-        transaction.commit().await?;
-        Ok(reservation)
+        reserve_capacity(&self.database, before, allocatable)
+            .instrument(span!(UPDATE environments))
+            .await
     }
 }
 
+/// [`Store::create`], without its span.
+async fn create(database: &DatabaseConnection, creation: &Creation) -> Result<Record, StoreError> {
+    let environment = &creation.environment;
+    let transaction = begin(database).await?;
+    advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
+    if let Some(replayed) = replay(&transaction, creation).await? {
+        transaction.rollback().await?;
+        return Ok(replayed);
+    }
+    let quantities = creation.quantities;
+    creation.quota.check(
+        usage(&transaction, &environment.owner).await?,
+        quantities.cpu,
+        quantities.memory,
+    )?;
+    let reservation = check_capacity(
+        &transaction,
+        &environment.cluster,
+        quantities,
+        creation.allocatable,
+    )
+    .await?;
+    let created = insert(&transaction, creation, reservation).await?;
+    transaction.commit().await?;
+    Ok(created)
+}
+
+/// [`Store::reserve_capacity`], without its span.
+async fn reserve_capacity(
+    database: &DatabaseConnection,
+    before: &Record,
+    allocatable: Allocatable,
+) -> Result<Reservation, StoreError> {
+    let cluster = &before.environment.cluster;
+    let transaction = begin(database).await?;
+    let reservation = check_capacity(&transaction, cluster, before.quantities, allocatable).await?;
+    if reservation == Reservation::Reserved {
+        let reserved = Entity::update_many()
+            .col_expr(Column::CapacityReserved, Expr::value(true))
+            .col_expr(Column::StatusMessage, Expr::value(None::<String>))
+            .filter(is_unchanged(before))
+            .filter(Column::Status.eq(Status::Pending.as_str()))
+            .exec(&transaction)
+            .await?;
+        if reserved.rows_affected == 0 {
+            transaction.rollback().await?;
+            return Err(StoreError::Fenced);
+        }
+    }
+    transaction.commit().await?;
+    Ok(reservation)
+}
+
+/// [`Store::replay`], without its span: on a connection or in a transaction.
 async fn replay(
     connection: &impl ConnectionTrait,
     creation: &Creation,
@@ -234,7 +241,7 @@ async fn insert(
         Reservation::Reserved => None,
         Reservation::Waiting(message) => Some(message),
     };
-    let messages = of_creation(environment, status_message.clone());
+    let messages = creation_messages(environment, status_message.clone());
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),
         owner: Set(environment.owner.to_string()),

@@ -5,12 +5,14 @@
 //! * I1. Users' text reaches SQL as bound values only.
 
 use agentbox_contracts::environment::{Status, Visibility};
+use agentbox_database::span;
 use agentbox_database::sql::statement;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ConnectionTrait, EntityTrait as _, Iterable as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _,
 };
+use tracing::Instrument as _;
 
 use super::{Params, Record, Store, StoreError, records};
 use crate::environment::entity::{Column, Entity};
@@ -32,8 +34,8 @@ impl Listing {
     #[must_use]
     pub fn new(visibility: Visibility, status: Option<Status>, selector: &Selector) -> Self {
         let mut terms = selector.terms();
-        // Rows are read from the first group: a single term is best, because the index has
-        // its entries in the order of the list.
+        // The rows of the first group are read. A group of one term comes first, because the index
+        // has the rows of one term in the order of the list.
         terms.any_of_each.sort_by_key(Vec::len);
         Self {
             visibility,
@@ -42,12 +44,12 @@ impl Listing {
         }
     }
 
-    /// The matching rows, `FROM … WHERE …`: of `environments`, or of `environment_terms` when
-    /// the filter has terms. Both are called `e` and have `number`, `owner`, `status` and
-    /// `created_at`. `groups` are required in addition to `any_of_each`.
+    /// The table and the conditions of the matching rows. The table is `environment_terms` when
+    /// the filter has terms, else `environments`. Its alias is `e`. Its columns are `number`,
+    /// `owner`, `status` and `created_at`. `groups` are required in addition to `any_of_each`.
     fn rows(&self, groups: &[&[String]], params: &mut Params) -> Result<Rows, StoreError> {
-        let own = self.terms.any_of_each.iter().map(Vec::as_slice);
-        let mut groups = own.chain(groups.iter().copied());
+        let required = self.terms.any_of_each.iter().map(Vec::as_slice);
+        let mut groups = required.chain(groups.iter().copied());
         let first = groups.next();
         let table = match first {
             None => "environments",
@@ -88,18 +90,21 @@ struct Rows {
 }
 
 impl Rows {
-    fn select(&self, what: &str) -> String {
+    fn select(&self, columns: &str) -> String {
         let conditions = if self.conditions.is_empty() {
             "true".to_owned()
         } else {
             self.conditions.join(" AND ")
         };
-        format!("SELECT {what} FROM {} AS e WHERE {conditions}", self.table)
+        format!(
+            "SELECT {columns} FROM {} AS e WHERE {conditions}",
+            self.table
+        )
     }
 }
 
-/// A subquery: the row `e` has one of the terms. Joined by the columns of the index, so that
-/// two long lists are merged instead of hashed.
+/// A subquery that is true when the row `e` has one of the terms. It joins by the columns of the
+/// index, so that Postgres merges two long lists instead of hashing them.
 fn has_term(terms: &str) -> String {
     format!(
         "SELECT FROM environment_terms AS t
@@ -112,7 +117,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn list(
         &self,
         listing: &Listing,
@@ -141,24 +145,25 @@ impl Store {
             .filter(Expr::cust_with_values(page, params.0))
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Number);
-        records(rows.all(&self.database).await?)
+        let page = rows.all(&self.database);
+        records(page.instrument(span!(SELECT environments)).await?)
     }
 
     /// The number of rows on all pages together.
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "SELECT environments", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "environments"))]
     pub async fn count(&self, listing: &Listing) -> Result<u64, StoreError> {
         let mut params = Params::default();
-        let with = listing.rows(&[], &mut params)?.select("count(*)");
-        let mut total = format!("({with})");
-        // The index has the rows with a term, not those without it: subtract.
+        let required = listing.rows(&[], &mut params)?.select("count(*)");
+        let mut total = format!("({required})");
+        // The index has the rows with a term. Those without it are the difference.
         if !listing.terms.none_of.is_empty() {
             let rows = listing.rows(&[&listing.terms.none_of], &mut params)?;
             // One row may have several of the terms.
-            let repeats = listing.terms.any_of_each.is_empty() && listing.terms.none_of.len() > 1;
-            let unwanted = if repeats {
+            let has_duplicates =
+                listing.terms.any_of_each.is_empty() && listing.terms.none_of.len() > 1;
+            let unwanted = if has_duplicates {
                 let each = rows.select("DISTINCT e.number");
                 format!("SELECT count(*) FROM ({each}) AS once")
             } else {
@@ -166,10 +171,9 @@ impl Store {
             };
             total = format!("{total} - ({unwanted})");
         }
-        let row = self
-            .database
-            .query_one_raw(statement(format!("SELECT {total} AS total"), params.0))
-            .await?;
+        let count = statement(format!("SELECT {total} AS total"), params.0);
+        let count = self.database.query_one_raw(count);
+        let row = count.instrument(span!(SELECT environments)).await?;
         let total = row.map(|row| row.try_get::<i64>("", "total")).transpose()?;
         Ok(total
             .and_then(|total| u64::try_from(total).ok())

@@ -12,7 +12,7 @@ use crate::environment::state::event_kind;
 mod tests;
 
 /// The messages of a new environment.
-pub(super) fn of_creation(
+pub(super) fn creation_messages(
     environment: &Environment,
     status_message: Option<String>,
 ) -> Vec<OutboxMessage> {
@@ -33,7 +33,7 @@ pub(super) fn of_creation(
 }
 
 /// The messages of a transition.
-pub(super) fn of_transition(
+pub(super) fn transition_messages(
     before: &Record,
     change: &Change,
     now: DateTime<Utc>,
@@ -61,7 +61,7 @@ pub(super) fn of_transition(
 }
 
 /// The message of a PATCH.
-pub(super) fn of_patch(before: &Record, now: DateTime<Utc>) -> Vec<OutboxMessage> {
+pub(super) fn patch_messages(before: &Record, now: DateTime<Utc>) -> Vec<OutboxMessage> {
     let event = before.event(EventKind::Updated, &before.state(), now);
     vec![OutboxMessage::Event(event)]
 }

@@ -5,10 +5,10 @@
 //!
 //! * I1. One publisher at a time holds the claim of an environment. A killed publisher's
 //!   claim expires after [`LEASE`].
-//! * I2. A claim that is refused asks the holder to look again, so no row waits for the
-//!   sweep because it was committed while others were published.
-//! * I3. The holder reads the rows after its claim, in a statement of its own: it reads the
-//!   marks of every earlier holder.
+//! * I2. A claim that is refused sets `requeue`, and the holder then reads the rows once more.
+//!   So a row that is committed while others are published does not wait for the sweep.
+//! * I3. The holder reads the rows after its claim, in a statement of its own. It therefore sees
+//!   the rows that earlier holders marked as published.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ const BATCH: i64 = 64;
 #[serde(tag = "kind", content = "body", rename_all = "lowercase")]
 pub enum OutboxMessage {
     Event(EnvironmentEvent),
-    /// A replica that serves this cluster is to reconcile the environment.
+    /// Makes a replica that serves this cluster reconcile the environment.
     Command {
         cluster: String,
         op: String,
@@ -97,7 +97,7 @@ impl OutboxBatch {
     }
 }
 
-/// What becomes of a claim.
+/// Whether a publisher keeps its claim after it has published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimAction {
     Release,
@@ -107,7 +107,7 @@ pub enum ClaimAction {
 }
 
 impl ClaimAction {
-    /// `None`: as the lease's `requeue` says.
+    /// `None`: the column `requeue` of the lease decides.
     const fn is_renewed(self) -> Option<bool> {
         match self {
             Self::Release => Some(false),
@@ -119,7 +119,7 @@ impl ClaimAction {
 
 impl Store {
     /// Claims the outbox rows of an environment for `holder`, which is unique to this claim.
-    /// False: another publisher has them, and will look again for new ones.
+    /// False: another publisher has them, and reads them once more for new ones.
     ///
     /// No span of its own: rows of several traces may be claimed at once.
     ///
@@ -207,8 +207,7 @@ impl Store {
             .unwrap_or(false))
     }
 
-    /// Environments with rows that no publisher has claimed and that are older than a
-    /// publisher needs.
+    /// Environments with unclaimed rows that are older than their publisher needs to begin.
     ///
     /// # Errors
     /// When the database fails.

@@ -1,13 +1,17 @@
-//! The reconcile queue: which environments need work, when, and who does it now.
+//! The reconcile queue: a row for each environment that needs work, with the time when it is due
+//! and the holder of its claim.
 //!
-//! Fencing keeps two reconcilers of one environment correct; a claim avoids the second one. A
-//! claim that is not renewed expires, so a killed holder delays its work by at most [`LEASE`].
+//! A claim makes one reconciler at a time work on an environment. Two would be correct too,
+//! because of fencing. A claim that is not renewed expires, so a killed holder delays its work by
+//! at most [`LEASE`].
 
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_database::span;
 use agentbox_database::sql::{seconds, statement};
 use sea_orm::ConnectionTrait;
+use tracing::Instrument as _;
 
 use super::{Store, StoreError};
 
@@ -18,7 +22,7 @@ pub const LEASE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     Acquired,
-    /// Another holder has it, and will reconcile once more.
+    /// Another holder has it, and reconciles once more after this request.
     HeldElsewhere,
     /// It is not in the queue: nothing is left to do.
     NotQueued,
@@ -36,7 +40,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn claim(&self, id: &EnvironmentId, holder: &str) -> Result<Claim, StoreError> {
         let claim = statement(
             "UPDATE reconcile_queue AS queued SET
@@ -53,7 +56,8 @@ impl Store {
              RETURNING queued.holder = $2 AS acquired",
             [id.as_str().into(), holder.into(), seconds(LEASE)],
         );
-        match self.database.query_one_raw(claim).await? {
+        let claimed = self.database.query_one_raw(claim);
+        match claimed.instrument(span!(UPDATE reconcile_queue)).await? {
             None => Ok(Claim::NotQueued),
             Some(row) if row.try_get("", "acquired")? => Ok(Claim::Acquired),
             Some(_) => Ok(Claim::HeldElsewhere),
@@ -89,7 +93,6 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    #[tracing::instrument(name = "UPDATE reconcile_queue", skip_all, fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "reconcile_queue"))]
     pub async fn release(
         &self,
         id: &EnvironmentId,
@@ -113,7 +116,8 @@ impl Store {
                 seconds(LEASE),
             ],
         );
-        match self.database.query_one_raw(release).await? {
+        let released = self.database.query_one_raw(release);
+        match released.instrument(span!(UPDATE reconcile_queue)).await? {
             Some(row) => Ok(row.try_get("", "held")?),
             None => Ok(false),
         }

@@ -24,7 +24,8 @@ pub struct ActiveEnvironment {
     pub status: Status,
 }
 
-/// Its end was not requested yet. As text, because the partial indexes are found by it.
+/// Its end was not requested yet. The text is that of the partial indexes, so that Postgres uses
+/// them.
 fn is_pending_or_running() -> SimpleExpr {
     Expr::cust("status IN ('pending', 'running')")
 }
@@ -104,9 +105,9 @@ impl Store {
         Ok(ended.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// Deletes what is past its retention: environments that ended longer than `retention`
+    /// Deletes rows past their retention: environments that ended longer than `retention`
     /// ago, published outbox rows, outbox claims, idempotency keys. Returns the number of
-    /// rows.
+    /// deleted rows.
     ///
     /// # Errors
     /// When the database fails.
@@ -126,7 +127,8 @@ impl Store {
                     WHERE published_at < now() - interval '1 day' LIMIT $1)",
                 [DELETE_BATCH.into()],
             ),
-            // Its condition is tested again on a row that is being claimed.
+            // The outer condition is tested again, because a publisher may have claimed the row
+            // meanwhile.
             statement(
                 "DELETE FROM outbox_leases WHERE expires_at < now() - interval '1 hour'
                     AND environment_id IN (

@@ -36,7 +36,7 @@ pub struct World {
     pub database: Database,
     pub nats: NatsEndpoint,
     pub driver: Arc<dyn Runtime>,
-    /// The bus as the api-gateway has it.
+    /// A connection to the bus as the api-gateway.
     pub gateway: Bus,
     pub owner: UserId,
     exec_proxy: Process,
@@ -45,7 +45,7 @@ pub struct World {
     _nats: System,
 }
 
-/// A program of the product; killed when dropped, or before.
+/// A running program of the product, which is killed when it is dropped.
 pub struct Process(Child);
 
 impl Process {
@@ -85,7 +85,7 @@ impl World {
         Self::with_labels(json!({})).await
     }
 
-    /// With these `labels` of the cluster in the clusters file.
+    /// A world whose clusters file has `labels` for the cluster.
     pub async fn with_labels(labels: serde_json::Value) -> Self {
         let containerd = CONTAINERD
             .get_or_try_init(TestContainerd::start)
@@ -129,7 +129,7 @@ impl World {
 
     pub async fn replica_with(&self, runtime: Arc<dyn Runtime>, settings: Settings) -> Replica {
         let replica = self.replica_of(vec![(CLUSTER, runtime)], settings).await;
-        self.answers().await;
+        self.wait_until_ready().await;
         replica
     }
 
@@ -142,7 +142,7 @@ impl World {
         Replica::start(&self.database, &self.nats, runtimes, settings).await
     }
 
-    /// A replica that is a process, to kill.
+    /// Starts a replica as a process, which can be killed.
     pub fn process(&self) -> Process {
         let environment = [
             ("AGENTBOX_CLUSTERS", self.clusters.to_str().unwrap()),
@@ -157,8 +157,8 @@ impl World {
         self.exec_proxy.kill();
     }
 
-    /// Waits until a scheduler answers and its cluster does.
-    pub async fn answers(&self) {
+    /// Waits until a scheduler answers and is connected to its clusters.
+    pub async fn wait_until_ready(&self) {
         eventually("a scheduler answers", Duration::from_secs(20), async || {
             let health = self.health().await;
             health.is_ok_and(|h| h.database && h.clusters.iter().all(|c| c.connected))
@@ -188,8 +188,8 @@ impl World {
         self.gateway.call::<Create>(&request, CALL).await
     }
 
-    /// Creates with an idempotency key, and repeats the request until it is answered.
-    pub async fn create_surely(
+    /// Creates with an idempotency key, and repeats the request until it succeeds.
+    pub async fn create_until_answered(
         &self,
         request: EnvironmentRequest,
         within: Duration,
@@ -215,8 +215,8 @@ impl World {
             .unwrap()
     }
 
-    /// Waits for a status, and fails early when another end has come.
-    pub async fn reaches(
+    /// Waits for a status. Fails at once when the environment has ended with another one.
+    pub async fn wait_for_status(
         &self,
         id: &EnvironmentId,
         status: Status,
@@ -248,7 +248,7 @@ impl World {
             let next = tokio::time::timeout(CALL, stream.next()).await;
             events.push(
                 next.expect("another event")
-                    .expect("the feed goes on")
+                    .expect("the stream has not ended")
                     .unwrap()
                     .event,
             );
@@ -256,8 +256,8 @@ impl World {
         events
     }
 
-    pub async fn box_is_gone(&self, id: &EnvironmentId) {
-        eventually("the box is gone", Duration::from_secs(15), async || {
+    pub async fn wait_for_box_removal(&self, id: &EnvironmentId) {
+        eventually("the box is removed", Duration::from_secs(15), async || {
             matches!(self.driver.get(id).await, Ok(None))
         })
         .await;

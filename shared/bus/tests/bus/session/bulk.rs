@@ -1,4 +1,4 @@
-//! Many bytes, and readers that are slow.
+//! Large transfers, slow readers, and latency.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use agentbox_testing::TestNats;
 use super::last;
 use crate::support::{DEADLINE, Ends, chunk, received_by, within};
 
-/// The window, one message that waits for it, and one in the sender's hand.
-const MOST_ON_THE_WAY: u64 = 16 + 1 + 1;
+/// The window, one message that waits for it, and one that the sender is about to queue.
+const MAX_IN_FLIGHT: u64 = 16 + 1 + 1;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
@@ -20,10 +20,10 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
     let (opened, served) = ends.session().await;
     let (mut to_box, mut from_box) = opened.split();
     let (mut to_opener, mut from_opener) = served.split();
-    let (sent, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (sent, max_in_flight) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let started = Instant::now();
 
-    let inwards = tokio::spawn(async move {
+    let to_server_task = tokio::spawn(async move {
         for n in 0..CHUNKS {
             to_box
                 .send(ToBox::Stdin(chunk(n, MAX_CHUNK)))
@@ -33,7 +33,7 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
         to_box
     });
     let counter = sent.clone();
-    let outwards = tokio::spawn(async move {
+    let to_opener_task = tokio::spawn(async move {
         for n in CHUNKS..2 * CHUNKS {
             counter.fetch_add(1, Ordering::SeqCst);
             to_opener
@@ -50,11 +50,11 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
         }
         from_opener
     });
-    let on_the_way = most.clone();
+    let in_flight = max_in_flight.clone();
     let at_opener = tokio::spawn(async move {
         for n in CHUNKS..2 * CHUNKS {
             let message = from_box.recv().await.unwrap();
-            on_the_way.fetch_max(
+            in_flight.fetch_max(
                 sent.load(Ordering::SeqCst) - (n - CHUNKS + 1),
                 Ordering::SeqCst,
             );
@@ -64,8 +64,8 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
     });
     let (_to_box, to_opener, _from_opener, mut from_box) = within(6 * DEADLINE, async {
         (
-            inwards.await.unwrap(),
-            outwards.await.unwrap(),
+            to_server_task.await.unwrap(),
+            to_opener_task.await.unwrap(),
             at_server.await.unwrap(),
             at_opener.await.unwrap(),
         )
@@ -76,7 +76,10 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
     let finish = tokio::spawn(to_opener.finish(last()));
     assert_eq!(from_box.recv().await.unwrap(), Some(last()));
     finish.await.unwrap().unwrap();
-    assert!(most.load(Ordering::SeqCst) <= MOST_ON_THE_WAY, "{most:?}");
+    assert!(
+        max_in_flight.load(Ordering::SeqCst) <= MAX_IN_FLIGHT,
+        "{max_in_flight:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +99,7 @@ async fn slow_reader_stops_sender_without_retransmits() {
             break;
         }
         accepted += 1;
-        assert!(accepted <= MOST_ON_THE_WAY, "the sender is not stopped");
+        assert!(accepted <= MAX_IN_FLIGHT, "the sender is not stopped");
     }
     assert!(accepted >= 16, "{accepted}");
 
@@ -106,7 +109,7 @@ async fn slow_reader_stops_sender_without_retransmits() {
     let (_, after) = received_by(&nats).await;
     assert!(
         after - before < MAX_CHUNK as u64,
-        "{} bytes while nothing could move",
+        "{} bytes were sent while the window was full",
         after - before
     );
     for n in 0..accepted {
@@ -137,7 +140,7 @@ async fn round_trip_latency_is_low() {
     within(DEADLINE, echo).await.unwrap();
     times.sort_unstable();
     let (p50, p99) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
-    println!("there and back: p50 {p50:?}, p99 {p99:?}");
+    println!("round trip: p50 {p50:?}, p99 {p99:?}");
     // Far above the usual latency, far below every timer of a session.
     assert!(p50 < Duration::from_millis(20), "{p50:?}");
 }

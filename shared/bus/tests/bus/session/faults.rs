@@ -19,7 +19,7 @@ async fn messages_arrive_once_in_order_across_nats_restarts() {
     let (opened, served) = ends.session().await;
     let (mut to_box, mut from_box) = opened.split();
     let (mut to_opener, mut from_opener) = served.split();
-    let outwards = tokio::spawn(async move {
+    let to_opener_task = tokio::spawn(async move {
         for n in 0..MESSAGES {
             to_opener
                 .send(FromBox::Stdout(chunk(n, SIZE)))
@@ -28,7 +28,7 @@ async fn messages_arrive_once_in_order_across_nats_restarts() {
         }
         to_opener
     });
-    let inwards = tokio::spawn(async move {
+    let to_server_task = tokio::spawn(async move {
         for n in 0..MESSAGES {
             to_box.send(ToBox::Stdin(chunk(n, SIZE))).await.unwrap();
         }
@@ -49,8 +49,8 @@ async fn messages_arrive_once_in_order_across_nats_restarts() {
         assert_eq!(message, Some(FromBox::Stdout(chunk(n, SIZE))), "{n}");
     }
     let _from_opener = within(2 * DEADLINE, at_server).await.unwrap();
-    let _to_box = within(2 * DEADLINE, inwards).await.unwrap();
-    let to_opener = within(2 * DEADLINE, outwards).await.unwrap();
+    let _to_box = within(2 * DEADLINE, to_server_task).await.unwrap();
+    let to_opener = within(2 * DEADLINE, to_opener_task).await.unwrap();
     let finish = tokio::spawn(to_opener.finish(last()));
     assert_eq!(
         within(DEADLINE, from_box.recv()).await.unwrap(),
@@ -79,7 +79,7 @@ async fn killed_opener_is_lost_within_6_s() {
         .unwrap()
         .accept();
     served.send(FromBox::LogsLost(1)).await.unwrap();
-    // Not dropped: that would send a reset.
+    // Forgotten, because a drop would send a reset.
     std::mem::forget(within(DEADLINE, opener).await.unwrap());
     process.kill();
     let started = Instant::now();
@@ -144,7 +144,7 @@ async fn sessions_end_when_nats_stays_away() {
     assert!(from_box.recv().await.unwrap().is_some());
     system.stop().await;
     let sending = tokio::spawn(async move {
-        // More than any queue between here and there holds.
+        // More messages than all queues between the two ends hold.
         loop {
             if let Err(error) = to_box.send(ToBox::Stdin(chunk(1, 1024))).await {
                 return error;

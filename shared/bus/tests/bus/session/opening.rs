@@ -58,7 +58,7 @@ async fn silent_server_times_out_at_deadline() {
 async fn busy_server_sends_accept() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
-    // The opener may send only when it knows its peer.
+    // The opener can send only after the accept frame, from which it learns its peer.
     let started = Instant::now();
     opened.send(ToBox::Eof).await.unwrap();
     assert_eq!(
@@ -80,7 +80,7 @@ async fn session_request_past_its_deadline_is_not_served() {
         .await
         .unwrap();
     ends.gateway.client().flush().await.unwrap();
-    // `session` asserts that what it accepts is its own request.
+    // `session` asserts that it accepts its own request, and not the late one.
     let (mut opened, served) = ends.session().await;
     let finish = tokio::spawn(served.finish(last()));
     assert_eq!(opened.recv().await.unwrap(), Some(last()));
@@ -140,7 +140,7 @@ async fn invalid_and_foreign_frames_are_ignored() {
     let (mut opened, mut served) = ends.session().await;
     served.send(FromBox::LogsLost(1)).await.unwrap();
     assert!(opened.recv().await.unwrap().is_some());
-    // A reset and a data frame as a peer would send them, but from elsewhere; and noise.
+    // A reset and a data frame that another process sends, and bytes that are no frames.
     let stranger = subjects::session("exec-proxy", ends.proxy.instance(), u64::MAX);
     let mut data = vec![2u8];
     data.extend_from_slice(&2u64.to_be_bytes());

@@ -1,5 +1,5 @@
-//! A peer that can be killed: its tasks vanish between two instructions and its sockets
-//! close without a word, as a killed process's do.
+//! A peer that can be killed: its tasks end between two instructions, and its sockets close
+//! without a last message, as those of a killed process do.
 
 use std::future::Future;
 

@@ -5,20 +5,20 @@ use proptest::prelude::*;
 use super::*;
 use crate::environment::state::{EndReason, LifecycleState, transition};
 
-/// What may happen beside the reconciler.
+/// A change that the reconciler did not make.
 #[derive(Clone, Copy, Debug)]
-enum Outside {
+enum ExternalChange {
     Delete,
     Expire,
     Exit,
-    Vanish,
-    Serve,
+    Lose,
+    Start,
 }
 
-/// More steps than any environment needs from one outside change to the next.
+/// More steps than any environment needs from one external change to the next.
 const MAX_STEPS: usize = 8;
 
-/// One environment and its box, as facts.
+/// A model of one environment and its box.
 struct Model {
     state: LifecycleState,
     intent: Intent,
@@ -42,7 +42,7 @@ impl Model {
         }
     }
 
-    fn record(&mut self, event: &LifecycleEvent) {
+    fn apply_event(&mut self, event: &LifecycleEvent) {
         let next =
             transition(t(self.now), &self.state, event).expect("the plan and the states agree");
         self.set(next);
@@ -63,10 +63,10 @@ impl Model {
         self.intent.box_removed = true;
     }
 
-    fn outside(&mut self, outside: Outside) {
-        match outside {
-            Outside::Delete | Outside::Expire => {
-                let reason = if matches!(outside, Outside::Delete) {
+    fn apply_external(&mut self, change: ExternalChange) {
+        match change {
+            ExternalChange::Delete | ExternalChange::Expire => {
+                let reason = if matches!(change, ExternalChange::Delete) {
                     EndReason::Deleted
                 } else {
                     EndReason::Expired
@@ -80,25 +80,26 @@ impl Model {
                     self.set(next);
                 }
             }
-            Outside::Exit if self.phase.is_some() => self.phase = Some(exited()),
-            Outside::Vanish => self.phase = None,
-            Outside::Serve if matches!(self.phase, Some(BoxPhase::Starting { .. })) => {
+            ExternalChange::Exit if self.phase.is_some() => self.phase = Some(exited()),
+            ExternalChange::Lose => self.phase = None,
+            ExternalChange::Start if matches!(self.phase, Some(BoxPhase::Starting { .. })) => {
                 self.phase = Some(running())
             }
-            Outside::Exit | Outside::Serve => {}
+            ExternalChange::Exit | ExternalChange::Start => {}
         }
     }
 
-    /// Follows the plan until it has nothing to do now; true: for good.
+    /// Follows the plan until nothing is left to do now. True: nothing will be left to do later
+    /// either.
     fn reconcile(&mut self) -> bool {
         let mut observation = Observation::Unknown;
         for _ in 0..MAX_STEPS {
             self.now += 1;
-            let looked = self.phase.clone().map_or(Observation::Absent, present);
+            let observed = self.phase.clone().map_or(Observation::Absent, present);
             match plan(&self.intent, &observation, t(self.now)) {
                 Plan::Done => return self.intent.box_removed,
                 Plan::RequeueAfter(_) => return false,
-                Plan::Observe => observation = looked,
+                Plan::Observe => observation = observed,
                 Plan::ReserveCapacity => self.intent.capacity_reserved = true,
                 Plan::Ensure => {
                     assert!(!self.has_run, "a box is never created for one that has run");
@@ -113,11 +114,11 @@ impl Model {
                     if removal == Removal::BeforeTransition {
                         self.remove_box();
                     }
-                    self.record(&event);
+                    self.apply_event(&event);
                 }
                 Plan::Transition(event) => {
                     self.intent.box_removed |= matches!(event, LifecycleEvent::Removed { .. });
-                    self.record(&event);
+                    self.apply_event(&event);
                 }
                 Plan::Remove => self.remove_box(),
             }
@@ -126,13 +127,13 @@ impl Model {
     }
 }
 
-fn any_outside() -> impl Strategy<Value = Outside> {
+fn any_external_change() -> impl Strategy<Value = ExternalChange> {
     prop_oneof![
-        Just(Outside::Delete),
-        Just(Outside::Expire),
-        Just(Outside::Exit),
-        Just(Outside::Vanish),
-        Just(Outside::Serve),
+        Just(ExternalChange::Delete),
+        Just(ExternalChange::Expire),
+        Just(ExternalChange::Exit),
+        Just(ExternalChange::Lose),
+        Just(ExternalChange::Start),
     ]
 }
 
@@ -179,16 +180,16 @@ fn state_of(status: Status) -> LifecycleState {
 
 proptest! {
     #[test]
-    fn any_outside_changes_then_delete_end_without_a_box(
-        outside in proptest::collection::vec(any_outside(), 0..12),
+    fn any_external_changes_then_delete_end_without_a_box(
+        changes in proptest::collection::vec(any_external_change(), 0..12),
         capacity_reserved in any::<bool>(),
     ) {
         let mut model = Model::new(capacity_reserved);
-        for change in outside {
+        for change in changes {
             model.reconcile();
-            model.outside(change);
+            model.apply_external(change);
         }
-        model.outside(Outside::Delete);
+        model.apply_external(ExternalChange::Delete);
         let finished = (0..3).any(|_| model.reconcile());
         prop_assert!(finished, "{:?}", model.state);
         prop_assert!(model.state.status.is_ended());
@@ -222,7 +223,7 @@ proptest! {
         }
     }
 
-    /// A retry is never later than the longest delay, whatever the clock says.
+    /// A retry is never later than the longest delay, at any time of the clock.
     #[test]
     fn any_error_is_retried_soon_or_fails_a_pending_environment(
         intent in any_intent(),

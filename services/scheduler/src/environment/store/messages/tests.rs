@@ -1,62 +1,42 @@
 //! The rows of the outbox as they are stored and published.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest, StatusReason};
-use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_contracts::environment::StatusReason;
+use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_runtime::ExitReason;
+use serde_json::json;
 
 use super::*;
-use crate::environment::request::Quantities;
+use crate::environment::creation::Creation;
 use crate::environment::state::{EndReason, LifecycleEvent, transition};
 
 fn t(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
 }
 
+/// The record of a new environment, in the cluster `local`.
 fn pending() -> Record {
+    let request = CreateRequest {
+        owner: "user-0123456789abcdef".parse().unwrap(),
+        owner_username: "ada".into(),
+        request: serde_json::from_value(json!({
+            "name": "snapshot",
+            "image": "busybox",
+            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
+            "timeout_s": 600,
+        }))
+        .unwrap(),
+        idempotency_key: None,
+    };
+    let id = "env-0123456789abcdef".parse().unwrap();
+    let creation = Creation::new(id, request, Duration::from_secs(300), t(0)).unwrap();
+    let mut environment = creation.environment;
+    environment.cluster = "local".into();
     Record {
-        environment: Environment {
-            id: "env-0123456789abcdef".parse().unwrap(),
-            owner: "user-0123456789abcdef".parse().unwrap(),
-            owner_username: "ada".into(),
-            cluster: "local".into(),
-            request: EnvironmentRequest {
-                name: "snapshot".into(),
-                image: "busybox".into(),
-                resources: ResourceRequest {
-                    cpu: "100m".into(),
-                    memory: "64Mi".into(),
-                    storage: "64Mi".into(),
-                },
-                timeout_s: 600,
-                env: BTreeMap::new(),
-                command: None,
-                labels: BTreeMap::new(),
-                node_selector: BTreeMap::new(),
-                tolerations: vec![],
-                isolation: None,
-            },
-            status: Status::Pending,
-            status_reason: None,
-            status_message: None,
-            created_at: t(0),
-            started_at: None,
-            ended_at: None,
-            expires_at: t(600),
-            exit_code: None,
-            endpoint: "env-0123456789abcdef.agentbox.svc.cluster.local".into(),
-            namespace: "agentbox-env-0123456789abcdef".into(),
-            address: None,
-            generation: 1,
-        },
-        quantities: Quantities {
-            cpu: MilliCpu(100),
-            memory: Bytes(64 << 20),
-            storage: Bytes(64 << 20),
-        },
-        start_deadline: t(300),
+        environment,
+        quantities: creation.quantities,
+        start_deadline: creation.start_deadline,
         capacity_reserved: true,
         terminating_at: None,
         grace: Duration::ZERO,
@@ -77,7 +57,7 @@ fn apply(
         }
         _ => Change::observed(before, state.clone()),
     };
-    let messages = of_transition(before, &change, now);
+    let messages = transition_messages(before, &change, now);
     let mut after = before.clone();
     after.environment.status = state.status;
     after.environment.status_reason = state.reason;
@@ -99,7 +79,7 @@ fn creation_sends_a_command_and_an_event() {
     let waiting = "waiting for capacity in cluster `local`: 0 of CPU available, 100m requested";
     insta::assert_json_snapshot!(
         "created",
-        of_creation(&pending().environment, Some(waiting.into()))
+        creation_messages(&pending().environment, Some(waiting.into()))
     );
 }
 
@@ -111,7 +91,7 @@ fn start_sends_a_route_and_an_event() {
 #[test]
 fn patch_sends_an_event() {
     let (_, running) = apply(&pending(), &started(), t(2));
-    insta::assert_json_snapshot!("updated", of_patch(&running, t(3)));
+    insta::assert_json_snapshot!("updated", patch_messages(&running, t(3)));
 }
 
 #[test]
@@ -163,5 +143,5 @@ fn change_that_keeps_the_status_sends_a_command_only() {
     let deleted = LifecycleEvent::EndRequested(EndReason::Deleted);
     let (_, terminating) = apply(&running, &deleted, t(4));
     let forced = Change::requested(&terminating, terminating.state(), Duration::ZERO, t(5));
-    insta::assert_json_snapshot!("forced", of_transition(&terminating, &forced, t(5)));
+    insta::assert_json_snapshot!("forced", transition_messages(&terminating, &forced, t(5)));
 }

@@ -51,7 +51,9 @@ async fn environment_is_created_runs_and_leaves_nothing_when_deleted() {
         created.expires_at,
         created.created_at + TimeDelta::seconds(600)
     );
-    let running = world.reaches(&created.id, Status::Running, SOON).await;
+    let running = world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     println!(
         "created after {answered:?}, running after {:?}",
         begun.elapsed()
@@ -62,7 +64,9 @@ async fn environment_is_created_runs_and_leaves_nothing_when_deleted() {
 
     delete(&world, &created.id, false).await;
     delete(&world, &created.id, false).await;
-    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    let ended = world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
     assert_eq!(ended.status_reason, Some(StatusReason::Deleted));
     assert!(
         world.driver.get(&created.id).await.unwrap().is_none(),
@@ -83,7 +87,7 @@ async fn environment_is_created_runs_and_leaves_nothing_when_deleted() {
             EventKind::Terminated
         ]
     );
-    // It can still be read, and deleted again.
+    // An ended environment can be read, and deleted again.
     delete(&world, &created.id, true).await;
     assert_eq!(world.get(&created.id).await, ended);
     replica.stop().await;
@@ -98,8 +102,10 @@ async fn exit_of_the_main_command_ends_the_environment() {
         ("sleep 1; exit 3", Status::Failed, 3),
     ] {
         let created = world.create(command("ends", &["sh", "-c", script])).await;
-        let running = world.reaches(&created.id, Status::Running, SOON).await;
-        let ended = world.reaches(&created.id, status, SOON).await;
+        let running = world
+            .wait_for_status(&created.id, Status::Running, SOON)
+            .await;
+        let ended = world.wait_for_status(&created.id, status, SOON).await;
         let lag = chrono::Utc::now() - ended.ended_at.unwrap();
         println!(
             "`{script}` shows {} ms after its end",
@@ -109,7 +115,7 @@ async fn exit_of_the_main_command_ends_the_environment() {
         assert_eq!(ended.exit_code, Some(exit_code));
         assert_eq!(ended.started_at, running.started_at);
         assert!(lag < TimeDelta::seconds(3), "{lag}");
-        world.box_is_gone(&created.id).await;
+        world.wait_for_box_removal(&created.id).await;
     }
     replica.stop().await;
 }
@@ -119,7 +125,9 @@ async fn command_that_exits_at_once_is_not_lost() {
     let world = World::new().await;
     let replica = world.replica().await;
     let created = world.create(command("short", &["true"])).await;
-    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    let ended = world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
     assert_eq!(
         (ended.status_reason, ended.exit_code),
         (Some(StatusReason::Exited), Some(0))
@@ -135,7 +143,7 @@ async fn missing_image_fails_the_environment_within_seconds_and_is_named() {
     wanted.image = "no.such.registry.invalid/nothing:1".into();
     let created = world.create(wanted).await;
     let failed = world
-        .reaches(&created.id, Status::Failed, Duration::from_secs(30))
+        .wait_for_status(&created.id, Status::Failed, Duration::from_secs(30))
         .await;
     assert_eq!(failed.status_reason, Some(StatusReason::ImagePull));
     let message = failed.status_message.unwrap();
@@ -143,12 +151,12 @@ async fn missing_image_fails_the_environment_within_seconds_and_is_named() {
         message.contains("no.such.registry.invalid/nothing:1"),
         "{message}"
     );
-    world.box_is_gone(&created.id).await;
+    world.wait_for_box_removal(&created.id).await;
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn request_that_no_cluster_supports_is_refused_and_leaves_no_row() {
+async fn request_that_no_cluster_supports_is_refused_without_a_row() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut no_class = request("no-class");
@@ -183,11 +191,11 @@ async fn request_that_no_cluster_supports_is_refused_and_leaves_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn selector_of_cluster_labels_runs_and_another_is_refused_by_name() {
+async fn selector_matches_cluster_labels_and_another_is_refused_by_name() {
     let world = World::with_labels(json!({ "region": "eu" })).await;
-    // The program itself, which reads the labels from the clusters file.
+    // A process, because the program reads the labels from the clusters file.
     let _scheduler = world.process();
-    world.answers().await;
+    world.wait_until_ready().await;
     let selecting = |pairs: &[(&str, &str)]| {
         let mut wanted = request("selects");
         for (key, value) in pairs {
@@ -197,7 +205,9 @@ async fn selector_of_cluster_labels_runs_and_another_is_refused_by_name() {
     };
     let placed = selecting(&[("region", "eu"), ("kubernetes.io/os", "linux")]);
     let created = world.create(placed).await;
-    world.reaches(&created.id, Status::Running, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     for (selector, named) in [
         ([("region", "us")], "`region=us`"),
         ([("disk", "ssd")], "`disk=ssd`"),
@@ -208,7 +218,9 @@ async fn selector_of_cluster_labels_runs_and_another_is_refused_by_name() {
         assert!(refused.message.contains(named), "{refused}");
     }
     delete(&world, &created.id, true).await;
-    world.reaches(&created.id, Status::Terminated, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,12 +229,18 @@ async fn forced_delete_ends_the_grace_period_of_a_box_that_ignores_sigterm() {
     let replica = world.replica().await;
     let stubborn = ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"];
     let created = world.create(command("stubborn", &stubborn)).await;
-    world.reaches(&created.id, Status::Running, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     delete(&world, &created.id, false).await;
-    world.reaches(&created.id, Status::Terminating, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Terminating, SOON)
+        .await;
     let begun = Instant::now();
     delete(&world, &created.id, true).await;
-    world.reaches(&created.id, Status::Terminated, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
     assert!(
         begun.elapsed() < Duration::from_secs(6),
         "{:?}",
@@ -239,7 +257,9 @@ async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
     short.timeout_s = 2;
     let expiring = world.create(short).await;
     let patched = world.create(request("patched")).await;
-    world.reaches(&patched.id, Status::Running, SOON).await;
+    world
+        .wait_for_status(&patched.id, Status::Running, SOON)
+        .await;
     let patch = |name: Option<&str>, timeout_s| PatchRequest {
         id: patched.id.clone(),
         name: name.map(Into::into),
@@ -261,13 +281,13 @@ async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
         .gateway
         .call::<Patch>(&patch(None, Some(1)), CALL)
         .await;
-    // Its first second may not be over yet: then the sweeper ends it.
+    // If its first second is not over yet, the sweeper ends it later.
     assert!(matches!(
         ended.unwrap().status,
         Status::Terminating | Status::Running
     ));
     for id in [&expiring.id, &patched.id] {
-        let ended = world.reaches(id, Status::Terminated, SOON).await;
+        let ended = world.wait_for_status(id, Status::Terminated, SOON).await;
         assert_eq!(ended.status_reason, Some(StatusReason::Expired));
     }
     let late = world
@@ -280,7 +300,7 @@ async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn user_has_a_quota_and_idempotent_creates_and_is_deleted_with_environments() {
+async fn deleting_a_users_environments_ends_them_and_frees_the_quota() {
     let world = World::new().await;
     let quota = Quota {
         environments: Some(2),
@@ -311,8 +331,8 @@ async fn user_has_a_quota_and_idempotent_creates_and_is_deleted_with_environment
         .await
         .unwrap();
     for id in [&first.id, &second.id] {
-        world.reaches(id, Status::Terminated, SOON).await;
-        world.box_is_gone(id).await;
+        world.wait_for_status(id, Status::Terminated, SOON).await;
+        world.wait_for_box_removal(id).await;
     }
     world.create(request("capacity-again")).await;
     replica.stop().await;

@@ -23,27 +23,29 @@ const SOON: Duration = Duration::from_secs(20);
 /// A real driver that can be made unreachable, and whose `ensure` can be delayed.
 struct Gate {
     driver: Arc<dyn Runtime>,
-    is_cut_off: AtomicBool,
+    is_closed: AtomicBool,
+    /// One permit for each `ensure` at a time.
     ensures: Semaphore,
-    waiting: AtomicUsize,
+    /// Calls of `ensure` so far.
+    ensure_calls: AtomicUsize,
 }
 
 impl Gate {
     fn new(driver: Arc<dyn Runtime>, ensures: usize) -> Arc<Self> {
         Arc::new(Self {
             driver,
-            is_cut_off: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             ensures: Semaphore::new(ensures),
-            waiting: AtomicUsize::new(0),
+            ensure_calls: AtomicUsize::new(0),
         })
     }
 
     fn set_open(&self, open: bool) {
-        self.is_cut_off.store(!open, Ordering::SeqCst);
+        self.is_closed.store(!open, Ordering::SeqCst);
     }
 
-    /// A create while it is closed, which opens a moment later.
-    async fn opens_for_a_create(&self, world: &World) -> Result<Environment, Error> {
+    /// Creates an environment while the gate is closed. It opens half a second later.
+    async fn create_while_closed(&self, world: &World) -> Result<Environment, Error> {
         let opens = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             self.set_open(true);
@@ -52,7 +54,7 @@ impl Gate {
     }
 
     fn pass(&self) -> Result<&dyn Runtime, RuntimeError> {
-        if self.is_cut_off.load(Ordering::SeqCst) {
+        if self.is_closed.load(Ordering::SeqCst) {
             Err(RuntimeError::Unavailable("the gate is closed".into()))
         } else {
             Ok(&*self.driver)
@@ -67,7 +69,7 @@ impl Runtime for Gate {
     }
 
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.ensure_calls.fetch_add(1, Ordering::SeqCst);
         let _held = self.ensures.acquire().await;
         self.pass()?.ensure(spec, generation).await
     }
@@ -106,7 +108,9 @@ async fn start_timeout_fails_the_environment_while_its_cluster_is_unreachable() 
     let replica = world.replica_with(gate.clone(), settings).await;
     gate.set_open(false);
     let created = world.create(request("too-late")).await;
-    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    let failed = world
+        .wait_for_status(&created.id, Status::Failed, SOON)
+        .await;
     assert_eq!(failed.status_reason, Some(StatusReason::StartTimeout));
     let message = failed.status_message.unwrap();
     assert!(message.contains("the gate is closed"), "{message}");
@@ -140,12 +144,14 @@ async fn create_waits_for_a_cluster_that_has_not_answered_yet() {
     let replica = world
         .replica_of(vec![(CLUSTER, gate.clone())], settings())
         .await;
-    eventually("requests are heard", SOON, async || {
+    eventually("requests are answered", SOON, async || {
         world.health().await.is_ok()
     })
     .await;
-    let created = gate.opens_for_a_create(&world).await.unwrap();
-    world.reaches(&created.id, Status::Running, SOON).await;
+    let created = gate.create_while_closed(&world).await.unwrap();
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     replica.stop().await;
 }
 
@@ -155,11 +161,13 @@ async fn cluster_that_fails_to_answer_once_stays_reachable() {
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
     gate.set_open(false);
-    // It is asked every second.
+    // Longer than the time between two refreshes of its capacity.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let health = world.health().await.unwrap();
-    let created = gate.opens_for_a_create(&world).await.unwrap();
-    world.reaches(&created.id, Status::Running, SOON).await;
+    let created = gate.create_while_closed(&world).await.unwrap();
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     replica.stop().await;
     assert!(health.clusters[0].connected, "{health:?}");
 }
@@ -170,8 +178,8 @@ async fn delete_interrupts_a_start_that_hangs() {
     let gate = Gate::new(world.driver.clone(), 0);
     let replica = world.replica_with(gate.clone(), settings()).await;
     let created = world.create(request("hangs")).await;
-    eventually("it is being made", SOON, async || {
-        gate.waiting.load(Ordering::SeqCst) > 0
+    eventually("the box is being created", SOON, async || {
+        gate.ensure_calls.load(Ordering::SeqCst) > 0
     })
     .await;
     let begun = Instant::now();
@@ -180,7 +188,9 @@ async fn delete_interrupts_a_start_that_hangs() {
         force: false,
     };
     world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
-    let ended = world.reaches(&created.id, Status::Terminated, SOON).await;
+    let ended = world
+        .wait_for_status(&created.id, Status::Terminated, SOON)
+        .await;
     assert_eq!(ended.status_reason, Some(StatusReason::Deleted));
     assert!(
         begun.elapsed() < Duration::from_secs(5),
@@ -196,14 +206,14 @@ async fn environment_whose_command_was_lost_still_runs() {
     let replica = world.replica().await;
     let mut waits = crate::support::creation(&world.owner, request("no-command"));
     waits.environment.cluster = crate::support::cluster::CLUSTER.into();
-    // As by a replica that was killed after its commit, with its messages lost.
+    // As after a replica that was killed after its commit and whose command was lost.
     let record = world.database.store.create(&waits).await.unwrap();
     world
         .database
         .execute("UPDATE outbox SET published_at = now() WHERE kind = 'command'")
         .await;
     world
-        .reaches(&record.environment.id, Status::Running, SOON)
+        .wait_for_status(&record.environment.id, Status::Running, SOON)
         .await;
     replica.stop().await;
 }
@@ -211,7 +221,8 @@ async fn environment_whose_command_was_lost_still_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_that_hangs_delays_no_other() {
     let world = World::new().await;
-    // Unreachable as well: it would remove the other's boxes, which are on the same machine.
+    // Unreachable as well. Otherwise it would remove the boxes of the other cluster, which are on
+    // the same machine.
     let hangs = Gate::new(world.driver.clone(), 0);
     hangs.set_open(false);
     let mut settings = settings();
@@ -223,7 +234,7 @@ async fn cluster_that_hangs_delays_no_other() {
         let record = world.database.store.create(&waits).await.unwrap();
         ids.push(record.environment.id);
     }
-    // Without commands: they are found when they are due, the first two before the last.
+    // No commands, so each environment is found when it is due. The first two are due first.
     world
         .database
         .execute("UPDATE outbox SET published_at = now() WHERE kind = 'command'")
@@ -231,23 +242,25 @@ async fn cluster_that_hangs_delays_no_other() {
     let clusters: Vec<(&str, Arc<dyn Runtime>)> =
         vec![("hangs", hangs.clone()), (CLUSTER, world.driver.clone())];
     let replica = world.replica_of(clusters, settings).await;
-    eventually("it hangs", SOON, async || {
-        hangs.waiting.load(Ordering::SeqCst) > 0
+    eventually("the cluster hangs", SOON, async || {
+        hangs.ensure_calls.load(Ordering::SeqCst) > 0
     })
     .await;
-    world.reaches(&ids[2], Status::Running, SOON).await;
+    world.wait_for_status(&ids[2], Status::Running, SOON).await;
     replica.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exit_while_no_scheduler_ran_is_found_by_the_next() {
+async fn exit_without_a_running_scheduler_is_recorded_by_the_next() {
     let world = World::new().await;
     let mut replica = world.process();
-    world.answers().await;
+    world.wait_until_ready().await;
     let mut wanted = request("unwatched");
     wanted.command = Some(vec!["sh".into(), "-c".into(), "sleep 2; exit 5".into()]);
     let created = world.create(wanted).await;
-    world.reaches(&created.id, Status::Running, SOON).await;
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
     replica.kill();
     eventually("its command has ended", SOON, async || {
         let seen = world.driver.get(&created.id).await.unwrap().unwrap();
@@ -255,7 +268,9 @@ async fn exit_while_no_scheduler_ran_is_found_by_the_next() {
     })
     .await;
     let next = world.replica().await;
-    let failed = world.reaches(&created.id, Status::Failed, SOON).await;
+    let failed = world
+        .wait_for_status(&created.id, Status::Failed, SOON)
+        .await;
     assert_eq!(
         (failed.status_reason, failed.exit_code),
         (Some(StatusReason::Exited), Some(5))
@@ -264,7 +279,7 @@ async fn exit_while_no_scheduler_ran_is_found_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn end_waits_for_its_archive_for_a_limited_time() {
+async fn end_without_exec_proxy_waits_for_its_archive_for_a_limited_time() {
     let mut world = World::new().await;
     world.kill_exec_proxy();
     let replica = world.replica().await;
@@ -281,10 +296,10 @@ async fn end_waits_for_its_archive_for_a_limited_time() {
         "its output may still be archived"
     );
     let ended = world
-        .reaches(&created.id, Status::Terminated, Duration::from_secs(60))
+        .wait_for_status(&created.id, Status::Terminated, Duration::from_secs(60))
         .await;
     let waited = chrono::Utc::now() - ended.ended_at.unwrap();
     assert!(waited >= chrono::TimeDelta::seconds(29), "{waited}");
-    world.box_is_gone(&created.id).await;
+    world.wait_for_box_removal(&created.id).await;
     replica.stop().await;
 }
