@@ -6,7 +6,7 @@
 //!   held while it is made.
 //! * I2. The number of kept boxes, and of sessions into one box, is limited.
 //! * I3. A connection that failed is never used again: [`Lease::mark_lost`] replaces it, and
-//!   the next call connects anew.
+//!   the next call opens another.
 //! * I4. A box that was not used for the idle time is removed, unless it is leased.
 
 use std::collections::HashMap;
@@ -145,7 +145,7 @@ impl Boxes {
                 newest: Mutex::new(Attempt::new(1)),
                 used_at: Mutex::new(Instant::now()),
             });
-            // Another address means that the box was created anew. Leases of the old entry
+            // Another address means that the box was created again. Leases of the old entry
             // keep it alive as long as they are held.
             entries.insert(id.clone(), Arc::clone(&entry));
             entry
@@ -253,7 +253,7 @@ impl Lease {
         })
     }
 
-    /// Marks the connection of this number as failed: the next call connects anew.
+    /// Marks the connection of this number as failed: the next call opens another.
     pub fn mark_lost(&self, number: u64) {
         let mut newest = self.entry.newest.lock();
         if newest.number == number {
