@@ -1,4 +1,4 @@
-//! Measures what boxes have written, and evicts a box over its storage limit.
+//! Measures the storage of boxes, and evicts a box over its limit.
 //!
 //! A box's storage is the upper directory of its container's overlay ([`measure`]). The driver
 //! walks that directory, because CRI's own figure is up to 10 s old.

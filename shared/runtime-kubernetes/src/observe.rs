@@ -17,7 +17,7 @@ use crate::objects::MAIN;
 use crate::phase::{Deadlines, Observation, phase};
 use crate::timestamps::from_kubernetes;
 
-/// A namespace whose deletion takes longer needs an operator.
+/// The deletion of a namespace that takes longer is reported: an operator must repair it.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// Since when a node has not been ready; `None` when it is.

@@ -3,7 +3,7 @@
 //! Owns the connections. Never starts a command.
 //!
 //! * I1. Callers that need a new connection to the same box share one attempt. No lock is
-//!   held while it is made.
+//!   held during the attempt.
 //! * I2. The number of kept boxes, and of sessions into one box, is limited.
 //! * I3. A connection that failed is never used again: [`Lease::mark_lost`] replaces it, and
 //!   the next call opens another.
@@ -53,14 +53,14 @@ struct Entry {
     used_at: Mutex<Instant>,
 }
 
-/// One connection, once it is made.
+/// One connection attempt, and its client when it has succeeded.
 struct Attempt {
     /// From 1; rises with each connection to the box.
     number: u64,
     client: OnceCell<BoxClient>,
 }
 
-/// A connection as one call uses it.
+/// A connection for one call.
 #[derive(Clone)]
 pub struct Connection {
     pub client: BoxClient,
@@ -68,7 +68,7 @@ pub struct Connection {
     pub number: u64,
 }
 
-/// The use of one box. While it is held, the box is not evicted.
+/// A lease of one box. While it is held, the box is not evicted.
 pub struct Lease {
     id: EnvironmentId,
     boxes: Boxes,

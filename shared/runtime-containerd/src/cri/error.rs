@@ -1,4 +1,4 @@
-//! The errors of CRI calls, by what a caller can do about them.
+//! The errors of CRI calls. Callers handle each kind differently.
 
 use std::time::Duration;
 
