@@ -9,7 +9,7 @@
 //! [`service`] (gRPC) → [`run`] (a caller's command), [`main_command`] (the box's own),
 //! [`logs`], [`usage`].
 //!
-//! boxd does not know its callers, nor the cluster.
+//! boxd depends on no caller and on no cluster's API.
 //!
 //! A warm box starts without a main command and gets it with the `Configure` call. boxd
 //! implements its side (`Configure`, `Settings::warm`, `Phase::Unconfigured`); no service

@@ -58,7 +58,8 @@ impl Log {
         }
         let now = Utc::now().timestamp_nanos_opt().unwrap_or(i64::MAX);
         let mut output = self.output.lock();
-        let _seen_as_gap = output.append(now, entries);
+        // Readers notice lost entries as a gap in the sequences.
+        let _ = output.append(now, entries);
         let next_sequence = output.next_sequence();
         drop(output);
         self.progress

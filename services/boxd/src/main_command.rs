@@ -27,7 +27,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
 use crate::environment::Environment;
-
 use crate::logs::Log;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};

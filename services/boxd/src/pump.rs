@@ -43,11 +43,15 @@ pub trait Sink: Sync {
     fn writable(&self) -> impl Future<Output = ()> + Send;
 }
 
+/// The result of one read from a source into a sink.
 enum Step {
     Read(usize),
+    /// The source has no bytes now.
     Empty,
+    /// The sink has no space now.
     Full,
-    ExitStatus,
+    /// The source has ended.
+    Closed,
 }
 
 impl Source {
@@ -58,11 +62,11 @@ impl Source {
         });
         match filled {
             None => Step::Full,
-            Some(Ok(0)) => Step::ExitStatus,
+            Some(Ok(0)) => Step::Closed,
             Some(Ok(read)) => Step::Read(read),
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Step::Empty,
             Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Step::Read(0),
-            Some(Err(_)) => Step::ExitStatus,
+            Some(Err(_)) => Step::Closed,
         }
     }
 
@@ -92,7 +96,7 @@ pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationT
     let mut buffer = vec![0; BUFFER_BYTES];
     while !command_ended.is_cancelled() {
         match source.step(sink, &mut buffer) {
-            Step::ExitStatus => return,
+            Step::Closed => return,
             Step::Read(_) => consume_budget().await,
             Step::Full => {
                 tokio::select! { () = sink.writable() => {} () = command_ended.cancelled() => {} }
@@ -119,7 +123,7 @@ async fn drain(source: &Source, sink: &impl Sink, buffer: &mut [u8]) {
             return;
         };
         match source.step(sink, buffer) {
-            Step::ExitStatus => return,
+            Step::Closed => return,
             Step::Read(read) => {
                 unread = unread.saturating_sub(read);
                 consume_budget().await;

@@ -96,9 +96,9 @@ impl Reaper {
             let Some(status) = ExitStatus::from_wait_status(status) else {
                 continue;
             };
-            if let Some(starter) = children.remove(&pid.as_raw_nonzero().get()) {
-                // The receiver may be gone: nobody needs the status then.
-                let _ = starter.send(status);
+            if let Some(sender) = children.remove(&pid.as_raw_nonzero().get()) {
+                // The receiver may be gone; then the status is not needed.
+                let _ = sender.send(status);
             }
         }
     }

@@ -65,8 +65,8 @@ pub fn run(command: Vec<OsString>) -> Result<u8, ReexecError> {
             second.env_remove(&name);
         }
     }
-    // Returns only when it failed; the box then works without this protection.
-    let _no_proc = second.exec();
+    // Returns only when it failed, as without /proc; the box then works without this protection.
+    let _ = second.exec();
     drop(file);
     protect_and_run(settings, command)
 }

@@ -86,7 +86,7 @@ impl State {
     }
 }
 
-/// What [`Run::next_output`] returns to a reader.
+/// The result of [`Run::next_output`].
 enum NextOutput {
     Output(proto::RunOutput),
     Exited(proto::RunOutput),

@@ -2,7 +2,7 @@
 //! for the bucket's maximum age (7 days).
 //!
 //! * I1. An archive is replaced only by one that ends at a later entry: repeating the
-//!   request, also after the box is gone, loses nothing.
+//!   request loses no entry, also after the box is gone.
 //! * I2. An environment without output has an archive too: an archive means that the
 //!   environment has ended.
 //! * I3. The reply is sent after the object is stored.
@@ -31,7 +31,7 @@ const LIVE_DEADLINE: Duration = Duration::from_secs(2);
 /// Stores an environment's last output.
 ///
 /// # Errors
-/// `Unavailable` when the cluster or the object store does not answer: ask again.
+/// `Unavailable` when the cluster or the object store does not answer; the caller retries.
 pub async fn answer(
     cluster: &Cluster,
     archive: &Archive,
@@ -70,7 +70,7 @@ async fn store_last_output(
 /// boxd when the box still runs.
 async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<LogEntry>, Error> {
     let id = &request.environment;
-    let kept = cluster
+    let stored = cluster
         .boxes
         .connector()
         .last_output(id, ARCHIVE_BYTES)
@@ -82,8 +82,8 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
                 "the environment's cluster does not answer",
             )
         })?;
-    let Some(address) = request.address.filter(|_| kept.is_empty()) else {
-        return Ok(kept);
+    let Some(address) = request.address.filter(|_| stored.is_empty()) else {
+        return Ok(stored);
     };
     let live = async {
         let lease = cluster.boxes.lease_request(id, address)?;
@@ -93,8 +93,8 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
         Ok(Ok(entries)) => Ok(entries),
         Ok(Err(error)) => {
             tracing::debug!(error = %ErrorChain(&error), "boxd sent no output");
-            Ok(kept)
+            Ok(stored)
         }
-        Err(_) => Ok(kept),
+        Err(_) => Ok(stored),
     }
 }

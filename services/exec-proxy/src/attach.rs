@@ -1,8 +1,8 @@
 //! Attach sessions: an interactive command, with input and output at the same time.
 //!
 //! * I1. No byte is buffered here. When the reader stalls, output fills the session's
-//!   window, then HTTP/2's, then boxd's ring, and then the command blocks. Stdin likewise,
-//!   in the other direction.
+//!   window, then HTTP/2's, then boxd's ring, and then the command blocks. Stdin fills the
+//!   same windows in the other direction.
 //! * I2. When the gateway closes the session, the command's process group is killed at once.
 //! * I3. The exit is boxd's; a lost box is an error.
 
@@ -71,8 +71,8 @@ enum End {
     Kill(Option<Error>),
 }
 
-/// Forwards input from the session into the box. Returns `Ok` when the command takes no
-/// more.
+/// Forwards input from the session into the box. Returns `Ok` when the command accepts no
+/// more input.
 async fn forward_input(
     receiver: &mut SessionReceiver<ToBox>,
     inputs: &Inputs,
@@ -91,7 +91,7 @@ async fn forward_input(
             Some(ToBox::Signal(name)) => {
                 control(controls, control_request::Control::Signal(name)).await
             }
-            // The gateway has sent its last message: as when a terminal is closed.
+            // The gateway has sent its last message: this ends the command like a closed terminal.
             None => {
                 return Err(Error::new(
                     agentbox_contracts::error::ErrorCode::BoxLost,

@@ -41,7 +41,7 @@ pub async fn serve(
         Ok(run) => run,
         Err(error) => return Outcome::failed(sender, &error).await,
     };
-    let limits = Limits {
+    let limits = ExecLimits {
         output_bytes: request.max_output_bytes,
         time: Duration::from_millis(request.timeout_ms).saturating_add(TIMEOUT_MARGIN),
     };
@@ -69,10 +69,11 @@ pub async fn serve(
     }
 }
 
-struct Limits {
+/// The limits of one exec.
+struct ExecLimits {
     /// The cap for each of stdout and stderr, in bytes.
     output_bytes: u64,
-    /// When it has passed, boxd has failed to end the command.
+    /// The time after which boxd must have ended the command.
     time: Duration,
 }
 
@@ -88,7 +89,7 @@ async fn run_to_end(
     run: &mut Run,
     sender: &mut SessionSender<FromBox>,
     stdin: impl Future<Output = Result<(), Error>>,
-    limits: Limits,
+    limits: ExecLimits,
     stopping: &CancellationToken,
 ) -> End {
     let mut capture = Capture::new(limits.output_bytes);
@@ -101,7 +102,7 @@ async fn run_to_end(
             () = sender.closed() => return End::Kill(None),
             () = stopping.cancelled() => return End::Kill(Some(shutdown_error())),
             () = &mut overdue => return End::Kill(Some(overdue_error())),
-            fed = &mut stdin, if stdin_open => match fed {
+            forwarded = &mut stdin, if stdin_open => match forwarded {
                 Ok(()) => { stdin_open = false; continue }
                 Err(_gone) => return End::Kill(None),
             },

@@ -1,7 +1,7 @@
 //! exec-proxy: forwards user input and output, in order, between the bus and the boxes.
 //!
 //! Owns the open sessions and the connections to boxes. Never creates or deletes an
-//! environment, and never authorizes. It has no state to lose: when an exec-proxy dies,
+//! environment, and never authorizes. It stores no state: when an exec-proxy is killed,
 //! boxd kills its commands, and the gateways' sessions end with an error.
 //!
 //! From the outside in:
@@ -11,7 +11,7 @@
 //! * `exec`, `attach`, `logs`: the kinds of session.
 //! * `usage`, [`archive`]: requests with one reply.
 //! * [`boxes`]: connections to boxd, and commands in boxes.
-//! * `outcome`: how a session ends.
+//! * `outcome`: the ways to end a session.
 
 pub mod archive;
 mod attach;
@@ -123,16 +123,16 @@ pub async fn serve(
 }
 
 fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bus::Server {
-    let usage_of = Arc::clone(cluster);
-    let archive_of = Arc::clone(cluster);
+    let usage_cluster = Arc::clone(cluster);
+    let archive_cluster = Arc::clone(cluster);
     let archive = archive.clone();
     bus.serve(SERVICE)
         .on_cluster::<GetUsage, _, _>(&cluster.name, move |request| {
-            let cluster = Arc::clone(&usage_of);
+            let cluster = Arc::clone(&usage_cluster);
             async move { usage::answer(&cluster, request).await }
         })
         .on_cluster::<ArchiveOutput, _, _>(&cluster.name, move |request| {
-            let (cluster, archive) = (Arc::clone(&archive_of), archive.clone());
+            let (cluster, archive) = (Arc::clone(&archive_cluster), archive.clone());
             async move { archive::answer(&cluster, &archive, request).await }
         })
 }

@@ -1,8 +1,8 @@
-//! Log sessions: the main command's output, kept and followed, also after the box's end.
+//! Log sessions: the main command's output, while the box runs and after its end.
 //!
-//! The sources number the entries alike: boxd while it runs, the driver from the files
-//! that outlive the box, then the archive. A reader has one position in these numbers
-//! ([`cursor::LogCursor`]) and moves from source to source.
+//! There are three sources: boxd while it runs, then the files that outlive the box, which
+//! the driver reads, then the archive. All use the same numbers for the entries. A reader has
+//! one position in these numbers ([`cursor::LogCursor`]) and moves from source to source.
 //!
 //! * I1. No entry is sent twice, and every missing entry is counted by
 //!   [`FromBox::LogsLost`].

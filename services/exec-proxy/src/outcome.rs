@@ -1,4 +1,4 @@
-//! How a session ended, and how to end one.
+//! The outcome of a session, and the ways to end one.
 
 use agentbox_bus::{Incoming, SessionSender};
 use agentbox_contracts::ErrorChain;
@@ -24,7 +24,7 @@ impl Outcome {
         match sender.finish(last).await {
             Ok(()) => Self::Finished,
             Err(error) => {
-                tracing::debug!(error = %ErrorChain(&error), "the gateway did not take the last message");
+                tracing::debug!(error = %ErrorChain(&error), "the gateway did not receive the last message");
                 Self::PeerGone
             }
         }

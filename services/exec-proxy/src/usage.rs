@@ -46,7 +46,7 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
     result.inspect_err(|error| metrics::failed("usage", error.code))
 }
 
-/// Usage as the cluster measures it, which includes the sandbox's own.
+/// The usage as the cluster measures it. It includes the sandbox.
 async fn cluster_usage(cluster: &Cluster, request: &UsageRequest) -> Option<UsageReply> {
     let asked = cluster.boxes.connector().usage(&request.environment);
     match tokio::time::timeout(CLUSTER_DEADLINE, asked).await {
@@ -62,7 +62,7 @@ async fn cluster_usage(cluster: &Cluster, request: &UsageRequest) -> Option<Usag
     }
 }
 
-/// Usage as boxd reports it.
+/// The usage as boxd reports it.
 async fn boxd_usage(lease: &Lease) -> Result<UsageReply, BoxError> {
     let span = call_span("Usage");
     let mut connection = lease.connection().instrument(span.clone()).await?;

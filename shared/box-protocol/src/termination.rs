@@ -1,4 +1,4 @@
-//! The termination file: how the main command ended, as JSON, for readers after boxd.
+//! The termination file: the exit of the main command as JSON. It outlives boxd.
 
 use std::fs;
 use std::io::{self, Read, Write};

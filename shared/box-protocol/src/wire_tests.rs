@@ -1,5 +1,5 @@
-//! The encoded protocol, as `protoc` encodes it, and the files that boxd writes. A peer of
-//! the version before must be able to read these bytes.
+//! The bytes of the protocol, as `protoc` encodes it, and of the files that boxd writes. A peer of
+//! the previous version must be able to read them.
 
 use std::fmt::Debug;
 

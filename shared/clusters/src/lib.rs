@@ -1,11 +1,12 @@
-//! The clusters file, which the scheduler and the exec-proxies read, and the driver of each
-//! cluster in it:
+//! The clusters file, which the scheduler and the exec-proxies read, and the drivers of its
+//! clusters.
+//!
 //! `{"clusters":[{"name":"local","driver":"containerd","labels":{},"containerd":{…}}]}`.
 //!
 //! A request's `node_selector` selects a cluster by its `labels`. They count as labels of its
 //! nodes too.
 //!
-//! A service reads further fields of a cluster as a type of its own.
+//! A service may define further fields of a cluster: [`ClusterSpec::extra`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -51,14 +52,15 @@ pub enum ConnectError {
     Kubernetes(#[from] kubernetes::ConnectError),
 }
 
-/// One cluster of the file, with the reader's further fields.
+/// One cluster of the file, with the further fields `T` of the reading service.
 #[derive(Clone, Deserialize)]
 pub struct ClusterSpec<T> {
     /// A token of NATS subjects.
     pub name: String,
-    /// The labels that a `node_selector` selects it by.
+    /// The labels that a `node_selector` is matched against.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The fields that only the reading service knows.
     #[serde(flatten)]
     pub extra: T,
     #[serde(flatten)]
@@ -97,14 +99,14 @@ struct File<T> {
 /// # Errors
 /// When it cannot be read, is malformed, has no cluster, or has an invalid or duplicate name.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<ClusterSpec<T>>, ClustersError> {
-    let shown = || path.display().to_string();
+    let display_path = || path.display().to_string();
     let text = std::fs::read(path).map_err(|source| ClustersError::Unreadable {
-        path: shown(),
+        path: display_path(),
         source,
     })?;
     let file: File<T> =
         serde_json::from_slice(&text).map_err(|source| ClustersError::Malformed {
-            path: shown(),
+            path: display_path(),
             source,
         })?;
     check_names(file.clusters.iter().map(|spec| spec.name.as_str()))?;
@@ -139,11 +141,11 @@ impl<T> ClusterSpec<T> {
         }
     }
 
-    /// Constructs the driver for the scheduler, without waiting for the cluster. While that is
-    /// down, calls return that it is unavailable.
+    /// Constructs the driver for the scheduler, without waiting for the cluster. While the
+    /// cluster is down, calls return [`agentbox_runtime::RuntimeError::Unavailable`].
     ///
     /// # Errors
-    /// When the driver's configuration is invalid here.
+    /// When the driver's configuration is invalid on this machine.
     pub fn runtime(&self) -> Result<Arc<dyn Runtime>, ClustersError> {
         Ok(match self.connect()? {
             Driver::Containerd(driver) => Arc::new(driver),
@@ -151,10 +153,10 @@ impl<T> ClusterSpec<T> {
         })
     }
 
-    /// Constructs the driver for an exec-proxy; otherwise as [`Self::runtime`].
+    /// Constructs the driver for an exec-proxy, like [`Self::runtime`].
     ///
     /// # Errors
-    /// When the driver's configuration is invalid here.
+    /// When the driver's configuration is invalid on this machine.
     pub fn connector(&self) -> Result<Arc<dyn BoxConnector>, ClustersError> {
         Ok(match self.connect()? {
             Driver::Containerd(driver) => Arc::new(driver),

@@ -78,7 +78,7 @@ pub struct BoxState {
     pub generation: i64,
     pub created_at: DateTime<Utc>,
     pub step: Step,
-    /// When boxd first answered, or was found to have run.
+    /// When boxd first answered, or when its container was found to have ended before that.
     #[serde(default)]
     pub ready_at: Option<DateTime<Utc>>,
     #[serde(default)]
@@ -121,8 +121,8 @@ pub struct BoxLock {
 }
 
 impl BoxLock {
-    /// Deletes the lock file. The next holder creates a new one; a waiter on the old file finds
-    /// that it is gone.
+    /// Deletes the lock file. The next holder creates a new one. A waiter that has opened the old
+    /// file notices that it was deleted, and opens the new one.
     pub fn discard(self) {
         // Best effort: an empty file that remains is harmless.
         let _ = std::fs::remove_file(&self.path);
@@ -258,12 +258,12 @@ fn try_lock(path: &Path) -> Result<Option<BoxLock>, StateError> {
         .write(true)
         .open(path)
         .map_err(io_error(path))?;
-    let ours = file.metadata().map_err(io_error(path))?.ino();
+    let opened_inode = file.metadata().map_err(io_error(path))?.ino();
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         // The file may have been deleted between open and lock: then another replica may hold
         // the new one.
         Ok(held) => Ok(std::fs::metadata(path)
-            .is_ok_and(|now| now.ino() == ours)
+            .is_ok_and(|now| now.ino() == opened_inode)
             .then(|| BoxLock {
                 _file: held,
                 path: path.to_owned(),

@@ -3,8 +3,8 @@
 //!
 //! CRI has no field for the number of processes in containerd 1.6. The driver therefore creates
 //! the parent group of the sandbox and its container, and limits that; the kernel counts
-//! hierarchically. gVisor runs a whole box in this group, so that the container's limits,
-//! in a group below, would limit nothing. With cgroup v1 the group exists in each hierarchy (runc
+//! hierarchically. gVisor runs a whole box in this group, so that the container's own limits, in a
+//! group below, have no effect. With cgroup v1 the group exists in each hierarchy (runc
 //! creates the others); with v2 there is one.
 
 use std::fs;
@@ -105,8 +105,8 @@ fn make(group: &Path) -> io::Result<PathBuf> {
 
 /// Whether the group's own memory limit was reached.
 ///
-/// With v1 the kernel counts kills in the groups below, which are gone by now, and failures
-/// not at all on newer kernels; but the group remembers the most that it ever had.
+/// With v1 no counter shows this: kills are counted in the groups below, which are gone by now, and
+/// newer kernels do not count failed charges. There the group's peak is compared with its limit.
 pub fn memory_limit_was_reached(deployment: &str, id: &EnvironmentId) -> bool {
     /// Memory is charged in batches, so that a charge fails a little below the limit.
     const BATCH_BYTES: u64 = 1 << 20;
@@ -128,7 +128,7 @@ pub fn memory_limit_was_reached(deployment: &str, id: &EnvironmentId) -> bool {
     };
     bytes("memory.max_usage_in_bytes")
         .zip(bytes("memory.limit_in_bytes"))
-        .is_some_and(|(most, limit)| most.saturating_add(BATCH_BYTES) >= limit)
+        .is_some_and(|(peak, limit)| peak.saturating_add(BATCH_BYTES) >= limit)
 }
 
 fn groups_below(group: &Path) -> Vec<PathBuf> {
@@ -169,7 +169,7 @@ fn hierarchies() -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(&root)? {
         let entry = entry?;
-        // `cpu -> cpu,cpuacct` and the like are links to what is listed anyway.
+        // Links such as `cpu -> cpu,cpuacct` lead to hierarchies that are listed too.
         if entry.file_type()?.is_dir() {
             found.push(entry.path());
         }
@@ -177,7 +177,7 @@ fn hierarchies() -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Groups are removed from the leaves up; their files are not removed at all.
+/// Removes the groups from the leaves up. Their files are the kernel's and go with them.
 fn remove_tree(group: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(group) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 /// The longest name of a Linux interface, without its terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
+
 /// One containerd and the network its CNI configuration gives to boxes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,10 +77,14 @@ const fn sandbox_deadline_s() -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, is `{value}`"
+        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, without `-` at \
+         its start, is `{value}`"
     )]
     Name { field: &'static str, value: String },
-    #[error("bridge: must be the name of an interface, is `{0}`")]
+    #[error(
+        "bridge: must be 1 to {MAX_INTERFACE_NAME} characters of a-z, A-Z, 0-9, `-`, `_` and `.`, is \
+         `{0}`"
+    )]
     Bridge(String),
     #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },

@@ -21,7 +21,7 @@ use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
 use crate::labels;
 
-/// The paths in a box of boxd, and of its output directory.
+/// The paths of boxd and of its output directory inside a box.
 const BOXD: &str = "/.agentbox/boxd";
 const OUTPUT: &str = "/.agentbox/output";
 /// Inside the output directory.
@@ -52,7 +52,7 @@ const READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// The files of this machine that a box uses, beside boxd.
+/// The files of this machine, besides boxd, that a box uses.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFiles<'a> {
     /// Its output directory.
@@ -102,32 +102,32 @@ pub fn config(
     }
 }
 
-fn command(asked: Option<&[String]>) -> Vec<String> {
+fn command(requested: Option<&[String]>) -> Vec<String> {
     let mut command = vec![BOXD.to_owned(), "run".to_owned()];
-    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+    if let Some(requested) = requested.filter(|words| !words.is_empty()) {
         command.push("--".to_owned());
-        command.extend_from_slice(asked);
+        command.extend_from_slice(requested);
     }
     command
 }
 
-/// The user's variables, then boxd's, which a user cannot set.
+/// The user's variables, then boxd's. A user cannot set boxd's.
 fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
-    let users = spec
+    let user_variables = spec
         .env
         .iter()
         .filter(|(key, _)| !key.starts_with(variables::PREFIX))
         .map(|(key, value)| (key.clone(), value.clone()));
     let termination = format!("{OUTPUT}/{TERMINATION_FILE}");
-    let ours = [
+    let boxd_variables = [
         (variables::TOKEN, spec.boxd_token.as_str()),
         (variables::LISTEN, variables::DEFAULT_LISTEN),
         (variables::OUTPUT_DIR, OUTPUT),
         (variables::TERMINATION_FILE, termination.as_str()),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
-    users
-        .chain(ours)
+    user_variables
+        .chain(boxd_variables)
         .map(|(key, value)| KeyValue { key, value })
         .collect()
 }
@@ -157,9 +157,9 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     }
 }
 
-fn security(asked: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSecurityContext {
+fn security(requested: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
-    let asked = asked.unwrap_or(&default);
+    let requested = requested.unwrap_or(&default);
     let id = |value: Option<u32>| {
         value.map(|value| Int64Value {
             value: i64::from(value),
@@ -183,11 +183,11 @@ fn security(asked: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSe
             ipc: NamespaceMode::Pod.into(),
             ..Default::default()
         }),
-        run_as_user: id(asked.run_as_user),
+        run_as_user: id(requested.run_as_user),
         // CRI refuses a group without a user.
-        run_as_group: asked.run_as_user.and(id(asked.run_as_group)),
-        readonly_rootfs: asked.read_only_root_filesystem.unwrap_or(false),
-        no_new_privs: !asked.allow_privilege_escalation.unwrap_or(false),
+        run_as_group: requested.run_as_user.and(id(requested.run_as_group)),
+        readonly_rootfs: requested.read_only_root_filesystem.unwrap_or(false),
+        no_new_privs: !requested.allow_privilege_escalation.unwrap_or(false),
         masked_paths: owned(&MASKED_PATHS),
         readonly_paths: owned(&READONLY_PATHS),
         seccomp: Some(SecurityProfile {

@@ -1,4 +1,4 @@
-//! What every part of the driver works with: the configuration, the connections and the files.
+//! The driver's configuration, connections and files, which every module uses.
 
 use std::path::PathBuf;
 use std::time::Duration;

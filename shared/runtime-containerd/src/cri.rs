@@ -1,13 +1,14 @@
-//! A client of one containerd, over CRI v1. Each call has a deadline, and each error says what a
-//! caller can do about it.
+//! A client of one containerd, over CRI v1. Each call has a deadline, and its error is a
+//! [`CriError`].
 //!
-//! Never decides anything, and never retries: callers do.
+//! Never decides anything. Retries only the removal of a busy sandbox; callers retry the rest.
+
+mod error;
 
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use agentbox_runtime::RuntimeError;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -21,102 +22,19 @@ use k8s_cri::v1::{
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
+pub use error::CriError;
+use error::ignore_not_found;
+
+/// The pause before a busy sandbox is removed again.
 const BUSY_POLL: Duration = Duration::from_millis(10);
+/// The size limit of an answer, in bytes. A list of a few thousand boxes is some MiB.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// A list of a few thousand boxes is some MiB.
-const MAX_MESSAGE: usize = 64 << 20;
-
-/// A CRI call that did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum CriError {
-    #[error("{operation} did not finish within {after:?}")]
-    Deadline {
-        operation: &'static str,
-        after: Duration,
-    },
-    /// containerd is down, or its connection broke.
-    #[error("{operation}: containerd does not answer: {message}")]
-    Unavailable {
-        operation: &'static str,
-        message: String,
-    },
-    #[error("{operation}: {message}")]
-    Refused {
-        operation: &'static str,
-        code: Code,
-        message: String,
-    },
-}
-
-impl CriError {
-    fn from_status(operation: &'static str, status: &Status) -> Self {
-        let message = status.message().to_owned();
-        // A broken connection has the code UNKNOWN and a cause, which an answer never has. A
-        // containerd that is still starting is known by its message only.
-        let is_broken = std::error::Error::source(status).is_some();
-        let is_starting = message.contains("not initialized yet");
-        match status.code() {
-            Code::Unavailable | Code::Cancelled => Self::Unavailable { operation, message },
-            _ if is_broken || is_starting => Self::Unavailable { operation, message },
-            code => Self::Refused {
-                operation,
-                code,
-                message,
-            },
-        }
-    }
-
-    /// containerd's message; empty when there is none.
-    pub fn message(&self) -> &str {
-        match self {
-            Self::Deadline { .. } => "",
-            Self::Unavailable { message, .. } | Self::Refused { message, .. } => message,
-        }
-    }
-
-    /// Whether another call is still changing the object.
-    fn is_busy(&self) -> bool {
-        let message = self.message();
-        ["starting state", "removing state", "is already in removing"]
-            .iter()
-            .any(|state| message.contains(state))
-    }
-
-    /// Whether the object does not exist.
-    pub fn is_not_found(&self) -> bool {
-        // containerd 1.6 answers UNKNOWN for some missing objects.
-        match self {
-            Self::Refused {
-                code: Code::NotFound,
-                ..
-            } => true,
-            Self::Refused {
-                code: Code::Unknown,
-                message,
-                ..
-            } => message.ends_with("not found"),
-            _ => false,
-        }
-    }
-}
-
-impl From<CriError> for RuntimeError {
-    fn from(error: CriError) -> Self {
-        match error {
-            CriError::Deadline { after, .. } => Self::Deadline(after),
-            CriError::Unavailable { message, .. } => Self::Unavailable(message),
-            CriError::Refused {
-                operation, message, ..
-            } => Self::Cluster { operation, message },
-        }
-    }
-}
-
-/// A client span for one call; none outside of a trace, as in the periodic checks.
+/// A client span for one call. Without a current trace, as in the periodic checks, there is none.
 fn call_span(operation: &'static str) -> Span {
     if Span::current().is_none() {
         return Span::none();
@@ -138,7 +56,8 @@ fn call_span(operation: &'static str) -> Span {
     )
 }
 
-/// Boxed: tonic's futures are large, and many callers' futures contain them.
+/// Runs a call in its span, within its deadline. The answer is boxed, because tonic's futures are
+/// large and many callers' futures contain them.
 fn call<T>(
     operation: &'static str,
     after: Duration,
@@ -166,14 +85,6 @@ fn call<T>(
     }
 }
 
-/// Turns a missing object into success, for removals.
-fn ignore_not_found(outcome: Result<(), CriError>) -> Result<(), CriError> {
-    match outcome {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    }
-}
-
 /// The client of one containerd. It connects at the first call, and again when the connection broke.
 #[derive(Clone, Debug)]
 pub struct Cri {
@@ -195,8 +106,9 @@ impl Cri {
         );
         Self {
             runtime: RuntimeServiceClient::new(channel.clone())
-                .max_decoding_message_size(MAX_MESSAGE),
-            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
             channel,
             deadline,
         }

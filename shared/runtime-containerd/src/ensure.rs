@@ -3,7 +3,7 @@
 //! * I1. Only the holder of the box's lock creates or changes it. An image pull, which takes long
 //!   and changes no box, runs without the lock; the box is observed again after it.
 //! * I2. The network policy is in force before the container starts; nothing of the user
-//!   runs in the sandbox.
+//!   runs in the sandbox itself.
 //! * I3. The remains of a killed `ensure` are removed before a box is created, unless its
 //!   container runs already: then this waits for boxd only.
 //!
@@ -60,7 +60,7 @@ impl Context {
             let known = self.states.load(id).await?;
             let held = known
                 .as_ref()
-                .map(|f| f.generation)
+                .map(|state| state.generation)
                 .max(objects.generation());
             if let Some(held) = held.filter(|held| *held > generation) {
                 return Err(RuntimeError::Fenced {

@@ -1,4 +1,4 @@
-//! Errors of this machine as the runtime's errors.
+//! Conversion of this machine's I/O errors.
 
 use agentbox_runtime::RuntimeError;
 

@@ -19,7 +19,7 @@ pub struct SubscribeRequest {
     pub filters: Vec<String>,
 }
 
-/// `Envelope`, none of whose fields is needed.
+/// containerd's `Envelope`. The watch needs none of its fields.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {}
 
@@ -32,7 +32,7 @@ const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
 /// containerd lacks the service or is gone.
 pub fn subscribe(cri: &Cri) -> TaskEvents {
     let cri = cri.clone();
-    // containerd answers the call only with the first event, so the call is part of the stream.
+    // containerd answers the call together with the first event, so the call is part of the stream.
     let events = stream::once(async move { open_stream(&cri).await }).try_flatten();
     Box::pin(events.take_while(|event| ready(event.is_ok())).map(drop))
 }

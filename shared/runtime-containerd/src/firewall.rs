@@ -1,12 +1,12 @@
 //! Installs and removes the firewall rules of a box's network policy.
 //!
-//! One pair of nftables tables a network, `agentbox-<network>`: in `bridge` a guard of
-//! each box's port (own address only, no box to box on layer 2), in `inet` the policies.
-//! Lookups are by map, so the cost of a packet does not grow with the number of boxes.
+//! Each network has one pair of nftables tables, `agentbox-<network>`. The table in `bridge` guards
+//! each box's port: own address only, no box to box on layer 2. The table in `inet` has the
+//! policies. Lookups are by map, so that a packet's cost does not grow with the number of boxes.
 //!
 //! * I1. Each change is one nftables transaction: all of it is in force, or nothing.
-//! * I2. Each installation restates the tables' own rules, so that a table that somebody
-//!   deleted or an older version wrote is complete again.
+//! * I2. Each installation writes the rules that belong to no box again, so that a table that was
+//!   deleted, or written by an older version, is complete again.
 //! * I3. A packet from the bridge whose sender is in no map is refused: a box without rules
 //!   reaches nothing.
 //! * I4. The tables stay when the last box is removed: deleting them could race with the next
@@ -111,7 +111,7 @@ impl Firewall {
         {
             return Ok(());
         }
-        // Unknown or outdated: remove the elements that are listed.
+        // The network is unknown or outdated: the elements that nft lists are removed.
         let elements = self.elements().await?;
         let Some(script) = self.ruleset.remove_listed(id, &elements) else {
             return Ok(());
@@ -122,7 +122,10 @@ impl Firewall {
     /// Every box of this deployment that has rules, in both tables.
     pub async fn own_boxes(&self) -> Result<BTreeSet<EnvironmentId>, FirewallError> {
         let elements = self.elements().await?;
-        let (own, senders) = (elements.members(self.ruleset.own()), elements.senders());
+        let (own, senders) = (
+            elements.members(self.ruleset.deployment_set()),
+            elements.senders(),
+        );
         let is_complete = |address: &Ipv4Addr| own.contains(address) && senders.contains(address);
         Ok(elements
             .egress
@@ -141,7 +144,7 @@ impl Firewall {
         Ok(holders.map(|(_, id)| id).collect())
     }
 
-    /// The elements of the tables; none when the tables do not exist.
+    /// Lists the elements of the tables; none when the tables do not exist.
     async fn elements(&self) -> Result<ruleset::Elements, FirewallError> {
         let mut listed = Vec::new();
         for family in ["inet", "bridge"] {
@@ -176,14 +179,14 @@ impl Firewall {
             .spawn()
             .map_err(start)?;
         let stdin = child.stdin.take();
-        let talk = async move {
+        let exchange = async move {
             if let Some(mut stdin) = stdin {
                 // nft reads all of its input first; its exit status reports a broken pipe.
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
             child.wait_with_output().await
         };
-        let output = tokio::time::timeout(self.deadline, talk)
+        let output = tokio::time::timeout(self.deadline, exchange)
             .await
             .map_err(|_| FirewallError::Deadline(self.deadline))?
             .map_err(start)?;
@@ -200,12 +203,12 @@ impl Firewall {
     async fn configure_bridge(&self) {
         let settings = Path::new("/proc/sys/net/ipv4");
         // The default proxy delay is up to 0.8 s.
-        for (of, name, value) in [
+        for (directory, name, value) in [
             ("conf", "proxy_arp_pvlan", "1"),
             ("conf", "send_redirects", "0"),
             ("neigh", "proxy_delay", "0"),
         ] {
-            let setting = settings.join(of).join(&self.bridge).join(name);
+            let setting = settings.join(directory).join(&self.bridge).join(name);
             // Without it boxes cannot reach each other; it opens nothing.
             if let Err(error) = tokio::fs::write(setting, value).await {
                 tracing::warn!(

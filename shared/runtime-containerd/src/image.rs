@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_runtime::SecurityContext;
+use agentbox_runtime::image_pull::{innermost_cause, is_transient_error, printable_image};
 use k8s_cri::v1::Image;
 
 use crate::cri::CriError;
@@ -16,28 +17,9 @@ pub enum PullFailure {
     Transient(String),
 }
 
-/// Answers of a registry, or of the network, after which a later attempt may succeed.
-const TRANSIENT: [&str; 11] = [
-    "429",
-    "too many requests",
-    "toomanyrequests",
-    "500 internal server error",
-    "502 bad gateway",
-    "503 service unavailable",
-    "504 gateway time",
-    "i/o timeout",
-    "tls handshake timeout",
-    "connection reset",
-    "unexpected eof",
-];
-
 /// Classifies containerd's error; `deadline` is the deadline of the pull.
 pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullFailure {
-    let image = image
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect::<String>();
+    let image = printable_image(image);
     match error {
         // containerd keeps the layers that arrived, and the next attempt continues.
         CriError::Deadline { .. } => PullFailure::Transient(format!(
@@ -46,9 +28,9 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
         )),
         CriError::Unavailable { message, .. } => PullFailure::Transient(message.clone()),
         CriError::Refused { message, .. } => {
-            let lower = message.to_lowercase();
-            let text = format!("cannot pull the image \"{image}\": {}", cause(message));
-            if TRANSIENT.iter().any(|part| lower.contains(part)) {
+            let cause = innermost_cause(message);
+            let text = format!("cannot pull the image \"{image}\": {cause}");
+            if is_transient_error(message) {
                 PullFailure::Transient(text)
             } else {
                 PullFailure::Final(text)
@@ -57,17 +39,10 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
     }
 }
 
-/// The innermost of containerd's chain of wrapped errors.
-fn cause(message: &str) -> String {
-    let text = message.trim();
-    let end = text.rsplit_once("desc = ").map_or(text, |(_, end)| end);
-    end.chars().filter(|c| !c.is_control()).take(400).collect()
-}
-
 /// The reason that the image's own user does not satisfy the spec, decided as the kubelet does.
-pub fn user_problem(image: &Image, asked: Option<&SecurityContext>) -> Option<String> {
-    let asked = asked?;
-    if asked.run_as_non_root != Some(true) || asked.run_as_user.is_some() {
+pub fn user_problem(image: &Image, requested: Option<&SecurityContext>) -> Option<String> {
+    let requested = requested?;
+    if requested.run_as_non_root != Some(true) || requested.run_as_user.is_some() {
         return None;
     }
     match (&image.uid, image.username.as_str()) {
@@ -144,7 +119,7 @@ mod tests {
             run_as_user: Some(1000),
             ..non_root.clone()
         };
-        for (image, asked, problem) in [
+        for (image, requested, problem) in [
             (image(Some(0), ""), Some(&non_root), true),
             (image(None, ""), Some(&non_root), true),
             (image(None, "app"), Some(&non_root), true),
@@ -153,9 +128,9 @@ mod tests {
             (image(Some(0), ""), None, false),
         ] {
             assert_eq!(
-                user_problem(&image, asked).is_some(),
+                user_problem(&image, requested).is_some(),
                 problem,
-                "{image:?} {asked:?}"
+                "{image:?} {requested:?}"
             );
         }
     }

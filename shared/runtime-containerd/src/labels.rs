@@ -1,4 +1,4 @@
-//! The labels and annotations of our sandboxes and containers.
+//! The labels and annotations of the driver's sandboxes and containers.
 //!
 //! * I1. The driver selects by labels under `agentbox.dev/`. A user's label is stored as an
 //!   annotation under a prefix of its own, so that no selector finds it.

@@ -12,10 +12,15 @@
 //!
 //! Never carries a box's input or output, except its last output.
 //!
-//! The modules from the bottom: [`context`] (configuration, connections, files); [`phase`] (which
-//! decides); [`sandbox`], [`container`] and [`seccomp`] (which render); [`observe`], [`ensure`],
-//! [`ending`], [`storage`], [`repair`] and [`watch`] (which act); [`driver`] (which implements
-//! the traits). Limits: `docs/limits.md`; network: `docs/network.md`.
+//! The modules from the bottom:
+//!
+//! * [`context`] has the configuration, the connections and the files.
+//! * [`phase`] decides.
+//! * [`sandbox`], [`container`] and [`seccomp`] render.
+//! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
+//! * [`driver`] implements the traits.
+//!
+//! Limits: `docs/limits.md`; network: `docs/network.md`.
 
 mod box_state;
 mod capacity;

@@ -21,7 +21,7 @@ pub enum NetworkError {
     Json(#[from] serde_json::Error),
     #[error("the CNI result has no {0}")]
     Missing(&'static str),
-    #[error("the CNI result has `{0}`, which cannot be written into a rule")]
+    #[error("the CNI result has `{0}`, which is unsafe in a firewall rule")]
     Unsafe(String),
 }
 

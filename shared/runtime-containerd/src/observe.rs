@@ -88,7 +88,7 @@ impl Context {
         Ok(all)
     }
 
-    /// Collects what decides the phase, from objects and state that were just read.
+    /// Collects the inputs of the phase, from objects and state that were just read.
     async fn observation(
         &self,
         id: &EnvironmentId,
@@ -128,12 +128,12 @@ impl Context {
     ) -> Result<Observed, RuntimeError> {
         let generation = state
             .as_ref()
-            .map(|f| f.generation)
+            .map(|state| state.generation)
             .or(objects.generation())
             .unwrap_or(0);
         let created_at = state
             .as_ref()
-            .map(|f| f.created_at)
+            .map(|state| state.created_at)
             .or(objects.created_at());
         let observation = self.observation(id, objects, state).await?;
         Ok(Observed {

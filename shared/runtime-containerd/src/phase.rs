@@ -1,7 +1,7 @@
 //! Decides a box's phase from its container and its recorded state. Pure.
 //!
 //! The recorded state takes precedence over containerd's: only it knows that the driver stopped a
-//! box, and containerd reports an OOM kill of any process in the box, not only of the last.
+//! box, and containerd reports an OOM kill of any process in the box, not only of the main command.
 
 use std::net::SocketAddr;
 
@@ -15,9 +15,9 @@ use crate::box_state::{BoxState, Ending, Step};
 
 /// 128 + SIGKILL.
 const KILLED: i32 = 137;
-/// The reasons that containerd 1.6 to 2 give for an OOM kill, and for a container that was gone
-/// (a reboot, a lost shim).
+/// The reason of containerd 1.6 to 2 for an OOM kill.
 const OOM_KILLED: &str = "OOMKilled";
+/// The reason of containerd 1.6 to 2 for a container that it lost: a reboot, a lost shim.
 const LOST: &str = "Unknown";
 /// The reason of a container whose start failed or was interrupted: nothing of it has run.
 const NOT_STARTED: &str = "StartError";
@@ -31,18 +31,18 @@ pub enum ObservedContainer {
     Exited(Box<ContainerStatus>),
 }
 
-/// Everything that is known of one box.
+/// The inputs of the decision about one box.
 #[derive(Clone, Debug)]
 pub struct Observation {
     pub state: Option<BoxState>,
     pub container: ObservedContainer,
     pub termination: Option<Termination>,
-    /// The memory limit of the whole box was reached, and boxd has written no exit status. The OOM
-    /// killer ends a box with a kernel of its own as a whole.
+    /// The memory limit of the whole box was reached, and boxd has written no exit status. This
+    /// happens to a box with a kernel of its own, which the OOM killer ends as a whole.
     pub out_of_memory: bool,
 }
 
-/// From a listing; an exited container needs its status.
+/// Reads a listed state. An exited container needs [`from_status`].
 pub fn from_listing(state: ContainerState) -> ObservedContainer {
     match state {
         ContainerState::ContainerCreated => ObservedContainer::Created,
@@ -53,7 +53,7 @@ pub fn from_listing(state: ContainerState) -> ObservedContainer {
     }
 }
 
-/// From the status of a container that has ended.
+/// Reads the status of a container that has ended.
 pub fn from_status(status: ContainerStatus) -> ObservedContainer {
     if status.reason == NOT_STARTED {
         ObservedContainer::Created
@@ -129,7 +129,7 @@ fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation)
     {
         (
             ExitReason::OomKilled,
-            "the main command went over the memory limit".to_owned(),
+            "the main command exceeded the memory limit".to_owned(),
         )
     } else {
         let message = termination
@@ -236,7 +236,7 @@ mod tests {
             }),
             ..state(true)
         };
-        for (what, state, container, termination, code, reason) in [
+        for (case, state, container, termination, code, reason) in [
             (
                 "by itself",
                 state(true),
@@ -324,9 +324,9 @@ mod tests {
                     reason: got,
                     ..
                 } => {
-                    assert_eq!((exit_code, got), (code, reason), "{what}");
+                    assert_eq!((exit_code, got), (code, reason), "{case}");
                 }
-                other => panic!("{what}: {other:?}"),
+                other => panic!("{case}: {other:?}"),
             }
         }
         match phase_of(evicted, gone(137, ""), None) {

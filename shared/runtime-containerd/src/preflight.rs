@@ -9,8 +9,8 @@ use crate::context::Context;
 use crate::cri::CriError;
 
 impl Context {
-    /// Checks a spec. What a containerd that does not answer would decide is left out: the box
-    /// waits for it.
+    /// Checks a spec. When containerd does not answer, its runtime handlers are not checked: the
+    /// box then waits for containerd.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let handlers = match &spec.isolation.runtime_class {
             Some(_) => self.runtime_handlers().await.ok(),
@@ -35,7 +35,7 @@ fn handlers_in(configuration: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The configured labels, and those that every Kubernetes node has.
+/// The configured labels, and the labels that every Kubernetes node has.
 pub fn node_labels(configured: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -15,8 +15,8 @@ use crate::context::Context;
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
 impl Context {
-    /// Installs the rules of running boxes that have none. `_lead` shows that no other replica does.
-    /// An error of one box is logged and does not affect the others.
+    /// Installs the rules of running boxes that have none. `_lead` proves that no other replica
+    /// does the same. An error of one box is logged and does not affect the others.
     pub async fn repair_firewall(&self, _lead: &BoxLock) -> Result<(), RuntimeError> {
         // In this order: a box that is listed as running already had its rules.
         let running = self.all_objects().await?;
@@ -37,7 +37,7 @@ impl Context {
                 ..
             }) = state
             {
-                tracing::warn!(environment.id = %id, "the firewall rules of a box were missing; restoring them");
+                tracing::warn!(environment.id = %id, "found a running box without firewall rules");
                 if let Err(error) = self.firewall.install(&id, &network, &policy).await {
                     tracing::error!(
                         error = %ErrorChain(&error),

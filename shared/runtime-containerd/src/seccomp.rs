@@ -3,11 +3,11 @@
 //! The sandbox gets containerd's default filter, and its status contains it. The box gets that
 //! filter, restricted further, so that it follows containerd's versions and is never wider.
 //!
-//! * I1. Sockets are local, IPv4, IPv6 and netlink ones. Others (first of all `AF_VSOCK`,
-//!   to the host of a virtual machine, which no network namespace confines) are refused, and
-//!   so is `socketcall`, which hides the family.
-//! * I2. No io_uring: its operations pass no filter.
-//! * I3. Without a filter there is no box.
+//! * I1. Only local, IPv4, IPv6 and netlink sockets are allowed. `AF_VSOCK`, for example, leads to
+//!   the host of a virtual machine and ignores network namespaces. `socketcall` is refused, because
+//!   it hides the family from the filter.
+//! * I2. io_uring is refused: the filter does not see its operations.
+//! * I3. A box without a filter is not created.
 
 use std::io;
 use std::path::{Path, PathBuf};

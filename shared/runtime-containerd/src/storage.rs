@@ -1,11 +1,12 @@
-//! Measures what boxes have written, and evicts a box over its storage limit.
+//! Measures the storage of boxes, and evicts a box over its limit.
 //!
-//! A box's storage is the upper directory of its container's overlay ([`measure`]). It is
-//! measured in paths, since CRI's own figure is up to 10 s old.
+//! A box's storage is the upper directory of its container's overlay ([`measure`]). The driver
+//! walks that directory, because CRI's own figure is up to 10 s old.
 //!
 //! * I1. One replica measures at a time; another takes over within a second.
-//! * I2. A box is measured when the file system has lost so much free space since the box's last
-//!   measurement that the box could be over its limit, and at least every [`MAX_INTERVAL`].
+//! * I2. A box is measured at least every [`MAX_INTERVAL`]. It is measured earlier when the file
+//!   system has lost so much free space since the last measurement that the box could be over its
+//!   limit.
 //! * I3. A box that cannot be measured counts as over its limit, so that it cannot hide files.
 
 mod measure;
@@ -65,15 +66,15 @@ fn over_limit(used: u64, limit: u64) -> Option<String> {
 }
 
 impl StorageUsage {
-    /// Drops the measurements, which age while another replica measures.
+    /// Drops the measurements. They become outdated while another replica measures.
     pub fn clear(&mut self) {
         self.measured.clear();
     }
 }
 
 impl Context {
-    /// Measures the boxes that are due, and evicts those over their limit. `_lead` shows that no
-    /// other replica does. An error of one box is logged and does not affect the others.
+    /// Measures the boxes that are due, and evicts those over their limit. `_lead` proves that no
+    /// other replica does the same. An error of one box is logged and does not affect the others.
     pub async fn check_storage(
         &self,
         _lead: &BoxLock,
@@ -152,8 +153,8 @@ impl Context {
     }
 }
 
-/// The free space of a file system, with its free inodes at the size that [`measure`] counts, so
-/// that a loss of either makes boxes due.
+/// The free space of a file system plus its free inodes, each at the size that [`measure`] counts.
+/// A loss of either makes boxes due.
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let space = stat.blocks_available().saturating_mul(stat.fragment_size());
@@ -199,7 +200,7 @@ mod tests {
             free: 10_000,
             at: now,
         };
-        for (what, last, free, after, due) in [
+        for (case, last, free, after, due) in [
             ("never measured", None, 10_000, 0, true),
             ("nothing was written", Some(last), 10_000, 5, false),
             ("space was given back", Some(last), 20_000, 5, false),
@@ -224,7 +225,7 @@ mod tests {
             ),
         ] {
             let at = now + Duration::from_secs(after);
-            assert_eq!(is_due(last, 1_000, free, at), due, "{what}");
+            assert_eq!(is_due(last, 1_000, free, at), due, "{case}");
         }
     }
 

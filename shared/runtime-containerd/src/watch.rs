@@ -1,8 +1,8 @@
 //! The stream of changes for the scheduler.
 //!
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
-//! containerd's events and every [`POLL`], and compares the boxes with the last poll's. In
-//! between it evicts boxes over their storage limit and restores lost firewall rules.
+//! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
+//! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -30,7 +30,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// double from [`SETTLE`] to this.
 const MAX_PAUSE_AFTER_EVENT: Duration = Duration::from_millis(500);
 
-/// The data whose change is a change of the box: containerd's states, and the time of the state file.
+/// The data of a box that two polls compare: containerd's states, and the state file's modification
+/// time.
 type Fingerprint = (Vec<(String, i32)>, Option<SystemTime>);
 
 struct Watch {
@@ -101,7 +102,7 @@ impl Watch {
         }
     }
 
-    /// The work that one replica does for all.
+    /// Checks storage and repairs the firewall, if this replica holds the lead.
     async fn maintain(&mut self) -> Result<(), RuntimeError> {
         let Some(lead) = self.context.states.try_lead()? else {
             self.storage_usage.clear();
@@ -128,7 +129,7 @@ impl Watch {
                 self.next_poll = self.next_poll.min(Instant::now() + SETTLE);
                 self.pause = SETTLE * 2;
             }
-            // The events ended. The next poll shows whether containerd did too.
+            // The events ended. The next poll fails if containerd is down.
             Ok(None) => {
                 self.events = None;
                 self.events_work = false;
@@ -140,7 +141,7 @@ impl Watch {
     }
 }
 
-/// The pause after the next but one poll.
+/// The pause that follows a `pause` between two polls.
 fn next_pause(pause: Duration, events_work: bool) -> Duration {
     match events_work {
         false => POLL_WITHOUT_EVENTS,

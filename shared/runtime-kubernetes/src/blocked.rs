@@ -1,70 +1,26 @@
-//! Why the kubelet has not started a container, and for how long that may go on. Pure.
+//! Classifies the failures after which the kubelet has not started a container, and decides when
+//! one fails the box. Pure.
 //!
 //! * I1. The kubelet retries almost everything. A reason that it retries fails the box only
-//!   after it has lasted as long as [`Retry`] allows, counted from when it was first
-//!   recorded; a first failure alone never does.
+//!   after it has lasted as long as [`Retry`] allows, counted from its first record. A first
+//!   failure alone never fails the box.
 //! * I2. A message for the user names the user's image, and never an image or a registry of
 //!   the deployment.
+
+mod retry;
 
 use std::time::Duration;
 
 use agentbox_runtime::FailureReason;
+use agentbox_runtime::image_pull::{innermost_cause, printable_image};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::box_state::Failure;
 use crate::objects::MAIN;
+pub use retry::Retry;
+use retry::{retry_create, retry_pull};
 
-/// How long a refused pull may last. The kubelet repeats a pull 10 to 17 seconds after its
-/// first failure.
-const REFUSED: Duration = Duration::from_secs(20);
-/// How long a pull may lack credentials where the Pod has pull secrets. The kubelet may not have
-/// seen a new secret at its first attempt; the second then downloads the image, and the status
-/// still shows the refusal meanwhile.
-const UNAUTHORIZED: Duration = Duration::from_secs(60);
-
-/// Answers of a registry, or of the network, after which a later attempt may succeed.
-const TRANSIENT: [&str; 12] = [
-    "429",
-    "too many requests",
-    "toomanyrequests",
-    "500 internal server error",
-    "502 bad gateway",
-    "503 service unavailable",
-    "504 gateway time",
-    "i/o timeout",
-    "tls handshake timeout",
-    "connection reset",
-    "unexpected eof",
-    "pull qps exceeded",
-];
-
-/// Answers of a registry that may mean missing credentials.
-const NO_CREDENTIALS: [&str; 6] = [
-    "no basic auth credentials",
-    "unauthorized",
-    "authorization",
-    "authentication required",
-    "access denied",
-    "403 forbidden",
-];
-
-/// Errors that follow from the image and the spec alone.
-const OF_THE_IMAGE: [&str; 5] = [
-    "runasnonroot",
-    "run as root",
-    "non-numeric user",
-    "unable to find user",
-    "no users found",
-];
-
-/// Errors that usually follow from the image, but also from a volume that is not mounted yet.
-const PROBABLY_OF_THE_IMAGE: [&str; 3] = [
-    "no such file or directory",
-    "executable file not found",
-    "permission denied",
-];
-
-/// The step at which a container does not get on.
+/// The step of a container's start that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Pull,
@@ -80,33 +36,22 @@ impl Step {
     }
 }
 
-/// How long a failure may last before it is the box's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// Nothing that can change causes it.
-    Never,
-    /// The kubelet must have retried at least once.
-    For(Duration),
-    /// Until the configured deadline.
-    UntilDeadline,
-}
-
 /// A container that waits after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocked {
-    /// `container: step`. A failure of another container or step is another failure.
+    /// `container: step`. The time of a failure is counted for each container and step.
     pub key: String,
     pub retry: Retry,
-    /// The box's failure, if this lasts.
+    /// The failure of the box, if this lasts longer than `retry` allows.
     pub failure: Failure,
-    /// The image belongs to the deployment, not to the user.
-    pub is_ours: bool,
+    /// Whether the image belongs to the deployment, and not to the user.
+    pub is_deployment_image: bool,
     /// The kubelet's reason and message, for the log only.
     pub detail: String,
 }
 
-/// What blocks a container that waits for `reason`; `None` when nothing has failed.
-pub fn blocked(pod: &Pod, container: &str, reason: &str, message: &str) -> Option<Blocked> {
+/// Classifies the `reason` that a container waits for; `None` when nothing has failed.
+pub fn classify(pod: &Pod, container: &str, reason: &str, message: &str) -> Option<Blocked> {
     let step = match reason {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -122,7 +67,7 @@ pub fn blocked(pod: &Pod, container: &str, reason: &str, message: &str) -> Optio
         | "ContainerCannotRun" => Step::Create,
         _ => return None,
     };
-    let is_ours = is_ours(pod, container, message);
+    let is_deployment_image = is_deployment_image(pod, container, message);
     let has_secrets = pod
         .spec
         .as_ref()
@@ -130,24 +75,22 @@ pub fn blocked(pod: &Pod, container: &str, reason: &str, message: &str) -> Optio
         .is_some_and(|secrets| !secrets.is_empty());
     let lower = message.to_lowercase();
     let retry = match step {
-        // The user cannot mend it: wait for the operator, or for the kubelet's next attempt.
-        _ if is_ours => Retry::UntilDeadline,
+        // The user cannot repair it: this waits for the operator, or for the kubelet's next
+        // attempt.
+        _ if is_deployment_image => Retry::UntilDeadline,
         Step::Pull => retry_pull(reason, &lower, has_secrets),
         Step::Create => retry_create(&lower),
     };
-    let image: String = image_of(pod, container)
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect();
-    let failure = match (step, is_ours) {
+    let image = printable_image(image_of(pod, container));
+    let cause = innermost_cause(message);
+    let failure = match (step, is_deployment_image) {
         (Step::Pull, false) => Failure {
             reason: FailureReason::ImagePull,
-            message: format!("cannot pull the image \"{image}\": {}", cause(message)),
+            message: format!("cannot pull the image \"{image}\": {cause}"),
         },
         (Step::Create, false) => Failure {
             reason: FailureReason::ImageInvalid,
-            message: format!("the image \"{image}\" cannot run: {}", cause(message)),
+            message: format!("the image \"{image}\" cannot run: {cause}"),
         },
         (Step::Pull, true) => Failure {
             reason: FailureReason::ImagePull,
@@ -165,13 +108,13 @@ pub fn blocked(pod: &Pod, container: &str, reason: &str, message: &str) -> Optio
         key: format!("{container}: {}", step.as_str()),
         retry,
         failure,
-        is_ours,
+        is_deployment_image,
         detail: format!("{reason}: {message}"),
     })
 }
 
 impl Blocked {
-    /// The box's failure, once this has lasted for too long.
+    /// The failure of the box, when this has lasted longer than its limit.
     pub fn failed(&self, lasted: Option<Duration>, deadline: Duration) -> Option<Failure> {
         let limit = match self.retry {
             Retry::Never => return Some(self.failure.clone()),
@@ -183,33 +126,9 @@ impl Blocked {
             .then(|| self.failure.clone())
     }
 
-    /// What a user may read while the kubelet retries.
+    /// The message for the user while the kubelet retries.
     pub fn progress(&self) -> String {
         format!("{}; trying again", self.failure.message)
-    }
-}
-
-fn retry_pull(reason: &str, message: &str, has_secrets: bool) -> Retry {
-    let contains = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
-    match reason {
-        "InvalidImageName" | "ErrImageNeverPull" => Retry::Never,
-        "ImageInspectError" | "RegistryUnavailable" => Retry::UntilDeadline,
-        _ if contains(&TRANSIENT) => Retry::UntilDeadline,
-        // Older kubelets do not repeat the cause here.
-        "ImagePullBackOff" if !message.contains("errimagepull") => Retry::UntilDeadline,
-        _ if has_secrets && contains(&NO_CREDENTIALS) => Retry::For(UNAUTHORIZED),
-        _ => Retry::For(REFUSED),
-    }
-}
-
-fn retry_create(message: &str) -> Retry {
-    let contains = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
-    if contains(&OF_THE_IMAGE) {
-        Retry::Never
-    } else if contains(&PROBABLY_OF_THE_IMAGE) {
-        Retry::For(REFUSED)
-    } else {
-        Retry::UntilDeadline
     }
 }
 
@@ -222,14 +141,14 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
 
 fn image_of<'a>(pod: &'a Pod, container: &str) -> &'a str {
     containers(pod)
-        .find(|one| one.name == container)
-        .and_then(|one| one.image.as_deref())
+        .find(|candidate| candidate.name == container)
+        .and_then(|found| found.image.as_deref())
         .unwrap_or_default()
 }
 
 /// Whether the failing image is the deployment's. The kubelet reports an image volume as a
 /// failure of the container that mounts it, and names the image in its message.
-fn is_ours(pod: &Pod, container: &str, message: &str) -> bool {
+fn is_deployment_image(pod: &Pod, container: &str, message: &str) -> bool {
     if container != MAIN {
         return true;
     }
@@ -239,14 +158,7 @@ fn is_ours(pod: &Pod, container: &str, message: &str) -> bool {
         .flat_map(|spec| spec.volumes.iter().flatten());
     volumes
         .filter_map(|volume| volume.image.as_ref()?.reference.as_deref())
-        .any(|ours| !ours.is_empty() && ours != image_of(pod, MAIN) && message.contains(ours))
-}
-
-/// The innermost of a chain of wrapped errors.
-fn cause(message: &str) -> String {
-    let text = message.trim();
-    let end = text.rsplit_once("desc = ").map_or(text, |(_, end)| end);
-    end.chars().filter(|c| !c.is_control()).take(400).collect()
+        .any(|image| !image.is_empty() && image != image_of(pod, MAIN) && message.contains(image))
 }
 
 #[cfg(test)]
@@ -279,7 +191,7 @@ mod tests {
         message: &str,
         lasted: Option<u64>,
     ) -> Option<FailureReason> {
-        let blocked = blocked(pod, MAIN, reason, message)?;
+        let blocked = classify(pod, MAIN, reason, message)?;
         let lasted = lasted.map(Duration::from_secs);
         blocked
             .failed(lasted, DEADLINE)
@@ -356,29 +268,29 @@ mod tests {
         ];
         for (reason, message, has_secrets, fails_after, expected) in table {
             let pod = pod(has_secrets);
-            let what = format!("{reason} {message}");
+            let case = format!("{reason} {message}");
             let first = failed(&pod, reason, message, None);
             let at_once = expected.filter(|_| fails_after == Some(0));
-            assert_eq!(first, at_once, "at its first failure: {what}");
+            assert_eq!(first, at_once, "at its first failure: {case}");
             let Some(limit) = fails_after else { continue };
             if let Some(before) = limit.checked_sub(1) {
                 assert_eq!(
                     failed(&pod, reason, message, Some(before)),
                     None,
-                    "before: {what}"
+                    "before the limit: {case}"
                 );
             }
             assert_eq!(
                 failed(&pod, reason, message, Some(limit)),
                 expected,
-                "{what}"
+                "{case}"
             );
         }
     }
 
     #[test]
     fn short_deadline_bounds_every_retry() {
-        let blocked = blocked(&pod(true), MAIN, "ErrImagePull", NO_BASIC_AUTH).unwrap();
+        let blocked = classify(&pod(true), MAIN, "ErrImagePull", NO_BASIC_AUTH).unwrap();
         let second = Duration::from_secs(1);
         assert_eq!(blocked.failed(Some(Duration::ZERO), second), None);
         assert!(blocked.failed(Some(second), second).is_some());
@@ -394,8 +306,8 @@ mod tests {
                 "ImagePullBackOff",
                 "CreateContainerConfigError",
             ] {
-                let blocked = blocked(&pod(true), container, reason, &message).unwrap();
-                assert!(blocked.is_ours, "{container} {reason}");
+                let blocked = classify(&pod(true), container, reason, &message).unwrap();
+                assert!(blocked.is_deployment_image, "{container} {reason}");
                 assert_eq!(blocked.retry, Retry::UntilDeadline);
                 for text in [&blocked.failure.message, &blocked.progress()] {
                     assert!(
@@ -409,9 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn users_own_image_is_named() {
-        let blocked = blocked(&pod(true), MAIN, "ErrImagePull", NOT_FOUND).unwrap();
-        assert!(!blocked.is_ours);
+    fn user_image_is_named_in_its_failure() {
+        let blocked = classify(&pod(true), MAIN, "ErrImagePull", NOT_FOUND).unwrap();
+        assert!(!blocked.is_deployment_image);
         assert!(blocked.failure.message.contains("\"x\""), "{blocked:?}");
     }
 }

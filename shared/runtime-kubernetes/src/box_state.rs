@@ -53,7 +53,7 @@ pub struct BoxState {
     pub failure: Option<Failure>,
     /// The last failure that the kubelet retries.
     pub blocked: Option<BlockedSince>,
-    /// When it was first seen running. From then on its Pod is never recreated.
+    /// When it was first observed running. From then on its Pod is never recreated.
     pub started_at: Option<DateTime<Utc>>,
     /// This driver stopped it.
     pub is_stopped: bool,
@@ -140,7 +140,7 @@ impl StateChange {
         match self {
             Self::Generation(generation) => *generation > state.generation,
             Self::Failed(_) => state.failure.is_none(),
-            // The first time counts; another failure than the last begins anew.
+            // The first record of a failure stays; another failure replaces it.
             Self::Blocked(blocked) => state
                 .blocked
                 .as_ref()
@@ -179,12 +179,12 @@ impl Context {
         let namespaces = self.cluster.namespaces().await?;
         let found = self.cluster.get(&namespaces, &namespace_of(id)).await?;
         Ok(found
-            .filter(|namespace| self.is_ours(namespace.metadata.labels.as_ref()))
+            .filter(|namespace| self.has_deployment_label(namespace.metadata.labels.as_ref()))
             .map(|namespace| BoxState::read(&namespace)))
     }
 
-    /// Records a change that still applies, and returns the state then; `None` when the box is
-    /// gone.
+    /// Records the change unless it is recorded already, and returns the resulting state; `None`
+    /// when the box is gone.
     pub async fn record(
         &self,
         id: &EnvironmentId,
@@ -217,7 +217,7 @@ impl Context {
         }
         Err(RuntimeError::Cluster {
             operation: "record the state of a box",
-            message: format!("the namespace changed {ATTEMPTS} times in between"),
+            message: format!("the namespace changed during each of {ATTEMPTS} attempts"),
         })
     }
 }

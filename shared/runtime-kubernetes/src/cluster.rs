@@ -1,5 +1,5 @@
-//! A client of the cluster's API server. Each call has a deadline, and each error says what a
-//! caller can do about it.
+//! A client of the cluster's API server. Each call has a deadline, and its error is an
+//! [`ApiError`].
 //!
 //! Never decides anything, and never retries: callers do.
 
@@ -188,7 +188,7 @@ impl Cluster {
         self.system_objects().await
     }
 
-    /// Objects of one kind in our services' namespace.
+    /// Objects of one kind in the namespace of the deployment's services.
     pub async fn system_objects<K>(&self) -> Result<Api<K>, ApiError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -222,7 +222,7 @@ impl Cluster {
         self.call("get", api.get_opt(name)).await
     }
 
-    /// Server-side apply: the object is as the manifest says when this returns.
+    /// Server-side apply: when this returns, the object matches the manifest.
     pub async fn apply<K>(&self, api: &Api<K>, manifest: &Value) -> Result<K, ApiError>
     where
         K: Clone + DeserializeOwned + Debug,
@@ -238,7 +238,7 @@ impl Cluster {
         .await
     }
 
-    /// A merge patch; with `resourceVersion` in it, only of that version.
+    /// Applies a merge patch. A patch with a `resourceVersion` applies to that version only.
     pub async fn merge<K, P>(&self, api: &Api<K>, name: &str, patch: &P) -> Result<K, ApiError>
     where
         K: Clone + DeserializeOwned + Debug,

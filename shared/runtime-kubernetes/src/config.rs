@@ -143,7 +143,8 @@ const fn removal_deadline_s() -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, is `{value}`"
+        "{field}: must be 1 to {MAX_DEPLOYMENT_NAME} characters of a-z, 0-9 and `-`, without `-` at \
+         either end, is `{value}`"
     )]
     Name { field: &'static str, value: String },
     #[error("{0}: must not be empty")]

@@ -1,4 +1,4 @@
-//! What every part of the driver works with: the configuration, the connections and the caches.
+//! The driver's configuration, connections and caches, which every module uses.
 
 use crate::cluster::Cluster;
 use crate::config::Config;

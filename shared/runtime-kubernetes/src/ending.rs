@@ -151,7 +151,7 @@ impl Context {
         self.cluster
             .delete(&namespaces, &namespace_of(id), &background)
             .await?;
-        // A slow `ensure` may have created one in between; none can come after.
+        // A slow `ensure` may have created a Pod meanwhile. No later one can be created.
         self.remove_pod(id).await
     }
 

@@ -3,8 +3,8 @@
 //! * I1. The namespace is created first, with the generation: a caller with an older one is
 //!   refused before it changes anything.
 //! * I2. The network policy and the pull secrets exist before the Pod.
-//! * I3. Every step applies an object whose name follows from the id: a call continues what an
-//!   interrupted one began, and concurrent calls do the same.
+//! * I3. Every step applies an object whose name follows from the id. Therefore a call completes an
+//!   interrupted one, and concurrent calls have the same result.
 //! * I4. A box that has run, failed or been stopped never gets another Pod.
 
 use std::time::Duration;
@@ -29,9 +29,9 @@ use crate::{objects, pod};
 
 /// Attempts to claim the namespace. Each failure is another replica's progress.
 const ATTEMPTS: u32 = 20;
-/// The pause before an attempt that needs an object of a moment ago.
+/// The pause before a retry that waits for an object that was just created.
 const RETRY_SOON: Duration = Duration::from_millis(20);
-/// The pause before an attempt where the cluster may need seconds.
+/// The pause before a retry for which the cluster may need seconds.
 const RETRY_LATER: Duration = Duration::from_millis(500);
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(5);
@@ -52,7 +52,7 @@ impl<E: Into<RuntimeError>> From<E> for EnsureError {
     }
 }
 
-fn refused(message: &str) -> RuntimeError {
+fn cluster_error(message: &str) -> RuntimeError {
     RuntimeError::Cluster {
         operation: "ensure",
         message: message.to_owned(),
@@ -91,11 +91,11 @@ impl Context {
         }
         let pods = self.cluster.box_pods(id).await?;
         let at_once = DeleteParams::default().grace_period(0);
-        let this_one = at_once.preconditions(Preconditions {
+        let this_pod = at_once.preconditions(Preconditions {
             uid: pod.metadata.uid,
             resource_version: None,
         });
-        match self.cluster.delete(&pods, MAIN, &this_one).await {
+        match self.cluster.delete(&pods, MAIN, &this_pod).await {
             // Another replica has replaced it.
             Err(error) if error.is_conflict() => Ok(false),
             outcome => outcome.map(|_| true).map_err(RuntimeError::from),
@@ -112,7 +112,7 @@ impl Context {
         let namespaces = self.cluster.namespaces().await?;
         let manifest = objects::namespace(&self.config, id, generation, policy);
         let namespace: Namespace =
-            serde_json::from_value(manifest).map_err(|error| refused(&error.to_string()))?;
+            serde_json::from_value(manifest).map_err(|error| cluster_error(&error.to_string()))?;
         for _ in 0..ATTEMPTS {
             let state = match self.box_state(id).await? {
                 Some(state) => state,
@@ -127,7 +127,7 @@ impl Context {
                 }
             };
             if state.is_terminating() {
-                return Err(refused("the box is being removed"));
+                return Err(cluster_error("the box is being removed"));
             }
             if state.generation > generation {
                 return Err(RuntimeError::Fenced {
@@ -142,8 +142,8 @@ impl Context {
             self.record(id, &StateChange::Generation(generation))
                 .await?;
         }
-        Err(refused(
-            "the namespace of the box's name belongs to somebody else",
+        Err(cluster_error(
+            "a namespace with the box's name exists and is not of this deployment: delete it",
         ))
     }
 
@@ -196,12 +196,12 @@ impl Context {
         let originals: Api<Secret> = self.cluster.system_objects().await?;
         let Some(original) = self.cluster.get(&originals, name).await? else {
             let namespace = &self.config.system_namespace;
-            return Err(refused(&format!(
+            return Err(cluster_error(&format!(
                 "image_pull_secrets: {namespace}/{name} does not exist"
             )));
         };
         let original =
-            serde_json::to_value(&original).map_err(|error| refused(&error.to_string()))?;
+            serde_json::to_value(&original).map_err(|error| cluster_error(&error.to_string()))?;
         let copy = objects::pull_secret(&self.config, id, name, &original);
         self.cluster.apply(secrets, &copy).await?;
         Ok(())
@@ -234,8 +234,8 @@ impl Context {
         }
     }
 
-    /// Waits until the box runs and boxd answers, has ended or has failed; at the deadline returns
-    /// the box as it is.
+    /// Waits until the box has ended, has failed, or runs with a boxd that answers. At the deadline
+    /// it returns the box as observed.
     async fn wait_until_settled(
         &self,
         id: &EnvironmentId,
@@ -244,7 +244,7 @@ impl Context {
     ) -> Result<Observed, RuntimeError> {
         loop {
             let Some(snapshot) = self.snapshot(id).await? else {
-                return Err(refused("the box was removed at the same time"));
+                return Err(cluster_error("the box was removed at the same time"));
             };
             let Snapshot {
                 mut observed,
@@ -290,8 +290,8 @@ impl Context {
 }
 
 impl Context {
-    /// Records since when a container of the box has been blocked, which fails the box when it
-    /// lasts ([`crate::blocked`]).
+    /// Records since when a container of the box has been blocked. A failure that lasts fails the
+    /// box ([`crate::blocked`]).
     async fn record_blocked(
         &self,
         id: &EnvironmentId,
@@ -309,7 +309,7 @@ impl Context {
         if !change.changes(state) {
             return Ok(());
         }
-        if blocked.is_ours {
+        if blocked.is_deployment_image {
             tracing::warn!(
                 environment.id = %id,
                 detail = blocked.detail,

@@ -15,11 +15,15 @@
 //!
 //! Never carries a box's input or output, except its last output; never uses the exec API.
 //!
-//! The modules from the bottom: [`context`] (configuration, connections, caches); [`box_state`],
-//! [`phase`] and [`blocked`] (which decide); [`objects`], [`pod`] and [`policy`] (which render);
-//! [`observe`], [`ensure`], [`ending`], [`watch`] and [`repair`] (which act); [`driver`]
-//! (which implements the traits). `docs/drivers.md` lists the differences from the driver for one
-//! machine.
+//! The modules from the bottom:
+//!
+//! * [`context`] has the configuration, the connections and the caches.
+//! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
+//! * [`objects`], [`pod`] and [`policy`] render.
+//! * [`observe`], [`ensure`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`driver`] implements the traits.
+//!
+//! `docs/drivers.md` lists the differences from the driver for one machine.
 
 mod blocked;
 mod box_state;

@@ -17,7 +17,7 @@ use crate::objects::MAIN;
 use crate::phase::{Deadlines, Observation, phase};
 use crate::timestamps::from_kubernetes;
 
-/// A namespace whose deletion takes longer needs an operator.
+/// The deletion of a namespace that takes longer is reported: an operator must repair it.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// Since when a node has not been ready; `None` when it is.
@@ -46,7 +46,7 @@ fn node_of(pod: &Pod) -> Option<&str> {
 
 impl Context {
     /// Whether an object carries this deployment's label.
-    pub fn is_ours(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
+    pub fn has_deployment_label(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
         labels
             .and_then(|labels| labels.get(labels::DEPLOYMENT))
             .is_some_and(|deployment| *deployment == self.config.deployment)
@@ -109,7 +109,7 @@ impl Context {
         }))
     }
 
-    /// Since when a node has not been ready. A node that is gone has never been.
+    /// Since when a node has not been ready. A deleted node counts as never ready.
     pub async fn node_unready_since(&self, name: &str) -> Result<Option<DateTime<Utc>>, ApiError> {
         let nodes = self.cluster.nodes().await?;
         match self.cluster.get(&nodes, name).await? {

@@ -1,7 +1,8 @@
 //! The last output of a box, from its container's log.
 //!
-//! The log API has both streams in one, as stdout, and the newest file of a rotated log
-//! only: entries are numbered from its beginning, as boxd numbers them.
+//! The log API does not distinguish the streams, so every entry is stdout. Of a rotated log it
+//! returns the newest file only. Entries are numbered from the beginning of that file, as boxd
+//! numbers them.
 
 use std::collections::VecDeque;
 

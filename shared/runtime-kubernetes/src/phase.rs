@@ -30,7 +30,7 @@ pub struct Deadlines {
     pub node_lost: Duration,
 }
 
-/// Everything that is known of one box.
+/// The inputs of the decision about one box.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
     pub state: &'a BoxState,
@@ -114,7 +114,7 @@ fn elapsed(since: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (now - since).to_std().unwrap_or_default()
 }
 
-/// The box ran, and its Pod was deleted: by the driver to kill it, or by somebody else.
+/// The phase of a box that ran and whose Pod was deleted: by the driver, or by another client.
 fn gone(observation: &Observation<'_>) -> BoxPhase {
     let (reason, message) = if observation.state.is_stopped {
         (ExitReason::Stopped, "")
@@ -141,7 +141,7 @@ fn lost(observation: &Observation<'_>) -> BoxPhase {
     }
 }
 
-/// The reason that Kubernetes ended the Pod, unless it ended by itself.
+/// The reason for which Kubernetes ended the Pod; `None` when the Pod ended by itself.
 fn disruption(status: &PodStatus) -> Option<(ExitReason, String)> {
     let message_or = |fallback: &str| {
         let message = status.message.clone().filter(|text| !text.is_empty());
@@ -194,7 +194,7 @@ fn terminated(
     } else if oom_killed {
         (
             ExitReason::OomKilled,
-            "the main command went over the memory limit".to_owned(),
+            "the main command exceeded the memory limit".to_owned(),
         )
     } else if kubelet_reason == "ContainerStatusUnknown" {
         (ExitReason::NodeLost, "the container is gone".to_owned())
@@ -216,7 +216,8 @@ fn terminated(
     }
 }
 
-/// The Pod has failed without a container status: the container never began, or is removed.
+/// The phase of a failed Pod without a container status: its container never started, or was
+/// removed.
 fn without_container(observation: &Observation<'_>, status: &PodStatus) -> BoxPhase {
     let message = status.message.clone().unwrap_or_default();
     if observation.state.is_stopped {
@@ -233,23 +234,23 @@ fn without_container(observation: &Observation<'_>, status: &PodStatus) -> BoxPh
     if observation.state.started_at.is_some() {
         return gone(observation);
     }
-    let installs = status
+    let inits = status
         .init_container_statuses
         .as_deref()
         .unwrap_or_default();
-    let broken = installs.iter().find_map(|init| {
+    let failed_init = inits.iter().find_map(|init| {
         let ended = init.state.as_ref()?.terminated.as_ref()?;
         (ended.exit_code != 0).then_some(ended)
     });
-    if let Some(ended) = broken {
+    if let Some(ended) = failed_init {
         let why = ended.message.clone().or_else(|| ended.reason.clone());
         return failed(
             FailureReason::ImageInvalid,
             format!("boxd could not be installed: {}", why.unwrap_or_default()),
         );
     }
-    // OutOfcpu, NodeAffinity, UnexpectedAdmissionError, …: its node did not admit it. Another
-    // Pod may fit, so this fails the box only when it goes on.
+    // OutOfcpu, NodeAffinity, UnexpectedAdmissionError, …: the node rejected the Pod. It may admit
+    // the next one, so the box fails only at the deadline.
     let why = status.reason.clone().unwrap_or_default();
     let message = format!("{why}: {message}");
     if elapsed(observation.state.created_at, observation.now) >= observation.deadlines.unschedulable
@@ -260,7 +261,8 @@ fn without_container(observation: &Observation<'_>, status: &PodStatus) -> BoxPh
     }
 }
 
-/// Whether its node refused to admit the Pod, of which nothing has run: another takes its place.
+/// Whether the node rejected the Pod before any of its containers ran. `ensure` replaces such a
+/// Pod.
 pub fn is_rejected_by_node(pod: &Pod) -> bool {
     let Some(status) = &pod.status else {
         return false;
@@ -285,10 +287,10 @@ pub fn is_rejected_by_node(pod: &Pod) -> bool {
 pub fn blocked(pod: &Pod) -> Option<Blocked> {
     let status = pod.status.as_ref()?;
     containers_waiting(status)
-        .find_map(|(name, reason, message)| blocked::blocked(pod, name, reason, message))
+        .find_map(|(name, reason, message)| blocked::classify(pod, name, reason, message))
 }
 
-/// Name, reason and message of each container that waits, in their order of start.
+/// The name, reason and message of each waiting container, in the order of their starts.
 fn containers_waiting(status: &PodStatus) -> impl Iterator<Item = (&str, &str, &str)> {
     let inits = status.init_container_statuses.iter().flatten();
     let mains = status.container_statuses.iter().flatten();

@@ -3,7 +3,7 @@
 //!
 //! * I1. `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
-//! * I2. boxd comes from an image of ours, and is read-only in the box.
+//! * I2. boxd comes from an image of the deployment, and is read-only in the box.
 //! * I3. No service account token, no host namespace, no host path.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::config::{Config, Delivery};
 use crate::labels;
 use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
 
-/// The paths in a box of boxd, and of its output.
+/// The paths of boxd and of its output inside a box.
 const PROGRAMS: &str = "/.agentbox/bin";
 const BOXD: &str = "/.agentbox/bin/boxd";
 const OUTPUT: &str = "/.agentbox/output";
@@ -119,31 +119,31 @@ fn boxd(config: &Config, resources: &Value) -> (Value, Value) {
     }
 }
 
-/// The node selector without the labels of the whole cluster, which nodes need not have.
+/// The node selector without the labels of the whole cluster: nodes need not have those.
 pub fn node_selector(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
     let mut selector = spec.node_selector.clone();
     selector.retain(|key, value| config.labels.get(key) != Some(value));
     selector
 }
 
-fn command(asked: Option<&[String]>) -> Vec<String> {
+fn command(requested: Option<&[String]>) -> Vec<String> {
     let mut command = vec![BOXD.to_owned(), "run".to_owned()];
-    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+    if let Some(requested) = requested.filter(|words| !words.is_empty()) {
         command.push("--".to_owned());
-        // Kubernetes would replace $(NAME) with the environment's.
-        command.extend(asked.iter().map(|word| word.replace("$(", "$$(")));
+        // `$$(` escapes `$(`: Kubernetes would expand `$(NAME)` to a variable's value.
+        command.extend(requested.iter().map(|word| word.replace("$(", "$$(")));
     }
     command
 }
 
-/// The user's variables, then boxd's, which a user cannot set.
+/// The user's variables, then boxd's. A user cannot set boxd's.
 fn environment(spec: &BoxSpec) -> Vec<Value> {
-    let users = spec
+    let user_variables = spec
         .env
         .iter()
         .filter(|(key, _)| !key.starts_with(variables::PREFIX))
         .map(|(key, value)| json!({ "name": key, "value": value.replace("$(", "$$(") }));
-    let ours = [
+    let boxd_variables = [
         (variables::LISTEN, variables::DEFAULT_LISTEN.to_owned()),
         (variables::OUTPUT_DIR, OUTPUT.to_owned()),
         (variables::TERMINATION_FILE, TERMINATION_FILE.to_owned()),
@@ -152,10 +152,13 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
     let token = json!({ "name": variables::TOKEN, "valueFrom": { "secretKeyRef": {
         "name": SECRET, "key": variables::TOKEN,
     }}});
-    users.chain(ours).chain([token]).collect()
+    user_variables
+        .chain(boxd_variables)
+        .chain([token])
+        .collect()
 }
 
-/// Requests decide where a box is scheduled; limits are what it may use.
+/// Requests decide where a box is scheduled. Limits bound the resources that it uses.
 fn resources(config: &Config, spec: &BoxSpec) -> Value {
     let limits = spec.resources;
     let cpu = MilliCpu((limits.cpu.0 / config.cpu_overcommit).max(1));
@@ -174,18 +177,18 @@ fn resources(config: &Config, spec: &BoxSpec) -> Value {
     })
 }
 
-fn security(asked: Option<&SecurityContext>) -> Value {
+fn security(requested: Option<&SecurityContext>) -> Value {
     let default = SecurityContext::default();
-    let asked = asked.unwrap_or(&default);
+    let requested = requested.unwrap_or(&default);
     let mut security = json!({
-        "allowPrivilegeEscalation": asked.allow_privilege_escalation.unwrap_or(false),
-        "readOnlyRootFilesystem": asked.read_only_root_filesystem.unwrap_or(false),
-        "runAsNonRoot": asked.run_as_non_root.unwrap_or(false),
+        "allowPrivilegeEscalation": requested.allow_privilege_escalation.unwrap_or(false),
+        "readOnlyRootFilesystem": requested.read_only_root_filesystem.unwrap_or(false),
+        "runAsNonRoot": requested.run_as_non_root.unwrap_or(false),
         "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
     });
     for (name, value) in [
-        ("runAsUser", asked.run_as_user),
-        ("runAsGroup", asked.run_as_group),
+        ("runAsUser", requested.run_as_user),
+        ("runAsGroup", requested.run_as_group),
     ] {
         if let Some(value) = value {
             security[name] = json!(value);
@@ -259,10 +262,10 @@ mod tests {
         let container = &manifest["spec"]["containers"][0];
         assert_eq!(container["command"][4], "$$(A)");
         let env = container["env"].as_array().unwrap();
-        let of = |name: &str| env.iter().filter(|v| v["name"] == name).collect::<Vec<_>>();
-        assert_eq!(of("A")[0]["value"], "$$(B)");
-        assert_eq!(of(variables::TOKEN).len(), 1);
-        assert!(of(variables::TOKEN)[0]["value"].is_null());
+        let named = |name: &str| env.iter().filter(|v| v["name"] == name).collect::<Vec<_>>();
+        assert_eq!(named("A")[0]["value"], "$$(B)");
+        assert_eq!(named(variables::TOKEN).len(), 1);
+        assert!(named(variables::TOKEN)[0]["value"].is_null());
     }
 
     #[test]

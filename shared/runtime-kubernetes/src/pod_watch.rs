@@ -1,4 +1,5 @@
-//! One watch of the deployment's Pods for each driver, shared by all who wait for a change.
+//! One watch of the deployment's Pods for each driver, shared by all callers that wait for a
+//! change.
 //!
 //! The watch begins with its first subscriber and ends with the driver.
 //!
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::labels;
 
-/// Changes that wait for a slow subscriber. It receives an error in place of more.
+/// Changes that are queued for a slow subscriber. More changes become an error for it.
 const CAPACITY: usize = 1_024;
 
 /// The box that may have changed; `None`: any box may have.

@@ -1,8 +1,8 @@
 //! Renders a box's network policy as a Kubernetes NetworkPolicy. Pure.
 //!
 //! * I1. The object denies everything that it does not list, both ways.
-//! * I2. It never lists an address of the cluster, of `blocked_egress_cidrs`, link-local or
-//!   loopback: these are excepted from every network that contains them.
+//! * I2. It never opens an address of the cluster, of `blocked_egress_cidrs`, link-local or
+//!   loopback: every listed network excludes these.
 //! * I3. No user's policy opens boxd's port.
 
 use std::net::IpAddr;
@@ -68,12 +68,16 @@ fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
     if policy.allow_internet {
         let private = networks(&PRIVATE_V4).chain(networks(&PRIVATE_V6));
         let closed: Vec<IpNet> = denied.iter().copied().chain(private).collect();
-        for whole in networks(&EVERYWHERE) {
-            open.extend(block(whole, &closed));
+        for network in networks(&EVERYWHERE) {
+            open.extend(block(network, &closed));
         }
     }
-    let asked = IpNet::aggregate(&policy.allowed_egress_cidrs);
-    open.extend(asked.iter().filter_map(|network| block(*network, &denied)));
+    let requested = IpNet::aggregate(&policy.allowed_egress_cidrs);
+    open.extend(
+        requested
+            .iter()
+            .filter_map(|network| block(*network, &denied)),
+    );
     if !open.is_empty() {
         rules.push(json!({ "to": open }));
     }
@@ -88,7 +92,7 @@ fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
     rules
 }
 
-/// An `ipBlock` of a network except `closed`; `None` when nothing of it is left.
+/// The `ipBlock` of a network without `closed`; `None` when nothing remains.
 fn block(network: IpNet, closed: &[IpNet]) -> Option<Value> {
     if closed.iter().any(|closed| closed.contains(&network)) {
         return None;
@@ -130,7 +134,7 @@ fn resolvers(config: &Config) -> Vec<Value> {
         .collect()
 }
 
-/// Every port but boxd's: a policy cannot exclude one, so this lists the ranges around it.
+/// Every port except boxd's: a policy cannot exclude a port, so this lists the ranges around it.
 fn all_but_boxd() -> Value {
     json!([
         { "protocol": "TCP", "port": 1, "endPort": DEFAULT_PORT - 1 },

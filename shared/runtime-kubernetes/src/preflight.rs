@@ -12,8 +12,8 @@ use crate::context::Context;
 use crate::pod::node_selector;
 
 impl Context {
-    /// Checks a spec. What an API server that does not answer would decide is left out: the box
-    /// waits for it.
+    /// Checks a spec. When the API server does not answer, runtime classes and node labels are not
+    /// checked: the box then waits for the API server.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let classes = match &spec.isolation.runtime_class {
             Some(_) => self.runtime_classes().await.ok(),
@@ -106,7 +106,7 @@ mod tests {
                 Some("isolation.runtime_class"),
             ),
             (Box::new(selects(&[("disk", "ssd"), ("zone", "a")])), None),
-            // Each is there, but on no node both.
+            // Each label exists, but no node has both.
             (
                 Box::new(selects(&[("disk", "ssd"), ("zone", "b")])),
                 Some("node_selector"),

@@ -36,9 +36,9 @@ impl Context {
         }
     }
 
-    /// Connects as `kubectl port-forward` does. That accepts a connection before anything is
-    /// known to listen in the Pod, so this waits for boxd's first byte: boxd sends its HTTP/2
-    /// settings first.
+    /// Connects as `kubectl port-forward` does. The API server accepts a connection even when
+    /// nothing listens in the Pod. Therefore this waits for the first byte: boxd sends its HTTP/2
+    /// settings at once.
     async fn forward(&self, id: &EnvironmentId, port: u16) -> Result<Box<dyn BoxStream>, String> {
         let pods = self.cluster.box_pods(id).await.map_err(|e| e.to_string())?;
         let forwarded = pods.portforward("main", &[port]).await;

@@ -11,7 +11,8 @@ pub enum Rejection {
     Retry,
     /// No later attempt can succeed.
     Final(Failure),
-    /// Final if it lasts: the usage of a quota may be stale, or a new runtime class not known yet.
+    /// Final at the deadline: until then the usage of a quota may be stale, or a new runtime
+    /// class may not be known yet.
     FinalAtDeadline(Failure),
     /// Anything else.
     Unknown,

@@ -1,7 +1,7 @@
-//! Restores a network policy that somebody deleted: without one a box is open.
+//! Restores deleted network policies: a box without one is open.
 //!
-//! * I1. After every list from the start all boxes are compared with all policies, so that a
-//!   deletion during a gap is found.
+//! * I1. Whenever the watch has listed all policies again, all boxes are compared with them, so
+//!   that a deletion during a gap is found.
 //! * I2. A failed restore is retried until it succeeds or the box is gone.
 
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ type PolicyMetadata = PartialObjectMeta<PolicyObject>;
 pub struct Repairer {
     context: Arc<Context>,
     events: BoxStream<'static, Result<Event<PolicyMetadata>, watcher::Error>>,
-    /// The policies received of the list in progress.
+    /// The policies of the list in progress that have arrived.
     listed: BTreeSet<EnvironmentId>,
     /// A list is complete and not compared with the boxes yet.
     is_unchecked: bool,
@@ -97,7 +97,7 @@ impl Repairer {
     fn handle(&mut self, event: Result<Event<PolicyMetadata>, watcher::Error>) {
         let id_of = |policy: &PolicyMetadata| labels::id_of(policy.metadata.labels.as_ref());
         match event {
-            // The end of this list compares anew.
+            // The boxes are compared at the end of this list.
             Ok(Event::Init) => {
                 self.listed.clear();
                 self.is_unchecked = false;

@@ -11,7 +11,7 @@ use crate::cluster::{ApiError, namespace_of};
 use crate::context::Context;
 
 impl Context {
-    /// A box's usage; `None` where the cluster does not measure, or not this box yet.
+    /// A box's usage; `None` when the cluster does not measure, or has not measured this box yet.
     pub async fn usage(&self, id: &EnvironmentId) -> Result<Option<Usage>, ApiError> {
         if let Some(usage) = self.usage_cache.cached(id) {
             return Ok(usage);
@@ -67,8 +67,10 @@ mod tests {
 
     #[test]
     fn box_usage_is_the_sum_of_its_containers() {
-        let of = |cpu: &str, memory: &str| json!({ "usage": { "cpu": cpu, "memory": memory } });
-        let metrics = json!({ "containers": [of("1500001n", "1024Ki"), of("0", "2Mi")] });
+        let container =
+            |cpu: &str, memory: &str| json!({ "usage": { "cpu": cpu, "memory": memory } });
+        let metrics =
+            json!({ "containers": [container("1500001n", "1024Ki"), container("0", "2Mi")] });
         let usage = Usage {
             cpu: MilliCpu(2),
             memory: Bytes(3 << 20),

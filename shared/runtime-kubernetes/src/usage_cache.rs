@@ -8,7 +8,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::Usage;
 use parking_lot::Mutex;
 
-/// How long a cluster that serves no metrics is not asked again.
+/// The pause before a cluster that serves no metrics is asked again.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(60);
 /// How long an answer is current: no metrics server measures more often.
 const FRESH: Duration = Duration::from_secs(5);
@@ -20,7 +20,7 @@ pub struct UsageCache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// When the cluster last served no metrics at all.
+    /// When a request for metrics last failed.
     unavailable_at: Option<Instant>,
     boxes: HashMap<EnvironmentId, (Instant, Option<Usage>)>,
 }

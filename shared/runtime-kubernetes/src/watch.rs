@@ -1,7 +1,6 @@
 //! The stream of changes for the scheduler.
 //!
-//! Polling the stream also restores network policies that somebody deleted
-//! ([`crate::repair`]).
+//! Polling the stream also restores deleted network policies ([`crate::repair`]).
 //!
 //! * I1. A subscriber that was too slow receives `None`: any box may have changed.
 

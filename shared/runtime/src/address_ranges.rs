@@ -1,5 +1,4 @@
-//! The address ranges that decide about a box's network, for the check of a request and for
-//! the drivers that enforce a policy.
+//! The address ranges of network policies. The check of a request and the drivers use them.
 //!
 //! * I1. No policy opens an address of [`ALWAYS_DENIED_V4`] or [`ALWAYS_DENIED_V6`].
 //! * I2. "The internet" excludes [`PRIVATE_V4`] and [`PRIVATE_V6`]; an egress CIDR may open them.
@@ -45,8 +44,8 @@ pub fn networks(ranges: &'static [&'static str]) -> impl Iterator<Item = IpNet> 
     ranges.iter().filter_map(|range| range.parse().ok())
 }
 
-/// The always denied range that contains all of `network`: an egress CIDR that opens nothing.
-/// `None` for a larger network, which opens the rest of itself.
+/// The always denied range that contains all of `network`: such an egress CIDR opens nothing.
+/// `None` for a network that is only partly denied, which opens the rest.
 #[must_use]
 pub fn denied_range(network: &IpNet) -> Option<&'static str> {
     ALWAYS_DENIED_V4

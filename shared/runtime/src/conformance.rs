@@ -34,9 +34,9 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Subject<D> {
     pub first: D,
     pub second: D,
-    /// With `sh`, `nc`, `httpd`, `dd`, `grep`, `tail` and `timeout`: busybox.
+    /// An image with `sh`, `nc`, `httpd`, `dd`, `grep`, `tail` and `timeout`: busybox.
     pub image: String,
-    /// With `python3` 3.9 or later and `/bin/cat`: a Debian.
+    /// An image with `python3` 3.9 or later and `/bin/cat`: a Debian.
     pub python: String,
     pub differences: Differences,
     created: Mutex<Vec<EnvironmentId>>,
@@ -45,10 +45,10 @@ pub struct Subject<D> {
 /// The differences of a kind of cluster that its tests expect. `docs/drivers.md` describes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// The process limit of the cluster for every box, in place of the spec's.
-    pub pids_of_every_box: Option<u32>,
-    /// A box that is evicted loses its output.
-    pub eviction_takes_the_output: bool,
+    /// The process limit that the cluster sets for every box, instead of the spec's.
+    pub cluster_pids_limit: Option<u32>,
+    /// Whether the output of an evicted box is lost.
+    pub eviction_deletes_output: bool,
 }
 
 /// A requirement that a driver does not meet.
@@ -76,29 +76,32 @@ impl From<crate::PreflightError> for Violation {
 
 /// # Errors
 /// [`Violation`] when `holds` is false.
-pub fn check(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
+pub fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds {
         Ok(())
     } else {
-        Err(Violation(what()))
+        Err(Violation(message()))
     }
 }
 
 /// Repeats a request every few milliseconds until it has an answer.
 ///
 /// # Errors
-/// [`Violation`] when there is none within [`TIMEOUT`].
-pub async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T, Violation>
+/// [`Violation`] with `expected` when there is no answer within [`TIMEOUT`].
+pub async fn eventually<T, F>(
+    expected: &str,
+    mut request: impl FnMut() -> F,
+) -> Result<T, Violation>
 where
     F: Future<Output = Result<Option<T>, Violation>>,
 {
     let start = Instant::now();
     loop {
-        if let Some(answer) = ask().await? {
+        if let Some(answer) = request().await? {
             return Ok(answer);
         }
         check(start.elapsed() < TIMEOUT, || {
-            format!("not within {TIMEOUT:?}: {what}")
+            format!("not within {TIMEOUT:?}: {expected}")
         })?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -123,7 +126,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         self
     }
 
-    /// A small box with a new id, which is removed at the end.
+    /// The spec of a small box with a new id, which [`Self::clean`] removes.
     pub fn spec(&self) -> BoxSpec {
         let spec = example_spec(|spec| {
             spec.image.clone_from(&self.image);
@@ -155,7 +158,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         .await
     }
 
-    /// Starts it; its address.
+    /// Starts a box, and returns its address.
     ///
     /// # Errors
     /// [`Violation`] when it does not run.
@@ -166,7 +169,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         }
     }
 
-    /// Starts it and waits for its end.
+    /// Starts a box, and waits for its end.
     ///
     /// # Errors
     /// [`Violation`] when it does not start or end.
@@ -175,8 +178,10 @@ impl<D: Runtime + BoxConnector> Subject<D> {
         self.end_of(&spec.id).await
     }
 
+    /// Waits for the end of a started box.
+    ///
     /// # Errors
-    /// [`Violation`] when it does not end, or failed to start.
+    /// [`Violation`] with its output when it does not end, or failed to start.
     pub async fn end_of(&self, id: &EnvironmentId) -> Result<End, Violation> {
         let end = self.wait_for_end(id).await;
         if let Err(violation) = end {
@@ -259,7 +264,7 @@ pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
     spec
 }
 
-/// How a box ended.
+/// The end of a box.
 #[derive(Debug)]
 pub struct End {
     pub exit_code: i32,

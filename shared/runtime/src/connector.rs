@@ -32,14 +32,14 @@ pub trait BoxConnector: Send + Sync + 'static {
         address: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError>;
 
-    /// The usage of a running box as its cluster measures it; `None` where the cluster does not
-    /// measure, or not this box yet. The box's boxd measures too.
+    /// The usage of a running box as its cluster measures it; `None` when the cluster does not
+    /// measure, or has not measured this box yet. The box's boxd measures too.
     async fn usage(&self, _id: &EnvironmentId) -> Result<Option<Usage>, RuntimeError> {
         Ok(None)
     }
 
-    /// The newest output of a box whose boxd may be gone: at most `limit_bytes` of lines, oldest
-    /// first. Empty when the cluster has none.
+    /// The newest output of a box, also after its boxd has ended: at most `limit_bytes` of lines,
+    /// oldest first. Empty when the cluster has none.
     async fn last_output(
         &self,
         id: &EnvironmentId,

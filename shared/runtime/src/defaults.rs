@@ -13,7 +13,7 @@ pub fn is_deployment_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
-/// The public internet is what a box without a network policy may reach.
+/// Whether a box without a network policy may reach the public internet.
 #[must_use]
 pub const fn default_allow_internet() -> bool {
     true

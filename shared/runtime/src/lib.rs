@@ -8,7 +8,8 @@
 //!   last output of a box that has ended.
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
-//! address ranges, and the rules that hold on every cluster. Never uses a cluster's API.
+//! address ranges, the rules that hold on every cluster, and the texts of failed image pulls. Never
+//! uses a cluster's API.
 
 pub mod address_ranges;
 #[cfg(any(test, feature = "conformance"))]
@@ -16,6 +17,7 @@ pub mod conformance;
 mod connector;
 pub mod defaults;
 mod error;
+pub mod image_pull;
 mod network_policy;
 mod observed;
 pub mod preflight;

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::address_ranges::denied_range;
 
-/// What a box may reach, and what may reach it. The default opens nothing.
+/// The network access of a box, in both directions. The default opens nothing.
 ///
-/// The serialized form is stored beside every box: its names stay.
+/// The serialized form is stored with every box, so that its names must not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// The public internet, and name resolution.
@@ -24,7 +24,7 @@ pub struct NetworkPolicy {
     /// Networks beyond the public internet.
     #[serde(rename = "egress")]
     pub allowed_egress_cidrs: Vec<IpNet>,
-    /// TCP ports of the box that everybody may connect to.
+    /// TCP ports of the box that any client may connect to.
     #[serde(rename = "ingress_ports")]
     pub allowed_ingress_ports: Vec<IngressPort>,
     /// Other boxes of the deployment that allow it too.
@@ -81,7 +81,7 @@ impl NetworkPolicyError {
                 format!("must not lie in {range}, which no environment reaches")
             }
             Self::PortZero => "must be 1 to 65535".to_owned(),
-            Self::BoxdPort => "must not be boxd's own port, which is for us alone".to_owned(),
+            Self::BoxdPort => "must not be the port of boxd, which only AgentBox uses".to_owned(),
         }
     }
 

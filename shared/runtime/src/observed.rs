@@ -74,12 +74,12 @@ pub struct Change {
 /// The resources of a cluster, for placement and for `/health`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capacity {
-    /// As in "containerd 1.6.20" or "v1.36.1".
+    /// For example "containerd 1.6.20" or "v1.36.1".
     pub version: String,
     pub nodes: u32,
     pub total_cpu: MilliCpu,
     pub total_memory: Bytes,
-    /// Not reserved by a box.
+    /// The part that no box has reserved.
     pub available_cpu: MilliCpu,
     pub available_memory: Bytes,
     pub available_storage: Bytes,

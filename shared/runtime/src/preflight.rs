@@ -1,4 +1,4 @@
-//! Rules of a spec that are the same on every cluster, and their messages.
+//! The rules of a spec that hold on every cluster, and their messages.
 
 use agentbox_contracts::units::Bytes;
 

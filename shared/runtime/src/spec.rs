@@ -1,4 +1,4 @@
-//! The specification of a box: all that a driver is given.
+//! The specification of a box: the complete input of a driver.
 
 use std::collections::BTreeMap;
 

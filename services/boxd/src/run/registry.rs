@@ -176,8 +176,8 @@ impl Runs {
 }
 
 impl Reservation {
-    /// Enters the started run. `true` when the box is shutting down: the run must be
-    /// killed.
+    /// Adds the started run to the registry. Returns `true` when the box is shutting down: then
+    /// the caller must kill the run.
     pub fn commit(mut self, run: Arc<Run>) -> bool {
         self.committed = true;
         let mut runs = self.registry.runs.lock();

@@ -59,12 +59,13 @@ impl Starter {
     pub async fn start(&self, spec: RunSpec) -> Result<Started, RegistryError> {
         let reservation = self.registry.reserve(&spec.id)?;
         let prepared = self.prepare(&spec).and_then(|(prepared, file)| {
-            let (theirs, ours) = open_streams(&spec).map_err(|error| stream_error(&error))?;
-            let command =
-                build_command(&prepared, &file, theirs).map_err(|error| stream_error(&error))?;
-            Ok((command, ours, prepared.argv))
+            let (child_streams, parent_streams) =
+                open_streams(&spec).map_err(|error| stream_error(&error))?;
+            let command = build_command(&prepared, &file, child_streams)
+                .map_err(|error| stream_error(&error))?;
+            Ok((command, parent_streams, prepared.argv))
         });
-        let (command, ours, argv) = match prepared {
+        let (command, parent_streams, argv) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return Ok(Started::Failed(error)),
         };
@@ -94,8 +95,8 @@ impl Starter {
             output_changed: watch::Sender::new(0),
             space_freed: watch::Sender::new(0),
             unread_since: watch::Sender::new(Some(started_at)),
-            stdin: tokio::sync::Mutex::new(ours.stdin),
-            terminal: Mutex::new(ours.terminal),
+            stdin: tokio::sync::Mutex::new(parent_streams.stdin),
+            terminal: Mutex::new(parent_streams.terminal),
             command_ended: CancellationToken::new(),
         });
         let limits = Limits {
@@ -112,7 +113,15 @@ impl Starter {
         let closing = self.closing.clone();
         let supervised = Arc::clone(&run);
         self.tasks.spawn(async move {
-            supervise(supervised, child, ours.sources, limits, registry, closing).await;
+            supervise(
+                supervised,
+                child,
+                parent_streams.sources,
+                limits,
+                registry,
+                closing,
+            )
+            .await;
         });
         Ok(Started::Running(run))
     }
@@ -154,7 +163,7 @@ fn open_streams(spec: &RunSpec) -> io::Result<(StandardStreams, ParentStreams)> 
     if let Some(size) = spec.terminal {
         let (terminal, tty) = Terminal::open(size)?;
         let terminal = Arc::new(terminal);
-        let ours = ParentStreams {
+        let parent_streams = ParentStreams {
             stdin: Some(Stdin::Terminal(Arc::clone(&terminal))),
             sources: vec![(
                 OutputStream::Stdout,
@@ -162,21 +171,21 @@ fn open_streams(spec: &RunSpec) -> io::Result<(StandardStreams, ParentStreams)> 
             )],
             terminal: Some(terminal),
         };
-        return Ok((StandardStreams::Terminal(tty), ours));
+        return Ok((StandardStreams::Terminal(tty), parent_streams));
     }
-    let (stdin, our_stdin) = if spec.stdin {
-        let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+    let (stdin, parent_stdin) = if spec.stdin {
+        let (child_end, parent_end) = pipe2(OFlag::O_CLOEXEC)?;
         (
-            Stdio::from(theirs),
-            Some(Stdin::Pipe(pipe::Sender::from_owned_fd(ours)?)),
+            Stdio::from(child_end),
+            Some(Stdin::Pipe(pipe::Sender::from_owned_fd(parent_end)?)),
         )
     } else {
         (Stdio::null(), None)
     };
     let (stdout, stdout_source) = output_pipe()?;
     let (stderr, stderr_source) = output_pipe()?;
-    let ours = ParentStreams {
-        stdin: our_stdin,
+    let parent_streams = ParentStreams {
+        stdin: parent_stdin,
         terminal: None,
         sources: vec![
             (OutputStream::Stdout, stdout_source),
@@ -189,7 +198,7 @@ fn open_streams(spec: &RunSpec) -> io::Result<(StandardStreams, ParentStreams)> 
             stdout,
             stderr,
         },
-        ours,
+        parent_streams,
     ))
 }
 
@@ -198,6 +207,7 @@ fn open_streams(spec: &RunSpec) -> io::Result<(StandardStreams, ParentStreams)> 
 /// # Errors
 /// As `pipe2(2)`.
 pub fn output_pipe() -> io::Result<(OwnedFd, Source)> {
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((theirs, Source::Pipe(pipe::Receiver::from_owned_fd(ours)?)))
+    let (parent_end, child_end) = pipe2(OFlag::O_CLOEXEC)?;
+    let source = Source::Pipe(pipe::Receiver::from_owned_fd(parent_end)?);
+    Ok((child_end, source))
 }

@@ -14,7 +14,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Registry, Run};
-
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus};
 use crate::trace::Trace;

@@ -148,7 +148,7 @@ async fn follower_gets_lines_at_once_and_stream_end_before_box_ends() {
 }
 
 #[tokio::test]
-async fn log_is_bounded_and_reader_of_dropped_lines_is_told_count() {
+async fn log_is_bounded_and_dropped_lines_are_counted() {
     let (boxd, client) = TestBox::start(Setup {
         main: shell("seq 1 100000; sleep 1000"),
         variables: vec![("AGENTBOX_BOXD_SEGMENT_BYTES".into(), "200000".into())],
@@ -157,7 +157,7 @@ async fn log_is_bounded_and_reader_of_dropped_lines_is_told_count() {
     .await;
     written(&client, "100000").await;
     let (kept, lost) = read(&client, LogsRequest::default()).await;
-    assert_eq!(lost, 0, "the oldest kept was asked for");
+    assert_eq!(lost, 0, "a request for the oldest kept entry loses none");
     let first = kept[0].sequence;
     assert_eq!(sequences(&kept), (first..=100_000).collect::<Vec<_>>());
     assert_eq!(kept[0].line, first.to_string().as_bytes());
@@ -209,7 +209,7 @@ async fn foreign_bytes_in_output_directory_damage_only_own_log() {
     let (boxd, client) = TestBox::main(script).await;
     written(&client, "before").await;
     std::fs::write(boxd.path("go"), "").unwrap();
-    eventually("the loss is told", async || {
+    eventually("lost entries are reported", async || {
         let (_, lost) = read(
             &client,
             LogsRequest {

@@ -12,7 +12,7 @@ use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh,
 async fn each_kind_of_end_has_its_exit_code() {
     let (boxd, client) = TestBox::idle().await;
     std::fs::write(boxd.path("plain"), "no program").unwrap();
-    for (command, code, says) in [
+    for (command, code, start_error) in [
         (start(&["true"]), 0, ""),
         (sh("exit 3"), 3, ""),
         (sh("kill -9 $$"), 137, ""),
@@ -34,8 +34,15 @@ async fn each_kind_of_end_has_its_exit_code() {
         let outcome = run(&client, command.clone()).await;
         let exited = outcome.exited.unwrap();
         assert_eq!(exited.exit_code, code, "{command:?}");
-        assert!(exited.start_error.contains(says), "{command:?}: {exited:?}");
-        assert_eq!(exited.start_error.is_empty(), says.is_empty(), "{exited:?}");
+        assert!(
+            exited.start_error.contains(start_error),
+            "{command:?}: {exited:?}"
+        );
+        assert_eq!(
+            exited.start_error.is_empty(),
+            start_error.is_empty(),
+            "{exited:?}"
+        );
     }
 }
 
@@ -149,7 +156,7 @@ async fn noisy_background_child_does_not_delay_exit() {
         .trim()
         .parse()
         .unwrap();
-    eventually("the survivor gets SIGPIPE", async || !is_alive(survivor)).await;
+    eventually("SIGPIPE ends the survivor", async || !is_alive(survivor)).await;
 }
 
 #[tokio::test]
@@ -166,7 +173,7 @@ async fn command_without_reader_is_killed_after_grace() {
     let child: i32 = read_text(&pid_file).trim().parse().unwrap();
     relay.abort();
     let began = Instant::now();
-    eventually("the orphan dies", async || !is_alive(child)).await;
+    eventually("the orphan is killed", async || !is_alive(child)).await;
     let took = began.elapsed();
     assert!(
         took > Duration::from_secs(2) && took < Duration::from_secs(5),
@@ -208,7 +215,7 @@ async fn kill_and_signal_reach_command_with_blocked_stdin() {
         flood.abort();
     }
     let unknown = proto::ControlRequest {
-        run_id: "nobody".into(),
+        run_id: "unknown".into(),
         control: None,
     };
     assert_eq!(
@@ -233,7 +240,7 @@ async fn run_id_is_used_once_and_ended_run_can_be_resumed() {
     assert_eq!((resumed.text(), resumed.code()), ("out\n", 9));
     let beyond = Session::resume(&client, &command.run_id, 99).await;
     assert_eq!(beyond.err().unwrap().code(), Code::OutOfRange);
-    let unknown = Session::resume(&client, "nobody", 0).await;
+    let unknown = Session::resume(&client, "unknown", 0).await;
     assert_eq!(unknown.err().unwrap().code(), Code::NotFound);
 }
 
@@ -275,9 +282,9 @@ async fn commands_are_limited_to_256_and_die_with_box() {
     assert_eq!(refused.err().unwrap().code(), Code::ResourceExhausted);
     let freed = sessions.pop().unwrap();
     freed.send(run_input::Input::Kill(proto::Empty {})).await;
-    eventually("a place is free", async || {
-        let one = run_input::Input::Start(start(&["true"]));
-        Session::open(&client, one).await.is_ok()
+    eventually("another command can start", async || {
+        let start = run_input::Input::Start(start(&["true"]));
+        Session::open(&client, start).await.is_ok()
     })
     .await;
     boxd.signal(Signal::SIGTERM);

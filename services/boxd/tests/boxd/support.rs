@@ -17,13 +17,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 pub const TOKEN: &str = "token-of-the-test-box";
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The deadline of every wait, long enough for a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Polls until `condition` holds; panics with `what` after the deadline.
-pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let give_up = Instant::now() + PATIENCE;
+/// Polls until `condition` holds; panics with `expected` after the deadline.
+pub async fn eventually(expected: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
     while !condition().await {
-        assert!(Instant::now() < give_up, "never: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {DEADLINE:?}: {expected}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -132,11 +136,11 @@ impl TestBox {
     }
 
     pub async fn client(&self, token: &str) -> BoxClient {
-        let give_up = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let stream = loop {
             match tokio::net::TcpStream::connect(self.address).await {
                 Ok(stream) => break stream,
-                Err(error) => assert!(Instant::now() < give_up, "boxd never listens: {error}"),
+                Err(error) => assert!(Instant::now() < deadline, "boxd never listens: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
@@ -148,13 +152,13 @@ impl TestBox {
 
     /// A client, and a task: aborting the task closes the connection.
     pub async fn abortable_client(&self) -> (BoxClient, tokio::task::JoinHandle<()>) {
-        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        let (client_end, mut relay_end) = tokio::io::duplex(64 * 1024);
         let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         let relay = tokio::spawn(async move {
-            let _ = tokio::io::copy_bidirectional(&mut theirs, &mut stream).await;
+            let _ = tokio::io::copy_bidirectional(&mut relay_end, &mut stream).await;
         });
         (
-            connect(ours, &BoxToken::parse(TOKEN).unwrap())
+            connect(client_end, &BoxToken::parse(TOKEN).unwrap())
                 .await
                 .unwrap(),
             relay,
@@ -210,8 +214,9 @@ impl Drop for TestBox {
         }
         // SIGTERM lets boxd kill its runs: they may not be in a PID namespace here.
         let _ = kill(Pid::from_raw(self.boxd_pid()), Signal::SIGTERM);
-        let give_up = Instant::now() + Duration::from_secs(4);
-        while Instant::now() < give_up && self.process.try_wait().is_ok_and(|ended| ended.is_none())
+        let deadline = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < deadline
+            && self.process.try_wait().is_ok_and(|ended| ended.is_none())
         {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -300,7 +305,7 @@ impl Session {
 
     /// The next message; panics after the deadline.
     pub async fn next(&mut self) -> Result<Option<run_output::Output>, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.outputs.message());
+        let message = tokio::time::timeout(DEADLINE, self.outputs.message());
         let message = message.await.expect("an output in time")?;
         Ok(message.map(|message| message.output.unwrap()))
     }
@@ -329,7 +334,7 @@ impl Session {
             match self.next().await {
                 Ok(Some(run_output::Output::Exited(exited))) => panic!("{exited:?}"),
                 Ok(Some(_)) => {}
-                Ok(None) => panic!("an end without a word"),
+                Ok(None) => panic!("the stream ended without an error"),
                 Err(status) => return status.code(),
             }
         }

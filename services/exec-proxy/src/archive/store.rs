@@ -34,7 +34,7 @@ pub enum ArchiveError {
     #[error("the archive cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
     #[error("the archive is malformed")]
-    Damaged(#[from] MalformedLine),
+    Malformed(#[from] MalformedLine),
 }
 
 /// The archives of every cluster. Clones share the bus.
@@ -65,8 +65,9 @@ impl Archive {
             }
         })
         .await?;
-        let number = |of: &HashMap<String, String>, key: &str| {
-            of.get(key)
+        let number = |metadata: &HashMap<String, String>, key: &str| {
+            metadata
+                .get(key)
                 .and_then(|text| text.parse::<u64>().ok())
                 .unwrap_or(0)
         };

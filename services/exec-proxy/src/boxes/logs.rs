@@ -11,7 +11,7 @@ use crate::boxes::{BoxError, Lease};
 /// A log stream, and the number of its connection.
 pub type OpenedLogs = (Streaming<proto::LogsReply>, u64);
 
-/// Opens a log stream; tries once more when the kept connection turns out to be dead.
+/// Opens a log stream; retries once when the kept connection was lost.
 ///
 /// # Errors
 /// As the connection's, and boxd's.

@@ -3,10 +3,10 @@
 //! Owns the connections. Never starts a command.
 //!
 //! * I1. Callers that need a new connection to the same box share one attempt. No lock is
-//!   held while it is made.
+//!   held during the attempt.
 //! * I2. The number of kept boxes, and of sessions into one box, is limited.
 //! * I3. A connection that failed is never used again: [`Lease::mark_lost`] replaces it, and
-//!   the next call connects anew.
+//!   the next call opens another.
 //! * I4. A box that was not used for the idle time is removed, unless it is leased.
 
 use std::collections::HashMap;
@@ -53,14 +53,14 @@ struct Entry {
     used_at: Mutex<Instant>,
 }
 
-/// One connection, once it is made.
+/// One connection attempt, and its client when it has succeeded.
 struct Attempt {
     /// From 1; rises with each connection to the box.
     number: u64,
     client: OnceCell<BoxClient>,
 }
 
-/// A connection as one call uses it.
+/// A connection for one call.
 #[derive(Clone)]
 pub struct Connection {
     pub client: BoxClient,
@@ -68,7 +68,7 @@ pub struct Connection {
     pub number: u64,
 }
 
-/// The use of one box. While it is held, the box is not evicted.
+/// A lease of one box. While it is held, the box is not evicted.
 pub struct Lease {
     id: EnvironmentId,
     boxes: Boxes,
@@ -145,7 +145,7 @@ impl Boxes {
                 newest: Mutex::new(Attempt::new(1)),
                 used_at: Mutex::new(Instant::now()),
             });
-            // Another address means that the box was created anew. Leases of the old entry
+            // Another address means that the box was created again. Leases of the old entry
             // keep it alive as long as they are held.
             entries.insert(id.clone(), Arc::clone(&entry));
             entry
@@ -253,7 +253,7 @@ impl Lease {
         })
     }
 
-    /// Marks the connection of this number as failed: the next call connects anew.
+    /// Marks the connection of this number as failed: the next call opens another.
     pub fn mark_lost(&self, number: u64) {
         let mut newest = self.entry.newest.lock();
         if newest.number == number {

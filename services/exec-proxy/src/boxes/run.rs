@@ -54,7 +54,7 @@ pub enum Output {
     Data(OutputStream, Bytes),
     Exited {
         exit: Exit,
-        /// The reason, for users, why the command could not be started; empty otherwise.
+        /// The message for users when the command could not be started; empty otherwise.
         start_error: String,
     },
 }

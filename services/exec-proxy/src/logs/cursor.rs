@@ -206,7 +206,7 @@ mod tests {
         cursor.seek_after(4);
         assert!(!cursor.is_tail_only());
         assert_eq!(cursor.select(kept(1..=6)).entries, kept(5..=6));
-        // A tail of nothing, likewise.
+        // The same for a tail of a source without entries.
         let mut cursor = LogCursor::new(&LogsRequest {
             tail: Some(1),
             follow: true,

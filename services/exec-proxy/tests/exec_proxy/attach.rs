@@ -250,7 +250,7 @@ async fn stalled_reader_stops_command_without_memory_growth() {
         last.0,
         grown / 1024
     );
-    assert!(last.0 < 16, "{} MiB went nowhere", last.0);
+    assert!(last.0 < 16, "{} MiB were buffered", last.0);
     assert!(grown < 8 * MEBIBYTE as u64, "{grown}");
     let (seen, exit) = read_exit(&mut session).await;
     assert_eq!((seen.len(), exit.exit_code), (200 * MEBIBYTE, 0));

@@ -115,15 +115,15 @@ async fn program_serves_real_boxes_from_first_command_to_archive() {
     let gateway = Gateway::connect(&nats, CLUSTER).await;
 
     let idle = start_box(&driver, None).await;
-    exits_are_the_commands(&gateway, &idle).await;
-    a_terminal_works(&gateway, &idle).await;
-    short_commands_are_fast(&gateway, &idle).await;
+    check_exits(&gateway, &idle).await;
+    check_terminal(&gateway, &idle).await;
+    check_latency(&gateway, &idle).await;
     driver.remove(&idle.id).await.unwrap();
 
-    a_follower_sees_the_end(&gateway, &driver).await;
+    check_followed_logs(&gateway, &driver).await;
 }
 
-async fn exits_are_the_commands(gateway: &Gateway, inside: &RealBox) {
+async fn check_exits(gateway: &Gateway, inside: &RealBox) {
     let answer = inside
         .exec(gateway, shell("echo out; echo err >&2; exit 3"))
         .await;
@@ -145,7 +145,7 @@ async fn exits_are_the_commands(gateway: &Gateway, inside: &RealBox) {
     assert!(usage.memory_bytes > 0, "{usage:?}");
 }
 
-async fn a_terminal_works(gateway: &Gateway, inside: &RealBox) {
+async fn check_terminal(gateway: &Gateway, inside: &RealBox) {
     let request = OpenKind::Attach(attach(&[], Some((100, 40))));
     let mut session = gateway.open_as(&inside.open(request)).await.unwrap();
     session.recv().await.unwrap();
@@ -166,7 +166,7 @@ async fn a_terminal_works(gateway: &Gateway, inside: &RealBox) {
     assert_eq!(exit.exit_code, 5);
 }
 
-async fn short_commands_are_fast(gateway: &Gateway, inside: &RealBox) {
+async fn check_latency(gateway: &Gateway, inside: &RealBox) {
     let mut times = Vec::new();
     for _ in 0..100 {
         let began = Instant::now();
@@ -188,7 +188,7 @@ async fn short_commands_are_fast(gateway: &Gateway, inside: &RealBox) {
     assert!(times[50] < Duration::from_millis(50), "{:?}", times[50]);
 }
 
-async fn a_follower_sees_the_end(gateway: &Gateway, driver: &Driver) {
+async fn check_followed_logs(gateway: &Gateway, driver: &Driver) {
     let script =
         "i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; sleep 1; echo last; exit 3";
     let inside = start_box(driver, Some(script)).await;
@@ -205,7 +205,7 @@ async fn a_follower_sees_the_end(gateway: &Gateway, driver: &Driver) {
         while !logs.take(session.recv().await.unwrap()) {}
         logs
     };
-    // As the scheduler does.
+    // Archives and removes the box, as the scheduler does.
     let settle = async {
         eventually("the box has exited", Duration::from_secs(20), async || {
             let seen = driver.get(&inside.id).await.unwrap();

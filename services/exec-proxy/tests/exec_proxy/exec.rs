@@ -15,7 +15,7 @@ async fn exit_code_is_the_commands_or_names_the_reason() {
     let inside = TestBox::idle().await;
     std::fs::write(inside.path("plain"), "not a program").unwrap();
     let plain = inside.path("plain");
-    for (request, exit_code, says) in [
+    for (request, exit_code, printed) in [
         (command(&["true"]), 0, ""),
         (shell("exit 1"), 1, ""),
         (shell("exit 255"), 255, ""),
@@ -32,7 +32,7 @@ async fn exit_code_is_the_commands_or_names_the_reason() {
             "{words:?}"
         );
         let stderr = String::from_utf8_lossy(&answer.stderr);
-        assert!(stderr.contains(says), "{words:?}: {stderr}");
+        assert!(stderr.contains(printed), "{words:?}: {stderr}");
         assert!(answer.stdout.is_empty(), "{words:?}");
     }
 }
@@ -146,7 +146,7 @@ async fn dropped_session_kills_command_at_once() {
 async fn exec_in_stopped_box_is_refused_without_start() {
     let system = System::start().await;
     let mut inside = TestBox::idle().await;
-    let of = |status, address| Open {
+    let open_with = |status, address| Open {
         environment: inside.id.clone(),
         address,
         status,
@@ -154,10 +154,10 @@ async fn exec_in_stopped_box_is_refused_without_start() {
     };
     let address = Some(inside.address);
     for open in [
-        of(Status::Pending, address),
-        of(Status::Terminating, address),
-        of(Status::Terminated, address),
-        of(Status::Running, None),
+        open_with(Status::Pending, address),
+        open_with(Status::Terminating, address),
+        open_with(Status::Terminated, address),
+        open_with(Status::Running, None),
     ] {
         let refused = async { result(system.gateway.open_as(&open).await?).await };
         assert_eq!(
@@ -204,16 +204,20 @@ async fn session_over_box_limit_is_refused_and_others_continue() {
     assert!(refused.message.contains('8'), "{refused}");
     assert!(
         system.gateway.usage(&inside).await.is_ok(),
-        "a short request still fits"
+        "a short request does not count as a session"
     );
     drop(open);
-    eventually("room again", Duration::from_secs(5), async || {
-        system
-            .gateway
-            .exec(&inside, command(&["true"]))
-            .await
-            .is_ok()
-    })
+    eventually(
+        "a session is free again",
+        Duration::from_secs(5),
+        async || {
+            system
+                .gateway
+                .exec(&inside, command(&["true"]))
+                .await
+                .is_ok()
+        },
+    )
     .await;
 }
 

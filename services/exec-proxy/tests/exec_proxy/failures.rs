@@ -31,7 +31,7 @@ async fn box_killed_during_command_is_lost_without_exit_code() {
         "{:?}",
         began.elapsed()
     );
-    // In a box it dies with PID 1; here it is a plain process.
+    // In a box the command ends with PID 1. Here it is a plain process.
     let orphan = nix::unistd::Pid::from_raw(orphan.try_into().unwrap());
     let _ = nix::sys::signal::kill(orphan, nix::sys::signal::Signal::SIGKILL);
 }
@@ -52,7 +52,7 @@ async fn killed_exec_proxy_leaves_error_at_gateway_and_no_command_in_box() {
     // It may have been killed before its first output.
     let codes = [ErrorCode::BoxLost, ErrorCode::Timeout];
     assert!(codes.contains(&error.code), "{error}");
-    println!("told {:?} after the kill", began.elapsed());
+    println!("error received {:?} after the kill", began.elapsed());
     assert!(
         began.elapsed() < Duration::from_secs(8),
         "{:?}",
@@ -109,7 +109,7 @@ async fn shutdown_finishes_short_sessions_and_fails_long_ones() {
     assert_eq!(
         refused.code,
         ErrorCode::Unavailable,
-        "nobody serves: {refused}"
+        "no exec-proxy serves the cluster: {refused}"
     );
 }
 

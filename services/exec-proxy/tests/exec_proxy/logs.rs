@@ -115,10 +115,14 @@ async fn tail_zero_follower_gets_only_new_lines() {
     let system = System::start().await;
     let script = "echo past; while ! [ -e go ]; do sleep 0.02; done; echo future; exec sleep 600";
     let inside = TestBox::running(script).await;
-    eventually("the past is kept", Duration::from_secs(10), async || {
-        let open = logs_of(&inside, Status::Running, LogsRequest::default());
-        system.gateway.logs(&open).await.unwrap().entries.len() == 1
-    })
+    eventually(
+        "the first line is kept",
+        Duration::from_secs(10),
+        async || {
+            let open = logs_of(&inside, Status::Running, LogsRequest::default());
+            system.gateway.logs(&open).await.unwrap().entries.len() == 1
+        },
+    )
     .await;
     let request = LogsRequest {
         tail: Some(0),
@@ -149,7 +153,7 @@ async fn follower_gets_all_lines_when_main_command_ends() {
         while !logs.take(session.recv().await.unwrap()) {}
         logs
     };
-    // As the scheduler does when it sees the exit.
+    // Archives the output, as the scheduler does after the exit.
     let settle = async {
         inside.ended().await;
         system.gateway.archive(&inside).await.unwrap()
@@ -211,19 +215,23 @@ async fn long_and_binary_lines_arrive_exactly() {
         r"head -c 40000 /dev/zero | tr '\0' x; echo; printf '\377\376\n' >&2; exec sleep 600";
     let inside = TestBox::running(script).await;
     let mut logs = Logs::default();
-    eventually("all is kept", Duration::from_secs(10), async || {
-        let open = logs_of(&inside, Status::Running, LogsRequest::default());
-        logs = system.gateway.logs(&open).await.unwrap();
-        logs.entries
-            .iter()
-            .any(|entry| entry.stream == OutputStream::Stderr)
-            && logs
-                .entries
+    eventually(
+        "both streams are kept",
+        Duration::from_secs(10),
+        async || {
+            let open = logs_of(&inside, Status::Running, LogsRequest::default());
+            logs = system.gateway.logs(&open).await.unwrap();
+            logs.entries
                 .iter()
-                .any(|entry| !entry.partial && entry.stream == OutputStream::Stdout)
-    })
+                .any(|entry| entry.stream == OutputStream::Stderr)
+                && logs
+                    .entries
+                    .iter()
+                    .any(|entry| !entry.partial && entry.stream == OutputStream::Stdout)
+        },
+    )
     .await;
-    let of = |stream| {
+    let bytes_of = |stream| {
         let entries = logs
             .entries
             .iter()
@@ -232,7 +240,7 @@ async fn long_and_binary_lines_arrive_exactly() {
             .flat_map(|entry| entry.line.clone())
             .collect::<Vec<u8>>()
     };
-    assert!(of(OutputStream::Stdout) == vec![b'x'; 40_000]);
-    assert_eq!(of(OutputStream::Stderr), [0xff, 0xfe]);
+    assert!(bytes_of(OutputStream::Stdout) == vec![b'x'; 40_000]);
+    assert_eq!(bytes_of(OutputStream::Stderr), [0xff, 0xfe]);
     assert!(logs.entries.iter().any(|entry| entry.partial));
 }

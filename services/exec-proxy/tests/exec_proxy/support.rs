@@ -1,4 +1,4 @@
-//! The parts that a test starts, and their clients.
+//! The processes that a test starts, and clients of them.
 
 pub mod boxes;
 pub mod gateway;
@@ -11,14 +11,14 @@ pub use boxes::TestBox;
 pub use gateway::Gateway;
 pub use proxy::Proxy;
 
-/// One exec-proxy on the shared NATS server, and a gateway's client of it.
+/// An exec-proxy on the shared NATS server, and a client of it that acts as the gateway.
 pub struct System {
     pub proxy: Proxy,
     pub gateway: Gateway,
 }
 
 impl System {
-    /// A cluster of its own on the NATS server that all tests share.
+    /// Starts an exec-proxy for a new cluster on the NATS server that all tests share.
     pub async fn start() -> Self {
         let nats = agentbox_testing::TestNats::shared().await.unwrap();
         let cluster = format!("test-{}", agentbox_contracts::ids::EnvironmentId::random());
@@ -29,10 +29,17 @@ impl System {
 }
 
 /// Waits until `condition` holds.
-pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn eventually(
+    expected: &str,
+    within: Duration,
+    mut condition: impl AsyncFnMut() -> bool,
+) {
     let deadline = Instant::now() + within;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {within:?}: {expected}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

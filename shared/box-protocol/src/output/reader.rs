@@ -11,7 +11,7 @@ use crate::regular_file;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Other than "not found", which means no output.
+    /// Any I/O error except "not found", which means that there is no output.
     #[error("reading the box's output failed")]
     Io(#[from] io::Error),
 }

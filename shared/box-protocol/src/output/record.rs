@@ -1,5 +1,5 @@
 //! The encoding of one entry. Little-endian:
-//! `length u32` (of what follows the checksum), `crc32 u32` (of the same),
+//! `length u32` and `crc32 u32` (both of the bytes after the checksum),
 //! `sequence u64`, `unix_nanos i64`, `flags u8` (bit 0: stderr, bit 1: partial), line.
 
 use agentbox_contracts::logs::{LogEntry, OutputStream};

@@ -103,7 +103,7 @@ fn truncated_or_overwritten_tail_loses_only_later_entries() {
     scribbled.extend_from_slice(&[0xff; 5000]);
     fs::write(&path, &scribbled).unwrap();
     assert_eq!(sequences(dir.path(), usize::MAX).len(), 100);
-    fs::write(&path, b"not ours").unwrap();
+    fs::write(&path, b"no segment").unwrap();
     assert!(sequences(dir.path(), usize::MAX).is_empty());
 }
 

@@ -1,6 +1,6 @@
 //! Writes the segments: appends, rotates, and reads back for boxd's own readers.
 //!
-//! Has no lock of its own: boxd keeps it behind one.
+//! Has no lock of its own: boxd holds a lock around it.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -13,7 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{FILE_NAMES, record};
 
-/// The distance of index entries, in bytes: a read skips at most so many.
+/// The distance of index entries, in bytes. A read skips at most this number of bytes.
 const INDEX_EVERY_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]

@@ -1,10 +1,17 @@
 //! Renders the firewall's rules in nftables' language. Pure.
 //!
-//! A packet that a box sends passes its port's guard (own MAC and address, IPv4 and ARP only).
-//! One to the machine is refused, except replies and the resolvers. One to elsewhere passes the
-//! resolvers, the always denied ranges and the box's chain `out-<id>`, and one to a box then that
-//! box's chain `in-<id>`. Only replies skip this: connection tracking also knows the connections
-//! of an earlier box with the same address.
+//! A packet of a box passes these checks in order:
+//!
+//! 1. The guard of its bridge port: its own MAC and address, IPv4 and ARP only.
+//! 2. To the machine: only replies and DNS queries to the resolvers pass.
+//! 3. To another destination: a DNS query to a resolver passes, and an always denied range is
+//!    refused. The box's chain `out-<id>` decides about the rest.
+//! 4. To another box: that box's chain `in-<id>` decides too.
+//!
+//! Only replies skip the checks after the guard. Other packets of a known connection do not,
+//! because connection tracking may know it from an earlier box with the same address.
+
+mod elements;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,13 +21,14 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::address_ranges::{ALWAYS_DENIED_V4, PRIVATE_V4};
 use ipnet::{IpNet, Ipv4Net};
-use serde_json::Value;
+
+pub use elements::Elements;
 
 use crate::config::Config;
 use crate::network::BoxNetwork;
 
-/// The IPv4 networks of an egress list, without overlaps. Boxes have no IPv6, so that IPv6
-/// networks open nothing.
+/// The IPv4 networks of an egress list, without overlaps. IPv6 networks open nothing, because boxes
+/// have no IPv6.
 fn egress_v4(policy: &NetworkPolicy) -> Vec<Ipv4Net> {
     let v4 = policy.allowed_egress_cidrs.iter().filter_map(ipv4_network);
     Ipv4Net::aggregate(&v4.collect())
@@ -39,8 +47,8 @@ pub struct Ruleset {
     table: String,
     bridge: String,
     subnet: Ipv4Net,
-    /// The name of the set of this deployment's boxes.
-    own: String,
+    /// The name of the set with the addresses of this deployment's boxes.
+    deployment_set: String,
     resolvers: Vec<Ipv4Addr>,
     blocked: Vec<Ipv4Net>,
 }
@@ -63,7 +71,7 @@ impl Ruleset {
             table: format!("agentbox-{}", config.network()),
             bridge: config.bridge.clone(),
             subnet: config.subnet.trunc(),
-            own: format!("boxes-{}", config.deployment),
+            deployment_set: format!("boxes-{}", config.deployment),
             resolvers: config.dns_servers.iter().filter_map(v4).collect(),
             blocked: config
                 .blocked_egress_cidrs
@@ -77,23 +85,23 @@ impl Ruleset {
         &self.table
     }
 
-    pub fn own(&self) -> &str {
-        &self.own
+    pub fn deployment_set(&self) -> &str {
+        &self.deployment_set
     }
 
-    /// All rules of the tables themselves, whatever exists.
+    /// Renders the rules that belong to no box. They apply whatever rules exist already.
     fn base(&self) -> String {
         let Self {
             table,
             bridge,
             subnet,
-            own,
+            deployment_set,
             ..
         } = self;
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
-        // An ICMP refusal: a client in the box fails at once, not after minutes.
+        // An ICMP refusal, so that a client in the box fails at once and not after minutes.
         let refuse = "reject with icmpx admin-prohibited";
         format!(
             r#"add table bridge {table}
@@ -113,7 +121,7 @@ add table inet {table}
 add map inet {table} egress {{ type ipv4_addr : verdict; }}
 add map inet {table} ingress {{ type ipv4_addr : verdict; }}
 add set inet {table} resolving {{ type ipv4_addr . ipv4_addr; }}
-add set inet {table} {own} {{ type ipv4_addr; }}
+add set inet {table} {deployment_set} {{ type ipv4_addr; }}
 add chain inet {table} delivered
 add chain inet {table} internet
 add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
@@ -145,7 +153,8 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         )
     }
 
-    /// The tables' own rules and all rules of one box, whatever exists.
+    /// Renders the rules that belong to no box, and all rules of one box. They apply whatever rules
+    /// exist already.
     pub fn install(
         &self,
         id: &EnvironmentId,
@@ -156,7 +165,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             table,
             bridge,
             subnet,
-            own,
+            deployment_set,
             ..
         } = self;
         let BoxNetwork { address, mac, port } = network;
@@ -172,10 +181,10 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         }
         if policy.allow_cluster_internal {
             line(format!(
-                "add rule inet {table} out-{id} ip daddr @{own} goto delivered"
+                "add rule inet {table} out-{id} ip daddr @{deployment_set} goto delivered"
             ));
             line(format!(
-                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{own} accept"
+                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{deployment_set} accept"
             ));
         }
         // An egress CIDR that contains the boxes' network opens no box.
@@ -214,7 +223,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         line(format!(
             "add element inet {table} ingress {{ {address} : goto in-{id} }}"
         ));
-        line(format!("add element inet {table} {own} {{ {address} }}"));
+        line(format!(
+            "add element inet {table} {deployment_set} {{ {address} }}"
+        ));
         if policy.allow_internet {
             for resolver in &self.resolvers {
                 line(format!(
@@ -229,10 +240,14 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         text
     }
 
-    /// Removes all that [`Self::install`] adds. Each element is added first, so that a missing one
+    /// Renders the removal of one box's rules. Each element is added first, so that a missing one
     /// is not an error.
     pub fn remove(&self, id: &EnvironmentId, network: &BoxNetwork) -> String {
-        let Self { table, own, .. } = self;
+        let Self {
+            table,
+            deployment_set,
+            ..
+        } = self;
         let BoxNetwork { address, mac, port } = network;
         let mut text = String::new();
         let mut elements = vec![
@@ -250,7 +265,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             ),
             (
                 "inet",
-                own.clone(),
+                deployment_set.clone(),
                 address.to_string(),
                 address.to_string(),
             ),
@@ -283,7 +298,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         }
     }
 
-    /// Removes the listed elements of a box; `None` when there are none.
+    /// Renders the removal of a box's listed elements; `None` when there are none.
     pub fn remove_listed(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
         let table = &self.table;
         let mut text = String::new();
@@ -330,88 +345,6 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             self.delete_chains(id, &mut text);
         }
         (!text.is_empty()).then_some(text)
-    }
-}
-
-/// The elements of our tables, from nftables' JSON.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Elements {
-    /// The box at each address.
-    pub egress: Vec<(Ipv4Addr, EnvironmentId)>,
-    /// Elements of the other sets and maps: the set's name and the key's parts.
-    pub others: Vec<(String, Vec<String>)>,
-    pub chains: Vec<String>,
-}
-
-impl Elements {
-    pub fn read(listed: &[Value]) -> Self {
-        let mut found = Self::default();
-        for item in listed
-            .iter()
-            .filter_map(|v| v["nftables"].as_array())
-            .flatten()
-        {
-            if let Some(chain) = item["chain"]["name"].as_str() {
-                found.chains.push(chain.to_owned());
-            }
-            let set = if item["map"].is_object() {
-                &item["map"]
-            } else {
-                &item["set"]
-            };
-            let Some(name) = set["name"].as_str() else {
-                continue;
-            };
-            for element in set["elem"].as_array().into_iter().flatten() {
-                found.add(name, element);
-            }
-        }
-        found
-    }
-
-    /// The addresses in a set of addresses.
-    pub fn members(&self, set: &str) -> Vec<Ipv4Addr> {
-        let of_set = self.others.iter().filter(|(name, _)| name == set);
-        of_set
-            .filter_map(|(_, key)| key.first()?.parse().ok())
-            .collect()
-    }
-
-    /// The sender addresses that the ports' guards accept.
-    pub fn senders(&self) -> Vec<Ipv4Addr> {
-        let of_senders = self.others.iter().filter(|(name, _)| name == "senders");
-        of_senders
-            .filter_map(|(_, key)| key.get(2)?.parse().ok())
-            .collect()
-    }
-
-    fn add(&mut self, name: &str, element: &Value) {
-        // A map's element is [key, verdict].
-        let (key, verdict) = match element.as_array().map(Vec::as_slice) {
-            Some([key, verdict]) => (key, Some(verdict)),
-            _ => (element, None),
-        };
-        let target = verdict
-            .and_then(|v| {
-                v["goto"]["target"]
-                    .as_str()
-                    .or_else(|| v["jump"]["target"].as_str())
-            })
-            .unwrap_or_default();
-        let parts: Vec<String> = match key["concat"].as_array() {
-            Some(parts) => parts
-                .iter()
-                .filter_map(|p| p.as_str().map(str::to_owned))
-                .collect(),
-            None => key.as_str().map(str::to_owned).into_iter().collect(),
-        };
-        if name == "egress" {
-            let address = parts.first().and_then(|text| text.parse().ok());
-            let id = target.strip_prefix("out-").and_then(|id| id.parse().ok());
-            self.egress.extend(address.zip(id));
-        } else if name != "ports" {
-            self.others.push((name.to_owned(), parts));
-        }
     }
 }
 

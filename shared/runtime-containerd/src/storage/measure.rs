@@ -1,4 +1,4 @@
-//! Measures how much a box has on disk.
+//! Measures the bytes that a box has on disk.
 //!
 //! The sum has every block allocated under the upper directory, each hard-linked file once; at
 //! least [`MIN_FILE_BYTES`] for each file, because empty files use inodes; and deleted files that
@@ -87,7 +87,7 @@ pub fn deleted_but_open(paths: &[&Path], processes: &[u32]) -> Result<u64, Measu
             .into_iter()
             .chain(deleted_maps(&process))
         {
-            // The kernel's link leads to the file itself, also without a name.
+            // The kernel's link leads to the file itself, also when the file has no name any more.
             let Ok(metadata) = fs::metadata(held) else {
                 continue;
             };

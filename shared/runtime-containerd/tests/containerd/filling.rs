@@ -1,4 +1,4 @@
-//! Hidden ways to fill the disk: each one evicts the box.
+//! Ways to fill the disk that file sizes do not show. Each evicts the box.
 
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::hostile::python;
@@ -9,8 +9,8 @@ use futures::StreamExt as _;
 
 use crate::machine::subject;
 
-/// Runs a box while a driver watches, which measures.
-async fn watched(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, Violation> {
+/// Runs a box to its end while a driver watches: a watching driver measures storage.
+async fn run_while_watching(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, Violation> {
     let mut changes = s.first.watch().await?;
     s.start(spec).await?;
     let watching = async { while changes.next().await.is_some() {} };
@@ -20,11 +20,12 @@ async fn watched(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, Violation> 
     }
 }
 
-async fn is_evicted(script: &str) {
+/// Runs a Python script, and expects that its box is evicted.
+async fn expect_eviction(script: &str) {
     let s = subject().await;
     let mut spec = python(&s, &format!("{script}\nimport time\ntime.sleep(600)"));
     spec.resources.storage = Bytes(16 << 20);
-    let outcome = watched(&s, &spec).await;
+    let outcome = run_while_watching(&s, &spec).await;
     s.clean().await.unwrap();
     let end = outcome.unwrap();
     assert_eq!(end.reason, ExitReason::Evicted, "{end:?}");
@@ -32,7 +33,7 @@ async fn is_evicted(script: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_files_count_toward_the_storage_limit() {
-    is_evicted(
+    expect_eviction(
         "os.mkdir('/tmp/many')\n\
          for n in range(20000): os.close(os.open(f'/tmp/many/{n}', os.O_CREAT))",
     )
@@ -45,13 +46,13 @@ async fn deleted_file_counts_while_open_or_mapped() {
                  os.unlink('/gone')\n\
                  for n in range(48): os.write(file, b'x' * (1 << 20))\n";
     let map = "import mmap\nkept = mmap.mmap(file, 48 << 20)\nos.close(file)\n";
-    is_evicted(write).await;
-    is_evicted(&format!("{write}{map}")).await;
+    expect_eviction(write).await;
+    expect_eviction(&format!("{write}{map}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_deep_tree_is_evicted() {
-    is_evicted(
+    expect_eviction(
         "for n in range(30):\n\
          \x20   os.mkdir('d' * 200)\n\
          \x20   os.chdir('d' * 200)\n\
@@ -70,9 +71,9 @@ async fn full_output_directory_keeps_the_exit_status() {
     let outcome = s.run_to_end(&spec).await;
     s.clean().await.unwrap();
     let end = outcome.unwrap();
-    let told = check(
+    check(
         end.exit_code == 7 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
-    );
-    told.unwrap();
+    )
+    .unwrap();
 }

@@ -1,4 +1,4 @@
-//! The rules are in force before a box's first instruction.
+//! The firewall rules are in force before a box's first instruction.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_containerd::Driver;
 use tokio::net::UdpSocket;
 
-use crate::elsewhere::own_address;
 use crate::machine::{config, subject};
+use crate::remote_machine::own_address;
 
-async fn nothing_gets_out(s: &Subject<Driver>) -> Result<(), Violation> {
+/// Checks that neither this machine nor a neighbour box receives a datagram of the senders.
+async fn check_no_datagram_arrives(s: &Subject<Driver>) -> Result<(), Violation> {
     let socket = Arc::new(UdpSocket::bind("0.0.0.0:0").await.unwrap());
     let port = socket.local_addr().unwrap().port();
     let received = Arc::new(AtomicU64::new(0));
@@ -25,17 +26,17 @@ async fn nothing_gets_out(s: &Subject<Driver>) -> Result<(), Violation> {
             }
         }
     });
-    let (neighbour, beside) = datagram_counter(s).await?;
+    let (neighbour, neighbour_address) = datagram_counter(s).await?;
     let gateway = config().await.subnet.hosts().next().unwrap();
     let own = own_address().await;
     let machine = [gateway.into(), own].map(|address| SocketAddr::new(address, port));
-    let at = [machine[0], machine[1], beside].map(|at| at.to_string());
-    send_datagrams(s, &at).await?;
+    let addresses = [machine[0], machine[1], neighbour_address].map(|address| address.to_string());
+    send_datagrams(s, &addresses).await?;
 
-    // The control: both do count, and this is the first that arrives.
+    // The control: both counters work, and these datagrams are the first that arrive.
     for _ in 0..2 {
         socket.send_to(b"over", machine[1]).await.unwrap();
-        socket.send_to(b"over", beside).await.unwrap();
+        socket.send_to(b"over", neighbour_address).await.unwrap();
     }
     let end = s.end_of(&neighbour.id).await?;
     let arrived = agentbox_runtime::conformance::eventually("the control arrives", || async {
@@ -53,7 +54,7 @@ async fn nothing_gets_out(s: &Subject<Driver>) -> Result<(), Violation> {
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_box_sends_no_packet_from_its_first_instruction() {
     let s = subject().await;
-    let outcome = nothing_gets_out(&s).await;
+    let outcome = check_no_datagram_arrives(&s).await;
     s.clean().await.unwrap();
     outcome.unwrap();
 }

@@ -13,23 +13,23 @@ use agentbox_testing::TestContainerd;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::elsewhere::Elsewhere;
-use crate::machine::{control_groups, read, subject_of};
+use crate::machine::{config_of, control_groups, subject_of};
+use crate::remote_machine::RemoteMachine;
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
-/// A containerd that was started when gVisor was there.
+/// The configuration of a containerd that was started after gVisor was built.
 async fn config() -> Config {
     let containerd = CONTAINERD
         .get_or_init(|| async {
             let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/gvisor/build.sh");
             let built = Command::new("bash").arg(recipe).output().await.unwrap();
-            let said = String::from_utf8_lossy(&built.stderr);
-            assert!(built.status.success(), "gVisor cannot be built: {said}");
+            let stderr = String::from_utf8_lossy(&built.stderr);
+            assert!(built.status.success(), "gVisor cannot be built: {stderr}");
             TestContainerd::start().await.expect("containerd starts")
         })
         .await;
-    read(&containerd.endpoint)
+    config_of(&containerd.endpoint)
 }
 
 async fn subject() -> Subject<Driver> {
@@ -38,7 +38,8 @@ async fn subject() -> Subject<Driver> {
 
 agentbox_runtime::gvisor_tests!(subject());
 
-async fn held(outcome: Result<(), Violation>, s: &Subject<Driver>) {
+/// Removes the boxes of the test, and fails the test when its outcome is a violation.
+async fn clean_and_unwrap(outcome: Result<(), Violation>, s: &Subject<Driver>) {
     let cleaned = s.clean().await;
     outcome.unwrap();
     cleaned.unwrap();
@@ -69,7 +70,7 @@ async fn gvisor_box_runs_commands_keeps_output_and_leaves_nothing() {
         s.second.remove(&spec.id).await?;
         let left = control_groups(&config.deployment, spec.id.as_str());
         check(left.is_empty(), || format!("{left:?}"))?;
-        eventually("its processes are gone", || async {
+        eventually("the processes of the removed box are gone", || async {
             let all = std::fs::read_dir("/proc").unwrap().flatten();
             let found = all
                 .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
@@ -79,7 +80,7 @@ async fn gvisor_box_runs_commands_keeps_output_and_leaves_nothing() {
         .await
     };
     let outcome = life.await;
-    held(outcome, &s).await;
+    clean_and_unwrap(outcome, &s).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,15 +96,15 @@ async fn gvisor_box_keeps_limits_and_network_policy() {
             || format!("{end:?}"),
         )?;
 
-        let mut elsewhere = Elsewhere::new("g", &["198.51.100.8"]).await;
-        elsewhere.listen(8080).await;
+        let mut remote = RemoteMachine::new("g", &["198.51.100.8"]).await;
+        remote.listen(8080).await;
         for (policy, expected) in [(None, "0"), (Some(NetworkPolicy::default()), "1")] {
-            let mut knocks =
-                on_gvisor(s.script("timeout 6 nc -w 2 198.51.100.8 8080 </dev/null; echo said $?"));
-            knocks.isolation.network_policy = policy;
-            let end = s.run_to_end(&knocks).await?;
-            let said = format!("said {expected}");
-            check(end.output.trim_end().ends_with(&said), || {
+            let mut client =
+                on_gvisor(s.script("timeout 6 nc -w 2 198.51.100.8 8080 </dev/null; echo code $?"));
+            client.isolation.network_policy = policy;
+            let end = s.run_to_end(&client).await?;
+            let code = format!("code {expected}");
+            check(end.output.trim_end().ends_with(&code), || {
                 format!("{end:?}")
             })?;
         }
@@ -116,5 +117,5 @@ async fn gvisor_box_keeps_limits_and_network_policy() {
         check(!end.output.contains("started 200"), || format!("{end:?}"))
     };
     let outcome = limits.await;
-    held(outcome, &s).await;
+    clean_and_unwrap(outcome, &s).await;
 }

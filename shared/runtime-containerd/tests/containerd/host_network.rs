@@ -1,5 +1,5 @@
-//! Destinations on the machine that a box must not reach, each with a listener; and packets that it
-//! must not send, tested from inside its network namespace.
+//! Destinations on the machine that a box must not reach, each with a listener. Packets that a
+//! box must not send are tested from inside its network namespace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 
-use crate::elsewhere::{Elsewhere, connection_inside, inside, is_answered, own_address};
-use crate::machine::{another_config, config, host, process_of, subject, subject_of};
+use crate::machine::{another_config, boxd_pid, config, host, subject, subject_of};
+use crate::remote_machine::{RemoteMachine, connect_from_box, inside, is_answered, own_address};
 
 /// A policy that opens everything that a request can.
 fn wide_open() -> NetworkPolicy {
@@ -77,8 +77,8 @@ async fn each_destination_is_open_to_exactly_the_allowing_policies() {
         "100.127.77.7",
         "198.18.77.7",
     ];
-    let mut elsewhere = Elsewhere::new("d", &ADDRESSES).await;
-    elsewhere.listen(8080).await;
+    let mut remote = RemoteMachine::new("d", &ADDRESSES).await;
+    remote.listen(8080).await;
     let at = ADDRESSES.map(|address| SocketAddr::new(address.parse().unwrap(), 8080));
     // The control: each answers the machine itself.
     for to in at {
@@ -113,7 +113,7 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let own = s.run(&sender).await?;
     let victim = s.spec();
     let victim_address = s.run(&victim).await?.ip().to_string();
-    let pid = process_of(&config.deployment, sender.id.as_str());
+    let pid = boxd_pid(&config.deployment, sender.id.as_str());
     let gateway = config.subnet.hosts().next().unwrap().to_string();
     let ping = |from: String| {
         let gateway = gateway.clone();
@@ -127,7 +127,7 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
             .await
         }
     };
-    // The control: ARP as itself is answered.
+    // The control: ARP from the box's own address is answered.
     ping(own.ip().to_string()).await.map_err(Violation)?;
 
     // A free address of the subnet, and the victim's.
@@ -156,7 +156,7 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
         || neighbours.clone(),
     )?;
 
-    // Another hardware address: nothing passes any more, not even as itself.
+    // With another hardware address no packet passes, not even from the box's own IP address.
     inside(
         pid,
         &["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"],
@@ -188,8 +188,8 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let mut other = s.spec();
     other.isolation.network_policy = one.isolation.network_policy.clone();
     let other_address = s.run(&other).await?.ip().to_string();
-    let pid = process_of(&config.deployment, one.id.as_str());
-    let other_pid = process_of(&config.deployment, other.id.as_str());
+    let pid = boxd_pid(&config.deployment, one.id.as_str());
+    let other_pid = boxd_pid(&config.deployment, other.id.as_str());
     // ARP for the other box is answered by the machine, with the bridge's address.
     let answer = inside(
         pid,
@@ -250,7 +250,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     check(pinged.is_err(), || {
         format!("a frame went from box to box: {pinged:?}")
     })?;
-    // By way of the machine it does.
+    // A frame by way of the machine arrives.
     inside(pid, &["ip", "neigh", "del", &other_address, "dev", "eth0"])
         .await
         .map_err(Violation)?;
@@ -263,7 +263,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Changes the map element that leads a box's packets to its rules.
+/// Reads or deletes the map element that leads a box's packets to its rules.
 async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<String, String> {
     let table = format!("agentbox-{}", config.network());
     let element = format!("{{ {address} }}");
@@ -271,7 +271,7 @@ async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<Str
     host("nft", &arguments).await
 }
 
-/// Whether a connection from the namespace to a port of the machine is made.
+/// Whether a box's network namespace can connect to an address.
 async fn can_connect(pid: u32, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
     inside(pid, &["busybox", "nc", "-w", "2", &ip, &port])
@@ -284,22 +284,28 @@ async fn box_without_rules_reaches_nothing() {
     // A deployment of its own, because the watcher of another test would restore the rules.
     let config = another_config().await;
     let s = subject_of(&config);
-    let mut elsewhere = Elsewhere::new("n", &["198.51.100.9"]).await;
-    elsewhere.listen(8080).await;
+    let mut remote = RemoteMachine::new("n", &["198.51.100.9"]).await;
+    remote.listen(8080).await;
     let to: SocketAddr = "198.51.100.9:8080".parse().unwrap();
     let spec = s.spec();
     let address = s.run(&spec).await.unwrap().ip();
-    let pid = process_of(&config.deployment, spec.id.as_str());
+    let pid = boxd_pid(&config.deployment, spec.id.as_str());
     let open = can_connect(pid, to).await;
-    let standing = [(); 2].map(|()| connection_inside(pid, to));
-    let stands = is_answered(&standing[0]);
+    let connections = [(); 2].map(|()| connect_from_box(pid, to));
+    let answered = is_answered(&connections[0]);
     nft_element("delete", &config, address).await.unwrap();
     let still_open = can_connect(pid, to).await;
-    let still_stands = is_answered(&standing[1]);
+    let still_answered = is_answered(&connections[1]);
     s.clean().await.unwrap();
-    assert!(open && stands, "the control: it reached the internet");
-    assert!(!still_open, "without rules it still does");
-    assert!(!still_stands, "by a connection that stood it still does");
+    assert!(
+        open && answered,
+        "the control: the box does not reach the remote machine"
+    );
+    assert!(!still_open, "a box without rules opened a connection");
+    assert!(
+        !still_answered,
+        "a box without rules used an open connection"
+    );
 }
 
 /// Adds a bridge port like a box's, with a very low hardware address.
@@ -319,23 +325,23 @@ async fn delete_link(name: &str) {
 async fn box_network_survives_other_boxes_starting_and_ending() {
     let (config, s) = (config().await, subject().await);
     let [one, other] = ["p", "q"].map(|tag| format!("abx{tag}{}", std::process::id()));
-    let mut elsewhere = Elsewhere::new("k", &["198.51.100.10"]).await;
-    elsewhere.listen(8080).await;
+    let mut remote = RemoteMachine::new("k", &["198.51.100.10"]).await;
+    remote.listen(8080).await;
     let to: SocketAddr = "198.51.100.10:8080".parse().unwrap();
     let spec = s.spec();
     s.run(&spec).await.unwrap();
-    let pid = process_of(&config.deployment, spec.id.as_str());
-    // A bridge without an address of its own takes the lowest of its ports'.
+    let pid = boxd_pid(&config.deployment, spec.id.as_str());
+    // A bridge without a hardware address of its own takes the lowest of its ports' addresses.
     attach(&config.bridge, &other, 2).await;
-    let standing = connection_inside(pid, to);
+    let connection = connect_from_box(pid, to);
     attach(&config.bridge, &one, 1).await;
     delete_link(&other).await;
-    let stands = is_answered(&standing);
-    let reaches = can_connect(pid, to).await;
+    let answered = is_answered(&connection);
+    let connects_again = can_connect(pid, to).await;
     delete_link(&one).await;
     s.clean().await.unwrap();
-    assert!(stands, "its connection goes on");
-    assert!(reaches, "it makes another");
+    assert!(answered, "the open connection was lost");
+    assert!(connects_again, "no new connection was possible");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,7 +371,7 @@ async fn deleted_rules_are_restored_by_the_watcher() {
     s.clean().await.unwrap();
     assert!(
         before && gone,
-        "the test sees the rules: {before}, and their loss: {gone}"
+        "the control: rules before {before}, deleted {gone}"
     );
     assert_eq!(back, Ok(true));
 }

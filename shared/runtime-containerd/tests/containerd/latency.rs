@@ -1,4 +1,4 @@
-//! The time of a box's creation, compared with containerd's own for the same.
+//! The duration of a box's creation, compared with the duration of the same CRI calls alone.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ async fn cri() -> RuntimeServiceClient<Channel> {
     RuntimeServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
 }
 
-/// RunPodSandbox, CreateContainer, StartContainer: nothing else.
+/// Measures RunPodSandbox, CreateContainer and StartContainer alone.
 async fn raw(mut cri: RuntimeServiceClient<Channel>, run: usize) -> Duration {
     let metadata = PodSandboxMetadata {
         name: format!("raw-{run}"),

@@ -8,8 +8,8 @@ use agentbox_runtime_containerd::{Config, Driver};
 
 use crate::machine::{another_config, config, control_groups, host, subject, subject_of};
 
-/// Everything on the machine that names the box or its network.
-async fn traces(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
+/// The objects of the machine that name the box or its network.
+async fn remains(config: &Config, id: &str, address: &str, port: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(
@@ -55,18 +55,21 @@ async fn removed_box_leaves_no_mount_cgroup_rule_file_or_interface() {
     let (config, subject) = (config().await, subject().await);
     let spec = subject.script("dd if=/dev/zero of=/x bs=1M count=1; exec sleep 600");
     subject.run(&spec).await.unwrap();
-    let facts = state_file(&config, spec.id.as_str());
-    let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
-    let (address, port) = (of_network("address"), of_network("port"));
-    let before = traces(&config, spec.id.as_str(), &address, &port).await;
-    assert!(before.len() >= 5, "the test sees too little: {before:?}");
+    let state = state_file(&config, spec.id.as_str());
+    let network_field = |key: &str| state["network"][key].as_str().unwrap().to_owned();
+    let (address, port) = (network_field("address"), network_field("port"));
+    let before = remains(&config, spec.id.as_str(), &address, &port).await;
     assert!(
-        !facts.to_string().contains(&spec.boxd_token),
-        "a secret is in the facts"
+        before.len() >= 5,
+        "the control: a running box has at least five: {before:?}"
+    );
+    assert!(
+        !state.to_string().contains(&spec.boxd_token),
+        "the state file contains the token"
     );
     subject.first.remove(&spec.id).await.unwrap();
     assert_eq!(
-        traces(&config, spec.id.as_str(), &address, &port).await,
+        remains(&config, spec.id.as_str(), &address, &port).await,
         Vec::<String>::new()
     );
 }
@@ -74,25 +77,25 @@ async fn removed_box_leaves_no_mount_cgroup_rule_file_or_interface() {
 #[tokio::test(flavor = "multi_thread")]
 async fn box_without_state_file_is_listed_and_removed() {
     let (config, subject) = (config().await, subject().await);
-    let outcome = lost_state(&config, &subject).await;
+    let outcome = check_without_state_file(&config, &subject).await;
     subject.clean().await.unwrap();
     outcome.unwrap();
 }
 
-async fn lost_state(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+async fn check_without_state_file(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     let spec = s.spec();
     s.run(&spec).await?;
-    let facts = state_file(config, spec.id.as_str());
-    let of_network = |key: &str| facts["network"][key].as_str().unwrap().to_owned();
-    let (address, port) = (of_network("address"), of_network("port"));
+    let state = state_file(config, spec.id.as_str());
+    let network_field = |key: &str| state["network"][key].as_str().unwrap().to_owned();
+    let (address, port) = (network_field("address"), network_field("port"));
     std::fs::remove_file(config.state_dir.join(spec.id.as_str()).join("facts.json")).unwrap();
     let listed = s.second.list().await?;
-    let half_made = listed.iter().any(|observed| {
+    let is_starting = listed.iter().any(|observed| {
         observed.id == spec.id && matches!(observed.phase, BoxPhase::Starting { .. })
     });
-    check(half_made, || format!("{listed:?}"))?;
+    check(is_starting, || format!("{listed:?}"))?;
     s.second.remove(&spec.id).await?;
-    let left = traces(config, spec.id.as_str(), &address, &port).await;
+    let left = remains(config, spec.id.as_str(), &address, &port).await;
     check(left.is_empty(), || format!("{left:?}"))?;
     // The box can be created again.
     s.run(&spec).await.map(drop)
@@ -103,19 +106,19 @@ async fn box_of_another_deployment_is_not_listed_or_changed() {
     let ours = subject().await;
     let theirs = subject_of(&another_config().await);
     let spec = theirs.spec();
-    let outcome = foreign(&ours, &theirs, &spec).await;
+    let outcome = check_foreign_box(&ours, &theirs, &spec).await;
     theirs.clean().await.unwrap();
     ours.clean().await.unwrap();
     outcome.unwrap();
 }
 
-async fn foreign(
+async fn check_foreign_box(
     ours: &Subject<Driver>,
     theirs: &Subject<Driver>,
     spec: &agentbox_runtime::BoxSpec,
 ) -> Result<(), Violation> {
     theirs.run(spec).await?;
-    // On one bridge both have rules in one table.
+    // Both deployments have rules in one table, because they share a bridge.
     ours.run(&ours.spec()).await?;
     let seen = ours
         .first
@@ -123,7 +126,7 @@ async fn foreign(
         .await?
         .iter()
         .any(|observed| observed.id == spec.id);
-    check(!seen, || "a foreign box is listed".to_owned())?;
+    check(!seen, || "a box of another deployment is listed".to_owned())?;
     ours.first.stop(&spec.id, Duration::ZERO).await?;
     ours.first.remove(&spec.id).await?;
     let still = theirs.first.get(&spec.id).await?;

@@ -1,4 +1,4 @@
-//! One private containerd for all tests of this program.
+//! The private containerd that the tests of this program share, and the machine that it runs on.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -18,31 +18,31 @@ async fn containerd() -> &'static TestContainerd {
 }
 
 /// The clusters file's `containerd` object, as deploy/local writes it.
-pub fn read(endpoint: &ContainerdEndpoint) -> Config {
+pub fn config_of(endpoint: &ContainerdEndpoint) -> Config {
     let json = serde_json::to_value(endpoint).expect("an endpoint is JSON");
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 
 pub async fn config() -> Config {
-    read(&containerd().await.endpoint)
+    config_of(&containerd().await.endpoint)
 }
 
-/// Of a deployment that shares the containerd and its bridge.
+/// The configuration of another deployment that shares the containerd and its bridge.
 pub async fn another_config() -> Config {
-    read(&containerd().await.endpoint.another_deployment())
+    config_of(&containerd().await.endpoint.another_deployment())
 }
 
 pub async fn subject() -> Subject<Driver> {
     subject_of(&config().await)
 }
 
-/// Each driver has connections of its own, as two processes have.
+/// A subject whose two drivers have connections of their own, like two processes.
 pub fn subject_of(config: &Config) -> Subject<Driver> {
     let driver = || Driver::connect(config.clone()).expect("the configuration is right");
     Subject::new(driver(), driver(), "busybox")
 }
 
-/// A command on the machine; its standard output.
+/// Runs a command on the machine, and returns its standard output.
 pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(arguments)
@@ -66,7 +66,7 @@ pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Directories of a box's control group, in every hierarchy.
+/// The directories of a box's control group, in every hierarchy.
 pub fn control_groups(deployment: &str, id: &str) -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = std::fs::read_dir(&root)
@@ -81,8 +81,8 @@ pub fn control_groups(deployment: &str, id: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A process of the box: one in its control group that is not the pause process.
-pub fn process_of(deployment: &str, id: &str) -> u32 {
+/// The process id of a box's boxd, from its control groups.
+pub fn boxd_pid(deployment: &str, id: &str) -> u32 {
     let mut pending = control_groups(deployment, id);
     while let Some(group) = pending.pop() {
         let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The driver on a real containerd: the suite every driver passes, and what only this
-//! one must hold on its machine.
+//! The driver on a real containerd: the conformance suite, and the tests of this driver and its
+//! machine alone.
 
 #![allow(
     clippy::expect_used,
@@ -9,7 +9,6 @@
 )]
 
 mod conformance;
-mod elsewhere;
 mod filling;
 mod first_instruction;
 mod gvisor;
@@ -18,6 +17,7 @@ mod latency;
 mod leftovers;
 mod machine;
 mod processes;
+mod remote_machine;
 mod resolver;
 mod restart;
 mod services;

@@ -11,8 +11,8 @@ use agentbox_runtime_containerd::Driver;
 use tokio::net::UdpSocket;
 use tokio::sync::Mutex;
 
-use crate::elsewhere::Elsewhere;
 use crate::machine::{config, subject_of};
+use crate::remote_machine::RemoteMachine;
 
 /// The resolver's answer for every name.
 const ANSWER: [u8; 4] = [192, 0, 2, 77];
@@ -22,12 +22,12 @@ const RESOLVE: &str = "
 import socket
 
 def resolve():
-    return socket.gethostbyname(os.environ['TELL'] + '.example.test')
+    return socket.gethostbyname(os.environ['LABEL'] + '.example.test')
 
 def directly(port):
     def run():
         query = b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'
-        for label in [os.environ['TELL'] + str(port), 'direct']:
+        for label in [os.environ['LABEL'] + str(port), 'direct']:
             query += bytes([len(label)]) + label.encode()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.settimeout(2)
@@ -43,7 +43,7 @@ attempt('another port', directly(int(os.environ['OTHER'])))
 
 /// A resolver on this machine that records its queries.
 struct Resolver {
-    asked: Arc<Mutex<Vec<String>>>,
+    queries: Arc<Mutex<Vec<String>>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -57,22 +57,22 @@ impl Resolver {
     async fn serve(at: SocketAddr) -> (Self, SocketAddr) {
         let socket = UdpSocket::bind(at).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let remembered = asked.clone();
+        let queries = Arc::new(Mutex::new(Vec::new()));
+        let recorded = queries.clone();
         let serving = tokio::spawn(async move {
             let mut buffer = [0; 512];
             while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
                 let query = &buffer[..length];
-                remembered.lock().await.push(first_label(query));
+                recorded.lock().await.push(first_label(query));
                 let _ = socket.send_to(&answer(query), from).await;
             }
         });
-        (Self { asked, serving }, address)
+        (Self { queries, serving }, address)
     }
 
     async fn was_asked_for(&self, text: &str) -> bool {
-        let asked = self.asked.lock().await;
-        asked.iter().any(|label| label.contains(text))
+        let queries = self.queries.lock().await;
+        queries.iter().any(|label| label.contains(text))
     }
 }
 
@@ -98,10 +98,11 @@ fn answer(query: &[u8]) -> Vec<u8> {
     reply
 }
 
-async fn resolving() -> Result<(), Violation> {
+/// Runs the boxes of [`ask`] with a resolver, and removes them.
+async fn check_resolution() -> Result<(), Violation> {
     // An address of this machine that no other test and no other resolver uses.
-    let elsewhere = Elsewhere::new("r", &[]).await;
-    let IpAddr::V4(far) = elsewhere.address else {
+    let remote = RemoteMachine::new("r", &[]).await;
+    let IpAddr::V4(far) = remote.address else {
         panic!("an IPv4 address")
     };
     let near = IpAddr::V4((u32::from(far) - 1).into());
@@ -115,6 +116,7 @@ async fn resolving() -> Result<(), Violation> {
     outcome
 }
 
+/// Checks which policies let a box resolve names.
 async fn ask(
     s: &Subject<Driver>,
     at: IpAddr,
@@ -131,7 +133,7 @@ async fn ask(
         allow_cluster_internal: true,
         ..Default::default()
     };
-    for (tell, policy, resolves) in [
+    for (label, policy, resolves) in [
         ("default", None, true),
         ("internet", Some(internet), true),
         ("nothing", Some(NetworkPolicy::default()), false),
@@ -139,7 +141,7 @@ async fn ask(
     ] {
         let mut spec = python(s, RESOLVE);
         let variables = [
-            ("TELL", tell.to_owned()),
+            ("LABEL", label.to_owned()),
             ("RESOLVER", at.to_string()),
             ("OTHER", other_port.to_string()),
         ];
@@ -147,23 +149,23 @@ async fn ask(
             .extend(variables.map(|(name, value)| (name.to_owned(), value)));
         spec.isolation.network_policy = policy;
         let end = s.run_to_end(&spec).await?;
-        check(end.exit_code == 0, || format!("{tell}: {end:?}"))?;
-        let says = |line: &str| end.output.lines().any(|said| said == line);
-        check(says("name: ALLOWED '192.0.2.77'") == resolves, || {
-            format!("{tell}: {end:?}")
+        check(end.exit_code == 0, || format!("{label}: {end:?}"))?;
+        let prints = |expected: &str| end.output.lines().any(|line| line == expected);
+        check(prints("name: ALLOWED '192.0.2.77'") == resolves, || {
+            format!("{label}: {end:?}")
         })?;
-        check(says("port 53: ALLOWED True") == resolves, || {
-            format!("{tell}: {end:?}")
+        check(prints("port 53: ALLOWED True") == resolves, || {
+            format!("{label}: {end:?}")
         })?;
         check(!end.output.contains("another port: ALLOWED"), || {
-            format!("{tell}: {end:?}")
+            format!("{label}: {end:?}")
         })?;
-        let told = resolver.was_asked_for(tell).await;
-        check(told == resolves, || {
-            format!("{tell}: the resolver was asked: {told}")
+        let asked = resolver.was_asked_for(label).await;
+        check(asked == resolves, || {
+            format!("{label}: the resolver was asked: {asked}")
         })?;
-        check(!other.was_asked_for(tell).await, || {
-            format!("{tell}: another port was reached")
+        check(!other.was_asked_for(label).await, || {
+            format!("{label}: another port was reached")
         })?;
     }
     Ok(())
@@ -171,5 +173,5 @@ async fn ask(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_resolve_with_internet_access_only() {
-    resolving().await.unwrap();
+    check_resolution().await.unwrap();
 }

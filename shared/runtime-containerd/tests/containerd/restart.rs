@@ -1,4 +1,4 @@
-//! containerd is killed: boxes keep running, and the driver finds them again.
+//! Boxes keep running when containerd is killed, and the driver finds them again.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use agentbox_runtime::{BoxConnector as _, BoxPhase, Runtime as _, RuntimeError};
 use agentbox_testing::TestContainerd;
 use futures::StreamExt as _;
 
-use crate::machine::{read, subject_of};
+use crate::machine::{config_of, subject_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_containerd_ends_the_watch_and_no_box() {
     // A containerd of its own, because other tests need theirs.
     let containerd = TestContainerd::start().await.unwrap();
-    let s = subject_of(&read(&containerd.endpoint));
+    let s = subject_of(&config_of(&containerd.endpoint));
     let spec = s.script("echo before; exec sleep 600");
     let address = s.run(&spec).await.unwrap();
     let before = s.first.get(&spec.id).await.unwrap();

@@ -10,10 +10,10 @@ use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_testing::{TestNats, TestPostgres};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::elsewhere::{inside, own_address};
-use crate::machine::{config, host, process_of, subject};
+use crate::machine::{boxd_pid, config, host, subject};
+use crate::remote_machine::{inside, own_address};
 
-/// Each address of the machine with each port.
+/// Connects to each address of the machine on each port.
 const CONNECT: &str = "
 import socket
 
@@ -30,8 +30,8 @@ print('done', flush=True)
 
 const REFUSALS: [&str; 4] = ["EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "EINVAL"];
 
-/// Every IPv4 address of the machine, but for other test instances' networks, which come
-/// and go.
+/// Every IPv4 address of the machine, except those of other test instances' networks, which may
+/// disappear during the test.
 async fn own_addresses(bridge: &str) -> Vec<IpAddr> {
     let json = host("ip", &["-4", "-j", "addr", "show"]).await.unwrap();
     let interfaces: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -55,13 +55,14 @@ fn port_of(url: &str) -> u16 {
     port.trim_end_matches('/').parse().unwrap()
 }
 
-async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
+/// Checks that no box reaches a service of the machine.
+async fn check_services_unreachable(s: &Subject<Driver>) -> Result<(), Violation> {
     let nats = TestNats::shared().await.unwrap();
     let postgres = TestPostgres::start().await.unwrap();
-    // As an admin port of a service that listens on every address.
-    let anywhere = TcpListener::bind("[::]:0").await.unwrap();
-    let anywhere_port = anywhere.local_addr().unwrap().port();
-    let ports = [port_of(&nats.url), postgres.endpoint.port, anywhere_port];
+    // Stands for the admin port of a service, which listens on every address.
+    let admin = TcpListener::bind("[::]:0").await.unwrap();
+    let admin_port = admin.local_addr().unwrap().port();
+    let ports = [port_of(&nats.url), postgres.endpoint.port, admin_port];
     // The controls: the machine itself reaches each of them.
     for port in ports {
         TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -69,7 +70,7 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
     let config = config().await;
     let addresses = own_addresses(&config.bridge).await;
     for address in &addresses {
-        TcpStream::connect((*address, anywhere_port)).await.unwrap();
+        TcpStream::connect((*address, admin_port)).await.unwrap();
     }
     let gateway: IpAddr = config.subnet.hosts().next().unwrap().into();
     let own = own_address().await;
@@ -108,22 +109,26 @@ async fn nothing_of_the_machine(s: &Subject<Driver>) -> Result<(), Violation> {
 #[tokio::test(flavor = "multi_thread")]
 async fn machine_services_are_unreachable_at_every_address() {
     let s = subject().await;
-    let outcome = nothing_of_the_machine(&s).await;
+    let outcome = check_services_unreachable(&s).await;
     s.clean().await.unwrap();
     outcome.unwrap();
 }
 
-/// With every right in the box's network: an address beside one of the machine's.
-async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
+/// Checks that a box does not reach the machine over IPv6, even with all rights in its network
+/// namespace and with an address in a subnet of the machine.
+async fn check_unreachable_over_ipv6(
+    config: &Config,
+    s: &Subject<Driver>,
+) -> Result<(), Violation> {
     let spec = s.spec();
     s.run(&spec).await?;
-    let pid = process_of(&config.deployment, spec.id.as_str());
+    let pid = boxd_pid(&config.deployment, spec.id.as_str());
     let listener = TcpListener::bind("[::]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let net = format!("fd77:{:x}", std::process::id() & 0xffff);
     let (near, far) = (format!("{net}::1"), format!("{net}::2/64"));
     let with_length = format!("{near}/64");
-    let of_bridge = [
+    let arguments = [
         "-6",
         "addr",
         "add",
@@ -132,7 +137,7 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         &config.bridge,
         "nodad",
     ];
-    host("ip", &of_bridge).await.map_err(Violation)?;
+    host("ip", &arguments).await.map_err(Violation)?;
     let attempts = async {
         inside(
             pid,
@@ -140,10 +145,10 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         )
         .await
         .map_err(Violation)?;
-        // The control: it listens there.
+        // The control: the machine itself reaches its listener.
         let own = TcpStream::connect((near.as_str(), port)).await;
         check(own.is_ok(), || format!("{own:?}"))?;
-        // A connection that is made stays until `timeout` ends it, with 124 or 143.
+        // An established connection stays until `timeout` ends it, with 124 or 143.
         let port = port.to_string();
         let connect = format!("timeout 6 busybox nc -w 2 {near} {port}; [ $? -eq 1 ]");
         let refused = inside(pid, &["sh", "-c", &connect]).await;
@@ -154,9 +159,9 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
                 "busybox", "ping", "-c", "1", "-W", "2", "-I", "eth0", "ff02::1",
             ],
         );
-        // All nodes: the box's own interface may answer itself, nobody else does.
-        let heard = pinged.await.unwrap_or_default();
-        check(!heard.contains(&near), || heard.clone())?;
+        // The multicast address of all nodes: only the box's own interface may answer.
+        let answers = pinged.await.unwrap_or_default();
+        check(!answers.contains(&near), || answers.clone())?;
         let neighbours = inside(pid, &["ip", "-6", "neigh", "show", &near]).await;
         let neighbours = neighbours.unwrap_or_default();
         check(!neighbours.contains("lladdr"), || {
@@ -164,15 +169,15 @@ async fn nothing_over_ipv6(config: &Config, s: &Subject<Driver>) -> Result<(), V
         })
     };
     let outcome = attempts.await;
-    let of_bridge = ["-6", "addr", "del", &with_length, "dev", &config.bridge];
-    host("ip", &of_bridge).await.map_err(Violation)?;
+    let arguments = ["-6", "addr", "del", &with_length, "dev", &config.bridge];
+    host("ip", &arguments).await.map_err(Violation)?;
     outcome
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machine_is_unreachable_over_ipv6_from_a_neighbouring_address() {
     let (config, s) = (config().await, subject().await);
-    let outcome = nothing_over_ipv6(&config, &s).await;
+    let outcome = check_unreachable_over_ipv6(&config, &s).await;
     s.clean().await.unwrap();
     outcome.unwrap();
 }

@@ -9,8 +9,8 @@ const DEADLINES: Deadlines = Deadlines {
     node_lost: Duration::from_secs(60),
 };
 
-/// When the namespace of [`state_with`] was made.
-const MADE_AT: i64 = 1_767_323_045;
+/// When the namespace of [`state_with`] was created.
+const CREATED_AT: i64 = 1_767_323_045;
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap()
@@ -33,7 +33,7 @@ fn main_state(state: Value) -> Value {
              "restartCount": 0, "state": state }])
 }
 
-/// At 110 s, ten after the Pod was made.
+/// At 110 s, ten seconds after the creation of the Pod.
 fn phase_of(annotations: Value, status: Value) -> BoxPhase {
     phase_at(annotations, status, 110, None)
 }
@@ -117,7 +117,7 @@ fn exit_reason_comes_from_the_most_reliable_source() {
             "reason": "DeletionByTaintManager", "message": "taint" }]);
         status
     };
-    for (what, annotations, status, code, why) in [
+    for (case, annotations, status, code, why) in [
         (
             "by itself",
             json!({}),
@@ -169,7 +169,7 @@ fn exit_reason_comes_from_the_most_reliable_source() {
             ExitReason::Stopped,
         ),
         (
-            "its node drained of it",
+            "evicted by a taint",
             json!({}),
             tainted,
             137,
@@ -184,7 +184,7 @@ fn exit_reason_comes_from_the_most_reliable_source() {
         ),
     ] {
         let phase = phase_of(annotations, status);
-        assert_eq!(exit(&phase), Some((code, why)), "{what}: {phase:?}");
+        assert_eq!(exit(&phase), Some((code, why)), "{case}: {phase:?}");
     }
 }
 
@@ -231,53 +231,53 @@ fn box_that_cannot_start_fails_with_the_reason() {
     let broken_install = json!({ "phase": "Failed", "initContainerStatuses": [{
         "name": "boxd", "image": "", "imageID": "", "ready": false, "restartCount": 0,
         "state": { "terminated": { "exitCode": 125, "reason": "Error" } } }] });
-    for (what, status, now, expected) in [
+    for (case, status, now, expected) in [
         ("pulling", waiting("ContainerCreating", ""), 110, None),
         (
-            "no image at the first attempt",
+            "an unknown image at the first attempt",
             waiting("ErrImagePull", "not found"),
             110,
             None,
         ),
         (
-            "no image that could have this name",
+            "an invalid image name",
             waiting("InvalidImageName", "couldn't parse image name"),
             110,
             Some(FailureReason::ImagePull),
         ),
-        ("no node yet", unscheduled.clone(), 110, None),
+        ("unschedulable early", unscheduled.clone(), 110, None),
         (
-            "no node",
+            "unschedulable late",
             unscheduled,
             220,
             Some(FailureReason::Unschedulable),
         ),
-        ("not taken yet", refused.clone(), MADE_AT + 119, None),
+        ("rejected early", refused.clone(), CREATED_AT + 119, None),
         (
-            "not taken",
+            "rejected late",
             refused,
-            MADE_AT + 120,
+            CREATED_AT + 120,
             Some(FailureReason::Unschedulable),
         ),
         (
-            "no boxd",
+            "a failed installation of boxd",
             broken_install,
             110,
             Some(FailureReason::ImageInvalid),
         ),
         (
-            "no program",
+            "a missing program",
             ended(128, "StartError", "exec: no such file"),
             110,
             Some(FailureReason::ImageInvalid),
         ),
     ] {
         let phase = phase_at(json!({}), status, now, None);
-        assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
+        assert_eq!(reason(&phase), expected, "{case}: {phase:?}");
     }
-    let noted = json!({ "agentbox.dev/failure": "QUOTA", "agentbox.dev/failure-message": "m" });
+    let recorded = json!({ "agentbox.dev/failure": "QUOTA", "agentbox.dev/failure-message": "m" });
     assert_eq!(
-        reason(&phase_of(noted, running())),
+        reason(&phase_of(recorded, running())),
         Some(FailureReason::Quota)
     );
 }
@@ -306,17 +306,17 @@ fn refused_pull_fails_the_box_when_it_lasts() {
         "ImagePullBackOff",
         "Back-off pulling image \"user:1\": ErrImagePull: x: not found",
     );
-    for (what, key, status, now, expected) in [
+    for (case, key, status, now, expected) in [
         ("before the retry", "main: pull", &later_status, 129, None),
         (
-            "after it",
+            "after the retry",
             "main: pull",
             &later_status,
             130,
             Some(FailureReason::ImagePull),
         ),
         (
-            "after it, refused anew",
+            "after the retry, refused again",
             "main: pull",
             &first,
             130,
@@ -339,7 +339,7 @@ fn refused_pull_fails_the_box_when_it_lasts() {
     ] {
         let known = blocked_since(key, "1970-01-01T00:01:50Z");
         let phase = phase_at(known, status.clone(), now, None);
-        assert_eq!(reason(&phase), expected, "{what}: {phase:?}");
+        assert_eq!(reason(&phase), expected, "{case}: {phase:?}");
     }
 }
 
@@ -367,12 +367,12 @@ fn failure_of_a_deployment_image_does_not_name_it() {
         "boxd:1: not found",
     );
     let BoxPhase::Starting { message } = phase_of(json!({}), status.clone()) else {
-        panic!("it is pulled again");
+        panic!("the pull is not retried");
     };
     assert!(!message.contains("boxd"), "{message}");
     let known = blocked_since("boxd: pull", "1970-01-01T00:01:40Z");
     let BoxPhase::Failed { message, .. } = phase_at(known, status, 220, None) else {
-        panic!("it failed");
+        panic!("the box has not failed");
     };
     assert!(!message.contains("boxd"), "{message}");
 }
@@ -383,12 +383,12 @@ fn pod_rejected_by_its_node_is_replaced_only_if_nothing_ran() {
     let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "over 16Mi" });
     let mut ran = rejected.clone();
     ran["containerStatuses"] = ended(3, "Error", "")["containerStatuses"].clone();
-    for (what, status, expected) in [
+    for (case, status, expected) in [
         ("rejected", rejected, true),
         ("evicted", evicted, false),
         ("rejected after it ran", ran, false),
         ("running", running(), false),
     ] {
-        assert_eq!(is_rejected_by_node(&pod(status)), expected, "{what}");
+        assert_eq!(is_rejected_by_node(&pod(status)), expected, "{case}");
     }
 }

@@ -1,4 +1,4 @@
-//! One Kubernetes for all tests of this program.
+//! The cluster that the tests of this program share, and clients of it.
 
 use agentbox_runtime::conformance::{Differences, Subject};
 use agentbox_runtime_kubernetes::{Config, Driver};
@@ -24,11 +24,11 @@ pub fn config_of(kubernetes: &TestKubernetes) -> Config {
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 
-/// Each driver has connections of its own, as two processes have.
+/// A subject whose two drivers have connections of their own, like two processes.
 pub async fn subject() -> Subject<Driver> {
     let differences = Differences {
-        pids_of_every_box: Some(kubernetes().await.endpoint.pod_pids_limit()),
-        eviction_takes_the_output: true,
+        cluster_pids_limit: Some(kubernetes().await.endpoint.pod_pids_limit()),
+        eviction_deletes_output: true,
     };
     subject_with(&config().await).with_differences(differences)
 }
@@ -38,7 +38,7 @@ pub fn subject_with(config: &Config) -> Subject<Driver> {
     Subject::new(driver(), driver(), "busybox")
 }
 
-/// The API server, as an administrator sees it.
+/// A client of the API server with an administrator's rights.
 pub struct Kubectl(kube::Client);
 
 pub async fn kubectl() -> Kubectl {
@@ -47,16 +47,16 @@ pub async fn kubectl() -> Kubectl {
 
 pub async fn kubectl_of(config: &Config) -> Kubectl {
     let path = config.kubeconfig.as_ref().expect("a kubeconfig");
-    let file = kube::config::Kubeconfig::read_from(path).expect("it can be read");
+    let file = kube::config::Kubeconfig::read_from(path).expect("the kubeconfig can be read");
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options)
         .await
-        .expect("it is a kubeconfig");
+        .expect("the kubeconfig is valid");
     Kubectl(kube::Client::try_from(config).expect("a client"))
 }
 
 impl Kubectl {
-    /// The object, or the status that was answered instead.
+    /// Sends a request; returns the object, or the status of an error.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let kind = match method {
             "PATCH" => "application/merge-patch+json",
@@ -82,7 +82,7 @@ impl Kubectl {
         self.call("GET", path, None).await
     }
 
-    /// A log.
+    /// Reads a log.
     pub async fn text(&self, path: &str) -> String {
         let request = http::Request::get(path)
             .body(Vec::new())
@@ -90,7 +90,7 @@ impl Kubectl {
         self.0.request_text(request).await.expect("a log")
     }
 
-    /// Puts these fields into an object.
+    /// Applies a merge patch.
     pub async fn patch(&self, path: &str, fields: &Value) {
         let changed = self.call("PATCH", path, Some(fields)).await;
         assert!(changed["metadata"]["uid"].is_string(), "{path}: {changed}");

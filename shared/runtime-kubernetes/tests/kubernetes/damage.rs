@@ -1,5 +1,5 @@
-//! What becomes of boxes when their cluster is damaged. On a cluster of its own, one test at
-//! a time.
+//! Boxes during failures of their cluster: a stopped kubelet, a hung API server, a tainted node.
+//! The tests damage a cluster of their own, and run one at a time.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -19,15 +19,15 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use crate::cluster::{Kubectl, config_of, kubectl_of, subject_with};
 
 const NODES: &str = "/api/v1/nodes";
-/// The controllers give a silent node most of a minute.
-const A_NODE_IS_GIVEN_UP: Duration = Duration::from_secs(120);
+/// The controllers mark a silent node as not ready after most of a minute.
+const NODE_TIMEOUT: Duration = Duration::from_secs(120);
 
-struct Fragile {
+struct DamagedCluster {
     kubernetes: TestKubernetes,
     node: String,
 }
 
-impl Fragile {
+impl DamagedCluster {
     async fn start() -> Mutex<Self> {
         let kubernetes = TestKubernetes::start().await.expect("Kubernetes starts");
         let kubectl = kubectl_of(&config_of(&kubernetes)).await;
@@ -37,7 +37,7 @@ impl Fragile {
         Mutex::new(Self { kubernetes, node })
     }
 
-    /// A connection lives no longer than the test that made it.
+    /// A new client for each test: a connection ends with the runtime of the test that opened it.
     async fn kubectl(&self) -> Kubectl {
         kubectl_of(&config_of(&self.kubernetes)).await
     }
@@ -49,28 +49,37 @@ impl Fragile {
     }
 
     fn signal(&self, program: &str, signal: Signal) {
-        let was_there = self.kubernetes.system.signal(program, 0, signal);
-        assert!(was_there, "{program} runs");
+        let is_running = self.kubernetes.system.signal(program, 0, signal);
+        assert!(is_running, "{program} does not run");
     }
 
     async fn has_a_ready_node(&self, kubectl: &Kubectl) -> bool {
         let node = kubectl.get(&self.node).await;
         let conditions = node["status"]["conditions"].as_array();
-        let holds = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
-        conditions.into_iter().flatten().any(holds) && node["spec"]["taints"].is_null()
+        let is_ready =
+            |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        conditions.into_iter().flatten().any(is_ready) && node["spec"]["taints"].is_null()
     }
 }
 
-static CLUSTER: OnceCell<Mutex<Fragile>> = OnceCell::const_new();
+static CLUSTER: OnceCell<Mutex<DamagedCluster>> = OnceCell::const_new();
 
-async fn cluster() -> MutexGuard<'static, Fragile> {
-    CLUSTER.get_or_init(Fragile::start).await.lock().await
+async fn cluster() -> MutexGuard<'static, DamagedCluster> {
+    CLUSTER
+        .get_or_init(DamagedCluster::start)
+        .await
+        .lock()
+        .await
 }
 
-async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, ask: impl Fn() -> F) {
-    let begun = Instant::now();
-    while !ask().await {
-        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+async fn eventually_within<F: Future<Output = bool>>(
+    limit: Duration,
+    expected: &str,
+    condition: impl Fn() -> F,
+) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {expected}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -82,7 +91,7 @@ async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
     cluster.signal("kubelet", Signal::SIGSTOP);
-    within(A_NODE_IS_GIVEN_UP, "the box is lost", async || {
+    eventually_within(NODE_TIMEOUT, "the box is lost", async || {
         let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
         matches!(
             seen.phase,
@@ -98,7 +107,7 @@ async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     cluster.signal("kubelet", Signal::SIGCONT);
     let kubectl = cluster.kubectl().await;
     let back = || cluster.has_a_ready_node(&kubectl);
-    within(A_NODE_IS_GIVEN_UP, "the node is back", back).await;
+    eventually_within(NODE_TIMEOUT, "the node is back", back).await;
     let next = subject.script("exit 4");
     assert_eq!(subject.run_to_end(&next).await.unwrap().exit_code, 4);
     subject.clean().await.unwrap();
@@ -128,7 +137,7 @@ async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
         assert!(is_outage, "{outcome:?}");
     }
     assert!(took < Duration::from_secs(60), "{took:?}");
-    // Who is connected needs no API server.
+    // An open connection to boxd needs no API server.
     let token = BoxToken::parse(&spec.boxd_token).unwrap();
     let mut boxd = client::connect(stream, &token).await.unwrap();
     boxd.usage(UsageRequest {}).await.unwrap();
@@ -140,7 +149,7 @@ async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
     .unwrap();
     let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
     assert!(matches!(seen.phase, BoxPhase::Running { .. }), "{seen:?}");
-    within(A_NODE_IS_GIVEN_UP, "boxes start again", async || {
+    eventually_within(NODE_TIMEOUT, "boxes start again", async || {
         let next = subject.script("exit 4");
         let end = subject.run_to_end(&next).await;
         end.is_ok_and(|end| end.exit_code == 4)
@@ -162,9 +171,10 @@ async fn selector_and_tolerations_decide_where_a_box_runs() {
     spec.node_selector
         .insert("disk".to_owned(), "fast".to_owned());
     eventually("the scheduler names the taint", || async {
-        let waits = subject.first.ensure(&spec, 1).await?.phase;
-        let says = matches!(&waits, BoxPhase::Starting { message } if message.contains("taint"));
-        Ok(says.then_some(()))
+        let phase = subject.first.ensure(&spec, 1).await?.phase;
+        let names_taint =
+            matches!(&phase, BoxPhase::Starting { message } if message.contains("taint"));
+        Ok(names_taint.then_some(()))
     })
     .await
     .unwrap();

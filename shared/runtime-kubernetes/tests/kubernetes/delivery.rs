@@ -1,5 +1,5 @@
-//! How boxd comes into a box. The other tests here have its image as a volume; these have it
-//! copied by an init container, as on clusters without image volumes.
+//! Boxes whose boxd an init container copies, as on clusters without image volumes. In the other
+//! tests boxd's image is a volume.
 
 use agentbox_runtime::conformance::Subject;
 use agentbox_runtime::{BoxPhase, FailureReason};
@@ -7,13 +7,13 @@ use agentbox_runtime_kubernetes::{Delivery, Driver};
 
 use crate::cluster::{config, subject_with};
 
-async fn copying() -> Subject<Driver> {
+async fn init_container_subject() -> Subject<Driver> {
     let mut config = config().await;
     config.boxd_delivery = Delivery::InitContainer;
     subject_with(&config)
 }
 
-agentbox_runtime::conformance_tests! { @each copying();
+agentbox_runtime::conformance_tests! { @each init_container_subject();
     life: concurrent_ensures_make_one_box,
     life: boxd_is_reachable_until_the_box_ends,
     life: repeated_remove_leaves_nothing,
@@ -38,12 +38,12 @@ async fn missing_boxd_image_fails_without_naming_the_image() {
         let s = subject_with(&config);
         let spec = s.spec();
         let phase = s.start(&spec).await.unwrap().phase;
-        let is_the_operators = matches!(
+        let is_operator_failure = matches!(
             &phase,
             BoxPhase::Failed { reason: FailureReason::ImagePull, message }
                 if message.contains("operator") && !message.contains("no-such-boxd")
         );
         s.clean().await.unwrap();
-        assert!(is_the_operators, "{delivery:?}: {phase:?}");
+        assert!(is_operator_failure, "{delivery:?}: {phase:?}");
     }
 }

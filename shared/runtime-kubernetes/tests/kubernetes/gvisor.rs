@@ -7,8 +7,8 @@ use agentbox_runtime::conformance::gvisor::on_gvisor;
 use agentbox_runtime::{BoxConnector as _, ExitReason, NetworkPolicy, Runtime as _};
 
 use crate::cluster::subject;
-use crate::network::places::{Listener, PRIVATE, PUBLIC, elsewhere};
-use crate::network::probe::{Targets, probing, reached, tcp, udp};
+use crate::network::hosts::{Listener, PRIVATE, PUBLIC, remote_machine};
+use crate::network::probe::{Targets, probe_spec, run_probe, tcp, udp};
 
 agentbox_runtime::gvisor_tests!(crate::cluster::subject());
 
@@ -68,9 +68,9 @@ async fn gvisor_box_is_reached_and_stopped() {
 #[tokio::test]
 async fn gvisor_box_keeps_its_network_policy() {
     let subject = subject().await;
-    let elsewhere = elsewhere().await;
-    let public = Listener::on(elsewhere, PUBLIC, 0);
-    let private = Listener::on(elsewhere, PRIVATE, 0);
+    let remote = remote_machine().await;
+    let public = Listener::on(remote, PUBLIC, 0);
+    let private = Listener::on(remote, PRIVATE, 0);
     let open = Targets::from([tcp(PUBLIC, public.port), udp(PUBLIC, public.port)]);
     let mut all = open.clone();
     all.extend([tcp(PRIVATE, private.port), udp(PRIVATE, private.port)]);
@@ -83,8 +83,8 @@ async fn gvisor_box_keeps_its_network_policy() {
         (Some(NetworkPolicy::default()), &Targets::new()),
         (Some(everything), &all),
     ] {
-        let spec = on_gvisor(probing(&subject, policy.clone(), &all));
-        let reached = reached(&subject, &spec).await.unwrap();
+        let spec = on_gvisor(probe_spec(&subject, policy.clone(), &all));
+        let reached = run_probe(&subject, &spec).await.unwrap();
         assert_eq!(&reached, expected, "{policy:?}");
     }
     subject.clean().await.unwrap();

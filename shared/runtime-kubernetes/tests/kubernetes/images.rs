@@ -1,4 +1,4 @@
-//! Images of a registry that wants a login.
+//! Images of a registry that requires a login.
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::conformance::eventually;
@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::cluster::{config, kubectl, kubernetes, subject, subject_with};
 
-/// A program that ends by itself, without a shell beside it.
-async fn pushed() -> String {
+/// Pushes an image of boxd alone, without a shell, to the private registry; returns its name.
+async fn push_private_image() -> String {
     // A new name, because the node does not pull an image that it already has.
     let name = format!("team/private:{}", EnvironmentId::random());
     let pushed = kubernetes().await.push_program(&boxd(), &name).await;
@@ -18,7 +18,7 @@ async fn pushed() -> String {
 
 #[tokio::test]
 async fn private_image_needs_the_pull_secret() {
-    let image = pushed().await;
+    let image = push_private_image().await;
     let (mut closed, open) = (config().await, config().await);
     closed.image_pull_secrets.clear();
     closed.image_pull_deadline_s = 1;
@@ -26,11 +26,11 @@ async fn private_image_needs_the_pull_secret() {
     let mut spec = closed.spec();
     spec.image.clone_from(&image);
     let phase = closed.start(&spec).await.unwrap().phase;
-    let says_why = matches!(
+    let names_cause = matches!(
         &phase,
         BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("authorization")
     );
-    assert!(says_why, "{phase:?}");
+    assert!(names_cause, "{phase:?}");
     closed.clean().await.unwrap();
 
     let open = subject_with(&open);
@@ -42,14 +42,14 @@ async fn private_image_needs_the_pull_secret() {
     open.clean().await.unwrap();
 }
 
-/// The kubelet's first attempt finds no login, as when it has not seen a new pull secret yet.
-/// The login that the second attempt finds lets the box start.
+/// The kubelet's first attempt has no login, as when the kubelet has not seen a new pull secret
+/// yet. The second attempt has the login, and the box starts.
 #[tokio::test]
-async fn login_that_comes_after_the_first_refused_pull_starts_the_box() {
-    let image = pushed().await;
+async fn login_added_after_the_first_refused_pull_starts_the_box() {
+    let image = push_private_image().await;
     let kubectl = kubectl().await;
     let mut config = config().await;
-    // It stands for the login that the kubelet does not see at first.
+    // A pull secret without a login, until the first pull was refused.
     let late = format!("late-{}", EnvironmentId::random());
     let login = std::mem::replace(&mut config.image_pull_secrets, vec![late.clone()]);
     let secrets = format!("/api/v1/namespaces/{}/secrets", config.system_namespace);
@@ -59,7 +59,7 @@ async fn login_that_comes_after_the_first_refused_pull_starts_the_box() {
         "stringData": { ".dockerconfigjson": "{\"auths\":{}}" },
     });
     kubectl.post(&secrets, &no_login).await;
-    // The node has boxd's image already, or has to get it with the real login.
+    // The node pulls boxd's image with the real login, unless it has the image already.
     let warm = subject().await;
     warm.run(&warm.spec()).await.unwrap();
     let late_login = subject_with(&config);

@@ -1,5 +1,4 @@
-//! The driver on a real Kubernetes: the suite every driver passes, and what only this one
-//! must hold.
+//! The driver on a real Kubernetes: the conformance suite, and the tests of this driver alone.
 
 #![allow(
     clippy::expect_used,

@@ -1,5 +1,6 @@
-//! Reachability by real traffic, for targets that only a cluster has; the conformance suite has the
-//! others. Each target that must be closed is shown to answer a Pod without a policy.
+//! Network policies, tested by real traffic to targets that only a cluster has. The conformance
+//! suite tests the other targets. Each closed target has a control: it answers a Pod without a
+//! policy.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,34 +12,34 @@ mod closed;
 mod destinations;
 mod felix;
 mod first_instruction;
+pub mod hosts;
 mod ingress;
 mod names;
-pub mod places;
 pub mod probe;
 
-/// The address of the node's end of a box's cable, as Calico gives to each: the node itself.
+/// The address that Calico gives to the node's end of every box's veth pair. It reaches the node.
 const NODE_OVER_IPV6: &str = "fe80::ecee:eeff:feee:eeee%eth0";
 
-/// The `number`th address of the cluster's own network.
-fn own(config: &Config, number: u32) -> Ipv4Addr {
+/// The address with this number in the first network of `cluster_cidrs`.
+fn cluster_address(config: &Config, number: u32) -> Ipv4Addr {
     let IpAddr::V4(first) = config.cluster_cidrs[0].network() else {
         panic!("an IPv4 network");
     };
     Ipv4Addr::from(u32::from(first) + number)
 }
 
-/// This machine, as the cluster sees it.
+/// The address of the machine of the tests in the cluster's network.
 fn machine(config: &Config) -> Ipv4Addr {
-    own(config, 1)
+    cluster_address(config, 1)
 }
 
 fn node(config: &Config) -> Ipv4Addr {
-    own(config, 2)
+    cluster_address(config, 2)
 }
 
-/// The Service of the API server.
+/// The address of the API server's Service.
 fn api(config: &Config) -> Ipv4Addr {
-    own(config, 1024 + 1)
+    cluster_address(config, 1024 + 1)
 }
 
 fn internet() -> NetworkPolicy {

@@ -14,7 +14,7 @@ fn namespace_of(spec: &agentbox_runtime::BoxSpec) -> String {
 }
 
 /// Reads the object until the condition holds.
-async fn eventually(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value) -> bool) {
+async fn eventually(expected: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&Value) -> bool) {
     let begun = Instant::now();
     loop {
         let seen = kubectl.get(path).await;
@@ -23,7 +23,7 @@ async fn eventually(what: &str, kubectl: &Kubectl, path: &str, holds: impl Fn(&V
         }
         assert!(
             begun.elapsed() < Duration::from_secs(60),
-            "{what}: {path} is {seen}"
+            "{expected}: {path} is {seen}"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -57,7 +57,7 @@ async fn box_has_no_cluster_token_and_a_named_endpoint() {
     );
     subject.clean().await.unwrap();
     assert_eq!(kubectl.get(&service).await["code"], 404);
-    eventually("the namespace goes", &kubectl, &at, |seen| {
+    eventually("the namespace is gone", &kubectl, &at, |seen| {
         seen["code"] == 404
     })
     .await;
@@ -67,11 +67,11 @@ async fn box_has_no_cluster_token_and_a_named_endpoint() {
 async fn foreign_namespace_is_left_unchanged() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
-    let theirs = json!({
+    let foreign = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": { "name": format!("agentbox-{}", spec.id) },
     });
-    kubectl.post("/api/v1/namespaces", &theirs).await;
+    kubectl.post("/api/v1/namespaces", &foreign).await;
     let refused = subject.first.ensure(&spec, 1).await;
     assert!(
         matches!(refused, Err(RuntimeError::Cluster { .. })),
@@ -98,16 +98,22 @@ async fn stuck_namespace_does_not_block_other_boxes() {
     kubectl.post(&format!("{at}/configmaps"), &held).await;
     subject.first.remove(&stuck.id).await.unwrap();
     assert_eq!(subject.second.get(&stuck.id).await.unwrap(), None);
-    // The control: it is still there.
-    eventually("it says why it stays", &kubectl, &at, |seen| {
-        seen["status"]["phase"] == "Terminating" && seen.to_string().contains("example.com/never")
-    })
+    // The control: the namespace still exists.
+    eventually(
+        "the stuck namespace names its finalizer",
+        &kubectl,
+        &at,
+        |seen| {
+            seen["status"]["phase"] == "Terminating"
+                && seen.to_string().contains("example.com/never")
+        },
+    )
     .await;
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
     subject.first.remove(&spec.id).await.unwrap();
     eventually(
-        "another's namespace goes",
+        "the namespace of another box is gone",
         &kubectl,
         &namespace_of(&spec),
         |seen| seen["code"] == 404,
@@ -124,7 +130,10 @@ async fn stuck_namespace_does_not_block_other_boxes() {
     kubectl
         .patch(&format!("{at}/configmaps/held"), &freed)
         .await;
-    eventually("it goes", &kubectl, &at, |seen| seen["code"] == 404).await;
+    eventually("the freed namespace is gone", &kubectl, &at, |seen| {
+        seen["code"] == 404
+    })
+    .await;
     subject.clean().await.unwrap();
 }
 
@@ -135,7 +144,10 @@ async fn box_with_deleted_pod_has_exited_and_is_not_recreated() {
     subject.run(&spec).await.unwrap();
     let pod = format!("{}/pods/main", namespace_of(&spec));
     kubectl.delete(&pod).await;
-    eventually("the Pod goes", &kubectl, &pod, |seen| seen["code"] == 404).await;
+    eventually("the Pod is gone", &kubectl, &pod, |seen| {
+        seen["code"] == 404
+    })
+    .await;
     let again = subject.second.ensure(&spec, 2).await.unwrap();
     let lost = matches!(
         again.phase,
@@ -160,11 +172,11 @@ async fn unschedulable_box_reports_why_and_fails_after_the_deadline() {
     let mut spec = subject.spec();
     spec.node_selector
         .insert("disk".to_owned(), "none-has-it".to_owned());
-    conformance::eventually("the scheduler says why", || async {
-        let waits = subject.first.ensure(&spec, 1).await?.phase;
-        let says =
-            matches!(&waits, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
-        Ok(says.then_some(()))
+    conformance::eventually("the scheduler names the nodes", || async {
+        let phase = subject.first.ensure(&spec, 1).await?.phase;
+        let names_nodes =
+            matches!(&phase, BoxPhase::Starting { message } if message.contains("0/1 nodes"));
+        Ok(names_nodes.then_some(()))
     })
     .await
     .unwrap();
@@ -185,8 +197,8 @@ async fn box_over_namespace_quota_fails_with_the_quota_name() {
     let (subject, kubectl) = (subject().await, kubectl().await);
     let spec = subject.spec();
     let namespace = format!("agentbox-{}", spec.id);
-    // As an operator's admission would, before the Pod is made.
-    let ours = json!({
+    // The test creates the namespace and a quota before the Pod, as an operator's webhook could.
+    let manifest = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {
             "name": namespace,
@@ -197,7 +209,7 @@ async fn box_over_namespace_quota_fails_with_the_quota_name() {
             "annotations": { "agentbox.dev/generation": "1" },
         },
     });
-    kubectl.post("/api/v1/namespaces", &ours).await;
+    kubectl.post("/api/v1/namespaces", &manifest).await;
     let quotas = format!("/api/v1/namespaces/{namespace}/resourcequotas");
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota",
@@ -206,7 +218,7 @@ async fn box_over_namespace_quota_fails_with_the_quota_name() {
     });
     kubectl.post(&quotas, &quota).await;
     let at = format!("{quotas}/operators");
-    eventually("the quota counts", &kubectl, &at, |seen| {
+    eventually("the quota is enforced", &kubectl, &at, |seen| {
         seen["status"]["hard"].is_object()
     })
     .await;

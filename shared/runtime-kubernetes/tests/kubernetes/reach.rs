@@ -1,4 +1,4 @@
-//! From outside the cluster: boxes are reached through the API server.
+//! Connections to boxes through the API server, as from outside the cluster.
 
 use agentbox_box_protocol::client;
 use agentbox_box_protocol::proto::UsageRequest;

@@ -100,9 +100,9 @@ pub async fn missing_image_fails_by_name_within_seconds<D: Runtime + BoxConnecto
     let named = matches!(&observed.phase, BoxPhase::Failed { reason: FailureReason::ImagePull, message }
         if message.contains("agentbox-conformance/no-such-image:1"));
     check(named, || format!("{observed:?}"))?;
-    let elsewhere = s.second.get(&spec.id).await?;
-    check(elsewhere.as_ref() == Some(&observed), || {
-        format!("{observed:?} but {elsewhere:?}")
+    let by_second = s.second.get(&spec.id).await?;
+    check(by_second.as_ref() == Some(&observed), || {
+        format!("the first replica observes {observed:?}, the second {by_second:?}")
     })
 }
 
@@ -146,7 +146,7 @@ pub async fn requested_user_runs_the_command<D: Runtime + BoxConnector>(s: &Subj
 /// # Errors
 /// When the driver does not meet the requirement.
 pub async fn read_only_root_refuses_writes<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
-    let script = "touch /x && exit 1; echo still-said; exit 0";
+    let script = "touch /x && exit 1; echo still-printed; exit 0";
     let mut spec = s.script(script);
     spec.isolation.security_context = Some(SecurityContext {
         read_only_root_filesystem: Some(true),
@@ -154,7 +154,7 @@ pub async fn read_only_root_refuses_writes<D: Runtime + BoxConnector>(s: &Subjec
     });
     let end = s.run_to_end(&spec).await?;
     check(
-        end.exit_code == 0 && end.output.contains("still-said"),
+        end.exit_code == 0 && end.output.contains("still-printed"),
         || format!("{end:?}"),
     )?;
     let writable = s.run_to_end(&s.script(script)).await?;

@@ -92,7 +92,7 @@ pub async fn terminal_on_gvisor_has_size_and_control_keys<D: Runtime + BoxConnec
     terminal.send(Input::Resize(size(100, 40)))?;
     terminal.type_text("stty size\n")?;
     terminal.read_until("40 100").await?;
-    // The terminal echoes what is typed, so the expected output is spelled differently.
+    // The terminal echoes its input, so the input spells the expected output differently.
     terminal.type_text("sh -c 'echo up''on; exec sleep 600'; echo le''ft\n")?;
     terminal.read_until("upon").await?;
     terminal.type_text("\u{3}")?;

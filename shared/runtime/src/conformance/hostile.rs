@@ -43,14 +43,14 @@ pub fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpe
 /// Checks that a script succeeded and that each of its attempts was refused.
 ///
 /// # Errors
-/// [`Violation`] with the lines that are not.
-pub fn all_refused(end: &End, refusals: &[&str], least: usize) -> Outcome {
+/// [`Violation`] with the attempts that were not refused.
+pub fn all_refused(end: &End, refusals: &[&str], min_attempts: usize) -> Outcome {
     let mut lines: Vec<&str> = end.output.lines().collect();
     check(end.exit_code == 0 && lines.pop() == Some("done"), || {
         format!("the script did not end well: {end:?}")
     })?;
-    check(lines.len() >= least, || {
-        format!("{} attempts, expected {least}: {end:?}", lines.len())
+    check(lines.len() >= min_attempts, || {
+        format!("{} attempts, expected {min_attempts}: {end:?}", lines.len())
     })?;
     let refused = |line: &&str| {
         line.rsplit_once(": ")
@@ -111,11 +111,11 @@ pub async fn boxd_token_is_not_readable_in_the_box<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = python(s, include_str!("hostile/token.py"));
-    "a-token-that-nobody-finds-7f3a".clone_into(&mut spec.boxd_token);
+    "a-token-that-is-not-found-7f3a".clone_into(&mut spec.boxd_token);
     let backwards: String = spec.boxd_token.chars().rev().collect();
     spec.env.insert("NEKOT".to_owned(), backwards);
     let end = s.run_to_end(&spec).await?;
-    // The control: the script finds the token where it puts it itself.
+    // The control: the script finds the token in a file that it wrote itself.
     check(
         end.exit_code == 0 && end.output == "/tmp/control: ALLOWED\ndone",
         || format!("{end:?}"),
@@ -148,7 +148,7 @@ fn status<'a>(output: &'a str, name: &str) -> Result<&'a str, Violation> {
 }
 
 /// Bits as in `<linux/capability.h>`.
-const BITS: [(&str, u32); 10] = [
+const CAPABILITY_BITS: [(&str, u32); 10] = [
     ("CHOWN", 0),
     ("DAC_OVERRIDE", 1),
     ("FOWNER", 3),
@@ -161,8 +161,10 @@ const BITS: [(&str, u32); 10] = [
     ("SETFCAP", 31),
 ];
 
-fn documented() -> u64 {
-    BITS.iter()
+/// The documented capabilities as a bit set.
+fn documented_capabilities() -> u64 {
+    CAPABILITY_BITS
+        .iter()
         .filter(|(name, _)| CAPABILITIES.contains(name))
         .map(|(_, bit)| 1u64 << bit)
         .sum()
@@ -173,7 +175,7 @@ fn documented() -> u64 {
 pub async fn capabilities_are_exactly_the_documented_ones<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let of = |output: &str, name: &str| {
+    let number = |output: &str, name: &str| {
         let text = status(output, name)?;
         u64::from_str_radix(text, 16).map_err(|_| Violation(format!("{name} is {text}")))
     };
@@ -184,9 +186,12 @@ pub async fn capabilities_are_exactly_the_documented_ones<D: Runtime + BoxConnec
         ..Default::default()
     });
     let user = s.run_to_end(&as_user).await?;
-    for (who, end, effective) in [("root", &root, documented()), ("a user", &user, 0)] {
+    for (user_name, end, effective) in [
+        ("root", &root, documented_capabilities()),
+        ("a user", &user, 0),
+    ] {
         for (name, expected) in [
-            ("CapBnd", documented()),
+            ("CapBnd", documented_capabilities()),
             ("CapPrm", effective),
             ("CapEff", effective),
             ("CapInh", 0),
@@ -194,9 +199,9 @@ pub async fn capabilities_are_exactly_the_documented_ones<D: Runtime + BoxConnec
             ("NoNewPrivs", 1),
             ("Seccomp", 2),
         ] {
-            let held = of(&end.output, name)?;
-            check(held == expected, || {
-                format!("{who}: {name} is {held:x}, expected {expected:x}")
+            let actual = number(&end.output, name)?;
+            check(actual == expected, || {
+                format!("{user_name}: {name} is {actual:x}, expected {expected:x}")
             })?;
         }
     }

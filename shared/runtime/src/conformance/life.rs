@@ -58,10 +58,10 @@ pub async fn interrupted_ensure_is_completed_by_the_next<D: Runtime + BoxConnect
     let duration = begun.elapsed();
     for part in 0..INTERRUPTIONS {
         let cut = duration * part / INTERRUPTIONS;
-        // At once, and after the cluster has given up the interrupted call.
+        // The next call comes at once, or after the cluster has abandoned the interrupted call.
         for pause in [Duration::ZERO, Duration::from_millis(300)] {
             let spec = s.spec();
-            // Complete or not: the next call continues.
+            // Whether this call completed does not matter: the next one continues.
             let _ = tokio::time::timeout(cut, s.first.ensure(&spec, 1)).await;
             tokio::time::sleep(pause).await;
             let observed = s.second.ensure(&spec, 1).await?;
@@ -145,8 +145,8 @@ pub async fn box_change_is_reported_by_watch<D: Runtime + BoxConnector>(s: &Subj
     )?;
     let spec = s.script("exit 0");
     s.start(&spec).await?;
-    for what in ["came", "went"] {
-        let told = async {
+    for step in ["created", "removed"] {
+        let reported = async {
             while let Some(change) = changes.next().await {
                 if change.id.is_none() || change.id.as_ref() == Some(&spec.id) {
                     return true;
@@ -154,11 +154,11 @@ pub async fn box_change_is_reported_by_watch<D: Runtime + BoxConnector>(s: &Subj
             }
             false
         };
-        let told = tokio::time::timeout(super::TIMEOUT, told).await;
-        check(told.is_ok_and(|told| told), || {
-            format!("no change was reported: the box {what}")
+        let reported = tokio::time::timeout(super::TIMEOUT, reported).await;
+        check(reported.is_ok_and(|reported| reported), || {
+            format!("no change was reported when the box was {step}")
         })?;
-        if what == "came" {
+        if step == "created" {
             s.end_of(&spec.id).await?;
             s.first.remove(&spec.id).await?;
         }
@@ -233,7 +233,7 @@ pub async fn capacity_excludes_reserved_resources<D: Runtime + BoxConnector>(
     check(!capacity.version.is_empty() && capacity.nodes >= 1, || {
         format!("{capacity:?}")
     })?;
-    // Other boxes exist meanwhile, so that this box's memory is the least that is reserved.
+    // Other tests' boxes exist too, so that at least this box's memory is reserved.
     let reserved = capacity
         .total_memory
         .0

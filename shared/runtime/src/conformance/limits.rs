@@ -75,8 +75,8 @@ pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxCon
     };
     check(end.reason == ExitReason::Evicted, || format!("{end:?}"))?;
     check(end.message.contains("16Mi"), || format!("{end:?}"))?;
-    if s.differences.eviction_takes_the_output {
-        eventually("its output goes", || async {
+    if s.differences.eviction_deletes_output {
+        eventually("the output of the evicted box is gone", || async {
             let left = s.second.last_output(&spec.id, 1_000).await?;
             Ok(left.is_empty().then_some(()))
         })
@@ -102,7 +102,7 @@ pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxCon
 pub async fn processes_over_limit_are_refused<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let limit = s.differences.pids_of_every_box.unwrap_or(32);
+    let limit = s.differences.cluster_pids_limit.unwrap_or(32);
     // ash exits at the first failed fork; without a limit it would start three times as many.
     let mut spec = s.script(&format!(
         "i=0; while [ $i -lt {} ]; do sleep 600 & i=$((i+1)); echo started $i; done; exit 0",

@@ -1,5 +1,5 @@
-//! A box reaches exactly what its policy allows, tested from inside. A driver's own tests cover its
-//! machines: host ports, the metadata address, forged senders.
+//! A box reaches exactly the destinations that its policy allows, tested from inside. A driver's
+//! own tests cover its machines: host ports, the metadata address, forged senders.
 
 pub mod destinations;
 pub mod probe;
@@ -55,7 +55,7 @@ async fn expect_answers<D: Runtime + BoxConnector>(
     let end = s.run_to_end(&spec).await?;
     let expected = i32::from(!answered);
     check(end.exit_code == expected, || {
-        format!("{servers:?}, should answer: {answered}: {end:?}")
+        format!("{servers:?}, expected to answer: {answered}: {end:?}")
     })
 }
 

@@ -18,7 +18,7 @@ fn failed(error: impl Display) -> Violation {
     Violation(error.to_string())
 }
 
-/// The bytes of a command's last output in a violation.
+/// The size limit of a command's last output in a violation, in bytes.
 const SHOWN_BYTES: usize = 1000;
 
 /// One command and its streams.
@@ -26,7 +26,7 @@ const SHOWN_BYTES: usize = 1000;
 pub struct Session {
     inputs: UnboundedSender<RunInput>,
     outputs: Streaming<RunOutput>,
-    /// The standard output that was not read yet.
+    /// The standard output that [`Self::read_until`] has not passed yet.
     stdout: Vec<u8>,
     _boxd: BoxClient,
 }
@@ -80,21 +80,29 @@ impl Session {
     async fn next(&mut self) -> Result<Output, Violation> {
         let output = tokio::time::timeout(TIMEOUT, self.outputs.message()).await;
         let last_output = || {
-            let end = self.stdout.len().saturating_sub(SHOWN_BYTES);
-            String::from_utf8_lossy(&self.stdout[end..]).into_owned()
+            let start = self.stdout.len().saturating_sub(SHOWN_BYTES);
+            String::from_utf8_lossy(&self.stdout[start..]).into_owned()
         };
         match output {
-            Ok(Ok(Some(output))) => output.output.ok_or_else(|| failed("an empty output")),
-            Ok(Ok(None)) => Err(failed(format!("no end; at last: {:?}", last_output()))),
-            Ok(Err(status)) => Err(failed(format!("{status}; at last: {:?}", last_output()))),
-            Err(_) => Err(failed(format!("silent; at last: {:?}", last_output()))),
+            Ok(Ok(Some(output))) => output
+                .output
+                .ok_or_else(|| failed("an output message is empty")),
+            Ok(Ok(None)) => Err(failed(format!(
+                "the stream ended without an exit, after {:?}",
+                last_output()
+            ))),
+            Ok(Err(status)) => Err(failed(format!("{status}, after {:?}", last_output()))),
+            Err(_) => Err(failed(format!(
+                "no output within {TIMEOUT:?}, after {:?}",
+                last_output()
+            ))),
         }
     }
 
     /// Reads the output up to and including this text.
     ///
     /// # Errors
-    /// When the command ends before it says so, or is silent for [`TIMEOUT`].
+    /// When the command ends before it prints the text, or prints nothing for [`TIMEOUT`].
     pub async fn read_until(&mut self, text: &str) -> Result<(), Violation> {
         let text = text.as_bytes();
         loop {
@@ -109,17 +117,20 @@ impl Session {
             match self.next().await? {
                 Output::Stdout(bytes) => self.stdout.extend(bytes),
                 Output::Exited(exited) => {
-                    return Err(failed(format!("it ended: {exited:?}, {:?}", self.stdout)));
+                    return Err(failed(format!(
+                        "the command ended before its output: {exited:?}, {:?}",
+                        self.stdout
+                    )));
                 }
                 _ => {}
             }
         }
     }
 
-    /// The rest of its standard output, and its exit code.
+    /// Waits for the end; returns the rest of the standard output and the exit code.
     ///
     /// # Errors
-    /// When it does not end, or is silent for [`TIMEOUT`].
+    /// When the command does not end, or prints nothing for [`TIMEOUT`].
     pub async fn end(mut self) -> Result<(String, i32), Violation> {
         loop {
             match self.next().await? {
@@ -134,7 +145,7 @@ impl Session {
     }
 }
 
-/// Runs a command; its standard output and exit code.
+/// Runs a command; returns its standard output and exit code.
 ///
 /// # Errors
 /// As [`Session`]'s.

@@ -22,7 +22,7 @@ fn boxd() -> PathBuf {
     path
 }
 
-const BEGIN_WITHIN: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 pub struct TestBox {
     pub id: EnvironmentId,
@@ -73,7 +73,7 @@ impl TestBox {
         let process = &mut this.process;
         eventually(
             "boxd listens, or has ended with its command",
-            BEGIN_WITHIN,
+            START_DEADLINE,
             async || {
                 tokio::net::TcpStream::connect(address).await.is_ok()
                     || process.try_wait().unwrap().is_some()

@@ -118,9 +118,9 @@ impl Gateway {
             std::future::pending::<Result<ExecResult, Error>>().await
         };
         let receive = async {
-            let mut gathered = Gathered::default();
+            let mut collected = CollectedOutput::default();
             loop {
-                if let Some(result) = gathered.take(receiver.recv().await?) {
+                if let Some(result) = collected.take(receiver.recv().await?) {
                     return Ok(result);
                 }
             }
@@ -202,7 +202,7 @@ impl Logs {
             }
             Some(FromBox::LogsLost(count)) => self.lost += count,
             Some(FromBox::LogsEnd { ended }) => self.ended = Some(ended),
-            other => panic!("not of a log stream: {other:?}"),
+            other => panic!("not a message of a log stream: {other:?}"),
         }
         self.ended.is_some()
     }
@@ -215,21 +215,22 @@ impl Logs {
 
 /// Waits for an exec's end; streamed output is added to the result.
 pub async fn result(mut session: ClientSession) -> Result<ExecResult, Error> {
-    let mut gathered = Gathered::default();
+    let mut collected = CollectedOutput::default();
     loop {
-        if let Some(result) = gathered.take(session.recv().await?) {
+        if let Some(result) = collected.take(session.recv().await?) {
             return Ok(result);
         }
     }
 }
 
+/// The streamed output of an exec so far.
 #[derive(Default)]
-struct Gathered {
+struct CollectedOutput {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
-impl Gathered {
+impl CollectedOutput {
     fn take(&mut self, message: Option<FromBox>) -> Option<ExecResult> {
         match message {
             Some(FromBox::Stdout(chunk)) => self.stdout.extend_from_slice(&chunk),
@@ -241,7 +242,7 @@ impl Gathered {
                 result.stderr = std::mem::take(&mut self.stderr);
                 return Some(result);
             }
-            other => panic!("not of an exec: {other:?}"),
+            other => panic!("not a message of an exec: {other:?}"),
         }
         None
     }

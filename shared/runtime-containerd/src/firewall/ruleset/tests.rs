@@ -1,9 +1,11 @@
+use serde_json::json;
+
 use super::*;
 
 const ID: &str = "env-0123456789abcdef";
 
 fn ruleset() -> Ruleset {
-    let config: Config = serde_json::from_value(serde_json::json!({
+    let config: Config = serde_json::from_value(json!({
         "socket": "/s", "state_dir": "/d", "boxd": "/b", "subnet": "10.160.0.0/20",
         "bridge": "abx0", "deployment": "local", "dns_servers": ["192.0.2.53", "fd00::53"],
         "blocked_egress_cidrs": ["198.51.100.0/24"],
@@ -103,17 +105,17 @@ fn policy_renders_exactly_the_allowed_rules() {
             false,
         ),
     ];
-    for (what, policy, out, inward, resolves) in table {
+    for (case, policy, out, inward, resolves) in table {
         let (got_out, got_in, got_resolves) = rules(policy);
-        assert_eq!(got_out, out, "{what}");
-        assert_eq!(got_in, inward, "{what}");
-        assert_eq!(got_resolves, resolves, "{what}");
+        assert_eq!(got_out, out, "{case}");
+        assert_eq!(got_in, inward, "{case}");
+        assert_eq!(got_resolves, resolves, "{case}");
     }
 }
 
 #[test]
 fn listed_elements_of_one_box_are_removed() {
-    let listed = [serde_json::json!({ "nftables": [
+    let listed = [json!({ "nftables": [
         { "chain": { "name": "out-env-0123456789abcdef" } },
         { "map": { "name": "egress", "elem": [
             ["10.160.0.5", { "goto": { "target": "out-env-0123456789abcdef" } }],

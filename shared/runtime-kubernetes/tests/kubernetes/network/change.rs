@@ -9,8 +9,8 @@ use agentbox_runtime_kubernetes::Driver;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
+use super::hosts::{Listener, PUBLIC, remote_machine};
 use super::internet;
-use super::places::{Listener, PUBLIC, elsewhere};
 use crate::cluster::{Kubectl, config, kubectl, subject, subject_with};
 
 /// Connects repeatedly, and prints each outcome.
@@ -32,22 +32,22 @@ async fn last_attempt(s: &Subject<Driver>, spec: &BoxSpec) -> (u64, String) {
 /// Waits until an attempt has this outcome, and the next one too.
 async fn wait_for_outcome(s: &Subject<Driver>, spec: &BoxSpec, outcome: &str) {
     let first = Cell::new(None);
-    let stays = eventually(outcome, || async {
-        let (last, came_out) = last_attempt(s, spec).await;
-        if came_out != outcome {
+    let observed = eventually(outcome, || async {
+        let (last, last_outcome) = last_attempt(s, spec).await;
+        if last_outcome != outcome {
             return Ok(None);
         }
-        // The next one may be under way.
+        // The next attempt may have started before the change, so the one after it must agree.
         let from = first.get().unwrap_or(last) + 1;
         first.set(first.get().or(Some(last)));
         Ok((last > from).then_some(()))
     });
-    if let Err(violation) = stays.await {
+    if let Err(violation) = observed.await {
         panic!("{violation}; last: {:?}", last_attempt(s, spec).await);
     }
 }
 
-/// Where Kubernetes has a box's policy.
+/// The API path of a box's policy.
 fn policy_of(spec: &BoxSpec) -> String {
     let namespace = format!("/apis/networking.k8s.io/v1/namespaces/agentbox-{}", spec.id);
     format!("{namespace}/networkpolicies/main")
@@ -56,7 +56,7 @@ fn policy_of(spec: &BoxSpec) -> String {
 #[tokio::test]
 async fn changed_policy_applies_to_a_running_box() {
     let (s, kubectl) = (subject().await, kubectl().await);
-    let listener = Listener::on(elsewhere().await, PUBLIC, 0);
+    let listener = Listener::on(remote_machine().await, PUBLIC, 0);
     let [open, closed] = [Some(internet()), Some(NetworkPolicy::default())].map(|policy| {
         let mut spec = s.script(WATCH);
         spec.env.insert("HOST".to_owned(), PUBLIC.to_owned());
@@ -68,12 +68,12 @@ async fn changed_policy_applies_to_a_running_box() {
     let (one, other) = futures::join!(s.run(&open), s.run(&closed));
     one.and(other).unwrap();
     let rules = |spec: &BoxSpec| {
-        let (kubectl, at) = (&kubectl, policy_of(spec));
-        // Rules that are not there are null, which takes them away.
-        async move { json!({ "spec": { "egress": kubectl.get(&at).await["spec"]["egress"] } }) }
+        let (kubectl, path) = (&kubectl, policy_of(spec));
+        // Missing rules are null, and a merge patch with null removes the rules.
+        async move { json!({ "spec": { "egress": kubectl.get(&path).await["spec"]["egress"] } }) }
     };
     let (opening, closing) = (rules(&open).await, rules(&closed).await);
-    // Each becomes what the other was, and then itself again.
+    // The two boxes swap their rules, and swap them back.
     for (first, second) in [("open", "closed"), ("closed", "open"), ("open", "closed")] {
         wait_for_outcome(&s, &open, first).await;
         wait_for_outcome(&s, &closed, second).await;
@@ -87,11 +87,11 @@ async fn changed_policy_applies_to_a_running_box() {
     wait_for_outcome(&s, &open, "closed").await;
     kubectl.patch(&policy_of(&closed), &closing).await;
     wait_for_outcome(&s, &closed, "closed").await;
-    // No packet arrives while it is closed.
-    let heard = listener.heard();
+    // No packet arrives while both boxes are closed.
+    let received = listener.received();
     wait_for_outcome(&s, &open, "closed").await;
     wait_for_outcome(&s, &closed, "closed").await;
-    assert_eq!(listener.heard(), heard);
+    assert_eq!(listener.received(), received);
     s.clean().await.unwrap();
 }
 
@@ -100,45 +100,45 @@ async fn wait_for_policy(
     kubectl: &Kubectl,
     spec: &BoxSpec,
     changes: &mut ChangeStream,
-    is_as_wished: impl Fn(&Value) -> bool,
+    is_expected: impl Fn(&Value) -> bool,
 ) {
-    let at = policy_of(spec);
-    let wished = async {
-        while !is_as_wished(&kubectl.get(&at).await) {
+    let path = policy_of(spec);
+    let reached = async {
+        while !is_expected(&kubectl.get(&path).await) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let following = async { while changes.next().await.is_some() {} };
-    let came = tokio::time::timeout(Duration::from_secs(30), async {
-        tokio::select! { () = wished => true, () = following => false }
+    let watching = async { while changes.next().await.is_some() {} };
+    let outcome = tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::select! { () = reached => true, () = watching => false }
     });
-    assert_eq!(came.await, Ok(true), "{}", kubectl.get(&at).await);
+    assert_eq!(outcome.await, Ok(true), "{}", kubectl.get(&path).await);
 }
 
 #[tokio::test]
 async fn deleted_policy_is_restored_by_the_watcher() {
     let kubectl = kubectl().await;
-    // A deployment of its own: nobody else watches it.
+    // A deployment of its own, which no other driver watches.
     let mut config = config().await;
     config.deployment = "policies".to_owned();
     let s = subject_with(&config);
     let spec = s.spec();
     s.run(&spec).await.unwrap();
-    let at = policy_of(&spec);
-    let made = kubectl.get(&at).await["spec"].clone();
-    assert!(made["egress"].is_array(), "{made}");
-    // While nobody watches, and while somebody does.
-    kubectl.delete(&at).await;
-    assert_eq!(kubectl.get(&at).await["code"], 404);
+    let path = policy_of(&spec);
+    let created = kubectl.get(&path).await["spec"].clone();
+    assert!(created["egress"].is_array(), "{created}");
+    // The policy is deleted twice: before the watch starts, and while it runs.
+    kubectl.delete(&path).await;
+    assert_eq!(kubectl.get(&path).await["code"], 404);
     let mut changes = s.second.watch().await.unwrap();
-    wait_for_policy(&kubectl, &spec, &mut changes, |now| now["spec"] == made).await;
-    let first = kubectl.get(&at).await["metadata"]["uid"].clone();
-    kubectl.delete(&at).await;
+    wait_for_policy(&kubectl, &spec, &mut changes, |now| now["spec"] == created).await;
+    let first = kubectl.get(&path).await["metadata"]["uid"].clone();
+    kubectl.delete(&path).await;
     wait_for_policy(&kubectl, &spec, &mut changes, |now| {
-        now["spec"] == made && now["metadata"]["uid"] != first
+        now["spec"] == created && now["metadata"]["uid"] != first
     })
     .await;
-    // It does not hold up a box's end.
+    // The watcher does not restore the policy of a removed box.
     s.clean().await.unwrap();
     wait_for_policy(&kubectl, &spec, &mut changes, |now| now["code"] == 404).await;
 }

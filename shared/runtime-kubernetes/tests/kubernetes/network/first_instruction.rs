@@ -6,27 +6,31 @@ use agentbox_runtime::conformance::network::probe::{datagram_counter, send_datag
 use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_kubernetes::Driver;
 
-use super::places::{ANY, Listener, Network, PUBLIC, elsewhere};
-use super::probe::{Targets, from_pod, udp};
+use super::hosts::{ANY, Listener, NetworkNamespace, PUBLIC, remote_machine};
+use super::probe::{Targets, reached_from_pod, udp};
 use super::{NODE_OVER_IPV6, machine, node};
 use crate::cluster::{config, kubernetes, subject};
 
-async fn nothing_gets_out(
+/// Checks that the neighbour box receives no datagram of the senders. The caller checks its own
+/// listeners at `addresses`.
+async fn check_no_datagram_arrives(
     s: &Subject<Driver>,
-    network_of_node: &Network,
-    at: &[String],
+    node_network: &NetworkNamespace,
+    addresses: &[String],
 ) -> Result<(), Violation> {
-    let (neighbour, beside) = datagram_counter(s).await?;
-    let mut all = at.to_vec();
-    all.push(beside.to_string());
+    let (neighbour, neighbour_address) = datagram_counter(s).await?;
+    let mut all = addresses.to_vec();
+    all.push(neighbour_address.to_string());
     send_datagrams(s, &all).await?;
-    // The control: it does count, and this is the first that arrives.
-    let tell = |beside: SocketAddr| {
+    // The control: the counter works, and this datagram is the first that arrives.
+    let send_control = |to: SocketAddr| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.send_to(b"one", beside)?;
-        socket.send_to(b"over", beside)
+        socket.send_to(b"one", to)?;
+        socket.send_to(b"over", to)
     };
-    network_of_node.inside(|| tell(beside)).unwrap();
+    node_network
+        .run(|| send_control(neighbour_address))
+        .unwrap();
     let end = s.end_of(&neighbour.id).await?;
     check(end.output.contains("datagrams: 1"), || format!("{end:?}"))
 }
@@ -34,26 +38,29 @@ async fn nothing_gets_out(
 #[tokio::test]
 async fn closed_box_sends_no_packet_from_its_first_instruction() {
     let (config, s) = (config().await, subject().await);
-    let network_of_node = Network::of_the_node(kubernetes().await);
-    let on_node = Listener::on(&network_of_node, ANY, 0);
-    let on_machine = Listener::on(&Network::of_the_machine(), ANY, 0);
-    let outside = Listener::on(elsewhere().await, PUBLIC, 0);
-    let places = [
+    let node_network = NetworkNamespace::of_node(kubernetes().await);
+    let on_node = Listener::on(&node_network, ANY, 0);
+    let on_machine = Listener::on(&NetworkNamespace::of_test_machine(), ANY, 0);
+    let outside = Listener::on(remote_machine().await, PUBLIC, 0);
+    let destinations = [
         (node(&config).to_string(), on_node.port),
         (NODE_OVER_IPV6.to_owned(), on_node.port),
         (machine(&config).to_string(), on_machine.port),
         (PUBLIC.to_owned(), outside.port),
     ];
-    let at: Vec<String> = places
+    let addresses: Vec<String> = destinations
         .iter()
         .map(|(host, port)| format!("{host}:{port}"))
         .collect();
-    let outcome = nothing_gets_out(&s, &network_of_node, &at).await;
+    let outcome = check_no_datagram_arrives(&s, &node_network, &addresses).await;
     s.clean().await.unwrap();
     outcome.unwrap();
-    let heard = [&on_node, &on_machine, &outside].map(Listener::heard);
-    assert_eq!(heard, [0, 0, 0]);
-    // The control: each hears who is no box.
-    let targets: Targets = places.iter().map(|(host, port)| udp(host, *port)).collect();
-    assert_eq!(from_pod("default", &targets).await, targets);
+    let received = [&on_node, &on_machine, &outside].map(Listener::received);
+    assert_eq!(received, [0, 0, 0]);
+    // The control: each listener receives the datagrams of a Pod that is no box.
+    let targets: Targets = destinations
+        .iter()
+        .map(|(host, port)| udp(host, *port))
+        .collect();
+    assert_eq!(reached_from_pod("default", &targets).await, targets);
 }

@@ -1,11 +1,11 @@
-//! Name resolution: by the cluster's own DNS, or by resolvers that the operator names.
+//! Name resolution of boxes: by the cluster's DNS, or by the resolvers of the configuration.
 
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::eventually;
 
-use super::places::{ANY, Listener, PRIVATE, elsewhere};
-use super::probe::{Targets, from_box, from_pod, name, tcp, udp};
-use super::{internet, own, wide_open};
+use super::hosts::{ANY, Listener, PRIVATE, remote_machine};
+use super::probe::{Targets, name, reached_from_box, reached_from_pod, tcp, udp};
+use super::{cluster_address, internet, wide_open};
 use crate::cluster::{config, kubectl, kubernetes, subject_with};
 
 const API: &str = "kubernetes.default.svc.cluster.local.";
@@ -26,12 +26,12 @@ async fn cluster_dns_answers_only_boxes_with_internet_access() {
     })
     .await
     .unwrap();
-    // Its Service, the Pod behind it, and the Pod's other port.
-    let service = own(&config, 1024 + 10);
+    // The DNS Service and its Pod are open on port 53. Another port of the Pod is closed.
+    let service = cluster_address(&config, 1024 + 10);
     let open = Targets::from([name(API), tcp(service, 53), tcp(&address, 53)]);
     let mut all = open.clone();
     all.insert(tcp(&address, 8181));
-    assert_eq!(from_pod("default", &all).await, all);
+    assert_eq!(reached_from_pod("default", &all).await, all);
     let subject = subject_with(&config);
     let no_internet = NetworkPolicy {
         allow_internet: false,
@@ -44,7 +44,7 @@ async fn cluster_dns_answers_only_boxes_with_internet_access() {
         (Some(NetworkPolicy::default()), &Targets::new()),
         (Some(no_internet), &Targets::new()),
     ] {
-        let reached = from_box(&subject, policy.clone(), &all).await;
+        let reached = reached_from_box(&subject, policy.clone(), &all).await;
         assert_eq!(&reached, expected, "{policy:?}");
     }
     subject.clean().await.unwrap();
@@ -52,19 +52,19 @@ async fn cluster_dns_answers_only_boxes_with_internet_access() {
 
 #[tokio::test]
 async fn configured_resolver_is_reachable_on_port_53_only() {
-    let elsewhere = elsewhere().await;
-    let resolver = Listener::on(elsewhere, PRIVATE, 53);
-    let other = Listener::on(elsewhere, ANY, 0);
+    let remote = remote_machine().await;
+    let resolver = Listener::on(remote, PRIVATE, 53);
+    let other = Listener::on(remote, ANY, 0);
     let open = Targets::from([tcp(PRIVATE, 53), udp(PRIVATE, 53)]);
     let mut all = open.clone();
     all.insert(tcp(PRIVATE, other.port));
-    assert_eq!(from_pod("default", &all).await, all);
+    assert_eq!(reached_from_pod("default", &all).await, all);
     let mut config = config().await;
     config.dns_servers = vec![PRIVATE.parse().unwrap()];
     let subject = subject_with(&config);
-    assert_eq!(from_box(&subject, None, &all).await, open);
-    let heard = resolver.heard();
-    let closed = from_box(&subject, Some(NetworkPolicy::default()), &all).await;
-    assert_eq!((closed, resolver.heard()), (Targets::new(), heard));
+    assert_eq!(reached_from_box(&subject, None, &all).await, open);
+    let received = resolver.received();
+    let closed = reached_from_box(&subject, Some(NetworkPolicy::default()), &all).await;
+    assert_eq!((closed, resolver.received()), (Targets::new(), received));
     subject.clean().await.unwrap();
 }

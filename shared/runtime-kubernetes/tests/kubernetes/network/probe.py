@@ -1,24 +1,24 @@
-# Says which targets answer within PATIENCE seconds.
+# Prints the targets that answer within TIMEOUT seconds.
 import os, socket, threading, time
 
-deadline = time.monotonic() + float(os.environ["PATIENCE"])
+deadline = time.monotonic() + float(os.environ["TIMEOUT"])
 
 
-def answers(kind, host, port, patience):
+def answers(kind, host, port, timeout):
     if kind == "name":
         return bool(socket.getaddrinfo(host, None))
     family, _, _, _, address = socket.getaddrinfo(host, int(port))[0]
     with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
-        # A connection is tried again by the kernel, a datagram by us.
-        s.settimeout(patience if kind == "tcp" else min(1, patience))
+        # The kernel retries a connection; the loop below retries a datagram.
+        s.settimeout(timeout if kind == "tcp" else min(1, timeout))
         s.connect(address)
         if kind == "tcp":
             return True
-        s.send(b"knock")
-        return s.recv(100) == b"knock"
+        s.send(b"probe")
+        return s.recv(100) == b"probe"
 
 
-def try_it(target):
+def probe(target):
     while (left := deadline - time.monotonic()) > 0:
         try:
             if answers(*target.split(","), left):
@@ -28,7 +28,7 @@ def try_it(target):
             time.sleep(0.1)
 
 
-threads = [threading.Thread(target=try_it, args=[target]) for target in os.environ["TARGETS"].split()]
+threads = [threading.Thread(target=probe, args=[target]) for target in os.environ["TARGETS"].split()]
 for thread in threads:
     thread.start()
 for thread in threads:

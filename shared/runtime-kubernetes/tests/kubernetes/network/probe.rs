@@ -1,5 +1,5 @@
-//! Which targets answer: asked from a box, or from a Pod that is none, which shows that they
-//! do answer.
+//! Finds the targets that a box reaches. The same probe in a plain Pod, which is no box, is the
+//! control: it shows that the targets answer.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -24,21 +24,22 @@ pub fn udp(host: impl Display, port: u16) -> String {
     format!("udp,{host},{port}")
 }
 
-/// A name that is to be resolved.
+/// A target that is reached when its name resolves.
 pub fn name(name: &str) -> String {
     format!("name,{name},0")
 }
 
-fn variables(targets: &Targets, patience: &str) -> [(&'static str, String); 3] {
+fn variables(targets: &Targets, timeout_s: &str) -> [(&'static str, String); 3] {
     let all: Vec<&str> = targets.iter().map(String::as_str).collect();
     [
         ("TARGETS", all.join(" ")),
-        ("PATIENCE", patience.to_owned()),
-        // A resolver that does not answer is given up soon.
+        ("TIMEOUT", timeout_s.to_owned()),
+        // One attempt of 2 s for a resolver that does not answer.
         ("RES_OPTIONS", "timeout:2 attempts:1".to_owned()),
     ]
 }
 
+/// Reads the output of `probe.py`; `None` when it is incomplete.
 fn read(output: &str) -> Option<Targets> {
     let mut lines: Vec<&str> = output.lines().filter(|line| !line.is_empty()).collect();
     (lines.pop() == Some("done")).then(|| {
@@ -47,8 +48,12 @@ fn read(output: &str) -> Option<Targets> {
     })
 }
 
-/// A box that tries them and ends.
-pub fn probing(s: &Subject<Driver>, policy: Option<NetworkPolicy>, targets: &Targets) -> BoxSpec {
+/// The spec of a box that probes the targets and exits.
+pub fn probe_spec(
+    s: &Subject<Driver>,
+    policy: Option<NetworkPolicy>,
+    targets: &Targets,
+) -> BoxSpec {
     let mut spec = s.spec();
     IMAGE.clone_into(&mut spec.image);
     spec.command = Some(["python3", "-c", PROBE].map(str::to_owned).to_vec());
@@ -59,59 +64,67 @@ pub fn probing(s: &Subject<Driver>, policy: Option<NetworkPolicy>, targets: &Tar
     spec
 }
 
-/// What such a box reaches.
-pub async fn reached(s: &Subject<Driver>, spec: &BoxSpec) -> Result<Targets, Violation> {
+/// Runs a box of [`probe_spec`], and returns the targets that it reached.
+pub async fn run_probe(s: &Subject<Driver>, spec: &BoxSpec) -> Result<Targets, Violation> {
     let end = s.run_to_end(spec).await?;
     check(end.exit_code == 0, || format!("{end:?}"))?;
     read(&end.output).ok_or_else(|| Violation(format!("{end:?}")))
 }
 
-pub async fn from_box(
+pub async fn reached_from_box(
     s: &Subject<Driver>,
     policy: Option<NetworkPolicy>,
     targets: &Targets,
 ) -> Targets {
-    reached(s, &probing(s, policy, targets)).await.unwrap()
+    run_probe(s, &probe_spec(s, policy, targets)).await.unwrap()
 }
 
-/// Starts a Pod of nobody's in a namespace; its place in the API.
-pub async fn start_pod(kubectl: &Kubectl, namespace: &str, container: serde_json::Value) -> String {
+/// Starts a Pod that is no box, and returns its API path.
+pub async fn start_plain_pod(
+    kubectl: &Kubectl,
+    namespace: &str,
+    container: serde_json::Value,
+) -> String {
     let pods = format!("/api/v1/namespaces/{namespace}/pods");
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "generateName": "stranger-", "labels": { "app": "stranger" } },
+        "metadata": { "generateName": "plain-pod-", "labels": { "app": "plain-pod" } },
         "spec": {
             "restartPolicy": "Never", "automountServiceAccountToken": false,
             "terminationGracePeriodSeconds": 0, "containers": [container],
         },
     });
-    let made = kubectl.post(&pods, &pod).await;
+    let created = kubectl.post(&pods, &pod).await;
     format!(
         "{pods}/{}",
-        made["metadata"]["name"].as_str().expect("a name")
+        created["metadata"]["name"].as_str().expect("a name")
     )
 }
 
-pub async fn from_pod(namespace: &str, targets: &Targets) -> Targets {
-    from_pod_of(&kubectl().await, namespace, targets).await
+pub async fn reached_from_pod(namespace: &str, targets: &Targets) -> Targets {
+    reached_from_pod_with(&kubectl().await, namespace, targets).await
 }
 
-pub async fn from_pod_of(kubectl: &Kubectl, namespace: &str, targets: &Targets) -> Targets {
-    // What it asks may have begun only just now.
+pub async fn reached_from_pod_with(
+    kubectl: &Kubectl,
+    namespace: &str,
+    targets: &Targets,
+) -> Targets {
+    // The timeout is long, because a target may have started only just now.
     let env = variables(targets, "15").map(|(name, value)| json!({ "name": name, "value": value }));
     let container = json!({
         "name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
         "command": ["python3", "-c", PROBE], "env": env,
     });
-    let at = start_pod(kubectl, namespace, container).await;
+    let path = start_plain_pod(kubectl, namespace, container).await;
     eventually("the Pod has ended", || async {
-        let phase = kubectl.get(&at).await["status"]["phase"].clone();
-        check(phase != "Failed", || format!("{at} has failed"))?;
+        let phase = kubectl.get(&path).await["status"]["phase"].clone();
+        check(phase != "Failed", || format!("{path} has failed"))?;
         Ok((phase == "Succeeded").then_some(()))
     })
     .await
     .unwrap();
-    let said = kubectl.text(&format!("{at}/log")).await;
-    kubectl.delete(&at).await;
-    read(&said).unwrap_or_else(|| panic!("{at}: {said}"))
+    let log = kubectl.text(&format!("{path}/log")).await;
+    kubectl.delete(&path).await;
+    read(&log).unwrap_or_else(|| panic!("{path}: {log}"))
 }

@@ -1,4 +1,4 @@
-# What every hostile script begins with: attempt, and say what came of it.
+# The common start of the hostile scripts: runs attempts, and prints their outcomes.
 import ctypes, errno, os, sys
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -18,7 +18,7 @@ def call(number, *arguments):
 
 
 def attempt(name, action):
-    """One line: the name, and ALLOWED or why not."""
+    """Prints one line: the name, and ALLOWED or the reason of the refusal."""
     try:
         got = action()
     except OSError as error:
@@ -30,7 +30,7 @@ def attempt(name, action):
 
 
 def in_child(action):
-    """In a process of its own, so that what it changes harms nothing after it."""
+    """Runs the action in a child process, so that its changes do not affect later attempts."""
     def run():
         child = os.fork()
         if child == 0:
@@ -48,10 +48,10 @@ def in_child(action):
 
 
 def write(path):
-    """Opened to be written is enough: were it allowed, a write would harm the machine."""
+    """Opens the file for writing, and writes nothing: an allowed write would harm the machine."""
     return lambda: os.close(os.open(path, os.O_WRONLY))
 
 
-# A script that finds everything refused because nothing works at all proves nothing.
+# The control: a write that must succeed. Otherwise a broken script would count as refusals.
 with open("/proc/self/comm", "r+b", buffering=0) as control:
     control.write(b"hostile")

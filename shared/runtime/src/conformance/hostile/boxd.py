@@ -1,5 +1,5 @@
-# Asks the box's own boxd to run something, as one who can reach its port can: without a
-# token, with a wrong one and, as the control, with the right one.
+# Requests a command from the box's own boxd, as any client that reaches its port can: without
+# a token, with a wrong token, with an empty token and, as the control, with the right token.
 import socket, struct, time
 
 ports = set()
@@ -14,7 +14,7 @@ def frame(kind, flags, stream, body):
 
 
 def header(name, value):
-    # A literal that is not indexed, names and values plain.
+    # HPACK: a literal without indexing, name and value not Huffman coded.
     return bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
@@ -22,7 +22,7 @@ def field(number, body):
     return bytes([number << 3 | 2, len(body)]) + body
 
 
-def ask(port, authorization, path):
+def request(port, authorization, path):
     command = b"".join(field(2, word) for word in [b"touch", path.encode()])
     message = field(1, field(1, path.encode().replace(b"/", b"-")) + command)
     headers = [(":method", "POST"), (":scheme", "http"), (":path", "/agentbox.boxd.v1.Boxd/Run"),
@@ -42,7 +42,7 @@ def ask(port, authorization, path):
 
 token = os.environ["NEKOT"][::-1]
 for port in sorted(ports):
-    for who, authorization in [("no", ""), ("wrong", "Bearer wrong"), ("empty", "Bearer "),
+    for kind, authorization in [("no", ""), ("wrong", "Bearer wrong"), ("empty", "Bearer "),
                                ("right", f"Bearer {token}")]:
-        attempt(f"{who} token", lambda: ask(port, authorization, f"/tmp/{who}-{port}"))
+        attempt(f"{kind} token", lambda: request(port, authorization, f"/tmp/{kind}-{port}"))
 print("done", flush=True)

@@ -1,4 +1,4 @@
-# Ways out of a container, tried by its root.
+# Ways out of a container, attempted by root in it.
 import glob, signal, stat, struct, time
 
 NEWNS, NEWUSER, NEWNET, NEWPID, NEWCGROUP = 0x20000, 0x10000000, 0x40000000, 0x20000000, 0x2000000
@@ -33,7 +33,7 @@ def text(value):
     return ctypes.c_char_p(value)
 
 
-# Files of the kernel's.
+# Files that change the kernel.
 for path in [
     "/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe",
     "/proc/sys/kernel/hostname", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic",
@@ -46,12 +46,12 @@ for path in [
     attempt(f"write {path}", write(path))
 
 
-def last_to_be_killed():
+def lower_oom_score():
     with open("/proc/self/oom_score_adj", "r+") as file:
         file.write("-999")
 
 
-attempt("lower the OOM score", in_child(last_to_be_killed))
+attempt("lower the OOM score", in_child(lower_oom_score))
 
 
 def read(path):
@@ -72,8 +72,8 @@ for path in ["/proc/kcore", "/proc/kmsg", "/proc/keys", "/proc/timer_list", "/pr
     attempt(f"read {path}", read(path))
 
 
-def some(paths, action):
-    """Allowed when it is for one of them."""
+def any_of(paths, action):
+    """Succeeds when the action succeeds for one of the paths."""
     def run():
         refusal = Refused("none there")
         for path in paths:
@@ -93,8 +93,8 @@ assert groups
 for name in ["release_agent", "notify_on_release", "devices.allow", "memory.limit_in_bytes",
              "memory.max", "pids.max", "cpu.cfs_quota_us", "cpu.max", "cgroup.procs"]:
     files = [group + name for group in groups if os.path.exists(group + name)]
-    attempt(f"cgroup {name}", some(files, lambda path: write(path)()))
-attempt("cgroup mkdir", some(groups, lambda path: os.mkdir(path + "hostile")))
+    attempt(f"cgroup {name}", any_of(files, lambda path: write(path)()))
+attempt("cgroup mkdir", any_of(groups, lambda path: os.mkdir(path + "hostile")))
 
 # Mounts and namespaces.
 attempt("mount tmpfs", in_child(system("mount", text(b"x"), text(b"/mnt"), text(b"tmpfs"), 0, 0)))
@@ -115,7 +115,7 @@ for name, flag in [("user", NEWUSER), ("user+mount", NEWUSER | NEWNS), ("mount",
     attempt(f"unshare {name}", in_child(system("unshare", flag)))
 attempt("setns pid 1", in_child(lambda: call(nr("setns"), os.open("/proc/1/ns/mnt", os.O_RDONLY), 0)))
 
-# Another process: boxd, which is PID 1.
+# Access to another process: boxd, which is PID 1.
 attempt("ptrace pid 1", in_child(system("ptrace", 16, 1, 0, 0)))
 buffer = ctypes.create_string_buffer(64)
 vector = struct.pack("PN", ctypes.addressof(buffer), 64)
@@ -123,11 +123,11 @@ remote = struct.pack("PN", 0x400000, 64)
 attempt("process_vm_readv pid 1", system("process_vm_readv", 1, text(vector), 1, text(remote), 1, 0))
 attempt("pidfd_getfd pid 1", lambda: call(nr("pidfd_getfd"), os.pidfd_open(1), 3, 0))
 attempt("kcmp pid 1", system("kcmp", 1, os.getpid(), 0, 0, 0))
-attempt("fds of pid 1", some([f"/proc/1/fd/{n}" for n in range(20)], os.readlink))
+attempt("fds of pid 1", any_of([f"/proc/1/fd/{n}" for n in range(20)], os.readlink))
 attempt("write boxd", write("/proc/1/exe"))
 for path in glob.glob("/.agentbox/boxd*") + glob.glob("/.agentbox/bin/boxd*"):
     attempt("boxd's mount", lambda path=path: os.chmod(path, 0o777))
-# A signal that init has no handler for is not delivered from inside, not even this one.
+# The kernel does not deliver these signals to init from inside its PID namespace.
 os.kill(1, signal.SIGKILL)
 os.kill(1, signal.SIGSTOP)
 
@@ -151,7 +151,7 @@ def devices():
 
 attempt("more devices", devices)
 
-# The kernel's own doors.
+# System calls of the kernel's subsystems.
 attempt("keyctl", system("keyctl", 0, -3, 0, 0, 0))
 attempt("add_key", system("add_key", text(b"user"), text(b"x"), text(b"x"), 1, -3))
 attempt("bpf", system("bpf", 0, text(struct.pack("IIII", 2, 4, 8, 1) + bytes(112)), 128))

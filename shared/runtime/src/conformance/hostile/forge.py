@@ -1,4 +1,4 @@
-# Sockets with which a box could speak as another, or past its network.
+# Sockets that could send from a foreign address, or bypass the box's network.
 import socket
 
 AF_VSOCK, AF_PACKET, AF_XDP, AF_TIPC, AF_RXRPC, AF_KEY, AF_CAN = 40, 17, 44, 30, 33, 15, 29
@@ -20,22 +20,22 @@ attempt("AF_PACKET datagram", opened(AF_PACKET, socket.SOCK_DGRAM, 0x0300))
 for name, protocol in [("ICMP", 1), ("TCP", 6), ("UDP", 17), ("IP", 255), ("GRE", 47), ("IPIP", 4)]:
     attempt(f"raw {name}", opened(socket.AF_INET, socket.SOCK_RAW, protocol))
 attempt("raw ICMPv6", opened(socket.AF_INET6, socket.SOCK_RAW, 58))
-# A socket to the machine beneath this one, which no network namespace holds back.
+# A socket to the host of a virtual machine, which network namespaces do not restrict.
 attempt("AF_VSOCK", opened(AF_VSOCK, socket.SOCK_STREAM))
 attempt("AF_XDP", opened(AF_XDP, socket.SOCK_RAW))
 attempt("AF_KEY", opened(AF_KEY, socket.SOCK_RAW, 2))
 
 
-def as_another():
+def bind_foreign_address():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
         s.bind(("203.0.113.9", 0))
 
 
-attempt("bind to another's address", as_another)
+attempt("bind to a foreign address", bind_foreign_address)
 
 
-def another_address():
+def add_address():
     import struct
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as s:
         address = socket.inet_aton("203.0.113.9")
@@ -48,5 +48,5 @@ def another_address():
             raise OSError(-answer, "netlink")
 
 
-attempt("one more address", another_address)
+attempt("add an address", add_address)
 print("done", flush=True)

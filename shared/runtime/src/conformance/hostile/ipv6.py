@@ -1,4 +1,4 @@
-# Everything that could answer over IPv6, next door or far away.
+# Addresses that could answer over IPv6: on the link, and beyond it.
 import socket, time
 
 targets = ["ff02::1", "ff02::2", "fe80::1", "fd00::1", "2001:db8::1", "2606:4700:4700::1111",

@@ -1,4 +1,4 @@
-# A user of the box runs a program that belongs to root and is setuid.
+# Runs a setuid program of root as another user of the box.
 import shutil
 
 shutil.copy("/bin/cat", "/setuid-cat")

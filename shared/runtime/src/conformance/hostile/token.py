@@ -1,10 +1,10 @@
-# Looks for boxd's token wherever root in the box can look. It is given backwards, since
-# what the environment has is where one would look first.
+# Searches the files that root in the box can read for boxd's token. NEKOT has the token
+# reversed, because this script's own environment is searched too.
 import glob
 
 token = os.environ["NEKOT"][::-1].encode()
 with open("/tmp/control", "wb") as control:
-    control.write(b"where it is, it is found: " + token)
+    control.write(b"the control: " + token)
 for path in glob.glob("/proc/[0-9]*/*") + glob.glob("/proc/[0-9]*/fd/*") + glob.glob(
         "/proc/[0-9]*/task/*/environ") + glob.glob("/.agentbox/**", recursive=True) + glob.glob(
         "/run/**", recursive=True) + glob.glob("/tmp/**", recursive=True):

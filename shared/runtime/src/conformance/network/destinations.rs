@@ -1,5 +1,5 @@
-//! Which policy opens which address beyond the cluster. A driver's tests set up the addresses, and
-//! show that each answers a client that is not a box.
+//! Which policies open which addresses outside the cluster. A driver's tests create the addresses,
+//! and show that each answers a client that is not a box.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,18 +15,18 @@ use crate::{BoxConnector, NetworkPolicy, Runtime};
 /// one never succeeds.
 const ATTEMPTS: u32 = 3;
 
-/// Addresses that answer on TCP.
+/// Addresses that accept TCP connections.
 #[derive(Clone, Debug)]
 pub struct Destinations {
-    /// As any address of the internet.
+    /// A public address.
     pub public: SocketAddr,
-    /// In the deployment's `blocked_egress_cidrs`.
+    /// A public address in the deployment's `blocked_egress_cidrs`.
     pub blocked: SocketAddr,
-    /// Alone in its /24.
+    /// A private address, the only one in its /24.
     pub private: SocketAddr,
-    /// Private too, in other ranges.
+    /// Private addresses in other ranges.
     pub other_private: Vec<SocketAddr>,
-    /// Link-local, as metadata services have.
+    /// The link-local address of metadata services.
     pub metadata: SocketAddr,
 }
 

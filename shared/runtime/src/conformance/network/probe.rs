@@ -48,7 +48,7 @@ fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpec {
     spec
 }
 
-/// A box that sends datagrams to each `host:port`, and now and then says how many.
+/// A box that sends datagrams to each `host:port`, and prints the number of attempts.
 fn datagram_sender<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
     let mut spec = python(s, SEND);
     for (name, value) in [
@@ -62,8 +62,8 @@ fn datagram_sender<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> 
     spec
 }
 
-/// An endless sender, with pauses that leave the machine some time.
-pub fn endless<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
+/// A box that sends datagrams until it is removed, with pauses that spare the processor.
+pub fn endless_sender<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxSpec {
     let mut spec = datagram_sender(s, at);
     for (name, value) in [("SECONDS", "all"), ("PAUSE", "0.005")] {
         spec.env.insert(name.to_owned(), value.to_owned());
@@ -71,11 +71,11 @@ pub fn endless<D: Runtime + BoxConnector>(s: &Subject<D>, at: &[String]) -> BoxS
     spec
 }
 
-/// The number of datagrams that such a box has reported as sent.
+/// The number of attempts that an [`endless_sender`] has printed.
 ///
 /// # Errors
 /// When its output cannot be read.
-pub async fn sent<D: Runtime + BoxConnector>(
+pub async fn sent_datagrams<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     spec: &BoxSpec,
 ) -> Result<u64, Violation> {
@@ -89,7 +89,7 @@ pub async fn sent<D: Runtime + BoxConnector>(
 /// Runs several boxes at once that send for two seconds.
 ///
 /// # Errors
-/// When one did not.
+/// When a box sent too few.
 pub async fn send_datagrams<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     at: &[String],
@@ -106,10 +106,10 @@ pub async fn send_datagrams<D: Runtime + BoxConnector>(
     Ok(())
 }
 
-/// Starts a box that other boxes may reach, which counts datagrams until it receives `over`.
+/// Starts a box that other boxes may reach and that counts datagrams until it receives `over`.
 ///
 /// # Errors
-/// When it does not begin.
+/// When it does not start to count.
 pub async fn datagram_counter<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Result<(BoxSpec, SocketAddr), Violation> {
@@ -119,7 +119,7 @@ pub async fn datagram_counter<D: Runtime + BoxConnector>(
         ..Default::default()
     });
     let address = s.run(&spec).await?;
-    eventually("the neighbour counts", || async {
+    eventually("the neighbour box counts", || async {
         let output = s.first.last_output(&spec.id, 1_000).await?;
         Ok((!output.is_empty()).then_some(()))
     })

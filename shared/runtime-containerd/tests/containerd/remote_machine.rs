@@ -1,5 +1,5 @@
-//! Destinations for network tests: this machine's addresses, another "machine", and access to a
-//! box's network namespace with all rights.
+//! Hosts for the network tests: this machine's addresses, a network namespace that acts as a remote
+//! machine, and access to a box's network namespace with all rights.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -18,8 +18,8 @@ pub async fn own_address() -> IpAddr {
     routes[0]["prefsrc"].as_str().unwrap().parse().unwrap()
 }
 
-/// Runs a host's program in a box's network namespace, with all rights: what a box
-/// could do if every other defence failed.
+/// Runs a program of the host in a box's network namespace, with all rights. A box could do the
+/// same if every other defence failed.
 pub async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
     let pid = pid.to_string();
     let mut all = vec!["-t", &pid, "-n"];
@@ -27,8 +27,9 @@ pub async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
     host("nsenter", &all).await
 }
 
-/// A TCP connection to an [`Elsewhere`] from a box's network namespace, which it stays in.
-pub fn connection_inside(pid: u32, to: SocketAddr) -> TcpStream {
+/// Connects to a [`RemoteMachine`] from a box's network namespace. The connection stays in that
+/// namespace.
+pub fn connect_from_box(pid: u32, to: SocketAddr) -> TcpStream {
     let enter_and_connect = move || {
         let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
         setns(network, CloneFlags::CLONE_NEWNET).expect("the box's network is entered");
@@ -37,31 +38,31 @@ pub fn connection_inside(pid: u32, to: SocketAddr) -> TcpStream {
         connection.set_read_timeout(wait).unwrap();
         connection
     };
-    // A thread cannot leave a namespace that it entered, so this one ends here.
+    // The thread ends here, because a thread cannot leave a namespace that it has entered.
     std::thread::spawn(enter_and_connect).join().unwrap()
 }
 
-/// Whether the other end answers within 2 s.
+/// Whether the other end of a connection answers within 2 s.
 pub fn is_answered(mut connection: &TcpStream) -> bool {
-    let asked = connection.write_all(b"GET /status HTTP/1.0\r\n\r\n");
-    asked.is_ok() && connection.read(&mut [0]).is_ok_and(|count| count > 0)
+    let sent = connection.write_all(b"GET /status HTTP/1.0\r\n\r\n");
+    sent.is_ok() && connection.read(&mut [0]).is_ok_and(|count| count > 0)
 }
 
-/// A network namespace beside the machine that answers on some addresses; a box reaches
-/// it as it reaches any other machine, by a route of the host.
-pub struct Elsewhere {
+/// A network namespace with addresses of its own. A box reaches it by a route of the host, like any
+/// remote machine.
+pub struct RemoteMachine {
     name: String,
     pub address: IpAddr,
     listeners: Vec<tokio::process::Child>,
 }
 
-impl Elsewhere {
-    /// `tag` is a letter of the test's own.
+impl RemoteMachine {
+    /// Creates the namespace. `tag` is a letter that no other test uses.
     pub async fn new(tag: &str, routes: &[&str]) -> Self {
         let name = format!("abx{tag}{}", std::process::id());
         let (near, far) = (format!("{name}a"), format!("{name}b"));
         let address = format!("198.18.{}.2", tag.bytes().fold(0, u8::wrapping_add));
-        let made = Self {
+        let machine = Self {
             name: name.clone(),
             address: address.parse().expect("an address"),
             listeners: Vec::new(),
@@ -87,7 +88,7 @@ impl Elsewhere {
             run(format!("-n {name} addr add {address}/32 dev lo")).await;
             run(format!("route add {address}/32 via {net}.2")).await;
         }
-        made
+        machine
     }
 
     pub async fn listen(&mut self, port: u16) {
@@ -123,13 +124,13 @@ impl Elsewhere {
         };
         tokio::time::timeout(Duration::from_secs(10), up)
             .await
-            .expect("it listens");
+            .expect("the server listens");
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for RemoteMachine {
     fn drop(&mut self) {
-        // Its cable and the host's routes go with it.
+        // The veth pair and the host's routes are deleted with the namespace.
         for mut listener in self.listeners.drain(..) {
             let _ = listener.start_kill();
         }

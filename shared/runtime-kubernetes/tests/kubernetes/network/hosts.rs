@@ -1,5 +1,5 @@
-//! Where something answers beyond a box: on the node, on this machine, and on another
-//! machine behind the node.
+//! Hosts with listeners for the network tests: the node, the machine of the tests, and a remote
+//! machine that the node routes to.
 
 use std::fs::File;
 use std::io;
@@ -19,45 +19,45 @@ use crate::cluster::kubernetes;
 
 /// A network namespace.
 #[derive(Debug)]
-pub struct Network(File);
+pub struct NetworkNamespace(File);
 
-impl Network {
-    /// Gone with the value.
+impl NetworkNamespace {
+    /// A new namespace, which is deleted with this value.
     fn new() -> Self {
-        let made = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("a network");
-            File::open("/proc/thread-self/ns/net").expect("the network")
+        let created = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            File::open("/proc/thread-self/ns/net").expect("the thread's network namespace")
         });
-        Self(made.join().expect("a network"))
+        Self(created.join().expect("a network namespace"))
     }
 
-    fn of(pid: u32) -> Self {
+    fn of_process(pid: u32) -> Self {
         Self(File::open(format!("/proc/{pid}/ns/net")).expect("the process runs"))
     }
 
-    pub fn of_the_machine() -> Self {
-        Self::of(std::process::id())
+    pub fn of_test_machine() -> Self {
+        Self::of_process(std::process::id())
     }
 
-    pub fn of_the_node(kubernetes: &TestKubernetes) -> Self {
-        Self::of(kubernetes.system.pids("node")[&0])
+    pub fn of_node(kubernetes: &TestKubernetes) -> Self {
+        Self::of_process(kubernetes.system.pids("node")[&0])
     }
 
-    /// Acts in it. A socket that is opened there stays there.
-    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+    /// Runs `action` in this namespace. A socket that it opens stays in the namespace.
+    pub fn run<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
-            let acting = scope.spawn(|| {
-                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("its network is entered");
-                act()
+            let thread = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
+                action()
             });
-            acting.join().expect("it acts")
+            thread.join().expect("the action does not panic")
         })
     }
 
-    /// Runs `ip` in it.
+    /// Runs `ip` in this namespace.
     fn ip(&self, words: &str) {
         let path = std::env::var("PATH").unwrap_or_default();
-        let output = self.inside(|| {
+        let output = self.run(|| {
             Command::new("ip")
                 .args(words.split(' '))
                 .env("PATH", format!("{path}:/usr/sbin:/sbin"))
@@ -68,20 +68,20 @@ impl Network {
     }
 }
 
-/// Every address of a network.
+/// Every address of a host.
 pub const ANY: &str = "::";
 
-/// Answers on one port, over TCP and UDP, and counts.
+/// Accepts TCP connections and echoes UDP datagrams on one port, and counts both.
 pub struct Listener {
     pub port: u16,
-    heard: Arc<AtomicUsize>,
+    received: Arc<AtomicUsize>,
     _serving: JoinSet<()>,
 }
 
 impl Listener {
-    /// On any free port when it is 0. With [`ANY`] UDP is answered from whichever address
-    /// the network chooses.
-    pub fn on(network: &Network, address: &str, port: u16) -> Self {
+    /// Listens on a port; 0 selects a free one. With [`ANY`] the kernel chooses the source
+    /// address of UDP answers.
+    pub fn on(network: &NetworkNamespace, address: &str, port: u16) -> Self {
         let bind = || {
             let tcp = std::net::TcpListener::bind((address, port))?;
             let port = tcp.local_addr()?.port();
@@ -90,18 +90,18 @@ impl Listener {
             udp.set_nonblocking(true)?;
             Ok::<_, io::Error>((tcp, udp, port))
         };
-        let (tcp, udp, port) = network.inside(bind).expect("a free port");
+        let (tcp, udp, port) = network.run(bind).expect("a free port");
         let tcp = TcpListener::from_std(tcp).expect("a socket");
         let udp = UdpSocket::from_std(udp).expect("a socket");
-        let heard = Arc::new(AtomicUsize::new(0));
+        let received = Arc::new(AtomicUsize::new(0));
         let mut serving = JoinSet::new();
-        let count = heard.clone();
+        let count = received.clone();
         serving.spawn(async move {
             while tcp.accept().await.is_ok() {
                 count.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let count = heard.clone();
+        let count = received.clone();
         serving.spawn(async move {
             let mut buffer = [0; 512];
             while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
@@ -111,19 +111,19 @@ impl Listener {
         });
         Self {
             port,
-            heard,
+            received,
             _serving: serving,
         }
     }
 
-    /// Connections and datagrams so far.
-    pub fn heard(&self) -> usize {
-        self.heard.load(Ordering::SeqCst)
+    /// The number of connections and datagrams so far.
+    pub fn received(&self) -> usize {
+        self.received.load(Ordering::SeqCst)
     }
 }
 
 pub const PUBLIC: &str = "198.51.100.7";
-/// The tests' drivers have it in `blocked_egress_cidrs`.
+/// The drivers of the tests have this address in `blocked_egress_cidrs`.
 pub const BLOCKED: &str = "203.0.113.7";
 pub const PRIVATE: &str = "10.255.77.7";
 pub const OTHER_PRIVATE: [&str; 4] = [
@@ -134,15 +134,15 @@ pub const OTHER_PRIVATE: [&str; 4] = [
 ];
 pub const METADATA: &str = "169.254.169.254";
 
-/// A machine with all of these addresses, to which the node routes.
-pub fn machine_behind(node: &Network) -> Network {
-    let machine = Network::new();
-    let there = format!("/proc/{}/fd/{}", std::process::id(), machine.0.as_raw_fd());
+/// Creates a network namespace with all of these addresses, as a machine that the node routes to.
+pub fn create_remote_machine(node: &NetworkNamespace) -> NetworkNamespace {
+    let machine = NetworkNamespace::new();
+    let namespace = format!("/proc/{}/fd/{}", std::process::id(), machine.0.as_raw_fd());
     node.ip(&format!(
-        "link add elsewhere type veth peer name eth0 netns {there}"
+        "link add remote0 type veth peer name eth0 netns {namespace}"
     ));
-    node.ip("addr add 192.0.2.1/30 dev elsewhere");
-    node.ip("link set elsewhere up");
+    node.ip("addr add 192.0.2.1/30 dev remote0");
+    node.ip("link set remote0 up");
     for words in [
         "link set lo up",
         "addr add 192.0.2.2/30 dev eth0",
@@ -161,14 +161,17 @@ pub fn machine_behind(node: &Network) -> Network {
     machine
 }
 
-/// The one behind the tests' cluster.
-pub async fn elsewhere() -> &'static Network {
-    static ELSEWHERE: OnceCell<Network> = OnceCell::const_new();
-    ELSEWHERE
-        .get_or_init(|| async { machine_behind(&Network::of_the_node(kubernetes().await)) })
+/// The remote machine that the node of the tests' cluster routes to.
+pub async fn remote_machine() -> &'static NetworkNamespace {
+    static REMOTE_MACHINE: OnceCell<NetworkNamespace> = OnceCell::const_new();
+    REMOTE_MACHINE
+        .get_or_init(|| async {
+            create_remote_machine(&NetworkNamespace::of_node(kubernetes().await))
+        })
         .await
 }
 
-pub fn at(address: &str, listener: &Listener) -> SocketAddr {
+/// The socket address of a listener at one of its host's addresses.
+pub fn socket_address(address: &str, listener: &Listener) -> SocketAddr {
     SocketAddr::new(address.parse().expect("an address"), listener.port)
 }

@@ -1,0 +1,72 @@
+//! Error messages of image pulls, which containerd writes on every kind of cluster. Pure.
+
+/// The texts of errors of a registry or of the network after which a later attempt may succeed.
+const TRANSIENT_ERRORS: [&str; 11] = [
+    "429",
+    "too many requests",
+    "toomanyrequests",
+    "500 internal server error",
+    "502 bad gateway",
+    "503 service unavailable",
+    "504 gateway time",
+    "i/o timeout",
+    "tls handshake timeout",
+    "connection reset",
+    "unexpected eof",
+];
+
+/// Whether a later pull may succeed: the registry is busy, or the connection broke.
+#[must_use]
+pub fn is_transient_error(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    TRANSIENT_ERRORS.iter().any(|text| lower.contains(text))
+}
+
+/// The innermost error of a chain of wrapped gRPC errors, bounded and on one line.
+#[must_use]
+pub fn innermost_cause(message: &str) -> String {
+    let text = message.trim();
+    let cause = text.rsplit_once("desc = ").map_or(text, |(_, cause)| cause);
+    cause
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(400)
+        .collect()
+}
+
+/// The image's name for a message: bounded, on one line.
+#[must_use]
+pub fn printable_image(image: &str) -> String {
+    image
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_busy_registry_and_broken_connection_are_transient() {
+        for (message, transient) in [
+            ("failed to resolve reference \"x\": x: not found", false),
+            ("pull access denied", false),
+            ("connect: connection refused", false),
+            ("unexpected status: 429 Too Many Requests", true),
+            ("unexpected status: 503 Service Unavailable", true),
+            ("read tcp: connection reset by peer", true),
+        ] {
+            assert_eq!(is_transient_error(message), transient, "{message}");
+        }
+    }
+
+    #[test]
+    fn innermost_cause_is_the_last_description_on_one_line() {
+        let wrapped =
+            "rpc error: code = Unknown desc = rpc error: code = NotFound desc = x:\n gone";
+        assert_eq!(innermost_cause(wrapped), "x: gone");
+        assert_eq!(innermost_cause(" plain "), "plain");
+    }
+}
