@@ -142,7 +142,7 @@ impl Kubernetes {
             .await?;
         registry::write(&files, &addresses, registry)?;
         metrics_server::write_keys(&files).await?;
-        let boxd = crate::image::programs::of_boxd(boxd, &run).await?;
+        let boxd = crate::image::programs::build_boxd_image(boxd, &run).await?;
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
             deployment: paths.deployment.clone(),

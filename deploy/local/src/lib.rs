@@ -28,6 +28,6 @@ mod stale;
 mod status;
 mod supervisor;
 
-pub use image::programs::{of_program, of_services, of_stores};
+pub use image::programs::{build_program_image, build_services_image, build_store_images};
 pub use image::{Archive, ImageError};
 pub use kubernetes::addons;

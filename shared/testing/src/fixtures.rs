@@ -14,7 +14,7 @@ use crate::endpoint::kubernetes::KubernetesEndpoint;
 use crate::endpoint::nats::NatsEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::instance::StartError;
-use crate::paths::{agentbox_testing, bin_dir};
+use crate::paths::{agentbox_local, bin_dir};
 use crate::plan::Components;
 use crate::system::{Options, System};
 use crate::tool::Tool;
@@ -186,7 +186,7 @@ pub async fn build_kubernetes() -> Result<(), StartError> {
 }
 
 async fn kubernetes_command(arguments: &[&str]) -> Result<String, StartError> {
-    let program = agentbox_testing(&bin_dir())?;
+    let program = agentbox_local(&bin_dir())?;
     let output = Tool::new(program)
         .args(["kubernetes"])
         .args(arguments)

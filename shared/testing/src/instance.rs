@@ -55,7 +55,7 @@ impl Instance {
         use std::os::unix::fs::PermissionsExt;
         use std::os::unix::process::CommandExt;
 
-        let program = paths::agentbox_testing(&plan.bin_dir)?;
+        let program = paths::agentbox_local(&plan.bin_dir)?;
         let directory = tempfile::Builder::new()
             .prefix(TEST_DIRECTORY)
             .permissions(std::fs::Permissions::from_mode(0o711))

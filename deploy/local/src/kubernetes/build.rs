@@ -140,7 +140,7 @@ impl Programs {
     }
 
     /// Calico's kinds, a YAML file each.
-    pub(crate) fn calico_kinds(&self) -> PathBuf {
+    pub(crate) fn calico_crds(&self) -> PathBuf {
         self.directory("calico").join("crd")
     }
 }

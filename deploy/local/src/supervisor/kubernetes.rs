@@ -119,7 +119,7 @@ async fn start_control_plane(
     api.create_node(&cluster.addresses).await?;
     control_plane.supervise(specs.proxy(), None);
     control_plane.supervise(specs.metrics_server(), None);
-    let kinds = cluster.programs.calico_kinds();
+    let kinds = cluster.programs.calico_crds();
     api.set_up_calico(&kinds, &cluster.addresses).await?;
     api.set_up_namespace().await?;
     api.set_up([registry::secret(&cluster.paths.run())?])

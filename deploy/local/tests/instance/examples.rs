@@ -52,8 +52,8 @@ impl Guide<'_> {
     }
 
     async fn answer(&self, name: &str) -> Value {
-        let said = self.run(name).await;
-        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
+        let output = self.run(name).await;
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{name}: {error}: {output}"))
     }
 
     /// The standard output of the command in the example `name`, which must succeed.
@@ -88,7 +88,7 @@ async fn every_curl_example_of_the_guide_runs_as_written() {
     assert_eq!(created["status"], "pending", "{created}");
     let id = guide.fill_in("env-abc123", &created["id"]);
     assert_eq!(created["namespace"], format!("agentbox-{id}"));
-    api.reaches(&id, "running").await;
+    api.wait_for_status(&id, "running").await;
     let list = guide.answer("list").await;
     assert_eq!((&list["total"], &list["limit"]), (&json!(1), &json!(10)));
     assert_eq!(list["environments"][0]["id"], id);
@@ -127,6 +127,6 @@ async fn every_curl_example_of_the_guide_runs_as_written() {
     assert_eq!(guide.run("delete").await, "");
     let followed = guide.run("follow").await;
     assert!(followed.contains("event: end"), "{followed}");
-    api.reaches(&id, "terminated").await;
+    api.wait_for_status(&id, "terminated").await;
     system.stop().await;
 }
