@@ -5,7 +5,7 @@
 //! networks, and the product's services, restarts what exits, and removes everything at the
 //! end. Tests use it through `agentbox-testing`, which runs the program.
 //!
-//! Never part of a deployment elsewhere: the Helm chart (`deploy/helm`) is.
+//! Never deploys to another machine: the Helm chart (`deploy/helm`) does.
 
 mod cleanup;
 pub mod cli;

@@ -22,7 +22,7 @@ use crate::tool::Tool;
 static POSTGRES: OnceCell<System> = OnceCell::const_new();
 static NATS: OnceCell<System> = OnceCell::const_new();
 
-/// Building the programs of a Kubernetes in an empty cache.
+/// The deadline for building the programs of a Kubernetes with an empty cache.
 const BUILD_DEADLINE: Duration = Duration::from_secs(3_600);
 
 async fn start(components: Components) -> Result<System, StartError> {
@@ -175,8 +175,8 @@ impl TestKubernetes {
     }
 }
 
-/// Builds the programs of a Kubernetes that are not in the cache. A start does the same, within
-/// the deadline of the start.
+/// Builds the programs of a Kubernetes that are not in the cache. The start of a system does the
+/// same, but within its own shorter deadline.
 ///
 /// # Errors
 /// When one cannot be built.

@@ -1,5 +1,5 @@
-//! The whole life of a release: installation, the guide's workflow, restarts under load, an
-//! upgrade and the removal.
+//! The whole life of a release: installation, the workflow of the API's user guide, restarts under
+//! load, an upgrade and the removal.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::helm::chart;
 use crate::load::{Client, Load, Tally};
 use crate::{external, follow, manifests, network, rbac};
 
-/// The script as the guide prints it.
+/// The script of the user guide.
 const GUIDE: &str = include_str!("../instance/workflow.sh");
 /// Including `pip install`.
 const GUIDE_DEADLINE: Duration = Duration::from_secs(300);

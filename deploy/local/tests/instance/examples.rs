@@ -1,5 +1,6 @@
-//! Each `curl` example of the guide, run by a shell as the guide prints it. The route tests of logs
-//! and attach cover its two JavaScript examples.
+//! The `curl` examples of the API's user guide, run by a shell exactly as the guide prints them. The
+//! guide is not in this repository; `examples.sh` contains its examples. The route tests of logs and
+//! attach cover its two JavaScript examples.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::process::Command;
 
 use crate::api::Api;
 
-/// The examples as the guide prints them, each below `### <name>`. `follow` comes after `delete`,
+/// The guide's examples, each below `### <name>`. `follow` comes after `delete`,
 /// so that its stream ends.
 const EXAMPLES: &str = include_str!("examples.sh");
 const DEADLINE: Duration = Duration::from_secs(150);

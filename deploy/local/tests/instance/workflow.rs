@@ -1,4 +1,5 @@
-//! The complete workflow of the guide, with two replicas of each service.
+//! The complete workflow of the API's user guide, with two replicas of each service. The guide is
+//! not in this repository; `workflow.sh` is the script exactly as the guide prints it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::process::Command;
 
 use crate::api::Api;
 
-/// The script as the guide prints it.
+/// The script of the user guide.
 const SCRIPT: &str = include_str!("workflow.sh");
 /// Including `pip install`.
 const DEADLINE: Duration = Duration::from_secs(240);
