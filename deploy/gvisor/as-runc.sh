@@ -1,18 +1,19 @@
 #!/bin/sh
-# runc's command line on gVisor's runsc, so that containerd's shim for runc drives it. For
-# machines without CAP_SYS_RESOURCE, where gVisor's own shim cannot set its OOM score; it
-# works on all others too. Whoever writes it to its place puts runsc's path below.
+# Runs gVisor's runsc with the command line of runc, so that containerd's shim for runc can use it.
+# It is needed on machines without CAP_SYS_RESOURCE, where gVisor's own shim cannot set its OOM score,
+# and works on all other machines. The placeholder below is replaced by runsc's path.
 #
-# * The shim waits until nobody holds the pipe that it gave to a command. `start` begins
-#   processes that outlive it: they do not get it. For runsc these are also the container's
-#   input and output, which the shim gives to `create`: they are taken from there.
-# * The shim learns that a container ended by the end of its process, and a container in a
-#   sandbox has no process on the machine. `create` leaves one behind that waits for the
-#   container and ends as it did: as killed, if the whole sandbox ended.
-# * To kill what has ended already is no failure for the shim, if it is told so.
-# * runsc takes the first letters of an id for the id, so what is asked must be the id: the
-#   last word of a command, but before the signal in `kill`.
-# * runsc's control groups are left on: the sandbox runs in the box's.
+# * The shim waits until every process has closed the pipe that it gave to a command. `start` starts
+#   processes that outlive the command, so they must not inherit the pipe. runsc uses the streams of
+#   `start` as the container's output, while the shim gives the container's streams to `create`. So
+#   `start` opens the streams of the process that `create` left.
+# * The shim detects the end of a container by the end of its process. A container in a gVisor sandbox
+#   has no process on the machine, so `create` leaves a process that waits for the container and exits
+#   with its code: with 137 if the whole sandbox ended.
+# * The shim accepts a failed `kill` of an ended container only with runc's message for it.
+# * runsc also accepts a prefix of a container's id, so the id below must be exact: it is the last
+#   argument of a command, and in `kill` the one before the signal.
+# * runsc's control groups stay enabled: the sandbox runs in the box's control group.
 set -u
 runsc=@RUNSC@
 
@@ -33,11 +34,11 @@ done
 id=$last
 [ "$command" != kill ] || id=$previous
 
-# Where `create` of a container waits for its `start`: each opens its end.
+# The pipe by which `start` releases the process of `create`: each opens one end.
 started=$root/$id.started
-# Which process that is: it holds the container's output.
+# The pid of that process, which holds the container's output.
 waiting=$root/$id.waiting
-tell() {
+release() {
   [ -p "$started" ] || return 0
   timeout 10 sh -c ': > "$0"' "$started"
   rm -f "$started"
@@ -51,29 +52,29 @@ case $command in
     fi
     "$runsc" --platform=systrap "$@" > "$streams" 2> "$errors"
     code=$?
-    tell
+    release
     exit "$code" ;;
   create)
     "$runsc" --platform=systrap "$@" || exit
-    # The other type is the sandbox, whose process is the sandbox itself.
+    # The other type is `sandbox`, which has a process of its own.
     grep -q '"io.kubernetes.cri.container-type": *"container"' "$bundle/config.json" || exit 0
     mkfifo "$started"
     (
       : < "$started"
-      said=$("$runsc" --root "$root" wait "$id") || exit 137
-      code=${said##*\"exitStatus\":}
+      result=$("$runsc" --root "$root" wait "$id") || exit 137
+      code=${result##*\"exitStatus\":}
       exit "${code%%[!0-9]*}"
     ) < /dev/null &
     printf %s "$!" > "$waiting"
     printf %s "$!" > "$pid_file" ;;
   kill)
     "$runsc" --platform=systrap "$@" && exit
-    # In runc's words, which the shim knows: then it is no failure.
+    # runc's message for an ended container, which the shim recognises.
     "$runsc" --root "$root" state "$id" 2> /dev/null | grep -q '"status": "running"' && exit 1
     echo "container not running" >&2
     exit 1 ;;
   delete)
-    tell
+    release
     rm -f "$waiting"
     exec "$runsc" --platform=systrap "$@" ;;
   *) exec "$runsc" --platform=systrap "$@" ;;

@@ -1,10 +1,9 @@
-# Builds gVisor's runsc, a static program, from the Go module that go.mod beside this
-# file pins.
+# Builds gVisor's static program runsc. The go.mod in this directory pins its version.
 #
 #   bash build.sh [DIRECTORY]
 #
-# Into DIRECTORY/runsc, by default where `agentbox-local` looks for it; prints that path.
-# What is there is not built again. Takes about a minute on two cores.
+# Writes DIRECTORY/runsc, by default where `agentbox-local` finds it, and prints the path. An existing
+# program is not built again. The build takes about a minute on two cores.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,7 +15,8 @@ if [ ! -x "$directory/runsc" ]; then
   # shellcheck source=deploy/go.sh
   . "$here/../go.sh"
   mkdir -p "$directory"
-  # A dynamic one dies in its chroot. Whole or not at all, also when two build at once.
+  # Static, because a dynamic program fails in gVisor's chroot. Renamed when complete, so that two
+  # concurrent builds do not conflict.
   cd "$here"
   CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
     -o "$directory/runsc.$$" gvisor.dev/gvisor/runsc >&2

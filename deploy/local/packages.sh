@@ -4,7 +4,7 @@
 #   bash packages.sh             install the missing packages
 #   bash packages.sh kubernetes  also those that a Kubernetes node requires
 #   bash packages.sh lint        also those that `make lint-api` requires
-#   bash packages.sh check       print in one line the packages missing to run the built programs
+#   bash packages.sh check       print in one line the packages that the built programs miss
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 
@@ -23,7 +23,7 @@ need() {
   missing+=("$package")
 }
 
-# For building and testing only.
+# As `need`, for packages that only builds and tests require.
 need_to_build() {
   [ "$mode" = check ] || need "$@"
 }
@@ -96,7 +96,7 @@ log=$(mktemp)
 if ! { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
   > "$log" 2>&1 < /dev/null; then
   tail -n 5 "$log" >&2
-  echo "the installation failed of: ${missing[*]}" >&2
+  echo "could not install ${missing[*]}" >&2
   exit 1
 fi
 rm -f "$log"

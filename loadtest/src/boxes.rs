@@ -55,7 +55,7 @@ async fn warm_up(client: &Client) -> anyhow::Result<()> {
                 "the system limits the rate of requests: start it with {} set to {NO_LIMIT}",
                 LIMITS.join(", ")
             ),
-            Err(error) => return Err(error.context("a first box")),
+            Err(error) => return Err(error.context("measuring a first box")),
         }
     }
     Ok(())
@@ -68,13 +68,17 @@ fn is_rate_limited(error: &anyhow::Error) -> bool {
 
 /// Creates, uses and deletes one box after the other, alternating with the runtime alone.
 async fn sequential(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
-    let [mut creates, mut firsts, mut raw_creates, mut raw_firsts] =
-        std::array::from_fn(|_| Samples::default());
+    let [
+        mut creates,
+        mut first_execs,
+        mut raw_creates,
+        mut raw_first_execs,
+    ] = std::array::from_fn(|_| Samples::default());
     for number in 0..CREATES {
         wait_idle(raw).await;
         let (id, created) = create(client, &format!("bench-{number}")).await;
         if let (Some(id), Ok(_)) = (&id, &created) {
-            firsts.push(exec(client, id).await);
+            first_execs.push(exec(client, id).await);
         }
         creates.push(created);
         delete(client, id, true).await;
@@ -83,7 +87,7 @@ async fn sequential(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
         match raw.create(&format!("bench-{number}")).await {
             Ok((raw_box, took)) => {
                 raw_creates.push(Ok(took));
-                raw_firsts.push(raw.exec(&raw_box).await);
+                raw_first_execs.push(raw.exec(&raw_box).await);
                 raw.remove(raw_box).await;
             }
             Err(error) => raw_creates.push(Err(error)),
@@ -93,9 +97,9 @@ async fn sequential(client: &Client, raw: Option<&dyn Raw>) -> Vec<Figure> {
         creates
             .figure("create to running, one by one")
             .compared_with(raw.map(|raw| raw_creates.figure(raw.names().create))),
-        firsts
+        first_execs
             .figure("first exec of `true` in a new box")
-            .compared_with(raw.map(|raw| raw_firsts.figure(raw.names().exec))),
+            .compared_with(raw.map(|raw| raw_first_execs.figure(raw.names().exec))),
     ]
 }
 
@@ -104,7 +108,7 @@ async fn execs(client: &Client, raw: Option<&dyn Raw>) -> anyhow::Result<Vec<Fig
     let (id, created) = create(client, "bench-exec").await;
     let (Some(id), Ok(_)) = (&id, &created) else {
         delete(client, id, false).await;
-        return Err(created.err().context("a box for execs")?);
+        return Err(created.err().context("creating a box for execs")?);
     };
     let raw_box = match raw {
         Some(raw) => Some((raw, raw.create("bench-exec").await?.0)),
@@ -144,6 +148,7 @@ async fn concurrently<F: Future<Output = anyhow::Result<Duration>>>(
     Samples::concurrent(results, started.elapsed())
 }
 
+/// Creates many boxes at the same time, and then the same number with the runtime alone.
 async fn burst(client: &Client, raw: Option<&dyn Raw>) -> Figure {
     wait_idle(raw).await;
     let started = Instant::now();
@@ -165,13 +170,14 @@ async fn burst(client: &Client, raw: Option<&dyn Raw>) -> Figure {
         .compared_with(baseline)
 }
 
-/// See [`Raw::wait_idle`].
+/// Calls [`Raw::wait_idle`] if the runtime alone is measured too.
 async fn wait_idle(raw: Option<&dyn Raw>) {
     if let Some(raw) = raw {
         raw.wait_idle().await;
     }
 }
 
+/// The part of [`burst`] with the runtime alone.
 async fn raw_burst(raw: &dyn Raw, names: impl Iterator<Item = String>) -> Figure {
     raw.wait_idle().await;
     let started = Instant::now();
@@ -222,6 +228,7 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
     (Some(id), running.map(|_| took).map_err(Into::into))
 }
 
+/// Runs `true` in a box and measures the time of the request.
 async fn exec(client: &Client, id: &EnvironmentId) -> anyhow::Result<Duration> {
     let body = ExecBody {
         command: vec!["true".to_owned()],

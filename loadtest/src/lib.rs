@@ -17,7 +17,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::figures::{Figure, Report};
 use crate::raw::Raw;
-use crate::target::{Target, variable_of};
+use crate::target::{Target, runtime_variable};
 
 /// Measures AgentBox. Starts a new system, unless AGENTBOX_URL, AGENTBOX_ADMIN_USERNAME and
 /// AGENTBOX_ADMIN_PASSWORD select a running one.
@@ -75,7 +75,7 @@ async fn measure(target: &Target, only: Option<Suite>) -> anyhow::Result<Vec<Fig
         figures.extend(boxes::measure(&target.client, raw.as_deref()).await?);
     }
     if only != Some(Suite::Boxes) {
-        match target.own() {
+        match target.new_system() {
             Some(system) => figures.extend(lists::measure(system).await?),
             None => println!("lists are not measured: they need a new system"),
         }
@@ -86,7 +86,7 @@ async fn measure(target: &Target, only: Option<Suite>) -> anyhow::Result<Vec<Fig
 /// The target's runtime alone, if its path is known.
 async fn connect_raw(target: &Target) -> anyhow::Result<Option<Box<dyn Raw>>> {
     let Some(path) = &target.runtime_path else {
-        let variable = variable_of(target.runtime);
+        let variable = runtime_variable(target.runtime);
         println!("the runtime alone is not measured: {variable} is not set");
         return Ok(None);
     };

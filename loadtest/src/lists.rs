@@ -100,42 +100,51 @@ fn cases(owner: &UserId) -> Vec<(&'static str, ListRequest)> {
         visibility: Visibility::Owner(owner.clone()),
         ..all()
     };
-    let of = |list: ListRequest, selector: &str| ListRequest {
+    let with_selector = |list: ListRequest, selector: &str| ListRequest {
         label_selector: Some(selector.to_owned()),
         ..list
     };
-    let at = |list: ListRequest, offset| ListRequest { offset, ..list };
-    let in_status = |list: ListRequest, status| ListRequest {
+    let with_offset = |list: ListRequest, offset| ListRequest { offset, ..list };
+    let with_status = |list: ListRequest, status| ListRequest {
         status: Some(status),
         ..list
     };
     vec![
         ("all", all()),
-        ("all, offset 90,000", at(all(), 90_000)),
+        ("all, offset 90,000", with_offset(all(), 90_000)),
         ("of one owner", owned()),
-        ("of one owner, offset 40,000", at(owned(), 40_000)),
-        ("running", in_status(all(), Status::Running)),
-        ("terminated", in_status(all(), Status::Terminated)),
-        ("of one owner, running", in_status(owned(), Status::Running)),
-        ("project=p7 (200)", of(all(), "project=p7")),
-        ("tier=b (66,667)", of(all(), "tier=b")),
-        ("tier=b, offset 60,000", at(of(all(), "tier=b"), 60_000)),
-        ("tier (all)", of(all(), "tier")),
-        ("project!=p7", of(all(), "project!=p7")),
-        ("tier!=b", of(all(), "tier!=b")),
+        ("of one owner, offset 40,000", with_offset(owned(), 40_000)),
+        ("running", with_status(all(), Status::Running)),
+        ("terminated", with_status(all(), Status::Terminated)),
+        (
+            "of one owner, running",
+            with_status(owned(), Status::Running),
+        ),
+        ("project=p7 (200)", with_selector(all(), "project=p7")),
+        ("tier=b (66,667)", with_selector(all(), "tier=b")),
+        (
+            "tier=b, offset 60,000",
+            with_offset(with_selector(all(), "tier=b"), 60_000),
+        ),
+        ("tier (all)", with_selector(all(), "tier")),
+        ("project!=p7", with_selector(all(), "project!=p7")),
+        ("tier!=b", with_selector(all(), "tier!=b")),
         (
             "project in (p1,p2,p3),tier=a",
-            of(all(), "project in (p1,p2,p3),tier=a"),
+            with_selector(all(), "project in (p1,p2,p3),tier=a"),
         ),
-        ("tier=a,project", of(all(), "tier=a,project")),
-        ("of one owner, project=p8", of(owned(), "project=p8")),
+        ("tier=a,project", with_selector(all(), "tier=a,project")),
+        (
+            "of one owner, project=p8",
+            with_selector(owned(), "project=p8"),
+        ),
         (
             "of one owner, terminated, tier=b",
-            of(in_status(owned(), Status::Terminated), "tier=b"),
+            with_selector(with_status(owned(), Status::Terminated), "tier=b"),
         ),
         (
             "running, tier!=b",
-            of(in_status(all(), Status::Running), "tier!=b"),
+            with_selector(with_status(all(), Status::Running), "tier!=b"),
         ),
     ]
 }

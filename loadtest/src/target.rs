@@ -1,4 +1,4 @@
-//! The system to measure: the one in the environment's variables, or one started for it.
+//! The system to measure: the one that environment variables select, or a new one.
 
 use std::path::PathBuf;
 
@@ -27,22 +27,24 @@ pub struct Target {
 }
 
 impl Target {
+    /// Selects the running system of the variables, or starts a new one.
+    ///
     /// # Errors
-    /// When it cannot be started, or the login fails.
+    /// When a new system cannot be started, or the login fails.
     pub async fn find(runtime: Runtime) -> anyhow::Result<Self> {
         let value = |name: &str| std::env::var(name).ok();
         let Some(url) = value("AGENTBOX_URL") else {
             return Self::start(runtime).await;
         };
-        let of = |name| value(name).with_context(|| format!("{name} is not set"));
+        let required = |name| value(name).with_context(|| format!("{name} is not set"));
         let (username, password) = (
-            of("AGENTBOX_ADMIN_USERNAME")?,
-            of("AGENTBOX_ADMIN_PASSWORD")?,
+            required("AGENTBOX_ADMIN_USERNAME")?,
+            required("AGENTBOX_ADMIN_PASSWORD")?,
         );
         Ok(Self {
             client: log_in(&url, &username, &password).await?,
             runtime,
-            runtime_path: value(variable_of(runtime)).map(PathBuf::from),
+            runtime_path: value(runtime_variable(runtime)).map(PathBuf::from),
             url,
             system: None,
         })
@@ -77,8 +79,8 @@ impl Target {
         })
     }
 
-    /// The system that was started for this.
-    pub fn own(&self) -> Option<&System> {
+    /// The system that was started for this measurement; `None` for a running one.
+    pub fn new_system(&self) -> Option<&System> {
         self.system.as_ref()
     }
 
@@ -99,7 +101,7 @@ impl Target {
 }
 
 /// The variable with the path of the runtime of a system that already runs.
-pub const fn variable_of(runtime: Runtime) -> &'static str {
+pub const fn runtime_variable(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Containerd => "AGENTBOX_CONTAINERD_SOCKET",
         Runtime::Kubernetes => "AGENTBOX_KUBECONFIG",

@@ -1,10 +1,10 @@
-# Makes the data directory when there is none, the roles and their passwords as the
-# environment says, and becomes the server.
+# Creates the data directory if it does not exist, creates the roles with the passwords from the
+# environment, and then runs the server in the place of this script.
 set -eu
 umask 077
 export PGDATA=/data/postgres PGHOST=/tmp PGUSER=postgres
 if [ ! -s "$PGDATA/PG_VERSION" ] || [ -e "$PGDATA.partial" ]; then
-  # A start that was killed in the middle has left a half-made directory.
+  # An interrupted start left an incomplete directory.
   rm -rf "$PGDATA"
   touch "$PGDATA.partial"
   printf %s "$POSTGRES_PASSWORD" > /tmp/password
@@ -14,7 +14,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ] || [ -e "$PGDATA.partial" ]; then
   echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
   rm "$PGDATA.partial"
 fi
-# Nobody but this script until the roles are there.
+# Until the roles exist the server listens on a local socket only.
 pg_ctl --wait --log=/tmp/bootstrap.log --options="-c listen_addresses= -c unix_socket_directories=/tmp" start > /tmp/start.log ||
   { cat /tmp/bootstrap.log; exit 1; }
 psql --no-psqlrc --quiet --dbname=postgres -v auth_password="$AUTH_PASSWORD" \

@@ -1,6 +1,6 @@
--- The database, and of each service that stores something its role and schema. Run by the
--- superuser with psql, as often as one likes; psql's variables auth_password and
--- scheduler_password hold the passwords:
+-- Creates the database, and a role and a schema for each service that stores data. The superuser runs
+-- it with psql, any number of times. psql's variables auth_password and scheduler_password contain the
+-- passwords:
 --   psql -v auth_password=… -v scheduler_password=… -f postgres.sql
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
@@ -12,7 +12,7 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
 SELECT 'CREATE ROLE auth LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'auth') \gexec
 ALTER ROLE auth LOGIN PASSWORD :'auth_password';
--- CREATE, since migrations begin with `CREATE SCHEMA IF NOT EXISTS`.
+-- CREATE, because migrations begin with `CREATE SCHEMA IF NOT EXISTS`.
 GRANT CONNECT, CREATE, TEMPORARY ON DATABASE agentbox TO auth;
 CREATE SCHEMA IF NOT EXISTS auth AUTHORIZATION auth;
 ALTER ROLE auth IN DATABASE agentbox SET search_path = auth;

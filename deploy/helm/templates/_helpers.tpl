@@ -2,7 +2,7 @@
 {{- ternary .Release.Name (printf "%s-agentbox" .Release.Name) (contains "agentbox" .Release.Name) | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* Of everything of the release. */}}
+{{/* The labels of every object of the release. */}}
 {{- define "agentbox.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -16,7 +16,7 @@ app.kubernetes.io/name: agentbox
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Which boxes are this release's. */}}
+{{/* The deployment's name, which labels the boxes of this release. */}}
 {{- define "agentbox.deployment" -}}
 {{- $name := .Values.cluster.deployment | default (printf "%s-%s" .Release.Namespace .Release.Name) -}}
 {{- if gt (len $name) 40 }}{{ fail (printf "cluster.deployment: `%s` is longer than 40 characters" $name) }}{{ end -}}
@@ -31,7 +31,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end }}
 
-{{/* The services, as JSON: by their names, with their values. */}}
+{{/* The values of each service by its name, as JSON. */}}
 {{- define "agentbox.services" -}}
 {{- $services := dict -}}
 {{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" -}}
@@ -40,7 +40,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $services | toJson -}}
 {{- end }}
 
-{{/* The Secret of a service: (list $ name). */}}
+{{/* The name of a service's Secret: (list $ service). */}}
 {{- define "agentbox.secret" -}}
 {{- $root := index . 0 -}}
 {{- $service := index . 1 -}}
@@ -60,14 +60,14 @@ nats://{{ include "agentbox.name" . }}-nats:4222
 {{- end -}}
 {{- end }}
 
-{{/* What no container of ours needs more than. */}}
+{{/* The security context of every container: no rights beyond those of an ordinary user. */}}
 {{- define "agentbox.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end }}
 
-{{/* Where a Pod may run: (list $ values component). */}}
+{{/* The scheduling fields of a Pod: (list $ values component). */}}
 {{- define "agentbox.placement" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 1 -}}
@@ -104,7 +104,7 @@ topologySpreadConstraints:
 {{- dict "clusters" (list $cluster) | toPrettyJson }}
 {{- end }}
 
-{{/* Of the server: its language is a looser JSON. */}}
+{{/* The configuration of the NATS server. */}}
 {{- define "agentbox.natsConfig" }}
 server_name: {{ include "agentbox.name" . }}-nats
 port: 4222
@@ -116,10 +116,10 @@ jetstream {
   store_dir: /data
   max_file_store: {{ .Values.nats.fileStore }}
   max_memory_store: {{ .Values.nats.memoryStore }}
-  # What was acknowledged is on the disk.
+  # An acknowledged message is on the disk.
   sync_interval: always
 }
-# A user for each service, which may do what the service does.
+# A user for each service, with the permissions of that service.
 authorization {
   users: [
     {{- range $service, $permissions := .Files.Get "files/nats-permissions.json" | fromJson }}
@@ -133,7 +133,7 @@ authorization {
 }
 {{- end }}
 
-{{/* A StatefulSet's claim: (list $ storage component). */}}
+{{/* The volume claim of a StatefulSet: (list $ storage component). */}}
 {{- define "agentbox.claim" -}}
 {{- $root := index . 0 -}}
 {{- $storage := index . 1 -}}

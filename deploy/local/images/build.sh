@@ -2,10 +2,10 @@
 #
 #   bash build.sh python|busybox|pause|postgres|program|services OUT.tar
 #
-# Run by `agentbox-local`. From Debian packages: python, busybox and postgres, where no
-# registry can be reached; as root, since device nodes and file owners belong to the
-# result. The archive's names are the official ones: what is built here stands in for them.
-# Of programs that are there: one static `program`, and our `services`.
+# `agentbox-local` runs it as root, because the images contain device nodes and file owners.
+# python, busybox and postgres are built from Debian packages, for machines without access to a
+# registry; python and busybox have the names of the official images that they replace. `program`
+# contains one static program that exists already, and `services` contains the four services.
 set -euo pipefail
 
 image=$1
@@ -14,7 +14,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 umask 022
 work=$(mktemp -d "${TMPDIR:-/tmp}/agentbox-image.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
-# It is no directory of the images', where programs run too.
+# The programs that run in the images' directories must not use TMPDIR.
 unset TMPDIR
 
 case $(uname -m) in
@@ -23,7 +23,7 @@ case $(uname -m) in
   *) echo "no image recipe for $(uname -m)" >&2; exit 1 ;;
 esac
 
-# Wraps $work/layer.tar: $1 is the full name, $2 the image's `config` object.
+# Writes the archive from $work/layer.tar. $1 is the image's full name, $2 its `config` object.
 archive() {
   local name=$1 config=$2 diff_id digest
   diff_id=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
@@ -48,7 +48,7 @@ build_pause() {
   archive agentbox.local/pause:1 '{"Entrypoint":["/pause"],"Env":["PATH=/"]}'
 }
 
-# $PROGRAM, a static one, alone; $IMAGE is the name.
+# The image $IMAGE with the static program $PROGRAM only.
 build_program() {
   local name=${PROGRAM##*/}
   mkdir -p "$work/root"
@@ -57,8 +57,8 @@ build_program() {
   archive "$IMAGE" '{"Entrypoint":["/'"$name"'"],"Env":["PATH=/"]}'
 }
 
-# The four services of $PROGRAMS with the libraries that they are linked with, and nothing
-# else: no shell, no package manager. Who starts it names one of them.
+# The image $IMAGE with the four services of the directory $PROGRAMS and the libraries that they are
+# linked with. It has no shell and no package manager. A container's command selects one service.
 build_services() {
   local root=$work/root service file
   mkdir -p "$root"/{etc/ssl/certs,tmp,usr/bin}
@@ -81,7 +81,7 @@ build_services() {
   archive "$IMAGE" '{"Env":["PATH=/usr/bin"],"User":"65532:65532"}'
 }
 
-# As the official image: the user `postgres` is number 999, and SIGINT ends it in order.
+# As in the official image, the user `postgres` has the uid 999, and SIGINT is the stop signal.
 build_postgres() {
   local root=$work/root
   mmdebstrap --quiet --variant=minbase --mode=root --include=postgresql-15 \
@@ -103,8 +103,8 @@ build_postgres() {
 
 build_busybox() {
   local root=$work/root package=$work/package applet file loader
-  # The dynamic busybox with the libraries it is linked with: a static glibc looks names
-  # up with the libraries it finds at run time, and crashes beside others than its own.
+  # The dynamic busybox with the libraries that it is linked with. A static glibc loads the libraries
+  # for name resolution at run time, and crashes with those of another version.
   mmdebstrap --quiet --variant=extract --mode=root --include=busybox bookworm "$package"
   mkdir -p "$root"/{bin,dev,etc,home,proc,root,sys,tmp,usr/bin,usr/sbin,var/spool/mail,var/www}
   chmod 1777 "$root/tmp"
@@ -152,7 +152,7 @@ EOF
     '{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["sh"]}'
 }
 
-# Names are looked up by what is in the image, not by what is on this machine.
+# Checks that busybox resolves names with the files of the image only.
 check_busybox() {
   local root=$1
   printf '127.0.0.1 check\n' > "$root/etc/hosts"
@@ -174,14 +174,14 @@ build_python() {
     --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     bookworm "$root"
-  # As the official image: `python` and `pip` first on PATH, and pip installs as root
+  # As in the official image, `python` and `pip` are first on PATH, and pip installs packages as root
   # without a flag.
   ln -s /usr/bin/python3 "$root/usr/local/bin/python"
   ln -s /usr/bin/python3 "$root/usr/local/bin/python3"
   ln -s /usr/bin/pip "$root/usr/local/bin/pip"
   ln -s /usr/bin/pip3 "$root/usr/local/bin/pip3"
   rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
-  # What this machine trusts, the boxes trust: a company's proxy signs with its own CA.
+  # Boxes trust the CA certificates of this machine, for example those of a company's proxy.
   if compgen -G '/usr/local/share/ca-certificates/*.crt' > /dev/null; then
     cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
     chroot "$root" update-ca-certificates > /dev/null 2>&1

@@ -1,5 +1,5 @@
-/* The process that holds a box's namespaces: reaps what is orphaned to it and ends on
- * SIGTERM or SIGINT. PID 1 has no default signal actions, hence the handlers. */
+/* The process that holds a box's namespaces. It reaps orphaned processes, and exits on SIGTERM and
+ * SIGINT. The kernel applies no default signal actions to PID 1, so it needs handlers. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

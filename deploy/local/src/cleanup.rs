@@ -1,7 +1,7 @@
 //! Removes everything that a cluster leaves on this machine, without its containerd.
 //!
-//! It runs at the end of every cluster, and before a cluster starts in a directory where a
-//! killed one may have run.
+//! It runs at the end of every cluster. It also runs before a cluster starts, because a killed
+//! cluster may have used the same directory.
 //!
 //! * I1. It needs only names ([`ClusterPaths`]), may be repeated, and removes nothing of
 //!   another cluster.

@@ -114,7 +114,7 @@ fn parse_endpoint(json: &str) -> Result<KubernetesEndpoint, serde_json::Error> {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Single-threaded because of the supervisor, which says why.
+    // Single-threaded; the documentation of `crate::supervisor` gives the reason.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

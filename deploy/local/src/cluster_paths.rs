@@ -1,7 +1,7 @@
 //! Where a cluster of an instance keeps its files.
 //!
-//! Everything follows from the deployment's name and its directories, so that what a killed
-//! supervisor left is found and removed without its help ([`crate::cleanup`]).
+//! All paths follow from the deployment's name and its directories, so that the objects of a killed
+//! supervisor can be found and removed ([`crate::cleanup`]).
 
 use std::path::{Path, PathBuf};
 

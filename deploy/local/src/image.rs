@@ -1,4 +1,4 @@
-//! Builds the images of boxes, where no registry offers them, and those of the product's
+//! Builds the images of boxes if no registry is reachable, and the images of the product's
 //! programs ([`programs`]).
 //!
 //! Owns the list of images and their archives in the cache. If Docker Hub is reachable, only
@@ -37,7 +37,7 @@ pub enum ImageError {
     },
 }
 
-/// Whether images can be pulled from Docker Hub: as `AGENTBOX_IMAGES` says, or by a request.
+/// Whether images can be pulled from Docker Hub, by `AGENTBOX_IMAGES` or by a request to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Registry {
     Reachable,
@@ -169,7 +169,7 @@ async fn build(
         path: directory.to_owned(),
         source,
     };
-    // The caller holds the recipe's lock, so an existing directory is of a killed build.
+    // The caller holds the recipe's lock, so an existing directory was left by a killed build.
     let work = directory.join(format!("{recipe}.work"));
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir(&work).map_err(failed)?;

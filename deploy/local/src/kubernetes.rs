@@ -1,13 +1,13 @@
 //! A real Kubernetes of one node, built from the projects' sources: etcd, the API server,
-//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network; with
-//! metrics-server and a registry, as most clusters have.
+//! controllers, scheduler, kubelet, kube-proxy, containerd 2, and Calico for the network. It also
+//! has metrics-server and a registry, like most clusters.
 //!
-//! It needs no other Kubernetes and no Docker, and does not use them.
+//! It does not use Docker or another Kubernetes.
 //!
-//! * I1. It runs in namespaces of its own ([`node`]) and in the instance's run directory. What
-//!   it leaves on the machine is what a containerd leaves ([`crate::cleanup`]).
+//! * I1. It runs in its own namespaces ([`node`]) and in the instance's run directory. A killed
+//!   one leaves the same kinds of objects on the machine as a containerd ([`crate::cleanup`]).
 //! * I2. The programs start in this order: kube-proxy, then Felix, then the kubelet. Before
-//!   Felix has created its chains, a Pod without rights could send packets.
+//!   Felix has created its chains, a Pod could send packets that its policy denies.
 //! * I3. Only images outlive it.
 
 use std::path::{Path, PathBuf};
@@ -142,7 +142,7 @@ impl Kubernetes {
             .await?;
         registry::write(&files, &addresses, registry)?;
         metrics_server::write_keys(&files).await?;
-        let boxd = crate::image::programs::of_boxd(boxd, &run).await?;
+        let boxd = crate::image::programs::build_boxd_image(boxd, &run).await?;
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
             deployment: paths.deployment.clone(),

@@ -5,7 +5,7 @@
 //! networks, and the product's services, restarts what exits, and removes everything at the
 //! end. Tests use it through `agentbox-testing`, which runs the program.
 //!
-//! Never part of a deployment elsewhere: the Helm chart (`deploy/helm`) is.
+//! Never deploys to another machine: the Helm chart (`deploy/helm`) does.
 
 mod cleanup;
 pub mod cli;
@@ -28,6 +28,6 @@ mod stale;
 mod status;
 mod supervisor;
 
-pub use image::programs::{of_program, of_services, of_stores};
+pub use image::programs::{build_program_image, build_services_image, build_store_images};
 pub use image::{Archive, ImageError};
 pub use kubernetes::addons;

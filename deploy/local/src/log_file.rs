@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The size at which a log is rotated. At most twice this is kept of each program.
+/// The size at which a log is rotated. At most twice this size is kept for each program.
 pub(crate) const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug)]

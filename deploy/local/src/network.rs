@@ -120,7 +120,7 @@ pub(crate) async fn create(
         .find(|route| route.dst == "default")
         .and_then(|route| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", route.dev)).ok())
         .map_or_else(|| "1500".to_owned(), |mtu| mtu.trim().to_owned());
-    // Set explicitly, because the bridge would otherwise take the address of one of its ports.
+    // The address is explicit, because the bridge would otherwise take that of one of its ports.
     // `02` marks a locally administered unicast address.
     let [a, b, c, d, e, ..] = <[u8; 32]>::from(digest);
     let mac = format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
@@ -230,7 +230,8 @@ pub(crate) async fn remove(deployment: &str) {
     }
 }
 
-/// The tables in the output of `nft list tables` that are named `agentbox-<deployment>` or `agentbox-<deployment>-…`.
+/// The tables in the output of `nft list tables` that are named `agentbox-<deployment>` or
+/// `agentbox-<deployment>-…`.
 fn own_tables<'a>(listed: &'a str, deployment: &str) -> Vec<(&'a str, &'a str)> {
     let name = format!("agentbox-{deployment}");
     listed

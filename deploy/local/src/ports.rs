@@ -1,4 +1,4 @@
-//! Free TCP ports on 127.0.0.1, reserved against other instances.
+//! Free TCP ports on 127.0.0.1, reserved for one instance.
 //!
 //! * I1. Each port is locked by a file while its [`Ports`] exists: two instances that start
 //!   together could otherwise get the same free port.

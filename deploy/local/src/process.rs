@@ -1,6 +1,6 @@
 //! Starts and stops one child process.
 //!
-//! * I1. A child does not outlive the supervisor, however that ends: the kernel sends it a
+//! * I1. A child does not outlive the supervisor, even a killed one: the kernel sends the child a
 //!   signal (`PR_SET_PDEATHSIG`, set by `setpriv`, so that this crate needs no `unsafe`).
 //! * I2. Its output goes to a log file of bounded size and does not block the child.
 //! * I3. Stopping it takes at most its grace period; then it is killed.

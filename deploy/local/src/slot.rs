@@ -27,7 +27,7 @@ pub enum SlotError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("all {0} slots for test instances are in use")]
+    #[error("all {0} slots for test instances are in use; wait until other tests have ended")]
     AllInUse(u32),
 }
 
@@ -59,8 +59,8 @@ impl Slot {
         Err(SlotError::AllInUse(SLOTS))
     }
 
-    /// Records the slot in the run directory, before anything that must be removed exists.
-    /// Other instances find the record there, also those with another cache.
+    /// Records the slot in the run directory. This happens before objects exist that must be
+    /// removed. Every instance finds the record there, even one with another cache.
     pub(crate) fn record(&self) -> Result<(), SlotError> {
         let run = self.paths.run();
         let directory = self.paths.root.parent().unwrap_or(&self.paths.root);
@@ -90,7 +90,7 @@ fn directory(cache: &Path, kind: &str, number: u32) -> PathBuf {
 }
 
 fn paths(directory: &Path) -> ClusterPaths {
-    // Not by the number alone: two caches (of two users) have slots of the same number.
+    // Named by the whole path: two caches (of two users) have slots of the same number.
     let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
     ClusterPaths {
         deployment: format!("test-{}", hex::encode(&digest[..4])),

@@ -1,8 +1,9 @@
 //! The process that owns an instance: it starts the components, restarts what exits, and stops
 //! everything.
 //!
-//! * I1. It stops what it started: on SIGTERM and SIGINT, when a component cannot be started,
-//!   and, for a test, when its standard input ends, which it does however the test ends.
+//! * I1. It stops everything that it started: on SIGTERM and SIGINT, when a component cannot be
+//!   started, and in a test when its standard input ends. The kernel closes that pipe when the test
+//!   program ends in any way.
 //! * I2. Shutdown goes from the outside in: services, each cluster's boxes and then its
 //!   programs, Postgres and NATS. Each step has a deadline, and a failed step does not prevent
 //!   the next.
@@ -58,7 +59,7 @@ pub enum SuperviseError {
         path: String,
         source: std::io::Error,
     },
-    #[error("another supervisor runs in {0}")]
+    #[error("another supervisor is running in {0}; stop it with `make down`")]
     Running(String),
     #[error(transparent)]
     Secrets(#[from] SecretsError),
@@ -265,7 +266,7 @@ impl Supervisor {
         )?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let port = match self.plan.port {
-            // Again: building images since the first check may have taken minutes.
+            // Checked again, because building images may have taken minutes since the first check.
             Some(port) => {
                 require_free(self.plan.host, port)?;
                 port
@@ -319,7 +320,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Stops everything, from the outside in. `phase` is the last entry of the state file.
+    /// Stops everything, from the outside in. `phase` is the last phase in the state file.
     async fn shut_down(mut self, phase: Phase) {
         self.state_file
             .update(|state| state.phase = Phase::Stopping);
@@ -335,8 +336,8 @@ impl Supervisor {
         self.state_file.log_step("everything is stopped");
         let failed = matches!(phase, Phase::Failed { .. });
         self.state_file.update(|state| state.phase = phase);
-        // The components that a test program's tests share are stopped after its exit, so the
-        // test program cannot remove their directory.
+        // Components that are shared by the tests of a program stop after the program has exited, so
+        // the program cannot remove their directory.
         if self.plan.is_test() && !failed && !self.layout.keep_marker().exists() {
             let _ = std::fs::remove_dir_all(self.layout.directory());
         }

@@ -79,10 +79,10 @@ impl Kubernetes {
 
     async fn run(&self, pod: &Pod) -> anyhow::Result<()> {
         let made = self.pods.create(&PostParams::default(), pod).await?;
-        let this = WatchParams::default().fields(&format!("metadata.name={}", made.name_any()));
+        let one_pod = WatchParams::default().fields(&format!("metadata.name={}", made.name_any()));
         // From the version of the create, so that no change is missed.
         let version = made.resource_version().unwrap_or_default();
-        let mut changes = self.pods.watch(&this, &version).await?.boxed();
+        let mut changes = self.pods.watch(&one_pod, &version).await?.boxed();
         while let Some(change) = changes.try_next().await? {
             let pod = match change {
                 WatchEvent::Added(pod) | WatchEvent::Modified(pod) => pod,
@@ -101,8 +101,8 @@ impl Kubernetes {
 
     async fn delete(&self, name: &str) {
         let ordinary = DeleteParams::default();
-        let gone = delete_and_finalize(self.pods.clone(), name, &ordinary);
-        let outcome = timeout(DEADLINE, gone)
+        let deletion = delete_and_finalize(self.pods.clone(), name, &ordinary);
+        let outcome = timeout(DEADLINE, deletion)
             .await
             .context("the deadline was exceeded");
         if let Err(error) = outcome.and_then(|outcome| Ok(outcome?)) {
@@ -110,9 +110,9 @@ impl Kubernetes {
         }
     }
 
-    /// Runs a command until its status arrives. Without `kube`'s reader of the channels, which
-    /// can hang.
-    async fn attach(&self, raw: &RawBox) -> anyhow::Result<Duration> {
+    /// Runs `true` until its status arrives. It reads the WebSocket itself, because `kube`'s reader
+    /// of the channels can hang.
+    async fn exec_true(&self, raw: &RawBox) -> anyhow::Result<Duration> {
         let params = AttachParams::default().container(&raw.container);
         let request = Request::new(self.pods.resource_url()).exec(&raw.pod, ["true"], &params)?;
         let started = Instant::now();
@@ -164,8 +164,8 @@ impl Raw for Kubernetes {
     }
 
     async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration> {
-        let answer = timeout(DEADLINE, self.attach(raw)).await;
-        answer.context("the command does not end")?
+        let reply = timeout(DEADLINE, self.exec_true(raw)).await;
+        reply.context("the command does not end")?
     }
 
     async fn remove(&self, raw: RawBox) {

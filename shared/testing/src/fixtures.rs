@@ -14,7 +14,7 @@ use crate::endpoint::kubernetes::KubernetesEndpoint;
 use crate::endpoint::nats::NatsEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::instance::StartError;
-use crate::paths::{agentbox_testing, bin_dir};
+use crate::paths::{agentbox_local, bin_dir};
 use crate::plan::Components;
 use crate::system::{Options, System};
 use crate::tool::Tool;
@@ -22,7 +22,7 @@ use crate::tool::Tool;
 static POSTGRES: OnceCell<System> = OnceCell::const_new();
 static NATS: OnceCell<System> = OnceCell::const_new();
 
-/// Building the programs of a Kubernetes in an empty cache.
+/// The deadline for building the programs of a Kubernetes with an empty cache.
 const BUILD_DEADLINE: Duration = Duration::from_secs(3_600);
 
 async fn start(components: Components) -> Result<System, StartError> {
@@ -175,8 +175,8 @@ impl TestKubernetes {
     }
 }
 
-/// Builds the programs of a Kubernetes that are not in the cache. A start does the same, within
-/// the deadline of the start.
+/// Builds the programs of a Kubernetes that are not in the cache. The start of a system does the
+/// same, but within its own shorter deadline.
 ///
 /// # Errors
 /// When one cannot be built.
@@ -186,7 +186,7 @@ pub async fn build_kubernetes() -> Result<(), StartError> {
 }
 
 async fn kubernetes_command(arguments: &[&str]) -> Result<String, StartError> {
-    let program = agentbox_testing(&bin_dir())?;
+    let program = agentbox_local(&bin_dir())?;
     let output = Tool::new(program)
         .args(["kubernetes"])
         .args(arguments)

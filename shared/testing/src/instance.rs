@@ -1,7 +1,7 @@
 //! The supervisor process of one test's instance.
 //!
-//! * I1. The instance ends with the value, and with this process, however that ends: the
-//!   supervisor reads a pipe whose other end is held here.
+//! * I1. The instance ends when the value is dropped, and when this process ends in any way: this
+//!   process holds the other end of a pipe that the supervisor reads.
 //! * I2. The logs of a failed test are kept, and their directory is printed.
 
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ impl Instance {
         use std::os::unix::fs::PermissionsExt;
         use std::os::unix::process::CommandExt;
 
-        let program = paths::agentbox_testing(&plan.bin_dir)?;
+        let program = paths::agentbox_local(&plan.bin_dir)?;
         let directory = tempfile::Builder::new()
             .prefix(TEST_DIRECTORY)
             .permissions(std::fs::Permissions::from_mode(0o711))
@@ -160,7 +160,7 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // Before the supervisor stops, because it removes the logs then.
+        // Before the supervisor stops, because the supervisor removes the logs.
         if std::thread::panicking() {
             self.keep_logs();
         }

@@ -175,7 +175,7 @@ pub fn require(path: PathBuf, command: &'static str) -> Result<PathBuf, NotBuilt
 ///
 /// # Errors
 /// When it is not built.
-pub fn agentbox_testing(bin_dir: &Path) -> Result<PathBuf, NotBuilt> {
+pub fn agentbox_local(bin_dir: &Path) -> Result<PathBuf, NotBuilt> {
     require(
         bin_dir.join("agentbox-local"),
         "cargo build -p agentbox-local",

@@ -1,4 +1,4 @@
-//! What an instance consists of: `plan.json`, read by its supervisor.
+//! The plan of an instance: `plan.json`, which its supervisor reads.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,7 +47,7 @@ impl Components {
 /// The input of the supervisor of one instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// `None` for a test: its name follows from the slot that it is given.
+    /// The instance's name. `None` for a test: the name follows from the slot that it takes.
     pub deployment: Option<String>,
     /// Older plans call them `parts`.
     #[serde(alias = "parts")]
@@ -57,7 +57,7 @@ pub struct Plan {
     pub existing: Option<ExistingKubernetes>,
     /// The number of replicas of each service.
     pub replicas: usize,
-    /// Whether acknowledged writes survive a power failure. Tests do without.
+    /// Whether acknowledged writes survive a power failure. Tests do not need that.
     pub durable: bool,
     pub bin_dir: PathBuf,
     pub boxd: PathBuf,
@@ -69,7 +69,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether a test owns the instance: nothing of it is kept.
+    /// Whether a test owns the instance. Then nothing of the instance is kept.
     #[must_use]
     pub fn is_test(&self) -> bool {
         self.deployment.is_none()

@@ -61,7 +61,7 @@ pub struct State {
 }
 
 impl State {
-    /// The state of a supervisor that starts: this process.
+    /// The first state of an instance, with this process as its supervisor.
     #[must_use]
     pub fn new(deployment: String) -> Self {
         Self {

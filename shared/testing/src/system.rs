@@ -74,7 +74,7 @@ impl Options {
         self
     }
 
-    /// Switches the gateway's rate limits off, for tests of something else.
+    /// Raises the gateway's rate limits for tests that do not test them.
     #[must_use]
     pub fn without_rate_limits(self) -> Self {
         ["AUTH", "CREATE", "EXEC", "OTHER"]
@@ -113,8 +113,8 @@ impl Admin {
     }
 }
 
-/// A running system or some of its components. It ends with this value, and with this process
-/// however that ends.
+/// A running system or some of its components. It ends when this value is dropped, and when this
+/// process ends in any way.
 #[derive(Debug)]
 pub struct System {
     instance: Instance,

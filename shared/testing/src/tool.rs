@@ -11,8 +11,8 @@ use tokio::process::Command;
 
 use crate::log_tail::last_lines;
 
-/// `PATH` with the sbin directories, which contain `nft`, `runc` and `iptables` and are not on
-/// every user's own.
+/// `PATH` with the sbin directories. They contain `nft`, `runc` and `iptables`, and are not on
+/// every user's `PATH`.
 #[must_use]
 pub fn search_path() -> String {
     let own = std::env::var("PATH").unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use agentbox_testing::{bin_dir, boxd};
 
-use crate::image::programs::{of_program, of_services};
+use crate::image::programs::{build_program_image, build_services_image};
 
 /// # Errors
 /// When a program is not built, or cannot be packed.
@@ -14,8 +14,8 @@ pub(super) async fn run(directory: &Path, registry: &str, tag: &str) -> anyhow::
         "" => format!("{name}:{tag}"),
         _ => format!("{registry}/{name}:{tag}"),
     };
-    let services = of_services(&bin_dir(), &name("agentbox"), directory).await?;
-    let boxd = of_program(&boxd(), &name("agentbox-boxd"), directory).await?;
+    let services = build_services_image(&bin_dir(), &name("agentbox"), directory).await?;
+    let boxd = build_program_image(&boxd(), &name("agentbox-boxd"), directory).await?;
     for archive in [services, boxd] {
         println!("{}\t{}", archive.image, archive.path.display());
     }

@@ -1,7 +1,7 @@
 //! `kubernetes`: extends the running Kubernetes of a test.
 
 use super::KubernetesCommand;
-use crate::image::programs::of_program;
+use crate::image::programs::build_program_image;
 use crate::kubernetes::addons::{self, Tools};
 
 /// # Errors
@@ -20,7 +20,8 @@ pub(super) async fn run(command: KubernetesCommand) -> anyhow::Result<()> {
             name,
         } => {
             let directory = tempfile::tempdir()?;
-            let image = of_program(&program, "agentbox.local/program:1", directory.path()).await?;
+            let image =
+                build_program_image(&program, "agentbox.local/program:1", directory.path()).await?;
             println!("{}", addons::push(&endpoint, &image, &name).await?);
         }
     }

@@ -5,10 +5,10 @@ use anyhow::{Context, bail};
 
 const PACKAGES: &str = include_str!("../../packages.sh");
 
-/// Checks that the packages are installed that the built programs require.
+/// Checks that the packages that the built programs require are installed.
 ///
 /// # Errors
-/// In one line, with the missing packages.
+/// When packages are missing, with their names in one line.
 pub(super) async fn require_packages() -> anyhow::Result<()> {
     let output = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh", "check"])
@@ -24,7 +24,7 @@ pub(super) async fn require_packages() -> anyhow::Result<()> {
 
 /// With `kubernetes`, also prepares a local Kubernetes.
 pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
-    // With the terminal as its output, because an installation takes a while.
+    // The output goes to the terminal, because an installation may take minutes.
     let status = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh"])
         .args(kubernetes.then_some("kubernetes"))

@@ -112,7 +112,7 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
     print_summary(layout, &state)
 }
 
-/// Checks the requirements, for errors that are clearer than those of the start.
+/// Checks the requirements first, because these errors are clearer than those of the start.
 async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("boxes need root (namespaces, mounts, a bridge): run `sudo make up`");

@@ -17,7 +17,7 @@ fn quoted(path: &Path) -> String {
     json!(path.to_string_lossy()).to_string()
 }
 
-/// containerd's configuration. `gvisor` is the script that starts gVisor in the place of runc.
+/// The text of containerd's configuration. `gvisor` is the script that runs gVisor as runc.
 fn daemon(paths: &ClusterPaths, gvisor: Option<&Path>) -> String {
     let run = paths.run();
     let gvisor = gvisor.map_or(String::new(), |script| {

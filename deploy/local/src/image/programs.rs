@@ -64,7 +64,7 @@ async fn build(
 ///
 /// # Errors
 /// When the program cannot be read or the recipe fails.
-pub async fn of_program(
+pub async fn build_program_image(
     program: &Path,
     image: &str,
     directory: &Path,
@@ -74,8 +74,8 @@ pub async fn of_program(
 }
 
 /// Builds the image of boxd, with a tag that follows from the content.
-pub(crate) async fn of_boxd(boxd: &Path, directory: &Path) -> Result<Archive, ImageError> {
-    of_program(boxd, BOXD, directory).await
+pub(crate) async fn build_boxd_image(boxd: &Path, directory: &Path) -> Result<Archive, ImageError> {
+    build_program_image(boxd, BOXD, directory).await
 }
 
 /// Builds the image of the four services in a directory of programs, with the libraries of this
@@ -84,7 +84,7 @@ pub(crate) async fn of_boxd(boxd: &Path, directory: &Path) -> Result<Archive, Im
 ///
 /// # Errors
 /// When a service cannot be read, or does not start in the image.
-pub async fn of_services(
+pub async fn build_services_image(
     programs: &Path,
     image: &str,
     directory: &Path,
@@ -107,7 +107,7 @@ fn with_tag(image: &str, files: &[PathBuf]) -> Result<String, ImageError> {
 ///
 /// # Errors
 /// When one cannot be downloaded or built.
-pub async fn of_stores(directory: &Path) -> Result<(Archive, Archive), ImageError> {
+pub async fn build_store_images(directory: &Path) -> Result<(Archive, Archive), ImageError> {
     let cache = cache_directory();
     let server = crate::nats::server::find_or_fetch(&cache)
         .await
@@ -115,7 +115,7 @@ pub async fn of_stores(directory: &Path) -> Result<(Archive, Archive), ImageErro
             path: cache.clone(),
             source: std::io::Error::other(error),
         })?;
-    let nats = of_program(&server, "agentbox.local/nats", directory).await?;
+    let nats = build_program_image(&server, "agentbox.local/nats", directory).await?;
     let name = "agentbox.local/postgres:15";
     let postgres = archive(&cache, "postgres", name, &mut |_| {}).await?;
     Ok((nats, postgres))

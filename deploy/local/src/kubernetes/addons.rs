@@ -117,7 +117,7 @@ pub async fn add_dns(
     directory: &Path,
 ) -> Result<(), KubernetesError> {
     let name = "agentbox.local/coredns";
-    let image = programs::of_program(&tools.coredns(), name, directory).await?;
+    let image = programs::build_program_image(&tools.coredns(), name, directory).await?;
     import(endpoint, [&image]).await?;
     let dns = addresses(endpoint)?.dns();
     let api = Api::connect(&endpoint.kubeconfig).await?;

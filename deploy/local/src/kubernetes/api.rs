@@ -41,7 +41,7 @@ impl Api {
         let options = KubeConfigOptions::default();
         let configuration = kube::Config::from_custom_kubeconfig(file, &options).await?;
         let client = Client::try_from(configuration).map_err(|source| ApiError::Call {
-            what: "connect".to_owned(),
+            what: "connecting to the API server".to_owned(),
             source: Box::new(source),
         })?;
         Ok(Self(client))
@@ -79,15 +79,15 @@ impl Api {
     /// Creates Calico's resource definitions and the resources that Felix requires.
     pub(crate) async fn set_up_calico(
         &self,
-        kinds: &Path,
+        crds: &Path,
         addresses: &ClusterAddresses,
     ) -> Result<(), ApiError> {
         let failed = |source| ApiError::File {
-            path: kinds.display().to_string(),
+            path: crds.display().to_string(),
             source,
         };
         let mut applied = Vec::new();
-        for entry in std::fs::read_dir(kinds).map_err(failed)? {
+        for entry in std::fs::read_dir(crds).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             // The file crd.projectcalico.org_ippools.yaml defines ippools.crd.projectcalico.org.
@@ -96,8 +96,8 @@ impl Api {
             };
             let name = format!("{plural}.{group}");
             let at = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-            let kind = std::fs::read(&path).map_err(failed)?;
-            applied.push(async move { self.apply(&at, kind).await });
+            let crd = std::fs::read(&path).map_err(failed)?;
+            applied.push(async move { self.apply(&at, crd).await });
         }
         futures::future::try_join_all(applied).await?;
         for (plural, kind, name, spec) in [
@@ -141,7 +141,8 @@ impl Api {
         Ok(())
     }
 
-    /// Applies an object of a kind that was just defined: the API server serves it shortly after.
+    /// Applies an object, and retries for a limited time: the API server serves a new kind, or a new
+    /// namespace, only shortly after its definition.
     async fn apply_with_retries(&self, path: &str, object: &Value) -> Result<(), ApiError> {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {

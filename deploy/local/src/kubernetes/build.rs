@@ -1,12 +1,12 @@
 //! The programs of a Kubernetes cluster, built once from Go modules and kept in the cache,
 //! outside any checkout.
 //!
-//! * I1. A part's directory is named by a digest of everything that it is made from, so a
-//!   stale one is never used.
-//! * I2. A part is there whole or not at all: it is built beside, then renamed.
-//! * I3. Two runs that start together build each part once: building holds a lock.
-//! * I4. All parts of one run share what Go fetches and compiles; it is removed when they are
-//!   built, and used again when a run was cut off.
+//! * I1. The name of a part's directory contains a digest of the part's inputs, so that a stale
+//!   part is never used.
+//! * I2. A part's directory is complete: it is built under another name, and then renamed.
+//! * I3. Two runs that start together build each part once: a build holds a lock.
+//! * I4. The parts of one run share Go's caches of modules and of compiled packages. The caches
+//!   are removed after the last part; after an interrupted run the next run uses them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use agentbox_testing::tool::{Tool, ToolError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
-/// What the recipe takes Go from.
+/// The script that provides Go to the recipe.
 const GO: &str = include_str!("../../../go.sh");
 
-/// Compiling all of Kubernetes: minutes on a quiet machine.
+/// The deadline for one part. All of Kubernetes compiles in minutes on an idle machine.
 const BUILD_DEADLINE: Duration = Duration::from_secs(3_600);
 
 /// The cluster's programs cannot be built.
@@ -30,14 +30,14 @@ pub enum BuildError {
         part: &'static str,
         source: ToolError,
     },
-    #[error("cannot keep the parts of Kubernetes in {path}: {source}")]
+    #[error("cannot store the parts of Kubernetes in {path}: {source}")]
     Cache {
         path: PathBuf,
         source: std::io::Error,
     },
 }
 
-/// A Go module of ours that pins what is built.
+/// One of our Go modules, which pins the versions of the programs.
 struct Module {
     /// Each file's path in the module, and its content.
     files: &'static [(&'static str, &'static str)],
@@ -55,18 +55,18 @@ macro_rules! module {
     };
 }
 
-/// One module for all that can share the versions of their dependencies: most of the time goes
-/// into those, and each is compiled once.
+/// The module of all programs that can use the same versions of their dependencies. Compiling the
+/// dependencies takes most of the time, and each is compiled once.
 static CLUSTER: Module = module!("cluster", "coredns/main.go", "registry/main.go");
-/// containerd needs a newer version of Kubernetes' own modules.
+/// containerd needs newer versions of Kubernetes' libraries.
 static CONTAINERD: Module = module!("containerd");
-/// Calico needs older ones.
+/// Calico needs older versions of Kubernetes' libraries.
 static CALICO: Module = module!("calico");
 
-/// Programs that are used together.
+/// Programs that are built together.
 struct Part {
     name: &'static str,
-    /// The text that a waiting person reads.
+    /// The programs, for the message before the build.
     description: &'static str,
     module: &'static Module,
 }
@@ -101,15 +101,15 @@ static PARTS: [Part; 6] = [
     ),
 ];
 
-/// What a cluster is used with, where the chart is installed.
+/// The programs that install the chart and its requirements.
 static TOOLS: [Part; 2] = [
     part("helm", "Helm", &CLUSTER),
     part("coredns", "CoreDNS, a cluster's DNS server", &CLUSTER),
 ];
 
 impl Part {
-    /// Of everything that it is made from.
-    fn key(&self) -> String {
+    /// A digest of the recipe and of the module's files.
+    fn inputs_digest(&self) -> String {
         let mut digest = Sha256::new();
         let files = self.module.files.iter();
         for text in std::iter::once(RECIPE).chain(files.map(|(_, text)| *text)) {
@@ -120,59 +120,63 @@ impl Part {
     }
 }
 
-/// Where each part's programs are.
+/// The directory of the parts' programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs(PathBuf);
 
 impl Programs {
     fn directory(&self, part: &str) -> PathBuf {
-        let key = PARTS
+        let digest = PARTS
             .iter()
             .chain(&TOOLS)
             .find(|known| known.name == part)
-            .map(Part::key)
+            .map(Part::inputs_digest)
             .unwrap_or_default();
-        self.0.join(format!("{part}-{key}"))
+        self.0.join(format!("{part}-{digest}"))
     }
 
     pub(crate) fn bin(&self, part: &str) -> PathBuf {
         self.directory(part).join("bin")
     }
 
-    /// Calico's kinds, a YAML file each.
-    pub(crate) fn calico_kinds(&self) -> PathBuf {
+    /// The directory of Calico's custom resource definitions, one YAML file each.
+    pub(crate) fn calico_crds(&self) -> PathBuf {
         self.directory("calico").join("crd")
     }
 }
 
-/// Builds the parts of a cluster that are not yet in the cache. `say` hears of what takes long.
+/// Builds the parts of a cluster that are not in the cache. `progress` receives a message before
+/// each build.
 ///
 /// # Errors
-/// The part that cannot be built, with the last lines of its build.
-pub(crate) async fn provide(cache: &Path, say: impl FnMut(String)) -> Result<Programs, BuildError> {
-    provide_all(PARTS.iter(), cache, say).await
+/// When a part cannot be built, with the last lines of its build.
+pub(crate) async fn provide(
+    cache: &Path,
+    progress: impl FnMut(String),
+) -> Result<Programs, BuildError> {
+    provide_all(PARTS.iter(), cache, progress).await
 }
 
-/// As [`provide`], of Helm and CoreDNS.
+/// As [`provide`], for Helm and CoreDNS.
 pub(crate) async fn provide_tools(
     cache: &Path,
-    say: impl FnMut(String),
+    progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
-    provide_all(TOOLS.iter(), cache, say).await
+    provide_all(TOOLS.iter(), cache, progress).await
 }
 
-/// As [`provide`] and [`provide_tools`] in one run, which compiles what they share once.
+/// As [`provide`] and [`provide_tools`] in one run, which compiles common dependencies once.
 pub(crate) async fn provide_with_tools(
     cache: &Path,
-    say: impl FnMut(String),
+    progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
-    provide_all(PARTS.iter().chain(&TOOLS), cache, say).await
+    provide_all(PARTS.iter().chain(&TOOLS), cache, progress).await
 }
 
 async fn provide_all(
     wanted: impl Iterator<Item = &'static Part>,
     cache: &Path,
-    mut say: impl FnMut(String),
+    mut progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
     let parts = cache.join("kubernetes-parts");
     let failed = |source| BuildError::Cache {
@@ -180,24 +184,24 @@ async fn provide_all(
         source,
     };
     let programs = Programs(parts.clone());
-    let missing: Vec<_> = wanted
+    let unbuilt: Vec<_> = wanted
         .filter(|part| !programs.directory(part.name).is_dir())
         .collect();
-    if missing.is_empty() {
+    if unbuilt.is_empty() {
         return Ok(programs);
     }
     std::fs::create_dir_all(&parts).map_err(failed)?;
     let lock = std::fs::File::create(parts.join("build.lock")).map_err(failed)?;
-    // Another run builds: its result is used here too.
+    // If another run builds a part, its result is used.
     let deadline = Instant::now() + BUILD_DEADLINE;
     while lock.try_lock().is_err() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let shared = parts.join("go");
-    for part in missing {
+    for part in unbuilt {
         let directory = programs.directory(part.name);
         if !directory.is_dir() {
-            say(format!("building {}", part.description));
+            progress(format!("building {}", part.description));
             build(part, &parts, &shared, &directory).await?;
         }
     }
@@ -220,8 +224,8 @@ async fn build(
     let work = tempfile::tempdir_in(parts).map_err(failed)?;
     let (module, out) = (work.path().join("module"), work.path().join("out"));
     let recipes = work.path().join("kubernetes-parts");
-    for made in [&out, &recipes] {
-        std::fs::create_dir_all(made).map_err(failed)?;
+    for directory in [&out, &recipes] {
+        std::fs::create_dir_all(directory).map_err(failed)?;
     }
     let script = recipes.join("build.sh");
     std::fs::write(&script, RECIPE).map_err(failed)?;
@@ -248,12 +252,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_part_has_a_place_of_its_own() {
+    fn every_part_has_its_own_directory_and_a_pinned_module() {
         let all = || PARTS.iter().chain(&TOOLS);
         let programs = Programs(PathBuf::from("/cache"));
-        let places: std::collections::BTreeSet<_> =
+        let directories: std::collections::BTreeSet<_> =
             all().map(|part| programs.bin(part.name)).collect();
-        assert_eq!(places.len(), PARTS.len() + TOOLS.len());
+        assert_eq!(directories.len(), PARTS.len() + TOOLS.len());
         for part in all() {
             let names: Vec<_> = part.module.files.iter().map(|(path, _)| *path).collect();
             assert!(names.starts_with(&["go.mod", "go.sum"]), "{}", part.name);

@@ -34,7 +34,7 @@ pub(crate) const ADMIN: User = User {
     name: "admin",
     groups: "system:masters",
 };
-/// With the rights of a real kubelet: it reads only what its own Pods need.
+/// It has the rights of a real kubelet: it reads only the objects that its own Pods need.
 pub(crate) const KUBELET: User = User {
     name: "system:node:node",
     groups: "system:nodes",
@@ -220,7 +220,7 @@ impl Files {
                     },
                     "policy": { "type": "k8s" },
                     "kubernetes": { "kubeconfig": self.kubeconfig("calico") },
-                    // A Pod starts when its policy is in force.
+                    // A Pod's containers start only when its policy is in force.
                     "policy_setup_timeout_seconds": 5,
                     "endpoint_status_dir": self.at("endpoint-status"),
                 },
@@ -297,7 +297,7 @@ fn quoted(path: &Path) -> String {
     json!(path.to_string_lossy()).to_string()
 }
 
-/// containerd's configuration. `gvisor` is the script that starts gVisor in the place of runc.
+/// The text of containerd's configuration. `gvisor` is the script that runs gVisor as runc.
 fn containerd(
     paths: &ClusterPaths,
     files: &Files,

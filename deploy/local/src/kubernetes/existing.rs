@@ -43,7 +43,7 @@ pub(crate) async fn remove_boxes(
     let ours = ListParams::default().labels(&format!("{DEPLOYMENT}={deployment}"));
     let delete = DeleteParams::default();
     let failed = |source| ApiError::Call {
-        what: "remove boxes".to_owned(),
+        what: "removing boxes".to_owned(),
         source: Box::new(source),
     };
     let services: Objects<Service> = Objects::namespaced(client.clone(), SYSTEM_NAMESPACE);

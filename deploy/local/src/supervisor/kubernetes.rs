@@ -21,7 +21,7 @@ use crate::kubernetes::{
 };
 
 const PROXY_PORT: u16 = 10_256;
-/// Long enough for a machine that is busy with something else.
+/// The deadline of each program. A busy machine needs most of it.
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
 pub(super) async fn start(
@@ -61,8 +61,8 @@ pub(super) async fn start(
     Ok(cluster)
 }
 
-/// Starts the process that holds the node's namespaces and connects the node to the bridge;
-/// gives the pid.
+/// Starts the process that holds the node's namespaces, and connects the node to the bridge.
+/// Returns the pid of the process.
 async fn start_node(
     layout: &Layout,
     node: &mut ProcessGroup,
@@ -119,8 +119,8 @@ async fn start_control_plane(
     api.create_node(&cluster.addresses).await?;
     control_plane.supervise(specs.proxy(), None);
     control_plane.supervise(specs.metrics_server(), None);
-    let kinds = cluster.programs.calico_kinds();
-    api.set_up_calico(&kinds, &cluster.addresses).await?;
+    let crds = cluster.programs.calico_crds();
+    api.set_up_calico(&crds, &cluster.addresses).await?;
     api.set_up_namespace().await?;
     api.set_up([registry::secret(&cluster.paths.run())?])
         .await?;
@@ -138,7 +138,7 @@ async fn start_network(
     let url = |port: u16, path: &str| format!("http://{}:{port}/{path}", cluster.addresses.node);
     control_plane
         .wait_ready("kube-proxy", START_DEADLINE, || {
-            // Not `healthz`, which also requires the node, and that is started last.
+            // Not `healthz`, which also requires the node: the kubelet is started later.
             probe(&http, url(PROXY_PORT, "livez"))
         })
         .await?;
@@ -197,8 +197,7 @@ async fn start_extensions(
             connects(metrics_server)
         })
         .await?;
-    // Not before it listens: an extension that is out of reach delays the deletion of every
-    // namespace.
+    // Only when it listens: an unreachable extension delays the deletion of every namespace.
     api.set_up(metrics_server::objects(&cluster.addresses))
         .await
         .map_err(KubernetesError::from)?;

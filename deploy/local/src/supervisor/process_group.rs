@@ -47,7 +47,7 @@ pub(super) struct ProcessGroup {
     logs: std::collections::BTreeMap<String, PathBuf>,
 }
 
-/// The outcome of a check without a reason of its own.
+/// Succeeds when `is_ready`; otherwise gives the reason.
 pub(super) fn ready_or(is_ready: bool, reason: &str) -> Result<(), String> {
     if is_ready {
         Ok(())

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use agentbox_local::addons::{self, Tools};
-use agentbox_local::{Archive, of_program, of_services, of_stores};
+use agentbox_local::{Archive, build_program_image, build_services_image, build_store_images};
 use agentbox_testing::{TestKubernetes, bin_dir, boxd};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret, Service};
@@ -42,12 +42,13 @@ impl Cluster {
     pub async fn start() -> Self {
         let tools = Tools::provide(|step| println!("{step}")).await.unwrap();
         let images = tempfile::tempdir().unwrap();
-        let (programs, first) = (bin_dir(), boxd());
-        let services = of_services(&programs, "agentbox.local/agentbox", images.path());
+        let (programs, boxd_program) = (bin_dir(), boxd());
+        let services = build_services_image(&programs, "agentbox.local/agentbox", images.path());
         let services = services.await.unwrap();
-        let boxd = of_program(&first, "agentbox.local/agentbox-boxd", images.path());
+        let boxd =
+            build_program_image(&boxd_program, "agentbox.local/agentbox-boxd", images.path());
         let boxd = boxd.await.unwrap();
-        let (nats, postgres) = of_stores(images.path()).await.unwrap();
+        let (nats, postgres) = build_store_images(images.path()).await.unwrap();
         let kubernetes = TestKubernetes::start().await.unwrap();
         let endpoint = &kubernetes.endpoint;
         let stores = addons::import(endpoint, [&nats, &postgres]);
@@ -124,7 +125,7 @@ impl Cluster {
         let tag_of = |archive: &Archive| archive.image.rsplit(':').next().unwrap().to_owned();
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
         // Small requests: two replicas of each service, a third during restarts, and boxes.
-        let little = json!({ "requests": { "cpu": "50m", "memory": "32Mi" } });
+        let small = json!({ "requests": { "cpu": "50m", "memory": "32Mi" } });
         let unlimited: serde_json::Map<String, Value> = ["AUTH", "CREATE", "EXEC", "OTHER"]
             .iter()
             .map(|of| (format!("AGENTBOX_RATE_LIMIT_{of}"), json!(1_000_000)))
@@ -138,7 +139,7 @@ impl Cluster {
                 "cidrs": endpoint.cluster_cidrs,
                 "settings": { "dns_servers": endpoint.dns_servers },
             },
-            "defaults": { "replicas": 2, "resources": little },
+            "defaults": { "replicas": 2, "resources": small },
             "services": { "apiGateway": { "env": unlimited, "existingSecret": OWN_SECRET } },
             "service": { "type": "NodePort" },
             "nats": { "image": self.nats.image, "storage": storage },
@@ -173,7 +174,7 @@ impl Cluster {
         let before = self.pods(service).await;
         assert_eq!(before.len(), 2, "{service}: {before:?}");
         deployments.restart(&name).await.unwrap();
-        self.until(&format!("{service} is restarted"), async || {
+        self.wait_until(&format!("{service} is restarted"), async || {
             let deployment = deployments.get(&name).await.unwrap();
             let (wanted, status) = (deployment.metadata.generation, deployment.status.unwrap());
             let all = Some(2);
@@ -196,7 +197,7 @@ impl Cluster {
         let pods = self.api::<Pod>();
         let uid = pods.get(&name).await.unwrap().metadata.uid;
         pods.delete(&name, &DeleteParams::default()).await.unwrap();
-        self.until(&format!("{store} is there again"), async || {
+        self.wait_until(&format!("{store} is ready again"), async || {
             let Some(pod) = pods.get_opt(&name).await.unwrap() else {
                 return false;
             };
@@ -210,8 +211,8 @@ impl Cluster {
 
     pub async fn pods(&self, service: &str) -> Vec<String> {
         let selector = format!("app.kubernetes.io/component={service}");
-        let of_it = ListParams::default().labels(&selector);
-        let pods = self.api::<Pod>().list(&of_it).await.unwrap();
+        let selected = ListParams::default().labels(&selector);
+        let pods = self.api::<Pod>().list(&selected).await.unwrap();
         pods.items
             .into_iter()
             .filter_map(|pod| pod.metadata.name)
@@ -246,10 +247,13 @@ impl Cluster {
         report
     }
 
-    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    pub async fn wait_until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
         let begun = Instant::now();
-        while !holds().await {
-            assert!(begun.elapsed() < Duration::from_secs(180), "not so: {what}");
+        while !condition().await {
+            assert!(
+                begun.elapsed() < Duration::from_secs(180),
+                "not reached: {what}"
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }

@@ -95,18 +95,18 @@ pub async fn release_uses_external_stores_and_secrets(cluster: &Cluster) {
 
     install(cluster, &nats_proxy, &postgres_proxy).await;
     let stateful: Api<StatefulSet> = cluster.api();
-    let of_it = ListParams::default().labels(&format!("app.kubernetes.io/instance={RELEASE}"));
-    assert!(stateful.list(&of_it).await.unwrap().items.is_empty());
-    let made = secrets.list(&of_it).await.unwrap().items;
+    let selected = ListParams::default().labels(&format!("app.kubernetes.io/instance={RELEASE}"));
+    assert!(stateful.list(&selected).await.unwrap().items.is_empty());
+    let made = secrets.list(&selected).await.unwrap().items;
     assert!(made.is_empty(), "the chart created a Secret: {made:?}");
 
     let url = cluster.url_of(&format!("{RELEASE}-agentbox")).await;
     let client = Client::login(&url, ADMIN_PASSWORD, true).await;
     let id = client.create("elsewhere", json!({})).await.unwrap();
-    client.reaches(&id, &["running"]).await.unwrap();
+    client.wait_for_status(&id, &["running"]).await.unwrap();
     client.exec(&id, "hello").await.unwrap();
     client.delete(&id).await.unwrap();
-    client.reaches(&id, &["terminated"]).await.unwrap();
+    client.wait_for_status(&id, &["terminated"]).await.unwrap();
     let words = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"];
     cluster.helm.succeeds(&words).await;
     stores.stop().await;
@@ -144,7 +144,7 @@ async fn install(cluster: &Cluster, nats: &Proxy, postgres: &Proxy) {
     ];
     let output = cluster.helm.run(&words).await;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        panic!("helm {words:?}: {said}\n{}", cluster.report().await);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        panic!("helm {words:?}: {stderr}\n{}", cluster.report().await);
     }
 }

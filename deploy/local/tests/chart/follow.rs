@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::load::Client;
 
-const NEXT: Duration = Duration::from_secs(20);
+const EVENT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An open stream.
 struct Stream {
@@ -30,14 +30,14 @@ impl Stream {
         if let Some(last) = after {
             request = request.header("Last-Event-ID", last.to_string());
         }
-        let response = tokio::time::timeout(NEXT, request.send())
+        let response = tokio::time::timeout(EVENT_DEADLINE, request.send())
             .await
             .map_err(|_| format!("{path}: no answer"))?
             .map_err(|error| format!("{path}: {error:?}"))?;
         if response.status() != 200 {
             let status = response.status();
-            let said = response.text().await.unwrap_or_default();
-            return Err(format!("{path}: {status} {said}"));
+            let body = response.text().await.unwrap_or_default();
+            return Err(format!("{path}: {status} {body}"));
         }
         Ok(Self {
             response,
@@ -54,7 +54,7 @@ impl Stream {
                     return Ok(Some(line));
                 }
             }
-            let chunk = tokio::time::timeout(NEXT, self.response.chunk())
+            let chunk = tokio::time::timeout(EVENT_DEADLINE, self.response.chunk())
                 .await
                 .map_err(|_| "a followed log is silent".to_owned())?
                 .map_err(|error| format!("a followed log broke: {error:?}"))?;
@@ -70,7 +70,7 @@ impl Stream {
 fn parse(block: &str) -> Result<Option<Line>, String> {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
     if let Some(event) = field("event: ") {
-        return Err(format!("the followed log says {event}: {block}"));
+        return Err(format!("a followed log sent the event {event}: {block}"));
     }
     let Some(data) = field("data: ") else {
         return Ok(None);
@@ -84,7 +84,7 @@ fn parse(block: &str) -> Result<Option<Line>, String> {
 }
 
 /// Follows a log for ten consecutive lines.
-pub async fn some_lines(client: &Client, id: &str) -> Result<(), String> {
+pub async fn follow_ten_lines(client: &Client, id: &str) -> Result<(), String> {
     let mut stream = Stream::open(client, id, None).await?;
     let mut last = None;
     for _ in 0..10 {
@@ -102,7 +102,7 @@ pub async fn some_lines(client: &Client, id: &str) -> Result<(), String> {
 
 /// The lines that an EventSource has received.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct Followed {
     pub lines: usize,
     /// The number of times that it resumed.
     pub resumed: usize,
@@ -111,16 +111,20 @@ pub struct Seen {
 
 /// Follows the numbers of a box. When the stream ends, as it does when a gateway stops, it resumes
 /// after the last line.
-pub fn for_long(client: Client, id: String, stop: CancellationToken) -> JoinHandle<Seen> {
+pub fn follow_until_stopped(
+    client: Client,
+    id: String,
+    stop: CancellationToken,
+) -> JoinHandle<Followed> {
     tokio::spawn(async move {
-        let mut seen = Seen::default();
+        let mut followed = Followed::default();
         let mut last: Option<Line> = None;
         while !stop.is_cancelled() {
             let opened = Stream::open(&client, &id, last.as_ref().map(|line| line.id)).await;
             let mut stream = match opened {
                 Ok(stream) => stream,
                 Err(why) => {
-                    seen.failures.push(why);
+                    followed.failures.push(why);
                     continue;
                 }
             };
@@ -130,23 +134,24 @@ pub fn for_long(client: Client, id: String, stop: CancellationToken) -> JoinHand
                         let before = last.as_ref().and_then(|l| l.message.parse::<u64>().ok());
                         let now = line.message.parse::<u64>().ok();
                         if before.is_some() && now != before.map(|n| n + 1) {
-                            seen.failures
+                            followed
+                                .failures
                                 .push(format!("{now:?} comes after {before:?}"));
                         }
-                        seen.lines += 1;
+                        followed.lines += 1;
                         last = Some(line);
                     }
                     Ok(None) => {
-                        seen.resumed += 1;
+                        followed.resumed += 1;
                         break;
                     }
                     Err(why) => {
-                        seen.failures.push(why);
+                        followed.failures.push(why);
                         break;
                     }
                 }
             }
         }
-        seen
+        followed
     })
 }

@@ -1,5 +1,5 @@
-//! The whole life of a release: installation, the guide's workflow, restarts under load, an
-//! upgrade and the removal.
+//! The whole life of a release: installation, the workflow of the API's user guide, restarts under
+//! load, an upgrade and the removal.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::helm::chart;
 use crate::load::{Client, Load, Tally};
 use crate::{external, follow, manifests, network, rbac};
 
-/// The script as the guide prints it.
+/// The script of the user guide.
 const GUIDE: &str = include_str!("../instance/workflow.sh");
 /// Including `pip install`.
 const GUIDE_DEADLINE: Duration = Duration::from_secs(300);
@@ -63,8 +63,8 @@ async fn install(cluster: &Cluster, words: &[&str]) {
     ]);
     let output = cluster.helm.run(&all).await;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        panic!("helm {all:?}: {said}\n{}", cluster.report().await);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        panic!("helm {all:?}: {stderr}\n{}", cluster.report().await);
     }
 }
 
@@ -72,7 +72,10 @@ async fn run_the_guide(url: &str, token: &str) {
     let script = GUIDE
         .replace("https://your-server/api/v1", &format!("{url}/api/v1"))
         .replace("your-jwt-token", token);
-    assert!(!script.contains("your-"), "all is filled in");
+    assert!(
+        !script.contains("your-"),
+        "the server and the token are filled in"
+    );
     let run = Command::new("bash")
         .args(["-c", &script])
         .stdin(Stdio::null())
@@ -80,14 +83,17 @@ async fn run_the_guide(url: &str, token: &str) {
         .output();
     let output = tokio::time::timeout(GUIDE_DEADLINE, run).await;
     let output = output.unwrap().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     for expected in [
         "Environment is running!",
         "NumPy version: ",
         "Array mean: 3.0",
         "Done!",
     ] {
-        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+        assert!(
+            stdout.contains(expected),
+            "{expected} is missing in:\n{stdout}"
+        );
     }
 }
 
@@ -99,38 +105,38 @@ async fn use_every_right(client: &Client) {
     assert!(refused.contains("400"), "{refused}");
     let ends = json!({ "command": ["sh", "-c", "echo bye"] });
     let id = client.create("ends", ends).await.unwrap();
-    client.reaches(&id, &["terminated"]).await.unwrap();
+    client.wait_for_status(&id, &["terminated"]).await.unwrap();
     let logs = format!("/environments/{id}/logs");
-    let (_, said) = client
+    let (_, reply) = client
         .ask(reqwest::Method::GET, &logs, None, 200)
         .await
         .unwrap();
-    assert!(said.to_string().contains("bye"), "{said}");
+    assert!(reply.to_string().contains("bye"), "{reply}");
     let stubborn = json!({ "command": ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"] });
     let id = client.create("stubborn", stubborn).await.unwrap();
-    client.reaches(&id, &["running"]).await.unwrap();
+    client.wait_for_status(&id, &["running"]).await.unwrap();
     let force = format!("/environments/{id}?force=true");
     client
         .ask(reqwest::Method::DELETE, &force, None, 204)
         .await
         .unwrap();
-    client.reaches(&id, &["terminated"]).await.unwrap();
+    client.wait_for_status(&id, &["terminated"]).await.unwrap();
 }
 
 async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
-    let keeping = Client::login(url, password, true).await;
+    let keep_alive = Client::login(url, password, true).await;
     let fresh = Client::login(url, password, false).await;
     let mut boxes = Vec::new();
     for name in ["one", "two"] {
         let counting = json!({ "command": ["sh", "-c", COUNTING] });
-        let id = keeping.create(name, counting).await.unwrap();
-        keeping.reaches(&id, &["running"]).await.unwrap();
+        let id = keep_alive.create(name, counting).await.unwrap();
+        keep_alive.wait_for_status(&id, &["running"]).await.unwrap();
         boxes.push(id);
     }
     let boxes: [String; 2] = boxes.try_into().unwrap();
     let stop = CancellationToken::new();
-    let long = follow::for_long(keeping.clone(), boxes[0].clone(), stop.clone());
-    let load = Load::start(&keeping, &fresh, &boxes);
+    let long = follow::follow_until_stopped(keep_alive.clone(), boxes[0].clone(), stop.clone());
+    let load = Load::start(&keep_alive, &fresh, &boxes);
     // Before the first restart, so that its failures differ from those of the load's start.
     let is_steady = |tally: &Tally| tally.creates >= 2 && tally.execs >= 10 && tally.follows >= 5;
     load.wait_until("a steady load", is_steady).await;
@@ -149,19 +155,19 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
     let took = load.elapsed();
     let tally = load.stop().await;
     stop.cancel();
-    let seen = long.await.unwrap();
+    let followed = long.await.unwrap();
     println!(
         "{} creates, {} execs, {} follows, {} lists in {took:.1?}; the long follow: {} lines, resumed {} times",
-        tally.creates, tally.execs, tally.follows, tally.lists, seen.lines, seen.resumed
+        tally.creates, tally.execs, tally.follows, tally.lists, followed.lines, followed.resumed
     );
     if !tally.failures.is_empty() {
         panic!("{:#?}\n{}", tally.failures, cluster.report().await);
     }
-    assert_eq!(seen.failures, Vec::<String>::new());
+    assert_eq!(followed.failures, Vec::<String>::new());
     assert!(tally.creates >= 8 && tally.execs >= 40 && tally.follows >= 20);
-    assert!(seen.lines > 200, "{seen:?}");
+    assert!(followed.lines > 200, "{followed:?}");
     for id in &boxes {
-        keeping.delete(id).await.unwrap();
+        keep_alive.delete(id).await.unwrap();
     }
 }
 
@@ -169,12 +175,12 @@ async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
 /// another Pod.
 async fn stores_may_restart(cluster: &Cluster, client: &Client) {
     let id = client.create("stays", json!({})).await.unwrap();
-    client.reaches(&id, &["running"]).await.unwrap();
+    client.wait_for_status(&id, &["running"]).await.unwrap();
     for store in ["nats", "postgres"] {
         cluster.restart_store(store).await;
         let path = format!("/environments/{id}");
         cluster
-            .until(
+            .wait_until(
                 &format!("requests are answered after {store}'s restart"),
                 async || {
                     let known = client.ask(reqwest::Method::GET, &path, None, 200).await;
@@ -184,7 +190,7 @@ async fn stores_may_restart(cluster: &Cluster, client: &Client) {
             .await;
     }
     client.delete(&id).await.unwrap();
-    client.reaches(&id, &["terminated"]).await.unwrap();
+    client.wait_for_status(&id, &["terminated"]).await.unwrap();
 }
 
 async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
@@ -218,11 +224,11 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
     assert_eq!(held().await, before);
     assert_eq!(cluster.pods("exec-proxy").await.len(), 3);
     let left = cluster.pods("auth").await;
-    let begins_with_them = auth.iter().all(|pod| left.contains(pod));
-    assert!(begins_with_them, "the autoscaler keeps the running Pods");
+    let keeps_running_pods = auth.iter().all(|pod| left.contains(pod));
+    assert!(keeps_running_pods, "the autoscaler keeps the running Pods");
     // An idle service uses more than one percent of its request.
     cluster
-        .until("the autoscaler makes one more", async || {
+        .wait_until("the autoscaler makes one more", async || {
             cluster.pods("auth").await.len() == 3
         })
         .await;

@@ -40,11 +40,11 @@ impl Client {
             token: String::new(),
         };
         let login = json!({ "username": "admin", "password": password });
-        let (_, said) = client
+        let (_, reply) = client
             .ask(Method::POST, "/auth/login", Some(login), 200)
             .await
             .unwrap();
-        said["token"]
+        reply["token"]
             .as_str()
             .unwrap()
             .clone_into(&mut client.token);
@@ -100,17 +100,17 @@ impl Client {
         Ok(made["id"].as_str().unwrap().to_owned())
     }
 
-    pub async fn reaches(&self, id: &str, statuses: &[&str]) -> Result<Value, String> {
+    pub async fn wait_for_status(&self, id: &str, statuses: &[&str]) -> Result<Value, String> {
         let begun = Instant::now();
         loop {
             let path = format!("/environments/{id}");
-            let (_, seen) = self.ask(Method::GET, &path, None, 200).await?;
-            let status = seen["status"].as_str().unwrap_or_default();
+            let (_, environment) = self.ask(Method::GET, &path, None, 200).await?;
+            let status = environment["status"].as_str().unwrap_or_default();
             if statuses.contains(&status) {
-                return Ok(seen);
+                return Ok(environment);
             }
             if matches!(status, "failed" | "terminated") || begun.elapsed().as_secs() > 120 {
-                return Err(format!("{id} is not {statuses:?}: {seen}"));
+                return Err(format!("{id} is not {statuses:?}: {environment}"));
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -119,10 +119,10 @@ impl Client {
     pub async fn exec(&self, id: &str, word: &str) -> Result<(), String> {
         let path = format!("/environments/{id}/exec");
         let body = json!({ "command": ["echo", word] });
-        let (_, said) = self.ask(Method::POST, &path, Some(body), 200).await?;
-        match said["stdout"] == format!("{word}\n") && said["exit_code"] == 0 {
+        let (_, reply) = self.ask(Method::POST, &path, Some(body), 200).await?;
+        match reply["stdout"] == format!("{word}\n") && reply["exit_code"] == 0 {
             true => Ok(()),
-            false => Err(format!("{path}: {said}")),
+            false => Err(format!("{path}: {reply}")),
         }
     }
 
@@ -142,7 +142,7 @@ pub struct Tally {
     pub failures: Vec<String>,
 }
 
-fn note<D: FnOnce(&mut Tally)>(tally: &Mutex<Tally>, outcome: Result<D, String>, at: Duration) {
+fn record<D: FnOnce(&mut Tally)>(tally: &Mutex<Tally>, outcome: Result<D, String>, at: Duration) {
     let mut tally = tally.lock().unwrap();
     match outcome {
         Ok(done) => done(&mut tally),
@@ -160,14 +160,14 @@ pub struct Load {
 
 impl Load {
     /// Starts the workers on two boxes that write a line every 100 ms.
-    pub fn start(keeping: &Client, fresh: &Client, boxes: &[String; 2]) -> Self {
+    pub fn start(keep_alive: &Client, fresh: &Client, boxes: &[String; 2]) -> Self {
         let mut load = Self {
             stop: CancellationToken::new(),
             workers: JoinSet::new(),
             tally: Arc::default(),
             begun: Instant::now(),
         };
-        for (index, client) in [keeping, fresh].into_iter().enumerate() {
+        for (index, client) in [keep_alive, fresh].into_iter().enumerate() {
             let id = boxes[index].clone();
             load.work(client, move |client, round| {
                 let id = id.clone();
@@ -180,7 +180,7 @@ impl Load {
             load.work(client, move |client, _| {
                 let id = id.clone();
                 async move {
-                    follow::some_lines(&client, &id).await?;
+                    follow::follow_ten_lines(&client, &id).await?;
                     Ok(|tally: &mut Tally| tally.follows += 1)
                 }
             });
@@ -192,7 +192,7 @@ impl Load {
                 let id = client
                     .create(&format!("load-{index}-{round}"), json!({}))
                     .await?;
-                client.reaches(&id, &["running"]).await?;
+                client.wait_for_status(&id, &["running"]).await?;
                 client.exec(&id, "hello").await?;
                 client.delete(&id).await?;
                 Ok(|tally: &mut Tally| tally.creates += 1)
@@ -201,7 +201,7 @@ impl Load {
         load
     }
 
-    fn work<W, R, D>(&mut self, client: &Client, round_of: W)
+    fn work<W, R, D>(&mut self, client: &Client, run_round: W)
     where
         W: Fn(Client, usize) -> R + Send + 'static,
         R: Future<Output = Result<D, String>> + Send,
@@ -213,8 +213,8 @@ impl Load {
             let mut round = 0;
             while !stop.is_cancelled() {
                 round += 1;
-                let outcome = round_of(client.clone(), round).await;
-                note(&tally, outcome, begun.elapsed());
+                let outcome = run_round(client.clone(), round).await;
+                record(&tally, outcome, begun.elapsed());
                 tokio::time::sleep(PAUSE).await;
             }
         });
@@ -226,9 +226,9 @@ impl Load {
     }
 
     /// Waits until the results satisfy a condition.
-    pub async fn wait_until(&self, what: &str, is_so: impl Fn(&Tally) -> bool) {
+    pub async fn wait_until(&self, what: &str, condition: impl Fn(&Tally) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
-        while !is_so(&self.tally.lock().unwrap()) {
+        while !condition(&self.tally.lock().unwrap()) {
             assert!(Instant::now() < deadline, "not reached: {what}");
             tokio::time::sleep(PAUSE).await;
         }

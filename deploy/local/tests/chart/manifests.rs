@@ -7,7 +7,7 @@ use crate::cluster::{Cluster, NAMESPACE, RELEASE};
 use crate::helm::{Helm, chart};
 
 /// A kind's path in the API, and whether it is namespaced.
-fn place(kind: &str) -> (&'static str, &'static str, bool) {
+fn api_path(kind: &str) -> (&'static str, &'static str, bool) {
     match kind {
         "ConfigMap" => ("api/v1", "configmaps", true),
         "Secret" => ("api/v1", "secrets", true),
@@ -33,13 +33,13 @@ fn place(kind: &str) -> (&'static str, &'static str, bool) {
 
 /// Checks that the API server accepts a document without changes or warnings: every field is
 /// known, every value is valid, nothing is deprecated.
-async fn is_taken(client: &Client, document: &str) -> String {
+async fn assert_accepted(client: &Client, document: &str) -> String {
     let line = |start: &str| {
         let found = document.lines().find_map(|line| line.strip_prefix(start));
         found.unwrap_or_default().trim_matches('"').to_owned()
     };
     let (kind, name) = (line("kind: "), line("  name: "));
-    let (root, plural, is_local) = place(&kind);
+    let (root, plural, is_local) = api_path(&kind);
     let namespace = if is_local {
         format!("namespaces/{NAMESPACE}/")
     } else {
@@ -59,7 +59,7 @@ async fn is_taken(client: &Client, document: &str) -> String {
 }
 
 /// Values with every option switched on, and all external components.
-fn widest() -> Value {
+fn all_options() -> Value {
     json!({
         "defaults": {
             "autoscaling": { "enabled": true }, "env": { "AGENTBOX_LOG": "debug" },
@@ -104,7 +104,7 @@ pub async fn are_valid(cluster: &Cluster) {
     let helm = &cluster.helm;
     let chart = chart().display().to_string();
     let own = helm.values("own.json", &cluster.values());
-    let wide = helm.values("widest.json", &widest());
+    let wide = helm.values("all_options.json", &all_options());
     for files in [vec![own.clone()], vec![own.clone(), wide.clone()]] {
         let mut words = vec!["lint", "--strict", &chart];
         for file in &files {
@@ -114,15 +114,15 @@ pub async fn are_valid(cluster: &Cluster) {
         let text = render(helm, &files).await;
         let mut kinds = Vec::new();
         for document in text.split("\n---\n").filter(|d| d.contains("kind: ")) {
-            kinds.push(is_taken(&cluster.client, document).await);
+            kinds.push(assert_accepted(&cluster.client, document).await);
         }
         assert!(kinds.len() > 25, "{kinds:?}");
-        let is_wide = files.len() > 1;
-        assert_eq!(kinds.iter().any(|k| k == "StatefulSet"), !is_wide);
-        assert_eq!(kinds.iter().any(|k| k == "Secret"), !is_wide);
+        let has_all_options = files.len() > 1;
+        assert_eq!(kinds.iter().any(|k| k == "StatefulSet"), !has_all_options);
+        assert_eq!(kinds.iter().any(|k| k == "Secret"), !has_all_options);
         assert_eq!(
             kinds.iter().any(|k| k == "HorizontalPodAutoscaler"),
-            is_wide
+            has_all_options
         );
     }
     for (why, values) in [
@@ -148,7 +148,7 @@ pub async fn are_valid(cluster: &Cluster) {
         let words = [
             "template", RELEASE, &chart, "--values", &own, "--values", &file,
         ];
-        let said = helm.refuses(&words).await;
-        assert!(said.contains(why), "{why} is not in: {said}");
+        let stderr = helm.refuses(&words).await;
+        assert!(stderr.contains(why), "{why} is not in: {stderr}");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, apply};
 
 /// Runs `script` in a new Pod with `labels`; the script must succeed.
-async fn runs(cluster: &Cluster, namespace: &str, name: &str, labels: Value, script: &str) {
+async fn run_in_pod(cluster: &Cluster, namespace: &str, name: &str, labels: Value, script: &str) {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -33,12 +33,12 @@ async fn runs(cluster: &Cluster, namespace: &str, name: &str, labels: Value, scr
         pod.status.unwrap().phase.unwrap_or_default()
     };
     cluster
-        .until(&format!("the Pod {name} has ended"), async || {
+        .wait_until(&format!("the Pod {name} has ended"), async || {
             matches!(phase().await.as_str(), "Succeeded" | "Failed")
         })
         .await;
-    let said = pods.logs(name, &Default::default()).await.unwrap();
-    assert_eq!(phase().await, "Succeeded", "{namespace}/{name}:\n{said}");
+    let log = pods.logs(name, &Default::default()).await.unwrap();
+    assert_eq!(phase().await, "Succeeded", "{namespace}/{name}:\n{log}");
     pods.delete(name, &Default::default()).await.unwrap();
 }
 
@@ -58,9 +58,9 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
     );
     let open = format!("timeout 10 wget -qO- http://{api}/api/v1/health/live");
     let script = format!("{open} && {closed}");
-    runs(cluster, "default", "stranger", json!({}), &script).await;
+    run_in_pod(cluster, "default", "stranger", json!({}), &script).await;
     // In the namespace of the release, without its labels.
-    runs(cluster, NAMESPACE, "stranger", json!({}), &script).await;
+    run_in_pod(cluster, NAMESPACE, "stranger", json!({}), &script).await;
     // The control: the same test succeeds in a Pod with access.
     let labels = json!({
         "app.kubernetes.io/name": "agentbox", "app.kubernetes.io/instance": RELEASE,
@@ -69,5 +69,5 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
     let script = format!(
         "timeout 10 nc {nats} 4222 < /dev/null | grep INFO && timeout 10 nc -w 3 {postgres} 5432 < /dev/null"
     );
-    runs(cluster, NAMESPACE, "friend", labels, &script).await;
+    run_in_pod(cluster, NAMESPACE, "friend", labels, &script).await;
 }

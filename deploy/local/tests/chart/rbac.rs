@@ -67,24 +67,24 @@ fn rights_of(rules: Vec<PolicyRule>, is_local: bool) -> BTreeSet<Right> {
 
 impl Right {
     /// Whether the right allows a request.
-    fn allows(&self, asked: &Right) -> bool {
-        self.group == asked.group
-            && self.resource == asked.resource
-            && self.verb == asked.verb
-            && (self.name.is_none() || self.name == asked.name)
-            && (!self.is_local || asked.is_local)
+    fn allows(&self, audited: &Right) -> bool {
+        self.group == audited.group
+            && self.resource == audited.resource
+            && self.verb == audited.verb
+            && (self.name.is_none() || self.name == audited.name)
+            && (!self.is_local || audited.is_local)
     }
 }
 
 /// The requests of each service, and the refused ones.
 #[derive(Default)]
-struct Asked {
+struct AuditedRights {
     used: BTreeMap<String, BTreeSet<Right>>,
     refused: Vec<String>,
 }
 
-fn read(log: &Path) -> Asked {
-    let mut asked = Asked::default();
+fn read(log: &Path) -> AuditedRights {
+    let mut audited = AuditedRights::default();
     for line in std::fs::read_to_string(log).unwrap().lines() {
         let event: Value = serde_json::from_str(line).unwrap();
         let user = event["user"]["username"].as_str().unwrap();
@@ -95,7 +95,7 @@ fn read(log: &Path) -> Asked {
         if event["annotations"]["authorization.k8s.io/decision"] == "forbid"
             || event["responseStatus"]["code"] == 403
         {
-            asked
+            audited
                 .refused
                 .push(format!("{service}: {}", event["requestURI"]));
         }
@@ -116,7 +116,7 @@ fn read(log: &Path) -> Asked {
             name: object["name"].as_str().map(str::to_owned),
             is_local: object["namespace"] == NAMESPACE,
         };
-        let rights = asked.used.entry(service.to_owned()).or_default();
+        let rights = audited.used.entry(service.to_owned()).or_default();
         // An apply that creates an object requires both rights.
         if verb == "patch" && event["responseStatus"]["code"] == 201 {
             rights.insert(Right {
@@ -126,13 +126,13 @@ fn read(log: &Path) -> Asked {
         }
         rights.insert(right);
     }
-    asked
+    audited
 }
 
 /// Every right was used, and no request was refused.
 pub async fn rights_match_use(cluster: &Cluster) {
-    let asked = read(&cluster.kubernetes.endpoint.audit_log());
-    assert_eq!(asked.refused, Vec::<String>::new());
+    let audited = read(&cluster.kubernetes.endpoint.audit_log());
+    assert_eq!(audited.refused, Vec::<String>::new());
     let cluster_roles: Api<ClusterRole> = Api::all(cluster.client.clone());
     let roles: Api<Role> = cluster.api();
     for service in ["scheduler", "exec-proxy"] {
@@ -146,10 +146,10 @@ pub async fn rights_match_use(cluster: &Cluster) {
         if let Some(local) = local {
             rights.extend(rights_of(local.rules.unwrap_or_default(), true));
         }
-        let used = asked.used.get(service).cloned().unwrap_or_default();
+        let used = audited.used.get(service).cloned().unwrap_or_default();
         let unused: Vec<String> = rights
             .iter()
-            .filter(|right| !used.iter().any(|asked| right.allows(asked)))
+            .filter(|right| !used.iter().any(|audited| right.allows(audited)))
             .map(ToString::to_string)
             .collect();
         assert_eq!(
@@ -158,6 +158,6 @@ pub async fn rights_match_use(cluster: &Cluster) {
             "{service} has rights it does not use"
         );
     }
-    let talkers: Vec<&String> = asked.used.keys().collect();
-    assert_eq!(talkers, ["exec-proxy", "scheduler"]);
+    let services: Vec<&String> = audited.used.keys().collect();
+    assert_eq!(services, ["exec-proxy", "scheduler"]);
 }

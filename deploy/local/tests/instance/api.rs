@@ -9,9 +9,9 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 /// The deadline of one request with its retries.
-const PATIENCE: Duration = Duration::from_secs(60);
-const ONE_TRY: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(50);
+const DEADLINE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub struct Api {
     http: reqwest::Client,
@@ -76,26 +76,30 @@ impl Api {
     }
 
     /// Waits for a status; fails early when the environment has ended in another.
-    pub async fn reaches(&self, id: &str, status: &str) -> Value {
+    pub async fn wait_for_status(&self, id: &str, status: &str) -> Value {
         let begun = Instant::now();
         loop {
-            let seen = self.get(id).await;
-            if seen["status"] == status {
-                return seen;
+            let environment = self.get(id).await;
+            if environment["status"] == status {
+                return environment;
             }
-            let has_ended = seen["status"] == "failed" || seen["status"] == "terminated";
+            let has_ended =
+                environment["status"] == "failed" || environment["status"] == "terminated";
             assert!(
-                !has_ended && begun.elapsed() < PATIENCE,
-                "{id} is not {status} after {:?}: {seen}",
+                !has_ended && begun.elapsed() < DEADLINE,
+                "{id} is not {status} after {:?}: {environment}",
                 begun.elapsed()
             );
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     fn request(&self, method: &Method, path: &str, body: Option<&Value>) -> RequestBuilder {
         let url = format!("{}{path}", self.base);
-        let mut request = self.http.request(method.clone(), url).timeout(ONE_TRY);
+        let mut request = self
+            .http
+            .request(method.clone(), url)
+            .timeout(REQUEST_TIMEOUT);
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
         }
@@ -109,7 +113,7 @@ impl Api {
     pub async fn once(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let (status, text) = answer(self.request(&method, path, body.as_ref()))
             .await
-            .unwrap_or_else(|broken| panic!("{method} {path}: {broken:?}"));
+            .unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
         (status, serde_json::from_str(&text).unwrap_or_default())
     }
 
@@ -126,20 +130,20 @@ impl Api {
             if let Some(key) = idempotency_key {
                 request = request.header("Idempotency-Key", key);
             }
-            let why = match answer(request).await {
+            let reason = match answer(request).await {
                 Ok((200..300, text)) => return serde_json::from_str(&text).unwrap_or_default(),
                 // A part of the system is unavailable, and may have handled the request.
                 Ok((502..=504, text)) => text,
-                Err(broken) => format!("{broken:?}"),
+                Err(error) => format!("{error:?}"),
                 Ok((status, text)) => panic!("{method} {path}: {status} {text}"),
             };
             assert!(
-                begun.elapsed() < PATIENCE,
-                "{method} {path} has no answer after {:?}: {why}",
+                begun.elapsed() < DEADLINE,
+                "{method} {path} has no answer after {:?}: {reason}",
                 begun.elapsed()
             );
             self.retries.set(self.retries.get() + 1);
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

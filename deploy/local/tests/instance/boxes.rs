@@ -49,11 +49,11 @@ async fn busybox_image_resolves_names_and_fetches_pages() {
     let looked_up = pod.output("nslookup pypi.org").await;
     assert!(looked_up.contains("Name:\tpypi.org"), "{looked_up}");
     // Any response will do: it shows that wget resolved the name.
-    let said = pod.exec("wget -O /dev/null http://pypi.org 2>&1").await;
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let result = pod.exec("wget -O /dev/null http://pypi.org 2>&1").await;
+    let text = String::from_utf8_lossy(&result.stdout).into_owned();
     assert!(
-        said.exit_code <= 1 && text.contains("pypi.org ("),
-        "{said:?}"
+        result.exit_code <= 1 && text.contains("pypi.org ("),
+        "{result:?}"
     );
     containerd.system.stop().await;
 }

@@ -10,16 +10,16 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, small};
-use crate::host::{remains, tool};
+use crate::host::{leftovers, tool};
 use crate::kills::status;
-use crate::kubernetes::remains as of_kubernetes;
+use crate::kubernetes::leftovers as kubernetes_leftovers;
 
 const BOTH: Components = Components {
     kubernetes: true,
     ..Components::ALL
 };
 const NAMES: [&str; 2] = ["containerd", "kubernetes"];
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn start() -> System {
     let options = Options::components(BOTH).without_rate_limits();
@@ -31,8 +31,8 @@ async fn stop(system: System) {
     let containerd = system.containerd.clone().unwrap();
     let kubernetes = system.kubernetes.clone().unwrap();
     system.stop().await;
-    assert_eq!(remains(&containerd), Vec::<String>::new());
-    assert_eq!(of_kubernetes(&kubernetes), Vec::<String>::new());
+    assert_eq!(leftovers(&containerd), Vec::<String>::new());
+    assert_eq!(kubernetes_leftovers(&kubernetes), Vec::<String>::new());
 }
 
 /// The cluster of a running box: the endpoint is an address on containerd and a name on
@@ -43,7 +43,7 @@ fn cluster_of(environment: &Value) -> &'static str {
 }
 
 /// A request that selects this cluster.
-fn wanted_on(cluster: &str, name: &str) -> Value {
+fn request_for(cluster: &str, name: &str) -> Value {
     let mut body = small(name);
     body["node_selector"] = json!({ "runtime": cluster });
     body
@@ -51,13 +51,13 @@ fn wanted_on(cluster: &str, name: &str) -> Value {
 
 async fn running(api: &Api, body: Value) -> Value {
     let created = api.create_as(body).await;
-    api.reaches(created["id"].as_str().unwrap(), "running")
+    api.wait_for_status(created["id"].as_str().unwrap(), "running")
         .await
 }
 
 /// A running box without a connection from exec-proxy. It is found in the list, because a GET of
 /// one environment opens a connection for its usage.
-async fn unused(api: &Api, body: Value) -> String {
+async fn running_without_connection(api: &Api, body: Value) -> String {
     let created = api.create_as(body).await;
     let begun = Instant::now();
     loop {
@@ -67,7 +67,7 @@ async fn unused(api: &Api, body: Value) -> String {
         if seen["status"] == "running" {
             return created["id"].as_str().unwrap().to_owned();
         }
-        assert!(begun.elapsed() < PATIENCE, "{seen}");
+        assert!(begun.elapsed() < DEADLINE, "{seen}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -90,10 +90,10 @@ async fn create_use_delete(api: &Api, body: Value, on: &str) {
     let environment = running(api, body).await;
     assert_eq!(cluster_of(&environment), on, "{environment}");
     let id = environment["id"].as_str().unwrap();
-    let said = api.exec(id, "echo here; exit 3").await;
-    assert_eq!(said["exit_code"], 3, "{said}");
+    let result = api.exec(id, "echo here; exit 3").await;
+    assert_eq!(result["exit_code"], 3, "{result}");
     api.delete(id).await;
-    api.reaches(id, "terminated").await;
+    api.wait_for_status(id, "terminated").await;
 }
 
 /// Waits until `/health` has this status; gives for each cluster whether it is connected.
@@ -107,7 +107,7 @@ async fn health(api: &Api, status: &str) -> [bool; 2] {
             assert_eq!(names, NAMES.map(Some), "{body}");
             return [0, 1].map(|n| clusters[n]["connected"] == true);
         }
-        assert!(begun.elapsed() < PATIENCE, "not {status}: {body}");
+        assert!(begun.elapsed() < DEADLINE, "not {status}: {body}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -119,42 +119,45 @@ async fn boxes_are_placed_by_node_selector_and_on_both_clusters_without_one() {
     assert_eq!(health(&api, "healthy").await, [true, true]);
     let mut ids = Vec::new();
     for cluster in NAMES {
-        let mut body = wanted_on(cluster, cluster);
-        let script = format!("echo said on {cluster}; exec sleep 1000");
+        let mut body = request_for(cluster, cluster);
+        let script = format!("echo output on {cluster}; exec sleep 1000");
         body["command"] = json!(["sh", "-c", script]);
         let environment = running(&api, body).await;
         assert_eq!(cluster_of(&environment), cluster, "{environment}");
         let id = environment["id"].as_str().unwrap().to_owned();
-        let said = api.exec(&id, "echo kept > /file; cat /file").await;
-        assert_eq!(said["stdout"], "kept\n", "{said}");
+        let result = api.exec(&id, "echo kept > /file; cat /file").await;
+        assert_eq!(result["stdout"], "kept\n", "{result}");
         let (_, logs) = api
             .once(Method::GET, &format!("/environments/{id}/logs"), None)
             .await;
         let line = &logs["logs"][0]["message"];
-        assert_eq!(*line, format!("said on {cluster}"), "{logs}");
+        assert_eq!(*line, format!("output on {cluster}"), "{logs}");
         ids.push(id);
     }
-    let nowhere = Some(wanted_on("elsewhere", "nowhere"));
+    let nowhere = Some(request_for("elsewhere", "nowhere"));
     let (refused, why) = api.once(Method::POST, "/environments", nowhere).await;
     assert_eq!(refused, 400, "{why}");
 
     let begun = Instant::now();
     let mut used: Vec<&str> = Vec::new();
     while !NAMES.iter().all(|name| used.contains(name)) {
-        assert!(begun.elapsed() < PATIENCE, "all of them are on {used:?}");
+        assert!(begun.elapsed() < DEADLINE, "all of them are on {used:?}");
         let environment = running(&api, small(&format!("any-{}", used.len()))).await;
         used.push(cluster_of(&environment));
         ids.push(environment["id"].as_str().unwrap().to_owned());
     }
-    let said = status(&system);
+    let report = status(&system);
     for cluster in NAMES {
-        assert!(said.contains(&format!("boxes on {cluster}: ")), "{said}");
+        assert!(
+            report.contains(&format!("boxes on {cluster}: ")),
+            "{report}"
+        );
     }
     for id in &ids {
         api.delete(id).await;
     }
     for id in &ids {
-        api.reaches(id, "terminated").await;
+        api.wait_for_status(id, "terminated").await;
     }
     stop(system).await;
 }
@@ -169,7 +172,7 @@ enum Loss {
 }
 
 impl Loss {
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Freeze(program) => program,
             Self::Cut => "cut",
@@ -184,19 +187,19 @@ impl Loss {
         self.set(system, Signal::SIGCONT, "up");
     }
 
-    fn set(self, system: &System, signal: Signal, link: &str) {
+    fn set(self, system: &System, signal: Signal, state: &str) {
         match self {
             Self::Freeze(program) => assert!(system.signal(program, 0, signal)),
             Self::Cut => {
-                let port = port_of(system.kubernetes.as_ref().unwrap());
-                tool("ip", &["link", "set", &port, link]);
+                let link_name = link_of(system.kubernetes.as_ref().unwrap());
+                tool("ip", &["link", "set", &link_name, state]);
             }
         }
     }
 }
 
-/// The link to the cluster's node, by its name on this machine.
-fn port_of(cluster: &KubernetesEndpoint) -> String {
+/// The name, on this machine, of the link to the cluster's node.
+fn link_of(cluster: &KubernetesEndpoint) -> String {
     let node = cluster.node().unwrap().to_string();
     let route = tool("ip", &["-4", "route", "get", &node]);
     let words: Vec<&str> = route.split_whitespace().collect();
@@ -204,70 +207,74 @@ fn port_of(cluster: &KubernetesEndpoint) -> String {
     format!("{}n", words[at + 1])
 }
 
-/// Makes the cluster `lost` unreachable, and reachable again.
-async fn survives(system: &System, lost: usize, loss: Loss) {
-    let (lost, living) = (NAMES[lost], NAMES[1 - lost]);
+/// Makes the cluster `lost` unreachable and then reachable again. Checks that only its own
+/// environments wait meanwhile, and that its boxes survive.
+async fn check_loss(system: &System, lost: usize, loss: Loss) {
+    let (lost, reachable) = (NAMES[lost], NAMES[1 - lost]);
     let api = Api::of(system).await;
-    let name = |what: &str| format!("{what}-{}", loss.word());
-    let lasting = running(&api, wanted_on(lost, &name("lasting"))).await;
-    let doomed = running(&api, wanted_on(lost, &name("doomed"))).await;
+    let name = |what: &str| format!("{what}-{}", loss.as_str());
+    let lasting = running(&api, request_for(lost, &name("lasting"))).await;
+    let doomed = running(&api, request_for(lost, &name("doomed"))).await;
     let (lasting_id, doomed_id) = (
         lasting["id"].as_str().unwrap(),
         doomed["id"].as_str().unwrap(),
     );
-    let unused_id = &unused(&api, wanted_on(lost, &name("unused"))).await;
+    let unused_id = &running_without_connection(&api, request_for(lost, &name("unused"))).await;
 
     loss.begin(system);
-    assert_eq!(health(&api, "degraded").await, NAMES.map(|n| n == living));
+    assert_eq!(
+        health(&api, "degraded").await,
+        NAMES.map(|n| n == reachable)
+    );
     api.delete(doomed_id).await;
     let (used, unused) = tokio::join!(exec_once(&api, lasting_id), exec_once(&api, unused_id));
-    println!("{loss:?}: exec answers {used:?}, without a connection {unused:?}");
+    println!("{loss:?}: exec with a connection {used:?}, without one {unused:?}");
     match loss {
         // Boxes on this machine are reached without containerd.
         Loss::Freeze("containerd") => assert_eq!((used.0, unused.0), (200, 200)),
         Loss::Freeze(_) => assert_eq!((used.0, unused.0), (200, 503)),
         Loss::Cut => assert!(is_unavailable(used.0) && is_unavailable(unused.0)),
     }
-    let wish = Some(wanted_on(lost, &name("wish")));
-    let (refused, why) = api.once(Method::POST, "/environments", wish).await;
+    let body = Some(request_for(lost, &name("refused")));
+    let (refused, why) = api.once(Method::POST, "/environments", body).await;
     assert_eq!(refused, 503, "{why}");
     assert!(why["message"].as_str().unwrap().contains(lost), "{why}");
     for n in 0..3 {
-        create_use_delete(&api, small(&name(&format!("any-{n}"))), living).await;
+        create_use_delete(&api, small(&name(&format!("any-{n}"))), reachable).await;
     }
-    let waits = api.get(doomed_id).await;
-    assert_eq!(waits["status"], "terminating", "{waits}");
+    let waiting = api.get(doomed_id).await;
+    assert_eq!(waiting["status"], "terminating", "{waiting}");
 
     loss.end(system);
     assert_eq!(health(&api, "healthy").await, [true, true]);
-    let ended = api.reaches(doomed_id, "terminated").await;
+    let ended = api.wait_for_status(doomed_id, "terminated").await;
     assert_eq!(ended["status_reason"], "DELETED", "{ended}");
     for id in [lasting_id, unused_id] {
-        let said = api.exec(id, "echo still here").await;
-        assert_eq!(said["stdout"], "still here\n", "{said}");
+        let result = api.exec(id, "echo still here").await;
+        assert_eq!(result["stdout"], "still here\n", "{result}");
     }
     let still = api.get(lasting_id).await;
     for field in ["status", "started_at", "endpoint"] {
         assert_eq!(still[field], lasting[field], "{still}");
     }
-    create_use_delete(&api, wanted_on(lost, &name("again")), lost).await;
+    create_use_delete(&api, request_for(lost, &name("again")), lost).await;
     for id in [lasting_id, unused_id] {
         api.delete(id).await;
-        api.reaches(id, "terminated").await;
+        api.wait_for_status(id, "terminated").await;
     }
 }
 
 #[tokio::test]
 async fn unreachable_containerd_delays_only_its_own_boxes() {
     let system = start().await;
-    survives(&system, 0, Loss::Freeze("containerd")).await;
+    check_loss(&system, 0, Loss::Freeze("containerd")).await;
     stop(system).await;
 }
 
 #[tokio::test]
 async fn unreachable_kubernetes_delays_only_its_own_boxes() {
     let system = start().await;
-    survives(&system, 1, Loss::Freeze("kube-apiserver")).await;
-    survives(&system, 1, Loss::Cut).await;
+    check_loss(&system, 1, Loss::Freeze("kube-apiserver")).await;
+    check_loss(&system, 1, Loss::Cut).await;
     stop(system).await;
 }

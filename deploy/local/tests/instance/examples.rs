@@ -1,5 +1,6 @@
-//! Each `curl` example of the guide, run by a shell as the guide prints it. The route tests of logs
-//! and attach cover its two JavaScript examples.
+//! The `curl` examples of the API's user guide, run by a shell exactly as the guide prints them. The
+//! guide is not in this repository; `examples.sh` contains its examples. The route tests of logs and
+//! attach cover its two JavaScript examples.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::process::Command;
 
 use crate::api::Api;
 
-/// The examples as the guide prints them, each below `### <name>`. `follow` comes after `delete`,
+/// The guide's examples, each below `### <name>`. `follow` comes after `delete`,
 /// so that its stream ends.
 const EXAMPLES: &str = include_str!("examples.sh");
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -52,8 +53,8 @@ impl Guide<'_> {
     }
 
     async fn answer(&self, name: &str) -> Value {
-        let said = self.run(name).await;
-        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
+        let output = self.run(name).await;
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{name}: {error}: {output}"))
     }
 
     /// The standard output of the command in the example `name`, which must succeed.
@@ -88,7 +89,7 @@ async fn every_curl_example_of_the_guide_runs_as_written() {
     assert_eq!(created["status"], "pending", "{created}");
     let id = guide.fill_in("env-abc123", &created["id"]);
     assert_eq!(created["namespace"], format!("agentbox-{id}"));
-    api.reaches(&id, "running").await;
+    api.wait_for_status(&id, "running").await;
     let list = guide.answer("list").await;
     assert_eq!((&list["total"], &list["limit"]), (&json!(1), &json!(10)));
     assert_eq!(list["environments"][0]["id"], id);
@@ -127,6 +128,6 @@ async fn every_curl_example_of_the_guide_runs_as_written() {
     assert_eq!(guide.run("delete").await, "");
     let followed = guide.run("follow").await;
     assert!(followed.contains("event: end"), "{followed}");
-    api.reaches(&id, "terminated").await;
+    api.wait_for_status(&id, "terminated").await;
     system.stop().await;
 }

@@ -20,9 +20,12 @@ async fn guide_workflow_runs_on_an_existing_kubernetes() {
     };
     let options = Options::components(services).on(existing).replicas(2);
     let system = System::start(options).await.unwrap();
-    let said = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
+    let output = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
     for expected in ["Environment is running!", "Array mean: 3.0", "Done!"] {
-        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+        assert!(
+            output.contains(expected),
+            "{expected} is missing in:\n{output}"
+        );
     }
     system.stop().await;
     theirs.system.stop().await;

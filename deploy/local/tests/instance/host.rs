@@ -62,7 +62,7 @@ impl Supervised {
             supervisor,
             test_program,
         };
-        supervised.until("ready", |state| state["phase"] == "ready");
+        supervised.wait_until("ready", |state| state["phase"] == "ready");
         supervised
     }
 
@@ -71,7 +71,7 @@ impl Supervised {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    fn until(&mut self, what: &str, condition: impl Fn(&Value) -> bool) {
+    fn wait_until(&mut self, what: &str, condition: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while !condition(&self.state()) {
             let ended = self.supervisor.try_wait().unwrap();
@@ -158,7 +158,7 @@ pub fn tool(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Everything of a containerd instance that exists on this machine.
-pub fn remains(containerd: &ContainerdEndpoint) -> Vec<String> {
+pub fn leftovers(containerd: &ContainerdEndpoint) -> Vec<String> {
     let run = format!("/run/agentbox/{}", containerd.deployment);
     let state_dir = containerd.state_dir.parent().unwrap().display().to_string();
     let mut found = Vec::new();
@@ -236,7 +236,7 @@ fn control_groups(containerd: &ContainerdEndpoint) -> Vec<PathBuf> {
 }
 
 /// What exists of boxes in a running instance: sandboxes, groups, directories and rules.
-pub async fn boxes_left(containerd: &ContainerdEndpoint) -> Vec<String> {
+pub async fn leftover_boxes(containerd: &ContainerdEndpoint) -> Vec<String> {
     let mut found = crate::pod::sandboxes(containerd).await;
     let mut directories = control_groups(containerd);
     directories.push(containerd.state_dir.clone());

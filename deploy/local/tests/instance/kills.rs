@@ -10,10 +10,10 @@ use futures::future::join_all;
 use serde_json::Value;
 
 use crate::api::Api;
-use crate::host::{boxes_left, remains};
+use crate::host::{leftover_boxes, leftovers};
 
 const CLIENTS: usize = 4;
-const RESTARTED: Duration = Duration::from_secs(30);
+const RESTART_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The clients' progress, by which the test selects the time of a kill.
 #[derive(Default)]
@@ -33,16 +33,19 @@ enum Point {
 }
 
 impl Progress {
-    async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+    async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
-        while !is_so(self) {
-            assert!(begun.elapsed() < Duration::from_secs(120), "never: {what}");
+        while !condition(self) {
+            assert!(
+                begun.elapsed() < Duration::from_secs(120),
+                "not reached: {what}"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    async fn reaches(&self, point: Point) {
-        self.until(&format!("{point:?}"), |now| match point {
+    async fn wait_for(&self, point: Point) {
+        self.wait_until(&format!("{point:?}"), |now| match point {
             Point::WhileEnvironmentsStart => now.starting.get() > 0,
             Point::WhileCommandsRun => now.executing.get() > 1,
         })
@@ -50,10 +53,12 @@ impl Progress {
     }
 
     /// Waits until every client has completed a workflow that started after this call.
-    async fn advances(&self) {
+    async fn wait_for_progress(&self) {
         let enough = self.rounds.get() + 2 * CLIENTS;
-        self.until("work goes on", |now| now.rounds.get() >= enough)
-            .await;
+        self.wait_until("the clients make progress", |now| {
+            now.rounds.get() >= enough
+        })
+        .await;
     }
 
     async fn work(&self, api: &Api, client: usize) {
@@ -64,16 +69,16 @@ impl Progress {
             let created = api.create(&format!("c{client}-r{round}")).await;
             let id = created["id"].as_str().unwrap().to_owned();
             self.created.borrow_mut().push(id.clone());
-            api.reaches(&id, "running").await;
+            api.wait_for_status(&id, "running").await;
             self.starting.set(self.starting.get() - 1);
             for word in ["one", "two"] {
                 self.executing.set(self.executing.get() + 1);
-                let said = api
+                let result = api
                     .exec(&id, &format!("sleep 0.2; echo {word}; exit 7"))
                     .await;
                 self.executing.set(self.executing.get() - 1);
-                assert_eq!(said["exit_code"], 7, "{said}");
-                assert_eq!(said["stdout"], format!("{word}\n"), "{said}");
+                assert_eq!(result["exit_code"], 7, "{result}");
+                assert_eq!(result["stdout"], format!("{word}\n"), "{result}");
             }
             api.delete(&id).await;
             self.rounds.set(self.rounds.get() + 1);
@@ -92,12 +97,12 @@ async fn kill(system: &System, part: &str, index: usize) -> Duration {
         .is_none_or(|pid| *pid == before)
     {
         assert!(
-            begun.elapsed() < RESTARTED,
+            begun.elapsed() < RESTART_DEADLINE,
             "{part}-{index} is not restarted"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    system.wait_ready(RESTARTED).await.unwrap();
+    system.wait_ready(RESTART_DEADLINE).await.unwrap();
     begun.elapsed()
 }
 
@@ -109,9 +114,9 @@ pub fn status(system: &System) -> String {
         .arg("status")
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "everything is ready:\n{said}");
-    said
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "a process is not ready:\n{report}");
+    report
 }
 
 #[tokio::test]
@@ -130,10 +135,10 @@ async fn killed_services_under_load_lose_and_duplicate_no_environment() {
             ("api-gateway", Point::WhileCommandsRun),
         ] {
             for index in 0..2 {
-                progress.reaches(point).await;
+                progress.wait_for(point).await;
                 let back = kill(&system, service, index).await;
                 println!("{service}-{index} killed {point:?}, all ready after {back:?}");
-                progress.advances().await;
+                progress.wait_for_progress().await;
             }
         }
         progress.is_over.set(true);
@@ -147,7 +152,7 @@ async fn killed_services_under_load_lose_and_duplicate_no_environment() {
         api.retries.get()
     );
     for id in &created {
-        let ended = api.reaches(id, "terminated").await;
+        let ended = api.wait_for_status(id, "terminated").await;
         assert_eq!(ended["status_reason"], "DELETED", "{ended}");
     }
     let listed = api.list().await;
@@ -161,15 +166,15 @@ async fn killed_services_under_load_lose_and_duplicate_no_environment() {
     known.sort();
     assert_eq!(known, created, "each was created once, and none is lost");
     let containerd = system.containerd.clone().unwrap();
-    assert_eq!(boxes_left(&containerd).await, Vec::<String>::new());
-    let said = status(&system);
-    let killed = said
+    assert_eq!(leftover_boxes(&containerd).await, Vec::<String>::new());
+    let report = status(&system);
+    let killed = report
         .lines()
         .filter(|line| line.contains("ready; last exit: signal: 9"))
         .count();
-    assert_eq!(killed, 8, "{said}");
+    assert_eq!(killed, 8, "{report}");
     system.stop().await;
-    assert_eq!(remains(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers(&containerd), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -180,19 +185,19 @@ async fn killed_store_or_containerd_recovers_while_boxes_keep_running() {
     let api = Api::of(&system).await;
     let lasting = api.create("lasting").await;
     let id = lasting["id"].as_str().unwrap().to_owned();
-    let running = api.reaches(&id, "running").await;
+    let running = api.wait_for_status(&id, "running").await;
     let mark = api
         .exec(&id, "cat /proc/sys/kernel/random/uuid | tee /mark")
         .await;
     for part in ["nats", "postgres", "containerd"] {
         let back = kill(&system, part, 0).await;
         let begun = Instant::now();
-        let said = api.exec(&id, "cat /mark").await;
+        let result = api.exec(&id, "cat /mark").await;
         println!(
             "{part} killed: all ready after {back:?}, exec answers {:?} later",
             begun.elapsed()
         );
-        assert_eq!(said["stdout"], mark["stdout"], "the same box: {said}");
+        assert_eq!(result["stdout"], mark["stdout"], "the same box: {result}");
         let still = api.get(&id).await;
         for field in ["status", "started_at", "endpoint"] {
             assert_eq!(still[field], running[field], "{part}: {still}");
@@ -201,22 +206,22 @@ async fn killed_store_or_containerd_recovers_while_boxes_keep_running() {
         assert!(status(&system).contains("last exit: signal: 9"));
     }
     api.delete(&id).await;
-    api.reaches(&id, "terminated").await;
+    api.wait_for_status(&id, "terminated").await;
     let containerd = system.containerd.clone().unwrap();
-    assert_eq!(boxes_left(&containerd).await, Vec::<String>::new());
+    assert_eq!(leftover_boxes(&containerd).await, Vec::<String>::new());
     system.stop().await;
-    assert_eq!(remains(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers(&containerd), Vec::<String>::new());
 }
 
 async fn create_use_delete(api: &Api, name: &str) {
     let created: Value = api.create(&format!("after-{name}")).await;
     let id = created["id"].as_str().unwrap().to_owned();
-    api.reaches(&id, "running").await;
-    let said = api.exec(&id, "echo here; exit 3").await;
+    api.wait_for_status(&id, "running").await;
+    let result = api.exec(&id, "echo here; exit 3").await;
     assert_eq!(
-        (&said["stdout"], &said["exit_code"]),
+        (&result["stdout"], &result["exit_code"]),
         (&"here\n".into(), &3.into())
     );
     api.delete(&id).await;
-    api.reaches(&id, "terminated").await;
+    api.wait_for_status(&id, "terminated").await;
 }

@@ -8,7 +8,7 @@ use crate::api::Api;
 use crate::host::tool;
 
 /// Everything of a Kubernetes instance that exists on this machine.
-pub fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
+pub fn leftovers(cluster: &KubernetesEndpoint) -> Vec<String> {
     let name = &cluster.deployment;
     let run = format!("/run/agentbox/{name}");
     let mut found = Vec::new();
@@ -32,11 +32,11 @@ pub fn remains(cluster: &KubernetesEndpoint) -> Vec<String> {
         ("ip", &["-4", "addr"]),
         ("nft", &["list", "ruleset"]),
     ] {
-        let said = tool(program, words);
-        let of_us = said
+        let output = tool(program, words);
+        let ours = output
             .lines()
             .filter(|line| line.contains(name.as_str()) || line.contains(&network));
-        found.extend(of_us.map(str::to_owned));
+        found.extend(ours.map(str::to_owned));
     }
     for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         let group = entry.path().join(format!("agentbox-{name}"));
@@ -55,22 +55,25 @@ async fn stopped_kubernetes_leaves_nothing() {
     let kubernetes = TestKubernetes::start().await.unwrap();
     let endpoint = kubernetes.endpoint.clone();
     assert!(
-        !remains(&endpoint).is_empty(),
+        !leftovers(&endpoint).is_empty(),
         "the search finds nothing of a running instance"
     );
     kubernetes.system.stop().await;
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn guide_workflow_runs_as_written_on_kubernetes() {
     let options = Options::components(Components::ALL_ON_KUBERNETES).replicas(2);
     let system = System::start(options).await.unwrap();
-    let said = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
+    let output = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
     for expected in ["Environment is running!", "Array mean: 3.0", "Done!"] {
-        assert!(said.contains(expected), "{expected} is missing in:\n{said}");
+        assert!(
+            output.contains(expected),
+            "{expected} is missing in:\n{output}"
+        );
     }
     let endpoint = system.kubernetes.clone().unwrap();
     system.stop().await;
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
 }

@@ -24,11 +24,11 @@ fn up(wrapper: &[&str], directory: &Path, port: u16) -> String {
 }
 
 fn one_line(output: &Output) -> String {
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    let error = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    said
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
 }
 
 fn free_port() -> u16 {
@@ -41,10 +41,10 @@ fn port_in_use_is_reported_with_its_program() {
     let dir = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let said = up(&["env"], dir.path(), port);
+    let error = up(&["env"], dir.path(), port);
     let own = format!("(pid {})", std::process::id());
     for expected in [&format!("port {port} is in use by"), &own, "AGENTBOX_PORT"] {
-        assert!(said.contains(expected), "{expected}: {said}");
+        assert!(error.contains(expected), "{expected}: {error}");
     }
 }
 
@@ -52,7 +52,7 @@ fn port_in_use_is_reported_with_its_program() {
 fn missing_root_rights_are_reported_with_the_command() {
     let dir = tempfile::tempdir().unwrap();
     // Another user with the right to read all files, so that it finds the program.
-    let said = up(
+    let error = up(
         &[
             "setpriv",
             "--ambient-caps=+dac_read_search",
@@ -64,7 +64,7 @@ fn missing_root_rights_are_reported_with_the_command() {
         dir.path(),
         free_port(),
     );
-    assert!(said.contains("sudo make up"), "{said}");
+    assert!(error.contains("sudo make up"), "{error}");
 }
 
 #[test]
@@ -76,9 +76,9 @@ fn full_disk_is_reported_with_free_and_required_space() {
     );
     // In a mount namespace, so that the mount ends with the command.
     let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
-    let said = up(&wrapper, &dir.path().join("data"), free_port());
+    let error = up(&wrapper, &dir.path().join("data"), free_port());
     for expected in ["the disk is full: 100 MiB free in", "2048 MiB are needed"] {
-        assert!(said.contains(expected), "{said}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
@@ -91,9 +91,9 @@ fn missing_packages_are_reported_with_the_command() {
         .concat()
         + "exec \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
-    let said = up(&wrapper, dir.path(), free_port());
+    let error = up(&wrapper, dir.path(), free_port());
     for expected in ["postgresql containernetworking-plugins", "make packages"] {
-        assert!(said.contains(expected), "{said}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
@@ -105,12 +105,12 @@ fn kubeconfig_alone_does_not_select_a_cluster() {
     );
     let kubeconfig = format!("KUBECONFIG={}", file.path().display());
     let given = ["env", "RUNTIME=kubernetes", &kubeconfig];
-    let said = up(&given, dir.path(), free_port());
-    assert!(said.contains("set BOXD_IMAGE"), "{said}");
+    let error = up(&given, dir.path(), free_port());
+    assert!(error.contains("set BOXD_IMAGE"), "{error}");
     let given = [&given[..], &["BOXD_IMAGE=registry.example/boxd:1"]].concat();
-    let said = up(&given, dir.path(), free_port());
-    assert!(said.contains("set CLUSTER_CIDRS"), "{said}");
+    let error = up(&given, dir.path(), free_port());
+    assert!(error.contains("set CLUSTER_CIDRS"), "{error}");
     let given = ["env", "RUNTIME=kubernetes", "KUBECONFIG=/no/such:/file"];
-    let said = up(&given, dir.path(), free_port());
-    assert!(said.contains("not one file"), "{said}");
+    let error = up(&given, dir.path(), free_port());
+    assert!(error.contains("not one file"), "{error}");
 }

@@ -123,16 +123,16 @@ impl Pod {
 
     /// The standard output of a script; fails the test unless the script exits with 0.
     pub async fn output(&self, script: &str) -> String {
-        let said = self.exec(script).await;
+        let response = self.exec(script).await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         assert_eq!(
-            said.exit_code,
+            response.exit_code,
             0,
             "{script}: {} {}",
-            text(&said.stdout),
-            text(&said.stderr)
+            text(&response.stdout),
+            text(&response.stderr)
         );
-        text(&said.stdout)
+        text(&response.stdout)
     }
 }
 

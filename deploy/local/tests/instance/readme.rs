@@ -19,7 +19,7 @@ fn block(language: &str, text: &str) -> &'static str {
         .unwrap_or_else(|| panic!("no {language} block with {text}"))
 }
 
-/// What `program` prints, run with the variables of `.agentbox/local.env`.
+/// The output of `program`, run with the variables of `.agentbox/local.env`.
 async fn output(system: &System, interpreter: &str, program: &str) -> String {
     let run = Command::new(interpreter)
         .args(["-c", program])

@@ -1,4 +1,4 @@
-//! One service is restarted in a running system, as `make dev` does it.
+//! Restarts one service of a running system, as `make dev` does.
 
 use std::process::Output;
 use std::time::Duration;
@@ -74,7 +74,7 @@ async fn restart_of_one_service_keeps_sessions_of_the_others() {
     body["command"] = json!(["sh", "-c", COUNTING]);
     let created = api.create_as(body).await;
     let id = created["id"].as_str().unwrap();
-    api.reaches(id, "running").await;
+    api.wait_for_status(id, "running").await;
     let mut follow = Follow::open(&system, &api, id).await;
     follow.read(5).await;
 
@@ -109,7 +109,7 @@ async fn restart_of_one_service_keeps_sessions_of_the_others() {
     assert_eq!(system.pids("auth"), auths);
     // The new processes work.
     let another = api.create("another").await;
-    api.reaches(another["id"].as_str().unwrap(), "running")
+    api.wait_for_status(another["id"].as_str().unwrap(), "running")
         .await;
     system.stop().await;
 }

@@ -77,11 +77,13 @@ async fn nats_drops_messages_without_permission() {
 
 #[tokio::test]
 async fn killed_program_is_restarted() {
-    let parts = Components {
+    let components = Components {
         nats: true,
         ..Components::NONE
     };
-    let system = System::start(Options::components(parts)).await.unwrap();
+    let system = System::start(Options::components(components))
+        .await
+        .unwrap();
     let before = system.pids("nats")[&0];
     assert!(system.kill("nats", 0));
     let deadline = std::time::Instant::now() + Duration::from_secs(10);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use agentbox_testing::{Options, ProcessIdentity, System, TestContainerd};
 
 use crate::api::Api;
-use crate::host::{Supervised, boxes_left, processes_in_boxes, remains};
-use crate::kubernetes::remains as of_kubernetes;
+use crate::host::{Supervised, leftover_boxes, leftovers, processes_in_boxes};
+use crate::kubernetes::leftovers as kubernetes_leftovers;
 use crate::pod::Pod;
 
 /// A directory that the system user of Postgres may traverse.
@@ -26,12 +26,12 @@ async fn stopped_instance_leaves_nothing() {
     let endpoint = containerd.endpoint.clone();
     Pod::start(&endpoint, "busybox").await;
     assert!(
-        !remains(&endpoint).is_empty(),
+        !leftovers(&endpoint).is_empty(),
         "the search finds nothing of a running instance"
     );
     assert!(!processes_in_boxes(&endpoint).is_empty());
     containerd.system.stop().await;
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
     assert_eq!(processes_in_boxes(&endpoint), []);
 }
 
@@ -44,7 +44,7 @@ async fn killed_test_program_leaves_nothing() {
     Pod::start(&endpoint, "busybox").await;
     supervised.test_program.kill().unwrap();
     supervised.wait();
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
     assert_eq!(processes_in_boxes(&endpoint), []);
     assert!(processes.iter().all(|process| !process.is_alive()));
     assert!(!dir.path().join("postgres").exists());
@@ -80,7 +80,7 @@ fn kill_supervisor(mut killed: Supervised) {
 
 /// Waits until nothing is left. The next start removes it, unless another test's instance removes
 /// it at the same time, which may take longer than the next start.
-fn nothing_is_left(left: impl Fn() -> Vec<String>) {
+fn wait_until_nothing_is_left(left: impl Fn() -> Vec<String>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !left().is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
@@ -99,7 +99,7 @@ async fn next_start_removes_what_a_killed_supervisor_left() {
     // A box of the API, and one that the driver does not know.
     let api = killed.api().await;
     let created = api.create("left").await;
-    api.reaches(created["id"].as_str().unwrap(), "running")
+    api.wait_for_status(created["id"].as_str().unwrap(), "running")
         .await;
     Pod::start(&endpoint, "busybox").await;
     kill_supervisor(killed);
@@ -110,18 +110,18 @@ async fn next_start_removes_what_a_killed_supervisor_left() {
     );
 
     let mut next = Supervised::start(dir.path(), Some(&cache));
-    nothing_is_left(|| {
+    wait_until_nothing_is_left(|| {
         let alive = boxes.iter().filter(|process| process.is_alive());
         alive.map(|process| format!("{process:?}")).collect()
     });
     if next.containerd().deployment == endpoint.deployment {
-        assert_eq!(boxes_left(&endpoint).await, Vec::<String>::new());
+        assert_eq!(leftover_boxes(&endpoint).await, Vec::<String>::new());
     }
     // The slot can be used again: a box starts.
     Pod::start(&next.containerd(), "busybox").await;
     next.test_program.kill().unwrap();
     next.wait();
-    nothing_is_left(|| remains(&endpoint));
+    wait_until_nothing_is_left(|| leftovers(&endpoint));
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn start_in_another_slot_removes_what_a_killed_supervisor_left() {
     Pod::start(&left, "busybox").await;
     kill_supervisor(second);
     assert!(
-        !remains(&left).is_empty(),
+        !leftovers(&left).is_empty(),
         "the kill left nothing, so the test shows nothing"
     );
     first.test_program.kill().unwrap();
@@ -144,10 +144,10 @@ async fn start_in_another_slot_removes_what_a_killed_supervisor_left() {
 
     let mut next = Supervised::start(three.path(), Some(&cache));
     assert_ne!(next.containerd().deployment, left.deployment);
-    nothing_is_left(|| {
+    wait_until_nothing_is_left(|| {
         let boxes = processes_in_boxes(&left).into_iter();
         let boxes = boxes.map(|process| format!("{process:?}"));
-        remains(&left).into_iter().chain(boxes).collect()
+        leftovers(&left).into_iter().chain(boxes).collect()
     });
     next.test_program.kill().unwrap();
     next.wait();
@@ -162,12 +162,14 @@ async fn next_start_removes_two_clusters_of_a_killed_supervisor() {
     let (containerd, kubernetes) = (killed.containerd(), killed.kubernetes());
     Pod::start(&containerd, "busybox").await;
     kill_supervisor(killed);
-    assert!(!remains(&containerd).is_empty() && !of_kubernetes(&kubernetes).is_empty());
+    assert!(!leftovers(&containerd).is_empty() && !kubernetes_leftovers(&kubernetes).is_empty());
 
     let mut next = Supervised::start_both(dir.path(), &cache);
     next.test_program.kill().unwrap();
     next.wait();
-    nothing_is_left(|| [remains(&containerd), of_kubernetes(&kubernetes)].concat());
+    wait_until_nothing_is_left(|| {
+        [leftovers(&containerd), kubernetes_leftovers(&kubernetes)].concat()
+    });
 }
 
 #[tokio::test]
@@ -177,9 +179,9 @@ async fn stopped_system_with_boxes_leaves_nothing() {
     let directory = system.directory().to_owned();
     let api = Api::of(&system).await;
     let created = api.create("left").await;
-    api.reaches(created["id"].as_str().unwrap(), "running")
+    api.wait_for_status(created["id"].as_str().unwrap(), "running")
         .await;
-    let before = remains(&endpoint);
+    let before = leftovers(&endpoint);
     for kind in ["mount", "process", "bridge", "nft", "control group"] {
         assert!(
             before.iter().any(|found| found.starts_with(kind)),
@@ -187,7 +189,7 @@ async fn stopped_system_with_boxes_leaves_nothing() {
         );
     }
     system.stop().await;
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
     assert_eq!(processes_in_boxes(&endpoint), []);
     assert!(!directory.exists());
 }
@@ -217,7 +219,7 @@ async fn restart_keeps_data_in_a_directory_without_access_for_postgres() {
     let endpoint = third.containerd();
     third.test_program.kill().unwrap();
     third.wait();
-    assert_eq!(remains(&endpoint), Vec::<String>::new());
-    let way = format!("/run/agentbox/{deployment}-postgres");
-    assert!(!Path::new(&way).exists());
+    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
+    let mount_point = format!("/run/agentbox/{deployment}-postgres");
+    assert!(!Path::new(&mount_point).exists());
 }

@@ -15,13 +15,13 @@ use agentbox_testing::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use caller::{Began, Caller};
+use caller::{Caller, TraceContext};
 use collector::{Collector, Span};
 use logs::Logs;
-use paths::{command, through_the_box, through_the_scheduler};
+use paths::{box_path, command, scheduler_path};
 use secrets::Secrets;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn traced(endpoint: &str) -> Options {
     Options::default()
@@ -70,11 +70,11 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
         .await;
     let id = reply["id"].as_str().unwrap().to_owned();
     secrets.add_token_of(&id);
-    caller.until_status(&id, "running").await;
+    caller.wait_for_status(&id, "running").await;
 
     let sent = collector
         .find("spans of the create", |spans| {
-            through_the_scheduler(spans, &create, "POST /api/v1/environments")
+            scheduler_path(spans, &create, "POST /api/v1/environments")
         })
         .await;
     collector
@@ -95,7 +95,7 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
     let output = reply["stdout"].as_str().unwrap();
     secrets.add("stdout", output.lines().last().unwrap());
     let (boxd, ran) = collector
-        .find("spans of the exec", |spans| through_the_box(spans, &run))
+        .find("spans of the exec", |spans| box_path(spans, &run))
         .await;
     assert_eq!(boxd.attribute("environment"), id);
     assert_eq!(ran.attribute("process.exit.code"), "7");
@@ -103,7 +103,7 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
 
     send_failing_requests(&caller, &id, &mut secrets).await;
 
-    let unsampled = Began::new();
+    let unsampled = TraceContext::new();
     let (status, _) = caller
         .ask(&unsampled, "00", Method::GET, "/environments", &Value::Null)
         .await;
@@ -111,10 +111,10 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
 
     let path = format!("/environments/{id}");
     let (delete, _) = caller.sampled(Method::DELETE, &path, &Value::Null).await;
-    caller.until_status(&id, "terminated").await;
+    caller.wait_for_status(&id, "terminated").await;
     let sent = collector
         .find("spans of the delete", |spans| {
-            through_the_scheduler(spans, &delete, "DELETE /api/v1/environments/{id}")
+            scheduler_path(spans, &delete, "DELETE /api/v1/environments/{id}")
         })
         .await;
     collector
@@ -127,8 +127,8 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
     check_spans(&collector.spans(), &id, &unsampled, &secrets);
     let logs = Logs::of(&system);
     logs.check(&secrets);
-    logs.have_a_line_in(&create.trace, "scheduler");
-    logs.have_a_line_in(&run.trace, "exec-proxy");
+    logs.assert_line_in_trace(&create.trace, "scheduler");
+    logs.assert_line_in_trace(&run.trace, "exec-proxy");
     system.stop().await;
 }
 
@@ -162,7 +162,7 @@ async fn send_failing_requests(caller: &Caller, id: &str, secrets: &mut Secrets)
     };
     let logs = format!("/environments/{id}/logs?ticket={ticket}");
     anonymous
-        .ask(&Began::new(), "01", Method::GET, &logs, &Value::Null)
+        .ask(&TraceContext::new(), "01", Method::GET, &logs, &Value::Null)
         .await;
 
     let wrong = json!({
@@ -203,12 +203,14 @@ async fn send_failing_requests(caller: &Caller, id: &str, secrets: &mut Secrets)
         ),
     ];
     for (method, path, body, expected) in refused {
-        let (status, reply) = caller.ask(&Began::new(), "01", method, &path, &body).await;
+        let (status, reply) = caller
+            .ask(&TraceContext::new(), "01", method, &path, &body)
+            .await;
         assert_eq!(status.as_u16(), expected, "{path}: {reply}");
     }
 }
 
-fn check_spans(spans: &[Span], id: &str, unsampled: &Began, secrets: &Secrets) {
+fn check_spans(spans: &[Span], id: &str, unsampled: &TraceContext, secrets: &Secrets) {
     for span in spans {
         secrets.check(&format!("span {}", span.name), &span.text);
         assert!(
@@ -220,11 +222,11 @@ fn check_spans(spans: &[Span], id: &str, unsampled: &Began, secrets: &Secrets) {
             span.trace, unsampled.trace,
             "an unsampled request was recorded: {span:?}"
         );
-        let place = (
+        let attribute = (
             "deployment.environment.name".to_owned(),
             "proving".to_owned(),
         );
-        assert!(span.resource.contains(&place), "{:?}", span.resource);
+        assert!(span.resource.contains(&attribute), "{:?}", span.resource);
     }
     let services: BTreeSet<_> = spans.iter().map(|span| span.service.as_str()).collect();
     let expected = ["api-gateway", "auth", "boxd", "exec-proxy", "scheduler"];
@@ -258,7 +260,7 @@ async fn hanging_collector_slows_no_request_and_is_logged_once() {
         .await
         .unwrap();
     let url = system.admin_url("api-gateway", 0).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         let metrics = reqwest::get(format!("{url}/metrics")).await.unwrap();
         let metrics = metrics.text().await.unwrap();
@@ -274,13 +276,13 @@ async fn hanging_collector_slows_no_request_and_is_logged_once() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let logs = Logs::of(&system);
-    let told = logs.lines().filter(|(name, line)| {
+    let collector_lines = logs.lines().filter(|(name, line)| {
         let text = line.to_string();
         name.starts_with("api-gateway")
             && (text.contains("collector") || text.contains("BatchSpan"))
     });
-    let told: Vec<_> = told.collect();
-    assert_eq!(told.len(), 1, "{told:?}");
+    let collector_lines: Vec<_> = collector_lines.collect();
+    assert_eq!(collector_lines.len(), 1, "{collector_lines:?}");
     system.stop().await;
     drop(hanging);
 }

@@ -6,7 +6,7 @@ use agentbox_testing::System;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A client of the API with one trace per request.
 pub struct Caller {
@@ -17,12 +17,12 @@ pub struct Caller {
 
 /// The trace that a caller starts: the parent of the request's spans.
 #[derive(Clone)]
-pub struct Began {
+pub struct TraceContext {
     pub trace: String,
     pub span: String,
 }
 
-impl Began {
+impl TraceContext {
     pub fn new() -> Self {
         Self {
             trace: hex::encode(rand::random::<[u8; 16]>()),
@@ -43,17 +43,23 @@ impl Caller {
             "password": system.admin.password,
         });
         let (status, reply) = caller
-            .ask(&Began::new(), "01", Method::POST, "/auth/login", &login)
+            .ask(
+                &TraceContext::new(),
+                "01",
+                Method::POST,
+                "/auth/login",
+                &login,
+            )
             .await;
         assert_eq!(status, StatusCode::OK, "{reply}");
         caller.token = reply["token"].as_str().unwrap().to_owned();
         caller
     }
 
-    /// Sends a request in the trace `began`, and checks that the response names the trace.
+    /// Sends a request in the trace `context`, and checks that the response names the trace.
     pub async fn ask(
         &self,
-        began: &Began,
+        context: &TraceContext,
         flags: &str,
         method: Method,
         path: &str,
@@ -64,7 +70,7 @@ impl Caller {
             .request(method, format!("{}/api/v1{path}", self.url))
             .header(
                 "traceparent",
-                format!("00-{}-{}-{flags}", began.trace, began.span),
+                format!("00-{}-{}-{flags}", context.trace, context.span),
             );
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
@@ -73,24 +79,24 @@ impl Caller {
             request = request.json(body);
         }
         let response = request.send().await.unwrap();
-        assert_eq!(response.headers()["x-trace-id"], began.trace.as_str());
+        assert_eq!(response.headers()["x-trace-id"], context.trace.as_str());
         let status = response.status();
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
-    pub async fn sampled(&self, method: Method, path: &str, body: &Value) -> (Began, Value) {
-        let began = Began::new();
-        let (status, reply) = self.ask(&began, "01", method, path, body).await;
+    pub async fn sampled(&self, method: Method, path: &str, body: &Value) -> (TraceContext, Value) {
+        let context = TraceContext::new();
+        let (status, reply) = self.ask(&context, "01", method, path, body).await;
         assert!(status.is_success(), "{path}: {status} {reply}");
-        (began, reply)
+        (context, reply)
     }
 
-    pub async fn until_status(&self, id: &str, wanted: &str) {
-        let deadline = Instant::now() + PATIENCE;
+    pub async fn wait_for_status(&self, id: &str, wanted: &str) {
+        let deadline = Instant::now() + DEADLINE;
         loop {
             let path = format!("/environments/{id}");
             let (_, reply) = self
-                .ask(&Began::new(), "00", Method::GET, &path, &Value::Null)
+                .ask(&TraceContext::new(), "00", Method::GET, &path, &Value::Null)
                 .await;
             if reply["status"] == wanted {
                 return;

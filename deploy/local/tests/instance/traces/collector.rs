@@ -49,7 +49,7 @@ impl Span {
 }
 
 #[derive(Clone, Default)]
-struct Kept {
+struct Received {
     spans: Arc<Mutex<Vec<Span>>>,
     /// The value of `x-collector-key` in the last request.
     key: Arc<Mutex<String>>,
@@ -59,7 +59,7 @@ pub struct Collector {
     /// Of gRPC, and of HTTP.
     pub address: SocketAddr,
     pub http_address: SocketAddr,
-    kept: Kept,
+    received: Received,
     servers: [JoinHandle<()>; 2],
 }
 
@@ -69,12 +69,12 @@ impl Collector {
         let address = listener.local_addr().unwrap();
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let http_address = http.local_addr().unwrap();
-        let kept = Kept::default();
+        let received = Received::default();
         let router = axum::Router::new()
             .route("/v1/traces", axum::routing::post(over_http))
-            .with_state(kept.clone());
+            .with_state(received.clone());
         let http = tokio::spawn(async move { axum::serve(http, router).await.unwrap() });
-        let service = TraceServiceServer::new(kept.clone());
+        let service = TraceServiceServer::new(received.clone());
         let grpc = tokio::spawn(async move {
             let incoming = TcpIncoming::from(listener);
             let serving = Server::builder().add_service(service);
@@ -83,17 +83,17 @@ impl Collector {
         Self {
             address,
             http_address,
-            kept,
+            received,
             servers: [grpc, http],
         }
     }
 
     pub fn spans(&self) -> Vec<Span> {
-        self.kept.spans.lock().unwrap().clone()
+        self.received.spans.lock().unwrap().clone()
     }
 
     pub fn key(&self) -> String {
-        self.kept.key.lock().unwrap().clone()
+        self.received.key.lock().unwrap().clone()
     }
 
     /// Waits until `find` finds something in the received spans.
@@ -137,7 +137,7 @@ fn line(span: &Span) -> String {
 }
 
 #[tonic::async_trait]
-impl TraceService for Kept {
+impl TraceService for Received {
     async fn export(
         &self,
         request: Request<ExportTraceServiceRequest>,
@@ -151,19 +151,19 @@ impl TraceService for Kept {
 }
 
 async fn over_http(
-    State(kept): State<Kept>,
+    State(received): State<Received>,
     headers: HeaderMap,
     body: Bytes,
 ) -> ([(&'static str, &'static str); 1], Vec<u8>) {
     assert_eq!(headers["content-type"], "application/x-protobuf");
-    kept.keep(ExportTraceServiceRequest::decode(body).unwrap());
+    received.keep(ExportTraceServiceRequest::decode(body).unwrap());
     let answer = ExportTraceServiceResponse::default().encode_to_vec();
     ([("content-type", "application/x-protobuf")], answer)
 }
 
-impl Kept {
+impl Received {
     fn keep(&self, request: ExportTraceServiceRequest) {
-        let mut kept = self.spans.lock().unwrap();
+        let mut received = self.spans.lock().unwrap();
         for of_resource in request.resource_spans {
             let resource = pairs(&of_resource.resource.unwrap_or_default().attributes);
             let name = resource.iter().find(|(key, _)| key == "service.name");
@@ -173,7 +173,7 @@ impl Kept {
                 .into_iter()
                 .flat_map(|scope| scope.spans)
             {
-                kept.push(Span {
+                received.push(Span {
                     service: service.clone(),
                     resource: resource.clone(),
                     text: format!("{resource:?} {span:?} {:?}", pairs(&span.attributes)),

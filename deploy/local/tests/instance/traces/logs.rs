@@ -58,7 +58,7 @@ impl Logs {
         assert_eq!(services, SERVICES.map(String::from).into());
     }
 
-    pub fn have_a_line_in(&self, trace: &str, service: &str) {
+    pub fn assert_line_in_trace(&self, trace: &str, service: &str) {
         assert!(
             self.lines()
                 .any(|(_, line)| line["trace_id"] == trace && line["service"] == service),

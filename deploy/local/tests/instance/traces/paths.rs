@@ -1,6 +1,6 @@
 //! The path of a request through its spans: parents within a trace, links between traces.
 
-use super::caller::Began;
+use super::caller::TraceContext;
 use super::collector::{Span, SpanKind};
 
 /// The spans of one trace, as a tree.
@@ -38,16 +38,16 @@ impl<'a> Tree<'a> {
 }
 
 /// The gateway's span of a request: the child of the caller's span.
-fn request<'a>(tree: &Tree<'a>, began: &Began, name: &str) -> Option<&'a Span> {
+fn request<'a>(tree: &Tree<'a>, context: &TraceContext, name: &str) -> Option<&'a Span> {
     tree.find("api-gateway", SpanKind::Server, |span| {
-        span.name == name && span.parent == began.span
+        span.name == name && span.parent == context.span
     })
 }
 
 /// HTTP → request → scheduler → Postgres, and the command that the scheduler sent.
-pub fn through_the_scheduler(spans: &[Span], began: &Began, http: &str) -> Option<Span> {
-    let tree = Tree::of(spans, &began.trace);
-    let http = request(&tree, began, http)?;
+pub fn scheduler_path(spans: &[Span], context: &TraceContext, http: &str) -> Option<Span> {
+    let tree = Tree::of(spans, &context.trace);
+    let http = request(&tree, context, http)?;
     let sent = tree.find("scheduler", SpanKind::Producer, |span| {
         span.name.contains("command") && tree.is_below(span, http)
     })?;
@@ -72,22 +72,22 @@ pub fn command(spans: &[Span], sent: &Span, method: &str) -> Option<()> {
         span.kind == SpanKind::Consumer
             && span.links.contains(&(sent.trace.clone(), sent.id.clone()))
     };
-    let carried_out = spans.iter().find(is_linked)?;
-    assert_ne!(carried_out.trace, sent.trace);
-    assert_eq!(carried_out.parent, "");
-    let tree = Tree::of(spans, &carried_out.trace);
+    let consumed = spans.iter().find(is_linked)?;
+    assert_ne!(consumed.trace, sent.trace);
+    assert_eq!(consumed.parent, "");
+    let tree = Tree::of(spans, &consumed.trace);
     tree.find("scheduler", SpanKind::Client, |span| {
         span.attribute("rpc.method") == method
             && span.attribute("rpc.service") == "runtime.v1.RuntimeService"
-            && tree.is_below(span, carried_out)
+            && tree.is_below(span, consumed)
     })?;
     Some(())
 }
 
 /// HTTP → exec-proxy → boxd, down to the command.
-pub fn through_the_box(spans: &[Span], began: &Began) -> Option<(Span, Span)> {
-    let tree = Tree::of(spans, &began.trace);
-    let http = request(&tree, began, "POST /api/v1/environments/{id}/exec")?;
+pub fn box_path(spans: &[Span], context: &TraceContext) -> Option<(Span, Span)> {
+    let tree = Tree::of(spans, &context.trace);
+    let http = request(&tree, context, "POST /api/v1/environments/{id}/exec")?;
     let session = tree.find("exec-proxy", SpanKind::Server, |s| tree.is_below(s, http))?;
     let call = tree.find("exec-proxy", SpanKind::Client, |s| {
         s.attribute("rpc.method") == "Run" && tree.is_below(s, session)

@@ -15,21 +15,24 @@ impl Secrets {
     /// The generated secrets of this system.
     pub fn of(system: &System) -> Self {
         let file = system.directory().join("secrets.json");
-        let kept: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let generated: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let mut known = vec![(
             "the admin's password".to_owned(),
             system.admin.password.clone(),
         )];
         for name in ["auth_secret", "box_secret"] {
-            known.push((name.to_owned(), kept[name].as_str().unwrap().to_owned()));
+            known.push((
+                name.to_owned(),
+                generated[name].as_str().unwrap().to_owned(),
+            ));
         }
         for part in ["postgres", "nats"] {
-            for (user, password) in kept[part].as_object().unwrap() {
+            for (user, password) in generated[part].as_object().unwrap() {
                 let what = format!("{user}'s password of {part}");
                 known.push((what, password.as_str().unwrap().to_owned()));
             }
         }
-        let box_secret = kept["box_secret"].as_str().unwrap().parse().unwrap();
+        let box_secret = generated["box_secret"].as_str().unwrap().parse().unwrap();
         Self { known, box_secret }
     }
 
