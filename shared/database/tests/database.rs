@@ -16,7 +16,7 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_database::lease::CREATE_LEASES;
 use agentbox_database::sql::{statement, unsigned};
 use agentbox_database::{Leases, migrate};
-use agentbox_testing::TestPostgres;
+use agentbox_testing::{TestPostgres, eventually};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use sea_orm_migration::prelude::*;
 use tokio::task::JoinHandle;
@@ -108,14 +108,6 @@ fn replica(database: &DatabaseConnection) -> Leases {
     Leases::new(database.clone(), InstanceId::random())
 }
 
-async fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + within;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// A replica that counts how often it became the leader and whether it is one now.
 struct Candidate {
     started: Arc<AtomicUsize>,
@@ -188,7 +180,10 @@ async fn failed_migration_leaves_the_schema_unchanged() {
 async fn second_candidate_leads_after_the_shutdown_of_the_first() {
     let database = database().await;
     let first = Candidate::start(replica(&database));
-    eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
+    eventually("the first leads", Duration::from_secs(5), async || {
+        first.leads()
+    })
+    .await;
     let second = Candidate::start(replica(&database));
     // The second candidate tries to acquire the lease as often as the first renews it.
     for _ in 0..3 {
@@ -205,7 +200,7 @@ async fn second_candidate_leads_after_the_shutdown_of_the_first() {
 
     first.stop().await;
     // Sooner than the lease of four seconds would expire.
-    eventually("the second leads", Duration::from_secs(3), || {
+    eventually("the second leads", Duration::from_secs(3), async || {
         second.leads()
     })
     .await;
@@ -217,11 +212,14 @@ async fn second_candidate_leads_after_the_shutdown_of_the_first() {
 async fn lease_of_a_killed_leader_passes_on_when_it_expires() {
     let database = database().await;
     let first = Candidate::start(replica(&database));
-    eventually("the first leads", Duration::from_secs(5), || first.leads()).await;
+    eventually("the first leads", Duration::from_secs(5), async || {
+        first.leads()
+    })
+    .await;
     let second = Candidate::start(replica(&database));
     first.task.abort();
     let killed = Instant::now();
-    eventually("the second leads", Duration::from_secs(10), || {
+    eventually("the second leads", Duration::from_secs(10), async || {
         second.leads()
     })
     .await;
@@ -234,16 +232,22 @@ async fn lease_of_a_killed_leader_passes_on_when_it_expires() {
 async fn leader_that_loses_its_lease_stops_its_work() {
     let database = database().await;
     let candidate = Candidate::start(replica(&database));
-    eventually("it leads", Duration::from_secs(5), || candidate.leads()).await;
+    eventually("it leads", Duration::from_secs(5), async || {
+        candidate.leads()
+    })
+    .await;
     let other = "UPDATE leases SET holder = 'another', expires_at = now() + interval '1 hour'";
     database.execute_unprepared(other).await.unwrap();
-    eventually("it stops", Duration::from_secs(5), || !candidate.leads()).await;
+    eventually("it stops", Duration::from_secs(5), async || {
+        !candidate.leads()
+    })
+    .await;
 
     database
         .execute_unprepared("UPDATE leases SET expires_at = now()")
         .await
         .unwrap();
-    eventually("it leads again", Duration::from_secs(5), || {
+    eventually("it leads again", Duration::from_secs(5), async || {
         candidate.leads()
     })
     .await;

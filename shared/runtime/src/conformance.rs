@@ -29,6 +29,9 @@ use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, Isolation, Observed, Re
 /// The deadline of every wait: long enough for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
 /// The drivers under test: two of one deployment, as in two replicas.
 #[derive(Debug)]
 pub struct Subject<D> {
@@ -84,7 +87,9 @@ pub fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Violat
     }
 }
 
-/// Repeats a request every few milliseconds until it has an answer.
+/// Repeats a request until it has an answer.
+///
+/// The pauses grow with the time waited, so that many waiting tests do not keep a cluster busy.
 ///
 /// # Errors
 /// [`Violation`] with `expected` when there is no answer within [`TIMEOUT`].
@@ -103,7 +108,7 @@ where
         check(start.elapsed() < TIMEOUT, || {
             format!("not within {TIMEOUT:?}: {expected}")
         })?;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep((start.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
     }
 }
 

@@ -44,6 +44,7 @@ pub mod process_identity;
 pub mod state;
 mod system;
 pub mod tool;
+mod wait;
 
 pub use cluster::Runtime;
 pub use endpoint::containerd::ContainerdEndpoint;
@@ -57,3 +58,4 @@ pub use paths::{bin_dir, boxd};
 pub use plan::Components;
 pub use process_identity::ProcessIdentity;
 pub use system::{Admin, Options, System, check_ready};
+pub use wait::{eventually, eventually_some, pause};

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::boxes::{OwnedEnvironment, idle, script, small};
 use crate::support::caller::{new_user, send};
-use crate::support::{eventually, within};
+use crate::support::{eventually, eventually_some};
 
 impl OwnedEnvironment {
     async fn run(&self, body: Value) -> Value {
@@ -298,7 +298,7 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
         })
         .await;
         running.abort();
-        within(Duration::from_secs(5), "it is killed", async || {
+        eventually_some("it is killed", Duration::from_secs(5), async || {
             (!idle.user.caller.has_process(&idle.id, &text).await).then_some(())
         })
         .await;

@@ -192,7 +192,7 @@ async fn silent_client_is_closed_with_4408_and_its_command_killed() {
         assert_eq!(output.close.0, 4408, "{output:?}");
         assert!(output.exit.is_none(), "{output:?}");
     }
-    crate::support::within(END_DEADLINE, "the commands are killed", async || {
+    crate::support::eventually_some("the commands are killed", END_DEADLINE, async || {
         (!owner.has_process(id, "sleep 715").await).then_some(())
     })
     .await;

@@ -10,7 +10,7 @@ pub mod system;
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+pub use agentbox_testing::eventually_some;
 
 /// The deadline for conditions that a loaded machine reaches slowly. Tests of speed measure time
 /// themselves.
@@ -18,17 +18,5 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Polls `look` until it returns something.
 pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    within(TIMEOUT, what, look).await
-}
-
-/// As [`eventually`], with a deadline of its own.
-pub async fn within<T>(deadline: Duration, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let end = Instant::now() + deadline;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
-        sleep(Duration::from_millis(30)).await;
-    }
+    eventually_some(what, TIMEOUT, look).await
 }

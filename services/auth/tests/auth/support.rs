@@ -3,11 +3,10 @@
 mod callers;
 mod replica;
 
-use std::time::{Duration, Instant};
-
 use agentbox_testing::{PostgresEndpoint, TestPostgres};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
+pub use agentbox_testing::eventually;
 pub use callers::{ADMIN, ADMIN_PASSWORD, Caller, PASSWORD, refused};
 pub use replica::Replica;
 
@@ -78,14 +77,5 @@ impl World {
             .unwrap()
             .unwrap();
         row.try_get_by_index(0).unwrap()
-    }
-}
-
-/// Waits until `condition` holds.
-pub async fn eventually(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + within;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

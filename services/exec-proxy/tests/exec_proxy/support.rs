@@ -5,8 +5,7 @@ pub mod gateway;
 pub mod proxy;
 pub mod relay;
 
-use std::time::{Duration, Instant};
-
+pub use agentbox_testing::eventually;
 pub use boxes::TestBox;
 pub use gateway::Gateway;
 pub use proxy::Proxy;
@@ -25,22 +24,6 @@ impl System {
         let proxy = Proxy::start(&nats, &cluster).await;
         let gateway = Gateway::connect(&nats, &cluster).await;
         Self { proxy, gateway }
-    }
-}
-
-/// Waits until `condition` holds.
-pub async fn eventually(
-    expected: &str,
-    within: Duration,
-    mut condition: impl AsyncFnMut() -> bool,
-) {
-    let deadline = Instant::now() + within;
-    while !condition().await {
-        assert!(
-            Instant::now() < deadline,
-            "not within {within:?}: {expected}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

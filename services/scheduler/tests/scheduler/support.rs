@@ -13,17 +13,9 @@ use agentbox_scheduler::environment::creation::Creation;
 use agentbox_scheduler::environment::store::Store;
 use agentbox_scheduler::migrations::Migrator;
 use agentbox_testing::TestPostgres;
+pub use agentbox_testing::eventually;
 use chrono::{SubsecRound as _, Utc};
 use sea_orm::DatabaseConnection;
-
-/// Polls until `condition` holds.
-pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, within: Duration, mut condition: F) {
-    let begun = tokio::time::Instant::now();
-    while !condition().await {
-        assert!(begun.elapsed() < within, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
 
 /// A database of this test's own.
 pub struct Database {

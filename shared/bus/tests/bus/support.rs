@@ -105,13 +105,8 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     eventually_async(what, async || holds()).await;
 }
 
-pub async fn eventually_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let waited = tokio::time::timeout(3 * DEADLINE, async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    assert!(waited.await.is_ok(), "not in time: {what}");
+pub async fn eventually_async(what: &str, holds: impl AsyncFnMut() -> bool) {
+    agentbox_testing::eventually(what, 3 * DEADLINE, holds).await;
 }
 
 /// `size` bytes that depend on `number`.

@@ -1,7 +1,6 @@
 //! Boxes during failures of their cluster: a stopped kubelet, a hung API server, a tainted node.
 //! The tests damage a cluster of their own, and run one at a time.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use agentbox_box_protocol::client;
@@ -72,18 +71,6 @@ async fn cluster() -> MutexGuard<'static, DamagedCluster> {
         .await
 }
 
-async fn eventually_within<F: Future<Output = bool>>(
-    limit: Duration,
-    expected: &str,
-    condition: impl Fn() -> F,
-) {
-    let start = Instant::now();
-    while !condition().await {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {expected}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[tokio::test]
 async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     let cluster = cluster().await;
@@ -91,7 +78,7 @@ async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     let spec = subject.spec();
     subject.run(&spec).await.unwrap();
     cluster.signal("kubelet", Signal::SIGSTOP);
-    eventually_within(NODE_TIMEOUT, "the box is lost", async || {
+    agentbox_testing::eventually("the box is lost", NODE_TIMEOUT, async || {
         let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
         matches!(
             seen.phase,
@@ -107,7 +94,7 @@ async fn box_on_unready_node_is_lost_and_removed_without_waiting() {
     cluster.signal("kubelet", Signal::SIGCONT);
     let kubectl = cluster.kubectl().await;
     let back = || cluster.has_a_ready_node(&kubectl);
-    eventually_within(NODE_TIMEOUT, "the node is back", back).await;
+    agentbox_testing::eventually("the node is back", NODE_TIMEOUT, back).await;
     let next = subject.script("exit 4");
     assert_eq!(subject.run_to_end(&next).await.unwrap().exit_code, 4);
     subject.clean().await.unwrap();
@@ -149,7 +136,7 @@ async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
     .unwrap();
     let seen = subject.second.get(&spec.id).await.unwrap().unwrap();
     assert!(matches!(seen.phase, BoxPhase::Running { .. }), "{seen:?}");
-    eventually_within(NODE_TIMEOUT, "boxes start again", async || {
+    agentbox_testing::eventually("boxes start again", NODE_TIMEOUT, async || {
         let next = subject.script("exit 4");
         let end = subject.run_to_end(&next).await;
         end.is_ok_and(|end| end.exit_code == 4)

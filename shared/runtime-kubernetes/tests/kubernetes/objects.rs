@@ -25,7 +25,7 @@ async fn eventually(expected: &str, kubectl: &Kubectl, path: &str, holds: impl F
             begun.elapsed() < Duration::from_secs(60),
             "{expected}: {path} is {seen}"
         );
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(agentbox_testing::pause(begun.elapsed())).await;
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::boxes::{idle, kill_box_running, script, small};
 use crate::support::caller::new_user;
 use crate::support::socket::Socket;
-use crate::support::{eventually, within};
+use crate::support::{eventually, eventually_some};
 
 fn sleeping(mark: &str) -> String {
     format!("tty=false&command=sh&command=-c&command=sleep%20{mark}%3B%20true")
@@ -33,7 +33,7 @@ async fn disconnected_client_kills_its_command_within_five_seconds() {
             socket.socket.close(None).await.unwrap();
         }
         drop(socket);
-        within(Duration::from_secs(5), "it is killed", async || {
+        eventually_some("it is killed", Duration::from_secs(5), async || {
             (!caller.has_process(&idle.id, &text).await).then_some(())
         })
         .await;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::caller::{Caller, User, new_user, send_with_retry};
-use super::{TIMEOUT, eventually, within};
+use super::{TIMEOUT, eventually, eventually_some};
 
 /// A small environment without a command.
 pub fn small() -> Value {
@@ -94,7 +94,7 @@ impl Caller {
     pub async fn wait_for_status(&self, id: &str, status: &str) -> Value {
         let path = format!("/environments/{id}");
         let what = format!("{id} {status}");
-        within(TIMEOUT, &what, async || {
+        eventually_some(&what, TIMEOUT, async || {
             let body = send_with_retry(self.request(Method::GET, &path))
                 .await
                 .expect_status(200);

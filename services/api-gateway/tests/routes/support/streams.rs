@@ -6,9 +6,9 @@ use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::caller::Caller;
+use super::eventually_some;
 use super::socket::Socket;
 use super::sse::Events;
-use super::within;
 
 /// How soon a stream must end after its credential was revoked or its caller lost access.
 pub const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -114,7 +114,7 @@ impl Streams {
             );
         }
         let text = format!("sleep {}", self.mark);
-        within(END_DEADLINE, "their commands are killed", async || {
+        eventually_some("their commands are killed", END_DEADLINE, async || {
             (!observer.has_process(id, &text).await).then_some(())
         })
         .await;

@@ -1,0 +1,44 @@
+//! Waiting for a condition, with a deadline.
+
+use std::time::{Duration, Instant};
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Polls until `condition` holds.
+///
+/// # Panics
+/// With `expected`, when it does not hold `within` that time.
+pub async fn eventually(
+    expected: &str,
+    within: Duration,
+    mut condition: impl AsyncFnMut() -> bool,
+) {
+    eventually_some(expected, within, async || condition().await.then_some(())).await;
+}
+
+/// Polls until `look` returns something.
+///
+/// # Panics
+/// With `expected`, when it returns nothing `within` that time.
+pub async fn eventually_some<T>(
+    expected: &str,
+    within: Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        let waited = begun.elapsed();
+        assert!(waited < within, "not within {within:?}: {expected}");
+        tokio::time::sleep(pause(waited)).await;
+    }
+}
+
+/// The pause before the next poll: a tenth of the time waited, so that waiting tests leave the
+/// machine to the system that they wait for, and notice its answer soon.
+pub fn pause(waited: Duration) -> Duration {
+    (waited / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
