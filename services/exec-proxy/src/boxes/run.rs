@@ -107,7 +107,9 @@ impl Run {
                 // Usually a kept connection that had died unnoticed.
                 tracing::debug!(detail, "connection lost; starting the command on a new one");
                 lease.mark_lost(connection.number);
-                let connection = lease.connection().await?;
+                // Whatever happens now, the first request may have started the command.
+                let lost = |error: BoxError| BoxError::Lost(format!("{detail}; then: {error}"));
+                let connection = lease.connection().await.map_err(lost)?;
                 match open(&connection, start, &span).await {
                     Err(error) if error.is_refused_with(Code::AlreadyExists) && resumable => {
                         let resume = resume(&id, 0);

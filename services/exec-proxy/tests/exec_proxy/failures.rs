@@ -171,6 +171,34 @@ async fn dead_kept_connection_does_not_fail_next_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn box_lost_before_its_answer_to_start_is_box_lost() {
+    let system = System::start().await;
+    let inside = TestBox::idle().await;
+    let relay = Relay::to(inside.address).await;
+    relay.hold_answers();
+    let open = Open {
+        environment: inside.id.clone(),
+        address: Some(relay.address),
+        status: Status::Running,
+        kind: OpenKind::Exec(shell(LONG)),
+    };
+    let losing = async {
+        let orphan = inside.number("pid").await;
+        drop(relay);
+        orphan
+    };
+    let answer = async { result(system.gateway.open_as(&open).await?).await };
+    let (answer, orphan) = tokio::join!(answer, losing);
+    // The command was started, so the error must not claim that it was not.
+    let error = answer.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    eventually("boxd kills it", Duration::from_secs(10), async || {
+        !is_alive(orphan)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attach_to_lost_box_ends_with_error() {
     let system = System::start().await;
     let inside = TestBox::idle().await;

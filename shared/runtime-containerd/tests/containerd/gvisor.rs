@@ -109,11 +109,16 @@ async fn gvisor_box_keeps_limits_and_network_policy() {
             })?;
         }
 
+        // The limit counts the sandbox's own threads: a box that reaches it before boxd has
+        // answered never starts.
         let mut processes = on_gvisor(s.script(
-            "i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done; echo started $i; exit 0",
+            "while [ ! -e /tmp/go ]; do sleep 0.1; done; i=0; \
+             while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done; echo started $i; exit 0",
         ));
         processes.resources.pids = 64;
-        let end = s.run_to_end(&processes).await?;
+        s.run(&processes).await?;
+        exec(&s, &processes, &["touch", "/tmp/go"]).await?;
+        let end = s.end_of(&processes.id).await?;
         check(!end.output.contains("started 200"), || format!("{end:?}"))
     };
     let outcome = limits.await;

@@ -14,6 +14,7 @@ pub struct Relay {
     /// The number of bytes from the box so far.
     from_box: Arc<AtomicU64>,
     cuts: watch::Sender<u64>,
+    answers_held: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -23,21 +24,35 @@ impl Relay {
         let address = listener.local_addr().unwrap();
         let cuts = watch::Sender::new(0);
         let from_box = Arc::new(AtomicU64::new(0));
-        let (cut, count) = (cuts.clone(), Arc::clone(&from_box));
+        let answers_held = watch::Sender::new(false);
+        let (cut, held, count) = (cuts.clone(), answers_held.clone(), Arc::clone(&from_box));
         let task = tokio::spawn(async move {
             loop {
                 let Ok((near, _)) = listener.accept().await else {
                     return;
                 };
-                tokio::spawn(copy(near, target, cut.subscribe(), Arc::clone(&count)));
+                let held = held.subscribe();
+                tokio::spawn(copy(
+                    near,
+                    target,
+                    cut.subscribe(),
+                    held,
+                    Arc::clone(&count),
+                ));
             }
         });
         Self {
             address,
             from_box,
             cuts,
+            answers_held,
             task,
         }
+    }
+
+    /// Holds back the bytes from the box, until the relay is dropped.
+    pub fn hold_answers(&self) {
+        self.answers_held.send_replace(true);
     }
 
     /// Closes every open connection.
@@ -61,6 +76,7 @@ async fn copy(
     near: TcpStream,
     target: SocketAddr,
     mut cut: watch::Receiver<u64>,
+    mut answers_held: watch::Receiver<bool>,
     count: Arc<AtomicU64>,
 ) {
     let Ok(far) = TcpStream::connect(target).await else {
@@ -79,6 +95,10 @@ async fn copy(
             let read = far_read.read(&mut buffer).await?;
             if read == 0 {
                 return Ok::<_, std::io::Error>(());
+            }
+            // Fails when the relay was dropped.
+            if answers_held.wait_for(|held| !held).await.is_err() {
+                return Ok(());
             }
             near_write.write_all(&buffer[..read]).await?;
             count.fetch_add(read as u64, Ordering::Relaxed);
