@@ -14,18 +14,20 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
 SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
-LOCAL = $(TARGET)/release/agentbox-local
+# The programs of `make up` and those of images and benchmarks.
+LOCAL = $(TARGET)/local/agentbox-local
+RELEASE = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes or containerd,kubernetes)
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes or containerd,kubernetes)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
 down: ## Stop everything, leave nothing running or mounted, and keep the data
@@ -46,6 +48,10 @@ dev: ## Rebuild and restart one service of the running system when its sources c
 packages: ## Install the Debian packages that are missing
 	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))
 
+# A profile of its own, which a first build finishes in minutes.
+build-local: packages boxd
+	cargo build --profile local $(SERVICES) -p agentbox-local
+
 build: packages boxd ## Build the release programs
 	cargo build --release $(SERVICES) -p agentbox-local
 
@@ -56,7 +62,7 @@ boxd: packages ## Build boxd, the program inside every box
 	  --target $(TRIPLE) --target-dir $(TARGET)/static
 
 images: build ## Build the container images of the services and of boxd (REGISTRY=registry.example/team TAG=1.0)
-	@$(LOCAL) images $(TARGET)/images $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG))
+	@$(RELEASE) images $(TARGET)/images $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG))
 
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
@@ -121,13 +127,13 @@ fmt: ## Format the code
 	cargo fmt --all
 
 fuzz: build ## Send requests generated from the OpenAPI document, and check that it describes each response
-	@bash loadtest/fuzz.sh $(dir $(LOCAL)) $(CACHE)
+	@bash loadtest/fuzz.sh $(dir $(RELEASE)) $(CACHE)
 
 bench: build ## Measure create, exec and lists, and compare them with the runtime alone (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest
 	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 
-# The newest built program, release or debug: stopping must not need a build.
+# The newest built program of any profile: stopping must not need a build.
 define local
-$$({ ls -t $(TARGET)/release/agentbox-local $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "agentbox-local is not built, so AgentBox is not running" >&2; exit 1; })
+$$({ ls -t $(LOCAL) $(RELEASE) $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "agentbox-local is not built, so AgentBox is not running" >&2; exit 1; })
 endef

@@ -36,6 +36,7 @@ mod users;
 use std::time::Duration;
 
 use agentbox_service::{Component, Context};
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -54,7 +55,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 /// When an address cannot be bound, a limit is zero, or the bus refuses a stream.
-pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
+///
+/// The future is boxed, so that the service is compiled here, and not again in each program that
+/// awaits it.
+pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+    Box::pin(start(config, context))
+}
+
+async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let Context {
         bus,
         draining,

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use agentbox_database::Leases;
 use agentbox_service::Context;
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 pub use config::Config;
@@ -43,7 +44,14 @@ const SCHEMA: &str = "auth";
 ///
 /// # Errors
 /// When Postgres cannot be reached, or a configured value is invalid.
-pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
+///
+/// The future is boxed, so that the service is compiled here, and not again in each program that
+/// awaits it.
+pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+    Box::pin(start(config, context))
+}
+
+async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     // Not parsed by clap, whose errors would show the value.
     let secret: secret::MasterSecret =

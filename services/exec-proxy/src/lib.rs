@@ -33,6 +33,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::exec::rpc::{ArchiveOutput, GetUsage};
 use agentbox_service::Context;
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
@@ -48,7 +49,14 @@ const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the clusters file or the secret cannot be used, or the bus refuses.
-pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
+///
+/// The future is boxed, so that the service is compiled here, and not again in each program that
+/// awaits it.
+pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+    Box::pin(start(config, context))
+}
+
+async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     let specs = agentbox_clusters::read(&config.clusters)?;
     let specs = clusters::select(specs, config.cluster.as_deref())?;

@@ -54,7 +54,14 @@ const CLUSTER_START_WAIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the clusters file, the database or the bus cannot be used.
-pub async fn run(config: Config, context: Context) -> Result<(), anyhow::Error> {
+///
+/// The future is boxed, so that the service is compiled here, and not again in each program that
+/// awaits it.
+pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+    Box::pin(start(config, context))
+}
+
+async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     let specs = cluster::config::read(&config.clusters)?;
     let database = context.readiness.component("database");
