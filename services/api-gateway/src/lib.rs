@@ -43,7 +43,7 @@ pub use config::Config;
 pub use router::document as openapi_document;
 
 use edge::server;
-use rate_limit::shield::Shield;
+use rate_limit::flood::FloodLimiter;
 use state::{AppState, Gateway};
 
 /// How often the readiness is updated from the state of the route mirror.
@@ -72,7 +72,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         ..
     } = context;
     metrics::describe();
-    let shield = Shield::new(config.flood_per_second, config.flood_burst)?;
+    let flood_limiter = FloodLimiter::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
     bus.ensure_streams("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
@@ -86,8 +86,8 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     });
     let component = readiness.component("routes");
     tasks.spawn("routes-ready", report_readiness(gateway.clone(), component));
-    tasks.spawn("flood-shield", shield.clone().run(shutdown.clone()));
-    let router = router::router(gateway.clone(), &shield);
+    tasks.spawn("flood-limiter", flood_limiter.clone().run(shutdown.clone()));
+    let router = router::router(gateway.clone(), &flood_limiter);
     for listener in listeners {
         let serving = server::serve(listener, router.clone(), gateway.clone(), slots.clone());
         tasks.spawn("http", serving);

@@ -11,8 +11,8 @@
 //!   counter failed. The bus is asked again after a second, so an outage costs one deadline a
 //!   second, not one a request.
 
+pub(crate) mod flood;
 pub(crate) mod local;
-pub(crate) mod shield;
 pub(crate) mod window;
 
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -18,7 +18,7 @@ use crate::edge::unmatched::{no_method, no_route};
 use crate::edge::{headers, trace};
 use crate::openapi::{Operations, Reference};
 use crate::rate_limit::Category;
-use crate::rate_limit::shield::Shield;
+use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
     api_keys, attach, auth, environments, events, exec, health, logs, openapi, tickets, users,
@@ -98,7 +98,7 @@ fn is_at_root_too(path: &str) -> bool {
     path == "/openapi.json" || path.starts_with("/docs")
 }
 
-pub(crate) fn router(gateway: Gateway, shield: &Shield) -> Router {
+pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
     let reference = Reference::new(&document());
     let mut router = Router::new();
     for Route {
@@ -127,7 +127,7 @@ pub(crate) fn router(gateway: Gateway, shield: &Shield) -> Router {
             router = router.route(&format!("{BASE}{path}"), handler.clone());
         }
     }
-    shield
+    flood_limiter
         .wrap(
             router
                 .fallback(no_route)

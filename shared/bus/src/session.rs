@@ -47,7 +47,7 @@ pub(crate) const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const ACCEPT_AFTER: Duration = Duration::from_millis(50);
 /// How long the connection may take to accept a frame.
 pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
-/// The largest message: an inline exec result in JSON.
+/// The largest message: an inline exec result with both streams.
 pub(crate) const MAX_BODY: usize = 768 * 1024;
 
 /// A message for the actor to send.

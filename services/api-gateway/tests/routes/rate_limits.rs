@@ -13,7 +13,7 @@ use crate::support::answer::Answer;
 use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user_with_role};
 use crate::support::system::options;
 
-/// The burst of the flood shield; far above the rate limits.
+/// The burst of the flood limiter; far above the rate limits.
 const BURST: usize = 600;
 
 static LIMITED: OnceCell<(System, Caller)> = OnceCell::const_new();

@@ -1,4 +1,4 @@
-//! The flood shield: limits the requests of one client address to this replica, before any
+//! The flood limiter: limits the requests of one client address to this replica, before any
 //! other service is asked. Its limits are far above the documented rate limits: it bounds the
 //! cost of a flood, not the use of the API.
 
@@ -40,7 +40,7 @@ impl KeyExtractor for ByClientNetwork {
 }
 
 #[derive(Clone)]
-pub(crate) struct Shield {
+pub(crate) struct FloodLimiter {
     config: Arc<GovernorConfig<ByClientNetwork, NoOpMiddleware>>,
     burst: u32,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Shield {
 #[error("AGENTBOX_FLOOD_PER_SECOND and AGENTBOX_FLOOD_BURST must be at least 1")]
 pub(crate) struct InvalidShield;
 
-impl Shield {
+impl FloodLimiter {
     /// # Errors
     /// When a limit is zero.
     pub(crate) fn new(per_second: u32, burst: u32) -> Result<Self, InvalidShield> {
@@ -112,15 +112,15 @@ mod tests {
 
     #[test]
     fn limit_of_zero_is_refused() {
-        assert!(Shield::new(0, 1).is_err());
-        assert!(Shield::new(1, 0).is_err());
-        assert!(Shield::new(1, 1).is_ok());
+        assert!(FloodLimiter::new(0, 1).is_err());
+        assert!(FloodLimiter::new(1, 0).is_err());
+        assert!(FloodLimiter::new(1, 1).is_ok());
     }
 
     #[test]
     fn request_after_a_burst_is_refused_for_its_address_only() {
-        let shield = Shield::new(1, 3).unwrap();
-        let limiter = shield.config.limiter();
+        let flood_limiter = FloodLimiter::new(1, 3).unwrap();
+        let limiter = flood_limiter.config.limiter();
         let address = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..3 {
             assert!(limiter.check_key(&address).is_ok());
