@@ -35,8 +35,7 @@ mod users;
 
 use std::time::Duration;
 
-use agentbox_service::{Component, Context};
-use futures::future::BoxFuture;
+use agentbox_service::{Component, Context, ServiceFuture};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -55,10 +54,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 /// When an address cannot be bound, a limit is zero, or the bus refuses a stream.
-///
-/// The future is boxed, so that the service is compiled here, and not again in each program that
-/// awaits it.
-pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+pub fn run(config: Config, context: Context) -> ServiceFuture {
     Box::pin(start(config, context))
 }
 

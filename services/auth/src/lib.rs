@@ -30,9 +30,8 @@ mod user;
 use std::sync::Arc;
 
 use agentbox_database::Leases;
-use agentbox_service::Context;
+use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
-use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 pub use config::Config;
@@ -44,10 +43,7 @@ const SCHEMA: &str = "auth";
 ///
 /// # Errors
 /// When Postgres cannot be reached, or a configured value is invalid.
-///
-/// The future is boxed, so that the service is compiled here, and not again in each program that
-/// awaits it.
-pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+pub fn run(config: Config, context: Context) -> ServiceFuture {
     Box::pin(start(config, context))
 }
 

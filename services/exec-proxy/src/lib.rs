@@ -31,9 +31,8 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::exec::rpc::{ArchiveOutput, GetUsage};
-use agentbox_service::Context;
+use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
-use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
@@ -49,10 +48,7 @@ const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the clusters file or the secret cannot be used, or the bus refuses.
-///
-/// The future is boxed, so that the service is compiled here, and not again in each program that
-/// awaits it.
-pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+pub fn run(config: Config, context: Context) -> ServiceFuture {
     Box::pin(start(config, context))
 }
 

@@ -25,10 +25,9 @@ use agentbox_contracts::environment::rpc;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
 use agentbox_runtime::Runtime;
-use agentbox_service::{Component, Context};
+use agentbox_service::{Component, Context, ServiceFuture};
 use anyhow::Context as _;
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::registry::{Cluster, Clusters};
@@ -54,10 +53,7 @@ const CLUSTER_START_WAIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the clusters file, the database or the bus cannot be used.
-///
-/// The future is boxed, so that the service is compiled here, and not again in each program that
-/// awaits it.
-pub fn run(config: Config, context: Context) -> BoxFuture<'static, Result<(), anyhow::Error>> {
+pub fn run(config: Config, context: Context) -> ServiceFuture {
     Box::pin(start(config, context))
 }
 
@@ -107,9 +103,6 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         .await?;
     Ok(())
 }
-
-/// A task of the service, until shutdown.
-pub type Task = BoxFuture<'static, Result<(), anyhow::Error>>;
 
 /// The state that the tasks of the service share.
 #[derive(Clone)]
@@ -175,7 +168,7 @@ impl Scheduler {
         self,
         runtimes: Vec<(String, Arc<dyn Runtime>)>,
         ready: Option<Component>,
-        mut spawn: impl FnMut(&'static str, Task),
+        mut spawn: impl FnMut(&'static str, ServiceFuture),
     ) -> Result<(), BusError> {
         let Self { state, relay } = self;
         for (name, runtime) in runtimes {

@@ -19,7 +19,6 @@ mod readiness;
 mod tasks;
 mod telemetry;
 
-use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -61,15 +61,19 @@ impl Context {
     }
 }
 
+/// The work of a service, or one of its tasks.
+///
+/// It is boxed, so that a service is compiled in its own crate, and not again in each program that
+/// awaits it.
+pub type ServiceFuture = BoxFuture<'static, Result<(), anyhow::Error>>;
+
 /// The `main` of a service: reads the configuration from flags and environment, runs `run`,
 /// and waits for a signal to stop. Exits with 0 after an orderly stop, 1 after a failure,
 /// and 2 on an invalid configuration.
-pub fn main<C, F, Fut>(service: &'static str, run: F) -> ExitCode
-where
-    C: clap::Parser + AsRef<CommonConfig>,
-    F: FnOnce(C, Context) -> Fut,
-    Fut: Future<Output = Result<(), anyhow::Error>>,
-{
+pub fn main<C: clap::Parser + AsRef<CommonConfig>>(
+    service: &'static str,
+    run: fn(C, Context) -> ServiceFuture,
+) -> ExitCode {
     let config = C::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -89,12 +93,11 @@ where
 }
 
 /// Sets up telemetry, runs the service, and logs the outcome.
-async fn supervise<C, F, Fut>(service: &'static str, config: C, run: F) -> ExitCode
-where
-    C: AsRef<CommonConfig>,
-    F: FnOnce(C, Context) -> Fut,
-    Fut: Future<Output = Result<(), anyhow::Error>>,
-{
+async fn supervise<C: AsRef<CommonConfig>>(
+    service: &'static str,
+    config: C,
+    run: fn(C, Context) -> ServiceFuture,
+) -> ExitCode {
     let common = config.as_ref().clone();
     let instance = InstanceId::random();
     let telemetry = match telemetry::start(service, &instance, &common) {
@@ -121,18 +124,14 @@ where
 }
 
 /// Runs the service until it is stopped or fails, and then stops its parts in order.
-async fn serve<C, F, Fut>(
+async fn serve<C>(
     service: &'static str,
     instance: InstanceId,
     common: &CommonConfig,
     config: C,
-    run: F,
+    run: fn(C, Context) -> ServiceFuture,
     telemetry: &telemetry::Telemetry,
-) -> Result<(), anyhow::Error>
-where
-    F: FnOnce(C, Context) -> Fut,
-    Fut: Future<Output = Result<(), anyhow::Error>>,
-{
+) -> Result<(), anyhow::Error> {
     let mut stop_signals = StopSignals::listen()?;
 
     let draining = CancellationToken::new();

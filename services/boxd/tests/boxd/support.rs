@@ -21,15 +21,8 @@ pub const TOKEN: &str = "token-of-the-test-box";
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Polls until `condition` holds; panics with `expected` after the deadline.
-pub async fn eventually(expected: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition().await {
-        assert!(
-            Instant::now() < deadline,
-            "not within {DEADLINE:?}: {expected}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+pub async fn eventually(expected: &str, condition: impl AsyncFnMut() -> bool) {
+    agentbox_testing::eventually(expected, DEADLINE, condition).await;
 }
 
 pub fn is_alive(pid: i32) -> bool {

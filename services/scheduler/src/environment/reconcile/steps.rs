@@ -1,6 +1,5 @@
 //! Carries out the plan, step by step.
 
-use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use agentbox_contracts::exec::rpc::ArchiveOutput;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, Runtime, RuntimeError};
 use chrono::Utc;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -41,12 +41,17 @@ enum Next {
     Requeue(Option<Duration>),
 }
 
-/// Calls a cluster's driver; makes a span of the call and records its duration.
-async fn call_runtime<T>(
-    cluster: &Cluster,
+/// Calls a cluster's driver; makes a span of the call and records its duration. Fails when the
+/// driver is not connected yet.
+async fn call_runtime<'a, T>(
+    cluster: &'a Cluster,
     name: &'static str,
-    work: impl Future<Output = Result<T, RuntimeError>>,
+    call: impl FnOnce(&'a dyn Runtime) -> BoxFuture<'a, Result<T, RuntimeError>>,
 ) -> Result<T, RuntimeError> {
+    let Some(runtime) = cluster.runtime() else {
+        let message = "its driver is not connected yet".to_owned();
+        return Err(RuntimeError::Unavailable(message));
+    };
     let span = tracing::info_span!(
         "runtime",
         otel.name = format!("{} {name}", cluster.driver),
@@ -54,17 +59,9 @@ async fn call_runtime<T>(
         cluster = cluster.name,
     );
     let begun = Instant::now();
-    let outcome = work.instrument(span).await;
+    let outcome = call(runtime.as_ref()).instrument(span).await;
     metrics::runtime_called(&cluster.name, name, begun.elapsed());
     outcome
-}
-
-/// The cluster's driver, or the error when it is not connected yet.
-fn runtime_of(cluster: &Cluster) -> Result<&dyn Runtime, RuntimeError> {
-    cluster
-        .runtime()
-        .map(AsRef::as_ref)
-        .ok_or_else(|| RuntimeError::Unavailable("its driver is not connected yet".to_owned()))
 }
 
 impl Reconciler {
@@ -179,11 +176,8 @@ impl Reconciler {
         cluster: &Cluster,
         record: Box<Record>,
     ) -> Result<Next, ReconcileError> {
-        let observed = match runtime_of(cluster) {
-            Ok(runtime) => call_runtime(cluster, "get", runtime.get(&record.environment.id)).await,
-            Err(error) => Err(error),
-        };
-        match observed {
+        let id = &record.environment.id;
+        match call_runtime(cluster, "get", |runtime| runtime.get(id)).await {
             Ok(Some(observed)) => Ok(Next::Continue(record, Observation::Present(observed))),
             Ok(None) => Ok(Next::Continue(record, Observation::Absent)),
             Err(error) => self.handle_error(cluster, record, "observe", error).await,
@@ -196,13 +190,8 @@ impl Reconciler {
         record: Box<Record>,
         grace: Duration,
     ) -> Result<Next, ReconcileError> {
-        let stopped = match runtime_of(cluster) {
-            Ok(runtime) => {
-                call_runtime(cluster, "stop", runtime.stop(&record.environment.id, grace)).await
-            }
-            Err(error) => Err(error),
-        };
-        match stopped {
+        let id = &record.environment.id;
+        match call_runtime(cluster, "stop", |runtime| runtime.stop(id, grace)).await {
             Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),
             Err(error) => self.handle_error(cluster, record, "stop", error).await,
         }
@@ -216,18 +205,11 @@ impl Reconciler {
             cluster,
             &self.settings.boxes,
         )?;
-        let ensured = match runtime_of(cluster) {
-            Ok(runtime) => {
-                call_runtime(
-                    cluster,
-                    "ensure",
-                    runtime.ensure(&spec, environment.generation),
-                )
-                .await
-            }
-            Err(error) => Err(error),
-        };
-        match ensured {
+        let generation = environment.generation;
+        let ensure = call_runtime(cluster, "ensure", |runtime| {
+            runtime.ensure(&spec, generation)
+        });
+        match ensure.await {
             Ok(observed) => Ok(Next::Continue(record, Observation::Present(observed))),
             Err(RuntimeError::Fenced { .. }) => Err(StoreError::Fenced.into()),
             Err(error) => self.handle_error(cluster, record, "ensure", error).await,
@@ -304,7 +286,7 @@ impl Reconciler {
     }
 
     async fn remove(&self, cluster: &Cluster, id: &EnvironmentId) -> Result<(), RuntimeError> {
-        call_runtime(cluster, "remove", runtime_of(cluster)?.remove(id)).await
+        call_runtime(cluster, "remove", |runtime| runtime.remove(id)).await
     }
 
     /// Archives the last output. False: try again, because it is not archived and there is time

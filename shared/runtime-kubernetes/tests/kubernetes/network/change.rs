@@ -1,7 +1,7 @@
 //! A changed policy applies to a running box, and a deleted one is restored.
 
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_runtime::conformance::{Subject, eventually};
 use agentbox_runtime::{BoxConnector as _, BoxSpec, ChangeStream, NetworkPolicy, Runtime as _};
@@ -103,9 +103,10 @@ async fn wait_for_policy(
     is_expected: impl Fn(&Value) -> bool,
 ) {
     let path = policy_of(spec);
+    let begun = Instant::now();
     let reached = async {
         while !is_expected(&kubectl.get(&path).await) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(agentbox_testing::pause(begun.elapsed())).await;
         }
     };
     let watching = async { while changes.next().await.is_some() {} };
