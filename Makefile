@@ -14,8 +14,11 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
 SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
+# The profile of `make up`: `dev` compiles in minutes and shares its builds with `make dev`; `release`
+# optimizes.
+PROFILE ?= dev
 # The programs of `make up` and those of images and benchmarks.
-LOCAL = $(TARGET)/local/agentbox-local
+LOCAL = $(TARGET)/$(patsubst dev,debug,$(PROFILE))/agentbox-local
 RELEASE = $(TARGET)/release/agentbox-local
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
@@ -27,7 +30,7 @@ SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, RUNTIME=kubernetes or containerd,kubernetes)
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
 down: ## Stop everything, leave nothing running or mounted, and keep the data
@@ -48,9 +51,8 @@ dev: ## Rebuild and restart one service of the running system when its sources c
 packages: ## Install the Debian packages that are missing
 	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))
 
-# A profile of its own, which a first build finishes in minutes.
 build-local: packages boxd
-	cargo build --profile local $(SERVICES) -p agentbox-local
+	cargo build --profile $(PROFILE) $(SERVICES) -p agentbox-local
 
 build: packages boxd ## Build the release programs
 	cargo build --release $(SERVICES) -p agentbox-local

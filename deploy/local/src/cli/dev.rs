@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
+use agentbox_contracts::permissions::SERVICES;
 use agentbox_testing::paths::Layout;
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -134,15 +135,22 @@ struct CargoMessage {
 }
 
 /// Builds the service with the dev profile, which is fast to build; gives the program's path.
+///
+/// The packages are those that `make up` builds: with others, cargo would select other features and
+/// build the dependencies again.
 async fn build(workspace: &Path, service: &str) -> anyhow::Result<PathBuf> {
-    let package = format!("agentbox-{service}");
+    let program = format!("agentbox-{service}");
+    let packages = SERVICES
+        .iter()
+        .map(|service| format!("--package=agentbox-{service}"));
     let output = Command::new("cargo")
         .args([
             "build",
             "--quiet",
             "--message-format=json-render-diagnostics",
         ])
-        .args(["--package", &package, "--bin", &package])
+        .args(packages)
+        .args(["--package=agentbox-local", "--bin", &program])
         .current_dir(workspace)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -157,7 +165,7 @@ async fn build(workspace: &Path, service: &str) -> anyhow::Result<PathBuf> {
         .lines()
         .filter_map(|line| serde_json::from_str::<CargoMessage>(line).ok()?.executable)
         .next_back()
-        .with_context(|| format!("cargo built no program for {package}"))
+        .with_context(|| format!("cargo built no program {program}"))
 }
 
 /// Replaces the installed program atomically. Returns whether its content has changed.
