@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 
 use crate::edge::path::UserParameter;
 use crate::edge::query::page;
-use crate::edge::{Answer, Json, Path, Query};
+use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// Create a user
@@ -19,9 +19,11 @@ use crate::state::{AUTH_DEADLINE, Gateway};
     responses((status = 201, description = "The new user.", body = UserBody)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
+    Caller(principal): Caller,
     Json(body): Json<CreateUser>,
 ) -> Answer<(StatusCode, axum::Json<UserBody>)> {
     let request = rpc::CreateUserRequest {
+        actor: Some(principal.user),
         username: body.username,
         email: body.email,
         password: rpc::Secret(body.password),
@@ -82,6 +84,7 @@ pub(crate) async fn get(
     responses((status = 200, description = "The changed user.", body = UserBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
+    Caller(principal): Caller,
     Path(id): Path<UserId>,
     Json(body): Json<PatchUser>,
 ) -> Answer<axum::Json<UserBody>> {
@@ -93,6 +96,7 @@ pub(crate) async fn patch(
         .into());
     }
     let request = rpc::PatchUserRequest {
+        actor: Some(principal.user),
         id,
         email: body.email,
         role: body.role,
@@ -113,11 +117,16 @@ pub(crate) async fn patch(
     responses((status = 204, description = "The user is deleted.")))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
+    Caller(principal): Caller,
     Path(id): Path<UserId>,
 ) -> Answer<StatusCode> {
+    let request = rpc::DeleteUserRequest {
+        actor: Some(principal.user),
+        id,
+    };
     gateway
         .bus
-        .call::<rpc::DeleteUser>(&rpc::UserRequest { id }, AUTH_DEADLINE)
+        .call::<rpc::DeleteUser>(&request, AUTH_DEADLINE)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

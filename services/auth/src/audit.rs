@@ -17,8 +17,7 @@ pub use crate::entity::audit::Action;
 
 /// One line of the trail.
 pub struct Entry<'a> {
-    /// `None`: auth itself, an administrator that the request does not name, or a user that
-    /// does not exist.
+    /// The user that acted. `None`: auth itself, or a login as a user that does not exist.
     pub actor: Option<&'a UserId>,
     pub action: Action,
     /// The id that the action was about.

@@ -66,7 +66,7 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
         .on_shared::<CreateUser, _, _, _>(auth, async |a, r| a.users.create(r).await)
         .on_shared::<ListUsers, _, _, _>(auth, async |a, r| a.users.list(r).await)
         .on_shared::<PatchUser, _, _, _>(auth, async |a, r| a.users.patch(r).await)
-        .on_shared::<DeleteUser, _, _, _>(auth, async |a, r| a.users.delete(&r.id).await.map(empty))
+        .on_shared::<DeleteUser, _, _, _>(auth, async |a, r| a.users.delete(r).await.map(empty))
         .on_shared::<CreateKey, _, _, _>(auth, async |a, r| a.api_keys.create(r).await)
         .on_shared::<ListKeys, _, _, _>(auth, async |a, r| a.api_keys.list(r).await)
         .on_shared::<GetKey, _, _, _>(auth, async |a, r| a.api_keys.get(r).await)

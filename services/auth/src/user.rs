@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
-    ChangePasswordRequest, CreateUserRequest, ListUsersReply, PageRequest, PatchUserRequest,
+    ChangePasswordRequest, CreateUserRequest, DeleteUserRequest, ListUsersReply, PageRequest,
+    PatchUserRequest,
 };
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::UserId;
@@ -78,7 +79,7 @@ impl Users {
             .await
             .map_err(conflict_error)?;
         let entry = Entry {
-            actor: None,
+            actor: request.actor.as_ref(),
             action: Action::CreateUser,
             target: Some(user.id.as_str()),
             ok: true,
@@ -119,7 +120,7 @@ impl Users {
             store::set_password(&transaction, &request.id, &hash, None).await?;
         }
         let entry = Entry {
-            actor: None,
+            actor: request.actor.as_ref(),
             action: Action::PatchUser,
             target: Some(request.id.as_str()),
             ok: true,
@@ -133,7 +134,8 @@ impl Users {
     ///
     /// # Errors
     /// NotFound; Conflict for the last administrator.
-    pub async fn delete(&self, id: &UserId) -> Result<(), Error> {
+    pub async fn delete(&self, request: DeleteUserRequest) -> Result<(), Error> {
+        let DeleteUserRequest { actor, id } = &request;
         let transaction = begin(&self.database).await?;
         let other_admins = store::lock_other_admins(&transaction, id).await?;
         let user = store::find(&transaction, id).await?.ok_or_else(not_found)?;
@@ -144,7 +146,7 @@ impl Users {
         }
         deletion::store::insert(&transaction, id).await?;
         let entry = Entry {
-            actor: None,
+            actor: actor.as_ref(),
             action: Action::DeleteUser,
             target: Some(id.as_str()),
             ok: true,

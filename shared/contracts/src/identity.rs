@@ -262,8 +262,21 @@ pub mod rpc {
         pub id: UserId,
     }
 
+    /// The user to delete, and the user that asks for it.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct DeleteUserRequest {
+        /// See [`CreateUserRequest::actor`].
+        #[serde(default)]
+        pub actor: Option<UserId>,
+        pub id: UserId,
+    }
+
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct CreateUserRequest {
+        /// The user that asks for the change, for the audit trail. `None` only in a message of
+        /// a gateway from before this field.
+        #[serde(default)]
+        pub actor: Option<UserId>,
         pub username: String,
         pub email: String,
         pub password: Secret,
@@ -272,6 +285,9 @@ pub mod rpc {
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct PatchUserRequest {
+        /// See [`CreateUserRequest::actor`].
+        #[serde(default)]
+        pub actor: Option<UserId>,
         pub id: UserId,
         #[serde(default)]
         pub email: Option<String>,
@@ -358,7 +374,7 @@ pub mod rpc {
     rpc!(CreateUser: "auth", "create-user", CreateUserRequest => User);
     rpc!(ListUsers: "auth", "list-users", PageRequest => ListUsersReply);
     rpc!(PatchUser: "auth", "patch-user", PatchUserRequest => User);
-    rpc!(DeleteUser: "auth", "delete-user", UserRequest => Empty);
+    rpc!(DeleteUser: "auth", "delete-user", DeleteUserRequest => Empty);
     rpc!(CreateKey: "auth", "create-key", CreateKeyRequest => CreateKeyReply);
     rpc!(ListKeys: "auth", "list-keys", ListKeysRequest => ListKeysReply);
     rpc!(GetKey: "auth", "get-key", KeyRequest => ApiKey);

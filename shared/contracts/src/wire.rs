@@ -156,15 +156,15 @@ fn auth_rpcs_match_snapshot() {
     let change = json!({"user": USER, "current_password": "old", "new_password": "new"});
     rpc::<ChangePassword>(&mut m, change, json!({}));
     rpc::<GetUser>(&mut m, json!({"id": USER}), user());
-    let create = json!({"username": "ada", "email": "ada@example.org",
+    let create = json!({"actor": USER, "username": "ada", "email": "ada@example.org",
         "password": "secret", "role": "user"});
     rpc::<CreateUser>(&mut m, create, user());
     let page = json!({"limit": 10, "offset": 20});
     rpc::<ListUsers>(&mut m, page, json!({"users": [user()], "total": 1}));
-    let patch = json!({"id": USER, "email": "new@example.org", "role": "admin",
+    let patch = json!({"actor": USER, "id": USER, "email": "new@example.org", "role": "admin",
         "password": "secret"});
     rpc::<PatchUser>(&mut m, patch, user());
-    rpc::<DeleteUser>(&mut m, json!({"id": USER}), json!({}));
+    rpc::<DeleteUser>(&mut m, json!({"actor": USER, "id": USER}), json!({}));
     let create = json!({"owner": USER, "description": "ci", "expires_in_days": 30,
         "permissions": [{"environment_id": ENV, "permission": "admin"}]});
     rpc::<CreateKey>(

@@ -7,7 +7,7 @@ use agentbox_bus::Bus;
 use agentbox_contracts::environment::rpc::DeleteOwned;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Role;
-use agentbox_contracts::identity::rpc::{DeleteUser, UserRequest};
+use agentbox_contracts::identity::rpc::{DeleteUser, DeleteUserRequest};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::rpc::Empty;
 use tokio::task::JoinHandle;
@@ -72,9 +72,11 @@ impl Drop for SchedulerStub {
 
 async fn delete(auth: &Replica) -> UserId {
     let id = auth.create_user(Role::User).await.id;
-    auth.call::<DeleteUser>(UserRequest { id: id.clone() })
-        .await
-        .unwrap();
+    let request = DeleteUserRequest {
+        actor: None,
+        id: id.clone(),
+    };
+    auth.call::<DeleteUser>(request).await.unwrap();
     id
 }
 

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::identity::rpc::{
+    CreateUser, CreateUserRequest, DeleteUser, DeleteUserRequest, PatchUser, PatchUserRequest,
+    Secret,
+};
 use agentbox_contracts::identity::{Role, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_testing::TestPostgres;
@@ -80,6 +84,43 @@ async fn audit_trail_records_actions_and_refuses_updates() {
         .execute_unprepared("UPDATE audit SET result = 'ok'")
         .await;
     assert!(error.unwrap_err().to_string().contains("append only"));
+}
+
+#[tokio::test]
+async fn audit_trail_names_the_administrator_of_a_change_to_a_user() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let admin = auth.create_user(Role::Admin).await.id;
+    let create = CreateUserRequest {
+        actor: Some(admin.clone()),
+        username: "changed-by-admin".to_owned(),
+        email: "changed@example.com".to_owned(),
+        password: Secret(PASSWORD.to_owned()),
+        role: Role::User,
+    };
+    let user = auth.call::<CreateUser>(create).await.unwrap().id;
+    let patch = PatchUserRequest {
+        actor: Some(admin.clone()),
+        id: user.clone(),
+        email: Some("again@example.com".to_owned()),
+        role: None,
+        password: None,
+    };
+    auth.call::<PatchUser>(patch).await.unwrap();
+    let delete = DeleteUserRequest {
+        actor: Some(admin.clone()),
+        id: user.clone(),
+    };
+    auth.call::<DeleteUser>(delete).await.unwrap();
+    let trail = world
+        .text(&format!(
+            "SELECT string_agg(action || ' ' || target, ', ' ORDER BY id) FROM audit WHERE actor = '{admin}'"
+        ))
+        .await;
+    assert_eq!(
+        trail,
+        format!("create-user {user}, patch-user {user}, delete-user {user}")
+    );
 }
 
 #[tokio::test]

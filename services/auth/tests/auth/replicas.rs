@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{
-    DeleteUser, KeyRequest, PublicKeys, RevokeKey, Secret, UserRequest,
+    DeleteUser, DeleteUserRequest, KeyRequest, PublicKeys, RevokeKey, Secret,
 };
 use agentbox_contracts::rpc::Empty;
 
@@ -77,7 +77,10 @@ async fn credential_revoked_by_one_replica_is_refused_by_another_at_once() {
 
         let last = first.caller_as(caller.user).await;
         first
-            .call::<DeleteUser>(UserRequest { id: last.user.id })
+            .call::<DeleteUser>(DeleteUserRequest {
+                actor: None,
+                id: last.user.id,
+            })
             .await
             .unwrap();
         refused(second.bearer(&last.token).await);

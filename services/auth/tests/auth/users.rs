@@ -2,8 +2,8 @@
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{
-    CreateUser, CreateUserRequest, DeleteUser, GetUser, ListUsers, PageRequest, PatchUser,
-    PatchUserRequest, Secret, UserRequest,
+    CreateUser, CreateUserRequest, DeleteUser, DeleteUserRequest, GetUser, ListUsers, PageRequest,
+    PatchUser, PatchUserRequest, Secret, UserRequest,
 };
 use agentbox_contracts::identity::{Role, TicketAction, User};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
@@ -12,6 +12,7 @@ use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, World, refused};
 
 fn new_user(username: &str, email: &str, password: &str) -> CreateUserRequest {
     CreateUserRequest {
+        actor: None,
         username: username.to_owned(),
         email: email.to_owned(),
         password: Secret(password.to_owned()),
@@ -21,6 +22,7 @@ fn new_user(username: &str, email: &str, password: &str) -> CreateUserRequest {
 
 fn patch(id: &UserId) -> PatchUserRequest {
     PatchUserRequest {
+        actor: None,
         id: id.clone(),
         email: None,
         role: None,
@@ -30,6 +32,13 @@ fn patch(id: &UserId) -> PatchUserRequest {
 
 fn by_id(user: &User) -> UserRequest {
     UserRequest {
+        id: user.id.clone(),
+    }
+}
+
+fn deletion(user: &User) -> DeleteUserRequest {
+    DeleteUserRequest {
+        actor: None,
         id: user.id.clone(),
     }
 }
@@ -57,14 +66,14 @@ async fn user_is_created_read_patched_and_deleted() {
     );
     assert_eq!(auth.call::<GetUser>(by_id(&user)).await.unwrap(), changed);
 
-    auth.call::<DeleteUser>(by_id(&user)).await.unwrap();
+    auth.call::<DeleteUser>(deletion(&user)).await.unwrap();
     for code in [
         auth.call::<GetUser>(by_id(&user)).await.unwrap_err().code,
         auth.call::<PatchUser>(patch(&user.id))
             .await
             .unwrap_err()
             .code,
-        auth.call::<DeleteUser>(by_id(&user))
+        auth.call::<DeleteUser>(deletion(&user))
             .await
             .unwrap_err()
             .code,
@@ -193,7 +202,7 @@ async fn last_administrator_can_be_neither_demoted_nor_deleted() {
         ..patch(id)
     };
     let errors = [
-        auth.call::<DeleteUser>(by_id(&admin)).await.unwrap_err(),
+        auth.call::<DeleteUser>(deletion(&admin)).await.unwrap_err(),
         auth.call::<PatchUser>(demote(&admin.id)).await.unwrap_err(),
     ];
     assert!(
@@ -206,7 +215,7 @@ async fn last_administrator_can_be_neither_demoted_nor_deleted() {
         let second = auth.create_user(Role::Admin).await;
         let (first, other) = tokio::join!(
             auth.call::<PatchUser>(demote(&admin.id)),
-            auth.call::<DeleteUser>(by_id(&second))
+            auth.call::<DeleteUser>(deletion(&second))
         );
         assert_eq!(
             u8::from(first.is_ok()) + u8::from(other.is_ok()),
@@ -223,7 +232,7 @@ async fn last_administrator_can_be_neither_demoted_nor_deleted() {
                 ..patch(&admin.id)
             };
             auth.call::<PatchUser>(promote).await.unwrap();
-            auth.call::<DeleteUser>(by_id(&second)).await.unwrap();
+            auth.call::<DeleteUser>(deletion(&second)).await.unwrap();
         }
     }
 }
@@ -240,7 +249,9 @@ async fn deleted_user_has_no_valid_credential() {
         .await
         .unwrap()
         .ticket;
-    auth.call::<DeleteUser>(by_id(&caller.user)).await.unwrap();
+    auth.call::<DeleteUser>(deletion(&caller.user))
+        .await
+        .unwrap();
 
     refused(auth.bearer(&caller.token).await);
     refused(auth.revalidate(&caller.principal).await);

@@ -32,6 +32,7 @@ impl Replica {
     pub async fn create_user(&self, role: Role) -> User {
         let username = random_name();
         let request = CreateUserRequest {
+            actor: None,
             email: format!("{username}@example.com"),
             username,
             password: Secret(PASSWORD.to_owned()),
