@@ -36,7 +36,11 @@ impl LogFile {
     /// When the bytes cannot be written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.written > 0 && self.written + bytes.len() as u64 > self.limit {
-            std::fs::rename(&self.path, rotated(&self.path))?;
+            match std::fs::rename(&self.path, rotated(&self.path)) {
+                // An earlier rotation renamed the file and could not open the new one.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
             *self = Self::open(&self.path, self.limit)?;
         }
         self.file.write_all(bytes)?;
@@ -57,6 +61,17 @@ mod tests {
     use agentbox_testing::log_tail::tail;
 
     use super::*;
+
+    #[test]
+    fn log_without_a_file_at_its_limit_starts_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth-0.log");
+        let mut log = LogFile::open(&path, 10).unwrap();
+        log.write(b"a full line\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        log.write(b"the next line\n").unwrap();
+        assert_eq!(tail(&path, 100), "the next line\n");
+    }
 
     #[test]
     fn log_at_its_limit_is_rotated_and_keeps_the_newest_lines() {

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! * I1. Sequences rise by one with each entry, over both segments. A missing sequence is a
-//!   lost entry: the disk was full, or its segment was reused.
+//!   lost entry: it could not be written, or its segment was reused.
 //! * I2. The reader does not trust the files: the box's user may have replaced, truncated or
 //!   filled them. It reads regular files only, a bounded number of bytes, and stops in a
 //!   segment at the first record whose checksum is wrong.

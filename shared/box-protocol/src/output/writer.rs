@@ -3,7 +3,7 @@
 //! Has no lock of its own: boxd holds a lock around it.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -153,7 +153,8 @@ impl Output {
         result
     }
 
-    /// Appends as many entries as fit the current segment, at least one; returns how many.
+    /// Appends as many entries as fit the current segment, at least one; returns how many were
+    /// appended or lost.
     fn append_some(
         &mut self,
         unix_nanos: i64,
@@ -166,7 +167,10 @@ impl Output {
         if self.segments[self.current].length + first_len as u64 > self.segment_bytes
             && let Err(error) = self.rotate()
         {
+            // A segment never grows over its limit, so there is no room for these entries.
             *result = Err(WriteError::Append(error));
+            self.next_sequence += entries.len() as u64;
+            return entries.len();
         }
         let segment = &mut self.segments[self.current];
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -218,10 +222,10 @@ impl Output {
         taken
     }
 
+    /// Empties the other segment and makes it the current one. Changes nothing when it fails.
     fn rotate(&mut self) -> io::Result<()> {
         let other = &mut self.segments[1 - self.current];
         other.file.set_len(0)?;
-        other.file.rewind()?;
         other.length = 0;
         other.index.clear();
         self.current = 1 - self.current;
@@ -301,5 +305,54 @@ impl Segment {
         }
         bytes.truncate(filled);
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u64 = 4 * record::MAX_RECORD_BYTES as u64;
+
+    fn segment(directory: &Path, name: &str) -> File {
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join(name))
+            .unwrap()
+    }
+
+    fn append(output: &mut Output, count: usize) -> Result<(), WriteError> {
+        let entry = NewEntry {
+            stream: OutputStream::Stdout,
+            partial: false,
+            line: &[b'x'; 1000],
+        };
+        output.append(0, &vec![entry; count])
+    }
+
+    #[test]
+    fn entries_are_lost_and_counted_while_the_other_segment_cannot_be_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        segment(dir.path(), "second");
+        let read_only = File::open(dir.path().join("second")).unwrap();
+        let files = [Ok(segment(dir.path(), "first")), Ok(read_only)];
+        let mut output = Output::start(files, SEGMENT).unwrap();
+        let mut appended = 0;
+        while append(&mut output, 1).is_ok() {
+            appended += 1;
+            assert!(appended * 1000 < SEGMENT, "the segment is over its limit");
+        }
+        append(&mut output, 9).unwrap_err();
+        assert!(output.segments[0].length <= SEGMENT);
+        assert_eq!(output.next_sequence(), appended + 11);
+
+        output.segments[1].file = segment(dir.path(), "second");
+        append(&mut output, 1).unwrap();
+        let batch = output.read(appended + 1, 1).unwrap();
+        assert_eq!(batch.lost, 10);
+        assert_eq!(batch.entries[0].sequence, appended + 11);
     }
 }
