@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cluster::{ApiError, namespace_of};
 use crate::context::Context;
+use crate::usage_cache::UsageCache;
 
 impl Context {
     /// A box's usage; `None` when the cluster does not measure, or has not measured this box yet.
@@ -25,13 +26,22 @@ impl Context {
             Ok(metrics) => usage_of(&metrics.data),
             Err(ApiError::Refused { status, .. }) if is_not_measured_yet(&status) => None,
             Err(error) => {
-                // Not served, not allowed, or down. The caller asks boxd instead.
-                self.usage_cache.mark_unavailable();
+                // The caller asks boxd instead.
+                cache_failure(&self.usage_cache, id, &error);
                 return Err(error);
             }
         };
         self.usage_cache.insert(id, usage);
         Ok(usage)
+    }
+}
+
+/// Records a failed request. Only an API that is not served, or not to this client, is a property
+/// of the whole cluster; a slow or broken request concerns its box, until the next measurement.
+fn cache_failure(cache: &UsageCache, id: &EnvironmentId, error: &ApiError) {
+    match error.refusal() {
+        Some((403 | 404, _)) => cache.mark_unavailable(),
+        _ => cache.insert(id, None),
     }
 }
 
@@ -61,6 +71,8 @@ fn usage_of(metrics: &Value) -> Option<Usage> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -76,6 +88,42 @@ mod tests {
             memory: Bytes(3 << 20),
         };
         assert_eq!(usage_of(&metrics), Some(usage));
+    }
+
+    fn refused(code: u16) -> ApiError {
+        ApiError::Refused {
+            operation: "read a box's metrics",
+            status: Status::failure("refused", "Refused")
+                .with_code(code)
+                .boxed(),
+        }
+    }
+
+    #[test]
+    fn failed_request_leaves_the_metrics_of_other_boxes_available() {
+        let operation = "read a box's metrics";
+        for error in [
+            ApiError::Deadline {
+                operation,
+                after: Duration::from_secs(10),
+            },
+            ApiError::Unavailable {
+                operation,
+                message: "connection reset".to_owned(),
+            },
+            refused(500),
+        ] {
+            let cache = UsageCache::default();
+            let (id, other) = (EnvironmentId::random(), EnvironmentId::random());
+            cache_failure(&cache, &id, &error);
+            assert_eq!(cache.cached(&id), Some(None), "{error}");
+            assert_eq!(cache.cached(&other), None, "{error}");
+        }
+        for code in [403, 404] {
+            let cache = UsageCache::default();
+            cache_failure(&cache, &EnvironmentId::random(), &refused(code));
+            assert_eq!(cache.cached(&EnvironmentId::random()), Some(None), "{code}");
+        }
     }
 
     #[test]

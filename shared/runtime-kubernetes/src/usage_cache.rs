@@ -20,7 +20,7 @@ pub struct UsageCache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// When a request for metrics last failed.
+    /// When the cluster last refused to serve metrics.
     unavailable_at: Option<Instant>,
     boxes: HashMap<EnvironmentId, (Instant, Option<Usage>)>,
 }
