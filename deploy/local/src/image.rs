@@ -17,10 +17,15 @@ use sha2::{Digest, Sha256};
 
 use agentbox_testing::tool::{Tool, ToolError};
 
+use crate::file_lock::{self, LockError};
+
 pub mod programs;
 
 /// The image of every sandbox.
 pub(crate) const PAUSE: &str = "agentbox.local/pause:1";
+
+/// The deadline for one image.
+const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 const RECIPE: &str = include_str!("../images/build.sh");
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
@@ -35,6 +40,8 @@ pub enum ImageError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// Whether images can be pulled from Docker Hub, by `AGENTBOX_IMAGES` or by a request to it.
@@ -140,18 +147,9 @@ async fn archive(
     if path.is_file() {
         return Ok(archive);
     }
-    let lock = std::fs::File::create(directory.join(format!("{recipe}.lock"))).map_err(failed)?;
     // If another run builds the image, its result is used.
-    let deadline = Instant::now() + Duration::from_secs(600);
-    while lock.try_lock().is_err() {
-        if Instant::now() > deadline {
-            return Err(failed(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                format!("another run has been building {image} for 600 s"),
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let lock = directory.join(format!("{recipe}.lock"));
+    let _lock = file_lock::lock(&lock, BUILD_DEADLINE).await?;
     if !path.is_file() {
         progress(format!("building the image {image} from Debian packages"));
         build(recipe, image, &directory, &path).await?;
@@ -182,7 +180,7 @@ async fn build(
         .args([&script, Path::new(recipe), path])
         .env("PAUSE_SOURCE", &pause_source)
         .env("TMPDIR", &work)
-        .within(Duration::from_secs(600))
+        .within(BUILD_DEADLINE)
         .run()
         .await;
     let _ = std::fs::remove_dir_all(&work);

@@ -7,14 +7,19 @@
 //! * I3. Masquerading is one nftables table per instance, not a chain per box, so that one call
 //!   removes it, also after a crash.
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use agentbox_testing::tool::{Tool, ToolError};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+
+use crate::file_lock::{self, LockError};
+
+/// The deadline for the lock: another instance holds it while it creates its bridge.
+const LOCK_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The boxes' network cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +30,8 @@ pub enum NetworkError {
     Tool(#[from] ToolError),
     #[error("cannot parse the output of `ip`: {0}")]
     Output(#[from] serde_json::Error),
-    #[error("cannot lock the network: {0}")]
-    Lock(std::io::Error),
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// The bridge's address: the first host of the subnet.
@@ -99,7 +104,7 @@ pub(crate) async fn create(
     lock_directory: &Path,
     resolvers: &[IpAddr],
 ) -> Result<Ipv4Net, NetworkError> {
-    let _lock = lock(lock_directory.join("network.lock")).await?;
+    let _lock = file_lock::lock(&lock_directory.join("network.lock"), LOCK_DEADLINE).await?;
     let routes = routes().await?;
     let mut in_use: Vec<Ipv4Net> = routes.iter().filter_map(|r| destination(&r.dst)).collect();
     in_use.extend(resolvers.iter().filter_map(|resolver| match resolver {
@@ -143,23 +148,6 @@ pub(crate) async fn create(
 async fn ip(arguments: &[&str]) -> Result<(), NetworkError> {
     Tool::new("ip").args(arguments).run().await?;
     Ok(())
-}
-
-async fn lock(path: std::path::PathBuf) -> Result<File, NetworkError> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(NetworkError::Lock)?;
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
-    while let Err(error) = file.try_lock() {
-        if tokio::time::Instant::now() > deadline {
-            return Err(NetworkError::Lock(error.into()));
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    Ok(file)
 }
 
 /// iptables rules that accept the bridge's traffic, each with the deployment as its comment.

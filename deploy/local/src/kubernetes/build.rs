@@ -4,16 +4,19 @@
 //! * I1. The name of a part's directory contains a digest of the part's inputs, so that a stale
 //!   part is never used.
 //! * I2. A part's directory is complete: it is built under another name, and then renamed.
-//! * I3. Two runs that start together build each part once: a build holds a lock.
+//! * I3. Two runs that start together build each part once: a build holds a lock. A run without
+//!   the lock builds nothing.
 //! * I4. The parts of one run share Go's caches of modules and of compiled packages. The caches
 //!   are removed after the last part; after an interrupted run the next run uses them.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use agentbox_testing::tool::{Tool, ToolError};
+
+use crate::file_lock::{self, LockError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
 /// The script that provides Go to the recipe.
@@ -35,6 +38,8 @@ pub enum BuildError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// One of our Go modules, which pins the versions of the programs.
@@ -191,12 +196,8 @@ async fn provide_all(
         return Ok(programs);
     }
     std::fs::create_dir_all(&parts).map_err(failed)?;
-    let lock = std::fs::File::create(parts.join("build.lock")).map_err(failed)?;
     // If another run builds a part, its result is used.
-    let deadline = Instant::now() + BUILD_DEADLINE;
-    while lock.try_lock().is_err() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let _lock = file_lock::lock(&parts.join("build.lock"), BUILD_DEADLINE).await?;
     let shared = parts.join("go");
     for part in unbuilt {
         let directory = programs.directory(part.name);

@@ -1,0 +1,73 @@
+//! Locks on files, for which several runs wait. The kernel releases the lock of a process that
+//! exits.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A file cannot be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("cannot lock {}: {source}", .path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot lock {}: another run has held the lock for {waited:?}; wait until that run has ended, or end it",
+        .path.display()
+    )]
+    Deadline { path: PathBuf, waited: Duration },
+}
+
+/// Locks a file, which is created if it is missing, until the returned handle is dropped. Waits
+/// while another run holds the lock, at most `within`.
+///
+/// # Errors
+/// [`LockError`], with the path of the lock.
+pub(crate) async fn lock(path: &Path, within: Duration) -> Result<File, LockError> {
+    let failed = |source| LockError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(failed)?;
+    let deadline = Instant::now() + within;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(LockError::Deadline {
+                    path: path.to_owned(),
+                    waited: within,
+                });
+            }
+            // The kernel's own wait has no deadline.
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(RETRY_INTERVAL).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lock_that_another_run_holds_at_the_deadline_fails_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("build.lock");
+        let held = lock(&path, Duration::ZERO).await.unwrap();
+        let error = lock(&path, Duration::from_millis(100)).await.unwrap_err();
+        assert!(
+            error.to_string().contains(&path.display().to_string()),
+            "{error}"
+        );
+        drop(held);
+        lock(&path, Duration::ZERO).await.unwrap();
+    }
+}
