@@ -32,6 +32,26 @@ pub enum ApiError {
     NotYet(String),
 }
 
+/// Whether the same request may succeed shortly after. An object that is invalid, or not allowed,
+/// stays so.
+fn is_transient(error: &ApiError) -> bool {
+    let ApiError::Call { source, .. } = error else {
+        return false;
+    };
+    match source.as_ref() {
+        // 404: the kind or the namespace is not served yet.
+        kube::Error::Api(status) => match status.code {
+            404 | 409 | 429 | 500..=599 => true,
+            // An admission plugin that has not read its objects yet.
+            403 => status.message.contains("not yet ready to handle request"),
+            _ => false,
+        },
+        // The connection failed or broke.
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
+    }
+}
+
 /// A client of the cluster's API server.
 pub(crate) struct Api(Client);
 
@@ -141,13 +161,13 @@ impl Api {
         Ok(())
     }
 
-    /// Applies an object, and retries for a limited time: the API server serves a new kind, or a new
-    /// namespace, only shortly after its definition.
+    /// Applies an object, and retries for a limited time while the error is transient: the API
+    /// server serves a new kind, or a new namespace, only shortly after its definition.
     async fn apply_with_retries(&self, path: &str, object: &Value) -> Result<(), ApiError> {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {
             match self.apply(path, object.to_string()).await {
-                Err(_) if tokio::time::Instant::now() < deadline => {
+                Err(error) if is_transient(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 }
                 outcome => return outcome,
@@ -225,6 +245,49 @@ impl Api {
             None => Err(ApiError::NotYet(
                 "the kubelet has not registered".to_owned(),
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn call(source: kube::Error) -> ApiError {
+        ApiError::Call {
+            what: "PATCH /api/v1/namespaces/agentbox-system".to_owned(),
+            source: Box::new(source),
+        }
+    }
+
+    fn refused(code: u16, message: &str) -> ApiError {
+        let status = Status::failure(message, "Refused").with_code(code);
+        call(kube::Error::Api(status.boxed()))
+    }
+
+    #[test]
+    fn only_transient_errors_are_retried() {
+        for error in [
+            refused(404, "404 page not found"),
+            refused(409, "the object has been modified"),
+            refused(429, "too many requests"),
+            refused(500, "etcdserver: request timed out"),
+            refused(503, "apiserver is shutting down"),
+            refused(403, "not yet ready to handle request"),
+            call(kube::Error::Service("connection refused".into())),
+        ] {
+            assert!(is_transient(&error), "{error}");
+        }
+        for error in [
+            refused(400, "the body is not an object"),
+            refused(401, "Unauthorized"),
+            refused(403, "namespaces is forbidden"),
+            refused(422, "spec.cidr: Invalid value"),
+            ApiError::NotYet("the kubelet has not registered".to_owned()),
+        ] {
+            assert!(!is_transient(&error), "{error}");
         }
     }
 }
