@@ -14,6 +14,7 @@ const OUTBOX_FAILURES: &str = "agentbox_outbox_failures_total";
 const ARCHIVES_ABANDONED: &str = "agentbox_archives_given_up_total";
 const ORPHANS: &str = "agentbox_orphans_removed_total";
 const ROWS_PURGED: &str = "agentbox_rows_purged_total";
+const ROWS_UNREADABLE: &str = "agentbox_rows_unreadable_total";
 
 /// Describes the metrics to the recorder. To be called once, at start.
 pub fn describe() {
@@ -52,6 +53,10 @@ pub fn describe() {
     );
     counter!(ORPHANS, "Boxes removed because they had no environment");
     counter!(ROWS_PURGED, "Rows deleted after their retention");
+    counter!(
+        ROWS_UNREADABLE,
+        "Rows that a periodic task skipped because it could not read them"
+    );
 }
 
 pub fn transitioned(status: Status, reason: Option<StatusReason>) {
@@ -90,6 +95,10 @@ pub fn archive_abandoned() {
 
 pub fn orphan_removed() {
     metrics::counter!(ORPHANS).increment(1);
+}
+
+pub fn rows_unreadable(rows: u64) {
+    metrics::counter!(ROWS_UNREADABLE).increment(rows);
 }
 
 pub fn rows_purged(rows: u64) {

@@ -52,11 +52,13 @@ pub fn differences(boxes: &[Observed], rows: &[ActiveEnvironment]) -> Difference
     let active: BTreeSet<&EnvironmentId> = rows.iter().map(|row| &row.id).collect();
     let phase_of = |row: &ActiveEnvironment| boxes.get(&row.id).map(|observed| &observed.phase);
     let needs_reconcile = |row: &ActiveEnvironment| match (row.status, phase_of(row)) {
-        (Status::Running, Some(BoxPhase::Running { .. })) => false,
-        (Status::Running, _) => true,
-        (Status::Pending, phase) => !matches!(phase, None | Some(BoxPhase::Starting { .. })),
+        (Some(Status::Running), Some(BoxPhase::Running { .. })) => false,
+        (Some(Status::Running), _) => true,
+        (Some(Status::Pending), phase) => !matches!(phase, None | Some(BoxPhase::Starting { .. })),
         // These are reconciled when they are due.
-        (Status::Terminating | Status::Terminated | Status::Failed, _) => false,
+        (Some(Status::Terminating | Status::Terminated | Status::Failed), _) => false,
+        // A newer version's: its box is kept.
+        (None, _) => false,
     };
     Differences {
         reconcile: rows

@@ -18,6 +18,7 @@ mod messages;
 mod outbox;
 mod queue;
 mod sweep;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use list::Listing;
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use queue::{Claim, ClaimRenewal};
 pub use sweep::ActiveEnvironment;
+use unreadable::{UnreadableRows, environment_id};
 
 use crate::environment::entity::{self, Column, Entity};
 use crate::environment::record::{CorruptRow, Record};
@@ -191,20 +193,21 @@ impl Store {
         write(&self.database, text, params).await
     }
 
-    /// Runs `statement` and returns the column `environment_id` of its rows.
+    /// Runs `statement` and returns the column `environment_id` of its rows. Skips ids that cannot
+    /// be read.
     async fn environment_ids(
         &self,
         statement: Statement,
     ) -> Result<Vec<EnvironmentId>, StoreError> {
         let rows = self.database.query_all_raw(statement).await?;
-        let ids = rows
-            .iter()
-            .map(|row| row.try_get::<String>("", "environment_id"));
-        Ok(ids
-            .collect::<Result<Vec<_>, _>>()?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect())
+        let mut ids = Vec::with_capacity(rows.len());
+        let mut unreadable = UnreadableRows::default();
+        for row in rows {
+            let id: String = row.try_get("", "environment_id")?;
+            ids.extend(unreadable.skip(environment_id(&id)));
+        }
+        unreadable.report();
+        Ok(ids)
     }
 
     /// Whether the database answers within `timeout`.

@@ -11,7 +11,9 @@ use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
-use agentbox_scheduler::environment::store::{Change, Claim, Patch, Reservation, StoreError};
+use agentbox_scheduler::environment::store::{
+    ActiveEnvironment, Change, Claim, Patch, Reservation, StoreError,
+};
 use chrono::Utc;
 use futures::future::join_all;
 
@@ -387,4 +389,57 @@ async fn rows_past_their_retention_are_purged_and_no_others() {
     }
     let alive = store.get(&ids[3]).await.unwrap().unwrap();
     assert_eq!(alive.environment.status, Status::Pending);
+}
+
+#[tokio::test]
+async fn unreadable_row_is_skipped_and_delays_no_other() {
+    let database = database().await;
+    let store = &database.store;
+    let mut ids = Vec::new();
+    for name in ["readable", "unreadable"] {
+        let creation = creation(&UserId::random(), request(name));
+        ids.push(store.create(&creation).await.unwrap().environment.id);
+    }
+    let unreadable = &ids[1];
+    database
+        .execute("UPDATE environments SET expires_at = now() - interval '1 minute'")
+        .await;
+    database
+        .execute(&format!(
+            "UPDATE environments SET status_reason = 'NEWER' WHERE id = '{unreadable}'"
+        ))
+        .await;
+    let expired = store.expired(10).await.unwrap();
+    assert_eq!(expired.len(), 1, "{expired:?}");
+    assert_eq!(expired[0].environment.id, ids[0]);
+
+    // The box of an environment in an unknown status must not look like an orphan.
+    database
+        .execute(&format!(
+            "ALTER TABLE environments DROP CONSTRAINT environments_status_check;
+             UPDATE environments SET status = 'paused' WHERE id = '{unreadable}'"
+        ))
+        .await;
+    let active = store.active_in_cluster("test").await.unwrap();
+    assert_eq!(active.len(), 2, "{active:?}");
+    assert!(active.contains(&ActiveEnvironment {
+        id: unreadable.clone(),
+        status: None
+    }));
+
+    database
+        .execute(&format!(
+            "ALTER TABLE reconcile_queue DROP CONSTRAINT reconcile_queue_environment_id_fkey;
+             UPDATE reconcile_queue SET due_at = now();
+             UPDATE reconcile_queue SET environment_id = 'no id'
+                WHERE environment_id = '{unreadable}';
+             UPDATE outbox SET created_at = now() - interval '1 minute';
+             UPDATE outbox SET environment_id = 'no id' WHERE environment_id = '{unreadable}'"
+        ))
+        .await;
+    assert_eq!(store.take_due("test", 64).await.unwrap(), [ids[0].clone()]);
+    assert_eq!(
+        store.overdue_environments(64).await.unwrap(),
+        [ids[0].clone()]
+    );
 }

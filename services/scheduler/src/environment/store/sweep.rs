@@ -11,8 +11,9 @@ use sea_orm::{
     QuerySelect as _,
 };
 
-use super::{Record, Store, StoreError, is_one_of, records};
+use super::{Record, Store, StoreError, UnreadableRows, environment_id, is_one_of, records};
 use crate::environment::entity::{Column, Entity};
+use crate::environment::record::CorruptRow;
 
 /// Rows that one statement deletes at most, so that it holds its locks only briefly.
 const DELETE_BATCH: i64 = 5_000;
@@ -21,7 +22,8 @@ const DELETE_BATCH: i64 = 5_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveEnvironment {
     pub id: EnvironmentId,
-    pub status: Status,
+    /// `None` when this version does not know the status.
+    pub status: Option<Status>,
 }
 
 /// Its end was not requested yet. The text is that of the partial indexes, so that Postgres uses
@@ -31,7 +33,7 @@ fn is_pending_or_running() -> SimpleExpr {
 }
 
 impl Store {
-    /// Pending and running environments past their timeout.
+    /// Pending and running environments past their timeout. Skips rows that cannot be read.
     ///
     /// # Errors
     /// When the database fails.
@@ -41,7 +43,14 @@ impl Store {
             .filter(Expr::col(Column::ExpiresAt).lte(Expr::current_timestamp()))
             .order_by_asc(Column::ExpiresAt)
             .limit(u64::from(limit));
-        records(expired.all(&self.database).await?)
+        let mut unreadable = UnreadableRows::default();
+        let rows = expired.all(&self.database).await?;
+        let records = rows
+            .into_iter()
+            .filter_map(|row| unreadable.skip(Record::try_from(row)))
+            .collect();
+        unreadable.report();
+        Ok(records)
     }
 
     /// Pending and running environments of `owner`.
@@ -60,7 +69,8 @@ impl Store {
         records(active.all(&self.database).await?)
     }
 
-    /// The environments of a cluster that have a box, or whose box may still exist.
+    /// The environments of a cluster that have a box, or whose box may still exist. Includes
+    /// those whose status cannot be read, because their box is no orphan.
     ///
     /// # Errors
     /// When the database fails.
@@ -74,13 +84,20 @@ impl Store {
             [cluster.into()],
         );
         let mut environments = Vec::new();
+        let mut unreadable = UnreadableRows::default();
         for row in self.database.query_all_raw(active).await? {
             let (id, status): (String, String) =
                 (row.try_get("", "id")?, row.try_get("", "status")?);
-            if let (Ok(id), Ok(status)) = (id.parse(), status.parse::<Status>()) {
+            let status = unreadable.skip(status.parse::<Status>().map_err(|_| CorruptRow {
+                id: id.clone(),
+                column: "status",
+                problem: format!("`{status}` is not a status"),
+            }));
+            if let Some(id) = unreadable.skip(environment_id(&id)) {
                 environments.push(ActiveEnvironment { id, status });
             }
         }
+        unreadable.report();
         Ok(environments)
     }
 
@@ -102,7 +119,13 @@ impl Store {
             .into_tuple()
             .all(&self.database)
             .await?;
-        Ok(ended.iter().filter_map(|id| id.parse().ok()).collect())
+        let mut unreadable = UnreadableRows::default();
+        let ids = ended
+            .iter()
+            .filter_map(|id| unreadable.skip(environment_id(id)))
+            .collect();
+        unreadable.report();
+        Ok(ids)
     }
 
     /// Deletes rows past their retention: environments that ended longer than `retention`
