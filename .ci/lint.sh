@@ -20,6 +20,9 @@ refuse '(^\s*|[(,]\s*|=\s*)[%?](error|err|e)\b' "$error_rule"
 refuse '(^\s*|[(,]\s*)error = (?!%ErrorChain\()[^;]*,' "$error_rule"
 refuse 'as &\(?dyn (std::error::)?Error\b' "$error_rule"
 
+# One attribute has one name in all services (docs/traces.md).
+refuse '(^\s*|[(,]\s*)environment = [%?]' 'name the attribute of an environment `environment.id`'
+
 # docs/configuration.md lists the variables of the sources, and no others.
 names() { grep -oE 'AGENTBOX_[A-Z0-9_]*[A-Z0-9]\b' | grep -vE '^AGENTBOX_(EXAMPLE|RATE_LIMIT$)' | sort -u; }
 in_code=$(git grep -hE 'AGENTBOX_' -- '*.rs' '*.sh' '*.py' '*.yaml' '*.tpl' Makefile | names)

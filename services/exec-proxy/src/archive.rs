@@ -62,7 +62,7 @@ async fn store_last_output(
                 "the output archive cannot be written",
             )
         })?;
-    tracing::info!(environment = %request.environment, entries = count, "output archived");
+    tracing::info!(environment.id = %request.environment, entries = count, "output archived");
     Ok(ArchiveReply { entries: count })
 }
 
@@ -76,7 +76,7 @@ async fn last_output(cluster: &Cluster, request: &ArchiveRequest) -> Result<Vec<
         .last_output(id, ARCHIVE_BYTES)
         .await
         .map_err(|error| {
-            tracing::warn!(error = %ErrorChain(&error), environment = %id, "reading the last output failed");
+            tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "reading the last output failed");
             Error::new(
                 ErrorCode::Unavailable,
                 "the environment's cluster does not answer",

@@ -140,7 +140,7 @@ async fn serve_one(
     };
     let _open = OpenSession::new(kind);
     let span =
-        tracing::info_span!("session", otel.name = kind, kind, environment = %open.environment);
+        tracing::info_span!("session", otel.name = kind, kind, environment.id = %open.environment);
     let outcome = dispatch(incoming, open, &cluster, &archive, stopping)
         .instrument(span)
         .await;

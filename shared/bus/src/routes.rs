@@ -184,7 +184,7 @@ fn route(entry: &Entry) -> Option<(EnvironmentId, Option<Route>)> {
     };
     let route = route.unwrap_or_else(|error| {
         // Callers ask the scheduler when there is no route.
-        tracing::error!(error = %ErrorChain(&error), environment = %id, "route not decoded");
+        tracing::error!(error = %ErrorChain(&error), environment.id = %id, "route not decoded");
         None
     });
     Some((id, route))

@@ -81,7 +81,7 @@ pub fn publish_span(kind: &str, destination: &str, environment: &EnvironmentId) 
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
         messaging.destination.template = template,
-        environment = %environment,
+        environment.id = %environment,
     )
 }
 

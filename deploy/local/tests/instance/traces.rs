@@ -77,6 +77,7 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
             scheduler_path(spans, &create, "POST /api/v1/environments")
         })
         .await;
+    assert_eq!(sent.attribute("environment.id"), id);
     collector
         .find("command that creates the box", |spans| {
             command(spans, &sent, "RunPodSandbox")
@@ -97,7 +98,7 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
     let (boxd, ran) = collector
         .find("spans of the exec", |spans| box_path(spans, &run))
         .await;
-    assert_eq!(boxd.attribute("environment"), id);
+    assert_eq!(boxd.attribute("environment.id"), id);
     assert_eq!(ran.attribute("process.exit.code"), "7");
     assert!(ran.start_nanos < ran.end_nanos);
 

@@ -101,7 +101,7 @@ fn convert(
     if span_id == SpanId::INVALID || start_time > end_time || end_time > now + CLOCK_SKEW {
         return None;
     }
-    let mut attributes = vec![KeyValue::new("environment", environment.to_string())];
+    let mut attributes = vec![KeyValue::new("environment.id", environment.to_string())];
     match returned.step() {
         Step::Run => attributes.extend([
             KeyValue::new("rpc.system", "grpc"),

@@ -156,10 +156,10 @@ async fn reconcile_all(
     trigger: &'static str,
 ) {
     ids.for_each_concurrent(CONCURRENCY, |id| {
-        let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {trigger}"), environment = %id);
+        let span = tracing::info_span!(parent: None, "reconcile", otel.name = format!("reconcile {trigger}"), environment.id = %id);
         async move {
             if let Err(error) = reconciler.reconcile(&id).await {
-                tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not reconciled");
+                tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "environment not reconciled");
             }
         }
         .instrument(span)
@@ -194,14 +194,14 @@ async fn compare_once(
         if !ended.contains(id) && !suspects.contains(id) {
             continue;
         }
-        let span = tracing::info_span!(parent: None, "remove", otel.name = "remove orphan", environment = %id);
+        let span = tracing::info_span!(parent: None, "remove", otel.name = "remove orphan", environment.id = %id);
         match runtime.remove(id).instrument(span).await {
             Ok(()) => {
                 metrics::orphan_removed();
-                tracing::warn!(environment = %id, cluster = cluster.name, "orphaned box removed");
+                tracing::warn!(environment.id = %id, cluster = cluster.name, "orphaned box removed");
             }
             Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), environment = %id, "orphaned box not removed")
+                tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "orphaned box not removed")
             }
         }
     }

@@ -141,7 +141,7 @@ impl Publisher {
         let holder = format!("{}.{claim}", self.bus.instance());
         if let Err(error) = self.publish_pending(&id, &holder).await {
             metrics::outbox_failed();
-            tracing::warn!(error = %ErrorChain(&error), environment = %id, "outbox rows not published; retried");
+            tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "outbox rows not published; retried");
         }
     }
 

@@ -55,10 +55,10 @@ pub async fn run_due(
         .flatten()
         .for_each_concurrent(concurrency, |id| {
             let reconciler = Arc::clone(&reconciler);
-            let span = tracing::info_span!(parent: None, "reconcile", otel.name = "reconcile due", environment = %id);
+            let span = tracing::info_span!(parent: None, "reconcile", otel.name = "reconcile due", environment.id = %id);
             async move {
                 if let Err(error) = reconciler.reconcile(&id).await {
-                    tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not reconciled; it stays due");
+                    tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "environment not reconciled; it stays due");
                 }
             }
             .instrument(span)

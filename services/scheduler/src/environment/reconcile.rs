@@ -113,12 +113,12 @@ impl Reconciler {
                 Ok(Outcome::Requeue(due)) => due,
                 Ok(Outcome::Restart) if restarts < MAX_RESTARTS => continue,
                 Ok(Outcome::Restart) => {
-                    tracing::warn!(environment = %id, restarts, "environment changed during every reconcile; retried");
+                    tracing::warn!(environment.id = %id, restarts, "environment changed during every reconcile; retried");
                     Some(RETRY_AFTER)
                 }
                 Ok(Outcome::ClaimLost) => break,
                 Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not reconciled; retried");
+                    tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "environment not reconciled; retried");
                     Some(RETRY_AFTER)
                 }
             };
@@ -166,7 +166,7 @@ impl Reconciler {
                 Ok(Some(_)) => {}
                 // The claim may expire: then two reconcile it for a while (I1).
                 Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), environment = %id, "claim not renewed");
+                    tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "claim not renewed");
                 }
             }
         }

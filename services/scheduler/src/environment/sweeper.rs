@@ -33,7 +33,7 @@ pub async fn run_expiry(environments: &Environments, held: CancellationToken) {
                 for record in expired {
                     let id = record.environment.id.clone();
                     if let Err(error) = environments.end(record, EndReason::Expired, false).await {
-                        tracing::warn!(error = %ErrorChain(&error), environment = %id, "environment not expired; retried");
+                        tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "environment not expired; retried");
                     }
                 }
             }

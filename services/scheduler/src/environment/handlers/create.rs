@@ -55,7 +55,7 @@ impl Environments {
         inner.outbox.wake(&created.environment.id);
         metrics::transitioned(Status::Pending, None);
         tracing::info!(
-            environment = %created.environment.id,
+            environment.id = %created.environment.id,
             cluster = created.environment.cluster,
             "environment created"
         );

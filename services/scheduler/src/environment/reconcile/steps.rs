@@ -74,14 +74,14 @@ impl Reconciler {
             return Ok(Outcome::Requeue(None));
         };
         let Some(cluster) = self.clusters.get(&record.environment.cluster).cloned() else {
-            tracing::warn!(cluster = record.environment.cluster, environment = %id, "cluster of the environment is not configured");
+            tracing::warn!(cluster = record.environment.cluster, environment.id = %id, "cluster of the environment is not configured");
             return Ok(Outcome::Requeue(Some(super::RETRY_AFTER)));
         };
         let (mut record, mut observation) = (Box::new(record), Observation::Unknown);
         for _ in 0..MAX_STEPS {
             generation.store(record.environment.generation, Ordering::Release);
             let step = plan(&record.intent(), &observation, Utc::now());
-            tracing::debug!(environment = %id, ?step, "next step");
+            tracing::debug!(environment.id = %id, ?step, "next step");
             match self.step(&cluster, record, observation, step).await {
                 Ok(Next::Continue(next, observed)) => (record, observation) = (next, observed),
                 Ok(Next::Requeue(due)) => return Ok(Outcome::Requeue(due)),
@@ -89,7 +89,7 @@ impl Reconciler {
                 Err(error) => return Err(error),
             }
         }
-        tracing::error!(environment = %id, steps = MAX_STEPS, "reconcile stopped: the plan does not converge");
+        tracing::error!(environment.id = %id, steps = MAX_STEPS, "reconcile stopped: the plan does not converge");
         Ok(Outcome::Requeue(Some(RETRY_AFTER_TOO_MANY_STEPS)))
     }
 
@@ -231,7 +231,7 @@ impl Reconciler {
                     .await
             }
             Plan::RequeueAfter(after) if record.environment.status == Status::Pending => {
-                tracing::info!(error = %ErrorChain(&error), environment = %record.environment.id, step, "step failed; retried");
+                tracing::info!(error = %ErrorChain(&error), environment.id = %record.environment.id, step, "step failed; retried");
                 self.store
                     .set_status_message(&record, &error.to_string())
                     .await?;
@@ -276,7 +276,7 @@ impl Reconciler {
             metrics::started((now - environment.created_at).to_std().unwrap_or_default());
         }
         tracing::info!(
-            environment = %environment.id,
+            environment.id = %environment.id,
             status = environment.status.as_str(),
             reason = environment.status_reason.map(|reason| reason.as_str()),
             status_message = environment.status_message,
@@ -307,11 +307,11 @@ impl Reconciler {
         let Err(error) = stored else { return true };
         metrics::step_failed("archive");
         if Utc::now() < until {
-            tracing::info!(error = %ErrorChain(&error), environment = %environment.id, "output not archived; retried");
+            tracing::info!(error = %ErrorChain(&error), environment.id = %environment.id, "output not archived; retried");
             return false;
         }
         metrics::archive_abandoned();
-        tracing::error!(error = %ErrorChain(&error), environment = %environment.id, "output not archived; the environment ends without it");
+        tracing::error!(error = %ErrorChain(&error), environment.id = %environment.id, "output not archived; the environment ends without it");
         true
     }
 }

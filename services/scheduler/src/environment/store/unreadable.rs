@@ -25,7 +25,7 @@ impl UnreadableRows {
         metrics::rows_unreadable(self.0.len() as u64);
         tracing::warn!(
             error = %ErrorChain(first),
-            environment = %first.id,
+            environment.id = %first.id,
             rows = self.0.len(),
             "rows not read and skipped"
         );
