@@ -86,8 +86,8 @@ pub async fn supervise(
             () = unread_for(&mut unread, limits.orphan_grace), if !killed => {}
             () = closing.cancelled(), if !killed => {}
         }
-        if timed_out
-            || (!killed && (closing.is_cancelled() || is_orphan(&run, limits.orphan_grace)))
+        // Once only: another event, such as the end of the output, must not extend the deadline.
+        if !killed && (timed_out || closing.is_cancelled() || is_orphan(&run, limits.orphan_grace))
         {
             killed = true;
             by_shutdown = closing.is_cancelled() && !timed_out;
@@ -243,7 +243,74 @@ impl Sink for RingSink<'_> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+    use tokio::sync::oneshot;
+    use tokio::time::{timeout, timeout_at};
+
+    use super::super::ring::Ring;
+    use super::super::{State, output_pipe};
     use super::*;
+    use crate::reaper::Reaper;
+
+    fn run_with_a_reader() -> Arc<Run> {
+        Arc::new(Run {
+            id: "killed-once".to_owned().try_into().unwrap(),
+            // The reaper signals only processes that it started.
+            leader: nix::unistd::Pid::from_raw(i32::MAX),
+            reaper: Arc::new(Reaper::default()),
+            state: Mutex::new(State {
+                ring: Ring::new(1024),
+                sent: 0,
+                acked: 0,
+                acks: false,
+                reader: 1,
+                exited: None,
+                aborted: false,
+            }),
+            output_changed: watch::Sender::new(0),
+            space_freed: watch::Sender::new(0),
+            unread_since: watch::Sender::new(None),
+            stdin: tokio::sync::Mutex::new(None),
+            terminal: Mutex::new(None),
+            command_ended: CancellationToken::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn event_after_the_kill_does_not_extend_its_deadline() {
+        let run = run_with_a_reader();
+        // It never ends, as a process that the kernel holds.
+        let (_sender, ended) = oneshot::channel();
+        let child = Child {
+            pid: run.leader,
+            ended,
+        };
+        let (output, source) = output_pipe().unwrap();
+        let limits = Limits {
+            started_at: Instant::now(),
+            timeout: Some(Duration::ZERO),
+            orphan_grace: Duration::from_secs(3600),
+            oom_kills: 0,
+            trace: None,
+        };
+        let mut supervised = pin!(supervise(
+            Arc::clone(&run),
+            child,
+            vec![(OutputStream::Stdout, source)],
+            limits,
+            Arc::new(Registry::default()),
+            CancellationToken::new(),
+        ));
+        let killed = timeout(Duration::from_millis(50), supervised.as_mut()).await;
+        killed.unwrap_err();
+        let killed_by = Instant::now();
+        sleep_until(killed_by + KILL_DEADLINE / 2).await;
+        drop(output);
+        let end = killed_by + KILL_DEADLINE + KILL_DEADLINE / 3;
+        timeout_at(end, supervised).await.unwrap();
+        let exited = run.state.lock().exited.clone().unwrap();
+        assert_eq!((exited.exit_code, exited.timed_out), (TIMED_OUT, true));
+    }
 
     #[test]
     fn exit_code_distinguishes_exit_signal_and_timeout() {
