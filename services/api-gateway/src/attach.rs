@@ -87,7 +87,8 @@ async fn start(
 /// Starts a command in a running environment and connects it to a WebSocket (RFC 6455). Text
 /// frames are JSON: the client sends `ClientMessage`, the server sends `ServerMessage`. A binary
 /// frame from the client is stdin. A browser sends its token as a WebSocket subprotocol
-/// (`Authorization`, then the token), or a ticket.
+/// (`Authorization`, then the token), or a ticket. The server sends a ping at least every 30
+/// seconds (by default every 20; `AGENTBOX_PING_INTERVAL`).
 ///
 /// Close codes:
 ///

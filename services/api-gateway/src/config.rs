@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_api::attach::MAX_PING_INTERVAL_S;
 use agentbox_service::CommonConfig;
 use ipnet::IpNet;
 
@@ -76,10 +77,10 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_BODY_TIMEOUT", default_value_t = 30)]
     pub body_timeout_s: u64,
 
-    /// Seconds between two pings to the client of a terminal, at least 1. A client that sends nothing
+    /// Seconds between two pings to the client of a terminal, 1 to 30. A client that sends nothing
     /// between two pings is treated as gone.
     #[arg(long, env = "AGENTBOX_PING_INTERVAL", default_value_t = 20,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=MAX_PING_INTERVAL_S))]
     pub ping_interval_s: u64,
 
     /// Client connections that are open at once; more wait.
@@ -112,6 +113,17 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::Config;
+
+    #[test]
+    fn ping_interval_that_clients_do_not_wait_for_is_refused() {
+        for (seconds, is_valid) in [("0", false), ("30", true), ("31", false)] {
+            let arguments = ["api-gateway", "--ping-interval-s", seconds];
+            let parsed = Config::command().try_get_matches_from(arguments);
+            let is_refused =
+                parsed.is_err_and(|error| error.kind() == clap::error::ErrorKind::ValueValidation);
+            assert_eq!(!is_refused, is_valid, "{seconds}");
+        }
+    }
 
     #[test]
     fn configuration_reference_matches_code() {

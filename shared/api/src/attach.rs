@@ -4,6 +4,10 @@ use agentbox_contracts::ids::ExecId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// The longest time between two pings of the server, in seconds. An operator may choose a shorter
+/// one.
+pub const MAX_PING_INTERVAL_S: u64 = 30;
+
 /// A message from the client of an attached terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"type": "stdin", "data": "ls\n"}))]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentbox_api::attach::{ClientMessage, ServerMessage};
+use agentbox_api::attach::{ClientMessage, MAX_PING_INTERVAL_S, ServerMessage};
 use futures::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -14,8 +14,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use crate::Error;
 use crate::client::with_timeout;
 
-/// How long the server may send nothing. By default it sends a ping every 20 s.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the server may send nothing: two of its longest ping intervals.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2 * MAX_PING_INTERVAL_S);
 
 /// An attach session. Dropping it closes the connection without a close frame.
 pub struct AttachSession {

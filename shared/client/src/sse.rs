@@ -64,8 +64,8 @@ impl Sse {
     }
 }
 
-/// Parses an event stream as the HTML standard defines it (section 9.2): a line ends with CR LF, LF or
-/// CR, and an empty line ends an event.
+/// Parses an event stream as the HTML standard defines it (section 9.2): a line ends with CR LF,
+/// LF or CR, and an empty line ends an event.
 #[derive(Default)]
 struct Parser {
     /// The bytes that are not parsed yet.
