@@ -15,7 +15,8 @@ use crate::state::{AUTH_DEADLINE, Gateway};
 ///
 /// A ticket replaces the Authorization header where a browser cannot send one: append
 /// `?ticket=<ticket>` to the URL of the logs or of the terminal. It is valid once, within 60
-/// seconds, for the environment and the action it was created for.
+/// seconds, for the environment and the action it was created for. The operator may choose a
+/// shorter time (`AGENTBOX_TICKET_TTL`).
 #[utoipa::path(post, operation_id = "createTicket", path = "/auth/tickets", tag = "auth", request_body = CreateTicket,
     responses((status = 201, description = "The ticket.", body = TicketReply)))]
 pub(crate) async fn create(

@@ -44,9 +44,10 @@ pub struct ExecBody {
         max_items = 4096
     )]
     pub command: Vec<String>,
-    /// Seconds after which the command is killed, 1 to 3600. Default: 30.
+    /// Seconds after which the command is killed, at least 1. Default: 30. At most 3600, unless
+    /// the operator changes `AGENTBOX_MAX_EXEC_TIMEOUT`.
     #[serde(default = "default_timeout")]
-    #[schema(minimum = 1, maximum = 3600, default = 30, example = 30)]
+    #[schema(minimum = 1, default = 30, example = 30)]
     pub timeout: u64,
     /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,10 +79,12 @@ pub struct ExecBody {
     "stderr_truncated": false
 }))]
 pub struct ExecReply {
-    /// The command's stdout, at most 10 MiB.
+    /// The command's stdout, at most 10 MiB, unless the operator changes
+    /// `AGENTBOX_MAX_EXEC_OUTPUT`.
     #[schema(example = "42\n")]
     pub stdout: String,
-    /// The command's stderr, at most 10 MiB.
+    /// The command's stderr, at most 10 MiB, unless the operator changes
+    /// `AGENTBOX_MAX_EXEC_OUTPUT`.
     #[schema(example = "")]
     pub stderr: String,
     /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by

@@ -241,7 +241,8 @@ pub struct TicketReply {
     /// The ticket. Send it once, as the query parameter `ticket`.
     #[schema(example = "ticket_0123456789abcdef0123456789abcdef")]
     pub ticket: String,
-    /// When an unused ticket expires, 60 seconds from now (RFC 3339, UTC).
+    /// When an unused ticket expires (RFC 3339, UTC): 60 seconds from now, unless the operator
+    /// chooses a shorter time (`AGENTBOX_TICKET_TTL`).
     #[schema(example = "2026-01-22T10:01:00Z")]
     pub expires_at: DateTime<Utc>,
 }

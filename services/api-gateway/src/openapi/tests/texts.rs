@@ -299,3 +299,33 @@ fn documented_limits_are_those_of_the_code() {
     let labels = &document.0["components"]["schemas"]["Labels"];
     assert_eq!(labels["maxProperties"], MAX_LABELS);
 }
+
+#[test]
+fn limit_that_an_operator_may_change_names_its_setting() {
+    let document = Document::new();
+    let schemas = &document.0["components"]["schemas"];
+    let ticket = "/api/v1/auth/tickets";
+    for (place, setting) in [
+        (
+            &schemas["ExecBody"]["properties"]["timeout"],
+            "AGENTBOX_MAX_EXEC_TIMEOUT",
+        ),
+        (
+            &schemas["ExecReply"]["properties"]["stdout"],
+            "AGENTBOX_MAX_EXEC_OUTPUT",
+        ),
+        (
+            &schemas["ExecReply"]["properties"]["stderr"],
+            "AGENTBOX_MAX_EXEC_OUTPUT",
+        ),
+        (
+            &schemas["TicketReply"]["properties"]["expires_at"],
+            "AGENTBOX_TICKET_TTL",
+        ),
+        (&document.0["paths"][ticket]["post"], "AGENTBOX_TICKET_TTL"),
+    ] {
+        let description = place["description"].as_str().unwrap();
+        assert!(description.contains(setting), "{description}");
+        assert!(place.get("maximum").is_none(), "{place}");
+    }
+}
