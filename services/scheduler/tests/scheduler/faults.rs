@@ -28,6 +28,8 @@ struct Gate {
     ensures: Semaphore,
     /// Calls of `ensure` so far.
     ensure_calls: AtomicUsize,
+    /// Refreshes of the capacity that the closed gate has refused so far.
+    refused_refreshes: AtomicUsize,
 }
 
 impl Gate {
@@ -37,6 +39,7 @@ impl Gate {
             is_closed: AtomicBool::new(false),
             ensures: Semaphore::new(ensures),
             ensure_calls: AtomicUsize::new(0),
+            refused_refreshes: AtomicUsize::new(0),
         })
     }
 
@@ -44,10 +47,22 @@ impl Gate {
         self.is_closed.store(!open, Ordering::SeqCst);
     }
 
-    /// Creates an environment while the gate is closed. It opens half a second later.
+    /// Waits until the closed gate has refused two more refreshes of the capacity: at the second
+    /// one the scheduler has handled the first.
+    async fn wait_for_refused_refreshes(&self) {
+        let refused = || self.refused_refreshes.load(Ordering::SeqCst);
+        let before = refused();
+        eventually("the closed gate refuses a refresh", SOON, async || {
+            refused() >= before + 2
+        })
+        .await;
+    }
+
+    /// Creates an environment while the gate is closed. It opens when it has refused refreshes
+    /// meanwhile.
     async fn create_while_closed(&self, world: &World) -> Result<Environment, Error> {
         let opens = async {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            self.wait_for_refused_refreshes().await;
             self.set_open(true);
         };
         tokio::join!(world.try_create(request("early")), opens).0
@@ -95,7 +110,10 @@ impl Runtime for Gate {
     }
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        self.pass()?.capacity().await
+        let driver = self.pass().inspect_err(|_| {
+            self.refused_refreshes.fetch_add(1, Ordering::SeqCst);
+        })?;
+        driver.capacity().await
     }
 }
 
@@ -161,8 +179,7 @@ async fn cluster_that_fails_to_answer_once_stays_reachable() {
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
     gate.set_open(false);
-    // Longer than the time between two refreshes of its capacity.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    gate.wait_for_refused_refreshes().await;
     let health = world.health().await.unwrap();
     let created = gate.create_while_closed(&world).await.unwrap();
     world
