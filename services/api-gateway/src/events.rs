@@ -81,7 +81,8 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
 ///
 /// Returns one page of the kept events, newest first. With `follow=true` the answer is a stream
 /// of server-sent events, oldest first: the kept ones, then new ones as they happen. The event
-/// `end` follows the last one.
+/// `end` follows the last one. The event `gap` comes first if events after `Last-Event-ID` are no
+/// longer kept.
 #[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/environments/{id}/events", tag = "events",
     params(EnvironmentParameter, EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
@@ -113,17 +114,18 @@ pub(crate) async fn list_for_environment(
     } else {
         None
     };
+    // Without an id the client asks for the kept events only.
+    let from = last.map_or(0, |last| last.saturating_add(1));
+    let is_gap = last.is_some() && stored::bounds(&gateway).await?.has_gap_from(from);
     let source = match past {
         Some(past) if is_complete(&past) => Follower::ended(past, last),
-        _ => {
-            let from = last.map_or(0, |last| last.saturating_add(1));
-            Follower::environment(
-                stored::open_from(&gateway, filter, from).await?,
-                last,
-                visible,
-            )
-        }
+        _ => Follower::environment(
+            stored::open_from(&gateway, filter, from).await?,
+            last,
+            visible,
+        ),
     };
+    let source = source.with_gap(is_gap);
     Ok(sse::answer("events", gateway, principal, grant, source))
 }
 
@@ -131,7 +133,8 @@ pub(crate) async fn list_for_environment(
 ///
 /// Returns one page of the kept events of every environment that the caller may see, newest
 /// first. With `follow=true` the answer is a stream of server-sent events: new ones as they
-/// happen, or all after `Last-Event-ID`.
+/// happen, or all after `Last-Event-ID`. The event `gap` comes first if events after
+/// `Last-Event-ID` are no longer kept; the caller may have been allowed to see them or not.
 #[utoipa::path(get, operation_id = "listEvents", path = "/events", tag = "events",
     params(EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
@@ -157,10 +160,9 @@ pub(crate) async fn list_all(
     let last = sse::last_event_id(&headers)?;
     let bounds = stored::bounds(&gateway).await?;
     let from = last.unwrap_or(bounds.last).saturating_add(1);
-    let gap = bounds.gap_before(from);
     let stream = stored::open_from(&gateway, filter.to_owned(), from).await?;
     let grant = StreamGrant::Listing(visible.clone());
-    let source = Follower::all(stream, last, visible, gap);
+    let source = Follower::all(stream, last, visible).with_gap(bounds.has_gap_from(from));
     Ok(sse::answer("events", gateway, principal, grant, source))
 }
 

@@ -59,22 +59,24 @@ impl Follower {
         follower
     }
 
-    /// Follows all visible events. `gap` is the number of requested events that are no longer
-    /// stored.
-    pub(super) fn all(
-        stream: EventStream,
-        last: Option<u64>,
-        visible: Visibility,
-        gap: Option<u64>,
-    ) -> Self {
-        let gap = gap.map(|lost| sse::named("gap", &json!({"lost": lost})));
+    /// Follows all visible events.
+    pub(super) fn all(stream: EventStream, last: Option<u64>, visible: Visibility) -> Self {
         Self {
             stream: Some(stream),
-            ready: gap.into_iter().collect(),
+            ready: VecDeque::new(),
             last,
             visible,
             until: Until::Forever,
         }
+    }
+
+    /// Reports first that requested events are no longer stored, if there `is_gap`. Their number
+    /// is unknown: the sequences in the gap are those of all users' events.
+    pub(super) fn with_gap(mut self, is_gap: bool) -> Self {
+        if is_gap {
+            self.ready.push_front(sse::named("gap", &json!({})));
+        }
+        self
     }
 
     fn push(&mut self, stored: StoredEvent) {
@@ -118,8 +120,13 @@ impl Source for Follower {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};
     use agentbox_contracts::ids::{EnvironmentId, UserId};
+    use axum::body::to_bytes;
+    use axum::response::IntoResponse;
+    use axum::response::sse::Sse;
     use chrono::Utc;
 
     use super::*;
@@ -161,5 +168,24 @@ mod tests {
         assert_eq!(count(Follower::ended(past(), Some(3))).await, 2);
         assert_eq!(count(Follower::ended(past(), Some(5))).await, 1);
         assert_eq!(count(Follower::ended(vec![], None)).await, 1);
+    }
+
+    #[tokio::test]
+    async fn gap_is_reported_first_and_without_a_count() {
+        let mut follower = Follower::ended(vec![], Some(3)).with_gap(true);
+        let mut events = Vec::new();
+        while let Some(event) = follower.next().await {
+            events.push(Ok::<_, Infallible>(event));
+        }
+        let body = Sse::new(futures::stream::iter(events))
+            .into_response()
+            .into_body();
+        let text = to_bytes(body, 4096).await.unwrap();
+        assert_eq!(
+            &text[..],
+            b"event: gap\ndata: {}\n\nevent: end\ndata: {}\n\n"
+        );
+        let without = Follower::ended(vec![], Some(3)).with_gap(false);
+        assert_eq!(count(without).await, 1);
     }
 }

@@ -79,13 +79,10 @@ pub(super) struct StreamBounds {
 }
 
 impl StreamBounds {
-    /// The number of sequences from `from` on that are no longer stored. Some of their events may
-    /// not have been visible to the caller.
-    pub(super) const fn gap_before(self, from: u64) -> Option<u64> {
-        match self.first.checked_sub(from) {
-            Some(lost) if lost > 0 => Some(lost),
-            _ => None,
-        }
+    /// Whether sequences from `from` on are no longer stored. The events may have been visible to
+    /// the caller or not.
+    pub(super) const fn has_gap_from(self, from: u64) -> bool {
+        from < self.first
     }
 }
 
@@ -119,8 +116,8 @@ mod tests {
             first: 10,
             last: 20,
         };
-        assert_eq!(bounds.gap_before(21), None);
-        assert_eq!(bounds.gap_before(10), None);
-        assert_eq!(bounds.gap_before(7), Some(3));
+        assert!(!bounds.has_gap_from(21));
+        assert!(!bounds.has_gap_from(10));
+        assert!(bounds.has_gap_from(9));
     }
 }
