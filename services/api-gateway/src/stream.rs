@@ -1,10 +1,10 @@
 //! The rules that long-lived answers share: a stream ends when its credential ends, when its
 //! caller loses the right to it, and when the gateway stops.
 //!
-//! * I1. A stream whose credential or right has ended sends nothing more from [`STALE`] on, and
-//!   closes by then if its client reads.
-//! * I2. An unreachable auth does not end a stream at once. [`AUTH_OUTAGE_LIMIT`] without an answer
-//!   does.
+//! * I1. A stream carries data only while auth has confirmed its credential and right within
+//!   [`STALE`]. A stream whose credential or right has ended closes by then if its client reads.
+//! * I2. An unreachable auth pauses a stream, which continues when auth confirms it.
+//!   [`AUTH_OUTAGE_LIMIT`] without an answer ends it.
 
 pub(crate) mod sse;
 
@@ -27,10 +27,10 @@ use crate::state::Gateway;
 
 /// How often the credential of an open stream is checked.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// A stream whose last confirmed check is older makes a check before it sends more. This happens
-/// when the client did not read for a while.
+/// A stream whose last confirmed check is older waits for the next one before it carries more. This
+/// happens when auth does not answer, and when the client did not read for a while.
 const STALE: Duration = Duration::from_secs(4);
-/// How long a stream continues while auth does not answer.
+/// How long a stream stays open, paused for most of the time, while auth does not answer.
 const AUTH_OUTAGE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a stream ends before its source does.
@@ -131,15 +131,28 @@ impl AccessWatch {
         }
     }
 
-    /// Makes a check before something is sent, if the last confirmed one is older than [`STALE`].
+    /// Resolves when the stream must end, or (`None`) when it must pause until [`Self::allows`]
+    /// returns, because the last confirmed check is older than [`STALE`].
+    pub(crate) async fn lapsed(&mut self) -> Option<StreamEnd> {
+        loop {
+            let stale_at = self.last_granted + STALE;
+            tokio::select! {
+                biased;
+                end = self.check() => if end.is_some() { return end },
+                () = sleep_until(stale_at) => return None,
+            }
+        }
+    }
+
+    /// Returns when something may be sent: at once, or after the next confirmed check if the last
+    /// one is older than [`STALE`].
     pub(crate) async fn allows(&mut self) -> Result<(), StreamEnd> {
-        if self.last_granted.elapsed() < STALE {
-            return Ok(());
+        while self.last_granted.elapsed() >= STALE {
+            if let Some(end) = self.check().await {
+                return Err(end);
+            }
         }
-        match self.check().await {
-            Some(end) => Err(end),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Waits until the next check is due, makes it, and returns `None` if the stream may continue.

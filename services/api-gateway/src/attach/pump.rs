@@ -1,6 +1,7 @@
 //! Forwards the data of an attached terminal in both directions until one side ends.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -102,17 +103,34 @@ impl Terminal {
             output: Output::new(is_binary),
             ping: gateway.config.ping_interval(),
         };
-        let close = tokio::select! {
-            end = outbound.run(id) => match end {
-                Some(Ok(close)) => Some(close),
-                Some(Err(error)) => {
-                    let error = box_loss::classify(&gateway, &environment, error).await;
-                    Some(Close::failed(&error))
+        let close = {
+            let mut outbound = pin!(outbound.run(id));
+            let mut inbound = pin!(inbound(&mut source, to_box, &errors, &liveness));
+            loop {
+                tokio::select! {
+                    end = &mut outbound => match end {
+                        Some(Ok(close)) => break Some(close),
+                        Some(Err(error)) => {
+                            let error = box_loss::classify(&gateway, &environment, error).await;
+                            break Some(Close::failed(&error));
+                        }
+                        None => break None,
+                    },
+                    close = &mut inbound => break close,
+                    end = access.lapsed() => {
+                        // Meanwhile neither direction is polled.
+                        let allowed = match end {
+                            Some(end) => Err(end),
+                            None => access.allows().await,
+                        };
+                        match allowed {
+                            // The client's pongs have not been read.
+                            Ok(()) => liveness.record(),
+                            Err(end) => break Some(end.into()),
+                        }
+                    }
                 }
-                None => None,
-            },
-            close = inbound(&mut source, to_box, &errors, &liveness) => close,
-            end = access.ended() => Some(end.into()),
+            }
         };
         if let Some(close) = close {
             // The client may have stopped reading.

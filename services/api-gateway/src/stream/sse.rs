@@ -37,13 +37,17 @@ impl<S: Source> Stream<S> {
         if self.is_over {
             return None;
         }
-        let end = match self.access.allows().await {
-            Err(end) => end,
-            Ok(()) => tokio::select! {
-                biased;
-                end = self.access.ended() => end,
-                event = self.source.next() => return event,
-            },
+        let end = tokio::select! {
+            biased;
+            end = self.access.ended() => end,
+            event = self.source.next() => {
+                let event = event?;
+                // Only now, because the source may have waited for long.
+                match self.access.allows().await {
+                    Ok(()) => return Some(event),
+                    Err(end) => end,
+                }
+            }
         };
         self.is_over = true;
         match end {

@@ -9,6 +9,7 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_testing::System;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{Killed, expect_recovery, start_system, start_system_with};
 use crate::support::boxes::{script, small};
@@ -258,5 +259,38 @@ async fn stopping_exec_proxy_closes_with_4503_and_failing_one_with_1011() {
         );
     }
     expect_recovery(&admin, &id).await;
+    system.stop().await;
+}
+
+/// How long nothing must arrive on a stream that is paused.
+const SILENCE: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn auth_outage_pauses_streams_until_the_caller_is_confirmed() {
+    let (system, admin) = start_system().await;
+    let ticking = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    let id = admin.create_running(&script(ticking)).await;
+    let path = format!("/environments/{id}/logs?follow=true");
+    let mut events = Events::open(&admin, &path).await;
+    let mut last = events.take(3).await[2].number();
+    let mut socket = Socket::open(&admin, &id, "tty=false&command=cat").await;
+    socket.ready().await;
+    {
+        let _killed = Killed::kill(&system, "auth");
+        let begun = Instant::now();
+        while let Ok(event) = timeout(SILENCE, events.next()).await {
+            last = event.unwrap().number();
+            assert!(
+                begun.elapsed() < Duration::from_secs(15),
+                "the stream continues without auth"
+            );
+        }
+        socket.stdin("typed\n").await;
+        let echoed = timeout(SILENCE, socket.next()).await;
+        assert!(echoed.is_err(), "the terminal continues: {echoed:?}");
+    }
+    assert_eq!(events.next().await.unwrap().number(), last + 1);
+    let echoed = socket.message().await;
+    assert_eq!(echoed, json!({"type": "stdout", "data": "typed\n"}));
     system.stop().await;
 }
