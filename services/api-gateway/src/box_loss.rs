@@ -48,12 +48,18 @@ async fn reason(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environm
     wait_for_reason(&gateway.routes, id, REASON_TIMEOUT, read_record).await
 }
 
-/// Adds the reason to the error of a lost box. Other errors are returned unchanged.
+/// Adds the reason to the error of a lost box, for a command that may have run: without a reason
+/// the error stays, because whether the command has ended is unknown. Other errors are returned
+/// unchanged.
 pub(crate) async fn with_reason(gateway: &Gateway, id: &EnvironmentId, error: Error) -> Error {
     if error.code != ErrorCode::BoxLost {
         return error;
     }
-    match reason(gateway, id).await {
+    explain(error, reason(gateway, id).await)
+}
+
+fn explain(error: Error, reason: Result<Option<Environment>, Error>) -> Error {
+    match reason {
         Ok(Some(environment)) => describe(&environment, &error),
         _ => error,
     }
@@ -70,14 +76,7 @@ pub(crate) async fn classify(gateway: &Gateway, id: &EnvironmentId, error: Error
 
 fn classify_outcome(error: Error, reason: Result<Option<Environment>, Error>) -> Error {
     match reason {
-        Ok(Some(environment)) => {
-            let described = describe(&environment, &error);
-            if was_expected(&environment) {
-                Error::new(ErrorCode::NotRunning, described.message)
-            } else {
-                described
-            }
-        }
+        Ok(Some(environment)) => describe(&environment, &error),
         Ok(None) => Error::new(ErrorCode::Unavailable, error.message),
         Err(not_found) if not_found.code == ErrorCode::NotFound => not_found,
         Err(_) => error,
@@ -94,7 +93,14 @@ fn was_expected(environment: &Environment) -> bool {
     }
 }
 
+/// The error of a lost box with the reason of its end. Every operation names an intended end by the
+/// same code.
 fn describe(environment: &Environment, error: &Error) -> Error {
+    let code = if was_expected(environment) {
+        ErrorCode::EnvironmentEnded
+    } else {
+        error.code
+    };
     let status = environment.status.as_str();
     let reason = environment
         .status_reason
@@ -106,7 +112,7 @@ fn describe(environment: &Environment, error: &Error) -> Error {
         .map(|message| format!(": {message}"))
         .unwrap_or_default();
     Error::new(
-        error.code,
+        code,
         format!(
             "{}; the environment is {status}{reason}{detail}",
             error.message

@@ -69,6 +69,8 @@ codes! {
     Internal = "internal", 500;
     /// The environment, or its connection, was lost while it worked on this request.
     BoxLost = "box_lost", 502;
+    /// The environment ended while it worked on this request: it was deleted, its lifetime is over, or its main command has ended.
+    EnvironmentEnded = "environment_ended", 502;
     /// A part of the system cannot be reached. Try again after `Retry-After` seconds.
     Unavailable = "unavailable", 503;
     /// A part of the system did not answer in time.

@@ -45,6 +45,7 @@ impl Close {
 
     pub(super) fn failed(error: &Error) -> Self {
         let code = match error.code.status() {
+            _ if error.code == ErrorCode::EnvironmentEnded => 4409,
             401 | 403 => 4401,
             404 => 4404,
             409 => 4409,
@@ -93,6 +94,7 @@ mod tests {
             (ErrorCode::NotRunning, 4409),
             (ErrorCode::PayloadTooLarge, 1009),
             (ErrorCode::BoxLost, 4502),
+            (ErrorCode::EnvironmentEnded, 4409),
             (ErrorCode::Unavailable, 4503),
             (ErrorCode::Timeout, 4503),
             (ErrorCode::Internal, 1011),

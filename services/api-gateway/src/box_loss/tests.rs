@@ -55,9 +55,17 @@ pub(crate) fn ended(reason: StatusReason, command: Option<&str>) -> Environment 
 fn lost_box_error_depends_on_the_end_of_the_environment() {
     let lost = || Error::new(ErrorCode::BoxLost, "lost");
     for (reason, command, code) in [
-        (StatusReason::Deleted, None, ErrorCode::NotRunning),
-        (StatusReason::Expired, Some("sh"), ErrorCode::NotRunning),
-        (StatusReason::Exited, Some("sh"), ErrorCode::NotRunning),
+        (StatusReason::Deleted, None, ErrorCode::EnvironmentEnded),
+        (
+            StatusReason::Expired,
+            Some("sh"),
+            ErrorCode::EnvironmentEnded,
+        ),
+        (
+            StatusReason::Exited,
+            Some("sh"),
+            ErrorCode::EnvironmentEnded,
+        ),
         (StatusReason::Exited, None, ErrorCode::BoxLost),
         (StatusReason::OomKilled, Some("sh"), ErrorCode::BoxLost),
         (StatusReason::NodeLost, None, ErrorCode::BoxLost),
@@ -66,7 +74,10 @@ fn lost_box_error_depends_on_the_end_of_the_environment() {
         assert_eq!(error.code, code, "{reason:?}");
         let expected = format!("lost; the environment is terminating, {}", reason.as_str());
         assert_eq!(error.message, expected);
+        let explained = explain(lost(), Ok(Some(ended(reason, command))));
+        assert_eq!(explained, error, "a command and a terminal say the same");
     }
+    assert_eq!(explain(lost(), Ok(None)), lost());
     let gone = Error::not_found("environment");
     assert_eq!(classify_outcome(lost(), Err(gone.clone())), gone);
     let down = Error::new(ErrorCode::Unavailable, "down");

@@ -241,7 +241,7 @@ async fn stopped_environment_returns_409() {
 }
 
 #[tokio::test]
-async fn lost_box_returns_502_with_the_reason() {
+async fn intended_end_during_a_command_returns_502_with_the_reason() {
     let user = new_user().await;
     let caller = &user.caller;
     let lost = async |reason: &str, end: &(dyn Fn(String) -> RequestBuilder + Sync)| {
@@ -258,7 +258,7 @@ async fn lost_box_returns_502_with_the_reason() {
             assert!(answer.status < 300, "{answer:?}");
         };
         let (answer, ()) = tokio::join!(running, ending);
-        let message = answer.expect_error(502, "box_lost");
+        let message = answer.expect_error(502, "environment_ended");
         assert!(message.contains(reason), "{message}");
     };
     let forced = |path: String| caller.request(Method::DELETE, &format!("{path}?force=true"));

@@ -72,7 +72,11 @@ async fn intended_end_closes_with_4409_without_an_exit() {
     user.caller.sh(&through, "touch /tmp/go").await;
     for (mut socket, reason) in sockets {
         let output = socket.read_to_end().await;
-        assert_eq!(output.close.0, 4409, "{reason}: {output:?}");
+        assert_eq!(
+            output.close,
+            (4409, "environment_ended".to_owned()),
+            "{reason}: {output:?}"
+        );
         assert!(output.exit.is_none(), "{output:?}");
         assert!(
             output.error.as_ref().unwrap().contains(reason),
