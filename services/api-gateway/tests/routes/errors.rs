@@ -52,6 +52,26 @@ async fn malformed_or_invalid_body_returns_400() {
 }
 
 #[tokio::test]
+async fn value_of_the_wrong_kind_returns_400_with_its_field() {
+    let user = &idle().await.user.caller;
+    let exec = format!("/environments/{}/exec", idle().await.id);
+    for (field, value) in [
+        ("output_encoding", json!(5)),
+        ("output_encoding", json!({"utf8": null})),
+        ("timeout", json!("30")),
+        ("timeout", json!(30.5)),
+    ] {
+        let mut body = json!({"command": ["true"]});
+        body[field] = value;
+        let answer = user.post(&exec, &body).await;
+        let message = answer.expect_error(400, "validation_failed");
+        assert!(message.starts_with(&format!("{field}: ")), "{message}");
+    }
+    let body = json!({"command": ["true"], "timeout": 30.0});
+    user.post(&exec, &body).await.expect_status(200);
+}
+
+#[tokio::test]
 async fn body_without_json_content_type_returns_415() {
     let caller = &idle().await.user.caller;
     for (method, path) in routes_with_a_body().await {
