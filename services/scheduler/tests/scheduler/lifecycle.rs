@@ -236,6 +236,16 @@ async fn forced_delete_ends_the_grace_period_of_a_box_that_ignores_sigterm() {
     world
         .wait_for_status(&created.id, Status::Terminating, SOON)
         .await;
+    let late = PatchRequest {
+        id: created.id.clone(),
+        name: None,
+        labels: None,
+        timeout_s: Some(6000),
+    };
+    let late = world.gateway.call::<Patch>(&late, CALL).await.unwrap_err();
+    assert_eq!(late.code, ErrorCode::Conflict, "{late}");
+    let unchanged = world.get(&created.id).await;
+    assert_eq!(unchanged.expires_at, created.expires_at);
     let begun = Instant::now();
     delete(&world, &created.id, true).await;
     world
