@@ -3,6 +3,7 @@
 //! Every error names its field as the public API does. Quantities, names, labels, selectors
 //! and tolerations follow the Kubernetes API conventions, because they are passed to Kubernetes.
 
+mod image;
 mod isolation;
 mod labels;
 
@@ -13,9 +14,7 @@ use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
     MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
 };
-use agentbox_contracts::environment::{
-    EnvironmentRequest, MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S,
-};
+use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOUT_S};
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
@@ -35,7 +34,7 @@ pub struct Quantities {
 /// `Validation`, naming the first field that breaks its rule.
 pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     name(&request.name)?;
-    image(&request.image)?;
+    image::image(&request.image)?;
     let quantities = quantities(request)?;
     timeout(request.timeout_s)?;
     env(&request.env)?;
@@ -108,26 +107,6 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
             "timeout",
             format_args!("must be between 1 and {MAX_TIMEOUT_S} seconds"),
             seconds,
-        ))
-    }
-}
-
-fn image(text: &str) -> Result<(), Error> {
-    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
-    let is_valid = (1..=MAX_IMAGE_LENGTH).contains(&text.len())
-        && text.bytes().all(is_allowed)
-        && text.as_bytes()[0].is_ascii_alphanumeric()
-        && text.as_bytes()[text.len() - 1].is_ascii_alphanumeric();
-    if is_valid {
-        Ok(())
-    } else {
-        Err(Error::value(
-            "image",
-            format_args!(
-                "must be an image reference such as python:3.11-slim, of at most \
-                 {MAX_IMAGE_LENGTH} characters"
-            ),
-            text,
         ))
     }
 }

@@ -64,6 +64,7 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("image", |r| r.image = "a b".into()),
         ("image", |r| r.image = "--help".into()),
         ("image", |r| r.image = "a:".into()),
+        ("image", |r| r.image = "http://x/y".into()),
         ("resources.cpu", |r| r.resources.cpu = "0".into()),
         ("resources.memory", |r| r.resources.memory = "lots".into()),
         ("resources.storage", |r| r.resources.storage = "-1Gi".into()),
