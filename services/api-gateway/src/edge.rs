@@ -3,6 +3,7 @@
 pub(crate) mod admit;
 pub(crate) mod client_address;
 mod client_stream;
+pub(crate) mod cors;
 pub(crate) mod error;
 pub(crate) mod headers;
 pub(crate) mod json;
