@@ -29,7 +29,8 @@ pub struct Resources {
     /// Memory in bytes, such as `512Mi` or `2Gi`.
     #[schema(value_type = Quantity)]
     pub memory: String,
-    /// Writable disk space in bytes, such as `1Gi`.
+    /// Writable disk space in bytes, such as `1Gi`. At most 100Gi, unless the deployment has
+    /// another limit.
     #[schema(value_type = Quantity)]
     pub storage: String,
 }

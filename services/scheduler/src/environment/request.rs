@@ -69,6 +69,21 @@ fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     })
 }
 
+/// Checks the storage of an environment.
+///
+/// # Errors
+/// `Validation` when it is above `max`. `None`: every storage is accepted.
+pub fn storage(quantities: Quantities, max: Option<Bytes>) -> Result<(), Error> {
+    match max {
+        Some(max) if quantities.storage > max => Err(Error::value(
+            "resources.storage",
+            format_args!("must be at most {max}"),
+            quantities.storage,
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether `text` is a DNS label (RFC 1123).
 fn is_dns_label(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';

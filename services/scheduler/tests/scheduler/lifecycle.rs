@@ -170,10 +170,13 @@ async fn request_that_no_cluster_supports_is_refused_without_a_row() {
         .insert("disk".into(), "none-has-it".into());
     let mut too_large = request("too-large");
     too_large.resources.cpu = "100000".into();
+    let mut too_much_storage = request("too-much-storage");
+    too_much_storage.resources.storage = "1Ei".into();
     for (request, field) in [
         (no_class, "isolation.runtime_class"),
         (no_node, "node_selector"),
         (too_large, "resources.cpu"),
+        (too_much_storage, "resources.storage"),
         (request("Not A Name"), "name"),
     ] {
         let error = world.try_create(request).await.unwrap_err();
@@ -315,7 +318,7 @@ async fn deleting_a_users_environments_ends_them_and_frees_the_quota() {
     let quota = Quota {
         environments: Some(2),
         cpu: Some(MilliCpu(1_000)),
-        memory: None,
+        ..Quota::default()
     };
     let mut settings = settings();
     settings.quota = quota;

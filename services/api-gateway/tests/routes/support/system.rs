@@ -92,6 +92,9 @@ pub fn unlimited(options: Options) -> Options {
         .env("api-gateway", "AGENTBOX_FLOOD_PER_SECOND", "100000")
         .env("api-gateway", "AGENTBOX_FLOOD_BURST", "100000")
         .env("scheduler", "AGENTBOX_QUOTA_ENVIRONMENTS", "10000")
+        .env("scheduler", "AGENTBOX_QUOTA_CPU", "0")
+        .env("scheduler", "AGENTBOX_QUOTA_MEMORY", "0")
+        .env("scheduler", "AGENTBOX_QUOTA_STORAGE", "0")
 }
 
 /// Resident memory of one replica, in bytes.

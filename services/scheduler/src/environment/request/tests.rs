@@ -50,6 +50,21 @@ fn valid_request_gives_its_quantities() {
     assert_eq!(quantities.storage, Bytes(1 << 30));
 }
 
+#[test]
+fn storage_above_the_limit_is_refused_with_both() {
+    let mut request = valid();
+    request.resources.storage = "1Ei".into();
+    let quantities = validate(&request).unwrap();
+    assert_eq!(storage(quantities, None), Ok(()));
+    assert_eq!(storage(quantities, Some(Bytes(1 << 60))), Ok(()));
+    let error = storage(quantities, Some(Bytes(100 << 30))).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Validation);
+    assert_eq!(
+        error.message,
+        "resources.storage: must be at most 100Gi, is `1048576Ti`"
+    );
+}
+
 type Break = fn(&mut EnvironmentRequest);
 
 #[test]
