@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 // The prefix of boxd's own variables. A user's variable of the same name would replace one.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
-    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+    MAX_ARGUMENT_BYTES, MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+    variable_bytes,
 };
 use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOUT_S};
 use agentbox_contracts::error::{Error, shortened};
@@ -146,7 +147,19 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
         if value.contains('\0') {
             return Err(Error::field(
                 "env",
-                format_args!("the value of {name} must not contain NUL"),
+                format_args!("the value of {} must not contain NUL", shortened(name)),
+            ));
+        }
+        let bytes = variable_bytes(name, value);
+        if bytes > MAX_ARGUMENT_BYTES {
+            return Err(Error::field(
+                "env",
+                format_args!(
+                    "the name and value of {} must have at most {} bytes together, have {}",
+                    shortened(name),
+                    MAX_ARGUMENT_BYTES - 2,
+                    bytes - 2
+                ),
             ));
         }
         total += name.len() + value.len();

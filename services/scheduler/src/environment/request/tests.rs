@@ -97,6 +97,10 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("env", |r| {
             r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_MAIN_ENV_BYTES))])
         }),
+        // The kernel counts `=` and NUL too.
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_ARGUMENT_BYTES - 2))])
+        }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
         }),
