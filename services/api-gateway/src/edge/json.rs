@@ -120,17 +120,22 @@ fn field_and_rule(path: &str, rule: &str) -> (String, String) {
             return (within(name), plain.to_owned());
         }
     }
-    let rule = match rule.rsplit_once(", expected ") {
-        // The value may be as long as the body.
-        Some((given, expected)) => format!("{}, expected {expected}", shortened(given)),
-        None if rule == OUT_OF_RANGE => {
-            "must be a number from -1.7e308 to 1.7e308, is outside this range".to_owned()
-        }
-        None => shortened(rule),
+    let rule = if rule == OUT_OF_RANGE {
+        "must be a number from -1.7e308 to 1.7e308, is outside this range".to_owned()
+    } else {
+        shortened_rule(rule)
     };
     match path {
         "." => ("body".to_owned(), rule),
         path => (path.to_owned(), rule),
+    }
+}
+
+/// serde's message for a value, which may be as long as the request.
+pub(super) fn shortened_rule(rule: &str) -> String {
+    match rule.rsplit_once(", expected ") {
+        Some((given, expected)) => format!("{}, expected {expected}", shortened(given)),
+        None => shortened(rule),
     }
 }
 

@@ -230,9 +230,13 @@ impl Connection {
                 let request = hyper::Request::from_parts(parts, axum::body::Body::new(body));
                 let answer = router.oneshot(request).await;
                 let mut answer = answer.unwrap_or_else(|never| match never {});
+                // After this status the body has had its time.
+                let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     is_upgraded.store(true, Ordering::Relaxed);
-                } else if is_http1 && (!rest.discard().await || gateway.draining.is_cancelled()) {
+                } else if is_http1
+                    && (gateway.draining.is_cancelled() || is_late || !rest.discard().await)
+                {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
