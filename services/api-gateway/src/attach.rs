@@ -10,6 +10,7 @@
 //!
 //! Close codes: see [`close::Close`], and for clients [`attach`].
 
+mod client_message;
 mod close;
 mod parameters;
 mod protocol;

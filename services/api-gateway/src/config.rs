@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use agentbox_api::attach::MAX_PING_INTERVAL_S;
 use agentbox_service::CommonConfig;
+use axum::http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::edge::client_address::network;
+use crate::edge::cors::origin;
 
 #[derive(Clone, clap::Parser)]
 #[command(
@@ -36,6 +38,11 @@ pub struct Config {
     /// commas. Default: none, the header is ignored.
     #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
+
+    /// Origins whose browser pages may use the API, such as `https://app.example`, separated by
+    /// commas. Default: none, only pages of the API's own origin.
+    #[arg(long, env = "AGENTBOX_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub cors_origins: Vec<HeaderValue>,
 
     /// Requests of any kind that one client address may send to this replica per second.
     #[arg(long, env = "AGENTBOX_FLOOD_PER_SECOND", default_value_t = 1_000)]

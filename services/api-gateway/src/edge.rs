@@ -2,11 +2,14 @@
 
 pub(crate) mod admit;
 pub(crate) mod client_address;
+mod client_stream;
+pub(crate) mod cors;
 pub(crate) mod error;
 pub(crate) mod headers;
 pub(crate) mod json;
 pub(crate) mod path;
 pub(crate) mod query;
+mod request_body;
 pub(crate) mod server;
 pub(crate) mod trace;
 pub(crate) mod unmatched;

@@ -165,8 +165,8 @@ pub(crate) async fn get(
 
 /// Change an environment
 ///
-/// Changes the name, the labels or the lifetime. An environment that has ended cannot be
-/// changed.
+/// Changes the name, the labels or the lifetime. An environment that is terminating or has ended
+/// cannot be changed.
 #[utoipa::path(patch, operation_id = "patchEnvironment", path = "/environments/{id}", tag = "environments",
     params(EnvironmentParameter), request_body = PatchEnvironment,
     responses((status = 200, description = "The changed environment.", body = EnvironmentBody)))]

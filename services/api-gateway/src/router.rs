@@ -15,7 +15,7 @@ use crate::authorize::Action;
 use crate::edge::admit::{Admission, admit};
 use crate::edge::path::BASE;
 use crate::edge::unmatched::{no_method, no_route};
-use crate::edge::{headers, trace};
+use crate::edge::{cors, headers, trace};
 use crate::openapi::{Operations, Reference};
 use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
@@ -127,12 +127,17 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
             router = router.route(&format!("{BASE}{path}"), handler.clone());
         }
     }
-    flood_limiter
-        .wrap(
-            router
-                .fallback(no_route)
-                .method_not_allowed_fallback(no_method),
-        )
+    let mut router = flood_limiter.wrap(
+        router
+            .fallback(no_route)
+            .method_not_allowed_fallback(no_method),
+    );
+    let origins = &gateway.config.cors_origins;
+    if !origins.is_empty() {
+        // Around the flood limiter, so that pages can read its refusals.
+        router = router.layer(cors::layer(origins));
+    }
+    router
         .layer(map_response(headers::add_common))
         .layer(middleware::from_fn(trace::trace))
         .with_state(gateway)

@@ -43,12 +43,21 @@ pub struct Config {
     pub quota_environments: u64,
 
     /// CPU of one user's environments together, a Kubernetes quantity; 0: no limit.
-    #[arg(long, env = "AGENTBOX_QUOTA_CPU", default_value = "0", value_parser = limit::<MilliCpu>)]
+    #[arg(long, env = "AGENTBOX_QUOTA_CPU", default_value = "32", value_parser = limit::<MilliCpu>)]
     pub quota_cpu: Limit<MilliCpu>,
 
     /// Memory of one user's environments together, a Kubernetes quantity; 0: no limit.
-    #[arg(long, env = "AGENTBOX_QUOTA_MEMORY", default_value = "0", value_parser = limit::<Bytes>)]
+    #[arg(long, env = "AGENTBOX_QUOTA_MEMORY", default_value = "64Gi", value_parser = limit::<Bytes>)]
     pub quota_memory: Limit<Bytes>,
+
+    /// Storage of one user's environments together, a Kubernetes quantity; 0: no limit.
+    #[arg(long, env = "AGENTBOX_QUOTA_STORAGE", default_value = "100Gi", value_parser = limit::<Bytes>)]
+    pub quota_storage: Limit<Bytes>,
+
+    /// Storage of one environment, a Kubernetes quantity; 0: no limit. CPU and memory of one
+    /// environment are limited by the largest cluster.
+    #[arg(long, env = "AGENTBOX_MAX_STORAGE", default_value = "100Gi", value_parser = limit::<Bytes>)]
+    pub max_storage: Limit<Bytes>,
 
     /// The most processes and threads of one box.
     #[arg(long, env = "AGENTBOX_BOX_PIDS", default_value_t = 512)]
@@ -102,7 +111,9 @@ impl Config {
                 environments: (self.quota_environments > 0).then_some(self.quota_environments),
                 cpu: self.quota_cpu.0,
                 memory: self.quota_memory.0,
+                storage: self.quota_storage.0,
             },
+            max_storage: self.max_storage.0,
             boxes: BoxDefaults {
                 pids: self.box_pids,
                 secret: self.box_secret.clone(),
@@ -120,6 +131,8 @@ impl Config {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub quota: Quota,
+    /// The largest storage of one environment. `None`: no limit.
+    pub max_storage: Option<Bytes>,
     pub boxes: BoxDefaults,
     pub start_timeout: Duration,
     pub stop_grace: Duration,

@@ -29,7 +29,8 @@ pub struct Resources {
     /// Memory in bytes, such as `512Mi` or `2Gi`.
     #[schema(value_type = Quantity)]
     pub memory: String,
-    /// Writable disk space in bytes, such as `1Gi`.
+    /// Writable disk space in bytes, such as `1Gi`. At most 100Gi, unless the deployment has
+    /// another limit.
     #[schema(value_type = Quantity)]
     pub storage: String,
 }
@@ -54,12 +55,13 @@ pub struct CreateEnvironment {
     /// A name for people. It need not be unique.
     #[schema(value_type = Name)]
     pub name: String,
-    /// The container image to run, as a reference of at most 512 characters.
+    /// The container image to run: `[host[:port]/]path[:tag][@digest]`, the path in lower case. At
+    /// most 512 characters, and 255 before the tag.
     #[schema(
         example = "python:3.11-slim",
         min_length = 1,
         max_length = 512,
-        pattern = "^[A-Za-z0-9]([-A-Za-z0-9._/:@+]*[A-Za-z0-9])?$"
+        pattern = r"^([A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*(:[0-9]{1,5})?/)?[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}))?$"
     )]
     pub image: String,
     /// The resources that the environment gets.

@@ -49,15 +49,18 @@ pub struct ExecBody {
     #[serde(default = "default_timeout")]
     #[schema(minimum = 1, default = 30, example = 30)]
     pub timeout: u64,
-    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
+    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's. If it
+    /// cannot be entered, the answer has `exit_code` 126, and `stderr` names the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "/tmp")]
     pub working_dir: Option<String>,
-    /// Environment variables, added to those of the environment. Default: none.
+    /// Environment variables, added to those of the environment. One name and its value have at
+    /// most 131070 bytes. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(example = json!({"MY_VAR": "my-value"}))]
     pub env: BTreeMap<String, String>,
-    /// The text that the command reads from stdin, then end of file. Default: empty.
+    /// The text that the command reads from stdin, then end of file. The limit of the body, 1 MiB,
+    /// limits it. Default: empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "some input\n")]
     pub stdin: Option<String>,
@@ -87,8 +90,8 @@ pub struct ExecReply {
     /// `AGENTBOX_MAX_EXEC_OUTPUT`.
     #[schema(example = "")]
     pub stderr: String,
-    /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by
-    /// signal N.
+    /// The exit code. 124: timed out, 126: the program is not executable or the working directory
+    /// cannot be entered (`stderr` says which), 127: not found, 128+N: killed by signal N.
     #[schema(example = 0)]
     pub exit_code: i32,
     /// How long the command ran, in milliseconds.

@@ -3,7 +3,8 @@
 //! The limits differ: a main command is stored and passed to the box in its runtime's
 //! configuration, an exec is sent in one message.
 
-/// The limit for one argument with its NUL, in bytes: the kernel's `MAX_ARG_STRLEN`.
+/// The limit for one argument, or one variable `NAME=value`, with its NUL, in bytes: the kernel's
+/// `MAX_ARG_STRLEN`.
 pub const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
 /// The number of arguments of an exec or attach command, the program included.
 pub const MAX_ARGUMENTS: usize = 4096;
@@ -13,6 +14,12 @@ pub const MAX_EXEC_BYTES: usize = 384 * 1024;
 pub const MAX_MAIN_COMMAND_BYTES: usize = 128 * 1024;
 /// The limit for the names and values of a box's environment variables, in bytes.
 pub const MAX_MAIN_ENV_BYTES: usize = 128 * 1024;
+
+/// The bytes of a variable `NAME=value` with its NUL, as the kernel counts them.
+#[must_use]
+pub const fn variable_bytes(name: &str, value: &str) -> usize {
+    name.len() + value.len() + 2
+}
 
 /// Whether `execve(2)` can pass a variable of this name.
 #[must_use]

@@ -61,10 +61,14 @@ codes! {
     IdempotencyConflict = "idempotency_conflict", 409;
     /// The body is larger than this operation accepts.
     PayloadTooLarge = "payload_too_large", 413;
+    /// The path and query of the request are too long.
+    UriTooLong = "uri_too_long", 414;
     /// The Content-Type is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type", 415;
     /// Too many requests in this minute. `Retry-After` says when to try again, in seconds.
     RateLimited = "rate_limited", 429;
+    /// The headers of the request are too many or too long.
+    HeadersTooLarge = "headers_too_large", 431;
     /// A fault of the server. Its log has the details, under the `X-Trace-Id` of the answer.
     Internal = "internal", 500;
     /// The environment, or its connection, was lost while it worked on this request.

@@ -1,7 +1,7 @@
 //! Converts between the frames of an attached terminal and the messages of its session. Pure.
 
+use super::client_message;
 use super::parameters::size;
-use crate::edge::json;
 use crate::exec::stdin_messages;
 use crate::text::Decoder;
 use agentbox_api::attach::{ClientMessage, ServerMessage};
@@ -14,7 +14,7 @@ use axum::extract::ws::Message;
 /// # Errors
 /// When it is not a valid message. The client receives the error; nothing reaches the box.
 pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
-    Ok(match json::parse(text.as_bytes())? {
+    Ok(match client_message::parse(text)? {
         ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],
         ClientMessage::Signal { signal } => vec![ToBox::Signal(signal)],

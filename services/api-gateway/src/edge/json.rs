@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::{Error, ErrorCode, shortened};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
@@ -89,15 +89,19 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let value = serde_path_to_error::deserialize(Objects(&mut reader)).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if !inner.is_data() {
+        let rule = strip_position(&inner);
+        if !inner.is_data() && rule != OUT_OF_RANGE {
             return not_json(&inner);
         }
-        let (field, rule) = field_and_rule(&path, &strip_position(&inner));
-        Error::field(&field, rule)
+        let (field, rule) = field_and_rule(&path, &rule);
+        Error::field(&shortened(&field), rule)
     })?;
     reader.end().map_err(|error| not_json(&error))?;
     Ok(value)
 }
+
+/// serde_json's message for a number such as `1e999`, which is JSON.
+const OUT_OF_RANGE: &str = "number out of range";
 
 /// The field that broke a rule, and the rule. The path of a missing, unknown or repeated field
 /// is that of its parent, and serde's message names the field.
@@ -116,9 +120,22 @@ fn field_and_rule(path: &str, rule: &str) -> (String, String) {
             return (within(name), plain.to_owned());
         }
     }
+    let rule = if rule == OUT_OF_RANGE {
+        "must be a number from -1.7e308 to 1.7e308, is outside this range".to_owned()
+    } else {
+        shortened_rule(rule)
+    };
     match path {
-        "." => ("body".to_owned(), rule.to_owned()),
-        path => (path.to_owned(), rule.to_owned()),
+        "." => ("body".to_owned(), rule),
+        path => (path.to_owned(), rule),
+    }
+}
+
+/// serde's message for a value, which may be as long as the request.
+pub(super) fn shortened_rule(rule: &str) -> String {
+    match rule.rsplit_once(", expected ") {
+        Some((given, expected)) => format!("{}, expected {expected}", shortened(given)),
+        None => shortened(rule),
     }
 }
 
@@ -141,7 +158,8 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
 
 #[cfg(test)]
 mod tests {
-    use agentbox_api::environment::CreateEnvironment;
+    use agentbox_api::environment::{CreateEnvironment, PatchEnvironment};
+    use agentbox_api::exec::ExecBody;
 
     use super::*;
 
@@ -174,7 +192,25 @@ mod tests {
                 r#"{"name":"a","timeout":-1}"#,
                 Validation,
                 "timeout: ",
-                "`-1`",
+                "integer `-1`, expected an integer from 0 to 18446744073709551615",
+            ),
+            (
+                r#"{"name":"a","timeout":"30"}"#,
+                Validation,
+                "timeout: ",
+                r#"string "30", expected an integer from 0 to"#,
+            ),
+            (
+                r#"{"name":"a","timeout":1e999}"#,
+                Validation,
+                "timeout: ",
+                "is outside this range",
+            ),
+            (
+                r#"{"isolation":{"network_policy":{"allowed_ingress_ports":[65536]}}}"#,
+                Validation,
+                "isolation.network_policy.allowed_ingress_ports[0]: ",
+                "integer `65536`, expected an integer from 0 to 65535",
             ),
             (
                 r#"{"name":"a","timeout":1.5}"#,
@@ -225,6 +261,59 @@ mod tests {
             assert!(error.message.starts_with(field), "{body}: {error}");
             assert!(error.message.contains(text), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn value_of_the_wrong_kind_is_refused_by_field_rule_and_value() {
+        for (field, value, text) in [
+            (
+                "output_encoding",
+                "5",
+                "integer `5`, expected one of `utf8`, `base64`",
+            ),
+            (
+                "output_encoding",
+                r#"{"utf8":null}"#,
+                "map, expected one of `utf8`, `base64`",
+            ),
+            (
+                "output_encoding",
+                "null",
+                "null, expected one of `utf8`, `base64`",
+            ),
+            ("output_encoding", r#""hex""#, "`hex`, expected `utf8` or"),
+            ("timeout", "true", "boolean `true`, expected an integer"),
+            ("timeout", "1.5", "`1.5`, expected an integer from 0 to"),
+            ("timeout", "-30.0", "`-30`, expected an integer from 0 to"),
+            ("timeout", "1e300", "`, expected an integer from 0 to"),
+            ("command", r#"{"0":"a"}"#, "map, expected a sequence"),
+            ("env", "[]", "sequence, expected a map"),
+            ("stdin", "{}", "map, expected a string"),
+            ("working_dir", "0", "integer `0`, expected a string"),
+        ] {
+            let body = format!(r#"{{"command":["a"],"{field}":{value}}}"#);
+            let body = body.replace(r#""command":["a"],"command""#, r#""command""#);
+            let error = parse::<ExecBody>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Validation, "{body}: {error}");
+            let begin = format!("{field}: ");
+            assert!(error.message.starts_with(&begin), "{body}: {error}");
+            assert!(error.message.contains(text), "{body}: {error}");
+        }
+        let long = format!(r#"{{"command":["a"],"timeout":"{}"}}"#, "x".repeat(100_000));
+        let error = parse::<ExecBody>(long.as_bytes()).unwrap_err();
+        assert!(error.message.len() < 300, "{error}");
+        assert!(error.message.contains("expected an integer"), "{error}");
+    }
+
+    #[test]
+    fn integral_number_in_any_notation_is_an_integer() {
+        for number in ["30", "30.0", "3e1", "300e-1"] {
+            let body = format!(r#"{{"command":["a"],"timeout":{number}}}"#);
+            let body = parse::<ExecBody>(body.as_bytes()).unwrap();
+            assert_eq!(body.timeout, 30, "{number}");
+        }
+        let body = parse::<PatchEnvironment>(br#"{"timeout":60.0}"#).unwrap();
+        assert_eq!(body.timeout, Some(60));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
+use super::json::shortened_rule;
 use crate::state::Gateway;
 
 /// The page size of a list when the request does not give one.
@@ -27,6 +28,8 @@ pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
             let rule = text
                 .strip_prefix("Failed to deserialize query string: ")
                 .unwrap_or(&text);
+            let rule = shortened_rule(rule);
+            let rule = rule.as_str();
             let query = uri.query().unwrap_or("");
             let message = rule.split_once(": ").map_or(rule, |(_, message)| message);
             let quoted = |prefix| {
@@ -117,6 +120,10 @@ mod tests {
             assert_eq!(error.code, ErrorCode::Validation);
             assert!(error.message.contains(text), "{query}: {}", error.message);
         }
+        let long = format!("status={}", "x".repeat(10_000));
+        let error = read::<ListQuery>(&long).err().unwrap();
+        assert!(error.message.len() < 400, "{}", error.message);
+        assert!(error.message.contains("expected"), "{}", error.message);
         assert!(read::<LogsQuery>("follow=maybe").is_err());
         assert!(read::<LogsQuery>("since=yesterday").is_err());
     }

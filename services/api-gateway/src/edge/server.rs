@@ -6,12 +6,16 @@
 //! * I3. While the gateway drains, each answer over HTTP/1 closes its connection, so that no
 //!   client sends a request on a connection that is about to close. Streams that were opened
 //!   before end soon (`AppState::stream_stop_token`).
-//! * I4. On shutdown no connection is accepted and streams end at once. Requests in flight have
+//! * I4. A request that is refused gets an answer, in the shape of every error, whatever part of it
+//!   was read; the client is told if its connection ends with it ([`request_body`],
+//!   [`client_stream`](super::client_stream)).
+//! * I5. On shutdown no connection is accepted and streams end at once. Requests in flight have
 //!   [`DRAIN_DEADLINE`] to finish; then their connections are closed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
@@ -30,6 +34,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::ClientAddress;
+use super::client_stream::ClientStream;
+use super::request_body;
 use crate::config::Config;
 use crate::metrics;
 use crate::state::Gateway;
@@ -207,19 +213,30 @@ impl Connection {
             router,
             gateway,
         } = self;
+        let is_upgraded = Arc::new(AtomicBool::new(false));
+        let client_stream = ClientStream::new(stream, Arc::clone(&is_upgraded));
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             let client =
                 ClientAddress::find(peer, request.headers(), &gateway.config.trusted_proxies);
             request.extensions_mut().insert(client);
             request.extensions_mut().insert(slot.clone());
             let (router, gateway) = (router.clone(), gateway.clone());
+            let is_upgraded = Arc::clone(&is_upgraded);
             async move {
                 // HTTP/2 has no such header: its connections end by a GOAWAY frame.
                 let is_http1 = request.version() < Version::HTTP_2;
-                let answer = router.oneshot(request.map(axum::body::Body::new)).await;
+                let (parts, body) = request.into_parts();
+                let (body, rest) = request_body::split(&parts.headers, body);
+                let request = hyper::Request::from_parts(parts, axum::body::Body::new(body));
+                let answer = router.oneshot(request).await;
                 let mut answer = answer.unwrap_or_else(|never| match never {});
-                let is_upgrade = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-                if is_http1 && !is_upgrade && gateway.draining.is_cancelled() {
+                // After this status the body has had its time.
+                let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    is_upgraded.store(true, Ordering::Relaxed);
+                } else if is_http1
+                    && (gateway.draining.is_cancelled() || is_late || !rest.discard().await)
+                {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -227,7 +244,7 @@ impl Connection {
             }
         });
         let connection = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .serve_connection_with_upgrades(TokioIo::new(client_stream), service)
             .into_owned();
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(error = %ErrorChain(&*error), "a connection ended with an error");

@@ -76,7 +76,12 @@ fn trace_id(own: TraceId, given: TraceId) -> TraceId {
     [own, given]
         .into_iter()
         .find(|id| *id != TraceId::INVALID)
-        .unwrap_or_else(|| TraceId::from_bytes(rand::random()))
+        .unwrap_or_else(random_id)
+}
+
+/// A trace id for an answer without a trace.
+pub(super) fn random_id() -> TraceId {
+    TraceId::from_bytes(rand::random())
 }
 
 /// The method as a metric label. A client can invent methods, so unknown ones share a label.

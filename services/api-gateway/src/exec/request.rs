@@ -2,7 +2,7 @@
 
 use agentbox_api::exec::ExecBody;
 use agentbox_contracts::command::{
-    MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, is_variable_name,
+    MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, is_variable_name, variable_bytes,
 };
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
@@ -40,6 +40,17 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
         if value.contains('\0') {
             return Err(Error::field(&field(), "must not contain NUL"));
         }
+        let bytes = variable_bytes(name, value);
+        if bytes > MAX_ARGUMENT_BYTES {
+            return Err(Error::field(
+                &field(),
+                format_args!(
+                    "name and value must have at most {} bytes together, have {}",
+                    MAX_ARGUMENT_BYTES - 2,
+                    bytes - 2
+                ),
+            ));
+        }
     }
     if let Some(directory) = &body.working_dir
         && (!directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096)
@@ -53,7 +64,7 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
     let variables: usize = body
         .env
         .iter()
-        .map(|(name, value)| name.len() + value.len() + 2)
+        .map(|(name, value)| variable_bytes(name, value))
         .sum();
     let arguments: usize = body.command.iter().map(|part| part.len() + 1).sum();
     if variables + arguments > MAX_EXEC_BYTES {
@@ -173,6 +184,7 @@ mod tests {
         let much = ["sh", &long[1..], &long[1..], &long[1..]];
         assert_eq!(check(&body(&["sh", "-c", ""]), 3600), Ok(()));
         assert_eq!(check(&with_env("A.b-c", ""), 3600), Ok(()));
+        assert_eq!(check(&with_env("A", &long[3..]), 3600), Ok(()));
         for (bad, field) in [
             (body(&[]), "command: "),
             (body(&[""]), "command[0]: "),
@@ -187,6 +199,7 @@ mod tests {
             (with_env("A=B", ""), "env.A=B: "),
             (with_env("", ""), "env.: "),
             (with_env("A", "\0"), "env.A: "),
+            (with_env("A", &long[2..]), "env.A: "),
         ] {
             let error = check(&bad, 3600).unwrap_err();
             assert!(error.message.starts_with(field), "{error}");

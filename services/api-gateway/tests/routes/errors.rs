@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::TIMEOUT;
 use crate::support::boxes::{idle, small};
 use crate::support::caller::{Caller, new_user, send};
 use crate::support::system::{ARRIVAL_S, shared};
@@ -49,6 +50,26 @@ async fn malformed_or_invalid_body_returns_400() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn value_of_the_wrong_kind_returns_400_with_its_field() {
+    let user = &idle().await.user.caller;
+    let exec = format!("/environments/{}/exec", idle().await.id);
+    for (field, value) in [
+        ("output_encoding", json!(5)),
+        ("output_encoding", json!({"utf8": null})),
+        ("timeout", json!("30")),
+        ("timeout", json!(30.5)),
+    ] {
+        let mut body = json!({"command": ["true"]});
+        body[field] = value;
+        let answer = user.post(&exec, &body).await;
+        let message = answer.expect_error(400, "validation_failed");
+        assert!(message.starts_with(&format!("{field}: ")), "{message}");
+    }
+    let body = json!({"command": ["true"], "timeout": 30.0});
+    user.post(&exec, &body).await.expect_status(200);
 }
 
 #[tokio::test]
@@ -104,6 +125,7 @@ async fn body_above_one_mebibyte_returns_413_before_it_is_read() {
             "{answer}"
         );
         assert!(answer.contains("\"payload_too_large\""), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
         assert!(took <= Duration::from_secs(3), "{took:?}");
     }
     // The server counts the bytes of a body without Content-Length.
@@ -124,6 +146,101 @@ async fn body_above_one_mebibyte_returns_413_before_it_is_read() {
         .header("content-type", "application/json")
         .body(exact);
     send(request).await.expect_status(201);
+}
+
+/// Reads one answer from a connection: its head and its body.
+async fn read_answer(stream: &mut TcpStream) -> (String, String) {
+    let mut seen = String::new();
+    loop {
+        if let Some((head, body)) = seen.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
+            if body.len() >= length.unwrap().parse::<usize>().unwrap() {
+                return (head.to_owned(), body.to_owned());
+            }
+        }
+        let mut bytes = [0; 4096];
+        let read = tokio::time::timeout(TIMEOUT, stream.read(&mut bytes)).await;
+        let read = read.expect("the answer in time").unwrap();
+        assert!(read > 0, "the connection ended after `{seen}`");
+        seen.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+}
+
+/// The head of a request whose credential is refused before its body is read.
+fn refused_head(length: usize) -> String {
+    format!(
+        "POST /api/v1/environments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer wrong\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
+}
+
+#[tokio::test]
+async fn request_refused_before_its_small_body_keeps_the_connection() {
+    let caller = Caller::without_token_on(shared().await);
+    let mut stream = TcpStream::connect(caller.host(0)).await.unwrap();
+    for _ in 0..3 {
+        let head = refused_head(2);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The answer waits for the body.
+        let mut byte = [0];
+        let early = tokio::time::timeout(Duration::from_millis(100), stream.peek(&mut byte)).await;
+        assert!(early.is_err(), "an answer before the body");
+        stream.write_all(b"{}").await.unwrap();
+        let (head, body) = read_answer(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+        assert!(!head.contains("connection: close"), "{head}");
+        assert!(body.contains("\"unauthorized\""), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn request_refused_before_its_large_body_closes_the_connection_and_says_so() {
+    let caller = Caller::without_token_on(shared().await);
+    // The client sends the whole body before it reads the answer.
+    for length in [100_000, 4 << 20] {
+        let mut stream = TcpStream::connect(caller.host(1)).await.unwrap();
+        let mut request = refused_head(length).into_bytes();
+        request.resize(request.len() + length, b' ');
+        stream.write_all(&request).await.unwrap();
+        let (head, body) = read_answer(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+        assert!(head.contains("\r\nconnection: close"), "{head}");
+        assert!(body.contains("\"unauthorized\""), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn head_that_cannot_be_read_is_refused_with_the_error_body() {
+    let head = "GET /api/v1/health HTTP/1.1\r\nhost: x\r\n";
+    let long = "x".repeat(70_000);
+    let many: String = (0..150).map(|n| format!("x-{n}: y\r\n")).collect();
+    for (text, status, code) in [
+        (format!("{head}bad name: y\r\n\r\n"), 400, "bad_request"),
+        ("nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
+        (
+            format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n"),
+            414,
+            "uri_too_long",
+        ),
+        (format!("{head}{many}\r\n"), 431, "headers_too_large"),
+    ] {
+        let (answer, _) = raw(0, &text, TIMEOUT).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        for header in [
+            "x-trace-id: ",
+            "connection: close",
+            "content-type: application/json",
+        ] {
+            assert!(head.contains(&format!("\r\n{header}")), "{head}");
+        }
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"], code, "{body}");
+        assert_eq!(body["code"], status, "{body}");
+        assert!(!body["message"].as_str().unwrap().is_empty(), "{body}");
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::environment::outbox::Outbox;
 use crate::environment::record::Record;
 use crate::environment::request;
 use crate::environment::selector::Selector;
-use crate::environment::state::{EndReason, LifecycleEvent, transition};
+use crate::environment::state::{EndReason, LifecycleEvent, patch_refusal, transition};
 use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
 use crate::metrics;
 
@@ -157,7 +157,7 @@ impl Environments {
     /// Changes the name, the labels or the timeout of an environment.
     ///
     /// # Errors
-    /// `Validation`, `NotFound`; `Conflict` when it has ended.
+    /// `Validation`, `NotFound`; `Conflict` when it is terminating or has ended.
     pub async fn patch(&self, request: PatchRequest) -> Result<Environment, Error> {
         if let Some(name) = &request.name {
             request::name(name)?;
@@ -175,11 +175,8 @@ impl Environments {
         };
         for _ in 0..MAX_ATTEMPTS {
             let before = self.find(&request.id).await?;
-            if before.environment.status.is_ended() {
-                return Err(Error::new(
-                    ErrorCode::Conflict,
-                    "the environment has ended and cannot be changed",
-                ));
+            if let Some(reason) = patch_refusal(before.environment.status) {
+                return Err(Error::new(ErrorCode::Conflict, reason));
             }
             if patch == Patch::default() {
                 return Ok(before.environment);

@@ -4,6 +4,8 @@
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
+use crate::environment::request::Quantities;
+
 /// The most that one user's environments may use together; ended ones do not count.
 /// `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +13,7 @@ pub struct Quota {
     pub environments: Option<u64>,
     pub cpu: Option<MilliCpu>,
     pub memory: Option<Bytes>,
+    pub storage: Option<Bytes>,
 }
 
 /// The resources that one user's environments use together.
@@ -19,14 +22,15 @@ pub struct Usage {
     pub environments: u64,
     pub cpu: MilliCpu,
     pub memory: Bytes,
+    pub storage: Bytes,
 }
 
 impl Quota {
-    /// Whether one more environment of `cpu` and `memory` fits.
+    /// Whether one more environment of `wanted` fits.
     ///
     /// # Errors
     /// `QuotaExceeded`, with the resource, the limit, the usage and the request.
-    pub fn check(&self, used: Usage, cpu: MilliCpu, memory: Bytes) -> Result<(), Error> {
+    pub fn check(&self, used: Usage, wanted: Quantities) -> Result<(), Error> {
         let exceeded = |resource: &str, limit: String, used: String, requested: String| {
             Err(Error::new(
                 ErrorCode::QuotaExceeded,
@@ -47,23 +51,33 @@ impl Quota {
             );
         }
         if let Some(limit) = self.cpu
-            && used.cpu.0.saturating_add(cpu.0) > limit.0
+            && used.cpu.0.saturating_add(wanted.cpu.0) > limit.0
         {
             return exceeded(
                 "CPU",
                 limit.to_string(),
                 used.cpu.to_string(),
-                cpu.to_string(),
+                wanted.cpu.to_string(),
             );
         }
         if let Some(limit) = self.memory
-            && used.memory.0.saturating_add(memory.0) > limit.0
+            && used.memory.0.saturating_add(wanted.memory.0) > limit.0
         {
             return exceeded(
                 "memory",
                 limit.to_string(),
                 used.memory.to_string(),
-                memory.to_string(),
+                wanted.memory.to_string(),
+            );
+        }
+        if let Some(limit) = self.storage
+            && used.storage.0.saturating_add(wanted.storage.0) > limit.0
+        {
+            return exceeded(
+                "storage",
+                limit.to_string(),
+                used.storage.to_string(),
+                wanted.storage.to_string(),
             );
         }
         Ok(())
@@ -78,45 +92,52 @@ mod tests {
         environments: Some(2),
         cpu: Some(MilliCpu(1_000)),
         memory: Some(Bytes(1 << 30)),
+        storage: Some(Bytes(1 << 30)),
     };
 
-    fn used(environments: u64, cpu: u64, memory: u64) -> Usage {
+    fn used(environments: u64, cpu: u64, memory: u64, storage: u64) -> Usage {
         Usage {
             environments,
             cpu: MilliCpu(cpu),
             memory: Bytes(memory),
+            storage: Bytes(storage),
+        }
+    }
+
+    fn wanted(cpu: u64, memory: u64, storage: u64) -> Quantities {
+        Quantities {
+            cpu: MilliCpu(cpu),
+            memory: Bytes(memory),
+            storage: Bytes(storage),
         }
     }
 
     #[test]
     fn usage_at_the_limit_is_accepted_and_above_it_refused() {
-        let half = (MilliCpu(500), Bytes(1 << 29));
+        let half = wanted(500, 1 << 29, 1 << 29);
         for (usage, fits) in [
-            (used(0, 0, 0), true),
-            (used(1, 500, 1 << 29), true),
-            (used(2, 0, 0), false),
-            (used(1, 501, 0), false),
-            (used(1, 0, (1 << 29) + 1), false),
-            (used(1, u64::MAX, 0), false),
+            (used(0, 0, 0, 0), true),
+            (used(1, 500, 1 << 29, 1 << 29), true),
+            (used(2, 0, 0, 0), false),
+            (used(1, 501, 0, 0), false),
+            (used(1, 0, (1 << 29) + 1, 0), false),
+            (used(1, 0, 0, (1 << 29) + 1), false),
+            (used(1, u64::MAX, 0, 0), false),
         ] {
-            assert_eq!(
-                QUOTA.check(usage, half.0, half.1).is_ok(),
-                fits,
-                "{usage:?}"
-            );
+            assert_eq!(QUOTA.check(usage, half).is_ok(), fits, "{usage:?}");
         }
     }
 
     #[test]
     fn missing_limit_accepts_any_usage() {
-        let usage = used(u64::MAX, u64::MAX, u64::MAX);
-        assert!(Quota::default().check(usage, MilliCpu(1), Bytes(1)).is_ok());
+        let usage = used(u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+        assert!(Quota::default().check(usage, wanted(1, 1, 1)).is_ok());
     }
 
     #[test]
     fn refusal_names_resource_limit_and_usage() {
         let error = QUOTA
-            .check(used(1, 800, 0), MilliCpu(500), Bytes(1))
+            .check(used(1, 800, 0, 0), wanted(500, 1, 1))
             .unwrap_err();
         assert_eq!(error.code, ErrorCode::QuotaExceeded);
         assert_eq!(
@@ -124,5 +145,10 @@ mod tests {
             "your quota of CPU is 1: 800m in use, 500m requested; \
              delete an environment or ask an administrator for a larger quota"
         );
+        let error = QUOTA
+            .check(Usage::default(), wanted(1, 1, 1 << 60))
+            .unwrap_err();
+        let begin = "your quota of storage is 1Gi: 0 in use, 1048576Ti requested";
+        assert!(error.message.starts_with(begin), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //! Every error names its field as the public API does. Quantities, names, labels, selectors
 //! and tolerations follow the Kubernetes API conventions, because they are passed to Kubernetes.
 
+mod image;
 mod isolation;
 mod labels;
 
@@ -11,11 +12,10 @@ use std::collections::BTreeMap;
 // The prefix of boxd's own variables. A user's variable of the same name would replace one.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
-    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+    MAX_ARGUMENT_BYTES, MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+    variable_bytes,
 };
-use agentbox_contracts::environment::{
-    EnvironmentRequest, MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S,
-};
+use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOUT_S};
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
@@ -35,7 +35,7 @@ pub struct Quantities {
 /// `Validation`, naming the first field that breaks its rule.
 pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     name(&request.name)?;
-    image(&request.image)?;
+    image::image(&request.image)?;
     let quantities = quantities(request)?;
     timeout(request.timeout_s)?;
     env(&request.env)?;
@@ -68,6 +68,21 @@ fn quantities(request: &EnvironmentRequest) -> Result<Quantities, Error> {
             .parse()
             .map_err(|e| Error::field("resources.storage", e))?,
     })
+}
+
+/// Checks the storage of an environment.
+///
+/// # Errors
+/// `Validation` when it is above `max`. `None`: every storage is accepted.
+pub fn storage(quantities: Quantities, max: Option<Bytes>) -> Result<(), Error> {
+    match max {
+        Some(max) if quantities.storage > max => Err(Error::value(
+            "resources.storage",
+            format_args!("must be at most {max}"),
+            quantities.storage,
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether `text` is a DNS label (RFC 1123).
@@ -112,26 +127,6 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
     }
 }
 
-fn image(text: &str) -> Result<(), Error> {
-    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
-    let is_valid = (1..=MAX_IMAGE_LENGTH).contains(&text.len())
-        && text.bytes().all(is_allowed)
-        && text.as_bytes()[0].is_ascii_alphanumeric()
-        && text.as_bytes()[text.len() - 1].is_ascii_alphanumeric();
-    if is_valid {
-        Ok(())
-    } else {
-        Err(Error::value(
-            "image",
-            format_args!(
-                "must be an image reference such as python:3.11-slim, of at most \
-                 {MAX_IMAGE_LENGTH} characters"
-            ),
-            text,
-        ))
-    }
-}
-
 fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
     let mut total = 0;
     for (name, value) in variables {
@@ -152,7 +147,19 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
         if value.contains('\0') {
             return Err(Error::field(
                 "env",
-                format_args!("the value of {name} must not contain NUL"),
+                format_args!("the value of {} must not contain NUL", shortened(name)),
+            ));
+        }
+        let bytes = variable_bytes(name, value);
+        if bytes > MAX_ARGUMENT_BYTES {
+            return Err(Error::field(
+                "env",
+                format_args!(
+                    "the name and value of {} must have at most {} bytes together, have {}",
+                    shortened(name),
+                    MAX_ARGUMENT_BYTES - 2,
+                    bytes - 2
+                ),
             ));
         }
         total += name.len() + value.len();

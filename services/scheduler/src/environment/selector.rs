@@ -147,7 +147,9 @@ impl std::str::FromStr for Selector {
         }
         let parts = split(text);
         if text.len() > MAX_LENGTH || parts.len() > MAX_REQUIREMENTS {
-            return Err(failed("it is too long".into()));
+            return Err(failed(format!(
+                "it must have at most {MAX_LENGTH} bytes and {MAX_REQUIREMENTS} requirements"
+            )));
         }
         parts
             .into_iter()

@@ -190,6 +190,18 @@ pub fn transition(
     Some(next)
 }
 
+/// Why a user cannot change an environment with this status. `None`: the user can.
+#[must_use]
+pub const fn patch_refusal(status: Status) -> Option<&'static str> {
+    match status {
+        Status::Pending | Status::Running => None,
+        Status::Terminating => Some("the environment is terminating and cannot be changed"),
+        Status::Terminated | Status::Failed => {
+            Some("the environment has ended and cannot be changed")
+        }
+    }
+}
+
 /// The kind of the event that is published when an environment enters `status`.
 #[must_use]
 pub const fn event_kind(status: Status) -> EventKind {

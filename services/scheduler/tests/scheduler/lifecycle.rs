@@ -170,10 +170,13 @@ async fn request_that_no_cluster_supports_is_refused_without_a_row() {
         .insert("disk".into(), "none-has-it".into());
     let mut too_large = request("too-large");
     too_large.resources.cpu = "100000".into();
+    let mut too_much_storage = request("too-much-storage");
+    too_much_storage.resources.storage = "1Ei".into();
     for (request, field) in [
         (no_class, "isolation.runtime_class"),
         (no_node, "node_selector"),
         (too_large, "resources.cpu"),
+        (too_much_storage, "resources.storage"),
         (request("Not A Name"), "name"),
     ] {
         let error = world.try_create(request).await.unwrap_err();
@@ -236,6 +239,16 @@ async fn forced_delete_ends_the_grace_period_of_a_box_that_ignores_sigterm() {
     world
         .wait_for_status(&created.id, Status::Terminating, SOON)
         .await;
+    let late = PatchRequest {
+        id: created.id.clone(),
+        name: None,
+        labels: None,
+        timeout_s: Some(6000),
+    };
+    let late = world.gateway.call::<Patch>(&late, CALL).await.unwrap_err();
+    assert_eq!(late.code, ErrorCode::Conflict, "{late}");
+    let unchanged = world.get(&created.id).await;
+    assert_eq!(unchanged.expires_at, created.expires_at);
     let begun = Instant::now();
     delete(&world, &created.id, true).await;
     world
@@ -305,7 +318,7 @@ async fn deleting_a_users_environments_ends_them_and_frees_the_quota() {
     let quota = Quota {
         environments: Some(2),
         cpu: Some(MilliCpu(1_000)),
-        memory: None,
+        ..Quota::default()
     };
     let mut settings = settings();
     settings.quota = quota;

@@ -123,7 +123,7 @@ async fn two_replicas_accept_exactly_a_users_quota() {
         settings.quota = quota;
         settings
     };
-    // An environment has 100m and 64Mi. Each quota has one limit, which accepts four of them.
+    // An environment has 100m, and 64Mi of memory and of storage. Each quota has one limit, which accepts four of them.
     let quotas = [
         Quota {
             environments: Some(4),
@@ -137,8 +137,13 @@ async fn two_replicas_accept_exactly_a_users_quota() {
             memory: Some(Bytes(256 << 20)),
             ..Quota::default()
         },
+        Quota {
+            storage: Some(Bytes(256 << 20)),
+            ..Quota::default()
+        },
     ];
-    for (resource, quota) in ["environments", "CPU", "memory"].into_iter().zip(quotas) {
+    let resources = ["environments", "CPU", "memory", "storage"];
+    for (resource, quota) in resources.into_iter().zip(quotas) {
         let driver = || world.driver.clone();
         let first = world.replica_with(driver(), settings(quota)).await;
         let second = world.replica_with(driver(), settings(quota)).await;

@@ -145,6 +145,7 @@ async fn concurrent_creates_stop_exactly_at_the_quota() {
         environments: Some(7),
         cpu: None,
         memory: Some(Bytes(64 << 20 << 4)),
+        storage: None,
     };
     let outcomes = join_all((0..50).map(|n| {
         let store = database.store.clone();

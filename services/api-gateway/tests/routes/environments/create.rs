@@ -160,6 +160,7 @@ async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
         ("name", json!(7)),
         ("image", json!("")),
         ("image", json!("a b")),
+        ("image", json!("http://x/y")),
         ("timeout", json!(0)),
         ("timeout", json!(-1)),
         ("timeout", json!(1.5)),
@@ -193,6 +194,7 @@ async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
         ("cpu", "much"),
         ("memory", "-1Gi"),
         ("storage", ""),
+        ("storage", "1Ei"),
         ("gpu", "1"),
     ] {
         let mut body = small();

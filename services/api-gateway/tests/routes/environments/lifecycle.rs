@@ -141,6 +141,18 @@ async fn forced_deletion_skips_the_grace_period() {
     let other = user.caller.create_running(&stubborn).await;
     let other = format!("/environments/{other}");
     user.caller.delete(&other).await.expect_status(204);
+    for body in [
+        json!({"timeout": 7200}),
+        json!({"name": "late"}),
+        json!({"labels": {}}),
+    ] {
+        let message = user
+            .caller
+            .patch(&other, &body)
+            .await
+            .expect_error(409, "conflict");
+        assert!(message.contains("terminating"), "{message}");
+    }
     let path = format!("/environments/{forced}?force=true");
     user.caller.delete(&path).await.expect_status(204);
     user.caller.wait_for_status(&forced, "terminated").await;

@@ -36,9 +36,12 @@ pub const TICKET_S: u64 = 3;
 /// The ping interval on [`short_lived`], in seconds.
 pub const PING_S: u64 = 2;
 
+/// The origin whose pages may use [`short_lived`].
+pub const ORIGIN: &str = "https://app.example";
+
 static SHORT_LIVED: OnceCell<System> = OnceCell::const_new();
 
-/// Two replicas of each service, with short lifetimes of logins and tickets.
+/// Two replicas of each service, with short lifetimes of logins and tickets, and with CORS.
 pub async fn short_lived() -> &'static System {
     SHORT_LIVED
         .get_or_init(async || {
@@ -46,7 +49,8 @@ pub async fn short_lived() -> &'static System {
                 .replicas(2)
                 .env("auth", "AGENTBOX_TOKEN_TTL", TOKEN_S.to_string())
                 .env("auth", "AGENTBOX_TICKET_TTL", TICKET_S.to_string())
-                .env("api-gateway", "AGENTBOX_PING_INTERVAL", PING_S.to_string());
+                .env("api-gateway", "AGENTBOX_PING_INTERVAL", PING_S.to_string())
+                .env("api-gateway", "AGENTBOX_CORS_ORIGINS", ORIGIN);
             System::start(options).await.unwrap()
         })
         .await
@@ -88,6 +92,9 @@ pub fn unlimited(options: Options) -> Options {
         .env("api-gateway", "AGENTBOX_FLOOD_PER_SECOND", "100000")
         .env("api-gateway", "AGENTBOX_FLOOD_BURST", "100000")
         .env("scheduler", "AGENTBOX_QUOTA_ENVIRONMENTS", "10000")
+        .env("scheduler", "AGENTBOX_QUOTA_CPU", "0")
+        .env("scheduler", "AGENTBOX_QUOTA_MEMORY", "0")
+        .env("scheduler", "AGENTBOX_QUOTA_STORAGE", "0")
 }
 
 /// Resident memory of one replica, in bytes.

@@ -13,7 +13,7 @@ use super::Environments;
 use crate::cluster::placement::{Candidate, allocatable, rank, retryable_if_unreachable};
 use crate::cluster::registry::no_reachable_cluster;
 use crate::environment::creation::Creation;
-use crate::environment::request::Quantities;
+use crate::environment::request::{self, Quantities};
 use crate::environment::spec::box_spec;
 use crate::metrics;
 
@@ -35,6 +35,7 @@ impl Environments {
         let mut creation = Creation::new(id, request, inner.settings.start_timeout, now)?;
         creation.quota = inner.settings.quota;
         let quantities = creation.quantities;
+        request::storage(quantities, inner.settings.max_storage)?;
         // A repeated request is answered even when no cluster would accept a new one.
         if let Some(replayed) = inner.store.replay(&creation).await? {
             return Ok(replayed.environment);

@@ -50,6 +50,21 @@ fn valid_request_gives_its_quantities() {
     assert_eq!(quantities.storage, Bytes(1 << 30));
 }
 
+#[test]
+fn storage_above_the_limit_is_refused_with_both() {
+    let mut request = valid();
+    request.resources.storage = "1Ei".into();
+    let quantities = validate(&request).unwrap();
+    assert_eq!(storage(quantities, None), Ok(()));
+    assert_eq!(storage(quantities, Some(Bytes(1 << 60))), Ok(()));
+    let error = storage(quantities, Some(Bytes(100 << 30))).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Validation);
+    assert_eq!(
+        error.message,
+        "resources.storage: must be at most 100Gi, is `1048576Ti`"
+    );
+}
+
 type Break = fn(&mut EnvironmentRequest);
 
 #[test]
@@ -64,6 +79,7 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("image", |r| r.image = "a b".into()),
         ("image", |r| r.image = "--help".into()),
         ("image", |r| r.image = "a:".into()),
+        ("image", |r| r.image = "http://x/y".into()),
         ("resources.cpu", |r| r.resources.cpu = "0".into()),
         ("resources.memory", |r| r.resources.memory = "lots".into()),
         ("resources.storage", |r| r.resources.storage = "-1Gi".into()),
@@ -80,6 +96,10 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_MAIN_ENV_BYTES))])
+        }),
+        // The kernel counts `=` and NUL too.
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_ARGUMENT_BYTES - 2))])
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])

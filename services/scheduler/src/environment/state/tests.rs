@@ -281,6 +281,14 @@ fn each_failure_reason_has_its_status_reason() {
 }
 
 #[test]
+fn only_an_environment_that_is_not_ending_can_be_changed() {
+    for status in Status::ALL {
+        let can_be_changed = matches!(status, Status::Pending | Status::Running);
+        assert_eq!(patch_refusal(*status).is_none(), can_be_changed, "{status}");
+    }
+}
+
+#[test]
 fn each_status_has_its_event_kind() {
     for (status, kind) in [
         (Status::Pending, EventKind::Created),

@@ -51,7 +51,8 @@ fn body_hash(environment: &Environment) -> Result<String, StoreError> {
 async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usage, StoreError> {
     let usage = statement(
         "SELECT count(*) AS environments, coalesce(sum(cpu_milli), 0)::bigint AS cpu,
-                coalesce(sum(memory_bytes), 0)::bigint AS memory
+                coalesce(sum(memory_bytes), 0)::bigint AS memory,
+                least(coalesce(sum(storage_bytes), 0), 9223372036854775807)::bigint AS storage
          FROM environments
          WHERE owner = $1 AND status IN ('pending', 'running', 'terminating')",
         [owner.as_str().into()],
@@ -63,6 +64,7 @@ async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usag
         environments: unsigned(&row, "environments")?,
         cpu: MilliCpu(unsigned(&row, "cpu")?),
         memory: Bytes(unsigned(&row, "memory")?),
+        storage: Bytes(unsigned(&row, "storage")?),
     })
 }
 
@@ -157,11 +159,8 @@ async fn create(database: &DatabaseConnection, creation: &Creation) -> Result<Re
         return Ok(replayed);
     }
     let quantities = creation.quantities;
-    creation.quota.check(
-        usage(&transaction, &environment.owner).await?,
-        quantities.cpu,
-        quantities.memory,
-    )?;
+    let used = usage(&transaction, &environment.owner).await?;
+    creation.quota.check(used, quantities)?;
     let reservation = check_capacity(
         &transaction,
         &environment.cluster,

@@ -8,6 +8,7 @@ use agentbox_box_protocol::secret::BoxSecret;
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_clusters::DriverKind;
 use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::units::Bytes;
 use agentbox_runtime::Runtime;
 use agentbox_scheduler::Scheduler;
 use agentbox_scheduler::cluster::config::Overcommit;
@@ -49,6 +50,7 @@ pub fn settings() -> Settings {
     let secret: BoxSecret = BOX_SECRET.parse().unwrap();
     Settings {
         quota: Quota::default(),
+        max_storage: Some(Bytes(1 << 40)),
         boxes: BoxDefaults { pids: 128, secret },
         start_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(10),
