@@ -1,7 +1,6 @@
 //! `GET /environments/{id}/logs`: the output of the main command, stored or followed.
 
 mod follow;
-mod lines;
 mod page;
 mod wait;
 
@@ -46,8 +45,8 @@ async fn open(
 ///
 /// Returns the kept output of the main command. With `follow=true` the answer is a stream of
 /// server-sent events: one `LogLine` in each, with an `id` to resume after. Three other events may
-/// occur: `gap` (lines were dropped before the client read them), `end` (the environment has
-/// ended) and `error` (the stream cannot continue, with an `ErrorBody`).
+/// occur: `gap` (lines that were asked for are no longer kept: `{"lost": 12}`, as in `LogsReply`),
+/// `end` (the environment has ended) and `error` (the stream cannot continue, with an `ErrorBody`).
 #[utoipa::path(get, operation_id = "getEnvironmentLogs", path = "/environments/{id}/logs", tag = "logs",
     params(EnvironmentParameter, LogsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,

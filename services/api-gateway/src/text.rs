@@ -1,5 +1,7 @@
 //! Decodes UTF-8 that arrives in pieces. Pure.
 
+use agentbox_contracts::utf8::incomplete_suffix;
+
 /// Decodes bytes piece by piece. The result is the same as decoding all of them at once: a
 /// character that spans two pieces is kept, and invalid UTF-8 becomes U+FFFD.
 #[derive(Debug, Default)]
@@ -27,17 +29,6 @@ impl Decoder {
 pub(crate) fn decode_lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
-}
-
-/// The number of bytes at the end that begin a character without completing it.
-fn incomplete_suffix(bytes: &[u8]) -> usize {
-    // A character has at most four bytes, so an incomplete one has at most three.
-    let tail = &bytes[bytes.len().saturating_sub(3)..];
-    let invalid = tail.utf8_chunks().last().map_or(&[][..], |c| c.invalid());
-    match std::str::from_utf8(invalid) {
-        Err(error) if error.error_len().is_none() => invalid.len(),
-        _ => 0,
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,8 @@
 //! The box's main command.
 //!
-//! Its output is the box's log, and is copied to boxd's own stdout and stderr. When it
-//! ends, the box ends. Invariants:
+//! Its output is the box's log. When it ends, the box ends. Invariants:
 //! * I1. It is started at most once.
 //! * I2. The termination file is written before the end is published.
-
-mod lines;
-mod tee;
 
 use std::ffi::OsString;
 use std::io;
@@ -14,13 +10,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use agentbox_box_protocol::output::NewEntry;
 use agentbox_box_protocol::termination::Termination;
 use agentbox_contracts::logs::OutputStream;
 use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,7 +26,6 @@ use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
 use crate::run::output_pipe;
 use crate::usage;
-use lines::Lines;
 
 /// The state of the main command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,14 +122,8 @@ impl MainCommand {
                 });
             }
             Err(error) => {
-                let line = format!("boxd: {error}");
-                let stream = OutputStream::Stderr;
-                tee::write(stream, format!("{line}\n").as_bytes());
-                self.log.append(&[NewEntry {
-                    stream,
-                    partial: false,
-                    line: line.as_bytes(),
-                }]);
+                let line = format!("boxd: {error}\n");
+                self.log.write(OutputStream::Stderr, line.as_bytes());
                 self.end(error.exit_code, false, started_at, error.message);
             }
         }
@@ -185,16 +172,16 @@ impl MainCommand {
         sources: [(OutputStream, Source); 2],
     ) -> Option<ExitStatus> {
         let command_ended = CancellationToken::new();
+        let log: &Log = &self.log;
         let pumps = sources.map(|(stream, source)| {
-            let sink = LogSink {
-                log: &self.log,
-                stream,
-                lines: Mutex::new(Lines::default()),
-            };
+            let sink = LogSink { log, stream };
             let command_ended = command_ended.clone();
             async move {
-                pump(source, &sink, command_ended).await;
-                sink.finish();
+                tokio::select! {
+                    () = pump(source, &sink, command_ended) => {}
+                    () = log.append_unfinished(stream) => {}
+                }
+                log.finish(stream);
             }
         });
         let end = async {
@@ -227,23 +214,10 @@ impl MainCommand {
     }
 }
 
-/// Writes one output stream into the log and to boxd's own stream.
+/// Writes one output stream into the log.
 struct LogSink<'main> {
     log: &'main Log,
     stream: OutputStream,
-    lines: Mutex<Lines>,
-}
-
-impl LogSink<'_> {
-    fn finish(&self) {
-        self.lines.lock().finish(|partial, line| {
-            self.log.append(&[NewEntry {
-                stream: self.stream,
-                partial,
-                line,
-            }]);
-        });
-    }
 }
 
 impl Sink for LogSink<'_> {
@@ -254,21 +228,7 @@ impl Sink for LogSink<'_> {
     ) -> Option<io::Result<usize>> {
         let result = read(buffer);
         if let Ok(count @ 1..) = result {
-            let bytes = &buffer[..count];
-            tee::write(self.stream, bytes);
-            let mut lines = self.lines.lock();
-            let stream = self.stream;
-            lines.push(bytes, |entries| {
-                let entries: Vec<NewEntry<'_>> = entries
-                    .iter()
-                    .map(|(partial, line)| NewEntry {
-                        stream,
-                        partial: *partial,
-                        line,
-                    })
-                    .collect();
-                self.log.append(&entries);
-            });
+            self.log.write(self.stream, &buffer[..count]);
         }
         Some(result)
     }

@@ -101,7 +101,7 @@ impl Boxd for Service {
         &self,
         request: Request<proto::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
-        Ok(Response::new(Box::pin(self.log.stream(request.get_ref()))))
+        Ok(Response::new(Box::pin(self.log.stream(request.get_ref())?)))
     }
 
     async fn configure(

@@ -86,6 +86,7 @@ pub struct LogsRequest {
     /// The sequence of the first entry to send: one after the last that the client has.
     #[serde(default)]
     pub from_sequence: Option<u64>,
+    /// The number of newest lines; all pieces of a line are one.
     #[serde(default)]
     pub tail: Option<u64>,
     #[serde(default)]

@@ -13,6 +13,7 @@ pub mod permissions;
 pub mod rpc;
 pub mod subjects;
 pub mod units;
+pub mod utf8;
 #[cfg(test)]
 mod wire;
 

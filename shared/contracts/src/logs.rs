@@ -13,7 +13,8 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// One line, without its line feed; or a part of one longer than 16 KiB.
+/// One line, without its line feed, or a piece of one: of a line longer than 16 KiB, or of one that
+/// was unfinished when the piece was stored. A piece holds whole characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// Starts at 1 for a box's first entry and rises by one with each.
@@ -22,9 +23,24 @@ pub struct LogEntry {
     pub stream: OutputStream,
     #[serde(with = "base64_bytes")]
     pub line: Vec<u8>,
-    /// The line continues in the next entry of the same stream.
+    /// The line continues in the next entry of the same stream, or was never finished.
     #[serde(default)]
     pub partial: bool,
+}
+
+/// Tells which entries begin a line. It needs every entry, in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LineStarts {
+    /// Whether the last entry of stdout, and of stderr, was a piece whose line continues.
+    continues: [bool; 2],
+}
+
+impl LineStarts {
+    /// Whether the next entry, of this stream, begins a line.
+    pub fn begins_line(&mut self, stream: OutputStream, partial: bool) -> bool {
+        let continues = &mut self.continues[stream as usize];
+        !std::mem::replace(continues, partial)
+    }
 }
 
 /// Serde functions for bytes as base64 text, for JSON.
@@ -47,5 +63,25 @@ pub mod base64_bytes {
     ) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         STANDARD.decode(text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OutputStream::{Stderr, Stdout};
+    use super::*;
+
+    #[test]
+    fn piece_after_a_piece_of_its_stream_begins_no_line() {
+        let mut starts = LineStarts::default();
+        let begins = [
+            (Stdout, true),
+            (Stderr, false),
+            (Stdout, true),
+            (Stdout, false),
+            (Stdout, false),
+        ]
+        .map(|(stream, partial)| starts.begins_line(stream, partial));
+        assert_eq!(begins, [true, true, false, false, true]);
     }
 }

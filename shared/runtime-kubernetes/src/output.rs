@@ -1,14 +1,14 @@
 //! The last output of a box, from its container's log.
 //!
-//! The log API does not distinguish the streams, so every entry is stdout. Of a rotated log it
-//! returns the newest file only. Entries are numbered from the beginning of that file, as boxd
-//! numbers them.
+//! boxd writes each entry as a line of [`agentbox_box_protocol::output::text`], so an entry has
+//! boxd's number and stream, and a missing one is noticed. Other lines are not entries: the box may
+//! have written them. Of a rotated log the log API returns the newest file only.
 
 use std::collections::VecDeque;
 
-use agentbox_box_protocol::output::MAX_LINE_BYTES;
+use agentbox_box_protocol::output::{NewEntry, text};
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_contracts::logs::{LogEntry, OutputStream};
+use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::RuntimeError;
 use chrono::{DateTime, Utc};
 use futures::AsyncBufReadExt as _;
@@ -53,13 +53,16 @@ impl Context {
     }
 }
 
+/// The size that an entry counts in addition to its line, so that the number of empty lines is
+/// bounded too.
+const ENTRY_COST: usize = 32;
+
 /// The newest entries of a log, within a bound.
 #[derive(Debug)]
 struct Newest {
     entries: VecDeque<LogEntry>,
     bytes: usize,
     limit_bytes: usize,
-    sequence: u64,
 }
 
 impl Newest {
@@ -68,49 +71,40 @@ impl Newest {
             entries: VecDeque::new(),
             bytes: 0,
             limit_bytes,
-            sequence: 0,
         }
     }
 
-    /// `2026-01-02T03:04:05.678901234Z the line\n`
+    /// `2026-01-02T03:04:05.678901234Z 7 stdout F 8 the line\n`
     fn push(&mut self, record: &[u8]) {
         let record = record.strip_suffix(b"\n").unwrap_or(record);
-        let split = record.iter().position(|byte| *byte == b' ');
-        let (stamp, line) = match split {
-            Some(at) => (&record[..at], &record[at + 1..]),
-            None => (record, &[][..]),
-        };
-        let timestamp = std::str::from_utf8(stamp)
-            .ok()
-            .and_then(|text| text.parse::<DateTime<Utc>>().ok());
-        let Some(timestamp) = timestamp else {
+        let Some((timestamp, sequence, entry)) = parse(record) else {
             return;
         };
-        let mut parts = line.chunks(MAX_LINE_BYTES).peekable();
-        if parts.peek().is_none() {
-            self.add(timestamp, &[], false);
+        let last = self.entries.back().map_or(0, |last| last.sequence);
+        if sequence <= last {
+            return;
         }
-        while let Some(part) = parts.next() {
-            self.add(timestamp, part, parts.peek().is_some());
-        }
-    }
-
-    fn add(&mut self, timestamp: DateTime<Utc>, line: &[u8], partial: bool) {
-        self.sequence += 1;
-        self.bytes += line.len();
+        self.bytes += ENTRY_COST + entry.line.len();
         self.entries.push_back(LogEntry {
-            sequence: self.sequence,
+            sequence,
             timestamp,
-            stream: OutputStream::Stdout,
-            line: line.to_vec(),
-            partial,
+            stream: entry.stream,
+            line: entry.line.to_vec(),
+            partial: entry.partial,
         });
         while self.bytes > self.limit_bytes
             && let Some(oldest) = self.entries.pop_front()
         {
-            self.bytes -= oldest.line.len();
+            self.bytes -= ENTRY_COST + oldest.line.len();
         }
     }
+}
+
+fn parse(record: &[u8]) -> Option<(DateTime<Utc>, u64, NewEntry<'_>)> {
+    let space = record.iter().position(|byte| *byte == b' ')?;
+    let timestamp = std::str::from_utf8(&record[..space]).ok()?.parse().ok()?;
+    let (sequence, entry) = text::decode(&record[space + 1..])?;
+    Some((timestamp, sequence, entry))
 }
 
 #[cfg(test)]
@@ -129,33 +123,45 @@ mod tests {
             .collect()
     }
 
+    const STAMP: &str = "2026-01-02T03:04:05.678901234Z";
+
     #[test]
     fn oldest_lines_are_dropped_and_sequences_kept() {
-        let stamp = "2026-01-02T03:04:05.678901234Z";
         let records = [
-            format!("{stamp} one\n"),
-            format!("{stamp} \n"),
-            format!("{stamp} two words\n"),
+            format!("{STAMP} 7 stdout F 3 one\n"),
+            format!("{STAMP} 8 stdout F 0 \n"),
+            format!("{STAMP} 10 stderr P 9 two words\n"),
         ];
         let records: Vec<&str> = records.iter().map(String::as_str).collect();
         assert_eq!(
-            newest(100, &records),
+            newest(1_000, &records),
             [
-                (1, "one".into(), false),
-                (2, String::new(), false),
-                (3, "two words".into(), false)
+                (7, "one".into(), false),
+                (8, String::new(), false),
+                (10, "two words".into(), true)
             ]
         );
-        assert_eq!(newest(9, &records).last().unwrap().0, 3);
-        assert_eq!(newest(9, &records)[0].0, 2);
+        let limit = 2 * ENTRY_COST + 9;
+        assert_eq!(newest(limit, &records)[0].0, 8);
+        assert!(newest(8, &records).is_empty());
     }
 
     #[test]
-    fn long_line_is_split_like_boxd_splits_it() {
-        let record = format!("2026-01-02T03:04:05Z {}\n", "x".repeat(MAX_LINE_BYTES + 1));
-        let entries = newest(1 << 20, &[&record]);
-        assert_eq!(entries.len(), 2);
-        assert!(entries[0].2 && !entries[1].2);
-        assert_eq!(entries[1].1, "x");
+    fn line_that_is_not_boxds_is_no_entry() {
+        let records = [
+            format!("{STAMP} 7 stdout F 3 one\n"),
+            format!("{STAMP} boxd: something\n"),
+            format!("{STAMP} 6 stdout F 7 earlier\n"),
+            format!("{STAMP} 8 stdout F 20 was cut\n"),
+            format!("{STAMP}\n"),
+            "9 stdout F 1 x\n".to_owned(),
+            // Of a killed container: without a line feed.
+            format!("{STAMP} 9 stdout F 4 last"),
+        ];
+        let records: Vec<&str> = records.iter().map(String::as_str).collect();
+        assert_eq!(
+            newest(1_000, &records),
+            [(7, "one".into(), false), (9, "last".into(), false)]
+        );
     }
 }

@@ -298,6 +298,7 @@ macro_rules! conformance_tests {
             life: unmatched_node_selector_fails_preflight,
             life: capacity_excludes_reserved_resources,
             ending: ended_box_keeps_exit_code_and_last_output,
+            ending: killed_box_keeps_its_unfinished_line,
             ending: missing_command_exits_127,
             ending: stop_with_grace_lets_the_command_exit,
             ending: stop_without_grace_kills_at_once,

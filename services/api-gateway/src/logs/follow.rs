@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use agentbox_api::logs::LogLine;
 use agentbox_bus::RouteWatch;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{Environment, Status};
@@ -19,7 +20,6 @@ use axum::response::sse::Event;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::lines::Lines;
 use super::wait::WAITING;
 use super::{LogsSession, open};
 use crate::authorize::Action;
@@ -38,7 +38,7 @@ pub(super) struct Follower {
     request: LogsRequest,
     /// The last entry that was sent, or that the client has from an earlier stream.
     last: Option<u64>,
-    lines: Lines,
+    timestamps: bool,
     ready: VecDeque<Event>,
     phase: Phase,
     /// Set while the environment is pending.
@@ -109,7 +109,7 @@ impl Follower {
             location,
             request,
             last,
-            lines: Lines::new(timestamps),
+            timestamps,
             ready: VecDeque::new(),
             phase: Phase::Open,
             start: None,
@@ -124,7 +124,7 @@ impl Follower {
                 continue;
             }
             self.last = Some(entry.sequence);
-            let line = self.lines.line(entry);
+            let line = LogLine::new(entry, self.timestamps);
             self.ready.push_back(sse::data(entry.sequence, &line));
         }
         self.retry = None;

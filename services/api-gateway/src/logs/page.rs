@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agentbox_api::logs::LogLine;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::FromBox;
@@ -13,7 +14,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::LogsSession;
-use super::lines::Lines;
 
 /// How long the next batch may take.
 const BATCH_DEADLINE: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ async fn next_part(session: &mut LogsSession) -> Result<Part, Error> {
 
 /// Writes `{"logs":[…]}` in pieces.
 struct Writer {
-    lines: Lines,
+    timestamps: bool,
     is_first: bool,
     lost: u64,
 }
@@ -57,7 +57,7 @@ struct Writer {
 impl Writer {
     fn new(timestamps: bool) -> Self {
         Self {
-            lines: Lines::new(timestamps),
+            timestamps,
             is_first: true,
             lost: 0,
         }
@@ -73,7 +73,8 @@ impl Writer {
                     }
                     self.is_first = false;
                     // Serializing plain data to memory does not fail.
-                    let _ = serde_json::to_writer(&mut out, &self.lines.line(&entry));
+                    let line = LogLine::new(&entry, self.timestamps);
+                    let _ = serde_json::to_writer(&mut out, &line);
                 }
             }
             Part::Lost(count) => self.lost += count,

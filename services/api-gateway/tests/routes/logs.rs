@@ -10,7 +10,6 @@ use crate::support::boxes::{idle, script, small};
 use crate::support::caller::{new_user, send};
 use crate::support::eventually;
 use crate::support::sse::{Event, Events};
-use crate::support::system::stderr_after_the_end;
 
 fn messages(body: &Value) -> Vec<&str> {
     body["logs"]
@@ -56,7 +55,7 @@ async fn lines_have_time_stream_and_text_during_and_after_the_run() {
             .iter()
             .map(|l| &l["stream"])
             .collect();
-        assert_eq!(streams, ["stdout", stderr_after_the_end(), "stdout"]);
+        assert_eq!(streams, ["stdout", "stderr", "stdout"]);
         for line in body["logs"].as_array().unwrap() {
             let at: DateTime<Utc> = line["timestamp"].as_str().unwrap().parse().unwrap();
             assert!(
@@ -192,7 +191,7 @@ async fn followed_lines_have_ids_and_end_with_the_final_status() {
     assert_eq!(tail.len(), 2);
     assert_eq!(
         tail[0].json(),
-        json!({"stream": stderr_after_the_end(), "message": "two"})
+        json!({"stream": "stderr", "message": "two"})
     );
 }
 
@@ -304,4 +303,80 @@ async fn many_lines_are_returned_in_one_reply() {
         .expect_status(200);
     let expected: Vec<String> = (1..=5000).map(|n| n.to_string()).collect();
     assert_eq!(messages(&body), expected);
+}
+
+#[tokio::test]
+async fn pieces_of_long_and_unfinished_lines_are_marked_and_survive_a_forced_delete() {
+    let user = new_user().await;
+    let text =
+        "head -c 16383 /dev/zero | tr '\\0' a; printf '€b\\n'; printf 'continue? '; sleep 600";
+    let id = user.caller.create_running(&script(text)).await;
+    let path = format!("/environments/{id}/logs");
+    let body = eventually("the unfinished line", async || {
+        let body = user.caller.get(&path).await.expect_status(200);
+        let is_shown = messages(&body).contains(&"continue? ");
+        is_shown.then_some(body)
+    })
+    .await;
+    let long = "a".repeat(16_383);
+    let pieces = [(long.as_str(), true), ("€b", false), ("continue? ", true)];
+    let read = |body: &Value| -> Vec<(String, bool)> {
+        let lines = body["logs"].as_array().unwrap();
+        lines
+            .iter()
+            .map(|line| {
+                let message = line["message"].as_str().unwrap().to_owned();
+                (message, line.get("partial") == Some(&json!(true)))
+            })
+            .collect()
+    };
+    let expected = pieces.map(|(message, partial)| (message.to_owned(), partial));
+    assert_eq!(read(&body), expected);
+    assert!(body["logs"][1].get("partial").is_none(), "absent: false");
+    for (tail, from) in [(1, 2), (2, 0), (3, 0)] {
+        let path = format!("{path}?tail={tail}");
+        let body = user.caller.get(&path).await.expect_status(200);
+        assert_eq!(read(&body), expected[from..], "{tail}");
+    }
+    let followed = format!("{path}?follow=true");
+    let mut resumed = Events::resume(&user.caller, 0, &followed, Some(1)).await;
+    assert_eq!(resumed.next().await.unwrap().json()["message"], "€b");
+    drop(resumed);
+
+    user.caller
+        .delete(&format!("/environments/{id}?force=true"))
+        .await
+        .expect_status(204);
+    user.caller.wait_until_ended(&id).await;
+    let body = user.caller.get(&path).await.expect_status(200);
+    assert_eq!(read(&body), expected);
+}
+
+#[tokio::test]
+async fn lines_that_are_no_longer_kept_are_counted() {
+    let user = new_user().await;
+    let id = user.caller.create(&script("seq 1 100000")).await;
+    user.caller.wait_until_ended(&id).await;
+    let path = format!("/environments/{id}/logs");
+    for query in ["", "?tail=100000", "?tail=1000000"] {
+        let body = user
+            .caller
+            .get(&format!("{path}{query}"))
+            .await
+            .expect_status(200);
+        let kept = messages(&body);
+        assert_eq!(kept.last(), Some(&"100000"), "{query}");
+        assert!(kept.len() < 100_000, "{query}");
+        assert_eq!(body["lost"], 100_000 - kept.len(), "{query}");
+    }
+    let body = user
+        .caller
+        .get(&format!("{path}?tail=10"))
+        .await
+        .expect_status(200);
+    assert_eq!((messages(&body).len(), body.get("lost")), (10, None));
+    let mut events = Events::open(&user.caller, &format!("{path}?follow=true")).await;
+    let first = events.next().await.unwrap();
+    assert_eq!(first.name, "gap");
+    assert!(first.json()["lost"].as_u64().unwrap() > 0);
 }

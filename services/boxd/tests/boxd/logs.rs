@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use agentbox_box_protocol::client::BoxClient;
-use agentbox_box_protocol::output::{MAX_LINE_BYTES, read_newest};
+use agentbox_box_protocol::output::{MAX_LINE_BYTES, read_newest, text};
 use agentbox_box_protocol::proto::{self, LogsRequest, logs_reply};
 use agentbox_box_protocol::termination::Termination;
 use agentbox_contracts::logs::OutputStream;
@@ -157,8 +157,9 @@ async fn log_is_bounded_and_dropped_lines_are_counted() {
     .await;
     written(&client, "100000").await;
     let (kept, lost) = read(&client, LogsRequest::default()).await;
-    assert_eq!(lost, 0, "a request for the oldest kept entry loses none");
     let first = kept[0].sequence;
+    assert!(first > 1);
+    assert_eq!(lost, first - 1);
     assert_eq!(sequences(&kept), (first..=100_000).collect::<Vec<_>>());
     assert_eq!(kept[0].line, first.to_string().as_bytes());
     let (same, lost) = read(
@@ -170,6 +171,23 @@ async fn log_is_bounded_and_dropped_lines_are_counted() {
     )
     .await;
     assert_eq!((same[0].sequence, lost), (first, first - 2));
+    for (tail, lost) in [(100_000, first - 1), (99_990, first - 11), (5, 0)] {
+        let request = LogsRequest {
+            tail: Some(tail),
+            ..Default::default()
+        };
+        let (entries, reported) = read(&client, request).await;
+        assert_eq!((entries.len() as u64 + reported, reported), (tail, lost));
+    }
+    // The lost entries are older than a kept one, which is older than asked.
+    let since = LogsRequest {
+        since_unix_nanos: Some(kept[kept.len() - 1].unix_nanos),
+        ..Default::default()
+    };
+    let oldest = kept[0].unix_nanos;
+    if oldest < kept[kept.len() - 1].unix_nanos {
+        assert_eq!(read(&client, since).await.1, 0);
+    }
     let size: u64 = std::fs::read_dir(boxd.output_dir())
         .unwrap()
         .map(|entry| entry.unwrap().metadata().unwrap().len())
@@ -179,17 +197,25 @@ async fn log_is_bounded_and_dropped_lines_are_counted() {
 
 #[tokio::test]
 async fn last_output_survives_boxd() {
-    let (mut boxd, client) = TestBox::main("echo out; echo err >&2; sleep 1000").await;
-    eventually("both are logged", async || {
-        read(&client, LogsRequest::default()).await.0.len() == 2
+    let (mut boxd, _client) =
+        TestBox::main("echo out; echo err >&2; printf unended; sleep 1000").await;
+    // The unfinished line is stored before readers get it.
+    eventually("three are stored", async || {
+        read_newest(&boxd.output_dir(), 1 << 20).unwrap().len() == 3
     })
     .await;
     boxd.signal(Signal::SIGKILL);
     boxd.process.wait().unwrap();
     let mut entries = read_newest(&boxd.output_dir(), 1 << 20).unwrap();
     entries.sort_by_key(|entry| entry.stream == OutputStream::Stderr);
-    let lines: Vec<_> = entries.iter().map(|entry| entry.line.as_slice()).collect();
-    assert_eq!(lines, [&b"out"[..], b"err"]);
+    let lines: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.line.as_slice(), entry.partial))
+        .collect();
+    assert_eq!(
+        lines,
+        [(&b"out"[..], false), (b"unended", true), (b"err", false)]
+    );
     assert_eq!(Termination::read(&boxd.path("termination")).unwrap(), None);
     // Ends the main command, which is in no PID namespace here.
     let own = format!("{}", boxd.dir.path().display());
@@ -246,10 +272,51 @@ async fn long_line_is_split_into_partial_entries() {
             (4, false)
         ]
     );
+    // The pieces of a line count as one line.
+    for (tail, expected) in [(1, 1), (2, 4), (3, 4)] {
+        let request = LogsRequest {
+            tail: Some(tail),
+            ..Default::default()
+        };
+        let (entries, lost) = read(&client, request).await;
+        assert_eq!((entries.len(), lost), (expected, 0), "{tail}");
+    }
 }
 
 #[tokio::test]
-async fn output_is_copied_to_boxd_streams_without_blocking() {
+async fn unfinished_line_reaches_follower_within_a_second_and_continues() {
+    let script = "printf 'continue? €'; while [ ! -e go ]; do sleep 0.02; done; echo yes; \
+                  sleep 1000";
+    let (boxd, client) = TestBox::main(script).await;
+    let request = LogsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut logs = client.clone().logs(request).await.unwrap().into_inner();
+    let began = Instant::now();
+    let mut next = async || {
+        let reply = logs.message().await.unwrap().unwrap();
+        let Some(logs_reply::Reply::Batch(batch)) = reply.reply else {
+            panic!("not a batch of entries");
+        };
+        let entry = &batch.entries[0];
+        (
+            String::from_utf8(entry.line.clone()).unwrap(),
+            entry.partial,
+        )
+    };
+    assert_eq!(next().await, ("continue? €".to_owned(), true));
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    std::fs::write(boxd.path("go"), "").unwrap();
+    assert_eq!(next().await, ("yes".to_owned(), false));
+}
+
+#[tokio::test]
+async fn log_is_copied_to_boxd_stdout_without_blocking() {
     let (mut boxd, client) = TestBox::start(Setup {
         main: shell("echo hello; head -c 3000000 /dev/zero | tr '\\0' '\\n'; echo done; while [ ! -e go ]; do sleep 0.02; done"),
         stdout: Some(Stdio::piped()),
@@ -266,7 +333,15 @@ async fn output_is_copied_to_boxd_streams_without_blocking() {
         .unwrap()
         .read_to_end(&mut passed)
         .unwrap();
-    assert!(passed.starts_with(b"hello\n"), "{}", passed.len());
+    let mut lines = passed.split(|byte| *byte == b'\n');
+    let (sequence, entry) = text::decode(lines.next().unwrap()).unwrap();
+    assert_eq!((sequence, entry.line), (1, &b"hello"[..]));
+    // A full pipe drops entries: their sequences are missing.
+    let sequences: Vec<u64> = lines
+        .filter_map(|line| Some(text::decode(line)?.0))
+        .collect();
+    assert!(sequences.is_sorted(), "{}", passed.len());
+    assert!(sequences.len() < 3_000_000);
 }
 
 #[tokio::test]

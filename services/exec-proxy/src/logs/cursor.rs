@@ -2,14 +2,15 @@
 
 use agentbox_box_protocol::proto;
 use agentbox_contracts::exec::LogsRequest;
-use agentbox_contracts::logs::LogEntry;
+use agentbox_contracts::logs::{LineStarts, LogEntry};
 use chrono::{DateTime, Utc};
 
 /// The position and the filters of a reader. It moves forward with the sent entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogCursor {
-    /// The sequence of the next entry. `None`: the oldest kept entry.
+    /// The sequence of the next entry. `None`: the first entry.
     next: Option<u64>,
+    /// The number of newest lines; all pieces of a line are one.
     tail: Option<u64>,
     since: Option<DateTime<Utc>>,
     pub follow: bool,
@@ -18,7 +19,8 @@ pub struct LogCursor {
 /// The entries to send from a source.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// The number of selected entries that are no longer kept.
+    /// The number of selected entries that are no longer kept. At most this number: a lost entry
+    /// may have been a piece of a line, or older than asked.
     pub lost: u64,
     pub entries: Vec<LogEntry>,
 }
@@ -54,7 +56,7 @@ impl LogCursor {
 
     /// Selects all entries after `last`.
     pub fn seek_after(&mut self, last: u64) {
-        self.next = Some(self.next.unwrap_or(0).max(last + 1));
+        self.next = Some(self.next.unwrap_or(0).max(last.saturating_add(1)));
         self.tail = None;
     }
 
@@ -72,37 +74,45 @@ impl LogCursor {
 
     /// Selects from `kept`, all entries of a source, oldest first, and moves past them.
     pub fn select(&mut self, kept: Vec<LogEntry>) -> Selection {
-        let from = self.next.unwrap_or(0);
-        let mut entries: Vec<LogEntry> = kept
-            .into_iter()
-            .filter(|entry| entry.sequence >= from)
-            .filter(|entry| self.since.is_none_or(|since| entry.timestamp >= since))
-            .collect();
-        if let Some(tail) = self.tail {
-            let tail = usize::try_from(tail).unwrap_or(usize::MAX);
-            entries = entries.split_off(entries.len().saturating_sub(tail));
+        let mut expected = self.next.unwrap_or(1);
+        let mut starts = LineStarts::default();
+        // The selected entries, each with the number of missing ones before it.
+        let mut selected: Vec<(u64, LogEntry)> = Vec::new();
+        // Where the selected lines begin.
+        let mut lines: Vec<usize> = Vec::new();
+        for entry in kept {
+            let begins_line = starts.begins_line(entry.stream, entry.partial);
+            if entry.sequence < expected {
+                continue;
+            }
+            let missing = entry.sequence - expected;
+            expected = entry.sequence.saturating_add(1);
+            // Missing entries are older than the entry after them.
+            if self.since.is_some_and(|since| entry.timestamp < since) {
+                continue;
+            }
+            // The first entry may continue a line whose first piece is lost.
+            if begins_line || selected.is_empty() {
+                lines.push(selected.len());
+            }
+            selected.push((missing, entry));
         }
-        let lost = self.missing(&entries);
+        let mut before = selected.first().map_or(0, |(missing, _)| *missing);
+        if let Some(tail) = self.tail {
+            let kept_lines = lines.len() as u64;
+            before = before.min(tail.saturating_sub(kept_lines));
+            let older = usize::try_from(kept_lines.saturating_sub(tail)).unwrap_or(usize::MAX);
+            selected.drain(..lines.get(older).copied().unwrap_or(selected.len()));
+        }
+        let between: u64 = selected.iter().skip(1).map(|(missing, _)| *missing).sum();
+        let entries: Vec<LogEntry> = selected.into_iter().map(|(_, entry)| entry).collect();
         if let Some(last) = entries.last() {
             self.advance_to(last.sequence);
         }
-        Selection { lost, entries }
-    }
-
-    /// The number of entries missing before and between `entries`. Entries before a tail or
-    /// an instant are not selected, so they do not count.
-    fn missing(&self, entries: &[LogEntry]) -> u64 {
-        if self.since.is_some() {
-            return 0;
+        Selection {
+            lost: before + between,
+            entries,
         }
-        let mut expected = self.next.filter(|_| self.tail.is_none());
-        let mut missing = 0;
-        for entry in entries {
-            let gap = expected.map_or(0, |expected| entry.sequence.saturating_sub(expected));
-            missing += gap;
-            expected = Some(entry.sequence + 1);
-        }
-        missing
     }
 }
 
@@ -142,13 +152,16 @@ mod tests {
     fn selection_follows_sequence_tail_and_since() {
         // A source that keeps 5..=10.
         for (from, tail, since, lost, given) in [
-            (None, None, None, 0, 5..=10),
-            (Some(1), None, None, 0, 5..=10),
+            (None, None, None, 4, 5..=10),
+            (Some(1), None, None, 4, 5..=10),
             (Some(3), None, None, 2, 5..=10),
             (Some(7), None, None, 0, 7..=10),
             (None, Some(2), None, 0, 9..=10),
-            (None, Some(99), None, 0, 5..=10),
+            (None, Some(6), None, 0, 5..=10),
+            (None, Some(8), None, 2, 5..=10),
+            (None, Some(99), None, 4, 5..=10),
             (Some(7), Some(2), None, 0, 9..=10),
+            (None, None, Some(4), 4, 5..=10),
             (None, None, Some(8), 0, 8..=10),
             (Some(3), None, Some(6), 0, 6..=10),
             (None, Some(1), Some(8), 0, 10..=10),
@@ -174,6 +187,21 @@ mod tests {
                 .entries,
             []
         );
+    }
+
+    #[test]
+    fn tail_counts_all_pieces_of_a_line_as_one() {
+        let mut entries = kept(5..=10);
+        // The lines are 5, 6 to 8, 9 and the unfinished 10.
+        for piece in [1, 2, 5] {
+            entries[piece].partial = true;
+        }
+        for (tail, lost, first) in [(1, 0, 10), (2, 0, 9), (3, 0, 6), (4, 0, 5), (5, 1, 5)] {
+            let mut cursor = LogCursor::new(&request(None, Some(tail), None));
+            let selection = cursor.select(entries.clone());
+            assert_eq!(selection.lost, lost, "{tail}");
+            assert_eq!(selection.entries[0].sequence, first, "{tail}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use agentbox_box_protocol::proto;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::logs::LogEntry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -123,14 +124,25 @@ async fn send_last_output(
         .last_output(&target.environment, ARCHIVE_BYTES)
         .await
     {
-        Ok(entries) => {
+        Ok(mut entries) => {
             let found = !entries.is_empty();
+            if cursor.follow && !target.status.is_ended() {
+                drop_unfinished(&mut entries);
+            }
             send_kept(session, cursor, entries).await.map(|()| found)
         }
         Err(error) => {
             tracing::info!(error = %ErrorChain(&error), "reading the last output failed");
             Ok(false)
         }
+    }
+}
+
+/// Removes the pieces at the end. They may grow while the box runs; the follower gets them from
+/// boxd or from the archive.
+fn drop_unfinished(entries: &mut Vec<LogEntry>) {
+    while entries.last().is_some_and(|last| last.partial) {
+        entries.pop();
     }
 }
 

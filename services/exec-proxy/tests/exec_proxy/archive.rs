@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use agentbox_box_protocol::output::read_newest;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::exec::LogsRequest;
 
 use crate::support::gateway::logs_of;
-use crate::support::{System, TestBox, proxy};
+use crate::support::{System, TestBox, eventually, proxy};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_environment_logs_come_from_archive() {
@@ -61,6 +62,24 @@ async fn repeated_archive_of_lost_box_keeps_stored_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killed_box_keeps_its_unfinished_line() {
+    let system = System::start().await;
+    let mut inside = TestBox::running("echo whole; printf unfinished; exec sleep 600").await;
+    let directory = proxy::output_dir(&inside.id);
+    eventually("both are stored", Duration::from_secs(10), async || {
+        read_newest(&directory, 1 << 20).unwrap().len() == 2
+    })
+    .await;
+    inside.kill();
+    assert_eq!(system.gateway.archive(&inside).await.unwrap().entries, 2);
+    let open = logs_of(&inside, Status::Terminated, LogsRequest::default());
+    let logs = system.gateway.logs(&open).await.unwrap();
+    assert_eq!(logs.lines(), ["whole", "unfinished"]);
+    let partial: Vec<bool> = logs.entries.iter().map(|entry| entry.partial).collect();
+    assert_eq!((partial, logs.lost), (vec![false, true], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn environment_without_output_has_empty_archive() {
     let system = System::start().await;
     let mut inside = TestBox::idle().await;
@@ -94,5 +113,15 @@ async fn archive_keeps_newest_mebibyte_and_reports_missing_entries() {
     let last = logs.entries.last().unwrap().sequence;
     assert_eq!(last, 300);
     assert_eq!(logs.entries.len() as u64, stored);
-    assert_eq!(logs.lost, logs.entries[0].sequence - 2);
+    let first = logs.entries[0].sequence;
+    assert_eq!(logs.lost, first - 2);
+    for (tail, lost) in [(None, first - 1), (Some(290), 290 - stored), (Some(1), 0)] {
+        let request = LogsRequest {
+            tail,
+            ..LogsRequest::default()
+        };
+        let open = logs_of(&inside, Status::Terminated, request);
+        let logs = system.gateway.logs(&open).await.unwrap();
+        assert_eq!(logs.lost, lost, "{tail:?}");
+    }
 }

@@ -16,7 +16,8 @@ pub enum ReadError {
     Io(#[from] io::Error),
 }
 
-/// Reads the newest entries in `directory`, oldest first, at most `limit_bytes` of lines.
+/// Reads the newest entries in `directory`, oldest first, at most `limit_bytes` of lines. While
+/// boxd runs, the `partial` entries at the end may still grow: see [`super::Output::append`].
 /// Blocks: reads up to [`DIRECTORY_BYTES`]. A segment that is missing or not boxd's counts as
 /// empty; a truncated one counts up to its last complete record.
 ///

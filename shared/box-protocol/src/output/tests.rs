@@ -19,8 +19,16 @@ fn append(output: &mut Output, lines: std::ops::Range<u64>) {
             line: line.as_bytes(),
         };
         output
-            .append(i64::try_from(number).unwrap(), &[entry])
+            .append(i64::try_from(number).unwrap(), &[entry], &[])
             .unwrap();
+    }
+}
+
+fn piece(stream: OutputStream, partial: bool, line: &str) -> NewEntry<'_> {
+    NewEntry {
+        stream,
+        partial,
+        line: line.as_bytes(),
     }
 }
 
@@ -152,4 +160,96 @@ fn overwritten_entries_are_counted_as_lost() {
     fs::write(dir.path().join(FILE_NAMES[0]), vec![0; 50_000]).unwrap();
     let batch = output.read(1, usize::MAX).unwrap();
     assert_eq!((batch.lost, batch.next_sequence), (100, 101));
+}
+
+#[test]
+fn unfinished_lines_outlive_the_writer_and_are_replaced_by_the_next_write() {
+    use OutputStream::{Stderr, Stdout};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
+    let found = || -> Vec<(u64, String, bool)> {
+        let entries = read_newest(dir.path(), usize::MAX).unwrap();
+        let text = |line| String::from_utf8(line).unwrap();
+        entries
+            .into_iter()
+            .map(|entry| (entry.sequence, text(entry.line), entry.partial))
+            .collect()
+    };
+    let unfinished = [piece(Stdout, true, "long pro"), piece(Stderr, true, "wa")];
+    output.append(1, &[], &unfinished).unwrap();
+    assert_eq!(
+        found(),
+        [(1, "long pro".into(), true), (2, "wa".into(), true)]
+    );
+    // They are not entries for boxd's own readers.
+    assert_eq!(output.next_sequence(), 1);
+    assert!(output.read(1, usize::MAX).unwrap().entries.is_empty());
+    let full = [piece(Stderr, false, "was")];
+    output.append(2, &full, &unfinished[..1]).unwrap();
+    assert_eq!(
+        found(),
+        [(1, "was".into(), false), (2, "long pro".into(), true)]
+    );
+    output.append(3, &[piece(Stdout, false, "x")], &[]).unwrap();
+    assert_eq!(found(), [(1, "was".into(), false), (2, "x".into(), false)]);
+    // An unfinished line moves along when a segment is full.
+    for number in 3..5_000_u64 {
+        let line = [piece(Stdout, false, "0123456789")];
+        output
+            .append(4, &line, &[piece(Stderr, true, "end")])
+            .unwrap();
+        if number.is_multiple_of(98) {
+            let last = found().pop().unwrap();
+            assert_eq!(last, (number + 1, "end".into(), true));
+        }
+    }
+    let all = sequences(dir.path(), usize::MAX);
+    assert!(all.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+    for name in FILE_NAMES {
+        assert!(fs::metadata(dir.path().join(name)).unwrap().len() <= SMALL_SEGMENT);
+    }
+}
+
+#[test]
+fn tail_counts_lines_and_those_that_are_lost() {
+    use OutputStream::{Stderr, Stdout};
+
+    let mut output = Output::in_memory(SMALL_SEGMENT).unwrap();
+    assert_eq!(
+        output.tail(3).unwrap(),
+        Tail {
+            sequence: 1,
+            lost: 0
+        }
+    );
+    let entries = [
+        piece(Stdout, false, "one"),
+        piece(Stdout, true, "two, "),
+        piece(Stderr, false, "three"),
+        piece(Stdout, true, "continued, "),
+        piece(Stdout, false, "and finished"),
+        piece(Stdout, true, "four"),
+    ];
+    output.append(1, &entries, &[]).unwrap();
+    for (count, sequence) in [(0, 7), (1, 6), (2, 3), (3, 2), (4, 1), (u64::MAX, 1)] {
+        let expected = Tail { sequence, lost: 0 };
+        assert_eq!(output.tail(count).unwrap(), expected, "{count}");
+    }
+    output.append(2, &[piece(Stdout, false, "")], &[]).unwrap();
+    append(&mut output, 0..5_000);
+    let first = output.first_sequence();
+    // Entries 1 to 7 are four lines.
+    let lost = first - 1 - 3;
+    for (count, expected) in [
+        (1, (5_007, 0)),
+        (100, (4_908, 0)),
+        (5_007 - first + 1, (first, 0)),
+        (5_000, (first, lost - 4)),
+        (5_004, (first, lost)),
+        (9_999, (first, lost)),
+    ] {
+        let tail = output.tail(count).unwrap();
+        assert_eq!((tail.sequence, tail.lost), expected, "{count}");
+    }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use agentbox_contracts::logs::{LogEntry, OutputStream};
+use agentbox_contracts::logs::{LineStarts, LogEntry, OutputStream};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -45,11 +45,32 @@ pub struct Batch {
     pub lost: u64,
 }
 
+/// The position at which the newest lines begin, from [`Output::tail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// The sequence of the first entry.
+    pub sequence: u64,
+    /// The number of lines that belong to the newest ones and are no longer kept.
+    pub lost: u64,
+}
+
+/// The position of a record, and the state of counting before it.
+#[derive(Clone, Copy)]
+struct Indexed {
+    sequence: u64,
+    offset: u64,
+    lines: u64,
+    starts: LineStarts,
+}
+
 struct Segment {
     file: File,
+    /// The size of the records, without unfinished lines.
     length: u64,
-    /// (sequence, offset) of some records, the first one included.
-    index: Vec<(u64, u64)>,
+    /// The size of the file.
+    written: u64,
+    /// Some records, the first one included.
+    index: Vec<Indexed>,
 }
 
 /// The two segments.
@@ -58,6 +79,11 @@ pub struct Output {
     current: usize,
     segment_bytes: u64,
     next_sequence: u64,
+    /// The number of lines that the entries so far have begun.
+    lines: u64,
+    starts: LineStarts,
+    /// The next record is indexed, because records before it are missing.
+    index_next: bool,
     scratch: Vec<u8>,
 }
 
@@ -103,6 +129,7 @@ impl Output {
             file.map(|file| Segment {
                 file,
                 length: 0,
+                written: 0,
                 index: Vec::new(),
             })
             .map_err(WriteError::Open)
@@ -112,6 +139,9 @@ impl Output {
             current: 0,
             segment_bytes: segment_bytes.max(4 * record::MAX_RECORD_BYTES as u64),
             next_sequence: 1,
+            lines: 0,
+            starts: LineStarts::default(),
+            index_next: false,
             scratch: Vec::new(),
         })
     }
@@ -128,7 +158,7 @@ impl Output {
         self.ordered()
             .into_iter()
             .find_map(|segment| segment.index.first())
-            .map_or(self.next_sequence, |(sequence, _)| *sequence)
+            .map_or(self.next_sequence, |first| first.sequence)
     }
 
     /// The segments, the older one first.
@@ -139,32 +169,74 @@ impl Output {
         ]
     }
 
-    /// Appends entries that were read at the same instant.
+    /// Appends entries that were read at the same instant, and stores the unfinished lines, at
+    /// most one of each stream, after them. Those are not entries yet: [`Self::read`] does not
+    /// return them, and the next call replaces them. [`super::read_newest`] returns them as the
+    /// last entries, so that a killed box loses none.
     ///
     /// # Errors
     /// [`WriteError::Append`]; then the segment is unchanged and the entries are lost.
-    pub fn append(&mut self, unix_nanos: i64, entries: &[NewEntry<'_>]) -> Result<(), WriteError> {
+    pub fn append(
+        &mut self,
+        unix_nanos: i64,
+        entries: &[NewEntry<'_>],
+        unfinished: &[NewEntry<'_>],
+    ) -> Result<(), WriteError> {
+        let reserved: u64 = unfinished
+            .iter()
+            .map(|line| record::encoded_len(line.line.len()) as u64)
+            .sum();
         let mut result = Ok(());
         let mut rest = entries;
         while !rest.is_empty() {
-            let taken = self.append_some(unix_nanos, rest, &mut result);
+            let taken = self.append_some(unix_nanos, rest, reserved, &mut result);
             rest = rest.get(taken..).unwrap_or_default();
         }
+        self.store_unfinished(unix_nanos, unfinished, reserved);
         result
     }
 
-    /// Appends as many entries as fit the current segment, at least one; returns how many were
-    /// appended or lost.
+    /// Writes the unfinished lines after the last record. A failure loses nothing: boxd has them.
+    fn store_unfinished(&mut self, unix_nanos: i64, unfinished: &[NewEntry<'_>], reserved: u64) {
+        let is_full = self.segments[self.current].length + reserved > self.segment_bytes;
+        if is_full && self.rotate().is_err() {
+            return;
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        let segment = &mut self.segments[self.current];
+        if segment.length == 0 && !unfinished.is_empty() {
+            scratch.extend_from_slice(record::MAGIC);
+        }
+        for (sequence, line) in (self.next_sequence..).zip(unfinished) {
+            record::encode(
+                &mut scratch,
+                sequence,
+                unix_nanos,
+                line.stream,
+                true,
+                line.line,
+            );
+        }
+        // On an error the file is truncated to its records.
+        let _ = segment.replace_tail(&scratch);
+        self.scratch = scratch;
+    }
+
+    /// Appends as many entries as fit the current segment and leave `reserved` bytes, at least one;
+    /// returns how many were appended or lost.
     fn append_some(
         &mut self,
         unix_nanos: i64,
         entries: &[NewEntry<'_>],
+        reserved: u64,
         result: &mut Result<(), WriteError>,
     ) -> usize {
         let first_len = entries
             .first()
             .map_or(0, |entry| record::encoded_len(entry.line.len()));
-        if self.segments[self.current].length + first_len as u64 > self.segment_bytes
+        let length = self.segments[self.current].length;
+        if length + first_len as u64 + reserved > self.segment_bytes
             && let Err(error) = self.rotate()
         {
             // A segment never grows over its limit, so there is no room for these entries.
@@ -183,15 +255,21 @@ impl Output {
         for entry in entries {
             let offset = segment.length + scratch.len() as u64;
             let end = offset + record::encoded_len(entry.line.len()) as u64;
-            if taken > 0 && end > self.segment_bytes {
+            if taken > 0 && end + reserved > self.segment_bytes {
                 break;
             }
             let due = segment
                 .index
                 .last()
-                .is_none_or(|(_, at)| offset - at >= INDEX_EVERY_BYTES);
-            if due {
-                segment.index.push((self.next_sequence, offset));
+                .is_none_or(|last| offset - last.offset >= INDEX_EVERY_BYTES);
+            if due || self.index_next {
+                segment.index.push(Indexed {
+                    sequence: self.next_sequence,
+                    offset,
+                    lines: self.lines,
+                    starts: self.starts,
+                });
+                self.index_next = false;
             }
             let NewEntry {
                 stream,
@@ -207,14 +285,14 @@ impl Output {
                 line,
             );
             self.next_sequence += 1;
+            self.lines += u64::from(self.starts.begins_line(stream, partial));
             taken += 1;
         }
-        match segment.file.write_all_at(&scratch, segment.length) {
-            Ok(()) => segment.length += scratch.len() as u64,
+        match segment.replace_tail(&scratch) {
+            Ok(()) => segment.length = segment.written,
             Err(error) => {
-                // A partial write must not look like records.
-                let _ = segment.file.set_len(segment.length);
                 segment.index.truncate(indexed);
+                self.index_next = true;
                 *result = Err(WriteError::Append(error));
             }
         }
@@ -224,12 +302,46 @@ impl Output {
 
     /// Empties the other segment and makes it the current one. Changes nothing when it fails.
     fn rotate(&mut self) -> io::Result<()> {
+        // The unfinished lines move to the other segment.
+        self.segments[self.current].replace_tail(&[])?;
         let other = &mut self.segments[1 - self.current];
         other.file.set_len(0)?;
         other.length = 0;
+        other.written = 0;
         other.index.clear();
         self.current = 1 - self.current;
         Ok(())
+    }
+
+    /// Finds where the newest `count` lines begin. A line is all its pieces: the position is the
+    /// first piece of a line, and pieces of an older line of the other stream may follow it.
+    ///
+    /// # Errors
+    /// [`WriteError::Read`].
+    pub fn tail(&self, count: u64) -> Result<Tail, WriteError> {
+        // The number of lines before the newest ones.
+        let older = self.lines.saturating_sub(count);
+        let indexed: Vec<(&Segment, Indexed)> = self
+            .ordered()
+            .into_iter()
+            .flat_map(|segment| segment.index.iter().map(move |at| (segment, *at)))
+            .collect();
+        let after = indexed.partition_point(|(_, at)| at.lines <= older);
+        if let Some((segment, at)) = after.checked_sub(1).and_then(|last| indexed.get(last))
+            && let Some(sequence) = segment.find_line(*at, older).map_err(WriteError::Read)?
+        {
+            return Ok(Tail { sequence, lost: 0 });
+        }
+        Ok(match indexed.get(after) {
+            Some((_, at)) => Tail {
+                sequence: at.sequence,
+                lost: at.lines - older,
+            },
+            None => Tail {
+                sequence: self.next_sequence,
+                lost: self.lines - older,
+            },
+        })
     }
 
     /// Reads entries from sequence `from` on, about `max_bytes`; none when `from` is the next
@@ -283,10 +395,48 @@ impl Segment {
     fn offset_before(&self, sequence: u64) -> Option<u64> {
         let after = self
             .index
-            .partition_point(|(indexed, _)| *indexed <= sequence);
+            .partition_point(|indexed| indexed.sequence <= sequence);
         self.index
             .get(after.saturating_sub(1))
-            .map(|(_, offset)| *offset)
+            .map(|indexed| indexed.offset)
+    }
+
+    /// The sequence of the entry that begins the line after `older` lines, if it follows `from`
+    /// within the distance of index entries.
+    fn find_line(&self, from: Indexed, older: u64) -> io::Result<Option<u64>> {
+        let (mut lines, mut starts) = (from.lines, from.starts);
+        let bytes = self.bytes_at(from.offset)?;
+        let mut rest = &bytes[..];
+        while let Some((entry, after)) = record::decode(rest) {
+            rest = after;
+            if starts.begins_line(entry.stream, entry.partial) {
+                if lines == older {
+                    return Ok(Some(entry.sequence));
+                }
+                lines += 1;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Replaces everything after the records with `bytes`; on an error, with nothing.
+    fn replace_tail(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let end = self.length + bytes.len() as u64;
+        let written = self.file.write_all_at(bytes, self.length).and_then(|()| {
+            if end < self.written {
+                self.file.set_len(end)?;
+            }
+            Ok(())
+        });
+        match written {
+            Ok(()) => self.written = end,
+            Err(_) => {
+                // A partial write must not look like records.
+                let _ = self.file.set_len(self.length);
+                self.written = self.length;
+            }
+        }
+        written
     }
 
     fn bytes_at(&self, offset: u64) -> io::Result<Vec<u8>> {

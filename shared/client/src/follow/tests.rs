@@ -29,6 +29,7 @@ async fn log_lines_and_named_events_are_returned_in_order() {
         panic!("the first item is not a line");
     };
     assert_eq!((id.as_deref(), line.message.as_str()), (Some("7"), "é"));
+    assert!(!line.partial);
     for (name, data) in [("gap", "3"), ("end", "{}")] {
         let expected = LogItem::Event {
             name: name.into(),
@@ -37,6 +38,16 @@ async fn log_lines_and_named_events_are_returned_in_order() {
         assert_eq!(follow.next().await.unwrap(), Some(expected));
     }
     assert_eq!(follow.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn piece_of_a_line_is_marked() {
+    let line = LINE.replace('}', r#","partial":true}"#);
+    let mut follow = LogStream(stream(&[&format!("data: {line}\n\n")]));
+    let Some(LogItem::Line { line, .. }) = follow.next().await.unwrap() else {
+        panic!("the first item is not a line");
+    };
+    assert!(line.partial);
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::logs::OutputStream;
+
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, BoxPhase, ExitReason, FailureReason, Runtime, SecurityContext};
 
@@ -12,17 +14,52 @@ type Outcome = Result<(), Violation>;
 pub async fn ended_box_keeps_exit_code_and_last_output<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let end = s
-        .run_to_end(&s.script("echo to-stdout; echo to-stderr >&2; exit 3"))
-        .await?;
+    let spec = s.script("echo to-stdout; echo to-stderr >&2; exit 3");
+    let end = s.run_to_end(&spec).await?;
     check(
         end.exit_code == 3 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
     )?;
+    let entries = s.first.last_output(&spec.id, 1_000).await?;
+    let found: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.line.as_slice(), entry.stream))
+        .collect();
+    let sequences: Vec<u64> = entries.iter().map(|entry| entry.sequence).collect();
+    let expected = [
+        (&b"to-stdout"[..], OutputStream::Stdout),
+        (b"to-stderr", OutputStream::Stderr),
+    ];
     check(
-        end.output.contains("to-stdout") && end.output.contains("to-stderr"),
-        || format!("{end:?}"),
+        expected.iter().all(|line| found.contains(line)) && sequences == [1, 2],
+        || format!("{entries:?}"),
     )
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn killed_box_keeps_its_unfinished_line<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let spec = s.script("echo whole; printf 'unfinished €'; exec sleep 600");
+    s.run(&spec).await?;
+    super::eventually("the unfinished line is kept", || async {
+        let entries = s.first.last_output(&spec.id, 1_000).await?;
+        Ok((entries.len() == 2).then_some(()))
+    })
+    .await?;
+    s.first.stop(&spec.id, Duration::ZERO).await?;
+    s.end_of(&spec.id).await?;
+    let entries = s.second.last_output(&spec.id, 1_000).await?;
+    let lines: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.sequence, entry.line.as_slice(), entry.partial))
+        .collect();
+    let expected = [
+        (1, &b"whole"[..], false),
+        (2, "unfinished €".as_bytes(), true),
+    ];
+    check(lines == expected, || format!("{entries:?}"))
 }
 
 /// # Errors

@@ -63,7 +63,7 @@ pub async fn shared_memory_counts_as_memory<D: Runtime + BoxConnector>(s: &Subje
 pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
-    let mut spec = s.script("echo begun; dd if=/dev/zero of=/big bs=1M count=48; sleep 600");
+    let mut spec = s.script("printf begun; dd if=/dev/zero of=/big bs=1M count=48; sleep 600");
     spec.resources.storage = Bytes(16 << 20);
     let mut changes = s.first.watch().await?;
     s.start(&spec).await?;

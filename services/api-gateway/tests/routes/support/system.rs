@@ -67,15 +67,6 @@ fn runtime() -> Runtime {
     }
 }
 
-/// The stream of a stderr line after its box has ended: one of the differences in
-/// `docs/drivers.md`.
-pub fn stderr_after_the_end() -> &'static str {
-    match runtime() {
-        Runtime::Containerd => "stderr",
-        Runtime::Kubernetes => "stdout",
-    }
-}
-
 /// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`.
 pub fn options() -> Options {
     Options::components(runtime().components()).env(
