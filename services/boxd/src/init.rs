@@ -19,9 +19,10 @@ use agentbox_box_protocol::client::{
 use agentbox_box_protocol::output::WriteError;
 use agentbox_box_protocol::proto::boxd_server::BoxdServer;
 use agentbox_box_protocol::token::CheckToken;
+use futures::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
@@ -42,6 +43,8 @@ use crate::usage::UsageSampler;
 const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The deadline for the server to send its last bytes.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -154,6 +157,14 @@ async fn serve(
     token: CheckToken,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // Without a free descriptor every accept fails at once, and nothing reports when one is free.
+    let incoming = incoming.then(|accepted| async move {
+        if accepted.is_err() {
+            sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    });
     let service = BoxdServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -164,9 +175,6 @@ async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(InterceptedService::new(service, token))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        )
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

@@ -35,6 +35,7 @@ mod trace;
 mod usage;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use invocation::Invocation;
@@ -54,7 +55,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             command,
         }) => finish(reexec::serve(settings_fd, command)),
         Err(error) => {
-            eprintln!("boxd: {error}");
+            print_error(&format!("boxd: {error}"));
             ExitCode::from(2)
         }
     }
@@ -70,8 +71,13 @@ fn finish<E: std::error::Error>(result: Result<u8, E>) -> ExitCode {
                 line.push_str(&format!(": {next}"));
                 cause = next.source();
             }
-            eprintln!("{line}");
+            print_error(&line);
             ExitCode::from(125)
         }
     }
+}
+
+/// Unlike `eprintln`, does not panic when nobody reads stderr: the exit code matters more.
+fn print_error(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

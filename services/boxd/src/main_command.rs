@@ -130,10 +130,9 @@ impl MainCommand {
             }
             Err(error) => {
                 let line = format!("boxd: {error}");
-                let stream = OutputStream::Stderr;
-                tee::write(stream, format!("{line}\n").as_bytes());
+                tee::line(&line);
                 self.log.append(&[NewEntry {
-                    stream,
+                    stream: OutputStream::Stderr,
                     partial: false,
                     line: line.as_bytes(),
                 }]);
@@ -220,7 +219,7 @@ impl MainCommand {
             && let Err(error) = termination.write(path)
         {
             // The exit code is still reported.
-            eprintln!("boxd: {error}");
+            tee::line(&format!("boxd: {error}"));
         }
         self.log.end();
         self.phase.send_replace(Phase::Exited(exit_code));

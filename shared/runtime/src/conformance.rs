@@ -311,6 +311,7 @@ macro_rules! conformance_tests {
             limits: shared_memory_counts_as_memory,
             limits: storage_over_limit_is_evicted_for_every_replica,
             limits: processes_over_limit_are_refused,
+            limits: box_at_process_limit_refuses_commands_and_keeps_running,
             hostile: escape_attempts_are_refused,
             hostile: sender_forging_sockets_are_refused,
             hostile: ipv6_probes_get_no_answer,

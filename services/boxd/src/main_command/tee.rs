@@ -18,6 +18,12 @@ pub fn write(stream: OutputStream, bytes: &[u8]) {
     }
 }
 
+/// Writes a line of boxd's own to its stderr. Unlike `eprintln`, which panics when nobody reads
+/// stderr any more, it drops a line that cannot be written.
+pub fn line(text: &str) {
+    write(OutputStream::Stderr, format!("{text}\n").as_bytes());
+}
+
 fn write_to(fd: BorrowedFd<'_>, bytes: &[u8]) {
     for chunk in bytes.chunks(ATOMIC_BYTES) {
         let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];

@@ -1,12 +1,13 @@
 //! Commands: finding, starting and ending them.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agentbox_box_protocol::proto::{self, control_request, run_input, run_output};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh, start};
+use crate::support::{Session, Setup, TestBox, eventually, is_alive, read_text, run, sh, start};
 
 #[tokio::test]
 async fn each_kind_of_end_has_its_exit_code() {
@@ -222,6 +223,52 @@ async fn kill_and_signal_reach_command_with_blocked_stdin() {
         client.control(unknown).await.unwrap_err().code(),
         Code::NotFound
     );
+}
+
+/// The words of a command that runs its arguments as a user of its own: the kernel does not
+/// limit the number of root's processes.
+fn as_other_user() -> Vec<String> {
+    [
+        "setpriv",
+        "--reuid=64321",
+        "--regid=64321",
+        "--clear-groups",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+#[tokio::test]
+async fn command_fails_alone_when_no_process_or_descriptor_is_free() {
+    let (boxd, client) = TestBox::start(Setup {
+        wrapper: as_other_user(),
+        no_output_dir: true,
+        ..Setup::default()
+    })
+    .await;
+    let boxd_pid = boxd.boxd_pid().to_string();
+    // Sets boxd's soft limit, as any process of its user can.
+    let limit = |option: &str| {
+        let words = as_other_user();
+        let mut prlimit = Command::new(&words[0]);
+        prlimit.args(&words[1..]);
+        prlimit.args(["prlimit", "--pid", &boxd_pid, option]);
+        assert!(prlimit.status().unwrap().success(), "{option}");
+    };
+    for (lowered, restored, reason) in [
+        ("--nproc=1:", "--nproc=500:", "process limit"),
+        ("--nofile=3:", "--nofile=500:", "creating a pipe"),
+    ] {
+        // boxd has started no command yet, or has been idle: no thread waits to be used.
+        limit(lowered);
+        for _ in 0..3 {
+            let exited = run(&client, start(&["true"])).await.exited.unwrap();
+            assert_eq!(exited.exit_code, 126, "{lowered}: {exited:?}");
+            assert!(exited.start_error.contains(reason), "{exited:?}");
+        }
+        limit(restored);
+        assert_eq!(run(&client, start(&["true"])).await.code(), 0);
+    }
 }
 
 #[tokio::test]
