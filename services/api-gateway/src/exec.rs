@@ -67,6 +67,7 @@ fn reply(result: ExecResult, encoding: OutputEncoding) -> ExecReply {
 ///
 /// Runs a command in a running environment and answers when it has ended. A command that fails
 /// is answered with 200 too: see `exit_code`. If the client disconnects, the command is killed.
+/// Processes that a command leaves in the background keep running; their later output is dropped.
 #[utoipa::path(post, operation_id = "execInEnvironment", path = "/environments/{id}/exec", tag = "exec",
     params(EnvironmentParameter), request_body = ExecBody,
     responses((status = 200, description = "The result of the command.", body = ExecReply)))]

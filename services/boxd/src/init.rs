@@ -29,6 +29,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::background_output::BackgroundOutput;
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
@@ -50,6 +51,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub enum InitError {
     #[error("installing the signal handlers failed")]
     Signals(#[source] io::Error),
+    #[error("preparing to start and reap commands failed")]
+    Reaper(#[source] io::Error),
     #[error("the settings are invalid")]
     Settings(#[from] SettingsError),
     #[error("creating the log failed")]
@@ -69,7 +72,7 @@ pub enum InitError {
 /// [`InitError`] when the box cannot start or its server fails.
 pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitError> {
     let mut signals = ForwardedSignals::listen().map_err(InitError::Signals)?;
-    let (reaper, child_signals) = Reaper::new().map_err(InitError::Signals)?;
+    let (reaper, child_signals) = Reaper::new().map_err(InitError::Reaper)?;
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -99,6 +102,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         registry: Arc::clone(&registry),
         reaper,
         environment: Arc::clone(&environment),
+        background_output: Arc::new(BackgroundOutput::new(tasks.clone(), closing.clone())),
         tasks: tasks.clone(),
         closing: closing.clone(),
         ring_bytes: settings.ring_bytes,

@@ -15,6 +15,7 @@
 //! implements its side (`Configure`, `Settings::warm`, `Phase::Unconfigured`); no service
 //! creates warm boxes yet.
 
+mod background_output;
 mod command;
 mod environment;
 mod init;
@@ -30,6 +31,7 @@ mod run;
 mod service;
 mod settings;
 mod signals;
+mod tee;
 mod terminal;
 mod trace;
 mod usage;

@@ -6,7 +6,6 @@
 //! * I2. The termination file is written before the end is published.
 
 mod lines;
-mod tee;
 
 use std::ffi::OsString;
 use std::io;
@@ -31,6 +30,7 @@ use crate::logs::Log;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
 use crate::run::output_pipe;
+use crate::tee;
 use crate::usage;
 use lines::Lines;
 
@@ -192,7 +192,7 @@ impl MainCommand {
             };
             let command_ended = command_ended.clone();
             async move {
-                pump(source, &sink, command_ended).await;
+                pump(&source, &sink, command_ended).await;
                 sink.finish();
             }
         });

@@ -1,4 +1,4 @@
-//! Copies output to boxd's own stdout and stderr, which operators read (`kubectl logs`).
+//! Writes to boxd's own stdout and stderr, which operators read (`kubectl logs`).
 //!
 //! Never waits: output that would block is dropped here. The log has it anyway.
 
