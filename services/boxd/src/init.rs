@@ -18,6 +18,7 @@ use agentbox_box_protocol::client::{
 };
 use agentbox_box_protocol::output::WriteError;
 use agentbox_box_protocol::proto::boxd_server::BoxdServer;
+use agentbox_box_protocol::termination::Termination;
 use agentbox_box_protocol::token::CheckToken;
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
@@ -38,6 +39,7 @@ use crate::run::{Registry, Starter};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
 use crate::signals::{ForwardedSignals, stops_idle_box};
+use crate::tee;
 use crate::usage::UsageSampler;
 
 /// The deadline for killing runs and sending their remaining output.
@@ -79,6 +81,12 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let background = TaskTracker::new();
     background.spawn(Arc::clone(&reaper).run(child_signals, stop.clone()));
 
+    if let Some(path) = &settings.termination_file
+        && let Err(error) = Termination::reserve(path)
+    {
+        // The end may still be written later.
+        tee::line(&format!("boxd: {error}"));
+    }
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());
     let log = Arc::new(Log::open(&settings)?);
@@ -128,6 +136,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
             _ = &mut server => return Err(InitError::Server),
             signal = signals.next() => {
                 if !main.signal(signal) && stops_idle_box(signal) {
+                    main.end_idle();
                     break 0;
                 }
             }

@@ -3,7 +3,8 @@
 //! Its output is the box's log, and is copied to boxd's own stdout and stderr. When it
 //! ends, the box ends. Invariants:
 //! * I1. It is started at most once.
-//! * I2. The termination file is written before the end is published.
+//! * I2. The termination file is written before the end is published. A box that ends without
+//!   one was lost, or failed to start.
 
 mod lines;
 
@@ -204,6 +205,11 @@ impl MainCommand {
         let [stdout, stderr] = pumps;
         let (ended, (), ()) = tokio::join!(end, stdout, stderr);
         ended
+    }
+
+    /// Reports the end of a box without a main command: it is ended by a signal, with code 0.
+    pub fn end_idle(&self) {
+        self.end(0, false, Utc::now(), String::new());
     }
 
     fn end(&self, exit_code: i32, oom_killed: bool, started_at: DateTime<Utc>, message: String) {

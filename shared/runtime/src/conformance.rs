@@ -299,6 +299,7 @@ macro_rules! conformance_tests {
             life: capacity_excludes_reserved_resources,
             ending: ended_box_keeps_exit_code_and_last_output,
             ending: missing_command_exits_127,
+            ending: box_that_cannot_execute_boxd_does_not_report_an_exit_of_its_command,
             ending: stop_with_grace_lets_the_command_exit,
             ending: stop_without_grace_kills_at_once,
             ending: missing_image_fails_by_name_within_seconds,

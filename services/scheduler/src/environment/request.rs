@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 // The prefix of boxd's own variables. A user's variable of the same name would replace one.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
-    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
+    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, check_variable_size, is_box_variable_name,
 };
 use agentbox_contracts::environment::{
     EnvironmentRequest, MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S,
@@ -155,6 +155,10 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
                 format_args!("the value of {name} must not contain NUL"),
             ));
         }
+        check_variable_size(name, value).map_err(|rule| {
+            let shown = shortened(name);
+            Error::field("env", format_args!("the variable {shown} {rule}"))
+        })?;
         total += name.len() + value.len();
     }
     if total > MAX_MAIN_ENV_BYTES {

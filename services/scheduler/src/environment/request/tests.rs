@@ -1,3 +1,4 @@
+use agentbox_contracts::command::MAX_VARIABLE_BYTES;
 use agentbox_contracts::environment::{
     Isolation, NetworkPolicy, ResourceRequest, SecurityContext, Toleration,
 };
@@ -80,6 +81,9 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_MAIN_ENV_BYTES))])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_VARIABLE_BYTES))])
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
