@@ -26,7 +26,7 @@ use crate::edge::{Answer, Json};
 use crate::state::Gateway;
 use crate::text;
 
-pub(crate) use request::command_line;
+pub(crate) use request::{command_line, total_size, variables, working_dir};
 
 /// How long the exec-proxy may take to answer the first message of a session.
 pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);

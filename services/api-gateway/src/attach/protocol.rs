@@ -7,6 +7,7 @@ use crate::text::Decoder;
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::{Exit, FromBox, ToBox};
+use agentbox_contracts::signal::is_signal_name;
 use axum::extract::ws::Message;
 
 /// Reads one text frame of the client.
@@ -17,7 +18,16 @@ pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
     Ok(match json::parse(text.as_bytes())? {
         ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],
-        ClientMessage::Signal { signal } => vec![ToBox::Signal(signal)],
+        ClientMessage::Signal { signal } if is_signal_name(&signal) => {
+            vec![ToBox::Signal(signal)]
+        }
+        ClientMessage::Signal { signal } => {
+            return Err(Error::value(
+                "signal",
+                "must be the name of a signal, such as SIGINT or INT",
+                signal,
+            ));
+        }
         ClientMessage::Eof {} => vec![ToBox::Eof],
     })
 }
@@ -123,6 +133,11 @@ mod tests {
                 r#"{"type":"resize","cols":0,"rows":1}"#,
                 ErrorCode::Validation,
             ),
+            (
+                r#"{"type":"signal","signal":"SIGFOO"}"#,
+                ErrorCode::Validation,
+            ),
+            (r#"{"type":"signal","signal":"9"}"#, ErrorCode::Validation),
         ] {
             assert_eq!(to_box(text).unwrap_err().code, code, "{text}");
         }

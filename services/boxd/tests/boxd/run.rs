@@ -79,6 +79,24 @@ async fn command_gets_directory_and_variables_without_boxd_variables() {
 }
 
 #[tokio::test]
+async fn empty_command_is_a_shell_without_a_terminal_too() {
+    let (_boxd, client) = TestBox::idle().await;
+    let shell = proto::StartCommand {
+        stdin: true,
+        ..start(&[])
+    };
+    let session = Session::start(&client, shell).await;
+    let script = "echo out; echo err >&2; exit 4\n";
+    session.send(run_input::Input::Stdin(script.into())).await;
+    let outcome = session.finish().await;
+    assert_eq!(
+        (outcome.text(), outcome.stderr.as_slice()),
+        ("out\n", &b"err\n"[..])
+    );
+    assert_eq!(outcome.code(), 4);
+}
+
+#[tokio::test]
 async fn command_starts_with_default_signals_and_highest_oom_score() {
     let (_boxd, client) = TestBox::idle().await;
     let outcome = run(
