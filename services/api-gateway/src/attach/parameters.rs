@@ -54,7 +54,8 @@ struct Documented {
     /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
     #[param(example = "/tmp")]
     working_dir: Option<String>,
-    /// Send output as binary frames, byte for byte, instead of text messages. Default: false.
+    /// Send output as binary frames instead of text messages: one byte that names the stream (1:
+    /// stdout, 2: stderr), then the output, byte for byte. Default: false.
     #[param(default = false, example = false)]
     binary: Option<bool>,
     /// A single-use ticket for `attach`, instead of an Authorization header.

@@ -45,6 +45,10 @@ pub(super) fn exit(exit: &Exit) -> Message {
     })
 }
 
+/// The first byte of a binary frame of output: the stream's file descriptor.
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+
 /// Converts output of the command to frames.
 pub(super) struct Output {
     is_binary: bool,
@@ -65,9 +69,8 @@ impl Output {
     /// incomplete and has nothing else, and for messages without output.
     pub(super) fn frame(&mut self, message: FromBox) -> Option<Message> {
         match message {
-            FromBox::Stdout(bytes) | FromBox::Stderr(bytes) if self.is_binary => {
-                (!bytes.is_empty()).then_some(Message::Binary(bytes))
-            }
+            FromBox::Stdout(bytes) if self.is_binary => binary(STDOUT, &bytes),
+            FromBox::Stderr(bytes) if self.is_binary => binary(STDERR, &bytes),
             FromBox::Stdout(bytes) => text(self.stdout.push(&bytes), |data| {
                 ServerMessage::Stdout { data }
             }),
@@ -84,6 +87,16 @@ impl Output {
         let stderr = text(self.stderr.finish(), |data| ServerMessage::Stderr { data });
         stdout.into_iter().chain(stderr)
     }
+}
+
+fn binary(stream: u8, bytes: &[u8]) -> Option<Message> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let mut frame = Vec::with_capacity(bytes.len() + 1);
+    frame.push(stream);
+    frame.extend_from_slice(bytes);
+    Some(Message::Binary(frame.into()))
 }
 
 fn text(data: String, message: impl FnOnce(String) -> ServerMessage) -> Option<Message> {
@@ -175,8 +188,13 @@ mod tests {
         let mut output = Output::new(true);
         assert_eq!(
             output.frame(cut(b"\xe2")),
-            Some(Message::Binary(Bytes::from_static(b"\xe2")))
+            Some(Message::Binary(Bytes::from_static(b"\x01\xe2")))
         );
+        assert_eq!(
+            output.frame(FromBox::Stderr(Bytes::from_static(b"e"))),
+            Some(Message::Binary(Bytes::from_static(b"\x02e")))
+        );
+        assert_eq!(output.frame(cut(b"")), None);
         assert_eq!(output.finish().count(), 0);
     }
 }

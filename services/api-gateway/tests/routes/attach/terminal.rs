@@ -134,7 +134,10 @@ async fn binary_frames_carry_stdin_and_output() {
     let mut seen = Vec::new();
     let exit = loop {
         match socket.next().await {
-            Frame::Binary(piece) => seen.extend_from_slice(&piece),
+            Frame::Binary(frame) => {
+                assert_eq!(frame[0], 1, "stdout");
+                seen.extend_from_slice(&frame[1..]);
+            }
             Frame::Json(message) => break message,
             closed @ Frame::Closed(..) => panic!("{closed:?}"),
         }
@@ -151,6 +154,17 @@ async fn binary_frames_carry_stdin_and_output() {
         .unwrap();
     socket.send(json!({"type": "eof"})).await;
     assert_eq!(socket.read_to_end().await.stdout, "a\u{fffd}b");
+}
+
+#[tokio::test]
+async fn binary_frame_names_its_stream() {
+    let query = "tty=false&binary=true&command=sh&command=-c&command=echo%20err%20%3E%262";
+    let mut socket = open(query).await;
+    socket.ready().await;
+    assert_eq!(
+        socket.next().await,
+        Frame::Binary(Bytes::from_static(b"\x02err\n"))
+    );
 }
 
 #[tokio::test]
