@@ -66,6 +66,8 @@ async fn start(
         kind: OpenKind::Attach(AttachRequest {
             id: ExecId::random(),
             command: parameters.command.clone(),
+            working_dir: parameters.working_dir.clone(),
+            env: parameters.env.clone(),
             tty: parameters.tty,
         }),
     };

@@ -26,7 +26,7 @@ use crate::edge::{Answer, Json};
 use crate::state::Gateway;
 use crate::text;
 
-pub(crate) use request::command_line;
+pub(crate) use request::{command_line, total_size, variables, working_dir};
 
 /// How long the exec-proxy may take to answer the first message of a session.
 pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -67,6 +67,7 @@ fn reply(result: ExecResult, encoding: OutputEncoding) -> ExecReply {
 ///
 /// Runs a command in a running environment and answers when it has ended. A command that fails
 /// is answered with 200 too: see `exit_code`. If the client disconnects, the command is killed.
+/// Processes that a command leaves in the background keep running; their later output is dropped.
 #[utoipa::path(post, operation_id = "execInEnvironment", path = "/environments/{id}/exec", tag = "exec",
     params(EnvironmentParameter), request_body = ExecBody,
     responses((status = 200, description = "The result of the command.", body = ExecReply)))]

@@ -18,16 +18,19 @@ use agentbox_box_protocol::client::{
 };
 use agentbox_box_protocol::output::WriteError;
 use agentbox_box_protocol::proto::boxd_server::BoxdServer;
+use agentbox_box_protocol::termination::Termination;
 use agentbox_box_protocol::token::CheckToken;
+use futures::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::background_output::BackgroundOutput;
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
@@ -36,17 +39,22 @@ use crate::run::{Registry, Starter};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
 use crate::signals::{ForwardedSignals, stops_idle_box};
+use crate::stderr;
 use crate::usage::UsageSampler;
 
 /// The deadline for killing runs and sending their remaining output.
 const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The deadline for the server to send its last bytes.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     #[error("installing the signal handlers failed")]
     Signals(#[source] io::Error),
+    #[error("preparing to start and reap commands failed")]
+    Reaper(#[source] io::Error),
     #[error("the settings are invalid")]
     Settings(#[from] SettingsError),
     #[error("creating the log failed")]
@@ -66,13 +74,19 @@ pub enum InitError {
 /// [`InitError`] when the box cannot start or its server fails.
 pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitError> {
     let mut signals = ForwardedSignals::listen().map_err(InitError::Signals)?;
-    let (reaper, child_signals) = Reaper::new().map_err(InitError::Signals)?;
+    let (reaper, child_signals) = Reaper::new().map_err(InitError::Reaper)?;
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let background = TaskTracker::new();
     background.spawn(Arc::clone(&reaper).run(child_signals, stop.clone()));
 
+    if let Some(path) = &settings.termination_file
+        && let Err(error) = Termination::reserve(path)
+    {
+        // The end may still be written later.
+        stderr::line(&format!("boxd: {error}"));
+    }
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());
     let log = Arc::new(Log::open(&settings)?);
@@ -96,6 +110,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         registry: Arc::clone(&registry),
         reaper,
         environment: Arc::clone(&environment),
+        background_output: Arc::new(BackgroundOutput::new(tasks.clone(), closing.clone())),
         tasks: tasks.clone(),
         closing: closing.clone(),
         ring_bytes: settings.ring_bytes,
@@ -121,6 +136,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
             _ = &mut server => return Err(InitError::Server),
             signal = signals.next() => {
                 if !main.signal(signal) && stops_idle_box(signal) {
+                    main.end_idle();
                     break 0;
                 }
             }
@@ -154,6 +170,14 @@ async fn serve(
     token: CheckToken,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // Without a free descriptor every accept fails at once, and nothing reports when one is free.
+    let incoming = incoming.then(|accepted| async move {
+        if accepted.is_err() {
+            sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    });
     let service = BoxdServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -164,9 +188,6 @@ async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(InterceptedService::new(service, token))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        )
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

@@ -15,6 +15,7 @@
 //! implements its side (`Configure`, `Settings::warm`, `Phase::Unconfigured`); no service
 //! creates warm boxes yet.
 
+mod background_output;
 mod command;
 mod environment;
 mod init;
@@ -30,11 +31,13 @@ mod run;
 mod service;
 mod settings;
 mod signals;
+mod stderr;
 mod terminal;
 mod trace;
 mod usage;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use invocation::Invocation;
@@ -54,7 +57,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             command,
         }) => finish(reexec::serve(settings_fd, command)),
         Err(error) => {
-            eprintln!("boxd: {error}");
+            print_error(&format!("boxd: {error}"));
             ExitCode::from(2)
         }
     }
@@ -70,8 +73,13 @@ fn finish<E: std::error::Error>(result: Result<u8, E>) -> ExitCode {
                 line.push_str(&format!(": {next}"));
                 cause = next.source();
             }
-            eprintln!("{line}");
+            print_error(&line);
             ExitCode::from(125)
         }
     }
+}
+
+/// Unlike `eprintln`, does not panic when nobody reads stderr: the exit code matters more.
+fn print_error(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -2,7 +2,8 @@
 //!
 //! Its output is the box's log. When it ends, the box ends. Invariants:
 //! * I1. It is started at most once.
-//! * I2. The termination file is written before the end is published.
+//! * I2. The termination file is written before the end is published. A box that ends without
+//!   one was lost, or failed to start.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,6 +26,7 @@ use crate::logs::Log;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
 use crate::run::output_pipe;
+use crate::stderr;
 use crate::usage;
 
 /// The state of the main command.
@@ -178,7 +180,7 @@ impl MainCommand {
             let command_ended = command_ended.clone();
             async move {
                 tokio::select! {
-                    () = pump(source, &sink, command_ended) => {}
+                    () = pump(&source, &sink, command_ended) => {}
                     () = log.append_unfinished(stream) => {}
                 }
                 log.finish(stream);
@@ -194,6 +196,11 @@ impl MainCommand {
         ended
     }
 
+    /// Reports the end of a box without a main command: it is ended by a signal, with code 0.
+    pub fn end_idle(&self) {
+        self.end(0, false, Utc::now(), String::new());
+    }
+
     fn end(&self, exit_code: i32, oom_killed: bool, started_at: DateTime<Utc>, message: String) {
         let finished_at = Utc::now();
         let termination = Termination {
@@ -207,7 +214,7 @@ impl MainCommand {
             && let Err(error) = termination.write(path)
         {
             // The exit code is still reported.
-            eprintln!("boxd: {error}");
+            stderr::line(&format!("boxd: {error}"));
         }
         self.log.end();
         self.phase.send_replace(Phase::Exited(exit_code));

@@ -5,7 +5,7 @@
 //! * I2. All bytes that the command wrote before it ended are read, however slow the
 //!   reader.
 //! * I3. A process that holds the pipe open after the command's end delays the end by at
-//!   most [`GRACE`].
+//!   most [`GRACE`]. What it writes later is not output of the command.
 
 use std::io;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Source {
 
 /// Moves all output of `source`; after `command_ended` is cancelled, the remaining output.
 /// Waits for space without a deadline: the caller drops it when no reader is left.
-pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationToken) {
+pub async fn pump(source: &Source, sink: &impl Sink, command_ended: CancellationToken) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while !command_ended.is_cancelled() {
         match source.step(sink, &mut buffer) {
@@ -106,7 +106,7 @@ pub async fn pump(source: Source, sink: &impl Sink, command_ended: CancellationT
             }
         }
     }
-    drain(&source, sink, &mut buffer).await;
+    drain(source, sink, &mut buffer).await;
 }
 
 async fn drain(source: &Source, sink: &impl Sink, buffer: &mut [u8]) {

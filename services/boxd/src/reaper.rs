@@ -1,29 +1,36 @@
 //! Starts, reaps and signals child processes; nothing else in boxd does.
 //!
-//! As PID 1 boxd is also the parent of all orphans of the box. Invariants:
+//! As PID 1 boxd is also the parent of all orphans of the box. Commands are started by one
+//! thread that is created with the reaper: at the box's process limit the kernel refuses a
+//! new thread, and only the command that was to be started may fail. Invariants:
 //! * I1. Only [`Reaper::run`] reaps; it sends the exit status to the task that started the
 //!   child.
 //! * I2. A child is not reaped before that task is registered, nor while it is being
 //!   started (`std` itself waits for a child whose exec failed).
 //! * I3. A group is signalled only while its leader is not reaped: until then the kernel
 //!   cannot reuse its id.
+//! * I4. A start creates no thread.
 
 use std::collections::HashMap;
 use std::io;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
-use tokio::sync::{RwLock, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// The number of scans for a session's processes: a process that forks during one scan is
 /// found by the next.
 const SESSION_PASSES: usize = 3;
+/// The stack of each of boxd's threads, in bytes. Set explicitly: the default depends on an
+/// environment variable, which an image may set.
+pub const THREAD_STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,21 +65,47 @@ pub struct Child {
     pub ended: oneshot::Receiver<ExitStatus>,
 }
 
-#[derive(Default)]
+/// The children that are not reaped yet, by process id.
+type Children = Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>;
+
+/// A command for the thread that starts commands.
+struct StartRequest {
+    command: Command,
+    /// Held until the child is registered: I2.
+    gate: OwnedRwLockReadGuard<()>,
+    started: oneshot::Sender<io::Result<Child>>,
+}
+
 pub struct Reaper {
     /// Held for reading by starts and for writing by reaping: I2.
     gate: Arc<RwLock<()>>,
-    children: Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>,
+    children: Arc<Children>,
+    /// The number of waiting requests is bounded by that of the registry's runs.
+    requests: mpsc::Sender<StartRequest>,
 }
 
 impl Reaper {
-    /// Makes boxd the parent of the box's orphans, also when it is not PID 1.
+    /// Makes boxd the parent of the box's orphans, also when it is not PID 1, and creates the
+    /// thread that starts commands. The thread ends when the reaper is dropped.
     ///
     /// # Errors
-    /// As `sigaction(2)`, `prctl(2)`.
+    /// As `sigaction(2)`, `prctl(2)`, `pthread_create(3)`.
     pub fn new() -> io::Result<(Arc<Self>, SignalStream)> {
         nix::sys::prctl::set_child_subreaper(true)?;
-        Ok((Arc::new(Self::default()), signal(SignalKind::child())?))
+        let child_signals = signal(SignalKind::child())?;
+        let children = Arc::new(Children::default());
+        let (requests, received) = mpsc::channel();
+        let registered = Arc::clone(&children);
+        thread::Builder::new()
+            .name("boxd-start".to_owned())
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || start_requested(&received, &registered))?;
+        let this = Self {
+            gate: Arc::default(),
+            children,
+            requests,
+        };
+        Ok((Arc::new(this), child_signals))
     }
 
     /// Reaps until `stop`. Must be run once only.
@@ -107,21 +140,17 @@ impl Reaper {
     ///
     /// # Errors
     /// As `fork(2)`, `execve(2)`.
-    pub async fn start(self: &Arc<Self>, mut command: Command) -> io::Result<Child> {
+    pub async fn start(&self, command: Command) -> io::Result<Child> {
         let gate = Arc::clone(&self.gate).read_owned().await;
-        let this = Arc::clone(self);
-        let started = tokio::task::spawn_blocking(move || {
-            let process = command.spawn()?;
-            let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
-            let (sender, ended) = oneshot::channel();
-            this.children.lock().insert(pid, sender);
-            drop(gate);
-            Ok(Child {
-                pid: Pid::from_raw(pid),
-                ended,
-            })
-        });
-        started.await.map_err(io::Error::other)?
+        let (started, result) = oneshot::channel();
+        let request = StartRequest {
+            command,
+            gate,
+            started,
+        };
+        let ended = || io::Error::other("the thread that starts commands has ended");
+        self.requests.send(request).map_err(|_| ended())?;
+        result.await.unwrap_or_else(|_| Err(ended()))
     }
 
     /// Signals the process group of `leader`; `false` when the leader has ended.
@@ -148,6 +177,33 @@ impl Reaper {
             }
         }
     }
+}
+
+/// Starts the requested commands, one after the other, until the reaper is dropped.
+fn start_requested(requests: &mpsc::Receiver<StartRequest>, children: &Children) {
+    for request in requests {
+        let StartRequest {
+            mut command,
+            gate,
+            started,
+        } = request;
+        let child = spawn(&mut command, children);
+        drop(gate);
+        // The receiver may be gone; the child is registered and will be reaped.
+        let _ = started.send(child);
+    }
+}
+
+/// Starts the process and registers it.
+fn spawn(command: &mut Command, children: &Children) -> io::Result<Child> {
+    let process = command.spawn()?;
+    let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
+    let (sender, ended) = oneshot::channel();
+    children.lock().insert(pid, sender);
+    Ok(Child {
+        pid: Pid::from_raw(pid),
+        ended,
+    })
 }
 
 /// The running processes of the session outside its leader's group.

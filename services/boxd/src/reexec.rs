@@ -19,6 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 
 use crate::init::{self, InitError};
+use crate::reaper::THREAD_STACK_BYTES;
 use crate::settings::{Settings, SettingsError};
 
 #[derive(Debug, thiserror::Error)]
@@ -102,15 +103,17 @@ fn protect_and_run(settings: Settings, command: Vec<OsString>) -> Result<u8, Ree
     // Executed from /proc/self/exe the process would be named "exe". Cosmetic: errors are
     // ignored.
     let _ = prctl::set_name(c"boxd");
+    // All threads start here or in `Reaper::new`. The runtime's pool for blocking calls creates
+    // threads on demand, and panics when the kernel refuses one: boxd must not use it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(16)
+        .thread_stack_size(THREAD_STACK_BYTES)
         .thread_name("boxd")
         .enable_all()
         .build()
         .map_err(ReexecError::Runtime)?;
     let result = runtime.block_on(init::run(settings, command));
-    // A start that hangs in the kernel must not delay the exit.
+    // A system call that hangs in a worker must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     Ok(result?)
 }

@@ -37,7 +37,7 @@ pub use spec::{InvalidRunSpec, RunId, RunSpec, arguments, variables};
 pub use start::{Started, Starter, output_pipe};
 
 use crate::reaper::Reaper;
-use crate::terminal::{END_OF_INPUT, Size, Terminal};
+use crate::terminal::{Size, Terminal};
 use ring::Ring;
 
 /// The limit for the output in one message, in bytes.
@@ -161,10 +161,9 @@ impl Run {
     async fn end_stdin(&self) {
         let mut stdin = self.stdin.lock().await;
         if let Some(Stdin::Terminal(terminal)) = stdin.as_ref() {
-            // A terminal has no end of file; its line discipline makes one from Ctrl-D. The
-            // terminal stays open for programs that continue to read. An error means that
-            // the terminal is already closed.
-            let _ = terminal.write_all(&[END_OF_INPUT]).await;
+            // The terminal stays open for programs that continue to read. An error means that
+            // it is already closed.
+            let _ = terminal.end_input().await;
         } else {
             *stdin = None;
         }

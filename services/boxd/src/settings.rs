@@ -115,6 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn empty_setting_is_absent() {
+        let mut pairs = vec![(variables::TOKEN, "t")];
+        pairs.extend(variables::UNSET.map(|name| (name, "")));
+        let settings = read(&pairs).unwrap();
+        assert!(!settings.warm);
+        assert_eq!(settings.ring_bytes, RING_BYTES);
+        assert_eq!(settings.segment_bytes, IN_MEMORY_SEGMENT_BYTES);
+        assert!(read(&[(variables::TOKEN, "")]).is_err());
+    }
+
+    #[test]
     fn malformed_setting_is_named_in_error() {
         for (name, value) in [
             (variables::LISTEN, "localhost:1"),

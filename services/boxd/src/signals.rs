@@ -65,7 +65,9 @@ impl ForwardedSignals {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use agentbox_contracts::signal;
+
+    use super::{Signal, parse};
 
     #[test]
     fn signal_name_parses_with_and_without_prefix_in_any_case() {
@@ -74,6 +76,16 @@ mod tests {
         }
         for name in ["", "SIG", "SIGFOO", "9"] {
             assert_eq!(parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn parsed_names_are_those_of_the_contract() {
+        for name in signal::NAMES {
+            assert!(parse(name).is_some(), "{name}");
+        }
+        for known in Signal::iterator() {
+            assert!(signal::is_signal_name(known.as_str()), "{known}");
         }
     }
 }

@@ -4,17 +4,18 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{O_CLOEXEC, O_NOCTTY};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
+use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcgetpgrp, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
-/// Ctrl-D: ends input on a terminal in canonical mode.
-pub const END_OF_INPUT: u8 = 4;
+/// Ctrl-D, the default of a terminal's end-of-file character (VEOF).
+const END_OF_FILE: u8 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
@@ -35,6 +36,8 @@ impl Size {
 
 pub struct Terminal {
     controller: AsyncFd<File>,
+    /// Whether the input since the last line's end is not empty.
+    has_unfinished_line: AtomicBool,
 }
 
 impl Terminal {
@@ -61,6 +64,7 @@ impl Terminal {
         Ok((
             Self {
                 controller: register(File::from(controller))?,
+                has_unfinished_line: AtomicBool::new(false),
             },
             tty.into(),
         ))
@@ -104,6 +108,30 @@ impl Terminal {
         }
     }
 
+    /// Ends the input. A terminal has no end of file; its line discipline makes one of the
+    /// end-of-file character.
+    ///
+    /// # Errors
+    /// `EIO` when no process has the tty open any more.
+    pub async fn end_input(&self) -> io::Result<()> {
+        let (end_of_file, is_canonical) = {
+            let settings = tcgetattr(self.controller.get_ref())?;
+            let is_canonical = settings.local_modes.contains(LocalModes::ICANON);
+            match settings.special_codes[SpecialCodeIndex::VEOF] {
+                // The command has disabled it.
+                0 => (END_OF_FILE, is_canonical),
+                set => (set, is_canonical),
+            }
+        };
+        // After an unfinished line the first character only passes the line to its reader. At the
+        // start of a line a second one would end the input of the next reader too.
+        let is_unfinished = self.has_unfinished_line.load(Ordering::Relaxed);
+        let count = if is_canonical && is_unfinished { 2 } else { 1 };
+        self.write_all(&[end_of_file; 2][..count]).await?;
+        self.has_unfinished_line.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// # Errors
     /// `EIO` when no process has the tty open any more.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
@@ -112,10 +140,27 @@ impl Terminal {
                 .controller
                 .async_io(tokio::io::Interest::WRITABLE, |mut file| file.write(bytes));
             let written = write.await?;
+            if let Some(last) = bytes.get(..written).and_then(<[u8]>::last) {
+                self.has_unfinished_line
+                    .store(!ends_line(*last), Ordering::Relaxed);
+            }
             bytes = bytes.get(written..).unwrap_or_default();
         }
         Ok(())
     }
+}
+
+/// Whether a terminal's line is empty after this byte: it ends a line, or discards it, with the
+/// terminal's default characters.
+fn ends_line(byte: u8) -> bool {
+    const INTERRUPT: u8 = 3;
+    const KILL_LINE: u8 = 21;
+    const SUSPEND: u8 = 26;
+    const QUIT: u8 = 28;
+    matches!(
+        byte,
+        b'\n' | b'\r' | END_OF_FILE | INTERRUPT | KILL_LINE | SUSPEND | QUIT
+    )
 }
 
 #[allow(

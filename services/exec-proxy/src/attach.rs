@@ -167,6 +167,8 @@ async fn forward_output(
 fn start_command(request: &AttachRequest) -> StartCommand {
     StartCommand {
         command: request.command.clone(),
+        working_dir: request.working_dir.clone().unwrap_or_default(),
+        env: request.env.clone().into_iter().collect(),
         tty: request.tty.map(resize),
         stdin: true,
         ..StartCommand::default()

@@ -162,7 +162,12 @@ async fn dispatch(
         OpenKind::Exec(request) => {
             match lease_box(cluster, &open.environment, open.address, open.status) {
                 Ok(lease) => {
-                    Box::pin(exec::serve(incoming.accept(), lease, request, stopping)).await
+                    // The stdin that follows must not wait for output.
+                    let session = match request.stdin_follows {
+                        true => incoming.accept_to_receive(),
+                        false => incoming.accept(),
+                    };
+                    Box::pin(exec::serve(session, lease, request, stopping)).await
                 }
                 Err(error) => refuse(incoming, error).await,
             }

@@ -30,11 +30,12 @@ pub enum ClientMessage {
     },
     /// A POSIX signal for the command's process group.
     Signal {
-        /// The signal's name, with or without `SIG`: `SIGINT` or `INT`.
+        /// The signal's name, with or without `SIG`: `SIGINT` or `INT`. Another one is answered
+        /// with an `error` message.
         #[schema(example = "SIGINT")]
         signal: String,
     },
-    /// The end of the command's stdin.
+    /// The end of the command's stdin, on a terminal also after an unfinished line.
     Eof {},
 }
 

@@ -54,8 +54,8 @@ pub struct ExecBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "/tmp")]
     pub working_dir: Option<String>,
-    /// Environment variables, added to those of the environment. One name and its value have at
-    /// most 131070 bytes. Default: none.
+    /// Environment variables, added to those of the environment. A name and its value have
+    /// together at most 131070 bytes. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(example = json!({"MY_VAR": "my-value"}))]
     pub env: BTreeMap<String, String>,

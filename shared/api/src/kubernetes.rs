@@ -79,7 +79,7 @@ impl PartialSchema for Variables {
             .description(Some(
                 "Environment variables. A name is printable ASCII without `=` or space and does \
                  not begin with `AGENTBOX_BOXD_`. Names and values together have at most \
-                 131072 bytes, one name and its value at most 131070.",
+                 131072 bytes, a name and its value at most 131070.",
             ))
             .examples([serde_json::json!({"MY_VAR": "my-value"})])
             .build();

@@ -1,4 +1,5 @@
-//! The termination file: the exit of the main command as JSON. It outlives boxd.
+//! The termination file: the exit of the main command as JSON. It outlives boxd. A box that ended
+//! without it was lost, or failed to start: boxd's own exit code is not the command's.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -34,8 +35,18 @@ pub enum TerminationError {
 }
 
 impl Termination {
-    /// Writes the file through a temporary file and a rename; in one write when the path is
-    /// a mount itself (Kubernetes' termination log).
+    /// Creates the file without an exit, so that [`Self::write`] succeeds also when the box has
+    /// filled the file system meanwhile.
+    ///
+    /// # Errors
+    /// [`TerminationError::Io`].
+    pub fn reserve(path: &Path) -> Result<(), TerminationError> {
+        // A file system allocates a whole page or block for the first byte.
+        Ok(fs::write(path, "\n")?)
+    }
+
+    /// Writes the file through a temporary file and a rename; in place when there is no space
+    /// for another file, and when the path is a mount itself (Kubernetes' termination log).
     ///
     /// # Errors
     /// [`TerminationError::Io`].
@@ -48,12 +59,20 @@ impl Termination {
         if replaced.is_err() {
             // Removes the temporary file; best effort.
             let _ = fs::remove_file(&temporary);
-            fs::File::create(path)?.write_all(&json)?;
+            // Without truncating it first, which would release its space.
+            let mut options = fs::OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            file.write_all(&json)?;
+            file.set_len(json.len() as u64)?;
         }
         Ok(())
     }
 
-    /// Reads the file. `None` when it does not exist or is empty: the main command has not
+    /// Reads the file. `None` when it does not exist or holds no exit: the main command has not
     /// ended, or boxd was killed first. Links, FIFOs and devices are errors.
     ///
     /// # Errors
@@ -66,7 +85,7 @@ impl Termination {
         };
         let mut json = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut json)?;
-        if json.is_empty() {
+        if json.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
         serde_json::from_slice(&json)
@@ -96,9 +115,22 @@ mod tests {
         assert_eq!(Termination::read(&path).unwrap(), None);
         fs::write(&path, "").unwrap();
         assert_eq!(Termination::read(&path).unwrap(), None);
+        Termination::reserve(&path).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), None);
         sample().write(&path).unwrap();
         assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn termination_is_written_in_place_when_no_other_file_can_be_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination");
+        // The name of the temporary file is taken by a directory.
+        fs::create_dir(dir.path().join("termination.new")).unwrap();
+        fs::write(&path, "x".repeat(1000)).unwrap();
+        sample().write(&path).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
     }
 
     #[test]

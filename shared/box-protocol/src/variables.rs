@@ -1,5 +1,6 @@
 //! The environment variables with which a driver configures boxd. Commands in the box do
-//! not inherit them.
+//! not inherit them. A driver passes all of them, because an image may set variables of the same
+//! names. An empty value counts as absent.
 
 /// The prefix of boxd's variables.
 pub const PREFIX: &str = "AGENTBOX_BOXD_";
@@ -25,6 +26,10 @@ pub const RING_BYTES: &str = "AGENTBOX_BOXD_RING_BYTES";
 
 /// The size of each of the two output segments, in bytes. Default [`crate::output::SEGMENT_BYTES`].
 pub const SEGMENT_BYTES: &str = "AGENTBOX_BOXD_SEGMENT_BYTES";
+
+/// The variables that no driver sets. A driver passes each of them with an empty value, which
+/// boxd takes as absent: otherwise an image's `ENV` could set it.
+pub const UNSET: [&str; 3] = [WARM, RING_BYTES, SEGMENT_BYTES];
 
 /// The default port of boxd.
 pub const DEFAULT_PORT: u16 = 10_777;

@@ -15,10 +15,26 @@ pub const MAX_MAIN_COMMAND_BYTES: usize = 128 * 1024;
 /// The limit for the names and values of a box's environment variables, in bytes.
 pub const MAX_MAIN_ENV_BYTES: usize = 128 * 1024;
 
-/// The bytes of a variable `NAME=value` with its NUL, as the kernel counts them.
-#[must_use]
-pub const fn variable_bytes(name: &str, value: &str) -> usize {
-    name.len() + value.len() + 2
+/// The limit for the name and the value of one environment variable together, in bytes:
+/// `execve(2)` passes it as `name=value` with a NUL.
+pub const MAX_VARIABLE_BYTES: usize = MAX_ARGUMENT_BYTES - 2;
+
+/// `execve(2)` cannot pass a variable of this size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must have at most {max} bytes, name and value together, has {0}", max = MAX_VARIABLE_BYTES)]
+pub struct VariableTooLong(usize);
+
+/// Checks the size of an environment variable.
+///
+/// # Errors
+/// [`VariableTooLong`] above [`MAX_VARIABLE_BYTES`].
+pub fn check_variable_size(name: &str, value: &str) -> Result<(), VariableTooLong> {
+    let bytes = name.len() + value.len();
+    if bytes <= MAX_VARIABLE_BYTES {
+        Ok(())
+    } else {
+        Err(VariableTooLong(bytes))
+    }
 }
 
 /// Whether `execve(2)` can pass a variable of this name.
@@ -37,6 +53,17 @@ pub fn is_box_variable_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variable_fits_one_argument_of_execve() {
+        let longest = "x".repeat(MAX_ARGUMENT_BYTES - "A=\0".len());
+        assert_eq!(check_variable_size("A", &longest), Ok(()));
+        let error = check_variable_size("AB", &longest).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "must have at most 131070 bytes, name and value together, has 131071"
+        );
+    }
 
     #[test]
     fn every_box_variable_name_is_a_variable_name() {

@@ -70,6 +70,10 @@ pub struct AttachRequest {
     /// Empty: the image's shell.
     #[serde(default)]
     pub command: Vec<String>,
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// `None`: no terminal; stdout and stderr are separate streams.
     #[serde(default)]
     pub tty: Option<TerminalSize>,

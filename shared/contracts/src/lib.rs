@@ -11,6 +11,7 @@ pub mod ids;
 pub mod logs;
 pub mod permissions;
 pub mod rpc;
+pub mod signal;
 pub mod subjects;
 pub mod units;
 pub mod utf8;

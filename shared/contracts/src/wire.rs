@@ -196,7 +196,7 @@ fn exec_rpcs_match_snapshot() {
         "working_dir": "/tmp", "env": {"A": "b"}, "stdin": "aGk=", "stdin_follows": false,
         "timeout_ms": 1000, "max_output_bytes": 1024}});
     let attach = json!({"attach": {"id": "exec-0123456789abcdef", "command": ["sh"],
-        "tty": {"cols": 80, "rows": 24}}});
+        "working_dir": "/tmp", "env": {"A": "b"}, "tty": {"cols": 80, "rows": 24}}});
     let logs = json!({"logs": {"from_sequence": 7, "tail": 10, "since": AT, "follow": true}});
     for (name, kind) in [("exec", exec), ("attach", attach), ("logs", logs)] {
         let open = json!({"environment": ENV, "address": box_address, "status": "running",

@@ -111,7 +111,7 @@ fn command(requested: Option<&[String]>) -> Vec<String> {
     command
 }
 
-/// The user's variables, then boxd's. A user cannot set boxd's.
+/// The user's variables, then boxd's. Neither a user nor an image can set boxd's.
 fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
     let user_variables = spec
         .env
@@ -126,8 +126,10 @@ fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
         (variables::TERMINATION_FILE, termination.as_str()),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let unset = variables::UNSET.map(|key| (key.to_owned(), String::new()));
     user_variables
         .chain(boxd_variables)
+        .chain(unset)
         .map(|(key, value)| KeyValue { key, value })
         .collect()
 }

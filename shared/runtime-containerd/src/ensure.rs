@@ -28,7 +28,7 @@ use crate::error::io_failure;
 use crate::image::{self, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, output, sandbox, seccomp};
+use crate::{cgroup, container, output, phase, sandbox, seccomp};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -291,8 +291,14 @@ impl Context {
             }
             attempts += 1;
             if attempts.is_multiple_of(ATTEMPTS_PER_STATUS) {
-                let status = self.cri.container_status(container).await?;
-                if status.is_none_or(|s| s.state() == ContainerState::ContainerExited) {
+                let Some(status) = self.cri.container_status(container).await? else {
+                    break;
+                };
+                if status.state() == ContainerState::ContainerExited {
+                    let termination = output::termination(&self.output_directory(id));
+                    if let Some(failure) = phase::failed_start(&status, termination.as_ref()) {
+                        return Err(EnsureError::Failed(failure));
+                    }
                     // The container has run and ended; the phase has its exit status.
                     break;
                 }

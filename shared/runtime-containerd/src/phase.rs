@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 
 use agentbox_box_protocol::termination::Termination;
 use agentbox_box_protocol::variables::DEFAULT_PORT;
-use agentbox_runtime::{BoxPhase, ExitReason};
+use agentbox_runtime::{BoxPhase, ExitReason, FailureReason};
 use chrono::{DateTime, Utc};
 use k8s_cri::v1::{ContainerState, ContainerStatus};
 
-use crate::box_state::{BoxState, Ending, Step};
+use crate::box_state::{BoxState, Ending, Failure, Step};
 
 /// 128 + SIGKILL.
 const KILLED: i32 = 137;
@@ -60,6 +60,24 @@ pub fn from_status(status: ContainerStatus) -> ObservedContainer {
     } else {
         ObservedContainer::Exited(Box::new(status))
     }
+}
+
+/// The failure of a container that ended before boxd answered; `None` when its main command has
+/// run, or when something else ended it. boxd reports the end of every command, so a container
+/// without a report did not run it: the kernel could not execute boxd, or boxd could not start.
+pub fn failed_start(
+    status: &ContainerStatus,
+    termination: Option<&Termination>,
+) -> Option<Failure> {
+    let was_ended = status.exit_code == KILLED
+        || matches!(status.reason.as_str(), OOM_KILLED | LOST | NOT_STARTED);
+    (termination.is_none() && !was_ended).then(|| Failure {
+        reason: FailureReason::ImageInvalid,
+        message: format!(
+            "the box could not start: it ended with code {} before its command",
+            status.exit_code
+        ),
+    })
 }
 
 pub fn phase(observation: &Observation) -> BoxPhase {
@@ -131,13 +149,20 @@ fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation)
             ExitReason::OomKilled,
             "the main command exceeded the memory limit".to_owned(),
         )
+    } else if let Some(termination) = termination {
+        let message = match termination.message.as_str() {
+            "" => status.message.as_str(),
+            message => message,
+        };
+        (ExitReason::Exited, message.to_owned())
     } else {
-        let message = termination
-            .map(|termination| termination.message.clone())
-            .filter(|text| !text.is_empty());
+        // The code is the box's own, not the command's.
         (
-            ExitReason::Exited,
-            message.unwrap_or_else(|| status.message.clone()),
+            ExitReason::NodeLost,
+            format!(
+                "the box ended with code {} and did not report the end of its command",
+                status.exit_code
+            ),
         )
     };
     BoxPhase::Exited {
@@ -150,10 +175,7 @@ fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation)
 
 #[cfg(test)]
 mod tests {
-    use agentbox_runtime::FailureReason;
-
     use super::*;
-    use crate::box_state::Failure;
     use crate::network::BoxNetwork;
 
     fn at(seconds: i64) -> DateTime<Utc> {
@@ -246,12 +268,12 @@ mod tests {
                 ExitReason::Exited,
             ),
             (
-                "by itself, without a message",
+                "without a report",
                 state(true),
                 gone(3, "Error"),
                 None,
                 3,
-                ExitReason::Exited,
+                ExitReason::NodeLost,
             ),
             (
                 "its command OOM-killed",
@@ -342,6 +364,28 @@ mod tests {
     }
 
     #[test]
+    fn container_that_ends_without_a_report_before_boxd_answers_has_failed_to_start() {
+        let ended = |exit_code, reason: &str| ContainerStatus {
+            exit_code,
+            reason: reason.to_owned(),
+            ..Default::default()
+        };
+        let failure = failed_start(&ended(1, "Error"), None).unwrap();
+        assert_eq!(failure.reason, FailureReason::ImageInvalid);
+        assert!(failure.message.contains("code 1"), "{}", failure.message);
+        let reported = termination(1, false);
+        assert_eq!(failed_start(&ended(1, "Error"), Some(&reported)), None);
+        for (code, reason) in [
+            (137, "Error"),
+            (137, "OOMKilled"),
+            (255, "Unknown"),
+            (128, "StartError"),
+        ] {
+            assert_eq!(failed_start(&ended(code, reason), None), None, "{reason}");
+        }
+    }
+
+    #[test]
     fn recorded_failure_takes_precedence() {
         let failure = Failure {
             reason: FailureReason::ImagePull,
@@ -375,8 +419,8 @@ mod tests {
     fn box_killed_as_a_whole_by_the_oom_killer_is_oom_killed() {
         for (out_of_memory, code, expected) in [
             (true, KILLED, ExitReason::OomKilled),
-            (true, 1, ExitReason::Exited),
-            (false, KILLED, ExitReason::Exited),
+            (true, 1, ExitReason::NodeLost),
+            (false, KILLED, ExitReason::NodeLost),
         ] {
             let phase = phase(&Observation {
                 state: Some(state(true)),

@@ -198,10 +198,22 @@ fn terminated(
         )
     } else if kubelet_reason == "ContainerStatusUnknown" {
         (ExitReason::NodeLost, "the container is gone".to_owned())
+    } else if let Some(termination) = termination {
+        (ExitReason::Exited, termination.message)
+    } else if observation.state.started_at.is_none() && exit_code != KILLED {
+        // boxd reports the end of every command: the kernel could not execute boxd, or boxd could
+        // not start.
+        return failed(
+            FailureReason::ImageInvalid,
+            format!("the box could not start: it ended with code {exit_code} before its command"),
+        );
     } else {
+        // The code is the box's own, not the command's.
         (
-            ExitReason::Exited,
-            termination.map_or(text, |termination| termination.message),
+            ExitReason::NodeLost,
+            format!(
+                "the box ended with code {exit_code} and did not report the end of its command"
+            ),
         )
     };
     BoxPhase::Exited {

@@ -136,7 +136,7 @@ fn command(requested: Option<&[String]>) -> Vec<String> {
     command
 }
 
-/// The user's variables, then boxd's. A user cannot set boxd's.
+/// The user's variables, then boxd's. Neither a user nor an image can set boxd's.
 fn environment(spec: &BoxSpec) -> Vec<Value> {
     let user_variables = spec
         .env
@@ -152,8 +152,10 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
     let token = json!({ "name": variables::TOKEN, "valueFrom": { "secretKeyRef": {
         "name": SECRET, "key": variables::TOKEN,
     }}});
+    let unset = variables::UNSET.map(|name| json!({ "name": name, "value": "" }));
     user_variables
         .chain(boxd_variables)
+        .chain(unset)
         .chain([token])
         .collect()
 }
@@ -266,6 +268,11 @@ mod tests {
         assert_eq!(named("A")[0]["value"], "$$(B)");
         assert_eq!(named(variables::TOKEN).len(), 1);
         assert!(named(variables::TOKEN)[0]["value"].is_null());
+        // Empty, so that the image's value is replaced.
+        for name in variables::UNSET {
+            assert_eq!(named(name).len(), 1, "{name}");
+            assert_eq!(named(name)[0]["value"], "", "{name}");
+        }
     }
 
     #[test]

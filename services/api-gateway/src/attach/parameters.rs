@@ -1,11 +1,13 @@
 //! The query parameters of an attach. Pure.
 
+use std::collections::BTreeMap;
+
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::TerminalSize;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::exec::command_line;
+use crate::exec::{command_line, total_size, variables, working_dir};
 
 const MAX_SIDE: u16 = 4096;
 const DEFAULT_SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
@@ -17,6 +19,10 @@ pub(super) struct Parameters {
     pub tty: Option<TerminalSize>,
     /// The program and its arguments; empty: the image's shell.
     pub command: Vec<String>,
+    /// `None`: the image's.
+    pub working_dir: Option<String>,
+    /// Added to the variables of the environment.
+    pub env: BTreeMap<String, String>,
     pub binary: bool,
 }
 
@@ -37,10 +43,19 @@ struct Documented {
     /// The terminal's rows, in characters, 1 to 4096. Default: 24.
     #[param(minimum = 1, maximum = 4096, default = 24, example = 40)]
     rows: Option<u16>,
-    /// The program and its arguments: one parameter each, in order. Default: the image's shell.
+    /// The program and its arguments: one parameter each, in order. Default: the image's shell,
+    /// bash or else sh, with and without a terminal.
     #[param(example = json!(["bash", "-l"]))]
     command: Option<Vec<String>>,
-    /// Send output as binary frames, byte for byte, instead of text messages. Default: false.
+    /// Environment variables, `NAME=value`, one parameter each, added to those of the environment.
+    /// A name and its value have together at most 131070 bytes. Default: none.
+    #[param(example = json!(["MY_VAR=my-value"]))]
+    env: Option<Vec<String>>,
+    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
+    #[param(example = "/tmp")]
+    working_dir: Option<String>,
+    /// Send output as binary frames instead of text messages: one byte that names the stream (1:
+    /// stdout, 2: stderr), then the output, byte for byte. Default: false.
     #[param(default = false, example = false)]
     binary: Option<bool>,
     /// A single-use ticket for `attach`, instead of an Authorization header.
@@ -75,6 +90,14 @@ fn side(name: &str, value: &str) -> Result<u16, Error> {
     }
 }
 
+/// Splits `NAME=value`.
+fn variable(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err(Error::value("env", "must be NAME=value", text)),
+    }
+}
+
 /// Validates the size of a terminal.
 ///
 /// # Errors
@@ -93,12 +116,27 @@ impl Parameters {
         let (mut tty, mut binary) = (true, false);
         let TerminalSize { mut cols, mut rows } = DEFAULT_SIZE;
         let mut command = Vec::new();
+        let (mut env, mut directory) = (BTreeMap::new(), None);
         let mut seen = std::collections::BTreeSet::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
                 "command" => {
                     command.push(value.into_owned());
                     continue;
+                }
+                "env" => {
+                    let (name, value) = variable(&value)?;
+                    if env.insert(name.clone(), value).is_some() {
+                        return Err(Error::field(
+                            &format!("env.{}", shortened(&name)),
+                            "must be given once, is given twice",
+                        ));
+                    }
+                    continue;
+                }
+                "working_dir" => {
+                    working_dir(&value)?;
+                    directory = Some(value.into_owned());
                 }
                 "tty" => tty = flag("tty", &value)?,
                 "cols" => cols = side("cols", &value)?,
@@ -118,9 +156,13 @@ impl Parameters {
             }
         }
         command_line("command", &command)?;
+        variables(&env)?;
+        total_size(&command, &env)?;
         Ok(Self {
             tty: tty.then_some(TerminalSize { cols, rows }),
             command,
+            working_dir: directory,
+            env,
             binary,
         })
     }
@@ -139,6 +181,8 @@ mod tests {
             Parameters {
                 tty: Some(DEFAULT_SIZE),
                 command: vec![],
+                working_dir: None,
+                env: BTreeMap::new(),
                 binary: false
             }
         );
@@ -158,6 +202,10 @@ mod tests {
         assert_eq!(read.command, ["sh", "-c", "ls -l"]);
         assert!(read.binary);
         assert_eq!(Parameters::read("tty=false").unwrap().tty, None);
+        let read = Parameters::read("env=A%3Db%3Dc&env=B%3D&working_dir=/tmp").unwrap();
+        let expected = [("A", "b=c"), ("B", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(read.env, BTreeMap::from(expected));
+        assert_eq!(read.working_dir.as_deref(), Some("/tmp"));
         for (bad, field) in [
             ("cols=0", "cols: "),
             ("rows=x", "rows: "),
@@ -167,6 +215,12 @@ mod tests {
             ("tty=true&tty=false", "tty: "),
             ("command=", "command[0]: "),
             ("command=a%00", "command[0]: "),
+            ("env=A", "env: "),
+            ("env=%3Da", "env.: "),
+            ("env=A%3D%00", "env.A: "),
+            ("env=A%3D1&env=A%3D2", "env.A: "),
+            ("working_dir=tmp", "working_dir: "),
+            ("working_dir=/a&working_dir=/b", "working_dir: "),
         ] {
             let error = Parameters::read(bad).unwrap_err();
             assert_eq!(error.code, ErrorCode::Validation, "{bad}");

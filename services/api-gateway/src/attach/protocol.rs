@@ -7,6 +7,7 @@ use crate::text::Decoder;
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::{Exit, FromBox, ToBox};
+use agentbox_contracts::signal::is_signal_name;
 use axum::extract::ws::Message;
 
 /// Reads one text frame of the client.
@@ -17,7 +18,16 @@ pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
     Ok(match client_message::parse(text)? {
         ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],
-        ClientMessage::Signal { signal } => vec![ToBox::Signal(signal)],
+        ClientMessage::Signal { signal } if is_signal_name(&signal) => {
+            vec![ToBox::Signal(signal)]
+        }
+        ClientMessage::Signal { signal } => {
+            return Err(Error::value(
+                "signal",
+                "must be the name of a signal, such as SIGINT or INT",
+                signal,
+            ));
+        }
         ClientMessage::Eof {} => vec![ToBox::Eof],
     })
 }
@@ -34,6 +44,10 @@ pub(super) fn exit(exit: &Exit) -> Message {
         oom_killed: exit.oom_killed,
     })
 }
+
+/// The first byte of a binary frame of output: the stream's file descriptor.
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
 
 /// Converts output of the command to frames.
 pub(super) struct Output {
@@ -55,9 +69,8 @@ impl Output {
     /// incomplete and has nothing else, and for messages without output.
     pub(super) fn frame(&mut self, message: FromBox) -> Option<Message> {
         match message {
-            FromBox::Stdout(bytes) | FromBox::Stderr(bytes) if self.is_binary => {
-                (!bytes.is_empty()).then_some(Message::Binary(bytes))
-            }
+            FromBox::Stdout(bytes) if self.is_binary => binary(STDOUT, &bytes),
+            FromBox::Stderr(bytes) if self.is_binary => binary(STDERR, &bytes),
             FromBox::Stdout(bytes) => text(self.stdout.push(&bytes), |data| {
                 ServerMessage::Stdout { data }
             }),
@@ -74,6 +87,16 @@ impl Output {
         let stderr = text(self.stderr.finish(), |data| ServerMessage::Stderr { data });
         stdout.into_iter().chain(stderr)
     }
+}
+
+fn binary(stream: u8, bytes: &[u8]) -> Option<Message> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let mut frame = Vec::with_capacity(bytes.len() + 1);
+    frame.push(stream);
+    frame.extend_from_slice(bytes);
+    Some(Message::Binary(frame.into()))
 }
 
 fn text(data: String, message: impl FnOnce(String) -> ServerMessage) -> Option<Message> {
@@ -123,6 +146,11 @@ mod tests {
                 r#"{"type":"resize","cols":0,"rows":1}"#,
                 ErrorCode::Validation,
             ),
+            (
+                r#"{"type":"signal","signal":"SIGFOO"}"#,
+                ErrorCode::Validation,
+            ),
+            (r#"{"type":"signal","signal":"9"}"#, ErrorCode::Validation),
         ] {
             assert_eq!(to_box(text).unwrap_err().code, code, "{text}");
         }
@@ -160,8 +188,13 @@ mod tests {
         let mut output = Output::new(true);
         assert_eq!(
             output.frame(cut(b"\xe2")),
-            Some(Message::Binary(Bytes::from_static(b"\xe2")))
+            Some(Message::Binary(Bytes::from_static(b"\x01\xe2")))
         );
+        assert_eq!(
+            output.frame(FromBox::Stderr(Bytes::from_static(b"e"))),
+            Some(Message::Binary(Bytes::from_static(b"\x02e")))
+        );
+        assert_eq!(output.frame(cut(b"")), None);
         assert_eq!(output.finish().count(), 0);
     }
 }

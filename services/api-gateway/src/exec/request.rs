@@ -1,8 +1,10 @@
 //! The rules for a command, and its message to the exec-proxy. Pure.
 
+use std::collections::BTreeMap;
+
 use agentbox_api::exec::ExecBody;
 use agentbox_contracts::command::{
-    MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, is_variable_name, variable_bytes,
+    MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, check_variable_size, is_variable_name,
 };
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
@@ -29,7 +31,34 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
             format_args!("must be 1 to {max_timeout_s} seconds, is {}", body.timeout),
         ));
     }
-    for (name, value) in &body.env {
+    if let Some(directory) = &body.working_dir {
+        working_dir(directory)?;
+    }
+    variables(&body.env)?;
+    total_size(&body.command, &body.env)
+}
+
+/// Checks a working directory.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`], naming the field.
+pub(crate) fn working_dir(directory: &str) -> Result<(), Error> {
+    if !directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096 {
+        return Err(Error::value(
+            "working_dir",
+            "must be an absolute path of at most 4096 bytes without NUL",
+            directory,
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the environment variables of a command.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`], naming the variable.
+pub(crate) fn variables(env: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, value) in env {
         let field = || format!("env.{}", shortened(name));
         if !is_variable_name(name) {
             return Err(Error::field(
@@ -40,33 +69,21 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
         if value.contains('\0') {
             return Err(Error::field(&field(), "must not contain NUL"));
         }
-        let bytes = variable_bytes(name, value);
-        if bytes > MAX_ARGUMENT_BYTES {
-            return Err(Error::field(
-                &field(),
-                format_args!(
-                    "name and value must have at most {} bytes together, have {}",
-                    MAX_ARGUMENT_BYTES - 2,
-                    bytes - 2
-                ),
-            ));
-        }
+        check_variable_size(name, value).map_err(|rule| Error::field(&field(), rule))?;
     }
-    if let Some(directory) = &body.working_dir
-        && (!directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096)
-    {
-        return Err(Error::value(
-            "working_dir",
-            "must be an absolute path of at most 4096 bytes without NUL",
-            directory,
-        ));
-    }
-    let variables: usize = body
-        .env
+    Ok(())
+}
+
+/// Checks the size of a command and its environment variables together.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`].
+pub(crate) fn total_size(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Error> {
+    let variables: usize = env
         .iter()
-        .map(|(name, value)| variable_bytes(name, value))
+        .map(|(name, value)| name.len() + value.len() + 2)
         .sum();
-    let arguments: usize = body.command.iter().map(|part| part.len() + 1).sum();
+    let arguments: usize = command.iter().map(|part| part.len() + 1).sum();
     if variables + arguments > MAX_EXEC_BYTES {
         return Err(Error::field(
             "command",
@@ -199,7 +216,7 @@ mod tests {
             (with_env("A=B", ""), "env.A=B: "),
             (with_env("", ""), "env.: "),
             (with_env("A", "\0"), "env.A: "),
-            (with_env("A", &long[2..]), "env.A: "),
+            (with_env("A", &long), "env.A: "),
         ] {
             let error = check(&bad, 3600).unwrap_err();
             assert!(error.message.starts_with(field), "{error}");

@@ -196,6 +196,10 @@ async fn invalid_command_returns_400_naming_the_field() {
         (json!({"command": ["a"], "env": {"A=B": ""}}), "env.A=B"),
         (json!({"command": ["a"], "env": {"A": 1}}), "env.A"),
         (
+            json!({"command": ["a"], "env": {"A": "x".repeat(131_070)}}),
+            "env.A",
+        ),
+        (
             json!({"command": ["a"], "output_encoding": "hex"}),
             "output_encoding",
         ),
@@ -205,6 +209,26 @@ async fn invalid_command_returns_400_naming_the_field() {
         let message = answer.expect_error(400, "validation_failed");
         assert!(message.starts_with(field), "{body}: {message}");
     }
+}
+
+#[tokio::test]
+async fn longest_variable_reaches_the_command() {
+    let idle = idle().await;
+    let variable = "x".repeat(131_069);
+    let body = json!({"command": ["sh", "-c", "echo ${#A}"], "env": {"A": variable}});
+    assert_eq!(idle.run(body).await["stdout"], "131069\n");
+}
+
+#[tokio::test]
+async fn background_process_lives_when_it_writes_after_its_command() {
+    let idle = idle().await;
+    let script = "(sleep 1; echo one; echo two >&2; touch /tmp/has-written) & exit 3";
+    assert_eq!(idle.sh(script).await["exit_code"], 3);
+    eventually_some("it has written", Duration::from_secs(20), async || {
+        let reply = idle.sh("test -e /tmp/has-written").await;
+        (reply["exit_code"] == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

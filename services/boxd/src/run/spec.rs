@@ -46,8 +46,6 @@ impl fmt::Display for RunId {
 pub enum InvalidRunSpec {
     #[error(transparent)]
     Id(#[from] InvalidRunId),
-    #[error("command: is required without a terminal")]
-    NoCommand,
     #[error("{0}: must not contain a NUL byte")]
     Nul(&'static str),
     #[error("env: a name must not be empty or contain `=`")]
@@ -74,9 +72,6 @@ impl TryFrom<proto::StartCommand> for RunSpec {
 
     fn try_from(start: proto::StartCommand) -> Result<Self, InvalidRunSpec> {
         let terminal = start.tty.map(size);
-        if start.command.is_empty() && terminal.is_none() {
-            return Err(InvalidRunSpec::NoCommand);
-        }
         Ok(Self {
             id: start.run_id.try_into()?,
             argv: arguments(start.command)?,
@@ -158,13 +153,6 @@ mod tests {
     fn invalid_start_command_is_rejected() {
         let nul = || "a\0b".to_owned();
         for (spec, error) in [
-            (
-                proto::StartCommand {
-                    command: vec![],
-                    ..start()
-                },
-                InvalidRunSpec::NoCommand,
-            ),
             (
                 proto::StartCommand {
                     command: vec![nul()],

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::ring::Ring;
 use super::supervise::{Limits, supervise};
 use super::{Registry, RegistryError, Run, RunSpec, State, Stdin};
+use crate::background_output::BackgroundOutput;
 use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
 use crate::environment::Environment;
 use crate::pump::Source;
@@ -35,6 +36,7 @@ pub struct Starter {
     pub registry: Arc<Registry>,
     pub reaper: Arc<Reaper>,
     pub environment: Arc<Environment>,
+    pub background_output: Arc<BackgroundOutput>,
     pub tasks: TaskTracker,
     pub closing: CancellationToken,
     pub ring_bytes: usize,
@@ -110,6 +112,7 @@ impl Starter {
             run.kill();
         }
         let registry = Arc::clone(&self.registry);
+        let background_output = Arc::clone(&self.background_output);
         let closing = self.closing.clone();
         let supervised = Arc::clone(&run);
         self.tasks.spawn(async move {
@@ -119,6 +122,7 @@ impl Starter {
                 parent_streams.sources,
                 limits,
                 registry,
+                background_output,
                 closing,
             )
             .await;

@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Registry, Run};
+use crate::background_output::BackgroundOutput;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus};
 use crate::trace::Trace;
@@ -50,21 +50,26 @@ struct RunEnd {
     duration: Duration,
 }
 
-/// Supervises the run until it has ended and its output is in the ring.
+/// Supervises the run until it has ended and its output is in the ring. Processes that outlive
+/// the command keep its pipes, see [`BackgroundOutput`].
 pub async fn supervise(
     run: Arc<Run>,
     mut child: Child,
     sources: Vec<(OutputStream, Source)>,
     limits: Limits,
     registry: Arc<Registry>,
+    background_output: Arc<BackgroundOutput>,
     closing: CancellationToken,
 ) {
-    let pumps = sources.into_iter().map(|(stream, source)| {
-        let sink = RingSink { run: &run, stream };
+    let pumps = sources.iter().map(|(stream, source)| {
+        let sink = RingSink {
+            run: &run,
+            stream: *stream,
+        };
         let command_ended = run.command_ended.clone();
         async move { pump(source, &sink, command_ended).await }
     });
-    let mut pumps = pin!(join_all(pumps));
+    let mut pumps = Box::pin(join_all(pumps));
     let mut output_done = false;
     let mut unread = run.unread_since.subscribe();
     let mut deadline = limits
@@ -109,6 +114,10 @@ pub async fn supervise(
             () = unread_for(&mut unread, limits.orphan_grace) => false,
             () = after_shutdown_grace(&closing) => false,
         };
+    drop(pumps);
+    for (_, source) in sources {
+        background_output.keep(source);
+    }
     let end = RunEnd {
         status,
         killed,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use agentbox_box_protocol::termination::Termination;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -118,6 +119,8 @@ async fn idle_box_stops_at_once_and_reports_no_exit_for_its_runs() {
     boxd.signal(Signal::SIGTERM);
     assert_eq!(session.shutdown_code().await, Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(0));
+    let termination = Termination::read(&boxd.path("termination")).unwrap();
+    assert_eq!(termination.map(|ended| ended.exit_code), Some(0));
     assert!(
         began.elapsed() < Duration::from_secs(3),
         "{:?}",

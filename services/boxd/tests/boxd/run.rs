@@ -1,12 +1,15 @@
 //! Commands: finding, starting and ending them.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::proto::{self, control_request, run_input, run_output};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::support::{Session, TestBox, eventually, is_alive, read_text, run, sh, start};
+use crate::support::{Session, Setup, TestBox, eventually, is_alive, read_text, run, sh, start};
 
 #[tokio::test]
 async fn each_kind_of_end_has_its_exit_code() {
@@ -73,6 +76,24 @@ async fn command_gets_directory_and_variables_without_boxd_variables() {
     };
     assert_eq!(run(&client, found).await.code(), 0);
     assert_eq!(run(&client, start(&["only-here"])).await.code(), 127);
+}
+
+#[tokio::test]
+async fn empty_command_is_a_shell_without_a_terminal_too() {
+    let (_boxd, client) = TestBox::idle().await;
+    let shell = proto::StartCommand {
+        stdin: true,
+        ..start(&[])
+    };
+    let session = Session::start(&client, shell).await;
+    let script = "echo out; echo err >&2; exit 4\n";
+    session.send(run_input::Input::Stdin(script.into())).await;
+    let outcome = session.finish().await;
+    assert_eq!(
+        (outcome.text(), outcome.stderr.as_slice()),
+        ("out\n", &b"err\n"[..])
+    );
+    assert_eq!(outcome.code(), 4);
 }
 
 #[tokio::test]
@@ -150,13 +171,91 @@ async fn noisy_background_child_does_not_delay_exit() {
         began.elapsed()
     );
     assert_eq!(outcome.code(), 0);
-    // Without a reader its next write fails and ends it.
     let survivor: i32 = String::from_utf8(outcome.stderr)
         .unwrap()
         .trim()
         .parse()
         .unwrap();
-    eventually("SIGPIPE ends the survivor", async || !is_alive(survivor)).await;
+    // Far more than a pipe holds.
+    let before = written_bytes(survivor);
+    eventually("the survivor writes on", async || {
+        written_bytes(survivor) > before + 1024 * 1024
+    })
+    .await;
+    end(survivor);
+}
+
+#[tokio::test]
+async fn background_process_lives_when_it_writes_to_stderr_after_unread_output() {
+    let (_boxd, client) = TestBox::idle().await;
+    // One stream has ended, the other one has a writer that is silent at first.
+    let script = "(sleep 0.5; while echo tick >&2; do sleep 0.05; done) >/dev/null & echo $!";
+    let ticking = left_in_background(&client, script).await;
+    let before = written_bytes(ticking);
+    eventually("it writes on", async || {
+        written_bytes(ticking) > before + 50
+    })
+    .await;
+    end(ticking);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn background_output_is_kept_for_128_pipes() {
+    let (_boxd, client) = TestBox::idle().await;
+    let noisy = "(while echo tick; do sleep 0.05; done) & echo $!";
+    let first = left_in_background(&client, noisy).await;
+    let mut silent = Vec::new();
+    // Each of them, like the first one, holds two pipes.
+    for _ in 1..64 {
+        silent.push(left_in_background(&client, "sleep 60 & echo $!").await);
+    }
+    let refused = left_in_background(&client, noisy).await;
+    eventually("SIGPIPE ends the one over the limit", async || {
+        !is_alive(refused)
+    })
+    .await;
+    let before = written_bytes(first);
+    eventually("the first one writes on", async || {
+        written_bytes(first) > before
+    })
+    .await;
+    // The end of one makes room for another one.
+    end(silent.pop().unwrap());
+    eventually("another one is kept", async || {
+        let next = left_in_background(&client, noisy).await;
+        let before = written_bytes(next);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while is_alive(next) && written_bytes(next) == before && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let kept = is_alive(next) && written_bytes(next) > before;
+        end(next);
+        kept
+    })
+    .await;
+    for pid in silent.into_iter().chain([first]) {
+        end(pid);
+    }
+}
+
+/// Runs a script that leaves a process behind; a line of its output is the process's id.
+async fn left_in_background(client: &BoxClient, script: &str) -> i32 {
+    let outcome = run(client, sh(script)).await;
+    let mut lines = outcome.text().lines();
+    lines.find_map(|line| line.parse().ok()).unwrap()
+}
+
+/// The number of bytes that the process has passed to write(2); 0 when it has ended.
+fn written_bytes(pid: i32) -> u64 {
+    let io = read_text(Path::new(&format!("/proc/{pid}/io")));
+    io.lines()
+        .find_map(|line| line.strip_prefix("wchar: ")?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Kills the process, if it is still there.
+fn end(pid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
 }
 
 #[tokio::test]
@@ -222,6 +321,52 @@ async fn kill_and_signal_reach_command_with_blocked_stdin() {
         client.control(unknown).await.unwrap_err().code(),
         Code::NotFound
     );
+}
+
+/// The words of a command that runs its arguments as a user of its own: the kernel does not
+/// limit the number of root's processes.
+fn as_other_user() -> Vec<String> {
+    [
+        "setpriv",
+        "--reuid=64321",
+        "--regid=64321",
+        "--clear-groups",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+#[tokio::test]
+async fn command_fails_alone_when_no_process_or_descriptor_is_free() {
+    let (boxd, client) = TestBox::start(Setup {
+        wrapper: as_other_user(),
+        no_output_dir: true,
+        ..Setup::default()
+    })
+    .await;
+    let boxd_pid = boxd.boxd_pid().to_string();
+    // Sets boxd's soft limit, as any process of its user can.
+    let limit = |option: &str| {
+        let words = as_other_user();
+        let mut prlimit = Command::new(&words[0]);
+        prlimit.args(&words[1..]);
+        prlimit.args(["prlimit", "--pid", &boxd_pid, option]);
+        assert!(prlimit.status().unwrap().success(), "{option}");
+    };
+    for (lowered, restored, reason) in [
+        ("--nproc=1:", "--nproc=500:", "process limit"),
+        ("--nofile=3:", "--nofile=500:", "creating a pipe"),
+    ] {
+        // boxd has started no command yet, or has been idle: no thread waits to be used.
+        limit(lowered);
+        for _ in 0..3 {
+            let exited = run(&client, start(&["true"])).await.exited.unwrap();
+            assert_eq!(exited.exit_code, 126, "{lowered}: {exited:?}");
+            assert!(exited.start_error.contains(reason), "{exited:?}");
+        }
+        limit(restored);
+        assert_eq!(run(&client, start(&["true"])).await.code(), 0);
+    }
 }
 
 #[tokio::test]

@@ -79,6 +79,36 @@ async fn stdin_eof_ends_terminal_reader() {
 }
 
 #[tokio::test]
+async fn stdin_eof_ends_input_after_unfinished_line() {
+    let (_boxd, client) = TestBox::idle().await;
+    let session = Session::start(&client, terminal(start(&["wc", "-c"]))).await;
+    session.send(keys("abc")).await;
+    session
+        .send(run_input::Input::StdinEof(proto::Empty {}))
+        .await;
+    let outcome = session.finish().await;
+    assert!(outcome.text().trim_end().ends_with('3'), "{outcome:?}");
+    assert_eq!(outcome.code(), 0);
+}
+
+#[tokio::test]
+async fn stdin_eof_ends_input_of_one_reader_only() {
+    let (_boxd, client) = TestBox::idle().await;
+    for first in ["one\n", "one"] {
+        let command = terminal(sh("cat; echo next; read x; echo got=$x"));
+        let mut session = Session::start(&client, command).await;
+        session.send(keys(first)).await;
+        session
+            .send(run_input::Input::StdinEof(proto::Empty {}))
+            .await;
+        session.until("next\r\n").await;
+        session.send(keys("two\n")).await;
+        session.until("got=two").await;
+        assert_eq!(session.finish().await.code(), 0);
+    }
+}
+
+#[tokio::test]
 async fn terminal_output_of_short_command_is_complete() {
     let (_boxd, client) = TestBox::idle().await;
     for _ in 0..20 {

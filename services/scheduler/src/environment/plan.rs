@@ -241,9 +241,13 @@ fn plan_terminating(intent: &Intent, observation: &Observation, now: DateTime<Ut
             BoxPhase::Running { .. } => Plan::Stop {
                 grace: intent.grace,
             },
-            BoxPhase::Exited { exit_code, .. } => {
+            BoxPhase::Exited {
+                exit_code, reason, ..
+            } => {
                 let begin = intent.terminating_at.unwrap_or(now);
-                finalize(archive_deadline(begin, intent.grace), Some(*exit_code))
+                // How the command of a lost box ended is unknown.
+                let exit_code = (*reason != ExitReason::NodeLost).then_some(*exit_code);
+                finalize(archive_deadline(begin, intent.grace), exit_code)
             }
             BoxPhase::Starting { .. } | BoxPhase::Failed { .. } => finalize(Archive::Skip, None),
         },

@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 // The prefix of boxd's own variables. A user's variable of the same name would replace one.
 use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
-    MAX_ARGUMENT_BYTES, MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, is_box_variable_name,
-    variable_bytes,
+    MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, check_variable_size, is_box_variable_name,
 };
 use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOUT_S};
 use agentbox_contracts::error::{Error, shortened};
@@ -150,18 +149,10 @@ fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
                 format_args!("the value of {} must not contain NUL", shortened(name)),
             ));
         }
-        let bytes = variable_bytes(name, value);
-        if bytes > MAX_ARGUMENT_BYTES {
-            return Err(Error::field(
-                "env",
-                format_args!(
-                    "the name and value of {} must have at most {} bytes together, have {}",
-                    shortened(name),
-                    MAX_ARGUMENT_BYTES - 2,
-                    bytes - 2
-                ),
-            ));
-        }
+        check_variable_size(name, value).map_err(|rule| {
+            let shown = shortened(name);
+            Error::field("env", format_args!("the variable {shown} {rule}"))
+        })?;
         total += name.len() + value.len();
     }
     if total > MAX_MAIN_ENV_BYTES {

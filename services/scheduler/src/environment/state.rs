@@ -162,7 +162,8 @@ pub fn transition(
             next.reason = Some(exit_reason(*reason));
             next.message = non_empty(message)
                 .or_else(|| Some(format!("the command exited with code {exit_code}")));
-            next.exit_code = Some(*exit_code);
+            // How the command of a lost box ended is unknown.
+            next.exit_code = (*reason != ExitReason::NodeLost).then_some(*exit_code);
             next.started_at = current.started_at.or(Some((*started_at).min(*at)));
             next.ended_at = Some(*at);
         }

@@ -115,12 +115,27 @@ impl<S: SessionRpc> Incoming<S> {
         serde_json::from_slice(&self.open)
     }
 
-    /// Accepts the session.
+    /// Accepts the session. The opener learns it from the first message, or after a while from an
+    /// accept frame, and can send only then: the server speaks first.
     #[must_use]
-    pub fn accept(mut self) -> Session<S::ToOpener, S::ToServer> {
-        // Taken only here, and `accept` consumes the request.
+    pub fn accept(self) -> Session<S::ToOpener, S::ToServer> {
+        self.begin(false)
+    }
+
+    /// Accepts the session and sends the accept frame at once: the opener speaks first.
+    #[must_use]
+    pub fn accept_to_receive(self) -> Session<S::ToOpener, S::ToServer> {
+        self.begin(true)
+    }
+
+    fn begin(mut self, accepts_at_once: bool) -> Session<S::ToOpener, S::ToServer> {
+        // Taken only here, and this consumes the request.
         let peer = self.unanswered.peer.take().unwrap_or_default();
-        self.unanswered.hub.begin(Role::Server { peer }).1
+        let role = Role::Server {
+            peer,
+            accepts_at_once,
+        };
+        self.unanswered.hub.begin(role).1
     }
 
     /// Refuses the session. The opener's first `recv` returns `error`.

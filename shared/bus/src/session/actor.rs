@@ -40,11 +40,11 @@ pub(super) enum Inbound {
 
 pub(super) enum Role {
     /// Its peer is the sender of the first frame, which must arrive within the deadline.
-    Opener {
-        deadline: Duration,
-    },
+    Opener { deadline: Duration },
     Server {
         peer: String,
+        /// Whether the accept frame is the first thing that it does.
+        accepts_at_once: bool,
     },
 }
 
@@ -63,6 +63,7 @@ pub(super) struct Actor {
     /// The subject of the other end. An opener learns it from the first frame.
     peer: Option<String>,
     is_server: bool,
+    accepts_at_once: bool,
     channels: Channels,
     started_at: Instant,
     /// When an opener stops waiting for the first frame.
@@ -99,15 +100,20 @@ enum Next {
 impl Actor {
     pub(super) fn new(client: Client, own: String, role: Role, channels: Channels) -> Self {
         let now = Instant::now();
-        let (peer, is_server, first_frame_by) = match role {
+        let (peer, accepts_at_once, first_frame_by) = match role {
             Role::Opener { deadline } => (None, false, Some(now + deadline)),
-            Role::Server { peer } => (Some(peer), true, None),
+            Role::Server {
+                peer,
+                accepts_at_once,
+            } => (Some(peer), accepts_at_once, None),
         };
         Self {
             client,
             own,
+            // Only an opener has to learn its peer.
+            is_server: peer.is_some(),
             peer,
-            is_server,
+            accepts_at_once,
             channels,
             started_at: now,
             first_frame_by,
@@ -126,6 +132,9 @@ impl Actor {
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut next_tick = Instant::now() + TICK;
+        if self.accepts_at_once {
+            self.publish(0, Kind::Accept).await;
+        }
         loop {
             let may_send = self.peer.is_some() && self.window.has_room();
             let next = tokio::select! {

@@ -70,7 +70,7 @@ fn security_context_grants_only_requested_rights() {
 }
 
 #[test]
-fn user_environment_does_not_replace_boxd_variables() {
+fn user_and_image_environment_do_not_replace_boxd_variables() {
     let mut spec = spec();
     spec.env.insert("MY_VAR".into(), "x".into());
     spec.env.insert(variables::TOKEN.into(), "forged".into());
@@ -84,6 +84,10 @@ fn user_environment_does_not_replace_boxd_variables() {
     };
     assert_eq!(values("MY_VAR"), ["x"]);
     assert_eq!(values(variables::TOKEN), ["secret"]);
+    // Empty, so that the image's value is replaced.
+    for name in variables::UNSET {
+        assert_eq!(values(name), [""], "{name}");
+    }
 }
 
 #[test]

@@ -126,11 +126,11 @@ fn exit_reason_comes_from_the_most_reliable_source() {
             ExitReason::Exited,
         ),
         (
-            "by itself, without a message",
-            json!({}),
-            ended(3, "Error", ""),
+            "without a report",
+            json!({ "agentbox.dev/started-at": "2026-01-02T03:04:05Z" }),
+            ended(3, "Error", "\n"),
             3,
-            ExitReason::Exited,
+            ExitReason::NodeLost,
         ),
         (
             "its command OOM-killed",
@@ -186,6 +186,22 @@ fn exit_reason_comes_from_the_most_reliable_source() {
         let phase = phase_of(annotations, status);
         assert_eq!(exit(&phase), Some((code, why)), "{case}: {phase:?}");
     }
+}
+
+#[test]
+fn box_that_ends_without_a_report_before_it_ran_has_failed_to_start() {
+    let phase = phase_of(json!({}), ended(1, "Error", ""));
+    assert_eq!(
+        reason(&phase),
+        Some(FailureReason::ImageInvalid),
+        "{phase:?}"
+    );
+    let killed = phase_of(json!({}), ended(137, "Error", ""));
+    assert_eq!(
+        exit(&killed),
+        Some((137, ExitReason::NodeLost)),
+        "{killed:?}"
+    );
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::command::MAX_ARGUMENT_BYTES;
 use agentbox_contracts::logs::OutputStream;
 
-use super::{Subject, Violation, check};
+use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, ExitReason, FailureReason, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
@@ -72,6 +73,38 @@ pub async fn missing_command_exits_127<D: Runtime + BoxConnector>(s: &Subject<D>
         end.exit_code == 127 && end.reason == ExitReason::Exited,
         || format!("{end:?}"),
     )
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn box_that_cannot_execute_boxd_does_not_report_an_exit_of_its_command<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut spec = s.script("exit 1");
+    // Longer than `execve(2)` accepts.
+    let value = "x".repeat(MAX_ARGUMENT_BYTES);
+    spec.env.insert("TOO_LONG".to_owned(), value);
+    s.start(&spec).await?;
+    // A cluster may report it as running for a moment.
+    let phase = eventually("the box ends", || async {
+        let observed = s.first.get(&spec.id).await?;
+        let phase = observed.map(|observed| observed.phase);
+        Ok(phase.filter(|phase| !matches!(phase, BoxPhase::Running { .. })))
+    })
+    .await?;
+    let is_own_end = matches!(
+        &phase,
+        BoxPhase::Failed {
+            reason: FailureReason::ImageInvalid,
+            ..
+        } | BoxPhase::Exited {
+            reason: ExitReason::NodeLost,
+            ..
+        }
+    );
+    check(is_own_end, || format!("{phase:?}"))
 }
 
 /// # Errors

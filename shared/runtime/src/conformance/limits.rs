@@ -1,10 +1,12 @@
 //! Limits are enforced, and reaching one is reported.
 
+use agentbox_box_protocol::proto::StartCommand;
 use agentbox_contracts::units::Bytes;
 use futures::StreamExt as _;
 
+use super::session::{Session, exec};
 use super::{Subject, Violation, check, eventually};
-use crate::{BoxConnector, ExitReason, Runtime};
+use crate::{BoxConnector, BoxPhase, ExitReason, Runtime};
 
 type Outcome = Result<(), Violation>;
 
@@ -89,7 +91,7 @@ pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxCon
     let again = s.second.ensure(&spec, 1).await?;
     let kept = matches!(
         again.phase,
-        crate::BoxPhase::Exited {
+        BoxPhase::Exited {
             reason: ExitReason::Evicted,
             ..
         }
@@ -117,4 +119,30 @@ pub async fn processes_over_limit_are_refused<D: Runtime + BoxConnector>(
     check((limit / 4..limit).contains(&started), || {
         format!("{started} were started: {end:?}")
     })
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn box_at_process_limit_refuses_commands_and_keeps_running<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut spec = s.spec();
+    spec.resources.pids = s.differences.cluster_pids_limit.unwrap_or(32);
+    s.run(&spec).await?;
+    // The subshell exits at its first failed fork, and the last `sleep &` takes its place.
+    let script =
+        "(while :; do sleep 600 & done) 2>/dev/null; sleep 600 & echo full; exec sleep 600";
+    let command = StartCommand {
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    let mut filling = Session::start(s, &spec, command).await?;
+    filling.read_until("full").await?;
+    for _ in 0..2 {
+        let (_, code) = exec(s, &spec, &["true"]).await?;
+        check(code == 126, || format!("it was not refused: {code}"))?;
+    }
+    let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
+    let is_running = matches!(phase, Some(BoxPhase::Running { .. }));
+    check(is_running, || format!("{phase:?}"))
 }

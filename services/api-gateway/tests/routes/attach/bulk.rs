@@ -41,7 +41,9 @@ async fn hundred_mebibytes_arrive_unchanged_with_constant_memory() {
     let expected = LINE.repeat(2048);
     let exit = loop {
         match socket.next().await {
-            Frame::Binary(piece) => {
+            Frame::Binary(frame) => {
+                assert_eq!(frame[0], 1, "stdout");
+                let piece = &frame[1..];
                 let from = seen % LINE.len();
                 assert!(
                     piece.len() <= expected.len() - LINE.len()
@@ -88,7 +90,7 @@ async fn client_that_does_not_read_blocks_the_command_with_constant_memory() {
     let mut seen = 0;
     while seen < 10 * 1024 * 1024 {
         match socket.next().await {
-            Frame::Binary(piece) => seen += piece.len(),
+            Frame::Binary(frame) => seen += frame.len() - 1,
             other => panic!("{other:?}"),
         }
     }

@@ -63,6 +63,38 @@ async fn session_without_terminal_separates_streams_and_accepts_eof() {
 }
 
 #[tokio::test]
+async fn session_without_terminal_and_command_is_a_shell() {
+    let mut socket = open("tty=false").await;
+    socket.ready().await;
+    socket.stdin("echo out; echo err >&2; exit 4\n").await;
+    let output = socket.read_to_end().await;
+    assert_eq!(
+        (output.stdout.as_str(), output.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+    assert_eq!(output.exit.unwrap()["exit_code"], 4);
+}
+
+#[tokio::test]
+async fn command_gets_the_variables_and_the_working_directory() {
+    let query = "tty=false&env=A%3Db%3Dc&working_dir=/tmp&command=sh&command=-c\
+                 &command=pwd;%20echo%20%24A";
+    let mut socket = open(query).await;
+    assert_eq!(socket.read_to_end().await.stdout, "/tmp\nb=c\n");
+}
+
+#[tokio::test]
+async fn eof_ends_the_input_of_a_terminal_after_an_unfinished_line() {
+    let mut socket = open("command=wc&command=-c").await;
+    socket.ready().await;
+    socket.stdin("abc").await;
+    socket.send(json!({"type": "eof"})).await;
+    let output = socket.read_to_end().await;
+    assert!(output.stdout.trim_end().ends_with('3'), "{output:?}");
+    assert_eq!(output.exit.unwrap()["exit_code"], 0);
+}
+
+#[tokio::test]
 async fn signal_is_accepted_with_and_without_prefix() {
     for (name, code) in [("SIGINT", 130), ("TERM", 143), ("KILL", 137)] {
         let mut socket = open("tty=false&command=sleep&command=600").await;
@@ -102,7 +134,10 @@ async fn binary_frames_carry_stdin_and_output() {
     let mut seen = Vec::new();
     let exit = loop {
         match socket.next().await {
-            Frame::Binary(piece) => seen.extend_from_slice(&piece),
+            Frame::Binary(frame) => {
+                assert_eq!(frame[0], 1, "stdout");
+                seen.extend_from_slice(&frame[1..]);
+            }
             Frame::Json(message) => break message,
             closed @ Frame::Closed(..) => panic!("{closed:?}"),
         }
@@ -119,6 +154,17 @@ async fn binary_frames_carry_stdin_and_output() {
         .unwrap();
     socket.send(json!({"type": "eof"})).await;
     assert_eq!(socket.read_to_end().await.stdout, "a\u{fffd}b");
+}
+
+#[tokio::test]
+async fn binary_frame_names_its_stream() {
+    let query = "tty=false&binary=true&command=sh&command=-c&command=echo%20err%20%3E%262";
+    let mut socket = open(query).await;
+    socket.ready().await;
+    assert_eq!(
+        socket.next().await,
+        Frame::Binary(Bytes::from_static(b"\x02err\n"))
+    );
 }
 
 #[tokio::test]
@@ -145,6 +191,7 @@ async fn invalid_message_returns_an_error_and_the_session_continues() {
         (r#"{"type":"stdin"}"#, "data"),
         (r#"{"type":"stdin","data":"a","x":1}"#, "x"),
         (r#"{"type":"resize","cols":0,"rows":1}"#, "cols"),
+        (r#"{"type":"signal","signal":"SIGFOO"}"#, "signal: "),
     ] {
         socket.socket.send(Message::text(bad)).await.unwrap();
         let answer = socket.message().await;
@@ -167,6 +214,9 @@ async fn invalid_query_returns_400_naming_the_parameter() {
         ("shell=bash", "shell"),
         ("tty=true&tty=false", "tty"),
         ("command=", "command[0]"),
+        ("env=A", "env: "),
+        ("env=A%3D1&env=A%3D2", "env.A: "),
+        ("working_dir=tmp", "working_dir: "),
     ] {
         let refused = Socket::open_on(&idle.user.caller, 0, &idle.id, query).await;
         let (status, body) = refused.err().unwrap();

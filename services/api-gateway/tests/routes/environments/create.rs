@@ -167,6 +167,7 @@ async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
         ("timeout", json!("3600")),
         ("env", json!({"A=B": "c"})),
         ("env", json!({"": "c"})),
+        ("env", json!({"A": "x".repeat(131_070)})),
         ("command", json!([])),
         ("command", json!("sh")),
         ("labels", json!({"agentbox/owner": "me", "bad key": "x"})),

@@ -49,6 +49,8 @@ pub fn attach(words: &[&str], tty: Option<(u16, u16)>) -> AttachRequest {
     AttachRequest {
         id: ExecId::random(),
         command: words.iter().map(|word| (*word).to_owned()).collect(),
+        working_dir: None,
+        env: BTreeMap::new(),
         tty: tty.map(|(cols, rows)| TerminalSize { cols, rows }),
     }
 }

@@ -1,3 +1,4 @@
+use agentbox_contracts::command::MAX_VARIABLE_BYTES;
 use agentbox_contracts::environment::{
     Isolation, NetworkPolicy, ResourceRequest, SecurityContext, Toleration,
 };
@@ -100,6 +101,9 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         // The kernel counts `=` and NUL too.
         ("env", |r| {
             r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_ARGUMENT_BYTES - 2))])
+        }),
+        ("env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_VARIABLE_BYTES))])
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])

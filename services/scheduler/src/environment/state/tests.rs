@@ -197,7 +197,7 @@ fn failed_start_keeps_its_message_and_ends_now() {
 }
 
 #[test]
-fn exit_keeps_code_and_times_of_the_run() {
+fn exit_keeps_code_and_times_of_the_run_unless_the_box_was_lost() {
     let ended = transition(now(), &at(Status::Running), &exited(7, ExitReason::Exited)).unwrap();
     assert_eq!(ended.exit_code, Some(7));
     assert_eq!(ended.started_at, Some(now()));
@@ -207,6 +207,9 @@ fn exit_keeps_code_and_times_of_the_run() {
         Some("the command exited with code 7")
     );
     assert_eq!(ended.address, None);
+    let lost = exited(137, ExitReason::NodeLost);
+    let lost = transition(now(), &at(Status::Running), &lost).unwrap();
+    assert_eq!(lost.exit_code, None);
 }
 
 #[test]
