@@ -5,6 +5,7 @@
 //!   `command` does; without one both are ignored too, and the box idles.
 //! * I2. boxd comes from an image of the deployment, and is read-only in the box.
 //! * I3. No service account token, no host namespace, no host path.
+//! * I4. Kubernetes changes no text of the user: each one that it would expand is escaped.
 
 use std::collections::BTreeMap;
 
@@ -130,10 +131,15 @@ fn command(requested: Option<&[String]>) -> Vec<String> {
     let mut command = vec![BOXD.to_owned(), "run".to_owned()];
     if let Some(requested) = requested.filter(|words| !words.is_empty()) {
         command.push("--".to_owned());
-        // `$$(` escapes `$(`: Kubernetes would expand `$(NAME)` to a variable's value.
-        command.extend(requested.iter().map(|word| word.replace("$(", "$$(")));
+        command.extend(requested.iter().map(|word| escaped(word)));
     }
     command
+}
+
+/// Escapes a text that Kubernetes expands: a word of a command, or a variable's value. Kubernetes
+/// replaces `$(NAME)` by a variable's value, and `$$` by `$`.
+fn escaped(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 /// The user's variables, then boxd's. A user cannot set boxd's.
@@ -142,7 +148,7 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
         .env
         .iter()
         .filter(|(key, _)| !key.starts_with(variables::PREFIX))
-        .map(|(key, value)| json!({ "name": key, "value": value.replace("$(", "$$(") }));
+        .map(|(key, value)| json!({ "name": key, "value": escaped(value) }));
     let boxd_variables = [
         (variables::LISTEN, variables::DEFAULT_LISTEN.to_owned()),
         (variables::OUTPUT_DIR, OUTPUT.to_owned()),
@@ -253,19 +259,33 @@ mod tests {
     }
 
     #[test]
-    fn user_environment_replaces_no_boxd_variable_and_expands_nothing() {
+    fn user_environment_replaces_no_boxd_variable() {
         let manifest = manifest(|spec| {
             spec.env.insert(variables::TOKEN.into(), "mine".into());
-            spec.env.insert("A".into(), "$(B)".into());
-            spec.command = Some(vec!["echo".into(), "$(A)".into()]);
         });
-        let container = &manifest["spec"]["containers"][0];
-        assert_eq!(container["command"][4], "$$(A)");
-        let env = container["env"].as_array().unwrap();
+        let env = manifest["spec"]["containers"][0]["env"].as_array().unwrap();
         let named = |name: &str| env.iter().filter(|v| v["name"] == name).collect::<Vec<_>>();
-        assert_eq!(named("A")[0]["value"], "$$(B)");
         assert_eq!(named(variables::TOKEN).len(), 1);
         assert!(named(variables::TOKEN)[0]["value"].is_null());
+    }
+
+    #[test]
+    fn every_dollar_of_the_user_is_escaped() {
+        for (text, in_manifest) in [
+            ("$(B)", "$$(B)"),
+            ("kill -9 $$", "kill -9 $$$$"),
+            ("$$(B)", "$$$$(B)"),
+            ("$B $", "$$B $$"),
+            ("plain", "plain"),
+        ] {
+            let manifest = manifest(|spec| {
+                spec.env.insert("A".into(), text.into());
+                spec.command = Some(vec!["echo".into(), text.into()]);
+            });
+            let container = &manifest["spec"]["containers"][0];
+            assert_eq!(container["command"][4], in_manifest);
+            assert_eq!(container["env"][0]["value"], in_manifest);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod life;
 pub mod limits;
 pub mod network;
 pub mod session;
+pub mod start;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -306,6 +307,7 @@ macro_rules! conformance_tests {
             ending: requested_user_runs_the_command,
             ending: read_only_root_refuses_writes,
             ending: command_sees_user_variables_and_no_secrets,
+            start: command_and_variables_arrive_unchanged,
             limits: memory_over_limit_is_oom_killed,
             limits: memory_bomb_ends_only_its_own_processes,
             limits: shared_memory_counts_as_memory,
