@@ -155,6 +155,7 @@ impl Context {
     ) -> Result<(), EnsureError> {
         let id = &spec.id;
         let config = &self.config;
+        let nodes = self.unlisted_nodes().await?;
         let (policies, quotas, accounts, secrets, services, endpoints) = tokio::try_join!(
             self.cluster.box_objects::<PolicyObject>(id),
             self.cluster.box_objects::<ResourceQuota>(id),
@@ -164,7 +165,7 @@ impl Context {
             self.cluster.system_services(),
         )?;
         let manifests = (
-            objects::network_policy(config, id, policy),
+            objects::network_policy(config, id, policy, &nodes),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),
