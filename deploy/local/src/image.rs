@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use agentbox_testing::tool::{Tool, ToolError};
 
+pub(crate) mod accounts;
 pub mod programs;
 
 /// The image of every sandbox.

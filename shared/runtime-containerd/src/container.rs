@@ -3,7 +3,9 @@
 //!
 //! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
-//! * CRI adds the image's environment, user and working directory.
+//! * CRI adds the image's environment and working directory.
+//! * The image's user is passed on as the image names it. Without it containerd 1.6 starts the process
+//!   as that user, but with the supplementary groups of root.
 
 use std::path::Path;
 
@@ -19,6 +21,7 @@ use k8s_cri::v1::{
 
 use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
+use crate::image::ImageConfig;
 use crate::labels;
 
 /// The paths of boxd and of its output directory inside a box.
@@ -65,6 +68,7 @@ pub fn config(
     config: &Config,
     spec: &BoxSpec,
     generation: i64,
+    image: &ImageConfig,
     files: HostFiles<'_>,
 ) -> ContainerConfig {
     let mount = |container: &str, host: &Path, readonly| Mount {
@@ -95,6 +99,7 @@ pub fn config(
             resources: Some(resources(&spec.resources)),
             security_context: Some(security(
                 spec.isolation.security_context.as_ref(),
+                image,
                 files.seccomp,
             )),
         }),
@@ -157,7 +162,11 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     }
 }
 
-fn security(requested: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSecurityContext {
+fn security(
+    requested: Option<&SecurityContext>,
+    image: &ImageConfig,
+    seccomp: &Path,
+) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let requested = requested.unwrap_or(&default);
     let id = |value: Option<u32>| {
@@ -184,6 +193,10 @@ fn security(requested: Option<&SecurityContext>, seccomp: &Path) -> LinuxContain
             ..Default::default()
         }),
         run_as_user: id(requested.run_as_user),
+        run_as_username: match requested.run_as_user {
+            Some(_) => String::new(),
+            None => image.user.clone(),
+        },
         // CRI refuses a group without a user.
         run_as_group: requested.run_as_user.and(id(requested.run_as_group)),
         readonly_rootfs: requested.read_only_root_filesystem.unwrap_or(false),

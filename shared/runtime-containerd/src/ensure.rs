@@ -25,7 +25,7 @@ use crate::box_state::{BoxLock, BoxState, Failure, Step};
 use crate::context::Context;
 use crate::cri::CriError;
 use crate::error::io_failure;
-use crate::image::{self, PullFailure};
+use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
 use crate::{cgroup, container, output, sandbox, seccomp};
@@ -172,10 +172,8 @@ impl Context {
             self.remove_sandboxes(objects).await?;
             state.network = None;
         }
-        if let Some(image) = self.cri.image(&spec.image).await?
-            && let Some(message) =
-                image::user_problem(&image, spec.isolation.security_context.as_ref())
-        {
+        let image = self.image_config(&spec.image).await?;
+        if let Some(message) = image.user_problem(spec.isolation.security_context.as_ref()) {
             return Err(EnsureError::Failed(Failure {
                 reason: FailureReason::ImageInvalid,
                 message,
@@ -204,7 +202,7 @@ impl Context {
             output: &output,
             seccomp: &seccomp,
         };
-        let container_config = container::config(&self.config, spec, generation, files);
+        let container_config = container::config(&self.config, spec, generation, &image, files);
         let install = async {
             self.firewall
                 .install(id, &network, &policy)
@@ -225,6 +223,16 @@ impl Context {
             .map_err(|error| start_failure(spec, error))?;
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
+    }
+
+    async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {
+        let unusable = |message: String| RuntimeError::Cluster {
+            operation: "image status",
+            message,
+        };
+        let status = self.cri.image(image).await?;
+        let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
+        ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }
 
     async fn run_sandbox(

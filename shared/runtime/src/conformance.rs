@@ -7,6 +7,7 @@
 //! * I1. A test removes every box that it created, also when it fails.
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
+pub mod accounts;
 pub mod ending;
 pub mod gvisor;
 pub mod hostile;
@@ -53,6 +54,8 @@ pub struct Differences {
     pub cluster_pids_limit: Option<u32>,
     /// Whether the output of an evicted box is lost.
     pub eviction_deletes_output: bool,
+    /// Whether the group of an image's `USER user:group` is ignored.
+    pub ignores_image_group: bool,
 }
 
 /// A requirement that a driver does not meet.
@@ -337,6 +340,16 @@ macro_rules! conformance_tests {
                 }
             }
         )*
+    };
+}
+
+/// As [`conformance_tests`], for a cluster with the images of [`crate::conformance::accounts::images`].
+#[macro_export]
+macro_rules! account_tests {
+    ($subject:expr) => {
+        $crate::conformance_tests! { @each $subject;
+            accounts: image_user_has_its_own_groups_and_not_those_of_root,
+        }
     };
 }
 
