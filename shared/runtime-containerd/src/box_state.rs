@@ -216,7 +216,7 @@ impl StateStore {
         Ok(ids)
     }
 
-    /// The caller holds the lock and has unmounted the output directory.
+    /// The caller holds the lock and has unmounted what is mounted in the box's directory.
     pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), StateError> {
         let path = self.directory(id);
         match tokio::fs::remove_dir_all(&path).await {

@@ -22,7 +22,7 @@ use k8s_cri::v1::{
 use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
 use crate::image::ImageConfig;
-use crate::labels;
+use crate::{labels, memory};
 
 /// The paths of boxd and of its output directory inside a box.
 const BOXD: &str = "/.agentbox/boxd";
@@ -60,6 +60,8 @@ const READONLY_PATHS: [&str; 5] = [
 pub struct HostFiles<'a> {
     /// Its output directory.
     pub output: &'a Path,
+    /// The directory of its other files in memory.
+    pub memory: &'a Path,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
@@ -78,6 +80,20 @@ pub fn config(
         propagation: MountPropagation::PropagationPrivate.into(),
         ..Default::default()
     };
+    let security_context = spec.isolation.security_context.as_ref();
+    let is_root_read_only = security_context
+        .and_then(|context| context.read_only_root_filesystem)
+        .unwrap_or(false);
+    let in_memory = |name: &str| files.memory.join(name);
+    let mut mounts = vec![
+        mount(BOXD, &config.boxd, true),
+        mount(OUTPUT, files.output, false),
+        mount("/dev/shm", &in_memory(memory::SHM), false),
+        mount("/etc/hosts", &in_memory(memory::HOSTS), is_root_read_only),
+    ];
+    if is_root_read_only {
+        mounts.push(mount("/tmp", &in_memory(memory::TMP), false));
+    }
     ContainerConfig {
         metadata: Some(ContainerMetadata {
             name: "main".to_owned(),
@@ -89,19 +105,12 @@ pub fn config(
         }),
         command: command(spec.command.as_deref()),
         envs: environment(spec),
-        mounts: vec![
-            mount(BOXD, &config.boxd, true),
-            mount(OUTPUT, files.output, false),
-        ],
+        mounts,
         labels: labels::labels(&config.deployment, spec, generation),
         annotations: labels::annotations(spec),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(&spec.resources)),
-            security_context: Some(security(
-                spec.isolation.security_context.as_ref(),
-                image,
-                files.seccomp,
-            )),
+            security_context: Some(security(security_context, image, files.seccomp)),
         }),
         ..Default::default()
     }

@@ -28,7 +28,7 @@ use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, output, sandbox, seccomp};
+use crate::{cgroup, container, memory, output, sandbox, seccomp};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -185,11 +185,13 @@ impl Context {
             .clone()
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.states.save(lock, id, state).await?;
-        let output = self.output_directory(id);
+        let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(spec));
         cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
+        memory::mount_fresh(&memory, spec.resources.memory)
+            .map_err(|error| io_failure("files in memory", &error))?;
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
@@ -198,8 +200,11 @@ impl Context {
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
 
+        memory::write_hosts(&memory, id.as_str(), network.address)
+            .map_err(|error| io_failure("hosts file", &error))?;
         let files = container::HostFiles {
             output: &output,
+            memory: &memory,
             seccomp: &seccomp,
         };
         let container_config = container::config(&self.config, spec, generation, &image, files);

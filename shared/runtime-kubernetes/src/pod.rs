@@ -36,6 +36,18 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
     let resources = resources(config, spec);
     let security = security(spec.isolation.security_context.as_ref());
     let (programs, init_containers) = boxd(config, &resources);
+    let mut volumes = vec![
+        programs,
+        in_memory("output", &output::DIRECTORY_BYTES.to_string()),
+    ];
+    let mut mounts = vec![
+        json!({ "name": VOLUME, "mountPath": PROGRAMS, "readOnly": true }),
+        json!({ "name": "output", "mountPath": OUTPUT }),
+    ];
+    for (name, path) in files_in_memory(spec) {
+        volumes.push(in_memory(name, &spec.resources.memory.to_string()));
+        mounts.push(json!({ "name": name, "mountPath": path }));
+    }
     let mut body = json!({
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
@@ -46,12 +58,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "nodeSelector": node_selector(config, spec),
         "tolerations": spec.tolerations,
-        "volumes": [
-            programs,
-            { "name": "output", "emptyDir": {
-                "medium": "Memory", "sizeLimit": output::DIRECTORY_BYTES.to_string(),
-            }},
-        ],
+        "volumes": volumes,
         "initContainers": init_containers,
         "containers": [{
             "name": MAIN,
@@ -63,10 +70,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "securityContext": security,
             "terminationMessagePath": TERMINATION_FILE,
             "terminationMessagePolicy": "File",
-            "volumeMounts": [
-                { "name": VOLUME, "mountPath": PROGRAMS, "readOnly": true },
-                { "name": "output", "mountPath": OUTPUT },
-            ],
+            "volumeMounts": mounts,
         }],
     });
     if let Some(class) = &spec.isolation.runtime_class {
@@ -91,6 +95,23 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         },
         "spec": body,
     })
+}
+
+/// A volume whose content counts as the box's memory.
+fn in_memory(name: &str, size: &str) -> Value {
+    json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": size } })
+}
+
+/// The volumes in memory that are as large as the box's memory limit, with their paths. `/tmp` is one
+/// of them if nothing else of the root file system is writable.
+fn files_in_memory(spec: &BoxSpec) -> Vec<(&'static str, &'static str)> {
+    let security = spec.isolation.security_context.as_ref();
+    let is_root_read_only = security.and_then(|context| context.read_only_root_filesystem);
+    let mut files = vec![("shm", "/dev/shm")];
+    if is_root_read_only == Some(true) {
+        files.push(("tmp", "/tmp"));
+    }
+    files
 }
 
 /// The volume with boxd, and the init containers that fill it.

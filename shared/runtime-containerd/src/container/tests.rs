@@ -71,6 +71,32 @@ fn security_context_grants_only_requested_rights() {
 }
 
 #[test]
+fn tmp_is_in_memory_only_if_the_root_is_read_only() {
+    for (read_only, in_memory) in [
+        (None, ["/dev/shm", "/etc/hosts"].as_slice()),
+        (Some(true), ["/dev/shm", "/etc/hosts", "/tmp"].as_slice()),
+    ] {
+        let mut spec = spec();
+        spec.isolation.security_context = Some(SecurityContext {
+            read_only_root_filesystem: read_only,
+            ..Default::default()
+        });
+        let files = HostFiles {
+            output: Path::new("/d/output"),
+            memory: Path::new("/d/memory"),
+            seccomp: Path::new("/d/seccomp.json"),
+        };
+        let container = config(&settings(), &spec, 1, &ImageConfig::default(), files);
+        let mounts = container.mounts.iter();
+        let found: Vec<&str> = mounts
+            .filter(|mount| mount.host_path.starts_with("/d/memory/"))
+            .map(|mount| mount.container_path.as_str())
+            .collect();
+        assert_eq!(found, in_memory);
+    }
+}
+
+#[test]
 fn image_user_is_used_unless_another_was_requested() {
     let image = ImageConfig {
         user: "alice:staff".to_owned(),
