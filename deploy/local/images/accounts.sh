@@ -9,6 +9,7 @@ set -euo pipefail
 name=$1
 config=$2
 out=$3
+umask 022
 work=$(mktemp -d "${TMPDIR:-/tmp}/agentbox-image.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 

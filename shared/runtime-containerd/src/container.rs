@@ -4,8 +4,8 @@
 //! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
 //! * CRI adds the image's environment and working directory.
-//! * The image's user is passed on as the image names it. Without it containerd 1.6 starts the process
-//!   as that user, but with the supplementary groups of root.
+//! * The image's user is passed on as the image names it. Without it containerd 1.6 starts the
+//!   process as that user, but with the supplementary groups of root.
 
 use std::path::Path;
 

@@ -27,7 +27,9 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
             "the image \"{image}\" was not pulled within {} s",
             deadline.as_secs()
         )),
-        CriError::Unavailable { message, .. } => PullFailure::Transient(message.clone()),
+        CriError::Unavailable { .. } => PullFailure::Transient(format!(
+            "cannot pull the image \"{image}\": the cluster does not answer"
+        )),
         CriError::Refused { message, .. } => {
             let cause = innermost_cause(message);
             let text = format!("cannot pull the image \"{image}\": {cause}");
@@ -46,6 +48,8 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
 pub struct ImageConfig {
     /// `USER` of its Dockerfile: `user` or `user:group`, each a name or a number. Empty: root.
     pub user: String,
+    /// `WORKDIR`. Empty: `/`.
+    pub working_dir: String,
 }
 
 /// containerd's description of an image.
@@ -71,8 +75,19 @@ impl ImageConfig {
         Ok(info.image.config)
     }
 
-    /// The reason that the image's own user does not satisfy the spec, decided as the kubelet does.
-    pub fn user_problem(&self, requested: Option<&SecurityContext>) -> Option<String> {
+    /// The reason that the image cannot run with this spec.
+    pub fn problem(&self, requested: Option<&SecurityContext>) -> Option<String> {
+        if !self.working_dir.is_empty() && !self.working_dir.starts_with('/') {
+            return Some(format!(
+                "its working directory \"{}\" is not an absolute path",
+                printable_image(&self.working_dir)
+            ));
+        }
+        self.user_problem(requested)
+    }
+
+    /// Decides about the image's own user as the kubelet does.
+    fn user_problem(&self, requested: Option<&SecurityContext>) -> Option<String> {
         let requested = requested?;
         if requested.run_as_non_root != Some(true) || requested.run_as_user.is_some() {
             return None;
@@ -81,13 +96,11 @@ impl ImageConfig {
         match user.parse::<i64>() {
             Ok(uid) if uid != 0 => None,
             Err(_) if !user.is_empty() => Some(format!(
-                "run_as_non_root is set and the image's user \"{}\" is not numeric, so it may be \
-                 root: give run_as_user",
+                "run_as_non_root is set and its user \"{}\" is not numeric, so it may be root: \
+                 give run_as_user",
                 printable_image(user)
             )),
-            _ => Some(
-                "run_as_non_root is set and the image's user is root: give run_as_user".to_owned(),
-            ),
+            _ => Some("run_as_non_root is set and its user is root: give run_as_user".to_owned()),
         }
     }
 }
@@ -140,6 +153,7 @@ mod tests {
     fn image_that_may_run_as_root_is_refused_for_non_root() {
         let image = |user: &str| ImageConfig {
             user: user.to_owned(),
+            ..Default::default()
         };
         let non_root = SecurityContext {
             run_as_non_root: Some(true),
@@ -161,10 +175,22 @@ mod tests {
             (image("0"), None, false),
         ] {
             assert_eq!(
-                image.user_problem(requested).is_some(),
+                image.problem(requested).is_some(),
                 problem,
                 "{image:?} {requested:?}"
             );
+        }
+    }
+
+    #[test]
+    fn image_with_a_relative_working_directory_cannot_run() {
+        for (working_dir, problem) in [("", false), ("/", false), ("/work", false), ("work", true)]
+        {
+            let image = ImageConfig {
+                working_dir: working_dir.to_owned(),
+                ..Default::default()
+            };
+            assert_eq!(image.problem(None).is_some(), problem, "{working_dir}");
         }
     }
 
@@ -173,12 +199,13 @@ mod tests {
         let info = |json: serde_json::Value| HashMap::from([("info".to_owned(), json.to_string())]);
         let of_user = json!({ "chainID": "sha256:0", "imageSpec": {
             "architecture": "amd64", "os": "linux",
-            "config": { "Env": ["PATH=/"], "User": "alice:staff" },
+            "config": { "Env": ["PATH=/"], "User": "alice:staff", "WorkingDir": "work" },
             "rootfs": { "type": "layers", "diff_ids": [] },
         }});
+        let config = ImageConfig::read(&info(of_user)).unwrap();
         assert_eq!(
-            ImageConfig::read(&info(of_user)).unwrap().user,
-            "alice:staff"
+            (config.user.as_str(), config.working_dir.as_str()),
+            ("alice:staff", "work")
         );
         let of_root = json!({ "imageSpec": { "config": {} } });
         assert_eq!(ImageConfig::read(&info(of_root)).unwrap().user, "");

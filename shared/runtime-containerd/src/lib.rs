@@ -16,7 +16,7 @@
 //! The modules from the bottom:
 //!
 //! * [`context`] has the configuration, the connections and the files.
-//! * [`phase`] decides.
+//! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
@@ -44,6 +44,7 @@ mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod refusal;
 mod repair;
 mod sandbox;
 mod seccomp;

@@ -1,8 +1,8 @@
-//! A box's files in memory besides its output: `/dev/shm`, `/etc/hosts`, and `/tmp` if the root file
-//! system is read-only.
+//! A box's files in memory besides its output: `/dev/shm`, `/etc/hosts`, and `/tmp` if the root
+//! file system is read-only.
 //!
-//! * I1. They are in one tmpfs of this machine, which is as large as the box's memory limit. Its pages
-//!   count as the box's memory.
+//! * I1. They are in one tmpfs of this machine, which is as large as the box's memory limit. Its
+//!   pages count as the box's memory.
 //! * I2. The driver writes into it before the container is created, and never reads it: its content
 //!   is not trusted.
 

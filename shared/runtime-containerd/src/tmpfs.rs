@@ -9,8 +9,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// `MS_NOSYMFOLLOW` of Linux 5.10, which nix does not name.
 pub const NO_SYMLINKS: MsFlags = MsFlags::from_bits_retain(256);
 
-/// Mounts an empty tmpfs in place of any other. Set-user-ID programs and device files have no effect
-/// in it.
+/// Mounts an empty tmpfs in place of any other. Set-user-ID programs and device files have no
+/// effect in it.
 ///
 /// # Errors
 /// When it cannot be mounted: the driver must be root in the machine's mount namespace.

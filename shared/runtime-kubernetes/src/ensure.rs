@@ -272,6 +272,12 @@ impl Context {
                     Err(_) => tokio::time::sleep(READY_POLL).await,
                 },
                 BoxPhase::Failed { reason, message } if state.failure.is_none() => {
+                    tracing::info!(
+                        environment.id = %id,
+                        detail = pod.as_ref().and_then(phase::start_error),
+                        failure = message,
+                        "a box failed to start"
+                    );
                     // The kubelet's next status may have no reason.
                     let failure = Failure { reason, message };
                     self.record(id, &StateChange::Failed(failure)).await?;

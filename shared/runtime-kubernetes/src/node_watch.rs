@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn listed_address_is_left_out() {
         // `cluster_cidrs` contains 192.168.7.0/24.
-        let config = serde_json::from_value(crate::config::tests::minimal()).unwrap();
+        let config: Config = serde_json::from_value(crate::config::tests::minimal()).unwrap();
         let all = addresses(&["192.168.7.9", "198.51.100.8", "198.51.100.9", "2001:db8::1"]);
         let unlisted: Vec<String> = unlisted(&all, &config)
             .iter()

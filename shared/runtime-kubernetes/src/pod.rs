@@ -102,8 +102,8 @@ fn in_memory(name: &str, size: &str) -> Value {
     json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": size } })
 }
 
-/// The volumes in memory that are as large as the box's memory limit, with their paths. `/tmp` is one
-/// of them if nothing else of the root file system is writable.
+/// The volumes in memory that are as large as the box's memory limit, with their paths. `/tmp` is
+/// one of them if the root file system is read-only.
 fn files_in_memory(spec: &BoxSpec) -> Vec<(&'static str, &'static str)> {
     let security = spec.isolation.security_context.as_ref();
     let is_root_read_only = security.and_then(|context| context.read_only_root_filesystem);

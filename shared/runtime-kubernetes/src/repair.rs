@@ -1,5 +1,5 @@
-//! Keeps the network policies of boxes: restores deleted ones, because a box without one is open, and
-//! applies those again that do not exclude the present addresses of the cluster's nodes.
+//! Keeps the network policies of boxes: restores deleted ones, because a box without one is open,
+//! and applies those again that do not exclude the present addresses of the cluster's nodes.
 //!
 //! * I1. Whenever the watch has listed all policies again, all boxes are compared with them, so
 //!   that a deletion during a gap is found.
@@ -155,7 +155,10 @@ impl Repairer {
                 // The watch reports the policy as it is now.
                 self.outdated.remove(id);
                 if self.missing.remove(id) && is_applied {
-                    tracing::warn!(environment.id = %id, "restored the deleted network policy of a box");
+                    tracing::warn!(
+                        environment.id = %id,
+                        "restored the deleted network policy of a box"
+                    );
                 } else if is_applied {
                     tracing::info!(
                         environment.id = %id,

@@ -346,12 +346,14 @@ macro_rules! conformance_tests {
     };
 }
 
-/// As [`conformance_tests`], for a cluster with the images of [`crate::conformance::accounts::images`].
+/// As [`conformance_tests`], for a cluster with the images of
+/// [`crate::conformance::accounts::images`].
 #[macro_export]
 macro_rules! account_tests {
     ($subject:expr) => {
         $crate::conformance_tests! { @each $subject;
             accounts: image_user_has_its_own_groups_and_not_those_of_root,
+            accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
         }
     };
 }

@@ -100,6 +100,7 @@ fn tmp_is_in_memory_only_if_the_root_is_read_only() {
 fn image_user_is_used_unless_another_was_requested() {
     let image = ImageConfig {
         user: "alice:staff".to_owned(),
+        ..Default::default()
     };
     let requested = SecurityContext {
         run_as_user: Some(1000),
