@@ -5,12 +5,14 @@ use std::process::ExitCode;
 
 use agentbox_contracts::permissions::SERVICES;
 use agentbox_testing::KubernetesEndpoint;
+use agentbox_testing::cluster::Cluster;
 use agentbox_testing::paths::Layout;
 use clap::{Parser, Subcommand};
 
 mod dev;
 mod down;
 mod images;
+mod import_accounts;
 mod kubernetes;
 mod prepare;
 mod restart;
@@ -78,6 +80,15 @@ enum Command {
         #[arg(long)]
         until_stdin_ends: bool,
     },
+    /// Import images for tests of accounts into a running cluster; started by tests.
+    #[command(hide = true)]
+    ImportAccounts {
+        /// The cluster's entry in the clusters file, as JSON.
+        #[arg(value_parser = parse_cluster)]
+        cluster: Cluster,
+        /// The images, each `NAME=CONFIG` with the image's `config` object as JSON.
+        images: Vec<String>,
+    },
     /// Extend a running Kubernetes of an instance; started by tests.
     #[command(hide = true)]
     Kubernetes {
@@ -108,6 +119,10 @@ enum KubernetesCommand {
 }
 
 fn parse_endpoint(json: &str) -> Result<KubernetesEndpoint, serde_json::Error> {
+    serde_json::from_str(json)
+}
+
+fn parse_cluster(json: &str) -> Result<Cluster, serde_json::Error> {
     serde_json::from_str(json)
 }
 
@@ -150,6 +165,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         } => images::run(&std::path::absolute(&directory)?, &registry, &tag).await?,
         Command::Supervise { until_stdin_ends } => {
             crate::supervisor::run(layout, until_stdin_ends).await?;
+        }
+        Command::ImportAccounts { cluster, images } => {
+            import_accounts::run(&cluster, &images).await?;
         }
         Command::Kubernetes { command } => kubernetes::run(command).await?,
         Command::Logs { service, follow } => logs(&layout, service.as_deref(), follow)?,

@@ -19,6 +19,7 @@ use agentbox_testing::tool::{Tool, ToolError};
 
 use crate::file_lock::{self, LockError};
 
+pub(crate) mod accounts;
 pub mod programs;
 
 /// The image of every sandbox.

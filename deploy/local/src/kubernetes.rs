@@ -16,6 +16,7 @@ use agentbox_testing::KubernetesEndpoint;
 use agentbox_testing::endpoint::kubernetes::ClusterAddresses;
 use agentbox_testing::paths::{Layout, RUN_DIRECTORIES};
 use agentbox_testing::tool::{ToolError, find};
+use ipnet::IpNet;
 
 use crate::cluster_paths::ClusterPaths;
 use crate::containerd::ContainerdError;
@@ -143,6 +144,9 @@ impl Kubernetes {
         registry::write(&files, &addresses, registry)?;
         metrics_server::write_keys(&files).await?;
         let boxd = crate::image::programs::build_boxd_image(boxd, &run).await?;
+        // The subnet is first: `ClusterAddresses` are its parts.
+        let mut cluster_cidrs = vec![IpNet::from(subnet)];
+        cluster_cidrs.extend(network::machine_addresses().await?);
         let endpoint = KubernetesEndpoint {
             kubeconfig: files.admin(),
             deployment: paths.deployment.clone(),
@@ -150,7 +154,7 @@ impl Kubernetes {
             boxd_image: boxd.image.clone(),
             boxd_delivery: "image_volume".to_owned(),
             image_pull_secrets: vec![registry::SECRET.to_owned()],
-            cluster_cidrs: vec![subnet.into()],
+            cluster_cidrs,
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],
             dns_servers: resolvers,
             reach: "pod_ip".to_owned(),

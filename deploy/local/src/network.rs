@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agentbox_testing::tool::{Tool, ToolError};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -233,6 +233,40 @@ fn own_tables<'a>(listed: &'a str, deployment: &str) -> Vec<(&'a str, &'a str)> 
         .collect()
 }
 
+#[derive(Deserialize)]
+struct Interface {
+    #[serde(default)]
+    addr_info: Vec<InterfaceAddress>,
+}
+
+#[derive(Deserialize)]
+struct InterfaceAddress {
+    local: Option<String>,
+}
+
+/// Every address of this machine, which no box may reach.
+pub(crate) async fn machine_addresses() -> Result<Vec<IpNet>, NetworkError> {
+    let output = Tool::new("ip").args(["-j", "addr", "show"]).run().await?;
+    parse_addresses(&output)
+}
+
+/// Reads the output of `ip -j addr show`. Leaves loopback and link-local addresses out: no network
+/// policy opens one, on any machine.
+fn parse_addresses(output: &str) -> Result<Vec<IpNet>, NetworkError> {
+    let interfaces: Vec<Interface> = serde_json::from_str(output)?;
+    let addresses = interfaces
+        .into_iter()
+        .flat_map(|interface| interface.addr_info);
+    Ok(addresses
+        .filter_map(|address| address.local?.parse::<IpAddr>().ok())
+        .filter(|address| match address {
+            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        })
+        .map(IpNet::from)
+        .collect())
+}
+
 /// The resolvers that a box can reach: the host's, or those behind its local stub resolver.
 pub(crate) fn resolvers() -> Vec<IpAddr> {
     for file in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
@@ -287,6 +321,20 @@ mod tests {
                 ("bridge", "agentbox-t1-env-a")
             ]
         );
+    }
+
+    #[test]
+    fn machine_addresses_are_those_that_a_policy_could_open() {
+        let output = r#"[{}, {"ifname":"lo","addr_info":[{"family":"inet","local":"127.0.0.1","prefixlen":8}]},
+            {"ifname":"eth0","addr_info":[{"family":"inet","local":"203.0.113.7","prefixlen":24},
+            {"family":"inet6","local":"2001:db8::7","prefixlen":64},
+            {"family":"inet6","local":"fe80::1","prefixlen":64}]}]"#;
+        let addresses: Vec<String> = parse_addresses(output)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["203.0.113.7/32", "2001:db8::7/128"]);
     }
 
     #[test]

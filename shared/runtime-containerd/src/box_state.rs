@@ -83,6 +83,9 @@ pub struct BoxState {
     pub ready_at: Option<DateTime<Utc>>,
     #[serde(default)]
     pub failure: Option<Failure>,
+    /// When containerd first refused to create or to start the container.
+    #[serde(default)]
+    pub refused_at: Option<DateTime<Utc>>,
     #[serde(default)]
     pub ending: Option<Ending>,
     #[serde(default)]
@@ -100,6 +103,7 @@ impl BoxState {
             step: Step::Starting,
             ready_at: None,
             failure: None,
+            refused_at: None,
             ending: None,
             network: None,
             policy: None,
@@ -216,7 +220,7 @@ impl StateStore {
         Ok(ids)
     }
 
-    /// The caller holds the lock and has unmounted the output directory.
+    /// The caller holds the lock and has unmounted what is mounted in the box's directory.
     pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), StateError> {
         let path = self.directory(id);
         match tokio::fs::remove_dir_all(&path).await {

@@ -3,7 +3,9 @@
 //!
 //! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
 //!   `command` does; without one both are ignored too, and the box idles.
-//! * CRI adds the image's environment, user and working directory.
+//! * CRI adds the image's environment and working directory.
+//! * The image's user is passed on as the image names it. Without it containerd 1.6 starts the
+//!   process as that user, but with the supplementary groups of root.
 
 use std::path::Path;
 
@@ -19,7 +21,8 @@ use k8s_cri::v1::{
 
 use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
-use crate::labels;
+use crate::image::ImageConfig;
+use crate::{labels, memory};
 
 /// The paths of boxd and of its output directory inside a box.
 const BOXD: &str = "/.agentbox/boxd";
@@ -57,6 +60,8 @@ const READONLY_PATHS: [&str; 5] = [
 pub struct HostFiles<'a> {
     /// Its output directory.
     pub output: &'a Path,
+    /// The directory of its other files in memory.
+    pub memory: &'a Path,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
@@ -65,6 +70,7 @@ pub fn config(
     config: &Config,
     spec: &BoxSpec,
     generation: i64,
+    image: &ImageConfig,
     files: HostFiles<'_>,
 ) -> ContainerConfig {
     let mount = |container: &str, host: &Path, readonly| Mount {
@@ -74,6 +80,20 @@ pub fn config(
         propagation: MountPropagation::PropagationPrivate.into(),
         ..Default::default()
     };
+    let security_context = spec.isolation.security_context.as_ref();
+    let is_root_read_only = security_context
+        .and_then(|context| context.read_only_root_filesystem)
+        .unwrap_or(false);
+    let in_memory = |name: &str| files.memory.join(name);
+    let mut mounts = vec![
+        mount(BOXD, &config.boxd, true),
+        mount(OUTPUT, files.output, false),
+        mount("/dev/shm", &in_memory(memory::SHM), false),
+        mount("/etc/hosts", &in_memory(memory::HOSTS), is_root_read_only),
+    ];
+    if is_root_read_only {
+        mounts.push(mount("/tmp", &in_memory(memory::TMP), false));
+    }
     ContainerConfig {
         metadata: Some(ContainerMetadata {
             name: "main".to_owned(),
@@ -85,18 +105,12 @@ pub fn config(
         }),
         command: command(spec.command.as_deref()),
         envs: environment(spec),
-        mounts: vec![
-            mount(BOXD, &config.boxd, true),
-            mount(OUTPUT, files.output, false),
-        ],
+        mounts,
         labels: labels::labels(&config.deployment, spec, generation),
         annotations: labels::annotations(spec),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(&spec.resources)),
-            security_context: Some(security(
-                spec.isolation.security_context.as_ref(),
-                files.seccomp,
-            )),
+            security_context: Some(security(security_context, image, files.seccomp)),
         }),
         ..Default::default()
     }
@@ -159,7 +173,11 @@ fn resources(limits: &Resources) -> LinuxContainerResources {
     }
 }
 
-fn security(requested: Option<&SecurityContext>, seccomp: &Path) -> LinuxContainerSecurityContext {
+fn security(
+    requested: Option<&SecurityContext>,
+    image: &ImageConfig,
+    seccomp: &Path,
+) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let requested = requested.unwrap_or(&default);
     let id = |value: Option<u32>| {
@@ -186,6 +204,10 @@ fn security(requested: Option<&SecurityContext>, seccomp: &Path) -> LinuxContain
             ..Default::default()
         }),
         run_as_user: id(requested.run_as_user),
+        run_as_username: match requested.run_as_user {
+            Some(_) => String::new(),
+            None => image.user.clone(),
+        },
         // CRI refuses a group without a user.
         run_as_group: requested.run_as_user.and(id(requested.run_as_group)),
         readonly_rootfs: requested.read_only_root_filesystem.unwrap_or(false),

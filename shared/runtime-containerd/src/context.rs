@@ -33,6 +33,11 @@ impl Context {
         self.states.directory(id).join("output")
     }
 
+    /// The tmpfs with the box's other files in memory.
+    pub fn memory_directory(&self, id: &EnvironmentId) -> PathBuf {
+        self.states.directory(id).join("memory")
+    }
+
     /// Long enough for another replica to create or remove the box.
     pub fn lock_deadline(&self) -> Duration {
         let seconds = self.config.sandbox_deadline_s + self.config.start_deadline_s;

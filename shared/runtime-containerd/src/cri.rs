@@ -14,7 +14,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
+    CreateContainerRequest, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
     ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest,
     RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
@@ -333,21 +333,19 @@ impl Cri {
         }
     }
 
-    pub async fn image(&self, name: &str) -> Result<Option<Image>, CriError> {
+    /// An image that containerd has; the `info` contains its configuration.
+    pub async fn image(&self, name: &str) -> Result<Option<ImageStatusResponse>, CriError> {
         let image = ImageSpec {
             image: name.to_owned(),
             ..Default::default()
         };
         let request = ImageStatusRequest {
             image: Some(image),
-            verbose: false,
+            verbose: true,
         };
         let mut client = self.images.clone();
-        Ok(
-            call("ImageStatus", self.deadline, client.image_status(request))
-                .await?
-                .image,
-        )
+        let status = call("ImageStatus", self.deadline, client.image_status(request)).await?;
+        Ok(status.image.is_some().then_some(status))
     }
 
     pub async fn pull_image(&self, name: &str, deadline: Duration) -> Result<(), CriError> {

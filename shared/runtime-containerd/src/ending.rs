@@ -16,7 +16,7 @@ use crate::box_state::Ending;
 use crate::context::Context;
 use crate::error::io_failure;
 use crate::observe::Objects;
-use crate::{cgroup, output};
+use crate::{cgroup, tmpfs};
 
 impl Context {
     pub async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {
@@ -68,8 +68,9 @@ impl Context {
         let network = state.as_ref().and_then(|state| state.network.as_ref());
         self.firewall.remove(id, network).await?;
         self.remove_sandboxes(&objects).await?;
-        output::unmount(&self.output_directory(id))
-            .map_err(|error| io_failure("output directory", &error))?;
+        for directory in [self.output_directory(id), self.memory_directory(id)] {
+            tmpfs::unmount(&directory).map_err(|error| io_failure("unmount", &error))?;
+        }
         cgroup::remove(&self.config.deployment, id, self.config.call_deadline())
             .await
             .map_err(|error| io_failure("control group", &error))?;

@@ -7,6 +7,9 @@
 //! * I3. The remains of a killed `ensure` are removed before a box is created, unless its
 //!   container runs already: then this waits for boxd only.
 //!
+//! A container that containerd refuses fails the box: at once if a later attempt cannot succeed,
+//! else after a time ([`crate::refusal`]).
+//!
 //! A newer generation adopts a running box. A box is never created twice, because its user's
 //! work would be lost.
 
@@ -14,8 +17,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError};
+use agentbox_runtime::{
+    BoxPhase, BoxSpec, FailureReason, IMAGE_PULL, NetworkPolicy, Observed, RuntimeError,
+    start_failure,
+};
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
 use tokio::net::TcpStream;
@@ -25,10 +32,10 @@ use crate::box_state::{BoxLock, BoxState, Failure, Step};
 use crate::context::Context;
 use crate::cri::CriError;
 use crate::error::io_failure;
-use crate::image::{self, PullFailure};
+use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, output, phase, sandbox, seccomp};
+use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -40,6 +47,8 @@ const ATTEMPTS_PER_STATUS: u32 = 10;
 enum EnsureError {
     /// The box can never run.
     Failed(Failure),
+    /// containerd refused the container, or did not finish it.
+    Refused(CriError),
     /// A later call may succeed.
     Error(RuntimeError),
 }
@@ -106,6 +115,19 @@ impl Context {
                     self.states.save(&lock, id, &state).await?;
                     self.observe(id).await
                 }
+                Err(EnsureError::Refused(error)) => {
+                    tracing::warn!(
+                        error = %ErrorChain(&error),
+                        environment.id = %id,
+                        "containerd refused the container of a box"
+                    );
+                    refusal::record(&mut state, &spec.image, error.message(), Utc::now());
+                    self.states.save(&lock, id, &state).await?;
+                    match state.failure {
+                        Some(_) => self.observe(id).await,
+                        None => Err(error.into()),
+                    }
+                }
             };
         }
     }
@@ -144,7 +166,7 @@ impl Context {
                 message,
             })),
             PullFailure::Transient(message) => Err(RuntimeError::Cluster {
-                operation: "image pull",
+                operation: IMAGE_PULL,
                 message,
             }),
         }
@@ -172,13 +194,11 @@ impl Context {
             self.remove_sandboxes(objects).await?;
             state.network = None;
         }
-        if let Some(image) = self.cri.image(&spec.image).await?
-            && let Some(message) =
-                image::user_problem(&image, spec.isolation.security_context.as_ref())
-        {
+        let image = self.image_config(&spec.image).await?;
+        if let Some(problem) = image.problem(spec.isolation.security_context.as_ref()) {
             return Err(EnsureError::Failed(Failure {
                 reason: FailureReason::ImageInvalid,
-                message,
+                message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
         let policy = spec
@@ -187,11 +207,13 @@ impl Context {
             .clone()
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.states.save(lock, id, state).await?;
-        let output = self.output_directory(id);
+        let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(spec));
         cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
+        memory::mount_fresh(&memory, spec.resources.memory)
+            .map_err(|error| io_failure("files in memory", &error))?;
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
@@ -200,11 +222,14 @@ impl Context {
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
 
+        memory::write_hosts(&memory, id.as_str(), network.address)
+            .map_err(|error| io_failure("hosts file", &error))?;
         let files = container::HostFiles {
             output: &output,
+            memory: &memory,
             seccomp: &seccomp,
         };
-        let container_config = container::config(&self.config, spec, generation, files);
+        let container_config = container::config(&self.config, spec, generation, &image, files);
         let install = async {
             self.firewall
                 .install(id, &network, &policy)
@@ -215,16 +240,26 @@ impl Context {
             self.cri
                 .create_container(&sandbox, container_config, sandbox_config)
                 .await
-                .map_err(|error| start_failure(spec, error))
+                .map_err(container_error)
         };
         let ((), container) = tokio::try_join!(install, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
         self.cri
             .start_container(&container, deadline)
             .await
-            .map_err(|error| start_failure(spec, error))?;
+            .map_err(container_error)?;
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
+    }
+
+    async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {
+        let unusable = |message: String| RuntimeError::Cluster {
+            operation: "image status",
+            message,
+        };
+        let status = self.cri.image(image).await?;
+        let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
+        ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }
 
     async fn run_sandbox(
@@ -248,7 +283,7 @@ impl Context {
                         .await?;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                Err(error) => return Err(start_failure(spec, error)),
+                Err(error) => return Err(sandbox_error(spec, error)),
             }
         }
     }
@@ -314,78 +349,22 @@ impl Context {
     }
 }
 
-/// Decides whether the image or the spec caused the error.
-fn start_failure(spec: &BoxSpec, error: CriError) -> EnsureError {
-    match failure_reason(error.message()) {
-        Some(reason) => {
-            let text: String = error
-                .message()
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(400)
-                .collect();
-            let message = format!("the image \"{}\" cannot run: {text}", spec.image);
-            EnsureError::Failed(Failure { reason, message })
-        }
-        None => error.into(),
+/// An error of the container's creation or start.
+fn container_error(error: CriError) -> EnsureError {
+    match error {
+        CriError::Unavailable { .. } => error.into(),
+        CriError::Refused { .. } | CriError::Deadline { .. } => EnsureError::Refused(error),
     }
 }
 
-/// The reason in an error of containerd or runc that no later attempt can mend.
-fn failure_reason(message: &str) -> Option<FailureReason> {
-    let lower = message.to_lowercase();
-    let any = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
-    if any(&["no runtime for", "unknown runtime", "runtime handler"]) {
-        Some(FailureReason::RuntimeClass)
-    } else if any(&[
-        "no users found",
-        "unable to find user",
-        "unable to find group",
-        "no matching entries in passwd",
-        "no such user",
-        "invalid user",
-        "exec format error",
-        "mkdir /.agentbox",
-        "image os",
-        "no command specified",
-        "not a directory",
-        "oci runtime create failed: container_linux",
-        "memory limit too low",
-        "minimum memory limit",
-    ]) {
-        Some(FailureReason::ImageInvalid)
-    } else {
-        None
+/// An error of the sandbox. The user can cause it by the runtime class only.
+fn sandbox_error(spec: &BoxSpec, error: CriError) -> EnsureError {
+    if !refusal::is_missing_runtime(error.message()) {
+        return error.into();
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permanent_start_errors_are_classified() {
-        for (message, reason) in [
-            (
-                "no runtime for \"gvisor\" is configured",
-                Some(FailureReason::RuntimeClass),
-            ),
-            (
-                "unable to find user nobody2: no matching entries in passwd file",
-                Some(FailureReason::ImageInvalid),
-            ),
-            (
-                "exec /.agentbox/boxd: exec format error",
-                Some(FailureReason::ImageInvalid),
-            ),
-            ("failed to reserve sandbox name", None),
-            ("context deadline exceeded", None),
-            (
-                "failed to setup network for sandbox: no IP addresses available in range set",
-                None,
-            ),
-        ] {
-            assert_eq!(failure_reason(message), reason, "{message}");
-        }
-    }
+    let class = spec.isolation.runtime_class.as_deref().unwrap_or_default();
+    EnsureError::Failed(Failure {
+        reason: FailureReason::RuntimeClass,
+        message: format!("the runtime class `{class}` is not available on this machine"),
+    })
 }

@@ -1,10 +1,11 @@
-//! Classifies failed image pulls, and checks an image's user. Pure.
+//! Classifies failed image pulls, and reads an image's configuration. Pure.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use agentbox_runtime::SecurityContext;
 use agentbox_runtime::image_pull::{innermost_cause, is_transient_error, printable_image};
-use k8s_cri::v1::Image;
+use serde::Deserialize;
 
 use crate::cri::CriError;
 
@@ -26,7 +27,9 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
             "the image \"{image}\" was not pulled within {} s",
             deadline.as_secs()
         )),
-        CriError::Unavailable { message, .. } => PullFailure::Transient(message.clone()),
+        CriError::Unavailable { .. } => PullFailure::Transient(format!(
+            "cannot pull the image \"{image}\": the cluster does not answer"
+        )),
         CriError::Refused { message, .. } => {
             let cause = innermost_cause(message);
             let text = format!("cannot pull the image \"{image}\": {cause}");
@@ -39,30 +42,72 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
     }
 }
 
-/// The reason that the image's own user does not satisfy the spec, decided as the kubelet does.
-pub fn user_problem(image: &Image, requested: Option<&SecurityContext>) -> Option<String> {
-    let requested = requested?;
-    if requested.run_as_non_root != Some(true) || requested.run_as_user.is_some() {
-        return None;
+/// The fields of an image's configuration that the creation of a box depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ImageConfig {
+    /// `USER` of its Dockerfile: `user` or `user:group`, each a name or a number. Empty: root.
+    pub user: String,
+    /// `WORKDIR`. Empty: `/`.
+    pub working_dir: String,
+}
+
+/// containerd's description of an image.
+#[derive(Deserialize)]
+struct Info {
+    #[serde(rename = "imageSpec")]
+    image: ImageSpec,
+}
+
+#[derive(Deserialize)]
+struct ImageSpec {
+    #[serde(default)]
+    config: ImageConfig,
+}
+
+impl ImageConfig {
+    /// Reads the `info` that containerd adds to a verbose image status.
+    ///
+    /// # Errors
+    /// When it is missing or not JSON.
+    pub fn read(info: &HashMap<String, String>) -> Result<Self, serde_json::Error> {
+        let info: Info = serde_json::from_str(info.get("info").map_or("", String::as_str))?;
+        Ok(info.image.config)
     }
-    match (&image.uid, image.username.as_str()) {
-        (Some(uid), _) if uid.value == 0 => {
-            Some("run_as_non_root is set and the image's user is root: give run_as_user".to_owned())
+
+    /// The reason that the image cannot run with this spec.
+    pub fn problem(&self, requested: Option<&SecurityContext>) -> Option<String> {
+        if !self.working_dir.is_empty() && !self.working_dir.starts_with('/') {
+            return Some(format!(
+                "its working directory \"{}\" is not an absolute path",
+                printable_image(&self.working_dir)
+            ));
         }
-        (None, "") => {
-            Some("run_as_non_root is set and the image's user is root: give run_as_user".to_owned())
+        self.user_problem(requested)
+    }
+
+    /// Decides about the image's own user as the kubelet does.
+    fn user_problem(&self, requested: Option<&SecurityContext>) -> Option<String> {
+        let requested = requested?;
+        if requested.run_as_non_root != Some(true) || requested.run_as_user.is_some() {
+            return None;
         }
-        (None, name) => Some(format!(
-            "run_as_non_root is set and the image's user \"{name}\" is not numeric, so it may be \
-             root: give run_as_user"
-        )),
-        _ => None,
+        let user = self.user.split(':').next().unwrap_or_default();
+        match user.parse::<i64>() {
+            Ok(uid) if uid != 0 => None,
+            Err(_) if !user.is_empty() => Some(format!(
+                "run_as_non_root is set and its user \"{}\" is not numeric, so it may be root: \
+                 give run_as_user",
+                printable_image(user)
+            )),
+            _ => Some("run_as_non_root is set and its user is root: give run_as_user".to_owned()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_cri::v1::Int64Value;
+    use serde_json::json;
     use tonic::Code;
 
     use super::*;
@@ -106,9 +151,8 @@ mod tests {
 
     #[test]
     fn image_that_may_run_as_root_is_refused_for_non_root() {
-        let image = |uid: Option<i64>, name: &str| Image {
-            uid: uid.map(|value| Int64Value { value }),
-            username: name.to_owned(),
+        let image = |user: &str| ImageConfig {
+            user: user.to_owned(),
             ..Default::default()
         };
         let non_root = SecurityContext {
@@ -120,18 +164,51 @@ mod tests {
             ..non_root.clone()
         };
         for (image, requested, problem) in [
-            (image(Some(0), ""), Some(&non_root), true),
-            (image(None, ""), Some(&non_root), true),
-            (image(None, "app"), Some(&non_root), true),
-            (image(Some(1000), ""), Some(&non_root), false),
-            (image(Some(0), ""), Some(&with_user), false),
-            (image(Some(0), ""), None, false),
+            (image("0"), Some(&non_root), true),
+            (image("0:1000"), Some(&non_root), true),
+            (image(""), Some(&non_root), true),
+            (image("app"), Some(&non_root), true),
+            (image("app:1000"), Some(&non_root), true),
+            (image("1000"), Some(&non_root), false),
+            (image("1000:0"), Some(&non_root), false),
+            (image("0"), Some(&with_user), false),
+            (image("0"), None, false),
         ] {
             assert_eq!(
-                user_problem(&image, requested).is_some(),
+                image.problem(requested).is_some(),
                 problem,
                 "{image:?} {requested:?}"
             );
         }
+    }
+
+    #[test]
+    fn image_with_a_relative_working_directory_cannot_run() {
+        for (working_dir, problem) in [("", false), ("/", false), ("/work", false), ("work", true)]
+        {
+            let image = ImageConfig {
+                working_dir: working_dir.to_owned(),
+                ..Default::default()
+            };
+            assert_eq!(image.problem(None).is_some(), problem, "{working_dir}");
+        }
+    }
+
+    #[test]
+    fn image_configuration_is_read_from_the_verbose_status() {
+        let info = |json: serde_json::Value| HashMap::from([("info".to_owned(), json.to_string())]);
+        let of_user = json!({ "chainID": "sha256:0", "imageSpec": {
+            "architecture": "amd64", "os": "linux",
+            "config": { "Env": ["PATH=/"], "User": "alice:staff", "WorkingDir": "work" },
+            "rootfs": { "type": "layers", "diff_ids": [] },
+        }});
+        let config = ImageConfig::read(&info(of_user)).unwrap();
+        assert_eq!(
+            (config.user.as_str(), config.working_dir.as_str()),
+            ("alice:staff", "work")
+        );
+        let of_root = json!({ "imageSpec": { "config": {} } });
+        assert_eq!(ImageConfig::read(&info(of_root)).unwrap().user, "");
+        assert!(ImageConfig::read(&HashMap::new()).is_err());
     }
 }

@@ -1,9 +1,10 @@
 //! The driver for boxes on one machine's containerd, over CRI v1, the interface of the kubelet.
 //!
 //! A box is a pod sandbox with one container whose entry is the machine's `boxd`, mounted
-//! read-only; an output directory that outlives it ([`output`]); a control group above it with
-//! its pids limit ([`cgroup`]); and its own rules in the network's firewall tables
-//! ([`firewall`]). A small file keeps the state that containerd does not ([`box_state`]).
+//! read-only; an output directory that outlives it ([`output`]); other files in memory
+//! ([`memory`]); a control group above it with its pids limit ([`cgroup`]); and its own rules in the
+//! network's firewall tables ([`firewall`]). A small file keeps the state that containerd does not
+//! ([`box_state`]).
 //!
 //! Owns every object with its deployment's label, and changes nothing else (I5 of
 //! [`agentbox_runtime::Runtime`]). Any number of drivers, in any number of processes on the
@@ -15,7 +16,7 @@
 //! The modules from the bottom:
 //!
 //! * [`context`] has the configuration, the connections and the files.
-//! * [`phase`] decides.
+//! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
@@ -37,15 +38,18 @@ mod events;
 mod firewall;
 mod image;
 mod labels;
+mod memory;
 mod network;
 mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod refusal;
 mod repair;
 mod sandbox;
 mod seccomp;
 mod storage;
+mod tmpfs;
 mod watch;
 
 pub use config::{Config, ConfigError};

@@ -39,6 +39,9 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
         hostname: spec.id.to_string(),
         dns_config: Some(DnsConfig {
             servers: v4.map(ToString::to_string).collect(),
+            // The resolver's default. If nothing was given, containerd would copy the machine's
+            // resolv.conf into the box.
+            options: vec!["ndots:1".to_owned()],
             ..Default::default()
         }),
         labels: labels::labels(&config.deployment, spec, generation),

@@ -5,14 +5,14 @@
 //!   after it has lasted as long as [`Retry`] allows, counted from its first record. A first
 //!   failure alone never fails the box.
 //! * I2. A message for the user names the user's image, and never an image or a registry of
-//!   the deployment.
+//!   the deployment, or a path of a node.
 
 mod retry;
 
 use std::time::Duration;
 
-use agentbox_runtime::FailureReason;
 use agentbox_runtime::image_pull::{innermost_cause, printable_image};
+use agentbox_runtime::{FailureReason, start_failure};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::box_state::Failure;
@@ -79,18 +79,21 @@ pub fn classify(pod: &Pod, container: &str, reason: &str, message: &str) -> Opti
         // attempt.
         _ if is_deployment_image => Retry::UntilDeadline,
         Step::Pull => retry_pull(reason, &lower, has_secrets),
-        Step::Create => retry_create(&lower),
+        Step::Create => retry_create(message),
     };
-    let image = printable_image(image_of(pod, container));
-    let cause = innermost_cause(message);
+    let image = image_of(pod, container);
     let failure = match (step, is_deployment_image) {
         (Step::Pull, false) => Failure {
             reason: FailureReason::ImagePull,
-            message: format!("cannot pull the image \"{image}\": {cause}"),
+            message: format!(
+                "cannot pull the image \"{}\": {}",
+                printable_image(image),
+                innermost_cause(message)
+            ),
         },
         (Step::Create, false) => Failure {
             reason: FailureReason::ImageInvalid,
-            message: format!("the image \"{image}\" cannot run: {cause}"),
+            message: start_failure::cannot_run(image, start_failure::describe(message)),
         },
         (Step::Pull, true) => Failure {
             reason: FailureReason::ImagePull,
@@ -139,7 +142,8 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     })
 }
 
-fn image_of<'a>(pod: &'a Pod, container: &str) -> &'a str {
+/// The image of a container; empty if there is no such container.
+pub fn image_of<'a>(pod: &'a Pod, container: &str) -> &'a str {
     containers(pod)
         .find(|candidate| candidate.name == container)
         .and_then(|found| found.image.as_deref())
@@ -317,6 +321,25 @@ mod tests {
                 }
                 assert!(blocked.detail.contains("registry.internal"));
             }
+        }
+    }
+
+    #[test]
+    fn path_of_the_node_is_only_in_the_detail() {
+        for (reason, message) in [
+            (
+                "CreateContainerError",
+                "failed to stat \"/var/lib/kubelet/x\": no such file",
+            ),
+            ("RunContainerError", "mkdir /var/lib/x: not a directory"),
+            (
+                "ErrImagePull",
+                "write /var/lib/containerd/x: input/output error",
+            ),
+        ] {
+            let blocked = classify(&pod(true), MAIN, reason, message).unwrap();
+            assert!(!blocked.progress().contains("/var"), "{blocked:?}");
+            assert!(blocked.detail.contains("/var"), "{blocked:?}");
         }
     }
 

@@ -18,7 +18,7 @@ pub struct Config {
     /// The image that holds `/boxd`, static.
     pub boxd_image: String,
     /// The networks of pods, services and nodes. A policy opens nothing in them except other
-    /// boxes.
+    /// boxes. The addresses that the Node objects report are added.
     pub cluster_cidrs: Vec<IpNet>,
 
     /// How `/boxd` gets into a box. Default `init_container`.

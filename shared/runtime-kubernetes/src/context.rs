@@ -2,6 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::node_watch::NodeWatch;
 use crate::pod_watch::PodWatch;
 use crate::usage_cache::UsageCache;
 
@@ -11,6 +12,7 @@ pub struct Context {
     pub config: Config,
     pub cluster: Cluster,
     pub pod_watch: PodWatch,
+    pub node_watch: NodeWatch,
     pub usage_cache: UsageCache,
 }
 
@@ -19,6 +21,7 @@ impl Context {
         Self {
             cluster: Cluster::new(&config),
             pod_watch: PodWatch::default(),
+            node_watch: NodeWatch::default(),
             usage_cache: UsageCache::default(),
             config,
         }

@@ -155,6 +155,7 @@ impl Context {
     ) -> Result<(), EnsureError> {
         let id = &spec.id;
         let config = &self.config;
+        let nodes = self.unlisted_nodes().await?;
         let (policies, quotas, accounts, secrets, services, endpoints) = tokio::try_join!(
             self.cluster.box_objects::<PolicyObject>(id),
             self.cluster.box_objects::<ResourceQuota>(id),
@@ -164,7 +165,7 @@ impl Context {
             self.cluster.system_services(),
         )?;
         let manifests = (
-            objects::network_policy(config, id, policy),
+            objects::network_policy(config, id, policy, &nodes),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),
@@ -271,6 +272,12 @@ impl Context {
                     Err(_) => tokio::time::sleep(READY_POLL).await,
                 },
                 BoxPhase::Failed { reason, message } if state.failure.is_none() => {
+                    tracing::info!(
+                        environment.id = %id,
+                        detail = pod.as_ref().and_then(phase::start_error),
+                        failure = message,
+                        "a box failed to start"
+                    );
                     // The kubelet's next status may have no reason.
                     let failure = Failure { reason, message };
                     self.record(id, &StateChange::Failed(failure)).await?;

@@ -37,6 +37,7 @@ mod ensure;
 mod labels;
 #[cfg(test)]
 mod manifest_tests;
+mod node_watch;
 mod objects;
 mod observe;
 mod output;

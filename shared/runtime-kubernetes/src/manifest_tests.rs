@@ -33,7 +33,7 @@ fn objects(config: &Config, spec: &BoxSpec) -> Value {
     let login = json!({ "type": "kubernetes.io/dockerconfigjson", "data": { ".dockerconfigjson": "e30=" } });
     json!([
         objects::namespace(config, &spec.id, 7, &policy),
-        objects::network_policy(config, &spec.id, &policy),
+        objects::network_policy(config, &spec.id, &policy, &[]),
         objects::quota(config, &spec.id),
         objects::service_account(config, &spec.id),
         objects::secret(config, spec),
@@ -112,6 +112,6 @@ fn box_with_boxd_on_an_image_volume_and_own_resolvers_renders_the_same_objects()
 fn closed_box_renders_the_same_policy() {
     let config = config();
     let spec = spec(|_| {});
-    let policy = objects::network_policy(&config, &spec.id, &NetworkPolicy::default());
+    let policy = objects::network_policy(&config, &spec.id, &NetworkPolicy::default(), &[]);
     assert_snapshot("closed_policy", &policy);
 }

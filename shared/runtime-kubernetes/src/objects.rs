@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use agentbox_box_protocol::variables;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxSpec, NetworkPolicy};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::box_state::{GENERATION, NETWORK_POLICY};
@@ -19,6 +20,9 @@ pub const MAIN: &str = "main";
 pub const SECRET: &str = "boxd";
 pub const SERVICE_ACCOUNT: &str = "box";
 pub const QUOTA: &str = "box";
+/// The addresses of nodes that a box's network policy excludes because of the nodes alone, and not
+/// of the configuration.
+const NODES: &str = "agentbox.dev/nodes";
 const PODS: u32 = 4;
 
 fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
@@ -55,13 +59,36 @@ pub fn namespace(
     })
 }
 
-pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &NetworkPolicy) -> Value {
+/// `nodes` are the addresses of nodes that the configuration does not list.
+pub fn network_policy(
+    config: &Config,
+    id: &EnvironmentId,
+    policy: &NetworkPolicy,
+    nodes: &[IpNet],
+) -> Value {
+    let mut metadata = metadata(config, id, MAIN);
+    if !nodes.is_empty() {
+        metadata["annotations"] = json!({ NODES: nodes_annotation(nodes) });
+    }
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(config, id, MAIN),
-        "spec": policy::spec(policy, config),
+        "metadata": metadata,
+        "spec": policy::spec(policy, config, nodes),
     })
+}
+
+/// The annotation of a network policy that excludes these addresses of nodes.
+pub fn nodes_annotation(nodes: &[IpNet]) -> String {
+    let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    nodes.join(",")
+}
+
+/// The annotation of an existing network policy, as [`nodes_annotation`].
+pub fn excluded_nodes(annotations: Option<&BTreeMap<String, String>>) -> &str {
+    annotations
+        .and_then(|annotations| annotations.get(NODES))
+        .map_or("", String::as_str)
 }
 
 /// Limits the Pods of a box's namespace. The limit is above one, because an interrupted

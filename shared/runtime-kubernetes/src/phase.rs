@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use agentbox_box_protocol::termination::Termination;
 use agentbox_box_protocol::variables::DEFAULT_PORT;
-use agentbox_runtime::{BoxPhase, ExitReason, FailureReason};
+use agentbox_runtime::image_pull::without_paths;
+use agentbox_runtime::{BoxPhase, ExitReason, FailureReason, start_failure};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{
     ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition, PodStatus,
@@ -177,7 +178,14 @@ fn terminated(
     let text = ended.message.clone().unwrap_or_default();
     let termination: Option<Termination> = serde_json::from_str(&text).ok();
     if termination.is_none() && matches!(kubelet_reason, "StartError" | "ContainerCannotRun") {
-        return failed(FailureReason::ImageInvalid, text);
+        let image = observation
+            .pod
+            .map_or("", |pod| blocked::image_of(pod, MAIN));
+        let cause = start_failure::describe(&text);
+        return failed(
+            FailureReason::ImageInvalid,
+            start_failure::cannot_run(image, cause),
+        );
     }
     let exit_code = termination
         .as_ref()
@@ -255,16 +263,16 @@ fn without_container(observation: &Observation<'_>, status: &PodStatus) -> BoxPh
         (ended.exit_code != 0).then_some(ended)
     });
     if let Some(ended) = failed_init {
-        let why = ended.message.clone().or_else(|| ended.reason.clone());
+        let why = ended.reason.as_deref().unwrap_or_default();
         return failed(
             FailureReason::ImageInvalid,
-            format!("boxd could not be installed: {}", why.unwrap_or_default()),
+            format!("boxd could not be installed: {why}"),
         );
     }
     // OutOfcpu, NodeAffinity, UnexpectedAdmissionError, …: the node rejected the Pod. It may admit
     // the next one, so the box fails only at the deadline.
     let why = status.reason.clone().unwrap_or_default();
-    let message = format!("{why}: {message}");
+    let message = without_paths(&format!("{why}: {message}"));
     if elapsed(observation.state.created_at, observation.now) >= observation.deadlines.unschedulable
     {
         failed(FailureReason::Unschedulable, message)
@@ -293,6 +301,20 @@ pub fn is_rejected_by_node(pod: &Pod) -> bool {
         && disruption(status).is_none()
         && !ran(&status.init_container_statuses)
         && !ran(&status.container_statuses)
+}
+
+/// The kubelet's own text about the container that did not start, for the log only.
+pub fn start_error(pod: &Pod) -> Option<String> {
+    if let Some(blocked) = blocked(pod) {
+        return Some(blocked.detail);
+    }
+    let status = pod.status.as_ref()?;
+    let inits = status.init_container_statuses.iter().flatten();
+    let mains = status.container_statuses.iter().flatten();
+    inits.chain(mains).find_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        ended.message.clone()
+    })
 }
 
 /// The first container that waits after a failure.

@@ -5,6 +5,7 @@
 //!   `command` does; without one both are ignored too, and the box idles.
 //! * I2. boxd comes from an image of the deployment, and is read-only in the box.
 //! * I3. No service account token, no host namespace, no host path.
+//! * I4. Kubernetes changes no text of the user: each one that it would expand is escaped.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,18 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
     let resources = resources(config, spec);
     let security = security(spec.isolation.security_context.as_ref());
     let (programs, init_containers) = boxd(config, &resources);
+    let mut volumes = vec![
+        programs,
+        in_memory("output", &output::DIRECTORY_BYTES.to_string()),
+    ];
+    let mut mounts = vec![
+        json!({ "name": VOLUME, "mountPath": PROGRAMS, "readOnly": true }),
+        json!({ "name": "output", "mountPath": OUTPUT }),
+    ];
+    for (name, path) in files_in_memory(spec) {
+        volumes.push(in_memory(name, &spec.resources.memory.to_string()));
+        mounts.push(json!({ "name": name, "mountPath": path }));
+    }
     let mut body = json!({
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
@@ -45,12 +58,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "nodeSelector": node_selector(config, spec),
         "tolerations": spec.tolerations,
-        "volumes": [
-            programs,
-            { "name": "output", "emptyDir": {
-                "medium": "Memory", "sizeLimit": output::DIRECTORY_BYTES.to_string(),
-            }},
-        ],
+        "volumes": volumes,
         "initContainers": init_containers,
         "containers": [{
             "name": MAIN,
@@ -62,10 +70,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "securityContext": security,
             "terminationMessagePath": TERMINATION_FILE,
             "terminationMessagePolicy": "File",
-            "volumeMounts": [
-                { "name": VOLUME, "mountPath": PROGRAMS, "readOnly": true },
-                { "name": "output", "mountPath": OUTPUT },
-            ],
+            "volumeMounts": mounts,
         }],
     });
     if let Some(class) = &spec.isolation.runtime_class {
@@ -90,6 +95,23 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         },
         "spec": body,
     })
+}
+
+/// A volume whose content counts as the box's memory.
+fn in_memory(name: &str, size: &str) -> Value {
+    json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": size } })
+}
+
+/// The volumes in memory that are as large as the box's memory limit, with their paths. `/tmp` is
+/// one of them if the root file system is read-only.
+fn files_in_memory(spec: &BoxSpec) -> Vec<(&'static str, &'static str)> {
+    let security = spec.isolation.security_context.as_ref();
+    let is_root_read_only = security.and_then(|context| context.read_only_root_filesystem);
+    let mut files = vec![("shm", "/dev/shm")];
+    if is_root_read_only == Some(true) {
+        files.push(("tmp", "/tmp"));
+    }
+    files
 }
 
 /// The volume with boxd, and the init containers that fill it.
@@ -130,10 +152,15 @@ fn command(requested: Option<&[String]>) -> Vec<String> {
     let mut command = vec![BOXD.to_owned(), "run".to_owned()];
     if let Some(requested) = requested.filter(|words| !words.is_empty()) {
         command.push("--".to_owned());
-        // `$$(` escapes `$(`: Kubernetes would expand `$(NAME)` to a variable's value.
-        command.extend(requested.iter().map(|word| word.replace("$(", "$$(")));
+        command.extend(requested.iter().map(|word| escaped(word)));
     }
     command
+}
+
+/// Escapes a text that Kubernetes expands: a word of a command, or a variable's value. Kubernetes
+/// replaces `$(NAME)` by a variable's value, and `$$` by `$`.
+fn escaped(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 /// The user's variables, then boxd's. Neither a user nor an image can set boxd's.
@@ -142,7 +169,7 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
         .env
         .iter()
         .filter(|(key, _)| !key.starts_with(variables::PREFIX))
-        .map(|(key, value)| json!({ "name": key, "value": value.replace("$(", "$$(") }));
+        .map(|(key, value)| json!({ "name": key, "value": escaped(value) }));
     let boxd_variables = [
         (variables::LISTEN, variables::DEFAULT_LISTEN.to_owned()),
         (variables::OUTPUT_DIR, OUTPUT.to_owned()),
@@ -255,23 +282,37 @@ mod tests {
     }
 
     #[test]
-    fn user_environment_replaces_no_boxd_variable_and_expands_nothing() {
+    fn user_environment_replaces_no_boxd_variable() {
         let manifest = manifest(|spec| {
             spec.env.insert(variables::TOKEN.into(), "mine".into());
-            spec.env.insert("A".into(), "$(B)".into());
-            spec.command = Some(vec!["echo".into(), "$(A)".into()]);
         });
-        let container = &manifest["spec"]["containers"][0];
-        assert_eq!(container["command"][4], "$$(A)");
-        let env = container["env"].as_array().unwrap();
+        let env = manifest["spec"]["containers"][0]["env"].as_array().unwrap();
         let named = |name: &str| env.iter().filter(|v| v["name"] == name).collect::<Vec<_>>();
-        assert_eq!(named("A")[0]["value"], "$$(B)");
         assert_eq!(named(variables::TOKEN).len(), 1);
         assert!(named(variables::TOKEN)[0]["value"].is_null());
         // Empty, so that the image's value is replaced.
         for name in variables::UNSET {
             assert_eq!(named(name).len(), 1, "{name}");
             assert_eq!(named(name)[0]["value"], "", "{name}");
+        }
+    }
+
+    #[test]
+    fn every_dollar_of_the_user_is_escaped() {
+        for (text, in_manifest) in [
+            ("$(B)", "$$(B)"),
+            ("kill -9 $$", "kill -9 $$$$"),
+            ("$$(B)", "$$$$(B)"),
+            ("$B $", "$$B $$"),
+            ("plain", "plain"),
+        ] {
+            let manifest = manifest(|spec| {
+                spec.env.insert("A".into(), text.into());
+                spec.command = Some(vec!["echo".into(), text.into()]);
+            });
+            let container = &manifest["spec"]["containers"][0];
+            assert_eq!(container["command"][4], in_manifest);
+            assert_eq!(container["env"][0]["value"], in_manifest);
         }
     }
 

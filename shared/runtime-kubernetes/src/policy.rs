@@ -1,8 +1,8 @@
 //! Renders a box's network policy as a Kubernetes NetworkPolicy. Pure.
 //!
 //! * I1. The object denies everything that it does not list, both ways.
-//! * I2. It never opens an address of the cluster, of `blocked_egress_cidrs`, link-local or
-//!   loopback: every listed network excludes these.
+//! * I2. It never opens an address of the cluster, of a node, of `blocked_egress_cidrs`, link-local
+//!   or loopback: every listed network excludes these.
 //! * I3. No user's policy opens boxd's port.
 
 use std::net::IpAddr;
@@ -20,13 +20,14 @@ use crate::labels;
 
 const DNS: u16 = 53;
 
-/// The `spec` of the NetworkPolicy.
-pub fn spec(policy: &NetworkPolicy, config: &Config) -> Value {
+/// The `spec` of the NetworkPolicy. `nodes` are the addresses of nodes that the configuration does
+/// not list.
+pub fn spec(policy: &NetworkPolicy, config: &Config, nodes: &[IpNet]) -> Value {
     json!({
         "podSelector": {},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": ingress(policy, config),
-        "egress": egress(policy, config),
+        "egress": egress(policy, config, nodes),
     })
 }
 
@@ -57,12 +58,13 @@ fn ingress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
     rules
 }
 
-fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+fn egress(policy: &NetworkPolicy, config: &Config, nodes: &[IpNet]) -> Vec<Value> {
     let mut rules = Vec::new();
     let denied: Vec<IpNet> = networks(&ALWAYS_DENIED_V4)
         .chain(networks(&ALWAYS_DENIED_V6))
         .chain(config.cluster_cidrs.iter().map(IpNet::trunc))
         .chain(config.blocked_egress_cidrs.iter().map(IpNet::trunc))
+        .chain(nodes.iter().copied())
         .collect();
     let mut open = Vec::new();
     if policy.allow_internet {
@@ -157,7 +159,7 @@ mod tests {
     }
 
     fn spec(policy: &NetworkPolicy) -> Value {
-        super::spec(policy, &config())
+        super::spec(policy, &config(), &[])
     }
 
     fn excepts(rule: &Value, cidr: &str) -> Vec<String> {
@@ -246,6 +248,26 @@ mod tests {
         let except = excepts(&spec["egress"][0], "10.0.0.0/8");
         assert!(is_within("10.244.3.1", &except) && is_within("10.96.0.1", &except));
         assert!(!is_within("10.1.0.1", &except));
+    }
+
+    #[test]
+    fn unlisted_node_is_closed_under_every_policy() {
+        let node: IpNet = "198.51.100.8/32".parse().unwrap();
+        let listed: IpNet = "198.51.100.0/24".parse().unwrap();
+        let spec = super::spec(
+            &NetworkPolicy {
+                allow_internet: true,
+                allowed_egress_cidrs: vec![node, listed],
+                ..Default::default()
+            },
+            &config(),
+            &[node],
+        );
+        for cidr in ["0.0.0.0/0", "198.51.100.0/24"] {
+            let except = excepts(&spec["egress"][0], cidr);
+            assert!(is_within("198.51.100.8", &except), "{cidr}: {except:?}");
+            assert!(!is_within("198.51.100.9", &except), "{cidr}: {except:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Restores deleted network policies: a box without one is open.
+//! Keeps the network policies of boxes: restores deleted ones, because a box without one is open,
+//! and applies those again that do not exclude the present addresses of the cluster's nodes.
 //!
 //! * I1. Whenever the watch has listed all policies again, all boxes are compared with them, so
 //!   that a deletion during a gap is found.
-//! * I2. A failed restore is retried until it succeeds or the box is gone.
+//! * I2. A policy that failed to apply is tried again until it succeeds or the box is gone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,27 +19,32 @@ use k8s_openapi::api::networking::v1::NetworkPolicy as PolicyObject;
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
+use tokio::sync::watch;
 
 use crate::box_state::BoxState;
 use crate::cluster::ApiError;
 use crate::context::Context;
+use crate::node_watch::{Published, unlisted};
 use crate::{labels, objects};
 
-/// The pause after a failed restore.
+/// The pause after a failed attempt.
 const RETRY: Duration = Duration::from_secs(2);
 
 type PolicyMetadata = PartialObjectMeta<PolicyObject>;
 
-/// Watches the boxes' policies.
+/// Watches the boxes' policies and the nodes' addresses.
 pub struct Repairer {
     context: Arc<Context>,
     events: BoxStream<'static, Result<Event<PolicyMetadata>, watcher::Error>>,
-    /// The policies of the list in progress that have arrived.
-    listed: BTreeSet<EnvironmentId>,
+    nodes: watch::Receiver<Published>,
+    /// The policies that exist, with the nodes' addresses that each excludes.
+    policies: BTreeMap<EnvironmentId, String>,
     /// A list is complete and not compared with the boxes yet.
     is_unchecked: bool,
     /// Boxes without their policy.
     missing: BTreeSet<EnvironmentId>,
+    /// Boxes whose policy excludes other addresses than the nodes have now.
+    outdated: BTreeSet<EnvironmentId>,
 }
 
 impl Repairer {
@@ -49,26 +55,31 @@ impl Repairer {
         let selector = labels::selector(&context.config.deployment);
         let configuration = watcher::Config::default().labels(&selector);
         let events = watcher::watcher(policies, configuration);
+        let nodes = context.node_watch.subscribe(&context.cluster).await?;
         Ok(Self {
             context,
             events: events.default_backoff().boxed(),
-            listed: BTreeSet::new(),
+            nodes,
+            policies: BTreeMap::new(),
             is_unchecked: false,
             missing: BTreeSet::new(),
+            outdated: BTreeSet::new(),
         })
     }
 
     pub async fn run(mut self) -> Infallible {
         loop {
-            let has_work = self.is_unchecked || !self.missing.is_empty();
+            let has_work =
+                self.is_unchecked || !self.missing.is_empty() || !self.outdated.is_empty();
             tokio::select! {
                 Some(event) = self.events.next() => self.handle(event),
+                Ok(()) = self.nodes.changed() => self.compare_nodes(),
                 () = tokio::time::sleep(RETRY), if has_work => {}
-                // The watcher never ends.
+                // The watches never end.
                 else => return std::future::pending().await,
             }
             if self.is_unchecked {
-                match self.context.boxes_without_policy(&self.listed).await {
+                match self.context.boxes_without_policy(&self.policies).await {
                     Ok(found) => {
                         self.missing.extend(found);
                         self.is_unchecked = false;
@@ -79,36 +90,86 @@ impl Repairer {
                     ),
                 }
             }
-            for id in self.missing.clone() {
-                match self.context.restore_policy(&id).await {
-                    Ok(()) => _ = self.missing.remove(&id),
-                    Err(error) => {
-                        tracing::error!(
-                            error = %ErrorChain(&error),
-                            environment.id = %id,
-                            "could not restore the network policy of a box"
-                        );
-                    }
-                }
+            let due: Vec<EnvironmentId> = self.missing.union(&self.outdated).cloned().collect();
+            for id in due {
+                self.apply(&id).await;
             }
         }
     }
 
     fn handle(&mut self, event: Result<Event<PolicyMetadata>, watcher::Error>) {
-        let id_of = |policy: &PolicyMetadata| labels::id_of(policy.metadata.labels.as_ref());
         match event {
             // The boxes are compared at the end of this list.
             Ok(Event::Init) => {
-                self.listed.clear();
+                self.policies.clear();
                 self.is_unchecked = false;
             }
-            Ok(Event::InitApply(policy)) => self.listed.extend(id_of(&policy)),
-            Ok(Event::InitDone) => self.is_unchecked = true,
-            Ok(Event::Delete(policy)) => self.missing.extend(id_of(&policy)),
-            Ok(Event::Apply(_)) => {}
+            Ok(Event::InitApply(policy)) => self.know(&policy),
+            Ok(Event::InitDone) => {
+                self.is_unchecked = true;
+                self.compare_nodes();
+            }
+            Ok(Event::Delete(policy)) => {
+                if let Some(id) = labels::id_of(policy.metadata.labels.as_ref()) {
+                    self.policies.remove(&id);
+                    self.missing.insert(id);
+                }
+            }
+            Ok(Event::Apply(policy)) => {
+                self.know(&policy);
+                self.compare_nodes();
+            }
             Err(error) => tracing::info!(
                 error = %ErrorChain(&error),
                 "the watch of network policies was interrupted"
+            ),
+        }
+    }
+
+    fn know(&mut self, policy: &PolicyMetadata) {
+        if let Some(id) = labels::id_of(policy.metadata.labels.as_ref()) {
+            let excluded = objects::excluded_nodes(policy.metadata.annotations.as_ref());
+            self.policies.insert(id, excluded.to_owned());
+        }
+    }
+
+    /// Finds the policies that exclude other addresses than the nodes have now.
+    fn compare_nodes(&mut self) {
+        let present = {
+            let published = self.nodes.borrow_and_update();
+            let Some(addresses) = published.as_ref() else {
+                return;
+            };
+            objects::nodes_annotation(&unlisted(addresses, &self.context.config))
+        };
+        let outdated = self.policies.iter();
+        self.outdated = outdated
+            .filter(|(_, excluded)| **excluded != present)
+            .map(|(id, _)| id.clone())
+            .collect();
+    }
+
+    async fn apply(&mut self, id: &EnvironmentId) {
+        match self.context.apply_policy(id).await {
+            Ok(is_applied) => {
+                // The watch reports the policy as it is now.
+                self.outdated.remove(id);
+                if self.missing.remove(id) && is_applied {
+                    tracing::warn!(
+                        environment.id = %id,
+                        "restored the deleted network policy of a box"
+                    );
+                } else if is_applied {
+                    tracing::info!(
+                        environment.id = %id,
+                        "closed the present addresses of the nodes in the network policy of a box"
+                    );
+                }
+            }
+            Err(error) => tracing::error!(
+                error = %ErrorChain(&error),
+                environment.id = %id,
+                "could not apply the network policy of a box"
             ),
         }
     }
@@ -125,7 +186,7 @@ fn required_policy(state: BoxState) -> Option<NetworkPolicy> {
 impl Context {
     async fn boxes_without_policy(
         &self,
-        policies: &BTreeSet<EnvironmentId>,
+        policies: &BTreeMap<EnvironmentId, String>,
     ) -> Result<BTreeSet<EnvironmentId>, ApiError> {
         let selector = labels::selector(&self.config.deployment);
         let namespaces = self.cluster.namespaces().await?;
@@ -134,18 +195,19 @@ impl Context {
             .iter()
             .filter(|namespace| required_policy(BoxState::read(namespace)).is_some())
             .filter_map(|namespace| labels::id_of(namespace.metadata.labels.as_ref()))
-            .filter(|id| !policies.contains(id))
+            .filter(|id| !policies.contains_key(id))
             .collect())
     }
 
-    async fn restore_policy(&self, id: &EnvironmentId) -> Result<(), ApiError> {
+    /// Applies the policy that a box must have; `false` for a box that is being removed.
+    async fn apply_policy(&self, id: &EnvironmentId) -> Result<bool, ApiError> {
         let Some(policy) = self.box_state(id).await?.and_then(required_policy) else {
-            return Ok(());
+            return Ok(false);
         };
+        let nodes = self.unlisted_nodes().await?;
         let policies = self.cluster.box_objects::<PolicyObject>(id).await?;
-        let manifest = objects::network_policy(&self.config, id, &policy);
+        let manifest = objects::network_policy(&self.config, id, &policy, &nodes);
         self.cluster.apply(&policies, &manifest).await?;
-        tracing::warn!(environment.id = %id, "restored the deleted network policy of a box");
-        Ok(())
+        Ok(true)
     }
 }

@@ -7,6 +7,7 @@
 //! * I1. A test removes every box that it created, also when it fails.
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
+pub mod accounts;
 pub mod ending;
 pub mod gvisor;
 pub mod hostile;
@@ -14,6 +15,7 @@ pub mod life;
 pub mod limits;
 pub mod network;
 pub mod session;
+pub mod start;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -52,6 +54,8 @@ pub struct Differences {
     pub cluster_pids_limit: Option<u32>,
     /// Whether the output of an evicted box is lost.
     pub eviction_deletes_output: bool,
+    /// Whether the group of an image's `USER user:group` is ignored.
+    pub ignores_image_group: bool,
 }
 
 /// A requirement that a driver does not meet.
@@ -308,6 +312,10 @@ macro_rules! conformance_tests {
             ending: requested_user_runs_the_command,
             ending: read_only_root_refuses_writes,
             ending: command_sees_user_variables_and_no_secrets,
+            start: command_and_variables_arrive_unchanged,
+            start: hosts_file_names_the_box_and_nothing_of_the_machine,
+            start: shared_memory_has_the_size_of_the_memory_limit,
+            start: read_only_root_has_a_writable_tmp_in_memory,
             limits: memory_over_limit_is_oom_killed,
             limits: memory_bomb_ends_only_its_own_processes,
             limits: shared_memory_counts_as_memory,
@@ -338,6 +346,18 @@ macro_rules! conformance_tests {
                 }
             }
         )*
+    };
+}
+
+/// As [`conformance_tests`], for a cluster with the images of
+/// [`crate::conformance::accounts::images`].
+#[macro_export]
+macro_rules! account_tests {
+    ($subject:expr) => {
+        $crate::conformance_tests! { @each $subject;
+            accounts: image_user_has_its_own_groups_and_not_those_of_root,
+            accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
+        }
     };
 }
 

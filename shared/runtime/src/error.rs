@@ -31,3 +31,49 @@ pub enum RuntimeError {
         message: String,
     },
 }
+
+/// The operation of a [`RuntimeError::Cluster`] whose message is written for users.
+pub const IMAGE_PULL: &str = "image pull";
+
+impl RuntimeError {
+    /// The message for users. It leaves the cluster's own text out, which may contain paths and
+    /// addresses of the server.
+    #[must_use]
+    pub fn user_message(&self) -> String {
+        match self {
+            Self::Unavailable(_) => "the cluster does not answer".to_owned(),
+            Self::Unreachable(_) => "the box cannot be reached".to_owned(),
+            Self::Cluster { operation, .. } if *operation != IMAGE_PULL => {
+                format!("{operation} failed")
+            }
+            Self::Cluster { .. } | Self::Deadline(_) | Self::Fenced { .. } => self.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_message_contains_no_text_of_the_cluster() {
+        let cluster = |operation| RuntimeError::Cluster {
+            operation,
+            message: "open /var/lib/x".to_owned(),
+        };
+        for (error, message) in [
+            (cluster("state file"), "state file failed"),
+            (cluster(IMAGE_PULL), "image pull failed: open /var/lib/x"),
+            (
+                RuntimeError::Unavailable("10.0.0.1: refused".to_owned()),
+                "the cluster does not answer",
+            ),
+            (
+                RuntimeError::Unreachable("10.0.0.1:1".to_owned()),
+                "the box cannot be reached",
+            ),
+        ] {
+            assert_eq!(error.user_message(), message);
+        }
+    }
+}

@@ -22,16 +22,40 @@ pub fn is_transient_error(message: &str) -> bool {
     TRANSIENT_ERRORS.iter().any(|text| lower.contains(text))
 }
 
-/// The innermost error of a chain of wrapped gRPC errors, bounded and on one line.
+/// The innermost error of a chain of wrapped gRPC errors, bounded, on one line, and without paths of
+/// the server.
 #[must_use]
 pub fn innermost_cause(message: &str) -> String {
     let text = message.trim();
     let cause = text.rsplit_once("desc = ").map_or(text, |(_, cause)| cause);
-    cause
+    without_paths(cause)
         .chars()
         .filter(|c| !c.is_control())
         .take(400)
         .collect()
+}
+
+/// Replaces each absolute path by `…`, because it may be a path of the server. The name of an image
+/// and a URL are no paths.
+#[must_use]
+pub fn without_paths(text: &str) -> String {
+    let starts_path =
+        |previous: char| previous.is_whitespace() || "\"'`([{<=:,;".contains(previous);
+    let ends_path = |c: char| c.is_whitespace() || "\"'`)]}>:,;".contains(c);
+    let mut result = String::with_capacity(text.len());
+    let mut previous = ' ';
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let is_double = previous == ':' && rest.peek() == Some(&'/');
+        if c == '/' && starts_path(previous) && !is_double {
+            result.push('…');
+            while rest.next_if(|next| !ends_path(*next)).is_some() {}
+        } else {
+            result.push(c);
+        }
+        previous = c;
+    }
+    result
 }
 
 /// The image's name for a message: bounded, on one line.
@@ -59,6 +83,25 @@ mod tests {
             ("read tcp: connection reset by peer", true),
         ] {
             assert_eq!(is_transient_error(message), transient, "{message}");
+        }
+    }
+
+    #[test]
+    fn paths_are_removed_and_names_and_urls_stay() {
+        for (text, expected) in [
+            (
+                "mount callback failed on /var/lib/containerd/m1: open /etc/passwd: no space",
+                "mount callback failed on …: open …: no space",
+            ),
+            ("lowerdir=/var/a:/var/b,x", "lowerdir=…:…,x"),
+            ("(\"/run/x y\")", "(\"… y\")"),
+            (
+                "docker.io/library/x:1: Head \"https://registry.example/v2/x/manifests/1\": EOF",
+                "docker.io/library/x:1: Head \"https://registry.example/v2/x/manifests/1\": EOF",
+            ),
+            ("a / b", "a … b"),
+        ] {
+            assert_eq!(without_paths(text), expected);
         }
     }
 

@@ -8,8 +8,8 @@
 //!   last output of a box that has ended.
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
-//! address ranges, the rules that hold on every cluster, and the texts of failed image pulls. Never
-//! uses a cluster's API.
+//! address ranges, the rules that hold on every cluster, and the texts of failed image pulls and
+//! starts. Never uses a cluster's API.
 
 pub mod address_ranges;
 #[cfg(any(test, feature = "conformance"))]
@@ -24,9 +24,10 @@ pub mod preflight;
 mod rights;
 mod runtime;
 mod spec;
+pub mod start_failure;
 
 pub use connector::{BoxConnector, BoxStream, Usage};
-pub use error::{PreflightError, RuntimeError};
+pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
 pub use rights::CAPABILITIES;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
+use crate::cluster::{Cluster, Endpoint};
 use crate::endpoint::containerd::ContainerdEndpoint;
 use crate::endpoint::kubernetes::KubernetesEndpoint;
 use crate::endpoint::nats::NatsEndpoint;
@@ -126,6 +127,16 @@ impl TestContainerd {
             .ok_or_else(|| missing(&system, "containerd"))?;
         Ok(Self { endpoint, system })
     }
+
+    /// Imports images of a program that prints the ids of its process, as `/ids`. Each has a name
+    /// and its `config` object as JSON.
+    ///
+    /// # Errors
+    /// When one cannot be built, or containerd refuses it.
+    pub async fn import_accounts(&self, images: &[(String, String)]) -> Result<(), StartError> {
+        let containerd = self.endpoint.clone();
+        import_accounts(Endpoint::Containerd { containerd }, images).await
+    }
 }
 
 /// A Kubernetes of one node with the images python:3.11-slim and busybox. It ends with the
@@ -162,6 +173,15 @@ impl TestKubernetes {
         Ok(())
     }
 
+    /// As [`TestContainerd::import_accounts`], into the node's containerd.
+    ///
+    /// # Errors
+    /// When one cannot be built, or the node's containerd refuses it.
+    pub async fn import_accounts(&self, images: &[(String, String)]) -> Result<(), StartError> {
+        let kubernetes = self.endpoint.clone();
+        import_accounts(Endpoint::Kubernetes { kubernetes }, images).await
+    }
+
     /// Pushes an image with one static program, as `/<its file name>`, to the cluster's
     /// registry as `name`; gives the image's full name there.
     ///
@@ -182,6 +202,23 @@ impl TestKubernetes {
 /// When one cannot be built.
 pub async fn build_kubernetes() -> Result<(), StartError> {
     kubernetes_command(&["build"]).await?;
+    Ok(())
+}
+
+async fn import_accounts(
+    endpoint: Endpoint,
+    images: &[(String, String)],
+) -> Result<(), StartError> {
+    let cluster = serde_json::json!(Cluster::new("local", endpoint)).to_string();
+    let images = images
+        .iter()
+        .map(|(name, config)| format!("{name}={config}"));
+    Tool::new(agentbox_local(&bin_dir())?)
+        .args(["import-accounts", cluster.as_str()])
+        .args(images)
+        .within(BUILD_DEADLINE)
+        .run()
+        .await?;
     Ok(())
 }
 

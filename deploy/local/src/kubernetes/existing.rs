@@ -7,6 +7,7 @@ use kube::api::{Api as Objects, DeleteParams, ListParams};
 
 use super::KubernetesError;
 use super::api::{Api, ApiError, SYSTEM_NAMESPACE};
+use crate::network::machine_addresses;
 
 /// The label of every object of the driver; its value is the deployment.
 const DEPLOYMENT: &str = "agentbox.dev/deployment";
@@ -19,6 +20,9 @@ pub(crate) async fn join(
     let api = Api::connect(&cluster.kubeconfig).await?;
     api.is_ready().await?;
     api.set_up_namespace().await?;
+    // The services run on this machine, which may be a node of the cluster or reachable from one.
+    let mut cluster_cidrs = cluster.cluster_cidrs.clone();
+    cluster_cidrs.extend(machine_addresses().await?);
     Ok(KubernetesEndpoint {
         kubeconfig: cluster.kubeconfig.clone(),
         deployment: deployment.to_owned(),
@@ -26,7 +30,7 @@ pub(crate) async fn join(
         boxd_image: cluster.boxd_image.clone(),
         boxd_delivery: "init_container".to_owned(),
         image_pull_secrets: Vec::new(),
-        cluster_cidrs: cluster.cluster_cidrs.clone(),
+        cluster_cidrs,
         boxd_client_cidrs: Vec::new(),
         dns_servers: Vec::new(),
         reach: "port_forward".to_owned(),

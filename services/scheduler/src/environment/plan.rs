@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Status, StatusReason};
-use agentbox_runtime::{BoxPhase, ExitReason, Observed, RuntimeError};
+use agentbox_runtime::{BoxPhase, ExitReason, IMAGE_PULL, Observed, RuntimeError};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::environment::state::{LifecycleEvent, start_reason};
@@ -260,14 +260,14 @@ pub fn plan_after_error(intent: &Intent, error: &RuntimeError, now: DateTime<Utc
     if intent.status != Status::Pending {
         return Plan::RequeueAfter(ERROR_REQUEUE_DELAY);
     }
-    let message = error.to_string();
+    let message = error.user_message();
     if now >= intent.start_deadline {
         return Plan::Transition(start_timed_out(intent, Some(&message)));
     }
     let is_pull = matches!(
         error,
         RuntimeError::Cluster {
-            operation: "image pull",
+            operation: IMAGE_PULL,
             ..
         }
     );

@@ -105,7 +105,8 @@ pub struct SecurityContext {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = true))]
     pub run_as_non_root: Option<bool>,
-    /// Mount the image's file system read-only. Default: false.
+    /// Mount the image's file system read-only. `/dev/shm` and an empty `/tmp` are writable, in
+    /// memory. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub read_only_root_filesystem: Option<bool>,

@@ -52,7 +52,8 @@ fn limits_convert_to_kernel_units() {
 #[test]
 fn security_context_grants_only_requested_rights() {
     let filter = Path::new("/d/seccomp.json");
-    let got = security(None, filter);
+    let image = ImageConfig::default();
+    let got = security(None, &image, filter);
     assert_eq!(got.seccomp.unwrap().localhost_ref, "/d/seccomp.json");
     assert!(got.no_new_privs && !got.privileged && !got.readonly_rootfs);
     assert_eq!(got.capabilities.unwrap().drop_capabilities, ["ALL"]);
@@ -63,10 +64,57 @@ fn security_context_grants_only_requested_rights() {
         read_only_root_filesystem: Some(true),
         allow_privilege_escalation: Some(true),
     };
-    let got = security(Some(&asked), filter);
+    let got = security(Some(&asked), &image, filter);
     assert_eq!(got.run_as_user.map(|v| v.value), Some(1000));
     assert_eq!(got.run_as_group.map(|v| v.value), Some(100));
     assert!(got.readonly_rootfs && !got.no_new_privs);
+}
+
+#[test]
+fn tmp_is_in_memory_only_if_the_root_is_read_only() {
+    for (read_only, in_memory) in [
+        (None, ["/dev/shm", "/etc/hosts"].as_slice()),
+        (Some(true), ["/dev/shm", "/etc/hosts", "/tmp"].as_slice()),
+    ] {
+        let mut spec = spec();
+        spec.isolation.security_context = Some(SecurityContext {
+            read_only_root_filesystem: read_only,
+            ..Default::default()
+        });
+        let files = HostFiles {
+            output: Path::new("/d/output"),
+            memory: Path::new("/d/memory"),
+            seccomp: Path::new("/d/seccomp.json"),
+        };
+        let container = config(&settings(), &spec, 1, &ImageConfig::default(), files);
+        let mounts = container.mounts.iter();
+        let found: Vec<&str> = mounts
+            .filter(|mount| mount.host_path.starts_with("/d/memory/"))
+            .map(|mount| mount.container_path.as_str())
+            .collect();
+        assert_eq!(found, in_memory);
+    }
+}
+
+#[test]
+fn image_user_is_used_unless_another_was_requested() {
+    let image = ImageConfig {
+        user: "alice:staff".to_owned(),
+        ..Default::default()
+    };
+    let requested = SecurityContext {
+        run_as_user: Some(1000),
+        ..Default::default()
+    };
+    for (requested, user, name) in [
+        (None, None, "alice:staff"),
+        (Some(&SecurityContext::default()), None, "alice:staff"),
+        (Some(&requested), Some(1000), ""),
+    ] {
+        let got = security(requested, &image, Path::new("/d/seccomp.json"));
+        assert_eq!(got.run_as_user.map(|v| v.value), user, "{requested:?}");
+        assert_eq!(got.run_as_username, name, "{requested:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use agentbox_runtime::conformance::Subject;
+use agentbox_runtime::conformance::{Subject, accounts};
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_testing::{ContainerdEndpoint, TestContainerd};
 use tokio::process::Command;
@@ -34,6 +34,18 @@ pub async fn another_config() -> Config {
 
 pub async fn subject() -> Subject<Driver> {
     subject_of(&config().await)
+}
+
+/// A subject on a containerd with the images of accounts.
+pub async fn subject_with_accounts() -> Subject<Driver> {
+    static IMPORTED: OnceCell<()> = OnceCell::const_new();
+    let import = || async {
+        let images = accounts::images();
+        let imported = containerd().await.import_accounts(&images).await;
+        imported.expect("the images can be imported");
+    };
+    IMPORTED.get_or_init(import).await;
+    subject().await
 }
 
 /// A subject whose two drivers have connections of their own, like two processes.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_runtime::image_pull::is_transient_error;
+use agentbox_runtime::start_failure;
 
 /// Long enough for the kubelet's first retry, which comes 10 to 17 seconds after the failure.
 const ONE_RETRY: Duration = Duration::from_secs(20);
@@ -22,22 +23,6 @@ const CREDENTIAL_ERRORS: [&str; 6] = [
     "authentication required",
     "access denied",
     "403 forbidden",
-];
-
-/// Errors that follow from the image and the spec alone.
-const IMAGE_ERRORS: [&str; 5] = [
-    "runasnonroot",
-    "run as root",
-    "non-numeric user",
-    "unable to find user",
-    "no users found",
-];
-
-/// Errors that usually follow from the image, but also from a volume that is not mounted yet.
-const PROBABLE_IMAGE_ERRORS: [&str; 3] = [
-    "no such file or directory",
-    "executable file not found",
-    "permission denied",
 ];
 
 /// How long a failure may last before it fails the box.
@@ -67,12 +52,11 @@ pub fn retry_pull(reason: &str, message: &str, has_secrets: bool) -> Retry {
     }
 }
 
-/// The retry of a failed creation of a container; `message` is in lower case.
+/// The retry of a failed creation of a container.
 pub fn retry_create(message: &str) -> Retry {
-    let contains = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    if contains(&IMAGE_ERRORS) {
+    if start_failure::permanent_cause(message).is_some() {
         Retry::Never
-    } else if contains(&PROBABLE_IMAGE_ERRORS) {
+    } else if start_failure::probable_cause(message).is_some() {
         Retry::For(ONE_RETRY)
     } else {
         Retry::UntilDeadline

@@ -1,6 +1,6 @@
 //! The cluster that the tests of this program share, and clients of it.
 
-use agentbox_runtime::conformance::{Differences, Subject};
+use agentbox_runtime::conformance::{Differences, Subject, accounts};
 use agentbox_runtime_kubernetes::{Config, Driver};
 use agentbox_testing::TestKubernetes;
 use serde_json::Value;
@@ -29,8 +29,21 @@ pub async fn subject() -> Subject<Driver> {
     let differences = Differences {
         cluster_pids_limit: Some(kubernetes().await.endpoint.pod_pids_limit()),
         eviction_deletes_output: true,
+        ignores_image_group: true,
     };
     subject_with(&config().await).with_differences(differences)
+}
+
+/// A subject on a node with the images of accounts.
+pub async fn subject_with_accounts() -> Subject<Driver> {
+    static IMPORTED: OnceCell<()> = OnceCell::const_new();
+    let import = || async {
+        let images = accounts::images();
+        let imported = kubernetes().await.import_accounts(&images).await;
+        imported.expect("the images can be imported");
+    };
+    IMPORTED.get_or_init(import).await;
+    subject().await
 }
 
 pub fn subject_with(config: &Config) -> Subject<Driver> {

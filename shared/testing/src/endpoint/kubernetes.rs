@@ -26,7 +26,7 @@ pub struct KubernetesEndpoint {
     pub boxd_delivery: String,
     /// The Secret with the login of the cluster's registry.
     pub image_pull_secrets: Vec<String>,
-    /// The networks of nodes, services and pods.
+    /// The networks of nodes, services and pods, and this machine's addresses.
     pub cluster_cidrs: Vec<IpNet>,
     /// This machine's address as boxes see it: exec-proxy connects to them from there.
     pub boxd_client_cidrs: Vec<String>,

@@ -233,7 +233,7 @@ impl Reconciler {
             Plan::RequeueAfter(after) if record.environment.status == Status::Pending => {
                 tracing::info!(error = %ErrorChain(&error), environment.id = %record.environment.id, step, "step failed; retried");
                 self.store
-                    .set_status_message(&record, &error.to_string())
+                    .set_status_message(&record, &error.user_message())
                     .await?;
                 Ok(Next::Requeue(Some(after)))
             }

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::hosts::{Listener, PUBLIC, remote_machine};
-use super::internet;
+use super::{cidrs, cluster_address, internet};
 use crate::cluster::{Kubectl, config, kubectl, subject, subject_with};
 
 /// Connects repeatedly, and prints each outcome.
@@ -142,4 +142,40 @@ async fn deleted_policy_is_restored_by_the_watcher() {
     // The watcher does not restore the policy of a removed box.
     s.clean().await.unwrap();
     wait_for_policy(&kubectl, &spec, &mut changes, |now| now["code"] == 404).await;
+}
+
+#[tokio::test]
+async fn address_of_a_node_that_joins_is_closed_for_running_boxes() {
+    let kubectl = kubectl().await;
+    let mut config = config().await;
+    // An address that only this test's deployment does not list in `cluster_cidrs`, so that no other
+    // test's policies change.
+    let address = cluster_address(&config, 77);
+    config.deployment = "nodes".to_owned();
+    config.cluster_cidrs = vec![
+        format!("{}/21", cluster_address(&config, 2048))
+            .parse()
+            .unwrap(),
+    ];
+    let s = subject_with(&config);
+    let mut spec = s.spec();
+    spec.isolation.network_policy = Some(cidrs(&["10.0.0.0/8"]));
+    s.run(&spec).await.unwrap();
+    let excludes = |policy: &Value| policy["spec"].to_string().contains(&address.to_string());
+    let path = policy_of(&spec);
+    assert!(!excludes(&kubectl.get(&path).await));
+    let mut changes = s.second.watch().await.unwrap();
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "generateName": "joins-" },
+        // No Pod is scheduled there.
+        "spec": { "unschedulable": true },
+        "status": { "addresses": [{ "type": "ExternalIP", "address": address.to_string() }] },
+    });
+    let node = kubectl.post("/api/v1/nodes", &node).await;
+    wait_for_policy(&kubectl, &spec, &mut changes, excludes).await;
+    let name = node["metadata"]["name"].as_str().unwrap();
+    kubectl.delete(&format!("/api/v1/nodes/{name}")).await;
+    wait_for_policy(&kubectl, &spec, &mut changes, |now| !excludes(now)).await;
+    s.clean().await.unwrap();
 }

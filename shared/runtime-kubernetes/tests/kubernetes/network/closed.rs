@@ -3,12 +3,13 @@
 
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::eventually;
+use agentbox_runtime_kubernetes::Config;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::hosts::{ANY, Listener, METADATA, NetworkNamespace, remote_machine};
 use super::probe::{Targets, reached_from_box, reached_from_pod, start_plain_pod, tcp, udp};
-use super::{NODE_OVER_IPV6, api, cidrs, cluster_address, machine, node, wide_open};
+use super::{NODE_OVER_IPV6, api, cidrs, cluster_address, machine, node, own_address, wide_open};
 use crate::cluster::{Kubectl, config, kubectl, kubernetes, subject, subject_with};
 
 const NAMESPACE: &str = "default";
@@ -77,6 +78,9 @@ async fn cluster_node_machine_and_metadata_are_closed_under_every_policy() {
         tcp(METADATA, metadata.port),
         udp(METADATA, metadata.port),
     ]);
+    if let Some(own) = own_address() {
+        targets.insert(tcp(own, on_machine.port));
+    }
     assert_eq!(reached_from_pod(NAMESPACE, &targets).await, targets);
     let before = (on_node.received(), on_machine.received());
     let policies = [None, Some(NetworkPolicy::default()), Some(wide_open())];
@@ -94,9 +98,37 @@ async fn cluster_node_machine_and_metadata_are_closed_under_every_policy() {
     }
 }
 
+/// The configuration without the network of the nodes and the machine: Pods only.
+fn without_nodes(config: &Config) -> Config {
+    let pods: IpNet = format!("{}/21", cluster_address(config, 2048))
+        .parse()
+        .unwrap();
+    Config {
+        cluster_cidrs: vec![
+            IpNet::new(cluster_address(config, 0).into(), 32).unwrap(),
+            pods,
+        ],
+        ..config.clone()
+    }
+}
+
+#[tokio::test]
+async fn node_is_closed_if_policy_lists_it_and_config_does_not() {
+    let config = without_nodes(&config().await);
+    let on_node = Listener::on(&NetworkNamespace::of_node(kubernetes().await), ANY, 0);
+    let targets = Targets::from([tcp(node(&config), on_node.port)]);
+    assert_eq!(reached_from_pod(NAMESPACE, &targets).await, targets);
+    let subject = subject_with(&config);
+    for policy in [cidrs(&[&format!("{}/32", node(&config))]), wide_open()] {
+        let reached = reached_from_box(&subject, Some(policy.clone()), &targets).await;
+        assert_eq!(reached, Targets::new(), "{policy:?}");
+    }
+    subject.clean().await.unwrap();
+}
+
 #[tokio::test]
 async fn machine_is_open_only_if_policy_lists_it_and_config_does_not() {
-    let mut config = config().await;
+    let config = config().await;
     let listener = Listener::on(&NetworkNamespace::of_test_machine(), ANY, 0);
     let target = Targets::from([tcp(machine(&config), listener.port)]);
     let policy = cidrs(&[&format!("{}/32", machine(&config))]);
@@ -105,14 +137,7 @@ async fn machine_is_open_only_if_policy_lists_it_and_config_does_not() {
         reached_from_box(&closed, Some(policy.clone()), &target).await,
         Targets::new()
     );
-    let pods: IpNet = format!("{}/21", cluster_address(&config, 2048))
-        .parse()
-        .unwrap();
-    config.cluster_cidrs = vec![
-        IpNet::new(cluster_address(&config, 0).into(), 32).unwrap(),
-        pods,
-    ];
-    let open = subject_with(&config);
+    let open = subject_with(&without_nodes(&config));
     assert_eq!(reached_from_box(&open, None, &target).await, Targets::new());
     assert_eq!(reached_from_box(&open, Some(policy), &target).await, target);
     closed.clean().await.unwrap();

@@ -1,0 +1,107 @@
+//! The user and the groups of a box whose image names a user, and images that can never start.
+//!
+//! The images contain the program `/ids`, which prints the ids of its process, and two accounts:
+//! root with the group 6, and alice (1000) with the groups 1000 and `staff` (50).
+//! `agentbox-local import-accounts` builds them.
+
+use std::time::{Duration, Instant};
+
+use super::{Subject, Violation, check};
+use crate::{BoxConnector, BoxPhase, BoxSpec, FailureReason, Runtime, SecurityContext};
+
+type Outcome = Result<(), Violation>;
+
+const IMAGE: &str = "agentbox.local/accounts";
+
+/// The images that the tests need in the cluster: each name, and its `config` object as JSON.
+#[must_use]
+pub fn images() -> Vec<(String, String)> {
+    let image = |tag: &str, config: &str| (format!("{IMAGE}:{tag}"), format!("{{{config}}}"));
+    vec![
+        image("root", ""),
+        image("alice", "\"User\":\"alice\""),
+        image("alice-number", "\"User\":\"1000\""),
+        image("alice-staff", "\"User\":\"alice:staff\""),
+        image("nobody", "\"User\":\"nobody\""),
+        image("alice-nobody", "\"User\":\"alice:nobody\""),
+        image("relative", "\"WorkingDir\":\"work\""),
+    ]
+}
+
+/// The spec of a box of one of the images.
+fn spec<D: Runtime + BoxConnector>(s: &Subject<D>, tag: &str) -> BoxSpec {
+    let mut spec = s.spec();
+    spec.image = format!("{IMAGE}:{tag}");
+    spec.command = Some(vec!["/ids".to_owned()]);
+    spec
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn image_user_has_its_own_groups_and_not_those_of_root<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let with_group = match s.differences.ignores_image_group {
+        true => "1000:1000 50 1000",
+        false => "1000:50 50",
+    };
+    for (tag, run_as_user, expected) in [
+        // The control: root has a group that no other user has.
+        ("root", None, "0:0 0 6"),
+        ("root", Some(1000), "1000:1000 50 1000"),
+        ("root", Some(2000), "2000:0 0"),
+        ("alice", None, "1000:1000 50 1000"),
+        ("alice-number", None, "1000:1000 50 1000"),
+        ("alice-staff", None, with_group),
+    ] {
+        let mut spec = spec(s, tag);
+        spec.isolation.security_context = Some(SecurityContext {
+            run_as_user,
+            ..Default::default()
+        });
+        let end = s.run_to_end(&spec).await?;
+        check(end.exit_code == 0 && end.output == expected, || {
+            format!("{tag} as {run_as_user:?}: expected {expected}: {end:?}")
+        })?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn image_that_can_never_start_fails_soon_without_a_path_of_the_server<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    for (tag, cause) in [
+        ("nobody", "its user is not in its passwd file"),
+        ("alice-nobody", "its group is not in its group file"),
+        ("relative", "is not an absolute path"),
+    ] {
+        if tag == "alice-nobody" && s.differences.ignores_image_group {
+            continue;
+        }
+        let spec = spec(s, tag);
+        let start = Instant::now();
+        let phase = s.start(&spec).await?.phase;
+        check(start.elapsed() < Duration::from_secs(40), || {
+            format!("{tag}: took {:?}", start.elapsed())
+        })?;
+        let BoxPhase::Failed {
+            reason: FailureReason::ImageInvalid,
+            message,
+        } = phase
+        else {
+            return Err(Violation(format!("{tag}: {phase:?}")));
+        };
+        let has_path = message.split([' ', '"']).any(|word| word.starts_with('/'));
+        check(message.contains(cause) && !has_path, || {
+            format!("{tag}: {message}")
+        })?;
+        check(message.contains(&spec.image), || {
+            format!("{tag}: {message}")
+        })?;
+    }
+    Ok(())
+}
