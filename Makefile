@@ -20,12 +20,14 @@ PROFILE ?= dev
 # The programs of `make up` and those of images and benchmarks.
 LOCAL = $(TARGET)/$(patsubst dev,debug,$(PROFILE))/agentbox-local
 RELEASE = $(TARGET)/release/agentbox-local
+# Not in the workspace.
+FUZZ_MANIFEST := loadtest/fuzz/Cargo.toml
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -95,6 +97,7 @@ check: packages check-fast ## Check formatting, lints, documentation, the OpenAP
 
 check-fast: ## Run the checks that compile nothing
 	cargo fmt --all --check
+	cargo fmt --manifest-path $(FUZZ_MANIFEST) --check
 	@bash .ci/lint.sh
 
 hooks: ## Let git run the checks that compile nothing before each commit
@@ -127,9 +130,16 @@ $(DENY):
 
 fmt: ## Format the code
 	cargo fmt --all
+	cargo fmt --manifest-path $(FUZZ_MANIFEST)
 
 fuzz: build ## Send requests generated from the OpenAPI document, and check that it describes each response
 	@bash loadtest/fuzz.sh $(dir $(RELEASE)) $(CACHE)
+
+# Seconds for each target.
+SECONDS ?= 600
+fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (SECONDS=600 for each target, ONLY=selectors for one)
+	@bash deploy/local/packages.sh fuzz
+	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
 bench: build ## Measure create, exec and lists, and compare them with the runtime alone (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest

@@ -45,6 +45,11 @@ use pump::Terminal;
 
 type AttachSession = Session<ToBox, FromBox>;
 
+#[cfg(fuzzing)]
+pub(crate) fn parse_frame(text: &str) -> Result<Vec<ToBox>, Error> {
+    protocol::to_box(text)
+}
+
 /// The largest message, and the largest frame, from the client, in bytes.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// Bytes that are collected before they are written to the socket.

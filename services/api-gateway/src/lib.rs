@@ -19,6 +19,8 @@ mod edge;
 mod environments;
 mod events;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 mod logs;
 mod lookup;

@@ -42,6 +42,17 @@ use std::process::ExitCode;
 
 use invocation::Invocation;
 
+/// The arguments and variables of a request to start a command, for the fuzz targets in
+/// `loadtest/fuzz`. `None` when boxd refuses the request.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn accepted_start(
+    start: agentbox_box_protocol::proto::StartCommand,
+) -> Option<(Vec<OsString>, Vec<(OsString, OsString)>)> {
+    let spec = run::RunSpec::try_from(start).ok()?;
+    Some((spec.argv, spec.variables))
+}
+
 /// Runs the command line. The exit code is the main command's, 0 for a box that idled,
 /// 2 for a wrong command line and 125 when boxd itself failed.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

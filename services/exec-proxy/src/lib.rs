@@ -40,6 +40,8 @@ use crate::boxes::{BoxSpans, Boxes};
 use crate::clusters::Cluster;
 pub use crate::config::Config;
 use crate::config::{Limits, SERVICE};
+#[cfg(fuzzing)]
+pub use crate::logs::select as select_logs;
 
 /// The pause before connecting to an unreachable cluster again.
 const CLUSTER_RETRY: Duration = Duration::from_secs(2);

@@ -177,6 +177,15 @@ async fn send_kept(
     Ok(())
 }
 
+/// The number of lost entries and the entries that a reader's first request selects from `kept`, for
+/// the fuzz targets in `loadtest/fuzz`.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn select(request: &LogsRequest, kept: Vec<LogEntry>) -> (u64, Vec<LogEntry>) {
+    let selection = LogCursor::new(request).select(kept);
+    (selection.lost, selection.entries)
+}
+
 async fn send(session: &mut LogsSession, message: FromBox) -> Result<(), Stop> {
     session.send(message).await.map_err(|_| Stop::PeerGone)
 }

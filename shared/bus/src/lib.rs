@@ -35,6 +35,8 @@ pub use error::BusError;
 pub use events::{EventStream, StoredEvent};
 pub use routes::{RouteMirror, RouteTable, RouteWatch};
 pub use rpc::{Listening, Server};
+#[cfg(fuzzing)]
+pub use session::reencode_frame;
 pub use session::{Acceptor, Incoming, Session, SessionReceiver, SessionSender};
 pub use trace::publish_span;
 pub use work::{Command, Retry, WorkQueue};

@@ -35,6 +35,14 @@ use tokio_util::sync::CancellationToken;
 pub use acceptor::{Acceptor, Incoming};
 pub(crate) use hub::Hub;
 
+/// Decodes a frame and encodes it again, for the fuzz targets in `loadtest/fuzz`. `None` when the
+/// bytes are not a frame.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn reencode_frame(bytes: Bytes) -> Option<Bytes> {
+    frame::Frame::decode(bytes).map(|frame| frame.encode())
+}
+
 /// The most messages in flight in one direction.
 pub(crate) const WINDOW: usize = 16;
 /// A side that has nothing to send pings this often.

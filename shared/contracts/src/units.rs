@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::shortened;
+
 /// Thousandths of a CPU core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -15,48 +17,59 @@ pub struct MilliCpu(pub u64);
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
+/// The longest quantity, in bytes.
+const MAX_LENGTH: usize = 32;
+/// The most digits of an exponent.
+const MAX_EXPONENT_DIGITS: usize = 2;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
     #[error("`{0}` is not a Kubernetes quantity such as \"500m\", \"0.5\" or \"512Mi\"")]
     Syntax(String),
+    #[error("`{0}` has more than {max} bytes", max = MAX_LENGTH)]
+    TooLong(String),
     #[error("`{0}` is not greater than zero")]
     NotPositive(String),
     #[error("`{0}` is too large")]
     TooLarge(String),
 }
 
-/// The suffixes of Kubernetes' `resource.Quantity` as powers of ten or two.
-fn scale(suffix: &str) -> Option<(u128, u128)> {
-    let (numerator, denominator) = match suffix {
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1_000),
-        "" => (1, 1),
-        "k" => (1_000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
+/// The suffixes of Kubernetes' `resource.Quantity`, as powers of ten and of two.
+fn scale(suffix: &str) -> Option<(i32, u32)> {
+    Some(match suffix {
+        "n" => (-9, 0),
+        "u" => (-6, 0),
+        "m" => (-3, 0),
+        "" => (0, 0),
+        "k" => (3, 0),
+        "M" => (6, 0),
+        "G" => (9, 0),
+        "T" => (12, 0),
+        "P" => (15, 0),
+        "E" => (18, 0),
+        "Ki" => (0, 10),
+        "Mi" => (0, 20),
+        "Gi" => (0, 30),
+        "Ti" => (0, 40),
+        "Pi" => (0, 50),
+        "Ei" => (0, 60),
         _ => {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10u128.checked_pow(exponent.unsigned_abs())?;
-            if exponent < 0 { (1, power) } else { (power, 1) }
+            let exponent = suffix.strip_prefix(['e', 'E'])?;
+            if exponent.trim_start_matches(['+', '-']).len() > MAX_EXPONENT_DIGITS {
+                return None;
+            }
+            (exponent.parse().ok()?, 0)
         }
-    };
-    Some((numerator, denominator))
+    })
 }
 
 /// Parses a quantity into units of `1 / per_unit`. Rounds up, as Kubernetes does.
 fn parse(text: &str, per_unit: u128) -> Result<u64, QuantityError> {
-    let shown = || text.chars().take(40).collect::<String>();
+    let shown = || shortened(text);
     let syntax = || QuantityError::Syntax(shown());
+    if text.len() > MAX_LENGTH {
+        return Err(QuantityError::TooLong(shown()));
+    }
     let unsigned = text.strip_prefix('+').unwrap_or(text);
     let end = unsigned
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -70,24 +83,26 @@ fn parse(text: &str, per_unit: u128) -> Result<u64, QuantityError> {
             syntax()
         });
     }
-    if whole.len() + fraction.len() > 30 {
-        return Err(QuantityError::TooLarge(shown()));
-    }
     let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| syntax())?;
-    let decimals = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX));
-    let (numerator, denominator) = scale(suffix).ok_or_else(syntax)?;
-    let value = digits
-        .checked_mul(numerator)
-        .and_then(|v| v.checked_mul(per_unit))
-        .zip(decimals.checked_mul(denominator))
-        .map(|(v, d)| v.div_ceil(d))
-        .and_then(|v| u64::try_from(v).ok())
-        .filter(|v| *v <= i64::MAX as u64)
-        .ok_or_else(|| QuantityError::TooLarge(shown()))?;
-    if value == 0 {
+    let (ten, two) = scale(suffix).ok_or_else(syntax)?;
+    if digits == 0 {
         return Err(QuantityError::NotPositive(shown()));
     }
-    Ok(value)
+    let exponent = ten - i32::try_from(fraction.len()).unwrap_or(i32::MAX);
+    let units = digits
+        .checked_mul(per_unit)
+        .and_then(|v| v.checked_mul(1u128 << two));
+    let value = match (units, 10u128.checked_pow(exponent.unsigned_abs())) {
+        (Some(units), Some(power)) if exponent < 0 => Some(units.div_ceil(power)),
+        // The power is larger than any number of units: a part of one unit.
+        (Some(_), None) if exponent < 0 => Some(1),
+        (Some(units), Some(power)) => units.checked_mul(power),
+        _ => None,
+    };
+    value
+        .and_then(|v| u64::try_from(v).ok())
+        .filter(|v| *v <= i64::MAX as u64)
+        .ok_or_else(|| QuantityError::TooLarge(shown()))
 }
 
 impl FromStr for MilliCpu {
@@ -143,6 +158,8 @@ mod tests {
             ("1e3", 1_000_000),
             ("100u", 1),
             ("+1", 1_000),
+            ("1e-99", 1),
+            ("0.0000000000000000000000001", 1),
         ] {
             assert_eq!(text.parse::<MilliCpu>(), Ok(MilliCpu(milli)), "{text}");
         }
@@ -161,24 +178,32 @@ mod tests {
 
     #[test]
     fn invalid_quantities_are_rejected() {
-        for text in ["", "m", "abc", "1.2.3", "1 Gi", "1gi", "0x10", "1e", "٣"] {
+        for text in [
+            "", "m", "abc", "1.2.3", "1 Gi", "1gi", "0x10", "1e", "٣", "1e001", "1e+-1", ".",
+        ] {
             assert!(
                 matches!(text.parse::<Bytes>(), Err(QuantityError::Syntax(_))),
                 "{text}"
             );
         }
-        for text in ["0", "0m", "-1", "-500m"] {
+        for text in ["0", "0m", "-1", "-500m", "0e99", "0.00"] {
             assert!(
                 matches!(text.parse::<MilliCpu>(), Err(QuantityError::NotPositive(_))),
                 "{text}"
             );
         }
-        for text in ["16Ei", "1e30", "99999999999999999999999999999999"] {
+        for text in ["16Ei", "1e30", "1e99", "99999999999999999999999999999999"] {
             assert!(
                 matches!(text.parse::<Bytes>(), Err(QuantityError::TooLarge(_))),
                 "{text}"
             );
         }
+        let long = format!("{}1", "0".repeat(MAX_LENGTH));
+        let error = long.parse::<Bytes>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("`{long}` has more than 32 bytes")
+        );
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub enum BoxError {
     /// boxd returned an error. Its message may contain user data and is not logged.
     #[error("boxd refused: {:?}", .0.code())]
     Refused(Box<Status>),
+    /// More than boxd keeps: boxd was replaced or is faulty.
+    #[error("the box sent more than {0} bytes of kept output")]
+    TooMuchOutput(usize),
     /// The token cannot be derived or sent: the secret is wrong.
     #[error("the box's token cannot be used: {0}")]
     Credential(String),
@@ -79,6 +82,10 @@ impl BoxError {
                 Code::InvalidArgument => Error::new(ErrorCode::Validation, status.message()),
                 _ => Error::internal(),
             },
+            Self::TooMuchOutput(_) => Error::new(
+                ErrorCode::BoxLost,
+                "the environment's box sent more output than it can have kept",
+            ),
             Self::Credential(_) => Error::internal(),
         }
     }

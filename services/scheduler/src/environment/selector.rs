@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, shortened};
 
 use crate::environment::request::{label_key, label_value};
 
@@ -79,12 +79,12 @@ fn set(text: &str) -> Result<BTreeSet<String>, String> {
 }
 
 fn key_of(text: &str) -> Result<String, String> {
-    label_key(text).map_err(|rule| format!("key `{text}`: {rule}"))?;
+    label_key(text).map_err(|rule| format!("key `{}`: {rule}", shortened(text)))?;
     Ok(text.to_owned())
 }
 
 fn value_of(text: &str) -> Result<String, String> {
-    label_value(text).map_err(|rule| format!("value `{text}`: {rule}"))?;
+    label_value(text).map_err(|rule| format!("value `{}`: {rule}", shortened(text)))?;
     Ok(text.to_owned())
 }
 
@@ -139,7 +139,7 @@ impl std::str::FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         let failed = |problem: String| SelectorError {
-            text: text.chars().take(120).collect(),
+            text: shortened(text),
             problem,
         };
         if text.trim().is_empty() {
@@ -254,6 +254,20 @@ mod tests {
             assert!(text.parse::<Selector>().is_err(), "{text}");
         }
         assert!("a,".repeat(100).parse::<Selector>().is_err());
+    }
+
+    #[test]
+    fn error_of_a_long_selector_is_short() {
+        let long = "x".repeat(4_000);
+        for text in [
+            long.clone(),
+            format!("{long}=a"),
+            format!("a={long}"),
+            format!("a in ({long})"),
+        ] {
+            let error = text.parse::<Selector>().unwrap_err().to_string();
+            assert!(error.chars().count() < 400, "{error}");
+        }
     }
 
     #[test]

@@ -163,6 +163,26 @@ fn overwritten_entries_are_counted_as_lost() {
 }
 
 #[test]
+fn forged_entry_numbers_are_lost_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut output = Output::in_directory(dir.path(), SMALL_SEGMENT).unwrap();
+    append(&mut output, 0..100);
+    let length = fs::metadata(dir.path().join(FILE_NAMES[0])).unwrap().len();
+    for forged in [101, u64::MAX] {
+        let mut bytes = record::MAGIC.to_vec();
+        record::encode(&mut bytes, 1, 0, OutputStream::Stdout, false, b"mine");
+        while (bytes.len() as u64) < length {
+            record::encode(&mut bytes, forged, 0, OutputStream::Stdout, false, b"mine");
+        }
+        fs::write(dir.path().join(FILE_NAMES[0]), bytes).unwrap();
+        let batch = output.read(1, usize::MAX).unwrap();
+        assert_eq!((batch.entries.len(), batch.next_sequence), (1, 2));
+        let rest = output.read(2, usize::MAX).unwrap();
+        assert_eq!((rest.lost, rest.next_sequence), (99, 101), "{forged}");
+    }
+}
+
+#[test]
 fn unfinished_lines_outlive_the_writer_and_are_replaced_by_the_next_write() {
     use OutputStream::{Stderr, Stdout};
 

@@ -1,4 +1,4 @@
-use agentbox_contracts::command::MAX_VARIABLE_BYTES;
+use agentbox_contracts::command::{MAX_ARGUMENT_BYTES, MAX_VARIABLE_BYTES};
 use agentbox_contracts::environment::{
     Isolation, NetworkPolicy, ResourceRequest, SecurityContext, Toleration,
 };
