@@ -16,11 +16,11 @@ use agentbox_contracts::identity::ApiKey;
 use agentbox_contracts::identity::rpc::{
     CreateKeyReply, CreateKeyRequest, KeyRequest, ListKeysReply, ListKeysRequest, Secret,
 };
+use agentbox_database::secret::{MasterSecret, Purpose};
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
-use crate::secret::{MasterSecret, Purpose};
 use crate::store::{begin, commit};
 
 pub struct ApiKeys {

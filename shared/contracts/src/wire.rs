@@ -98,8 +98,10 @@ fn principal() -> Value {
 fn scheduler_rpcs_match_snapshot() {
     use environment::rpc::{Create, Delete, DeleteOwned, Get, Health, List, Patch, Resolve};
     let mut m = Messages::new();
+    let mut request = environment_request();
+    request["secret_env"] = json!({"TOKEN": "secret"});
     let create = json!({"owner": USER, "owner_username": "ada",
-        "request": environment_request(), "idempotency_key": "key-1"});
+        "request": request, "idempotency_key": "key-1"});
     rpc::<Create>(&mut m, create, environment());
     rpc::<Get>(&mut m, json!({"id": ENV}), environment());
     let list = json!({"visibility": {"listed": {"owner": USER, "only": [ENV]}},

@@ -3,6 +3,7 @@
 use agentbox_contracts::identity::rpc::CreateKeyRequest;
 use agentbox_contracts::identity::{ApiKey, EnvironmentPermission, Scope};
 use agentbox_contracts::ids::{ApiKeyId, UserId};
+use agentbox_database::secret::Digest;
 use agentbox_database::sql::statement;
 use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
@@ -18,7 +19,6 @@ use tracing::Instrument;
 use crate::entity::api_keys::{ActiveModel, Column, Entity, Model};
 use crate::entity::{api_key_permissions as permissions, users};
 use crate::principal::ActiveCredential;
-use crate::secret::Digest;
 use crate::store::{StoreError, page_limit, page_offset};
 
 /// Reads a key with its user and its permissions. Raw, because every request with a key
