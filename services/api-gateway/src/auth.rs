@@ -83,7 +83,7 @@ pub(crate) async fn logout(
 /// Change the caller's password
 ///
 /// Revokes every earlier login of the caller, the one of this request included. API keys stay
-/// valid.
+/// valid unless `revoke_keys` is true.
 #[utoipa::path(post, operation_id = "changePassword", path = "/auth/change-password", tag = "auth",
     request_body = ChangePassword,
     responses((status = 204, description = "The password is changed.")))]
@@ -96,6 +96,7 @@ pub(crate) async fn change_password(
         user: principal.user,
         current_password: rpc::Secret(body.current_password),
         new_password: rpc::Secret(body.new_password),
+        revoke_keys: body.revoke_keys.unwrap_or(false),
     };
     gateway
         .bus

@@ -99,8 +99,7 @@ impl Authenticator {
             return Ok(None);
         };
         self.last_used.record(&id, Utc::now());
-        let credential = Credential::ApiKey { id };
-        Ok(Some(key.credential.principal(credential, key.scope)))
+        Ok(Some(key.principal(id)))
     }
 
     /// Revalidates the key of an open stream. Its hash was checked when the stream was opened.
@@ -108,10 +107,7 @@ impl Authenticator {
         let active = api_key::store::find_active(&self.database, &id).await?;
         Ok(active
             .filter(|key| key.credential.user_id.0 == *user)
-            .map(|key| {
-                let credential = Credential::ApiKey { id };
-                key.credential.principal(credential, key.scope)
-            }))
+            .map(|key| key.principal(id)))
     }
 
     async fn revalidate(
@@ -139,6 +135,7 @@ impl Authenticator {
                         action,
                         issued_by,
                     },
+                    management: false,
                     ..issuer
                 }))
             }

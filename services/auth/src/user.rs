@@ -5,7 +5,7 @@
 //!
 //! * I1. The last administrator can be neither deleted nor demoted.
 //! * I2. A new password revokes every login of its user, in the same transaction; API keys
-//!   stay.
+//!   stay, unless the request revokes them too.
 //! * I3. Deleting a user deletes all its credentials in one transaction. Its environments are
 //!   ended afterwards: the scheduler is notified until it has confirmed ([`deletion`]).
 
@@ -26,6 +26,7 @@ use agentbox_contracts::ids::UserId;
 use sea_orm::DatabaseConnection;
 use tokio::sync::Notify;
 
+use crate::api_key;
 use crate::audit::{self, Action, Entry};
 use crate::password::{self, Hasher};
 use crate::store::{StoreError, begin, commit};
@@ -89,7 +90,7 @@ impl Users {
         Ok(user)
     }
 
-    /// Changes the email, the role or the password of a user.
+    /// Changes the email, the role or the password of a user, and revokes its keys if asked to.
     ///
     /// # Errors
     /// Validation; NotFound; Conflict when the email is taken or the user is the last
@@ -118,6 +119,9 @@ impl Users {
             .ok_or_else(not_found)?;
         if let Some(hash) = password_hash {
             store::set_password(&transaction, &request.id, &hash, None).await?;
+        }
+        if request.revoke_keys {
+            api_key::revoke_all(&transaction, request.actor.as_ref(), &request.id).await?;
         }
         let entry = Entry {
             actor: request.actor.as_ref(),
@@ -182,6 +186,9 @@ impl Users {
         let version = Some(user.password_version);
         if !store::set_password(&transaction, &request.user, &hash, version).await? {
             return Err(wrong_password());
+        }
+        if request.revoke_keys {
+            api_key::revoke_all(&transaction, Some(&request.user), &request.user).await?;
         }
         audit::record(&transaction, entry).await?;
         Ok(commit(transaction).await?)

@@ -102,6 +102,10 @@ pub struct ChangePassword {
         max_length = 256
     )]
     pub new_password: String,
+    /// Revoke the caller's API keys too. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(default = false, example = false)]
+    pub revoke_keys: Option<bool>,
 }
 
 fn plain_user() -> Role {
@@ -174,6 +178,10 @@ pub struct PatchUser {
         max_length = 256
     )]
     pub password: Option<String>,
+    /// Revoke all API keys that the user has. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(default = false, example = false)]
+    pub revoke_keys: Option<bool>,
 }
 
 /// One page of users.
