@@ -1,7 +1,6 @@
 //! `/auth`: login, logout, the caller, its password.
 
 use agentbox_api::user::{ChangePassword, Login, LoginReply, UserBody};
-use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -39,13 +38,7 @@ pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login
             .await
     }
     .await;
-    let has_failed = answer.as_ref().is_err_and(|error| {
-        matches!(
-            error.code,
-            ErrorCode::InvalidCredentials | ErrorCode::RateLimited
-        )
-    });
-    if !has_failed {
+    if answer.is_ok() {
         gateway.limiter.uncount(&key, rate_limit).await;
     }
     let mut response = match answer {

@@ -68,7 +68,7 @@ impl Users {
     pub async fn create(&self, request: CreateUserRequest) -> Result<User, Error> {
         rules::username(&request.username)?;
         rules::email(&request.email)?;
-        password::check("password", &request.password)?;
+        password::check("password", &request.password, &request.username)?;
         let new = store::NewUser {
             username: request.username,
             email: request.email,
@@ -101,7 +101,9 @@ impl Users {
         }
         let password_hash = match &request.password {
             Some(password) => {
-                password::check("password", password)?;
+                let user = store::find(&self.database, &request.id).await?;
+                let user = user.ok_or_else(not_found)?;
+                password::check("password", password, &user.username)?;
                 Some(self.hasher.hash(password).await?)
             }
             None => None,
@@ -166,8 +168,9 @@ impl Users {
     /// # Errors
     /// Validation; InvalidCredentials when the current password is wrong.
     pub async fn change_password(&self, request: ChangePasswordRequest) -> Result<(), Error> {
-        password::check("new_password", &request.new_password)?;
         let user = store::find(&self.database, &request.user).await?;
+        let username = user.as_ref().map_or("", |user| user.username.as_str());
+        password::check("new_password", &request.new_password, username)?;
         let hash = user.as_ref().map(|user| user.password_hash.as_str());
         let password_matches = self.hasher.verify(&request.current_password, hash).await?;
         let entry = Entry {

@@ -93,6 +93,9 @@ async fn invalid_user_field_returns_400_naming_it() {
         ("username", json!("")),
         ("email", json!("nobody")),
         ("password", json!("short")),
+        ("password", json!("password")),
+        ("password", json!(" ".repeat(8))),
+        ("password", json!("fine-2026")),
         ("role", json!("root")),
         ("shoe_size", json!(43)),
     ] {

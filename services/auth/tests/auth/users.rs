@@ -124,6 +124,9 @@ async fn invalid_field_is_named() {
         (new_user("a b", "a@example.com", PASSWORD), "username"),
         (new_user("carol", "no address", PASSWORD), "email"),
         (new_user("carol", "a@example.com", "1234567"), "password"),
+        (new_user("carol", "a@example.com", "password"), "password"),
+        (new_user("carol", "a@example.com", "        "), "password"),
+        (new_user("carol", "a@example.com", "Carol-2026"), "password"),
     ] {
         let error = auth.call::<CreateUser>(request).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Validation);
