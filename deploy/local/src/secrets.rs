@@ -90,6 +90,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn secret_that_an_older_file_lacks_is_generated_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secrets.json");
+        let mut older = serde_json::to_value(Secrets::generate()).unwrap();
+        older.as_object_mut().unwrap().remove("scheduler_secret");
+        std::fs::write(&path, older.to_string()).unwrap();
+        let first = Secrets::load_or_generate(&path).unwrap();
+        let again = Secrets::load_or_generate(&path).unwrap();
+        assert_eq!(first.scheduler_secret.len(), 64);
+        assert_eq!(first.scheduler_secret, again.scheduler_secret);
+        assert_eq!(first.auth_secret, older["auth_secret"]);
+    }
+
+    #[test]
     fn secrets_are_generated_once_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");

@@ -32,7 +32,8 @@ pub enum SpecError {
     Token(#[from] TokenError),
 }
 
-/// The spec of `environment` with its variables (`Store::open`), with its parsed `quantities`, on `cluster`.
+/// The spec of `environment`, which has its variables (`Store::open`), with its parsed
+/// `quantities`, on `cluster`.
 ///
 /// # Errors
 /// When the environment's selector contradicts the cluster's labels. When its stored network
