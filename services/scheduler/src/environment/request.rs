@@ -181,7 +181,10 @@ fn env(
     if total > MAX_MAIN_ENV_BYTES {
         return Err(Error::field(
             field,
-            format_args!("must have at most {MAX_MAIN_ENV_BYTES} bytes, has {total}"),
+            format_args!(
+                "`env` and `secret_env` must have at most {MAX_MAIN_ENV_BYTES} bytes together, \
+                 have {total}"
+            ),
         ));
     }
     Ok(total)
