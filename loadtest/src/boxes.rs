@@ -210,6 +210,7 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
         },
         timeout: LIFETIME_S,
         env: Default::default(),
+        secret_env: Default::default(),
         command: None,
         labels: Default::default(),
         node_selector: Default::default(),

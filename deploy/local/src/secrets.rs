@@ -19,6 +19,9 @@ pub(crate) struct Secrets {
     pub(crate) auth_secret: String,
     /// 32 bytes in hex.
     pub(crate) box_secret: String,
+    /// 32 bytes in hex. Empty in a file of an older version.
+    #[serde(default)]
+    pub(crate) scheduler_secret: String,
     pub(crate) admin_username: String,
     pub(crate) admin_password: String,
 }
@@ -50,6 +53,7 @@ impl Secrets {
             nats,
             auth_secret: random_hex::<32>(),
             box_secret: random_hex::<32>(),
+            scheduler_secret: random_hex::<32>(),
             admin_username: "admin".to_owned(),
             admin_password: random_hex::<12>(),
         }
@@ -61,16 +65,22 @@ impl Secrets {
             path: path.display().to_string(),
             message,
         };
-        match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let secrets = Self::generate();
-                let bytes = serde_json::to_vec_pretty(&secrets).map_err(|e| fail(e.to_string()))?;
-                private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
-                Ok(secrets)
+        let secrets = match std::fs::read(path) {
+            Ok(bytes) => {
+                let mut secrets: Self =
+                    serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+                if !secrets.scheduler_secret.is_empty() {
+                    return Ok(secrets);
+                }
+                secrets.scheduler_secret = random_hex::<32>();
+                secrets
             }
-            Err(error) => Err(fail(error.to_string())),
-        }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::generate(),
+            Err(error) => return Err(fail(error.to_string())),
+        };
+        let bytes = serde_json::to_vec_pretty(&secrets).map_err(|e| fail(e.to_string()))?;
+        private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
+        Ok(secrets)
     }
 }
 
@@ -80,6 +90,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn secret_that_an_older_file_lacks_is_generated_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secrets.json");
+        let mut older = serde_json::to_value(Secrets::generate()).unwrap();
+        older.as_object_mut().unwrap().remove("scheduler_secret");
+        std::fs::write(&path, older.to_string()).unwrap();
+        let first = Secrets::load_or_generate(&path).unwrap();
+        let again = Secrets::load_or_generate(&path).unwrap();
+        assert_eq!(first.scheduler_secret.len(), 64);
+        assert_eq!(first.scheduler_secret, again.scheduler_secret);
+        assert_eq!(first.auth_secret, older["auth_secret"]);
+    }
+
+    #[test]
     fn secrets_are_generated_once_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");
@@ -87,6 +111,8 @@ mod tests {
         let again = Secrets::load_or_generate(&path).unwrap();
         assert_eq!(first.admin_password, again.admin_password);
         assert_eq!(first.auth_secret.len(), 64);
+        assert_eq!(first.scheduler_secret.len(), 64);
+        assert_eq!(first.scheduler_secret, again.scheduler_secret);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -118,6 +118,10 @@ impl Replica {
             pairs.push(("AGENTBOX_BOX_SECRET", secrets.box_secret.clone()));
             pairs.push(("AGENTBOX_CLUSTERS", clusters.display().to_string()));
         }
+        if self.service == "scheduler" {
+            let secret = secrets.scheduler_secret.clone();
+            pairs.push(("AGENTBOX_SCHEDULER_SECRET", secret));
+        }
         if self.service == "auth" {
             pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
             pairs.push(("AGENTBOX_ADMIN_USERNAME", secrets.admin_username.clone()));
@@ -195,12 +199,15 @@ mod tests {
             "AGENTBOX_DATABASE_URL",
             "AGENTBOX_AUTH_SECRET",
             "AGENTBOX_BOX_SECRET",
+            "AGENTBOX_SCHEDULER_SECRET",
         ] {
             assert!(!gateway.contains_key(secret), "{secret}");
         }
         assert!(!proxy.contains_key("AGENTBOX_DATABASE_URL"));
         assert!(auth["AGENTBOX_DATABASE_URL"].starts_with("postgres://auth:"));
         assert!(!auth.contains_key("AGENTBOX_BOX_SECRET"));
+        assert!(!auth.contains_key("AGENTBOX_SCHEDULER_SECRET"));
+        assert!(!proxy.contains_key("AGENTBOX_SCHEDULER_SECRET"));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use agentbox_api::api_key::{ApiKeyBody, ApiKeyList, CreateApiKey, CreatedApiKey};
 use agentbox_api::user::PageQuery;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::{EnvironmentPermission, MAX_KEY_PERMISSIONS, Principal, rpc};
+use agentbox_contracts::identity::{
+    Credential, EnvironmentPermission, MAX_KEY_PERMISSIONS, Principal, rpc,
+};
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId};
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::authorize::{Action, Target, authorize};
+use crate::authorize::{Action, Target, authorize, may_manage};
 use crate::edge::path::KeyParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
@@ -68,7 +70,8 @@ async fn check_permissions(
 /// Create an API key
 ///
 /// The answer is the only one that contains the key itself. The permissions of a key never
-/// change: to give it others, create another key.
+/// change: to give it others, create another key. A key that a key creates expires no later than
+/// its creator, and is revoked with it.
 #[utoipa::path(post, operation_id = "createApiKey", path = "/api-keys", tag = "api-keys", request_body = CreateApiKey,
     responses((status = 201, description = "The new key, with the key itself.", body = CreatedApiKey)))]
 pub(crate) async fn create(
@@ -76,12 +79,22 @@ pub(crate) async fn create(
     Caller(principal): Caller,
     Json(body): Json<CreateApiKey>,
 ) -> Answer<(StatusCode, axum::Json<CreatedApiKey>)> {
+    let management = body.management.unwrap_or(false);
+    if management && !may_manage(&principal) {
+        return Err(Error::new(
+            ErrorCode::Forbidden,
+            "management: needs a login, or an API key with `management`",
+        )
+        .into());
+    }
     let permissions = check_permissions(&gateway, &principal, &body).await?;
     let request = rpc::CreateKeyRequest {
         owner: principal.user,
         description: body.description,
         expires_in_days: body.expires_in,
         permissions,
+        management,
+        creator: Some(principal.credential),
     };
     let reply = gateway
         .bus
@@ -97,6 +110,7 @@ pub(crate) async fn create(
             created_at: shown.created_at,
             expires_at: shown.expires_at,
             permissions: shown.permissions,
+            management: shown.management,
         }),
     ))
 }
@@ -155,7 +169,8 @@ pub(crate) async fn get(
 
 /// Revoke an API key
 ///
-/// The key is refused from now on, and the streams that were opened with it end.
+/// The key is refused from now on, and the streams that were opened with it end; so do the keys
+/// that it created. A key without `management` may revoke only itself and the keys that it created.
 #[utoipa::path(delete, operation_id = "revokeApiKey", path = "/api-keys/{key}", tag = "api-keys", params(KeyParameter),
     responses((status = 204, description = "The key is revoked.")))]
 pub(crate) async fn revoke(
@@ -163,9 +178,14 @@ pub(crate) async fn revoke(
     Caller(principal): Caller,
     Path(id): Path<ApiKeyId>,
 ) -> Answer<StatusCode> {
-    let request = rpc::KeyRequest {
+    let creator = match &principal.credential {
+        Credential::ApiKey { id } if !may_manage(&principal) => Some(id.clone()),
+        _ => None,
+    };
+    let request = rpc::RevokeKeyRequest {
         owner: principal.user,
         id,
+        creator,
     };
     gateway
         .bus

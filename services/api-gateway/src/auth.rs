@@ -14,15 +14,20 @@ use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// Log in
 ///
-/// Exchanges a username and password for a token. Attempts are counted by client address and
-/// by username.
+/// Exchanges a username and password for a token. Attempts are counted by client address, and
+/// failed ones also by username, with a far higher limit: a name that many addresses try is
+/// answered more slowly, and only then refused.
 #[utoipa::path(post, operation_id = "login", path = "/auth/login", tag = "auth", request_body = Login,
     responses((status = 200, description = "The token and its user.", body = LoginReply)))]
 pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login>) -> Response {
+    // The address was counted on admission, with a limit that leaves one network few attempts for
+    // all names together. The name's own limit is high, so that strangers cannot lock a user out.
+    // An attempt counts as failed until it has succeeded, so that concurrent ones are counted.
     let key = CallerKey::username(&body.username);
-    let rate_limit = gateway.limiter.count(&key, Category::Auth).await;
+    let rate_limit = gateway.limiter.count(&key, Category::FailedLogin).await;
     let answer = async {
         rate_limit.check()?;
+        tokio::time::sleep(rate_limit.delay()).await;
         let request = rpc::LoginRequest {
             username: body.username,
             password: rpc::Secret(body.password),
@@ -33,6 +38,9 @@ pub(crate) async fn login(State(gateway): State<Gateway>, Json(body): Json<Login
             .await
     }
     .await;
+    if answer.is_ok() {
+        gateway.limiter.uncount(&key, rate_limit).await;
+    }
     let mut response = match answer {
         Ok(reply) => axum::Json(LoginReply {
             token: reply.token.0,
@@ -83,7 +91,7 @@ pub(crate) async fn logout(
 /// Change the caller's password
 ///
 /// Revokes every earlier login of the caller, the one of this request included. API keys stay
-/// valid.
+/// valid unless `revoke_keys` is true.
 #[utoipa::path(post, operation_id = "changePassword", path = "/auth/change-password", tag = "auth",
     request_body = ChangePassword,
     responses((status = 204, description = "The password is changed.")))]
@@ -96,6 +104,7 @@ pub(crate) async fn change_password(
         user: principal.user,
         current_password: rpc::Secret(body.current_password),
         new_password: rpc::Secret(body.new_password),
+        revoke_keys: body.revoke_keys.unwrap_or(false),
     };
     gateway
         .bus

@@ -4,6 +4,8 @@
 //!   exist. An action that the caller may not do on an environment it sees is forbidden.
 //! * I2. A key never has more rights than its owner, and a ticket is valid for its one
 //!   environment and action only.
+//! * I3. A leaked key gives no rights that outlive it: to manage users, and keys that it did not
+//!   make, needs a login, or a key that was made for it.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -162,6 +164,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         Action::ManageUsers if principal.role != Role::Admin || limited => {
             Err(forbidden("only an administrator may manage users"))
         }
+        Action::ManageUsers if !may_manage(principal) => Err(forbidden(
+            "managing users needs a login, or an API key with `management`",
+        )),
         Action::CreateEnvironment if limited => Err(forbidden(
             "an API key with permissions cannot create environments",
         )),
@@ -175,6 +180,16 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
             forbidden("only a login can be logged out; to end an API key, revoke it"),
         ),
         _ => Ok(()),
+    }
+}
+
+/// Whether `principal` may manage users, if it is an administrator, and keys that it did not make:
+/// by a login, or by a key with `management`.
+pub(crate) fn may_manage(principal: &Principal) -> bool {
+    match principal.credential {
+        Credential::Login { .. } => true,
+        Credential::ApiKey { .. } => principal.management,
+        Credential::Ticket { .. } => false,
     }
 }
 

@@ -52,9 +52,14 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_FLOOD_BURST", default_value_t = 2_000)]
     pub flood_burst: u32,
 
-    /// Logins and password changes per minute, by client address and by username.
+    /// Logins and password changes per minute, by client address or by user.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_AUTH", default_value_t = 10)]
     pub rate_limit_auth: u64,
+
+    /// Failed logins with one username per minute, from all client addresses together. Above a
+    /// tenth of it each login with that name waits, longer with each failure, up to 3 seconds.
+    #[arg(long, env = "AGENTBOX_RATE_LIMIT_FAILED_LOGIN", default_value_t = 300)]
+    pub rate_limit_failed_login: u64,
 
     /// Environments that one user may create per minute.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_CREATE", default_value_t = 20)]

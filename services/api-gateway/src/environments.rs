@@ -12,6 +12,7 @@ use agentbox_contracts::environment::rpc::{
     Create, CreateRequest, Delete, DeleteRequest, List, ListReply, ListRequest, Patch, PatchRequest,
 };
 use agentbox_contracts::error::Error;
+use agentbox_contracts::identity::Principal;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -64,8 +65,8 @@ pub(crate) async fn create(
     Json(body): Json<CreateEnvironment>,
 ) -> Answer<Response> {
     let request = CreateRequest {
-        owner: principal.user,
-        owner_username: principal.username,
+        owner: principal.user.clone(),
+        owner_username: principal.username.clone(),
         request: body.into(),
         idempotency_key: idempotency_key(&headers)?,
     };
@@ -74,12 +75,22 @@ pub(crate) async fn create(
         .call::<Create>(&request, SCHEDULER_DEADLINE)
         .await?;
     let location = format!("{BASE}/environments/{}", created.id);
-    let body = axum::Json(EnvironmentBody::from(created));
+    let body = axum::Json(shown(created, &principal));
     let mut response = (StatusCode::CREATED, body).into_response();
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+/// An environment as `principal` may see it: only its owner sees the values of variables.
+fn shown(environment: Environment, principal: &Principal) -> EnvironmentBody {
+    let is_owner = environment.owner == principal.user;
+    let mut body = EnvironmentBody::from(environment);
+    if !is_owner {
+        body.env_names = body.env.take().map(|env| env.into_keys().collect());
+    }
+    body
 }
 
 /// An environment in a list: without its variables, which are long and often secret.
@@ -144,12 +155,14 @@ pub(crate) async fn list(
 
 /// Get an environment
 ///
-/// Returns one environment, with its present usage while it runs.
+/// Returns one environment, with its present usage while it runs. Its owner sees the values of
+/// `env`, an administrator sees their names. No response contains `secret_env`.
 #[utoipa::path(get, operation_id = "getEnvironment", path = "/environments/{id}", tag = "environments",
     params(EnvironmentParameter),
     responses((status = 200, description = "The environment.", body = EnvironmentBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
+    Caller(principal): Caller,
     Admitted(location): Admitted,
 ) -> Answer<axum::Json<EnvironmentBody>> {
     let environment = match location.record {
@@ -159,7 +172,7 @@ pub(crate) async fn get(
     let metrics = usage::read(&gateway, &environment).await.map(Into::into);
     Ok(axum::Json(EnvironmentBody {
         metrics,
-        ..environment.into()
+        ..shown(environment, &principal)
     }))
 }
 
@@ -172,6 +185,7 @@ pub(crate) async fn get(
     responses((status = 200, description = "The changed environment.", body = EnvironmentBody)))]
 pub(crate) async fn patch(
     State(gateway): State<Gateway>,
+    Caller(principal): Caller,
     Admitted(location): Admitted,
     Json(body): Json<PatchEnvironment>,
 ) -> Answer<axum::Json<EnvironmentBody>> {
@@ -192,7 +206,7 @@ pub(crate) async fn patch(
         .bus
         .call::<Patch>(&request, SCHEDULER_DEADLINE)
         .await?;
-    Ok(axum::Json(patched.into()))
+    Ok(axum::Json(shown(patched, &principal)))
 }
 
 /// Delete an environment

@@ -44,6 +44,8 @@ const PAUSE_MS: i64 = 1_000;
 pub(crate) enum Category {
     /// Requests that check a password.
     Auth,
+    /// Logins of one username that fail, whatever their address.
+    FailedLogin,
     Create,
     Exec,
     Other,
@@ -55,6 +57,7 @@ impl Category {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Auth => "auth",
+            Self::FailedLogin => "failed_login",
             Self::Create => "create",
             Self::Exec => "exec",
             Self::Other => "other",
@@ -67,6 +70,7 @@ impl Category {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub auth: u64,
+    pub failed_login: u64,
     pub create: u64,
     pub exec: u64,
     pub other: u64,
@@ -76,6 +80,7 @@ impl Limits {
     const fn get(&self, category: Category) -> u64 {
         match category {
             Category::Auth => self.auth,
+            Category::FailedLogin => self.failed_login,
             Category::Create => self.create,
             Category::Exec => self.exec,
             Category::Other | Category::Uncounted => self.other,
@@ -87,6 +92,7 @@ impl From<&Config> for Limits {
     fn from(config: &Config) -> Self {
         Self {
             auth: config.rate_limit_auth,
+            failed_login: config.rate_limit_failed_login,
             create: config.rate_limit_create,
             exec: config.rate_limit_exec,
             other: config.rate_limit_other,
@@ -146,20 +152,30 @@ impl Limiter {
         }
         let window = second / WINDOW_S;
         let key = subjects::limit(&caller.0, category.as_str(), window);
-        let used = match self.increment(key.clone(), now.timestamp_millis()).await {
+        let used = match self.add(key.clone(), 1, now.timestamp_millis()).await {
             Some(used) => used,
             None => self.local.count(key, window),
         };
         RateLimitStatus::at(category, limit, used, second)
     }
 
-    /// The total on the bus; `None` when the bus cannot count.
-    async fn increment(&self, key: String, now_ms: i64) -> Option<u64> {
+    /// Takes back a request that was counted as `status`, because it was not of that category.
+    pub(crate) async fn uncount(&self, caller: &CallerKey, status: RateLimitStatus) {
+        let window = status.window();
+        let key = subjects::limit(&caller.0, status.category().as_str(), window);
+        let now_ms = Utc::now().timestamp_millis();
+        if self.add(key.clone(), -1, now_ms).await.is_none() {
+            self.local.uncount(&key, window);
+        }
+    }
+
+    /// Adds to a counter and returns its total on the bus; `None` when the bus cannot count.
+    async fn add(&self, key: String, by: i64, now_ms: i64) -> Option<u64> {
         if now_ms < self.paused_until.load(Ordering::Relaxed) {
             metrics::counted_locally();
             return None;
         }
-        match self.bus.increment(key, 1, DEADLINE).await {
+        match self.bus.increment(key, by, DEADLINE).await {
             Ok(used) => Some(used),
             Err(error) => {
                 self.paused_until

@@ -78,7 +78,7 @@ pub(crate) async fn get(
 /// Change a user
 ///
 /// Changes the email address, the role or the password. A new password revokes the user's
-/// earlier logins. The last administrator keeps its role.
+/// earlier logins, and `revoke_keys` the API keys. The last administrator keeps its role.
 #[utoipa::path(patch, operation_id = "patchUser", path = "/users/{user}", tag = "users",
     params(UserParameter), request_body = PatchUser,
     responses((status = 200, description = "The changed user.", body = UserBody)))]
@@ -88,10 +88,14 @@ pub(crate) async fn patch(
     Path(id): Path<UserId>,
     Json(body): Json<PatchUser>,
 ) -> Answer<axum::Json<UserBody>> {
-    if body.email.is_none() && body.role.is_none() && body.password.is_none() {
+    if body.email.is_none()
+        && body.role.is_none()
+        && body.password.is_none()
+        && body.revoke_keys.is_none()
+    {
         return Err(Error::field(
             "body",
-            "must have at least one of email, role and password, has none",
+            "must have at least one of email, role, password and revoke_keys, has none",
         )
         .into());
     }
@@ -101,6 +105,7 @@ pub(crate) async fn patch(
         email: body.email,
         role: body.role,
         password: body.password.map(rpc::Secret),
+        revoke_keys: body.revoke_keys.unwrap_or(false),
     };
     let user = gateway
         .bus

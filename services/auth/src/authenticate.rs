@@ -11,6 +11,7 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{AuthenticateRequest, Secret};
 use agentbox_contracts::identity::{Credential, Principal, Scope};
 use agentbox_contracts::ids::{ApiKeyId, LoginId, UserId};
+use agentbox_database::secret::{MasterSecret, Purpose};
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
 use subtle::ConstantTimeEq;
@@ -18,7 +19,6 @@ use subtle::ConstantTimeEq;
 use crate::api_key::last_used::LastUsed;
 use crate::login::token;
 use crate::metrics;
-use crate::secret::{MasterSecret, Purpose};
 use crate::signing_key::Keyring;
 use crate::ticket::{self, Tickets};
 use crate::{api_key, login};
@@ -99,8 +99,7 @@ impl Authenticator {
             return Ok(None);
         };
         self.last_used.record(&id, Utc::now());
-        let credential = Credential::ApiKey { id };
-        Ok(Some(key.credential.principal(credential, key.scope)))
+        Ok(Some(key.principal(id)))
     }
 
     /// Revalidates the key of an open stream. Its hash was checked when the stream was opened.
@@ -108,10 +107,7 @@ impl Authenticator {
         let active = api_key::store::find_active(&self.database, &id).await?;
         Ok(active
             .filter(|key| key.credential.user_id.0 == *user)
-            .map(|key| {
-                let credential = Credential::ApiKey { id };
-                key.credential.principal(credential, key.scope)
-            }))
+            .map(|key| key.principal(id)))
     }
 
     async fn revalidate(
@@ -139,6 +135,7 @@ impl Authenticator {
                         action,
                         issued_by,
                     },
+                    management: false,
                     ..issuer
                 }))
             }

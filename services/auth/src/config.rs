@@ -37,7 +37,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_ADMIN_USERNAME")]
     pub admin_username: Option<String>,
 
-    /// The password of the first administrator, 8 to 256 characters.
+    /// The password of the first administrator: 8 to 256 characters, 4 different ones at least, and
+    /// neither a common password nor the username.
     #[arg(
         long,
         env = "AGENTBOX_ADMIN_PASSWORD",

@@ -20,7 +20,6 @@ mod metrics;
 mod migrations;
 mod password;
 mod principal;
-mod secret;
 mod signing_key;
 mod store;
 mod sweep;
@@ -30,6 +29,7 @@ mod user;
 use std::sync::Arc;
 
 use agentbox_database::Leases;
+use agentbox_database::secret::MasterSecret;
 use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
 use tokio::sync::Notify;
@@ -50,8 +50,7 @@ pub fn run(config: Config, context: Context) -> ServiceFuture {
 async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     // Not parsed by clap, whose errors would show the value.
-    let secret: secret::MasterSecret =
-        config.auth_secret.parse().context("AGENTBOX_AUTH_SECRET")?;
+    let secret: MasterSecret = config.auth_secret.parse().context("AGENTBOX_AUTH_SECRET")?;
     let database =
         agentbox_database::connect(&config.database_url, SCHEMA, config.database_connections)
             .await?;

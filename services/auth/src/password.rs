@@ -7,6 +7,7 @@
 //!   requests.
 //! * I2. The check for an unknown user computes the same hash as the check for a known one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,18 +29,46 @@ const LANES: u32 = 1;
 /// A request that waited this long is refused: its caller has timed out by then.
 const MAX_WAIT: Duration = Duration::from_secs(4);
 
-/// Checks the length of a new password. `field` is its name in the request.
+/// The different characters that a password has at least, blanks excepted.
+const MIN_DIFFERENT: usize = 4;
+/// Passwords that are tried first, in lower case. With digits or symbols after it, one of them is as
+/// easy to guess.
+const COMMON: &str = include_str!("password/common.txt");
+
+/// Checks a new password of `username`. `field` is its name in the request.
 ///
 /// # Errors
 /// Validation, naming the field; never the password.
-pub fn check(field: &str, password: &Secret) -> Result<(), Error> {
-    match password.0.chars().count() {
-        MIN_PASSWORD..=MAX_PASSWORD => Ok(()),
-        _ => Err(Error::field(
+pub fn check(field: &str, password: &Secret, username: &str) -> Result<(), Error> {
+    if !(MIN_PASSWORD..=MAX_PASSWORD).contains(&password.0.chars().count()) {
+        return Err(Error::field(
             field,
-            format!("must have {MIN_PASSWORD} to {MAX_PASSWORD} characters"),
-        )),
+            format_args!("must have {MIN_PASSWORD} to {MAX_PASSWORD} characters"),
+        ));
     }
+    let visible = password.0.chars().filter(|c| !c.is_whitespace());
+    if visible.collect::<BTreeSet<_>>().len() < MIN_DIFFERENT {
+        return Err(Error::field(
+            field,
+            format_args!("must have at least {MIN_DIFFERENT} different characters besides blanks"),
+        ));
+    }
+    let whole = password.0.trim().to_lowercase();
+    let stem = whole.trim_end_matches(|c: char| !c.is_alphabetic());
+    let is_guessed = |word: &str| word == whole || word == stem;
+    if COMMON.lines().any(is_guessed) {
+        return Err(Error::field(
+            field,
+            "must not be a common password, also with digits or symbols after it",
+        ));
+    }
+    if !username.is_empty() && is_guessed(&username.to_lowercase()) {
+        return Err(Error::field(
+            field,
+            "must not be the username, also with digits or symbols after it",
+        ));
+    }
+    Ok(())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -163,16 +192,28 @@ mod tests {
     }
 
     #[test]
-    fn password_of_8_to_256_characters_is_accepted() {
+    fn password_of_8_to_256_characters_that_is_not_guessed_first_is_accepted() {
         for (password, good) in [
             (String::new(), false),
-            ("1234567".to_owned(), false),
-            ("12345678".to_owned(), true),
-            ("пароль-1".to_owned(), true),
-            ("x".repeat(256), true),
-            ("x".repeat(257), false),
+            ("fk3-x9q".to_owned(), false),
+            ("fk3-x9qz".to_owned(), true),
+            ("дверь-17".to_owned(), true),
+            ("abcd".repeat(64), true),
+            (format!("{}e", "abcd".repeat(64)), false),
+            ("correct horse battery staple".to_owned(), true),
+            ("password".to_owned(), false),
+            (" PassWord ".to_owned(), false),
+            ("password2026!".to_owned(), false),
+            ("12345678".to_owned(), false),
+            (" ".repeat(8), false),
+            ("\u{a0}\t \u{2003}\u{2002}\u{2001}  ".to_owned(), false),
+            ("aabbaabb".to_owned(), false),
+            ("x".repeat(256), false),
+            ("Alice.Smith".to_owned(), false),
+            ("alice.smith99".to_owned(), false),
+            ("not-alice.smith".to_owned(), true),
         ] {
-            let outcome = check("new_password", &Secret(password.clone()));
+            let outcome = check("new_password", &Secret(password.clone()), "alice.smith");
             assert_eq!(outcome.is_ok(), good, "{password}");
             if let Err(error) = outcome {
                 assert!(
@@ -181,6 +222,16 @@ mod tests {
                     error.message
                 );
             }
+        }
+        // A user without a name, which does not exist, has no further rule.
+        assert!(check("new_password", &secret("fk3-x9qz"), "").is_ok());
+    }
+
+    #[test]
+    fn common_passwords_are_listed_in_lower_case_without_blanks() {
+        for word in COMMON.lines() {
+            assert_eq!(word, word.trim().to_lowercase());
+            assert!(!word.is_empty());
         }
     }
 

@@ -26,6 +26,7 @@ impl ActiveCredential {
             credential,
             scope,
             expires_at: self.expires_at,
+            management: false,
         }
     }
 }

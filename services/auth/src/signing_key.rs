@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
+use agentbox_database::secret::{MasterSecret, Purpose, SecretError};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
@@ -27,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Action, Entry};
 use crate::entity::signing_keys;
 use crate::metrics;
-use crate::secret::{MasterSecret, Purpose, SecretError};
 use crate::store::{StoreError, begin, commit};
 use rules::Lifetime;
 

@@ -15,11 +15,11 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{Secret, TicketReply, TicketRequest};
 use agentbox_contracts::identity::{Principal, TicketAction};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_database::secret::{Digest, MasterSecret, Purpose};
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
 
 use crate::audit::{self, Action, Entry};
-use crate::secret::{Digest, MasterSecret, Purpose};
 use crate::store::{begin, commit};
 
 const PREFIX: &str = "ticket_";

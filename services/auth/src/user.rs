@@ -5,7 +5,7 @@
 //!
 //! * I1. The last administrator can be neither deleted nor demoted.
 //! * I2. A new password revokes every login of its user, in the same transaction; API keys
-//!   stay.
+//!   stay, unless the request revokes them too.
 //! * I3. Deleting a user deletes all its credentials in one transaction. Its environments are
 //!   ended afterwards: the scheduler is notified until it has confirmed ([`deletion`]).
 
@@ -26,6 +26,7 @@ use agentbox_contracts::ids::UserId;
 use sea_orm::DatabaseConnection;
 use tokio::sync::Notify;
 
+use crate::api_key;
 use crate::audit::{self, Action, Entry};
 use crate::password::{self, Hasher};
 use crate::store::{StoreError, begin, commit};
@@ -67,7 +68,7 @@ impl Users {
     pub async fn create(&self, request: CreateUserRequest) -> Result<User, Error> {
         rules::username(&request.username)?;
         rules::email(&request.email)?;
-        password::check("password", &request.password)?;
+        password::check("password", &request.password, &request.username)?;
         let new = store::NewUser {
             username: request.username,
             email: request.email,
@@ -89,7 +90,7 @@ impl Users {
         Ok(user)
     }
 
-    /// Changes the email, the role or the password of a user.
+    /// Changes the email, the role or the password of a user, and revokes its keys if asked to.
     ///
     /// # Errors
     /// Validation; NotFound; Conflict when the email is taken or the user is the last
@@ -100,7 +101,9 @@ impl Users {
         }
         let password_hash = match &request.password {
             Some(password) => {
-                password::check("password", password)?;
+                let user = store::find(&self.database, &request.id).await?;
+                let user = user.ok_or_else(not_found)?;
+                password::check("password", password, &user.username)?;
                 Some(self.hasher.hash(password).await?)
             }
             None => None,
@@ -118,6 +121,9 @@ impl Users {
             .ok_or_else(not_found)?;
         if let Some(hash) = password_hash {
             store::set_password(&transaction, &request.id, &hash, None).await?;
+        }
+        if request.revoke_keys {
+            api_key::revoke_all(&transaction, request.actor.as_ref(), &request.id).await?;
         }
         let entry = Entry {
             actor: request.actor.as_ref(),
@@ -162,8 +168,9 @@ impl Users {
     /// # Errors
     /// Validation; InvalidCredentials when the current password is wrong.
     pub async fn change_password(&self, request: ChangePasswordRequest) -> Result<(), Error> {
-        password::check("new_password", &request.new_password)?;
         let user = store::find(&self.database, &request.user).await?;
+        let username = user.as_ref().map_or("", |user| user.username.as_str());
+        password::check("new_password", &request.new_password, username)?;
         let hash = user.as_ref().map(|user| user.password_hash.as_str());
         let password_matches = self.hasher.verify(&request.current_password, hash).await?;
         let entry = Entry {
@@ -182,6 +189,9 @@ impl Users {
         let version = Some(user.password_version);
         if !store::set_password(&transaction, &request.user, &hash, version).await? {
             return Err(wrong_password());
+        }
+        if request.revoke_keys {
+            api_key::revoke_all(&transaction, Some(&request.user), &request.user).await?;
         }
         audit::record(&transaction, entry).await?;
         Ok(commit(transaction).await?)

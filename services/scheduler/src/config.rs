@@ -34,6 +34,16 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_BOX_SECRET", hide_env_values = true, hide = true)]
     pub box_secret: BoxSecret,
 
+    /// 64 hex digits, the same on every replica: a replica with another one does not start. The
+    /// variables of environments are stored encrypted under it.
+    #[arg(
+        long,
+        env = "AGENTBOX_SCHEDULER_SECRET",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub scheduler_secret: String,
+
     /// The clusters file, JSON.
     #[arg(long, env = "AGENTBOX_CLUSTERS")]
     pub clusters: PathBuf,

@@ -24,6 +24,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
+use agentbox_database::secret::MasterSecret;
 use agentbox_runtime::Runtime;
 use agentbox_service::{Component, Context, ServiceFuture};
 use anyhow::Context as _;
@@ -59,6 +60,11 @@ pub fn run(config: Config, context: Context) -> ServiceFuture {
 
 async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
+    // Not parsed by clap, whose errors would show the value.
+    let secret: MasterSecret = config
+        .scheduler_secret
+        .parse()
+        .context("AGENTBOX_SCHEDULER_SECRET")?;
     let specs = cluster::config::read(&config.clusters)?;
     let database = context.readiness.component("database");
     let pool = agentbox_database::connect(
@@ -68,6 +74,11 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     )
     .await?;
     agentbox_database::migrate::<migrations::Migrator>(&pool, SERVICE).await?;
+    let store = Store::new(pool, secret);
+    let sealed = store.seal_stored_variables().await?;
+    if sealed > 0 {
+        tracing::info!(rows = sealed, "stored variables sealed");
+    }
     database.ready();
     context
         .bus
@@ -89,7 +100,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         runtimes.push((spec.name, runtime));
     }
     let scheduler = Scheduler::new(
-        Store::new(pool),
+        store,
         clusters,
         context.bus.clone(),
         config.settings(),

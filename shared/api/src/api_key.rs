@@ -32,7 +32,8 @@ pub struct CreateApiKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "nightly build", max_length = 256, pattern = r"^[^\x00]*$")]
     pub description: Option<String>,
-    /// Days until the key expires, 1 to 3650. Default: it never expires.
+    /// Days until the key expires, 1 to 3650. Default: it never expires. A key that a key creates
+    /// expires no later than its creator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 90, minimum = 1, maximum = 3650)]
     pub expires_in: Option<u32>,
@@ -44,6 +45,11 @@ pub struct CreateApiKey {
         max_items = 100
     )]
     pub permissions: Option<Vec<KeyPermission>>,
+    /// Whether the key may do what needs a login otherwise: revoke keys that it did not create, and
+    /// manage users if its owner is an administrator. Not with `permissions`. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(default = false, example = false)]
+    pub management: Option<bool>,
 }
 
 /// An API key, without the key itself.
@@ -54,7 +60,8 @@ pub struct CreateApiKey {
     "created_at": "2026-01-22T10:00:00Z",
     "expires_at": "2026-04-22T10:00:00Z",
     "last_used_at": null,
-    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}]
+    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}],
+    "management": false
 }))]
 pub struct ApiKeyBody {
     /// The id to get or revoke the key by.
@@ -75,6 +82,11 @@ pub struct ApiKeyBody {
     /// The environments that the key is limited to. Empty: no limit.
     #[schema(example = json!([{"environment_id": "env-0123456789abcdef", "permission": "write"}]))]
     pub permissions: Vec<KeyPermission>,
+    /// Whether the key may do what needs a login otherwise: revoke keys that it did not create, and
+    /// manage users if its owner is an administrator.
+    #[serde(default)]
+    #[schema(example = false)]
+    pub management: bool,
 }
 
 impl From<ApiKey> for ApiKeyBody {
@@ -93,6 +105,7 @@ impl From<ApiKey> for ApiKeyBody {
                     permission: granted.permission,
                 })
                 .collect(),
+            management: key.management,
         }
     }
 }
@@ -105,7 +118,8 @@ impl From<ApiKey> for ApiKeyBody {
     "description": "nightly build",
     "created_at": "2026-01-22T10:00:00Z",
     "expires_at": "2026-04-22T10:00:00Z",
-    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}]
+    "permissions": [{"environment_id": "env-0123456789abcdef", "permission": "write"}],
+    "management": false
 }))]
 pub struct CreatedApiKey {
     /// The id to get or revoke the key by.
@@ -128,6 +142,11 @@ pub struct CreatedApiKey {
     /// The environments that the key is limited to. Empty: no limit.
     #[schema(example = json!([{"environment_id": "env-0123456789abcdef", "permission": "write"}]))]
     pub permissions: Vec<KeyPermission>,
+    /// Whether the key may do what needs a login otherwise: revoke keys that it did not create, and
+    /// manage users if its owner is an administrator.
+    #[serde(default)]
+    #[schema(example = false)]
+    pub management: bool,
 }
 
 /// One page of the caller's API keys.
@@ -139,7 +158,8 @@ pub struct CreatedApiKey {
         "created_at": "2026-01-22T10:00:00Z",
         "expires_at": null,
         "last_used_at": "2026-01-22T12:34:00Z",
-        "permissions": []
+        "permissions": [],
+        "management": false
     }],
     "total": 1,
     "limit": 100,

@@ -75,6 +75,11 @@ pub struct CreateEnvironment {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Variables)]
     pub env: BTreeMap<String, String>,
+    /// Further variables, which no response contains. A name must not be in `env` too. The limit of
+    /// bytes is for `env` and `secret_env` together. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Variables)]
+    pub secret_env: BTreeMap<String, String>,
     /// The main command: the program and its arguments, together at most 131072 bytes. Its
     /// output is the environment's log, and the environment ends with it. Default: no main
     /// command, the environment runs until its timeout.
@@ -117,6 +122,7 @@ impl From<CreateEnvironment> for EnvironmentRequest {
             },
             timeout_s: body.timeout,
             env: body.env,
+            secret_env: body.secret_env,
             command: body.command,
             labels: body.labels,
             node_selector: body.node_selector,
@@ -238,10 +244,16 @@ pub struct EnvironmentBody {
     /// The lifetime in seconds from `created_at`.
     #[schema(example = 3600)]
     pub timeout: u64,
-    /// The environment variables that were given. Absent in lists.
+    /// The environment variables that were given in `env`. Absent in lists, and for callers other
+    /// than the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = json!({"MY_VAR": "my-value"}))]
     pub env: Option<BTreeMap<String, String>>,
+    /// The names of the variables in `env`, for callers other than the owner: only the owner sees
+    /// the values. Absent for the owner and in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["MY_VAR"]))]
+    pub env_names: Option<Vec<String>>,
     /// The labels.
     #[schema(example = json!({"project": "my-project"}))]
     pub labels: BTreeMap<String, String>,
@@ -287,6 +299,7 @@ impl From<Environment> for EnvironmentBody {
             owner: environment.owner.to_string(),
             timeout: request.timeout_s,
             env: Some(request.env),
+            env_names: None,
             labels: request.labels,
             command: request.command,
             isolation: request.isolation,

@@ -94,7 +94,8 @@ pub struct ChangePassword {
     /// The password until now.
     #[schema(example = "correct horse battery staple", format = Password)]
     pub current_password: String,
-    /// The password from now on: 8 to 256 characters.
+    /// The password from now on: 8 to 256 characters, 4 different ones at least, and neither a common
+    /// password nor the username.
     #[schema(
         example = "a longer and better one",
         format = Password,
@@ -102,6 +103,10 @@ pub struct ChangePassword {
         max_length = 256
     )]
     pub new_password: String,
+    /// Revoke the caller's API keys too. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(default = false, example = false)]
+    pub revoke_keys: Option<bool>,
 }
 
 fn plain_user() -> Role {
@@ -134,7 +139,8 @@ pub struct CreateUser {
         pattern = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s\x00-\x1f\x7f-\x9f]+$"
     )]
     pub email: String,
-    /// The first password: 8 to 256 characters.
+    /// The first password: 8 to 256 characters, 4 different ones at least, and neither a common
+    /// password nor the username.
     #[schema(
         example = "correct horse battery staple",
         format = Password,
@@ -165,7 +171,8 @@ pub struct PatchUser {
     /// The new role. The last admin keeps its role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
-    /// The new password: 8 to 256 characters. It revokes the user's earlier logins.
+    /// The new password: 8 to 256 characters, 4 different ones at least, and neither a common
+    /// password nor the username. It revokes the user's earlier logins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(
         example = "a longer and better one",
@@ -174,6 +181,10 @@ pub struct PatchUser {
         max_length = 256
     )]
     pub password: Option<String>,
+    /// Revoke all API keys that the user has. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(default = false, example = false)]
+    pub revoke_keys: Option<bool>,
 }
 
 /// One page of users.

@@ -300,14 +300,14 @@ impl Bus {
         self.inner.routes.mirror()
     }
 
-    /// Adds `by` to the counter at `subject` and returns its total.
+    /// Adds `by` to the counter at `subject` and returns its total. A total below zero is an error.
     ///
     /// # Errors
     /// When JetStream does not answer within `deadline` or refuses.
     pub async fn increment(
         &self,
         subject: String,
-        by: u64,
+        by: i64,
         deadline: Duration,
     ) -> Result<u64, BusError> {
         if !self.is_connected() {

@@ -19,7 +19,7 @@ const INCREMENT: &str = "Nats-Incr";
 pub(crate) async fn increment(
     replies: &Replies,
     subject: String,
-    by: u64,
+    by: i64,
     deadline: Duration,
 ) -> Result<u64, BusError> {
     let mut headers = HeaderMap::new();

@@ -169,6 +169,9 @@ pub struct EnvironmentRequest {
     pub timeout_s: u64,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Variables that no reply contains.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secret_env: BTreeMap<String, String>,
     #[serde(default)]
     pub command: Option<Vec<String>>,
     #[serde(default)]

@@ -159,6 +159,9 @@ pub struct Principal {
     /// When the credential expires.
     #[serde(default)]
     pub expires_at: Option<DateTime<Utc>>,
+    /// Whether the credential is an API key that may do what needs a login otherwise.
+    #[serde(default)]
+    pub management: bool,
 }
 
 /// A user, without any secret.
@@ -191,6 +194,9 @@ pub struct ApiKey {
     pub last_used_at: Option<DateTime<Utc>>,
     #[serde(default)]
     pub permissions: Vec<EnvironmentPermission>,
+    /// Whether the key may manage users, and keys that it did not make, as a login may.
+    #[serde(default)]
+    pub management: bool,
 }
 
 pub mod rpc {
@@ -250,6 +256,9 @@ pub mod rpc {
         pub user: UserId,
         pub current_password: Secret,
         pub new_password: Secret,
+        /// Revoke the user's API keys too.
+        #[serde(default)]
+        pub revoke_keys: bool,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -295,6 +304,9 @@ pub mod rpc {
         pub role: Option<Role>,
         #[serde(default)]
         pub password: Option<Secret>,
+        /// Revoke the user's API keys.
+        #[serde(default)]
+        pub revoke_keys: bool,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -315,6 +327,12 @@ pub mod rpc {
         pub description: Option<String>,
         pub expires_in_days: Option<u32>,
         pub permissions: Vec<EnvironmentPermission>,
+        #[serde(default)]
+        pub management: bool,
+        /// The login or key that asks. A key's keys end with it. `None` only in a message of a
+        /// gateway from before this field.
+        #[serde(default)]
+        pub creator: Option<Credential>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -342,6 +360,16 @@ pub mod rpc {
     pub struct KeyRequest {
         pub owner: UserId,
         pub id: ApiKeyId,
+    }
+
+    /// See [`KeyRequest`].
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct RevokeKeyRequest {
+        pub owner: UserId,
+        pub id: ApiKeyId,
+        /// The key that asks, if it may revoke only itself and the keys that it made.
+        #[serde(default)]
+        pub creator: Option<ApiKeyId>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -378,7 +406,7 @@ pub mod rpc {
     rpc!(CreateKey: "auth", "create-key", CreateKeyRequest => CreateKeyReply);
     rpc!(ListKeys: "auth", "list-keys", ListKeysRequest => ListKeysReply);
     rpc!(GetKey: "auth", "get-key", KeyRequest => ApiKey);
-    rpc!(RevokeKey: "auth", "revoke-key", KeyRequest => Empty);
+    rpc!(RevokeKey: "auth", "revoke-key", RevokeKeyRequest => Empty);
     rpc!(IssueTicket: "auth", "issue-ticket", TicketRequest => TicketReply);
     rpc!(PublicKeys: "auth", "public-keys", Empty => PublicKeysReply);
     rpc!(Ready: "auth", "ready", Empty => Empty);

@@ -83,7 +83,7 @@ fn user() -> Value {
 
 fn api_key() -> Value {
     json!({"id": KEY, "owner": USER, "description": "ci", "created_at": AT, "expires_at": AT,
-        "last_used_at": AT,
+        "last_used_at": AT, "management": true,
         "permissions": [{"environment_id": ENV, "permission": "write"}]})
 }
 
@@ -91,15 +91,17 @@ fn principal() -> Value {
     json!({"user": USER, "username": "ada", "role": "user",
         "credential": {"ticket": {"environment": ENV, "action": "attach",
             "issued_by": {"api_key": {"id": KEY}}}},
-        "scope": {"environments": {ENV: "read"}}, "expires_at": AT})
+        "scope": {"environments": {ENV: "read"}}, "expires_at": AT, "management": true})
 }
 
 #[test]
 fn scheduler_rpcs_match_snapshot() {
     use environment::rpc::{Create, Delete, DeleteOwned, Get, Health, List, Patch, Resolve};
     let mut m = Messages::new();
+    let mut request = environment_request();
+    request["secret_env"] = json!({"TOKEN": "secret"});
     let create = json!({"owner": USER, "owner_username": "ada",
-        "request": environment_request(), "idempotency_key": "key-1"});
+        "request": request, "idempotency_key": "key-1"});
     rpc::<Create>(&mut m, create, environment());
     rpc::<Get>(&mut m, json!({"id": ENV}), environment());
     let list = json!({"visibility": {"listed": {"owner": USER, "only": [ENV]}},
@@ -153,7 +155,8 @@ fn auth_rpcs_match_snapshot() {
         login,
     );
     rpc::<Logout>(&mut m, json!({"principal": principal()}), json!({}));
-    let change = json!({"user": USER, "current_password": "old", "new_password": "new"});
+    let change = json!({"user": USER, "current_password": "old", "new_password": "new",
+        "revoke_keys": true});
     rpc::<ChangePassword>(&mut m, change, json!({}));
     rpc::<GetUser>(&mut m, json!({"id": USER}), user());
     let create = json!({"actor": USER, "username": "ada", "email": "ada@example.org",
@@ -162,11 +165,12 @@ fn auth_rpcs_match_snapshot() {
     let page = json!({"limit": 10, "offset": 20});
     rpc::<ListUsers>(&mut m, page, json!({"users": [user()], "total": 1}));
     let patch = json!({"actor": USER, "id": USER, "email": "new@example.org", "role": "admin",
-        "password": "secret"});
+        "password": "secret", "revoke_keys": true});
     rpc::<PatchUser>(&mut m, patch, user());
     rpc::<DeleteUser>(&mut m, json!({"actor": USER, "id": USER}), json!({}));
     let create = json!({"owner": USER, "description": "ci", "expires_in_days": 30,
-        "permissions": [{"environment_id": ENV, "permission": "admin"}]});
+        "permissions": [{"environment_id": ENV, "permission": "admin"}], "management": true,
+        "creator": {"api_key": {"id": KEY}}});
     rpc::<CreateKey>(
         &mut m,
         create,
@@ -175,8 +179,9 @@ fn auth_rpcs_match_snapshot() {
     let list = json!({"owner": USER, "limit": 10, "offset": 20});
     rpc::<ListKeys>(&mut m, list, json!({"api_keys": [api_key()], "total": 1}));
     let key = json!({"owner": USER, "id": KEY});
-    rpc::<GetKey>(&mut m, key.clone(), api_key());
-    rpc::<RevokeKey>(&mut m, key, json!({}));
+    rpc::<GetKey>(&mut m, key, api_key());
+    let revoke = json!({"owner": USER, "id": KEY, "creator": KEY});
+    rpc::<RevokeKey>(&mut m, revoke, json!({}));
     let issue = json!({"principal": principal(), "environment": ENV, "action": "attach"});
     rpc::<IssueTicket>(&mut m, issue, json!({"ticket": "secret", "expires_at": AT}));
     rpc::<PublicKeys>(&mut m, json!({}), json!({"keys": [{"kty": "OKP"}]}));

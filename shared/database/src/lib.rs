@@ -1,11 +1,12 @@
 //! Access to Postgres for every service that owns a schema: connections, migrations, helpers for
-//! statements, leader election, and public errors. The SQL about a service's own tables is in the
-//! stores of that service.
+//! statements, leader election, encryption of values at rest, and public errors. The SQL about a
+//! service's own tables is in the stores of that service.
 
 mod connect;
 mod error;
 pub mod lease;
 mod migrate;
+pub mod secret;
 pub mod sql;
 mod text;
 mod trace;

@@ -126,10 +126,11 @@ impl Cluster {
         let storage = json!({ "className": STORAGE_CLASS, "size": "10Gi" });
         // Small requests: two replicas of each service, a third during restarts, and boxes.
         let small = json!({ "requests": { "cpu": "50m", "memory": "32Mi" } });
-        let unlimited: serde_json::Map<String, Value> = ["AUTH", "CREATE", "EXEC", "OTHER"]
-            .iter()
-            .map(|of| (format!("AGENTBOX_RATE_LIMIT_{of}"), json!(1_000_000)))
-            .collect();
+        let unlimited: serde_json::Map<String, Value> =
+            ["AUTH", "FAILED_LOGIN", "CREATE", "EXEC", "OTHER"]
+                .iter()
+                .map(|of| (format!("AGENTBOX_RATE_LIMIT_{of}"), json!(1_000_000)))
+                .collect();
         json!({
             "image": {
                 "registry": registry, "tag": tag_of(&self.services), "pullSecrets": [PULL_SECRET],

@@ -79,7 +79,10 @@ pub async fn release_uses_external_stores_and_secrets(cluster: &Cluster) {
             "auth-secret": "a5".repeat(32), "admin-password": ADMIN_PASSWORD,
             "database-url": database_url("auth"),
         },
-        "scheduler": { "box-secret": box_secret, "database-url": database_url("scheduler") },
+        "scheduler": {
+            "box-secret": box_secret, "scheduler-secret": "b6".repeat(32),
+            "database-url": database_url("scheduler"),
+        },
         "exec-proxy": { "box-secret": box_secret },
     });
     let secrets: Api<Secret> = cluster.api();

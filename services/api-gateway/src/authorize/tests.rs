@@ -79,6 +79,7 @@ fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) ->
         credential,
         scope,
         expires_at: None,
+        management: false,
     }
 }
 
@@ -173,6 +174,28 @@ fn every_route_allows_each_principal_as_in_the_table() {
             let outcome = letter(authorize(principal.as_ref(), action, on));
             assert_eq!(outcome, expected, "{method} {path} as {name}");
         }
+    }
+}
+
+#[test]
+fn administrators_key_needs_management_to_manage_users() {
+    let admin = UserId::random();
+    let key = Credential::ApiKey {
+        id: ApiKeyId::random(),
+    };
+    let key = principal(&admin, Role::Admin, key, Scope::Full);
+    let managing = |role| Principal {
+        role,
+        management: true,
+        ..key.clone()
+    };
+    for (principal, expected) in [
+        (key.clone(), 'F'),
+        (managing(Role::Admin), 'A'),
+        (managing(Role::User), 'F'),
+    ] {
+        let outcome = authorize(Some(&principal), Action::ManageUsers, None);
+        assert_eq!(letter(outcome), expected, "{principal:?}");
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn ended(reason: StatusReason, command: Option<&str>) -> Environment 
             },
             timeout_s: 1,
             env: [].into(),
+            secret_env: [].into(),
             command: command.map(|word| vec![word.to_owned()]),
             labels: [].into(),
             node_selector: [].into(),

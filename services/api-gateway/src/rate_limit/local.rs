@@ -39,6 +39,16 @@ impl LocalWindows {
         *used += 1;
         *used
     }
+
+    /// Takes one from `key` in `window`, if it was counted here.
+    pub(crate) fn uncount(&self, key: &str, window: u64) {
+        let mut state = self.state.lock();
+        if state.window == window
+            && let Some(used) = state.used.get_mut(key)
+        {
+            *used = used.saturating_sub(1);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -52,6 +62,10 @@ mod tests {
         assert_eq!(count("a", 1), 1);
         assert_eq!(count("a", 1), 2);
         assert_eq!(count("b", 1), 1);
+        assert_eq!(count("a", 2), 1);
+        windows.uncount("a", 2);
+        windows.uncount("a", 2);
+        windows.uncount("b", 1);
         assert_eq!(count("a", 2), 1);
     }
 

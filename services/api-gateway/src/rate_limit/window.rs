@@ -1,5 +1,7 @@
 //! A fixed window of one minute, and how much of its limit a caller has used. Pure.
 
+use std::time::Duration;
+
 use agentbox_contracts::error::{Error, ErrorCode};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -9,6 +11,11 @@ use crate::metrics;
 /// The length of a window, in seconds. Windows begin at multiples of it since the Unix epoch, so
 /// they are the same on every replica.
 pub(crate) const WINDOW_S: u64 = 60;
+
+/// The longest [`RateLimitStatus::delay`], in milliseconds.
+const MAX_DELAY_MS: u64 = 3_000;
+/// The part of a limit up to which there is no delay.
+const UNDELAYED_PART: u64 = 10;
 
 /// Writes the `X-RateLimit-*` headers: the limit of the window, the requests left in it, and
 /// its end in Unix seconds.
@@ -62,6 +69,24 @@ impl RateLimitStatus {
         self.limit.saturating_sub(self.used)
     }
 
+    pub(super) const fn category(&self) -> Category {
+        self.category
+    }
+
+    /// The window in which the request was counted.
+    pub(super) const fn window(&self) -> u64 {
+        self.reset / WINDOW_S - 1
+    }
+
+    /// How long a request waits that is slowed down before it is refused: not at all in the first
+    /// tenth of the limit, then longer with each request, up to [`MAX_DELAY_MS`] at the limit.
+    pub(crate) fn delay(&self) -> Duration {
+        let undelayed = self.limit / UNDELAYED_PART;
+        let above = self.used.min(self.limit).saturating_sub(undelayed);
+        let range = (self.limit - undelayed).max(1);
+        Duration::from_millis(MAX_DELAY_MS.saturating_mul(above) / range)
+    }
+
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
         write_headers(headers, self.limit, self.remaining(), self.reset);
     }
@@ -99,6 +124,24 @@ mod tests {
         let refused = at(11).check().unwrap_err();
         assert_eq!(refused.code, ErrorCode::RateLimited);
         assert_eq!(refused.retry_after_s, Some(55));
+    }
+
+    #[test]
+    fn delay_grows_from_a_tenth_of_the_limit_to_the_limit() {
+        for (limit, used, expected) in [
+            (300, 1, 0),
+            (300, 30, 0),
+            (300, 31, 11),
+            (300, 165, 1_500),
+            (300, 300, 3_000),
+            (300, 900, 3_000),
+            (1, 1, 3_000),
+            (0, 1, 0),
+        ] {
+            let status = RateLimitStatus::at(Category::FailedLogin, limit, used, 125);
+            assert_eq!(status.delay(), Duration::from_millis(expected), "{used}");
+            assert_eq!(status.window(), 2);
+        }
     }
 
     #[test]

@@ -102,6 +102,10 @@ async fn invalid_key_field_returns_400_and_foreign_environment_404() {
             "permissions[0].permission",
         ),
         (json!({"permissions": []}), "permissions"),
+        (
+            json!({"permissions": on(&id, "read"), "management": true}),
+            "management",
+        ),
         (json!({"scope": "all"}), "scope"),
     ] {
         let message = user
@@ -194,6 +198,51 @@ async fn revoked_key_is_refused_at_once_on_every_replica_and_not_listed() {
         user.caller.get("/api-keys").await.expect_status(200)["total"],
         1
     );
+}
+
+#[tokio::test]
+async fn key_of_a_key_ends_with_it() {
+    let user = new_user().await;
+    let (id, parent) = user.key(json!({"expires_in": 1})).await;
+    let (_, never) = user.key(json!({})).await;
+    let path = format!("/api-keys/{id}");
+    let shown = parent.get(&path).await.expect_status(200);
+    for body in [json!({}), json!({"expires_in": 90})] {
+        let made = parent.post("/api-keys", &body).await.expect_status(201);
+        assert_eq!(made["expires_at"], shown["expires_at"], "{body}");
+    }
+    let made = parent
+        .post("/api-keys", &json!({}))
+        .await
+        .expect_status(201);
+    let child = parent.with_token(made["key"].as_str().unwrap());
+    child.get("/auth/me").await.expect_status(200);
+
+    // Neither its child nor another key may revoke it.
+    for other in [&child, &never] {
+        other.delete(&path).await.expect_error(403, "forbidden");
+    }
+    parent.delete(&path).await.expect_status(204);
+    for gone in [&parent, &child] {
+        gone.get("/auth/me").await.expect_error(401, "unauthorized");
+    }
+    never.get("/auth/me").await.expect_status(200);
+}
+
+#[tokio::test]
+async fn managing_key_revokes_the_keys_of_its_owner() {
+    let user = new_user().await;
+    let (id, key) = user.key(json!({})).await;
+    let (managing_id, managing) = user.key(json!({"management": true})).await;
+    let shown = managing.get(&format!("/api-keys/{managing_id}")).await;
+    assert_eq!(shown.expect_status(200)["management"], true);
+    managing
+        .delete(&format!("/api-keys/{id}"))
+        .await
+        .expect_status(204);
+    key.get("/auth/me").await.expect_error(401, "unauthorized");
+    // A user's key manages no users.
+    managing.get("/users").await.expect_error(403, "forbidden");
 }
 
 #[tokio::test]

@@ -165,6 +165,23 @@ async fn password_change_revokes_earlier_tokens_and_keeps_keys() {
 }
 
 #[tokio::test]
+async fn password_change_revokes_keys_if_asked_to() {
+    let user = new_user().await;
+    let (_, key) = user.key(json!({})).await;
+    let change = json!({"current_password": PASSWORD, "new_password": "another passphrase",
+        "revoke_keys": true});
+    user.caller
+        .post("/auth/change-password", &change)
+        .await
+        .expect_status(204);
+    for gateway in 0..key.gateways() {
+        key.get_on(gateway, "/auth/me")
+            .await
+            .expect_error(401, "unauthorized");
+    }
+}
+
+#[tokio::test]
 async fn first_administrator_has_the_admin_role() {
     let me = admin().await.get("/auth/me").await.expect_status(200);
     assert_eq!(me["role"], "admin");

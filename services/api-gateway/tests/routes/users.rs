@@ -52,6 +52,20 @@ async fn user_is_created_and_changed_without_showing_a_secret() {
         .await
         .expect_status(200);
 
+    // The keys of a user are revoked without a new password too.
+    let key = admin
+        .with_token(token)
+        .post("/api-keys", &json!({}))
+        .await
+        .expect_status(201);
+    let key = admin.with_token(key["key"].as_str().unwrap());
+    key.get("/auth/me").await.expect_status(200);
+    admin
+        .patch(&path, &json!({"revoke_keys": true}))
+        .await
+        .expect_status(200);
+    key.get("/auth/me").await.expect_error(401, "unauthorized");
+
     // A password that an administrator sets ends the logins made with the old one.
     admin
         .patch(&path, &json!({"password": "set by the admin"}))
@@ -79,6 +93,9 @@ async fn invalid_user_field_returns_400_naming_it() {
         ("username", json!("")),
         ("email", json!("nobody")),
         ("password", json!("short")),
+        ("password", json!("password")),
+        ("password", json!(" ".repeat(8))),
+        ("password", json!("fine-2026")),
         ("role", json!("root")),
         ("shoe_size", json!(43)),
     ] {
@@ -182,7 +199,24 @@ async fn limited_key_of_an_administrator_cannot_manage_users() {
     let key = second_admin.key_for(&id, "admin").await;
     key.get("/users").await.expect_error(403, "forbidden");
     let (_, full) = second_admin.key(json!({})).await;
-    full.get("/users").await.expect_status(200);
+    full.get("/users").await.expect_error(403, "forbidden");
+    let (_, managing) = second_admin.key(json!({"management": true})).await;
+    managing.get("/users").await.expect_status(200);
+}
+
+#[tokio::test]
+async fn key_of_an_administrator_makes_no_administrator() {
+    let second_admin = new_user_with_role(admin().await, "admin").await;
+    let (_, key) = second_admin.key(json!({})).await;
+    let name = format!("new-{:016x}", rand::random::<u64>());
+    let body = json!({"username": name, "email": format!("{name}@example.com"),
+        "password": PASSWORD, "role": "admin"});
+    let refusal = key.post("/users", &body).await;
+    let message = refusal.expect_error(403, "forbidden");
+    assert!(message.contains("`management`"), "{message}");
+    key.post("/api-keys", &json!({"management": true}))
+        .await
+        .expect_error(403, "forbidden");
 }
 
 #[tokio::test]

@@ -37,6 +37,12 @@ pub fn check(request: &CreateKeyRequest) -> Result<(), Error> {
             format_args!("must have at most {MAX_KEY_PERMISSIONS} entries, has {entries}"),
         ));
     }
+    if request.management && entries > 0 {
+        return Err(Error::field(
+            "management",
+            "must be false for a key with permissions, which can manage neither users nor keys",
+        ));
+    }
     let mut seen = BTreeSet::new();
     for permission in &request.permissions {
         if !seen.insert(&permission.environment_id) {
@@ -49,10 +55,16 @@ pub fn check(request: &CreateKeyRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// When a key made at `now` expires. `None`: never.
+/// When a key made at `now` expires: after `days`, and no later than `creator`, the expiry of the
+/// key that makes it. `None`: never.
 #[must_use]
-pub fn expires_at(now: DateTime<Utc>, days: Option<u32>) -> Option<DateTime<Utc>> {
-    days.and_then(|days| now.checked_add_days(Days::new(days.into())))
+pub fn expires_at(
+    now: DateTime<Utc>,
+    days: Option<u32>,
+    creator: Option<DateTime<Utc>>,
+) -> Option<DateTime<Utc>> {
+    let asked = days.and_then(|days| now.checked_add_days(Days::new(days.into())));
+    asked.into_iter().chain(creator).min()
 }
 
 #[cfg(test)]
@@ -67,6 +79,8 @@ mod tests {
             description: None,
             expires_in_days: None,
             permissions: Vec::new(),
+            management: false,
+            creator: None,
         }
     }
 
@@ -91,9 +105,28 @@ mod tests {
                 expires_in_days: Some(1),
                 ..request()
             },
+            CreateKeyRequest {
+                management: true,
+                ..request()
+            },
             full,
         ] {
             assert!(check(&good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn key_expires_no_later_than_its_creator() {
+        let now = DateTime::<Utc>::UNIX_EPOCH;
+        let day = |n: u64| now.checked_add_days(Days::new(n));
+        for (days, creator, expected) in [
+            (None, None, None),
+            (Some(2), None, day(2)),
+            (None, day(1), day(1)),
+            (Some(2), day(1), day(1)),
+            (Some(1), day(2), day(1)),
+        ] {
+            assert_eq!(expires_at(now, days, creator), expected, "{days:?}");
         }
     }
 
@@ -140,6 +173,14 @@ mod tests {
                 "permissions",
                 CreateKeyRequest {
                     permissions: vec![twice.clone(), twice],
+                    ..request()
+                },
+            ),
+            (
+                "management",
+                CreateKeyRequest {
+                    permissions: vec![permission()],
+                    management: true,
                     ..request()
                 },
             ),

@@ -1,8 +1,9 @@
 //! Queries of tables `api_keys` and `api_key_permissions`.
 
 use agentbox_contracts::identity::rpc::CreateKeyRequest;
-use agentbox_contracts::identity::{ApiKey, EnvironmentPermission, Scope};
+use agentbox_contracts::identity::{ApiKey, Credential, EnvironmentPermission, Principal, Scope};
 use agentbox_contracts::ids::{ApiKeyId, UserId};
+use agentbox_database::secret::Digest;
 use agentbox_database::sql::statement;
 use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
@@ -18,13 +19,12 @@ use tracing::Instrument;
 use crate::entity::api_keys::{ActiveModel, Column, Entity, Model};
 use crate::entity::{api_key_permissions as permissions, users};
 use crate::principal::ActiveCredential;
-use crate::secret::Digest;
 use crate::store::{StoreError, page_limit, page_offset};
 
 /// Reads a key with its user and its permissions. Raw, because every request with a key
 /// waits for it: one round trip and one row, however many permissions the key has.
 const FIND_ACTIVE: &str = "
-    SELECT u.id AS user_id, u.username, u.role, k.expires_at, k.hash,
+    SELECT u.id AS user_id, u.username, u.role, k.expires_at, k.hash, k.management,
            COALESCE((SELECT jsonb_agg(jsonb_build_object('environment_id', p.environment_id,
                                                          'permission', p.permission))
                      FROM api_key_permissions p WHERE p.key_id = k.id), '[]') AS permissions
@@ -42,6 +42,31 @@ const RECORD_USES: &str = "
     UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, used.at)
     FROM used WHERE k.id = used.id";
 
+/// Revokes a key and the keys that it made, theirs included. It locks the rows in the order of their
+/// ids, as [`RECORD_USES`] does.
+const REVOKE: &str = "
+    WITH RECURSIVE made AS (
+        SELECT id FROM api_keys WHERE id = $1 AND owner = $2 AND revoked_at IS NULL
+        UNION SELECT k.id FROM api_keys k JOIN made ON k.created_by = made.id),
+    ended AS MATERIALIZED (
+        SELECT k.id FROM api_keys k JOIN made ON made.id = k.id
+        WHERE k.revoked_at IS NULL ORDER BY k.id FOR NO KEY UPDATE OF k)
+    UPDATE api_keys k SET revoked_at = now() FROM ended WHERE k.id = ended.id";
+
+/// Revokes all keys of a user; locks the rows as [`REVOKE`] does.
+const REVOKE_ALL: &str = "
+    WITH ended AS MATERIALIZED (
+        SELECT id FROM api_keys WHERE owner = $1 AND revoked_at IS NULL
+        ORDER BY id FOR NO KEY UPDATE)
+    UPDATE api_keys k SET revoked_at = now() FROM ended WHERE k.id = ended.id";
+
+/// Finds a key among another key and the keys that made it, their makers included.
+const FIND_MAKER: &str = "
+    WITH RECURSIVE makers AS (
+        SELECT id, created_by FROM api_keys WHERE id = $1
+        UNION SELECT k.id, k.created_by FROM api_keys k JOIN makers ON k.id = makers.created_by)
+    SELECT id FROM makers WHERE id = $2";
+
 fn api_key(key: Model, permissions: Vec<EnvironmentPermission>) -> ApiKey {
     ApiKey {
         id: key.id.0,
@@ -51,6 +76,7 @@ fn api_key(key: Model, permissions: Vec<EnvironmentPermission>) -> ApiKey {
         expires_at: key.expires_at,
         last_used_at: key.last_used_at,
         permissions,
+        management: key.management,
     }
 }
 
@@ -61,30 +87,25 @@ fn keys_of(owner: &UserId) -> Select<Entity> {
         .filter(Column::RevokedAt.is_null())
 }
 
-/// Counts the active keys of `owner` and locks the user, so that no key is added until the
-/// transaction ends. `None`: there is no such user.
-pub async fn lock_owner_and_count(
-    on: &impl ConnectionTrait,
-    owner: &UserId,
-) -> Result<Option<u64>, StoreError> {
-    let count = async {
-        let locked = users::Entity::find_by_id(owner.clone())
-            .select_only()
-            .column(users::Column::Id)
-            .lock(LockType::NoKeyUpdate)
-            .into_tuple::<Text<UserId>>()
-            .one(on)
-            .await?;
-        if locked.is_none() {
-            return Ok(None);
-        }
-        let not_expired = Condition::any()
-            .add(Column::ExpiresAt.is_null())
-            .add(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()));
-        let active = keys_of(owner).filter(not_expired).count(on).await?;
-        Ok(Some(active))
-    };
-    count.instrument(span!(SELECT api_keys)).await
+/// Locks the owner of keys, so that no other transaction adds or revokes one until this one ends.
+/// False: there is no such user.
+pub async fn lock_owner(on: &impl ConnectionTrait, owner: &UserId) -> Result<bool, StoreError> {
+    let lock = users::Entity::find_by_id(owner.clone())
+        .select_only()
+        .column(users::Column::Id)
+        .lock(LockType::NoKeyUpdate)
+        .into_tuple::<Text<UserId>>()
+        .one(on);
+    Ok(lock.instrument(span!(SELECT users)).await?.is_some())
+}
+
+/// Counts the active keys of `owner`.
+pub async fn count_active(on: &impl ConnectionTrait, owner: &UserId) -> Result<u64, StoreError> {
+    let not_expired = Condition::any()
+        .add(Column::ExpiresAt.is_null())
+        .add(Column::ExpiresAt.into_expr().gt(Expr::current_timestamp()));
+    let count = keys_of(owner).filter(not_expired).count(on);
+    Ok(count.instrument(span!(SELECT api_keys)).await?)
 }
 
 /// Inserts a key and its permissions.
@@ -95,12 +116,18 @@ pub async fn insert(
     request: CreateKeyRequest,
     expires_at: Option<DateTime<Utc>>,
 ) -> Result<ApiKey, StoreError> {
+    let created_by = match request.creator {
+        Some(Credential::ApiKey { id }) => Some(Text(id)),
+        _ => None,
+    };
     let key = ActiveModel {
         id: Set(Text(id.clone())),
         owner: Set(Text(request.owner)),
         hash: Set(hash.to_vec()),
         description: Set(request.description),
         expires_at: Set(expires_at),
+        management: Set(request.management),
+        created_by: Set(created_by),
         ..Default::default()
     };
     let key = key.insert(on).instrument(span!(INSERT api_keys)).await?;
@@ -163,20 +190,35 @@ pub async fn find(
     Ok(key.map(|(key, given)| api_key(key, given.into_iter().map(Into::into).collect())))
 }
 
-/// Revokes a key. False: `owner` has no such key, or it was revoked before.
+/// Revokes a key, and the keys that it made. False: `owner` has no such key, or it was revoked
+/// before. The caller has locked the owner, so that the key makes no further key meanwhile.
 pub async fn revoke(
     on: &impl ConnectionTrait,
     owner: &UserId,
     id: &ApiKeyId,
 ) -> Result<bool, StoreError> {
-    let revoke = Entity::update_many()
-        .col_expr(Column::RevokedAt, Expr::current_timestamp())
-        .filter(Column::Id.eq(id.as_str()))
-        .filter(Column::Owner.eq(owner.as_str()))
-        .filter(Column::RevokedAt.is_null())
-        .exec(on);
+    let values = [id.as_str().into(), owner.as_str().into()];
+    let revoke = on.execute_raw(statement(REVOKE, values));
     let revoked = revoke.instrument(span!(UPDATE api_keys)).await?;
-    Ok(revoked.rows_affected > 0)
+    Ok(revoked.rows_affected() > 0)
+}
+
+/// Revokes every key of `owner`, whom the caller has locked.
+pub async fn revoke_all(on: &impl ConnectionTrait, owner: &UserId) -> Result<(), StoreError> {
+    let revoke = on.execute_raw(statement(REVOKE_ALL, [owner.as_str().into()]));
+    revoke.instrument(span!(UPDATE api_keys)).await?;
+    Ok(())
+}
+
+/// Whether `maker` is the key `id`, or made it, or made a key that made it.
+pub async fn is_made_by(
+    on: &impl ConnectionTrait,
+    id: &ApiKeyId,
+    maker: &ApiKeyId,
+) -> Result<bool, StoreError> {
+    let values = [id.as_str().into(), maker.as_str().into()];
+    let find = on.query_one_raw(statement(FIND_MAKER, values));
+    Ok(find.instrument(span!(SELECT api_keys)).await?.is_some())
 }
 
 /// A key that is neither expired nor revoked, with the stored hash of its text.
@@ -184,6 +226,19 @@ pub struct ActiveKey {
     pub credential: ActiveCredential,
     pub hash: Vec<u8>,
     pub scope: Scope,
+    pub management: bool,
+}
+
+impl ActiveKey {
+    /// The principal of the key, whose id is `id`.
+    #[must_use]
+    pub fn principal(self, id: ApiKeyId) -> Principal {
+        let credential = Credential::ApiKey { id };
+        Principal {
+            management: self.management,
+            ..self.credential.principal(credential, self.scope)
+        }
+    }
 }
 
 #[derive(FromQueryResult)]
@@ -191,6 +246,7 @@ struct ActiveKeyRow {
     #[sea_orm(nested)]
     credential: ActiveCredential,
     hash: Vec<u8>,
+    management: bool,
     permissions: Value,
 }
 
@@ -220,6 +276,7 @@ pub async fn find_active(
         credential: key.credential,
         hash: key.hash,
         scope,
+        management: key.management,
     }))
 }
 

@@ -15,6 +15,10 @@ pub struct Model {
     pub expires_at: Option<DateTimeUtc>,
     pub revoked_at: Option<DateTimeUtc>,
     pub last_used_at: Option<DateTimeUtc>,
+    /// Whether the key may do what needs a login otherwise.
+    pub management: bool,
+    /// The key that made this one, and with which it ends. `None`: a login made it.
+    pub created_by: Option<Text<ApiKeyId>>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

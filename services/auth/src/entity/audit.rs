@@ -26,6 +26,8 @@ pub enum Action {
     DeleteUser,
     CreateKey,
     RevokeKey,
+    /// All keys of the target, a user.
+    RevokeKeys,
     IssueTicket,
     CreateSigningKey,
 }

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use agentbox_database::secret::{MasterSecret, Purpose};
 use chrono::{DateTime, Utc};
 use subtle::ConstantTimeEq;
-
-use crate::secret::{MasterSecret, Purpose};
 
 /// The largest difference between the clocks of two replicas.
 const SKEW: Duration = Duration::from_secs(60);

@@ -94,6 +94,7 @@ mod tests {
             credential,
             scope,
             expires_at: None,
+            management: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use agentbox_contracts::identity::TicketAction;
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
+use agentbox_database::secret::Digest;
 use agentbox_database::sql::statement;
 use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
@@ -11,7 +12,6 @@ use tracing::Instrument;
 use super::rules::Issuer;
 use crate::entity::tickets::{ActiveModel, Entity};
 use crate::principal::ActiveCredential;
-use crate::secret::Digest;
 use crate::store::StoreError;
 
 /// Redeems a ticket and reads its user and its issuer's expiry. Raw, because it is one

@@ -38,7 +38,7 @@ pub async fn first_admin(
     let password = Secret(password.clone());
     rules::username(username).context("AGENTBOX_ADMIN_USERNAME")?;
     rules::email(&config.admin_email).context("AGENTBOX_ADMIN_EMAIL")?;
-    password::check("password", &password).context("AGENTBOX_ADMIN_PASSWORD")?;
+    password::check("password", &password, username).context("AGENTBOX_ADMIN_PASSWORD")?;
     let new = store::NewUser {
         username: username.clone(),
         email: config.admin_email.clone(),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{
-    CreateKey, CreateKeyRequest, GetKey, KeyRequest, ListKeys, ListKeysRequest, RevokeKey, Secret,
+    CreateKey, CreateKeyRequest, GetKey, KeyRequest, ListKeys, ListKeysRequest, RevokeKey,
+    RevokeKeyRequest, Secret,
 };
 use agentbox_contracts::identity::{
     ApiKey, Credential, EnvironmentPermission, Permission, Role, Scope,
@@ -21,6 +22,8 @@ fn request(owner: &UserId) -> CreateKeyRequest {
         description: None,
         expires_in_days: None,
         permissions: Vec::new(),
+        management: false,
+        creator: None,
     }
 }
 
@@ -28,6 +31,24 @@ fn key_of(key: &ApiKey) -> KeyRequest {
     KeyRequest {
         owner: key.owner.clone(),
         id: key.id.clone(),
+    }
+}
+
+fn revocation_of(key: &ApiKey) -> RevokeKeyRequest {
+    RevokeKeyRequest {
+        owner: key.owner.clone(),
+        id: key.id.clone(),
+        creator: None,
+    }
+}
+
+/// A request of `creator` for a key.
+fn request_by(creator: &ApiKey) -> CreateKeyRequest {
+    CreateKeyRequest {
+        creator: Some(Credential::ApiKey {
+            id: creator.id.clone(),
+        }),
+        ..request(&creator.owner)
     }
 }
 
@@ -55,13 +76,13 @@ async fn key_acts_as_its_owner_until_revoked() {
     assert_eq!(principal.expires_at, created.api_key.expires_at);
     assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
 
-    auth.call::<RevokeKey>(key_of(&created.api_key))
+    auth.call::<RevokeKey>(revocation_of(&created.api_key))
         .await
         .unwrap();
     refused(auth.bearer(&created.key).await);
     refused(auth.revalidate(&principal).await);
     for code in [
-        auth.call::<RevokeKey>(key_of(&created.api_key))
+        auth.call::<RevokeKey>(revocation_of(&created.api_key))
             .await
             .unwrap_err()
             .code,
@@ -112,13 +133,20 @@ async fn key_of_another_user_is_not_found() {
         auth.create_user(Role::Admin).await,
     );
     let created = auth.key(&owner.id, Vec::new()).await;
-    let foreign = || KeyRequest {
+    let foreign = KeyRequest {
         owner: other.id.clone(),
         id: created.api_key.id.clone(),
     };
+    let foreign_revocation = RevokeKeyRequest {
+        owner: other.id.clone(),
+        ..revocation_of(&created.api_key)
+    };
     for code in [
-        auth.call::<GetKey>(foreign()).await.unwrap_err().code,
-        auth.call::<RevokeKey>(foreign()).await.unwrap_err().code,
+        auth.call::<GetKey>(foreign).await.unwrap_err().code,
+        auth.call::<RevokeKey>(foreign_revocation)
+            .await
+            .unwrap_err()
+            .code,
     ] {
         assert_eq!(code, ErrorCode::NotFound);
     }
@@ -126,6 +154,116 @@ async fn key_of_another_user_is_not_found() {
     let mut stolen = auth.bearer(&created.key).await.unwrap();
     stolen.user = other.id;
     refused(auth.revalidate(&stolen).await);
+}
+
+#[tokio::test]
+async fn key_of_a_key_expires_no_later_and_is_revoked_with_it() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let owner = auth.create_user(Role::User).await;
+    let root = auth.key(&owner.id, Vec::new()).await;
+    let unrelated = auth.key(&owner.id, Vec::new()).await;
+    let longer = CreateKeyRequest {
+        expires_in_days: Some(60),
+        ..request_by(&root.api_key)
+    };
+    let child = auth.call::<CreateKey>(longer).await.unwrap();
+    let grandchild = auth
+        .call::<CreateKey>(request_by(&child.api_key))
+        .await
+        .unwrap();
+    for made in [&child, &grandchild] {
+        assert_eq!(made.api_key.expires_at, root.api_key.expires_at);
+        auth.bearer(&made.key).await.unwrap();
+    }
+    let sooner = CreateKeyRequest {
+        expires_in_days: Some(1),
+        ..request_by(&root.api_key)
+    };
+    let sooner = auth.call::<CreateKey>(sooner).await.unwrap();
+    assert!(sooner.api_key.expires_at < root.api_key.expires_at);
+
+    auth.call::<RevokeKey>(revocation_of(&root.api_key))
+        .await
+        .unwrap();
+    for gone in [&root, &child, &grandchild, &sooner] {
+        refused(auth.bearer(&gone.key).await);
+        let late = auth.call::<CreateKey>(request_by(&gone.api_key)).await;
+        assert_eq!(late.unwrap_err().code, ErrorCode::Unauthorized);
+    }
+    auth.bearer(&unrelated.key).await.unwrap();
+}
+
+#[tokio::test]
+async fn key_revokes_only_itself_and_the_keys_that_it_made() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let owner = auth.create_user(Role::User).await;
+    let root = auth.key(&owner.id, Vec::new()).await;
+    let child = auth
+        .call::<CreateKey>(request_by(&root.api_key))
+        .await
+        .unwrap();
+    let grandchild = auth
+        .call::<CreateKey>(request_by(&child.api_key))
+        .await
+        .unwrap();
+    let by = |asking: &ApiKey, key: &ApiKey| RevokeKeyRequest {
+        creator: Some(asking.id.clone()),
+        ..revocation_of(key)
+    };
+    let refusal = auth
+        .call::<RevokeKey>(by(&child.api_key, &root.api_key))
+        .await;
+    assert_eq!(refusal.unwrap_err().code, ErrorCode::Forbidden);
+    auth.bearer(&root.key).await.unwrap();
+    auth.call::<RevokeKey>(by(&root.api_key, &grandchild.api_key))
+        .await
+        .unwrap();
+    refused(auth.bearer(&grandchild.key).await);
+    auth.call::<RevokeKey>(by(&child.api_key, &child.api_key))
+        .await
+        .unwrap();
+    refused(auth.bearer(&child.key).await);
+    auth.bearer(&root.key).await.unwrap();
+}
+
+/// Of a creation by a key and its revocation, no key is left, in either order.
+#[tokio::test]
+async fn key_made_while_its_creator_is_revoked_ends_with_it() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let owner = auth.create_user(Role::User).await;
+    for round in 0..5 {
+        let root = auth.key(&owner.id, Vec::new()).await;
+        let creations = (0..4).map(|_| auth.call::<CreateKey>(request_by(&root.api_key)));
+        let (revoked, made) = tokio::join!(
+            auth.call::<RevokeKey>(revocation_of(&root.api_key)),
+            futures::future::join_all(creations)
+        );
+        revoked.unwrap();
+        for made in made.into_iter().flatten() {
+            assert!(auth.bearer(&made.key).await.is_err(), "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn management_is_part_of_the_keys_principal() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let owner = auth.create_user(Role::Admin).await;
+    for management in [false, true] {
+        let wanted = CreateKeyRequest {
+            management,
+            ..request(&owner.id)
+        };
+        let created = auth.call::<CreateKey>(wanted).await.unwrap();
+        assert_eq!(created.api_key.management, management);
+        let principal = auth.bearer(&created.key).await.unwrap();
+        assert_eq!(principal.management, management);
+        assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
+    }
 }
 
 #[tokio::test]
@@ -141,7 +279,7 @@ async fn list_pages_newest_first_without_revoked_and_foreign_keys() {
     for _ in 0..4 {
         newest_first.insert(0, auth.key(&owner.id, Vec::new()).await.api_key);
     }
-    auth.call::<RevokeKey>(key_of(&newest_first.remove(1)))
+    auth.call::<RevokeKey>(revocation_of(&newest_first.remove(1)))
         .await
         .unwrap();
     let page = async |limit, offset| {
@@ -179,7 +317,7 @@ async fn concurrent_creates_beyond_the_limit_exceed_the_quota() {
     let one = made.into_iter().flatten().next().unwrap();
     world
         .auth()
-        .call::<RevokeKey>(key_of(&one.api_key))
+        .call::<RevokeKey>(revocation_of(&one.api_key))
         .await
         .unwrap();
     world

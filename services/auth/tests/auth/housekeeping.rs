@@ -105,6 +105,7 @@ async fn audit_trail_names_the_administrator_of_a_change_to_a_user() {
         email: Some("again@example.com".to_owned()),
         role: None,
         password: None,
+        revoke_keys: false,
     };
     auth.call::<PatchUser>(patch).await.unwrap();
     let delete = DeleteUserRequest {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{
-    ChangePassword, ChangePasswordRequest, PublicKeys, Ready, Secret,
+    ChangePassword, ChangePasswordRequest, CreateKey, CreateKeyRequest, PublicKeys, Ready, Secret,
 };
 use agentbox_contracts::identity::{Credential, Role, Scope};
 use agentbox_contracts::rpc::Empty;
@@ -21,6 +21,7 @@ fn change(caller: &crate::support::Caller, current: &str, new: &str) -> ChangePa
         user: caller.user.id.clone(),
         current_password: Secret(current.to_owned()),
         new_password: Secret(new.to_owned()),
+        revoke_keys: false,
     }
 }
 
@@ -177,6 +178,49 @@ async fn new_password_revokes_tokens_and_keeps_api_keys() {
     auth.login(&first.user.username, "another password")
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn new_password_revokes_api_keys_if_asked_to() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let keys = [
+        auth.key(&caller.user.id, Vec::new()).await.key,
+        auth.key(&caller.user.id, Vec::new()).await.key,
+    ];
+    let bystander = auth.caller(Role::User).await;
+    let other = auth.key(&bystander.user.id, Vec::new()).await.key;
+    let revoking = |current: &str| ChangePasswordRequest {
+        revoke_keys: true,
+        ..change(&caller, current, "another password")
+    };
+    auth.call::<ChangePassword>(revoking("not it at all"))
+        .await
+        .unwrap_err();
+    for key in &keys {
+        auth.bearer(key).await.unwrap();
+    }
+    auth.call::<ChangePassword>(revoking(PASSWORD))
+        .await
+        .unwrap();
+    for key in &keys {
+        refused(auth.bearer(key).await);
+    }
+    auth.bearer(&other).await.unwrap();
+    // A request that the revoked login was authenticated for before makes no key.
+    let late = CreateKeyRequest {
+        owner: caller.user.id.clone(),
+        description: None,
+        expires_in_days: None,
+        permissions: Vec::new(),
+        management: false,
+        creator: Some(caller.principal.credential.clone()),
+    };
+    let error = auth.call::<CreateKey>(late).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unauthorized);
+    let audited = "SELECT count(*) FROM audit WHERE action = 'revoke-keys'";
+    assert_eq!(world.count(audited).await, 1);
 }
 
 /// A token from the old password is invalid once the change is answered, in either order.

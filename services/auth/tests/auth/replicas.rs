@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{
-    DeleteUser, DeleteUserRequest, KeyRequest, PublicKeys, RevokeKey, Secret,
+    DeleteUser, DeleteUserRequest, PublicKeys, RevokeKey, RevokeKeyRequest, Secret,
 };
 use agentbox_contracts::rpc::Empty;
 
@@ -67,9 +67,10 @@ async fn credential_revoked_by_one_replica_is_refused_by_another_at_once() {
         refused(second.bearer(&caller.token).await);
         refused(second.revalidate(&caller.principal).await);
 
-        let request = KeyRequest {
+        let request = RevokeKeyRequest {
             owner: caller.user.id.clone(),
             id: key.api_key.id,
+            creator: None,
         };
         second.call::<RevokeKey>(request).await.unwrap();
         refused(first.bearer(&key.key).await);

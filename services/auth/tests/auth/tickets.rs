@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::identity::rpc::{KeyRequest, RevokeKey, Secret};
+use agentbox_contracts::identity::rpc::{RevokeKey, RevokeKeyRequest, Secret};
 use agentbox_contracts::identity::{
     Credential, EnvironmentPermission, Permission, Role, Scope, TicketAction,
 };
@@ -193,9 +193,10 @@ async fn ticket_of_a_key_is_within_its_permissions_and_ends_with_it() {
         ErrorCode::Forbidden,
         "a ticket cannot issue a ticket"
     );
-    let revoke = KeyRequest {
+    let revoke = RevokeKeyRequest {
         owner: owner.id.clone(),
         id: created.api_key.id,
+        creator: None,
     };
     auth.call::<RevokeKey>(revoke).await.unwrap();
     refused(auth.redeem(&unused, &environment, LOGS).await);

@@ -27,6 +27,7 @@ fn patch(id: &UserId) -> PatchUserRequest {
         email: None,
         role: None,
         password: None,
+        revoke_keys: false,
     }
 }
 
@@ -123,6 +124,9 @@ async fn invalid_field_is_named() {
         (new_user("a b", "a@example.com", PASSWORD), "username"),
         (new_user("carol", "no address", PASSWORD), "email"),
         (new_user("carol", "a@example.com", "1234567"), "password"),
+        (new_user("carol", "a@example.com", "password"), "password"),
+        (new_user("carol", "a@example.com", "        "), "password"),
+        (new_user("carol", "a@example.com", "Carol-2026"), "password"),
     ] {
         let error = auth.call::<CreateUser>(request).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Validation);
@@ -185,8 +189,16 @@ async fn password_set_by_an_administrator_revokes_tokens() {
         password: Some(Secret("set by the admin".to_owned())),
         ..patch(&caller.user.id)
     };
+    let key = auth.key(&caller.user.id, Vec::new()).await.key;
     auth.call::<PatchUser>(request).await.unwrap();
     refused(auth.bearer(&caller.token).await);
+    auth.bearer(&key).await.unwrap();
+    let revoke = PatchUserRequest {
+        revoke_keys: true,
+        ..patch(&caller.user.id)
+    };
+    auth.call::<PatchUser>(revoke).await.unwrap();
+    refused(auth.bearer(&key).await);
     auth.login(&caller.user.username, "set by the admin")
         .await
         .unwrap();

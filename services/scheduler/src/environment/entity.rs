@@ -14,10 +14,13 @@ pub struct Model {
     #[sea_orm(column_type = "JsonBinary")]
     pub labels: Json,
     pub timeout_s: i64,
-    /// The request of the create. A PATCH changes the columns `name`, `labels` and `timeout_s`
-    /// above, and not this one.
+    /// The request of the create, without its variables. A PATCH changes the columns `name`,
+    /// `labels` and `timeout_s` above, and not this one.
     #[sea_orm(column_type = "JsonBinary")]
     pub request: Json,
+    /// The variables, encrypted. `None`: there are none, or an older version wrote the row, and
+    /// they are in `request`.
+    pub sealed_variables: Option<Vec<u8>>,
     pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub storage_bytes: i64,

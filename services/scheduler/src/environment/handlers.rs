@@ -96,12 +96,19 @@ impl Environments {
         self.0.store.get(id).await?.ok_or_else(not_found)
     }
 
+    /// The reply about one environment: with `env`, without `secret_env`.
+    fn reply(&self, record: &Record) -> Result<Environment, Error> {
+        let mut environment = self.0.store.open(record)?;
+        environment.request.secret_env.clear();
+        Ok(environment)
+    }
+
     /// Returns one environment.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` without a database.
     pub async fn get(&self, request: GetRequest) -> Result<Environment, Error> {
-        Ok(self.find(&request.id).await?.environment)
+        self.reply(&self.find(&request.id).await?)
     }
 
     /// Finds the owners of the environments that exist.
@@ -179,7 +186,7 @@ impl Environments {
                 return Err(Error::new(ErrorCode::Conflict, reason));
             }
             if patch == Patch::default() {
-                return Ok(before.environment);
+                return self.reply(&before);
             }
             let now = Utc::now();
             let after = match self.0.store.patch(&before, &patch, now).await {
@@ -189,12 +196,10 @@ impl Environments {
             self.0.outbox.wake(&request.id);
             // A timeout in the past ends the environment now, not at the next sweep.
             if after.environment.expires_at <= now {
-                return Ok(self
-                    .end(after, EndReason::Expired, false)
-                    .await?
-                    .environment);
+                let ending = self.end(after, EndReason::Expired, false).await?;
+                return self.reply(&ending);
             }
-            return Ok(after.environment);
+            return self.reply(&after);
         }
         Err(contended())
     }

@@ -17,7 +17,10 @@ use crate::environment::state::LifecycleState;
 /// An environment, with the columns that only the scheduler reads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
+    /// Without its variables, which are in `sealed_variables`.
     pub environment: Environment,
+    /// See `Store::open`.
+    pub sealed_variables: Option<Vec<u8>>,
     /// The request's resources, parsed when it was created.
     pub quantities: Quantities,
     pub start_deadline: DateTime<Utc>,
@@ -98,6 +101,7 @@ impl TryFrom<entity::Model> for Record {
                 address,
                 generation: row.generation,
             },
+            sealed_variables: row.sealed_variables,
             quantities: Quantities {
                 cpu: MilliCpu(unsigned(row.cpu_milli)),
                 memory: Bytes(unsigned(row.memory_bytes)),

@@ -38,7 +38,7 @@ pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     image::image(&request.image)?;
     let quantities = quantities(request)?;
     timeout(request.timeout_s)?;
-    env(&request.env)?;
+    variables(request)?;
     if let Some(command) = &request.command {
         self::command(command)?;
     }
@@ -127,42 +127,68 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
     }
 }
 
-fn env(variables: &BTreeMap<String, String>) -> Result<(), Error> {
-    let mut total = 0;
+/// Checks `env` and `secret_env`.
+fn variables(request: &EnvironmentRequest) -> Result<(), Error> {
+    let plain = env("env", &request.env, 0)?;
+    env("secret_env", &request.secret_env, plain)?;
+    match request
+        .secret_env
+        .keys()
+        .find(|name| request.env.contains_key(*name))
+    {
+        Some(name) => Err(Error::value(
+            "secret_env",
+            "a name must not be in `env` too",
+            name,
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the variables of `field`. `total` is the size of those in other fields; returns it with
+/// theirs.
+fn env(
+    field: &str,
+    variables: &BTreeMap<String, String>,
+    mut total: usize,
+) -> Result<usize, Error> {
     for (name, value) in variables {
         if !is_box_variable_name(name) {
             return Err(Error::value(
-                "env",
+                field,
                 "a name must be printable ASCII without spaces and =",
                 name,
             ));
         }
         if name.starts_with(RESERVED_ENV) {
             return Err(Error::value(
-                "env",
+                field,
                 format_args!("a name must not begin with {RESERVED_ENV}, which is reserved"),
                 name,
             ));
         }
         if value.contains('\0') {
             return Err(Error::field(
-                "env",
+                field,
                 format_args!("the value of {} must not contain NUL", shortened(name)),
             ));
         }
         check_variable_size(name, value).map_err(|rule| {
             let shown = shortened(name);
-            Error::field("env", format_args!("the variable {shown} {rule}"))
+            Error::field(field, format_args!("the variable {shown} {rule}"))
         })?;
         total += name.len() + value.len();
     }
     if total > MAX_MAIN_ENV_BYTES {
         return Err(Error::field(
-            "env",
-            format_args!("must have at most {MAX_MAIN_ENV_BYTES} bytes, has {total}"),
+            field,
+            format_args!(
+                "`env` and `secret_env` must have at most {MAX_MAIN_ENV_BYTES} bytes together, \
+                 have {total}"
+            ),
         ));
     }
-    Ok(())
+    Ok(total)
 }
 
 fn command(words: &[String]) -> Result<(), Error> {

@@ -32,7 +32,8 @@ pub enum SpecError {
     Token(#[from] TokenError),
 }
 
-/// The spec of `environment`, with its parsed `quantities`, on `cluster`.
+/// The spec of `environment`, which has its variables (`Store::open`), with its parsed
+/// `quantities`, on `cluster`.
 ///
 /// # Errors
 /// When the environment's selector contradicts the cluster's labels. When its stored network
@@ -57,7 +58,12 @@ pub fn box_spec(
         owner: environment.owner.clone(),
         image: request.image.clone(),
         command: request.command.clone(),
-        env: request.env.clone(),
+        env: request
+            .env
+            .iter()
+            .chain(&request.secret_env)
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
         labels: request.labels.clone(),
         resources: Resources {
             cpu: quantities.cpu,

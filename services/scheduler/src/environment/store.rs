@@ -19,6 +19,7 @@ mod outbox;
 mod queue;
 mod sweep;
 mod unreadable;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
+use agentbox_database::secret::{MasterSecret, SecretError};
 use agentbox_database::sql::statement;
 use agentbox_database::{Leases, span};
 use sea_orm::sea_query::{
@@ -59,6 +61,14 @@ pub enum StoreError {
     Corrupt(#[from] CorruptRow),
     #[error("a value cannot be written as JSON")]
     Encode(#[from] serde_json::Error),
+    #[error(
+        "the variables of environment `{id}` cannot be used: was AGENTBOX_SCHEDULER_SECRET changed?"
+    )]
+    Sealed {
+        id: String,
+        #[source]
+        source: SecretError,
+    },
     /// A public error, passed on unchanged: a quota, a conflict.
     #[error(transparent)]
     Refused(#[from] Error),
@@ -72,7 +82,7 @@ impl From<StoreError> for Error {
                 ErrorCode::Conflict,
                 "the environment was changed by another request at the same time; try again",
             ),
-            StoreError::Corrupt(_) | StoreError::Encode(_) => {
+            StoreError::Corrupt(_) | StoreError::Encode(_) | StoreError::Sealed { .. } => {
                 tracing::error!(error = %ErrorChain(&error), "row not read or not written");
                 Self::internal()
             }
@@ -85,6 +95,8 @@ impl From<StoreError> for Error {
 #[derive(Clone)]
 pub struct Store {
     database: DatabaseConnection,
+    /// Under which variables are sealed.
+    secret: MasterSecret,
 }
 
 /// The values of a statement's placeholders, in order.
@@ -139,8 +151,8 @@ fn records(rows: Vec<entity::Model>) -> Result<Vec<Record>, StoreError> {
 
 impl Store {
     #[must_use]
-    pub fn new(database: DatabaseConnection) -> Self {
-        Self { database }
+    pub fn new(database: DatabaseConnection, secret: MasterSecret) -> Self {
+        Self { database, secret }
     }
 
     /// The leases of this schema, for the replica `holder`.

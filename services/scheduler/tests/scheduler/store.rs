@@ -2,22 +2,24 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::environment::rpc::GetRequest;
 use agentbox_contracts::environment::{
     Isolation, NetworkPolicy, SecurityContext, Status, Toleration,
 };
 use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::ids::{InstanceId, UserId};
+use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
 use agentbox_scheduler::environment::store::{
-    ActiveEnvironment, Change, Claim, Patch, Reservation, StoreError,
+    ActiveEnvironment, Change, Claim, Patch, Reservation, Store, StoreError,
 };
 use chrono::Utc;
 use futures::future::join_all;
 
-use crate::support::{creation, database, eventually, request};
+use crate::support::scheduler::environments;
+use crate::support::{Database, creation, database, eventually, request, secret};
 
 fn started() -> LifecycleEvent {
     LifecycleEvent::Started {
@@ -32,6 +34,7 @@ async fn created_environment_is_read_as_it_was_returned() {
     let mut wanted = request("reads-back");
     wanted.labels.insert("project".into(), "x".into());
     wanted.env.insert("A".into(), "ü\n\"'".into());
+    wanted.secret_env.insert("B".into(), "secret".into());
     wanted.command = Some(vec!["sh".into(), "-c".into(), "exit 3".into()]);
     wanted.node_selector.insert("disk".into(), "ssd".into());
     wanted.tolerations = vec![Toleration {
@@ -59,7 +62,8 @@ async fn created_environment_is_read_as_it_was_returned() {
     });
     let creation = creation(&UserId::random(), wanted);
     let created = database.store.create(&creation).await.unwrap();
-    assert_eq!(created.environment, creation.environment);
+    let opened = database.store.open(&created).unwrap();
+    assert_eq!(opened, creation.environment);
     let read = database
         .store
         .get(&creation.environment.id)
@@ -67,6 +71,77 @@ async fn created_environment_is_read_as_it_was_returned() {
         .unwrap()
         .unwrap();
     assert_eq!(read, created);
+}
+
+/// The number of rows of all tables that contain `text`.
+async fn rows_with(database: &Database, text: &str) -> i64 {
+    let mut rows = 0;
+    for table in ["environments", "idempotency", "outbox", "reconcile_queue"] {
+        let sql = format!("SELECT count(*) FROM {table} AS t WHERE t::text LIKE '%{text}%'");
+        rows += database.number(&sql).await;
+    }
+    rows
+}
+
+#[tokio::test]
+async fn variables_are_sealed_at_rest_and_bound_to_their_environment() {
+    let database = database().await;
+    let mut wanted = request("sealed");
+    wanted.env.insert("A".into(), "plain-value".into());
+    wanted.secret_env.insert("B".into(), "secret-value".into());
+    let mut creation = creation(&UserId::random(), wanted);
+    creation.idempotency_key = Some("key-1".into());
+    let mut created = database.store.create(&creation).await.unwrap();
+    for text in ["plain-value", "secret-value"] {
+        assert_eq!(rows_with(&database, text).await, 0, "{text}");
+    }
+    let id = creation.environment.id.clone();
+    let reply = environments(&database)
+        .await
+        .get(GetRequest { id })
+        .await
+        .unwrap();
+    assert_eq!(reply.request.env, creation.environment.request.env);
+    assert!(reply.request.secret_env.is_empty());
+    // In the row of another environment they are invalid.
+    created.environment.id = EnvironmentId::random();
+    let moved = database.store.open(&created);
+    assert!(matches!(moved, Err(StoreError::Sealed { .. })), "{moved:?}");
+}
+
+#[tokio::test]
+async fn variables_of_an_older_version_are_sealed_at_the_start() {
+    let database = database().await;
+    let wanted = creation(&UserId::random(), request("older"));
+    let created = database.store.create(&wanted).await.unwrap();
+    assert_eq!(created.sealed_variables, None);
+    database
+        .execute(r#"UPDATE environments SET request = request || '{"env": {"A": "plain-value"}}'"#)
+        .await;
+    let id = &wanted.environment.id;
+    for expected in [1, 0] {
+        let record = database.store.get(id).await.unwrap().unwrap();
+        let opened = database.store.open(&record).unwrap();
+        assert_eq!(opened.request.env["A"], "plain-value");
+        let sealed = database.store.seal_stored_variables().await.unwrap();
+        assert_eq!(sealed, expected);
+        assert_eq!(rows_with(&database, "plain-value").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn start_with_another_secret_is_refused() {
+    let database = database().await;
+    let other = Store::new(database.connection.clone(), secret(2));
+    assert_eq!(other.seal_stored_variables().await.unwrap(), 0);
+    let mut wanted = request("sealed");
+    wanted.env.insert("A".into(), "x".into());
+    let creation = creation(&UserId::random(), wanted);
+    database.store.create(&creation).await.unwrap();
+    let error = other.seal_stored_variables().await.unwrap_err();
+    assert!(matches!(error, StoreError::Sealed { .. }), "{error:?}");
+    // The environment can be listed and ended nevertheless.
+    other.get(&creation.environment.id).await.unwrap().unwrap();
 }
 
 #[tokio::test]

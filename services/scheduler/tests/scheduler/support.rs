@@ -9,6 +9,7 @@ use std::time::Duration;
 use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_contracts::environment::{EnvironmentRequest, ResourceRequest};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_database::secret::MasterSecret;
 use agentbox_scheduler::environment::creation::Creation;
 use agentbox_scheduler::environment::store::Store;
 use agentbox_scheduler::migrations::Migrator;
@@ -34,9 +35,14 @@ pub async fn database() -> Database {
         .unwrap();
     Database {
         url,
-        store: Store::new(connection.clone()),
+        store: Store::new(connection.clone(), secret(1)),
         connection,
     }
+}
+
+/// The secret of 32 times `byte`.
+pub fn secret(byte: u8) -> MasterSecret {
+    hex::encode([byte; 32]).parse().unwrap()
 }
 
 impl Database {
@@ -71,6 +77,7 @@ pub fn request(name: &str) -> EnvironmentRequest {
         },
         timeout_s: 600,
         env: BTreeMap::new(),
+        secret_env: BTreeMap::new(),
         command: None,
         labels: BTreeMap::new(),
         node_selector: BTreeMap::new(),

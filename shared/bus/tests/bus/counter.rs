@@ -24,5 +24,7 @@ async fn concurrent_increments_by_two_replicas_count_once_each() {
     let mut totals: Vec<u64> = totals.into_iter().map(Result::unwrap).collect();
     totals.sort_unstable();
     assert!(totals.into_iter().eq(1..=1000));
-    assert_eq!(one.increment(subject, 5, DEADLINE).await.unwrap(), 1005);
+    let total = one.increment(subject.clone(), 5, DEADLINE).await.unwrap();
+    assert_eq!(total, 1005);
+    assert_eq!(one.increment(subject, -2, DEADLINE).await.unwrap(), 1003);
 }

@@ -20,7 +20,7 @@ impl Secrets {
             "the admin's password".to_owned(),
             system.admin.password.clone(),
         )];
-        for name in ["auth_secret", "box_secret"] {
+        for name in ["auth_secret", "box_secret", "scheduler_secret"] {
             known.push((
                 name.to_owned(),
                 generated[name].as_str().unwrap().to_owned(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::instant;
 use crate::support::answer::Answer;
 use crate::support::boxes::small;
-use crate::support::caller::{Caller, new_user, send_with_retry};
+use crate::support::caller::{Caller, admin, new_user, send_with_retry};
 use crate::support::eventually;
 
 #[tokio::test]
@@ -68,6 +68,45 @@ async fn created_environment_has_the_requested_fields_and_runs() {
     }
     let reply = user.caller.sh(id, "echo $MY_VAR").await;
     assert_eq!(reply["stdout"], "my-value\n");
+}
+
+#[tokio::test]
+async fn variables_are_shown_to_the_owner_and_secret_ones_to_nobody() {
+    let user = new_user().await;
+    let mut body = small();
+    body["env"] = json!({"MY_VAR": "my-value"});
+    body["secret_env"] = json!({"MY_TOKEN": "hush-hush"});
+    let answer = user.caller.post("/environments", &body).await;
+    assert!(!answer.text.contains("MY_TOKEN"), "{}", answer.text);
+    let created = answer.expect_status(201);
+    let id = created["id"].as_str().unwrap();
+    user.caller.wait_for_status(id, "running").await;
+    let reply = user.caller.sh(id, "echo $MY_VAR $MY_TOKEN").await;
+    assert_eq!(reply["stdout"], "my-value hush-hush\n");
+
+    let path = format!("/environments/{id}");
+    let (_, key) = user.key(json!({})).await;
+    let change = json!({"labels": {"a": "b"}});
+    for caller in [&user.caller, &key, admin().await] {
+        let is_owner = !std::ptr::eq(caller, admin().await);
+        for answer in [caller.get(&path).await, caller.patch(&path, &change).await] {
+            assert!(!answer.text.contains("MY_TOKEN"), "{}", answer.text);
+            assert!(!answer.text.contains("hush-hush"), "{}", answer.text);
+            assert_eq!(answer.text.contains("my-value"), is_owner);
+            let shown = answer.expect_status(200);
+            if is_owner {
+                assert_eq!(shown["env"], body["env"]);
+                assert!(shown.get("env_names").is_none(), "{shown}");
+            } else {
+                assert!(shown.get("env").is_none(), "{shown}");
+                assert_eq!(shown["env_names"], json!(["MY_VAR"]));
+            }
+        }
+    }
+    let list = user.caller.get("/environments").await;
+    for text in ["MY_VAR", "MY_TOKEN", "hush-hush"] {
+        assert!(!list.text.contains(text), "{}", list.text);
+    }
 }
 
 #[tokio::test]
@@ -167,6 +206,7 @@ async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
         ("timeout", json!("3600")),
         ("env", json!({"A=B": "c"})),
         ("env", json!({"": "c"})),
+        ("secret_env", json!({"A=B": "c"})),
         ("env", json!({"A": "x".repeat(131_070)})),
         ("command", json!([])),
         ("command", json!("sh")),

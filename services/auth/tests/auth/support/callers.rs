@@ -97,6 +97,8 @@ impl Replica {
             description: Some("for the test".to_owned()),
             expires_in_days: Some(30),
             permissions,
+            management: false,
+            creator: None,
         };
         self.call::<CreateKey>(request).await.unwrap()
     }

@@ -38,7 +38,7 @@ impl Environments {
         request::storage(quantities, inner.settings.max_storage)?;
         // A repeated request is answered even when no cluster would accept a new one.
         if let Some(replayed) = inner.store.replay(&creation).await? {
-            return Ok(replayed.environment);
+            return self.reply(&replayed);
         }
         let chosen = match self.choose_cluster(&creation.environment, quantities).await {
             Err(refusal) if refusal.code == ErrorCode::Unavailable => {
@@ -60,7 +60,7 @@ impl Environments {
             cluster = created.environment.cluster,
             "environment created"
         );
-        Ok(created.environment)
+        self.reply(&created)
     }
 
     /// Chooses the reachable cluster that runs `environment`.

@@ -198,9 +198,9 @@ impl Reconciler {
     }
 
     async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
-        let environment = &record.environment;
+        let environment = self.store.open(&record)?;
         let spec = box_spec(
-            environment,
+            &environment,
             record.quantities,
             cluster,
             &self.settings.boxes,

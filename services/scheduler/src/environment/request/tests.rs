@@ -17,6 +17,7 @@ fn valid() -> EnvironmentRequest {
         },
         timeout_s: 1,
         env: BTreeMap::from([("MY_VAR".into(), "a value = \n".into())]),
+        secret_env: BTreeMap::from([("MY_TOKEN".into(), "a secret".into())]),
         command: Some(vec!["sh".into(), String::new()]),
         labels: BTreeMap::from([("x.io/a".into(), String::new())]),
         node_selector: BTreeMap::new(),
@@ -107,6 +108,21 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         }),
         ("env", |r| {
             r.env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
+        }),
+        ("secret_env", |r| {
+            r.secret_env = BTreeMap::from([("A=B".into(), String::new())])
+        }),
+        ("secret_env", |r| {
+            r.secret_env = BTreeMap::from([("AGENTBOX_BOXD_TOKEN".into(), "x".into())])
+        }),
+        // It is in `env` too.
+        ("secret_env", |r| {
+            r.secret_env = BTreeMap::from([("MY_VAR".into(), "x".into())])
+        }),
+        // The limit is for both together.
+        ("secret_env", |r| {
+            r.env = BTreeMap::from([("A".into(), "x".repeat(MAX_MAIN_ENV_BYTES / 2))]);
+            r.secret_env = BTreeMap::from([("B".into(), "x".repeat(MAX_MAIN_ENV_BYTES / 2))]);
         }),
         ("command", |r| r.command = Some(vec![])),
         ("command", |r| r.command = Some(vec![String::new()])),

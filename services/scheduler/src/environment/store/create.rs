@@ -4,6 +4,7 @@ use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_database::secret::{MasterSecret, Purpose};
 use agentbox_database::sql::{advisory_lock, statement, unsigned};
 use agentbox_database::{begin, span};
 use sea_orm::ActiveValue::Set;
@@ -12,11 +13,11 @@ use sea_orm::{
     ColumnTrait as _, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait as _,
     Iterable as _, QueryFilter as _, QueryTrait as _,
 };
-use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
 use super::messages::creation_messages;
 use super::outbox::insert_outbox_rows;
+use super::variables::stored_request;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
 use crate::environment::creation::Creation;
@@ -42,10 +43,12 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn body_hash(environment: &Environment) -> Result<String, StoreError> {
+/// A keyed hash, because a body has secrets, which a plain hash would let a reader of the table
+/// guess.
+fn body_hash(secret: &MasterSecret, environment: &Environment) -> Result<String, StoreError> {
     // The maps are sorted, so equal requests have equal bytes.
     let body = serde_json::to_vec(&environment.request)?;
-    Ok(hex::encode(Sha256::digest(body)))
+    Ok(hex::encode(secret.digest(Purpose::RequestBody, &body)))
 }
 
 async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usage, StoreError> {
@@ -119,7 +122,7 @@ impl Store {
     /// # Errors
     /// `IdempotencyConflict` when it was used with another body.
     pub async fn replay(&self, creation: &Creation) -> Result<Option<Record>, StoreError> {
-        replay(&self.database, creation)
+        replay(&self.database, &self.secret, creation)
             .instrument(span!(SELECT environments))
             .await
     }
@@ -129,7 +132,7 @@ impl Store {
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
     pub async fn create(&self, creation: &Creation) -> Result<Record, StoreError> {
-        create(&self.database, creation)
+        create(&self.database, &self.secret, creation)
             .instrument(span!(INSERT environments))
             .await
     }
@@ -150,11 +153,15 @@ impl Store {
 }
 
 /// [`Store::create`], without its span.
-async fn create(database: &DatabaseConnection, creation: &Creation) -> Result<Record, StoreError> {
+async fn create(
+    database: &DatabaseConnection,
+    secret: &MasterSecret,
+    creation: &Creation,
+) -> Result<Record, StoreError> {
     let environment = &creation.environment;
     let transaction = begin(database).await?;
     advisory_lock(&transaction, OWNER_LOCK, environment.owner.as_str()).await?;
-    if let Some(replayed) = replay(&transaction, creation).await? {
+    if let Some(replayed) = replay(&transaction, secret, creation).await? {
         transaction.rollback().await?;
         return Ok(replayed);
     }
@@ -168,7 +175,7 @@ async fn create(database: &DatabaseConnection, creation: &Creation) -> Result<Re
         creation.allocatable,
     )
     .await?;
-    let created = insert(&transaction, creation, reservation).await?;
+    let created = insert(&transaction, secret, creation, reservation).await?;
     transaction.commit().await?;
     Ok(created)
 }
@@ -202,6 +209,7 @@ async fn reserve_capacity(
 /// [`Store::replay`], without its span: on a connection or in a transaction.
 async fn replay(
     connection: &impl ConnectionTrait,
+    secret: &MasterSecret,
     creation: &Creation,
 ) -> Result<Option<Record>, StoreError> {
     let Some(key) = &creation.idempotency_key else {
@@ -218,7 +226,7 @@ async fn replay(
     let Some(row) = connection.query_one_raw(used).await? else {
         return Ok(None);
     };
-    if row.try_get::<String>("", "body_hash")? != body_hash(&creation.environment)? {
+    if row.try_get::<String>("", "body_hash")? != body_hash(secret, &creation.environment)? {
         return Err(StoreError::Refused(Error::new(
             ErrorCode::IdempotencyConflict,
             "this Idempotency-Key was used with another body; use a new key",
@@ -230,6 +238,7 @@ async fn replay(
 
 async fn insert(
     transaction: &DatabaseTransaction,
+    secret: &MasterSecret,
     creation: &Creation,
     reservation: Reservation,
 ) -> Result<Record, StoreError> {
@@ -240,6 +249,7 @@ async fn insert(
         Reservation::Reserved => None,
         Reservation::Waiting(message) => Some(message),
     };
+    let (stored_request, sealed_variables) = stored_request(secret, environment)?;
     let messages = creation_messages(environment, status_message.clone());
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),
@@ -249,7 +259,8 @@ async fn insert(
         name: Set(request.name.clone()),
         labels: Set(serde_json::to_value(&request.labels)?),
         timeout_s: Set(signed(request.timeout_s)),
-        request: Set(serde_json::to_value(request)?),
+        request: Set(stored_request),
+        sealed_variables: Set(sealed_variables),
         cpu_milli: Set(signed(creation.quantities.cpu.0)),
         memory_bytes: Set(signed(creation.quantities.memory.0)),
         storage_bytes: Set(signed(creation.quantities.storage.0)),
@@ -270,7 +281,7 @@ async fn insert(
     let (insert, mut params) = build(&insert);
     let outbox_rows = insert_outbox_rows("created", &messages, &mut params)?;
     let key = params.push(creation.idempotency_key.clone());
-    let body_hash = params.push(body_hash(environment)?);
+    let body_hash = params.push(body_hash(secret, environment)?);
     let text = format!(
         "WITH created AS ({insert}), queued AS (
             INSERT INTO reconcile_queue (environment_id, cluster, due_at)

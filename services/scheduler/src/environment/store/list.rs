@@ -1,6 +1,6 @@
 //! Lists and their totals, answered from indexes alone; then the rows of a page are read.
 //!
-//! Lists leave out `env`, and a `command` longer than 1 KiB: a page must fit a message.
+//! Lists leave out variables, and a `command` longer than 1 KiB: a page must fit a message.
 //!
 //! * I1. Users' text reaches SQL as bound values only.
 
@@ -137,11 +137,13 @@ impl Store {
                 {numbers} ORDER BY e.created_at DESC, e.number DESC LIMIT {limit} OFFSET {offset}
              )"
         );
-        let others = Column::iter().filter(|column| !matches!(column, Column::Request));
+        let others = Column::iter()
+            .filter(|column| !matches!(column, Column::Request | Column::SealedVariables));
         let rows = Entity::find()
             .select_only()
             .columns(others)
             .column_as(Expr::cust(SHORT_REQUEST), "request")
+            .column_as(Expr::cust("NULL::bytea"), "sealed_variables")
             .filter(Expr::cust_with_values(page, params.0))
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Number);

@@ -61,6 +61,7 @@ impl Process {
             .env("AGENTBOX_NATS_PASSWORD", &nats.passwords[service])
             .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
             .env("AGENTBOX_BOX_SECRET", BOX_SECRET)
+            .env("AGENTBOX_SCHEDULER_SECRET", hex::encode([1_u8; 32]))
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -35,6 +35,7 @@ fn pending() -> Record {
     environment.cluster = "local".into();
     Record {
         environment,
+        sealed_variables: None,
         quantities: creation.quantities,
         start_deadline: creation.start_deadline,
         capacity_reserved: true,

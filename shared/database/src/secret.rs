@@ -1,7 +1,7 @@
-//! The one secret of auth's replicas and the keys derived from it.
+//! The one secret of a service's replicas and the keys derived from it.
 //!
 //! Owns the keyed hashes under which credentials are stored, and the encryption of
-//! private keys at rest. Never shows a key, not even in `Debug`.
+//! private keys and variables at rest. Never shows a key, not even in `Debug`.
 //!
 //! * I1. Each purpose has a key of its own, so a value stored for one purpose is invalid for
 //!   another.
@@ -40,6 +40,10 @@ pub enum Purpose {
     Ticket,
     KeyId,
     SigningKey,
+    /// The variables of an environment.
+    Variables,
+    /// The body of a request with an idempotency key.
+    RequestBody,
 }
 
 impl Purpose {
@@ -49,6 +53,8 @@ impl Purpose {
             Self::Ticket => b"agentbox.auth.ticket.v1",
             Self::KeyId => b"agentbox.auth.key-id.v1",
             Self::SigningKey => b"agentbox.auth.signing-key.v1",
+            Self::Variables => b"agentbox.scheduler.variables.v1",
+            Self::RequestBody => b"agentbox.scheduler.request-body.v1",
         }
     }
 }
