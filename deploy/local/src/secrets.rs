@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use agentbox_contracts::permissions::SERVICES;
+use agentbox_contracts::permissions::USERS;
 use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
 use agentbox_testing::endpoint::postgres::{ROLES, SUPERUSER};
 use agentbox_testing::private_file;
@@ -43,7 +43,7 @@ impl Secrets {
                 .map(|user| ((*user).to_owned(), random_hex::<16>()))
                 .collect()
         };
-        let mut nats: BTreeMap<String, String> = passwords(&SERVICES);
+        let mut nats: BTreeMap<String, String> = passwords(&USERS);
         nats.extend(passwords(&[ALL_ACCESS_USER]));
         Self {
             postgres: passwords(&[&[SUPERUSER][..], &ROLES].concat()),
@@ -61,32 +61,58 @@ impl Secrets {
             path: path.display().to_string(),
             message,
         };
-        match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let secrets = Self::generate();
-                let bytes = serde_json::to_vec_pretty(&secrets).map_err(|e| fail(e.to_string()))?;
-                private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
-                Ok(secrets)
+        let secrets = match std::fs::read(path) {
+            Ok(bytes) => {
+                let mut secrets: Self =
+                    serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+                if !secrets.add_missing_nats_users() {
+                    return Ok(secrets);
+                }
+                secrets
             }
-            Err(error) => Err(fail(error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::generate(),
+            Err(error) => return Err(fail(error.to_string())),
+        };
+        let bytes = serde_json::to_vec_pretty(&secrets).map_err(|e| fail(e.to_string()))?;
+        private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
+        Ok(secrets)
+    }
+
+    /// Generates the passwords of users that an earlier version did not have. Returns whether
+    /// there were any.
+    fn add_missing_nats_users(&mut self) -> bool {
+        let before = self.nats.len();
+        for user in USERS {
+            self.nats
+                .entry(user.to_owned())
+                .or_insert_with(random_hex::<16>);
         }
+        self.nats.len() > before
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentbox_contracts::permissions::PROVISIONER;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn secrets_are_generated_once_with_mode_0600() {
+    fn secrets_are_generated_once_with_mode_0600_and_completed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");
         let first = Secrets::load_or_generate(&path).unwrap();
         let again = Secrets::load_or_generate(&path).unwrap();
         assert_eq!(first.admin_password, again.admin_password);
         assert_eq!(first.auth_secret.len(), 64);
+        let mut old = first;
+        old.nats.remove(PROVISIONER);
+        std::fs::write(&path, serde_json::to_vec(&old).unwrap()).unwrap();
+        let added = Secrets::load_or_generate(&path).unwrap();
+        assert!(added.nats.contains_key(PROVISIONER));
+        assert_eq!(added.auth_secret, old.auth_secret);
+        let stored = Secrets::load_or_generate(&path).unwrap();
+        assert_eq!(stored.nats, added.nats);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
