@@ -13,7 +13,7 @@ CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
-SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy
+SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy -p agentbox-provisioner
 # The profile of `make up`: `dev` compiles in minutes and shares its builds with `make dev`; `release`
 # optimizes.
 PROFILE ?= dev

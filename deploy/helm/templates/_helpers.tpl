@@ -34,7 +34,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* The values of each service by its name, as JSON. */}}
 {{- define "agentbox.services" -}}
 {{- $services := dict -}}
-{{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" -}}
+{{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" "provisioner" "provisioner" -}}
 {{- $_ := set $services $name (mergeOverwrite (deepCopy $.Values.defaults) (deepCopy (index $.Values.services $key))) -}}
 {{- end -}}
 {{- $services | toJson -}}
@@ -119,7 +119,7 @@ jetstream {
   # An acknowledged message is on the disk.
   sync_interval: always
 }
-# A user for each service, with the permissions of that service.
+# A user for each service and for the provisioner, with its permissions.
 authorization {
   users: [
     {{- range $service, $permissions := .Files.Get "files/nats-permissions.json" | fromJson }}

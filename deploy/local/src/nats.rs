@@ -1,13 +1,17 @@
 //! A NATS server with JetStream.
 //!
-//! * I1. Each service has a user, with the permissions of `agentbox_contracts::permissions` and
-//!   no others.
+//! * I1. Each service and the provisioner have a user, with the permissions of
+//!   `agentbox_contracts::permissions` and no others.
+//! * I2. The streams exist before a service starts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentbox_contracts::permissions::{SERVICES, for_service};
+use agentbox_bus::{Bus, BusConfig, BusError};
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions::{PROVISIONER, USERS, for_user};
 use agentbox_testing::NatsEndpoint;
 use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
 use agentbox_testing::private_file;
@@ -27,6 +31,8 @@ pub enum NatsError {
     Server(#[from] ServerError),
     #[error("cannot write the configuration of NATS: {0}")]
     Configuration(std::io::Error),
+    #[error("cannot create the streams of NATS: {}", ErrorChain(.0))]
+    Streams(BusError),
 }
 
 pub(crate) struct Nats {
@@ -43,17 +49,13 @@ fn configuration(
     passwords: &BTreeMap<String, String>,
     durable: bool,
 ) -> Value {
-    let mut users: Vec<Value> = SERVICES
+    let mut users: Vec<Value> = USERS
         .iter()
-        .filter_map(|service| {
-            let permissions = for_service(service)?;
+        .filter_map(|user| {
             Some(json!({
-                "user": service,
-                "password": passwords.get(*service),
-                "permissions": {
-                    "publish": { "allow": permissions.publish },
-                    "subscribe": { "allow": permissions.subscribe },
-                },
+                "user": user,
+                "password": passwords.get(*user),
+                "permissions": for_user(user)?.to_json(),
             }))
         })
         .collect();
@@ -103,6 +105,27 @@ impl Nats {
         })
     }
 
+    /// Creates the streams, buckets and stores, or updates them.
+    pub(crate) async fn create_streams(&self) -> Result<(), NatsError> {
+        let bus = Bus::connect(BusConfig {
+            url: self.endpoint.url.clone(),
+            user: PROVISIONER.to_owned(),
+            password: self
+                .endpoint
+                .passwords
+                .get(PROVISIONER)
+                .cloned()
+                .unwrap_or_default(),
+            service: PROVISIONER,
+            instance: InstanceId::random(),
+        })
+        .await
+        .map_err(NatsError::Streams)?;
+        let created = bus.provision().await.map_err(NatsError::Streams);
+        bus.close().await;
+        created
+    }
+
     pub(crate) fn process_spec(&self, log: PathBuf) -> ProcessSpec {
         ProcessSpec {
             name: "nats".to_owned(),
@@ -128,15 +151,11 @@ mod tests {
     fn chart_permissions_match_the_contracts() {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/files/nats-permissions.json");
-        let users = |service: &&str| {
-            let permissions = for_service(service).unwrap();
-            let lists = json!({
-                "publish": { "allow": permissions.publish },
-                "subscribe": { "allow": permissions.subscribe },
-            });
-            ((*service).to_owned(), lists)
+        let users = |user: &&str| {
+            let permissions = for_user(user).unwrap().to_json();
+            ((*user).to_owned(), permissions)
         };
-        let expected: BTreeMap<String, Value> = SERVICES.iter().map(users).collect();
+        let expected: BTreeMap<String, Value> = USERS.iter().map(users).collect();
         let text = serde_json::to_string_pretty(&expected).unwrap() + "\n";
         if std::env::var_os("AGENTBOX_WRITE").is_some() {
             std::fs::write(&path, &text).unwrap();
@@ -150,20 +169,23 @@ mod tests {
     }
 
     #[test]
-    fn every_service_has_a_user_with_its_own_subjects_only() {
-        let passwords: BTreeMap<String, String> = SERVICES
+    fn every_user_has_its_own_subjects_only() {
+        let passwords: BTreeMap<String, String> = USERS
             .iter()
             .map(|s| ((*s).to_owned(), format!("pw-{s}")))
             .collect();
         let conf = configuration("t", Path::new("/x"), (1, 2), &passwords, true);
         let users = conf["authorization"]["users"].as_array().unwrap();
-        assert_eq!(users.len(), SERVICES.len() + 1);
+        assert_eq!(users.len(), USERS.len() + 1);
         for user in users.iter().filter(|user| user["user"] != ALL_ACCESS_USER) {
             for list in ["publish", "subscribe"] {
                 let allow = user["permissions"][list]["allow"].as_array().unwrap();
                 assert!(!allow.is_empty(), "an empty list allows everything: {user}");
                 assert!(!allow.contains(&json!(">")), "{user}");
             }
+            let replies = user["permissions"].get("allow_responses").is_some();
+            let serves = !["api-gateway", PROVISIONER].contains(&user["user"].as_str().unwrap());
+            assert_eq!(replies, serves, "{user}");
         }
         assert_eq!(conf["jetstream"]["sync_interval"], "always");
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use agentbox_contracts::permissions::SERVICES;
+use agentbox_contracts::permissions::USERS;
 use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
 use agentbox_testing::endpoint::postgres::{ROLES, SUPERUSER};
 use agentbox_testing::private_file;
@@ -46,7 +46,7 @@ impl Secrets {
                 .map(|user| ((*user).to_owned(), random_hex::<16>()))
                 .collect()
         };
-        let mut nats: BTreeMap<String, String> = passwords(&SERVICES);
+        let mut nats: BTreeMap<String, String> = passwords(&USERS);
         nats.extend(passwords(&[ALL_ACCESS_USER]));
         Self {
             postgres: passwords(&[&[SUPERUSER][..], &ROLES].concat()),
@@ -69,10 +69,14 @@ impl Secrets {
             Ok(bytes) => {
                 let mut secrets: Self =
                     serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-                if !secrets.scheduler_secret.is_empty() {
+                let mut is_changed = secrets.add_missing_nats_users();
+                if secrets.scheduler_secret.is_empty() {
+                    secrets.scheduler_secret = random_hex::<32>();
+                    is_changed = true;
+                }
+                if !is_changed {
                     return Ok(secrets);
                 }
-                secrets.scheduler_secret = random_hex::<32>();
                 secrets
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::generate(),
@@ -82,11 +86,24 @@ impl Secrets {
         private_file::write(path, &bytes).map_err(|e| fail(e.to_string()))?;
         Ok(secrets)
     }
+
+    /// Generates the passwords of users that an earlier version did not have. Returns whether
+    /// there were any.
+    fn add_missing_nats_users(&mut self) -> bool {
+        let before = self.nats.len();
+        for user in USERS {
+            self.nats
+                .entry(user.to_owned())
+                .or_insert_with(random_hex::<16>);
+        }
+        self.nats.len() > before
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentbox_contracts::permissions::PROVISIONER;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -104,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_generated_once_with_mode_0600() {
+    fn secrets_are_generated_once_with_mode_0600_and_completed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");
         let first = Secrets::load_or_generate(&path).unwrap();
@@ -113,6 +130,14 @@ mod tests {
         assert_eq!(first.auth_secret.len(), 64);
         assert_eq!(first.scheduler_secret.len(), 64);
         assert_eq!(first.scheduler_secret, again.scheduler_secret);
+        let mut old = first;
+        old.nats.remove(PROVISIONER);
+        std::fs::write(&path, serde_json::to_vec(&old).unwrap()).unwrap();
+        let added = Secrets::load_or_generate(&path).unwrap();
+        assert!(added.nats.contains_key(PROVISIONER));
+        assert_eq!(added.auth_secret, old.auth_secret);
+        let stored = Secrets::load_or_generate(&path).unwrap();
+        assert_eq!(stored.nats, added.nats);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

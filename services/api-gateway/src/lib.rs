@@ -55,7 +55,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Starts the gateway's tasks; they run until `context` shuts down.
 ///
 /// # Errors
-/// When an address cannot be bound, a limit is zero, or the bus refuses a stream.
+/// When an address cannot be bound, a limit is zero, or a stream does not exist.
 pub fn run(config: Config, context: Context) -> ServiceFuture {
     Box::pin(start(config, context))
 }
@@ -72,7 +72,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     metrics::describe();
     let flood_limiter = FloodLimiter::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
-    bus.ensure_streams("api-gateway").await?;
+    bus.wait_for_streams("api-gateway").await?;
     let slots = server::Slots::new(config.max_connections);
     let mirror = bus.mirror_routes();
     let gateway = AppState::new(config, bus, mirror.table(), draining, shutdown.clone());

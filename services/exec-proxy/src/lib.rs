@@ -61,9 +61,9 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let limits = config.limits();
     context
         .bus
-        .ensure_streams(SERVICE)
+        .wait_for_streams(SERVICE)
         .await
-        .context("creating the output archive's streams failed")?;
+        .context("the output archive does not exist")?;
 
     let ready = context.readiness.component("clusters");
     ready.not_ready("no cluster is reachable yet");

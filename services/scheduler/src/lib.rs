@@ -82,9 +82,9 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     database.ready();
     context
         .bus
-        .ensure_streams(SERVICE)
+        .wait_for_streams(SERVICE)
         .await
-        .context("the streams cannot be set up")?;
+        .context("the streams do not exist")?;
 
     let clusters = Clusters::new(specs.iter().map(|spec| {
         Cluster::new(

@@ -194,13 +194,28 @@ impl Bus {
 
 /// Commands, events, routes and counters: JetStream.
 impl Bus {
-    /// Creates or updates the streams, buckets and stores that `service` owns. Every replica
-    /// may call this, any number of times.
+    /// Creates or updates all streams, buckets and stores, any number of times. Only the
+    /// provisioner has the permissions for it.
     ///
     /// # Errors
     /// When JetStream refuses or does not answer.
-    pub async fn ensure_streams(&self, service: &str) -> Result<(), BusError> {
-        streams::ensure(self.jetstream(), service).await
+    pub async fn provision(&self) -> Result<(), BusError> {
+        streams::provision(self.jetstream()).await
+    }
+
+    /// Waits until the provisioner has created the streams that `service` uses, for at most a
+    /// minute.
+    ///
+    /// # Errors
+    /// When a stream does not exist by then, or JetStream does not answer.
+    pub async fn wait_for_streams(&self, service: &str) -> Result<(), BusError> {
+        streams::wait(self.jetstream(), service).await
+    }
+
+    /// Changes after each reconnect, to a server that may have lost its data.
+    #[must_use]
+    pub fn reconnects(&self) -> watch::Receiver<u64> {
+        self.inner.client.reconnected()
     }
 
     /// Queues a command. A second command with the same `message_id` within two minutes is

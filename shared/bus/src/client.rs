@@ -35,7 +35,7 @@ pub struct BusConfig {
     pub url: String,
     pub user: String,
     pub password: String,
-    /// One of [`permissions::SERVICES`]; names the inbox and session subjects.
+    /// One of [`permissions::USERS`]; names the inbox and session subjects.
     pub service: &'static str,
     pub instance: InstanceId,
 }
@@ -45,6 +45,7 @@ pub struct BusConfig {
 pub(crate) struct Client {
     nats: async_nats::Client,
     jetstream: jetstream::Context,
+    service: &'static str,
     connects: watch::Receiver<u64>,
 }
 
@@ -62,6 +63,7 @@ impl Client {
         Ok(Self {
             nats,
             jetstream,
+            service: config.service,
             connects: reports.connects.subscribe(),
         })
     }
@@ -72,6 +74,10 @@ impl Client {
 
     pub(crate) fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
+    }
+
+    pub(crate) fn service(&self) -> &'static str {
+        self.service
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -121,6 +127,11 @@ impl Reports {
 
     fn record(&self, event: &Event) {
         match event {
+            Event::ServerError(refusal) if is_refused_reply(refusal) => {
+                // The request arrived before the connection was lost, and the server permits its
+                // reply on that connection only. The caller gets no reply, as of a lost server.
+                tracing::warn!(reason = %refusal, "reply not sent");
+            }
             Event::ServerError(refusal) => {
                 tracing::error!(reason = %refusal, "NATS reported an error");
                 if is_permissions_violation(refusal) {
@@ -148,6 +159,14 @@ impl Reports {
 fn is_permissions_violation(error: &ServerError) -> bool {
     matches!(error, ServerError::Other(text)
         if text.to_ascii_lowercase().contains("permissions violation"))
+}
+
+/// Whether the server has refused a reply. It permits one for each request, to the connection to
+/// which it has delivered the request.
+fn is_refused_reply(error: &ServerError) -> bool {
+    let reply = format!("publish to \"{}", permissions::INBOX).to_ascii_lowercase();
+    matches!(error, ServerError::Other(text)
+        if is_permissions_violation(error) && text.to_ascii_lowercase().contains(&reply))
 }
 
 async fn dial(
@@ -206,6 +225,20 @@ mod tests {
         )));
         assert!(!is_permissions_violation(
             &ServerError::AuthorizationViolation
+        ));
+    }
+
+    #[test]
+    fn refused_reply_is_distinguished_from_other_violations() {
+        let is_reply = |text: &str| is_refused_reply(&ServerError::Other(text.to_owned()));
+        assert!(is_reply(
+            "Permissions Violation for Publish to \"_INBOX_api-gateway.x.1\""
+        ));
+        assert!(!is_reply(
+            "Permissions Violation for Publish to \"abx.v1.rpc.exec.x\""
+        ));
+        assert!(!is_reply(
+            "Permissions Violation for Subscription to \"_INBOX_api-gateway.x.*\""
         ));
     }
 }

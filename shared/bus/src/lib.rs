@@ -10,7 +10,8 @@
 //! Acknowledgements, retries and trace context are handled in this crate only.
 //!
 //! * I1. Every wait has a deadline; a lost server is an error, never a hang.
-//! * I2. A permission violation is fatal: [`Bus::violated`] resolves, and the service stops.
+//! * I2. A permission violation is fatal: [`Bus::violated`] resolves, and the service stops. The
+//!   exception is a reply that the server refuses after a reconnect.
 //! * I3. Byte streams have a connection of their own, so that they cannot starve requests.
 
 mod bus;

@@ -6,6 +6,7 @@ const SLOW_CONSUMERS: &str = "agentbox_bus_slow_consumer_total";
 const RPC_DURATION: &str = "agentbox_rpc_duration_seconds";
 const RPC_REFUSED: &str = "agentbox_rpc_refused_total";
 const RPC_EXPIRED: &str = "agentbox_rpc_expired_total";
+const RPC_IGNORED: &str = "agentbox_rpc_ignored_total";
 const COMMANDS_EXPIRED: &str = "agentbox_commands_expired_total";
 const DEAD_LETTERS: &str = "agentbox_dead_letters_total";
 const SESSIONS_OPEN: &str = "agentbox_sessions_open";
@@ -29,6 +30,10 @@ pub(crate) fn describe() {
         (
             RPC_EXPIRED,
             "Requests that were not processed because their deadline had passed",
+        ),
+        (
+            RPC_IGNORED,
+            "Requests that were ignored because their reply subject was not an inbox",
         ),
         (
             COMMANDS_EXPIRED,
@@ -84,6 +89,10 @@ pub(crate) fn rpc_refused() {
 
 pub(crate) fn rpc_expired() {
     metrics::counter!(RPC_EXPIRED).increment(1);
+}
+
+pub(crate) fn rpc_ignored() {
+    metrics::counter!(RPC_IGNORED).increment(1);
 }
 
 pub(crate) fn command_expired() {

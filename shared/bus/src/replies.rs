@@ -4,10 +4,11 @@
 //! answered, and during an outage no request is answered.
 //!
 //! * I1. An entry is removed when its request ends: answered, timed out or dropped.
+//! * I2. The last token of a reply subject is random, so that no process can guess the reply subject
+//!   of another one's request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, PublishError, StatusCode};
@@ -33,30 +34,30 @@ pub(crate) enum RequestError {
     Closed,
 }
 
-type Pending = Mutex<HashMap<u64, oneshot::Sender<Message>>>;
+/// The pending requests by the last token of their reply subject.
+type Pending = Mutex<HashMap<u128, oneshot::Sender<Message>>>;
 
 pub(crate) struct Replies {
     client: Client,
     inbox: String,
-    next: AtomicU64,
     pending: Arc<Pending>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
-fn table(pending: &Pending) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
+fn table(pending: &Pending) -> MutexGuard<'_, HashMap<u128, oneshot::Sender<Message>>> {
     pending.lock()
 }
 
 /// Removes a request from the table when it is dropped.
 struct PendingGuard<'a> {
     pending: &'a Pending,
-    number: u64,
+    token: u128,
 }
 
 impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        table(self.pending).remove(&self.number);
+        table(self.pending).remove(&self.token);
     }
 }
 
@@ -79,12 +80,12 @@ impl Replies {
                     message = messages.next() => message,
                 };
                 let Some(message) = message else { break };
-                let number = message
+                let token = message
                     .subject
                     .rsplit('.')
                     .next()
-                    .and_then(|n| n.parse().ok());
-                let waiter = number.and_then(|number: u64| table(&answered).remove(&number));
+                    .and_then(|token| token.parse().ok());
+                let waiter = token.and_then(|token: u128| table(&answered).remove(&token));
                 if let Some(waiter) = waiter {
                     // The request may have timed out meanwhile.
                     let _ = waiter.send(message);
@@ -96,7 +97,6 @@ impl Replies {
         Ok(Self {
             client,
             inbox,
-            next: AtomicU64::new(0),
             pending,
             stop,
             tasks,
@@ -115,14 +115,14 @@ impl Replies {
         body: Bytes,
         deadline: Duration,
     ) -> Result<Message, RequestError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let token: u128 = rand::random();
         let (waiter, reply) = oneshot::channel();
-        table(&self.pending).insert(number, waiter);
+        table(&self.pending).insert(token, waiter);
         let _guard = PendingGuard {
             pending: &self.pending,
-            number,
+            token,
         };
-        let inbox = format!("{}.{number}", self.inbox);
+        let inbox = format!("{}.{token}", self.inbox);
         let exchange = async {
             self.client
                 .nats()
@@ -188,6 +188,26 @@ mod tests {
         assert!(dropped.is_err());
         assert_eq!(table(&replies.pending).len(), 0);
         assert!(silent.next().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn reply_subjects_have_random_tokens() {
+        let client = client().await;
+        let mut silent = client.nats().subscribe("silent-tokens").await.unwrap();
+        let replies = Replies::start(client).await.unwrap();
+        let ask = || {
+            let (headers, body) = (HeaderMap::new(), Bytes::new());
+            replies.request("silent-tokens".into(), headers, body, SOON)
+        };
+        let mut tokens = Vec::new();
+        for _ in 0..2 {
+            assert!(ask().await.is_err());
+            let reply = silent.next().await.unwrap().reply.unwrap();
+            let token: u128 = reply.rsplit('.').next().unwrap().parse().unwrap();
+            tokens.push(token);
+        }
+        // Two tokens of a counter would differ in their last bits alone.
+        assert!((tokens[0] ^ tokens[1]) >> 32 != 0, "{tokens:?}");
     }
 
     #[tokio::test]

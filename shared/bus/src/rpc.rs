@@ -6,6 +6,8 @@
 //! * I3. A panic in a handler is an error for its caller. The server continues.
 //! * I4. A server that stops replies to every request that it has received, with an error if
 //!   it cannot complete it.
+//! * I5. A server processes no message whose reply subject is not an inbox, because the sender may
+//!   have had it delivered by JetStream, without a permission for the subject.
 
 mod discovery;
 mod endpoint;

@@ -1,13 +1,16 @@
-//! The streams, buckets and stores of JetStream. Each is created by the service that owns it.
+//! The streams, buckets and stores of JetStream. The provisioner creates and updates them, and
+//! the services wait until those that they use exist.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::permissions;
 use agentbox_contracts::subjects::{
     ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
-    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, ROUTES_BUCKET,
+    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, OUTPUT_STREAM, ROUTES_BUCKET,
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{Context, kv, object_store};
+use async_nats::jetstream::{Context, kv};
 
 use crate::error::BusError;
 use crate::routes::MARKER_TTL;
@@ -19,6 +22,10 @@ const RETENTION: Duration = Duration::from_secs(7 * DAY.as_secs());
 const LIMITS_MAX_AGE: Duration = Duration::from_secs(120);
 /// A second message with the same id within this time is a duplicate.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// How long a service waits for its streams: the provisioner may be starting too.
+const WAIT_DEADLINE: Duration = Duration::from_secs(60);
+/// The wait between two looks for a stream that does not exist yet.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 /// JetStream reserves the sizes below at once, so they must fit on a small machine.
 const MIB: i64 = 1 << 20;
 
@@ -84,19 +91,50 @@ fn limits() -> Config {
     }
 }
 
-/// Creates or updates the streams, buckets and stores that `service` owns.
-pub(crate) async fn ensure(jetstream: &Context, service: &str) -> Result<(), BusError> {
-    match service {
-        "scheduler" => {
-            for config in [commands(), events(), dead_letters()] {
-                ensure_stream(jetstream, config).await?;
-            }
-            ensure_routes(jetstream).await
-        }
-        "exec-proxy" => ensure_output(jetstream).await,
-        "api-gateway" => ensure_stream(jetstream, limits()).await,
-        _ => Ok(()),
+/// An object store. The client library would permit direct reads of it, which JetStream delivers
+/// to any subject ([`permissions`], I3).
+fn output() -> Config {
+    Config {
+        name: OUTPUT_STREAM.to_owned(),
+        description: Some("the last output of ended environments".to_owned()),
+        subjects: vec![
+            format!("$O.{OUTPUT_BUCKET}.C.>"),
+            format!("$O.{OUTPUT_BUCKET}.M.>"),
+        ],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        max_age: RETENTION,
+        max_bytes: 1024 * MIB,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        allow_direct: false,
+        ..Config::default()
     }
+}
+
+/// Creates or updates all streams, buckets and stores.
+pub(crate) async fn provision(jetstream: &Context) -> Result<(), BusError> {
+    for config in [commands(), events(), dead_letters(), limits(), output()] {
+        ensure_stream(jetstream, config).await?;
+    }
+    ensure_routes(jetstream).await
+}
+
+/// Waits until the streams that `service` uses exist.
+pub(crate) async fn wait(jetstream: &Context, service: &str) -> Result<(), BusError> {
+    let started_at = Instant::now();
+    for &stream in permissions::streams_of(service) {
+        while let Err(error) = jetstream.get_stream(stream).await {
+            if started_at.elapsed() > WAIT_DEADLINE {
+                return Err(BusError::nats("waiting for the provisioner's streams")(
+                    error,
+                ));
+            }
+            tracing::info!(stream, error = %ErrorChain(&error), "stream not found; retried");
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+    Ok(())
 }
 
 async fn ensure_stream(jetstream: &Context, config: Config) -> Result<(), BusError> {
@@ -121,26 +159,4 @@ async fn ensure_routes(jetstream: &Context) -> Result<(), BusError> {
         .await
         .map(|_| ())
         .map_err(BusError::nats("creating the route bucket"))
-}
-
-async fn ensure_output(jetstream: &Context) -> Result<(), BusError> {
-    if jetstream.get_object_store(OUTPUT_BUCKET).await.is_ok() {
-        return Ok(());
-    }
-    let created = jetstream
-        .create_object_store(object_store::Config {
-            bucket: OUTPUT_BUCKET.to_owned(),
-            description: Some("the last output of ended environments".to_owned()),
-            max_age: RETENTION,
-            max_bytes: 1024 * MIB,
-            storage: StorageType::File,
-            ..object_store::Config::default()
-        })
-        .await;
-    match created {
-        Ok(_) => Ok(()),
-        // Another replica may have created it meanwhile.
-        Err(_) if jetstream.get_object_store(OUTPUT_BUCKET).await.is_ok() => Ok(()),
-        Err(error) => Err(BusError::nats("creating the output store")(error)),
-    }
 }

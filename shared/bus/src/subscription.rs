@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::ErrorChain;
-use async_nats::connection::State;
-use async_nats::{Client, Subscriber};
+use agentbox_contracts::{ErrorChain, subjects};
+use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::StreamExt;
 
+use crate::client::Client;
 use crate::error::BusError;
 
 /// How long the server may take to confirm a subscription.
@@ -16,28 +16,37 @@ const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 const NO_MORE: u64 = 1_000_000_000_000;
 
 /// Waits until the server has processed everything that `client` has sent. The server works
-/// in order, so a message to this client's own inbox arrives after that. Only a service that
-/// serves requests may publish to its own inbox, so no other can use this.
+/// in order, so its answer to a request without a responder comes after that.
 ///
 /// # Errors
-/// When the server does not answer in time.
+/// When the connection is lost.
 pub(crate) async fn confirm(client: &Client) -> Result<(), BusError> {
     let operation = "confirming subscriptions";
-    let echo = async {
-        let inbox = client.new_inbox();
-        let mut echoes = client
+    let nats = client.nats();
+    let answered = async {
+        let inbox = nats.new_inbox();
+        let mut answers = nats
             .subscribe(inbox.clone())
             .await
             .map_err(BusError::nats(operation))?;
-        client
-            .publish(inbox, Bytes::new())
-            .await
-            .map_err(BusError::nats(operation))?;
-        echoes.next().await.ok_or(BusError::Disconnected).map(drop)
-    };
-    tokio::time::timeout(CONFIRM_DEADLINE, echo)
+        nats.publish_with_reply(
+            subjects::confirmation(client.service()),
+            inbox,
+            Bytes::new(),
+        )
         .await
-        .unwrap_or(Err(BusError::Deadline(CONFIRM_DEADLINE)))
+        .map_err(BusError::nats(operation))?;
+        answers.next().await.ok_or(BusError::Disconnected).map(drop)
+    };
+    match tokio::time::timeout(CONFIRM_DEADLINE, answered).await {
+        Ok(outcome) => outcome,
+        // A user with all permissions that subscribes to all subjects is taken for a responder.
+        Err(_) if client.is_connected() => {
+            tracing::warn!("subscriptions not confirmed by the server in time; continued");
+            Ok(())
+        }
+        Err(_) => Err(BusError::Deadline(CONFIRM_DEADLINE)),
+    }
 }
 
 /// Leaves the queue groups of `subscriptions`. Each still returns the messages that the
@@ -53,7 +62,7 @@ pub(crate) async fn leave(
 ) {
     let mut subscriptions: Vec<_> = subscriptions.into_iter().collect();
     // A lost connection has left the groups anyway, so errors do not matter here.
-    if client.connection_state() == State::Connected {
+    if client.is_connected() {
         for subscription in &mut subscriptions {
             let _ = subscription.unsubscribe_after(NO_MORE).await;
         }

@@ -1,18 +1,53 @@
-//! The subjects that each service may publish and subscribe to. The NATS server's
+//! The subjects that each NATS user may publish and subscribe to. The NATS server's
 //! configuration is generated from this table, for local instances and the Helm chart.
+//!
+//! * I1. Only the provisioner creates and changes streams. A stream that a service could change
+//!   would copy the subjects of another service, or publish to them.
+//! * I2. A service publishes to the inbox of another one only as the reply to a request that the
+//!   server has delivered to it. It cannot send such a request to itself, with a reply subject of
+//!   its choice: no subject is in both of its lists.
+//! * I3. JetStream delivers to any subject that a consumer, a pull or a direct read names, without
+//!   a check of the permissions. So a service that writes a stream's bytes freely, as the
+//!   exec-proxy does, has neither on that stream, and servers accept no such message as a request
+//!   ([`is_inbox`]).
+//!
+//! `shared/bus/tests/bus/permissions.md` lists the effect of this table on every kind of subject.
+
+use serde_json::{Value, json};
 
 use crate::subjects::{
     ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
-    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, PREFIX, ROUTES_BUCKET,
+    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, OUTPUT_STREAM, PREFIX, ROUTES_BUCKET,
+    ROUTES_STREAM, STREAMS, confirmation, service_sessions,
 };
 
 /// The services that log in to NATS.
 pub const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
 
+/// The user that creates and updates the streams and buckets, and does nothing else.
+pub const PROVISIONER: &str = "provisioner";
+
+/// Every user of NATS.
+pub const USERS: [&str; 5] = [
+    SERVICES[0],
+    SERVICES[1],
+    SERVICES[2],
+    SERVICES[3],
+    PROVISIONER,
+];
+
+/// The first characters of every reply subject.
+pub const INBOX: &str = "_INBOX";
+
+/// How long after a request its reply is permitted. It is longer than a server works on a request.
+const REPLY_WITHIN: &str = "3m";
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
+    /// Whether the user may send one reply to each request that it receives.
+    pub replies: bool,
 }
 
 impl Permissions {
@@ -26,72 +61,122 @@ impl Permissions {
         self
     }
 
-    /// The JetStream API calls on one stream, and the acknowledgement of its messages.
-    fn stream(self, stream: &str) -> Self {
-        self.publish([
-            format!("$JS.API.STREAM.*.{stream}"),
-            format!("$JS.API.STREAM.MSG.*.{stream}"),
-            format!("$JS.API.CONSUMER.*.{stream}"),
-            format!("$JS.API.CONSUMER.*.{stream}.>"),
-            format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.>"),
-            format!("$JS.API.CONSUMER.DURABLE.CREATE.{stream}.>"),
-            format!("$JS.API.DIRECT.GET.{stream}"),
-            format!("$JS.API.DIRECT.GET.{stream}.>"),
-            format!("$JS.ACK.{stream}.>"),
-            format!("$JS.FC.{stream}.>"),
-        ])
+    /// The state of a stream.
+    fn stream_info(self, stream: &str) -> Self {
+        self.publish([format!("$JS.API.STREAM.INFO.{stream}")])
     }
 
-    /// Read access to a stream: consumers and reads, without writes or administration.
+    /// The state of a stream, and single messages in JSON.
     fn read_stream(self, stream: &str) -> Self {
-        self.publish([
-            format!("$JS.API.STREAM.INFO.{stream}"),
+        self.stream_info(stream)
+            .publish([format!("$JS.API.STREAM.MSG.GET.{stream}")])
+    }
+
+    /// The state of a stream, and consumers.
+    fn consume_stream(self, stream: &str) -> Self {
+        self.stream_info(stream).publish([
             format!("$JS.API.CONSUMER.CREATE.{stream}"),
             format!("$JS.API.CONSUMER.CREATE.{stream}.>"),
             format!("$JS.API.CONSUMER.DELETE.{stream}.>"),
             format!("$JS.API.CONSUMER.INFO.{stream}.>"),
             format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.>"),
-            format!("$JS.API.DIRECT.GET.{stream}"),
-            format!("$JS.API.DIRECT.GET.{stream}.>"),
             format!("$JS.FC.{stream}.>"),
         ])
     }
-}
 
-/// The prefix of a service's reply subjects. No other service may subscribe to it.
-#[must_use]
-pub fn inbox_prefix(service: &str) -> String {
-    format!("_INBOX_{service}")
-}
+    /// The acknowledgement of the messages of a stream.
+    fn acknowledge(self, stream: &str) -> Self {
+        self.publish([format!("$JS.ACK.{stream}.>")])
+    }
 
-/// `None` for a name that is not in [`SERVICES`].
-#[must_use]
-pub fn for_service(service: &str) -> Option<Permissions> {
-    let inbox = inbox_prefix(service);
-    let base = Permissions::default()
-        .publish(["$JS.API.INFO".to_owned()])
-        .subscribe([format!("{inbox}.>"), format!("{PREFIX}.sess.{service}.>")]);
-    // A server publishes replies to the inbox of each caller, and answers discovery requests.
-    let serve = |permissions: Permissions, rpc: &str| {
+    /// The requests to a service, discovery, and one reply to each request.
+    fn serve(self, service: &str, rpc: &str) -> Self {
+        let mut permissions = self
+            .publish([confirmation(service)])
+            .subscribe([format!("{PREFIX}.rpc.{rpc}.>"), "$SRV.>".to_owned()]);
+        permissions.replies = true;
         permissions
-            .publish(SERVICES.iter().map(|s| format!("{}.>", inbox_prefix(s))))
-            .publish(["_INBOX.>"])
-            .subscribe([format!("{PREFIX}.rpc.{rpc}.>"), "$SRV.>".to_owned()])
-    };
-    Some(match service {
+    }
+
+    /// The form of the NATS server's configuration.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut permissions = json!({
+            "publish": { "allow": self.publish },
+            "subscribe": { "allow": self.subscribe },
+        });
+        if self.replies {
+            permissions["allow_responses"] = json!({ "max": 1, "expires": REPLY_WITHIN });
+        }
+        permissions
+    }
+}
+
+/// The prefix of a user's reply subjects. No other user may subscribe to it.
+#[must_use]
+pub fn inbox_prefix(user: &str) -> String {
+    format!("{INBOX}_{user}")
+}
+
+/// Whether `subject` is the reply subject of a request: of a service, or of a tool such as
+/// `nats`. A message that JetStream delivers has another one or none.
+#[must_use]
+pub fn is_inbox(subject: &str) -> bool {
+    subject
+        .strip_prefix(INBOX)
+        .is_some_and(|rest| rest.starts_with(['.', '_']))
+}
+
+/// The service with which `service` exchanges the frames of sessions.
+#[must_use]
+pub fn session_peer(service: &str) -> Option<&'static str> {
+    match service {
+        "api-gateway" => Some("exec-proxy"),
+        "exec-proxy" => Some("api-gateway"),
+        _ => None,
+    }
+}
+
+/// The streams that a service uses. It waits for them when it starts.
+#[must_use]
+pub fn streams_of(service: &str) -> &'static [&'static str] {
+    match service {
+        "api-gateway" => &[LIMITS_STREAM, EVENTS_STREAM, ROUTES_STREAM],
+        "scheduler" => &[
+            COMMANDS_STREAM,
+            EVENTS_STREAM,
+            DEAD_LETTERS_STREAM,
+            ROUTES_STREAM,
+        ],
+        "exec-proxy" => &[OUTPUT_STREAM],
+        _ => &[],
+    }
+}
+
+/// `None` for a name that is not in [`USERS`].
+#[must_use]
+pub fn for_user(user: &str) -> Option<Permissions> {
+    let sessions_of_peer = session_peer(user).map(|peer| format!("{}>", service_sessions(peer)));
+    let base = Permissions::default().publish(sessions_of_peer).subscribe([
+        format!("{}.>", inbox_prefix(user)),
+        format!("{}>", service_sessions(user)),
+    ]);
+    Some(match user {
         "api-gateway" => base
             .publish([
                 format!("{PREFIX}.rpc.auth.>"),
                 format!("{PREFIX}.rpc.scheduler.>"),
                 format!("{PREFIX}.rpc.exec.>"),
-                format!("{PREFIX}.sess.exec-proxy.>"),
                 ALL_LIMITS.to_owned(),
             ])
-            .stream(LIMITS_STREAM)
-            .read_stream(EVENTS_STREAM)
-            .read_stream(&format!("KV_{ROUTES_BUCKET}")),
-        "auth" => serve(base, "auth").publish([format!("{PREFIX}.rpc.scheduler.delete-owned")]),
-        "scheduler" => serve(base, "scheduler")
+            .stream_info(LIMITS_STREAM)
+            .consume_stream(EVENTS_STREAM)
+            .consume_stream(ROUTES_STREAM),
+        "auth" => base
+            .serve(user, "auth")
+            .publish([format!("{PREFIX}.rpc.scheduler.delete-owned")]),
+        "scheduler" => base
+            .serve(user, "scheduler")
             .publish([
                 ALL_COMMANDS.to_owned(),
                 ALL_EVENTS.to_owned(),
@@ -99,16 +184,24 @@ pub fn for_service(service: &str) -> Option<Permissions> {
                 format!("{PREFIX}.rpc.exec.>"),
                 format!("$KV.{ROUTES_BUCKET}.>"),
             ])
-            .stream(COMMANDS_STREAM)
-            .stream(EVENTS_STREAM)
-            .stream(DEAD_LETTERS_STREAM)
-            .stream(&format!("KV_{ROUTES_BUCKET}")),
-        "exec-proxy" => serve(base, "exec")
+            .consume_stream(COMMANDS_STREAM)
+            .acknowledge(COMMANDS_STREAM)
+            .consume_stream(EVENTS_STREAM)
+            .read_stream(DEAD_LETTERS_STREAM)
+            .read_stream(ROUTES_STREAM),
+        "exec-proxy" => base
+            .serve(user, "exec")
             .publish([
-                format!("{PREFIX}.sess.api-gateway.>"),
                 format!("$O.{OUTPUT_BUCKET}.>"),
+                // The object store removes the chunks of an archive that it has replaced.
+                format!("$JS.API.STREAM.PURGE.{OUTPUT_STREAM}"),
             ])
-            .stream(&format!("OBJ_{OUTPUT_BUCKET}")),
+            .read_stream(OUTPUT_STREAM),
+        PROVISIONER => base
+            .publish(["$JS.API.INFO".to_owned()])
+            .publish(STREAMS.iter().flat_map(|stream| {
+                ["CREATE", "UPDATE", "INFO"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}"))
+            })),
         _ => return None,
     })
 }
@@ -118,36 +211,98 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_known_services_have_permissions() {
-        for service in SERVICES {
-            assert!(for_service(service).is_some(), "{service}");
+    fn only_known_users_have_permissions() {
+        for user in USERS {
+            assert!(for_user(user).is_some(), "{user}");
         }
-        assert_eq!(for_service("boxd"), None);
+        assert_eq!(for_user("boxd"), None);
     }
 
     #[test]
-    fn services_cannot_subscribe_to_other_services_replies_or_sessions() {
-        for service in SERVICES {
-            let permissions = for_service(service).unwrap();
-            for other in SERVICES.iter().filter(|other| **other != service) {
+    fn user_cannot_use_replies_or_sessions_of_other_users() {
+        for user in USERS {
+            let permissions = for_user(user).unwrap();
+            for other in USERS.iter().filter(|other| **other != user) {
                 for subject in &permissions.subscribe {
                     assert!(
                         !subject.starts_with(&inbox_prefix(other)),
-                        "{service}: {subject}"
+                        "{user}: {subject}"
                     );
                     assert!(
                         !subject.contains(&format!("sess.{other}")),
-                        "{service}: {subject}"
+                        "{user}: {subject}"
+                    );
+                }
+                for subject in &permissions.publish {
+                    assert!(
+                        !subject.starts_with(&inbox_prefix(other)),
+                        "{user}: {subject}"
                     );
                 }
             }
-            assert!(
-                !permissions
-                    .subscribe
-                    .iter()
-                    .any(|s| s == ">" || s == "_INBOX.>")
-            );
-            assert!(!permissions.publish.iter().any(|s| s == ">"));
+            for subject in permissions.subscribe.iter().chain(&permissions.publish) {
+                assert!(subject != ">" && subject != "_INBOX.>", "{user}");
+            }
+        }
+    }
+
+    /// Whether a subject matches both, each of which may end with `>`.
+    fn overlap(one: &str, other: &str) -> bool {
+        let (mut one, mut other) = (one.split('.'), other.split('.'));
+        loop {
+            match (one.next(), other.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(a), Some(b)) if a == b => {}
+                _ => return false,
+            }
+        }
+    }
+
+    #[test]
+    fn user_cannot_send_a_request_to_itself() {
+        for user in USERS {
+            let Permissions {
+                publish, subscribe, ..
+            } = for_user(user).unwrap();
+            for sent in &publish {
+                assert!(!sent.contains('*'), "{user}: {sent}");
+                for received in &subscribe {
+                    assert!(!overlap(sent, received), "{user}: {sent} and {received}");
+                }
+            }
+        }
+        assert!(overlap("a.b.>", "a.b.c") && overlap("a.>", "a.b.>"));
+        assert!(!overlap("a.b", "a.b.>") && !overlap("a.b.>", "a.c.>"));
+    }
+
+    #[test]
+    fn service_cannot_change_a_stream() {
+        for service in SERVICES {
+            for subject in for_user(service).unwrap().publish {
+                let verb = subject.strip_prefix("$JS.API.STREAM.");
+                let Some(verb) = verb else { continue };
+                let is_own_purge = verb == format!("PURGE.{OUTPUT_STREAM}");
+                assert!(
+                    verb.starts_with("INFO.") || verb.starts_with("MSG.GET.") || is_own_purge,
+                    "{service}: {subject}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_reply_subjects_are_inboxes() {
+        for inbox in ["_INBOX_api-gateway.x.1", "_INBOX.x"] {
+            assert!(is_inbox(inbox), "{inbox}");
+        }
+        for other in [
+            "",
+            "_INBOX",
+            "_INBOXES.x",
+            "$JS.ACK.ABX_EVENTS.c.1.1.1.1.0",
+            "abx.v1.rpc.auth.login",
+        ] {
+            assert!(!is_inbox(other), "{other}");
         }
     }
 }

@@ -19,8 +19,22 @@ pub const DEAD_LETTERS_STREAM: &str = "ABX_DEAD_LETTERS";
 pub const LIMITS_STREAM: &str = "ABX_LIMITS";
 /// Key-value bucket: environment id to [`crate::environment::Route`].
 pub const ROUTES_BUCKET: &str = "abx_routes";
+/// The stream that holds [`ROUTES_BUCKET`].
+pub const ROUTES_STREAM: &str = "KV_abx_routes";
 /// Object store: environment id to the archived output of an ended environment.
 pub const OUTPUT_BUCKET: &str = "abx_output";
+/// The stream that holds [`OUTPUT_BUCKET`].
+pub const OUTPUT_STREAM: &str = "OBJ_abx_output";
+
+/// Every stream. The provisioner creates them.
+pub const STREAMS: [&str; 6] = [
+    COMMANDS_STREAM,
+    EVENTS_STREAM,
+    DEAD_LETTERS_STREAM,
+    LIMITS_STREAM,
+    ROUTES_STREAM,
+    OUTPUT_STREAM,
+];
 
 /// On a request: when the caller stops waiting, in Unix milliseconds. A server does not
 /// process a request after that time.
@@ -102,6 +116,20 @@ pub fn session(service: &str, instance: &InstanceId, n: u64) -> String {
 #[must_use]
 pub fn process_sessions(service: &str, instance: &InstanceId) -> String {
     format!("{PREFIX}.sess.{service}.{instance}.*")
+}
+
+/// `abx.v1.confirm.<service>`: the service publishes a request here, and nobody may subscribe. The
+/// server's answer that there is no responder confirms that it has processed all earlier messages
+/// of the connection.
+#[must_use]
+pub fn confirmation(service: &str) -> String {
+    format!("{PREFIX}.confirm.{service}")
+}
+
+/// The prefix of the sessions of all processes of one service.
+#[must_use]
+pub fn service_sessions(service: &str) -> String {
+    format!("{PREFIX}.sess.{service}.")
 }
 
 /// A parsed subject: the inverse of the builders above.
@@ -266,6 +294,19 @@ mod tests {
         for (text, parsed) in table {
             assert_eq!(Subject::parse(&text), Some(parsed), "{text}");
         }
+    }
+
+    #[test]
+    fn bucket_streams_have_the_names_that_the_client_library_derives() {
+        assert_eq!(ROUTES_STREAM, format!("KV_{ROUTES_BUCKET}"));
+        assert_eq!(OUTPUT_STREAM, format!("OBJ_{OUTPUT_BUCKET}"));
+    }
+
+    #[test]
+    fn session_subject_has_the_prefix_of_its_service() {
+        let session = session("api-gateway", &InstanceId::random(), 9);
+        assert!(session.starts_with(&service_sessions("api-gateway")));
+        assert!(!session.starts_with(&service_sessions("exec-proxy")));
     }
 
     #[test]

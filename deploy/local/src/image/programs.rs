@@ -1,8 +1,8 @@
-//! Images of built programs: boxd, the four services, and for a test cluster NATS and Postgres.
+//! Images of built programs: boxd, the services, and for a test cluster NATS and Postgres.
 //!
-//! One image contains all four services, and the command of a container names one. They are
+//! One image contains all services, and the command of a container names one. They are
 //! built, tested and released together, they share most of their code, and a node that runs two
-//! of them stores one copy. Four images could have four different versions.
+//! of them stores one copy. Separate images could have different versions.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,7 +78,7 @@ pub(crate) async fn build_boxd_image(boxd: &Path, directory: &Path) -> Result<Ar
     build_program_image(boxd, BOXD, directory).await
 }
 
-/// Builds the image of the four services in a directory of programs, with the libraries of this
+/// Builds the image of the services in a directory of programs, with the libraries of this
 /// machine that they are linked with. If `image` has no tag, it gets one that follows from the
 /// content.
 ///
@@ -89,7 +89,7 @@ pub async fn build_services_image(
     image: &str,
     directory: &Path,
 ) -> Result<Archive, ImageError> {
-    let files = agentbox_contracts::permissions::SERVICES
+    let files = agentbox_contracts::permissions::USERS
         .map(|service| programs.join(format!("agentbox-{service}")));
     let image = with_tag(image, &files)?;
     build("services", image, ("PROGRAMS", programs), directory).await

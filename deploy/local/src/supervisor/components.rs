@@ -75,6 +75,7 @@ pub(super) async fn nats(
             probe(&http, health.clone())
         })
         .await?;
+    nats.create_streams().await?;
     group.state_file().log_step("nats is ready");
     Ok(nats)
 }

@@ -207,8 +207,8 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
     let before = held().await;
     assert_eq!(
         before.len(),
-        SERVICES.len(),
-        "Postgres has one, the gateway another's"
+        SERVICES.len() + 1,
+        "Postgres and the provisioner have one each, the gateway another's"
     );
     let auth = cluster.pods("auth").await;
     let more = [

@@ -72,6 +72,7 @@ fn all_options() -> Value {
             "apiGateway": { "existingSecret": "a" }, "auth": { "existingSecret": "b" },
             "scheduler": { "existingSecret": "c" },
             "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
+            "provisioner": { "existingSecret": "e" },
         },
         "nats": { "enabled": false, "url": "tls://nats.example:4222" },
         "postgres": { "enabled": false },

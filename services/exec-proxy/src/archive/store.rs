@@ -1,4 +1,8 @@
 //! Archives in the JetStream object store.
+//!
+//! They are read message by message. The client library reads an object with a consumer, and
+//! the exec-proxy may not create one: JetStream would deliver the archive's bytes, which a box has
+//! written, to any subject that the consumer names.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,18 +10,15 @@ use std::time::Duration;
 use agentbox_bus::Bus;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
-use agentbox_contracts::subjects::OUTPUT_BUCKET;
-use async_nats::jetstream::object_store::{
-    GetErrorKind, InfoErrorKind, ObjectMetadata, ObjectStore,
-};
-use tokio::io::AsyncReadExt as _;
+use agentbox_contracts::subjects::{OUTPUT_BUCKET, OUTPUT_STREAM};
+use async_nats::jetstream::object_store::{InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 
 use crate::archive::object::{self, MalformedLine};
 
 /// The deadline of each operation on the object store.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// More than [`super::ARCHIVE_BYTES`] can take as JSON, in bytes.
-const MAX_OBJECT_BYTES: u64 = 16 * 1024 * 1024;
+const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;
 /// The metadata key of the last entry's sequence.
 const LAST_SEQUENCE: &str = "last_sequence";
 const ENTRIES: &str = "entries";
@@ -35,6 +36,11 @@ pub enum ArchiveError {
     Encode(#[from] serde_json::Error),
     #[error("the archive is malformed")]
     Malformed(#[from] MalformedLine),
+    /// For example because it was replaced while it was read.
+    #[error("the archive has {found} bytes instead of {expected}")]
+    Incomplete { found: usize, expected: usize },
+    #[error("the archive has {0} bytes, more than {max}", max = MAX_OBJECT_BYTES)]
+    TooLarge(usize),
 }
 
 /// The archives of every cluster. Clones share the bus.
@@ -57,14 +63,7 @@ impl Archive {
     pub async fn put(&self, id: &EnvironmentId, entries: &[LogEntry]) -> Result<u64, ArchiveError> {
         let store = self.store().await?;
         let last = entries.last().map_or(0, |entry| entry.sequence);
-        let stored = bounded("look up an object", async {
-            match store.info(id.as_str()).await {
-                Ok(info) => Ok(Some(info.metadata)),
-                Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            }
-        })
-        .await?;
+        let stored = look_up(&store, id).await?.map(|info| info.metadata);
         let number = |metadata: &HashMap<String, String>, key: &str| {
             metadata
                 .get(key)
@@ -100,19 +99,47 @@ impl Archive {
     /// When the object store fails or misses the deadline, or the object is malformed.
     pub async fn get(&self, id: &EnvironmentId) -> Result<Option<Vec<LogEntry>>, ArchiveError> {
         let store = self.store().await?;
-        let found = bounded("get an object", async {
-            match store.get(id.as_str()).await {
-                Ok(found) => Ok(Some(found)),
-                Err(error) if error.kind() == GetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            }
-        })
-        .await?;
-        let Some(found) = found else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let mut reader = found.take(MAX_OBJECT_BYTES);
-        bounded("read an object", reader.read_to_end(&mut bytes)).await?;
+        let Some(info) = look_up(&store, id).await? else {
+            return Ok(None);
+        };
+        let bytes = tokio::time::timeout(DEADLINE, self.read(&info))
+            .await
+            .map_err(|_| ArchiveError::Deadline("read an object"))??;
         Ok(Some(object::decode(&bytes)?))
+    }
+
+    /// The chunks of an object, one after the other.
+    async fn read(&self, info: &ObjectInfo) -> Result<Vec<u8>, ArchiveError> {
+        if info.size > MAX_OBJECT_BYTES {
+            return Err(ArchiveError::TooLarge(info.size));
+        }
+        let stream = bounded(
+            "open the bucket",
+            self.bus.jetstream().get_stream_no_info(OUTPUT_STREAM),
+        )
+        .await?;
+        let subject = format!("$O.{OUTPUT_BUCKET}.C.{}", info.nuid);
+        let mut bytes = Vec::with_capacity(info.size);
+        let mut next = 1;
+        for _ in 0..info.chunks {
+            let chunk = bounded(
+                "read an object",
+                stream.get_first_raw_message_by_subject(&subject, next),
+            )
+            .await?;
+            next = chunk.sequence + 1;
+            bytes.extend_from_slice(&chunk.payload);
+            if bytes.len() > info.size {
+                break;
+            }
+        }
+        if bytes.len() != info.size {
+            return Err(ArchiveError::Incomplete {
+                found: bytes.len(),
+                expected: info.size,
+            });
+        }
+        Ok(bytes)
     }
 
     async fn store(&self) -> Result<ObjectStore, ArchiveError> {
@@ -122,6 +149,22 @@ impl Archive {
         )
         .await
     }
+}
+
+/// The description of an archive; `None` when there is none.
+async fn look_up(
+    store: &ObjectStore,
+    id: &EnvironmentId,
+) -> Result<Option<ObjectInfo>, ArchiveError> {
+    bounded("look up an object", async {
+        match store.info(id.as_str()).await {
+            Ok(info) if info.deleted => Ok(None),
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    })
+    .await
 }
 
 async fn bounded<T, E>(

@@ -195,7 +195,6 @@ async fn bus_that_does_not_answer_holds_no_connection_or_lock() {
     let database = database().await;
     let (system, nats) = TestNats::own().await.unwrap();
     let bus = self::bus(&nats, "scheduler").await;
-    bus.ensure_streams("scheduler").await.unwrap();
     let shutdown = CancellationToken::new();
     let (outbox, relay) = outbox(database.store.clone(), bus.clone());
     let relay = tokio::spawn(relay.run(shutdown.clone()));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::permissions::is_inbox;
 use agentbox_contracts::subjects;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::server::Served;
+use crate::client::Client;
 use crate::message::is_past_deadline;
 use crate::{metrics, trace};
 
@@ -44,7 +46,19 @@ impl InFlight {
     }
 
     /// Starts a request, or refuses it. Does not wait.
+    ///
+    /// Ignores a message whose reply subject is not an inbox: JetStream has delivered it for a
+    /// service that may not send it, or its reply would be a message that its sender may not send.
     pub(super) fn start(&self, message: Message) {
+        if !message.reply.as_deref().is_some_and(is_inbox) {
+            metrics::rpc_ignored();
+            tracing::warn!(
+                subject = %message.subject,
+                reply = message.reply.as_deref().unwrap_or_default(),
+                "request ignored: its reply subject is not an inbox"
+            );
+            return;
+        }
         let served = self.served.clone();
         let subject = message.subject.as_str();
         if !served.endpoints.contains_key(subject) {
@@ -72,8 +86,8 @@ impl InFlight {
         });
     }
 
-    pub(super) fn client(&self) -> &async_nats::Client {
-        self.served.client.nats()
+    pub(super) fn client(&self) -> &Client {
+        &self.served.client
     }
 
     pub(super) fn len(&self) -> usize {

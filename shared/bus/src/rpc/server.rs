@@ -140,7 +140,7 @@ impl Server {
                 .map_err(BusError::nats(operation))?;
             requests.push(subscription);
         }
-        confirm(client).await?;
+        confirm(&served.client).await?;
         Ok(Listening { requests, served })
     }
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::rpc::SessionRpc;
 use agentbox_contracts::subjects;
-use async_nats::Subscriber;
+use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use tracing::Span;
@@ -28,13 +28,14 @@ pub struct Acceptor<S> {
 impl<S: SessionRpc> Acceptor<S> {
     /// Serves sessions of `cluster`, together with the other members of the queue group.
     pub(crate) async fn subscribe(hub: &Hub, cluster: &str, queue: &str) -> Result<Self, BusError> {
-        let client = hub.client().nats();
-        let requests = client
+        let requests = hub
+            .client()
+            .nats()
             .queue_subscribe(subjects::exec_rpc(cluster, S::METHOD), queue.to_owned())
             .await
             .map_err(BusError::nats("subscribing to session requests"))?;
         // After this the caller may report that it is ready.
-        confirm(client).await?;
+        confirm(hub.client()).await?;
         Ok(Self {
             hub: hub.clone(),
             requests,
@@ -47,7 +48,10 @@ impl<S: SessionRpc> Acceptor<S> {
     pub async fn next(&mut self) -> Option<Incoming<S>> {
         loop {
             let message = self.requests.next().await?;
-            let Some(peer) = message.reply.clone() else {
+            // As of a forged request: its reply subject is not a session of an opener.
+            let is_opener = |peer: &Subject| self.hub.is_peer(peer);
+            let Some(peer) = message.reply.clone().filter(is_opener) else {
+                metrics::session_foreign_frame();
                 continue;
             };
             if is_past_deadline(message.headers.as_ref()) {
@@ -74,7 +78,7 @@ impl<S: SessionRpc> Acceptor<S> {
 
     /// Leaves the queue group: its other members get the next requests.
     pub async fn stop(&mut self) {
-        leave(self.hub.client().nats(), [&mut self.requests]).await;
+        leave(self.hub.client(), [&mut self.requests]).await;
     }
 }
 

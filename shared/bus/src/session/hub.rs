@@ -9,6 +9,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions::session_peer;
 use agentbox_contracts::rpc::SessionRpc;
 use agentbox_contracts::subjects::{self, Subject};
 use async_nats::{HeaderMap, Message, StatusCode};
@@ -43,6 +44,8 @@ pub(crate) struct Hub {
 pub(crate) struct Inner {
     pub(super) client: Client,
     service: &'static str,
+    /// The prefix of the subjects to which frames may be sent.
+    peers: Option<String>,
     instance: InstanceId,
     next: AtomicU64,
     table: Table,
@@ -57,6 +60,14 @@ impl Inner {
 
     fn subject(&self, number: u64) -> String {
         subjects::session(self.service, &self.instance, number)
+    }
+
+    /// Whether frames may be sent to `subject`. A permission violation would stop the service, so
+    /// it answers no frame with another reply subject.
+    fn is_peer(&self, subject: &str) -> bool {
+        self.peers
+            .as_ref()
+            .is_some_and(|prefix| subject.starts_with(prefix))
     }
 
     pub(super) fn remove(&self, number: u64) {
@@ -84,7 +95,7 @@ impl Inner {
         } else if let Some(frame) = Frame::decode(message.payload) {
             Inbound::Frame {
                 frame,
-                from: message.reply.clone(),
+                from: message.reply.filter(|from| self.is_peer(from)),
             }
         } else {
             metrics::session_malformed_frame();
@@ -156,6 +167,7 @@ impl Hub {
             inner: Arc::new(Inner {
                 client,
                 service,
+                peers: session_peer(service).map(subjects::service_sessions),
                 instance,
                 next: AtomicU64::new(1),
                 table: Mutex::default(),
@@ -180,6 +192,10 @@ impl Hub {
 
     pub(super) fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    pub(super) fn is_peer(&self, subject: &str) -> bool {
+        self.inner.is_peer(subject)
     }
 
     pub(crate) fn is_connected(&self) -> bool {

@@ -13,8 +13,7 @@ async fn concurrent_increments_by_two_replicas_count_once_each() {
         connect(&nats, "api-gateway").await,
         connect(&nats, "api-gateway").await,
     );
-    one.ensure_streams("api-gateway").await.unwrap();
-    two.ensure_streams("api-gateway").await.unwrap();
+    one.wait_for_streams("api-gateway").await.unwrap();
     let subject = subjects::limit(&cluster(), "exec", 1);
     let increments = (0..1000).map(|n| {
         let bus = if n % 2 == 0 { &one } else { &two };

@@ -11,9 +11,10 @@ use futures::StreamExt;
 use crate::support::{DEADLINE, connect, within};
 
 async fn parties(nats: &NatsEndpoint) -> (Bus, Bus) {
-    let scheduler = connect(nats, "scheduler").await;
-    scheduler.ensure_streams("scheduler").await.unwrap();
-    (scheduler, connect(nats, "api-gateway").await)
+    (
+        connect(nats, "scheduler").await,
+        connect(nats, "api-gateway").await,
+    )
 }
 
 fn event(id: &EnvironmentId, kind: EventKind) -> EnvironmentEvent {

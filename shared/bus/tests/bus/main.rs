@@ -8,6 +8,7 @@
 mod connection;
 mod counter;
 mod events;
+mod permissions;
 mod requests;
 mod routes;
 mod session;

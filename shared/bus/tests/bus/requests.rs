@@ -169,13 +169,55 @@ async fn request_past_its_deadline_is_not_processed() {
     headers.insert(HEADER_DEADLINE, "1");
     let client = parties.gateway.client();
     client
-        .publish_with_headers(parties.subject(), headers, "1".into())
+        .publish_with_reply_and_headers(parties.subject(), client.new_inbox(), headers, "1".into())
         .await
         .unwrap();
     // Sent after it on the same connection, so the server has received both.
     assert_eq!(parties.ask(2).await, Ok(2));
     served.stop().await;
     assert_eq!(started.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reply_after_reconnect_does_not_stop_the_server() {
+    let parties = Parties::new().await;
+    let (started, may_reply) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = {
+        let (started, may_reply) = (started.clone(), may_reply.clone());
+        move |n: u64| {
+            let (started, may_reply) = (started.clone(), may_reply.clone());
+            async move {
+                started.add_permits(1);
+                if n == 1 {
+                    let _permit = may_reply.acquire().await.unwrap();
+                }
+                Ok::<u64, Error>(n)
+            }
+        }
+    };
+    let served = parties.serve(handler).await;
+    let deadline = Duration::from_secs(2);
+    let first = parties
+        .gateway
+        .call_cluster::<Echo>(&parties.cluster, &1, deadline);
+    let reconnect = async {
+        let _permit = within(DEADLINE, started.acquire()).await.unwrap();
+        let mut reconnects = parties.proxy.reconnects();
+        parties.proxy.client().force_reconnect().await.unwrap();
+        within(DEADLINE, reconnects.changed()).await.unwrap();
+        may_reply.add_permits(1);
+    };
+    let (first, ()) = tokio::join!(first, reconnect);
+    // The server permits a reply only on the connection that has received the request.
+    assert_eq!(first.unwrap_err().code, ErrorCode::Timeout);
+    assert_eq!(parties.ask(2).await, Ok(2));
+    let violation = parties.proxy.violated();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), violation)
+            .await
+            .is_err()
+    );
+    served.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

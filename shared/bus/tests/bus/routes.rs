@@ -11,13 +11,15 @@ use async_nats::jetstream::kv::Store;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{connect, eventually, eventually_async};
+use crate::support::{connect, connect_with_all_access, eventually, eventually_async};
 
 /// A route bucket on a NATS of its own, because the tests read the whole bucket.
 struct Table {
     _system: System,
     nats: NatsEndpoint,
     scheduler: Bus,
+    /// May also change streams.
+    admin: Bus,
 }
 
 struct Mirror {
@@ -31,16 +33,19 @@ impl Table {
     async fn new() -> Self {
         let (system, nats) = TestNats::own().await.unwrap();
         let scheduler = connect(&nats, "scheduler").await;
+        let admin = connect_with_all_access(&nats).await;
         Self {
             _system: system,
             nats,
             scheduler,
+            admin,
         }
     }
 
-    async fn with_bucket() -> Self {
+    async fn without_bucket() -> Self {
         let table = Self::new().await;
-        table.scheduler.ensure_streams("scheduler").await.unwrap();
+        let jetstream = table.admin.jetstream();
+        jetstream.delete_key_value(ROUTES_BUCKET).await.unwrap();
         table
     }
 
@@ -96,7 +101,7 @@ fn route() -> Route {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mirror_reads_stored_routes_and_follows_changes() {
-    let table = Table::with_bucket().await;
+    let table = Table::new().await;
     let (kept, route_of_kept) = table.put().await;
     let (deleted, _) = table.put().await;
     table.scheduler.delete_route(&deleted).await.unwrap();
@@ -120,10 +125,10 @@ async fn mirror_reads_stored_routes_and_follows_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mirror_of_empty_or_later_bucket_becomes_synced() {
-    let table = Table::new().await;
+    let table = Table::without_bucket().await;
     let mirror = table.mirror().await;
     assert!(!mirror.routes.is_synced());
-    table.scheduler.ensure_streams("scheduler").await.unwrap();
+    table.admin.provision().await.unwrap();
     mirror.synced().await;
     assert!(mirror.routes.is_empty());
     let (id, route) = table.put().await;
@@ -134,7 +139,7 @@ async fn mirror_of_empty_or_later_bucket_becomes_synced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_route_leaves_marker_that_expires() {
-    let table = Table::with_bucket().await;
+    let table = Table::new().await;
     let (id, _) = table.put().await;
     table.scheduler.delete_route(&id).await.unwrap();
     let bucket = table.bucket().await;
@@ -159,17 +164,17 @@ async fn deleted_route_leaves_marker_that_expires() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bucket_without_marker_expiry_is_updated() {
-    let table = Table::new().await;
+    let table = Table::without_bucket().await;
     let old = async_nats::jetstream::kv::Config {
         bucket: ROUTES_BUCKET.to_owned(),
         history: 1,
         ..Default::default()
     };
-    let jetstream = table.scheduler.jetstream();
+    let jetstream = table.admin.jetstream();
     jetstream.create_key_value(old).await.unwrap();
     let (kept, route) = table.put().await;
-    table.scheduler.ensure_streams("scheduler").await.unwrap();
-    table.scheduler.ensure_streams("scheduler").await.unwrap();
+    table.admin.provision().await.unwrap();
+    table.admin.provision().await.unwrap();
     let (deleted, _) = table.put().await;
     table.scheduler.delete_route(&deleted).await.unwrap();
     let mirror = table.mirror().await;
@@ -181,13 +186,15 @@ async fn bucket_without_marker_expiry_is_updated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reconnected_mirror_removes_routes_deleted_without_marker() {
-    let table = Table::with_bucket().await;
+    let table = Table::new().await;
     let (gone, _) = table.put().await;
     let mirror = table.mirror().await;
     mirror.synced().await;
     assert!(mirror.routes.get(&gone).is_some());
     // As when its marker has expired during an outage: a watch does not report that.
-    table.bucket().await.stream.purge().await.unwrap();
+    let jetstream = table.admin.jetstream();
+    let bucket = jetstream.get_key_value(ROUTES_BUCKET).await.unwrap();
+    bucket.stream.purge().await.unwrap();
     let (kept, _) = table.put().await;
     mirror.gateway.client().force_reconnect().await.unwrap();
     let is_read_again = || mirror.routes.get(&gone).is_none() && mirror.routes.get(&kept).is_some();

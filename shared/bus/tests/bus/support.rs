@@ -6,6 +6,7 @@ use std::time::Duration;
 use agentbox_bus::{Acceptor, Bus, BusConfig, Session};
 use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions::PROVISIONER;
 use agentbox_contracts::rpc::SessionRpc;
 use agentbox_contracts::subjects;
 use agentbox_testing::{NatsEndpoint, TestNats};
@@ -34,6 +35,20 @@ pub async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
         user: service.to_owned(),
         password: nats.passwords[service].clone(),
         service,
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap()
+}
+
+/// A connection with all permissions.
+pub async fn connect_with_all_access(nats: &NatsEndpoint) -> Bus {
+    let (user, password) = nats.all_access();
+    Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        user: user.to_owned(),
+        password: password.to_owned(),
+        service: PROVISIONER,
         instance: InstanceId::random(),
     })
     .await

@@ -29,7 +29,6 @@ struct Commands {
 impl Commands {
     async fn new() -> Self {
         let bus = connect(&TestNats::shared().await.unwrap(), "scheduler").await;
-        bus.ensure_streams("scheduler").await.unwrap();
         Self {
             bus,
             cluster: cluster(),

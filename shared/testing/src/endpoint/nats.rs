@@ -14,7 +14,7 @@ pub struct NatsEndpoint {
     pub url: String,
     /// The base URL of the monitoring endpoints, such as `/healthz`.
     pub monitor_url: String,
-    /// Passwords by user: each service, and [`ALL_ACCESS_USER`].
+    /// Passwords by user: each service, the provisioner, and [`ALL_ACCESS_USER`].
     pub passwords: BTreeMap<String, String>,
 }
 

@@ -166,7 +166,6 @@ fn process() {
         })
         .await
         .unwrap();
-        bus.ensure_streams("exec-proxy").await.unwrap();
         let limits = Limits {
             sessions_per_box: 8,
             session_grace: Duration::from_secs(2),

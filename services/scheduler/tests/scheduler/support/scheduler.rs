@@ -39,11 +39,9 @@ pub async fn bus(nats: &NatsEndpoint, service: &'static str) -> Bus {
     Bus::connect(config).await.unwrap()
 }
 
-/// The scheduler's bus, with its streams, on the server that tests share.
+/// The scheduler's bus on the server that tests share.
 pub async fn shared_bus() -> Bus {
-    let bus = bus(&TestNats::shared().await.unwrap(), "scheduler").await;
-    bus.ensure_streams("scheduler").await.unwrap();
-    bus
+    bus(&TestNats::shared().await.unwrap(), "scheduler").await
 }
 
 pub fn settings() -> Settings {
@@ -85,7 +83,6 @@ impl Replica {
         settings: Settings,
     ) -> Self {
         let bus = bus(nats, "scheduler").await;
-        bus.ensure_streams("scheduler").await.unwrap();
         let overcommit = Overcommit {
             cpu: 1_000.0,
             memory: 1_000.0,

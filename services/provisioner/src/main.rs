@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    agentbox_service::main("provisioner", agentbox_provisioner::run)
+}
