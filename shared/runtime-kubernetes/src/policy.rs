@@ -81,7 +81,7 @@ fn egress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
     if !open.is_empty() {
         rules.push(json!({ "to": open }));
     }
-    if policy.allow_internet || policy.allow_cluster_internal {
+    if policy.allow_internet {
         rules.push(json!({ "to": resolvers(config), "ports": [
             { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
         ]}));
@@ -192,6 +192,22 @@ mod tests {
             json!([{ "protocol": "TCP", "port": DEFAULT_PORT }])
         );
         assert_eq!(ingress[0]["from"][1]["ipBlock"]["cidr"], "10.9.0.1/32");
+    }
+
+    #[test]
+    fn resolvers_are_open_with_internet_access_only() {
+        for (allow_internet, allow_cluster_internal) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let spec = spec(&NetworkPolicy {
+                allow_internet,
+                allow_cluster_internal,
+                ..Default::default()
+            });
+            let rules = spec["egress"].as_array().unwrap();
+            let opens_dns = rules.iter().any(|rule| rule["ports"][0]["port"] == DNS);
+            assert_eq!(opens_dns, allow_internet, "{spec}");
+        }
     }
 
     #[test]
