@@ -52,6 +52,13 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// The keys of the nodes' labels that a `node_selector` may have, beside the cluster's own
+    /// `labels`. Default none.
+    #[serde(default)]
+    pub allowed_node_labels: Vec<String>,
+    /// The tolerations that a request may have. Default none.
+    #[serde(default)]
+    pub allowed_tolerations: Vec<AllowedToleration>,
     /// Pull secrets of the system namespace, which are copied to each box's namespace.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
@@ -89,6 +96,19 @@ pub struct Config {
     /// Milliseconds for a connection to a boxd. Default 2000.
     #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
+}
+
+/// A taint that requests may tolerate.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowedToleration {
+    pub key: String,
+    /// Absent: every value, and the operator `Exists`.
+    #[serde(default)]
+    pub value: Option<String>,
+    /// Absent: every effect.
+    #[serde(default)]
+    pub effect: Option<String>,
 }
 
 /// How `/boxd` gets into a box.
@@ -176,6 +196,10 @@ impl Config {
         if self.cluster_cidrs.is_empty() {
             return Err(ConfigError::Empty("cluster_cidrs"));
         }
+        // A toleration without a key tolerates every taint.
+        if self.allowed_tolerations.iter().any(|t| t.key.is_empty()) {
+            return Err(ConfigError::Empty("allowed_tolerations.key"));
+        }
         for (field, value) in [
             ("cpu_overcommit", self.cpu_overcommit),
             ("memory_overcommit", self.memory_overcommit),
@@ -209,6 +233,7 @@ pub(crate) mod tests {
         config.validate().unwrap();
         assert_eq!(config.system_namespace, "agentbox-system");
         assert!(config.default_allow_internet);
+        assert!(config.allowed_node_labels.is_empty() && config.allowed_tolerations.is_empty());
     }
 
     #[test]
@@ -220,6 +245,7 @@ pub(crate) mod tests {
             ("boxd_image", serde_json::json!("")),
             ("cluster_cidrs", serde_json::json!([])),
             ("memory_overcommit", serde_json::json!(0)),
+            ("allowed_tolerations", serde_json::json!([{ "key": "" }])),
         ] {
             let mut json = minimal();
             json[field] = value.clone();

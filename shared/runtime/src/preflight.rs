@@ -57,6 +57,28 @@ pub fn check_runtime_class<'a>(
     })
 }
 
+/// The error for a value of a request that the cluster's operator does not allow.
+#[must_use]
+pub fn not_allowed<'a>(
+    field: &'static str,
+    value: &str,
+    allowed: impl IntoIterator<Item = &'a str>,
+) -> PreflightError {
+    let allowed: Vec<&str> = allowed.into_iter().collect();
+    let allowed = if allowed.is_empty() {
+        "nothing".to_owned()
+    } else {
+        allowed.join(", ")
+    };
+    PreflightError {
+        field,
+        message: format!(
+            "`{}` is not allowed on this cluster; it allows: {allowed}",
+            printable(value)
+        ),
+    }
+}
+
 /// The error for a selector that no node matches.
 #[must_use]
 pub fn no_node_matches(selector: &str) -> PreflightError {
@@ -109,6 +131,23 @@ mod tests {
         ] {
             let got = check_spec(&spec).err().map(|error| error.field);
             assert_eq!(got, field, "{spec:?}");
+        }
+    }
+
+    #[test]
+    fn value_that_is_not_allowed_returns_the_allowed_ones() {
+        for (allowed, expected) in [
+            (
+                &[][..],
+                "node_selector: `disk` is not allowed on this cluster; it allows: nothing",
+            ),
+            (
+                &["gpu", "zone"],
+                "node_selector: `disk` is not allowed on this cluster; it allows: gpu, zone",
+            ),
+        ] {
+            let error = not_allowed("node_selector", "disk\n", allowed.iter().copied());
+            assert_eq!(error.to_string(), expected);
         }
     }
 
