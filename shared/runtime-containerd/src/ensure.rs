@@ -188,7 +188,7 @@ impl Context {
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.states.save(lock, id, state).await?;
         let output = self.output_directory(id);
-        let (pids, limits) = (spec.resources.pids, sandbox::limits(spec));
+        let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
         cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
@@ -235,7 +235,7 @@ impl Context {
         let within = Duration::from_secs(self.config.sandbox_deadline_s);
         let deadline = Instant::now() + within;
         loop {
-            let handler = sandbox::runtime_handler(spec);
+            let handler = sandbox::runtime_handler(&self.config, spec);
             match self.cri.run_sandbox(config.clone(), handler, within).await {
                 Ok(id) => return Ok(id),
                 // containerd is still creating or removing the sandbox of a killed `ensure`. The

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use agentbox_runtime::preflight::{check_runtime_class, check_spec, no_node_matches, not_allowed};
+use agentbox_runtime::preflight::{
+    check_runtime_class, check_spec, is_allowed_runtime_class, no_node_matches, not_allowed,
+};
 use agentbox_runtime::{BoxSpec, PreflightError, Toleration};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::Api;
@@ -13,13 +15,16 @@ use crate::context::Context;
 use crate::pod::node_selector;
 
 impl Context {
-    /// Checks a spec. When the API server does not answer, runtime classes and node labels are not
-    /// checked: the box then waits for the API server.
+    /// Checks a spec. When the API server does not answer, the cluster's runtime classes and nodes
+    /// are not checked: the box then waits for the API server.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let selector = node_selector(&self.config, spec);
         check_allowed(&self.config, &selector, &spec.tolerations)?;
         let classes = match &spec.isolation.runtime_class {
-            Some(_) => self.runtime_classes().await.ok(),
+            Some(_) => {
+                let available = self.runtime_classes().await.ok();
+                available.or_else(|| self.config.allowed_runtime_classes.clone())
+            }
             None => None,
         };
         let nodes = match selector.is_empty() {
@@ -29,10 +34,16 @@ impl Context {
         check(spec, &selector, nodes.as_deref(), classes.as_deref())
     }
 
+    /// The RuntimeClasses that a request may name.
     pub async fn runtime_classes(&self) -> Result<Vec<String>, ApiError> {
         let classes: Api<RuntimeClass> = Api::all(self.cluster.client().await?.clone());
         let found = self.cluster.list(&classes, None).await?;
-        Ok(found.into_iter().filter_map(|c| c.metadata.name).collect())
+        let allowed = self.config.allowed_runtime_classes.as_deref();
+        Ok(found
+            .into_iter()
+            .filter_map(|class| class.metadata.name)
+            .filter(|class| is_allowed_runtime_class(class, allowed))
+            .collect())
     }
 
     async fn node_labels(&self) -> Result<Vec<BTreeMap<String, String>>, ApiError> {

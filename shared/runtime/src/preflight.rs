@@ -35,7 +35,13 @@ pub fn check_spec(spec: &BoxSpec) -> Result<(), PreflightError> {
     Ok(())
 }
 
-/// Checks a runtime class against those that the cluster has.
+/// Whether the operator allows a runtime class. Without a list every class is allowed.
+#[must_use]
+pub fn is_allowed_runtime_class(class: &str, allowed: Option<&[String]>) -> bool {
+    allowed.is_none_or(|allowed| allowed.iter().any(|one| one == class))
+}
+
+/// Checks a runtime class against those that the cluster has and its operator allows.
 ///
 /// # Errors
 /// When the cluster does not have it.
@@ -148,6 +154,23 @@ mod tests {
         ] {
             let error = not_allowed("node_selector", "disk\n", allowed.iter().copied());
             assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn every_runtime_class_is_allowed_without_a_list() {
+        let only_gvisor = ["gvisor".to_owned()];
+        for (class, allowed, expected) in [
+            ("runc", None, true),
+            ("runc", Some(&[][..]), false),
+            ("runc", Some(&only_gvisor[..]), false),
+            ("gvisor", Some(&only_gvisor[..]), true),
+        ] {
+            assert_eq!(
+                is_allowed_runtime_class(class, allowed),
+                expected,
+                "{class}"
+            );
         }
     }
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 })))]
 #[serde(deny_unknown_fields)]
 pub struct Isolation {
-    /// The name of a Kubernetes RuntimeClass, or of a CRI runtime handler. Default: the
-    /// cluster's standard runtime.
+    /// The name of a Kubernetes RuntimeClass, or of a CRI runtime handler. The operator decides
+    /// which may be named. Default: the cluster's standard runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
