@@ -195,7 +195,8 @@ impl Context {
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
-        let (network, seccomp) = self.read_sandbox(&sandbox).await?;
+        let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
+        network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;

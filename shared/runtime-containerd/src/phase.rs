@@ -189,6 +189,7 @@ mod tests {
             address: "10.160.0.5".parse().unwrap(),
             mac: String::new(),
             port: String::new(),
+            owner: None,
         });
         state
     }

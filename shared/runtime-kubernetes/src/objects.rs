@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agentbox_box_protocol::variables;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use serde_json::{Value, json};
 
@@ -31,11 +31,11 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
 
 pub fn namespace(
     config: &Config,
-    id: &EnvironmentId,
+    spec: &BoxSpec,
     generation: i64,
     policy: &NetworkPolicy,
 ) -> Value {
-    let mut labels = labels::box_labels(&config.deployment, id);
+    let mut labels = labels::owned_labels(&config.deployment, spec);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
@@ -48,19 +48,25 @@ pub fn namespace(
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
-            "name": namespace_of(id),
+            "name": namespace_of(&spec.id),
             "labels": labels,
             "annotations": annotations,
         },
     })
 }
 
-pub fn network_policy(config: &Config, id: &EnvironmentId, policy: &NetworkPolicy) -> Value {
+/// The policy of a box. Without an `owner` it opens no other box.
+pub fn network_policy(
+    config: &Config,
+    id: &EnvironmentId,
+    owner: Option<&UserId>,
+    policy: &NetworkPolicy,
+) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(config, id, MAIN),
-        "spec": policy::spec(policy, config),
+        "spec": policy::spec(policy, owner, config),
     })
 }
 

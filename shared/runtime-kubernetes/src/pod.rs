@@ -86,7 +86,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "metadata": {
             "name": MAIN,
             "namespace": namespace_of(&spec.id),
-            "labels": labels::pod_labels(&config.deployment, spec),
+            "labels": labels::owned_labels(&config.deployment, spec),
             "annotations": labels::annotations(spec),
         },
         "spec": body,

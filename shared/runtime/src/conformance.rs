@@ -42,6 +42,8 @@ pub struct Subject<D> {
     /// An image with `python3` 3.9 or later and `/bin/cat`: a Debian.
     pub python: String,
     pub differences: Differences,
+    /// The owner of the boxes of [`Subject::spec`].
+    owner: UserId,
     created: Mutex<Vec<EnvironmentId>>,
 }
 
@@ -120,6 +122,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             image: image.into(),
             python: "python:3.11-slim".to_owned(),
             differences: Differences::default(),
+            owner: UserId::random(),
             created: Mutex::default(),
         }
     }
@@ -134,6 +137,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// The spec of a small box with a new id, which [`Self::clean`] removes.
     pub fn spec(&self) -> BoxSpec {
         let spec = example_spec(|spec| {
+            spec.owner.clone_from(&self.owner);
             spec.image.clone_from(&self.image);
             spec.resources.cpu = MilliCpu(1_000);
             spec.resources.storage = Bytes(64 << 20);
@@ -323,6 +327,7 @@ macro_rules! conformance_tests {
             hostile: setuid_program_gains_root_only_when_allowed,
             network: other_box_is_unreachable_by_default,
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
+            network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
         }
     };

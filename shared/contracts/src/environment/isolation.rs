@@ -63,7 +63,8 @@ pub struct NetworkPolicy {
         value_type = Vec<IngressPort>, example = json!([8080]), max_items = 64
     ))]
     pub allowed_ingress_ports: Vec<u16>,
-    /// Allow connections to and from the other environments of the same cluster. Default: false.
+    /// Allow connections to and from the other environments of the same owner in the same cluster,
+    /// if they allow it too. Default: false.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(example = false, default = false))]
     pub allow_cluster_internal: bool,
