@@ -28,7 +28,7 @@ use crate::error::io_failure;
 use crate::image::{self, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, output, phase, sandbox, seccomp};
+use crate::{cgroup, container, output, phase, sandbox, seccomp, user_files};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -213,15 +213,17 @@ impl Context {
                 .map_err(EnsureError::from)
         };
         let create = async {
-            self.cri
-                .create_container(&sandbox, container_config, sandbox_config)
+            let creation = self
+                .cri
+                .create_container(&sandbox, container_config, sandbox_config);
+            user_files::while_creating(creation)
                 .await
                 .map_err(|error| start_failure(spec, error))
         };
         let ((), container) = tokio::try_join!(install, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
-        self.cri
-            .start_container(&container, deadline)
+        let start = self.cri.start_container(&container, deadline);
+        user_files::while_starting(&container, start)
             .await
             .map_err(|error| start_failure(spec, error))?;
         self.wait_until_ready(id, &container, &network, lock, state)

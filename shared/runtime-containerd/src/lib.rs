@@ -17,6 +17,7 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] decides.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
+//! * [`user_files`] ends reads of containerd that an image blocks.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -46,6 +47,7 @@ mod repair;
 mod sandbox;
 mod seccomp;
 mod storage;
+mod user_files;
 mod watch;
 
 pub use config::{Config, ConfigError};
