@@ -25,6 +25,7 @@ use crate::image::{Archive, ImageError, Images};
 use crate::network::{self, NetworkError, bridge_name};
 
 pub mod addons;
+mod admission;
 pub(crate) mod api;
 pub(crate) mod build;
 mod configuration;

@@ -144,6 +144,11 @@ impl Replica {
 
 /// The content of the clusters file.
 pub(crate) fn clusters_file(clusters: &[Cluster]) -> String {
+    let clusters: Vec<Cluster> = clusters
+        .iter()
+        .cloned()
+        .map(Cluster::for_services)
+        .collect();
     json!({ "clusters": clusters }).to_string()
 }
 

@@ -40,6 +40,17 @@ fn report_unavailable(error: &BusError) -> Error {
     )
 }
 
+/// The subjects of the events that a caller may see. A key that is limited to environments sees some
+/// of them: [`is_visible`].
+fn visible_subjects(visibility: &Visibility) -> String {
+    match visibility {
+        Visibility::All => subjects::ALL_EVENTS.to_owned(),
+        Visibility::Owner(owner) | Visibility::Listed { owner, .. } => {
+            subjects::owner_events(owner)
+        }
+    }
+}
+
 fn is_visible(visibility: &Visibility, event: &EnvironmentEvent) -> bool {
     match visibility {
         Visibility::All => true,
@@ -79,10 +90,10 @@ fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error
 
 /// List or follow the events of an environment
 ///
-/// Returns one page of the kept events, newest first. With `follow=true` the answer is a stream
-/// of server-sent events, oldest first: the kept ones, then new ones as they happen. The event
-/// `end` follows the last one. The event `gap` comes first if events after `Last-Event-ID` are no
-/// longer kept.
+/// Returns one page of the kept events, newest first; the newest 10,000 can be listed. With
+/// `follow=true` the answer is a stream of server-sent events, oldest first: the kept ones, then new
+/// ones as they happen. The event `end` follows the last one. The event `gap` comes first if events
+/// after `Last-Event-ID` are no longer kept.
 #[utoipa::path(get, operation_id = "listEnvironmentEvents", path = "/environments/{id}/events", tag = "events",
     params(EnvironmentParameter, EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
@@ -132,9 +143,10 @@ pub(crate) async fn list_for_environment(
 /// List or follow the events of all environments
 ///
 /// Returns one page of the kept events of every environment that the caller may see, newest
-/// first. With `follow=true` the answer is a stream of server-sent events: new ones as they
-/// happen, or all after `Last-Event-ID`. The event `gap` comes first if events after
-/// `Last-Event-ID` are no longer kept; the caller may have been allowed to see them or not.
+/// first; the newest 10,000 can be listed. With `follow=true` the answer is a stream of server-sent
+/// events: new ones as they happen, or all after `Last-Event-ID`. The event `gap` comes first if
+/// events after `Last-Event-ID` are no longer kept; the caller may have been allowed to see them or
+/// not.
 #[utoipa::path(get, operation_id = "listEvents", path = "/events", tag = "events",
     params(EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, example = 4711,
@@ -148,19 +160,19 @@ pub(crate) async fn list_all(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let visible = visibility(&principal);
-    let filter = subjects::ALL_EVENTS;
+    let filter = visible_subjects(&visible);
     if !query.follow {
         // An invalid page is refused before the events are read.
         page(query.limit, query.offset)?;
         return Ok(list(
-            stored::read_matching(&gateway, filter, &visible).await?,
+            stored::read_matching(&gateway, &filter, &visible).await?,
             &query,
         )?);
     }
     let last = sse::last_event_id(&headers)?;
     let bounds = stored::bounds(&gateway).await?;
     let from = last.unwrap_or(bounds.last).saturating_add(1);
-    let stream = stored::open_from(&gateway, filter.to_owned(), from).await?;
+    let stream = stored::open_from(&gateway, filter, from).await?;
     let grant = StreamGrant::Listing(visible.clone());
     let source = Follower::all(stream, last, visible).with_gap(bounds.has_gap_from(from));
     Ok(sse::answer("events", gateway, principal, grant, source))
@@ -200,6 +212,19 @@ mod tests {
             stored(Status::Running),
             stored(Status::Terminated)
         ]));
+    }
+
+    #[test]
+    fn callers_read_the_subjects_of_their_own_events() {
+        let owner = UserId::random();
+        let own = format!("abx.v1.evt.env.{owner}.>");
+        let listed = Visibility::Listed {
+            owner: owner.clone(),
+            only: vec![EnvironmentId::random()],
+        };
+        assert_eq!(visible_subjects(&Visibility::Owner(owner)), own);
+        assert_eq!(visible_subjects(&listed), own);
+        assert_eq!(visible_subjects(&Visibility::All), "abx.v1.evt.env.>");
     }
 
     #[test]

@@ -7,8 +7,11 @@
 //! namespace the kernel kills the processes that are left.
 
 use std::ffi::OsString;
+use std::fs::{Permissions, set_permissions};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,11 +84,17 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let background = TaskTracker::new();
     background.spawn(Arc::clone(&reaper).run(child_signals, stop.clone()));
 
+    if let Some(directory) = &settings.output_dir {
+        close_to_others(directory, 0o700);
+    }
     if let Some(path) = &settings.termination_file
         && let Err(error) = Termination::reserve(path)
     {
         // The end may still be written later.
         stderr::line(&format!("boxd: {error}"));
+    }
+    if let Some(path) = &settings.termination_file {
+        close_to_others(path, 0o600);
     }
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());
@@ -156,6 +165,17 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     background.close();
     background.wait().await;
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Closes boxd's own files to the box's other users. Only the owner may do so: a boxd that is not
+/// root leaves the driver's mode, and all processes of its box have its user.
+fn close_to_others(path: &Path, mode: u32) {
+    match set_permissions(path, Permissions::from_mode(mode)) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+            stderr::line(&format!("boxd: closing {}: {error}", path.display()));
+        }
+        _ => {}
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, InitError> {

@@ -94,11 +94,13 @@ pub struct CreateEnvironment {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Labels)]
     pub labels: BTreeMap<String, String>,
-    /// Labels that a node must have to run the environment. Default: any node.
+    /// Labels that a node must have to run the environment. The operator decides which labels may
+    /// be used. Default: any node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Labels)]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that the environment tolerates, at most 64. Default: none.
+    /// Taints of nodes that the environment tolerates, at most 64. The operator decides which
+    /// taints may be tolerated. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(
         example = json!([{"key": "dedicated", "operator": "Exists"}]),

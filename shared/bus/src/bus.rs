@@ -285,12 +285,17 @@ impl Bus {
         events::read(&self.inner.client, filter, from_sequence).await
     }
 
-    /// Whether any stored event matches `filter`, so that a replay would return something.
+    /// Reads the newest `max` of the stored events whose subject matches `filter`, and those that
+    /// follow. `None` when none is stored.
     ///
     /// # Errors
     /// When JetStream cannot be reached.
-    pub async fn has_events(&self, filter: &str) -> Result<bool, BusError> {
-        events::any(&self.inner.client, filter).await
+    pub async fn newest_events(
+        &self,
+        filter: String,
+        max: u64,
+    ) -> Result<Option<EventStream>, BusError> {
+        events::read_newest(&self.inner.client, filter, max).await
     }
 
     /// Writes the route of an environment.

@@ -9,8 +9,9 @@ use agentbox_contracts::environment::EnvironmentEvent;
 use agentbox_contracts::subjects::{self, EVENTS_STREAM};
 use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
+use async_nats::jetstream::stream::Stream as StoredStream;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
@@ -116,7 +117,7 @@ pub(crate) async fn publish(
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
     trace::inject(&Span::current(), &mut headers);
-    let subject = subjects::event(&event.environment_id, event.kind);
+    let subject = subjects::event(&event.owner, &event.environment_id, event.kind);
     let ack = client
         .jetstream()
         .publish_with_headers(subject, headers, body.into())
@@ -155,12 +156,76 @@ pub(crate) async fn read(
     })
 }
 
+/// Reads the newest `max` of the stored events that match `filter`, and those that follow. `None`
+/// when none is stored.
+pub(crate) async fn read_newest(
+    client: &Client,
+    filter: String,
+    max: u64,
+) -> Result<Option<EventStream>, BusError> {
+    let stored = count(client, &filter, 0).await?;
+    if stored == 0 {
+        return Ok(None);
+    }
+    let from = if stored > max {
+        newest_sequence(client, &filter, max).await?
+    } else {
+        0
+    };
+    read(client, filter, from).await.map(Some)
+}
+
+/// Finds the lowest sequence from which at most `max` events match `filter`. JetStream seeks by
+/// sequence only, so this halves the range until one is left.
+async fn newest_sequence(client: &Client, filter: &str, max: u64) -> Result<u64, BusError> {
+    let stream = client.jetstream().get_stream(EVENTS_STREAM).await;
+    let stream = stream.map_err(BusError::nats(READING))?;
+    let state = &stream.cached_info().state;
+    let (mut low, mut high) = (state.first_sequence, state.last_sequence);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if count(client, filter, middle).await? > max {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+/// How many stored events match `filter`, from `from_sequence` on.
+async fn count(client: &Client, filter: &str, from_sequence: u64) -> Result<u64, BusError> {
+    let stream = events_stream(client).await?;
+    let consumer = create_consumer(&stream, filter, from_sequence).await?;
+    let info = consumer.cached_info();
+    // Best effort: the server deletes a consumer that nobody uses.
+    let _ = stream.delete_consumer(&info.name).await;
+    Ok(info.num_pending)
+}
+
 async fn consume(client: &Client, filter: &str, from_sequence: u64) -> Result<Ordered, BusError> {
-    let stream = client
+    let stream = events_stream(client).await?;
+    create_consumer(&stream, filter, from_sequence)
+        .await?
+        .messages()
+        .await
+        .map_err(BusError::nats(READING))
+}
+
+async fn events_stream(client: &Client) -> Result<StoredStream<()>, BusError> {
+    client
         .jetstream()
         .get_stream_no_info(EVENTS_STREAM)
         .await
-        .map_err(BusError::nats(READING))?;
+        .map_err(BusError::nats(READING))
+}
+
+/// Creates a consumer of the events that match `filter`. 0 is the sequence of the oldest event.
+async fn create_consumer(
+    stream: &StoredStream<()>,
+    filter: &str,
+    from_sequence: u64,
+) -> Result<Consumer<OrderedConfig>, BusError> {
     let deliver_policy = match from_sequence {
         0 => DeliverPolicy::All,
         start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
@@ -172,24 +237,7 @@ async fn consume(client: &Client, filter: &str, from_sequence: u64) -> Result<Or
             ..OrderedConfig::default()
         })
         .await
-        .map_err(BusError::nats(READING))?
-        .messages()
-        .await
         .map_err(BusError::nats(READING))
-}
-
-/// Whether any stored event matches `filter`.
-pub(crate) async fn any(client: &Client, filter: &str) -> Result<bool, BusError> {
-    let stream = client
-        .jetstream()
-        .get_stream_no_info(EVENTS_STREAM)
-        .await
-        .map_err(BusError::nats(READING))?;
-    let mut subjects = stream
-        .info_with_subjects(filter)
-        .await
-        .map_err(BusError::nats(READING))?;
-    Ok(subjects.next().await.is_some())
 }
 
 impl Stream for EventStream {

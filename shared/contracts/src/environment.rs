@@ -263,7 +263,7 @@ impl EventKind {
     }
 }
 
-/// The body of a message on `abx.v1.evt.env.<id>.<kind>`.
+/// The body of a message on `abx.v1.evt.env.<owner>.<id>.<kind>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentEvent {
     pub environment_id: EnvironmentId,

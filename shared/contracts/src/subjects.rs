@@ -4,7 +4,7 @@
 //! No text from a user is part of a subject: tokens are ids, cluster names and constants.
 
 use crate::environment::EventKind;
-use crate::ids::{EnvironmentId, InstanceId};
+use crate::ids::{EnvironmentId, InstanceId, UserId};
 
 /// The prefix of every subject: the product and the version of this contract.
 pub const PREFIX: &str = "abx.v1";
@@ -72,16 +72,22 @@ pub fn cluster_commands(cluster: &str) -> String {
 
 pub const ALL_COMMANDS: &str = "abx.v1.cmd.env.>";
 
-/// `abx.v1.evt.env.<id>.<kind>`
+/// `abx.v1.evt.env.<owner>.<id>.<kind>`
 #[must_use]
-pub fn event(id: &EnvironmentId, kind: EventKind) -> String {
-    format!("{PREFIX}.evt.env.{id}.{}", kind.as_str())
+pub fn event(owner: &UserId, id: &EnvironmentId, kind: EventKind) -> String {
+    format!("{PREFIX}.evt.env.{owner}.{id}.{}", kind.as_str())
 }
 
 /// A wildcard for the events of one environment.
 #[must_use]
 pub fn environment_events(id: &EnvironmentId) -> String {
-    format!("{PREFIX}.evt.env.{id}.*")
+    format!("{PREFIX}.evt.env.*.{id}.*")
+}
+
+/// A wildcard for the events of the environments of one owner.
+#[must_use]
+pub fn owner_events(owner: &UserId) -> String {
+    format!("{PREFIX}.evt.env.{owner}.>")
 }
 
 pub const ALL_EVENTS: &str = "abx.v1.evt.env.>";
@@ -149,6 +155,7 @@ pub enum Subject {
         id: EnvironmentId,
     },
     Event {
+        owner: UserId,
         id: EnvironmentId,
         kind: String,
     },
@@ -177,7 +184,7 @@ impl Subject {
             Self::Rpc { service, method } => rpc(service, method),
             Self::ExecRpc { method, .. } => exec_rpc("{cluster}", method),
             Self::Command { .. } => format!("{PREFIX}.cmd.env.{{cluster}}.{{op}}.{{id}}"),
-            Self::Event { kind, .. } => format!("{PREFIX}.evt.env.{{id}}.{kind}"),
+            Self::Event { kind, .. } => format!("{PREFIX}.evt.env.{{owner}}.{{id}}.{kind}"),
             Self::DeadLetter { .. } => format!("{PREFIX}.dlq.{{subject}}"),
             Self::Limit { category, .. } => {
                 format!("{PREFIX}.limit.{{principal}}.{category}.{{window}}")
@@ -208,7 +215,8 @@ impl Subject {
                 op: (*op).to_owned(),
                 id: id.parse().ok()?,
             },
-            ["evt", "env", id, kind] => Self::Event {
+            ["evt", "env", owner, id, kind] => Self::Event {
+                owner: owner.parse().ok()?,
                 id: id.parse().ok()?,
                 kind: (*kind).to_owned(),
             },
@@ -238,6 +246,7 @@ mod tests {
     fn built_subjects_parse_back() {
         let id = EnvironmentId::random();
         let instance = InstanceId::random();
+        let owner = UserId::random();
         let table = [
             (
                 rpc("auth", "login"),
@@ -262,8 +271,9 @@ mod tests {
                 },
             ),
             (
-                event(&id, EventKind::Running),
+                event(&owner, &id, EventKind::Running),
                 Subject::Event {
+                    owner: owner.clone(),
                     id: id.clone(),
                     kind: "running".into(),
                 },
@@ -319,7 +329,8 @@ mod tests {
             "abx.v1.rpc..x",
             "abx.v1.dlq",
             "abx.v2.rpc.a.b",
-            "abx.v1.evt.env.nope.running",
+            "abx.v1.evt.env.nope.nope.running",
+            "abx.v1.evt.env.env-0123456789abcdef.running",
         ] {
             assert_eq!(Subject::parse(text), None, "{text}");
         }

@@ -240,13 +240,14 @@ fn events_routes_and_errors_match_snapshot() {
 #[test]
 fn subjects_match_snapshot() {
     let id = ENV.parse().unwrap();
+    let owner = USER.parse().unwrap();
     let instance = "inst-0123456789abcdef".parse().unwrap();
     let command = subjects::command("local", "reconcile", &id);
     let built = [
         subjects::rpc("auth", "login"),
         subjects::exec_rpc("local", BoxSession::METHOD),
         command.clone(),
-        subjects::event(&id, EventKind::Running),
+        subjects::event(&owner, &id, EventKind::Running),
         subjects::dead_letter(&command),
         subjects::limit("user-1", "exec", 7),
         subjects::session("api-gateway", &instance, 9),
@@ -262,7 +263,7 @@ fn subjects_match_snapshot() {
         "subjects and their templates": templates,
         "wildcards": [
             subjects::ALL_COMMANDS, subjects::cluster_commands("local"),
-            subjects::ALL_EVENTS, subjects::environment_events(&id),
+            subjects::ALL_EVENTS, subjects::environment_events(&id), subjects::owner_events(&owner),
             subjects::process_sessions("api-gateway", &instance),
             subjects::ALL_DEAD_LETTERS, subjects::ALL_LIMITS,
         ],

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
+use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
@@ -46,6 +47,12 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// The runtime class of a box whose request names none. Absent: the cluster's own default.
+    #[serde(default)]
+    pub default_runtime_class: Option<String>,
+    /// The runtime classes that a request may name. Absent: every class of the cluster.
+    #[serde(default)]
+    pub allowed_runtime_classes: Option<Vec<String>>,
     /// The nftables program. Default `nft`, looked for in the sbin directories too.
     #[serde(default = "nft")]
     pub nft: PathBuf,
@@ -88,6 +95,8 @@ pub enum ConfigError {
     Bridge(String),
     #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },
+    #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
+    DefaultRuntimeClass(String),
 }
 
 impl Config {
@@ -126,6 +135,11 @@ impl Config {
                     path: path.clone(),
                 });
             }
+        }
+        if let Some(class) = &self.default_runtime_class
+            && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
+        {
+            return Err(ConfigError::DefaultRuntimeClass(class.clone()));
         }
         Ok(())
     }
@@ -176,6 +190,22 @@ mod tests {
             json[field] = value.into();
             let config: Config = serde_json::from_value(json).unwrap();
             assert!(config.validate().is_err(), "{field}={value}");
+        }
+    }
+
+    #[test]
+    fn default_runtime_class_must_be_allowed() {
+        for (allowed, is_valid) in [
+            (serde_json::Value::Null, true),
+            (serde_json::json!(["gvisor"]), true),
+            (serde_json::json!(["runc"]), false),
+            (serde_json::json!([]), false),
+        ] {
+            let mut json = minimal();
+            json["default_runtime_class"] = "gvisor".into();
+            json["allowed_runtime_classes"] = allowed.clone();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{allowed}");
         }
     }
 

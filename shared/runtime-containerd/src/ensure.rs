@@ -35,7 +35,7 @@ use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp};
+use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp, user_files};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -208,7 +208,7 @@ impl Context {
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.states.save(lock, id, state).await?;
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
-        let (pids, limits) = (spec.resources.pids, sandbox::limits(spec));
+        let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
         cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
@@ -217,7 +217,8 @@ impl Context {
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
-        let (network, seccomp) = self.read_sandbox(&sandbox).await?;
+        let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
+        network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
@@ -237,15 +238,17 @@ impl Context {
                 .map_err(EnsureError::from)
         };
         let create = async {
-            self.cri
-                .create_container(&sandbox, container_config, sandbox_config)
+            let creation = self
+                .cri
+                .create_container(&sandbox, container_config, sandbox_config);
+            user_files::while_creating(creation)
                 .await
                 .map_err(container_error)
         };
         let ((), container) = tokio::try_join!(install, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
-        self.cri
-            .start_container(&container, deadline)
+        let start = self.cri.start_container(&container, deadline);
+        user_files::while_starting(&container, start)
             .await
             .map_err(container_error)?;
         self.wait_until_ready(id, &container, &network, lock, state)
@@ -270,7 +273,7 @@ impl Context {
         let within = Duration::from_secs(self.config.sandbox_deadline_s);
         let deadline = Instant::now() + within;
         loop {
-            let handler = sandbox::runtime_handler(spec);
+            let handler = sandbox::runtime_handler(&self.config, spec);
             match self.cri.run_sandbox(config.clone(), handler, within).await {
                 Ok(id) => return Ok(id),
                 // containerd is still creating or removing the sandbox of a killed `ensure`. The

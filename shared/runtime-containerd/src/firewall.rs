@@ -109,6 +109,10 @@ impl Firewall {
         if let Some(network) = network
             && self.load(&self.ruleset.remove(id, network)).await.is_ok()
         {
+            if let Some(script) = self.ruleset.remove_owner_set(network) {
+                // Best effort: the kernel refuses it while a rule of another box uses the set.
+                let _ = self.load(&script).await;
+            }
             return Ok(());
         }
         // The network is unknown or outdated: the elements that nft lists are removed.

@@ -18,6 +18,7 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
+//! * [`user_files`] ends reads of containerd that an image blocks.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -50,6 +51,7 @@ mod sandbox;
 mod seccomp;
 mod storage;
 mod tmpfs;
+mod user_files;
 mod watch;
 
 pub use config::{Config, ConfigError};

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use agentbox_contracts::ids::UserId;
 use serde::{Deserialize, Serialize};
 
-/// The addresses and the bridge port of a box.
+/// The addresses and the bridge port of a box, and its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoxNetwork {
     pub address: Ipv4Addr,
@@ -13,6 +14,10 @@ pub struct BoxNetwork {
     pub mac: String,
     /// The host's end of the box's veth pair: its port on the bridge.
     pub port: String,
+    /// The owner, whose other boxes a policy may open. `None` in a state file of an older version:
+    /// no box is opened then.
+    #[serde(default)]
+    pub owner: Option<UserId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +60,7 @@ struct AddressConfig {
 }
 
 impl BoxNetwork {
-    /// Reads the `info` that containerd adds to a verbose sandbox status.
+    /// Reads the `info` that containerd adds to a verbose sandbox status. It has no owner.
     ///
     /// # Errors
     /// When the box's interface, address or port is missing.
@@ -88,6 +93,7 @@ impl BoxNetwork {
             address,
             mac: inside.mac.to_lowercase(),
             port: port.clone(),
+            owner: None,
         }
         .checked()
     }
@@ -148,6 +154,7 @@ mod tests {
                 address: Ipv4Addr::new(10, 160, 0, 5),
                 mac: "0a:58:0a:a0:00:05".into(),
                 port: "veth1234".into(),
+                owner: None,
             }
         );
     }

@@ -22,7 +22,8 @@ const MAX_FILES: u32 = 64;
 /// # Errors
 /// As [`tmpfs::mount_fresh`].
 pub fn mount_fresh(directory: &Path) -> io::Result<()> {
-    // Any user may write, because the box may run as any user.
+    // Any user may write, because the box may run as any user. A boxd that is root closes it to the
+    // box's other users before their first process.
     let options = format!(
         "size={},nr_inodes={MAX_FILES},mode=0777",
         output::DIRECTORY_BYTES

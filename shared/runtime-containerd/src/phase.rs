@@ -132,8 +132,11 @@ fn ended(ending: &Ending) -> (ExitReason, String) {
 
 fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation) -> BoxPhase {
     let finished_at = DateTime::<Utc>::from_timestamp_nanos(status.finished_at);
-    let termination = observation.termination.as_ref();
-    let exit_code = termination.map_or(status.exit_code, |termination| termination.exit_code);
+    // boxd exits with the code of its command. A report with another code was changed by a process of
+    // the box, or boxd was killed after it: the runtime's code counts.
+    let exit_code = status.exit_code;
+    let report = observation.termination.as_ref();
+    let agreed = report.filter(|report| report.exit_code == exit_code);
     let (reason, message) = if let Some(ending) = &state.ending {
         ended(ending)
     } else if status.reason == LOST {
@@ -142,18 +145,18 @@ fn exited(status: &ContainerStatus, state: &BoxState, observation: &Observation)
             "containerd lost the container".to_owned(),
         )
     } else if (observation.out_of_memory && exit_code == KILLED)
-        || termination.is_some_and(|termination| termination.oom_killed)
+        || agreed.is_some_and(|report| report.oom_killed)
         || (status.reason == OOM_KILLED && exit_code == KILLED)
     {
         (
             ExitReason::OomKilled,
             "the main command exceeded the memory limit".to_owned(),
         )
-    } else if let Some(termination) = termination {
-        let message = match termination.message.as_str() {
-            "" => status.message.as_str(),
-            message => message,
-        };
+    } else if report.is_some() {
+        let message = agreed
+            .map(|report| report.message.as_str())
+            .filter(|message| !message.is_empty());
+        let message = message.unwrap_or(&status.message);
         (ExitReason::Exited, message.to_owned())
     } else {
         // The code is the box's own, not the command's.
@@ -189,6 +192,7 @@ mod tests {
             address: "10.160.0.5".parse().unwrap(),
             mac: String::new(),
             port: String::new(),
+            owner: None,
         });
         state
     }
@@ -266,6 +270,22 @@ mod tests {
                 Some(termination(3, false)),
                 3,
                 ExitReason::Exited,
+            ),
+            (
+                "with a forged report",
+                state(true),
+                gone(7, "Error"),
+                Some(termination(0, true)),
+                7,
+                ExitReason::Exited,
+            ),
+            (
+                "killed after its report",
+                stopped.clone(),
+                gone(137, "Error"),
+                Some(termination(0, false)),
+                137,
+                ExitReason::Stopped,
             ),
             (
                 "without a report",

@@ -2,26 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentbox_runtime::preflight::{check_runtime_class, check_spec, no_node_matches};
+use agentbox_runtime::preflight::{
+    check_runtime_class, check_spec, is_allowed_runtime_class, no_node_matches,
+};
 use agentbox_runtime::{BoxSpec, PreflightError};
 
 use crate::context::Context;
 use crate::cri::CriError;
 
 impl Context {
-    /// Checks a spec. When containerd does not answer, its runtime handlers are not checked: the
+    /// Checks a spec. When containerd does not answer, its own runtime handlers are not checked: the
     /// box then waits for containerd.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
         let handlers = match &spec.isolation.runtime_class {
-            Some(_) => self.runtime_handlers().await.ok(),
+            Some(_) => {
+                let available = self.runtime_handlers().await.ok();
+                let allowed = self.config.allowed_runtime_classes.as_ref();
+                available.or_else(|| allowed.map(|classes| classes.iter().cloned().collect()))
+            }
             None => None,
         };
         check(spec, &node_labels(&self.config.labels), handlers.as_ref())
     }
 
-    /// The CRI runtime handlers in containerd's configuration.
+    /// The CRI runtime handlers in containerd's configuration that a request may name.
     pub async fn runtime_handlers(&self) -> Result<BTreeSet<String>, CriError> {
-        Ok(handlers_in(&self.cri.configuration().await?))
+        let mut handlers = handlers_in(&self.cri.configuration().await?);
+        let allowed = self.config.allowed_runtime_classes.as_deref();
+        handlers.retain(|handler| is_allowed_runtime_class(handler, allowed));
+        Ok(handlers)
     }
 }
 

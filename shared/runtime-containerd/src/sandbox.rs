@@ -68,15 +68,21 @@ fn runtime_default() -> SecurityProfile {
     }
 }
 
+/// The requested runtime class, else the operator's default.
+fn runtime_class<'a>(config: &'a Config, spec: &'a BoxSpec) -> Option<&'a str> {
+    let requested = spec.isolation.runtime_class.as_deref();
+    requested.or(config.default_runtime_class.as_deref())
+}
+
 /// The CRI runtime handler of a spec; empty for containerd's default.
-pub fn runtime_handler(spec: &BoxSpec) -> String {
-    spec.isolation.runtime_class.clone().unwrap_or_default()
+pub fn runtime_handler(config: &Config, spec: &BoxSpec) -> String {
+    runtime_class(config, spec).unwrap_or_default().to_owned()
 }
 
 /// The limits of the cgroup above the box. Only a runtime with a kernel of its own needs them:
 /// every one but runc.
-pub fn limits(spec: &BoxSpec) -> Option<SandboxLimits> {
-    let class = spec.isolation.runtime_class.as_deref();
+pub fn limits(config: &Config, spec: &BoxSpec) -> Option<SandboxLimits> {
+    let class = runtime_class(config, spec);
     class.filter(|class| *class != RUNC).map(|_| SandboxLimits {
         memory_bytes: spec.resources.memory.0,
         cpu_quota_us: container::cpu_quota_us(spec.resources.cpu),

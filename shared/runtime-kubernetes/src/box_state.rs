@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{FailureReason, NetworkPolicy, RuntimeError};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Namespace;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{ApiError, namespace_of};
 use crate::context::Context;
+use crate::labels;
 use crate::timestamps::from_kubernetes;
 
 pub const GENERATION: &str = "agentbox.dev/generation";
@@ -50,6 +51,8 @@ pub struct BoxState {
     pub created_at: DateTime<Utc>,
     /// The network policy that it was created with.
     pub policy: Option<NetworkPolicy>,
+    /// `None` for a box of an older version.
+    pub owner: Option<UserId>,
     pub failure: Option<Failure>,
     /// The last failure that the kubelet retries.
     pub blocked: Option<BlockedSince>,
@@ -83,6 +86,10 @@ impl BoxState {
             policy: annotations
                 .get(NETWORK_POLICY)
                 .and_then(|text| serde_json::from_str(text).ok()),
+            owner: metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(labels::OWNER)?.parse().ok()),
             failure: failure.map(|reason| Failure {
                 reason,
                 message: annotations

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
+use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -52,6 +53,19 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// The runtime class of a box whose request names none. Absent: the cluster's own default.
+    #[serde(default)]
+    pub default_runtime_class: Option<String>,
+    /// The runtime classes that a request may name. Absent: every class of the cluster.
+    #[serde(default)]
+    pub allowed_runtime_classes: Option<Vec<String>>,
+    /// The keys of the nodes' labels that a `node_selector` may have, beside the cluster's own
+    /// `labels`. Default none.
+    #[serde(default)]
+    pub allowed_node_labels: Vec<String>,
+    /// The tolerations that a request may have. Default none.
+    #[serde(default)]
+    pub allowed_tolerations: Vec<AllowedToleration>,
     /// Pull secrets of the system namespace, which are copied to each box's namespace.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
@@ -89,6 +103,19 @@ pub struct Config {
     /// Milliseconds for a connection to a boxd. Default 2000.
     #[serde(default = "defaults::connect_deadline_ms")]
     pub connect_deadline_ms: u64,
+}
+
+/// A taint that requests may tolerate.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowedToleration {
+    pub key: String,
+    /// Absent: every value, and the operator `Exists`.
+    #[serde(default)]
+    pub value: Option<String>,
+    /// Absent: every effect.
+    #[serde(default)]
+    pub effect: Option<String>,
 }
 
 /// How `/boxd` gets into a box.
@@ -151,6 +178,8 @@ pub enum ConfigError {
     Empty(&'static str),
     #[error("{0}: must be at least 1, is 0")]
     Overcommit(&'static str),
+    #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
+    DefaultRuntimeClass(String),
 }
 
 impl Config {
@@ -175,6 +204,15 @@ impl Config {
         // Without it a policy could open the cluster's own network.
         if self.cluster_cidrs.is_empty() {
             return Err(ConfigError::Empty("cluster_cidrs"));
+        }
+        if let Some(class) = &self.default_runtime_class
+            && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
+        {
+            return Err(ConfigError::DefaultRuntimeClass(class.clone()));
+        }
+        // A toleration without a key tolerates every taint.
+        if self.allowed_tolerations.iter().any(|t| t.key.is_empty()) {
+            return Err(ConfigError::Empty("allowed_tolerations.key"));
         }
         for (field, value) in [
             ("cpu_overcommit", self.cpu_overcommit),
@@ -209,6 +247,7 @@ pub(crate) mod tests {
         config.validate().unwrap();
         assert_eq!(config.system_namespace, "agentbox-system");
         assert!(config.default_allow_internet);
+        assert!(config.allowed_node_labels.is_empty() && config.allowed_tolerations.is_empty());
     }
 
     #[test]
@@ -220,11 +259,28 @@ pub(crate) mod tests {
             ("boxd_image", serde_json::json!("")),
             ("cluster_cidrs", serde_json::json!([])),
             ("memory_overcommit", serde_json::json!(0)),
+            ("allowed_tolerations", serde_json::json!([{ "key": "" }])),
         ] {
             let mut json = minimal();
             json[field] = value.clone();
             let config: Config = serde_json::from_value(json).unwrap();
             assert!(config.validate().is_err(), "{field}={value}");
+        }
+    }
+
+    #[test]
+    fn default_runtime_class_must_be_allowed() {
+        for (allowed, is_valid) in [
+            (serde_json::Value::Null, true),
+            (serde_json::json!(["gvisor"]), true),
+            (serde_json::json!(["runc"]), false),
+            (serde_json::json!([]), false),
+        ] {
+            let mut json = minimal();
+            json["default_runtime_class"] = "gvisor".into();
+            json["allowed_runtime_classes"] = allowed.clone();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{allowed}");
         }
     }
 

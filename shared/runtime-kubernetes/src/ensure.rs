@@ -67,7 +67,7 @@ impl Context {
         let policy = spec.isolation.network_policy.clone();
         let policy = policy
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
-        let state = self.claim(id, generation, &policy).await?;
+        let state = self.claim(spec, generation, &policy).await?;
         let may_create = state.failure.is_none() && state.started_at.is_none() && !state.is_stopped;
         if may_create && self.needs_pod(id).await? {
             match self.create(spec, &policy, deadline).await {
@@ -105,12 +105,13 @@ impl Context {
     /// Brings the box's namespace to this generation; creates it if there is none.
     async fn claim(
         &self,
-        id: &EnvironmentId,
+        spec: &BoxSpec,
         generation: i64,
         policy: &NetworkPolicy,
     ) -> Result<BoxState, RuntimeError> {
+        let id = &spec.id;
         let namespaces = self.cluster.namespaces().await?;
-        let manifest = objects::namespace(&self.config, id, generation, policy);
+        let manifest = objects::namespace(&self.config, spec, generation, policy);
         let namespace: Namespace =
             serde_json::from_value(manifest).map_err(|error| cluster_error(&error.to_string()))?;
         for _ in 0..ATTEMPTS {
@@ -165,7 +166,7 @@ impl Context {
             self.cluster.system_services(),
         )?;
         let manifests = (
-            objects::network_policy(config, id, policy, &nodes),
+            objects::network_policy(config, id, Some(&spec.owner), policy, &nodes),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),

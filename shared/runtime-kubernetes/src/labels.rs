@@ -10,7 +10,7 @@ use agentbox_runtime::BoxSpec;
 
 pub const DEPLOYMENT: &str = "agentbox.dev/deployment";
 pub const BOX: &str = "agentbox.dev/box";
-const OWNER: &str = "agentbox.dev/owner";
+pub const OWNER: &str = "agentbox.dev/owner";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const USER_PREFIX: &str = "user.agentbox.dev/";
 /// Kubernetes refuses an object whose annotations are more than 256 KiB.
@@ -30,8 +30,8 @@ pub fn box_labels(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, Stri
     ])
 }
 
-/// The labels of a box's Pod: also its owner.
-pub fn pod_labels(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
+/// The labels of a box's namespace and of its Pod: also its owner.
+pub fn owned_labels(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
     let mut labels = box_labels(deployment, &spec.id);
     labels.insert(OWNER.to_owned(), spec.owner.to_string());
     labels

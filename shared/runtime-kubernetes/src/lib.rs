@@ -54,5 +54,5 @@ mod usage;
 mod usage_cache;
 mod watch;
 
-pub use config::{Config, ConfigError, Delivery, Reach};
+pub use config::{AllowedToleration, Config, ConfigError, Delivery, Reach};
 pub use driver::{ConnectError, Driver};

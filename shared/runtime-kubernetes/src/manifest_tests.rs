@@ -32,8 +32,8 @@ fn objects(config: &Config, spec: &BoxSpec) -> Value {
     let policy = policy.unwrap_or_else(|| NetworkPolicy::unspecified(true));
     let login = json!({ "type": "kubernetes.io/dockerconfigjson", "data": { ".dockerconfigjson": "e30=" } });
     json!([
-        objects::namespace(config, &spec.id, 7, &policy),
-        objects::network_policy(config, &spec.id, &policy, &[]),
+        objects::namespace(config, spec, 7, &policy, &[]),
+        objects::network_policy(config, &spec.id, Some(&spec.owner), &policy, &[]),
         objects::quota(config, &spec.id),
         objects::service_account(config, &spec.id),
         objects::secret(config, spec),
@@ -112,6 +112,12 @@ fn box_with_boxd_on_an_image_volume_and_own_resolvers_renders_the_same_objects()
 fn closed_box_renders_the_same_policy() {
     let config = config();
     let spec = spec(|_| {});
-    let policy = objects::network_policy(&config, &spec.id, &NetworkPolicy::default(), &[]);
+    let policy = objects::network_policy(
+        &config,
+        &spec.id,
+        Some(&spec.owner),
+        &NetworkPolicy::default(),
+        &[],
+    );
     assert_snapshot("closed_policy", &policy);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agentbox_box_protocol::variables;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{BoxSpec, NetworkPolicy};
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -35,11 +35,11 @@ fn metadata(config: &Config, id: &EnvironmentId, name: &str) -> Value {
 
 pub fn namespace(
     config: &Config,
-    id: &EnvironmentId,
+    spec: &BoxSpec,
     generation: i64,
     policy: &NetworkPolicy,
 ) -> Value {
-    let mut labels = labels::box_labels(&config.deployment, id);
+    let mut labels = labels::owned_labels(&config.deployment, spec);
     labels.insert(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
@@ -52,17 +52,18 @@ pub fn namespace(
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
-            "name": namespace_of(id),
+            "name": namespace_of(&spec.id),
             "labels": labels,
             "annotations": annotations,
         },
     })
 }
 
-/// `nodes` are the addresses of nodes that the configuration does not list.
+/// The policy of a box. Without an `owner` it opens no other box. `nodes` are the addresses of nodes that the configuration does not list.
 pub fn network_policy(
     config: &Config,
     id: &EnvironmentId,
+    owner: Option<&UserId>,
     policy: &NetworkPolicy,
     nodes: &[IpNet],
 ) -> Value {
@@ -74,7 +75,7 @@ pub fn network_policy(
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata,
-        "spec": policy::spec(policy, config, nodes),
+        "spec": policy::spec(policy, owner, config, nodes),
     })
 }
 

@@ -187,13 +187,16 @@ fn terminated(
             start_failure::cannot_run(image, cause),
         );
     }
-    let exit_code = termination
+    // boxd exits with the code of its command. A report with another code was changed by a process of
+    // the box, or boxd was killed after it: the runtime's code counts.
+    let exit_code = ended.exit_code;
+    let agreed = termination
         .as_ref()
-        .map_or(ended.exit_code, |termination| termination.exit_code);
-    let oom_killed = match &termination {
-        Some(termination) => termination.oom_killed,
-        // boxd itself was killed and wrote no message.
-        None => kubelet_reason == "OOMKilled" && ended.exit_code == KILLED,
+        .filter(|report| report.exit_code == exit_code);
+    let oom_killed = match agreed {
+        Some(report) => report.oom_killed,
+        // boxd itself was killed.
+        None => kubelet_reason == "OOMKilled" && exit_code == KILLED,
     };
     let (reason, message) = if observation.state.is_stopped {
         (ExitReason::Stopped, String::new())
@@ -206,8 +209,9 @@ fn terminated(
         )
     } else if kubelet_reason == "ContainerStatusUnknown" {
         (ExitReason::NodeLost, "the container is gone".to_owned())
-    } else if let Some(termination) = termination {
-        (ExitReason::Exited, termination.message)
+    } else if termination.is_some() {
+        let message = agreed.map(|report| report.message.clone());
+        (ExitReason::Exited, message.unwrap_or_default())
     } else if observation.state.started_at.is_none() && exit_code != KILLED {
         // boxd reports the end of every command: the kernel could not execute boxd, or boxd could
         // not start.

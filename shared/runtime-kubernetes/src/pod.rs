@@ -73,7 +73,8 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "volumeMounts": mounts,
         }],
     });
-    if let Some(class) = &spec.isolation.runtime_class {
+    let class = spec.isolation.runtime_class.as_ref();
+    if let Some(class) = class.or(config.default_runtime_class.as_ref()) {
         body["runtimeClassName"] = json!(class);
     }
     if !config.dns_servers.is_empty() {
@@ -90,7 +91,7 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "metadata": {
             "name": MAIN,
             "namespace": namespace_of(&spec.id),
-            "labels": labels::pod_labels(&config.deployment, spec),
+            "labels": labels::owned_labels(&config.deployment, spec),
             "annotations": labels::annotations(spec),
         },
         "spec": body,
@@ -261,6 +262,19 @@ mod tests {
         assert_eq!(spec.runtime_class_name.as_deref(), Some("gvisor"));
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("gpu"));
         assert!(spec.host_network.is_none() && spec.host_pid.is_none());
+    }
+
+    #[test]
+    fn default_runtime_class_applies_to_a_spec_without_one() {
+        let mut config = config();
+        let class = |config: &Config, requested: Option<&str>| {
+            let spec = spec(|spec| spec.isolation.runtime_class = requested.map(str::to_owned));
+            pod(config, &spec)["spec"]["runtimeClassName"].clone()
+        };
+        assert_eq!(class(&config, None), Value::Null);
+        config.default_runtime_class = Some("gvisor".to_owned());
+        assert_eq!(class(&config, None), "gvisor");
+        assert_eq!(class(&config, Some("kata")), "kata");
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! * I2. It never opens an address of the cluster, of a node, of `blocked_egress_cidrs`, link-local
 //!   or loopback: every listed network excludes these.
 //! * I3. No user's policy opens boxd's port.
+//! * I4. No policy opens a box of another owner.
 
 use std::net::IpAddr;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
+use agentbox_contracts::ids::UserId;
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::address_ranges::{
     ALWAYS_DENIED_V4, ALWAYS_DENIED_V6, EVERYWHERE, PRIVATE_V4, PRIVATE_V6, networks,
@@ -20,18 +22,27 @@ use crate::labels;
 
 const DNS: u16 = 53;
 
-/// The `spec` of the NetworkPolicy. `nodes` are the addresses of nodes that the configuration does
-/// not list.
-pub fn spec(policy: &NetworkPolicy, config: &Config, nodes: &[IpNet]) -> Value {
+/// The `spec` of the NetworkPolicy. Without an `owner` no other box is opened. `nodes` are the
+/// addresses of nodes that the configuration does not list.
+pub fn spec(
+    policy: &NetworkPolicy,
+    owner: Option<&UserId>,
+    config: &Config,
+    nodes: &[IpNet],
+) -> Value {
+    let boxes = owner
+        .filter(|_| policy.allow_cluster_internal)
+        .map(|owner| boxes_of(owner, config));
     json!({
         "podSelector": {},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": ingress(policy, config),
-        "egress": egress(policy, config, nodes),
+        "ingress": ingress(policy, boxes.as_ref(), config),
+        "egress": egress(policy, boxes.as_ref(), config, nodes),
     })
 }
 
-fn ingress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
+/// `boxes` are the other boxes that the policy opens.
+fn ingress(policy: &NetworkPolicy, boxes: Option<&Value>, config: &Config) -> Vec<Value> {
     let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
         "kubernetes.io/metadata.name": config.system_namespace,
     }}})];
@@ -52,13 +63,18 @@ fn ingress(policy: &NetworkPolicy, config: &Config) -> Vec<Value> {
             .map(|port| json!({ "protocol": "TCP", "port": port }));
         rules.push(json!({ "ports": ports.collect::<Vec<_>>() }));
     }
-    if policy.allow_cluster_internal {
-        rules.push(json!({ "from": [boxes(config)], "ports": all_but_boxd() }));
+    if let Some(boxes) = boxes {
+        rules.push(json!({ "from": [boxes], "ports": all_but_boxd() }));
     }
     rules
 }
 
-fn egress(policy: &NetworkPolicy, config: &Config, nodes: &[IpNet]) -> Vec<Value> {
+fn egress(
+    policy: &NetworkPolicy,
+    boxes: Option<&Value>,
+    config: &Config,
+    nodes: &[IpNet],
+) -> Vec<Value> {
     let mut rules = Vec::new();
     let denied: Vec<IpNet> = networks(&ALWAYS_DENIED_V4)
         .chain(networks(&ALWAYS_DENIED_V6))
@@ -83,13 +99,13 @@ fn egress(policy: &NetworkPolicy, config: &Config, nodes: &[IpNet]) -> Vec<Value
     if !open.is_empty() {
         rules.push(json!({ "to": open }));
     }
-    if policy.allow_internet || policy.allow_cluster_internal {
+    if policy.allow_internet {
         rules.push(json!({ "to": resolvers(config), "ports": [
             { "protocol": "UDP", "port": DNS }, { "protocol": "TCP", "port": DNS },
         ]}));
     }
-    if policy.allow_cluster_internal {
-        rules.push(json!({ "to": [boxes(config)], "ports": all_but_boxd() }));
+    if let Some(boxes) = boxes {
+        rules.push(json!({ "to": [boxes], "ports": all_but_boxd() }));
     }
     rules
 }
@@ -118,9 +134,12 @@ fn is_ipv4_mapped(network: &IpNet) -> bool {
     matches!(network.addr(), IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
 }
 
-/// Every box of the deployment.
-fn boxes(config: &Config) -> Value {
-    json!({ "namespaceSelector": { "matchLabels": { labels::DEPLOYMENT: config.deployment } } })
+/// Every box of one owner. Only the driver sets labels of namespaces and Pods.
+fn boxes_of(owner: &UserId, config: &Config) -> Value {
+    json!({
+        "namespaceSelector": { "matchLabels": { labels::DEPLOYMENT: config.deployment } },
+        "podSelector": { "matchLabels": { labels::OWNER: owner } },
+    })
 }
 
 fn resolvers(config: &Config) -> Vec<Value> {
@@ -151,6 +170,8 @@ mod tests {
 
     use super::*;
 
+    const OWNER: &str = "user-0123456789abcdef";
+
     fn config() -> Config {
         let mut json = crate::config::tests::minimal();
         json["boxd_client_cidrs"] = json!(["10.9.0.1/32"]);
@@ -159,7 +180,8 @@ mod tests {
     }
 
     fn spec(policy: &NetworkPolicy) -> Value {
-        super::spec(policy, &config(), &[])
+        let owner: UserId = OWNER.parse().unwrap();
+        super::spec(policy, Some(&owner), &config(), &[])
     }
 
     fn excepts(rule: &Value, cidr: &str) -> Vec<String> {
@@ -194,6 +216,40 @@ mod tests {
             json!([{ "protocol": "TCP", "port": DEFAULT_PORT }])
         );
         assert_eq!(ingress[0]["from"][1]["ipBlock"]["cidr"], "10.9.0.1/32");
+    }
+
+    #[test]
+    fn only_boxes_of_the_same_owner_are_opened() {
+        let policy = NetworkPolicy {
+            allow_cluster_internal: true,
+            ..Default::default()
+        };
+        let boxes = json!([{
+            "namespaceSelector": { "matchLabels": { "agentbox.dev/deployment": "eu-1" } },
+            "podSelector": { "matchLabels": { "agentbox.dev/owner": OWNER } },
+        }]);
+        let opened = spec(&policy);
+        assert_eq!(opened["ingress"][1]["from"], boxes);
+        assert_eq!(opened["egress"][0]["to"], boxes);
+        let unknown = super::spec(&policy, None, &config());
+        assert_eq!(unknown["ingress"].as_array().unwrap().len(), 1);
+        assert_eq!(unknown["egress"], json!([]));
+    }
+
+    #[test]
+    fn resolvers_are_open_with_internet_access_only() {
+        for (allow_internet, allow_cluster_internal) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let spec = spec(&NetworkPolicy {
+                allow_internet,
+                allow_cluster_internal,
+                ..Default::default()
+            });
+            let rules = spec["egress"].as_array().unwrap();
+            let opens_dns = rules.iter().any(|rule| rule["ports"][0]["port"] == DNS);
+            assert_eq!(opens_dns, allow_internet, "{spec}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -175,12 +175,12 @@ impl Repairer {
     }
 }
 
-/// The policy that a box must have; `None` for a box that is being removed.
-fn required_policy(state: BoxState) -> Option<NetworkPolicy> {
-    match state.is_terminating() {
-        true => None,
-        false => state.policy,
+/// The policy that a box must have, and its owner; `None` for a box that is being removed.
+fn required_policy(state: BoxState) -> Option<(NetworkPolicy, Option<UserId>)> {
+    if state.is_terminating() {
+        return None;
     }
+    Some((state.policy?, state.owner))
 }
 
 impl Context {
@@ -201,12 +201,12 @@ impl Context {
 
     /// Applies the policy that a box must have; `false` for a box that is being removed.
     async fn apply_policy(&self, id: &EnvironmentId) -> Result<bool, ApiError> {
-        let Some(policy) = self.box_state(id).await?.and_then(required_policy) else {
+        let Some((policy, owner)) = self.box_state(id).await?.and_then(required_policy) else {
             return Ok(false);
         };
         let nodes = self.unlisted_nodes().await?;
         let policies = self.cluster.box_objects::<PolicyObject>(id).await?;
-        let manifest = objects::network_policy(&self.config, id, &policy, &nodes);
+        let manifest = objects::network_policy(&self.config, id, owner.as_ref(), &policy, &nodes);
         self.cluster.apply(&policies, &manifest).await?;
         Ok(true)
     }

@@ -44,6 +44,8 @@ pub struct Subject<D> {
     /// An image with `python3` 3.9 or later and `/bin/cat`: a Debian.
     pub python: String,
     pub differences: Differences,
+    /// The owner of the boxes of [`Subject::spec`].
+    owner: UserId,
     created: Mutex<Vec<EnvironmentId>>,
 }
 
@@ -124,6 +126,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             image: image.into(),
             python: "python:3.11-slim".to_owned(),
             differences: Differences::default(),
+            owner: UserId::random(),
             created: Mutex::default(),
         }
     }
@@ -138,6 +141,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
     /// The spec of a small box with a new id, which [`Self::clean`] removes.
     pub fn spec(&self) -> BoxSpec {
         let spec = example_spec(|spec| {
+            spec.owner.clone_from(&self.owner);
             spec.image.clone_from(&self.image);
             spec.resources.cpu = MilliCpu(1_000);
             spec.resources.storage = Bytes(64 << 20);
@@ -327,10 +331,13 @@ macro_rules! conformance_tests {
             hostile: ipv6_probes_get_no_answer,
             hostile: boxd_token_is_not_readable_in_the_box,
             hostile: boxd_refuses_calls_without_token,
+            hostile: boxd_files_are_closed_to_other_users_of_the_box,
+            hostile: forged_report_does_not_change_the_exit_code,
             hostile: capabilities_are_exactly_the_documented_ones,
             hostile: setuid_program_gains_root_only_when_allowed,
             network: other_box_is_unreachable_by_default,
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
+            network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
         }
     };

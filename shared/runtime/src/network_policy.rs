@@ -27,7 +27,7 @@ pub struct NetworkPolicy {
     /// TCP ports of the box that any client may connect to.
     #[serde(rename = "ingress_ports")]
     pub allowed_ingress_ports: Vec<IngressPort>,
-    /// Other boxes of the deployment that allow it too.
+    /// Other boxes of the same owner that allow it too.
     #[serde(rename = "boxes")]
     pub allow_cluster_internal: bool,
 }

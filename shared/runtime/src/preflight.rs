@@ -35,7 +35,13 @@ pub fn check_spec(spec: &BoxSpec) -> Result<(), PreflightError> {
     Ok(())
 }
 
-/// Checks a runtime class against those that the cluster has.
+/// Whether the operator allows a runtime class. Without a list every class is allowed.
+#[must_use]
+pub fn is_allowed_runtime_class(class: &str, allowed: Option<&[String]>) -> bool {
+    allowed.is_none_or(|allowed| allowed.iter().any(|one| one == class))
+}
+
+/// Checks a runtime class against those that the cluster has and its operator allows.
 ///
 /// # Errors
 /// When the cluster does not have it.
@@ -55,6 +61,28 @@ pub fn check_runtime_class<'a>(
             available.join(", ")
         ),
     })
+}
+
+/// The error for a value of a request that the cluster's operator does not allow.
+#[must_use]
+pub fn not_allowed<'a>(
+    field: &'static str,
+    value: &str,
+    allowed: impl IntoIterator<Item = &'a str>,
+) -> PreflightError {
+    let allowed: Vec<&str> = allowed.into_iter().collect();
+    let allowed = if allowed.is_empty() {
+        "nothing".to_owned()
+    } else {
+        allowed.join(", ")
+    };
+    PreflightError {
+        field,
+        message: format!(
+            "`{}` is not allowed on this cluster; it allows: {allowed}",
+            printable(value)
+        ),
+    }
 }
 
 /// The error for a selector that no node matches.
@@ -109,6 +137,40 @@ mod tests {
         ] {
             let got = check_spec(&spec).err().map(|error| error.field);
             assert_eq!(got, field, "{spec:?}");
+        }
+    }
+
+    #[test]
+    fn value_that_is_not_allowed_returns_the_allowed_ones() {
+        for (allowed, expected) in [
+            (
+                &[][..],
+                "node_selector: `disk` is not allowed on this cluster; it allows: nothing",
+            ),
+            (
+                &["gpu", "zone"],
+                "node_selector: `disk` is not allowed on this cluster; it allows: gpu, zone",
+            ),
+        ] {
+            let error = not_allowed("node_selector", "disk\n", allowed.iter().copied());
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn every_runtime_class_is_allowed_without_a_list() {
+        let only_gvisor = ["gvisor".to_owned()];
+        for (class, allowed, expected) in [
+            ("runc", None, true),
+            ("runc", Some(&[][..]), false),
+            ("runc", Some(&only_gvisor[..]), false),
+            ("gvisor", Some(&only_gvisor[..]), true),
+        ] {
+            assert_eq!(
+                is_allowed_runtime_class(class, allowed),
+                expected,
+                "{class}"
+            );
         }
     }
 

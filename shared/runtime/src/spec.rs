@@ -14,7 +14,7 @@ use crate::network_policy::{NetworkPolicy, NetworkPolicyError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoxSpec {
     pub id: EnvironmentId,
-    /// A label for operators; it decides nothing.
+    /// `allow_cluster_internal` opens the box to boxes of the same owner only.
     pub owner: UserId,
     /// An image reference: `python:3.11-slim`, or with registry and digest.
     pub image: String,

@@ -103,6 +103,15 @@ impl Cluster {
         cluster
     }
 
+    /// The cluster with the account of the services.
+    #[must_use]
+    pub fn for_services(mut self) -> Self {
+        if let Endpoint::Kubernetes { kubernetes } = &mut self.endpoint {
+            kubernetes.kubeconfig = kubernetes.services_kubeconfig();
+        }
+        self
+    }
+
     #[must_use]
     pub const fn kind(&self) -> Runtime {
         match self.endpoint {
@@ -144,6 +153,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::paths::run_directory;
 
     #[test]
     fn cluster_round_trips_through_the_clusters_file() {
@@ -154,6 +164,16 @@ mod tests {
             "dns_servers": [], "reach": "pod_ip",
         });
         let kubernetes: KubernetesEndpoint = serde_json::from_value(endpoint.clone()).unwrap();
+        // The kubeconfig of a cluster of somebody else.
+        assert_eq!(kubernetes.services_kubeconfig(), kubernetes.kubeconfig);
+        let mut local = kubernetes.clone();
+        local.kubeconfig = run_directory("d").join("admin.kubeconfig");
+        let services = run_directory("d").join("services.kubeconfig");
+        let local = Cluster::new("k", Endpoint::Kubernetes { kubernetes: local });
+        assert_eq!(
+            local.for_services().kubernetes().unwrap().kubeconfig,
+            services
+        );
         let cluster = Cluster::new("k", Endpoint::Kubernetes { kubernetes });
         let entry = json!({
             "name": "k", "driver": "kubernetes", "labels": { "runtime": "kubernetes" },

@@ -7,7 +7,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
-use super::node;
+use super::{admission, node};
 use crate::gvisor;
 
 /// The namespace of the product's services.
@@ -201,6 +201,14 @@ impl Api {
         });
         let at = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}");
         self.apply_with_retries(&at, &namespace).await
+    }
+
+    /// Binds the account of the services to the boxes of a deployment.
+    pub(crate) async fn set_up_admission(&self, deployment: &str) -> Result<(), ApiError> {
+        for (path, policy) in admission::policies(deployment) {
+            self.apply(&path, policy).await?;
+        }
+        Ok(())
     }
 
     /// Applies objects, each at its path.

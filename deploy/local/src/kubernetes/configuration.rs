@@ -34,6 +34,11 @@ pub(crate) const ADMIN: User = User {
     name: "admin",
     groups: "system:masters",
 };
+/// The services of this machine. [`super::admission`] limits the objects that it changes.
+pub(crate) const SERVICES: User = User {
+    name: "agentbox-services",
+    groups: "system:masters",
+};
 /// It has the rights of a real kubelet: it reads only the objects that its own Pods need.
 pub(crate) const KUBELET: User = User {
     name: "system:node:node",
@@ -81,7 +86,7 @@ impl Files {
         self.run.join(format!("certificates/{name}.crt"))
     }
 
-    /// The administrator's kubeconfig, for the driver and for people.
+    /// The administrator's kubeconfig, for tests and for people.
     pub(crate) fn admin(&self) -> PathBuf {
         self.kubeconfig("admin")
     }
@@ -141,6 +146,7 @@ impl Files {
         let mut tokens = String::new();
         for (file, user) in [
             ("admin", ADMIN),
+            ("services", SERVICES),
             ("kubelet", KUBELET),
             ("kube-controller-manager", CONTROLLERS),
             ("kube-scheduler", SCHEDULER),

@@ -125,6 +125,7 @@ async fn start_control_plane(
     api.set_up([registry::secret(&cluster.paths.run())?])
         .await?;
     api.set_up_runtime_classes().await?;
+    api.set_up_admission(&cluster.paths.deployment).await?;
     Ok(())
 }
 

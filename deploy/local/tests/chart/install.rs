@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
 use crate::helm::chart;
 use crate::load::{Client, Load, Tally};
-use crate::{external, follow, manifests, network, rbac};
+use crate::{admission, external, follow, manifests, network, rbac};
 
 /// The script of the user guide.
 const GUIDE: &str = include_str!("../instance/workflow.sh");
@@ -40,6 +40,7 @@ async fn chart_runs_the_guide_and_restarts_without_a_failed_request() {
     println!("the guide's workflow took {:.1?}", begun.elapsed());
     use_every_right(&client).await;
     network::policies_are_enforced(&cluster).await;
+    admission::scheduler_is_bound_to_boxes(&cluster).await;
     restart_under_load(&cluster, &url, &password).await;
     rbac::rights_match_use(&cluster).await;
     stores_may_restart(&cluster, &client).await;

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail the test, and a test's stack is large enough"
 )]
 
+mod admission;
 mod cluster;
 mod external;
 mod follow;

@@ -27,6 +27,16 @@ fn api_path(kind: &str) -> (&'static str, &'static str, bool) {
             "clusterrolebindings",
             false,
         ),
+        "ValidatingAdmissionPolicy" => (
+            "apis/admissionregistration.k8s.io/v1",
+            "validatingadmissionpolicies",
+            false,
+        ),
+        "ValidatingAdmissionPolicyBinding" => (
+            "apis/admissionregistration.k8s.io/v1",
+            "validatingadmissionpolicybindings",
+            false,
+        ),
         other => panic!("{other} is of a kind that the chart does not have"),
     }
 }

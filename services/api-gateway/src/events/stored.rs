@@ -27,7 +27,11 @@ fn require_connection(gateway: &Gateway) -> Result<(), Error> {
     }
 }
 
-/// The stored events that match `filter` and are visible, oldest first.
+/// The most stored events that one call reads.
+const MAX_STORED: u64 = 10_000;
+
+/// The newest [`MAX_STORED`] events that match `filter`, without those that are not visible, oldest
+/// first.
 pub(super) async fn read_matching(
     gateway: &Gateway,
     filter: &str,
@@ -35,12 +39,11 @@ pub(super) async fn read_matching(
 ) -> Result<Vec<StoredEvent>, Error> {
     require_connection(gateway)?;
     with_deadline(async {
-        let has_some = gateway.bus.has_events(filter).await;
-        if !has_some.map_err(|error| report_unavailable(&error))? {
+        let stream = gateway.bus.newest_events(filter.to_owned(), MAX_STORED);
+        let stream = stream.await.map_err(|error| report_unavailable(&error))?;
+        let Some(mut stream) = stream else {
             return Ok(Vec::new());
-        }
-        let stream = gateway.bus.events(filter.to_owned(), 0).await;
-        let mut stream = stream.map_err(|error| report_unavailable(&error))?;
+        };
         let mut all = Vec::new();
         while let Some(next) = stream.next().await {
             let stored = next.map_err(|error| report_unavailable(&error))?;

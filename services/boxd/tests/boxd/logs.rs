@@ -1,6 +1,7 @@
 //! The main command's output.
 
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,18 @@ async fn written(client: &BoxClient, line: &str) {
             .is_some_and(|entry| entry.line == line.as_bytes())
     })
     .await;
+}
+
+#[tokio::test]
+async fn output_and_termination_are_closed_to_other_users() {
+    let (boxd, _client) = TestBox::main("sleep 1000").await;
+    for (path, expected) in [
+        (boxd.output_dir(), 0o700),
+        (boxd.path("termination"), 0o600),
+    ] {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, expected, "{}", path.display());
+    }
 }
 
 #[tokio::test]

@@ -195,7 +195,7 @@ impl Publisher {
 
     async fn publish(&self, id: &EnvironmentId, row: &OutboxRow) -> Result<(), BusError> {
         let (kind, destination) = match &row.message {
-            OutboxMessage::Event(event) => ("event", subjects::event(id, event.kind)),
+            OutboxMessage::Event(event) => ("event", subjects::event(&event.owner, id, event.kind)),
             OutboxMessage::Command { cluster, op } => {
                 ("command", subjects::command(cluster, op, id))
             }

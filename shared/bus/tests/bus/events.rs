@@ -55,7 +55,8 @@ async fn events_replay_from_sequence_then_follow() {
     let (scheduler, gateway) = parties(&TestNats::shared().await.unwrap()).await;
     let id = EnvironmentId::random();
     let filter = subjects::environment_events(&id);
-    assert!(!gateway.has_events(&filter).await.unwrap());
+    let none = gateway.newest_events(filter.clone(), 10).await.unwrap();
+    assert!(none.is_none());
     let mut sequences = Vec::new();
     for kind in [EventKind::Created, EventKind::Running, EventKind::Updated] {
         let message_id = format!("{id}-{}", kind.as_str());
@@ -64,7 +65,8 @@ async fn events_replay_from_sequence_then_follow() {
             .await;
         sequences.push(sequence.unwrap());
     }
-    assert!(gateway.has_events(&filter).await.unwrap());
+    let newest = gateway.newest_events(filter.clone(), 10).await.unwrap();
+    assert_eq!(next(&mut newest.unwrap()).await.sequence, sequences[0]);
     let mut events = gateway.events(filter, sequences[1]).await.unwrap();
     for (sequence, kind, pending) in [
         (sequences[1], EventKind::Running, 1),
@@ -78,6 +80,41 @@ async fn events_replay_from_sequence_then_follow() {
     let sequence = scheduler.publish_event(&last, &format!("{id}-last")).await;
     let stored = next(&mut events).await;
     assert_eq!((stored.sequence, stored.event), (sequence.unwrap(), last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_events_are_those_of_the_owner_and_no_more_than_the_bound() {
+    let (scheduler, gateway) = parties(&TestNats::shared().await.unwrap()).await;
+    let (owner, other) = (UserId::random(), UserId::random());
+    let mut sequences = Vec::new();
+    for number in 0..10 {
+        for owner in [&owner, &other] {
+            let id = EnvironmentId::random();
+            let created = EnvironmentEvent {
+                owner: owner.clone(),
+                ..event(&id, EventKind::Created)
+            };
+            let message_id = format!("{id}-{number}");
+            let sequence = scheduler.publish_event(&created, &message_id).await;
+            sequences.push(sequence.unwrap());
+        }
+    }
+    let own: Vec<u64> = sequences.iter().step_by(2).copied().collect();
+    for (max, expected) in [
+        (1, &own[9..]),
+        (3, &own[7..]),
+        (10, &own[..]),
+        (99, &own[..]),
+    ] {
+        let filter = subjects::owner_events(&owner);
+        let newest = gateway.newest_events(filter, max).await.unwrap();
+        let mut newest = newest.unwrap();
+        for (index, sequence) in expected.iter().enumerate() {
+            let stored = next(&mut newest).await;
+            assert_eq!((stored.sequence, &stored.event.owner), (*sequence, &owner));
+            assert_eq!(stored.pending, (expected.len() - 1 - index) as u64);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

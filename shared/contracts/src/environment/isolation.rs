@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 })))]
 #[serde(deny_unknown_fields)]
 pub struct Isolation {
-    /// The name of a Kubernetes RuntimeClass, or of a CRI runtime handler. Default: the
-    /// cluster's standard runtime.
+    /// The name of a Kubernetes RuntimeClass, or of a CRI runtime handler. The operator decides
+    /// which may be named. Default: the cluster's standard runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -63,7 +63,8 @@ pub struct NetworkPolicy {
         value_type = Vec<IngressPort>, example = json!([8080]), max_items = 64
     ))]
     pub allowed_ingress_ports: Vec<u16>,
-    /// Allow connections to and from the other environments of the same cluster. Default: false.
+    /// Allow connections to and from the other environments of the same owner in the same cluster,
+    /// if they allow it too. Default: false.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(example = false, default = false))]
     pub allow_cluster_internal: bool,

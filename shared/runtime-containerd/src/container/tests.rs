@@ -139,6 +139,20 @@ fn user_and_image_environment_do_not_replace_boxd_variables() {
 }
 
 #[test]
+fn default_runtime_class_applies_to_a_spec_without_one() {
+    let mut config = settings();
+    let mut spec = spec();
+    assert_eq!(sandbox::runtime_handler(&config, &spec), "");
+    assert!(sandbox::limits(&config, &spec).is_none());
+    config.default_runtime_class = Some("gvisor".to_owned());
+    assert_eq!(sandbox::runtime_handler(&config, &spec), "gvisor");
+    assert!(sandbox::limits(&config, &spec).is_some());
+    spec.isolation.runtime_class = Some("runc".to_owned());
+    assert_eq!(sandbox::runtime_handler(&config, &spec), "runc");
+    assert!(sandbox::limits(&config, &spec).is_none());
+}
+
+#[test]
 fn user_label_does_not_replace_driver_label() {
     let mut spec = spec();
     spec.labels

@@ -89,6 +89,18 @@ impl Ruleset {
         &self.deployment_set
     }
 
+    /// The set with the addresses of the boxes of one owner. A rule of each of them uses it.
+    fn owner_set(&self, network: &BoxNetwork) -> Option<String> {
+        let owner = network.owner.as_ref()?;
+        Some(format!("{}-{owner}", self.deployment_set))
+    }
+
+    /// Renders the removal of the set of a box's owner.
+    pub fn remove_owner_set(&self, network: &BoxNetwork) -> Option<String> {
+        let set = self.owner_set(network)?;
+        Some(format!("delete set inet {} {set}\n", self.table))
+    }
+
     /// Renders the rules that belong to no box. They apply whatever rules exist already.
     fn base(&self) -> String {
         let Self {
@@ -168,7 +180,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             deployment_set,
             ..
         } = self;
-        let BoxNetwork { address, mac, port } = network;
+        let BoxNetwork {
+            address, mac, port, ..
+        } = network;
         let egress = egress_v4(policy);
         let mut text = self.base();
         let mut line = |rule: String| {
@@ -179,12 +193,21 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!("add chain inet {table} {chain}-{id}"));
             line(format!("flush chain inet {table} {chain}-{id}"));
         }
-        if policy.allow_cluster_internal {
+        let owner_set = self.owner_set(network);
+        if let Some(set) = &owner_set {
+            line(format!("add set inet {table} {set} {{ type ipv4_addr; }}"));
+            // Not even an opened port is open to a box of another owner.
             line(format!(
-                "add rule inet {table} out-{id} ip daddr @{deployment_set} goto delivered"
+                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr != @{set} drop"
+            ));
+            line(format!("add element inet {table} {set} {{ {address} }}"));
+        }
+        if let Some(set) = owner_set.filter(|_| policy.allow_cluster_internal) {
+            line(format!(
+                "add rule inet {table} out-{id} ip daddr @{set} goto delivered"
             ));
             line(format!(
-                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{deployment_set} accept"
+                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{set} accept"
             ));
         }
         // An egress CIDR that contains the boxes' network opens no box.
@@ -248,7 +271,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             deployment_set,
             ..
         } = self;
-        let BoxNetwork { address, mac, port } = network;
+        let BoxNetwork {
+            address, mac, port, ..
+        } = network;
         let mut text = String::new();
         let mut elements = vec![
             (
@@ -270,6 +295,10 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                 address.to_string(),
             ),
         ];
+        if let Some(set) = self.owner_set(network) {
+            let _ = writeln!(text, "add set inet {table} {set} {{ type ipv4_addr; }}");
+            elements.push(("inet", set, address.to_string(), address.to_string()));
+        }
         for resolver in &self.resolvers {
             let pair = format!("{address} . {resolver}");
             elements.push(("inet", "resolving".to_owned(), pair.clone(), pair));

@@ -126,6 +126,20 @@ fn exit_reason_comes_from_the_most_reliable_source() {
             ExitReason::Exited,
         ),
         (
+            "with a forged report",
+            json!({}),
+            ended(7, "Error", &termination_message(0, true)),
+            7,
+            ExitReason::Exited,
+        ),
+        (
+            "killed after its report",
+            stopped.clone(),
+            ended(137, "Error", &termination_message(0, false)),
+            137,
+            ExitReason::Stopped,
+        ),
+        (
             "without a report",
             json!({ "agentbox.dev/started-at": "2026-01-02T03:04:05Z" }),
             ended(3, "Error", "\n"),

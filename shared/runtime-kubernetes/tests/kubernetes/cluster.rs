@@ -20,7 +20,8 @@ pub async fn config() -> Config {
 }
 
 pub fn config_of(kubernetes: &TestKubernetes) -> Config {
-    let json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
+    let mut json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
+    json["allowed_node_labels"] = serde_json::json!(["kubernetes.io/os", "disk"]);
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 

@@ -7,7 +7,9 @@
 
 use super::{End, Subject, Violation, check};
 use crate::address_ranges::{EVERYWHERE, networks};
-use crate::{BoxConnector, BoxSpec, CAPABILITIES, NetworkPolicy, Runtime, SecurityContext};
+use crate::{
+    BoxConnector, BoxSpec, CAPABILITIES, ExitReason, NetworkPolicy, Runtime, SecurityContext,
+};
 
 type Outcome = Result<(), Violation>;
 
@@ -136,6 +138,31 @@ pub async fn boxd_refuses_calls_without_token<D: Runtime + BoxConnector>(
     check(end.exit_code == 0 && end.output == expected, || {
         format!("{end:?}")
     })
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn boxd_files_are_closed_to_other_users_of_the_box<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let end = s
+        .run_to_end(&python(s, include_str!("hostile/files.py")))
+        .await?;
+    all_refused(&end, &REFUSALS, 5)
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn forged_report_does_not_change_the_exit_code<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let end = s
+        .run_to_end(&python(s, include_str!("hostile/report.py")))
+        .await?;
+    check(
+        (end.exit_code, end.reason) == (7, ExitReason::Exited),
+        || format!("{end:?}"),
+    )
 }
 
 /// The value of a line of `/proc/self/status`.

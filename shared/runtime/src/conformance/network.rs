@@ -6,6 +6,7 @@ pub mod probe;
 
 use std::net::{IpAddr, SocketAddr};
 
+use agentbox_contracts::ids::UserId;
 use ipnet::IpNet;
 
 use super::{Subject, Violation, check};
@@ -122,6 +123,37 @@ pub async fn cluster_internal_boxes_reach_each_other_but_not_boxd<D: Runtime + B
     check(end.exit_code == 0, || {
         format!("a box reached another's boxd: {end:?}")
     })
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn box_of_another_owner_is_unreachable_under_every_policy<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let open = NetworkPolicy {
+        allowed_ingress_ports: vec![IngressPort::try_from(8080)?],
+        ..internal()
+    };
+    let mut theirs = server(s, open);
+    theirs.owner = UserId::random();
+    let at_theirs = at(s.run(&theirs).await?, 8080);
+    // The control: another box of that owner reaches it.
+    let mut neighbour = s.script(&request_script(&[at_theirs], true));
+    neighbour.owner.clone_from(&theirs.owner);
+    neighbour.isolation.network_policy = Some(internal());
+    let end = s.run_to_end(&neighbour).await?;
+    check(end.exit_code == 0, || {
+        format!("a box of the same owner got no answer: {end:?}")
+    })?;
+    let everything = NetworkPolicy {
+        allow_internet: true,
+        allowed_egress_cidrs: vec![network_around(at_theirs.ip(), 8)],
+        ..internal()
+    };
+    for policy in [internal(), everything] {
+        expect_answers(s, &[at_theirs], Some(policy), false).await?;
+    }
+    Ok(())
 }
 
 /// # Errors

@@ -36,6 +36,17 @@ pub struct KubernetesEndpoint {
 }
 
 impl KubernetesEndpoint {
+    /// The kubeconfig of the services. On a local cluster admission policies limit their account.
+    #[must_use]
+    pub fn services_kubeconfig(&self) -> PathBuf {
+        let run = run_directory(&self.deployment);
+        if self.kubeconfig.starts_with(&run) {
+            run.join("services.kubeconfig")
+        } else {
+            self.kubeconfig.clone()
+        }
+    }
+
     /// How many processes the cluster's node allows in each Pod.
     #[must_use]
     pub const fn pod_pids_limit(&self) -> u32 {

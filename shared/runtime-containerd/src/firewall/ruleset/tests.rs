@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 
 const ID: &str = "env-0123456789abcdef";
+const OWNER: &str = "user-0123456789abcdef";
 
 fn ruleset() -> Ruleset {
     let config: Config = serde_json::from_value(json!({
@@ -19,6 +20,7 @@ fn network() -> BoxNetwork {
         address: Ipv4Addr::new(10, 160, 0, 5),
         mac: "02:00:00:00:00:05".into(),
         port: "veth5".into(),
+        owner: Some(OWNER.parse().unwrap()),
     }
 }
 
@@ -43,6 +45,7 @@ fn rules(policy: Option<NetworkPolicy>) -> (Vec<String>, Vec<String>, bool) {
 
 const NO_BOX: &str = "ip daddr 10.160.0.0/20 reject with icmpx admin-prohibited";
 const REFUSE: &str = "reject with icmpx admin-prohibited";
+const NO_OTHER_OWNER: &str = "iifname \"abx0\" ip saddr != @boxes-local-user-0123456789abcdef drop";
 
 #[test]
 fn policy_renders_exactly_the_allowed_rules() {
@@ -52,14 +55,14 @@ fn policy_renders_exactly_the_allowed_rules() {
             "none: the public internet",
             None,
             vec![NO_BOX, blocked, "jump internet", REFUSE],
-            vec!["drop"],
+            vec![NO_OTHER_OWNER, "drop"],
             true,
         ),
         (
             "empty: nothing",
             Some(NetworkPolicy::default()),
             vec![NO_BOX, REFUSE],
-            vec!["drop"],
+            vec![NO_OTHER_OWNER, "drop"],
             false,
         ),
         (
@@ -69,7 +72,7 @@ fn policy_renders_exactly_the_allowed_rules() {
                 ..Default::default()
             }),
             vec![NO_BOX, blocked, "jump internet", REFUSE],
-            vec!["drop"],
+            vec![NO_OTHER_OWNER, "drop"],
             true,
         ),
         (
@@ -86,7 +89,7 @@ fn policy_renders_exactly_the_allowed_rules() {
                 "ip daddr { 10.0.0.0/8 } goto delivered",
                 REFUSE,
             ],
-            vec!["drop"],
+            vec![NO_OTHER_OWNER, "drop"],
             false,
         ),
         (
@@ -96,9 +99,14 @@ fn policy_renders_exactly_the_allowed_rules() {
                 allow_cluster_internal: true,
                 ..Default::default()
             }),
-            vec!["ip daddr @boxes-local goto delivered", NO_BOX, REFUSE],
             vec![
-                "iifname \"abx0\" ip saddr @boxes-local accept",
+                "ip daddr @boxes-local-user-0123456789abcdef goto delivered",
+                NO_BOX,
+                REFUSE,
+            ],
+            vec![
+                NO_OTHER_OWNER,
+                "iifname \"abx0\" ip saddr @boxes-local-user-0123456789abcdef accept",
                 "tcp dport { 80, 8080 } accept",
                 "drop",
             ],
@@ -114,6 +122,20 @@ fn policy_renders_exactly_the_allowed_rules() {
 }
 
 #[test]
+fn box_without_a_recorded_owner_opens_no_box() {
+    let mut network = network();
+    network.owner = None;
+    let policy = NetworkPolicy {
+        allow_cluster_internal: true,
+        ..Default::default()
+    };
+    let text = ruleset().install(&ID.parse().unwrap(), &network, &policy);
+    assert_eq!(chain(&text, "out"), [NO_BOX, REFUSE]);
+    assert_eq!(chain(&text, "in"), ["drop"]);
+    assert_eq!(ruleset().remove_owner_set(&network), None);
+}
+
+#[test]
 fn listed_elements_of_one_box_are_removed() {
     let listed = [json!({ "nftables": [
         { "chain": { "name": "out-env-0123456789abcdef" } },
@@ -123,6 +145,9 @@ fn listed_elements_of_one_box_are_removed() {
         ]}},
         { "map": { "name": "ingress", "elem": [
             ["10.160.0.5", { "goto": { "target": "in-env-0123456789abcdef" } }],
+        ]}},
+        { "set": { "name": "boxes-local-user-0123456789abcdef", "elem": [
+            "10.160.0.5", "10.160.0.6",
         ]}},
         { "set": { "name": "resolving", "elem": [{ "concat": ["10.160.0.5", "192.0.2.53"] }] } },
         { "set": { "name": "senders", "elem": [
@@ -137,6 +162,7 @@ fn listed_elements_of_one_box_are_removed() {
     for line in [
         "delete element inet agentbox-local egress { 10.160.0.5 }",
         "delete element inet agentbox-local ingress { 10.160.0.5 }",
+        "delete element inet agentbox-local boxes-local-user-0123456789abcdef { 10.160.0.5 }",
         "delete element inet agentbox-local resolving { 10.160.0.5 . 192.0.2.53 }",
         "delete element bridge agentbox-local ports { \"veth5\" }",
         "delete element bridge agentbox-local senders { \"veth5\" . 02:00:00:00:00:05 . 10.160.0.5 }",

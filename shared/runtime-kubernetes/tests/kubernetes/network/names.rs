@@ -38,11 +38,16 @@ async fn cluster_dns_answers_only_boxes_with_internet_access() {
         allow_cluster_internal: false,
         ..wide_open()
     };
+    let boxes_only = NetworkPolicy {
+        allow_cluster_internal: true,
+        ..Default::default()
+    };
     for (policy, expected) in [
         (None, &open),
         (Some(internet()), &open),
         (Some(NetworkPolicy::default()), &Targets::new()),
         (Some(no_internet), &Targets::new()),
+        (Some(boxes_only), &Targets::new()),
     ] {
         let reached = reached_from_box(&subject, policy.clone(), &all).await;
         assert_eq!(&reached, expected, "{policy:?}");
