@@ -59,7 +59,8 @@ pub fn namespace(
     })
 }
 
-/// The policy of a box. Without an `owner` it opens no other box. `nodes` are the addresses of nodes that the configuration does not list.
+/// The policy of a box. Without an `owner` it opens no other box. `nodes` are the addresses of nodes
+/// that the configuration does not list.
 pub fn network_policy(
     config: &Config,
     id: &EnvironmentId,

@@ -231,7 +231,7 @@ mod tests {
         let opened = spec(&policy);
         assert_eq!(opened["ingress"][1]["from"], boxes);
         assert_eq!(opened["egress"][0]["to"], boxes);
-        let unknown = super::spec(&policy, None, &config());
+        let unknown = super::spec(&policy, None, &config(), &[]);
         assert_eq!(unknown["ingress"].as_array().unwrap().len(), 1);
         assert_eq!(unknown["egress"], json!([]));
     }
@@ -316,6 +316,7 @@ mod tests {
                 allowed_egress_cidrs: vec![node, listed],
                 ..Default::default()
             },
+            None,
             &config(),
             &[node],
         );
