@@ -1,9 +1,11 @@
 //! The subjects that each service may publish and subscribe to. The NATS server's
 //! configuration is generated from this table, for local instances and the Helm chart.
 
+use crate::audit::AuditAction;
 use crate::subjects::{
-    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
-    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, PREFIX, ROUTES_BUCKET,
+    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, AUDIT_HEAD, AUDIT_HEADS_STREAM,
+    AUDIT_STREAM, COMMANDS_STREAM, DEAD_LETTERS_STREAM, EVENTS_STREAM, LIMITS_STREAM,
+    OUTPUT_BUCKET, PREFIX, ROUTES_BUCKET, audit,
 };
 
 /// The services that log in to NATS.
@@ -86,11 +88,21 @@ pub fn for_service(service: &str) -> Option<Permissions> {
                 format!("{PREFIX}.rpc.exec.>"),
                 format!("{PREFIX}.sess.exec-proxy.>"),
                 ALL_LIMITS.to_owned(),
+                audit(AuditAction::Exec),
+                audit(AuditAction::Attach),
+                audit(AuditAction::ReadLogs),
             ])
             .stream(LIMITS_STREAM)
             .read_stream(EVENTS_STREAM)
             .read_stream(&format!("KV_{ROUTES_BUCKET}")),
-        "auth" => serve(base, "auth").publish([format!("{PREFIX}.rpc.scheduler.delete-owned")]),
+        // Auth's own actions are entries of its database, so it publishes none.
+        "auth" => serve(base, "auth")
+            .publish([
+                format!("{PREFIX}.rpc.scheduler.delete-owned"),
+                AUDIT_HEAD.to_owned(),
+            ])
+            .stream(AUDIT_STREAM)
+            .stream(AUDIT_HEADS_STREAM),
         "scheduler" => serve(base, "scheduler")
             .publish([
                 ALL_COMMANDS.to_owned(),
@@ -98,6 +110,9 @@ pub fn for_service(service: &str) -> Option<Permissions> {
                 ALL_DEAD_LETTERS.to_owned(),
                 format!("{PREFIX}.rpc.exec.>"),
                 format!("$KV.{ROUTES_BUCKET}.>"),
+                audit(AuditAction::CreateEnvironment),
+                audit(AuditAction::PatchEnvironment),
+                audit(AuditAction::DeleteEnvironment),
             ])
             .stream(COMMANDS_STREAM)
             .stream(EVENTS_STREAM)
@@ -115,6 +130,8 @@ pub fn for_service(service: &str) -> Option<Permissions> {
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
 
     #[test]
@@ -123,6 +140,27 @@ mod tests {
             assert!(for_service(service).is_some(), "{service}");
         }
         assert_eq!(for_service("boxd"), None);
+    }
+
+    #[test]
+    fn service_publishes_audit_entries_of_its_own_actions_only() {
+        for action in AuditAction::VARIANTS {
+            let publishers: Vec<&str> = SERVICES
+                .into_iter()
+                .filter(|service| {
+                    let permissions = for_service(service).unwrap();
+                    permissions.publish.contains(&audit(*action))
+                })
+                .collect();
+            let expected: &[&str] = match action {
+                AuditAction::Exec | AuditAction::Attach | AuditAction::ReadLogs => &["api-gateway"],
+                AuditAction::CreateEnvironment
+                | AuditAction::PatchEnvironment
+                | AuditAction::DeleteEnvironment => &["scheduler"],
+                _ => &[],
+            };
+            assert_eq!(publishers, expected, "{action}");
+        }
     }
 
     #[test]
