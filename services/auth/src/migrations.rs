@@ -3,6 +3,7 @@
 mod m0001_identity;
 mod m0002_leases;
 mod m0003_acknowledged_deletions;
+mod m0004_audit_chain;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -15,6 +16,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_identity::Migration),
             Box::new(m0002_leases::Migration),
             Box::new(m0003_acknowledged_deletions::Migration),
+            Box::new(m0004_audit_chain::Migration),
         ]
     }
 }

@@ -40,6 +40,7 @@ pub enum Purpose {
     Ticket,
     KeyId,
     SigningKey,
+    Audit,
 }
 
 impl Purpose {
@@ -49,6 +50,7 @@ impl Purpose {
             Self::Ticket => b"agentbox.auth.ticket.v1",
             Self::KeyId => b"agentbox.auth.key-id.v1",
             Self::SigningKey => b"agentbox.auth.signing-key.v1",
+            Self::Audit => b"agentbox.auth.audit.v1",
         }
     }
 }
