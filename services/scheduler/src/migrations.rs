@@ -6,6 +6,7 @@ mod m0003_numbers;
 mod m0004_lease_expiry;
 mod m0005_standard_names;
 mod m0006_outbox_leases;
+mod m0007_audit_outbox;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_lease_expiry::Migration),
             Box::new(m0005_standard_names::Migration),
             Box::new(m0006_outbox_leases::Migration),
+            Box::new(m0007_audit_outbox::Migration),
         ]
     }
 }
