@@ -101,8 +101,14 @@ pub struct Appended {
     pub has_more: bool,
 }
 
+/// Whether the outbox has an entry.
+pub async fn has_outbox_entries(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
+    let any = statement("SELECT number FROM audit_outbox LIMIT 1", []);
+    Ok(on.query_one_raw(any).await?.is_some())
+}
+
 /// Chains the entries of the outbox, then `queued`, in one transaction. Leaves out those that are
-/// in the log already.
+/// in the log already. No span of its own: the entries are of several traces.
 ///
 /// # Errors
 /// When the database fails: nothing is chained then.
@@ -111,9 +117,7 @@ pub async fn append(
     queued: &[&AuditEntry],
 ) -> Result<Appended, StoreError> {
     let transaction = begin(database).await?;
-    let appended = append_in(&transaction, queued)
-        .instrument(span!(INSERT audit_log))
-        .await?;
+    let appended = append_in(&transaction, queued).await?;
     commit(transaction).await?;
     Ok(appended)
 }

@@ -53,11 +53,13 @@ impl Writer {
     async fn write(&self) {
         let mut queue = self.bus.audit_queue();
         let mut published_at: Option<Instant> = None;
+        let mut known: Option<Link> = None;
         loop {
-            let Some(head) = self.write_batch(&mut queue).await else {
+            let Some(head) = self.write_batch(&mut queue, known).await else {
                 tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             };
+            known = Some(head);
             let is_due = published_at.is_none_or(|at| at.elapsed() >= HEAD_INTERVAL);
             if is_due && head != Link::GENESIS && self.publish(&head).await {
                 published_at = Some(Instant::now());
@@ -65,8 +67,9 @@ impl Writer {
         }
     }
 
-    /// Chains one batch. Returns the end of the chain; `None` when Postgres failed.
-    async fn write_batch(&self, queue: &mut AuditQueue) -> Option<Link> {
+    /// Chains one batch. Returns the end of the chain, which was `known` before; `None` when
+    /// Postgres failed.
+    async fn write_batch(&self, queue: &mut AuditQueue, known: Option<Link>) -> Option<Link> {
         let queued = match queue.pull(store::BATCH, BATCH_WAIT).await {
             Ok(queued) => queued,
             Err(error) => {
@@ -77,7 +80,7 @@ impl Writer {
             }
         };
         let entries: Vec<&AuditEntry> = queued.iter().map(|queued| &queued.entry).collect();
-        let head = match self.append(&entries).await {
+        let head = match self.append(&entries, known).await {
             Ok(head) => head,
             Err(error) => {
                 tracing::warn!(error = %ErrorChain(&error), entries = entries.len(), "audit entries not chained; retried");
@@ -90,7 +93,17 @@ impl Writer {
         Some(head)
     }
 
-    async fn append(&self, entries: &[&AuditEntry]) -> Result<Link, StoreError> {
+    async fn append(
+        &self,
+        entries: &[&AuditEntry],
+        known: Option<Link>,
+    ) -> Result<Link, StoreError> {
+        if let Some(head) = known
+            && entries.is_empty()
+            && !store::has_outbox_entries(&self.database).await?
+        {
+            return Ok(head);
+        }
         let mut appended = store::append(&self.database, entries).await?;
         metrics::audit_chained(appended.entries);
         while appended.has_more {
