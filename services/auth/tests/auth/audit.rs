@@ -8,8 +8,10 @@ use agentbox_contracts::audit::rpc::{ListAudit, ListAuditRequest};
 use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome, Origin};
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_testing::TestPostgres;
+use sea_orm::ConnectionTrait;
 
-use crate::support::{World, eventually};
+use crate::support::{ADMIN, ADMIN_PASSWORD, Replica, World, eventually};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -178,4 +180,51 @@ async fn retention_leaves_a_signed_checkpoint_and_a_valid_trail() {
     world.wait_for_audit(&user, 1).await;
     let (is_valid, log) = auth.verify_audit(&world.url);
     assert!(is_valid, "{log}");
+}
+
+#[tokio::test]
+async fn role_of_auth_cannot_alter_sealed_tables_and_keeps_working() {
+    let TestPostgres { url, endpoint } = TestPostgres::start().await.unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    let grant = format!("GRANT CREATE ON DATABASE {name} TO auth");
+    endpoint.execute(&[&grant]).await.unwrap();
+    let (server, _) = endpoint.urls["auth"].rsplit_once('/').unwrap();
+    let as_auth = format!("{server}/{name}");
+    let mut auth = Replica::start(&as_auth, &[]).await;
+    let superuser = agentbox_database::connect(&url, "auth", 1).await.unwrap();
+    let seal = include_str!("../../../../deploy/helm/files/seal-audit.sql");
+    superuser.execute_unprepared(seal).await.unwrap();
+
+    let role = agentbox_database::connect(&as_auth, "auth", 1)
+        .await
+        .unwrap();
+    for change in [
+        "UPDATE audit_log SET action = 'login'",
+        "TRUNCATE audit_log",
+        "DELETE FROM audit_checkpoints",
+        "ALTER TABLE audit_log DISABLE TRIGGER ALL",
+        "DROP TRIGGER audit_log_delete ON audit_log",
+        "DROP TABLE audit_log",
+        "DROP TABLE audit_checkpoints",
+        "CREATE OR REPLACE FUNCTION audit_is_append_only() RETURNS trigger
+         LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+        "DROP SCHEMA auth CASCADE",
+    ] {
+        let error = role.execute_unprepared(change).await.unwrap_err();
+        let error = error.to_string();
+        let is_denied = error.contains("permission denied") || error.contains("must be owner");
+        assert!(is_denied, "{change}: {error}");
+    }
+    // It chains, and starts again.
+    auth.restart_after_kill(&as_auth).await;
+    let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+    let chained = format!(
+        "SELECT 1 FROM audit_log WHERE action = 'login' AND actor = '{}'",
+        login.user.id
+    );
+    eventually("the login is chained", DEADLINE, async || {
+        let statement = agentbox_database::sql::statement(chained.clone(), []);
+        superuser.query_one_raw(statement).await.unwrap().is_some()
+    })
+    .await;
 }
