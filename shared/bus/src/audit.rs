@@ -3,7 +3,8 @@
 //! * I1. An entry that JetStream has acknowledged is on its disk, and stays there until auth has
 //!   stored it in the trail. A full stream refuses entries; it drops none.
 //! * I2. A message whose subject is not that of its entry's action is refused: the subject is what
-//!   NATS allows each service to publish.
+//!   NATS allows each service to publish. So is an entry that Postgres would not store: it would
+//!   be delivered for ever, and no entry after it would be chained.
 
 use std::time::Duration;
 
@@ -163,6 +164,10 @@ fn decode(message: &Message) -> Option<AuditEntry> {
         .ok()?;
     if message.subject.as_str() != subjects::audit(entry.action) {
         tracing::error!(subject = %message.subject, action = %entry.action, "audit entry refused: it has another action than its subject");
+        return None;
+    }
+    if !entry.is_storable() {
+        tracing::error!(id = %entry.id, "audit entry refused: a field breaks its rule");
         return None;
     }
     Some(entry)

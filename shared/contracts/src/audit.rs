@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Principal;
@@ -15,6 +15,9 @@ use crate::ids::{ApiKeyId, AuditId, UserId};
 
 /// The most bytes of a command that one entry keeps, over all its arguments.
 pub const MAX_ARGUMENT_BYTES: usize = 4 * 1024;
+
+/// The longest target and trace id, in bytes.
+const MAX_ID_BYTES: usize = 64;
 
 /// An action that is recorded. The list is closed: a new action is a change of the API.
 #[derive(
@@ -166,6 +169,21 @@ impl AuditEntry {
         }
     }
 
+    /// Whether the trail can store the entry exactly. An entry of [`Self::new`] with an id as its
+    /// target is; a message of a compromised service may not be.
+    #[must_use]
+    pub fn is_storable(&self) -> bool {
+        let is_id = |text: &Option<String>| {
+            text.as_deref().is_none_or(|text| {
+                text.len() <= MAX_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())
+            })
+        };
+        is_id(&self.target)
+            && is_id(&self.origin.trace_id)
+            && (1970..=9999).contains(&self.at.year())
+            && self.at == self.at.trunc_subsecs(6)
+    }
+
     /// Adds the arguments of a command, up to [`MAX_ARGUMENT_BYTES`].
     #[must_use]
     pub fn with_arguments(mut self, command: &[String]) -> Self {
@@ -282,6 +300,25 @@ mod tests {
         assert_eq!(kept.len(), 2);
         assert!(kept.concat().len() <= MAX_ARGUMENT_BYTES);
         assert!(kept[1].chars().all(|character| character == 'ü'));
+    }
+
+    #[test]
+    fn entry_that_postgres_would_change_or_refuse_is_not_storable() {
+        let with = |change: fn(&mut AuditEntry)| {
+            let mut entry = entry();
+            change(&mut entry);
+            entry.is_storable()
+        };
+        assert!(with(|_| {}));
+        assert!(with(
+            |entry| entry.target = Some("env-0123456789abcdef".into())
+        ));
+        assert!(!with(|entry| entry.target = Some("a\0".into())));
+        assert!(!with(|entry| entry.target = Some("x".repeat(65))));
+        assert!(!with(|entry| entry.origin.trace_id = Some("a b".into())));
+        assert!(!with(|entry| entry.at = DateTime::<Utc>::MAX_UTC));
+        let nanosecond = |entry: &mut AuditEntry| entry.at += chrono::TimeDelta::nanoseconds(1);
+        assert!(!with(nanosecond));
     }
 
     #[test]
