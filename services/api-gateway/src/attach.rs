@@ -19,6 +19,7 @@ mod pump;
 use std::time::Duration;
 
 use agentbox_bus::Session;
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{AttachRequest, FromBox, Open, OpenKind, ToBox};
@@ -30,6 +31,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use tracing::Instrument;
 
+use crate::audit;
 use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
@@ -132,6 +134,8 @@ pub(crate) async fn attach(
     })?;
     let protocol = subprotocols(&headers)?.answer;
     let location = location.require_running()?;
+    let command = &parameters.command;
+    audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
     let (session, id) = start(&gateway, &location, &parameters).await?;
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)

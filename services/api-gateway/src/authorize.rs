@@ -34,6 +34,8 @@ pub(crate) enum Action {
     Attach,
     PatchEnvironment,
     DeleteEnvironment,
+    /// Read the audit trail: the caller's own entries, or all of them.
+    ReadAudit,
     /// Request a ticket. The two actions below are authorized on its environment.
     IssueTicket,
     TicketForLogs,
@@ -56,7 +58,8 @@ impl Action {
             | Self::ManageOwnKeys
             | Self::CreateEnvironment
             | Self::ListEnvironments
-            | Self::IssueTicket => None,
+            | Self::IssueTicket
+            | Self::ReadAudit => None,
         }
     }
 
@@ -172,6 +175,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         )),
         Action::ManageOwnKeys if limited => Err(forbidden(
             "an API key with permissions cannot manage API keys",
+        )),
+        Action::ReadAudit if limited => Err(forbidden(
+            "an API key with permissions cannot read the audit trail",
         )),
         Action::ChangePassword if limited => Err(forbidden(
             "an API key with permissions cannot change its owner's password",

@@ -81,6 +81,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_EXEC_OUTPUT", default_value_t = 10 * 1024 * 1024)]
     pub max_exec_output_bytes: u64,
 
+    /// Record the commands of execs and terminals, with their arguments, in the audit trail. They
+    /// may contain secrets of users.
+    #[arg(long, env = "AGENTBOX_AUDIT_ARGUMENTS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub audit_arguments: bool,
+
     /// Seconds that a request's head may take to arrive, and that a connection may be idle.
     #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]
     pub header_timeout_s: u64,

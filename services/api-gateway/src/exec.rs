@@ -12,6 +12,7 @@ mod run;
 use std::time::Duration;
 
 use agentbox_api::exec::{ExecBody, ExecReply, OutputEncoding};
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ExecResult, MAX_CHUNK, ToBox};
 use axum::extract::State;
@@ -19,6 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
+use crate::audit;
 use crate::box_loss;
 use crate::edge::admit::Admitted;
 use crate::edge::path::EnvironmentParameter;
@@ -78,6 +80,7 @@ pub(crate) async fn exec(
 ) -> Answer<axum::Json<ExecReply>> {
     request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
+    audit::accept(&gateway, AuditAction::Exec, &location.id, &body.command).await?;
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);

@@ -11,6 +11,7 @@
 
 mod api_keys;
 mod attach;
+mod audit;
 mod auth;
 mod authorize;
 mod box_loss;

@@ -6,6 +6,7 @@ mod wait;
 
 use agentbox_api::logs::{LogsQuery, LogsReply};
 use agentbox_bus::Session;
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, LogsRequest, Open, OpenKind, ToBox};
@@ -13,6 +14,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
+use crate::audit;
 use crate::authorize::Action;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
@@ -67,11 +69,16 @@ pub(crate) async fn logs(
         since: query.since,
         follow: query.follow,
     };
+    let last = match query.follow {
+        true => sse::last_event_id(&headers)?,
+        false => None,
+    };
+    // Before the first read, and once for a stream, however often it reconnects to the box.
+    audit::accept(&gateway, AuditAction::ReadLogs, &location.id, &[]).await?;
     if !query.follow {
         let session = open(&gateway, &location, request).await?;
         return Ok(page::answer(session, query.timestamps).await?);
     }
-    let last = sse::last_event_id(&headers)?;
     let grant = StreamGrant::environment(Action::ReadLogs, &location);
     let source = follow::Follower::new(gateway.clone(), location, request, last, query.timestamps);
     Ok(sse::answer("logs", gateway, principal, grant, source))

@@ -21,7 +21,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, auth, environments, events, exec, health, logs, openapi, tickets, users,
+    api_keys, attach, audit, auth, environments, events, exec, health, logs, openapi, tickets,
+    users,
 };
 
 /// One row of the table.
@@ -78,6 +79,7 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::Attach,            C::Exec,      routes!(attach::attach)),
         route(A::ViewEnvironment,   C::Other,     routes!(events::list_for_environment)),
         route(A::ListEnvironments,  C::Other,     routes!(events::list_all)),
+        route(A::ReadAudit,         C::Other,     routes!(audit::list)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),
         route(A::Public,            C::Uncounted, routes!(health::ready)),

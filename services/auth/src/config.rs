@@ -101,6 +101,10 @@ pub struct Config {
     /// How long the audit trail is kept, in seconds (default one year).
     #[arg(long, env = "AGENTBOX_AUDIT_RETENTION", default_value_t = 365 * 86_400)]
     pub audit_retention_s: u32,
+
+    /// Verify the audit trail and exit: 0 if it is complete and unchanged, else 1.
+    #[arg(long)]
+    pub verify_audit: bool,
 }
 
 impl Config {

@@ -4,7 +4,6 @@
 
 pub mod api_key_permissions;
 pub mod api_keys;
-pub mod audit;
 pub mod logins;
 pub mod signing_keys;
 pub mod tickets;

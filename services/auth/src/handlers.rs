@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use agentbox_bus::Server;
+use agentbox_contracts::audit::rpc::ListAudit;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
     Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser, IssueTicket,
@@ -13,6 +14,7 @@ use chrono::Utc;
 use sea_orm::DatabaseConnection;
 
 use crate::api_key::ApiKeys;
+use crate::audit;
 use crate::authenticate::Authenticator;
 use crate::login::Logins;
 use crate::signing_key::Keyring;
@@ -72,6 +74,7 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
         .on_shared::<GetKey, _, _, _>(auth, async |a, r| a.api_keys.get(r).await)
         .on_shared::<RevokeKey, _, _, _>(auth, async |a, r| a.api_keys.revoke(r).await.map(empty))
         .on_shared::<IssueTicket, _, _, _>(auth, async |a, r| a.tickets.issue(r).await)
+        .on_shared::<ListAudit, _, _, _>(auth, async |a, r| audit::list(&a.database, r).await)
         .on_shared::<PublicKeys, _, _, _>(auth, async |a, _| a.public_keys().await)
         .on_shared::<Ready, _, _, _>(auth, async |a, _| a.ready().await.map(empty))
 }

@@ -54,7 +54,21 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let database =
         agentbox_database::connect(&config.database_url, SCHEMA, config.database_connections)
             .await?;
+    let audit_key = audit::chain::ChainKey::derive(&secret);
+    if config.verify_audit {
+        audit::verify::run(&database, &context.bus, &audit_key)
+            .await
+            .context("the audit trail is not valid, or cannot be read")?;
+        // The work of this process is done.
+        context.draining.cancel();
+        return Ok(());
+    }
     agentbox_database::migrate::<migrations::Migrator>(&database, SCHEMA).await?;
+    context
+        .bus
+        .ensure_streams("auth")
+        .await
+        .context("the streams of the audit trail cannot be set up")?;
     let hasher = password::Hasher::new(config.hash_concurrency, config.hash_queue).await?;
     let hasher = Arc::new(hasher);
     user::bootstrap::first_admin(&database, &hasher, &config)
@@ -115,12 +129,21 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         deleted,
     };
     tasks.spawn("user-deletions", deletions.run(shutdown.clone()));
+    let leases = Leases::new(database.clone(), bus.instance().clone());
+    let writer = audit::writer::Writer {
+        database: database.clone(),
+        bus: bus.clone(),
+        leases: leases.clone(),
+        key: audit_key.clone(),
+    };
+    tasks.spawn("audit-chain", writer.run(shutdown.clone()));
     let sweeper = sweep::Sweeper {
-        leases: Leases::new(database.clone(), bus.instance().clone()),
+        leases,
         database,
         interval: config.sweep_interval(),
         key_retention: config.key_retention(),
         audit_retention: config.audit_retention(),
+        audit_key,
     };
     tasks.spawn("sweep", sweeper.run(shutdown.clone()));
     tasks.spawn(

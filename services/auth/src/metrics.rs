@@ -11,6 +11,7 @@ const LOGINS: &str = "agentbox_auth_logins_total";
 const KEYS_ROTATED: &str = "agentbox_auth_signing_keys_created_total";
 const PURGED: &str = "agentbox_auth_rows_purged_total";
 const USES_DROPPED: &str = "agentbox_auth_key_uses_dropped_total";
+const AUDIT_ENTRIES: &str = "agentbox_auth_audit_entries_chained_total";
 const DELETIONS: &str = "agentbox_auth_user_deletions_notified_total";
 
 pub fn describe() {
@@ -31,6 +32,10 @@ pub fn describe() {
     describe_counter!(
         USES_DROPPED,
         "Uses of API keys that were not recorded because the buffer was full"
+    );
+    describe_counter!(
+        AUDIT_ENTRIES,
+        "Entries of the audit trail that this replica chained"
     );
     describe_counter!(
         DELETIONS,
@@ -66,6 +71,10 @@ pub fn rows_purged(table: &'static str, rows: u64) {
 
 pub fn key_uses_dropped(uses: u64) {
     counter!(USES_DROPPED).increment(uses);
+}
+
+pub fn audit_chained(entries: usize) {
+    counter!(AUDIT_ENTRIES).increment(u64::try_from(entries).unwrap_or(u64::MAX));
 }
 
 pub fn deletion_notified(ok: bool) {

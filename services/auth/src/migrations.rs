@@ -4,6 +4,7 @@ mod m0001_identity;
 mod m0002_leases;
 mod m0003_acknowledged_deletions;
 mod m0004_key_creators;
+mod m0005_audit_chain;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_leases::Migration),
             Box::new(m0003_acknowledged_deletions::Migration),
             Box::new(m0004_key_creators::Migration),
+            Box::new(m0005_audit_chain::Migration),
         ]
     }
 }

@@ -16,7 +16,10 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::entity::{api_keys, audit, logins, signing_keys, tickets};
+use crate::audit;
+use crate::audit::chain::ChainKey;
+use crate::audit::store::PRUNED_AT_ONCE;
+use crate::entity::{api_keys, logins, signing_keys, tickets};
 use crate::metrics;
 
 /// The most rows that one statement deletes.
@@ -31,6 +34,8 @@ pub struct Sweeper {
     /// How long a revoked or expired API key is kept.
     pub key_retention: Duration,
     pub audit_retention: Duration,
+    /// Signs the checkpoint that the retention of the audit trail leaves.
+    pub audit_key: ChainKey,
 }
 
 impl Sweeper {
@@ -80,8 +85,27 @@ impl Sweeper {
         let expired = signing_keys::Column::NotAfter.into_expr().lt(ago(GRACE));
         self.purge::<signing_keys::Entity>(signing_keys::Column::Kid, expired)
             .await;
-        let old = audit::Column::At.into_expr().lt(ago(self.audit_retention));
-        self.purge::<audit::Entity>(audit::Column::Id, old).await;
+        self.prune_audit().await;
+    }
+
+    /// Deletes old entries of the audit trail, batch by batch.
+    async fn prune_audit(&self) {
+        loop {
+            let pruned =
+                audit::store::prune(&self.database, &self.audit_key, self.audit_retention).await;
+            match pruned {
+                Ok(rows) => {
+                    metrics::rows_purged("audit_log", rows);
+                    if rows < PRUNED_AT_ONCE {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "old audit entries not deleted; retried");
+                    return;
+                }
+            }
+        }
     }
 
     /// Deletes the rows of a table that match `condition`, batch by batch.

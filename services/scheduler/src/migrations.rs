@@ -7,6 +7,7 @@ mod m0004_lease_expiry;
 mod m0005_standard_names;
 mod m0006_outbox_leases;
 mod m0007_sealed_variables;
+mod m0008_audit_outbox;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_standard_names::Migration),
             Box::new(m0006_outbox_leases::Migration),
             Box::new(m0007_sealed_variables::Migration),
+            Box::new(m0008_audit_outbox::Migration),
         ]
     }
 }

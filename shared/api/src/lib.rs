@@ -6,6 +6,7 @@
 
 pub mod api_key;
 pub mod attach;
+pub mod audit;
 pub mod environment;
 pub mod error;
 pub mod event;

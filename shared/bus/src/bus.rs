@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::audit::{AuditEntry, AuditHead};
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
@@ -13,6 +14,7 @@ use async_nats::jetstream;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::audit::{self, AuditQueue};
 use crate::client::{BusConfig, Client, Reports};
 use crate::error::BusError;
 use crate::events::{self, EventStream};
@@ -334,5 +336,50 @@ impl Bus {
             return Err(BusError::Disconnected);
         }
         counter::increment(&self.inner.replies, subject, by, deadline).await
+    }
+}
+
+/// The audit trail: JetStream.
+impl Bus {
+    /// Stores an entry for the trail. A second entry with the same id within two minutes is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When JetStream has not stored it within `deadline`.
+    pub async fn record_audit(
+        &self,
+        entry: &AuditEntry,
+        deadline: Duration,
+    ) -> Result<(), BusError> {
+        if !self.is_connected() {
+            return Err(BusError::Disconnected);
+        }
+        audit::publish(&self.inner.replies, entry, deadline).await
+    }
+
+    /// The entries that other services have stored and the trail does not have yet.
+    #[must_use]
+    pub fn audit_queue(&self) -> AuditQueue {
+        AuditQueue::new(self.inner.client.clone())
+    }
+
+    /// Publishes the end of the trail's chain.
+    ///
+    /// # Errors
+    /// When JetStream has not stored it within `deadline`.
+    pub async fn publish_audit_head(
+        &self,
+        head: &AuditHead,
+        deadline: Duration,
+    ) -> Result<(), BusError> {
+        audit::publish_head(&self.inner.replies, head, deadline).await
+    }
+
+    /// The published ends of the chain that are still kept, oldest first.
+    ///
+    /// # Errors
+    /// When JetStream cannot be reached.
+    pub async fn audit_heads(&self) -> Result<Vec<AuditHead>, BusError> {
+        audit::heads(&self.inner.client).await
     }
 }

@@ -5,6 +5,7 @@
 //! * [`work`]: commands that are processed at least once, or become dead letters.
 //! * [`events`], [`routes`], [`counter`]: environment events, the route table, the rate-limit
 //!   counters.
+//! * [`audit`], [`origin`]: entries of the audit trail, and the API request that caused them.
 //!
 //! [`bus`] is the handle above these parts. [`client`] is the connection below them.
 //! Acknowledgements, retries and trace context are handled in this crate only.
@@ -14,6 +15,7 @@
 //!   exception is a reply that the server refuses after a reconnect.
 //! * I3. Byte streams have a connection of their own, so that they cannot starve requests.
 
+mod audit;
 mod bus;
 mod client;
 mod counter;
@@ -21,6 +23,7 @@ mod error;
 mod events;
 mod message;
 mod metrics;
+mod origin;
 mod replies;
 mod routes;
 mod rpc;
@@ -30,10 +33,12 @@ mod subscription;
 mod trace;
 mod work;
 
+pub use audit::{AuditQueue, QueuedEntry};
 pub use bus::Bus;
 pub use client::BusConfig;
 pub use error::BusError;
 pub use events::{EventStream, StoredEvent};
+pub use origin::{current_origin, with_origin};
 pub use routes::{RouteMirror, RouteTable, RouteWatch};
 pub use rpc::{Listening, Server};
 #[cfg(fuzzing)]

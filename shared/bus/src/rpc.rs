@@ -28,7 +28,7 @@ pub use server::{Listening, Server};
 
 use crate::message::{encode, set_deadline};
 use crate::replies::{Replies, RequestError};
-use crate::trace;
+use crate::{origin, trace};
 
 /// Sends a request and waits for its reply, for at most `deadline`.
 pub(crate) async fn call<Q: Serialize, P: DeserializeOwned>(
@@ -60,6 +60,7 @@ async fn exchange<Q: Serialize, P: DeserializeOwned>(
     let mut headers = HeaderMap::new();
     set_deadline(&mut headers, deadline);
     trace::inject(span, &mut headers);
+    origin::inject(&mut headers);
     let body = encode(request)?;
     let method = trace::method(&subject);
     let reply = replies

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::permissions;
 use agentbox_contracts::subjects::{
-    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
-    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, OUTPUT_STREAM, ROUTES_BUCKET,
+    ALL_AUDIT, ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, AUDIT_HEAD,
+    AUDIT_HEADS_STREAM, AUDIT_STREAM, COMMANDS_STREAM, DEAD_LETTERS_STREAM, EVENTS_STREAM,
+    LIMITS_STREAM, OUTPUT_BUCKET, OUTPUT_STREAM, ROUTES_BUCKET,
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, kv};
@@ -18,6 +19,8 @@ use crate::routes::MARKER_TTL;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long events and the output of ended environments can be read.
 const RETENTION: Duration = Duration::from_secs(7 * DAY.as_secs());
+/// How long the heads of the audit trail can be read: longer than the trail itself by default.
+const HEADS_RETENTION: Duration = Duration::from_secs(400 * DAY.as_secs());
 /// Longer than the longest rate-limit window, twice.
 const LIMITS_MAX_AGE: Duration = Duration::from_secs(120);
 /// A second message with the same id within this time is a duplicate.
@@ -112,9 +115,50 @@ fn output() -> Config {
     }
 }
 
+/// An entry stays until it is in the trail, however long that takes. When the stream is full it
+/// refuses entries, and with them the actions that would not be recorded.
+fn audit() -> Config {
+    Config {
+        name: AUDIT_STREAM.to_owned(),
+        description: Some("audit entries that auth has yet to chain".to_owned()),
+        subjects: vec![ALL_AUDIT.to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        max_bytes: 128 * MIB,
+        discard: DiscardPolicy::New,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    }
+}
+
+fn audit_heads() -> Config {
+    Config {
+        name: AUDIT_HEADS_STREAM.to_owned(),
+        description: Some("the end of the audit trail's chain, once an hour".to_owned()),
+        subjects: vec![AUDIT_HEAD.to_owned()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        max_age: HEADS_RETENTION,
+        max_bytes: 16 * MIB,
+        discard: DiscardPolicy::Old,
+        deny_delete: true,
+        deny_purge: true,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    }
+}
+
 /// Creates or updates all streams, buckets and stores.
 pub(crate) async fn provision(jetstream: &Context) -> Result<(), BusError> {
-    for config in [commands(), events(), dead_letters(), limits(), output()] {
+    for config in [
+        commands(),
+        events(),
+        dead_letters(),
+        limits(),
+        output(),
+        audit(),
+        audit_heads(),
+    ] {
         ensure_stream(jetstream, config).await?;
     }
     ensure_routes(jetstream).await

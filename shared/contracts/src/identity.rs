@@ -138,6 +138,18 @@ pub enum Credential {
     },
 }
 
+impl Credential {
+    /// The API key that authenticated the caller, also by a ticket.
+    #[must_use]
+    pub fn key(&self) -> Option<&ApiKeyId> {
+        match self {
+            Self::Login { .. } => None,
+            Self::ApiKey { id } => Some(id),
+            Self::Ticket { issued_by, .. } => issued_by.key(),
+        }
+    }
+}
+
 /// The environments that a credential gives access to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -134,6 +134,11 @@ id!(
     "exec-"
 );
 id!(
+    /// The id of one entry of the audit trail.
+    AuditId,
+    "audit-"
+);
+id!(
     /// The id of one process of a service, new at each start.
     InstanceId,
     "inst-"

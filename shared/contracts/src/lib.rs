@@ -1,6 +1,7 @@
 //! The contract between the services: subjects, headers, messages by noun, identifiers,
 //! units and error codes. Pure data; no I/O.
 
+pub mod audit;
 pub mod command;
 pub mod environment;
 pub mod error;

@@ -15,10 +15,12 @@
 
 use serde_json::{Value, json};
 
+use crate::audit::AuditAction;
 use crate::subjects::{
-    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, COMMANDS_STREAM, DEAD_LETTERS_STREAM,
-    EVENTS_STREAM, LIMITS_STREAM, OUTPUT_BUCKET, OUTPUT_STREAM, PREFIX, ROUTES_BUCKET,
-    ROUTES_STREAM, STREAMS, confirmation, service_sessions,
+    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, AUDIT_HEAD, AUDIT_HEADS_STREAM,
+    AUDIT_STREAM, COMMANDS_STREAM, DEAD_LETTERS_STREAM, EVENTS_STREAM, LIMITS_STREAM,
+    OUTPUT_BUCKET, OUTPUT_STREAM, PREFIX, ROUTES_BUCKET, ROUTES_STREAM, STREAMS, audit,
+    confirmation, service_sessions,
 };
 
 /// The services that log in to NATS.
@@ -149,6 +151,7 @@ pub fn streams_of(service: &str) -> &'static [&'static str] {
             ROUTES_STREAM,
         ],
         "exec-proxy" => &[OUTPUT_STREAM],
+        "auth" => &[AUDIT_STREAM, AUDIT_HEADS_STREAM],
         _ => &[],
     }
 }
@@ -168,13 +171,23 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 format!("{PREFIX}.rpc.scheduler.>"),
                 format!("{PREFIX}.rpc.exec.>"),
                 ALL_LIMITS.to_owned(),
+                audit(AuditAction::Exec),
+                audit(AuditAction::Attach),
+                audit(AuditAction::ReadLogs),
             ])
             .stream_info(LIMITS_STREAM)
             .consume_stream(EVENTS_STREAM)
             .consume_stream(ROUTES_STREAM),
         "auth" => base
             .serve(user, "auth")
-            .publish([format!("{PREFIX}.rpc.scheduler.delete-owned")]),
+            // Auth's own actions are entries of its database, so it publishes none.
+            .publish([
+                format!("{PREFIX}.rpc.scheduler.delete-owned"),
+                AUDIT_HEAD.to_owned(),
+            ])
+            .consume_stream(AUDIT_STREAM)
+            .acknowledge(AUDIT_STREAM)
+            .read_stream(AUDIT_HEADS_STREAM),
         "scheduler" => base
             .serve(user, "scheduler")
             .publish([
@@ -183,6 +196,9 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 ALL_DEAD_LETTERS.to_owned(),
                 format!("{PREFIX}.rpc.exec.>"),
                 format!("$KV.{ROUTES_BUCKET}.>"),
+                audit(AuditAction::CreateEnvironment),
+                audit(AuditAction::PatchEnvironment),
+                audit(AuditAction::DeleteEnvironment),
             ])
             .consume_stream(COMMANDS_STREAM)
             .acknowledge(COMMANDS_STREAM)
@@ -208,6 +224,8 @@ pub fn for_user(user: &str) -> Option<Permissions> {
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
 
     #[test]
@@ -216,6 +234,27 @@ mod tests {
             assert!(for_user(user).is_some(), "{user}");
         }
         assert_eq!(for_user("boxd"), None);
+    }
+
+    #[test]
+    fn service_publishes_audit_entries_of_its_own_actions_only() {
+        for action in AuditAction::VARIANTS {
+            let publishers: Vec<&str> = SERVICES
+                .into_iter()
+                .filter(|service| {
+                    let permissions = for_user(service).unwrap();
+                    permissions.publish.contains(&audit(*action))
+                })
+                .collect();
+            let expected: &[&str] = match action {
+                AuditAction::Exec | AuditAction::Attach | AuditAction::ReadLogs => &["api-gateway"],
+                AuditAction::CreateEnvironment
+                | AuditAction::PatchEnvironment
+                | AuditAction::DeleteEnvironment => &["scheduler"],
+                _ => &[],
+            };
+            assert_eq!(publishers, expected, "{action}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! No text from a user is part of a subject: tokens are ids, cluster names and constants.
 
+use crate::audit::AuditAction;
 use crate::environment::EventKind;
 use crate::ids::{EnvironmentId, InstanceId, UserId};
 
@@ -17,6 +18,10 @@ pub const EVENTS_STREAM: &str = "ABX_EVENTS";
 pub const DEAD_LETTERS_STREAM: &str = "ABX_DEAD_LETTERS";
 /// Rate-limit counters, in memory.
 pub const LIMITS_STREAM: &str = "ABX_LIMITS";
+/// Audit entries that auth has yet to chain.
+pub const AUDIT_STREAM: &str = "ABX_AUDIT";
+/// The published ends of the audit trail's chain, kept longer than the trail by default.
+pub const AUDIT_HEADS_STREAM: &str = "ABX_AUDIT_HEADS";
 /// Key-value bucket: environment id to [`crate::environment::Route`].
 pub const ROUTES_BUCKET: &str = "abx_routes";
 /// The stream that holds [`ROUTES_BUCKET`].
@@ -27,18 +32,22 @@ pub const OUTPUT_BUCKET: &str = "abx_output";
 pub const OUTPUT_STREAM: &str = "OBJ_abx_output";
 
 /// Every stream. The provisioner creates them.
-pub const STREAMS: [&str; 6] = [
+pub const STREAMS: [&str; 8] = [
     COMMANDS_STREAM,
     EVENTS_STREAM,
     DEAD_LETTERS_STREAM,
     LIMITS_STREAM,
     ROUTES_STREAM,
     OUTPUT_STREAM,
+    AUDIT_STREAM,
+    AUDIT_HEADS_STREAM,
 ];
 
 /// On a request: when the caller stops waiting, in Unix milliseconds. A server does not
 /// process a request after that time.
 pub const HEADER_DEADLINE: &str = "Abx-Deadline";
+/// On a request: the [`crate::audit::Origin`] of the API request that caused it, as JSON.
+pub const HEADER_ORIGIN: &str = "Abx-Origin";
 /// On a reply: the body is an [`crate::error::Error`].
 pub const HEADER_ERROR: &str = "Abx-Error";
 /// On a command: when it expires, in Unix milliseconds.
@@ -91,6 +100,17 @@ pub fn owner_events(owner: &UserId) -> String {
 }
 
 pub const ALL_EVENTS: &str = "abx.v1.evt.env.>";
+
+/// `abx.v1.audit.<action>`: each service may publish entries of its own actions only.
+#[must_use]
+pub fn audit(action: AuditAction) -> String {
+    format!("{PREFIX}.audit.{}", action.as_str())
+}
+
+pub const ALL_AUDIT: &str = "abx.v1.audit.>";
+
+/// The end of the audit trail's chain, once an hour.
+pub const AUDIT_HEAD: &str = "abx.v1.evt.audit.head";
 
 /// `abx.v1.dlq.<rest>`: the dead letter of a message on `abx.v1.<rest>`.
 #[must_use]
@@ -159,6 +179,10 @@ pub enum Subject {
         id: EnvironmentId,
         kind: String,
     },
+    Audit {
+        action: AuditAction,
+    },
+    AuditHead,
     /// The dead letter of a message on `subject`.
     DeadLetter {
         subject: String,
@@ -185,6 +209,8 @@ impl Subject {
             Self::ExecRpc { method, .. } => exec_rpc("{cluster}", method),
             Self::Command { .. } => format!("{PREFIX}.cmd.env.{{cluster}}.{{op}}.{{id}}"),
             Self::Event { kind, .. } => format!("{PREFIX}.evt.env.{{owner}}.{{id}}.{kind}"),
+            Self::Audit { action } => audit(*action),
+            Self::AuditHead => AUDIT_HEAD.to_owned(),
             Self::DeadLetter { .. } => format!("{PREFIX}.dlq.{{subject}}"),
             Self::Limit { category, .. } => {
                 format!("{PREFIX}.limit.{{principal}}.{category}.{{window}}")
@@ -219,6 +245,10 @@ impl Subject {
                 owner: owner.parse().ok()?,
                 id: id.parse().ok()?,
                 kind: (*kind).to_owned(),
+            },
+            ["evt", "audit", "head"] => Self::AuditHead,
+            ["audit", action] => Self::Audit {
+                action: action.parse().ok()?,
             },
             ["dlq", _, ..] => Self::DeadLetter {
                 subject: format!("{PREFIX}.{}", tokens[1..].join(".")),
@@ -279,6 +309,13 @@ mod tests {
                 },
             ),
             (
+                audit(AuditAction::ReadLogs),
+                Subject::Audit {
+                    action: AuditAction::ReadLogs,
+                },
+            ),
+            (AUDIT_HEAD.to_owned(), Subject::AuditHead),
+            (
                 dead_letter(&command("local", "reconcile", &id)),
                 Subject::DeadLetter {
                     subject: command("local", "reconcile", &id),
@@ -331,6 +368,7 @@ mod tests {
             "abx.v2.rpc.a.b",
             "abx.v1.evt.env.nope.nope.running",
             "abx.v1.evt.env.env-0123456789abcdef.running",
+            "abx.v1.audit.nope",
         ] {
             assert_eq!(Subject::parse(text), None, "{text}");
         }

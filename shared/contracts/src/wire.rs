@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
-use crate::{environment, error, identity, subjects};
+use crate::{audit, environment, error, identity, subjects};
 
 const ENV: &str = "env-0123456789abcdef";
 const USER: &str = "user-0123456789abcdef";
 const KEY: &str = "key-0123456789abcdef";
+const AUDIT: &str = "audit-0123456789abcdef";
 const LOGIN: &str = "login-0123456789abcdef";
 const AT: &str = "2026-01-02T03:04:05Z";
 
@@ -85,6 +86,12 @@ fn api_key() -> Value {
     json!({"id": KEY, "owner": USER, "description": "ci", "created_at": AT, "expires_at": AT,
         "last_used_at": AT, "management": true,
         "permissions": [{"environment_id": ENV, "permission": "write"}]})
+}
+
+fn audit_entry() -> Value {
+    json!({"id": AUDIT, "at": AT, "user": USER, "key": KEY, "address": "192.0.2.1",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "action": "exec", "target": ENV,
+        "outcome": "accepted", "arguments": ["true"], "arguments_truncated": true})
 }
 
 fn principal() -> Value {
@@ -186,6 +193,11 @@ fn auth_rpcs_match_snapshot() {
     rpc::<IssueTicket>(&mut m, issue, json!({"ticket": "secret", "expires_at": AT}));
     rpc::<PublicKeys>(&mut m, json!({}), json!({"keys": [{"kty": "OKP"}]}));
     rpc::<Ready>(&mut m, json!({}), json!({}));
+    let list = json!({"user": USER, "action": "exec", "target": ENV, "since": AT, "until": AT,
+        "limit": 10, "offset": 20});
+    let chained = json!({"sequence": 7, "hash": "00ff", "entry": audit_entry()});
+    let page = json!({"entries": [chained], "total": 21, "has_more": true});
+    rpc::<audit::rpc::ListAudit>(&mut m, list, page);
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
 }
 
@@ -231,6 +243,12 @@ fn events_routes_and_errors_match_snapshot() {
     let route = json!({"owner": USER, "status": "running", "cluster": "local",
         "address": "10.0.0.2:10777"});
     message::<Route>(&mut m, "route", route);
+    message::<audit::AuditEntry>(&mut m, "audit entry", audit_entry());
+    let head = json!({"sequence": 7, "hash": "00ff", "signature": "ff00", "at": AT});
+    message::<audit::AuditHead>(&mut m, "audit head", head);
+    let origin = json!({"user": USER, "key": KEY, "address": "2001:db8::1",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"});
+    message::<audit::Origin>(&mut m, "origin", origin);
     let error = json!({"code": "rate_limited", "message": "too many requests",
         "retry_after_s": 3});
     message::<error::Error>(&mut m, "error", error);
@@ -248,6 +266,8 @@ fn subjects_match_snapshot() {
         subjects::exec_rpc("local", BoxSession::METHOD),
         command.clone(),
         subjects::event(&owner, &id, EventKind::Running),
+        subjects::audit(audit::AuditAction::Exec),
+        subjects::AUDIT_HEAD.to_owned(),
         subjects::dead_letter(&command),
         subjects::limit("user-1", "exec", 7),
         subjects::session("api-gateway", &instance, 9),
@@ -265,15 +285,16 @@ fn subjects_match_snapshot() {
             subjects::ALL_COMMANDS, subjects::cluster_commands("local"),
             subjects::ALL_EVENTS, subjects::environment_events(&id), subjects::owner_events(&owner),
             subjects::process_sessions("api-gateway", &instance),
-            subjects::ALL_DEAD_LETTERS, subjects::ALL_LIMITS,
+            subjects::ALL_DEAD_LETTERS, subjects::ALL_LIMITS, subjects::ALL_AUDIT,
         ],
         "streams and buckets": [
             subjects::COMMANDS_STREAM, subjects::EVENTS_STREAM, subjects::DEAD_LETTERS_STREAM,
             subjects::LIMITS_STREAM, subjects::ROUTES_BUCKET, subjects::OUTPUT_BUCKET,
+            subjects::AUDIT_STREAM, subjects::AUDIT_HEADS_STREAM,
         ],
         "headers": [
             subjects::HEADER_DEADLINE, subjects::HEADER_ERROR, subjects::HEADER_EXPIRES_AT,
-            subjects::HEADER_REASON,
+            subjects::HEADER_REASON, subjects::HEADER_ORIGIN,
         ],
     });
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(table) });
@@ -305,6 +326,14 @@ fn enum_texts_are_their_json() {
     ] {
         assert_eq!(json!(permission), permission.as_str());
         assert_eq!(permission.as_str().parse(), Ok(permission));
+    }
+    for action in audit::AuditAction::VARIANTS {
+        assert_eq!(json!(action), action.as_str());
+        assert_eq!(action.as_str().parse(), Ok(*action));
+    }
+    for outcome in audit::AuditOutcome::VARIANTS {
+        assert_eq!(json!(outcome), outcome.as_str());
+        assert_eq!(outcome.as_str().parse(), Ok(*outcome));
     }
     for action in [identity::TicketAction::Logs, identity::TicketAction::Attach] {
         assert_eq!(json!(action), action.as_str());

@@ -44,6 +44,7 @@ pub enum Purpose {
     Variables,
     /// The body of a request with an idempotency key.
     RequestBody,
+    Audit,
 }
 
 impl Purpose {
@@ -55,6 +56,7 @@ impl Purpose {
             Self::SigningKey => b"agentbox.auth.signing-key.v1",
             Self::Variables => b"agentbox.scheduler.variables.v1",
             Self::RequestBody => b"agentbox.scheduler.request-body.v1",
+            Self::Audit => b"agentbox.auth.audit.v1",
         }
     }
 }

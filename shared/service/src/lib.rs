@@ -40,7 +40,7 @@ pub use telemetry::RelayedSpans;
 pub struct Context {
     pub bus: Bus,
     /// Cancelled when the service must stop. From then on it is not ready, and it still accepts
-    /// work until `shutdown`.
+    /// work until `shutdown`. A service that has done all its work cancels it itself.
     pub draining: CancellationToken,
     /// Cancelled when the tasks of the service must end.
     pub shutdown: CancellationToken,
@@ -219,6 +219,8 @@ async fn wait_for_stop(
     tokio::select! {
         () = stop_signals.next() => {}
         failure = &mut failed => return Err(failure),
+        // A service whose work was one command has done it.
+        () = context.draining.cancelled() => return Ok(()),
     }
     context.readiness.stop();
     context.draining.cancel();

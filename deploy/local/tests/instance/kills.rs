@@ -87,7 +87,7 @@ impl Progress {
 }
 
 /// Kills a process, and waits until it is restarted and the system is ready.
-async fn kill(system: &System, part: &str, index: usize) -> Duration {
+pub async fn kill(system: &System, part: &str, index: usize) -> Duration {
     let before = system.pids(part)[&index];
     let begun = Instant::now();
     assert!(system.kill(part, index));

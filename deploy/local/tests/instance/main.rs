@@ -9,6 +9,7 @@
 )]
 
 mod api;
+mod audit;
 mod boxes;
 mod clusters;
 mod examples;

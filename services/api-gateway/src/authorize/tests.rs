@@ -49,6 +49,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/environments/{id}/attach", "UAANAFAANNF"),
     ("GET", "/environments/{id}/events", "UAANAAAANNF"),
     ("GET", "/events", "UAAAAAAAAAF"),
+    ("GET", "/audit", "UAAAAFFFFFF"),
     ("GET", "/health", "AAAAAAAAAAA"),
     ("GET", "/health/live", "AAAAAAAAAAA"),
     ("GET", "/health/ready", "AAAAAAAAAAA"),

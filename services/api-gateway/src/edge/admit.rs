@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 
+use agentbox_contracts::audit::Origin;
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::Principal;
 use agentbox_contracts::ids::EnvironmentId;
@@ -16,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::client_address::ClientAddress;
 use super::error::ApiError;
-use super::path;
+use super::{path, trace};
 use crate::authorize::{Action, authorize, unauthorized};
 use crate::lookup::{self, EnvironmentLocation};
 use crate::principal::{AuthAttempt, credential, identify};
@@ -92,7 +93,8 @@ pub(crate) async fn admit(
     let mut response = match decision {
         Ok(()) => {
             parts.extensions.insert(Counted(rate_limit));
-            next.run(Request::from_parts(parts, body)).await
+            let origin = origin(&parts);
+            agentbox_bus::with_origin(origin, next.run(Request::from_parts(parts, body))).await
         }
         Err(error) => ApiError(error).into_response(),
     };
@@ -103,6 +105,14 @@ pub(crate) async fn admit(
     };
     rate_limit.write(response.headers_mut());
     response
+}
+
+/// Who sent the request, for the audit trail. It travels with every call of the handler.
+fn origin(parts: &Parts) -> Origin {
+    let caller = parts.extensions.get::<Caller>();
+    let ClientAddress(address) = ClientAddress::from_extensions(&parts.extensions);
+    let principal = caller.map(|Caller(principal)| principal);
+    Origin::new(principal, address, trace::current_id())
 }
 
 async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {

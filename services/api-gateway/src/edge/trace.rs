@@ -79,6 +79,16 @@ fn trace_id(own: TraceId, given: TraceId) -> TraceId {
         .unwrap_or_else(random_id)
 }
 
+/// The trace id of the request that this task answers; `None` without a tracer.
+pub(super) fn current_id() -> Option<String> {
+    let id = tracing::Span::current()
+        .context()
+        .span()
+        .span_context()
+        .trace_id();
+    (id != TraceId::INVALID).then(|| id.to_string())
+}
+
 /// A trace id for an answer without a trace.
 pub(super) fn random_id() -> TraceId {
     TraceId::from_bytes(rand::random())

@@ -20,6 +20,7 @@ async fn every_list_applies_limit_and_offset_alike() {
         (&user.caller, "/api-keys", "api_keys"),
         (&user.caller, "/events", "events"),
         (&user.caller, environment_events.as_str(), "events"),
+        (&user.caller, "/audit", "entries"),
         (admin().await, "/users", "users"),
     ] {
         let all = eventually("at least two entries", async || {

@@ -15,6 +15,7 @@ mod support;
 
 mod api_keys;
 mod attach;
+mod audit;
 mod auth;
 mod cors;
 mod environments;

@@ -67,23 +67,30 @@ async fn audit_trail_records_actions_and_refuses_updates() {
         .unwrap_err();
     let key = auth.key(&caller.user.id, Vec::new()).await.api_key;
     auth.logout(&caller.principal).await;
+    world.wait_for_audit(&caller.user.id, 4).await;
     let trail = world
         .text(&format!(
-            "SELECT string_agg(action || ' ' || result, ', ' ORDER BY id) FROM audit WHERE actor = '{}'",
+            "SELECT string_agg(action || ' ' || (entry::json ->> 'outcome'), ', ' ORDER BY sequence)
+             FROM audit_log WHERE actor = '{}'",
             caller.user.id
         ))
         .await;
     assert_eq!(trail, "login ok, login refused, create-key ok, logout ok");
     let target = format!(
-        "SELECT count(*) FROM audit WHERE action = 'create-key' AND target = '{}'",
+        "SELECT count(*) FROM audit_log WHERE action = 'create-key' AND target = '{}'",
         key.id
     );
     assert_eq!(world.count(&target).await, 1);
-    let error = world
-        .database
-        .execute_unprepared("UPDATE audit SET result = 'ok'")
-        .await;
-    assert!(error.unwrap_err().to_string().contains("append only"));
+    for change in [
+        "UPDATE audit_log SET action = 'login'",
+        "DELETE FROM audit_log WHERE sequence = 1",
+        "TRUNCATE audit_log",
+        "TRUNCATE audit_checkpoints",
+    ] {
+        let error = world.database.execute_unprepared(change).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("append only"), "{change}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -113,9 +120,11 @@ async fn audit_trail_names_the_administrator_of_a_change_to_a_user() {
         id: user.clone(),
     };
     auth.call::<DeleteUser>(delete).await.unwrap();
+    world.wait_for_audit(&admin, 3).await;
     let trail = world
         .text(&format!(
-            "SELECT string_agg(action || ' ' || target, ', ' ORDER BY id) FROM audit WHERE actor = '{admin}'"
+            "SELECT string_agg(action || ' ' || target, ', ' ORDER BY sequence)
+             FROM audit_log WHERE actor = '{admin}'"
         ))
         .await;
     assert_eq!(
@@ -152,7 +161,8 @@ async fn secrets_are_neither_in_the_database_nor_in_the_log() {
         "api_keys",
         "api_key_permissions",
         "tickets",
-        "audit",
+        "audit_outbox",
+        "audit_log",
     ] {
         let rows = format!("SELECT COALESCE(string_agg(t::text, ' '), '') FROM {table} t");
         everything.push_str(&world.text(&rows).await);

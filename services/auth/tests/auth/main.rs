@@ -9,6 +9,7 @@
 )]
 
 mod api_keys;
+mod audit;
 mod deletions;
 mod failures;
 mod housekeeping;

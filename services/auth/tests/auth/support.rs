@@ -3,6 +3,9 @@
 mod callers;
 mod replica;
 
+use std::time::Duration;
+
+use agentbox_contracts::ids::UserId;
 use agentbox_testing::{PostgresEndpoint, TestPostgres};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
@@ -65,6 +68,15 @@ impl World {
             .unwrap()
             .unwrap();
         row.try_get_by_index(0).unwrap()
+    }
+
+    /// Waits until this many entries of a user are in the audit log.
+    pub async fn wait_for_audit(&self, actor: &UserId, entries: i64) {
+        let chained = format!("SELECT count(*) FROM audit_log WHERE actor = '{actor}'");
+        eventually("chained entries", Duration::from_secs(15), async || {
+            self.count(&chained).await == entries
+        })
+        .await;
     }
 
     /// Runs a query that returns one text.

@@ -1,4 +1,4 @@
-//! Publishes the outbox: commands, events and routes.
+//! Publishes the outbox: commands, events, routes and audit entries.
 //!
 //! * I1. The rows of one environment are published in order, by one publisher at a time (a
 //!   claim that expires); environments do not wait for each other.
@@ -200,6 +200,7 @@ impl Publisher {
                 ("command", subjects::command(cluster, op, id))
             }
             OutboxMessage::Route(_) => ("route", subjects::ROUTES_BUCKET.to_owned()),
+            OutboxMessage::Audit(entry) => ("audit", subjects::audit(entry.action)),
         };
         let span = publish_span(kind, &destination, id);
         trace::continue_from(&span, row.traceparent.as_deref());
@@ -218,6 +219,8 @@ impl Publisher {
                 }
                 OutboxMessage::Route(Some(route)) => bus.put_route(id, route).await,
                 OutboxMessage::Route(None) => bus.delete_route(id).await,
+                // Its own id is the message id.
+                OutboxMessage::Audit(entry) => bus.record_audit(entry, PUBLISH_TIMEOUT).await,
             }
         }
         .instrument(span)

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use agentbox_bus::Bus;
+use agentbox_bus::{Bus, with_origin};
+use agentbox_contracts::audit::{AuditAction, Origin};
 use agentbox_contracts::environment::{EventKind, Route};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
@@ -386,4 +387,45 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
     shutdown.cancel();
     relay.await.unwrap();
     let _ = mirroring.await;
+}
+
+#[tokio::test]
+async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
+    let database = database().await;
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let auth = bus(&nats, "auth").await;
+    auth.ensure_streams("auth").await.unwrap();
+    let scheduler = bus(&nats, "scheduler").await;
+    scheduler.ensure_streams("scheduler").await.unwrap();
+    let (outbox, relay) = outbox(database.store.clone(), scheduler);
+    let shutdown = CancellationToken::new();
+    let relaying = tokio::spawn(relay.run(shutdown.clone()));
+    let wake = |id: &EnvironmentId| outbox.wake(id);
+    // Background work has no entry.
+    run_lifecycle(&database.store, wake).await;
+    let origin = Origin {
+        user: Some(UserId::random()),
+        address: "192.0.2.1".parse().ok(),
+        ..Origin::default()
+    };
+    let id = with_origin(origin.clone(), run_lifecycle(&database.store, wake)).await;
+    all_published(&database).await;
+
+    let mut queue = auth.audit_queue();
+    let queued = queue.pull(10, Duration::from_secs(1)).await.unwrap();
+    let actions: Vec<AuditAction> = queued.iter().map(|queued| queued.entry.action).collect();
+    assert_eq!(
+        actions,
+        [
+            AuditAction::CreateEnvironment,
+            AuditAction::PatchEnvironment,
+            AuditAction::DeleteEnvironment,
+        ]
+    );
+    for queued in &queued {
+        assert_eq!(queued.entry.origin, origin);
+        assert_eq!(queued.entry.target.as_deref(), Some(id.as_str()));
+    }
+    shutdown.cancel();
+    relaying.await.unwrap();
 }

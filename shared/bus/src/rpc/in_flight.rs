@@ -19,7 +19,7 @@ use tracing::Instrument;
 use super::server::Served;
 use crate::client::Client;
 use crate::message::is_past_deadline;
-use crate::{metrics, trace};
+use crate::{metrics, origin, trace};
 
 /// The most requests that one server processes at once.
 const MAX_IN_FLIGHT: usize = 256;
@@ -123,7 +123,9 @@ impl Served {
         let method = trace::method(message.subject.as_str());
         let span = trace::serve_span(message.subject.as_str(), message.headers.as_ref());
         let started_at = Instant::now();
-        let work = AssertUnwindSafe((endpoint.handler)(message.payload.clone()))
+        let handler = (endpoint.handler)(message.payload.clone());
+        let handler = origin::serve(origin::extract(message.headers.as_ref()), handler);
+        let work = AssertUnwindSafe(handler)
             .catch_unwind()
             .instrument(span.clone());
         let outcome = match tokio::time::timeout(HANDLER_LIMIT, work).await {

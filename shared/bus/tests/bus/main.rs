@@ -5,6 +5,7 @@
     reason = "a helper that fails must fail its test"
 )]
 
+mod audit;
 mod connection;
 mod counter;
 mod events;

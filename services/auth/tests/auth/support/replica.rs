@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 pub struct Replica {
     process: Child,
+    port: u16,
     admin_url: String,
     log: PathBuf,
     /// A connection as the gateway.
@@ -51,6 +52,41 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
     .unwrap()
 }
 
+/// Starts the program. Its log is appended to `log`.
+fn spawn_process(
+    nats: &NatsEndpoint,
+    port: u16,
+    log: &Path,
+    database_url: &str,
+    environment: &[(&str, &str)],
+) -> Child {
+    let output = File::options().create(true).append(true).open(log).unwrap();
+    // Killed with the test, however the test ends.
+    Command::new("setpriv")
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--",
+            env!("CARGO_BIN_EXE_agentbox-auth"),
+        ])
+        .env("AGENTBOX_NATS_URL", &nats.url)
+        .env("AGENTBOX_NATS_USER", "auth")
+        .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["auth"])
+        .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
+        .env("AGENTBOX_LOG", "debug,sqlx=info,sea_orm=info")
+        .env("AGENTBOX_DATABASE_URL", database_url)
+        .env("AGENTBOX_DATABASE_CONNECTIONS", "8")
+        .env("AGENTBOX_AUTH_SECRET", SECRET)
+        .env("AGENTBOX_ADMIN_USERNAME", ADMIN)
+        .env("AGENTBOX_ADMIN_PASSWORD", ADMIN_PASSWORD)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .spawn()
+        .unwrap()
+}
+
 impl Replica {
     /// Starts a replica and waits until it is ready.
     pub async fn start(database_url: &str, environment: &[(&str, &str)]) -> Self {
@@ -72,41 +108,45 @@ impl Replica {
         let port = free_port();
         let name = format!("agentbox-auth-test-{}.log", InstanceId::random());
         let log = std::env::temp_dir().join(name);
-        let output = File::create(&log).unwrap();
-        // Killed with the test, however the test ends.
-        let process = Command::new("setpriv")
-            .args([
-                "--pdeathsig",
-                "KILL",
-                "--",
-                env!("CARGO_BIN_EXE_agentbox-auth"),
-            ])
-            .env("AGENTBOX_NATS_URL", &nats.url)
-            .env("AGENTBOX_NATS_USER", "auth")
-            .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["auth"])
-            .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
-            .env("AGENTBOX_LOG", "debug,sqlx=info,sea_orm=info")
-            .env("AGENTBOX_DATABASE_URL", database_url)
-            .env("AGENTBOX_DATABASE_CONNECTIONS", "8")
-            .env("AGENTBOX_AUTH_SECRET", SECRET)
-            .env("AGENTBOX_ADMIN_USERNAME", ADMIN)
-            .env("AGENTBOX_ADMIN_PASSWORD", ADMIN_PASSWORD)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output)
-            .spawn()
-            .unwrap();
+        let process = spawn_process(&nats, port, &log, database_url, environment);
         let bus = connect(&nats, "api-gateway").await;
         let admin_url = format!("http://127.0.0.1:{port}");
         Self {
             process,
+            port,
             admin_url,
             log,
             bus,
             nats,
             _system: system,
         }
+    }
+
+    /// Kills the replica (SIGKILL), starts it again on the same NATS server, and waits until it is
+    /// ready.
+    pub async fn restart_after_kill(&mut self, database_url: &str) {
+        self.kill();
+        self.process = spawn_process(&self.nats, self.port, &self.log, database_url, &[]);
+        self.wait_ready().await;
+    }
+
+    /// Runs the command that verifies the audit trail. Returns whether it succeeded, and its log.
+    pub fn verify_audit(&self, database_url: &str) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_agentbox-auth"))
+            .arg("--verify-audit")
+            .env("AGENTBOX_NATS_URL", &self.nats.url)
+            .env("AGENTBOX_NATS_USER", "auth")
+            .env("AGENTBOX_NATS_PASSWORD", &self.nats.passwords["auth"])
+            .env("AGENTBOX_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("AGENTBOX_DATABASE_URL", database_url)
+            .env("AGENTBOX_DATABASE_CONNECTIONS", "1")
+            .env("AGENTBOX_AUTH_SECRET", SECRET)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let log = [output.stdout, output.stderr].concat();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        (output.status.success(), log)
     }
 
     async fn wait_end(&mut self, within: Duration) -> ExitStatus {

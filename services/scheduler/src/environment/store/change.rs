@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::environment::Status;
 use agentbox_database::span;
 use agentbox_database::sql::{bigint, seconds};
@@ -11,7 +12,7 @@ use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, Iterable as _, QueryFilter as _};
 use tracing::Instrument as _;
 
-use super::messages::{patch_messages, transition_messages};
+use super::messages::{audit_message, is_deletion, patch_messages, transition_messages};
 use super::outbox::insert_outbox_rows;
 use super::{Params, Record, Store, StoreError, build, is_unchanged};
 use crate::environment::entity::{Column, Entity};
@@ -197,11 +198,12 @@ fn transition_statement(
         update.value(Column::Endpoint, endpoint.as_str());
     }
     let (update, mut params) = build(&update);
-    let outbox_rows = insert_outbox_rows(
-        "changed",
-        &transition_messages(before, change, now),
-        &mut params,
-    )?;
+    let mut messages = transition_messages(before, change, now);
+    if is_deletion(before, change) {
+        let id = &before.environment.id;
+        messages.extend(audit_message(AuditAction::DeleteEnvironment, id));
+    }
+    let outbox_rows = insert_outbox_rows("changed", &messages, &mut params)?;
     let queue = match change.queue {
         QueueAction::Keep => String::new(),
         QueueAction::Requeue(within) => format!(
@@ -253,7 +255,12 @@ fn patch_statement(
         .and_where(is_unchanged(before))
         .returning(Query::returning().columns(Column::iter()));
     let (update, mut params) = build(&update);
-    let outbox_rows = insert_outbox_rows("changed", &patch_messages(before, now), &mut params)?;
+    let mut messages = patch_messages(before, now);
+    messages.extend(audit_message(
+        AuditAction::PatchEnvironment,
+        &environment.id,
+    ));
+    let outbox_rows = insert_outbox_rows("changed", &messages, &mut params)?;
     let text =
         format!("WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed");
     Ok((text, params))

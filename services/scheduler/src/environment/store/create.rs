@@ -1,5 +1,6 @@
 //! Creating: idempotency key, quota, capacity and the row, in one transaction.
 
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
@@ -15,7 +16,7 @@ use sea_orm::{
 };
 use tracing::Instrument as _;
 
-use super::messages::creation_messages;
+use super::messages::{audit_message, creation_messages};
 use super::outbox::insert_outbox_rows;
 use super::variables::stored_request;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
@@ -250,7 +251,11 @@ async fn insert(
         Reservation::Waiting(message) => Some(message),
     };
     let (stored_request, sealed_variables) = stored_request(secret, environment)?;
-    let messages = creation_messages(environment, status_message.clone());
+    let mut messages = creation_messages(environment, status_message.clone());
+    messages.extend(audit_message(
+        AuditAction::CreateEnvironment,
+        &environment.id,
+    ));
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),
         owner: Set(environment.owner.to_string()),

@@ -1,6 +1,11 @@
-//! The outbox messages of each change, in order. Pure.
+//! The outbox messages of each change, in order. Pure, except that [`audit_message`] reads who sent
+//! the request that is being answered.
 
-use agentbox_contracts::environment::{Environment, EnvironmentEvent, EventKind, Status};
+use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome};
+use agentbox_contracts::environment::{
+    Environment, EnvironmentEvent, EventKind, Status, StatusReason,
+};
+use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, Utc};
 
 use super::change::{Change, QueueAction};
@@ -58,6 +63,23 @@ pub(super) fn transition_messages(
         messages.push(OutboxMessage::Event(event));
     }
     messages
+}
+
+/// The audit entry of a change, the last of its messages. `None` in background work, which no API
+/// request asked for.
+pub(super) fn audit_message(action: AuditAction, id: &EnvironmentId) -> Option<OutboxMessage> {
+    let origin = agentbox_bus::current_origin()?;
+    let entry = AuditEntry::new(origin, action, Some(id.as_str()), AuditOutcome::Ok);
+    Some(OutboxMessage::Audit(entry))
+}
+
+/// Whether the change is a deletion that was asked for. A PATCH of the timeout may end an
+/// environment too, and has an entry of its own.
+pub(super) fn is_deletion(before: &Record, change: &Change) -> bool {
+    let environment = &before.environment;
+    let expires = change.state.status != environment.status
+        && change.state.reason == Some(StatusReason::Expired);
+    change.generation != environment.generation && !expires
 }
 
 /// The message of a PATCH.

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use agentbox_contracts::audit::AuditEntry;
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_database::sql::{seconds, statement};
@@ -38,6 +39,8 @@ pub enum OutboxMessage {
     },
     /// The route to the environment; `None` removes it.
     Route(Option<Route>),
+    /// The API request that changed the environment, for the audit trail.
+    Audit(AuditEntry),
 }
 
 impl OutboxMessage {

@@ -1,0 +1,82 @@
+//! The audit trail as a hash chain: an outbox, the log, and the checkpoints of the retention.
+
+use sea_orm_migration::prelude::*;
+
+#[derive(DeriveMigrationName)]
+pub struct Migration;
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(UP).await?;
+        Ok(())
+    }
+}
+
+/// The entries so far are chained as if they were new: the outbox gets them in their order. The
+/// triggers bind every role, the owner of the tables and superusers too.
+const UP: &str = "
+CREATE TABLE audit_outbox (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    entry  text NOT NULL
+);
+INSERT INTO audit_outbox (entry)
+    SELECT jsonb_strip_nulls(jsonb_build_object(
+        'id', 'audit-' || lpad(id::text, 16, '0'), 'at', at, 'user', actor,
+        'action', action, 'target', target, 'outcome', result))::text
+    FROM audit ORDER BY id;
+DROP TABLE audit;
+
+CREATE TABLE audit_log (
+    sequence bigint PRIMARY KEY,
+    id       text NOT NULL UNIQUE,
+    at       timestamptz NOT NULL,
+    actor    text,
+    action   text NOT NULL,
+    target   text,
+    -- The JSON that the hash covers. The columns before repeat parts of it, for filters.
+    entry    text NOT NULL,
+    -- SHA-256 of the hash of the entry before, the sequence (8 bytes, big-endian) and the entry.
+    hash     bytea NOT NULL CHECK (octet_length(hash) = 32)
+);
+CREATE INDEX audit_log_actor ON audit_log (actor, sequence DESC);
+CREATE INDEX audit_log_action ON audit_log (action, sequence DESC);
+CREATE INDEX audit_log_target ON audit_log (target, sequence DESC) WHERE target IS NOT NULL;
+CREATE INDEX audit_log_at ON audit_log (at);
+
+CREATE TABLE audit_checkpoints (
+    sequence  bigint PRIMARY KEY,
+    hash      bytea NOT NULL CHECK (octet_length(hash) = 32),
+    at        timestamptz NOT NULL DEFAULT now(),
+    signature bytea NOT NULL
+);
+
+CREATE TRIGGER audit_log_no_change BEFORE UPDATE OR TRUNCATE ON audit_log
+    FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
+CREATE TRIGGER audit_checkpoints_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_checkpoints
+    FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
+
+CREATE FUNCTION audit_delete_needs_checkpoint() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM audit_checkpoints WHERE sequence >= OLD.sequence) THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'the audit trail is append only: no checkpoint covers entry %', OLD.sequence;
+END
+$$;
+CREATE TRIGGER audit_log_delete BEFORE DELETE ON audit_log
+    FOR EACH ROW EXECUTE FUNCTION audit_delete_needs_checkpoint();
+
+CREATE FUNCTION audit_checkpoint_is_of_an_entry() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM audit_log WHERE sequence = NEW.sequence AND hash = NEW.hash) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'the audit trail has no entry % with that hash', NEW.sequence;
+END
+$$;
+CREATE TRIGGER audit_checkpoint_insert BEFORE INSERT ON audit_checkpoints
+    FOR EACH ROW EXECUTE FUNCTION audit_checkpoint_is_of_an_entry();
+";

@@ -1,0 +1,81 @@
+//! Audit entries on the bus, and the published heads of the trail.
+
+use std::time::Duration;
+
+use agentbox_bus::{AuditQueue, QueuedEntry};
+use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditHead, AuditOutcome, Origin};
+use agentbox_contracts::subjects;
+use agentbox_testing::TestNats;
+use chrono::Utc;
+
+use crate::support::{DEADLINE, connect};
+
+const WAIT: Duration = Duration::from_millis(500);
+
+fn entry(action: AuditAction) -> AuditEntry {
+    AuditEntry::new(Origin::default(), action, None, AuditOutcome::Accepted)
+}
+
+/// Pulls until `count` entries have arrived.
+async fn pull(queue: &mut AuditQueue, count: usize) -> Vec<QueuedEntry> {
+    let pulling = async {
+        let mut all = Vec::new();
+        while all.len() < count {
+            all.extend(queue.pull(count - all.len(), WAIT).await.unwrap());
+        }
+        all
+    };
+    tokio::time::timeout(DEADLINE, pulling).await.unwrap()
+}
+
+#[tokio::test]
+async fn audit_entries_arrive_once_and_forged_actions_do_not() {
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let auth = connect(&nats, "auth").await;
+    auth.ensure_streams("auth").await.unwrap();
+    let gateway = connect(&nats, "api-gateway").await;
+    let exec = entry(AuditAction::Exec);
+    for _ in 0..2 {
+        gateway.record_audit(&exec, DEADLINE).await.unwrap();
+    }
+    // An entry of auth's own action on a subject that the gateway may publish.
+    let forged = serde_json::to_vec(&entry(AuditAction::DeleteUser)).unwrap();
+    gateway
+        .jetstream()
+        .publish(subjects::audit(AuditAction::Exec), forged.into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let logs = entry(AuditAction::ReadLogs);
+    gateway.record_audit(&logs, DEADLINE).await.unwrap();
+
+    let mut queue = auth.audit_queue();
+    let queued = pull(&mut queue, 2).await;
+    let ids: Vec<_> = queued.iter().map(|queued| &queued.entry.id).collect();
+    assert_eq!(ids, [&exec.id, &logs.id]);
+    for queued in &queued {
+        queued.acknowledge().await;
+    }
+    assert!(queue.pull(1, WAIT).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn audit_heads_are_read_in_order() {
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let auth = connect(&nats, "auth").await;
+    auth.ensure_streams("auth").await.unwrap();
+    assert!(auth.audit_heads().await.unwrap().is_empty());
+    let heads: Vec<AuditHead> = (1..=3)
+        .map(|sequence| AuditHead {
+            sequence,
+            hash: "00".to_owned(),
+            signature: "00".to_owned(),
+            at: Utc::now(),
+        })
+        .collect();
+    for head in &heads {
+        auth.publish_audit_head(head, DEADLINE).await.unwrap();
+    }
+    assert_eq!(auth.audit_heads().await.unwrap(), heads);
+}

@@ -1,0 +1,333 @@
+//! The audit trail: its entries, the origin of a request, and auth's RPC that reads it.
+//!
+//! * I1. An entry has ids, an address and values of closed lists. A text from a request is in it
+//!   only as `arguments`, which the operator switches on.
+//! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
+//!   therefore recorded once.
+
+use std::net::IpAddr;
+
+use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::identity::Principal;
+use crate::ids::{ApiKeyId, AuditId, UserId};
+
+/// The most bytes of a command that one entry keeps, over all its arguments.
+pub const MAX_ARGUMENT_BYTES: usize = 4 * 1024;
+
+/// The longest target and trace id, in bytes.
+const MAX_ID_BYTES: usize = 64;
+
+/// An action that is recorded. The list is closed: a new action is a change of the API.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "exec"))]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", const_into_str)]
+pub enum AuditAction {
+    BootstrapAdmin,
+    Login,
+    Logout,
+    ChangePassword,
+    CreateUser,
+    PatchUser,
+    DeleteUser,
+    CreateKey,
+    RevokeKey,
+    /// All keys of the target, a user.
+    RevokeKeys,
+    IssueTicket,
+    CreateSigningKey,
+    CreateEnvironment,
+    PatchEnvironment,
+    DeleteEnvironment,
+    Exec,
+    Attach,
+    ReadLogs,
+}
+
+impl AuditAction {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
+/// The outcome of a recorded action: `ok` and `refused` are final. `accepted` was recorded before
+/// the action began, and does not tell how it ended.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(example = "ok"))]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
+pub enum AuditOutcome {
+    Ok,
+    Refused,
+    Accepted,
+}
+
+impl AuditOutcome {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
+/// Who sent a request, and from where. It travels with every request on the bus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// `None`: the request had no credential, or AgentBox itself acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserId>,
+    /// The API key that authenticated the request, or that its ticket was issued to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<ApiKeyId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The `X-Trace-Id` of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+}
+
+impl Origin {
+    /// The origin of a request from `address`, by `principal` if it had a credential.
+    #[must_use]
+    pub fn new(principal: Option<&Principal>, address: IpAddr, trace_id: Option<String>) -> Self {
+        Self {
+            user: principal.map(|principal| principal.user.clone()),
+            key: principal.and_then(|principal| principal.credential.key().cloned()),
+            address: Some(address),
+            trace_id,
+        }
+    }
+}
+
+/// One entry of the trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub id: AuditId,
+    pub at: DateTime<Utc>,
+    #[serde(flatten)]
+    pub origin: Origin,
+    pub action: AuditAction,
+    /// The id that the action was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    pub outcome: AuditOutcome,
+    /// The command, if the operator records arguments. At most [`MAX_ARGUMENT_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Vec<String>>,
+    /// The command was longer than [`MAX_ARGUMENT_BYTES`]; its end is missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub arguments_truncated: bool,
+}
+
+impl AuditEntry {
+    /// An entry of this moment, with a new id.
+    #[must_use]
+    pub fn new(
+        origin: Origin,
+        action: AuditAction,
+        target: Option<&str>,
+        outcome: AuditOutcome,
+    ) -> Self {
+        Self {
+            id: AuditId::random(),
+            // The precision of Postgres.
+            at: Utc::now().trunc_subsecs(6),
+            origin,
+            action,
+            target: target.map(ToOwned::to_owned),
+            outcome,
+            arguments: None,
+            arguments_truncated: false,
+        }
+    }
+
+    /// Whether the trail can store the entry exactly. An entry of [`Self::new`] with an id as its
+    /// target is; a message of a compromised service may not be.
+    #[must_use]
+    pub fn is_storable(&self) -> bool {
+        let is_id = |text: &Option<String>| {
+            text.as_deref().is_none_or(|text| {
+                text.len() <= MAX_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())
+            })
+        };
+        is_id(&self.target)
+            && is_id(&self.origin.trace_id)
+            && (1970..=9999).contains(&self.at.year())
+            && self.at == self.at.trunc_subsecs(6)
+    }
+
+    /// Adds the arguments of a command, up to [`MAX_ARGUMENT_BYTES`].
+    #[must_use]
+    pub fn with_arguments(mut self, command: &[String]) -> Self {
+        let mut left = MAX_ARGUMENT_BYTES;
+        let mut kept = Vec::new();
+        for argument in command {
+            let length = argument.floor_char_boundary(left);
+            if length < argument.len() {
+                self.arguments_truncated = true;
+                if length > 0 {
+                    kept.push(argument[..length].to_owned());
+                }
+                break;
+            }
+            left -= length;
+            kept.push(argument.clone());
+        }
+        self.arguments = Some(kept);
+        self
+    }
+}
+
+/// The published end of the chain. A trail that lacks it has lost its newest entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditHead {
+    /// The number of the newest entry.
+    pub sequence: u64,
+    /// The hash of that entry, in hexadecimal digits.
+    pub hash: String,
+    /// An Ed25519 signature (RFC 8032) by auth, in hexadecimal digits.
+    pub signature: String,
+    pub at: DateTime<Utc>,
+}
+
+pub mod rpc {
+    //! Auth's RPC about the trail. The gateway decides whose entries a caller may read.
+
+    use super::{AuditAction, AuditEntry, DateTime, Deserialize, Serialize, UserId, Utc};
+    use crate::rpc::rpc;
+
+    /// One page of the trail, newest first. Each filter that is absent matches every entry.
+    #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+    pub struct ListAuditRequest {
+        /// The user that acted.
+        #[serde(default)]
+        pub user: Option<UserId>,
+        #[serde(default)]
+        pub action: Option<AuditAction>,
+        #[serde(default)]
+        pub target: Option<String>,
+        /// The first time that is included.
+        #[serde(default)]
+        pub since: Option<DateTime<Utc>>,
+        /// The first time that is not included.
+        #[serde(default)]
+        pub until: Option<DateTime<Utc>>,
+        pub limit: u32,
+        pub offset: u64,
+    }
+
+    /// An entry and its place in the chain.
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub struct ChainedEntry {
+        pub sequence: u64,
+        /// In hexadecimal digits.
+        pub hash: String,
+        pub entry: AuditEntry,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct ListAuditReply {
+        /// As many as fit in a message, at least one if there are any.
+        pub entries: Vec<ChainedEntry>,
+        pub total: u64,
+        /// The page has more entries than fit in this message.
+        #[serde(default)]
+        pub has_more: bool,
+    }
+
+    rpc!(ListAudit: "auth", "list-audit", ListAuditRequest => ListAuditReply);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> AuditEntry {
+        AuditEntry::new(
+            Origin::default(),
+            AuditAction::Exec,
+            None,
+            AuditOutcome::Accepted,
+        )
+    }
+
+    #[test]
+    fn short_command_is_kept_whole() {
+        let command = ["echo".to_owned(), "ü".repeat(MAX_ARGUMENT_BYTES / 2 - 2)];
+        let entry = entry().with_arguments(&command);
+        assert_eq!(entry.arguments.as_deref(), Some(&command[..]));
+        assert!(!entry.arguments_truncated);
+    }
+
+    #[test]
+    fn long_command_is_cut_at_a_character_and_marked() {
+        let command = [
+            "e".to_owned(),
+            "ü".repeat(MAX_ARGUMENT_BYTES),
+            "z".to_owned(),
+        ];
+        let entry = entry().with_arguments(&command);
+        let kept = entry.arguments.unwrap();
+        assert!(entry.arguments_truncated);
+        assert_eq!(kept.len(), 2);
+        assert!(kept.concat().len() <= MAX_ARGUMENT_BYTES);
+        assert!(kept[1].chars().all(|character| character == 'ü'));
+    }
+
+    #[test]
+    fn entry_that_postgres_would_change_or_refuse_is_not_storable() {
+        let with = |change: fn(&mut AuditEntry)| {
+            let mut entry = entry();
+            change(&mut entry);
+            entry.is_storable()
+        };
+        assert!(with(|_| {}));
+        assert!(with(
+            |entry| entry.target = Some("env-0123456789abcdef".into())
+        ));
+        assert!(!with(|entry| entry.target = Some("a\0".into())));
+        assert!(!with(|entry| entry.target = Some("x".repeat(65))));
+        assert!(!with(|entry| entry.origin.trace_id = Some("a b".into())));
+        assert!(!with(|entry| entry.at = DateTime::<Utc>::MAX_UTC));
+        let nanosecond = |entry: &mut AuditEntry| entry.at += chrono::TimeDelta::nanoseconds(1);
+        assert!(!with(nanosecond));
+    }
+
+    #[test]
+    fn entry_without_arguments_parses_back() {
+        let entry = entry();
+        let text = serde_json::to_string(&entry).unwrap();
+        assert!(!text.contains("arguments"), "{text}");
+        assert_eq!(serde_json::from_str::<AuditEntry>(&text).unwrap(), entry);
+    }
+}
