@@ -34,7 +34,7 @@ use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
-use crate::edge::server::Slot;
+use crate::edge::slots::Slot;
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
 use crate::principal::credential::subprotocols;

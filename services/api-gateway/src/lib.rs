@@ -27,6 +27,7 @@ mod openapi;
 mod principal;
 mod rate_limit;
 mod router;
+mod shares;
 mod state;
 mod stream;
 mod text;
@@ -42,6 +43,7 @@ pub use config::Config;
 pub use router::document as openapi_document;
 
 use edge::server;
+use edge::slots::Slots;
 use rate_limit::flood::FloodLimiter;
 use state::{AppState, Gateway};
 
@@ -71,7 +73,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let flood_limiter = FloodLimiter::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
     bus.ensure_streams("api-gateway").await?;
-    let slots = server::Slots::new(config.max_connections);
+    let slots = Slots::new(&config);
     let mirror = bus.mirror_routes();
     let gateway = AppState::new(config, bus, mirror.table(), draining, shutdown.clone());
 

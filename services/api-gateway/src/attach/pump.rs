@@ -21,7 +21,7 @@ use super::AttachSession;
 use super::close::Close;
 use super::protocol::{Output, exit, frame, to_box};
 use crate::box_loss;
-use crate::edge::server::Slot;
+use crate::edge::slots::Slot;
 use crate::exec::stdin_messages;
 use crate::metrics::OpenStream;
 use crate::state::Gateway;

@@ -12,7 +12,7 @@ pub(crate) const WINDOW_S: u64 = 60;
 
 /// Writes the `X-RateLimit-*` headers: the limit of the window, the requests left in it, and
 /// its end in Unix seconds.
-pub(super) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
+pub(crate) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
     for (name, value) in [
         ("x-ratelimit-limit", limit),
         ("x-ratelimit-remaining", remaining),

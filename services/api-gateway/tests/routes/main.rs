@@ -16,6 +16,7 @@ mod support;
 mod api_keys;
 mod attach;
 mod auth;
+mod connections;
 mod cors;
 mod environments;
 mod errors;
