@@ -76,6 +76,15 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_EXEC_OUTPUT", default_value_t = 10 * 1024 * 1024)]
     pub max_exec_output_bytes: u64,
 
+    /// Bytes of commands' output that this replica holds for one user until it is read, at least
+    /// those of one command; beyond it commands are refused with 503.
+    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES_PER_USER", default_value_t = 64 * 1024 * 1024)]
+    pub max_result_bytes_per_user: u64,
+
+    /// Bytes of commands' output that this replica holds for all users together.
+    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 200 * 1024 * 1024)]
+    pub max_result_bytes: u64,
+
     /// Seconds that a request's head may take to arrive, and that a connection of any protocol may
     /// be open without a request.
     #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]

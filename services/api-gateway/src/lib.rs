@@ -116,13 +116,16 @@ async fn wait_for_sockets(
 ) -> Result<(), anyhow::Error> {
     shutdown.cancelled().await;
     gateway.sockets.close();
-    if tokio::time::timeout(CLOSE_TIMEOUT, gateway.sockets.wait())
-        .await
-        .is_err()
-    {
+    gateway.results_in_flight.close();
+    let ended = async {
+        gateway.sockets.wait().await;
+        gateway.results_in_flight.wait().await;
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
         tracing::warn!(
             sockets = gateway.sockets.len(),
-            "sockets did not close in time"
+            results = gateway.results_in_flight.len(),
+            "sockets and results did not end in time"
         );
     }
     Ok(())

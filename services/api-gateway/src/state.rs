@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, RouteTable};
+use agentbox_contracts::ids::UserId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::exec::memory;
 use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
+use crate::shares::Shares;
 
 /// How long auth may take to answer. It includes the check of a password, which is slow.
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
@@ -39,6 +42,10 @@ pub(crate) struct AppState {
     pub shutdown: CancellationToken,
     /// Open WebSockets. Their tasks continue after the task of their HTTP connection.
     pub sockets: TaskTracker,
+    /// The bytes of results that are in memory.
+    pub results: Shares<UserId>,
+    /// The watches of clients that read results.
+    pub results_in_flight: TaskTracker,
 }
 
 impl AppState {
@@ -50,6 +57,7 @@ impl AppState {
         shutdown: CancellationToken,
     ) -> Gateway {
         let limiter = Limiter::new(bus.clone(), Limits::from(&config));
+        let results = memory::results(&config);
         Arc::new(Self {
             config,
             bus,
@@ -61,6 +69,8 @@ impl AppState {
             draining,
             shutdown,
             sockets: TaskTracker::new(),
+            results,
+            results_in_flight: TaskTracker::new(),
         })
     }
 
