@@ -61,6 +61,7 @@ async fn start(
 ) -> Result<(AttachSession, ExecId), Error> {
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Attach(AttachRequest {
@@ -127,6 +128,7 @@ pub(crate) async fn attach(
     })?;
     let protocol = subprotocols(&headers)?.answer;
     let location = location.require_running()?;
+    let share = gateway.begin_session(&principal)?;
     let (session, id) = start(&gateway, &location, &parameters).await?;
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)
@@ -143,6 +145,7 @@ pub(crate) async fn attach(
         access: AccessWatch::new(gateway.clone(), principal, grant, gateway.shutdown.clone()),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
+        share,
     };
     let span = tracing::Span::current();
     Ok(upgrade.on_upgrade(move |socket| {

@@ -76,6 +76,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_EXEC_OUTPUT", default_value_t = 10 * 1024 * 1024)]
     pub max_exec_output_bytes: u64,
 
+    /// Commands, terminals and streams that one user may have open on this replica; more are
+    /// refused with 429.
+    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_USER", default_value_t = 200)]
+    pub max_sessions_per_user: u64,
+
     /// Bytes of commands' output that this replica holds for one user until it is read, at least
     /// those of one command; beyond it commands are refused with 503.
     #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES_PER_USER", default_value_t = 64 * 1024 * 1024)]

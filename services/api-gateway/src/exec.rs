@@ -65,6 +65,7 @@ pub(crate) async fn exec(
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);
+    let session = gateway.begin_session(&principal)?;
     let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     let running = run::run(&gateway, &location, command, memory);
     let outcome = tokio::time::timeout(timeout + ANSWER_GRACE, running)
@@ -76,7 +77,7 @@ pub(crate) async fn exec(
             )
         })?;
     match outcome {
-        Ok(collected) => Ok(answer::response(&gateway, collected, encoding)),
+        Ok(collected) => Ok(answer::response(&gateway, session, collected, encoding)),
         Err(error) => Err(box_loss::with_reason(&gateway, &location.id, error)
             .await
             .into()),

@@ -31,6 +31,7 @@ async fn open(
 ) -> Result<LogsSession, Error> {
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Logs(request),
@@ -68,11 +69,15 @@ pub(crate) async fn logs(
         follow: query.follow,
     };
     if !query.follow {
+        let share = gateway.begin_session(&principal)?;
         let session = open(&gateway, &location, request).await?;
-        return Ok(page::answer(session, query.timestamps).await?);
+        return Ok(page::answer(session, share, query.timestamps).await?);
     }
     let last = sse::last_event_id(&headers)?;
+    let share = gateway.begin_session(&principal)?;
     let grant = StreamGrant::environment(Action::ReadLogs, &location);
     let source = follow::Follower::new(gateway.clone(), location, request, last, query.timestamps);
-    Ok(sse::answer("logs", gateway, principal, grant, source))
+    Ok(sse::answer(
+        "logs", gateway, principal, grant, share, source,
+    ))
 }

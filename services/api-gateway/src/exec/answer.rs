@@ -14,6 +14,7 @@ use std::time::Duration;
 use agentbox_api::exec::{ExecReply, OutputEncoding};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::ExecResult;
+use agentbox_contracts::ids::UserId;
 use axum::body::Body as AxumBody;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -27,6 +28,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::memory::ResultMemory;
 use super::output::Output;
 use crate::metrics;
+use crate::shares::Share;
 use crate::state::Gateway;
 use crate::text::Decoder;
 
@@ -189,6 +191,7 @@ struct ResultBody {
     left: Option<u64>,
     /// Ends the watch of the client's progress.
     _watched: DropGuard,
+    _session: Share<UserId>,
 }
 
 impl Body for ResultBody {
@@ -256,9 +259,10 @@ fn check_progress(state: &Mutex<State>, before: u64) -> Option<u64> {
     None
 }
 
-/// Builds the answer.
+/// Builds the answer. `session` is held until its client has read it.
 pub(super) fn response(
     gateway: &Gateway,
+    session: Share<UserId>,
     collected: Collected,
     encoding: OutputEncoding,
 ) -> Response {
@@ -279,6 +283,7 @@ pub(super) fn response(
         state,
         left,
         _watched: watched.drop_guard(),
+        _session: session,
     };
     let mut response = AxumBody::new(body).into_response();
     let json = HeaderValue::from_static("application/json");
@@ -289,7 +294,6 @@ pub(super) fn response(
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::exec::Exit;
-    use agentbox_contracts::ids::UserId;
 
     use super::super::output::BLOCK;
     use super::*;

@@ -23,6 +23,7 @@ pub(super) async fn run(
     let cap = usize::try_from(command.request.max_output_bytes).unwrap_or(usize::MAX);
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Exec(command.request),

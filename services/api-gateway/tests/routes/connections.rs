@@ -1,4 +1,4 @@
-//! The limits of client connections.
+//! The limits of client connections, and of what one user has open on them.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::errors::read_answer;
 use crate::support::answer::Answer;
 use crate::support::caller::{Caller, admin_of, new_user, new_user_with_role};
+use crate::support::sse::Events;
 use crate::support::system::{ARRIVAL_S, options, shared, unlimited};
 use crate::support::{TIMEOUT, eventually};
 
@@ -21,6 +22,9 @@ const CAPACITY: usize = 300;
 const PER_NETWORK: usize = 60;
 /// Those of one network without a valid credential.
 const UNAUTHENTICATED: usize = 20;
+
+/// The sessions of one user.
+const SESSIONS: usize = 5;
 
 type Address = [u8; 4];
 
@@ -35,6 +39,11 @@ async fn limited() -> &'static System {
             let options = unlimited(options())
                 .env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.1")
                 .env("api-gateway", "AGENTBOX_HEADER_TIMEOUT", "12")
+                .env(
+                    "api-gateway",
+                    "AGENTBOX_MAX_SESSIONS_PER_USER",
+                    SESSIONS.to_string(),
+                )
                 .env(
                     "api-gateway",
                     "AGENTBOX_MAX_CONNECTIONS",
@@ -195,6 +204,28 @@ async fn connections_through_a_proxy_count_by_the_forwarded_address() {
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let mut another = connect(caller, PROXY).await;
     assert_eq!(status(&mut another, &from(1)).await, "200");
+}
+
+#[tokio::test]
+async fn streams_of_one_user_are_limited() {
+    let system = limited().await;
+    let admin = admin_of(system).await;
+    let user = new_user_with_role(&admin, "user").await.caller;
+    let other = new_user_with_role(&admin, "user").await.caller;
+    let path = "/events?follow=true";
+    let mut open = Vec::new();
+    for _ in 0..SESSIONS {
+        open.push(Events::resume(&user, 0, path, None).await);
+    }
+    let refused = Events::try_open(&user, 0, path, None).await.err().unwrap();
+    refused.expect_error(429, "rate_limited");
+    Events::resume(&other, 0, path, None).await;
+    user.get_on(0, "/auth/me").await.expect_status(200);
+    open.pop();
+    eventually("a stream of the user", async || {
+        Events::try_open(&user, 0, path, None).await.ok()
+    })
+    .await;
 }
 
 fn http2() -> reqwest::Client {
