@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError};
 use chrono::Utc;
@@ -138,6 +139,7 @@ impl Context {
         let Err(error) = self.cri.pull_image(image, deadline).await else {
             return Ok(Ok(()));
         };
+        tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
             PullFailure::Final(message) => Ok(Err(Failure {
                 reason: FailureReason::ImagePull,

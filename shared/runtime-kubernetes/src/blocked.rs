@@ -12,7 +12,7 @@ mod retry;
 use std::time::Duration;
 
 use agentbox_runtime::FailureReason;
-use agentbox_runtime::image_pull::{innermost_cause, printable_image};
+use agentbox_runtime::image_pull::{innermost_cause, printable_image, public_cause};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::box_state::Failure;
@@ -82,15 +82,20 @@ pub fn classify(pod: &Pod, container: &str, reason: &str, message: &str) -> Opti
         Step::Create => retry_create(&lower),
     };
     let image = printable_image(image_of(pod, container));
-    let cause = innermost_cause(message);
     let failure = match (step, is_deployment_image) {
         (Step::Pull, false) => Failure {
             reason: FailureReason::ImagePull,
-            message: format!("cannot pull the image \"{image}\": {cause}"),
+            message: format!(
+                "cannot pull the image \"{image}\": {}",
+                public_cause(message)
+            ),
         },
         (Step::Create, false) => Failure {
             reason: FailureReason::ImageInvalid,
-            message: format!("the image \"{image}\" cannot run: {cause}"),
+            message: format!(
+                "the image \"{image}\" cannot run: {}",
+                innermost_cause(message)
+            ),
         },
         (Step::Pull, true) => Failure {
             reason: FailureReason::ImagePull,
@@ -318,6 +323,18 @@ mod tests {
                 assert!(blocked.detail.contains("registry.internal"));
             }
         }
+    }
+
+    #[test]
+    fn failed_pull_of_a_user_image_tells_nothing_of_the_network() {
+        let blocked = classify(&pod(true), MAIN, "ErrImagePull", REFUSED_CONNECTION).unwrap();
+        for text in [&blocked.failure.message, &blocked.progress()] {
+            assert!(
+                !text.contains("127.0.0.1") && !text.contains("refused"),
+                "{text}"
+            );
+        }
+        assert!(blocked.detail.contains("connection refused"));
     }
 
     #[test]
