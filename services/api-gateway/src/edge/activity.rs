@@ -20,7 +20,10 @@ pub(super) struct Activity {
     /// The connection is no longer HTTP: its bytes are passed on unchanged.
     is_upgraded: AtomicBool,
     is_http2: AtomicBool,
+    /// The connection's time is over. A request that arrives nevertheless is the last one.
     is_expired: AtomicBool,
+    /// No request has arrived since the connection expired.
+    is_input_over: AtomicBool,
 }
 
 impl Activity {
@@ -31,17 +34,16 @@ impl Activity {
             is_upgraded: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
             is_expired: AtomicBool::new(false),
+            is_input_over: AtomicBool::new(false),
         })
     }
 
     /// Counts a request as open until the guard is dropped.
     pub(super) fn begin_request(self: &Arc<Self>) -> OpenRequest {
+        // The end of the input would end its answer too.
+        self.is_input_over.store(false, Ordering::Relaxed);
         self.open_requests.send_modify(|open| *open += 1);
         OpenRequest(Arc::clone(self))
-    }
-
-    fn has_open_request(&self) -> bool {
-        *self.open_requests.borrow() > 0
     }
 
     pub(super) fn record_write(&self) {
@@ -67,9 +69,10 @@ impl Activity {
         self.is_http2.load(Ordering::Relaxed)
     }
 
-    /// Ends the input of an HTTP/1 connection when no request is open.
+    /// Ends the input of an HTTP/1 connection without an open request.
     pub(super) fn expire(&self) {
         self.is_expired.store(true, Ordering::Relaxed);
+        self.is_input_over.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_expired(&self) -> bool {
@@ -78,7 +81,7 @@ impl Activity {
 
     /// Whether the connection must read no further request.
     pub(super) fn is_input_over(&self) -> bool {
-        self.is_expired() && !self.is_http2() && !self.has_open_request()
+        self.is_input_over.load(Ordering::Relaxed)
     }
 
     /// Resolves when no request was open for `deadline`, and nothing was written in it.
@@ -177,16 +180,13 @@ mod tests {
         assert!(begun.elapsed() >= DEADLINE + DEADLINE / 2);
     }
 
-    #[tokio::test]
-    async fn input_ends_only_between_requests_of_http1() {
+    #[test]
+    fn request_after_the_deadline_is_the_last_one() {
         let activity = Activity::new();
         assert!(!activity.is_input_over());
-        let request = activity.begin_request();
         activity.expire();
-        assert!(!activity.is_input_over());
-        drop(request);
         assert!(activity.is_input_over());
-        activity.set_http2();
-        assert!(!activity.is_input_over());
+        drop(activity.begin_request());
+        assert!(!activity.is_input_over() && activity.is_expired());
     }
 }

@@ -17,7 +17,7 @@ use crate::support::system::{ARRIVAL_S, options, shared, unlimited};
 use crate::support::{TIMEOUT, eventually};
 
 /// Connections of [`limited`], far fewer than the hostile ones.
-const CAPACITY: usize = 300;
+const CAPACITY: usize = 150;
 /// Those of one network.
 const PER_NETWORK: usize = 60;
 /// Those of one network without a valid credential.
