@@ -5,7 +5,7 @@
 //! * I2. A connection counts under the network of its client, and until one of its requests had a
 //!   valid credential also as an unauthenticated one. Both numbers are limited for each network.
 //! * I3. The connection of a trusted proxy counts under the network of the client whose request it
-//!   carried last; before its first request under none.
+//!   carried last; before its first request under the proxy's own, as an authenticated one.
 //! * I4. A connection beyond a limit of its network takes no slot. It is answered with 429, for at
 //!   most [`REFUSAL_DEADLINE`]. Beyond [`REFUSALS`] of them it is closed at once.
 
@@ -79,13 +79,6 @@ impl Full {
         error.retry_after_s = Some(RETRY_AFTER_S);
         error
     }
-
-    fn record(self) {
-        metrics::limit_reached(match self.is_unauthenticated {
-            true => "unauthenticated_connections_per_network",
-            false => "connections_per_network",
-        });
-    }
 }
 
 /// What a connection takes of the limits of its client's network.
@@ -98,22 +91,33 @@ struct Place {
 
 impl Networks {
     fn enter(&self, network: IpAddr) -> Result<Place, Full> {
-        let full = |limit, is_unauthenticated| {
-            let full = Full {
-                limit,
-                is_unauthenticated,
-            };
-            full.record();
-            full
-        };
-        let all = self.all.take(&network, 1);
-        let all = all.map_err(|_| full(self.max_all, false))?;
-        let unauthenticated = self.unauthenticated.take(&network, 1);
-        let unauthenticated = unauthenticated.map_err(|_| full(self.max_unauthenticated, true))?;
+        let all = self.take_all(network)?;
+        let unauthenticated = self.unauthenticated.take(&network, 1).map_err(|_| {
+            metrics::limit_reached("unauthenticated_connections_per_network");
+            Full {
+                limit: self.max_unauthenticated,
+                is_unauthenticated: true,
+            }
+        })?;
         Ok(Place {
             network,
             _all: all,
             unauthenticated: Some(unauthenticated),
+        })
+    }
+
+    fn enter_unassigned(&self, network: IpAddr) -> Result<State, Full> {
+        let all = self.take_all(network)?;
+        Ok(State::Unassigned { _all: all })
+    }
+
+    fn take_all(&self, network: IpAddr) -> Result<Share<IpAddr>, Full> {
+        self.all.take(&network, 1).map_err(|_| {
+            metrics::limit_reached("connections_per_network");
+            Full {
+                limit: self.max_all,
+                is_unauthenticated: false,
+            }
         })
     }
 }
@@ -132,7 +136,9 @@ struct Inner {
 
 enum State {
     /// A proxy's connection before its first request.
-    Unassigned,
+    Unassigned {
+        _all: Share<IpAddr>,
+    },
     Open(Place),
     Refused(Full),
 }
@@ -175,9 +181,10 @@ impl Slots {
         peer: ClientAddress,
         is_proxied: bool,
     ) -> Result<Slot, Full> {
+        let network = peer.network();
         let entered = match is_proxied {
-            true => Ok(State::Unassigned),
-            false => self.networks.enter(peer.network()).map(State::Open),
+            true => self.networks.enter_unassigned(network),
+            false => self.networks.enter(network).map(State::Open),
         };
         let (permit, state) = match entered {
             Ok(state) => (permit, state),
@@ -210,7 +217,7 @@ impl Slot {
         match &*state {
             State::Refused(full) => return Err(*full),
             State::Open(place) if !self.0.is_proxied || place.network == network => return Ok(()),
-            State::Open(_) | State::Unassigned => {}
+            State::Open(_) | State::Unassigned { .. } => {}
         }
         *state = State::Open(self.0.networks.enter(network)?);
         Ok(())
@@ -295,12 +302,15 @@ mod tests {
 
     #[tokio::test]
     async fn connection_of_a_proxy_counts_under_its_last_client() {
-        let slots = slots(1, 1);
+        let slots = slots(2, 1);
         let proxy = [10, 0, 0, 1];
         let network = |last| IpAddr::from([192, 0, 2, last]);
         let first = open(&slots, proxy, true).await.unwrap();
         let second = open(&slots, proxy, true).await.unwrap();
+        // Without a request they count under the proxy's own network.
+        assert!(open(&slots, proxy, true).await.unwrap().is_refused());
         assert_eq!(first.enter(network(1)), Ok(()));
+        assert!(!open(&slots, proxy, true).await.unwrap().is_refused());
         assert_eq!(first.enter(network(1)), Ok(()));
         assert!(second.enter(network(1)).is_err());
         assert_eq!(second.enter(network(2)), Ok(()));

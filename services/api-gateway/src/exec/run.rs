@@ -65,7 +65,7 @@ async fn collect(
     mut memory: ResultMemory,
 ) -> Result<Collected, Error> {
     let (mut stdout, mut stderr) = (Output::new(cap), Output::new(cap));
-    let mut push = |output: &mut Output, bytes: &[u8]| {
+    let mut push = |output: &mut Output, bytes: &[u8]| -> Result<(), Error> {
         memory.grow(bytes.len())?;
         output.push(bytes)
     };
