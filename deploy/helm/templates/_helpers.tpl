@@ -101,6 +101,9 @@ topologySpreadConstraints:
       "image_pull_secrets" .Values.image.pullSecrets }}
 {{- $settings := mergeOverwrite $own (deepCopy .Values.cluster.settings) }}
 {{- $cluster := dict "name" .Values.cluster.name "labels" .Values.cluster.labels "driver" "kubernetes" "kubernetes" $settings }}
+{{- with .Values.cluster.allowedRegistries }}
+{{- $_ := set $cluster "allowed_registries" . }}
+{{- end }}
 {{- dict "clusters" (list $cluster) | toPrettyJson }}
 {{- end }}
 

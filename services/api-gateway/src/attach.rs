@@ -36,7 +36,7 @@ use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
-use crate::edge::server::Slot;
+use crate::edge::slots::Slot;
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
 use crate::principal::credential::subprotocols;
@@ -68,6 +68,7 @@ async fn start(
 ) -> Result<(AttachSession, ExecId), Error> {
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Attach(AttachRequest {
@@ -134,6 +135,7 @@ pub(crate) async fn attach(
     })?;
     let protocol = subprotocols(&headers)?.answer;
     let location = location.require_running()?;
+    let share = gateway.begin_session(&principal)?;
     let command = &parameters.command;
     audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
     let (session, id) = start(&gateway, &location, &parameters).await?;
@@ -152,6 +154,7 @@ pub(crate) async fn attach(
         access: AccessWatch::new(gateway.clone(), principal, grant, gateway.shutdown.clone()),
         is_binary: parameters.binary,
         slot: slot.map(|Extension(slot)| slot),
+        share,
     };
     let span = tracing::Span::current();
     Ok(upgrade.on_upgrade(move |socket| {

@@ -86,7 +86,22 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_AUDIT_ARGUMENTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub audit_arguments: bool,
 
-    /// Seconds that a request's head may take to arrive, and that a connection may be idle.
+    /// Commands, terminals and streams that one user may have open on this replica; more are
+    /// refused with 429.
+    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_USER", default_value_t = 200)]
+    pub max_sessions_per_user: u64,
+
+    /// Bytes of commands' output that this replica holds for one user until it is read, at least
+    /// those of one command; beyond it commands are refused with 503.
+    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES_PER_USER", default_value_t = 64 * 1024 * 1024)]
+    pub max_result_bytes_per_user: u64,
+
+    /// Bytes of commands' output that this replica holds for all users together.
+    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 200 * 1024 * 1024)]
+    pub max_result_bytes: u64,
+
+    /// Seconds that a request's head may take to arrive, and that a connection of any protocol may
+    /// be open without a request.
     #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]
     pub header_timeout_s: u64,
 
@@ -100,9 +115,32 @@ pub struct Config {
           value_parser = clap::value_parser!(u64).range(1..=MAX_PING_INTERVAL_S))]
     pub ping_interval_s: u64,
 
+    /// Seconds that a client may take to read a part of an answer, and 1 MiB of the result of a
+    /// command.
+    #[arg(long, env = "AGENTBOX_WRITE_TIMEOUT", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub write_timeout_s: u64,
+
     /// Client connections that are open at once; more wait.
     #[arg(long, env = "AGENTBOX_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
+
+    /// Connections of one client network (an IPv4 address or an IPv6 /64) that are open at once;
+    /// more are refused with 429.
+    #[arg(
+        long,
+        env = "AGENTBOX_MAX_CONNECTIONS_PER_NETWORK",
+        default_value_t = 2_000
+    )]
+    pub max_connections_per_network: u64,
+
+    /// Those of them that have not sent a valid credential yet; more are refused with 429.
+    #[arg(
+        long,
+        env = "AGENTBOX_MAX_UNAUTHENTICATED_CONNECTIONS_PER_NETWORK",
+        default_value_t = 256
+    )]
+    pub max_unauthenticated_connections_per_network: u64,
 }
 
 impl Config {
@@ -112,6 +150,10 @@ impl Config {
 
     pub(crate) const fn body_timeout(&self) -> Duration {
         Duration::from_secs(self.body_timeout_s)
+    }
+
+    pub(crate) const fn write_timeout(&self) -> Duration {
+        Duration::from_secs(self.write_timeout_s)
     }
 
     pub(crate) const fn ping_interval(&self) -> Duration {

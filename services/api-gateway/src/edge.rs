@@ -1,5 +1,6 @@
 //! The HTTP edge around every handler: admission, bodies, errors, traces, connections.
 
+mod activity;
 pub(crate) mod admit;
 pub(crate) mod client_address;
 mod client_stream;
@@ -11,6 +12,7 @@ pub(crate) mod path;
 pub(crate) mod query;
 mod request_body;
 pub(crate) mod server;
+pub(crate) mod slots;
 pub(crate) mod trace;
 pub(crate) mod unmatched;
 

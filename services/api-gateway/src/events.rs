@@ -119,6 +119,7 @@ pub(crate) async fn list_for_environment(
         )?);
     }
     let last = sse::last_event_id(&headers)?;
+    let session = gateway.begin_session(&principal)?;
     let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
     let past = if location.status.is_ended() {
         Some(stored::read_matching(&gateway, &filter, &visible).await?)
@@ -137,7 +138,9 @@ pub(crate) async fn list_for_environment(
         ),
     };
     let source = source.with_gap(is_gap);
-    Ok(sse::answer("events", gateway, principal, grant, source))
+    Ok(sse::answer(
+        "events", gateway, principal, grant, session, source,
+    ))
 }
 
 /// List or follow the events of all environments
@@ -170,12 +173,15 @@ pub(crate) async fn list_all(
         )?);
     }
     let last = sse::last_event_id(&headers)?;
+    let session = gateway.begin_session(&principal)?;
     let bounds = stored::bounds(&gateway).await?;
     let from = last.unwrap_or(bounds.last).saturating_add(1);
     let stream = stored::open_from(&gateway, filter, from).await?;
     let grant = StreamGrant::Listing(visible.clone());
     let source = Follower::all(stream, last, visible).with_gap(bounds.has_gap_from(from));
-    Ok(sse::answer("events", gateway, principal, grant, source))
+    Ok(sse::answer(
+        "events", gateway, principal, grant, session, source,
+    ))
 }
 
 #[cfg(test)]

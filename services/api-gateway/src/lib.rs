@@ -30,6 +30,7 @@ mod openapi;
 mod principal;
 mod rate_limit;
 mod router;
+mod shares;
 mod state;
 mod stream;
 mod text;
@@ -45,6 +46,7 @@ pub use config::Config;
 pub use router::document as openapi_document;
 
 use edge::server;
+use edge::slots::Slots;
 use rate_limit::flood::FloodLimiter;
 use state::{AppState, Gateway};
 
@@ -74,7 +76,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let flood_limiter = FloodLimiter::new(config.flood_per_second, config.flood_burst)?;
     let listeners = server::bind(&config)?;
     bus.wait_for_streams("api-gateway").await?;
-    let slots = server::Slots::new(config.max_connections);
+    let slots = Slots::new(&config);
     let mirror = bus.mirror_routes();
     let gateway = AppState::new(config, bus, mirror.table(), draining, shutdown.clone());
 
@@ -117,13 +119,16 @@ async fn wait_for_sockets(
 ) -> Result<(), anyhow::Error> {
     shutdown.cancelled().await;
     gateway.sockets.close();
-    if tokio::time::timeout(CLOSE_TIMEOUT, gateway.sockets.wait())
-        .await
-        .is_err()
-    {
+    gateway.results_in_flight.close();
+    let ended = async {
+        gateway.sockets.wait().await;
+        gateway.results_in_flight.wait().await;
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
         tracing::warn!(
             sockets = gateway.sockets.len(),
-            "sockets did not close in time"
+            results = gateway.results_in_flight.len(),
+            "sockets and results did not end in time"
         );
     }
     Ok(())

@@ -33,6 +33,7 @@ async fn open(
 ) -> Result<LogsSession, Error> {
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Logs(request),
@@ -76,10 +77,14 @@ pub(crate) async fn logs(
     // Before the first read, and once for a stream, however often it reconnects to the box.
     audit::accept(&gateway, AuditAction::ReadLogs, &location.id, &[]).await?;
     if !query.follow {
+        let share = gateway.begin_session(&principal)?;
         let session = open(&gateway, &location, request).await?;
-        return Ok(page::answer(session, query.timestamps).await?);
+        return Ok(page::answer(session, share, query.timestamps).await?);
     }
+    let share = gateway.begin_session(&principal)?;
     let grant = StreamGrant::environment(Action::ReadLogs, &location);
     let source = follow::Follower::new(gateway.clone(), location, request, last, query.timestamps);
-    Ok(sse::answer("logs", gateway, principal, grant, source))
+    Ok(sse::answer(
+        "logs", gateway, principal, grant, share, source,
+    ))
 }

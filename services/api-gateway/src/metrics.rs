@@ -9,6 +9,7 @@ const RATE_LIMITED: &str = "agentbox_rate_limited_total";
 const COUNTED_LOCALLY: &str = "agentbox_rate_limit_counted_locally_total";
 const CONNECTIONS: &str = "agentbox_http_connections";
 const STREAMS: &str = "agentbox_streams";
+const LIMITS_REACHED: &str = "agentbox_limits_reached_total";
 
 /// Registers the unit and the help text of every metric. Called once, at start.
 pub(crate) fn describe() {
@@ -28,6 +29,10 @@ pub(crate) fn describe() {
     );
     describe_gauge!(CONNECTIONS, "Open client connections");
     describe_gauge!(STREAMS, "Open streams, by kind: logs, events or attach");
+    describe_counter!(
+        LIMITS_REACHED,
+        "Connections, sessions and results that reached a limit of this replica, by limit"
+    );
 }
 
 /// Records an answered request; `route` is the template, never the path.
@@ -49,6 +54,11 @@ pub(crate) fn rate_limited(category: &'static str) {
 /// Counts a request that the bus did not count.
 pub(crate) fn counted_locally() {
     counter!(COUNTED_LOCALLY).increment(1);
+}
+
+/// Counts that a limit of this replica was reached.
+pub(crate) fn limit_reached(limit: &'static str) {
+    counter!(LIMITS_REACHED, "limit" => limit).increment(1);
 }
 
 /// Records the number of open connections.

@@ -15,7 +15,7 @@ use crate::authorize::Action;
 use crate::edge::admit::{Admission, admit};
 use crate::edge::path::BASE;
 use crate::edge::unmatched::{no_method, no_route};
-use crate::edge::{cors, headers, trace};
+use crate::edge::{cors, headers, slots, trace};
 use crate::openapi::{Operations, Reference};
 use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
@@ -134,9 +134,12 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
             .fallback(no_route)
             .method_not_allowed_fallback(no_method),
     );
+    router = router
+        .layer(middleware::from_fn(headers::check_size))
+        .layer(middleware::from_fn(slots::require_slot));
     let origins = &gateway.config.cors_origins;
     if !origins.is_empty() {
-        // Around the flood limiter, so that pages can read its refusals.
+        // Around these limits, so that pages can read their refusals.
         router = router.layer(cors::layer(origins));
     }
     router

@@ -4,13 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, RouteTable};
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::Principal;
+use agentbox_contracts::ids::UserId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::exec::memory;
+use crate::metrics;
 use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
+use crate::shares::{Exceeded, Share, Shares};
 
 /// How long auth may take to answer. It includes the check of a password, which is slow.
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
@@ -20,6 +26,9 @@ pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long open streams continue after draining has begun. By then load balancers have seen that
 /// this replica is not ready, so a client that reconnects reaches another one.
 const DRAIN_NOTICE: Duration = Duration::from_secs(3);
+
+/// When a user with too many sessions should try again, in seconds.
+const SESSION_RETRY_S: u32 = 5;
 
 /// The state as handlers receive it: clones share it.
 pub(crate) type Gateway = Arc<AppState>;
@@ -39,6 +48,12 @@ pub(crate) struct AppState {
     pub shutdown: CancellationToken,
     /// Open WebSockets. Their tasks continue after the task of their HTTP connection.
     pub sockets: TaskTracker,
+    /// Commands, terminals, reads of logs and followed events that are open.
+    sessions: Shares<UserId>,
+    /// The bytes of results that are in memory.
+    pub results: Shares<UserId>,
+    /// The watches of clients that read results.
+    pub results_in_flight: TaskTracker,
 }
 
 impl AppState {
@@ -50,6 +65,10 @@ impl AppState {
         shutdown: CancellationToken,
     ) -> Gateway {
         let limiter = Limiter::new(bus.clone(), Limits::from(&config));
+        // A session has a connection, or shares one over HTTP/2.
+        let max_sessions = config.max_connections as u64;
+        let sessions = Shares::new(config.max_sessions_per_user, max_sessions);
+        let results = memory::results(&config);
         Arc::new(Self {
             config,
             bus,
@@ -61,6 +80,40 @@ impl AppState {
             draining,
             shutdown,
             sockets: TaskTracker::new(),
+            sessions,
+            results,
+            results_in_flight: TaskTracker::new(),
+        })
+    }
+
+    /// Counts a command, a terminal, a read of logs or followed events until it ends.
+    ///
+    /// # Errors
+    /// [`ErrorCode::RateLimited`] when the user has too many of them; [`ErrorCode::Unavailable`] when
+    /// this replica has.
+    pub(crate) fn begin_session(&self, principal: &Principal) -> Result<Share<UserId>, Error> {
+        let session = self.sessions.take(&principal.user, 1);
+        session.map_err(|exceeded| match exceeded {
+            Exceeded::PerHolder => {
+                metrics::limit_reached("sessions_per_user");
+                let mut error = Error::new(
+                    ErrorCode::RateLimited,
+                    format!(
+                        "you have {} commands, terminals and streams open, the most that one user \
+                         may have; end some, or try again in {SESSION_RETRY_S} s",
+                        self.config.max_sessions_per_user
+                    ),
+                );
+                error.retry_after_s = Some(SESSION_RETRY_S);
+                error
+            }
+            Exceeded::Total => {
+                metrics::limit_reached("sessions");
+                Error::new(
+                    ErrorCode::Unavailable,
+                    "too many commands, terminals and streams are open; try again",
+                )
+            }
         })
     }
 

@@ -27,7 +27,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_CLUSTER")]
     pub cluster: Option<String>,
 
-    /// The limit for sessions of one process per cluster; more are refused.
+    /// The limit for sessions of one process per cluster; more are refused. One owner may have as
+    /// many as are still free.
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS", default_value_t = 4096)]
     pub max_sessions: usize,
 

@@ -8,6 +8,7 @@
 //!
 //! * [`clusters`]: the served clusters, and the driver that connects to their boxes.
 //! * `session`: accepts sessions from the bus, limits them, and dispatches each.
+//! * `fair_share`: how many sessions one owner may have.
 //! * `exec`, `attach`, `logs`: the kinds of session.
 //! * `usage`, [`archive`]: requests with one reply.
 //! * [`boxes`]: connections to boxd, and commands in boxes.
@@ -19,6 +20,7 @@ pub mod boxes;
 pub mod clusters;
 pub mod config;
 mod exec;
+mod fair_share;
 mod logs;
 mod metrics;
 mod outcome;

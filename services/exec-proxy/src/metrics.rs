@@ -13,6 +13,7 @@ const FAILURES: &str = "agentbox_exec_failures_total";
 const EXEC_SECONDS: &str = "agentbox_exec_duration_seconds";
 const BYTES: &str = "agentbox_exec_bytes_total";
 const CONNECTIONS: &str = "agentbox_exec_box_connections";
+const LIMITS_REACHED: &str = "agentbox_exec_limits_reached_total";
 const RESUMES: &str = "agentbox_exec_resumes_total";
 const SPANS_REFUSED: &str = "agentbox_exec_box_spans_refused_total";
 
@@ -34,6 +35,10 @@ pub fn describe() {
         "User bytes, by direction: in (stdin), out (output)"
     );
     describe_gauge!(CONNECTIONS, "Kept connections to boxes");
+    describe_counter!(
+        LIMITS_REACHED,
+        "Sessions that reached a limit of this process, by limit"
+    );
     describe_counter!(RESUMES, "Commands resumed after their connection was lost");
     describe_counter!(
         SPANS_REFUSED,
@@ -62,6 +67,11 @@ impl Drop for OpenSession {
 
 pub fn failed(kind: &'static str, code: ErrorCode) {
     counter!(FAILURES, "kind" => kind, "code" => code.as_str()).increment(1);
+}
+
+/// Counts that a limit of this process was reached.
+pub fn limit_reached(limit: &'static str) {
+    counter!(LIMITS_REACHED, "limit" => limit).increment(1);
 }
 
 pub fn exec_finished(duration: Duration) {

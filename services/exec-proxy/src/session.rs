@@ -3,7 +3,8 @@
 //!
 //! Owns the tasks of the sessions in flight.
 //!
-//! * I1. A session over a limit is refused at once, with an error that names the limit.
+//! * I1. A session over a limit is refused at once, with an error that names the limit. One owner
+//!   cannot use up the sessions ([`FairShare`]).
 //! * I2. On shutdown, sessions that are already on the way are still accepted; sessions
 //!   that last longer than the grace end with an error. No session is dropped silently.
 
@@ -23,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::archive::Archive;
-use crate::boxes::Lease;
+use crate::boxes::{BoxError, Lease};
 use crate::clusters::Cluster;
 use crate::config::{Limits, SERVICE};
+use crate::fair_share::FairShare;
 use crate::metrics::OpenSession;
 use crate::outcome::{Outcome, refuse};
 use crate::{attach, exec, logs, metrics};
@@ -48,6 +50,7 @@ pub async fn serve(
         .accept_sessions::<BoxSession>(&cluster.name, SERVICE)
         .await?;
     let stopping = CancellationToken::new();
+    let share = FairShare::new(limits.sessions);
     let mut sessions = JoinSet::new();
     let mut is_open = true;
     loop {
@@ -71,13 +74,16 @@ pub async fn serve(
                 ErrorCode::Unavailable,
                 "the exec-proxy serves too many sessions; try again",
             );
+            metrics::limit_reached("sessions");
             metrics::failed("open", error.code);
             incoming.refuse(error).await;
             continue;
         }
         let span = incoming.span.clone();
         let (cluster, archive) = (Arc::clone(&cluster), archive.clone());
-        sessions.spawn(serve_one(incoming, cluster, archive, stopping.clone()).instrument(span));
+        let share = Arc::clone(&share);
+        let served = serve_one(incoming, cluster, archive, share, stopping.clone());
+        sessions.spawn(served.instrument(span));
     }
     drain(sessions, limits.session_grace, &stopping).await;
     Ok(())
@@ -118,6 +124,7 @@ async fn serve_one(
     incoming: Incoming<BoxSession>,
     cluster: Arc<Cluster>,
     archive: Archive,
+    share: Arc<FairShare>,
     stopping: CancellationToken,
 ) {
     let open = match incoming.open() {
@@ -138,12 +145,25 @@ async fn serve_one(
         OpenKind::Attach(_) => "attach",
         OpenKind::Logs(_) => "logs",
     };
+    // An older gateway does not send the owner.
+    let owned = open.owner.as_ref().map(|owner| share.begin(owner));
+    if matches!(owned, Some(None)) {
+        let error = Error::new(
+            ErrorCode::Unavailable,
+            "the owner of the environment has more sessions than are free; end some, or try again",
+        );
+        metrics::limit_reached("sessions_per_owner");
+        metrics::failed(kind, error.code);
+        incoming.refuse(error).await;
+        return;
+    }
     let _open = OpenSession::new(kind);
     let span =
         tracing::info_span!("session", otel.name = kind, kind, environment.id = %open.environment);
     let outcome = dispatch(incoming, open, &cluster, &archive, stopping)
         .instrument(span)
         .await;
+    drop(owned);
     match outcome {
         Outcome::Finished => tracing::debug!(kind, "session finished"),
         Outcome::PeerGone => tracing::info!(kind, "the gateway closed the session"),
@@ -212,5 +232,10 @@ fn lease_box(
     cluster
         .boxes
         .lease_session(environment, address)
-        .map_err(|error| error.public())
+        .map_err(|error| {
+            if matches!(error, BoxError::Busy(_)) {
+                metrics::limit_reached("sessions_per_box");
+            }
+            error.public()
+        })
 }

@@ -92,6 +92,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
             spec.driver_kind(),
             spec.labels.clone(),
             spec.extra.overcommit,
+            spec.extra.allowed_registries.clone(),
         )
     }));
     let mut runtimes = Vec::new();

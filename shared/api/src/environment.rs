@@ -56,7 +56,8 @@ pub struct CreateEnvironment {
     #[schema(value_type = Name)]
     pub name: String,
     /// The container image to run: `[host[:port]/]path[:tag][@digest]`, the path in lower case. At
-    /// most 512 characters, and 255 before the tag.
+    /// most 512 characters, and 255 before the tag. The operator allows its registry: by default
+    /// `docker.io`, `ghcr.io` and `quay.io`.
     #[schema(
         example = "python:3.11-slim",
         min_length = 1,

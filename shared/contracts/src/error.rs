@@ -65,7 +65,7 @@ codes! {
     UriTooLong = "uri_too_long", 414;
     /// The Content-Type is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type", 415;
-    /// Too many requests in this minute. `Retry-After` says when to try again, in seconds.
+    /// Too many requests in this minute, or too many connections, commands or streams at once. `Retry-After` says when to try again, in seconds.
     RateLimited = "rate_limited", 429;
     /// The headers of the request are too many or too long.
     HeadersTooLarge = "headers_too_large", 431;

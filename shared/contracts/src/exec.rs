@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Status;
-use crate::ids::{EnvironmentId, ExecId};
+use crate::ids::{EnvironmentId, ExecId, UserId};
 use crate::logs::base64_bytes;
 
 pub use message::{
@@ -30,6 +30,9 @@ pub const MAX_CHUNK: usize = 32 * 1024;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Open {
     pub environment: EnvironmentId,
+    /// The owner of the environment, who has a share of the sessions.
+    #[serde(default)]
+    pub owner: Option<UserId>,
     /// The last known address of the box; absent for the logs of an ended environment.
     #[serde(default)]
     pub address: Option<SocketAddr>,

@@ -216,8 +216,8 @@ fn exec_rpcs_match_snapshot() {
         "working_dir": "/tmp", "env": {"A": "b"}, "tty": {"cols": 80, "rows": 24}}});
     let logs = json!({"logs": {"from_sequence": 7, "tail": 10, "since": AT, "follow": true}});
     for (name, kind) in [("exec", exec), ("attach", attach), ("logs", logs)] {
-        let open = json!({"environment": ENV, "address": box_address, "status": "running",
-            "kind": kind});
+        let open = json!({"environment": ENV, "owner": USER, "address": box_address,
+            "status": "running", "kind": kind});
         let name = format!("exec.{} {name}", BoxSession::METHOD);
         message::<<BoxSession as SessionRpc>::Open>(&mut m, &name, open);
     }

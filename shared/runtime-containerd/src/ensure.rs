@@ -160,6 +160,7 @@ impl Context {
         let Err(error) = self.cri.pull_image(image, deadline).await else {
             return Ok(Ok(()));
         };
+        tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
             PullFailure::Final(message) => Ok(Err(Failure {
                 reason: FailureReason::ImagePull,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agentbox_runtime::SecurityContext;
-use agentbox_runtime::image_pull::{innermost_cause, is_transient_error, printable_image};
+use agentbox_runtime::image_pull::{is_transient_error, printable_image, public_cause};
 use serde::Deserialize;
 
 use crate::cri::CriError;
@@ -31,7 +31,7 @@ pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullF
             "cannot pull the image \"{image}\": the cluster does not answer"
         )),
         CriError::Refused { message, .. } => {
-            let cause = innermost_cause(message);
+            let cause = public_cause(message);
             let text = format!("cannot pull the image \"{image}\": {cause}");
             if is_transient_error(message) {
                 PullFailure::Transient(text)
@@ -146,6 +146,9 @@ mod tests {
             );
             let (PullFailure::Final(text) | PullFailure::Transient(text)) = got;
             assert!(text.contains("nope:1"), "{text}");
+            for cause in ["dial", "127.0.0.1", "lookup", "manifests"] {
+                assert!(!text.contains(cause), "{text}");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ mod retry;
 
 use std::time::Duration;
 
-use agentbox_runtime::image_pull::{innermost_cause, printable_image};
+use agentbox_runtime::image_pull::{innermost_cause, printable_image, public_cause};
 use agentbox_runtime::{FailureReason, start_failure};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -88,7 +88,7 @@ pub fn classify(pod: &Pod, container: &str, reason: &str, message: &str) -> Opti
             message: format!(
                 "cannot pull the image \"{}\": {}",
                 printable_image(image),
-                innermost_cause(message)
+                public_cause(message)
             ),
         },
         (Step::Create, false) => Failure {
@@ -341,6 +341,18 @@ mod tests {
             assert!(!blocked.progress().contains("/var"), "{blocked:?}");
             assert!(blocked.detail.contains("/var"), "{blocked:?}");
         }
+    }
+
+    #[test]
+    fn failed_pull_of_a_user_image_tells_nothing_of_the_network() {
+        let blocked = classify(&pod(true), MAIN, "ErrImagePull", REFUSED_CONNECTION).unwrap();
+        for text in [&blocked.failure.message, &blocked.progress()] {
+            assert!(
+                !text.contains("127.0.0.1") && !text.contains("refused"),
+                "{text}"
+            );
+        }
+        assert!(blocked.detail.contains("connection refused"));
     }
 
     #[test]

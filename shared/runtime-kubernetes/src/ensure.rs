@@ -317,13 +317,14 @@ impl Context {
         if !change.changes(state) {
             return Ok(());
         }
-        if blocked.is_deployment_image {
-            tracing::warn!(
-                environment.id = %id,
-                detail = blocked.detail,
-                "a box could not use an image of the deployment"
-            );
-        }
+        // The user's message does not contain the cause.
+        let is_deployment_image = blocked.is_deployment_image;
+        tracing::warn!(
+            environment.id = %id,
+            is_deployment_image,
+            detail = blocked.detail,
+            "a box could not use an image"
+        );
         self.record(id, &change).await?;
         Ok(())
     }

@@ -22,6 +22,34 @@ pub fn is_transient_error(message: &str) -> bool {
     TRANSIENT_ERRORS.iter().any(|text| lower.contains(text))
 }
 
+/// The texts of a registry's answers, and the cause that users read for each.
+const PUBLIC_CAUSES: [(&str, &str); 8] = [
+    (
+        "no match for platform",
+        "it has no variant for this platform",
+    ),
+    ("429", TOO_MANY_PULLS),
+    ("too many requests", TOO_MANY_PULLS),
+    ("toomanyrequests", TOO_MANY_PULLS),
+    ("not found", NO_SUCH_IMAGE),
+    ("denied", NO_SUCH_IMAGE),
+    ("unauthorized", NO_SUCH_IMAGE),
+    ("no basic auth credentials", NO_SUCH_IMAGE),
+];
+const TOO_MANY_PULLS: &str = "its registry accepts no further pulls for now";
+const NO_SUCH_IMAGE: &str = "it does not exist, or its registry requires a login";
+
+/// The cause of a failed pull for the user. The error itself is for the log: it may contain answers
+/// of hosts in the operator's network.
+#[must_use]
+pub fn public_cause(message: &str) -> &'static str {
+    let lower = message.to_lowercase();
+    PUBLIC_CAUSES
+        .iter()
+        .find(|(text, _)| lower.contains(text))
+        .map_or("its registry did not deliver it", |(_, cause)| *cause)
+}
+
 /// The innermost error of a chain of wrapped gRPC errors, bounded, on one line, and without paths of
 /// the server.
 #[must_use]
@@ -102,6 +130,37 @@ mod tests {
             ("a / b", "a … b"),
         ] {
             assert_eq!(without_paths(text), expected);
+        }
+    }
+
+    #[test]
+    fn cause_for_users_is_one_of_few_texts() {
+        let undelivered = "its registry did not deliver it";
+        for (message, cause) in [
+            (
+                "failed to resolve reference \"x\": x: not found",
+                NO_SUCH_IMAGE,
+            ),
+            (
+                "pull access denied, repository does not exist",
+                NO_SUCH_IMAGE,
+            ),
+            (
+                "no match for platform in manifest: not found",
+                "it has no variant for this platform",
+            ),
+            ("unexpected status: 429 Too Many Requests", TOO_MANY_PULLS),
+            (
+                "dial tcp 127.0.0.1:5432: connect: connection refused",
+                undelivered,
+            ),
+            (
+                "dial tcp: lookup db.internal on 10.0.0.2:53: no such host",
+                undelivered,
+            ),
+            ("server answered SSH-2.0-OpenSSH", undelivered),
+        ] {
+            assert_eq!(public_cause(message), cause, "{message}");
         }
     }
 

@@ -9,7 +9,7 @@ use agentbox_api::attach::ServerMessage;
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{FromBox, ToBox};
-use agentbox_contracts::ids::{EnvironmentId, ExecId};
+use agentbox_contracts::ids::{EnvironmentId, ExecId, UserId};
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -21,9 +21,10 @@ use super::AttachSession;
 use super::close::Close;
 use super::protocol::{Output, exit, frame, to_box};
 use crate::box_loss;
-use crate::edge::server::Slot;
+use crate::edge::slots::Slot;
 use crate::exec::stdin_messages;
 use crate::metrics::OpenStream;
+use crate::shares::Share;
 use crate::state::Gateway;
 use crate::stream::AccessWatch;
 
@@ -47,6 +48,8 @@ pub(super) struct Terminal {
     pub is_binary: bool,
     /// The connection's slot, held as long as the socket is open.
     pub slot: Option<Slot>,
+    /// The user's share of sessions, held as long.
+    pub share: Share<UserId>,
 }
 
 /// Whether the client has sent anything since the last ping.
@@ -89,6 +92,7 @@ impl Terminal {
             mut access,
             is_binary,
             slot,
+            share,
         } = self;
         let _open = OpenStream::begin("attach");
         let (to_box, from_box) = session.split();
@@ -140,7 +144,7 @@ impl Terminal {
             )
             .await;
         }
-        drop(slot);
+        drop((slot, share));
     }
 }
 

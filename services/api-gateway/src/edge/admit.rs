@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::client_address::ClientAddress;
 use super::error::ApiError;
+use super::slots::Slot;
 use super::{path, trace};
 use crate::authorize::{Action, authorize, unauthorized};
 use crate::lookup::{self, EnvironmentLocation};
@@ -141,6 +142,11 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
     let decision = async {
         rate_limit.check()?;
         let caller = identity?;
+        if caller.is_some()
+            && let Some(slot) = parts.extensions.get::<Slot>()
+        {
+            slot.set_authenticated();
+        }
         let location = match id {
             // Without a caller the answer is 401, whether the environment exists or not.
             Ok(Some(id)) if caller.is_some() => Some(lookup::locate(gateway, *action, id).await?),

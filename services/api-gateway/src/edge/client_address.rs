@@ -28,10 +28,17 @@ pub(crate) fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
 pub(crate) struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
+    pub(crate) fn of_peer(peer: SocketAddr) -> Self {
+        Self(peer.ip().to_canonical())
+    }
+
+    pub(crate) fn is_in(self, networks: &[IpNet]) -> bool {
+        networks.iter().any(|network| network.contains(&self.0))
+    }
+
     /// The peer's address, unless the peer is a trusted proxy that forwards another.
     pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
-        let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
-        let mut client = peer.ip().to_canonical();
+        let mut client = Self::of_peer(peer);
         let hops: Vec<&str> = headers
             .get_all("x-forwarded-for")
             .iter()
@@ -40,14 +47,14 @@ impl ClientAddress {
             .map(str::trim)
             .collect();
         for hop in hops.iter().rev() {
-            if !is_trusted(client) {
+            if !client.is_in(trusted) {
                 break;
             }
             // An entry that cannot be read ends the search.
             let Some(address) = address(hop) else { break };
-            client = address;
+            client = Self(address);
         }
-        Self(client)
+        client
     }
 
     /// The address that the server stored with the request.

@@ -6,47 +6,130 @@
 //! * I2. A connection is closed in stages (RFC 9112, section 9.6). If the client still sends when the
 //!   connection is closed, the kernel resets it, and the client may lose the last answer. So what
 //!   the client sends after the last answer is read and dropped, at most for [`LINGER`].
+//! * I3. When the connection's time is over and a part of a head has arrived, the client gets 408.
+//! * I4. A write that waits for the client for longer than the write timeout ends the connection.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::activity::Activity;
 use super::trace;
 use crate::metrics;
 
 /// How long the client of a connection that is being closed may still send.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// The first bytes of HTTP/2. No method of HTTP/1 begins with them.
+const HTTP2_BEGIN: &[u8; 3] = b"PRI";
+
 pub(super) struct ClientStream {
     stream: TcpStream,
-    /// The connection is no longer HTTP: its bytes are passed on unchanged.
-    is_upgraded: Arc<AtomicBool>,
+    activity: Arc<Activity>,
+    write_timeout: Duration,
+    /// The first bytes that were read, and their number.
+    begin: [u8; HTTP2_BEGIN.len()],
+    begin_length: usize,
+    /// Something was read after the last write.
+    has_unanswered_bytes: bool,
     /// The answer that replaces the one that hyper is writing.
     refusal: Option<Refusal>,
+    /// Runs while a write waits for the client.
+    stall: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl ClientStream {
-    pub(super) fn new(stream: TcpStream, is_upgraded: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_timeout: Duration) -> Self {
         Self {
             stream,
-            is_upgraded,
+            activity,
+            write_timeout,
+            begin: [0; HTTP2_BEGIN.len()],
+            begin_length: 0,
+            has_unanswered_bytes: false,
             refusal: None,
+            stall: None,
             linger: None,
         }
     }
+
+    fn record_read(&mut self, bytes: &[u8]) {
+        self.has_unanswered_bytes |= !bytes.is_empty();
+        let room = self.begin.len() - self.begin_length;
+        for byte in bytes.iter().take(room) {
+            self.begin[self.begin_length] = *byte;
+            self.begin_length += 1;
+        }
+        if room > 0 && self.begin == *HTTP2_BEGIN {
+            self.activity.set_http2();
+        }
+    }
+
+    /// Ends the input, after an answer to the part of a head that has arrived.
+    fn poll_expire(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let begin = &self.begin[..self.begin_length];
+        if self.has_unanswered_bytes && !HTTP2_BEGIN.starts_with(begin) {
+            self.has_unanswered_bytes = false;
+            let error = Error::new(
+                ErrorCode::RequestTimeout,
+                "the head of the request did not arrive in time",
+            );
+            self.refusal = Some(Refusal::new("HTTP/1.1 408 Request Timeout", None, &error));
+        }
+        if let Some(refusal) = &mut self.refusal {
+            ready!(refusal.poll_write(&mut self.stream, cx))?;
+            self.refusal = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Records a write, or limits how long it waits for the client.
+    fn watch_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stall = None;
+            self.has_unanswered_bytes = false;
+            self.activity.record_write();
+            return written;
+        }
+        // The client of a terminal may stop its command by not reading.
+        if self.activity.is_upgraded() {
+            return Poll::Pending;
+        }
+        let write_timeout = self.write_timeout;
+        let stall = self
+            .stall
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
+        ready!(stall.as_mut().poll(cx));
+        metrics::limit_reached("write_timeout");
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
-/// An answer to a request whose head hyper refused.
+/// Answers a connection that is closed at once. The kernel sends the answer if it has room for it,
+/// which is so for the first bytes.
+pub(super) fn refuse(stream: &TcpStream, error: &Error) {
+    let refusal = Refusal::new("HTTP/1.1 429 Too Many Requests", None, error);
+    if let Err(error) = SockRef::from(stream).send(&refusal.answer) {
+        tracing::debug!(error = %ErrorChain(&error), "a refused connection could not be answered");
+    }
+}
+
+/// An answer that is written without hyper.
 struct Refusal {
     answer: Vec<u8>,
     written: usize,
@@ -88,10 +171,14 @@ impl Refusal {
         let trace_id = trace::random_id();
         let status = error.code.status();
         metrics::record_request("OTHER", "unmatched", status, Duration::ZERO);
-        tracing::debug!(%trace_id, status, "the head of a request was refused");
+        tracing::debug!(%trace_id, status, "a request was refused before its head was complete");
         // Plain data with string keys always serializes.
         let body = serde_json::to_string(&ErrorBody::from(error)).unwrap_or_default();
         let date = date.map(|date| format!("{date}\r\n")).unwrap_or_default();
+        let retry_after = error.retry_after_s;
+        let retry_after = retry_after
+            .map(|seconds| format!("retry-after: {seconds}\r\n"))
+            .unwrap_or_default();
         let answer = format!(
             "{status_line}\r\n\
              content-type: application/json\r\n\
@@ -100,7 +187,7 @@ impl Refusal {
              x-content-type-options: nosniff\r\n\
              x-trace-id: {trace_id}\r\n\
              connection: close\r\n\
-             {date}\r\n\
+             {retry_after}{date}\r\n\
              {body}",
             length = body.len(),
         );
@@ -128,7 +215,15 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            this.record_read(&buffer.filled()[before..]);
+        } else if this.activity.is_input_over() {
+            return this.poll_expire(cx);
+        }
+        read
     }
 }
 
@@ -139,11 +234,12 @@ impl AsyncWrite for ClientStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.refusal.is_none() && !this.is_upgraded.load(Ordering::Relaxed) {
+        if this.refusal.is_none() && !this.activity.is_upgraded() {
             this.refusal = Refusal::replacing(bytes);
         }
         let Some(refusal) = &mut this.refusal else {
-            return Pin::new(&mut this.stream).poll_write(cx, bytes);
+            let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+            return this.watch_write(cx, written);
         };
         ready!(refusal.poll_write(&mut this.stream, cx))?;
         this.refusal = None;
@@ -159,7 +255,11 @@ impl AsyncWrite for ClientStream {
         match slices {
             // An answer without a body.
             [only] => self.poll_write(cx, only),
-            _ => Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices),
+            _ => {
+                let this = self.get_mut();
+                let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+                this.watch_write(cx, written)
+            }
         }
     }
 

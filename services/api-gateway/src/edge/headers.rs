@@ -1,7 +1,42 @@
-//! The headers of every answer.
+//! The headers of requests and of every answer.
 
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use agentbox_contracts::error::{Error, ErrorCode};
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Uri, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+
+/// The largest head of a request over HTTP/2, in bytes. hyper limits the head over HTTP/1.
+const MAX_HTTP2_HEAD: usize = 16 * 1024;
+
+/// The size of the lines of a head, as HTTP/2 counts it (RFC 9113, section 10.5.1).
+fn head_size(uri: &Uri, headers: &HeaderMap) -> usize {
+    const OVERHEAD: usize = 32;
+    let line = |name: &str, value: usize| name.len() + value + OVERHEAD;
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let lines = headers.iter();
+    line(":path", path)
+        + lines
+            .map(|(name, value)| line(name.as_str(), value.len()))
+            .sum::<usize>()
+}
+
+/// Refuses a head over HTTP/2 that is too large.
+pub(crate) async fn check_size(request: Request, next: Next) -> Response {
+    let size = head_size(request.uri(), request.headers());
+    if request.version() < Version::HTTP_2 || size <= MAX_HTTP2_HEAD {
+        return next.run(request).await;
+    }
+    let error = Error::new(
+        ErrorCode::HeadersTooLarge,
+        format!(
+            "the head of a request over HTTP/2 must be at most {MAX_HTTP2_HEAD} bytes, has {size}"
+        ),
+    );
+    ApiError(error).into_response()
+}
 
 /// Adds the headers that forbid caching (unless the handler set its own rule) and guessing of
 /// content types.
@@ -15,4 +50,18 @@ pub(crate) async fn add_common(mut response: Response) -> Response {
         HeaderValue::from_static("nosniff"),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_of_a_head_counts_every_line() {
+        let mut headers = HeaderMap::new();
+        headers.append("a", "12345".parse().unwrap());
+        headers.append("a", "1".parse().unwrap());
+        let uri: Uri = "/x?y".parse().unwrap();
+        assert_eq!(head_size(&uri, &headers), 9 + 32 + 6 + 32 + 2 + 32);
+    }
 }

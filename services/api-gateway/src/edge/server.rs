@@ -1,8 +1,10 @@
 //! Listening: sockets, connections, and how long each part of them may take.
 //!
-//! * I1. At most the configured number of connections is open; more wait in the kernel.
-//!   A WebSocket keeps its slot.
-//! * I2. An incomplete head, an idle connection and a dead peer each end by a deadline.
+//! * I1. The number of connections is limited, in total and for each client network
+//!   ([`slots`](super::slots)).
+//! * I2. A connection without an open request ends by a deadline, whatever its protocol and
+//!   however much of a request has arrived: before its first request and between two. A dead peer,
+//!   and a client that does not read its answer, end by deadlines too.
 //! * I3. While the gateway drains, each answer over HTTP/1 closes its connection, so that no
 //!   client sends a request on a connection that is about to close. Streams that were opened
 //!   before end soon (`AppState::stream_stop_token`).
@@ -14,8 +16,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
@@ -25,17 +27,17 @@ use axum::http::{HeaderValue, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::activity::{Activity, AnswerBody};
 use super::client_address::ClientAddress;
-use super::client_stream::ClientStream;
+use super::client_stream::{self, ClientStream};
 use super::request_body;
+use super::slots::{REFUSAL_DEADLINE, Slot, Slots};
 use crate::config::Config;
 use crate::metrics;
 use crate::state::Gateway;
@@ -53,37 +55,13 @@ const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Requests at once on one HTTP/2 connection.
 const MAX_HTTP2_STREAMS: u32 = 256;
-
-/// The slot of one open connection. It is an extension of the connection's requests.
-#[derive(Clone)]
-pub(crate) struct Slot {
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-/// The connection slots of all listeners together.
-#[derive(Clone)]
-pub(crate) struct Slots {
-    free: Arc<Semaphore>,
-    capacity: usize,
-}
-
-impl Slots {
-    pub(crate) fn new(capacity: usize) -> Self {
-        let capacity = capacity.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            free: Arc::new(Semaphore::new(capacity)),
-            capacity,
-        }
-    }
-
-    async fn acquire(&self) -> Option<Slot> {
-        let permit = Arc::clone(&self.free).acquire_owned().await.ok()?;
-        metrics::connections(self.capacity - self.free.available_permits());
-        Some(Slot {
-            _permit: Arc::new(permit),
-        })
-    }
-}
+/// Bytes of a head over HTTP/2 that are read. [`super::headers::check_size`] accepts fewer, and
+/// answers in the shape of every error.
+const MAX_HTTP2_HEAD: u32 = 64 * 1024;
+/// Bytes of one answer over HTTP/2 that wait for the client.
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
+/// How long a connection without an open request may take to close.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Binds every address of the configuration.
 ///
@@ -117,11 +95,14 @@ fn builder(config: &Config) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout());
+        // `Connection::serve` has the deadline, for every protocol.
+        .header_read_timeout(None::<Duration>);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .max_header_list_size(MAX_HTTP2_HEAD)
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
         .keep_alive_interval(PROBE_AFTER)
         .keep_alive_timeout(config.header_timeout());
     builder
@@ -135,14 +116,15 @@ pub(crate) async fn serve(
     slots: Slots,
 ) -> Result<(), anyhow::Error> {
     let builder = builder(&gateway.config);
-    let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
+    // Ends each connection after its open requests.
+    let stopping = CancellationToken::new();
     // Closes the connections that are still open after the drain deadline.
     let force_close = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             () = gateway.shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots, &gateway.config) => accepted,
         };
         match accepted {
             Ok((stream, peer, slot)) => {
@@ -152,7 +134,7 @@ pub(crate) async fn serve(
                     router: router.clone(),
                     gateway: gateway.clone(),
                 };
-                let served = connection.serve(stream, builder.clone(), graceful.watcher());
+                let served = connection.serve(stream, builder.clone(), stopping.clone());
                 let force_close = force_close.clone();
                 connections.spawn(async move {
                     tokio::select! {
@@ -169,7 +151,8 @@ pub(crate) async fn serve(
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(DRAIN_DEADLINE, graceful.shutdown())
+    stopping.cancel();
+    if tokio::time::timeout(DRAIN_DEADLINE, connections.wait())
         .await
         .is_err()
     {
@@ -186,13 +169,20 @@ pub(crate) async fn serve(
 async fn accept(
     listener: &TcpListener,
     slots: &Slots,
+    config: &Config,
 ) -> std::io::Result<(TcpStream, SocketAddr, Slot)> {
-    let slot = slots
-        .acquire()
-        .await
-        .ok_or_else(|| std::io::Error::other("the listener is closed"))?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, slot))
+    loop {
+        let permit = slots
+            .acquire()
+            .await
+            .ok_or_else(|| std::io::Error::other("the listener is closed"))?;
+        let (stream, peer) = listener.accept().await?;
+        let address = ClientAddress::of_peer(peer);
+        match slots.open(permit, address, address.is_in(&config.trusted_proxies)) {
+            Ok(slot) => return Ok((stream, peer, slot)),
+            Err(full) => client_stream::refuse(&stream, &full.error()),
+        }
+    }
 }
 
 struct Connection {
@@ -203,25 +193,52 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, builder: Builder<TokioExecutor>, watcher: Watcher) {
+    /// Serves the connection until it ends.
+    async fn serve(
+        self,
+        stream: TcpStream,
+        builder: Builder<TokioExecutor>,
+        stopping: CancellationToken,
+    ) {
         if let Err(error) = configure_keepalive(&stream) {
             tracing::debug!(error = %ErrorChain(&error), "a connection's options could not be set");
         }
+        if self.slot.is_refused() {
+            let served = self.serve_requests(stream, builder, stopping, REFUSAL_DEADLINE);
+            // Also a client that sends requests all the time.
+            let _ = tokio::time::timeout(REFUSAL_DEADLINE + CLOSE_DEADLINE, served).await;
+        } else {
+            let idle = self.gateway.config.header_timeout();
+            self.serve_requests(stream, builder, stopping, idle).await;
+        }
+    }
+
+    /// `idle`: how long the connection may have no open request.
+    async fn serve_requests(
+        self,
+        stream: TcpStream,
+        builder: Builder<TokioExecutor>,
+        stopping: CancellationToken,
+        idle: Duration,
+    ) {
         let Self {
             peer,
             slot,
             router,
             gateway,
         } = self;
-        let is_upgraded = Arc::new(AtomicBool::new(false));
-        let client_stream = ClientStream::new(stream, Arc::clone(&is_upgraded));
+        let activity = Activity::new();
+        let write_timeout = gateway.config.write_timeout();
+        let client_stream = ClientStream::new(stream, Arc::clone(&activity), write_timeout);
+        let of_requests = Arc::clone(&activity);
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             let client =
                 ClientAddress::find(peer, request.headers(), &gateway.config.trusted_proxies);
             request.extensions_mut().insert(client);
             request.extensions_mut().insert(slot.clone());
-            let (router, gateway) = (router.clone(), gateway.clone());
-            let is_upgraded = Arc::clone(&is_upgraded);
+            let (router, gateway, slot) = (router.clone(), gateway.clone(), slot.clone());
+            let activity = Arc::clone(&of_requests);
+            let open_request = activity.begin_request();
             async move {
                 // HTTP/2 has no such header: its connections end by a GOAWAY frame.
                 let is_http1 = request.version() < Version::HTTP_2;
@@ -232,21 +249,50 @@ impl Connection {
                 let mut answer = answer.unwrap_or_else(|never| match never {});
                 // After this status the body has had its time.
                 let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
+                let ends = || {
+                    is_late
+                        || gateway.draining.is_cancelled()
+                        || slot.is_refused()
+                        || activity.is_expired()
+                };
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    is_upgraded.store(true, Ordering::Relaxed);
-                } else if is_http1
-                    && (gateway.draining.is_cancelled() || is_late || !rest.discard().await)
-                {
+                    activity.set_upgraded();
+                } else if is_http1 && (ends() || !rest.discard().await) {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, open_request)))
             }
         });
         let connection = builder
             .serve_connection_with_upgrades(TokioIo::new(client_stream), service)
             .into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = activity.idle_for(idle) => {
+                metrics::limit_reached("idle_connection");
+                if activity.is_http2() {
+                    connection.as_mut().graceful_shutdown();
+                } else {
+                    activity.expire();
+                }
+                None
+            }
+            () = stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                None
+            }
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            // A request that has arrived meanwhile is answered.
+            None => tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = activity.idle_for(CLOSE_DEADLINE) => return,
+            },
+        };
+        if let Err(error) = ended {
             tracing::debug!(error = %ErrorChain(&*error), "a connection ended with an error");
         }
     }

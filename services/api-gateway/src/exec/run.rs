@@ -3,8 +3,11 @@
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{ExecResult, FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
 
+use super::answer::Collected;
+use super::memory::ResultMemory;
+use super::output::Output;
 use super::request::Command;
 use super::{OPEN_DEADLINE, stdin_messages};
 use crate::lookup::EnvironmentLocation;
@@ -15,10 +18,12 @@ pub(super) async fn run(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     command: Command,
-) -> Result<ExecResult, Error> {
+    memory: ResultMemory,
+) -> Result<Collected, Error> {
     let cap = usize::try_from(command.request.max_output_bytes).unwrap_or(usize::MAX);
     let open = Open {
         environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
         kind: OpenKind::Exec(command.request),
@@ -30,7 +35,7 @@ pub(super) async fn run(
     let (to_box, from_box) = session.split();
     // At the same time: a command may write output before it has read all of its stdin.
     tokio::select! {
-        result = collect(from_box, cap) => result,
+        collected = collect(from_box, cap, memory) => collected,
         never = feed(to_box, command.stdin) => match never {},
     }
 }
@@ -54,68 +59,39 @@ async fn feed(
     std::future::pending().await
 }
 
-async fn collect(mut from_box: SessionReceiver<FromBox>, cap: usize) -> Result<ExecResult, Error> {
-    let (mut stdout, mut stderr) = (Output::new(cap), Output::new(cap));
-    while let Some(message) = from_box.recv().await? {
-        match message {
-            FromBox::Stdout(bytes) => stdout.push(&bytes)?,
-            FromBox::Stderr(bytes) => stderr.push(&bytes)?,
-            FromBox::Result(mut result) => {
-                // Output comes either before the result or in it.
-                stdout.push(&result.stdout)?;
-                stderr.push(&result.stderr)?;
-                result.stdout = stdout.bytes;
-                result.stderr = stderr.bytes;
-                return Ok(result);
-            }
-            _ => return Err(Error::internal()),
-        }
-    }
-    Err(Error::new(
-        ErrorCode::BoxLost,
-        "the connection to the command was lost; whether it has ended is unknown",
-    ))
-}
-
-/// The output of one stream. The exec-proxy truncates it at the cap. More output is a fault of the
-/// exec-proxy and fails the request, so that memory stays bounded.
-struct Output {
-    bytes: Vec<u8>,
+async fn collect(
+    mut from_box: SessionReceiver<FromBox>,
     cap: usize,
-}
-
-impl Output {
-    const fn new(cap: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            cap,
+    mut memory: ResultMemory,
+) -> Result<Collected, Error> {
+    let (mut stdout, mut stderr) = (Output::new(cap), Output::new(cap));
+    let mut push = |output: &mut Output, bytes: &[u8]| -> Result<(), Error> {
+        memory.grow(bytes.len())?;
+        output.push(bytes)
+    };
+    let result = loop {
+        match from_box.recv().await? {
+            Some(FromBox::Stdout(bytes)) => push(&mut stdout, &bytes)?,
+            Some(FromBox::Stderr(bytes)) => push(&mut stderr, &bytes)?,
+            Some(FromBox::Result(mut result)) => {
+                // Output comes either before the result or in it.
+                push(&mut stdout, &std::mem::take(&mut result.stdout))?;
+                push(&mut stderr, &std::mem::take(&mut result.stderr))?;
+                break result;
+            }
+            Some(_) => return Err(Error::internal()),
+            None => {
+                return Err(Error::new(
+                    ErrorCode::BoxLost,
+                    "the connection to the command was lost; whether it has ended is unknown",
+                ));
+            }
         }
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        if bytes.len() > self.cap - self.bytes.len() {
-            tracing::error!(
-                cap = self.cap,
-                "the exec-proxy sent more output than the cap"
-            );
-            return Err(Error::internal());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_above_the_cap_is_an_internal_error() {
-        let mut output = Output::new(4);
-        output.push(b"abc").unwrap();
-        output.push(b"").unwrap();
-        output.push(b"d").unwrap();
-        assert_eq!(output.push(b"e").unwrap_err().code, ErrorCode::Internal);
-        assert_eq!(output.bytes, b"abcd");
-    }
+    };
+    Ok(Collected {
+        stdout,
+        stderr,
+        result,
+        memory,
+    })
 }

@@ -7,6 +7,7 @@ use agentbox_api::logs::LogLine;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::FromBox;
+use agentbox_contracts::ids::UserId;
 use agentbox_contracts::logs::LogEntry;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -14,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::LogsSession;
+use crate::shares::Share;
 
 /// How long the next batch may take.
 const BATCH_DEADLINE: Duration = Duration::from_secs(15);
@@ -87,11 +89,16 @@ impl Writer {
     }
 }
 
-/// Answers when the first batch has arrived; until then a failure is an error response.
+/// Answers when the first batch has arrived; until then a failure is an error response. `share` is
+/// held until the answer ends.
 ///
 /// # Errors
 /// When the first batch cannot be read. A later failure ends the body early.
-pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result<Response, Error> {
+pub(super) async fn answer(
+    mut session: LogsSession,
+    share: Share<UserId>,
+    timestamps: bool,
+) -> Result<Response, Error> {
     let first = next_part(&mut session).await?;
     let mut writer = Writer::new(timestamps);
     let mut head = b"{\"logs\":[".to_vec();
@@ -101,17 +108,17 @@ pub(super) async fn answer(mut session: LogsSession, timestamps: bool) -> Result
         Body::from(head)
     } else {
         let rest = futures::stream::unfold(
-            Some((session, writer, Some(head))),
+            Some((session, writer, Some(head), share)),
             |state| async move {
-                let (mut session, mut writer, head) = state?;
+                let (mut session, mut writer, head, share) = state?;
                 if let Some(head) = head {
-                    return Some((Ok(Bytes::from(head)), Some((session, writer, None))));
+                    return Some((Ok(Bytes::from(head)), Some((session, writer, None, share))));
                 }
                 match next_part(&mut session).await {
                     Ok(part) => {
                         let is_last = matches!(part, Part::End);
                         let piece = Bytes::from(writer.write(part));
-                        let state = (!is_last).then_some((session, writer, None));
+                        let state = (!is_last).then_some((session, writer, None, share));
                         Some((Ok(piece), state))
                     }
                     Err(error) => {

@@ -19,7 +19,7 @@ const UNDELAYED_PART: u64 = 10;
 
 /// Writes the `X-RateLimit-*` headers: the limit of the window, the requests left in it, and
 /// its end in Unix seconds.
-pub(super) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
+pub(crate) fn write_headers(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: u64) {
     for (name, value) in [
         ("x-ratelimit-limit", limit),
         ("x-ratelimit-remaining", remaining),

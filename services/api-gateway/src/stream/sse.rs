@@ -7,6 +7,7 @@ use std::time::Duration;
 use agentbox_api::error::ErrorBody;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
+use agentbox_contracts::ids::UserId;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use super::{AccessWatch, StreamEnd, StreamGrant};
 use crate::metrics::OpenStream;
+use crate::shares::Share;
 use crate::state::Gateway;
 
 /// How often a comment is sent on an idle stream.
@@ -30,6 +32,7 @@ struct Stream<S> {
     access: AccessWatch,
     is_over: bool,
     _open: OpenStream,
+    _session: Share<UserId>,
 }
 
 impl<S: Source> Stream<S> {
@@ -57,12 +60,14 @@ impl<S: Source> Stream<S> {
     }
 }
 
-/// Builds the answer that streams `source`. `kind` labels it in the metrics.
+/// Builds the answer that streams `source`. `kind` labels it in the metrics; `session` is held
+/// until the stream ends.
 pub(crate) fn answer(
     kind: &'static str,
     gateway: Gateway,
     principal: Principal,
     grant: StreamGrant,
+    session: Share<UserId>,
     source: impl Source,
 ) -> Response {
     let stop = gateway.stream_stop_token();
@@ -71,6 +76,7 @@ pub(crate) fn answer(
         access: AccessWatch::new(gateway, principal, grant, stop),
         is_over: false,
         _open: OpenStream::begin(kind),
+        _session: session,
     };
     let events = futures::stream::unfold(stream, |mut stream| async {
         let event = stream.next().await?;

@@ -149,7 +149,7 @@ async fn body_above_one_mebibyte_returns_413_before_it_is_read() {
 }
 
 /// Reads one answer from a connection: its head and its body.
-async fn read_answer(stream: &mut TcpStream) -> (String, String) {
+pub async fn read_answer(stream: &mut TcpStream) -> (String, String) {
     let mut seen = String::new();
     loop {
         if let Some((head, body)) = seen.split_once("\r\n\r\n") {
@@ -293,13 +293,16 @@ async fn unknown_path_returns_404_with_the_error_body() {
 }
 
 #[tokio::test]
-async fn incomplete_head_closes_the_connection_at_the_deadline() {
+async fn incomplete_head_returns_408_at_the_deadline() {
     let (answer, took) = raw(
         0,
         "GET /api/v1/auth/me HTTP/1.1\r\nhost: x\r\nx-a: b",
         Duration::from_secs(20),
     )
     .await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\r\nx-trace-id: "), "{answer}");
+    assert!(answer.contains("\"request_timeout\""), "{answer}");
     assert!(
         took < Duration::from_secs(ARRIVAL_S + 3),
         "{took:?} {answer}"

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::boxes::{OwnedEnvironment, idle, script, small};
 use crate::support::caller::{new_user, send};
+use crate::support::system::{resident_bytes, shared};
 use crate::support::{eventually, eventually_some};
 
 impl OwnedEnvironment {
@@ -173,6 +174,39 @@ async fn each_stream_is_truncated_at_ten_mebibytes() {
     let reply = idle.sh(&text).await;
     assert_eq!(reply["stderr"].as_str().unwrap().len(), CAP);
     assert_eq!(reply["stderr_truncated"], false, "the cap itself fits");
+}
+
+#[tokio::test]
+async fn unread_results_of_a_user_are_bounded() {
+    let user = new_user().await;
+    let caller = &user.caller;
+    let id = caller.create_running(&small()).await;
+    let path = format!("/environments/{id}/exec");
+    let run = |text: &str| {
+        let body = json!({"command": ["sh", "-c", text], "timeout": 60});
+        caller.request_on(0, Method::POST, &path).json(&body)
+    };
+    // Each byte becomes six bytes of JSON.
+    let much = "head -c 10485760 /dev/zero; head -c 10485760 /dev/zero >&2";
+    let before = resident_bytes(shared().await, "api-gateway", 0);
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let answer = run(much).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        unread.push(answer);
+    }
+    let refused = send(run(much)).await;
+    refused.expect_error(503, "unavailable");
+    let after = resident_bytes(shared().await, "api-gateway", 0);
+    let more = after.saturating_sub(before) / 1024 / 1024;
+    assert!(more < 200, "{more} MiB");
+    drop(unread);
+    let text = "head -c 10485760 /dev/zero | tr '\\0' a";
+    eventually("the memory is free", async || {
+        let answer = send(run(text)).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

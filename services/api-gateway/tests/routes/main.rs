@@ -17,6 +17,7 @@ mod api_keys;
 mod attach;
 mod audit;
 mod auth;
+mod connections;
 mod cors;
 mod environments;
 mod errors;

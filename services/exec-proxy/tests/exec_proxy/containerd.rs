@@ -80,6 +80,7 @@ impl RealBox {
     fn open(&self, kind: OpenKind) -> Open {
         Open {
             environment: self.id.clone(),
+            owner: None,
             address: Some(self.address),
             status: Status::Running,
             kind,

@@ -148,6 +148,7 @@ async fn exec_in_stopped_box_is_refused_without_start() {
     let mut inside = TestBox::idle().await;
     let open_with = |status, address| Open {
         environment: inside.id.clone(),
+        owner: None,
         address,
         status,
         kind: OpenKind::Exec(command(&["true"])),

@@ -122,6 +122,7 @@ async fn connection_lost_mid_output_is_resumed_exactly() {
     std::fs::write(inside.path("bytes"), &bytes).unwrap();
     let open = Open {
         environment: inside.id.clone(),
+        owner: None,
         address: Some(relay.address),
         status: Status::Running,
         kind: OpenKind::Exec(shell("cat bytes; echo end >&2; exit 5")),
@@ -158,6 +159,7 @@ async fn dead_kept_connection_does_not_fail_next_command() {
     for _ in 0..3 {
         let open = Open {
             environment: inside.id.clone(),
+            owner: None,
             address: Some(relay.address),
             status: Status::Running,
             kind: OpenKind::Exec(shell("echo here")),
@@ -178,6 +180,7 @@ async fn box_lost_before_its_answer_to_start_is_box_lost() {
     relay.hold_answers();
     let open = Open {
         environment: inside.id.clone(),
+        owner: None,
         address: Some(relay.address),
         status: Status::Running,
         kind: OpenKind::Exec(shell(LONG)),
@@ -206,6 +209,7 @@ async fn attach_to_lost_box_ends_with_error() {
     let request: AttachRequest = attach(&["cat"], None);
     let open = Open {
         environment: inside.id.clone(),
+        owner: None,
         address: Some(relay.address),
         status: Status::Running,
         kind: OpenKind::Attach(request),

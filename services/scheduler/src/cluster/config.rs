@@ -5,6 +5,8 @@ use std::path::Path;
 use agentbox_clusters::{ClusterSpec, ClustersError};
 use serde::Deserialize;
 
+use crate::cluster::registries::AllowedRegistries;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterConfigError {
     #[error(transparent)]
@@ -43,6 +45,8 @@ impl Default for Overcommit {
 pub struct PlacementConfig {
     #[serde(default)]
     pub overcommit: Overcommit,
+    #[serde(default)]
+    pub allowed_registries: AllowedRegistries,
 }
 
 /// Reads the clusters file.

@@ -10,6 +10,7 @@ use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::Capacity;
 
 use crate::cluster::config::Overcommit;
+use crate::cluster::registries::AllowedRegistries;
 use crate::environment::request::Quantities;
 
 /// A reachable cluster.
@@ -17,6 +18,7 @@ use crate::environment::request::Quantities;
 pub struct Candidate {
     pub name: String,
     pub labels: BTreeMap<String, String>,
+    pub registries: AllowedRegistries,
     pub capacity: Capacity,
 }
 
@@ -97,6 +99,25 @@ fn display_selector(selector: &BTreeMap<String, String>) -> String {
         .filter(|c| !c.is_control())
         .take(300)
         .collect()
+}
+
+/// The clusters that may pull `image`.
+///
+/// # Errors
+/// `Validation` when none of those that match the selector may.
+pub fn allowing_image(
+    image: &str,
+    selector: &BTreeMap<String, String>,
+    candidates: Vec<Candidate>,
+) -> Result<Vec<Candidate>, Error> {
+    let matches = |candidate: &Candidate| unmatched_selector(selector, &candidate.labels).is_some();
+    let (allowing, refusing): (Vec<Candidate>, Vec<Candidate>) = candidates
+        .into_iter()
+        .partition(|candidate| candidate.registries.allow(image));
+    match refusing.iter().find(|candidate| matches(candidate)) {
+        Some(refusing) if !allowing.iter().any(matches) => Err(refusing.registries.refusal(image)),
+        _ => Ok(allowing),
+    }
 }
 
 /// The clusters that could run a box of `quantities`, the largest share of free memory first.
@@ -189,6 +210,7 @@ mod tests {
         Candidate {
             name: name.into(),
             labels: BTreeMap::from([("region".into(), region.into())]),
+            registries: AllowedRegistries::default(),
             capacity: Capacity {
                 version: String::new(),
                 nodes: 1,
@@ -258,6 +280,27 @@ mod tests {
         );
         let error = rank(&selector(&[("region", "mars")]), quantities(1, 1), two).unwrap_err();
         assert_eq!(error.message, "node_selector: no cluster has `region=mars`");
+    }
+
+    #[test]
+    fn image_is_placed_only_where_its_registry_is_allowed() {
+        let two = || {
+            let mut own = candidate("b", "us", 1, 1, 1);
+            own.registries = vec!["registry.example".to_owned()].try_into().unwrap();
+            vec![candidate("a", "eu", 1, 1, 1), own]
+        };
+        let none = selector(&[]);
+        let own = "registry.example/a:1";
+        assert_eq!(names(allowing_image(own, &none, two())), ["b"]);
+        assert_eq!(names(allowing_image("busybox", &none, two())), ["a"]);
+        for (image, region) in [(own, "eu"), ("busybox", "us"), ("localhost/a", "eu")] {
+            let selector = selector(&[("region", region)]);
+            let error = allowing_image(image, &selector, two()).unwrap_err();
+            assert!(error.message.starts_with("image: must be from"), "{error}");
+        }
+        // The selector is refused later.
+        let nowhere = selector(&[("region", "mars")]);
+        assert_eq!(names(allowing_image(own, &nowhere, two())), ["b"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use futures::stream::FuturesUnordered;
 
 use crate::cluster::capacity::CapacityCache;
 use crate::cluster::config::Overcommit;
+use crate::cluster::registries::AllowedRegistries;
 
 /// One cluster.
 pub struct Cluster {
@@ -22,6 +23,7 @@ pub struct Cluster {
     /// Matched against a request's `node_selector` before the labels of the nodes.
     pub labels: BTreeMap<String, String>,
     pub overcommit: Overcommit,
+    pub registries: AllowedRegistries,
     pub capacity: CapacityCache,
     runtime: OnceLock<Arc<dyn Runtime>>,
 }
@@ -33,12 +35,14 @@ impl Cluster {
         driver: DriverKind,
         labels: BTreeMap<String, String>,
         overcommit: Overcommit,
+        registries: AllowedRegistries,
     ) -> Self {
         Self {
             name: name.to_owned(),
             driver,
             labels,
             overcommit,
+            registries,
             capacity: CapacityCache::default(),
             runtime: OnceLock::new(),
         }

@@ -140,7 +140,7 @@ async fn missing_image_fails_the_environment_within_seconds_and_is_named() {
     let world = World::new().await;
     let replica = world.replica().await;
     let mut wanted = request("no-image");
-    wanted.image = "no.such.registry.invalid/nothing:1".into();
+    wanted.image = "agentbox-scheduler/no-such-image:1".into();
     let created = world.create(wanted).await;
     let failed = world
         .wait_for_status(&created.id, Status::Failed, Duration::from_secs(30))
@@ -148,10 +148,36 @@ async fn missing_image_fails_the_environment_within_seconds_and_is_named() {
     assert_eq!(failed.status_reason, Some(StatusReason::ImagePull));
     let message = failed.status_message.unwrap();
     assert!(
-        message.contains("no.such.registry.invalid/nothing:1"),
+        message.contains("agentbox-scheduler/no-such-image:1"),
         "{message}"
     );
+    // The cause is in the log only: it may describe the operator's network.
+    for cause in ["dial", "lookup", "http", "refused:"] {
+        assert!(!message.contains(cause), "{message}");
+    }
     world.wait_for_box_removal(&created.id).await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_of_another_registry_is_refused_without_a_pull() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    for image in [
+        "127.0.0.1:5432/a/b",
+        "localhost:5000/a",
+        "registry.internal/a",
+    ] {
+        let mut wanted = request("other-registry");
+        wanted.image = image.into();
+        let error = world.try_create(wanted).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Validation, "{error}");
+        assert!(error.message.starts_with("image: must be from"), "{error}");
+        assert!(
+            error.message.contains("docker.io, ghcr.io, quay.io"),
+            "{error}"
+        );
+    }
     replica.stop().await;
 }
 

@@ -81,6 +81,7 @@ impl Gateway {
     pub async fn open(&self, into: &TestBox, kind: OpenKind) -> Result<ClientSession, Error> {
         self.open_as(&Open {
             environment: into.id.clone(),
+            owner: None,
             address: Some(into.address),
             status: Status::Running,
             kind,
@@ -181,6 +182,7 @@ pub fn logs_of(of: &TestBox, status: Status, request: LogsRequest) -> Open {
     let environment: EnvironmentId = of.id.clone();
     Open {
         environment,
+        owner: None,
         address,
         status,
         kind: OpenKind::Logs(request),

@@ -10,7 +10,9 @@ use agentbox_contracts::ids::EnvironmentId;
 use chrono::{SubsecRound as _, Utc};
 
 use super::Environments;
-use crate::cluster::placement::{Candidate, allocatable, rank, retryable_if_unreachable};
+use crate::cluster::placement::{
+    Candidate, allocatable, allowing_image, rank, retryable_if_unreachable,
+};
 use crate::cluster::registry::no_reachable_cluster;
 use crate::environment::creation::Creation;
 use crate::environment::request::{self, Quantities};
@@ -81,9 +83,13 @@ impl Environments {
                 Some(capacity) if cluster.runtime().is_some() => candidates.push(Candidate {
                     name: cluster.name.clone(),
                     labels: cluster.labels.clone(),
+                    registries: cluster.registries.clone(),
                     capacity,
                 }),
-                _ => unreachable.push((cluster.name.as_str(), &cluster.labels)),
+                _ if cluster.registries.allow(&environment.request.image) => {
+                    unreachable.push((cluster.name.as_str(), &cluster.labels));
+                }
+                _ => {}
             }
         }
         if candidates.is_empty() {
@@ -104,8 +110,10 @@ impl Environments {
         candidates: Vec<Candidate>,
     ) -> Result<Candidate, Error> {
         let inner = self.inner();
+        let selector = &environment.request.node_selector;
+        let candidates = allowing_image(&environment.request.image, selector, candidates)?;
         let mut refusal = None;
-        for candidate in rank(&environment.request.node_selector, quantities, candidates)? {
+        for candidate in rank(selector, quantities, candidates)? {
             let Some((cluster, runtime)) = inner
                 .clusters
                 .get(&candidate.name)

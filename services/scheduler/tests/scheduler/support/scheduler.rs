@@ -12,6 +12,7 @@ use agentbox_contracts::units::Bytes;
 use agentbox_runtime::Runtime;
 use agentbox_scheduler::Scheduler;
 use agentbox_scheduler::cluster::config::Overcommit;
+use agentbox_scheduler::cluster::registries::AllowedRegistries;
 use agentbox_scheduler::cluster::registry::{Cluster, Clusters};
 use agentbox_scheduler::config::Settings;
 use agentbox_scheduler::environment::handlers::Environments;
@@ -88,7 +89,13 @@ impl Replica {
             memory: 1_000.0,
         };
         let clusters = Clusters::new(runtimes.iter().map(|(name, _)| {
-            Cluster::new(name, DriverKind::Containerd, BTreeMap::new(), overcommit)
+            Cluster::new(
+                name,
+                DriverKind::Containerd,
+                BTreeMap::new(),
+                overcommit,
+                AllowedRegistries::default(),
+            )
         }));
         let shutdown = CancellationToken::new();
         let scheduler = Scheduler::new(

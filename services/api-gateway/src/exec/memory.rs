@@ -1,0 +1,85 @@
+//! The memory that results take, from their first byte until their clients have read them.
+
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::UserId;
+
+use crate::config::Config;
+use crate::metrics;
+use crate::shares::{Exceeded, Share, Shares};
+
+/// Bytes of a result without its output.
+const HEAD: u64 = 1024;
+
+/// The bounds of results in flight, for each user and in total. A complete result fits in each.
+pub(crate) fn results(config: &Config) -> Shares<UserId> {
+    let complete = config.max_exec_output_bytes.saturating_mul(2);
+    let complete = complete.saturating_add(HEAD);
+    Shares::new(
+        config.max_result_bytes_per_user.max(complete),
+        config.max_result_bytes.max(complete),
+    )
+}
+
+/// The memory of one result.
+pub(super) struct ResultMemory(Share<UserId>);
+
+impl ResultMemory {
+    /// Reserves the memory of a result without output, before its command is started.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when a bound is reached.
+    pub(super) fn reserve(results: &Shares<UserId>, user: &UserId) -> Result<Self, Error> {
+        let share = results.take(user, HEAD);
+        share.map(Self).map_err(|exceeded| refusal(exceeded, ""))
+    }
+
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when a bound is reached. The caller ends the command.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        let grown = self.0.grow(bytes as u64);
+        grown.map_err(|exceeded| refusal(exceeded, "the command was killed: "))
+    }
+
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        self.0.shrink(bytes as u64);
+    }
+}
+
+fn refusal(exceeded: Exceeded, outcome: &str) -> Error {
+    let (limit, whose) = match exceeded {
+        Exceeded::PerHolder => ("result_bytes_per_user", "your commands"),
+        Exceeded::Total => ("result_bytes", "all commands"),
+    };
+    metrics::limit_reached(limit);
+    Error::new(
+        ErrorCode::Unavailable,
+        format!(
+            "{outcome}the results of {whose} that are not read yet take all memory that they may \
+             have; read them, then try again"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_beyond_a_bound_is_refused_with_503() {
+        let results = Shares::new(2 * HEAD, 3 * HEAD);
+        let (one, other) = (UserId::random(), UserId::random());
+        let mut first = ResultMemory::reserve(&results, &one).unwrap();
+        let error = first.grow(2048).unwrap_err();
+        assert_eq!(
+            (error.code, error.retry_after_s),
+            (ErrorCode::Unavailable, Some(1))
+        );
+        assert!(error.message.contains("was killed"), "{error}");
+        first.grow(1024).unwrap();
+        assert!(ResultMemory::reserve(&results, &one).is_err());
+        let _second = ResultMemory::reserve(&results, &other).unwrap();
+        assert!(ResultMemory::reserve(&results, &other).is_err());
+        first.shrink(1024);
+        assert!(ResultMemory::reserve(&results, &other).is_ok());
+    }
+}
