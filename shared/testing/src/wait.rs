@@ -42,3 +42,21 @@ pub async fn eventually_some<T>(
 pub fn pause(waited: Duration) -> Duration {
     (waited / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
+
+/// Checks that what took these `times` waited for no timer: the fastest took less than `bound`.
+///
+/// A poll or a grace period on the path delays every one, a busy machine only some. `make bench`
+/// measures the speed.
+///
+/// # Panics
+/// When all of them took `bound` or longer, or there are none.
+pub fn assert_no_timer(mut times: Vec<Duration>, bound: Duration) {
+    times.sort_unstable();
+    let fastest = times[0];
+    println!(
+        "fastest {fastest:?}, p50 {:?}, slowest {:?}",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    assert!(fastest < bound, "the fastest took {fastest:?}");
+}
