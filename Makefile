@@ -147,5 +147,5 @@ bench: build ## Measure create, exec and lists, and compare them with the runtim
 
 # The newest built program of any profile: stopping must not need a build.
 define local
-$$({ ls -t $(LOCAL) $(RELEASE) $(TARGET)/debug/agentbox-local 2> /dev/null || true; } | head -n 1 | grep . || { echo "agentbox-local is not built, so AgentBox is not running" >&2; exit 1; })
+$$({ ls -t $(TARGET)/debug/agentbox-local $(RELEASE) 2> /dev/null || true; } | head -n 1 | grep . || { echo "agentbox-local is not built, so AgentBox is not running" >&2; exit 1; })
 endef

@@ -42,3 +42,21 @@ pub async fn eventually_some<T>(
 pub fn pause(waited: Duration) -> Duration {
     (waited / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
+
+/// Checks that the fastest of several runs took less than `bound`.
+///
+/// A poll or a grace period delays every run, a busy machine only some. `make bench` measures the
+/// speed.
+///
+/// # Panics
+/// When every run took `bound` or longer, or `times` is empty.
+pub fn assert_fastest_below(mut times: Vec<Duration>, bound: Duration) {
+    times.sort_unstable();
+    let fastest = times[0];
+    println!(
+        "fastest {fastest:?}, p50 {:?}, slowest {:?}",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    assert!(fastest < bound, "the fastest took {fastest:?}");
+}

@@ -1,13 +1,14 @@
-//! The duration of a short command. The bound is loose, for a debug build on a busy
-//! machine; the figures are printed.
+//! The duration of a short command.
 
 use std::time::{Duration, Instant};
+
+use agentbox_testing::assert_fastest_below;
 
 use crate::support::gateway::command;
 use crate::support::{System, TestBox, pattern};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn short_command_takes_few_milliseconds_end_to_end() {
+async fn short_command_waits_for_no_timer_end_to_end() {
     let system = System::start().await;
     let inside = TestBox::idle().await;
     let mut times = Vec::new();
@@ -28,10 +29,8 @@ async fn short_command_takes_few_milliseconds_end_to_end() {
         times.push(began.elapsed());
         assert_eq!(answer.exit.exit_code, 0);
     }
-    times.sort();
-    let (p50, p99) = (times[100], times[198]);
-    println!("exec true: first {first:?}, then p50 {p50:?}, p99 {p99:?}");
-    assert!(p50 < Duration::from_millis(50), "{p50:?}");
+    println!("first {first:?}");
+    assert_fastest_below(times, Duration::from_millis(50));
 }
 
 #[tokio::test(flavor = "multi_thread")]
