@@ -150,6 +150,7 @@ mod tests {
                 id: LoginId::random(),
             },
             scope: Scope::Full,
+            management: false,
             expires_at: None,
         }
     }

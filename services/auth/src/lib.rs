@@ -66,9 +66,9 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     agentbox_database::migrate::<migrations::Migrator>(&database, SCHEMA).await?;
     context
         .bus
-        .ensure_streams("auth")
+        .wait_for_streams("auth")
         .await
-        .context("the streams of the audit trail cannot be set up")?;
+        .context("the streams do not exist")?;
     let hasher = password::Hasher::new(config.hash_concurrency, config.hash_queue).await?;
     let hasher = Arc::new(hasher);
     user::bootstrap::first_admin(&database, &hasher, &config)

@@ -12,7 +12,7 @@ pub const NAMES: [&str; 31] = [
 pub fn is_signal_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let short = name.strip_prefix("SIG").unwrap_or(&name);
-    NAMES.iter().any(|known| *known == short)
+    NAMES.contains(&short)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod retry;
 
 use std::time::Duration;
 
-use agentbox_runtime::image_pull::{innermost_cause, printable_image, public_cause};
+use agentbox_runtime::image_pull::{printable_image, public_cause};
 use agentbox_runtime::{FailureReason, start_failure};
 use k8s_openapi::api::core::v1::{Container, Pod};
 

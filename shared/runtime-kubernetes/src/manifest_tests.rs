@@ -32,7 +32,7 @@ fn objects(config: &Config, spec: &BoxSpec) -> Value {
     let policy = policy.unwrap_or_else(|| NetworkPolicy::unspecified(true));
     let login = json!({ "type": "kubernetes.io/dockerconfigjson", "data": { ".dockerconfigjson": "e30=" } });
     json!([
-        objects::namespace(config, spec, 7, &policy, &[]),
+        objects::namespace(config, spec, 7, &policy),
         objects::network_policy(config, &spec.id, Some(&spec.owner), &policy, &[]),
         objects::quota(config, &spec.id),
         objects::service_account(config, &spec.id),

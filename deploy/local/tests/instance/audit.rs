@@ -171,7 +171,7 @@ async fn thousand_actions_with_kills_have_one_entry_for_each_answer() {
             let key = (trace_id.clone(), (*action).to_owned());
             trail.get(&key).copied().unwrap_or(0)
         };
-        let twice = answered.iter().find(|answer| count(*answer) > 1);
+        let twice = answered.iter().find(|answer| count(answer) > 1);
         assert_eq!(twice, None, "an answer with two entries");
         answered.iter().all(|answer| count(answer) == 1)
     })

@@ -22,6 +22,8 @@ const MAX_DISCARDED: usize = 64 * 1024;
 /// How long the rest of a body may take to arrive.
 const DISCARD_DEADLINE: Duration = Duration::from_secs(2);
 
+type NextFrame<B> = Result<Frame<<B as Body>::Data>, <B as Body>::Error>;
+
 struct Shared<B> {
     body: B,
     /// The last frame was read.
@@ -29,10 +31,7 @@ struct Shared<B> {
 }
 
 impl<B: Body + Unpin> Shared<B> {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextFrame<B>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.is_complete |= frame.is_none();
         Poll::Ready(frame)

@@ -3,7 +3,7 @@
 use ed25519_dalek::{Signature, Signer, SigningKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::secret::{MasterSecret, Purpose};
+use agentbox_database::secret::{MasterSecret, Purpose};
 
 pub type Hash = [u8; 32];
 

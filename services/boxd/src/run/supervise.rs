@@ -252,9 +252,12 @@ impl Sink for RingSink<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use parking_lot::Mutex;
     use tokio::sync::oneshot;
     use tokio::time::{timeout, timeout_at};
+    use tokio_util::task::TaskTracker;
 
     use super::super::ring::Ring;
     use super::super::{State, output_pipe};
@@ -266,7 +269,7 @@ mod tests {
             id: "killed-once".to_owned().try_into().unwrap(),
             // The reaper signals only processes that it started.
             leader: nix::unistd::Pid::from_raw(i32::MAX),
-            reaper: Arc::new(Reaper::default()),
+            reaper: Reaper::new().unwrap().0,
             state: Mutex::new(State {
                 ring: Ring::new(1024),
                 sent: 0,
@@ -302,13 +305,15 @@ mod tests {
             oom_kills: 0,
             trace: None,
         };
+        let closing = CancellationToken::new();
         let mut supervised = pin!(supervise(
             Arc::clone(&run),
             child,
             vec![(OutputStream::Stdout, source)],
             limits,
             Arc::new(Registry::default()),
-            CancellationToken::new(),
+            Arc::new(BackgroundOutput::new(TaskTracker::new(), closing.clone())),
+            closing,
         ));
         let killed = timeout(Duration::from_millis(50), supervised.as_mut()).await;
         killed.unwrap_err();

@@ -394,9 +394,7 @@ async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
     let database = database().await;
     let (_system, nats) = TestNats::own().await.unwrap();
     let auth = bus(&nats, "auth").await;
-    auth.ensure_streams("auth").await.unwrap();
     let scheduler = bus(&nats, "scheduler").await;
-    scheduler.ensure_streams("scheduler").await.unwrap();
     let (outbox, relay) = outbox(database.store.clone(), scheduler);
     let shutdown = CancellationToken::new();
     let relaying = tokio::spawn(relay.run(shutdown.clone()));

@@ -32,7 +32,6 @@ async fn pull(queue: &mut AuditQueue, count: usize) -> Vec<QueuedEntry> {
 async fn audit_entries_arrive_once_and_forged_actions_do_not() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let auth = connect(&nats, "auth").await;
-    auth.ensure_streams("auth").await.unwrap();
     let gateway = connect(&nats, "api-gateway").await;
     let exec = entry(AuditAction::Exec);
     for _ in 0..2 {
@@ -64,7 +63,6 @@ async fn audit_entries_arrive_once_and_forged_actions_do_not() {
 async fn audit_heads_are_read_in_order() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let auth = connect(&nats, "auth").await;
-    auth.ensure_streams("auth").await.unwrap();
     assert!(auth.audit_heads().await.unwrap().is_empty());
     let heads: Vec<AuditHead> = (1..=3)
         .map(|sequence| AuditHead {
