@@ -29,7 +29,7 @@ const READING: &str = "reading audit entries";
 const READING_HEADS: &str = "reading the heads of the audit trail";
 const CONSUMER: &str = "auth-chain";
 /// An entry that auth has not stored after this time is delivered again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+const ACK_WAIT: Duration = Duration::from_secs(10);
 /// How much longer a pull may take. After that, the message about its end was lost.
 const PULL_GRACE: Duration = Duration::from_secs(1);
 /// How long the next head may take to arrive.

@@ -187,7 +187,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             ])
             .consume_stream(AUDIT_STREAM)
             .acknowledge(AUDIT_STREAM)
-            .read_stream(AUDIT_HEADS_STREAM),
+            .consume_stream(AUDIT_HEADS_STREAM),
         "scheduler" => base
             .serve(user, "scheduler")
             .publish([

@@ -216,8 +216,13 @@ async fn new_password_revokes_api_keys_if_asked_to() {
     };
     let error = auth.call::<CreateKey>(late).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unauthorized);
-    let audited = "SELECT count(*) FROM audit WHERE action = 'revoke-keys'";
-    assert_eq!(world.count(audited).await, 1);
+    let audited = "SELECT count(*) FROM audit_log WHERE action = 'revoke-keys'";
+    eventually(
+        "the entry is chained",
+        Duration::from_secs(15),
+        async || world.count(audited).await == 1,
+    )
+    .await;
 }
 
 /// A token from the old password is invalid once the change is answered, in either order.

@@ -73,7 +73,7 @@ impl World {
     /// Waits until this many entries of a user are in the audit log.
     pub async fn wait_for_audit(&self, actor: &UserId, entries: i64) {
         let chained = format!("SELECT count(*) FROM audit_log WHERE actor = '{actor}'");
-        eventually("chained entries", Duration::from_secs(15), async || {
+        eventually("chained entries", Duration::from_secs(30), async || {
             self.count(&chained).await == entries
         })
         .await;

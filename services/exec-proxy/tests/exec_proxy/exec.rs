@@ -228,7 +228,7 @@ async fn command_refused_by_boxd_is_a_validation_error() {
     let inside = TestBox::idle().await;
     let refused = system
         .gateway
-        .exec(&inside, command(&[]))
+        .exec(&inside, command(&["a\0b"]))
         .await
         .unwrap_err();
     assert_eq!(refused.code, ErrorCode::Validation, "{refused}");
