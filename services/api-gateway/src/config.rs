@@ -34,8 +34,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_LISTEN_SHARED", default_value_t = false, action = clap::ArgAction::Set)]
     pub listen_shared: bool,
 
-    /// Proxies whose `X-Forwarded-For` header is trusted: addresses or CIDRs, separated by
-    /// commas. Default: none, the header is ignored.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted: addresses or
+    /// CIDRs, separated by commas. Default: none, the headers are ignored.
     #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
 

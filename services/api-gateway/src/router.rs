@@ -4,7 +4,7 @@
 //! * I1. A route is served only through [`admit`], which authorizes its action: no handler
 //!   runs for a caller who may not do it.
 
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::from_fn_with_state;
 use axum::routing::MethodRouter;
 use axum::{Extension, Router, middleware};
 use utoipa::openapi::OpenApi;
@@ -143,7 +143,7 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
         router = router.layer(cors::layer(origins));
     }
     router
-        .layer(map_response(headers::add_common))
+        .layer(middleware::from_fn(headers::add_common))
         .layer(middleware::from_fn(trace::trace))
         .with_state(gateway)
 }

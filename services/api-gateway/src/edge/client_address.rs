@@ -1,4 +1,5 @@
-//! The address a request comes from: the peer's, or the one that a trusted proxy forwards.
+//! The address a request comes from: the peer's, or the one that a trusted proxy forwards. And
+//! whether the client uses TLS, which only such a proxy can say.
 //!
 //! * I1. `X-Forwarded-For` is read only when the connection comes from a configured proxy. The
 //!   client is the first address, from the right, that is not such a proxy. The client may have
@@ -72,6 +73,23 @@ impl ClientAddress {
             IpAddr::V4(address) => address.into(),
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         }
+    }
+}
+
+/// Whether the client uses TLS, as a request's extension: a trusted proxy says so in
+/// `X-Forwarded-Proto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OverTls;
+
+impl OverTls {
+    pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<Self> {
+        let is_https = headers
+            .get_all("x-forwarded-proto")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|protocol| protocol.trim().eq_ignore_ascii_case("https"));
+        (is_https && ClientAddress::of_peer(peer).is_in(trusted)).then_some(Self)
     }
 }
 
@@ -149,6 +167,23 @@ mod tests {
         assert!(cidr("::/0").contains(&ip("2001:db8::1")));
         for bad in ["", "10.0.0.0/33", "10.0.0.0/", "ten/8", "::/129"] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tls_is_reported_by_a_trusted_proxy_only() {
+        let trusted = [network("10.0.0.0/8").unwrap()];
+        for (peer, protocol, expected) in [
+            ("10.0.0.1:9", "https", true),
+            ("10.0.0.1:9", "HTTPS, http", true),
+            ("10.0.0.1:9", "http", false),
+            ("10.0.0.1:9", "", false),
+            ("192.0.2.1:9", "https", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-forwarded-proto", protocol.parse().unwrap());
+            let found = OverTls::find(peer.parse().unwrap(), &headers, &trusted);
+            assert_eq!(found.is_some(), expected, "{peer} {protocol}");
         }
     }
 

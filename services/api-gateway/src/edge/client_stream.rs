@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::activity::Activity;
-use super::trace;
+use super::{headers, trace};
 use crate::metrics;
 
 /// How long the client of a connection that is being closed may still send.
@@ -183,13 +183,13 @@ impl Refusal {
             "{status_line}\r\n\
              content-type: application/json\r\n\
              content-length: {length}\r\n\
-             cache-control: no-store\r\n\
-             x-content-type-options: nosniff\r\n\
+             {common}\
              x-trace-id: {trace_id}\r\n\
              connection: close\r\n\
              {retry_after}{date}\r\n\
              {body}",
             length = body.len(),
+            common = headers::common_lines(),
         );
         Self {
             answer: answer.into_bytes(),

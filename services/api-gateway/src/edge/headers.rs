@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::client_address::OverTls;
 use super::error::ApiError;
 
 /// The largest head of a request over HTTP/2, in bytes. hyper limits the head over HTTP/1.
@@ -38,18 +39,50 @@ pub(crate) async fn check_size(request: Request, next: Next) -> Response {
     ApiError(error).into_response()
 }
 
-/// Adds the headers that forbid caching (unless the handler set its own rule) and guessing of
-/// content types.
-pub(crate) async fn add_common(mut response: Response) -> Response {
+/// The headers of every answer. They forbid caches, because an answer may hold a secret, and forbid
+/// browsers to guess content types, to show an answer in a frame, to load anything for it and to send
+/// its address elsewhere, because a query may hold a ticket.
+const COMMON: [(&str, &str); 5] = [
+    ("cache-control", "no-store"),
+    (
+        "content-security-policy",
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("referrer-policy", "no-referrer"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+];
+
+/// How long a browser uses TLS only (RFC 6797): a year.
+const TRANSPORT_SECURITY: &str = "max-age=31536000";
+
+/// Adds [`COMMON`], except headers that the handler set itself, and asks the browsers that use TLS to
+/// use nothing else.
+pub(crate) async fn add_common(request: Request, next: Next) -> Response {
+    let is_over_tls = request.extensions().get::<OverTls>().is_some();
+    let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    for (name, value) in COMMON {
+        headers
+            .entry(name)
+            .or_insert(HeaderValue::from_static(value));
+    }
+    if is_over_tls {
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static(TRANSPORT_SECURITY),
+        );
+    }
     response
+}
+
+/// [`COMMON`] as lines of HTTP/1.1, for answers that are not written by hyper.
+pub(super) fn common_lines() -> String {
+    let mut lines = String::new();
+    for (name, value) in COMMON {
+        lines.extend([name, ": ", value, "\r\n"]);
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -63,5 +96,13 @@ mod tests {
         headers.append("a", "1".parse().unwrap());
         let uri: Uri = "/x?y".parse().unwrap();
         assert_eq!(head_size(&uri, &headers), 9 + 32 + 6 + 32 + 2 + 32);
+    }
+
+    #[test]
+    fn common_headers_are_whole_lines() {
+        let lines = common_lines();
+        assert_eq!(lines.split("\r\n").count(), COMMON.len() + 1);
+        assert!(lines.contains("x-frame-options: DENY\r\n"), "{lines}");
+        assert!(lines.ends_with("\r\n"));
     }
 }

@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::activity::{Activity, AnswerBody};
-use super::client_address::ClientAddress;
+use super::client_address::{ClientAddress, OverTls};
 use super::client_stream::{self, ClientStream};
 use super::request_body;
 use super::slots::{REFUSAL_DEADLINE, Slot, Slots};
@@ -232,9 +232,13 @@ impl Connection {
         let client_stream = ClientStream::new(stream, Arc::clone(&activity), write_timeout);
         let of_requests = Arc::clone(&activity);
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
-            let client =
-                ClientAddress::find(peer, request.headers(), &gateway.config.trusted_proxies);
+            let trusted = &gateway.config.trusted_proxies;
+            let client = ClientAddress::find(peer, request.headers(), trusted);
+            let over_tls = OverTls::find(peer, request.headers(), trusted);
             request.extensions_mut().insert(client);
+            if let Some(over_tls) = over_tls {
+                request.extensions_mut().insert(over_tls);
+            }
             request.extensions_mut().insert(slot.clone());
             let (router, gateway, slot) = (router.clone(), gateway.clone(), slot.clone());
             let activity = Arc::clone(&of_requests);

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::TIMEOUT;
 use crate::support::boxes::{idle, small};
-use crate::support::caller::{Caller, new_user, send};
+use crate::support::caller::{Caller, PASSWORD, new_user, send};
 use crate::support::system::{ARRIVAL_S, shared};
 
 /// The routes that accept a body, except those of administrators.
@@ -302,6 +302,7 @@ async fn incomplete_head_returns_408_at_the_deadline() {
     .await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(answer.contains("\r\nx-trace-id: "), "{answer}");
+    assert!(answer.contains("x-frame-options: DENY\r\n"), "{answer}");
     assert!(answer.contains("\"request_timeout\""), "{answer}");
     assert!(
         took < Duration::from_secs(ARRIVAL_S + 3),
@@ -372,14 +373,28 @@ async fn head_request_is_answered_like_get_without_the_body() {
 
 #[tokio::test]
 async fn answers_forbid_caching_and_sniffing() {
-    let caller = new_user().await.caller;
+    let user = new_user().await;
+    let caller = &user.caller;
     for answer in [
         caller.get("/auth/me").await,
         caller.get("/nope").await,
+        // These hold secrets.
+        caller.login(&user.username, PASSWORD).await,
         caller.post("/api-keys", &json!({})).await,
     ] {
         assert_eq!(answer.header("cache-control"), "no-store");
-        assert_eq!(answer.header("x-content-type-options"), "nosniff");
         assert_eq!(answer.header("content-type"), "application/json");
+    }
+}
+
+#[tokio::test]
+async fn answer_over_tls_of_a_trusted_proxy_requires_tls() {
+    let caller = new_user().await.caller;
+    let name = "strict-transport-security";
+    for path in ["/auth/me", "/nope"] {
+        assert!(!caller.get(path).await.has_header(name), "{path}");
+        let request = caller.request(Method::GET, path);
+        let answer = send(request.header("x-forwarded-proto", "https")).await;
+        assert_eq!(answer.header(name), "max-age=31536000", "{path}");
     }
 }

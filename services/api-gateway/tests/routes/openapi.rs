@@ -63,6 +63,13 @@ async fn reference_page_names_every_path_and_loads_its_own_script_only() {
             .unwrap()
             .to_owned();
         assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains("script-src 'self'"), "{policy}");
+        for (name, expected) in [
+            ("x-frame-options", "DENY"),
+            ("x-content-type-options", "nosniff"),
+        ] {
+            assert_eq!(header(response.headers(), name), Some(expected));
+        }
         for external in ["http", "*", "unsafe"] {
             assert!(!policy.contains(external), "{policy}");
         }

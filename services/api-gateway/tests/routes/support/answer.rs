@@ -89,6 +89,16 @@ pub fn check_head(status: u16, headers: &HeaderMap) {
         trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit()),
         "{trace}"
     );
+    for (name, expected) in [
+        ("referrer-policy", "no-referrer"),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+    ] {
+        assert_eq!(header(headers, name), Some(expected), "{status}: {name}");
+    }
+    let policy = header(headers, "content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'"), "{status}: {policy}");
+    assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
     for name in [
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
