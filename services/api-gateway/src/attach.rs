@@ -35,6 +35,7 @@ use crate::audit;
 use crate::authorize::Action;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::cors;
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::slots::Slot;
 use crate::exec::OPEN_DEADLINE;
@@ -98,7 +99,8 @@ async fn start(
 /// Starts a command in a running environment and connects it to a WebSocket (RFC 6455). Text
 /// frames are JSON: the client sends `ClientMessage`, the server sends `ServerMessage`. A binary
 /// frame from the client is stdin. A browser sends its token as a WebSocket subprotocol
-/// (`Authorization`, then the token), or a ticket. The server sends a ping at least every 30
+/// (`Authorization`, then the token), or a ticket. A page of another origin is refused (403), unless
+/// the operator allows it (`AGENTBOX_CORS_ORIGINS`). The server sends a ping at least every 30
 /// seconds (by default every 20; `AGENTBOX_PING_INTERVAL`).
 ///
 /// Close codes:
@@ -126,6 +128,7 @@ pub(crate) async fn attach(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
+    cors::check_origin(&headers, &gateway.config.cors_origins)?;
     let parameters = Parameters::read(query.as_deref().unwrap_or(""))?;
     let upgrade = upgrade.map_err(|error| {
         Error::new(

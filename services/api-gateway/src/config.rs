@@ -39,8 +39,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// Origins whose browser pages may use the API, such as `https://app.example`, separated by
-    /// commas. Default: none, only pages of the API's own origin.
+    /// Origins whose browser pages may use the API and open terminals, such as
+    /// `https://app.example`, separated by commas. Default: none, only pages of the API's own origin.
     #[arg(long, env = "AGENTBOX_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
 

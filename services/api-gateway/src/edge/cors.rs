@@ -1,13 +1,18 @@
 //! Requests of browser pages of another origin (the CORS protocol of the Fetch standard).
 //!
 //! * I1. Without configured origins no answer has a CORS header, so browsers refuse such requests.
-//! * I2. A page sends its token in a header that it sets itself; no cookie is a credential. So an allowed
+//! * I2. Browsers send the handshake of a WebSocket without asking first, and pages of any origin could
+//!   read what it carries. So the gateway itself refuses one of another origin.
+//! * I3. A page sends its token in a header that it sets itself; no cookie is a credential. So an allowed
 //!   origin gives a page no right that it does not have by its token.
 
 use std::time::Duration;
 
-use axum::http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderName, HeaderValue, Method};
+use agentbox_contracts::error::{Error, ErrorCode, shortened};
+use axum::http::header::{
+    ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tower_http::cors::CorsLayer;
 
 use super::trace::TRACE_ID;
@@ -31,6 +36,34 @@ pub(crate) fn origin(text: &str) -> Result<HeaderValue, InvalidOrigin> {
         .filter(|host| !host.is_empty() && host.bytes().all(is_allowed));
     host.and_then(|_| HeaderValue::from_str(text).ok())
         .ok_or_else(|| InvalidOrigin(text.to_owned()))
+}
+
+/// Checks the origin of a WebSocket's handshake (RFC 6455, section 10.2). Programs that are no browser
+/// send none.
+///
+/// # Errors
+/// [`ErrorCode::Forbidden`] when it is neither the API's own origin nor among `origins`.
+pub(crate) fn check_origin(headers: &HeaderMap, origins: &[HeaderValue]) -> Result<(), Error> {
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    for origin in headers.get_all(ORIGIN) {
+        let address = [&b"https://"[..], b"http://"]
+            .into_iter()
+            .find_map(|scheme| origin.as_bytes().strip_prefix(scheme));
+        let is_own = address
+            .zip(host)
+            .is_some_and(|(address, host)| address.eq_ignore_ascii_case(host));
+        if !is_own && !origins.contains(origin) {
+            let shown = shortened(&String::from_utf8_lossy(origin.as_bytes()));
+            return Err(Error::new(
+                ErrorCode::Forbidden,
+                format!(
+                    "Origin: must be the API's own origin, or one that the operator allows \
+                     (AGENTBOX_CORS_ORIGINS), is `{shown}`"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Answers preflight requests, and adds the CORS headers to the answers for `origins`.
@@ -83,6 +116,35 @@ mod tests {
         ] {
             let error = origin(text).unwrap_err();
             assert!(error.to_string().ends_with(&format!("is `{text}`")));
+        }
+    }
+
+    #[test]
+    fn handshake_is_accepted_from_the_own_origin_a_configured_one_and_none() {
+        let configured = [HeaderValue::from_static("https://app.example")];
+        for (origin, expected) in [
+            (None, true),
+            (Some("https://API.example:8443"), true),
+            (Some("http://api.example:8443"), true),
+            (Some("https://app.example"), true),
+            (Some("http://app.example"), false),
+            (Some("https://api.example"), false),
+            (Some("https://api.example:8443.evil.example"), false),
+            (Some("ws://api.example:8443"), false),
+            (Some("null"), false),
+            (Some(""), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("api.example:8443"));
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, HeaderValue::from_static(origin));
+            }
+            let outcome = check_origin(&headers, &configured);
+            assert_eq!(outcome.is_ok(), expected, "{origin:?}");
+            // A request without a host has no own origin.
+            headers.remove(HOST);
+            let outcome = check_origin(&headers, &[]);
+            assert_eq!(outcome.is_ok(), origin.is_none(), "{origin:?}");
         }
     }
 }

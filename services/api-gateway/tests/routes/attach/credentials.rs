@@ -92,6 +92,37 @@ async fn caller_without_write_permission_is_refused() {
 }
 
 #[tokio::test]
+async fn page_of_another_origin_is_refused() {
+    let idle = idle().await;
+    let caller = &idle.user.caller;
+    let own = format!("http://{}", caller.host(0));
+    for (origin, is_accepted) in [
+        (own.as_str(), true),
+        ("https://other.example", false),
+        ("null", false),
+    ] {
+        let mut request = handshake(caller, 0, &idle.id, ECHO);
+        let token = caller.token.as_deref().unwrap();
+        let headers = request.headers_mut();
+        headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        headers.insert("origin", origin.parse().unwrap());
+        match Socket::connect(request).await {
+            Ok(mut socket) => {
+                assert!(is_accepted, "{origin}");
+                assert_eq!(socket.read_to_end().await.stdout, "hi\n");
+            }
+            Err((status, body)) => {
+                assert!(!is_accepted, "{origin}: {status} {body}");
+                assert_eq!((status, &body["error"]), (403, &json!("forbidden")));
+                let message = body["message"].as_str().unwrap();
+                assert!(message.starts_with("Origin: "), "{message}");
+                assert!(message.ends_with(&format!("is `{origin}`")), "{message}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn stopped_environment_returns_409_before_the_handshake() {
     let user = new_user().await;
     let id = user.caller.create(&script("true")).await;
