@@ -3,21 +3,30 @@
 //! The sandbox gets containerd's default filter, and its status contains it. The box gets that
 //! filter, restricted further, so that it follows containerd's versions and is never wider.
 //!
-//! * I1. Only local, IPv4, IPv6 and netlink sockets are allowed. `AF_VSOCK`, for example, leads to
-//!   the host of a virtual machine and ignores network namespaces. `socketcall` is refused, because
-//!   it hides the family from the filter.
+//! * I1. Only local, IPv4, IPv6 and routing netlink sockets are allowed. `AF_VSOCK`, for example,
+//!   leads to the host of a virtual machine and ignores network namespaces. The other protocols of
+//!   netlink lead to parts of the kernel that no box needs. `socketcall` is refused, because it hides
+//!   the family from the filter.
 //! * I2. io_uring is refused: the filter does not see its operations.
 //! * I3. A box without a filter is not created.
+//! * I4. A process sets its own resource limits only. It could otherwise take those of boxd, which
+//!   has the same user: without descriptors boxd serves nothing.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`.
-const FAMILIES: [u64; 4] = [1, 2, 10, 16];
+/// `AF_UNIX`, `AF_INET`, `AF_INET6`.
+const FAMILIES: [u64; 3] = [1, 2, 10];
+const AF_NETLINK: u64 = 16;
+const NETLINK_ROUTE: u64 = 0;
+const NETLINK_AUDIT: u64 = 9;
+const EPROTONOSUPPORT: u64 = 93;
 
-const REFUSED: [&str; 5] = [
+/// Calls that containerd's rules no longer name. [`allowed`] has those of their uses that are allowed.
+const RESTRICTED: [&str; 6] = [
+    "prlimit64",
     "socket",
     "socketcall",
     "io_uring_setup",
@@ -49,7 +58,7 @@ pub fn restrict(info: &str) -> Result<String, SeccompError> {
     };
     for rule in rules.iter_mut() {
         if let Some(names) = rule["names"].as_array_mut() {
-            names.retain(|name| name.as_str().is_none_or(|name| !REFUSED.contains(&name)));
+            names.retain(|name| name.as_str().is_none_or(|name| !RESTRICTED.contains(&name)));
         }
     }
     rules.retain(|rule| {
@@ -57,14 +66,38 @@ pub fn restrict(info: &str) -> Result<String, SeccompError> {
             .as_array()
             .is_some_and(|names| !names.is_empty())
     });
-    rules.extend(FAMILIES.map(|family| {
-        json!({
-            "names": ["socket"],
-            "action": "SCMP_ACT_ALLOW",
-            "args": [{ "index": 0, "value": family, "op": "SCMP_CMP_EQ" }],
-        })
-    }));
+    rules.extend(allowed());
     Ok(filter.to_string())
+}
+
+fn argument(index: u32, value: u64) -> Value {
+    json!({ "index": index, "value": value, "op": "SCMP_CMP_EQ" })
+}
+
+fn allow(name: &str, arguments: Vec<Value>) -> Value {
+    json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": arguments })
+}
+
+/// The rules for the uses of the restricted calls. A value is compared with all 64 bits of its argument,
+/// so bits that the kernel ignores never make a use allowed.
+fn allowed() -> Vec<Value> {
+    let mut rules: Vec<Value> = FAMILIES
+        .iter()
+        .map(|family| allow("socket", vec![argument(0, *family)]))
+        .collect();
+    let netlink = |protocol: u64| vec![argument(0, AF_NETLINK), argument(2, protocol)];
+    rules.push(allow("socket", netlink(NETLINK_ROUTE)));
+    // useradd, sudo and PAM end at any other error than that of a kernel without audit.
+    rules.push(json!({
+        "names": ["socket"],
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": EPROTONOSUPPORT,
+        "args": netlink(NETLINK_AUDIT),
+    }));
+    // The process 0 is the caller. Without new limits the call only reads, of any process.
+    rules.push(allow("prlimit64", vec![argument(0, 0)]));
+    rules.push(allow("prlimit64", vec![argument(2, 0)]));
+    rules
 }
 
 /// Stores the filter in a file for containerd. Every replica writes the same file.
@@ -101,7 +134,8 @@ mod tests {
             "defaultAction": "SCMP_ACT_ERRNO",
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
             "syscalls": [
-                { "names": ["read", "socket", "io_uring_setup"], "action": "SCMP_ACT_ALLOW" },
+                { "names": ["read", "socket", "prlimit64", "io_uring_setup"],
+                  "action": "SCMP_ACT_ALLOW" },
                 { "names": ["socketcall"], "action": "SCMP_ACT_ALLOW" },
                 { "names": ["socket"], "action": "SCMP_ACT_ALLOW",
                   "args": [{ "index": 0, "value": 40, "op": "SCMP_CMP_NE" }] },
@@ -112,15 +146,39 @@ mod tests {
         assert_eq!(filter["architectures"], default["architectures"]);
         let rules = filter["syscalls"].as_array().unwrap();
         assert_eq!(rules[0]["names"], json!(["read"]));
-        let families: Vec<_> = rules[1..]
+        assert_eq!(rules[1..], allowed());
+    }
+
+    #[test]
+    fn restricted_calls_are_allowed_for_exact_arguments_only() {
+        let uses: Vec<_> = allowed()
             .iter()
+            .filter(|rule| rule["action"] == "SCMP_ACT_ALLOW")
             .map(|rule| {
-                assert_eq!(rule["names"], json!(["socket"]));
-                assert_eq!(rule["args"][0]["op"], "SCMP_CMP_EQ");
-                rule["args"][0]["value"].as_u64().unwrap()
+                let arguments = rule["args"].as_array().unwrap();
+                let values: Vec<_> = arguments
+                    .iter()
+                    .map(|argument| {
+                        assert_eq!(argument["op"], "SCMP_CMP_EQ");
+                        let number = |name: &str| argument[name].as_u64().unwrap();
+                        (number("index"), number("value"))
+                    })
+                    .collect();
+                (rule["names"][0].as_str().unwrap().to_owned(), values)
             })
             .collect();
-        assert_eq!(families, FAMILIES);
+        let expected: [(&str, Vec<(u64, u64)>); 6] = [
+            ("socket", vec![(0, 1)]),
+            ("socket", vec![(0, 2)]),
+            ("socket", vec![(0, 10)]),
+            ("socket", vec![(0, 16), (2, 0)]),
+            ("prlimit64", vec![(0, 0)]),
+            ("prlimit64", vec![(2, 0)]),
+        ];
+        assert_eq!(
+            uses,
+            expected.map(|(name, values)| (name.to_owned(), values))
+        );
     }
 
     #[test]

@@ -21,3 +21,4 @@ mod remote_machine;
 mod resolver;
 mod restart;
 mod services;
+mod system_calls;
