@@ -52,6 +52,15 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_FLOOD_BURST", default_value_t = 2_000)]
     pub flood_burst: u32,
 
+    /// Traces per second that this replica samples because their callers ask for it, by the flag of
+    /// `traceparent`. More are continued without being sampled.
+    #[arg(
+        long,
+        env = "AGENTBOX_MAX_SAMPLED_TRACES_PER_SECOND",
+        default_value_t = 100
+    )]
+    pub max_sampled_traces_per_second: u32,
+
     /// Logins and password changes per minute, by client address or by user.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_AUTH", default_value_t = 10)]
     pub rate_limit_auth: u64,

@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use crate::authorize::Action;
 use crate::edge::admit::{Admission, admit};
 use crate::edge::path::BASE;
+use crate::edge::trace::SampledTraces;
 use crate::edge::unmatched::{no_method, no_route};
 use crate::edge::{cors, headers, slots, trace};
 use crate::openapi::{Operations, Reference};
@@ -137,6 +138,7 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
     router = router
         .layer(middleware::from_fn(headers::check_size))
         .layer(middleware::from_fn(slots::require_slot));
+    let sampled = SampledTraces::new(gateway.config.max_sampled_traces_per_second);
     let origins = &gateway.config.cors_origins;
     if !origins.is_empty() {
         // Around these limits, so that pages can read their refusals.
@@ -144,6 +146,6 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
     }
     router
         .layer(middleware::from_fn(headers::add_common))
-        .layer(middleware::from_fn(trace::trace))
+        .layer(from_fn_with_state(sampled, trace::trace))
         .with_state(gateway)
 }

@@ -1,14 +1,20 @@
 //! One span for each request, and its trace id in the answer.
+//!
+//! * I1. A caller's trace is continued. How many of them are sampled because their callers ask for it
+//!   is limited, so that nobody decides alone what the collector gets.
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use opentelemetry::global;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use opentelemetry::propagation::Extractor;
-use opentelemetry::trace::{TraceContextExt, TraceId};
+use opentelemetry::trace::{SpanContext, TraceContextExt, TraceId};
+use opentelemetry::{Context, global};
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -29,7 +35,43 @@ impl Extractor for Source<'_> {
     }
 }
 
-pub(crate) async fn trace(request: Request, next: Next) -> Response {
+/// Limits the traces that are sampled because their callers ask for it.
+#[derive(Clone)]
+pub(crate) struct SampledTraces(Option<Arc<DefaultDirectRateLimiter>>);
+
+impl SampledTraces {
+    /// `per_second` 0: none is.
+    pub(crate) fn new(per_second: u32) -> Self {
+        let limiter = |rate| Arc::new(RateLimiter::direct(Quota::per_second(rate)));
+        Self(NonZeroU32::new(per_second).map(limiter))
+    }
+
+    /// Removes the sampled flag from a caller's context when too many callers set it.
+    fn limit(&self, caller: Context) -> Context {
+        let given = caller.span().span_context().clone();
+        let is_within = || {
+            let limiter = self.0.as_ref();
+            limiter.is_some_and(|limiter| limiter.check().is_ok())
+        };
+        if !given.is_sampled() || is_within() {
+            return caller;
+        }
+        metrics::limit_reached("sampled_traces");
+        caller.with_remote_span_context(SpanContext::new(
+            given.trace_id(),
+            given.span_id(),
+            given.trace_flags().with_sampled(false),
+            true,
+            given.trace_state().clone(),
+        ))
+    }
+}
+
+pub(crate) async fn trace(
+    State(sampled): State<SampledTraces>,
+    request: Request,
+    next: Next,
+) -> Response {
     let begun = Instant::now();
     let method = method_label(request.method().as_str());
     let route = request
@@ -52,6 +94,7 @@ pub(crate) async fn trace(request: Request, next: Next) -> Response {
         enduser.id = tracing::field::Empty,
     );
     let parent = global::get_text_map_propagator(|p| p.extract(&Source(request.headers())));
+    let parent = sampled.limit(parent);
     let given = parent.span().span_context().trace_id();
     // Fails only when tracing is off.
     let _ = span.set_parent(parent);
@@ -104,7 +147,34 @@ fn method_label(method: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::{SpanId, TraceFlags, TraceState};
+
     use super::*;
+
+    #[test]
+    fn trace_beyond_the_limit_is_continued_unsampled() {
+        let caller = |flags| {
+            let (trace, span) = (TraceId::from_bytes([1; 16]), SpanId::from_bytes([2; 8]));
+            let given = SpanContext::new(trace, span, flags, true, TraceState::default());
+            Context::new().with_remote_span_context(given)
+        };
+        let limited = |limiter: &SampledTraces, flags| {
+            let context = limiter.limit(caller(flags));
+            let given = context.span().span_context().clone();
+            assert_eq!(given.trace_id(), TraceId::from_bytes([1; 16]));
+            assert_eq!(given.span_id(), SpanId::from_bytes([2; 8]));
+            given.is_sampled()
+        };
+        let one = SampledTraces::new(1);
+        // Callers that do not ask are not counted.
+        assert!(!limited(&one, TraceFlags::NOT_SAMPLED));
+        assert!(limited(&one, TraceFlags::SAMPLED));
+        assert!((0..100).any(|_| !limited(&one, TraceFlags::SAMPLED)));
+        assert!(!limited(&SampledTraces::new(0), TraceFlags::SAMPLED));
+        // A request without a trace.
+        let context = SampledTraces::new(0).limit(Context::new());
+        assert!(!context.span().span_context().is_valid());
+    }
 
     #[test]
     fn answer_always_has_a_trace_id() {
