@@ -84,6 +84,12 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_HASH_QUEUE", default_value_t = 64)]
     pub hash_queue: u32,
 
+    /// Requests of one client network (an IPv4 address or an IPv6 /64) that may wait for a password
+    /// hash or compute one, at least 1; more are refused with 503.
+    #[arg(long, env = "AGENTBOX_HASH_PLACES_PER_NETWORK", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub hash_places_per_network: u32,
+
     /// How often the last uses of API keys are written, in seconds, at least 1.
     #[arg(long, env = "AGENTBOX_LAST_USED_FLUSH", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..))]

@@ -69,7 +69,12 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         .wait_for_streams("auth")
         .await
         .context("the streams do not exist")?;
-    let hasher = password::Hasher::new(config.hash_concurrency, config.hash_queue).await?;
+    let hasher = password::Hasher::new(
+        config.hash_concurrency,
+        config.hash_queue,
+        config.hash_places_per_network,
+    )
+    .await?;
     let hasher = Arc::new(hasher);
     user::bootstrap::first_admin(&database, &hasher, &config)
         .await

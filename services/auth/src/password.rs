@@ -5,10 +5,13 @@
 //! * I1. At most `concurrency` hashes are computed at once and `queue` requests wait. More
 //!   are refused at once, so a flood of logins costs neither memory nor the latency of other
 //!   requests.
-//! * I2. The check for an unknown user computes the same hash as the check for a known one.
+//! * I2. One client network has only a part of these places, so that its flood does not refuse the
+//!   logins of other networks.
+//! * I3. The check for an unknown user computes the same hash as the check for a known one.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
@@ -94,19 +97,70 @@ impl From<HasherError> for Error {
     }
 }
 
+/// The requests of each client network that run or wait. A network without one uses no memory.
+struct Networks {
+    max_each: u32,
+    admitted: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// The place of an admitted request, until this is dropped.
+struct Place<'a> {
+    networks: &'a Networks,
+    network: Option<IpAddr>,
+}
+
+impl Networks {
+    /// Admits a request. One without a network is AgentBox's own, and not limited.
+    fn admit(&self, network: Option<IpAddr>) -> Result<Place<'_>, HasherError> {
+        if let Some(network) = network {
+            let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = admitted.get(&network).copied().unwrap_or(0);
+            if held >= self.max_each {
+                return Err(HasherError::Busy);
+            }
+            admitted.insert(network, held + 1);
+        }
+        Ok(Place {
+            networks: self,
+            network,
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let Some(network) = self.network else {
+            return;
+        };
+        let admitted = &self.networks.admitted;
+        let mut admitted = admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        match admitted.get(&network).copied() {
+            Some(held) if held > 1 => {
+                admitted.insert(network, held - 1);
+            }
+            _ => {
+                admitted.remove(&network);
+            }
+        }
+    }
+}
+
 pub struct Hasher {
     argon2: Argon2<'static>,
     running: Arc<Semaphore>,
     /// One permit for each request that runs or waits.
     admitted: Semaphore,
+    networks: Networks,
     /// The hash of a random password, verified when there is no user.
     dummy_hash: String,
 }
 
 impl Hasher {
+    /// `per_network`: the requests of one client network that run or wait.
+    ///
     /// # Errors
     /// [`HasherError::Failed`] when the machine cannot compute one hash.
-    pub async fn new(concurrency: u32, queue: u32) -> Result<Self, HasherError> {
+    pub async fn new(concurrency: u32, queue: u32, per_network: u32) -> Result<Self, HasherError> {
         let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
             .map_err(|error| HasherError::Failed(error.to_string()))?;
         let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
@@ -119,6 +173,10 @@ impl Hasher {
                     .saturating_add(queue)
                     .min(Semaphore::MAX_PERMITS),
             ),
+            networks: Networks {
+                max_each: per_network,
+                admitted: Mutex::default(),
+            },
             dummy_hash: String::new(),
         };
         let random = Secret(hex::encode(rand::random::<[u8; 16]>()));
@@ -165,6 +223,8 @@ impl Hasher {
         purpose: &'static str,
         work: impl FnOnce() -> Result<T, HasherError> + Send + 'static,
     ) -> Result<T, HasherError> {
+        let network = agentbox_bus::current_origin().and_then(|origin| origin.network());
+        let _place = self.networks.admit(network)?;
         let _admitted = self.admitted.try_acquire().map_err(|_| HasherError::Busy)?;
         let permit = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.running).acquire_owned())
             .await
@@ -185,6 +245,8 @@ impl Hasher {
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::audit::Origin;
+
     use super::*;
 
     fn secret(text: &str) -> Secret {
@@ -237,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn hash_verifies_only_its_password_and_has_the_owasp_parameters() {
-        let hasher = Hasher::new(2, 8).await.unwrap();
+        let hasher = Hasher::new(2, 8, 4).await.unwrap();
         let hash = hasher.hash(&secret("correct horse")).await.unwrap();
         assert!(
             hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
@@ -261,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn request_beyond_the_queue_is_refused_and_the_others_are_served() {
-        let hasher = Arc::new(Hasher::new(1, 2).await.unwrap());
+        let hasher = Arc::new(Hasher::new(1, 2, 4).await.unwrap());
         let hash = hasher.hash(&secret("correct horse")).await.unwrap();
         let password = secret("correct horse");
         let calls = std::iter::repeat_with(|| hasher.verify(&password, Some(&hash))).take(10);
@@ -276,5 +338,35 @@ mod tests {
             hasher.verify(&password, Some(&hash)).await.unwrap(),
             "the permits are released"
         );
+    }
+
+    #[tokio::test]
+    async fn flood_of_one_network_leaves_places_for_others() {
+        let hasher = Hasher::new(1, 8, 2).await.unwrap();
+        let password = secret("correct horse");
+        let hash = hasher.hash(&password).await.unwrap();
+        let log_in_from = |address: &str| {
+            let origin = Origin::new(None, address.parse().unwrap(), None);
+            agentbox_bus::with_origin(origin, hasher.verify(&password, Some(hash.as_str())))
+        };
+        let attempts = [
+            ("192.0.2.1", true),
+            ("192.0.2.1", true),
+            ("192.0.2.1", false),
+            ("192.0.2.2", true),
+            ("2001:db8::1", true),
+            ("2001:db8::2", true),
+            ("2001:db8::3", false),
+            ("2001:db8:0:1::1", true),
+        ];
+        for _ in 0..2 {
+            let logins = attempts.map(|(address, _)| log_in_from(address));
+            let outcomes = futures::future::join_all(logins).await;
+            for ((address, expected), outcome) in attempts.into_iter().zip(outcomes) {
+                assert_eq!(outcome.is_ok(), expected, "{address}: {outcome:?}");
+            }
+            let admitted = hasher.networks.admitted.lock().unwrap();
+            assert!(admitted.is_empty(), "the places are released");
+        }
     }
 }

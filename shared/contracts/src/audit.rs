@@ -5,7 +5,7 @@
 //! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
 //!   therefore recorded once.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
 use serde::{Deserialize, Serialize};
@@ -126,6 +126,22 @@ impl Origin {
             address: Some(address),
             trace_id,
         }
+    }
+
+    /// The client network of the request, [`client_network`] of its address.
+    #[must_use]
+    pub fn network(&self) -> Option<IpAddr> {
+        self.address.map(client_network)
+    }
+}
+
+/// The network that is counted as one client: an IPv4 address, or an IPv6 /64, which is usually
+/// assigned to one client.
+#[must_use]
+pub fn client_network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 

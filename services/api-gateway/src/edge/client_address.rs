@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use agentbox_contracts::audit::client_network;
 use axum::http::{Extensions, HeaderMap};
 use ipnet::IpNet;
 
@@ -66,13 +67,9 @@ impl ClientAddress {
             .unwrap_or(Self(IpAddr::V6(Ipv6Addr::UNSPECIFIED)))
     }
 
-    /// The network that is counted as one client: an IPv4 address, or an IPv6 /64, which is
-    /// usually assigned to one client.
+    /// The network that is counted as one client.
     pub(crate) fn network(self) -> IpAddr {
-        match self.0 {
-            IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        }
+        client_network(self.0)
     }
 }
 
