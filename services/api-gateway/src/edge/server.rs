@@ -270,7 +270,7 @@ impl Connection {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
-            () = activity.idle_for(idle) => {
+            () = activity.idle_for(idle, write_timeout) => {
                 metrics::limit_reached("idle_connection");
                 if activity.is_http2() {
                     connection.as_mut().graceful_shutdown();
@@ -289,7 +289,7 @@ impl Connection {
             // A request that has arrived meanwhile is answered.
             None => tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = activity.idle_for(CLOSE_DEADLINE) => return,
+                () = activity.idle_for(CLOSE_DEADLINE, DRAIN_DEADLINE) => return,
             },
         };
         if let Err(error) = ended {
