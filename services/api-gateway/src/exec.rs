@@ -64,12 +64,13 @@ pub(crate) async fn exec(
 ) -> Answer<Response> {
     request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
+    // A request beyond a limit has no entry in the audit trail.
+    let session = gateway.begin_session(&principal)?;
+    let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     audit::accept(&gateway, AuditAction::Exec, &location.id, &body.command).await?;
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);
-    let session = gateway.begin_session(&principal)?;
-    let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     let running = run::run(&gateway, &location, command, memory);
     let outcome = tokio::time::timeout(timeout + ANSWER_GRACE, running)
         .await
