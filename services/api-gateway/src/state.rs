@@ -89,7 +89,7 @@ impl AppState {
             sockets: TaskTracker::new(),
             sessions,
             results,
-            stored_events: Shares::new(MAX_STORED_EVENTS_PER_USER, MAX_STORED_EVENTS),
+            stored_events: Shares::fair(MAX_STORED_EVENTS_PER_USER, MAX_STORED_EVENTS),
             results_in_flight: TaskTracker::new(),
         })
     }

@@ -10,13 +10,14 @@ use crate::shares::{Exceeded, Share, Shares};
 /// Bytes of a result without its output.
 const HEAD: u64 = 1024;
 
-/// The bounds of results in flight, for each user and in total. A complete result fits in each.
+/// The bounds of results in flight, for each user and in total. A complete result fits in each, and
+/// some of the memory is left for users without results.
 pub(crate) fn results(config: &Config) -> Shares<UserId> {
     let complete = config.max_exec_output_bytes.saturating_mul(2);
     let complete = complete.saturating_add(HEAD);
-    Shares::new(
+    Shares::fair(
         config.max_result_bytes_per_user.max(complete),
-        config.max_result_bytes.max(complete),
+        config.max_result_bytes.max(complete.saturating_mul(2)),
     )
 }
 
