@@ -38,16 +38,27 @@ pub(crate) async fn check_size(request: Request, next: Next) -> Response {
     ApiError(error).into_response()
 }
 
-/// Adds the headers that forbid caching (unless the handler set its own rule) and guessing of
-/// content types.
+/// What a browser that shows an answer as a page may load, and who may show it in a frame: nothing
+/// and nobody.
+const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+
+/// Adds the headers that forbid caching and active content (unless the handler set its own rule),
+/// guessing of content types, and sending of the address, which may contain a ticket, to others.
 pub(crate) async fn add_common(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static(POLICY));
     headers.insert(
         header::X_CONTENT_TYPE_OPTIONS,
         HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
     );
     response
 }

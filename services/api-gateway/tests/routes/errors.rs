@@ -371,7 +371,7 @@ async fn head_request_is_answered_like_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn answers_forbid_caching_and_sniffing() {
+async fn answers_forbid_caching_sniffing_and_frames() {
     let caller = new_user().await.caller;
     for answer in [
         caller.get("/auth/me").await,
@@ -380,6 +380,9 @@ async fn answers_forbid_caching_and_sniffing() {
     ] {
         assert_eq!(answer.header("cache-control"), "no-store");
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        let policy = answer.header("content-security-policy");
+        assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
         assert_eq!(answer.header("content-type"), "application/json");
     }
 }
