@@ -1,4 +1,5 @@
-//! The memory that results take, from their first byte until their clients have read them.
+//! The memory that stdin takes until its command has read it, and that results take from their first
+//! byte until their clients have read them.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
@@ -23,6 +24,25 @@ pub(crate) fn results(config: &Config) -> Shares<UserId> {
 
 /// The memory of one result.
 pub(super) struct ResultMemory(Share<UserId>);
+
+/// The memory of the stdin of one command.
+pub(super) struct InputMemory {
+    _share: Share<UserId>,
+}
+
+impl InputMemory {
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when a bound is reached.
+    pub(super) fn reserve(
+        results: &Shares<UserId>,
+        user: &UserId,
+        bytes: usize,
+    ) -> Result<Self, Error> {
+        let share = results.take(user, bytes as u64);
+        let share = share.map_err(|exceeded| refusal(exceeded, ""))?;
+        Ok(Self { _share: share })
+    }
+}
 
 impl ResultMemory {
     /// Reserves the memory of a result without output, before its command is started.
@@ -55,8 +75,8 @@ fn refusal(exceeded: Exceeded, outcome: &str) -> Error {
     Error::new(
         ErrorCode::Unavailable,
         format!(
-            "{outcome}the results of {whose} that are not read yet take all memory that they may \
-             have; read them, then try again"
+            "{outcome}the stdin and the results of {whose} that are not read yet take all memory that \
+             they may have; read the results, then try again"
         ),
     )
 }
@@ -82,5 +102,7 @@ mod tests {
         assert!(ResultMemory::reserve(&results, &other).is_err());
         first.shrink(1024);
         assert!(ResultMemory::reserve(&results, &other).is_ok());
+        assert!(InputMemory::reserve(&results, &other, 2048).is_err());
+        assert!(InputMemory::reserve(&results, &other, 1024).is_ok());
     }
 }
