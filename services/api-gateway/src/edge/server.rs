@@ -95,6 +95,7 @@ fn builder(config: &Config) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(client_stream::MAX_HTTP1_HEAD)
         // `Connection::serve` has the deadline, for every protocol.
         .header_read_timeout(None::<Duration>);
     builder
