@@ -105,7 +105,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES_PER_USER", default_value_t = 64 * 1024 * 1024)]
     pub max_result_bytes_per_user: u64,
 
-    /// Bytes of commands' output that this replica holds for all users together.
+    /// Bytes of commands' output that this replica holds for all users together, at least those of
+    /// two commands. One user gets at most as much as is left for the others.
     #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 200 * 1024 * 1024)]
     pub max_result_bytes: u64,
 

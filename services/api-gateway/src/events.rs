@@ -113,16 +113,14 @@ pub(crate) async fn list_for_environment(
     if !query.follow {
         // An invalid page is refused before the events are read.
         page(query.limit, query.offset)?;
-        return Ok(list(
-            stored::read_matching(&gateway, &filter, &visible).await?,
-            &query,
-        )?);
+        let stored = stored::read_matching(&gateway, &principal.user, &filter, &visible).await?;
+        return Ok(list(stored.events, &query)?);
     }
     let last = sse::last_event_id(&headers)?;
     let session = gateway.begin_session(&principal)?;
     let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
     let past = if location.status.is_ended() {
-        Some(stored::read_matching(&gateway, &filter, &visible).await?)
+        Some(stored::read_matching(&gateway, &principal.user, &filter, &visible).await?)
     } else {
         None
     };
@@ -130,7 +128,9 @@ pub(crate) async fn list_for_environment(
     let from = last.map_or(0, |last| last.saturating_add(1));
     let is_gap = last.is_some() && stored::bounds(&gateway).await?.has_gap_from(from);
     let source = match past {
-        Some(past) if is_complete(&past) => Follower::ended(past, last),
+        Some(past) if is_complete(&past.events) => {
+            Follower::ended(past.events, last).with_share(past.share)
+        }
         _ => Follower::environment(
             stored::open_from(&gateway, filter, from).await?,
             last,
@@ -167,10 +167,8 @@ pub(crate) async fn list_all(
     if !query.follow {
         // An invalid page is refused before the events are read.
         page(query.limit, query.offset)?;
-        return Ok(list(
-            stored::read_matching(&gateway, &filter, &visible).await?,
-            &query,
-        )?);
+        let stored = stored::read_matching(&gateway, &principal.user, &filter, &visible).await?;
+        return Ok(list(stored.events, &query)?);
     }
     let last = sse::last_event_id(&headers)?;
     let session = gateway.begin_session(&principal)?;

@@ -4,7 +4,8 @@
 //!   it the session, and the exec-proxy kills the process group.
 //! * I2. The output of one command takes at most twice the cap in memory, once for each of stdout
 //!   and stderr. The exec-proxy truncates it. The output of all commands of one user, and of all
-//!   users, is bounded from its first byte until its client has read it ([`memory`]).
+//!   users, is bounded from its first byte until its client has read it, together with the stdin
+//!   that the commands have not read ([`memory`]).
 //! * I3. The exit code comes from the box. The gateway never invents one.
 
 mod answer;
@@ -29,7 +30,7 @@ use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Json};
 use crate::state::Gateway;
-use memory::ResultMemory;
+use memory::{InputMemory, ResultMemory};
 
 pub(crate) use request::{command_line, total_size, variables, working_dir};
 
@@ -64,13 +65,16 @@ pub(crate) async fn exec(
 ) -> Answer<Response> {
     request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
+    // A request beyond a limit has no entry in the audit trail.
+    let session = gateway.begin_session(&principal)?;
+    let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
+    let stdin_length = body.stdin.as_ref().map_or(0, String::len);
+    let input = InputMemory::reserve(&gateway.results, &principal.user, stdin_length)?;
     audit::accept(&gateway, AuditAction::Exec, &location.id, &body.command).await?;
     let timeout = Duration::from_secs(body.timeout);
     let encoding = body.output_encoding;
     let command = request::command(body, gateway.config.max_exec_output_bytes);
-    let session = gateway.begin_session(&principal)?;
-    let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
-    let running = run::run(&gateway, &location, command, memory);
+    let running = run::run(&gateway, &location, command, input, memory);
     let outcome = tokio::time::timeout(timeout + ANSWER_GRACE, running)
         .await
         .map_err(|_| {

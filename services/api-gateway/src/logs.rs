@@ -74,14 +74,14 @@ pub(crate) async fn logs(
         true => sse::last_event_id(&headers)?,
         false => None,
     };
+    // A request beyond the limit has no entry in the audit trail.
+    let share = gateway.begin_session(&principal)?;
     // Before the first read, and once for a stream, however often it reconnects to the box.
     audit::accept(&gateway, AuditAction::ReadLogs, &location.id, &[]).await?;
     if !query.follow {
-        let share = gateway.begin_session(&principal)?;
         let session = open(&gateway, &location, request).await?;
         return Ok(page::answer(session, share, query.timestamps).await?);
     }
-    let share = gateway.begin_session(&principal)?;
     let grant = StreamGrant::environment(Action::ReadLogs, &location);
     let source = follow::Follower::new(gateway.clone(), location, request, last, query.timestamps);
     Ok(sse::answer(

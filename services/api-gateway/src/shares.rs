@@ -24,6 +24,7 @@ pub(crate) struct Shares<K>(Arc<Inner<K>>);
 struct Inner<K> {
     per_holder: u64,
     total: u64,
+    is_fair: bool,
     used: Mutex<Used<K>>,
 }
 
@@ -34,9 +35,20 @@ struct Used<K> {
 
 impl<K: Clone + Eq + Hash> Shares<K> {
     pub(crate) fn new(per_holder: u64, total: u64) -> Self {
+        Self::with_fairness(per_holder, total, false)
+    }
+
+    /// As [`Self::new`], and a holder gets at most as much as it leaves. So a holder without a share
+    /// finds some of the resource, whatever the others do.
+    pub(crate) fn fair(per_holder: u64, total: u64) -> Self {
+        Self::with_fairness(per_holder, total, true)
+    }
+
+    fn with_fairness(per_holder: u64, total: u64, is_fair: bool) -> Self {
         Self(Arc::new(Inner {
             per_holder,
             total,
+            is_fair,
             used: Mutex::new(Used {
                 by_holder: HashMap::new(),
                 total: 0,
@@ -68,20 +80,23 @@ impl<K: Clone + Eq + Hash> Share<K> {
     /// # Errors
     /// When a bound would be exceeded. The share is unchanged.
     pub(crate) fn grow(&mut self, amount: u64) -> Result<(), Exceeded> {
+        if amount == 0 {
+            return Ok(());
+        }
         let inner = &self.shares.0;
         let mut used = inner.used.lock();
         let held = used.by_holder.get(&self.holder).copied().unwrap_or(0);
         if amount > inner.per_holder.saturating_sub(held) {
             return Err(Exceeded::PerHolder);
         }
-        if amount > inner.total.saturating_sub(used.total) {
+        let free = inner.total.saturating_sub(used.total);
+        let left = free.checked_sub(amount).ok_or(Exceeded::Total)?;
+        if inner.is_fair && held + amount > left {
             return Err(Exceeded::Total);
         }
-        if amount > 0 {
-            used.by_holder.insert(self.holder.clone(), held + amount);
-            used.total += amount;
-            self.amount += amount;
-        }
+        used.by_holder.insert(self.holder.clone(), held + amount);
+        used.total += amount;
+        self.amount += amount;
         Ok(())
     }
 
@@ -109,6 +124,17 @@ impl<K: Clone + Eq + Hash> Drop for Share<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holder_of_a_fair_share_leaves_as_much_as_it_has() {
+        let shares = Shares::fair(6, 10);
+        let _first = shares.take(&'a', 5).unwrap();
+        assert_eq!(shares.take(&'a', 1).err(), Some(Exceeded::Total));
+        assert!(shares.take(&'a', 0).is_ok());
+        let mut second = shares.take(&'b', 2).unwrap();
+        assert_eq!(second.grow(1), Err(Exceeded::Total));
+        assert!(shares.take(&'c', 1).is_ok());
+    }
 
     #[test]
     fn share_beyond_a_bound_is_refused_until_another_returns() {

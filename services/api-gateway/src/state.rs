@@ -30,6 +30,16 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 /// When a user with too many sessions should try again, in seconds.
 const SESSION_RETRY_S: u32 = 5;
 
+/// Bytes of one user's request bodies that may be in memory.
+const MAX_BODY_BYTES_PER_USER: u64 = 32 * 1024 * 1024;
+/// Bytes of all users' request bodies that may be in memory.
+const MAX_BODY_BYTES: u64 = 96 * 1024 * 1024;
+
+/// Stored events that one user's answers may hold in memory.
+const MAX_STORED_EVENTS_PER_USER: u64 = 40_000;
+/// Stored events that all answers together may hold in memory; an event has some hundred bytes.
+const MAX_STORED_EVENTS: u64 = 200_000;
+
 /// The state as handlers receive it: clones share it.
 pub(crate) type Gateway = Arc<AppState>;
 
@@ -52,6 +62,10 @@ pub(crate) struct AppState {
     sessions: Shares<UserId>,
     /// The bytes of results that are in memory.
     pub results: Shares<UserId>,
+    /// The bytes of request bodies that are in memory.
+    pub bodies: Shares<UserId>,
+    /// The number of stored events that are in memory.
+    pub stored_events: Shares<UserId>,
     /// The watches of clients that read results.
     pub results_in_flight: TaskTracker,
 }
@@ -82,6 +96,8 @@ impl AppState {
             sockets: TaskTracker::new(),
             sessions,
             results,
+            bodies: Shares::fair(MAX_BODY_BYTES_PER_USER, MAX_BODY_BYTES),
+            stored_events: Shares::fair(MAX_STORED_EVENTS_PER_USER, MAX_STORED_EVENTS),
             results_in_flight: TaskTracker::new(),
         })
     }

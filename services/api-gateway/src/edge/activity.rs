@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 pub(super) struct Activity {
-    open_requests: watch::Sender<usize>,
+    requests: watch::Sender<Requests>,
     /// Over HTTP/1, where the last bytes of an answer are written after its request is closed.
     last_write: Mutex<Instant>,
     /// The connection is no longer HTTP: its bytes are passed on unchanged.
@@ -26,10 +26,19 @@ pub(super) struct Activity {
     is_input_over: AtomicBool,
 }
 
+/// The numbers of a connection's requests.
+#[derive(Clone, Copy, Default)]
+struct Requests {
+    open: usize,
+    /// Those of them, over HTTP/2, whose answer waits until the client allows more of it (RFC 9113,
+    /// section 5.2). Over HTTP/1 such an answer is a write that waits.
+    unread: usize,
+}
+
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
-            open_requests: watch::Sender::new(0),
+            requests: watch::Sender::new(Requests::default()),
             last_write: Mutex::new(Instant::now()),
             is_upgraded: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
@@ -42,8 +51,11 @@ impl Activity {
     pub(super) fn begin_request(self: &Arc<Self>) -> OpenRequest {
         // The end of the input would end its answer too.
         self.is_input_over.store(false, Ordering::Relaxed);
-        self.open_requests.send_modify(|open| *open += 1);
-        OpenRequest(Arc::clone(self))
+        self.requests.send_modify(|requests| requests.open += 1);
+        OpenRequest {
+            activity: Arc::clone(self),
+            is_unread: false,
+        }
     }
 
     pub(super) fn record_write(&self) {
@@ -84,15 +96,19 @@ impl Activity {
         self.is_input_over.load(Ordering::Relaxed)
     }
 
-    /// Resolves when no request was open for `deadline`, and nothing was written in it.
-    pub(super) async fn idle_for(&self, deadline: Duration) {
-        let mut open = self.open_requests.subscribe();
+    /// Resolves when no request was open for `deadline`, and nothing was written in it. Requests
+    /// whose clients take nothing of their answers do not keep the connection open for longer than
+    /// `read_deadline`.
+    pub(super) async fn idle_for(&self, deadline: Duration, read_deadline: Duration) {
+        let mut requests = self.requests.subscribe();
         loop {
+            let idle = requests.wait_for(|requests| requests.open == requests.unread);
             // Fails only without a sender, which is a field of `self`.
-            let _ = open.wait_for(|open| *open == 0).await;
+            let is_unread = idle.await.is_ok_and(|requests| requests.unread > 0);
+            let deadline = if is_unread { read_deadline } else { deadline };
             let begun = Instant::now();
             tokio::select! {
-                _ = open.changed() => {}
+                _ = requests.changed() => {}
                 () = self.no_write_for(deadline, begun) => return,
             }
         }
@@ -111,26 +127,46 @@ impl Activity {
 }
 
 /// A request whose answer has not been sent completely.
-pub(super) struct OpenRequest(Arc<Activity>);
+pub(super) struct OpenRequest {
+    activity: Arc<Activity>,
+    /// Counted in [`Requests::unread`].
+    is_unread: bool,
+}
+
+impl OpenRequest {
+    /// Records whether a part of the answer waits for the client.
+    fn set_unread(&mut self, is_unread: bool) {
+        if !self.activity.is_http2() || self.is_unread == is_unread {
+            return;
+        }
+        self.is_unread = is_unread;
+        self.activity.requests.send_modify(|requests| {
+            if is_unread {
+                requests.unread += 1;
+            } else {
+                requests.unread -= 1;
+            }
+        });
+    }
+}
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        self.0.open_requests.send_modify(|open| *open -= 1);
+        self.set_unread(false);
+        let requests = &self.activity.requests;
+        requests.send_modify(|requests| requests.open -= 1);
     }
 }
 
 /// The body of an answer, which keeps its request open.
 pub(super) struct AnswerBody {
     body: AxumBody,
-    _request: OpenRequest,
+    request: OpenRequest,
 }
 
 impl AnswerBody {
     pub(super) const fn new(body: AxumBody, request: OpenRequest) -> Self {
-        Self {
-            body,
-            _request: request,
-        }
+        Self { body, request }
     }
 }
 
@@ -142,7 +178,14 @@ impl Body for AnswerBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        // hyper asks for a part of the answer when the client has taken the last one.
+        this.request.set_unread(false);
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(Some(Ok(_)))) {
+            this.request.set_unread(true);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -165,19 +208,41 @@ mod tests {
         const DEADLINE: Duration = Duration::from_millis(200);
         let activity = Activity::new();
         let begun = Instant::now();
-        activity.idle_for(DEADLINE).await;
+        activity.idle_for(DEADLINE, DEADLINE).await;
         assert!(begun.elapsed() >= DEADLINE);
 
         let request = activity.begin_request();
-        let idle = activity.idle_for(DEADLINE);
+        let idle = activity.idle_for(DEADLINE, DEADLINE);
         assert!(timeout(DEADLINE * 3, idle).await.is_err());
         drop(request);
         let begun = Instant::now();
-        let mut idle = std::pin::pin!(activity.idle_for(DEADLINE));
+        let mut idle = std::pin::pin!(activity.idle_for(DEADLINE, DEADLINE));
         assert!(timeout(DEADLINE / 2, idle.as_mut()).await.is_err());
         activity.record_write();
         idle.await;
         assert!(begun.elapsed() >= DEADLINE + DEADLINE / 2);
+    }
+
+    #[tokio::test]
+    async fn answer_over_http2_that_is_not_read_does_not_keep_the_connection_open() {
+        const DEADLINE: Duration = Duration::from_millis(200);
+        let activity = Activity::new();
+        activity.set_http2();
+        let mut answer = AnswerBody::new(AxumBody::from("text"), activity.begin_request());
+        let idle = || timeout(DEADLINE * 3, activity.idle_for(Duration::ZERO, DEADLINE));
+        assert!(idle().await.is_err());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let part = Pin::new(&mut answer).poll_frame(&mut cx);
+        assert!(matches!(part, Poll::Ready(Some(Ok(_)))));
+        let begun = Instant::now();
+        idle().await.unwrap();
+        assert!(begun.elapsed() >= DEADLINE);
+        // Another request keeps it open.
+        let other = activity.begin_request();
+        assert!(idle().await.is_err());
+        drop((answer, other));
+        let requests = *activity.requests.borrow();
+        assert_eq!((requests.open, requests.unread), (0, 0));
     }
 
     #[test]

@@ -30,6 +30,10 @@ use crate::metrics;
 /// How long the client of a connection that is being closed may still send.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// The largest head of a request over HTTP/1, in bytes. It is in memory before the request has a
+/// credential, so it is not much larger than the longest path and query.
+pub(super) const MAX_HTTP1_HEAD: usize = 128 * 1024;
+
 /// The first bytes of HTTP/2. No method of HTTP/1 begins with them.
 const HTTP2_BEGIN: &[u8; 3] = b"PRI";
 
@@ -155,7 +159,10 @@ impl Refusal {
             ),
             "431" => Error::new(
                 ErrorCode::HeadersTooLarge,
-                "the head of a request must have at most 100 headers and 417792 bytes, has more",
+                format!(
+                    "the head of a request must have at most 100 headers and {MAX_HTTP1_HEAD} \
+                     bytes, has more"
+                ),
             ),
             "400" => Error::new(
                 ErrorCode::BadRequest,

@@ -1,9 +1,11 @@
 //! JSON bodies, read strictly: the head is checked before the body, the body is read within a
-//! deadline, and an error names the field, the rule and the value.
+//! deadline, and an error names the field, the rule and the value. The bytes of one user's bodies
+//! that have arrived, and of all users' bodies, are bounded until they are parsed.
 
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
+use agentbox_contracts::ids::UserId;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
@@ -13,30 +15,47 @@ use serde::de::DeserializeOwned;
 mod objects;
 
 use self::objects::Objects;
+use super::admit::Caller;
 use super::error::ApiError;
+use crate::metrics;
+use crate::shares::{Exceeded, Share};
 use crate::state::Gateway;
 
 /// The largest body of a request, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
+/// The largest body of a request without a caller, such as a login.
+const MAX_OPEN_BODY: usize = 64 * 1024;
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub T);
 
-fn too_large() -> Error {
+fn too_large(limit: usize) -> Error {
     Error::new(
         ErrorCode::PayloadTooLarge,
-        format!("the body must be at most {MAX_BODY} bytes, is larger"),
+        format!("the body must be at most {limit} bytes, is larger"),
+    )
+}
+
+fn too_many(exceeded: Exceeded) -> Error {
+    let (limit, whose) = match exceeded {
+        Exceeded::PerHolder => ("body_bytes_per_user", "your requests"),
+        Exceeded::Total => ("body_bytes", "all requests"),
+    };
+    metrics::limit_reached(limit);
+    Error::new(
+        ErrorCode::Unavailable,
+        format!("the bodies of {whose} that arrive take all memory that they may have; try again"),
     )
 }
 
 /// Refuses a body by its head alone.
-fn check_head(headers: &HeaderMap) -> Result<(), Error> {
+fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), Error> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
         .and_then(|length| length.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large());
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(too_large(limit));
     }
     let content_type = headers
         .get(header::CONTENT_TYPE)
@@ -57,9 +76,41 @@ fn check_head(headers: &HeaderMap) -> Result<(), Error> {
     ))
 }
 
-async fn read(body: Body, deadline: Duration) -> Result<axum::body::Bytes, Error> {
-    let body = Limited::new(body, MAX_BODY).collect();
-    match tokio::time::timeout(deadline, body).await {
+/// Reads a body of at most `limit` bytes. `share` grows with it.
+async fn collect(
+    body: Body,
+    limit: usize,
+    share: &mut Option<Share<UserId>>,
+) -> Result<Vec<u8>, Error> {
+    let mut body = Limited::new(body, limit);
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return too_large(limit);
+            }
+            Error::new(
+                ErrorCode::BadRequest,
+                "the connection ended before the body was complete",
+            )
+        })?;
+        if let Some(data) = frame.data_ref() {
+            if let Some(share) = share.as_mut() {
+                share.grow(data.len() as u64).map_err(too_many)?;
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes)
+}
+
+async fn read(
+    body: Body,
+    limit: usize,
+    deadline: Duration,
+    share: &mut Option<Share<UserId>>,
+) -> Result<Vec<u8>, Error> {
+    match tokio::time::timeout(deadline, collect(body, limit, share)).await {
         Err(_) => Err(Error::new(
             ErrorCode::RequestTimeout,
             format!(
@@ -67,12 +118,7 @@ async fn read(body: Body, deadline: Duration) -> Result<axum::body::Bytes, Error
                 deadline.as_secs()
             ),
         )),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Error::new(
-            ErrorCode::BadRequest,
-            "the connection ended before the body was complete",
-        )),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(collected) => collected,
     }
 }
 
@@ -150,8 +196,18 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, ApiError> {
-        check_head(request.headers())?;
-        let bytes = read(request.into_body(), gateway.config.body_timeout()).await?;
+        let caller = request.extensions().get::<Caller>();
+        let user = caller.map(|Caller(principal)| principal.user.clone());
+        let limit = match user {
+            Some(_) => MAX_BODY,
+            None => MAX_OPEN_BODY,
+        };
+        check_head(request.headers(), limit)?;
+        // Held until the body is parsed.
+        let share = user.map(|user| gateway.bodies.take(&user, 0)).transpose();
+        let mut share = share.map_err(too_many)?;
+        let deadline = gateway.config.body_timeout();
+        let bytes = read(request.into_body(), limit, deadline, &mut share).await?;
         Ok(Self(parse(&bytes)?))
     }
 }
@@ -162,6 +218,7 @@ mod tests {
     use agentbox_api::exec::ExecBody;
 
     use super::*;
+    use crate::shares::Shares;
 
     #[test]
     fn invalid_body_is_refused_by_field_rule_and_value() {
@@ -325,7 +382,8 @@ mod tests {
     #[test]
     fn head_with_wrong_type_or_length_is_refused_before_the_body() {
         let mut headers = HeaderMap::new();
-        let code = |headers: &HeaderMap| check_head(headers).err().map(|error| error.code);
+        let code =
+            |headers: &HeaderMap| check_head(headers, MAX_BODY).err().map(|error| error.code);
         assert_eq!(code(&headers), Some(ErrorCode::UnsupportedMediaType));
         for (value, expected) in [
             ("text/plain", Some(ErrorCode::UnsupportedMediaType)),
@@ -345,10 +403,30 @@ mod tests {
     async fn incomplete_body_times_out_and_long_body_is_too_large() {
         let stalled =
             Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
-        let error = read(stalled, Duration::from_millis(10)).await.unwrap_err();
+        let error = read(stalled, MAX_BODY, Duration::from_millis(10), &mut None)
+            .await
+            .unwrap_err();
         assert_eq!(error.code, ErrorCode::RequestTimeout);
         let long = Body::from(vec![b' '; MAX_BODY + 1]);
-        let error = read(long, Duration::from_secs(10)).await.unwrap_err();
+        let error = read(long, MAX_BODY, Duration::from_secs(10), &mut None)
+            .await
+            .unwrap_err();
         assert_eq!(error.code, ErrorCode::PayloadTooLarge);
+    }
+
+    #[tokio::test]
+    async fn body_beyond_the_bytes_of_its_user_is_refused_with_503() {
+        let bodies = Shares::new(4, 8);
+        let user = UserId::random();
+        let other = bodies.take(&user, 2).unwrap();
+        let mut share = Some(bodies.take(&user, 0).unwrap());
+        let deadline = Duration::from_secs(10);
+        let body = || Body::from("123");
+        let refused = read(body(), MAX_BODY, deadline, &mut share).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::Unavailable);
+        drop(other);
+        let bytes = read(body(), MAX_BODY, deadline, &mut share).await;
+        assert_eq!(bytes.unwrap(), b"123");
+        assert!(bodies.take(&user, 2).is_err());
     }
 }

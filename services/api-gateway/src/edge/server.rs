@@ -95,6 +95,7 @@ fn builder(config: &Config) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(client_stream::MAX_HTTP1_HEAD)
         // `Connection::serve` has the deadline, for every protocol.
         .header_read_timeout(None::<Duration>);
     builder
@@ -274,7 +275,7 @@ impl Connection {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
-            () = activity.idle_for(idle) => {
+            () = activity.idle_for(idle, write_timeout) => {
                 metrics::limit_reached("idle_connection");
                 if activity.is_http2() {
                     connection.as_mut().graceful_shutdown();
@@ -293,7 +294,7 @@ impl Connection {
             // A request that has arrived meanwhile is answered.
             None => tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = activity.idle_for(CLOSE_DEADLINE) => return,
+                () = activity.idle_for(CLOSE_DEADLINE, DRAIN_DEADLINE) => return,
             },
         };
         if let Err(error) = ended {

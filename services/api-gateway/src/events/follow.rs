@@ -6,11 +6,13 @@ use agentbox_api::event::EventBody;
 use agentbox_bus::{EventStream, StoredEvent};
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::UserId;
 use axum::response::sse::Event;
 use futures::StreamExt;
 use serde_json::json;
 
 use super::{is_visible, report_unavailable};
+use crate::shares::Share;
 use crate::stream::sse::{self, Source};
 
 /// When the stream ends.
@@ -27,6 +29,8 @@ pub(super) struct Follower {
     last: Option<u64>,
     visible: Visibility,
     until: Until,
+    /// The reader's share of the events in `ready`.
+    share: Option<Share<UserId>>,
 }
 
 impl Follower {
@@ -38,6 +42,7 @@ impl Follower {
             last,
             visible,
             until: Until::EnvironmentEnds,
+            share: None,
         }
     }
 
@@ -49,6 +54,7 @@ impl Follower {
             last,
             visible: Visibility::All,
             until: Until::EnvironmentEnds,
+            share: None,
         };
         let last_status = stored.last().map(|stored| stored.event.status);
         for stored in stored {
@@ -67,7 +73,14 @@ impl Follower {
             last,
             visible,
             until: Until::Forever,
+            share: None,
         }
+    }
+
+    /// Holds the share of the events that are in memory until they are sent.
+    pub(super) fn with_share(mut self, share: Share<UserId>) -> Self {
+        self.share = Some(share);
+        self
     }
 
     /// Reports first that requested events are no longer stored, if there `is_gap`. Their number
@@ -104,6 +117,9 @@ impl Source for Follower {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                if let Some(share) = &mut self.share {
+                    share.shrink(1);
+                }
                 return Some(event);
             }
             match self.stream.as_mut()?.next().await {
@@ -130,6 +146,7 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
+    use crate::shares::Shares;
 
     fn stored(sequence: u64, kind: EventKind, status: Status) -> StoredEvent {
         StoredEvent {
@@ -168,6 +185,18 @@ mod tests {
         assert_eq!(count(Follower::ended(past(), Some(3))).await, 2);
         assert_eq!(count(Follower::ended(past(), Some(5))).await, 1);
         assert_eq!(count(Follower::ended(vec![], None)).await, 1);
+    }
+
+    #[tokio::test]
+    async fn sent_event_returns_its_part_of_the_share() {
+        let shares = Shares::new(1, 1);
+        let user = UserId::random();
+        let past = vec![stored(3, EventKind::Created, Status::Pending)];
+        let share = shares.take(&user, 1).unwrap();
+        let mut follower = Follower::ended(past, None).with_share(share);
+        assert!(shares.take(&user, 1).is_err());
+        assert!(follower.next().await.is_some());
+        assert!(shares.take(&user, 1).is_ok());
     }
 
     #[tokio::test]

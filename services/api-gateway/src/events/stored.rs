@@ -6,10 +6,13 @@ use agentbox_bus::{BusError, EventStream, StoredEvent};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::UserId;
 use agentbox_contracts::subjects::EVENTS_STREAM;
 use futures::StreamExt;
 
 use super::{DEADLINE, is_visible, report_unavailable};
+use crate::metrics;
+use crate::shares::{Exceeded, Share};
 use crate::state::Gateway;
 
 async fn with_deadline<T>(reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -30,15 +33,35 @@ fn require_connection(gateway: &Gateway) -> Result<(), Error> {
 /// The most stored events that one call reads.
 const MAX_STORED: u64 = 10_000;
 
+/// Stored events, and the share of their reader.
+pub(super) struct Stored {
+    pub events: Vec<StoredEvent>,
+    pub share: Share<UserId>,
+}
+
+fn too_many(exceeded: Exceeded) -> Error {
+    let (limit, whose) = match exceeded {
+        Exceeded::PerHolder => ("stored_events_per_user", "your requests"),
+        Exceeded::Total => ("stored_events", "all requests"),
+    };
+    metrics::limit_reached(limit);
+    Error::new(
+        ErrorCode::Unavailable,
+        format!("{whose} read too many events at once; read them, then try again"),
+    )
+}
+
 /// The newest [`MAX_STORED`] events that match `filter`, without those that are not visible, oldest
-/// first.
+/// first. They are in memory, so `user` has a share of the number of them.
 pub(super) async fn read_matching(
     gateway: &Gateway,
+    user: &UserId,
     filter: &str,
     visible: &Visibility,
-) -> Result<Vec<StoredEvent>, Error> {
+) -> Result<Stored, Error> {
     require_connection(gateway)?;
-    with_deadline(async {
+    let mut share = gateway.stored_events.take(user, 0).map_err(too_many)?;
+    let events = with_deadline(async {
         let stream = gateway.bus.newest_events(filter.to_owned(), MAX_STORED);
         let stream = stream.await.map_err(|error| report_unavailable(&error))?;
         let Some(mut stream) = stream else {
@@ -49,6 +72,7 @@ pub(super) async fn read_matching(
             let stored = next.map_err(|error| report_unavailable(&error))?;
             let is_last = stored.pending == 0;
             if is_visible(visible, &stored.event) {
+                share.grow(1).map_err(too_many)?;
                 all.push(stored);
             }
             if is_last {
@@ -57,7 +81,8 @@ pub(super) async fn read_matching(
         }
         Ok(all)
     })
-    .await
+    .await?;
+    Ok(Stored { events, share })
 }
 
 /// Opens a stream of the events from `sequence` on, the stored ones and those that follow.

@@ -1,4 +1,5 @@
-//! The memory that results take, from their first byte until their clients have read them.
+//! The memory that stdin takes until its command has read it, and that results take from their first
+//! byte until their clients have read them.
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
@@ -10,18 +11,38 @@ use crate::shares::{Exceeded, Share, Shares};
 /// Bytes of a result without its output.
 const HEAD: u64 = 1024;
 
-/// The bounds of results in flight, for each user and in total. A complete result fits in each.
+/// The bounds of results in flight, for each user and in total. A complete result fits in each, and
+/// some of the memory is left for users without results.
 pub(crate) fn results(config: &Config) -> Shares<UserId> {
     let complete = config.max_exec_output_bytes.saturating_mul(2);
     let complete = complete.saturating_add(HEAD);
-    Shares::new(
+    Shares::fair(
         config.max_result_bytes_per_user.max(complete),
-        config.max_result_bytes.max(complete),
+        config.max_result_bytes.max(complete.saturating_mul(2)),
     )
 }
 
 /// The memory of one result.
 pub(super) struct ResultMemory(Share<UserId>);
+
+/// The memory of the stdin of one command.
+pub(super) struct InputMemory {
+    _share: Share<UserId>,
+}
+
+impl InputMemory {
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when a bound is reached.
+    pub(super) fn reserve(
+        results: &Shares<UserId>,
+        user: &UserId,
+        bytes: usize,
+    ) -> Result<Self, Error> {
+        let share = results.take(user, bytes as u64);
+        let share = share.map_err(|exceeded| refusal(exceeded, ""))?;
+        Ok(Self { _share: share })
+    }
+}
 
 impl ResultMemory {
     /// Reserves the memory of a result without output, before its command is started.
@@ -54,8 +75,8 @@ fn refusal(exceeded: Exceeded, outcome: &str) -> Error {
     Error::new(
         ErrorCode::Unavailable,
         format!(
-            "{outcome}the results of {whose} that are not read yet take all memory that they may \
-             have; read them, then try again"
+            "{outcome}the stdin and the results of {whose} that are not read yet take all memory that \
+             they may have; read the results, then try again"
         ),
     )
 }
@@ -81,5 +102,7 @@ mod tests {
         assert!(ResultMemory::reserve(&results, &other).is_err());
         first.shrink(1024);
         assert!(ResultMemory::reserve(&results, &other).is_ok());
+        assert!(InputMemory::reserve(&results, &other, 2048).is_err());
+        assert!(InputMemory::reserve(&results, &other, 1024).is_ok());
     }
 }

@@ -6,7 +6,7 @@ use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
 
 use super::answer::Collected;
-use super::memory::ResultMemory;
+use super::memory::{InputMemory, ResultMemory};
 use super::output::Output;
 use super::request::Command;
 use super::{OPEN_DEADLINE, stdin_messages};
@@ -18,6 +18,7 @@ pub(super) async fn run(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     command: Command,
+    input: InputMemory,
     memory: ResultMemory,
 ) -> Result<Collected, Error> {
     let cap = usize::try_from(command.request.max_output_bytes).unwrap_or(usize::MAX);
@@ -36,7 +37,7 @@ pub(super) async fn run(
     // At the same time: a command may write output before it has read all of its stdin.
     tokio::select! {
         collected = collect(from_box, cap, memory) => collected,
-        never = feed(to_box, command.stdin) => match never {},
+        never = feed(to_box, command.stdin, input) => match never {},
     }
 }
 
@@ -45,6 +46,7 @@ pub(super) async fn run(
 async fn feed(
     mut to_box: SessionSender<ToBox>,
     stdin: Option<Vec<u8>>,
+    input: InputMemory,
 ) -> std::convert::Infallible {
     if let Some(stdin) = stdin {
         let mut messages = stdin_messages(stdin.into());
@@ -56,6 +58,7 @@ async fn feed(
             }
         }
     }
+    drop(input);
     std::future::pending().await
 }
 

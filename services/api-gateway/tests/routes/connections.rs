@@ -39,6 +39,7 @@ async fn limited() -> &'static System {
             let options = unlimited(options())
                 .env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.1")
                 .env("api-gateway", "AGENTBOX_HEADER_TIMEOUT", "12")
+                .env("api-gateway", "AGENTBOX_WRITE_TIMEOUT", "4")
                 .env(
                     "api-gateway",
                     "AGENTBOX_MAX_SESSIONS_PER_USER",
@@ -257,6 +258,34 @@ async fn idle_http2_connection_ends_and_one_with_an_open_request_does_not() {
     assert_eq!(open.status(), 200);
     let next = timeout(Duration::from_secs(ARRIVAL_S * 2 + 4), open.chunk()).await;
     assert!(next.is_err(), "the stream ended: {next:?}");
+}
+
+#[tokio::test]
+async fn http2_connection_of_a_client_that_allows_no_part_of_its_answer_ends() {
+    let caller = Caller::without_token_on(limited().await);
+    let mut stream = connect(&caller, [127, 0, 0, 99]).await;
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS: an initial window of 0 bytes.
+    bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+    let path = b"/api/v1/health/live";
+    // The method GET, the scheme http, a path and an authority (RFC 7541).
+    let mut head = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    head.extend(path);
+    head.extend([0x01, 1, b'x']);
+    // HEADERS of stream 1, which end the head and the stream.
+    let length = u8::try_from(head.len()).unwrap();
+    bytes.extend([0, 0, length, 1, 5, 0, 0, 0, 1]);
+    bytes.extend(head);
+    stream.write_all(&bytes).await.unwrap();
+    let begun = Instant::now();
+    let mut seen = Vec::new();
+    // The gateway's first ping would be later.
+    let ended = timeout(Duration::from_secs(25), stream.read_to_end(&mut seen)).await;
+    assert!(
+        ended.is_ok(),
+        "a connection with an unread answer stays open"
+    );
+    assert!(begun.elapsed() > Duration::from_secs(3));
 }
 
 #[tokio::test]

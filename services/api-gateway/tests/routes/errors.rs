@@ -215,6 +215,7 @@ async fn request_refused_before_its_large_body_closes_the_connection_and_says_so
 async fn head_that_cannot_be_read_is_refused_with_the_error_body() {
     let head = "GET /api/v1/health HTTP/1.1\r\nhost: x\r\n";
     let long = "x".repeat(70_000);
+    let large = format!("x-a: {}\r\n", "y".repeat(400_000));
     let many: String = (0..150).map(|n| format!("x-{n}: y\r\n")).collect();
     for (text, status, code) in [
         (format!("{head}bad name: y\r\n\r\n"), 400, "bad_request"),
@@ -225,6 +226,7 @@ async fn head_that_cannot_be_read_is_refused_with_the_error_body() {
             "uri_too_long",
         ),
         (format!("{head}{many}\r\n"), 431, "headers_too_large"),
+        (format!("{head}{large}\r\n"), 431, "headers_too_large"),
     ] {
         let (answer, _) = raw(0, &text, TIMEOUT).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
