@@ -103,7 +103,11 @@ pub struct Appended {
 
 /// Whether the outbox has an entry.
 pub async fn has_outbox_entries(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
-    let any = statement("SELECT number FROM audit_outbox LIMIT 1", []);
+    // By the index, which soon skips the deleted rows that are not vacuumed yet.
+    let any = statement(
+        "SELECT number FROM audit_outbox ORDER BY number LIMIT 1",
+        [],
+    );
     Ok(on.query_one_raw(any).await?.is_some())
 }
 
