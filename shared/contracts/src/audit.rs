@@ -259,6 +259,7 @@ pub mod rpc {
     pub struct ListAuditReply {
         /// As many as fit in a message, at least one if there are any.
         pub entries: Vec<ChainedEntry>,
+        /// At most 100,000: more are not counted.
         pub total: u64,
         /// The page has more entries than fit in this message.
         #[serde(default)]
