@@ -143,7 +143,7 @@ pub fn session_peer(service: &str) -> Option<&'static str> {
 #[must_use]
 pub fn streams_of(service: &str) -> &'static [&'static str] {
     match service {
-        "api-gateway" => &[LIMITS_STREAM, EVENTS_STREAM, ROUTES_STREAM],
+        "api-gateway" => &[LIMITS_STREAM, EVENTS_STREAM, ROUTES_STREAM, AUDIT_STREAM],
         "scheduler" => &[
             COMMANDS_STREAM,
             EVENTS_STREAM,
@@ -176,6 +176,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 audit(AuditAction::ReadLogs),
             ])
             .stream_info(LIMITS_STREAM)
+            .stream_info(AUDIT_STREAM)
             .consume_stream(EVENTS_STREAM)
             .consume_stream(ROUTES_STREAM),
         "auth" => base
