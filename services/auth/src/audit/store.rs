@@ -254,8 +254,10 @@ pub async fn page(
         request.action.map(|action| action.as_str().into()),
     );
     filter("target =", request.target.as_deref().map(Into::into));
-    filter("at >=", request.since.map(Into::into));
-    filter("at <", request.until.map(Into::into));
+    // Every entry is later, and Postgres has no time before 4713 BC.
+    let bound = |at: DateTimeUtc| Value::from(at.max(DateTimeUtc::UNIX_EPOCH));
+    filter("at >=", request.since.map(bound));
+    filter("at <", request.until.map(bound));
     let count = statement(
         format!(
             "SELECT count(*) AS total

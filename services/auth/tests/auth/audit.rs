@@ -90,6 +90,13 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
         ..ListAuditRequest::default()
     };
     assert_eq!(list(of_target).await, (vec![entries[4].clone()], 1));
+    // Before the times of Postgres.
+    let since_ever = ListAuditRequest {
+        since: "-9999-01-01T00:00:00Z".parse().ok(),
+        limit: 1,
+        ..ListAuditRequest::default()
+    };
+    assert_eq!(list(since_ever).await, (vec![entries[4].clone()], 5));
     let before = ListAuditRequest {
         until: Some(entries[0].at),
         limit: 10,
