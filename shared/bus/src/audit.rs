@@ -3,8 +3,8 @@
 //! * I1. An entry that JetStream has acknowledged is on its disk, and stays there until auth has
 //!   stored it in the trail. A full stream refuses entries; it drops none.
 //! * I2. A message whose subject is not that of its entry's action is refused: the subject is what
-//!   NATS allows each service to publish. So is an entry that Postgres would not store: it would
-//!   be delivered for ever, and no entry after it would be chained.
+//!   NATS allows each service to publish. So is an entry that Postgres would not store, or that is
+//!   too large: it would be delivered for ever, and no entry after it would be chained.
 
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ const RECORDING: &str = "recording an audit entry";
 const READING: &str = "reading audit entries";
 const READING_HEADS: &str = "reading the heads of the audit trail";
 const CONSUMER: &str = "auth-chain";
+/// The longest message, in bytes. An entry with the longest recorded command is shorter, also if
+/// JSON escapes every character of it.
+const MAX_ENTRY_BYTES: usize = 64 * 1024;
 /// An entry that auth has not stored after this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(10);
 /// How much longer a pull may take. After that, the message about its end was lost.
@@ -159,6 +162,11 @@ async fn acknowledge(message: &Message, kind: AckKind) {
 
 /// `None`: the message is not an entry of its subject's action (I2).
 fn decode(message: &Message) -> Option<AuditEntry> {
+    if message.payload.len() > MAX_ENTRY_BYTES {
+        let bytes = message.payload.len();
+        tracing::error!(subject = %message.subject, bytes, "audit entry refused: it is too large");
+        return None;
+    }
     let entry: AuditEntry = serde_json::from_slice(&message.payload)
         .inspect_err(|error| tracing::error!(error = %ErrorChain(error), "audit entry not decoded"))
         .ok()?;

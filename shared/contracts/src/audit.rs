@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
+use chrono::{DateTime, Datelike as _, SubsecRound as _, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Principal;
@@ -18,6 +18,10 @@ pub const MAX_ARGUMENT_BYTES: usize = 4 * 1024;
 
 /// The longest target and trace id, in bytes.
 const MAX_ID_BYTES: usize = 64;
+
+/// How far the clock of a service may be ahead. The retention keeps an entry of the future, and all
+/// entries after it.
+const MAX_SKEW: TimeDelta = TimeDelta::days(1);
 
 /// An action that is recorded. The list is closed: a new action is a change of the API.
 #[derive(
@@ -198,7 +202,8 @@ impl AuditEntry {
         };
         is_id(&self.target)
             && is_id(&self.origin.trace_id)
-            && (1970..=9999).contains(&self.at.year())
+            && self.at.year() >= 1970
+            && self.at <= Utc::now() + MAX_SKEW
             && self.at == self.at.trunc_subsecs(6)
     }
 
@@ -275,6 +280,7 @@ pub mod rpc {
     pub struct ListAuditReply {
         /// As many as fit in a message, at least one if there are any.
         pub entries: Vec<ChainedEntry>,
+        /// At most 100,000: more are not counted.
         pub total: u64,
         /// The page has more entries than fit in this message.
         #[serde(default)]
@@ -335,7 +341,9 @@ mod tests {
         assert!(!with(|entry| entry.target = Some("x".repeat(65))));
         assert!(!with(|entry| entry.origin.trace_id = Some("a b".into())));
         assert!(!with(|entry| entry.at = DateTime::<Utc>::MAX_UTC));
-        let nanosecond = |entry: &mut AuditEntry| entry.at += chrono::TimeDelta::nanoseconds(1);
+        assert!(with(|entry| entry.at += TimeDelta::hours(1)));
+        assert!(!with(|entry| entry.at += TimeDelta::days(2)));
+        let nanosecond = |entry: &mut AuditEntry| entry.at += TimeDelta::nanoseconds(1);
         assert!(!with(nanosecond));
     }
 

@@ -7,9 +7,8 @@
 //!   server has delivered to it. It cannot send such a request to itself, with a reply subject of
 //!   its choice: no subject is in both of its lists.
 //! * I3. JetStream delivers to any subject that a consumer, a pull or a direct read names, without
-//!   a check of the permissions. So a service that writes a stream's bytes freely, as the
-//!   exec-proxy does, has neither on that stream, and servers accept no such message as a request
-//!   ([`is_inbox`]).
+//!   a check of the permissions. So servers accept no such message as a request ([`is_inbox`]) or
+//!   as a frame of a session. The exec-proxy, whose stream has bytes of users, has neither on it.
 //!
 //! `shared/bus/tests/bus/permissions.md` lists the effect of this table on every kind of subject.
 
@@ -143,7 +142,7 @@ pub fn session_peer(service: &str) -> Option<&'static str> {
 #[must_use]
 pub fn streams_of(service: &str) -> &'static [&'static str] {
     match service {
-        "api-gateway" => &[LIMITS_STREAM, EVENTS_STREAM, ROUTES_STREAM],
+        "api-gateway" => &[LIMITS_STREAM, EVENTS_STREAM, ROUTES_STREAM, AUDIT_STREAM],
         "scheduler" => &[
             COMMANDS_STREAM,
             EVENTS_STREAM,
@@ -176,6 +175,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 audit(AuditAction::ReadLogs),
             ])
             .stream_info(LIMITS_STREAM)
+            .stream_info(AUDIT_STREAM)
             .consume_stream(EVENTS_STREAM)
             .consume_stream(ROUTES_STREAM),
         "auth" => base

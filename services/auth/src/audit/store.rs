@@ -23,6 +23,8 @@ use crate::store::{ADVISORY_LOCK, StoreError, begin, commit, page_limit, page_of
 /// The most entries of the outbox that one batch chains, and rows that one page of the
 /// verification reads.
 pub const BATCH: usize = 1_000;
+/// The most entries that a list counts: a year of commands would take longer than a statement may.
+const MAX_COUNTED: u64 = 100_000;
 /// The most entries that one transaction deletes.
 pub const PRUNED_AT_ONCE: u64 = 5_000;
 
@@ -103,7 +105,11 @@ pub struct Appended {
 
 /// Whether the outbox has an entry.
 pub async fn has_outbox_entries(on: &impl ConnectionTrait) -> Result<bool, StoreError> {
-    let any = statement("SELECT number FROM audit_outbox LIMIT 1", []);
+    // By the index, which soon skips the deleted rows that are not vacuumed yet.
+    let any = statement(
+        "SELECT number FROM audit_outbox ORDER BY number LIMIT 1",
+        [],
+    );
     Ok(on.query_one_raw(any).await?.is_some())
 }
 
@@ -225,7 +231,8 @@ async fn head(on: &impl ConnectionTrait) -> Result<Link, DbErr> {
     row.as_ref().map_or(Ok(Link::GENESIS), link)
 }
 
-/// A page of the log, newest first, and the number of all entries that match.
+/// A page of the log, newest first, and the number of all entries that match, at most
+/// [`MAX_COUNTED`].
 pub async fn page(
     on: &impl ConnectionTrait,
     request: &ListAuditRequest,
@@ -247,10 +254,15 @@ pub async fn page(
         request.action.map(|action| action.as_str().into()),
     );
     filter("target =", request.target.as_deref().map(Into::into));
-    filter("at >=", request.since.map(Into::into));
-    filter("at <", request.until.map(Into::into));
+    // Every entry is later, and Postgres has no time before 4713 BC.
+    let bound = |at: DateTimeUtc| Value::from(at.max(DateTimeUtc::UNIX_EPOCH));
+    filter("at >=", request.since.map(bound));
+    filter("at <", request.until.map(bound));
     let count = statement(
-        format!("SELECT count(*) AS total FROM audit_log WHERE {matches}"),
+        format!(
+            "SELECT count(*) AS total
+             FROM (SELECT FROM audit_log WHERE {matches} LIMIT {MAX_COUNTED}) AS counted"
+        ),
         values.clone(),
     );
     let (limit, offset) = (values.len() + 1, values.len() + 2);

@@ -14,8 +14,13 @@ impl MigrationTrait for Migration {
 }
 
 /// The entries so far are chained as if they were new: the outbox gets them in their order. The
-/// triggers bind every role, the owner of the tables and superusers too.
+/// triggers bind every role, the owner of the tables and superusers too. They name the schema of
+/// their tables, because a temporary table of the same name would be found first.
 const UP: &str = "
+-- A replica of the former version may still add entries.
+LOCK TABLE audit IN ACCESS EXCLUSIVE MODE;
+-- The copy takes as long as a year of entries needs.
+SET LOCAL statement_timeout = 0;
 CREATE TABLE audit_outbox (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     entry  text NOT NULL
@@ -57,9 +62,13 @@ CREATE TRIGGER audit_checkpoints_no_change BEFORE UPDATE OR DELETE OR TRUNCATE O
     FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
 
 CREATE FUNCTION audit_delete_needs_checkpoint() RETURNS trigger
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_covered boolean;
 BEGIN
-    IF EXISTS (SELECT FROM audit_checkpoints WHERE sequence >= OLD.sequence) THEN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.audit_checkpoints WHERE sequence >= $1)',
+        TG_TABLE_SCHEMA) INTO is_covered USING OLD.sequence;
+    IF is_covered THEN
         RETURN OLD;
     END IF;
     RAISE EXCEPTION 'the audit trail is append only: no checkpoint covers entry %', OLD.sequence;
@@ -69,9 +78,13 @@ CREATE TRIGGER audit_log_delete BEFORE DELETE ON audit_log
     FOR EACH ROW EXECUTE FUNCTION audit_delete_needs_checkpoint();
 
 CREATE FUNCTION audit_checkpoint_is_of_an_entry() RETURNS trigger
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_of_entry boolean;
 BEGIN
-    IF EXISTS (SELECT FROM audit_log WHERE sequence = NEW.sequence AND hash = NEW.hash) THEN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.audit_log WHERE sequence = $1 AND hash = $2)',
+        TG_TABLE_SCHEMA) INTO is_of_entry USING NEW.sequence, NEW.hash;
+    IF is_of_entry THEN
         RETURN NEW;
     END IF;
     RAISE EXCEPTION 'the audit trail has no entry % with that hash', NEW.sequence;

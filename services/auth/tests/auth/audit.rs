@@ -90,6 +90,13 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
         ..ListAuditRequest::default()
     };
     assert_eq!(list(of_target).await, (vec![entries[4].clone()], 1));
+    // Before the times of Postgres.
+    let since_ever = ListAuditRequest {
+        since: "-9999-01-01T00:00:00Z".parse().ok(),
+        limit: 1,
+        ..ListAuditRequest::default()
+    };
+    assert_eq!(list(since_ever).await, (vec![entries[4].clone()], 5));
     let before = ListAuditRequest {
         until: Some(entries[0].at),
         limit: 10,
@@ -215,6 +222,22 @@ async fn role_of_auth_cannot_alter_sealed_tables_and_keeps_working() {
         let is_denied = error.contains("permission denied") || error.contains("must be owner");
         assert!(is_denied, "{change}: {error}");
     }
+    // Nor does a table that hides the checkpoints permit a deletion.
+    let hidden = "CREATE TEMPORARY TABLE audit_checkpoints (sequence bigint);
+         INSERT INTO pg_temp.audit_checkpoints VALUES (9223372036854775807)";
+    role.execute_unprepared(hidden).await.unwrap();
+    let chained = agentbox_database::sql::statement("SELECT 1 FROM audit_log LIMIT 1", []);
+    eventually("a chained entry", DEADLINE, async || {
+        superuser
+            .query_one_raw(chained.clone())
+            .await
+            .unwrap()
+            .is_some()
+    })
+    .await;
+    let deletion = role.execute_unprepared("DELETE FROM audit_log").await;
+    let error = deletion.unwrap_err().to_string();
+    assert!(error.contains("append only"), "{error}");
     // It chains, and starts again.
     auth.restart_after_kill(&as_auth).await;
     let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();

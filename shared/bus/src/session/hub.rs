@@ -70,6 +70,16 @@ impl Inner {
             .is_some_and(|prefix| subject.starts_with(prefix))
     }
 
+    /// Whether a process with the reply subject `from` may send `frame`. A peer sends only a reset
+    /// without one. JetStream delivers with one of its own or none, for a service that may not
+    /// publish to sessions.
+    fn may_send(&self, frame: &Frame, from: Option<&str>) -> bool {
+        match from {
+            Some(from) => self.is_peer(from),
+            None => matches!(frame.kind, Kind::Reset(_)),
+        }
+    }
+
     pub(super) fn remove(&self, number: u64) {
         self.table().remove(&number);
     }
@@ -93,10 +103,12 @@ impl Inner {
         let inbound = if message.status == Some(StatusCode::NO_RESPONDERS) {
             Inbound::NoResponders
         } else if let Some(frame) = Frame::decode(message.payload) {
-            Inbound::Frame {
-                frame,
-                from: message.reply.filter(|from| self.is_peer(from)),
+            let from = message.reply;
+            if !self.may_send(&frame, from.as_deref()) {
+                metrics::session_foreign_frame();
+                return;
             }
+            Inbound::Frame { frame, from }
         } else {
             metrics::session_malformed_frame();
             return;

@@ -37,15 +37,20 @@ async fn audit_entries_arrive_once_and_forged_actions_do_not() {
     for _ in 0..2 {
         gateway.record_audit(&exec, DEADLINE).await.unwrap();
     }
-    // An entry of auth's own action on a subject that the gateway may publish.
-    let forged = serde_json::to_vec(&entry(AuditAction::DeleteUser)).unwrap();
-    gateway
-        .jetstream()
-        .publish(subjects::audit(AuditAction::Exec), forged.into())
-        .await
-        .unwrap()
-        .await
-        .unwrap();
+    // An entry of auth's own action on a subject that the gateway may publish, and one that is too
+    // large.
+    let mut large = entry(AuditAction::Exec);
+    large.arguments = Some(vec!["x".repeat(64 * 1024)]);
+    for forged in [entry(AuditAction::DeleteUser), large] {
+        let forged = serde_json::to_vec(&forged).unwrap();
+        gateway
+            .jetstream()
+            .publish(subjects::audit(AuditAction::Exec), forged.into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
     let logs = entry(AuditAction::ReadLogs);
     gateway.record_audit(&logs, DEADLINE).await.unwrap();
 

@@ -157,6 +157,16 @@ async fn invalid_and_foreign_frames_are_ignored() {
                 .await
                 .unwrap();
         }
+        // As JetStream delivers: with a reply subject that is no session, or without one.
+        for frame in [data.clone(), reset.clone()] {
+            ends.proxy
+                .client()
+                .publish_with_reply(victim.clone(), "abx.v1.probe", frame.into())
+                .await
+                .unwrap();
+        }
+        let client = ends.proxy.client();
+        client.publish(victim, data.clone().into()).await.unwrap();
     }
     ends.proxy.client().flush().await.unwrap();
     served.send(FromBox::LogsLost(2)).await.unwrap();
