@@ -89,8 +89,14 @@ pub fn config(
         mount(BOXD, &config.boxd, true),
         mount(OUTPUT, files.output, false),
         mount("/dev/shm", &in_memory(memory::SHM), false),
-        mount("/etc/hosts", &in_memory(memory::HOSTS), is_root_read_only),
     ];
+    for (path, name) in [
+        ("/etc/hosts", memory::HOSTS),
+        ("/etc/hostname", memory::HOSTNAME),
+        ("/etc/resolv.conf", memory::RESOLV_CONF),
+    ] {
+        mounts.push(mount(path, &in_memory(name), is_root_read_only));
+    }
     if is_root_read_only {
         mounts.push(mount("/tmp", &in_memory(memory::TMP), false));
     }

@@ -217,6 +217,7 @@ impl Context {
             .map_err(|error| io_failure("files in memory", &error))?;
 
         let sandbox_config = sandbox::config(&self.config, spec, generation);
+        let dns = sandbox_config.dns_config.clone().unwrap_or_default();
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
         let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
         network.owner = Some(spec.owner.clone());
@@ -224,8 +225,8 @@ impl Context {
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
 
-        memory::write_hosts(&memory, id.as_str(), network.address)
-            .map_err(|error| io_failure("hosts file", &error))?;
+        memory::write_names(&memory, id.as_str(), network.address, &dns)
+            .map_err(|error| io_failure("name files", &error))?;
         let files = container::HostFiles {
             output: &output,
             memory: &memory,
@@ -274,8 +275,9 @@ impl Context {
         let within = Duration::from_secs(self.config.sandbox_deadline_s);
         let deadline = Instant::now() + within;
         loop {
-            let handler = sandbox::runtime_handler(&self.config, spec);
-            match self.cri.run_sandbox(config.clone(), handler, within).await {
+            let class = sandbox::runtime_handler(&self.config, spec);
+            let run = self.cri.run_sandbox(config.clone(), class.clone(), within);
+            match run.await {
                 Ok(id) => return Ok(id),
                 // containerd is still creating or removing the sandbox of a killed `ensure`. The
                 // sandbox appears, or its name becomes free.
@@ -287,7 +289,7 @@ impl Context {
                         .await?;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                Err(error) => return Err(sandbox_error(spec, error)),
+                Err(error) => return Err(sandbox_error(&class, error)),
             }
         }
     }
@@ -361,12 +363,12 @@ fn container_error(error: CriError) -> EnsureError {
     }
 }
 
-/// An error of the sandbox. The user can cause it by the runtime class only.
-fn sandbox_error(spec: &BoxSpec, error: CriError) -> EnsureError {
-    if !refusal::is_missing_runtime(error.message()) {
+/// An error of the sandbox. The user can cause it by the runtime class only; `class` is empty for
+/// containerd's default.
+fn sandbox_error(class: &str, error: CriError) -> EnsureError {
+    if class.is_empty() || !refusal::is_missing_runtime(error.message()) {
         return error.into();
     }
-    let class = spec.isolation.runtime_class.as_deref().unwrap_or_default();
     EnsureError::Failed(Failure {
         reason: FailureReason::RuntimeClass,
         message: format!("the runtime class `{class}` is not available on this machine"),

@@ -8,6 +8,8 @@
 //!   system has lost so much free space since the last measurement that the box could be over its
 //!   limit.
 //! * I3. A box that cannot be measured counts as over its limit, so that it cannot hide files.
+//! * I4. A box with very many files does not delay the check of other boxes: a check waits for
+//!   measurements for [`MAX_WAIT`] in total, and the next one collects those that took longer.
 
 mod measure;
 
@@ -20,6 +22,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::RuntimeError;
 use k8s_cri::v1::ContainerState;
+use tokio::task::JoinHandle;
 
 use crate::box_state::BoxLock;
 use crate::cgroup;
@@ -32,6 +35,8 @@ use measure::{MIN_FILE_BYTES, MeasureError};
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// The longest pause between two measurements of one box.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// How long one check waits for all of its measurements.
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// One box's last measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +51,16 @@ struct Measured {
 #[derive(Debug, Default)]
 pub struct StorageUsage {
     measured: BTreeMap<EnvironmentId, Measured>,
+    /// The measurements that were not finished at the end of a check.
+    unfinished: BTreeMap<EnvironmentId, Measurement>,
+}
+
+/// A running measurement.
+#[derive(Debug)]
+struct Measurement {
+    /// The free bytes of the box's file system at its begin.
+    free: u64,
+    used: JoinHandle<Result<u64, MeasureError>>,
 }
 
 /// Whether the box could be over its limit. The margin is half of its headroom, because another box
@@ -69,6 +84,7 @@ impl StorageUsage {
     /// Drops the measurements. They become outdated while another replica measures.
     pub fn clear(&mut self) {
         self.measured.clear();
+        self.unfinished.clear();
     }
 }
 
@@ -89,6 +105,7 @@ impl Context {
             }
         }
         usage.measured.retain(|id, _| running.contains_key(id));
+        usage.unfinished.retain(|id, _| running.contains_key(id));
         if running.is_empty() {
             return Ok(());
         }
@@ -96,6 +113,7 @@ impl Context {
             .await
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
+        let wait_until = tokio::time::Instant::now() + MAX_WAIT;
         for (id, (container, limit)) in running {
             let Some(paths) = OverlayPaths::find(&mounts, &container) else {
                 continue;
@@ -103,17 +121,30 @@ impl Context {
             let Some(free) = free_bytes(&paths.upper) else {
                 continue;
             };
-            if limit == 0 || !is_due(usage.measured.get(&id).copied(), limit, free, now) {
+            let last = usage.measured.get(&id).copied();
+            let mut measurement = match usage.unfinished.remove(&id) {
+                Some(begun) => begun,
+                None if limit == 0 || !is_due(last, limit, free, now) => continue,
+                None => {
+                    let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
+                    let used = tokio::task::spawn_blocking(move || {
+                        let written = measure::written(&paths.upper, limit)?;
+                        let processes = cgroup::processes(&deployment, &box_id);
+                        let held =
+                            measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
+                        Ok::<u64, MeasureError>(written.saturating_add(held))
+                    });
+                    Measurement { free, used }
+                }
+            };
+            // Past this instant, a finished measurement is still returned.
+            let waited = tokio::time::timeout_at(wait_until, &mut measurement.used).await;
+            let Ok(outcome) = waited else {
+                usage.unfinished.insert(id, measurement);
                 continue;
-            }
-            let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
-            let measure = tokio::task::spawn_blocking(move || {
-                let written = measure::written(&paths.upper, limit)?;
-                let processes = cgroup::processes(&deployment, &box_id);
-                let held = measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
-                Ok::<u64, MeasureError>(written.saturating_add(held))
-            });
-            let message = match measure.await {
+            };
+            let free = measurement.free;
+            let message = match outcome {
                 Ok(Ok(used)) => {
                     let at = now;
                     usage

@@ -83,7 +83,8 @@ fn check_allowed(
 impl AllowedToleration {
     /// Whether a toleration tolerates no other taint than this one.
     fn allows(&self, toleration: &Toleration) -> bool {
-        let is_equal = toleration.operator.as_deref() != Some("Exists");
+        // Absent: `Equal`. `Exists` and comparisons of numbers tolerate other values too.
+        let is_equal = matches!(toleration.operator.as_deref(), None | Some("" | "Equal"));
         let value = toleration.value.as_deref().unwrap_or_default();
         // Without an effect it tolerates every effect.
         let effect = toleration.effect.as_deref().unwrap_or_default();
@@ -203,6 +204,7 @@ mod tests {
             (toleration("team", "Equal", "ci", "NoExecute"), false),
             (toleration("team", "Equal", "web", "NoSchedule"), false),
             (toleration("team", "Exists", "", "NoSchedule"), false),
+            (toleration("team", "Gt", "ci", "NoSchedule"), false),
             (toleration("", "Exists", "", ""), false),
             (toleration(control_plane, "Exists", "", ""), false),
         ] {

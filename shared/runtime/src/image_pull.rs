@@ -1,8 +1,7 @@
 //! Error messages of image pulls, which containerd writes on every kind of cluster. Pure.
 
 /// The texts of errors of a registry or of the network after which a later attempt may succeed.
-const TRANSIENT_ERRORS: [&str; 11] = [
-    "429",
+const TRANSIENT_ERRORS: [&str; 10] = [
     "too many requests",
     "toomanyrequests",
     "500 internal server error",
@@ -23,12 +22,11 @@ pub fn is_transient_error(message: &str) -> bool {
 }
 
 /// The texts of a registry's answers, and the cause that users read for each.
-const PUBLIC_CAUSES: [(&str, &str); 8] = [
+const PUBLIC_CAUSES: [(&str, &str); 7] = [
     (
         "no match for platform",
         "it has no variant for this platform",
     ),
-    ("429", TOO_MANY_PULLS),
     ("too many requests", TOO_MANY_PULLS),
     ("toomanyrequests", TOO_MANY_PULLS),
     ("not found", NO_SUCH_IMAGE),
@@ -107,6 +105,8 @@ mod tests {
             ("pull access denied", false),
             ("connect: connection refused", false),
             ("unexpected status: 429 Too Many Requests", true),
+            // A digest with the digits of a status.
+            ("docker.io/library/x@sha256:a429: not found", false),
             ("unexpected status: 503 Service Unavailable", true),
             ("read tcp: connection reset by peer", true),
         ] {
@@ -150,6 +150,7 @@ mod tests {
                 "it has no variant for this platform",
             ),
             ("unexpected status: 429 Too Many Requests", TOO_MANY_PULLS),
+            ("docker.io/library/x:429: not found", NO_SUCH_IMAGE),
             (
                 "dial tcp 127.0.0.1:5432: connect: connection refused",
                 undelivered,

@@ -179,6 +179,8 @@ fn forged_entry_numbers_are_lost_entries() {
         assert_eq!((batch.entries.len(), batch.next_sequence), (1, 2));
         let rest = output.read(2, usize::MAX).unwrap();
         assert_eq!((rest.lost, rest.next_sequence), (99, 101), "{forged}");
+        let tail = output.tail(50).unwrap();
+        assert!(tail.sequence <= 101, "{forged}: {tail:?}");
     }
 }
 

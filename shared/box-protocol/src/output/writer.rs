@@ -328,7 +328,9 @@ impl Output {
             .collect();
         let after = indexed.partition_point(|(_, at)| at.lines <= older);
         if let Some((segment, at)) = after.checked_sub(1).and_then(|last| indexed.get(last))
-            && let Some(sequence) = segment.find_line(*at, older).map_err(WriteError::Read)?
+            && let Some(sequence) = segment
+                .find_line(*at, older, self.next_sequence)
+                .map_err(WriteError::Read)?
         {
             return Ok(Tail { sequence, lost: 0 });
         }
@@ -405,12 +407,14 @@ impl Segment {
     }
 
     /// The sequence of the entry that begins the line after `older` lines, if it follows `from`
-    /// within the distance of index entries.
-    fn find_line(&self, from: Indexed, older: u64) -> io::Result<Option<u64>> {
+    /// within the distance of index entries. A number from `next` on is not boxd's.
+    fn find_line(&self, from: Indexed, older: u64, next: u64) -> io::Result<Option<u64>> {
         let (mut lines, mut starts) = (from.lines, from.starts);
         let bytes = self.bytes_at(from.offset)?;
         let mut rest = &bytes[..];
-        while let Some((entry, after)) = record::decode(rest) {
+        while let Some((entry, after)) = record::decode(rest)
+            && entry.sequence < next
+        {
             rest = after;
             if starts.begins_line(entry.stream, entry.partial) {
                 if lines == older {

@@ -72,9 +72,15 @@ fn security_context_grants_only_requested_rights() {
 
 #[test]
 fn tmp_is_in_memory_only_if_the_root_is_read_only() {
+    let always = [
+        "/dev/shm",
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+    ];
     for (read_only, in_memory) in [
-        (None, ["/dev/shm", "/etc/hosts"].as_slice()),
-        (Some(true), ["/dev/shm", "/etc/hosts", "/tmp"].as_slice()),
+        (None, always.to_vec()),
+        (Some(true), [&always[..], &["/tmp"][..]].concat()),
     ] {
         let mut spec = spec();
         spec.isolation.security_context = Some(SecurityContext {

@@ -4,15 +4,20 @@
 //! least [`MIN_FILE_BYTES`] for each file, because empty files use inodes; and deleted files that
 //! a process of the box holds open or mapped.
 //!
-//! * I1. No link and no mount in a box is followed.
+//! * I1. No link and no mount in a box is followed, also if the box replaces a directory by a link
+//!   meanwhile.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 /// The least size that counts for a file: an empty one uses an inode.
 pub const MIN_FILE_BYTES: u64 = 4096;
@@ -30,25 +35,53 @@ fn size(metadata: &fs::Metadata) -> u64 {
     metadata.blocks().saturating_mul(512).max(MIN_FILE_BYTES)
 }
 
-/// Counts the bytes under a directory, up to a little over `enough`. Files that are deleted
-/// meanwhile do not count.
+/// Whether the box has removed or replaced a file since it was listed.
+fn is_replaced(error: &io::Error) -> bool {
+    [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+/// Opens a directory below `root`; `ELOOP` for a path with a link.
+fn open_below(root: &fs::File, path: &Path) -> io::Result<fs::File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Ok(fs::File::from(openat2(root, path, how)?))
+}
+
+/// Counts the bytes under a directory, up to a little over `enough`. Files that are deleted or
+/// replaced meanwhile do not count.
 ///
 /// # Errors
 /// When a directory cannot be listed.
 pub fn written(root: &Path, enough: u64) -> Result<u64, MeasureError> {
+    let root = match fs::File::open(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        opened => opened?,
+    };
     let mut total = 0u64;
     let mut linked = HashSet::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+    // The path of the parent is shared: a box may have many directories with a long path.
+    let mut pending: Vec<(Rc<Path>, OsString)> = vec![(Rc::from(Path::new("")), ".".into())];
+    while let Some((parent, name)) = pending.pop() {
+        let path: Rc<Path> = Rc::from(parent.join(name));
+        let directory = match open_below(&root, &path) {
+            Err(error) if is_replaced(&error) => continue,
             Err(error) if error.raw_os_error() == Some(Errno::ENAMETOOLONG as i32) => {
                 return Err(MeasureError::TooDeep);
             }
+            opened => opened?,
+        };
+        let entries = match fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd())) {
+            Err(error) if is_replaced(&error) => continue,
             entries => entries?,
         };
         for entry in entries {
-            let entry = entry?;
+            let entry = match entry {
+                Err(error) if is_replaced(&error) => break,
+                entry => entry?,
+            };
             // The entry's own metadata: links are not followed.
             let Ok(metadata) = entry.metadata() else {
                 continue;
@@ -59,7 +92,7 @@ pub fn written(root: &Path, enough: u64) -> Result<u64, MeasureError> {
                 total = total.saturating_add(size(&metadata));
             }
             if metadata.is_dir() {
-                pending.push(entry.path());
+                pending.push((Rc::clone(&path), entry.file_name()));
             }
         }
         if total > enough {
@@ -136,6 +169,22 @@ mod tests {
             .unwrap();
         let used = written(dir.path(), u64::MAX).unwrap();
         assert!((1 << 20..1 << 21).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn directory_that_was_replaced_by_a_link_or_a_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        symlink("/", dir.path().join("link")).unwrap();
+        symlink(".", dir.path().join("inner")).unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("file"), []).unwrap();
+        let root = fs::File::open(dir.path()).unwrap();
+        for path in ["./link", "./link/etc", "./inner/sub", "./file", "./none"] {
+            let error = open_below(&root, Path::new(path)).unwrap_err();
+            assert!(is_replaced(&error), "{path}: {error}");
+        }
+        open_below(&root, Path::new("./sub")).unwrap();
+        assert_eq!(written(&dir.path().join("none"), 0).unwrap(), 0);
     }
 
     #[test]
