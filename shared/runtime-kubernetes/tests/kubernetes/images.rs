@@ -28,7 +28,7 @@ async fn private_image_needs_the_pull_secret() {
     let phase = closed.start(&spec).await.unwrap().phase;
     let names_cause = matches!(
         &phase,
-        BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("authorization")
+        BoxPhase::Failed { reason: FailureReason::ImagePull, message } if message.contains("requires a login")
     );
     assert!(names_cause, "{phase:?}");
     closed.clean().await.unwrap();

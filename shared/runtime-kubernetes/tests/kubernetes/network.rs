@@ -2,7 +2,7 @@
 //! suite tests the other targets. Each closed target has a control: it answers a Pod without a
 //! policy.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime_kubernetes::Config;
@@ -31,15 +31,6 @@ fn cluster_address(config: &Config, number: u32) -> Ipv4Addr {
 /// The address of the machine of the tests in the cluster's network.
 fn machine(config: &Config) -> Ipv4Addr {
     cluster_address(config, 1)
-}
-
-/// The address from which the machine of the tests reaches other networks, if it has one. It is in
-/// none of the cluster's networks.
-fn own_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
-    // Selects the route, and sends nothing.
-    socket.connect((hosts::PUBLIC, 53)).ok()?;
-    Some(socket.local_addr().expect("a bound socket").ip())
 }
 
 fn node(config: &Config) -> Ipv4Addr {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::hosts::{ANY, Listener, METADATA, NetworkNamespace, remote_machine};
 use super::probe::{Targets, reached_from_box, reached_from_pod, start_plain_pod, tcp, udp};
-use super::{NODE_OVER_IPV6, api, cidrs, cluster_address, machine, node, own_address, wide_open};
+use super::{NODE_OVER_IPV6, api, cidrs, cluster_address, machine, node, wide_open};
 use crate::cluster::{Kubectl, config, kubectl, kubernetes, subject, subject_with};
 
 const NAMESPACE: &str = "default";
@@ -78,9 +78,6 @@ async fn cluster_node_machine_and_metadata_are_closed_under_every_policy() {
         tcp(METADATA, metadata.port),
         udp(METADATA, metadata.port),
     ]);
-    if let Some(own) = own_address() {
-        targets.insert(tcp(own, on_machine.port));
-    }
     assert_eq!(reached_from_pod(NAMESPACE, &targets).await, targets);
     let before = (on_node.received(), on_machine.received());
     let policies = [None, Some(NetworkPolicy::default()), Some(wide_open())];
