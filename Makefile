@@ -69,10 +69,10 @@ images: build ## Build the container images of the services and of boxd (REGISTR
 gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
-# All programs and tests are compiled by one command, so that no part is built twice.
+# All programs and tests are compiled by one command, so that no part is built twice: `cargo build --bins`
+# alone would build dependencies with fewer features.
 test-build: packages boxd
-	cargo test --workspace --no-run --quiet
-	cargo build --workspace --bins --quiet
+	cargo build --workspace --all-targets --quiet
 
 test-fast: packages boxd ## Run the unit tests, and the suites that need Postgres and NATS but no box
 	@cargo test --workspace --no-run --quiet
