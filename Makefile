@@ -72,7 +72,7 @@ gvisor: ## Build gVisor, so that requests may name it as their runtime_class
 	@bash deploy/gvisor/build.sh
 
 # All programs and tests are compiled by one command, so that no part is built twice: `cargo build --bins`
-# alone would build dependencies with fewer features.
+# would build dependencies again, with fewer features.
 test-build: packages boxd
 	cargo build --workspace --all-targets --quiet
 

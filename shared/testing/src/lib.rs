@@ -9,8 +9,7 @@
 //! # In a test
 //!
 //! Add `agentbox-testing` to `[dev-dependencies]`. Build the program once with
-//! `cargo build -p agentbox-local`; tests of whole systems also need
-//! `cargo build --workspace --bins` and `make boxd`.
+//! `cargo build -p agentbox-local`; tests of whole systems also need `make test-build`.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), agentbox_testing::StartError> {
