@@ -30,8 +30,9 @@ need_to_build() {
 }
 
 need postgresql '/usr/lib/postgresql/*/bin/initdb' initdb
-need containerd containerd
-need runc runc
+need libseccomp-dev /usr/include/seccomp.h
+need e2fsprogs mkfs.ext4
+need mount mount
 need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge /usr/libexec/cni/bridge
 need nftables nft
 need iptables iptables
@@ -44,13 +45,14 @@ need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
 need gcc gcc
 need libc6-dev '/usr/lib/*/libc.a' /usr/lib/libc.a
 need_to_build make make
-need_to_build pkg-config pkg-config
+need pkg-config pkg-config
 need_to_build busybox busybox
 need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
 if [ "${1:-}" = kubernetes ]; then
+  need runc runc
   need ipset ipset
   need conntrack conntrack
   need socat socat

@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentbox_testing::ProcessIdentity;
+use agentbox_testing::paths::cache_directory;
 use agentbox_testing::tool::Tool;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use crate::cluster_paths::{ClusterPaths, postgres_mount};
 use crate::control_groups;
+use crate::kubernetes::build::Programs;
 
 /// Removes everything of one cluster but its images.
 pub(crate) async fn remove(paths: &ClusterPaths) {
@@ -93,12 +95,13 @@ async fn kill_all(matches: impl Fn(&[String]) -> bool) {
 
 /// Deletes runc's containers: runc kills the processes in each cgroup and removes the cgroup.
 async fn delete_containers(runc: &Path) {
+    let program = Programs::cached_or_installed(&cache_directory(), "runc", "runc");
     for namespace in directories(runc) {
         for container in directories(&namespace) {
             let Some(id) = container.file_name() else {
                 continue;
             };
-            let _ = Tool::new("runc")
+            let _ = Tool::new(&program)
                 .args(["--root".as_ref(), namespace.as_os_str()])
                 .args(["delete".as_ref(), "--force".as_ref(), id])
                 .run()

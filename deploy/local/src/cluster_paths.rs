@@ -22,12 +22,20 @@ impl ClusterPaths {
     /// The directories of a cluster of an instance with a name. The name of one cluster is not
     /// a prefix of another's, because clean-up finds what belongs to a cluster by its prefix.
     pub(crate) fn of_instance(layout: &Layout, instance: &str, kind: Runtime) -> Self {
-        let kind = kind.as_str();
+        let name = kind.as_str();
         Self {
-            deployment: format!("{instance}-{kind}"),
-            // Each version of containerd has its own format for images.
-            root: layout.directory().join(kind),
-            boxes: layout.directory().join(format!("{kind}-boxes")),
+            deployment: format!("{instance}-{name}"),
+            root: layout.directory().join(Self::directory_name(kind)),
+            boxes: layout.directory().join(format!("{name}-boxes")),
+        }
+    }
+
+    /// The directory of a kind of cluster. Earlier versions ran containerd 1.6 in `containerd`, whose
+    /// files containerd 2 would change for good.
+    pub(crate) fn directory_name(kind: Runtime) -> &'static str {
+        match kind {
+            Runtime::Containerd => "containerd-2",
+            Runtime::Kubernetes => "kubernetes",
         }
     }
 

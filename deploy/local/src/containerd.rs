@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use agentbox_testing::ContainerdEndpoint;
 use agentbox_testing::paths::RUN_DIRECTORIES;
-use agentbox_testing::tool::{Tool, ToolError, find};
+use agentbox_testing::tool::{Tool, ToolError, find, search_path};
 use nix::sys::signal::Signal;
 
 use crate::cluster_paths::ClusterPaths;
 use crate::image::{Archive, Images};
+use crate::kubernetes::build::{BuildError, Programs};
 use crate::network::{self, NetworkError, bridge_name};
 use crate::process::ProcessSpec;
 
@@ -35,6 +36,8 @@ pub enum ContainerdError {
         source: std::io::Error,
     },
     #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -45,6 +48,8 @@ pub enum ContainerdError {
 pub(crate) struct Containerd {
     pub(crate) paths: ClusterPaths,
     pub(crate) endpoint: ContainerdEndpoint,
+    /// The directory of containerd's programs.
+    bin: PathBuf,
 }
 
 impl Containerd {
@@ -52,13 +57,14 @@ impl Containerd {
     /// must have been removed before ([`crate::cleanup`]).
     pub(crate) async fn prepare(
         paths: ClusterPaths,
+        programs: &Programs,
         boxd: &Path,
         images: &Images,
     ) -> Result<Self, ContainerdError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(ContainerdError::NotRoot);
         }
-        for program in ["containerd", "ctr", "runc", "nft", "ip"] {
+        for program in ["nft", "ip", "mkfs.ext4"] {
             if find(program).is_none() {
                 return Err(ContainerdError::NotInstalled(program));
             }
@@ -80,7 +86,8 @@ impl Containerd {
         let subnet =
             network::create(&paths.deployment, Path::new(RUN_DIRECTORIES), &resolvers).await?;
         let bridge = bridge_name(&paths.deployment);
-        configuration::write(&paths, subnet, &bridge, images.refuse_docker_hub).map_err(
+        let runc = programs.bin("runc").join("runc");
+        configuration::write(&paths, &runc, subnet, &bridge, images.refuse_docker_hub).map_err(
             |source| ContainerdError::Directory {
                 path: run.clone(),
                 source,
@@ -96,16 +103,25 @@ impl Containerd {
             network: None,
             dns_servers: resolvers,
         };
-        Ok(Self { paths, endpoint })
+        let bin = programs.bin("containerd");
+        Ok(Self {
+            paths,
+            endpoint,
+            bin,
+        })
     }
 
     pub(crate) fn process_spec(&self, log: PathBuf) -> ProcessSpec {
         ProcessSpec {
             name: "containerd".to_owned(),
-            program: "containerd".into(),
+            program: self.bin.join("containerd"),
             program_override: None,
             arguments: vec!["--config".into(), self.paths.configuration().into()],
-            environment: BTreeMap::new(),
+            // containerd searches its shim on PATH.
+            environment: BTreeMap::from([(
+                "PATH".to_owned(),
+                format!("{}:{}", self.bin.display(), search_path()),
+            )]),
             user: None,
             stop_signal: Signal::SIGTERM,
             orphan_signal: Signal::SIGKILL,
@@ -116,7 +132,7 @@ impl Containerd {
 
     /// Imports the archives that this containerd does not have.
     pub(crate) async fn import(&self, images: &Images) -> Result<(), ContainerdError> {
-        import(Path::new("ctr"), &self.paths, &images.archives).await
+        import(&self.bin.join("ctr"), &self.paths, &images.archives).await
     }
 }
 

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use crate::image::accounts::build_accounts_image;
 use crate::kubernetes::addons;
+use crate::kubernetes::build::Programs;
 
 const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -24,7 +25,8 @@ pub(super) async fn run(cluster: &Cluster, images: &[String]) -> anyhow::Result<
             .with_context(|| format!("image: must be NAME=CONFIG, is `{image}`"))?;
         let archive = build_accounts_image(name, config, &path).await?;
         if let Some(containerd) = cluster.containerd() {
-            Tool::new("ctr")
+            let cache = agentbox_testing::paths::cache_directory();
+            Tool::new(Programs::cached_or_installed(&cache, "containerd", "ctr"))
                 .arg_pair("--address", &containerd.socket)
                 .args(["--namespace", "k8s.io", "images", "import"])
                 .args([&archive.path])

@@ -39,6 +39,7 @@ pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot use {}", cache.display()))?;
     let nats = crate::nats::server::find_or_fetch(&cache).await?;
     println!("nats-server: {}", nats.display());
+    crate::kubernetes::build::provide_runtime(&cache, |step| println!("{step}")).await?;
     let images = crate::image::provide(&cache, |step| println!("{step}")).await?;
     if let Some(notice) = images.notice {
         println!("{notice}");

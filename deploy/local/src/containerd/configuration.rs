@@ -18,14 +18,13 @@ fn quoted(path: &Path) -> String {
 }
 
 /// The text of containerd's configuration. `gvisor` is the script that runs gVisor as runc.
-fn daemon(paths: &ClusterPaths, gvisor: Option<&Path>) -> String {
+fn daemon(paths: &ClusterPaths, runc: &Path, gvisor: Option<&Path>) -> String {
     let run = paths.run();
     let gvisor = gvisor.map_or(String::new(), |script| {
         format!(
-            r#"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{class}]
+            r#"[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{class}]
   runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{class}.options]
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{class}.options]
   BinaryName = {script}
   Root = {root}
 "#,
@@ -35,21 +34,28 @@ fn daemon(paths: &ClusterPaths, gvisor: Option<&Path>) -> String {
         )
     });
     format!(
-        r#"version = 2
+        r#"version = 3
 root = {root}
 state = {state}
 disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs",
   "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.nri.v1.nri",
 ]
 [grpc]
   address = {socket}
+[ttrpc]
+  address = {ttrpc}
 [plugins."io.containerd.internal.v1.opt"]
   path = {opt}
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = {certs}
+[plugins."io.containerd.cri.v1.runtime"]
   # Without CAP_SYS_RESOURCE (nested machines) runc cannot lower a score.
   restrict_oom_score_adj = true
   # Network namespaces in the state directory, so that those of one containerd can be found.
@@ -57,25 +63,28 @@ disabled_plugins = [
   # As in Docker: port 80 and ping need no capability inside a box.
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = {cni_bin}
+  # The directory of an image's VOLUME is a part of the box's root file system, and of its limit.
+  ignore_image_defined_volumes = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = [{cni_bin}]
   conf_dir = {cni_conf}
-[plugins."io.containerd.grpc.v1.cri".registry]
-  config_path = {certs}
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-  Root = {runc}
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+  Root = {runc_root}
+  BinaryName = {runc}
 {gvisor}"#,
         root = quoted(&paths.root),
         state = quoted(&paths.state()),
         socket = quoted(&paths.socket()),
+        ttrpc = quoted(&run.join("containerd-ttrpc.sock")),
         opt = quoted(&run.join("opt")),
         pause = PAUSE,
         cni_bin = quoted(cni_bin()),
         cni_conf = quoted(&run.join("cni")),
         certs = quoted(&run.join("certs.d")),
-        runc = quoted(&paths.runc()),
+        runc_root = quoted(&paths.runc()),
+        runc = quoted(runc),
     )
 }
 
@@ -90,6 +99,7 @@ fn cni_bin() -> &'static Path {
 
 pub(super) fn write(
     paths: &ClusterPaths,
+    runc: &Path,
     subnet: Ipv4Net,
     bridge: &str,
     refuse_docker_hub: bool,
@@ -123,7 +133,10 @@ pub(super) fn write(
         Some(runsc) => Some(gvisor::write_script(paths, &runsc)?),
         None => None,
     };
-    std::fs::write(paths.configuration(), daemon(paths, script.as_deref()))
+    std::fs::write(
+        paths.configuration(),
+        daemon(paths, runc, script.as_deref()),
+    )
 }
 
 #[cfg(test)]

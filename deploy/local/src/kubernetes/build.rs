@@ -1,5 +1,5 @@
-//! The programs of a Kubernetes cluster, built once from Go modules and kept in the cache,
-//! outside any checkout.
+//! The programs of a Kubernetes cluster, and the containerd and runc of one machine, built once from Go
+//! modules and kept in the cache, outside any checkout.
 //!
 //! * I1. The name of a part's directory contains a digest of the part's inputs, so that a stale
 //!   part is never used.
@@ -19,7 +19,8 @@ use agentbox_testing::tool::{Tool, ToolError};
 use crate::file_lock::{self, LockError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
-/// The script that provides Go to the recipe.
+const RUNC_RECIPE: &str = include_str!("../../../runc/build.sh");
+/// The script that provides Go to the recipes.
 const GO: &str = include_str!("../../../go.sh");
 
 /// The deadline for one part. All of Kubernetes compiles in minutes on an idle machine.
@@ -33,7 +34,7 @@ pub enum BuildError {
         part: &'static str,
         source: ToolError,
     },
-    #[error("cannot store the parts of Kubernetes in {path}: {source}")]
+    #[error("cannot store the programs that were built in {path}: {source}")]
     Cache {
         path: PathBuf,
         source: std::io::Error,
@@ -44,6 +45,8 @@ pub enum BuildError {
 
 /// One of our Go modules, which pins the versions of the programs.
 struct Module {
+    /// The script that builds it.
+    recipe: &'static str,
     /// Each file's path in the module, and its content.
     files: &'static [(&'static str, &'static str)],
 }
@@ -51,6 +54,7 @@ struct Module {
 macro_rules! module {
     ($name:literal $(, $source:literal)*) => {
         Module {
+            recipe: RECIPE,
             files: &[
                 ("go.mod", include_str!(concat!("../../../kubernetes-parts/", $name, "/go.mod"))),
                 ("go.sum", include_str!(concat!("../../../kubernetes-parts/", $name, "/go.sum"))),
@@ -67,6 +71,13 @@ static CLUSTER: Module = module!("cluster", "coredns/main.go", "registry/main.go
 static CONTAINERD: Module = module!("containerd");
 /// Calico needs older versions of Kubernetes' libraries.
 static CALICO: Module = module!("calico");
+static RUNC: Module = Module {
+    recipe: RUNC_RECIPE,
+    files: &[
+        ("go.mod", include_str!("../../../runc/go.mod")),
+        ("go.sum", include_str!("../../../runc/go.sum")),
+    ],
+};
 
 /// Programs that are built together.
 struct Part {
@@ -84,6 +95,11 @@ const fn part(name: &'static str, description: &'static str, module: &'static Mo
     }
 }
 
+/// The directory of all parts in the cache.
+const DIRECTORY: &str = "kubernetes-parts";
+
+const CONTAINERD_PART: &str = "containerd";
+
 /// The parts of a running cluster.
 static PARTS: [Part; 6] = [
     part(
@@ -93,7 +109,7 @@ static PARTS: [Part; 6] = [
     ),
     part("metrics-server", "metrics-server", &CLUSTER),
     part("etcd", "etcd", &CLUSTER),
-    part("containerd", "containerd 2 with its shim", &CONTAINERD),
+    part(CONTAINERD_PART, "containerd 2 with its shim", &CONTAINERD),
     part(
         "registry",
         "an OCI registry, and crane to fill it",
@@ -112,12 +128,15 @@ static TOOLS: [Part; 2] = [
     part("coredns", "CoreDNS, a cluster's DNS server", &CLUSTER),
 ];
 
+/// The programs that run boxes on one machine, besides containerd, which a Kubernetes has too.
+static RUNTIMES: [Part; 1] = [part("runc", "runc", &RUNC)];
+
 impl Part {
     /// A digest of the recipe and of the module's files.
     fn inputs_digest(&self) -> String {
         let mut digest = Sha256::new();
         let files = self.module.files.iter();
-        for text in std::iter::once(RECIPE).chain(files.map(|(_, text)| *text)) {
+        for text in std::iter::once(self.module.recipe).chain(files.map(|(_, text)| *text)) {
             digest.update(text.len().to_le_bytes());
             digest.update(text);
         }
@@ -134,6 +153,7 @@ impl Programs {
         let digest = PARTS
             .iter()
             .chain(&TOOLS)
+            .chain(&RUNTIMES)
             .find(|known| known.name == part)
             .map(Part::inputs_digest)
             .unwrap_or_default();
@@ -142,6 +162,16 @@ impl Programs {
 
     pub(crate) fn bin(&self, part: &str) -> PathBuf {
         self.directory(part).join("bin")
+    }
+
+    /// A program of [`provide_runtime`]; the machine's own of that name if it is not in the cache.
+    pub(crate) fn cached_or_installed(cache: &Path, part: &str, program: &str) -> PathBuf {
+        let cached = Self(cache.join(DIRECTORY)).bin(part).join(program);
+        if cached.is_file() {
+            cached
+        } else {
+            program.into()
+        }
     }
 
     /// The directory of Calico's custom resource definitions, one YAML file each.
@@ -178,12 +208,24 @@ pub(crate) async fn provide_with_tools(
     provide_all(PARTS.iter().chain(&TOOLS), cache, progress).await
 }
 
+/// Builds containerd and runc, if they are not in the cache.
+///
+/// # Errors
+/// As [`provide`].
+pub(crate) async fn provide_runtime(
+    cache: &Path,
+    progress: impl FnMut(String),
+) -> Result<Programs, BuildError> {
+    let containerd = PARTS.iter().filter(|part| part.name == CONTAINERD_PART);
+    provide_all(containerd.chain(&RUNTIMES), cache, progress).await
+}
+
 async fn provide_all(
     wanted: impl Iterator<Item = &'static Part>,
     cache: &Path,
     mut progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
-    let parts = cache.join("kubernetes-parts");
+    let parts = cache.join(DIRECTORY);
     let failed = |source| BuildError::Cache {
         path: parts.clone(),
         source,
@@ -224,12 +266,12 @@ async fn build(
     };
     let work = tempfile::tempdir_in(parts).map_err(failed)?;
     let (module, out) = (work.path().join("module"), work.path().join("out"));
-    let recipes = work.path().join("kubernetes-parts");
+    let recipes = work.path().join("recipe");
     for directory in [&out, &recipes] {
         std::fs::create_dir_all(directory).map_err(failed)?;
     }
     let script = recipes.join("build.sh");
-    std::fs::write(&script, RECIPE).map_err(failed)?;
+    std::fs::write(&script, part.module.recipe).map_err(failed)?;
     std::fs::write(work.path().join("go.sh"), GO).map_err(failed)?;
     for (path, text) in part.module.files {
         let path = module.join(path);
@@ -254,11 +296,11 @@ mod tests {
 
     #[test]
     fn every_part_has_its_own_directory_and_a_pinned_module() {
-        let all = || PARTS.iter().chain(&TOOLS);
+        let all = || PARTS.iter().chain(&TOOLS).chain(&RUNTIMES);
         let programs = Programs(PathBuf::from("/cache"));
         let directories: std::collections::BTreeSet<_> =
             all().map(|part| programs.bin(part.name)).collect();
-        assert_eq!(directories.len(), PARTS.len() + TOOLS.len());
+        assert_eq!(directories.len(), all().count());
         for part in all() {
             let names: Vec<_> = part.module.files.iter().map(|(path, _)| *path).collect();
             assert!(names.starts_with(&["go.mod", "go.sum"]), "{}", part.name);

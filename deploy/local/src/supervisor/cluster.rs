@@ -42,7 +42,8 @@ impl SupervisedCluster {
                 let (paths, slot) = match &plan.deployment {
                     Some(instance) => (ClusterPaths::of_instance(layout, instance, kind), None),
                     None => {
-                        let slot = Slot::take(&cache_directory(), kind.as_str())?;
+                        let name = ClusterPaths::directory_name(kind);
+                        let slot = Slot::take(&cache_directory(), name)?;
                         (slot.paths.clone(), Some(slot))
                     }
                 };

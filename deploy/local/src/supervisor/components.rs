@@ -10,9 +10,10 @@ use super::probe::probe;
 use super::process_group::{ProcessGroup, ready_or};
 use super::state_file::StateFile;
 use crate::cluster_paths::{ClusterPaths, postgres_mount};
-use crate::containerd::Containerd;
 use crate::containerd::cri::Cri;
+use crate::containerd::{Containerd, ContainerdError};
 use crate::image::{self, Images};
+use crate::kubernetes::build;
 use crate::nats::{Nats, NatsError, server};
 use crate::postgres::Postgres;
 use crate::secrets::Secrets;
@@ -96,7 +97,11 @@ pub(super) async fn containerd(
     paths: ClusterPaths,
     images: &Images,
 ) -> Result<Containerd, SuperviseError> {
-    let containerd = Containerd::prepare(paths, &plan.boxd, images).await?;
+    let state_file = group.state_file().clone();
+    let programs = build::provide_runtime(&cache_directory(), |step| state_file.log_step(&step))
+        .await
+        .map_err(ContainerdError::from)?;
+    let containerd = Containerd::prepare(paths, &programs, &plan.boxd, images).await?;
     group.supervise(containerd.process_spec(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
     group

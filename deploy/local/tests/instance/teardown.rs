@@ -59,7 +59,7 @@ fn own_cache(below: &Path) -> PathBuf {
     std::fs::create_dir_all(own.join("agentbox")).unwrap();
     for entry in std::fs::read_dir(Path::new(&shared).join("agentbox")).unwrap() {
         let entry = entry.unwrap();
-        if entry.file_name() != "test-containerd" {
+        if entry.file_name() != "test-containerd-2" {
             symlink(entry.path(), own.join("agentbox").join(entry.file_name())).unwrap();
         }
     }
