@@ -1,5 +1,6 @@
 //! `/health`: the health of the whole system, and of this process.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
@@ -57,6 +58,7 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
                 .or(clusters.first())
                 .map(|cluster| cluster.version.clone())
                 .unwrap_or_default(),
+            limitations: limitations(clusters),
         },
         capacity: CapacityBody {
             total_nodes: up().map(|cluster| cluster.nodes).sum(),
@@ -71,12 +73,20 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
     }
 }
 
+/// The limitations of all clusters, each once.
+fn limitations(clusters: &[ClusterHealth]) -> Vec<String> {
+    let all = clusters.iter().flat_map(|cluster| &cluster.limitations);
+    let distinct: BTreeSet<&String> = all.collect();
+    distinct.into_iter().cloned().collect()
+}
+
 fn named(cluster: &ClusterHealth) -> NamedCluster {
     NamedCluster {
         name: cluster.name.clone(),
         state: ClusterState {
             connected: cluster.connected,
             version: cluster.version.clone(),
+            limitations: cluster.limitations.clone(),
         },
     }
 }
@@ -166,6 +176,7 @@ mod tests {
             nodes: 3,
             available_cpu_milli: 24_000,
             available_memory_bytes: (48 << 30) + 17,
+            limitations: Vec::new(),
         }
     }
 
@@ -186,6 +197,19 @@ mod tests {
             "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}
         });
         assert_eq!(health, expected);
+    }
+
+    #[test]
+    fn limitations_of_all_clusters_are_reported_once() {
+        let limited = |texts: &[&str]| ClusterHealth {
+            limitations: texts.iter().map(|&text| text.to_owned()).collect(),
+            ..cluster(true)
+        };
+        let health = summary(&[limited(&["b", "a"]), limited(&["a"])], true);
+        assert_eq!(health.kubernetes.limitations, ["a", "b"]);
+        assert_eq!(health.clusters[1].state.limitations, ["a"]);
+        let health = serde_json::to_value(health).unwrap();
+        assert_eq!(health["kubernetes"]["limitations"][0], "a");
     }
 
     #[test]

@@ -49,6 +49,10 @@ pub struct ClusterState {
     /// The version of Kubernetes, or of containerd on a single machine.
     #[schema(example = "v1.36.1")]
     pub version: String,
+    /// What the cluster does not enforce for its environments. Absent if it enforces everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!(["boxes have no user namespace: Linux is older than 5.19"]))]
+    pub limitations: Vec<String>,
 }
 
 /// The capacity of the connected clusters together.

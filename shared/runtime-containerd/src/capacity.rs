@@ -11,10 +11,10 @@ use crate::preflight;
 
 impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        let (version, handlers, directory, sandboxes) = tokio::try_join!(
+        let (version, handlers, limitations, sandboxes) = tokio::try_join!(
             self.cri.version(),
             self.runtime_handlers(),
-            self.cri.storage_directory(),
+            self.limitations(),
             // Of every deployment: they share the machine.
             self.cri.sandboxes(std::collections::HashMap::new()),
         )?;
@@ -35,9 +35,10 @@ impl Context {
             .await
             .map_err(|error| io_failure("read memory", &error))?;
         let total_memory = memory_total(&meminfo);
-        let directory = directory.unwrap_or_else(|| "/".to_owned());
-        let free = nix::sys::statvfs::statvfs(directory.as_str())
-            .map_err(|errno| io_failure("read free storage", &errno.into()))?;
+        let reserve = self.config.storage_reserve();
+        let (total_storage, free_storage) = self
+            .storage()
+            .map_err(|error| io_failure("read free storage", &error))?;
         Ok(Capacity {
             version: format!(
                 "{} {}",
@@ -49,7 +50,9 @@ impl Context {
             total_memory,
             available_cpu: MilliCpu(total_cpu.0.saturating_sub(reserved.cpu.0)),
             available_memory: Bytes(total_memory.0.saturating_sub(reserved.memory.0)),
-            available_storage: Bytes(free.blocks_available().saturating_mul(free.fragment_size())),
+            total_storage: Bytes(total_storage.saturating_sub(reserve)),
+            available_storage: Bytes(free_storage.saturating_sub(reserve)),
+            limitations,
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),
         })

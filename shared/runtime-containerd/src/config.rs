@@ -53,6 +53,20 @@ pub struct Config {
     /// The runtime classes that a request may name. Absent: every class of the cluster.
     #[serde(default)]
     pub allowed_runtime_classes: Option<Vec<String>>,
+    /// Whether a box has a user namespace of its own. `true`: a box that cannot have one does not
+    /// start; `false`: none has. Absent: each box for which containerd supports it, and `/health`
+    /// reports if it supports none.
+    #[serde(default)]
+    pub user_namespaces: Option<bool>,
+    /// Whether the kernel enforces the storage limits of boxes, by a disk for each. `true`: a box that
+    /// cannot have one does not start; `false`: storage is measured, and a box over its limit is
+    /// ended. Absent: enforced if the machine has what it takes, and `/health` reports if not.
+    #[serde(default)]
+    pub enforce_storage: Option<bool>,
+    /// Free mebibytes of the disk of `state_dir`, below which no box starts and the box that uses most
+    /// is ended. Default 2048. 0: no check.
+    #[serde(default = "storage_reserve_mib")]
+    pub storage_reserve_mib: u64,
     /// The nftables program. Default `nft`, looked for in the sbin directories too.
     #[serde(default = "nft")]
     pub nft: PathBuf,
@@ -75,6 +89,9 @@ pub struct Config {
 
 fn nft() -> PathBuf {
     PathBuf::from("nft")
+}
+const fn storage_reserve_mib() -> u64 {
+    2_048
 }
 const fn sandbox_deadline_s() -> u64 {
     30
@@ -149,6 +166,11 @@ impl Config {
         self.network.as_deref().unwrap_or(&self.deployment)
     }
 
+    /// The free bytes below which no box starts.
+    pub(crate) fn storage_reserve(&self) -> u64 {
+        self.storage_reserve_mib.saturating_mul(1 << 20)
+    }
+
     pub(crate) fn call_deadline(&self) -> Duration {
         Duration::from_secs(self.call_deadline_s)
     }
@@ -173,6 +195,11 @@ mod tests {
         assert_eq!(config.network(), "local-1");
         assert_eq!(config.image_pull_deadline_s, 120);
         assert!(config.default_allow_internet);
+        assert_eq!(config.storage_reserve(), 2 << 30);
+        assert_eq!(
+            (config.user_namespaces, config.enforce_storage),
+            (None, None)
+        );
     }
 
     #[test]

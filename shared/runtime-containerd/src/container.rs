@@ -22,6 +22,7 @@ use k8s_cri::v1::{
 use crate::cgroup::CPU_PERIOD_US;
 use crate::config::Config;
 use crate::image::ImageConfig;
+use crate::user_range::UserRange;
 use crate::{labels, memory};
 
 /// The paths of boxd and of its output directory inside a box.
@@ -62,6 +63,9 @@ pub struct HostFiles<'a> {
     pub output: &'a Path,
     /// The directory of its other files in memory.
     pub memory: &'a Path,
+    /// The directory of its `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`: on its disk if it
+    /// has one, where they count toward its limit, else in memory.
+    pub names: &'a Path,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
@@ -72,6 +76,7 @@ pub fn config(
     generation: i64,
     image: &ImageConfig,
     files: HostFiles<'_>,
+    users: Option<UserRange>,
 ) -> ContainerConfig {
     let mount = |container: &str, host: &Path, readonly| Mount {
         container_path: container.to_owned(),
@@ -95,7 +100,7 @@ pub fn config(
         ("/etc/hostname", memory::HOSTNAME),
         ("/etc/resolv.conf", memory::RESOLV_CONF),
     ] {
-        mounts.push(mount(path, &in_memory(name), is_root_read_only));
+        mounts.push(mount(path, &files.names.join(name), is_root_read_only));
     }
     if is_root_read_only {
         mounts.push(mount("/tmp", &in_memory(memory::TMP), false));
@@ -116,7 +121,7 @@ pub fn config(
         annotations: labels::annotations(spec),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(&spec.resources)),
-            security_context: Some(security(security_context, image, files.seccomp)),
+            security_context: Some(security(security_context, image, files.seccomp, users)),
         }),
         ..Default::default()
     }
@@ -183,6 +188,7 @@ fn security(
     requested: Option<&SecurityContext>,
     image: &ImageConfig,
     seccomp: &Path,
+    users: Option<UserRange>,
 ) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let requested = requested.unwrap_or(&default);
@@ -207,6 +213,8 @@ fn security(
             network: NamespaceMode::Pod.into(),
             pid: NamespaceMode::Container.into(),
             ipc: NamespaceMode::Pod.into(),
+            // containerd refuses options other than the sandbox's.
+            userns_options: users.map(UserRange::namespace),
             ..Default::default()
         }),
         run_as_user: id(requested.run_as_user),

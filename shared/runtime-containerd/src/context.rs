@@ -8,6 +8,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use crate::box_state::StateStore;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::disk::Disk;
 use crate::firewall::Firewall;
 
 /// One driver's configuration and clients. Each module adds the operations of its noun.
@@ -38,9 +39,19 @@ impl Context {
         self.states.directory(id).join("memory")
     }
 
+    pub fn disk(&self, id: &EnvironmentId) -> Disk {
+        Disk::of(&self.states.directory(id))
+    }
+
     /// Long enough for another replica to create or remove the box.
     pub fn lock_deadline(&self) -> Duration {
         let seconds = self.config.sandbox_deadline_s + self.config.start_deadline_s;
         Duration::from_secs(seconds)
     }
+}
+
+/// The PATH with the sbin directories, which contain nft and mkfs and which a service's PATH may lack.
+pub fn search_path() -> String {
+    let inherited = std::env::var("PATH").unwrap_or_default();
+    format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin")
 }

@@ -14,7 +14,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
+    CreateContainerRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
     ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest,
     RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
@@ -40,7 +40,7 @@ fn call_span(operation: &'static str) -> Span {
         return Span::none();
     }
     let service = match operation {
-        "ImageStatus" | "ImageFsInfo" | "PullImage" => "runtime.v1.ImageService",
+        "ImageStatus" | "PullImage" => "runtime.v1.ImageService",
         _ => "runtime.v1.RuntimeService",
     };
     tracing::info_span!(
@@ -143,17 +143,21 @@ impl Cri {
         Ok(answer.info.remove("config").unwrap_or_default())
     }
 
-    /// The directory with the writable layers of containers.
-    pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
-        let request = ImageFsInfoRequest {};
+    /// Whether a runtime handler supports user namespaces, by containerd's status; `handler` is empty
+    /// for the default one. containerd 1.6 supports none and reports nothing.
+    pub async fn supports_user_namespaces(&self, handler: &str) -> Result<bool, CriError> {
+        let request = StatusRequest { verbose: false };
         let answer = call(
-            "ImageFsInfo",
+            "Status",
             self.deadline,
-            self.images.clone().image_fs_info(request),
+            self.runtime.clone().status(request),
         )
         .await?;
-        let first = answer.image_filesystems.into_iter().next();
-        Ok(first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint))
+        let known = answer.runtime_handlers.iter();
+        Ok(known
+            .filter(|known| known.name == handler)
+            .filter_map(|known| known.features)
+            .any(|features| features.user_namespaces))
     }
 
     pub async fn sandboxes(

@@ -71,6 +71,12 @@ impl Context {
         for directory in [self.output_directory(id), self.memory_directory(id)] {
             tmpfs::unmount(&directory).map_err(|error| io_failure("unmount", &error))?;
         }
+        // The kernel may write the disk's last changes first.
+        let disk = self.disk(id);
+        tokio::task::spawn_blocking(move || disk.unmount())
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|error| io_failure("unmount", &error))?;
         cgroup::remove(&self.config.deployment, id, self.config.call_deadline())
             .await
             .map_err(|error| io_failure("control group", &error))?;

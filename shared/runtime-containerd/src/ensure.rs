@@ -31,11 +31,16 @@ use tokio::time::Instant;
 use crate::box_state::{BoxLock, BoxState, Failure, Step};
 use crate::context::Context;
 use crate::cri::CriError;
+use crate::disk::Disk;
 use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp, user_files};
+use crate::user_range::UserRange;
+use crate::{
+    cgroup, container, memory, output, phase, refusal, sandbox, seccomp, snapshot, user_files,
+    user_range,
+};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -208,31 +213,49 @@ impl Context {
             .clone()
             .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
         self.states.save(lock, id, state).await?;
+        let users = self.take_user_range(spec).await?;
+        let owner = users.map_or(0, |range| range.first);
+        let disk = self.has_disk(spec)?.then(|| self.disk(id));
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
         cgroup::create(&self.config.deployment, id, pids, limits)
             .map_err(|error| io_failure("control group", &error))?;
-        output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
-        memory::mount_fresh(&memory, spec.resources.memory)
+        output::mount_fresh(&output, owner)
+            .map_err(|error| io_failure("output directory", &error))?;
+        memory::mount_fresh(&memory, spec.resources.memory, owner)
             .map_err(|error| io_failure("files in memory", &error))?;
 
-        let sandbox_config = sandbox::config(&self.config, spec, generation);
+        let sandbox_config = sandbox::config(&self.config, spec, generation, users);
         let dns = sandbox_config.dns_config.clone().unwrap_or_default();
-        let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
+        let make_disk = async {
+            match &disk {
+                Some(disk) => {
+                    let within = self.config.call_deadline();
+                    let made = disk.create(spec.resources.storage, within).await;
+                    made.map_err(EnsureError::from)
+                }
+                None => Ok(()),
+            }
+        };
+        let run_sandbox = self.run_sandbox(spec, sandbox_config.clone());
+        let (sandbox, ()) = tokio::try_join!(run_sandbox, make_disk)?;
         let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
         network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
 
-        memory::write_names(&memory, id.as_str(), network.address, &dns)
+        let names = disk.as_ref().map_or(memory.as_path(), Disk::directory);
+        memory::write_names(names, id.as_str(), network.address, &dns, owner)
             .map_err(|error| io_failure("name files", &error))?;
         let files = container::HostFiles {
             output: &output,
             memory: &memory,
+            names,
             seccomp: &seccomp,
         };
-        let container_config = container::config(&self.config, spec, generation, &image, files);
+        let container_config =
+            container::config(&self.config, spec, generation, &image, files, users);
         let install = async {
             self.firewall
                 .install(id, &network, &policy)
@@ -248,13 +271,47 @@ impl Context {
                 .map_err(container_error)
         };
         let ((), container) = tokio::try_join!(install, create)?;
-        let deadline = Duration::from_secs(self.config.start_deadline_s);
-        let start = self.cri.start_container(&container, deadline);
-        user_files::while_starting(&container, start)
-            .await
-            .map_err(container_error)?;
+        self.start_container(&container, disk.as_ref()).await?;
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
+    }
+
+    /// Starts a created container, whose root file system is on the disk if there is one.
+    async fn start_container(
+        &self,
+        container: &str,
+        disk: Option<&Disk>,
+    ) -> Result<(), EnsureError> {
+        let failed = |error: std::io::Error| EnsureError::from(io_failure("disk of a box", &error));
+        let directories = match disk {
+            Some(disk) => {
+                let within = self.config.call_deadline();
+                let found = snapshot::writable_directories(&self.cri, container, within).await;
+                let directories = found.map_err(RuntimeError::from)?;
+                disk.attach(&directories).map_err(failed)?;
+                Some(directories)
+            }
+            None => None,
+        };
+        let deadline = Duration::from_secs(self.config.start_deadline_s);
+        let start = self.cri.start_container(container, deadline);
+        let started = user_files::while_starting(container, start)
+            .await
+            .map_err(container_error);
+        if let Some(directories) = directories {
+            Disk::detach(&directories).map_err(failed)?;
+        }
+        started
+    }
+
+    /// The ids of the box's user namespace; `None` if it has none of its own.
+    async fn take_user_range(&self, spec: &BoxSpec) -> Result<Option<UserRange>, RuntimeError> {
+        if !self.has_user_namespace(spec).await? {
+            return Ok(None);
+        }
+        let range = user_range::take(&self.states.directory(&spec.id))
+            .map_err(|error| io_failure("user ids of a box", &error))?;
+        Ok(Some(range))
     }
 
     async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {

@@ -30,6 +30,7 @@ use tokio::process::Command;
 use ruleset::Ruleset;
 
 use crate::config::Config;
+use crate::context::search_path;
 use crate::network::BoxNetwork;
 
 #[derive(Debug, thiserror::Error)]
@@ -228,10 +229,4 @@ impl Firewall {
 
 fn is_absent(message: &str) -> bool {
     message.contains("No such file or directory")
-}
-
-/// The PATH with the sbin directories, which contain nft and which a service's PATH may lack.
-fn search_path() -> String {
-    let inherited = std::env::var("PATH").unwrap_or_default();
-    format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin")
 }

@@ -1,6 +1,7 @@
-//! A box's files in memory besides its output: `/dev/shm`, `/etc/hosts`, `/etc/hostname`,
-//! `/etc/resolv.conf`, and `/tmp` if the root file system is read-only. containerd would mount files
-//! of this machine's disk at these paths, which a box could fill beyond its limit of storage.
+//! A box's files in memory besides its output: `/dev/shm`, and `/tmp` if the root file system is
+//! read-only. Those of a box without a disk also are `/etc/hosts`, `/etc/hostname` and
+//! `/etc/resolv.conf`. containerd would mount files of this machine's disk at these paths, which a box
+//! could fill beyond its limit of storage.
 //!
 //! * I1. They are in one tmpfs of this machine, which is as large as the box's memory limit. Its
 //!   pages count as the box's memory.
@@ -10,7 +11,7 @@
 use std::fs::Permissions;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
 use agentbox_contracts::units::Bytes;
@@ -29,13 +30,14 @@ pub const RESOLV_CONF: &str = "resolv.conf";
 /// A file for each page of the memory, so that empty files have a bound too.
 const PAGE_BYTES: u64 = 4096;
 
-/// Mounts a tmpfs with empty directories in place of any other.
+/// Mounts a tmpfs with empty directories in place of any other. `owner` is the box's root on this
+/// machine.
 ///
 /// # Errors
 /// As [`tmpfs::mount_fresh`].
-pub fn mount_fresh(directory: &Path, limit: Bytes) -> io::Result<()> {
+pub fn mount_fresh(directory: &Path, limit: Bytes, owner: u32) -> io::Result<()> {
     let options = format!(
-        "size={},nr_inodes={},mode=0755",
+        "size={},nr_inodes={},mode=0755,uid={owner},gid={owner}",
         limit.0,
         limit.0 / PAGE_BYTES
     );
@@ -44,11 +46,13 @@ pub fn mount_fresh(directory: &Path, limit: Bytes) -> io::Result<()> {
         let path = directory.join(name);
         std::fs::create_dir(&path)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o1777))?;
+        chown(&path, Some(owner), Some(owner))?;
     }
     Ok(())
 }
 
-/// Writes the box's `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`.
+/// Writes the box's `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. `owner` is the box's root on
+/// this machine.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -57,6 +61,7 @@ pub fn write_names(
     hostname: &str,
     address: Ipv4Addr,
     dns: &DnsConfig,
+    owner: u32,
 ) -> io::Result<()> {
     for (name, content) in [
         (HOSTS, hosts(hostname, address)),
@@ -66,6 +71,7 @@ pub fn write_names(
         let path = directory.join(name);
         std::fs::write(&path, content)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        chown(&path, Some(owner), Some(owner))?;
     }
     Ok(())
 }
@@ -111,7 +117,8 @@ mod tests {
             ..Default::default()
         };
         let address = Ipv4Addr::new(10, 160, 0, 5);
-        write_names(directory.path(), "env-1", address, &dns).unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        write_names(directory.path(), "env-1", address, &dns, owner).unwrap();
         let read = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!(read(HOSTNAME), "env-1\n");
         assert_eq!(

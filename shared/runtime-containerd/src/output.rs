@@ -17,15 +17,15 @@ use crate::tmpfs;
 
 const MAX_FILES: u32 = 64;
 
-/// Mounts an empty output directory in place of any other.
+/// Mounts an empty output directory in place of any other. `owner` is the box's root on this machine.
 ///
 /// # Errors
 /// As [`tmpfs::mount_fresh`].
-pub fn mount_fresh(directory: &Path) -> io::Result<()> {
+pub fn mount_fresh(directory: &Path, owner: u32) -> io::Result<()> {
     // Any user may write, because the box may run as any user. A boxd that is root closes it to the
     // box's other users before their first process.
     let options = format!(
-        "size={},nr_inodes={MAX_FILES},mode=0777",
+        "size={},nr_inodes={MAX_FILES},mode=0777,uid={owner},gid={owner}",
         output::DIRECTORY_BYTES
     );
     let flags = MsFlags::MS_NOEXEC | tmpfs::NO_SYMLINKS;

@@ -1,5 +1,6 @@
 //! Renders the configuration of a box's pod sandbox: name, cgroup, resolvers, namespaces. Pure.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use agentbox_runtime::BoxSpec;
@@ -10,18 +11,26 @@ use k8s_cri::v1::{
 
 use crate::cgroup::{self, SandboxLimits};
 use crate::config::Config;
+use crate::user_range::{self, UserRange};
 use crate::{container, labels};
 
 /// The handler of the runtime that shares this machine's kernel.
 const RUNC: &str = "runc";
 
-/// The sandbox runs containerd's pause image, and nothing of the user.
-pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxConfig {
+/// The sandbox runs containerd's pause image, and nothing of the user. `users` are the ids of its user
+/// namespace; `None`: it has none of its own.
+pub fn config(
+    config: &Config,
+    spec: &BoxSpec,
+    generation: i64,
+    users: Option<UserRange>,
+) -> PodSandboxConfig {
     let namespaces = NamespaceOption {
         network: NamespaceMode::Pod.into(),
         // boxd is PID 1 of the container, and reaps.
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Pod.into(),
+        userns_options: users.map(UserRange::namespace),
         ..Default::default()
     };
     let v4 = config
@@ -48,6 +57,7 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
         annotations: labels::annotations(spec),
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: cgroup::parent(&config.deployment, &spec.id),
+            sysctls: sysctls(users),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces),
                 readonly_rootfs: true,
@@ -58,6 +68,16 @@ pub fn config(config: &Config, spec: &BoxSpec, generation: i64) -> PodSandboxCon
         }),
         ..Default::default()
     }
+}
+
+/// containerd allows ping without a capability, but not in a user namespace: its value names groups
+/// that the namespace does not have.
+fn sysctls(users: Option<UserRange>) -> HashMap<String, String> {
+    let groups = users.map(|_| {
+        let value = format!("0 {}", user_range::LENGTH - 1);
+        ("net.ipv4.ping_group_range".to_owned(), value)
+    });
+    groups.into_iter().collect()
 }
 
 /// containerd's own filter. The box's filter is derived from the sandbox's.
@@ -79,11 +99,14 @@ pub fn runtime_handler(config: &Config, spec: &BoxSpec) -> String {
     runtime_class(config, spec).unwrap_or_default().to_owned()
 }
 
-/// The limits of the cgroup above the box. Only a runtime with a kernel of its own needs them:
-/// every one but runc.
+/// Whether the box uses this machine's kernel: with runc, and with containerd's default runtime.
+pub fn shares_kernel(config: &Config, spec: &BoxSpec) -> bool {
+    runtime_class(config, spec).is_none_or(|class| class == RUNC)
+}
+
+/// The limits of the cgroup above the box. Only a runtime with a kernel of its own needs them.
 pub fn limits(config: &Config, spec: &BoxSpec) -> Option<SandboxLimits> {
-    let class = runtime_class(config, spec);
-    class.filter(|class| *class != RUNC).map(|_| SandboxLimits {
+    (!shares_kernel(config, spec)).then(|| SandboxLimits {
         memory_bytes: spec.resources.memory.0,
         cpu_quota_us: container::cpu_quota_us(spec.resources.cpu),
     })

@@ -1,6 +1,10 @@
-//! Measures the storage of boxes, and evicts a box over its limit.
+//! Ends boxes that use too much of the machine's disk.
 //!
-//! A box's storage is the upper directory of its container's overlay ([`measure`]). The driver
+//! The kernel enforces the limit of a box that has a disk of its own ([`crate::disk`]). The limits of all
+//! boxes together may be larger than the machine's disk. Therefore, when the disk's free space is
+//! below the operator's reserve, the box whose disk uses most is evicted.
+//!
+//! The storage of a box without a disk is measured: it is the upper directory of its container's overlay ([`measure`]). The driver
 //! walks that directory, because CRI's own figure is up to 10 s old.
 //!
 //! * I1. One replica measures at a time; another takes over within a second.
@@ -114,6 +118,7 @@ impl Context {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         let wait_until = tokio::time::Instant::now() + MAX_WAIT;
+        let running = self.keep_reserve(running, &mounts).await;
         for (id, (container, limit)) in running {
             let Some(paths) = OverlayPaths::find(&mounts, &container) else {
                 continue;
@@ -181,6 +186,52 @@ impl Context {
             }
         }
         Ok(())
+    }
+}
+
+/// The box that uses most of the machine's disk.
+fn largest(disks: impl Iterator<Item = (EnvironmentId, u64)>) -> Option<(EnvironmentId, u64)> {
+    disks.max_by(|(a, a_bytes), (b, b_bytes)| a_bytes.cmp(b_bytes).then_with(|| b.cmp(a)))
+}
+
+impl Context {
+    /// Evicts the box whose disk uses most if the machine's disk has less free space than the reserve.
+    /// Returns the boxes without a disk.
+    async fn keep_reserve(
+        &self,
+        running: BTreeMap<EnvironmentId, (String, u64)>,
+        mounts: &str,
+    ) -> BTreeMap<EnvironmentId, (String, u64)> {
+        let (with_disk, measured): (BTreeMap<_, _>, BTreeMap<_, _>) = running
+            .into_iter()
+            .partition(|(id, _)| self.disk(id).is_mounted(mounts));
+        let reserve = self.config.storage_reserve();
+        let is_full = self.storage().is_ok_and(|(_, free)| free < reserve);
+        if !is_full {
+            return measured;
+        }
+        let disks = with_disk.into_keys().filter_map(|id| {
+            let used = self.disk(&id).used_bytes().ok()?;
+            Some((id, used))
+        });
+        if let Some((id, used)) = largest(disks) {
+            tracing::warn!(
+                environment.id = %id,
+                used_bytes = used,
+                reserve_bytes = reserve,
+                "the machine's disk was full, evicted the box that used most"
+            );
+            let message =
+                format!("the machine's disk is full, and the box used most of it: {used} bytes");
+            if let Err(error) = self.evict(&id, message).await {
+                tracing::warn!(
+                    error = %ErrorChain(&error),
+                    environment.id = %id,
+                    "could not evict a box"
+                );
+            }
+        }
+        measured
     }
 }
 
@@ -258,6 +309,21 @@ mod tests {
             let at = now + Duration::from_secs(after);
             assert_eq!(is_due(last, 1_000, free, at), due, "{case}");
         }
+    }
+
+    #[test]
+    fn box_that_uses_most_is_the_largest() {
+        let (a, b) = (EnvironmentId::random(), EnvironmentId::random());
+        let least = std::cmp::min(&a, &b).clone();
+        for (sizes, expected) in [
+            ([1, 2], Some((b.clone(), 2))),
+            ([2, 1], Some((a.clone(), 2))),
+            ([1, 1], Some((least, 1))),
+        ] {
+            let disks = [a.clone(), b.clone()].into_iter().zip(sizes);
+            assert_eq!(largest(disks), expected);
+        }
+        assert_eq!(largest(std::iter::empty()), None);
     }
 
     #[test]

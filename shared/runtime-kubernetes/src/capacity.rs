@@ -107,6 +107,11 @@ impl Context {
             available_cpu: MilliCpu(total.cpu.0.saturating_sub(reserved.cpu.0)),
             available_memory: Bytes(total.memory.0.saturating_sub(reserved.memory.0)),
             available_storage: Bytes(total.storage.0.saturating_sub(reserved.storage.0)),
+            total_storage: total.storage,
+            limitations: vec![
+                "boxes have no user namespace".to_owned(),
+                "storage limits are measured by the kubelet, not enforced".to_owned(),
+            ],
             labels: {
                 let mut labels = common_labels(&nodes);
                 labels.extend(self.config.labels.clone());

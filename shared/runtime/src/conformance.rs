@@ -58,6 +58,10 @@ pub struct Differences {
     pub eviction_deletes_output: bool,
     /// Whether the group of an image's `USER user:group` is ignored.
     pub ignores_image_group: bool,
+    /// Whether a box over its storage limit is evicted. Otherwise the kernel refuses its writes.
+    pub measures_storage: bool,
+    /// Whether boxes have no user namespace of their own.
+    pub shares_user_ids: bool,
 }
 
 /// A requirement that a driver does not meet.
@@ -323,7 +327,7 @@ macro_rules! conformance_tests {
             limits: memory_over_limit_is_oom_killed,
             limits: memory_bomb_ends_only_its_own_processes,
             limits: shared_memory_counts_as_memory,
-            limits: storage_over_limit_is_evicted_for_every_replica,
+            limits: storage_over_limit_is_refused_or_evicted_for_every_replica,
             limits: processes_over_limit_are_refused,
             limits: box_at_process_limit_refuses_commands_and_keeps_running,
             hostile: escape_attempts_are_refused,
@@ -334,6 +338,7 @@ macro_rules! conformance_tests {
             hostile: boxd_files_are_closed_to_other_users_of_the_box,
             hostile: forged_report_does_not_change_the_exit_code,
             hostile: capabilities_are_exactly_the_documented_ones,
+            hostile: each_box_has_user_ids_of_its_own,
             hostile: setuid_program_gains_root_only_when_allowed,
             network: other_box_is_unreachable_by_default,
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,

@@ -83,6 +83,10 @@ pub struct Capacity {
     pub available_cpu: MilliCpu,
     pub available_memory: Bytes,
     pub available_storage: Bytes,
+    /// The storage that limits of boxes may add up to, before any overcommit.
+    pub total_storage: Bytes,
+    /// What the cluster does not enforce for its boxes, each in one clause, for `/health`.
+    pub limitations: Vec<String>,
     pub labels: BTreeMap<String, String>,
     /// RuntimeClasses or CRI handlers that a box may name.
     pub runtime_classes: Vec<String>,

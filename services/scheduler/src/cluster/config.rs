@@ -22,13 +22,14 @@ pub enum ClusterConfigError {
     },
 }
 
-/// How many times a cluster's CPU and memory may be reserved. Boxes reserve their limits,
+/// How many times a cluster's CPU, memory and storage may be reserved. Boxes reserve their limits,
 /// which few of them use at the same time. 0: the scheduler does not limit reservations.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overcommit {
     pub cpu: f64,
     pub memory: f64,
+    pub storage: f64,
 }
 
 impl Default for Overcommit {
@@ -36,6 +37,7 @@ impl Default for Overcommit {
         Self {
             cpu: 20.0,
             memory: 4.0,
+            storage: 4.0,
         }
     }
 }
@@ -57,8 +59,12 @@ pub fn read(path: &Path) -> Result<Vec<ClusterSpec<PlacementConfig>>, ClusterCon
     let clusters = agentbox_clusters::read::<PlacementConfig>(path)?;
     let is_valid = |ratio: f64| ratio == 0.0 || (ratio >= 1.0 && ratio.is_finite());
     for cluster in &clusters {
-        let Overcommit { cpu, memory } = cluster.extra.overcommit;
-        for (field, value) in [("cpu", cpu), ("memory", memory)] {
+        let Overcommit {
+            cpu,
+            memory,
+            storage,
+        } = cluster.extra.overcommit;
+        for (field, value) in [("cpu", cpu), ("memory", memory), ("storage", storage)] {
             if !is_valid(value) {
                 return Err(ClusterConfigError::Overcommit {
                     cluster: cluster.name.clone(),

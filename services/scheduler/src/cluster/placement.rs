@@ -47,6 +47,7 @@ pub fn unmatched_selector(
 pub struct Allocatable {
     pub cpu: MilliCpu,
     pub memory: Bytes,
+    pub storage: Bytes,
 }
 
 impl Allocatable {
@@ -54,11 +55,12 @@ impl Allocatable {
     pub const UNLIMITED: Self = Self {
         cpu: MilliCpu(u64::MAX),
         memory: Bytes(u64::MAX),
+        storage: Bytes(u64::MAX),
     };
 }
 
 /// The allocatable resources of a cluster: its total times the overcommit. `u64::MAX` where
-/// the overcommit is 0, which switches the check off.
+/// the overcommit is 0, which switches the check off, and for storage that the cluster does not report.
 #[must_use]
 pub fn allocatable(capacity: &Capacity, overcommit: Overcommit) -> Allocatable {
     #[allow(
@@ -77,6 +79,18 @@ pub fn allocatable(capacity: &Capacity, overcommit: Overcommit) -> Allocatable {
     Allocatable {
         cpu: MilliCpu(scaled(capacity.total_cpu.0, overcommit.cpu)),
         memory: Bytes(scaled(capacity.total_memory.0, overcommit.memory)),
+        storage: match total_storage(capacity) {
+            u64::MAX => Bytes(u64::MAX),
+            total => Bytes(scaled(total, overcommit.storage)),
+        },
+    }
+}
+
+/// The bytes of a cluster's storage; `u64::MAX` if it does not report them.
+fn total_storage(capacity: &Capacity) -> u64 {
+    match capacity.total_storage.0 {
+        0 => u64::MAX,
+        total => total,
     }
 }
 
@@ -161,14 +175,23 @@ pub fn rank(
         );
         return Err(Error::field("resources.memory", rule));
     }
+    let storage = largest(total_storage);
+    if quantities.storage.0 > storage {
+        let rule = format!(
+            "must be at most {}, the size of the largest cluster",
+            Bytes(storage)
+        );
+        return Err(Error::field("resources.storage", rule));
+    }
     matching.retain(|candidate| {
         quantities.cpu <= candidate.capacity.total_cpu
             && quantities.memory <= candidate.capacity.total_memory
+            && quantities.storage.0 <= total_storage(&candidate.capacity)
     });
     if matching.is_empty() {
         return Err(Error::field(
             "resources",
-            "no single cluster has so much CPU and memory; ask for less of one of them",
+            "no single cluster has so much CPU, memory and storage; ask for less of one of them",
         ));
     }
     matching.sort_by(|a, b| {
@@ -219,6 +242,8 @@ mod tests {
                 available_cpu: MilliCpu(cpu),
                 available_memory: Bytes(free),
                 available_storage: Bytes(0),
+                total_storage: Bytes(0),
+                limitations: vec![],
                 labels: BTreeMap::new(),
                 runtime_classes: vec![],
             },
@@ -354,14 +379,36 @@ mod tests {
 
     #[test]
     fn allocatable_is_total_times_overcommit_and_zero_is_unlimited() {
-        let capacity = candidate("a", "eu", 2_000, 1_000, 0).capacity;
-        let overcommitted = |cpu, memory| allocatable(&capacity, Overcommit { cpu, memory });
-        assert_eq!(
-            overcommitted(1.5, 0.0),
-            Allocatable {
+        let mut capacity = candidate("a", "eu", 2_000, 1_000, 0).capacity;
+        let overcommit = Overcommit {
+            cpu: 1.5,
+            memory: 0.0,
+            storage: 2.0,
+        };
+        for (total, storage) in [(0, u64::MAX), (500, 1_000)] {
+            capacity.total_storage = Bytes(total);
+            let expected = Allocatable {
                 cpu: MilliCpu(3_000),
-                memory: Bytes(u64::MAX)
-            }
+                memory: Bytes(u64::MAX),
+                storage: Bytes(storage),
+            };
+            assert_eq!(allocatable(&capacity, overcommit), expected);
+        }
+    }
+
+    #[test]
+    fn storage_larger_than_any_cluster_is_refused_where_clusters_report_it() {
+        let mut known = candidate("a", "eu", 1, 1, 1);
+        known.capacity.total_storage = Bytes(1_024);
+        let unknown = candidate("b", "us", 1, 1, 1);
+        let mut wanted = quantities(1, 1);
+        wanted.storage = Bytes(1_025);
+        let none = selector(&[]);
+        let error = rank(&none, wanted, vec![known.clone()]).unwrap_err();
+        assert_eq!(
+            error.message,
+            "resources.storage: must be at most 1Ki, the size of the largest cluster"
         );
+        assert_eq!(names(rank(&none, wanted, vec![known, unknown])), ["b"]);
     }
 }

@@ -284,7 +284,7 @@ async fn capacity_is_reserved_once_and_again_after_an_end() {
     let database = database().await;
     let allocatable = Allocatable {
         cpu: MilliCpu(250),
-        memory: Bytes(u64::MAX),
+        ..Allocatable::UNLIMITED
     };
     let records = join_all((0..20).map(|n| {
         let store = database.store.clone();
@@ -331,6 +331,27 @@ async fn capacity_is_reserved_once_and_again_after_an_end() {
         .filter(|o| matches!(o, Ok(Reservation::Reserved)))
         .count();
     assert_eq!(freed, 1);
+}
+
+#[tokio::test]
+async fn storage_is_reserved_up_to_the_allocatable_storage() {
+    let database = database().await;
+    let mut creations: Vec<_> = (0..3)
+        .map(|n| creation(&UserId::random(), request(&format!("n-{n}"))))
+        .collect();
+    let size = creations[0].quantities.storage;
+    let mut reserved = Vec::new();
+    for creation in &mut creations {
+        creation.allocatable.storage = Bytes(size.0 * 2);
+        let record = database.store.create(creation).await.unwrap();
+        reserved.push(record.capacity_reserved);
+        if !record.capacity_reserved {
+            let message = record.environment.status_message.unwrap();
+            let expected = format!("0 of storage available, {size} requested");
+            assert!(message.ends_with(&expected), "{message}");
+        }
+    }
+    assert_eq!(reserved, [true, true, false]);
 }
 
 #[tokio::test]

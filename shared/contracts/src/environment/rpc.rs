@@ -100,6 +100,9 @@ pub struct ClusterHealth {
     pub nodes: u32,
     pub available_cpu_milli: u64,
     pub available_memory_bytes: u64,
+    /// What the cluster does not enforce for its boxes, each in one clause.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limitations: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

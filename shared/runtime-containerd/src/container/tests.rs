@@ -53,7 +53,7 @@ fn limits_convert_to_kernel_units() {
 fn security_context_grants_only_requested_rights() {
     let filter = Path::new("/d/seccomp.json");
     let image = ImageConfig::default();
-    let got = security(None, &image, filter);
+    let got = security(None, &image, filter, None);
     assert_eq!(got.seccomp.unwrap().localhost_ref, "/d/seccomp.json");
     assert!(got.no_new_privs && !got.privileged && !got.readonly_rootfs);
     assert_eq!(got.capabilities.unwrap().drop_capabilities, ["ALL"]);
@@ -64,7 +64,7 @@ fn security_context_grants_only_requested_rights() {
         read_only_root_filesystem: Some(true),
         allow_privilege_escalation: Some(true),
     };
-    let got = security(Some(&asked), &image, filter);
+    let got = security(Some(&asked), &image, filter, None);
     assert_eq!(got.run_as_user.map(|v| v.value), Some(1000));
     assert_eq!(got.run_as_group.map(|v| v.value), Some(100));
     assert!(got.readonly_rootfs && !got.no_new_privs);
@@ -90,9 +90,10 @@ fn tmp_is_in_memory_only_if_the_root_is_read_only() {
         let files = HostFiles {
             output: Path::new("/d/output"),
             memory: Path::new("/d/memory"),
+            names: Path::new("/d/memory"),
             seccomp: Path::new("/d/seccomp.json"),
         };
-        let container = config(&settings(), &spec, 1, &ImageConfig::default(), files);
+        let container = config(&settings(), &spec, 1, &ImageConfig::default(), files, None);
         let mounts = container.mounts.iter();
         let found: Vec<&str> = mounts
             .filter(|mount| mount.host_path.starts_with("/d/memory/"))
@@ -117,7 +118,7 @@ fn image_user_is_used_unless_another_was_requested() {
         (Some(&SecurityContext::default()), None, "alice:staff"),
         (Some(&requested), Some(1000), ""),
     ] {
-        let got = security(requested, &image, Path::new("/d/seccomp.json"));
+        let got = security(requested, &image, Path::new("/d/seccomp.json"), None);
         assert_eq!(got.run_as_user.map(|v| v.value), user, "{requested:?}");
         assert_eq!(got.run_as_username, name, "{requested:?}");
     }
@@ -145,6 +146,30 @@ fn user_and_image_environment_do_not_replace_boxd_variables() {
 }
 
 #[test]
+fn sandbox_and_container_have_the_same_user_namespace() {
+    let (settings, spec) = (settings(), spec());
+    let files = HostFiles {
+        output: Path::new("/d/output"),
+        memory: Path::new("/d/memory"),
+        names: Path::new("/d/memory"),
+        seccomp: Path::new("/d/seccomp.json"),
+    };
+    for users in [None, Some(UserRange { first: 65_536 })] {
+        let sandbox = sandbox::config(&settings, &spec, 1, users).linux.unwrap();
+        let container = config(&settings, &spec, 1, &ImageConfig::default(), files, users);
+        let of_sandbox = sandbox.security_context.unwrap().namespace_options.unwrap();
+        let security = container.linux.unwrap().security_context.unwrap();
+        let of_container = security.namespace_options.unwrap();
+        assert_eq!(of_sandbox.userns_options, of_container.userns_options);
+        let mapped = of_sandbox.userns_options.map(|options| options.uids[0]);
+        let ids = mapped.map(|ids| (ids.container_id, ids.host_id, ids.length));
+        assert_eq!(ids, users.map(|users| (0, users.first, 65_536)));
+        let range = sandbox.sysctls.get("net.ipv4.ping_group_range");
+        assert_eq!(range.map(String::as_str), users.map(|_| "0 65535"));
+    }
+}
+
+#[test]
 fn default_runtime_class_applies_to_a_spec_without_one() {
     let mut config = settings();
     let mut spec = spec();
@@ -163,7 +188,7 @@ fn user_label_does_not_replace_driver_label() {
     let mut spec = spec();
     spec.labels
         .insert(labels::DEPLOYMENT.into(), "other".into());
-    let sandbox = sandbox::config(&settings(), &spec, 4);
+    let sandbox = sandbox::config(&settings(), &spec, 4, None);
     assert_eq!(sandbox.labels[labels::DEPLOYMENT], "local");
     assert_eq!(sandbox.labels[labels::GENERATION], "4");
     assert_eq!(

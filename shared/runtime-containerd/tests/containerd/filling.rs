@@ -1,13 +1,14 @@
-//! Ways to fill the disk that file sizes do not show. Each evicts the box.
+//! Ways to fill the disk that file sizes do not show, on a machine where storage is measured. Each evicts
+//! the box.
 
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::hostile::python;
 use agentbox_runtime::conformance::{End, Subject, Violation, check};
 use agentbox_runtime::{BoxSpec, ExitReason, Runtime as _};
-use agentbox_runtime_containerd::Driver;
+use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
 
-use crate::machine::subject;
+use crate::machine::{config, subject, subject_of};
 
 /// Runs a box to its end while a driver watches: a watching driver measures storage.
 async fn run_while_watching(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, Violation> {
@@ -22,7 +23,10 @@ async fn run_while_watching(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, 
 
 /// Runs a Python script, and expects that its box is evicted.
 async fn expect_eviction(script: &str) {
-    let s = subject().await;
+    let s = subject_of(&Config {
+        enforce_storage: Some(false),
+        ..config().await
+    });
     let mut spec = python(&s, &format!("{script}\nimport time\ntime.sleep(600)"));
     spec.resources.storage = Bytes(16 << 20);
     let outcome = run_while_watching(&s, &spec).await;

@@ -21,4 +21,5 @@ mod remote_machine;
 mod resolver;
 mod restart;
 mod services;
+mod storage;
 mod system_calls;

@@ -25,6 +25,7 @@ pub fn images() -> Vec<(String, String)> {
         image("nobody", "\"User\":\"nobody\""),
         image("alice-nobody", "\"User\":\"alice:nobody\""),
         image("relative", "\"WorkingDir\":\"work\""),
+        image("volume", "\"Volumes\":{\"/data\":{}}"),
     ]
 }
 

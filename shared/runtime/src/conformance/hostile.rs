@@ -5,6 +5,7 @@
 //!   a broken test.
 //! * I2. No attempt harms the machine when it succeeds.
 
+use super::session::exec;
 use super::{End, Subject, Violation, check};
 use crate::address_ranges::{EVERYWHERE, networks};
 use crate::{
@@ -258,4 +259,42 @@ pub async fn setuid_program_gains_root_only_when_allowed<D: Runtime + BoxConnect
         })?;
     }
     Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn each_box_has_user_ids_of_its_own<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    if s.differences.shares_user_ids {
+        return Ok(());
+    }
+    let mut first_ids = Vec::new();
+    for _ in 0..2 {
+        // An idle box stays, so that its ids are not free.
+        let spec = s.spec();
+        s.run(&spec).await?;
+        for map in ["/proc/self/uid_map", "/proc/self/gid_map"] {
+            let (text, code) = exec(s, &spec, &["cat", map]).await?;
+            let numbers: Vec<u64> = text
+                .split_whitespace()
+                .filter_map(|number| number.parse().ok())
+                .collect();
+            let is_own = matches!(numbers[..], [0, first, 65_536] if first >= 65_536);
+            check(code == 0 && is_own, || format!("{map}: {text}"))?;
+            first_ids.push(numbers[1]);
+        }
+        let script = "touch /own /tmp/own && chown 1000:1000 /own && \
+                      stat -c %u:%g /own /tmp/own /etc/hosts /bin/sh";
+        let (owners, code) = exec(s, &spec, &["sh", "-c", script]).await?;
+        let found: Vec<&str> = owners.split_whitespace().collect();
+        check(
+            code == 0 && found == ["1000:1000", "0:0", "0:0", "0:0"],
+            || format!("files have other owners in the box: {code} {owners:?}"),
+        )?;
+    }
+    check(
+        first_ids[0] == first_ids[1] && first_ids[0] != first_ids[2],
+        || format!("two boxes have the same ids: {first_ids:?}"),
+    )
 }

@@ -62,9 +62,38 @@ pub async fn shared_memory_counts_as_memory<D: Runtime + BoxConnector>(s: &Subje
 
 /// # Errors
 /// When the driver does not meet the requirement.
-pub async fn storage_over_limit_is_evicted_for_every_replica<D: Runtime + BoxConnector>(
+pub async fn storage_over_limit_is_refused_or_evicted_for_every_replica<
+    D: Runtime + BoxConnector,
+>(
     s: &Subject<D>,
 ) -> Outcome {
+    if s.differences.measures_storage {
+        storage_over_limit_is_evicted(s).await
+    } else {
+        write_over_storage_limit_is_refused(s).await
+    }
+}
+
+async fn write_over_storage_limit_is_refused<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+    let mut spec = s.script(
+        "dd if=/dev/zero of=/big bs=1M count=48 2>&1; rm /big; echo again > /small; cat /small; \
+         exit 3",
+    );
+    spec.resources.storage = Bytes(16 << 20);
+    let end = s.run_to_end(&spec).await?;
+    check(
+        end.exit_code == 3 && end.reason == ExitReason::Exited,
+        || format!("the box did not run on: {end:?}"),
+    )?;
+    for expected in ["No space left on device", "again"] {
+        check(end.output.contains(expected), || {
+            format!("no `{expected}`: {end:?}")
+        })?;
+    }
+    Ok(())
+}
+
+async fn storage_over_limit_is_evicted<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let mut spec = s.script("printf begun; dd if=/dev/zero of=/big bs=1M count=48; sleep 600");
     spec.resources.storage = Bytes(16 << 20);
     let mut changes = s.first.watch().await?;

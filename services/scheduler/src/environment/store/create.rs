@@ -85,7 +85,8 @@ async fn check_capacity(
     advisory_lock(transaction, CLUSTER_LOCK, cluster).await?;
     let reserved = statement(
         "SELECT coalesce(sum(cpu_milli), 0)::bigint AS cpu,
-                coalesce(sum(memory_bytes), 0)::bigint AS memory
+                coalesce(sum(memory_bytes), 0)::bigint AS memory,
+                least(coalesce(sum(storage_bytes), 0), 9223372036854775807)::bigint AS storage
          FROM environments
          WHERE cluster = $1 AND capacity_reserved
             AND status IN ('pending', 'running', 'terminating')",
@@ -111,6 +112,15 @@ async fn check_capacity(
             "memory",
             available.to_string(),
             quantities.memory.to_string(),
+        );
+    }
+    let storage = unsigned(&row, "storage")?;
+    if storage.saturating_add(quantities.storage.0) > allocatable.storage.0 {
+        let available = Bytes(allocatable.storage.0.saturating_sub(storage));
+        return waiting(
+            "storage",
+            available.to_string(),
+            quantities.storage.to_string(),
         );
     }
     Ok(Reservation::Reserved)

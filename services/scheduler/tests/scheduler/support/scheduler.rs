@@ -87,6 +87,7 @@ impl Replica {
         let overcommit = Overcommit {
             cpu: 1_000.0,
             memory: 1_000.0,
+            storage: 1_000.0,
         };
         let clusters = Clusters::new(runtimes.iter().map(|(name, _)| {
             Cluster::new(

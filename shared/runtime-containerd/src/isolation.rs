@@ -1,0 +1,139 @@
+//! Decides which boxes have a user namespace and a disk of their own, and describes what this machine
+//! and its containerd lack for that.
+//!
+//! * I1. A requirement that is missing makes a box weaker only if the operator has not asked for it: with
+//!   `user_namespaces` or `enforce_storage` set to `true` the box does not start.
+
+use agentbox_runtime::{BoxSpec, RuntimeError};
+
+use crate::context::Context;
+use crate::cri::CriError;
+use crate::error::io_failure;
+use crate::{disk, sandbox};
+
+/// The first Linux whose overlay can have lower layers with mapped ids.
+const MIN_KERNEL: (u32, u32) = (5, 19);
+
+impl Context {
+    /// Whether the box gets a user namespace.
+    ///
+    /// # Errors
+    /// When containerd does not answer, or `user_namespaces` is `true` and cannot be had.
+    pub async fn has_user_namespace(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
+        if self.config.user_namespaces == Some(false) || !sandbox::shares_kernel(&self.config, spec)
+        {
+            return Ok(false);
+        }
+        let handler = sandbox::runtime_handler(&self.config, spec);
+        match self.missing_for_user_namespaces(&handler).await? {
+            Some(missing) if self.config.user_namespaces == Some(true) => {
+                Err(RuntimeError::Cluster {
+                    operation: "user namespace",
+                    message: missing,
+                })
+            }
+            missing => Ok(missing.is_none()),
+        }
+    }
+
+    async fn missing_for_user_namespaces(&self, handler: &str) -> Result<Option<String>, CriError> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if !is_at_least(&release, MIN_KERNEL) {
+            return Ok(Some("Linux is older than 5.19".to_owned()));
+        }
+        let is_supported = self.cri.supports_user_namespaces(handler).await?;
+        let missing = "containerd is older than 2.0, or its runtime than runc 1.2";
+        Ok((!is_supported).then(|| missing.to_owned()))
+    }
+
+    /// Whether the box gets a disk. A box with a kernel of its own gets none: gVisor keeps written files
+    /// in memory that it maps from a file, and a full disk would end its kernel.
+    ///
+    /// # Errors
+    /// When the machine's disk has less free space than its reserve, or `enforce_storage` is `true` and
+    /// the machine has no disks.
+    pub fn has_disk(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
+        let (_, free) = self
+            .storage()
+            .map_err(|error| io_failure("read free storage", &error))?;
+        if free < self.config.storage_reserve() {
+            return Err(RuntimeError::Cluster {
+                operation: "storage",
+                message: "the machine's disk is full: its free space is below the reserve"
+                    .to_owned(),
+            });
+        }
+        if self.config.enforce_storage == Some(false) || !sandbox::shares_kernel(&self.config, spec)
+        {
+            return Ok(false);
+        }
+        match disk::missing_requirement() {
+            Some(missing) if self.config.enforce_storage == Some(true) => {
+                Err(RuntimeError::Cluster {
+                    operation: "storage limit",
+                    message: missing,
+                })
+            }
+            missing => Ok(missing.is_none()),
+        }
+    }
+
+    /// The bytes of the machine's disk with the boxes' disks, and the free ones among them.
+    pub fn storage(&self) -> std::io::Result<(u64, u64)> {
+        let stat = nix::sys::statvfs::statvfs(&self.config.state_dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+        Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
+    }
+
+    /// What boxes of the default runtime class lack, for `/health`.
+    pub async fn limitations(&self) -> Result<Vec<String>, CriError> {
+        let mut limitations = Vec::new();
+        let users = match self.config.user_namespaces {
+            Some(false) => Some("`user_namespaces` is false".to_owned()),
+            _ => self.missing_for_user_namespaces("").await?,
+        };
+        if let Some(missing) = users {
+            limitations.push(format!("boxes have no user namespace: {missing}"));
+        }
+        let storage = match self.config.enforce_storage {
+            Some(false) => Some("`enforce_storage` is false".to_owned()),
+            _ => disk::missing_requirement(),
+        };
+        if let Some(missing) = storage {
+            limitations.push(format!(
+                "storage limits are measured, not enforced: {missing}"
+            ));
+        }
+        Ok(limitations)
+    }
+}
+
+/// Compares the first two numbers of a kernel's release.
+fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+    match (next(), next()) {
+        (Some(major), Some(minor)) => (major, minor) >= wanted,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_compared_by_number() {
+        for (release, is_enough) in [
+            ("5.19.0-1-amd64\n", true),
+            ("6.1.0", true),
+            ("10.0", true),
+            ("5.15.167.4-microsoft-standard-WSL2", false),
+            ("4.19.0", false),
+            ("unknown", false),
+            ("", false),
+        ] {
+            assert_eq!(is_at_least(release, MIN_KERNEL), is_enough, "{release}");
+        }
+    }
+}
