@@ -215,6 +215,13 @@ impl Context {
         self.states.save(lock, id, state).await?;
         let users = self.take_user_range(spec).await?;
         let owner = users.map_or(0, |range| range.first);
+        let context = spec.isolation.security_context.as_ref();
+        if let Some(problem) = users.and_then(|_| image.unmapped_user(context)) {
+            return Err(EnsureError::Failed(Failure {
+                reason: FailureReason::ImageInvalid,
+                message: start_failure::cannot_run(&spec.image, &problem),
+            }));
+        }
         let disk = self.has_disk(spec)?.then(|| self.disk(id));
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));

@@ -8,6 +8,7 @@ use agentbox_runtime::image_pull::{is_transient_error, printable_image, public_c
 use serde::Deserialize;
 
 use crate::cri::CriError;
+use crate::user_range;
 
 /// The classes of a failed pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,19 @@ impl ImageConfig {
             ));
         }
         self.user_problem(requested)
+    }
+
+    /// The reason that the image's own user cannot exist in a user namespace.
+    pub fn unmapped_user(&self, requested: Option<&SecurityContext>) -> Option<String> {
+        if requested.is_some_and(|requested| requested.run_as_user.is_some()) {
+            return None;
+        }
+        let mut ids = self.user.split(':').filter_map(|id| id.parse::<u64>().ok());
+        let id = ids.find(|id| *id >= u64::from(user_range::LENGTH))?;
+        Some(format!(
+            "its user or group {id} is above {}, the last one of a box: give run_as_user",
+            user_range::LENGTH - 1
+        ))
     }
 
     /// Decides about the image's own user as the kubelet does.
@@ -182,6 +196,29 @@ mod tests {
                 problem,
                 "{image:?} {requested:?}"
             );
+        }
+    }
+
+    #[test]
+    fn image_user_beyond_the_ids_of_a_box_is_a_problem_unless_another_is_requested() {
+        let requested = SecurityContext {
+            run_as_user: Some(1000),
+            ..Default::default()
+        };
+        for (user, requested, problem) in [
+            ("", None, false),
+            ("alice", None, false),
+            ("65535:65535", None, false),
+            ("65536", None, true),
+            ("0:1000670000", None, true),
+            ("1000670000", Some(&SecurityContext::default()), true),
+            ("1000670000", Some(&requested), false),
+        ] {
+            let image = ImageConfig {
+                user: user.to_owned(),
+                ..Default::default()
+            };
+            assert_eq!(image.unmapped_user(requested).is_some(), problem, "{user}");
         }
     }
 

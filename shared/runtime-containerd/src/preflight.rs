@@ -9,6 +9,7 @@ use agentbox_runtime::{BoxSpec, PreflightError};
 
 use crate::context::Context;
 use crate::cri::CriError;
+use crate::user_range;
 
 impl Context {
     /// Checks a spec. When containerd does not answer, its own runtime handlers are not checked: the
@@ -22,7 +23,14 @@ impl Context {
             }
             None => None,
         };
-        check(spec, &node_labels(&self.config.labels), handlers.as_ref())
+        check(spec, &node_labels(&self.config.labels), handlers.as_ref())?;
+        // containerd is not asked for the other boxes, which are nearly all.
+        if let Err(error) = check_ids(spec)
+            && matches!(self.has_user_namespace(spec).await, Ok(true))
+        {
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// The CRI runtime handlers in containerd's configuration that a request may name.
@@ -67,6 +75,31 @@ pub fn node_labels(configured: &BTreeMap<String, String>) -> BTreeMap<String, St
             .map(|(key, value)| (key.clone(), value.clone())),
     );
     labels
+}
+
+/// Checks that the requested user and group exist in a user namespace.
+fn check_ids(spec: &BoxSpec) -> Result<(), PreflightError> {
+    let Some(asked) = &spec.isolation.security_context else {
+        return Ok(());
+    };
+    for (field, id) in [
+        ("isolation.security_context.run_as_user", asked.run_as_user),
+        (
+            "isolation.security_context.run_as_group",
+            asked.run_as_group,
+        ),
+    ] {
+        if let Some(id) = id.filter(|id| *id >= user_range::LENGTH) {
+            let last = user_range::LENGTH - 1;
+            return Err(PreflightError {
+                field,
+                message: format!(
+                    "must be at most {last} on this cluster, whose boxes have user namespaces, got {id}"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check(
@@ -151,6 +184,30 @@ mod tests {
                 .map(|error| error.field);
             assert_eq!(got, field, "{spec:?}");
         }
+    }
+
+    #[test]
+    fn ids_beyond_those_of_a_box_are_refused() {
+        for (user, group, field) in [
+            (Some(65_535), Some(65_535), None),
+            (
+                Some(65_536),
+                None,
+                Some("isolation.security_context.run_as_user"),
+            ),
+            (
+                Some(5),
+                Some(65_536),
+                Some("isolation.security_context.run_as_group"),
+            ),
+        ] {
+            let spec = example_spec(|spec| {
+                spec.isolation.security_context = Some(security(user, group, false));
+            });
+            let got = check_ids(&spec).err().map(|error| error.field);
+            assert_eq!(got, field, "{user:?} {group:?}");
+        }
+        assert!(check_ids(&example_spec(|_| {})).is_ok());
     }
 
     #[test]
