@@ -126,14 +126,8 @@ impl Disk {
             let path = path.to_owned();
             move |source| DiskError::Io { path, source }
         };
-        self.unmount().map_err(io_error(&self.directory))?;
+        self.discard().map_err(io_error(&self.file))?;
         let limit = limit.0.max(MIN_LIMIT_BYTES);
-        match std::fs::remove_file(&self.file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error(&self.file)(error));
-            }
-            _ => {}
-        }
         std::fs::File::options()
             .write(true)
             .create_new(true)
@@ -210,21 +204,23 @@ impl Disk {
         Ok(std::fs::metadata(&self.file)?.blocks().saturating_mul(512))
     }
 
-    /// Unmounts the disk wherever it is mounted; one that is not is not an error. Its file is removed
-    /// with the box's directory.
+    /// Unmounts the disk wherever it is mounted, and removes its file; a missing disk is not an error. The
+    /// space is free when no container uses the disk.
     ///
     /// # Errors
-    /// As `umount2(2)`.
-    pub fn unmount(&self) -> io::Result<()> {
+    /// As `umount2(2)` and `unlink(2)`.
+    pub fn discard(&self) -> io::Result<()> {
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let Some(device) = device_of(&mountinfo, &self.directory) else {
-            return Ok(());
-        };
-        // A killed call may have left the mount of `attach`.
-        for point in mount_points(&mountinfo, device) {
-            tmpfs::unmount(Path::new(point))?;
+        if let Some(device) = device_of(&mountinfo, &self.directory) {
+            // A killed call may have left the mount of `attach`.
+            for point in mount_points(&mountinfo, device) {
+                tmpfs::unmount(Path::new(point))?;
+            }
         }
-        Ok(())
+        match std::fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -71,18 +71,23 @@ impl Context {
         for directory in [self.output_directory(id), self.memory_directory(id)] {
             tmpfs::unmount(&directory).map_err(|error| io_failure("unmount", &error))?;
         }
-        // The kernel may write the disk's last changes first.
-        let disk = self.disk(id);
-        tokio::task::spawn_blocking(move || disk.unmount())
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-            .map_err(|error| io_failure("unmount", &error))?;
+        self.discard_disk(id).await?;
         cgroup::remove(&self.config.deployment, id, self.config.call_deadline())
             .await
             .map_err(|error| io_failure("control group", &error))?;
         self.states.remove(&lock, id).await?;
         lock.discard();
         Ok(())
+    }
+
+    /// Removes the disk of a box that has ended. Its output is not on it.
+    pub async fn discard_disk(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
+        let disk = self.disk(id);
+        // The kernel may write the disk's last changes first.
+        tokio::task::spawn_blocking(move || disk.discard())
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|error| io_failure("disk of a box", &error))
     }
 
     pub async fn remove_sandboxes(&self, objects: &Objects) -> Result<(), RuntimeError> {

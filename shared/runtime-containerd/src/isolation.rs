@@ -104,8 +104,23 @@ impl Context {
                 "storage limits are measured, not enforced: {missing}"
             ));
         }
+        let configuration = self.cri.configuration().await?;
+        if !ignores_image_volumes(&configuration) {
+            limitations.push(
+                "the volumes of images have no storage limit: containerd's \
+                 `ignore_image_defined_volumes` is not set"
+                    .to_owned(),
+            );
+        }
         Ok(limitations)
     }
+}
+
+/// Whether containerd's configuration, in JSON, lets the directory of a VOLUME be a part of the root file
+/// system.
+fn ignores_image_volumes(configuration: &str) -> bool {
+    let configuration: serde_json::Value = serde_json::from_str(configuration).unwrap_or_default();
+    configuration["ignoreImageDefinedVolumes"] == true
 }
 
 /// Compares the first two numbers of a kernel's release.
@@ -121,6 +136,21 @@ fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn image_volumes_are_ignored_only_if_containerd_says_so() {
+        for (configuration, is_ignored) in [
+            (
+                r#"{"ignoreImageDefinedVolumes":true,"containerd":{}}"#,
+                true,
+            ),
+            (r#"{"ignoreImageDefinedVolumes":false}"#, false),
+            ("{}", false),
+            ("", false),
+        ] {
+            assert_eq!(ignores_image_volumes(configuration), is_ignored);
+        }
+    }
 
     #[test]
     fn kernel_releases_are_compared_by_number() {

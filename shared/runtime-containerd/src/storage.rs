@@ -4,8 +4,8 @@
 //! boxes together may be larger than the machine's disk. Therefore, when the disk's free space is
 //! below the operator's reserve, the box whose disk uses most is evicted.
 //!
-//! The storage of a box without a disk is measured: it is the upper directory of its container's overlay ([`measure`]). The driver
-//! walks that directory, because CRI's own figure is up to 10 s old.
+//! The storage of a box without a disk is measured: the upper directory of its container's overlay
+//! ([`measure`]). The driver walks that directory, because CRI's own figure is up to 10 s old.
 //!
 //! * I1. One replica measures at a time; another takes over within a second.
 //! * I2. A box is measured at least every [`MAX_INTERVAL`]. It is measured earlier when the file
@@ -223,7 +223,12 @@ impl Context {
             );
             let message =
                 format!("the machine's disk is full, and the box used most of it: {used} bytes");
-            if let Err(error) = self.evict(&id, message).await {
+            let evicted = match self.evict(&id, message).await {
+                // At once, or the next box would be evicted before this one is removed.
+                Ok(()) => self.discard_disk(&id).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = evicted {
                 tracing::warn!(
                     error = %ErrorChain(&error),
                     environment.id = %id,
