@@ -66,6 +66,17 @@ fn reserved(pod: &Pod) -> ResourceSum {
         .fold(ResourceSum::default(), ResourceSum::plus)
 }
 
+/// What the cluster does not enforce for boxes without a runtime class.
+fn limitations(user_namespaces: bool) -> Vec<String> {
+    let users = (!user_namespaces).then_some("boxes have no user namespace");
+    let storage = "storage limits are measured by the kubelet, not enforced";
+    users
+        .into_iter()
+        .chain([storage])
+        .map(str::to_owned)
+        .collect()
+}
+
 /// The labels that every node has with the same value.
 fn common_labels(nodes: &[&Node]) -> BTreeMap<String, String> {
     let mut all = nodes
@@ -108,10 +119,7 @@ impl Context {
             available_memory: Bytes(total.memory.0.saturating_sub(reserved.memory.0)),
             available_storage: Bytes(total.storage.0.saturating_sub(reserved.storage.0)),
             total_storage: total.storage,
-            limitations: vec![
-                "boxes have no user namespace".to_owned(),
-                "storage limits are measured by the kubelet, not enforced".to_owned(),
-            ],
+            limitations: limitations(self.config.user_namespaces),
             labels: {
                 let mut labels = common_labels(&nodes);
                 labels.extend(self.config.labels.clone());

@@ -59,6 +59,11 @@ pub struct Config {
     /// The runtime classes that a request may name. Absent: every class of the cluster.
     #[serde(default)]
     pub allowed_runtime_classes: Option<Vec<String>>,
+    /// Whether a Pod without a runtime class has a user namespace of its own (`hostUsers: false`). Every node
+    /// needs containerd 2.0 and runc 1.2, or their like: Kubernetes reports neither, and on an older node
+    /// no box starts. Default false.
+    #[serde(default)]
+    pub user_namespaces: bool,
     /// The keys of the nodes' labels that a `node_selector` may have, beside the cluster's own
     /// `labels`. Default none.
     #[serde(default)]

@@ -74,8 +74,11 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         }],
     });
     let class = spec.isolation.runtime_class.as_ref();
-    if let Some(class) = class.or(config.default_runtime_class.as_ref()) {
-        body["runtimeClassName"] = json!(class);
+    match class.or(config.default_runtime_class.as_ref()) {
+        Some(class) => body["runtimeClassName"] = json!(class),
+        // A runtime with a kernel of its own, such as gVisor, may refuse it.
+        None if config.user_namespaces => body["hostUsers"] = json!(false),
+        None => {}
     }
     if !config.dns_servers.is_empty() {
         body["dnsPolicy"] = json!("None");
@@ -275,6 +278,19 @@ mod tests {
         config.default_runtime_class = Some("gvisor".to_owned());
         assert_eq!(class(&config, None), "gvisor");
         assert_eq!(class(&config, Some("kata")), "kata");
+    }
+
+    #[test]
+    fn user_namespaces_apply_to_a_spec_without_a_runtime_class() {
+        let mut config = config();
+        let host_users = |config: &Config, class: Option<&str>| {
+            let spec = spec(|spec| spec.isolation.runtime_class = class.map(str::to_owned));
+            pod(config, &spec)["spec"]["hostUsers"].clone()
+        };
+        assert_eq!(host_users(&config, None), Value::Null);
+        config.user_namespaces = true;
+        assert_eq!(host_users(&config, None), false);
+        assert_eq!(host_users(&config, Some("gvisor")), Value::Null);
     }
 
     #[test]
