@@ -41,6 +41,10 @@ impl Context {
         if !is_at_least(&release, MIN_KERNEL) {
             return Ok(Some("Linux is older than 5.19".to_owned()));
         }
+        let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+        if most.is_ok_and(|most| most.trim() == "0") {
+            return Ok(Some("user.max_user_namespaces is 0".to_owned()));
+        }
         let is_supported = self.cri.supports_user_namespaces(handler).await?;
         let missing = "containerd is older than 2.0, or its runtime than runc 1.2";
         Ok((!is_supported).then(|| missing.to_owned()))
