@@ -67,17 +67,6 @@ pub struct Config {
     /// is ended. Default 2048. 0: no check.
     #[serde(default = "storage_reserve_mib")]
     pub storage_reserve_mib: u64,
-    /// The most mebibytes of an image, as its registry delivers it. A larger one is removed again, and
-    /// its box fails. Default 20480. 0: no limit.
-    #[serde(default = "max_image_mib")]
-    pub max_image_mib: u64,
-    /// The share of the disk with images, in percent, above which images that no box uses are removed,
-    /// if boxes have caused their pull. Default 85. 0: none is removed.
-    #[serde(default = "image_gc_high_percent")]
-    pub image_gc_high_percent: u8,
-    /// The share below which no more images are removed. Default 80.
-    #[serde(default = "image_gc_low_percent")]
-    pub image_gc_low_percent: u8,
     /// The nftables program. Default `nft`, looked for in the sbin directories too.
     #[serde(default = "nft")]
     pub nft: PathBuf,
@@ -101,15 +90,6 @@ pub struct Config {
 fn nft() -> PathBuf {
     PathBuf::from("nft")
 }
-const fn max_image_mib() -> u64 {
-    20_480
-}
-const fn image_gc_high_percent() -> u8 {
-    85
-}
-const fn image_gc_low_percent() -> u8 {
-    80
-}
 const fn storage_reserve_mib() -> u64 {
     2_048
 }
@@ -132,11 +112,6 @@ pub enum ConfigError {
     Bridge(String),
     #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },
-    #[error(
-        "image_gc_low_percent: must be at most image_gc_high_percent, and that at most 100, they are \
-         {low} and {high}"
-    )]
-    ImageWatermarks { low: u8, high: u8 },
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
 }
@@ -177,10 +152,6 @@ impl Config {
                     path: path.clone(),
                 });
             }
-        }
-        let (low, high) = (self.image_gc_low_percent, self.image_gc_high_percent);
-        if high > 100 || (high > 0 && low > high) {
-            return Err(ConfigError::ImageWatermarks { low, high });
         }
         if let Some(class) = &self.default_runtime_class
             && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
@@ -262,23 +233,6 @@ mod tests {
             json["allowed_runtime_classes"] = allowed.clone();
             let config: Config = serde_json::from_value(json).unwrap();
             assert_eq!(config.validate().is_ok(), is_valid, "{allowed}");
-        }
-    }
-
-    #[test]
-    fn image_watermarks_must_be_in_order() {
-        for (low, high, is_valid) in [
-            (80, 85, true),
-            (85, 85, true),
-            (80, 0, true),
-            (90, 85, false),
-            (80, 101, false),
-        ] {
-            let mut json = minimal();
-            json["image_gc_low_percent"] = low.into();
-            json["image_gc_high_percent"] = high.into();
-            let config: Config = serde_json::from_value(json).unwrap();
-            assert_eq!(config.validate().is_ok(), is_valid, "{low} {high}");
         }
     }
 

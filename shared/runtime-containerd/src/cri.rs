@@ -14,11 +14,11 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
+    CreateContainerRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
     ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
+    StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -40,7 +40,7 @@ fn call_span(operation: &'static str) -> Span {
         return Span::none();
     }
     let service = match operation {
-        "ImageStatus" | "ImageFsInfo" | "PullImage" | "RemoveImage" => "runtime.v1.ImageService",
+        "ImageStatus" | "PullImage" => "runtime.v1.ImageService",
         _ => "runtime.v1.RuntimeService",
     };
     tracing::info_span!(
@@ -158,19 +158,6 @@ impl Cri {
             .filter(|known| known.name == handler)
             .filter_map(|known| known.features)
             .any(|features| features.user_namespaces))
-    }
-
-    /// The directory with the images and the containers' writable layers.
-    pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
-        let request = ImageFsInfoRequest {};
-        let answer = call(
-            "ImageFsInfo",
-            self.deadline,
-            self.images.clone().image_fs_info(request),
-        )
-        .await?;
-        let first = answer.image_filesystems.into_iter().next();
-        Ok(first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint))
     }
 
     pub async fn sandboxes(
@@ -363,21 +350,6 @@ impl Cri {
         let mut client = self.images.clone();
         let status = call("ImageStatus", self.deadline, client.image_status(request)).await?;
         Ok(status.image.is_some().then_some(status))
-    }
-
-    /// Removes an image with all its names; `id` is its id.
-    pub async fn remove_image(&self, id: &str) -> Result<(), CriError> {
-        let image = ImageSpec {
-            image: id.to_owned(),
-            ..Default::default()
-        };
-        let request = RemoveImageRequest { image: Some(image) };
-        let mut client = self.images.clone();
-        ignore_not_found(
-            call("RemoveImage", self.deadline, client.remove_image(request))
-                .await
-                .map(|_| ()),
-        )
     }
 
     pub async fn pull_image(&self, name: &str, deadline: Duration) -> Result<(), CriError> {

@@ -163,8 +163,7 @@ impl Context {
     async fn pull(&self, image: &str) -> Result<Result<(), Failure>, RuntimeError> {
         let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
         let Err(error) = self.cri.pull_image(image, deadline).await else {
-            let refused = self.accept_pulled(image).await?;
-            return Ok(refused.map_or(Ok(()), Err));
+            return Ok(Ok(()));
         };
         tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
@@ -329,9 +328,6 @@ impl Context {
         };
         let status = self.cri.image(image).await?;
         let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
-        if let Some(image) = &status.image {
-            self.record_image_use(&image.id);
-        }
         ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }
 

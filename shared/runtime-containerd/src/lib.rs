@@ -39,7 +39,6 @@ mod error;
 mod events;
 mod firewall;
 mod image;
-mod image_store;
 mod isolation;
 mod labels;
 mod memory;

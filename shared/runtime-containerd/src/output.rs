@@ -2,7 +2,7 @@
 //! boxd's files outlive boxd.
 //!
 //! * I1. Its content is not trusted: no link is followed (`nosymfollow`, and on an older kernel the
-//!   readers refuse links), no program runs from it on this machine, and its size is limited. Its pages count as the
+//!   readers refuse links), no program runs from it, and its size is limited. Its pages count as the
 //!   box's memory.
 
 use std::io;

@@ -2,8 +2,7 @@
 //!
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
 //! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
-//! Between polls it evicts boxes over their storage limit, restores lost firewall rules and removes
-//! unused images.
+//! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
-use crate::image_store;
 use crate::observe::Objects;
 use crate::repair;
 use crate::storage::{self, StorageUsage};
@@ -48,7 +46,6 @@ struct Watch {
     pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
-    next_images: Instant,
     storage_usage: StorageUsage,
 }
 
@@ -68,7 +65,6 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         pause: POLL_WITHOUT_EVENTS,
         next_storage: now,
         next_repair: now,
-        next_images: now,
         storage_usage: StorageUsage::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
@@ -106,7 +102,7 @@ impl Watch {
         }
     }
 
-    /// Checks storage, repairs the firewall and removes images, if this replica holds the lead.
+    /// Checks storage and repairs the firewall, if this replica holds the lead.
     async fn maintain(&mut self) -> Result<(), RuntimeError> {
         let Some(lead) = self.context.states.try_lead()? else {
             self.storage_usage.clear();
@@ -118,16 +114,6 @@ impl Watch {
         if Instant::now() >= self.next_repair {
             self.context.repair_firewall(&lead).await?;
             self.next_repair = Instant::now() + repair::INTERVAL;
-        }
-        if Instant::now() >= self.next_images {
-            // A failure must not end the watch.
-            if let Err(error) = self.context.collect_images(&lead).await {
-                tracing::warn!(
-                    error = %ErrorChain(&error),
-                    "could not remove unused images"
-                );
-            }
-            self.next_images = Instant::now() + image_store::INTERVAL;
         }
         Ok(())
     }
