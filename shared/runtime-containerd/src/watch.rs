@@ -3,6 +3,9 @@
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
 //! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
 //! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
+//!
+//! * I1. Only containerd ends the stream, when it does not answer. An error of the storage check or
+//!   of the firewall is logged, and the next check tries again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -10,10 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{Change, ChangeStream, RuntimeError};
+use agentbox_runtime::{Change, ChangeStream, Retries, RuntimeError};
 use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
 
+use crate::box_state::BoxLock;
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
 use crate::observe::Objects;
@@ -46,6 +50,7 @@ struct Watch {
     pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
+    repairs: Retries,
     storage_usage: StorageUsage,
 }
 
@@ -65,6 +70,7 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         pause: POLL_WITHOUT_EVENTS,
         next_storage: now,
         next_repair: now,
+        repairs: Retries::default(),
         storage_usage: StorageUsage::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
@@ -87,7 +93,7 @@ impl Watch {
             self.wait().await;
             let now = Instant::now();
             if now >= self.next_storage {
-                self.maintain().await?;
+                self.maintain().await;
                 self.next_storage = Instant::now() + storage::INTERVAL;
             }
             if now >= self.next_poll {
@@ -103,19 +109,39 @@ impl Watch {
     }
 
     /// Checks storage and repairs the firewall, if this replica holds the lead.
-    async fn maintain(&mut self) -> Result<(), RuntimeError> {
-        let Some(lead) = self.context.states.try_lead()? else {
-            self.storage_usage.clear();
-            return Ok(());
+    async fn maintain(&mut self) {
+        let lead = match self.context.states.try_lead() {
+            Ok(Some(lead)) => lead,
+            Ok(None) => return self.storage_usage.clear(),
+            Err(error) => {
+                return tracing::error!(
+                    error = %ErrorChain(&error),
+                    "could not lock the check of storage and firewall rules"
+                );
+            }
         };
-        self.context
-            .check_storage(&lead, &mut self.storage_usage)
-            .await?;
+        self.check_storage(&lead).await;
         if Instant::now() >= self.next_repair {
-            self.context.repair_firewall(&lead).await?;
+            self.repair_firewall(&lead).await;
             self.next_repair = Instant::now() + repair::INTERVAL;
         }
-        Ok(())
+    }
+
+    async fn check_storage(&mut self, lead: &BoxLock) {
+        let usage = &mut self.storage_usage;
+        if let Err(error) = self.context.check_storage(lead, usage).await {
+            tracing::error!(error = %ErrorChain(&error), "could not check the storage of boxes");
+        }
+    }
+
+    async fn repair_firewall(&mut self, lead: &BoxLock) {
+        let retries = &mut self.repairs;
+        if let Err(error) = self.context.repair_firewall(lead, retries).await {
+            tracing::error!(
+                error = %ErrorChain(&error),
+                "could not compare the boxes with the firewall rules"
+            );
+        }
     }
 
     async fn wait(&mut self) {

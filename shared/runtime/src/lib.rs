@@ -8,8 +8,8 @@
 //!   last output of a box that has ended.
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
-//! address ranges, the rules that hold on every cluster, and the texts of failed image pulls and
-//! starts. Never uses a cluster's API.
+//! address ranges, the rules that hold on every cluster, the pauses between retries, and the texts of
+//! failed image pulls and starts. Never uses a cluster's API.
 
 pub mod address_ranges;
 #[cfg(any(test, feature = "conformance"))]
@@ -21,6 +21,7 @@ pub mod image_pull;
 mod network_policy;
 mod observed;
 pub mod preflight;
+mod retries;
 mod rights;
 mod runtime;
 mod spec;
@@ -30,6 +31,7 @@ pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
+pub use retries::Retries;
 pub use rights::CAPABILITIES;
 pub use runtime::{ChangeStream, Runtime};
 pub use spec::{BoxSpec, Isolation, Resources, SecurityContext, Toleration};
