@@ -19,6 +19,7 @@ pub mod store;
 pub mod verify;
 pub mod writer;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::audit::rpc::{ChainedEntry, ListAuditReply, ListAuditRequest};
 use agentbox_contracts::audit::{AuditEntry, AuditOutcome};
 use agentbox_contracts::error::Error;
@@ -71,17 +72,24 @@ pub async fn list(
     let (rows, total) = store::page(database, &request).await?;
     let page = rows.len();
     let mut entries: Vec<ChainedEntry> = Vec::with_capacity(page);
-    let mut bytes = 0;
+    let (mut bytes, mut read) = (0, 0);
     for row in rows {
         // The hash and the names of the fields.
         bytes += row.entry.len() + 160;
         if bytes > MAX_REPLY_BYTES && !entries.is_empty() {
             break;
         }
-        entries.push(row.decode()?);
+        read += 1;
+        match row.decode() {
+            Ok(entry) => entries.push(entry),
+            // A newer replica has written it. The others are still listed.
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "an audit entry of a newer version was not listed");
+            }
+        }
     }
     Ok(ListAuditReply {
-        has_more: entries.len() < page,
+        has_more: read < page,
         entries,
         total,
     })

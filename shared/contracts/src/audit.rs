@@ -69,6 +69,29 @@ impl AuditAction {
     pub const fn as_str(self) -> &'static str {
         self.into_str()
     }
+
+    /// The service that performs and records the action.
+    #[must_use]
+    pub const fn service(self) -> &'static str {
+        match self {
+            Self::Exec | Self::Attach | Self::ReadLogs => "api-gateway",
+            Self::CreateEnvironment | Self::PatchEnvironment | Self::DeleteEnvironment => {
+                "scheduler"
+            }
+            Self::BootstrapAdmin
+            | Self::Login
+            | Self::Logout
+            | Self::ChangePassword
+            | Self::CreateUser
+            | Self::PatchUser
+            | Self::DeleteUser
+            | Self::CreateKey
+            | Self::RevokeKey
+            | Self::RevokeKeys
+            | Self::IssueTicket
+            | Self::CreateSigningKey => "auth",
+        }
+    }
 }
 
 /// The outcome of a recorded action: `ok` and `refused` are final. `accepted` was recorded before

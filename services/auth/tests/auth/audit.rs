@@ -106,6 +106,29 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
 }
 
 #[tokio::test]
+async fn entry_of_a_newer_replica_in_the_outbox_is_chained_and_delays_no_other() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let user = UserId::random();
+    let mut newer = serde_json::to_value(exec(&user)).unwrap();
+    newer["action"] = serde_json::json!("join-team");
+    let insert = format!("INSERT INTO audit_outbox (entry) VALUES ('{newer}')");
+    world.execute(&insert).await;
+    with_origin(origin(&user), auth.create_user(Role::User)).await;
+    world.wait_for_audit(&user, 2).await;
+    let request = ListAuditRequest {
+        user: Some(user.clone()),
+        limit: 10,
+        ..ListAuditRequest::default()
+    };
+    let reply = auth.call::<ListAudit>(request).await.unwrap();
+    let actions = reply.entries.iter().map(|chained| chained.entry.action);
+    assert_eq!(actions.collect::<Vec<_>>(), [AuditAction::CreateUser]);
+    let (is_valid, log) = auth.verify_audit(&world.url);
+    assert!(is_valid, "{log}");
+}
+
+#[tokio::test]
 async fn entries_survive_kills_of_the_replica_that_chains_them() {
     let mut world = World::with(1, &[]).await;
     let gateway = world.auth().bus_of("api-gateway").await;
