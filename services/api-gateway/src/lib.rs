@@ -25,6 +25,7 @@ pub mod fuzzing;
 mod health;
 mod logs;
 mod lookup;
+mod memory;
 mod metrics;
 mod openapi;
 mod principal;
