@@ -110,7 +110,8 @@ impl From<ChainedEntry> for AuditEntryBody {
 pub struct AuditList {
     /// The entries of this page.
     pub entries: Vec<AuditEntryBody>,
-    /// The number of entries on all pages, at most 100,000.
+    /// The number of entries on all pages, at most 100,000: no page begins after these. `until` lists
+    /// older ones.
     #[schema(example = 1)]
     pub total: u64,
     /// The page size that was applied.

@@ -253,7 +253,7 @@ async fn head(on: &impl ConnectionTrait) -> Result<Link, DbErr> {
 }
 
 /// A page of the log, newest first, and the number of all entries that match, at most
-/// [`MAX_COUNTED`].
+/// [`MAX_COUNTED`]: no page begins after them.
 pub async fn page(
     on: &impl ConnectionTrait,
     request: &ListAuditRequest,
@@ -299,7 +299,11 @@ pub async fn page(
     let read = async {
         let total = on.query_one_raw(count).await?;
         let total = total.map_or(Ok(0), |row| unsigned(&row, "total"))?;
-        Ok::<_, DbErr>((rows(on.query_all_raw(page).await?)?, total))
+        // A large offset would read and drop all rows before it.
+        if request.offset >= total {
+            return Ok::<_, DbErr>((Vec::new(), total));
+        }
+        Ok((rows(on.query_all_raw(page).await?)?, total))
     };
     Ok(read.instrument(span!(SELECT audit_log)).await?)
 }

@@ -82,6 +82,14 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
     };
     let newest_first = vec![entries[3].clone(), entries[2].clone()];
     assert_eq!(list(page).await, (newest_first, 5));
+    for offset in [5, u64::MAX] {
+        let beyond = ListAuditRequest {
+            limit: 2,
+            offset,
+            ..ListAuditRequest::default()
+        };
+        assert_eq!(list(beyond).await, (Vec::new(), 5));
+    }
     let of_target = ListAuditRequest {
         target: entries[4].target.clone(),
         action: Some(AuditAction::Exec),

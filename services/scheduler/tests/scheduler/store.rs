@@ -482,10 +482,12 @@ async fn unreadable_row_is_skipped_and_delays_no_other() {
         .await;
     database
         .execute(&format!(
-            "UPDATE environments SET status_reason = 'NEWER' WHERE id = '{unreadable}'"
+            "UPDATE environments SET status_reason = 'NEWER',
+                expires_at = now() - interval '1 hour' WHERE id = '{unreadable}'"
         ))
         .await;
-    let expired = store.expired(10).await.unwrap();
+    // The unreadable row is the first one.
+    let expired = store.expired(1).await.unwrap();
     assert_eq!(expired.len(), 1, "{expired:?}");
     assert_eq!(expired[0].environment.id, ids[0]);
 
