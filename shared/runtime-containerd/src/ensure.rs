@@ -202,6 +202,12 @@ impl Context {
                 message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
+        if let Some(problem) = self.user_file_problem(&image).await {
+            return Err(EnsureError::Failed(Failure {
+                reason: FailureReason::ImageInvalid,
+                message: start_failure::cannot_run(&spec.image, problem),
+            }));
+        }
         let policy = spec
             .isolation
             .network_policy

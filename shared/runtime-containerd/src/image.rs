@@ -50,11 +50,16 @@ pub struct ImageConfig {
     pub user: String,
     /// `WORKDIR`. Empty: `/`.
     pub working_dir: String,
+    /// The id of its unpacked layers. Empty: unknown.
+    #[serde(skip)]
+    pub chain_id: String,
 }
 
 /// containerd's description of an image.
 #[derive(Deserialize)]
 struct Info {
+    #[serde(rename = "chainID", default)]
+    chain_id: String,
     #[serde(rename = "imageSpec")]
     image: ImageSpec,
 }
@@ -72,7 +77,10 @@ impl ImageConfig {
     /// When it is missing or not JSON.
     pub fn read(info: &HashMap<String, String>) -> Result<Self, serde_json::Error> {
         let info: Info = serde_json::from_str(info.get("info").map_or("", String::as_str))?;
-        Ok(info.image.config)
+        Ok(Self {
+            chain_id: info.chain_id,
+            ..info.image.config
+        })
     }
 
     /// The reason that the image cannot run with this spec.
@@ -210,6 +218,7 @@ mod tests {
             (config.user.as_str(), config.working_dir.as_str()),
             ("alice:staff", "work")
         );
+        assert_eq!(config.chain_id, "sha256:0");
         let of_root = json!({ "imageSpec": { "config": {} } });
         assert_eq!(ImageConfig::read(&info(of_root)).unwrap().user, "");
         assert!(ImageConfig::read(&HashMap::new()).is_err());

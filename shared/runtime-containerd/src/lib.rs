@@ -18,7 +18,8 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
-//! * [`user_files`] ends reads of containerd that an image blocks.
+//! * [`image_files`] checks the files of an image that containerd reads, and [`user_files`] ends such
+//!   reads if an image could not be checked.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -38,6 +39,7 @@ mod error;
 mod events;
 mod firewall;
 mod image;
+mod image_files;
 mod labels;
 mod memory;
 mod network;
@@ -49,6 +51,7 @@ mod refusal;
 mod repair;
 mod sandbox;
 mod seccomp;
+mod snapshots;
 mod storage;
 mod tmpfs;
 mod user_files;

@@ -22,3 +22,4 @@ mod resolver;
 mod restart;
 mod services;
 mod system_calls;
+mod user_files;
