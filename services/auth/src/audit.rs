@@ -21,7 +21,7 @@ pub mod writer;
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::audit::rpc::{ChainedEntry, ListAuditReply, ListAuditRequest};
-use agentbox_contracts::audit::{AuditEntry, AuditOutcome};
+use agentbox_contracts::audit::{AuditEntry, AuditOutcome, Origin};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::UserId;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -48,7 +48,14 @@ pub struct Entry<'a> {
 /// # Errors
 /// When the database fails.
 pub async fn record(on: &impl ConnectionTrait, entry: Entry<'_>) -> Result<(), StoreError> {
-    let mut origin = agentbox_bus::current_origin().unwrap_or_default();
+    let mut origin = match agentbox_bus::current_origin() {
+        Some(origin) => origin,
+        None if entry.action.is_internal() => Origin::default(),
+        None => {
+            tracing::error!(action = %entry.action, "a request without an origin was recorded");
+            Origin::missing()
+        }
+    };
     if let Some(actor) = entry.actor {
         origin.user = Some(actor.clone());
     }

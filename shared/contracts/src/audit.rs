@@ -70,6 +70,12 @@ impl AuditAction {
         self.into_str()
     }
 
+    /// Whether AgentBox acts by itself, without an API request.
+    #[must_use]
+    pub const fn is_internal(self) -> bool {
+        matches!(self, Self::BootstrapAdmin | Self::CreateSigningKey)
+    }
+
     /// The service that performs and records the action.
     #[must_use]
     pub const fn service(self) -> &'static str {
@@ -141,6 +147,13 @@ pub struct Origin {
     /// The `X-Trace-Id` of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// The sender gave no origin, although an API request was the cause: a fault of that service.
+    #[serde(
+        default,
+        rename = "origin_missing",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub is_missing: bool,
 }
 
 impl Origin {
@@ -152,6 +165,16 @@ impl Origin {
             key: principal.and_then(|principal| principal.credential.key().cloned()),
             address: Some(address),
             trace_id,
+            is_missing: false,
+        }
+    }
+
+    /// The origin of a request whose sender gave none.
+    #[must_use]
+    pub fn missing() -> Self {
+        Self {
+            is_missing: true,
+            ..Self::default()
         }
     }
 
@@ -368,6 +391,17 @@ mod tests {
         assert!(!with(|entry| entry.at += TimeDelta::days(2)));
         let nanosecond = |entry: &mut AuditEntry| entry.at += TimeDelta::nanoseconds(1);
         assert!(!with(nanosecond));
+    }
+
+    #[test]
+    fn missing_origin_is_marked_in_the_entry() {
+        let json = |origin| {
+            let action = AuditAction::CreateUser;
+            let entry = AuditEntry::new(origin, action, None, AuditOutcome::Ok);
+            serde_json::to_value(entry).unwrap()
+        };
+        assert_eq!(json(Origin::missing())["origin_missing"], true);
+        assert!(json(Origin::default()).get("origin_missing").is_none());
     }
 
     #[test]

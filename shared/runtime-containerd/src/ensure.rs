@@ -259,6 +259,9 @@ impl Context {
         user_files::while_starting(&container, start)
             .await
             .map_err(container_error)?;
+        if refusal::clear(state) {
+            self.states.save(lock, id, state).await?;
+        }
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
     }

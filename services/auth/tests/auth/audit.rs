@@ -21,6 +21,7 @@ fn origin(user: &UserId) -> Origin {
         key: None,
         address: "192.0.2.1".parse().ok(),
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
+        is_missing: false,
     }
 }
 
@@ -53,6 +54,24 @@ async fn entry_has_the_address_and_the_trace_of_its_request() {
     assert_eq!(entry.action, AuditAction::CreateUser);
     assert_eq!(entry.target.as_deref(), Some(created.id.as_str()));
     assert_eq!(entry.outcome, AuditOutcome::Ok);
+}
+
+#[tokio::test]
+async fn entry_of_a_request_without_an_origin_is_marked() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let created = auth.create_user(Role::User).await;
+    let request = ListAuditRequest {
+        target: Some(created.id.to_string()),
+        limit: 1,
+        ..ListAuditRequest::default()
+    };
+    eventually("the entry of the request", DEADLINE, async || {
+        let reply = auth.call::<ListAudit>(request.clone()).await.unwrap();
+        let origins = reply.entries.iter().map(|chained| &chained.entry.origin);
+        origins.collect::<Vec<_>>() == [&Origin::missing()]
+    })
+    .await;
 }
 
 #[tokio::test]
