@@ -42,8 +42,8 @@ use crate::run::{Registry, Starter};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
 use crate::signals::{ForwardedSignals, stops_idle_box};
-use crate::stderr;
 use crate::usage::UsageSampler;
+use crate::{stderr, termination_file};
 
 /// The deadline for killing runs and sending their remaining output.
 const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,6 +95,10 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     }
     if let Some(path) = &settings.termination_file {
         close_to_others(path, 0o600);
+        match termination_file::open(path) {
+            Ok(file) => drop(background.spawn(termination_file::bound(file, stop.clone()))),
+            Err(error) => stderr::line(&format!("boxd: opening the termination file: {error}")),
+        }
     }
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());

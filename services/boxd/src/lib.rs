@@ -33,6 +33,7 @@ mod settings;
 mod signals;
 mod stderr;
 mod terminal;
+mod termination_file;
 mod trace;
 mod usage;
 

@@ -333,6 +333,7 @@ macro_rules! conformance_tests {
             hostile: boxd_refuses_calls_without_token,
             hostile: boxd_files_are_closed_to_other_users_of_the_box,
             hostile: forged_report_does_not_change_the_exit_code,
+            hostile: filled_report_is_emptied_and_does_not_change_the_exit_code,
             hostile: capabilities_are_exactly_the_documented_ones,
             hostile: setuid_program_gains_root_only_when_allowed,
             network: other_box_is_unreachable_by_default,

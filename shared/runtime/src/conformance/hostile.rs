@@ -165,6 +165,22 @@ pub async fn forged_report_does_not_change_the_exit_code<D: Runtime + BoxConnect
     )
 }
 
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn filled_report_is_emptied_and_does_not_change_the_exit_code<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    let end = s
+        .run_to_end(&python(s, include_str!("hostile/fill_report.py")))
+        .await?;
+    check(
+        (end.exit_code, end.reason) == (7, ExitReason::Exited),
+        || format!("{end:?}"),
+    )
+}
+
 /// The value of a line of `/proc/self/status`.
 fn status<'a>(output: &'a str, name: &str) -> Result<&'a str, Violation> {
     let line = output
