@@ -139,7 +139,7 @@ impl AuditQueue {
         let over = tokio::time::sleep(wait + PULL_GRACE);
         tokio::pin!(over);
         let mut queued = Vec::new();
-        let mut newer = 0;
+        let mut newer: u64 = 0;
         while queued.len() < max {
             let message = tokio::select! {
                 message = messages.next() => message,

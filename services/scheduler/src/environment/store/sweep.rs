@@ -47,7 +47,7 @@ impl Store {
         let wanted = limit as usize;
         let mut unreadable = UnreadableRows::default();
         let mut records: Vec<Record> = Vec::new();
-        let mut read = 0;
+        let mut read: u64 = 0;
         loop {
             let page = expired.clone().offset(read).limit(u64::from(limit));
             let rows = page.all(&self.database).await?;
