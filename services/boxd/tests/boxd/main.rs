@@ -14,4 +14,5 @@ mod run;
 mod serving;
 mod support;
 mod terminal;
+mod tls;
 mod trace;
