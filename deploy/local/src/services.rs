@@ -108,6 +108,9 @@ impl Replica {
             ("AGENTBOX_ADMIN_LISTEN", self.admin.to_string()),
             ("AGENTBOX_REPLICA", self.name()),
         ];
+        if let Some(path) = &nats.tls_ca {
+            pairs.push(("AGENTBOX_NATS_TLS_CA", path.display().to_string()));
+        }
         if plan.is_test() {
             pairs.push(("AGENTBOX_SHUTDOWN_GRACE", "3".to_owned()));
         }
@@ -167,6 +170,7 @@ mod tests {
             existing: None,
             replicas: 2,
             durable: false,
+            nats_tls: false,
             bin_dir: "/bin".into(),
             boxd: "/boxd".into(),
             host: "127.0.0.1".parse().unwrap(),
@@ -188,6 +192,7 @@ mod tests {
             postgres: &PostgresEndpoint::new(Path::new("/b"), 1, &secrets.postgres),
             nats: &NatsEndpoint {
                 url: "nats://x".into(),
+                tls_ca: None,
                 monitor_url: String::new(),
                 passwords: secrets.nats.clone(),
             },

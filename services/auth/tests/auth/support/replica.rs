@@ -43,6 +43,7 @@ fn free_port() -> u16 {
 async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
     Bus::connect(BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: service.to_owned(),
         password: nats.passwords[service].clone(),
         service,
