@@ -40,6 +40,8 @@ pub(crate) struct ServiceEnv<'a> {
     pub(crate) nats: &'a NatsEndpoint,
     /// The clusters file.
     pub(crate) clusters: &'a Path,
+    /// The file with the administrator's password.
+    pub(crate) admin_password: &'a Path,
 }
 
 /// One replica of one service.
@@ -95,6 +97,7 @@ impl Replica {
             postgres,
             nats,
             clusters,
+            admin_password,
         } = env;
         let password = nats
             .passwords
@@ -128,7 +131,8 @@ impl Replica {
         if self.service == "auth" {
             pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
             pairs.push(("AGENTBOX_ADMIN_USERNAME", secrets.admin_username.clone()));
-            pairs.push(("AGENTBOX_ADMIN_PASSWORD", secrets.admin_password.clone()));
+            let file = admin_password.display().to_string();
+            pairs.push(("AGENTBOX_ADMIN_PASSWORD_FILE", file));
         }
         if let Some([shared, own]) = self.listen {
             pairs.push(("AGENTBOX_LISTEN", format!("{shared},{own}")));
@@ -197,6 +201,7 @@ mod tests {
                 passwords: secrets.nats.clone(),
             },
             clusters: Path::new("/clusters.json"),
+            admin_password: Path::new("/admin-password"),
         })
     }
 
