@@ -5,16 +5,19 @@
 //! * I2. A handshake needs no thread, no process and no descriptor besides its connection's.
 
 use std::future::ready;
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::stderr;
 
@@ -29,7 +32,7 @@ const HANDSHAKES: usize = 512;
 pub fn incoming(
     listener: TcpListener,
     tls: TlsAcceptor,
-) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> + Send {
+) -> impl Stream<Item = io::Result<Connection>> + Send {
     let places = Arc::new(());
     let mut is_limit_reported = false;
     TcpIncoming::from(listener)
@@ -60,5 +63,54 @@ pub fn incoming(
             }
         })
         .buffer_unordered(HANDSHAKES)
-        .filter_map(|secured| ready(secured.map(Ok)))
+        .filter_map(|secured| ready(secured.map(|stream| Ok(Connection(stream)))))
+}
+
+/// An encrypted connection. With tonic's own support of TLS, boxd would contain TLS 1.2 too.
+pub struct Connection(TlsStream<TcpStream>);
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
 }

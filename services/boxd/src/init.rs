@@ -25,17 +25,16 @@ use agentbox_box_protocol::termination::Termination;
 use agentbox_box_protocol::tls;
 use agentbox_box_protocol::token::CheckToken;
 use futures::Stream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::background_output::BackgroundOutput;
-use crate::connections;
+use crate::connections::{self, Connection};
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
@@ -189,7 +188,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, InitError> {
 }
 
 async fn serve(
-    incoming: impl Stream<Item = io::Result<TlsStream<TcpStream>>> + Send + 'static,
+    incoming: impl Stream<Item = io::Result<Connection>> + Send + 'static,
     service: Service,
     token: CheckToken,
     stop: CancellationToken,

@@ -50,7 +50,8 @@ pub(super) struct Options {
     #[arg(long, env = "CLUSTER_CIDRS", value_delimiter = ',')]
     cluster_cidrs: Vec<IpNet>,
     /// Encrypt the connections to NATS, with a certificate that each start makes.
-    #[arg(long, env = "NATS_TLS", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "NATS_TLS", action = clap::ArgAction::SetTrue,
+          value_parser = clap::builder::FalseyValueParser::new())]
     nats_tls: bool,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]

@@ -183,14 +183,18 @@ async fn box_lost_before_its_answer_to_start_is_box_lost() {
     let system = System::start().await;
     let inside = TestBox::idle().await;
     let relay = Relay::to(inside.address).await;
-    relay.hold_answers();
-    let open = Open {
+    let open = |script: &str| Open {
         environment: inside.id.clone(),
         owner: None,
         address: Some(relay.address),
         status: Status::Running,
-        kind: OpenKind::Exec(shell(LONG)),
+        kind: OpenKind::Exec(shell(script)),
     };
+    // The handshake of the connection needs answers.
+    let first = system.gateway.open_as(&open("true")).await.unwrap();
+    result(first).await.unwrap();
+    let open = open(LONG);
+    relay.hold_answers();
     let losing = async {
         let orphan = inside.number("pid").await;
         drop(relay);
