@@ -51,7 +51,9 @@ pub struct BusConfig {
 
 impl BusConfig {
     fn is_encrypted(&self) -> bool {
-        self.tls_ca.is_some() || self.url.starts_with("tls://")
+        let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let is_tls = |name: &&str| scheme.eq_ignore_ascii_case(name);
+        self.tls_ca.is_some() || ["tls", "wss"].iter().any(is_tls)
     }
 }
 
@@ -251,6 +253,30 @@ fn tls_cause(error: &ConnectError) -> Option<&rustls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connection_is_encrypted_by_scheme_or_authority() {
+        let config = |url: &str, tls_ca: Option<&str>| BusConfig {
+            url: url.to_owned(),
+            tls_ca: tls_ca.map(PathBuf::from),
+            user: String::new(),
+            password: String::new(),
+            service: "auth",
+            instance: InstanceId::random(),
+        };
+        for (url, tls_ca, expected) in [
+            ("nats://nats:4222", None, false),
+            ("nats:4222", None, false),
+            ("nats:4222", Some("ca.pem"), true),
+            ("nats://nats:4222", Some("ca.pem"), true),
+            ("tls://nats:4222", None, true),
+            ("TLS://nats:4222", None, true),
+            ("wss://nats:443", None, true),
+        ] {
+            let is_encrypted = config(url, tls_ca).is_encrypted();
+            assert_eq!(is_encrypted, expected, "{url} {tls_ca:?}");
+        }
+    }
 
     #[test]
     fn permissions_violation_is_recognized_among_server_errors() {
