@@ -139,6 +139,8 @@ port: 4222
 tls {
   cert_file: /etc/nats-tls/tls.crt
   key_file: /etc/nats-tls/tls.key
+  # Seconds for a handshake, on a busy node too.
+  timeout: 5
 }
 max_payload: 1MB
 lame_duck_duration: 30s

@@ -85,7 +85,9 @@ fn configuration(
         "authorization": { "users": users },
     });
     if let Some(tls) = tls {
-        configuration["tls"] = json!({ "cert_file": tls.certificate, "key_file": tls.key });
+        // The timeout is that of a handshake, in seconds.
+        configuration["tls"] =
+            json!({ "cert_file": tls.certificate, "key_file": tls.key, "timeout": 5 });
     }
     configuration
 }
@@ -229,7 +231,7 @@ mod tests {
             certificate: "/c".into(),
             key: "/k".into(),
         }));
-        let expected = json!({ "cert_file": "/c", "key_file": "/k" });
+        let expected = json!({ "cert_file": "/c", "key_file": "/k", "timeout": 5 });
         assert_eq!(encrypted["tls"], expected);
     }
 }
