@@ -50,11 +50,11 @@ need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
+need openssl openssl
 if [ "${1:-}" = kubernetes ]; then
   need ipset ipset
   need conntrack conntrack
   need socat socat
-  need openssl openssl
   need procps sysctl
 fi
 

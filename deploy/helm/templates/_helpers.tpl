@@ -52,9 +52,33 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.postgres.existingSecret | default (printf "%s-postgres" (include "agentbox.name" .)) -}}
 {{- end }}
 
+{{/* The name of the Secret with the certificate of a store: (list $ "nats"). Empty: there is none. */}}
+{{- define "agentbox.tlsSecret" -}}
+{{- $root := index . 0 -}}
+{{- $store := index . 1 -}}
+{{- $values := index $root.Values $store -}}
+{{- if $values.tlsSecret -}}
+{{- $values.tlsSecret -}}
+{{- else if $values.enabled -}}
+{{- printf "%s-%s-tls" (include "agentbox.name" $root) $store -}}
+{{- end -}}
+{{- end }}
+
+{{/* The volume with the certificate and the key of a store's server: (list $ "nats"). The process gets
+     them by its group. Postgres refuses a key that others can read. */}}
+{{- define "agentbox.serverTls" -}}
+- name: tls
+  secret:
+    secretName: {{ include "agentbox.tlsSecret" . }}
+    defaultMode: 0440
+    items:
+      - { key: tls.crt, path: tls.crt }
+      - { key: tls.key, path: tls.key }
+{{- end }}
+
 {{- define "agentbox.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
-nats://{{ include "agentbox.name" . }}-nats:4222
+tls://{{ include "agentbox.name" . }}-nats:4222
 {{- else -}}
 {{- required "nats.url is needed when nats.enabled is false" .Values.nats.url -}}
 {{- end -}}
@@ -111,7 +135,13 @@ topologySpreadConstraints:
 {{- define "agentbox.natsConfig" }}
 server_name: {{ include "agentbox.name" . }}-nats
 port: 4222
-http: 8222
+# Without a monitoring port: its answers name subjects, users and addresses, and it has no login.
+tls {
+  cert_file: /etc/nats-tls/tls.crt
+  key_file: /etc/nats-tls/tls.key
+  # Seconds for a handshake, on a busy node too.
+  timeout: 5
+}
 max_payload: 1MB
 lame_duck_duration: 30s
 lame_duck_grace_period: 5s

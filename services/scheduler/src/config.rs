@@ -17,7 +17,8 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// Postgres, as the owner of the schema `scheduler`.
+    /// Postgres, as the owner of the schema `scheduler`. `?sslmode=verify-full&sslrootcert=FILE` encrypts
+    /// the connection and verifies the server.
     #[arg(
         long,
         env = "AGENTBOX_DATABASE_URL",

@@ -59,14 +59,7 @@ pub(super) async fn nats(
         .await
         .map_err(NatsError::from)?;
     let directory = layout.nats();
-    let nats = Nats::prepare(
-        &directory,
-        &deployment,
-        ports,
-        &secrets.nats,
-        plan.durable,
-        program,
-    )?;
+    let nats = Nats::prepare(&directory, &deployment, ports, &secrets.nats, plan, program).await?;
     group.supervise(nats.process_spec(layout.log("nats")), None);
     let http = reqwest::Client::new();
     let health = format!("{}/healthz", nats.endpoint.monitor_url);

@@ -3,7 +3,7 @@
 use kube::Client;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, NAMESPACE, RELEASE};
+use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
 use crate::helm::{Helm, chart};
 
 /// A kind's path in the API, and whether it is namespaced.
@@ -84,8 +84,8 @@ fn all_options() -> Value {
             "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
             "provisioner": { "existingSecret": "e" },
         },
-        "nats": { "enabled": false, "url": "tls://nats.example:4222" },
-        "postgres": { "enabled": false },
+        "nats": { "enabled": false, "url": "tls://nats.example:4222", "tlsSecret": "nats-ca" },
+        "postgres": { "enabled": false, "tlsSecret": "postgres-ca" },
         "ingress": {
             "enabled": true, "className": "nginx", "host": "boxes.example", "tlsSecret": "tls",
             "annotations": { "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600" },
@@ -110,6 +110,24 @@ async fn render(helm: &Helm, files: &[String]) -> String {
     helm.succeeds(&words).await
 }
 
+/// Checks what no set of values changes.
+fn has_no_open_door(text: &str) {
+    for port in ["containerPort: 8222", "http: 8222", ":8222"] {
+        assert!(!text.contains(port), "NATS has a monitoring port: {port}");
+    }
+    let count = |name: &str| text.matches(name).count();
+    let files = count("AGENTBOX_ADMIN_PASSWORD_FILE");
+    assert_eq!(
+        (files, count("AGENTBOX_ADMIN_PASSWORD")),
+        (1, 1),
+        "the administrator's password is in an environment"
+    );
+    // Each service verifies NATS, and those with a database Postgres.
+    assert_eq!(count("name: AGENTBOX_NATS_TLS_CA"), SERVICES.len() + 1);
+    assert_eq!(count("path: nats.crt"), SERVICES.len() + 1);
+    assert_eq!(count("path: postgres.crt"), 2);
+}
+
 /// Runs the lint, the schema and a dry run of every object against the API server.
 pub async fn are_valid(cluster: &Cluster) {
     let helm = &cluster.helm;
@@ -123,6 +141,7 @@ pub async fn are_valid(cluster: &Cluster) {
         }
         helm.succeeds(&words).await;
         let text = render(helm, &files).await;
+        has_no_open_door(&text);
         let mut kinds = Vec::new();
         for document in text.split("\n---\n").filter(|d| d.contains("kind: ")) {
             kinds.push(assert_accepted(&cluster.client, document).await);

@@ -15,4 +15,5 @@ mod serving;
 mod support;
 mod terminal;
 mod termination;
+mod tls;
 mod trace;
