@@ -34,6 +34,7 @@ need containerd containerd
 need runc runc
 need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge /usr/libexec/cni/bridge
 need nftables nft
+need conntrack conntrack
 need iptables iptables
 need iproute2 ip
 need util-linux setpriv
@@ -52,7 +53,6 @@ need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
 if [ "${1:-}" = kubernetes ]; then
   need ipset ipset
-  need conntrack conntrack
   need socat socat
   need openssl openssl
   need procps sysctl
