@@ -62,6 +62,10 @@ pub struct Config {
         deserialize_with = "bounds::quantity_or_none"
     )]
     pub network_connections: Option<u64>,
+    /// Bytes per second that a box may read from the disk with the writable layers, and as many that
+    /// it may write: `1Mi` to `1Ti`, or `none`. Only on a machine with cgroup v2. Default `none`.
+    #[serde(default, deserialize_with = "bounds::quantity_or_none")]
+    pub disk_bandwidth: Option<u64>,
     /// The runtime class of a box whose request names none. Absent: the cluster's own default.
     #[serde(default)]
     pub default_runtime_class: Option<String>,
@@ -160,6 +164,7 @@ impl Config {
         }
         bounds::check_bandwidth(self.network_bandwidth)?;
         bounds::check_connections(self.network_connections)?;
+        bounds::check_disk_bandwidth(self.disk_bandwidth)?;
         Ok(())
     }
 
@@ -194,6 +199,7 @@ mod tests {
         assert!(config.default_allow_internet);
         assert_eq!(config.network_bandwidth, Some(1_000_000_000));
         assert_eq!(config.network_connections, Some(4_096));
+        assert_eq!(config.disk_bandwidth, None);
     }
 
     #[test]
@@ -236,6 +242,8 @@ mod tests {
             ("network_bandwidth", serde_json::json!("100M"), true),
             ("network_bandwidth", serde_json::json!("none"), true),
             ("network_bandwidth", serde_json::json!("1k"), false),
+            ("disk_bandwidth", serde_json::json!("50Mi"), true),
+            ("disk_bandwidth", serde_json::json!("50k"), false),
             ("network_connections", serde_json::json!(64), true),
             ("network_connections", serde_json::json!("none"), true),
             ("network_connections", serde_json::json!(0), false),

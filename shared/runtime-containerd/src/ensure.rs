@@ -35,7 +35,9 @@ use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp, user_files};
+use crate::{
+    cgroup, container, memory, output, phase, refusal, sandbox, seccomp, terminals, user_files,
+};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -210,8 +212,14 @@ impl Context {
         self.states.save(lock, id, state).await?;
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
-        cgroup::create(&self.config.deployment, id, pids, limits)
+        let disk = self.disk_limit().await?;
+        cgroup::create(&self.config.deployment, id, pids, limits, disk.as_ref())
             .map_err(|error| io_failure("control group", &error))?;
+        // A runtime with a kernel of its own has its own terminals.
+        let terminals = limits.is_none().then(|| self.terminals_directory(id));
+        if let Some(directory) = &terminals {
+            terminals::mount_fresh(directory).map_err(|error| io_failure("terminals", &error))?;
+        }
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
         memory::mount_fresh(&memory, spec.resources.memory)
             .map_err(|error| io_failure("files in memory", &error))?;
@@ -230,6 +238,7 @@ impl Context {
         let files = container::HostFiles {
             output: &output,
             memory: &memory,
+            terminals: terminals.as_deref(),
             seccomp: &seccomp,
         };
         let container_config = container::config(&self.config, spec, generation, &image, files);

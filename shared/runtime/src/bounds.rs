@@ -75,6 +75,12 @@ pub fn check_connections(value: Option<u64>) -> Result<(), BoundError> {
     check("network_connections", value, 16, 1 << 24)
 }
 
+/// # Errors
+/// When the bandwidth is below 1 MiB/s or above 1 TiB/s.
+pub fn check_disk_bandwidth(value: Option<u64>) -> Result<(), BoundError> {
+    check("disk_bandwidth", value, 1 << 20, 1 << 40)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,6 +89,26 @@ async fn measure_bandwidth(
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn terminals_of_a_box_are_bounded() {
+    const SCRIPT: &str = "
+import errno, os
+taken = []
+try:
+    while len(taken) < 1000:
+        taken.append(os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY))
+except OSError as error:
+    print(len(taken), errno.errorcode[error.errno])
+";
+    let (_, s) = bounded().await;
+    let mut spec = s.spec();
+    spec.image.clone_from(&s.python);
+    spec.command = Some(["python3", "-c", SCRIPT].map(str::to_owned).to_vec());
+    let end = s.run_to_end(&spec).await;
+    s.clean().await.unwrap();
+    assert_eq!(end.unwrap().output, "128 ENOSPC");
+}
+
 /// Opens connections from a box's network namespace, all at once. Returns those that were
 /// established within 5 s.
 fn open_many(pid: u32, to: SocketAddr, count: usize) -> Vec<TcpStream> {

@@ -1,0 +1,35 @@
+//! A box's terminals: an instance of devpts of its own, with a bound. Without it a box could take all
+//! terminals of the machine (`kernel.pty.max`).
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+
+use crate::tmpfs;
+
+/// The terminals of one box at once.
+const MAX_TERMINALS: u32 = 128;
+
+/// Mounts an instance without terminals in place of any other.
+///
+/// # Errors
+/// When it cannot be mounted: the driver must be root in the machine's mount namespace.
+pub fn mount_fresh(directory: &Path) -> io::Result<()> {
+    tmpfs::unmount(directory)?;
+    std::fs::create_dir_all(directory)?;
+    // As runc mounts it. The group 5 is `tty`.
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,gid=5,max={MAX_TERMINALS}");
+    let (name, flags) = (
+        "agentbox-terminals",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+    );
+    mount(
+        Some(name),
+        directory,
+        Some("devpts"),
+        flags,
+        Some(options.as_str()),
+    )?;
+    Ok(())
+}
