@@ -38,9 +38,9 @@ impl Context {
         self.states.directory(id).join("memory")
     }
 
-    /// The box's instance of devpts.
+    /// The box's instance of devpts, in a directory that only root can enter.
     pub fn terminals_directory(&self, id: &EnvironmentId) -> PathBuf {
-        self.states.directory(id).join("terminals")
+        self.states.directory(id).join("terminals/pts")
     }
 
     /// Long enough for another replica to create or remove the box.
