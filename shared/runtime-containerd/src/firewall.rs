@@ -1,4 +1,4 @@
-//! Installs and removes the firewall rules of a box's network policy.
+//! Installs and removes the firewall rules of a box's network policy, and restricts its routes.
 //!
 //! Each network has one pair of nftables tables, `agentbox-<network>`. The table in `bridge` guards
 //! each box's port: own address only, no box to box on layer 2. The table in `inet` has the
@@ -33,7 +33,7 @@ use tokio::process::Command;
 use ruleset::Ruleset;
 
 use crate::config::Config;
-use crate::network::BoxNetwork;
+use crate::network::{BoxNetwork, Inside};
 
 /// The program of conntrack-tools.
 const CONNTRACK: &str = "conntrack";
@@ -104,6 +104,27 @@ impl Firewall {
             }
             outcome => outcome,
         }
+    }
+
+    /// Replaces the route to the boxes' whole network, which the box's address has, by one to the
+    /// gateway: the gateway is then the box's only neighbour. Otherwise a box could fill the table of
+    /// neighbours (ARP), which all network namespaces of the machine share, by a packet to each
+    /// address. Packets between boxes pass the machine with either route.
+    pub async fn restrict_routes(&self, inside: &Inside) -> Result<(), FirewallError> {
+        let Inside {
+            pid,
+            interface,
+            address,
+            gateway,
+        } = inside;
+        let namespace = format!("--net=/proc/{pid}/ns/net");
+        let arguments = [namespace.as_str(), "--", "ip", "-batch", "-"];
+        let routes = format!(
+            "route replace {gateway}/32 dev {interface} scope link src {address}\n\
+             route flush dev {interface} scope link proto kernel\n"
+        );
+        let run = self.run_program(Path::new("nsenter"), &arguments, &routes);
+        run.await.map(drop)
     }
 
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no

@@ -340,6 +340,7 @@ macro_rules! conformance_tests {
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
             network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
+            network: box_has_few_neighbours,
         }
     };
     (@each $subject:expr; $($noun:ident: $test:ident,)*) => {
