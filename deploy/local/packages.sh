@@ -34,6 +34,7 @@ need containerd containerd
 need runc runc
 need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge /usr/libexec/cni/bridge
 need nftables nft
+need conntrack conntrack
 need iptables iptables
 need iproute2 ip
 need util-linux setpriv
@@ -53,7 +54,6 @@ need jq jq
 need openssl openssl
 if [ "${1:-}" = kubernetes ]; then
   need ipset ipset
-  need conntrack conntrack
   need socat socat
   need procps sysctl
 fi

@@ -57,6 +57,10 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
                 .or(clusters.first())
                 .map(|cluster| cluster.version.clone())
                 .unwrap_or_default(),
+            enforcement: match clusters {
+                [one] => one.enforcement,
+                _ => None,
+            },
         },
         capacity: CapacityBody {
             total_nodes: up().map(|cluster| cluster.nodes).sum(),
@@ -77,6 +81,7 @@ fn named(cluster: &ClusterHealth) -> NamedCluster {
         state: ClusterState {
             connected: cluster.connected,
             version: cluster.version.clone(),
+            enforcement: cluster.enforcement,
         },
     }
 }
@@ -155,6 +160,8 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<P
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
+
     use super::*;
 
     fn cluster(connected: bool) -> ClusterHealth {
@@ -166,6 +173,11 @@ mod tests {
             nodes: 3,
             available_cpu_milli: 24_000,
             available_memory_bytes: (48 << 30) + 17,
+            enforcement: connected.then(|| LimitEnforcement {
+                storage: Enforcement::Measured,
+                bandwidth: Enforcement::Enforced,
+                ..LimitEnforcement::default()
+            }),
         }
     }
 
@@ -182,7 +194,17 @@ mod tests {
         let expected = serde_json::json!({
             "status": "healthy",
             "version": env!("CARGO_PKG_VERSION"),
-            "kubernetes": {"connected": true, "version": "containerd 1.6.20"},
+            "kubernetes": {
+                "connected": true,
+                "version": "containerd 1.6.20",
+                "enforcement": {
+                    "storage": "measured",
+                    "user_namespaces": "absent",
+                    "bandwidth": "enforced",
+                    "connections": "absent",
+                    "block_io": "absent",
+                },
+            },
             "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}
         });
         assert_eq!(health, expected);
@@ -215,6 +237,13 @@ mod tests {
         assert_eq!(health.capacity.total_nodes, 3);
         let connected: Vec<bool> = health.clusters.iter().map(|c| c.state.connected).collect();
         assert_eq!(connected, [true, false]);
+        // Each cluster has its own, and all of them together have none.
+        let reported = |state: &ClusterState| state.enforcement.is_some();
+        let reports: Vec<bool> = health.clusters.iter().map(|c| reported(&c.state)).collect();
+        assert_eq!(
+            (reported(&health.kubernetes), &reports[..]),
+            (false, &[true, false][..])
+        );
         assert_eq!(summary(&[], false).status, "unhealthy");
     }
 }

@@ -133,7 +133,9 @@ fn scheduler_rpcs_match_snapshot() {
     rpc::<DeleteOwned>(&mut m, json!({"owner": USER}), json!({}));
     let health = json!({"database": true, "clusters": [{"name": "local", "driver": "containerd",
         "connected": true, "version": "2.0", "nodes": 1, "available_cpu_milli": 4000,
-        "available_memory_bytes": 1024}]});
+        "available_memory_bytes": 1024, "enforcement": {"storage": "measured",
+        "user_namespaces": "absent", "bandwidth": "delegated", "connections": "enforced",
+        "block_io": "absent"}}]});
     rpc::<Health>(&mut m, json!({}), health);
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
 }

@@ -1,9 +1,11 @@
 //! The resources of the machine, and how much of them boxes have reserved.
 
+use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{Capacity, RuntimeError};
 use k8s_cri::v1::PodSandboxState;
 
+use crate::config::Config;
 use crate::context::Context;
 use crate::error::io_failure;
 use crate::labels::{self, Reserved};
@@ -11,10 +13,11 @@ use crate::preflight;
 
 impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        let (version, handlers, directory, sandboxes) = tokio::try_join!(
+        let (version, handlers, directory, disk, sandboxes) = tokio::try_join!(
             self.cri.version(),
             self.runtime_handlers(),
             self.cri.storage_directory(),
+            self.disk_limit(),
             // Of every deployment: they share the machine.
             self.cri.sandboxes(std::collections::HashMap::new()),
         )?;
@@ -52,7 +55,19 @@ impl Context {
             available_storage: Bytes(free.blocks_available().saturating_mul(free.fragment_size())),
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),
+            enforcement: enforcement(&self.config, disk.is_some()),
         })
+    }
+}
+
+fn enforcement(config: &Config, is_disk_limited: bool) -> LimitEnforcement {
+    let enforced = |is_configured| Enforcement::when(is_configured, Enforcement::Enforced);
+    LimitEnforcement {
+        storage: Enforcement::Measured,
+        user_namespaces: Enforcement::Absent,
+        bandwidth: enforced(config.network_bandwidth.is_some()),
+        connections: enforced(config.network_connections.is_some()),
+        block_io: enforced(is_disk_limited),
     }
 }
 
@@ -82,6 +97,27 @@ mod tests {
             ("1.7.2-rc.1", "1.7.2"),
         ] {
             assert_eq!(upstream(version), expected);
+        }
+    }
+
+    #[test]
+    fn limit_that_is_not_configured_is_reported_as_absent() {
+        let config = |bound: &str| -> Config {
+            serde_json::from_value(serde_json::json!({
+                "socket": "/s", "state_dir": "/d", "boxd": "/b", "subnet": "10.160.0.0/20",
+                "bridge": "abx0", "deployment": "local", "dns_servers": [],
+                "network_bandwidth": bound, "network_connections": bound,
+            }))
+            .unwrap()
+        };
+        for (bound, is_disk_limited, expected) in [
+            ("2M", true, Enforcement::Enforced),
+            ("none", false, Enforcement::Absent),
+        ] {
+            let reported = enforcement(&config(bound), is_disk_limited);
+            assert_eq!(reported.bandwidth, expected);
+            assert_eq!(reported.connections, expected);
+            assert_eq!(reported.block_io, expected);
         }
     }
 

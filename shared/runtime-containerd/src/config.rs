@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::bounds::{self, BoundError};
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::{IpNet, Ipv4Net};
@@ -47,6 +48,24 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// Bits per second that a box may send, and as many that it may receive: `1M` to `100G`, or
+    /// `none`. Default `1G`. Deployments that share one bridge must have the same value.
+    #[serde(
+        default = "bounds::network_bandwidth",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_bandwidth: Option<u64>,
+    /// Open connections of a box in the machine's connection table: 16 or more, or `none`. Default
+    /// 4096. Deployments that share one bridge must have the same value.
+    #[serde(
+        default = "bounds::network_connections",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_connections: Option<u64>,
+    /// Bytes per second that a box may read from the disk with the writable layers, and as many that
+    /// it may write: `1Mi` to `1Ti`, or `none`. Only on a machine with cgroup v2. Default `none`.
+    #[serde(default, deserialize_with = "bounds::quantity_or_none")]
+    pub disk_bandwidth: Option<u64>,
     /// The runtime class of a box whose request names none. Absent: the cluster's own default.
     #[serde(default)]
     pub default_runtime_class: Option<String>,
@@ -97,6 +116,8 @@ pub enum ConfigError {
     RelativePath { field: &'static str, path: PathBuf },
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
+    #[error(transparent)]
+    Bound(#[from] BoundError),
 }
 
 impl Config {
@@ -141,6 +162,9 @@ impl Config {
         {
             return Err(ConfigError::DefaultRuntimeClass(class.clone()));
         }
+        bounds::check_bandwidth(self.network_bandwidth)?;
+        bounds::check_connections(self.network_connections)?;
+        bounds::check_disk_bandwidth(self.disk_bandwidth)?;
         Ok(())
     }
 
@@ -173,6 +197,9 @@ mod tests {
         assert_eq!(config.network(), "local-1");
         assert_eq!(config.image_pull_deadline_s, 120);
         assert!(config.default_allow_internet);
+        assert_eq!(config.network_bandwidth, Some(1_000_000_000));
+        assert_eq!(config.network_connections, Some(4_096));
+        assert_eq!(config.disk_bandwidth, None);
     }
 
     #[test]
@@ -206,6 +233,25 @@ mod tests {
             json["allowed_runtime_classes"] = allowed.clone();
             let config: Config = serde_json::from_value(json).unwrap();
             assert_eq!(config.validate().is_ok(), is_valid, "{allowed}");
+        }
+    }
+
+    #[test]
+    fn bound_is_read_and_checked() {
+        for (field, value, is_valid) in [
+            ("network_bandwidth", serde_json::json!("100M"), true),
+            ("network_bandwidth", serde_json::json!("none"), true),
+            ("network_bandwidth", serde_json::json!("1k"), false),
+            ("disk_bandwidth", serde_json::json!("50Mi"), true),
+            ("disk_bandwidth", serde_json::json!("50k"), false),
+            ("network_connections", serde_json::json!(64), true),
+            ("network_connections", serde_json::json!("none"), true),
+            ("network_connections", serde_json::json!(0), false),
+        ] {
+            let mut json = minimal();
+            json[field] = value.clone();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{field}={value}");
         }
     }
 

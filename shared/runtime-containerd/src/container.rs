@@ -62,6 +62,8 @@ pub struct HostFiles<'a> {
     pub output: &'a Path,
     /// The directory of its other files in memory.
     pub memory: &'a Path,
+    /// Its instance of devpts; `None`: the runtime mounts one.
+    pub terminals: Option<&'a Path>,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
@@ -90,6 +92,9 @@ pub fn config(
         mount(OUTPUT, files.output, false),
         mount("/dev/shm", &in_memory(memory::SHM), false),
     ];
+    if let Some(terminals) = files.terminals {
+        mounts.push(mount("/dev/pts", terminals, false));
+    }
     for (path, name) in [
         ("/etc/hosts", memory::HOSTS),
         ("/etc/hostname", memory::HOSTNAME),

@@ -41,6 +41,11 @@ impl Context {
         self.states.directory(id).join("memory")
     }
 
+    /// The box's instance of devpts, in a directory that only root can enter.
+    pub fn terminals_directory(&self, id: &EnvironmentId) -> PathBuf {
+        self.states.directory(id).join("terminals/pts")
+    }
+
     /// Long enough for another replica to create or remove the box.
     pub fn lock_deadline(&self) -> Duration {
         let seconds = self.config.sandbox_deadline_s + self.config.start_deadline_s;

@@ -72,7 +72,11 @@ impl Context {
         let network = state.as_ref().and_then(|state| state.network.as_ref());
         self.firewall.remove(id, network).await?;
         self.remove_sandboxes(&objects).await?;
-        for directory in [self.output_directory(id), self.memory_directory(id)] {
+        for directory in [
+            self.output_directory(id),
+            self.memory_directory(id),
+            self.terminals_directory(id),
+        ] {
             tmpfs::unmount(&directory).map_err(|error| io_failure("unmount", &error))?;
         }
         cgroup::remove(&self.config.deployment, id, self.config.call_deadline())

@@ -33,9 +33,11 @@ use crate::context::Context;
 use crate::cri::CriError;
 use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
-use crate::network::BoxNetwork;
+use crate::network::{BoxNetwork, Inside};
 use crate::observe::Objects;
-use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp, user_files};
+use crate::{
+    cgroup, container, memory, output, phase, refusal, sandbox, seccomp, terminals, user_files,
+};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -216,8 +218,14 @@ impl Context {
         self.states.save(lock, id, state).await?;
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
-        cgroup::create(&self.config.deployment, id, pids, limits)
+        let disk = self.disk_limit().await?;
+        cgroup::create(&self.config.deployment, id, pids, limits, disk.as_ref())
             .map_err(|error| io_failure("control group", &error))?;
+        // A runtime with a kernel of its own has its own terminals.
+        let terminals = limits.is_none().then(|| self.terminals_directory(id));
+        if let Some(directory) = &terminals {
+            terminals::mount_fresh(directory).map_err(|error| io_failure("terminals", &error))?;
+        }
         output::mount_fresh(&output).map_err(|error| io_failure("output directory", &error))?;
         memory::mount_fresh(&memory, spec.resources.memory)
             .map_err(|error| io_failure("files in memory", &error))?;
@@ -225,7 +233,7 @@ impl Context {
         let sandbox_config = sandbox::config(&self.config, spec, generation);
         let dns = sandbox_config.dns_config.clone().unwrap_or_default();
         let sandbox = self.run_sandbox(spec, sandbox_config.clone()).await?;
-        let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
+        let (mut network, inside, seccomp) = self.read_sandbox(&sandbox).await?;
         network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
@@ -236,6 +244,7 @@ impl Context {
         let files = container::HostFiles {
             output: &output,
             memory: &memory,
+            terminals: terminals.as_deref(),
             seccomp: &seccomp,
         };
         let container_config = container::config(&self.config, spec, generation, &image, files);
@@ -245,6 +254,17 @@ impl Context {
                 .await
                 .map_err(EnsureError::from)
         };
+        let restrict_routes = async {
+            // gVisor has taken the routes out of the namespace: its kernel has the neighbours.
+            match limits {
+                None => self
+                    .firewall
+                    .restrict_routes(&inside)
+                    .await
+                    .map_err(EnsureError::from),
+                Some(_) => Ok(()),
+            }
+        };
         let create = async {
             let creation = self
                 .cri
@@ -253,7 +273,7 @@ impl Context {
                 .await
                 .map_err(container_error)
         };
-        let ((), container) = tokio::try_join!(install, create)?;
+        let ((), (), container) = tokio::try_join!(install, restrict_routes, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
         let start = self.cri.start_container(&container, deadline);
         user_files::while_starting(&container, start)
@@ -304,10 +324,13 @@ impl Context {
     }
 
     /// The sandbox's network, and the file of the system-call filter for its container.
-    async fn read_sandbox(&self, sandbox: &str) -> Result<(BoxNetwork, PathBuf), RuntimeError> {
+    async fn read_sandbox(
+        &self,
+        sandbox: &str,
+    ) -> Result<(BoxNetwork, Inside, PathBuf), RuntimeError> {
         let status = self.cri.sandbox_status(sandbox).await?;
         let info = status.info.get("info").map_or("", String::as_str);
-        let network =
+        let (network, inside) =
             BoxNetwork::read(info, &self.config.bridge).map_err(|error| RuntimeError::Cluster {
                 operation: "sandbox network",
                 message: error.to_string(),
@@ -318,7 +341,7 @@ impl Context {
         })?;
         let stored = seccomp::store(&self.config.state_dir, &filter)
             .map_err(|error| io_failure("system-call filter", &error))?;
-        Ok((network, stored))
+        Ok((network, inside, stored))
     }
 
     /// Waits until boxd accepts a connection, or the container has ended.

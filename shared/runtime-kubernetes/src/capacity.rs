@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{Capacity, RuntimeError};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::Api;
 
+use crate::config::Config;
 use crate::context::Context;
 use crate::labels;
 use crate::observe::unready_since;
@@ -113,7 +115,20 @@ impl Context {
                 labels
             },
             runtime_classes,
+            enforcement: enforcement(&self.config),
         })
+    }
+}
+
+/// The network plugin enforces the bounds on the network, and the kubelet measures storage.
+fn enforcement(config: &Config) -> LimitEnforcement {
+    let delegated = |is_configured| Enforcement::when(is_configured, Enforcement::Delegated);
+    LimitEnforcement {
+        storage: Enforcement::Measured,
+        user_namespaces: Enforcement::Absent,
+        bandwidth: delegated(config.network_bandwidth.is_some()),
+        connections: delegated(config.network_connections.is_some()),
+        block_io: Enforcement::Absent,
     }
 }
 
@@ -139,6 +154,21 @@ mod tests {
             (MilliCpu(500), Bytes(64 << 20))
         );
         assert_eq!(reserved(&pod("Failed")), ResourceSum::default());
+    }
+
+    #[test]
+    fn bounds_on_the_network_are_delegated_or_absent() {
+        for (bound, expected) in [
+            ("2M", Enforcement::Delegated),
+            ("none", Enforcement::Absent),
+        ] {
+            let mut json = crate::config::tests::minimal();
+            json["network_bandwidth"] = bound.into();
+            json["network_connections"] = bound.into();
+            let reported = enforcement(&serde_json::from_value(json).unwrap());
+            assert_eq!(reported.bandwidth, expected);
+            assert_eq!(reported.connections, expected);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::bounds::{self, BoundError};
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::IpNet;
@@ -53,6 +54,20 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// Bits per second that a box may send, and as many that it may receive: `1M` to `100G`, or
+    /// `none`. The cluster's network plugin enforces it, if it can. Default `1G`.
+    #[serde(
+        default = "bounds::network_bandwidth",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_bandwidth: Option<u64>,
+    /// Connections of a box in each direction: 16 or more, or `none`. Calico 3.30 or newer enforces
+    /// it. Default 4096.
+    #[serde(
+        default = "bounds::network_connections",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_connections: Option<u64>,
     /// The runtime class of a box whose request names none. Absent: the cluster's own default.
     #[serde(default)]
     pub default_runtime_class: Option<String>,
@@ -180,6 +195,8 @@ pub enum ConfigError {
     Overcommit(&'static str),
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
+    #[error(transparent)]
+    Bound(#[from] BoundError),
 }
 
 impl Config {
@@ -222,6 +239,8 @@ impl Config {
                 return Err(ConfigError::Overcommit(field));
             }
         }
+        bounds::check_bandwidth(self.network_bandwidth)?;
+        bounds::check_connections(self.network_connections)?;
         Ok(())
     }
 
@@ -259,6 +278,8 @@ pub(crate) mod tests {
             ("boxd_image", serde_json::json!("")),
             ("cluster_cidrs", serde_json::json!([])),
             ("memory_overcommit", serde_json::json!(0)),
+            ("network_bandwidth", serde_json::json!("1k")),
+            ("network_connections", serde_json::json!(1)),
             ("allowed_tolerations", serde_json::json!([{ "key": "" }])),
         ] {
             let mut json = minimal();

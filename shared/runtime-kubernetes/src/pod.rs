@@ -28,6 +28,17 @@ const VOLUME: &str = "programs";
 /// The file with a container's termination message for the kubelet.
 const TERMINATION_FILE: &str = "/dev/termination-log";
 
+/// The annotations by which network plugins bound a Pod, in each direction: the bandwidth plugin of
+/// CNI and Calico, and Calico alone.
+const BANDWIDTH: [&str; 2] = [
+    "kubernetes.io/ingress-bandwidth",
+    "kubernetes.io/egress-bandwidth",
+];
+const CONNECTIONS: [&str; 2] = [
+    "qos.projectcalico.org/ingressMaxConnections",
+    "qos.projectcalico.org/egressMaxConnections",
+];
+
 /// The grace period when Kubernetes itself ends a Pod. A caller's grace period is boxd's
 /// ([`crate::ending`]).
 pub const GRACE_S: u32 = 1;
@@ -92,10 +103,24 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "name": MAIN,
             "namespace": namespace_of(&spec.id),
             "labels": labels::owned_labels(&config.deployment, spec),
-            "annotations": labels::annotations(spec),
+            "annotations": annotations(config, spec),
         },
         "spec": body,
     })
+}
+
+/// The user's labels, and the bounds of the box on the network.
+fn annotations(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut annotations = labels::annotations(spec);
+    for (keys, bound) in [
+        (BANDWIDTH, config.network_bandwidth),
+        (CONNECTIONS, config.network_connections),
+    ] {
+        if let Some(bound) = bound {
+            annotations.extend(keys.map(|key| (key.to_owned(), bound.to_string())));
+        }
+    }
+    annotations
 }
 
 /// A volume whose content counts as the box's memory.
@@ -339,6 +364,21 @@ mod tests {
         assert_eq!(resources["limits"]["ephemeral-storage"], "1Gi");
         assert_eq!(resources["requests"]["cpu"], "5m");
         assert_eq!(resources["requests"]["memory"], "16Mi");
+    }
+
+    #[test]
+    fn bounds_on_the_network_are_annotations() {
+        let mut config = config();
+        let annotations =
+            |config: &Config| pod(config, &spec(|_| {}))["metadata"]["annotations"].clone();
+        let bounded = annotations(&config);
+        for (keys, value) in [(BANDWIDTH, "1000000000"), (CONNECTIONS, "4096")] {
+            for key in keys {
+                assert_eq!(bounded[key], value, "{key}");
+            }
+        }
+        (config.network_bandwidth, config.network_connections) = (None, None);
+        assert_eq!(annotations(&config), json!({}));
     }
 
     #[test]

@@ -326,6 +326,7 @@ macro_rules! conformance_tests {
             limits: storage_over_limit_is_evicted_for_every_replica,
             limits: processes_over_limit_are_refused,
             limits: box_at_process_limit_refuses_commands_and_keeps_running,
+            limits: system_v_objects_of_a_full_box_leave_others_theirs,
             hostile: escape_attempts_are_refused,
             hostile: sender_forging_sockets_are_refused,
             hostile: ipv6_probes_get_no_answer,
@@ -340,6 +341,7 @@ macro_rules! conformance_tests {
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
             network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
+            network: box_has_few_neighbours,
         }
     };
     (@each $subject:expr; $($noun:ident: $test:ident,)*) => {

@@ -8,10 +8,12 @@
 //!   last output of a box that has ended.
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
-//! address ranges, the rules that hold on every cluster, the pauses between retries, and the texts of
-//! failed image pulls and starts. Never uses a cluster's API.
+//! address ranges, the rules that hold on every cluster, the bounds of a box on what it shares with
+//! others, the pauses between retries, and the texts of failed image pulls and starts. Never uses a
+//! cluster's API.
 
 pub mod address_ranges;
+pub mod bounds;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use agentbox_contracts::environment::LimitEnforcement;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
@@ -86,4 +87,6 @@ pub struct Capacity {
     pub labels: BTreeMap<String, String>,
     /// RuntimeClasses or CRI handlers that a box may name.
     pub runtime_classes: Vec<String>,
+    /// How the driver enforces the limits of a box, as it is configured.
+    pub enforcement: LimitEnforcement,
 }

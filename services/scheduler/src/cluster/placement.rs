@@ -204,6 +204,8 @@ pub fn retryable_if_unreachable<'a>(
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::environment::LimitEnforcement;
+
     use super::*;
 
     fn candidate(name: &str, region: &str, cpu: u64, memory: u64, free: u64) -> Candidate {
@@ -221,6 +223,7 @@ mod tests {
                 available_storage: Bytes(0),
                 labels: BTreeMap::new(),
                 runtime_classes: vec![],
+                enforcement: LimitEnforcement::default(),
             },
         }
     }

@@ -300,6 +300,7 @@ impl Environments {
                 nodes: capacity.as_ref().map_or(0, |c| c.nodes),
                 available_cpu_milli: capacity.as_ref().map_or(0, |c| c.available_cpu.0),
                 available_memory_bytes: capacity.as_ref().map_or(0, |c| c.available_memory.0),
+                enforcement: capacity.as_ref().map(|c| c.enforcement),
             }
         });
         HealthReply {

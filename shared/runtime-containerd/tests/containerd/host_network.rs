@@ -216,7 +216,11 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     check(answer.to_lowercase().contains(&bridge), || {
         format!("{bridge} is not in {answer}")
     })?;
-    // A frame straight to the other's hardware address does not arrive.
+    // A frame straight to the other's hardware address does not arrive. A box has no route for one.
+    let subnet = config.subnet.to_string();
+    inside(pid, &["ip", "route", "add", &subnet, "dev", "eth0"])
+        .await
+        .map_err(Violation)?;
     let show = inside(other_pid, &["ip", "-o", "link", "show", "eth0"])
         .await
         .map_err(Violation)?;

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod bounds;
 mod conformance;
 mod filling;
 mod first_instruction;
