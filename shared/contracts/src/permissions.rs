@@ -199,6 +199,8 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 audit(AuditAction::CreateEnvironment),
                 audit(AuditAction::PatchEnvironment),
                 audit(AuditAction::DeleteEnvironment),
+                audit(AuditAction::SetRegistryCredential),
+                audit(AuditAction::DeleteRegistryCredential),
             ])
             .consume_stream(COMMANDS_STREAM)
             .acknowledge(COMMANDS_STREAM)
@@ -250,7 +252,9 @@ mod tests {
                 AuditAction::Exec | AuditAction::Attach | AuditAction::ReadLogs => &["api-gateway"],
                 AuditAction::CreateEnvironment
                 | AuditAction::PatchEnvironment
-                | AuditAction::DeleteEnvironment => &["scheduler"],
+                | AuditAction::DeleteEnvironment
+                | AuditAction::SetRegistryCredential
+                | AuditAction::DeleteRegistryCredential => &["scheduler"],
                 _ => &[],
             };
             assert_eq!(publishers, expected, "{action}");
