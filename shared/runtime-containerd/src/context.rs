@@ -9,6 +9,7 @@ use crate::box_state::StateStore;
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::firewall::Firewall;
+use crate::image_access::ImageAccess;
 
 /// One driver's configuration and clients. Each module adds the operations of its noun.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct Context {
     pub cri: Cri,
     pub states: StateStore,
     pub firewall: Firewall,
+    pub image_access: ImageAccess,
 }
 
 impl Context {
@@ -25,6 +27,7 @@ impl Context {
             cri: Cri::new(&config.socket, config.call_deadline()),
             states: StateStore::new(&config.state_dir),
             firewall: Firewall::new(&config),
+            image_access: ImageAccess::new(&config.state_dir),
             config,
         }
     }

@@ -9,16 +9,18 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use agentbox_runtime::RegistryCredential;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
-    ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
-    StopPodSandboxRequest, VersionRequest, VersionResponse,
+    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ImageFsInfoRequest, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListPodSandboxRequest,
+    PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    VersionRequest, VersionResponse,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -348,13 +350,23 @@ impl Cri {
         Ok(status.image.is_some().then_some(status))
     }
 
-    pub async fn pull_image(&self, name: &str, deadline: Duration) -> Result<(), CriError> {
+    pub async fn pull_image(
+        &self,
+        name: &str,
+        credential: Option<&RegistryCredential>,
+        deadline: Duration,
+    ) -> Result<(), CriError> {
         let image = ImageSpec {
             image: name.to_owned(),
             ..Default::default()
         };
         let request = PullImageRequest {
             image: Some(image),
+            auth: credential.map(|credential| AuthConfig {
+                username: credential.username.clone(),
+                password: credential.password.clone(),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let mut client = self.images.clone();

@@ -18,6 +18,7 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
+//! * [`image_access`] keeps the images of private repositories from others.
 //! * [`user_files`] ends reads of containerd that an image blocks.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
@@ -38,6 +39,7 @@ mod error;
 mod events;
 mod firewall;
 mod image;
+mod image_access;
 mod labels;
 mod memory;
 mod network;
