@@ -98,7 +98,8 @@ topologySpreadConstraints:
       "boxd_image" (include "agentbox.image" (list . .Values.boxdImage))
       "cluster_cidrs" .Values.cluster.cidrs
       "system_namespace" .Release.Namespace
-      "image_pull_secrets" .Values.image.pullSecrets }}
+      "image_pull_secrets" .Values.image.pullSecrets
+      "shared_pull_secrets" .Values.image.sharedPullSecrets }}
 {{- $settings := mergeOverwrite $own (deepCopy .Values.cluster.settings) }}
 {{- $cluster := dict "name" .Values.cluster.name "labels" .Values.cluster.labels "driver" "kubernetes" "kubernetes" $settings }}
 {{- with .Values.cluster.allowedRegistries }}
