@@ -1,0 +1,85 @@
+//! Images of a registry that requires a login.
+
+use agentbox_contracts::ids::UserId;
+use agentbox_runtime::conformance::Subject;
+use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, RegistryCredential, Runtime as _};
+use agentbox_runtime_containerd::Driver;
+
+use crate::machine::{config, subject};
+use crate::registry::{Registry, login};
+
+/// A box of a new owner.
+fn spec(subject: &Subject<Driver>, image: &str, login: Option<RegistryCredential>) -> BoxSpec {
+    let mut spec = subject.spec();
+    spec.owner = UserId::random();
+    image.clone_into(&mut spec.image);
+    spec.image_credential = login;
+    spec
+}
+
+/// Asserts that the box fails as one whose image does not exist.
+async fn expect_refused(subject: &Subject<Driver>, spec: &BoxSpec) {
+    let phase = subject.start(spec).await.unwrap().phase;
+    let is_refused = matches!(
+        &phase,
+        BoxPhase::Failed { reason: FailureReason::ImagePull, message }
+            if message.contains("requires a login")
+    );
+    assert!(is_refused, "{phase:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn private_image_on_the_machine_is_given_only_to_owners_with_access() {
+    let registry = Registry::start(&config().await.deployment, true).await;
+    let subject = subject().await;
+    let image = registry.image();
+    // Before anybody has pulled it.
+    expect_refused(&subject, &spec(&subject, &image, None)).await;
+    let owner = spec(&subject, &image, Some(login()));
+    subject.run(&owner).await.unwrap();
+    let wrong = RegistryCredential {
+        password: "wrong".to_owned(),
+        ..login()
+    };
+    for (image, credential) in [
+        (image.clone(), None),
+        (image.clone(), Some(wrong)),
+        (registry.image_by_digest(), None),
+    ] {
+        expect_refused(&subject, &spec(&subject, &image, credential)).await;
+    }
+    let other = spec(&subject, &image, Some(login()));
+    subject.run(&other).await.unwrap();
+    // The owner's next box needs no request, and neither does one that runs.
+    let requests = registry.requests();
+    let mut again = spec(&subject, &image, Some(login()));
+    again.owner.clone_from(&owner.owner);
+    subject.run(&again).await.unwrap();
+    let still = subject.first.ensure(&owner, 1).await.unwrap();
+    assert!(matches!(still.phase, BoxPhase::Running { .. }), "{still:?}");
+    assert_eq!(registry.requests(), requests);
+    // Another process has no proofs, and the record.
+    let mut later = spec(&subject, &image, None);
+    later.owner.clone_from(&owner.owner);
+    let refused = subject.second.ensure(&later, 1).await.unwrap();
+    assert!(
+        matches!(refused.phase, BoxPhase::Failed { .. }),
+        "{refused:?}"
+    );
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_that_was_pulled_without_a_login_is_everybodys() {
+    let registry = Registry::start(&config().await.deployment, false).await;
+    let subject = subject().await;
+    let image = registry.image();
+    subject.run(&spec(&subject, &image, None)).await.unwrap();
+    let requests = registry.requests();
+    for credential in [None, Some(login())] {
+        let box_spec = spec(&subject, &image, credential);
+        subject.run(&box_spec).await.unwrap();
+    }
+    assert_eq!(registry.requests(), requests);
+    subject.clean().await.unwrap();
+}
