@@ -27,7 +27,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $image := index . 1 -}}
 {{- with (index . 0) -}}
 {{- $registry := ternary "" (printf "%s/" .Values.image.registry) (empty .Values.image.registry) -}}
+{{- if $image.digest -}}
+{{- printf "%s%s@%s" $registry $image.repository $image.digest -}}
+{{- else -}}
 {{- printf "%s%s:%s" $registry $image.repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 

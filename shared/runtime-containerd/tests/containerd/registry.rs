@@ -93,8 +93,7 @@ impl Registry {
         std::fs::write(hosts.join("hosts.toml"), server).unwrap();
         let served = content.clone();
         let server = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
                 let content = served.clone();
                 tokio::spawn(async move { serve(stream, &content).await });
             }
