@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::firewall::Firewall;
 use crate::image_access::ImageAccess;
+use crate::pulled_images::PulledImages;
 
 /// One driver's configuration and clients. Each module adds the operations of its noun.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct Context {
     pub states: StateStore,
     pub firewall: Firewall,
     pub image_access: ImageAccess,
+    pub pulled_images: PulledImages,
 }
 
 impl Context {
@@ -28,6 +30,7 @@ impl Context {
             states: StateStore::new(&config.state_dir),
             firewall: Firewall::new(&config),
             image_access: ImageAccess::new(&config.state_dir),
+            pulled_images: PulledImages::new(&config.state_dir),
             config,
         }
     }

@@ -15,12 +15,12 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ImageFsInfoRequest, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListPodSandboxRequest,
-    PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, PullImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
-    VersionRequest, VersionResponse,
+    ContainerStatusRequest, CreateContainerRequest, Image, ImageFsInfoRequest, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListImagesRequest,
+    ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, PullImageRequest, RemoveImageRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
+    StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -42,7 +42,9 @@ fn call_span(operation: &'static str) -> Span {
         return Span::none();
     }
     let service = match operation {
-        "ImageStatus" | "ImageFsInfo" | "PullImage" => "runtime.v1.ImageService",
+        "ImageStatus" | "ImageFsInfo" | "ListImages" | "PullImage" | "RemoveImage" => {
+            "runtime.v1.ImageService"
+        }
         _ => "runtime.v1.RuntimeService",
     };
     tracing::info_span!(
@@ -333,6 +335,26 @@ impl Cri {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Every image that containerd has.
+    pub async fn images(&self) -> Result<Vec<Image>, CriError> {
+        let request = ListImagesRequest { filter: None };
+        let mut client = self.images.clone();
+        let answer = call("ListImages", self.deadline, client.list_images(request)).await?;
+        Ok(answer.images)
+    }
+
+    /// Removes an image with all its names.
+    pub async fn remove_image(&self, id: &str) -> Result<(), CriError> {
+        let image = ImageSpec {
+            image: id.to_owned(),
+            ..Default::default()
+        };
+        let request = RemoveImageRequest { image: Some(image) };
+        let mut client = self.images.clone();
+        let removed = call("RemoveImage", self.deadline, client.remove_image(request)).await;
+        ignore_not_found(removed.map(|_| ()))
     }
 
     /// An image that containerd has; the `info` contains its configuration.

@@ -16,11 +16,12 @@
 //! work would be lost.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::image_pull::public_cause;
 use agentbox_runtime::{
     BoxPhase, BoxSpec, FailureReason, IMAGE_PULL, NetworkPolicy, Observed, RuntimeError,
     image_reference, start_failure,
@@ -37,7 +38,9 @@ use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::BoxNetwork;
 use crate::observe::Objects;
-use crate::{cgroup, container, memory, output, phase, refusal, sandbox, seccomp, user_files};
+use crate::{
+    cgroup, container, memory, metrics, output, phase, refusal, sandbox, seccomp, user_files,
+};
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -160,6 +163,10 @@ impl Context {
     /// Whether the image is missing, or its owner has yet to prove access to it.
     async fn needs_pull(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
         let name = image_reference::complete(&spec.image);
+        // From now on the image is not removed.
+        self.pulled_images
+            .touch(&name, SystemTime::now())
+            .map_err(|error| io_failure("record of an image", &error))?;
         let is_missing = self.cri.image(&name).await?.is_none();
         Ok(is_missing || !self.image_access.is_allowed(spec, StdInstant::now()))
     }
@@ -171,17 +178,38 @@ impl Context {
             .record_pull(spec)
             .map_err(|error| io_failure("record of a private image", &error))?;
         let name = image_reference::complete(image);
+        self.pulled_images
+            .record(&name, SystemTime::now())
+            .map_err(|error| io_failure("record of an image", &error))?;
         let credential = spec.image_credential.as_ref();
-        let Err(error) = self.cri.pull_image(&name, credential, deadline).await else {
+        let pulled = tokio::select! {
+            pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
+            () = self.wait_until_full() => {
+                tracing::error!(image, "a pull was ended: the file system of images is full");
+                metrics::pull_refused(image::NO_SPACE);
+                return Err(RuntimeError::Cluster {
+                    operation: IMAGE_PULL,
+                    message: image::no_space(image),
+                });
+            }
+        };
+        let Err(error) = pulled else {
             self.image_access.prove(spec, StdInstant::now());
             return Ok(Ok(()));
         };
+        if let Ok(None) = self.cri.image(&name).await {
+            // Else users could store any number of records.
+            let _ = self.pulled_images.forget(&name);
+        }
         tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
-            PullFailure::Final(message) => Ok(Err(Failure {
-                reason: FailureReason::ImagePull,
-                message,
-            })),
+            PullFailure::Final(message) => {
+                metrics::pull_refused(public_cause(error.message()));
+                Ok(Err(Failure {
+                    reason: FailureReason::ImagePull,
+                    message,
+                }))
+            }
             PullFailure::Transient(message) => Err(RuntimeError::Cluster {
                 operation: IMAGE_PULL,
                 message,

@@ -18,7 +18,8 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
-//! * [`image_access`] keeps the images of private repositories from others.
+//! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
+//!   images of which [`pulled_images`] has a record.
 //! * [`user_files`] ends reads of containerd that an image blocks.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
@@ -40,13 +41,16 @@ mod events;
 mod firewall;
 mod image;
 mod image_access;
+mod image_gc;
 mod labels;
 mod memory;
+mod metrics;
 mod network;
 mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod pulled_images;
 mod refusal;
 mod repair;
 mod sandbox;

@@ -2,7 +2,8 @@
 //!
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
 //! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
-//! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
+//! Between polls it evicts boxes over their storage limit, restores lost firewall rules, and removes
+//! images.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
+use crate::image_gc::{self, ImageCollection};
 use crate::observe::Objects;
 use crate::repair;
 use crate::storage::{self, StorageUsage};
@@ -46,7 +48,9 @@ struct Watch {
     pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
+    next_images: Instant,
     storage_usage: StorageUsage,
+    image_collection: ImageCollection,
 }
 
 /// # Errors
@@ -65,7 +69,9 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         pause: POLL_WITHOUT_EVENTS,
         next_storage: now,
         next_repair: now,
+        next_images: now,
         storage_usage: StorageUsage::default(),
+        image_collection: ImageCollection::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
         match watch.next().await {
@@ -102,7 +108,7 @@ impl Watch {
         }
     }
 
-    /// Checks storage and repairs the firewall, if this replica holds the lead.
+    /// Checks storage, removes images and repairs the firewall, if this replica holds the lead.
     async fn maintain(&mut self) -> Result<(), RuntimeError> {
         let Some(lead) = self.context.states.try_lead()? else {
             self.storage_usage.clear();
@@ -111,6 +117,18 @@ impl Watch {
         self.context
             .check_storage(&lead, &mut self.storage_usage)
             .await?;
+        if Instant::now() >= self.next_images {
+            let collected = self
+                .context
+                .collect_images(&lead, &mut self.image_collection)
+                .await?;
+            let pause = if collected {
+                image_gc::SHORT_INTERVAL
+            } else {
+                image_gc::INTERVAL
+            };
+            self.next_images = Instant::now() + pause;
+        }
         if Instant::now() >= self.next_repair {
             self.context.repair_firewall(&lead).await?;
             self.next_repair = Instant::now() + repair::INTERVAL;

@@ -1,11 +1,15 @@
-//! Images of a registry that requires a login.
+//! Images of a registry: who may use them, and when they are removed.
+
+use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ids::UserId;
 use agentbox_runtime::conformance::Subject;
 use agentbox_runtime::{BoxPhase, BoxSpec, FailureReason, RegistryCredential, Runtime as _};
 use agentbox_runtime_containerd::Driver;
+use agentbox_testing::eventually;
+use futures::StreamExt as _;
 
-use crate::machine::{config, subject};
+use crate::machine::{another_config, config, host, subject, subject_of};
 use crate::registry::{Registry, login};
 
 /// A box of a new owner.
@@ -81,5 +85,61 @@ async fn image_that_was_pulled_without_a_login_is_everybodys() {
         subject.run(&box_spec).await.unwrap();
     }
     assert_eq!(registry.requests(), requests);
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unused_image_is_removed_above_the_watermark_and_pulled_again() {
+    let registry = Registry::start(&config().await.deployment, false).await;
+    let mut config = another_config().await;
+    (config.image_gc_high_percent, config.image_gc_low_percent) = (1, 0);
+    let subject = subject_of(&config);
+    let image = registry.image();
+    let spec_of = || spec(&subject, &image, None);
+    let first = spec_of();
+    subject.run(&first).await.unwrap();
+    // As if it was used long ago.
+    let (repository, tag) = image.rsplit_once(':').unwrap();
+    let record = config
+        .state_dir
+        .join("pulled-images")
+        .join(repository)
+        .join(format!(".:{tag}"));
+    let old = SystemTime::now() - Duration::from_secs(3_600);
+    let file = std::fs::File::options().write(true).open(&record).unwrap();
+    file.set_modified(old).unwrap();
+    let socket = config.socket.to_str().unwrap();
+    let has_image = async || {
+        let words = [
+            "--address",
+            socket,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "list",
+            "-q",
+        ];
+        let listed = host("ctr", &words).await.unwrap();
+        listed.lines().any(|line| line == image)
+    };
+    let mut changes = subject.first.watch().await.unwrap();
+    let watch = async { while changes.next().await.is_some() {} };
+    let check = async {
+        // A running box keeps it.
+        subject.first.remove(&first.id).await.unwrap();
+        eventually(
+            "the image is removed",
+            Duration::from_secs(90),
+            async || !has_image().await,
+        )
+        .await;
+    };
+    assert!(has_image().await);
+    tokio::select! {
+        () = check => {}
+        () = watch => panic!("the watch ended"),
+    }
+    assert!(!record.exists());
+    subject.run(&spec_of()).await.unwrap();
     subject.clean().await.unwrap();
 }
