@@ -27,7 +27,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $image := index . 1 -}}
 {{- with (index . 0) -}}
 {{- $registry := ternary "" (printf "%s/" .Values.image.registry) (empty .Values.image.registry) -}}
+{{- if $image.digest -}}
+{{- printf "%s%s@%s" $registry $image.repository $image.digest -}}
+{{- else -}}
 {{- printf "%s%s:%s" $registry $image.repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -122,7 +126,8 @@ topologySpreadConstraints:
       "boxd_image" (include "agentbox.image" (list . .Values.boxdImage))
       "cluster_cidrs" .Values.cluster.cidrs
       "system_namespace" .Release.Namespace
-      "image_pull_secrets" .Values.image.pullSecrets }}
+      "image_pull_secrets" .Values.image.pullSecrets
+      "shared_pull_secrets" .Values.image.sharedPullSecrets }}
 {{- $settings := mergeOverwrite $own (deepCopy .Values.cluster.settings) }}
 {{- $cluster := dict "name" .Values.cluster.name "labels" .Values.cluster.labels "driver" "kubernetes" "kubernetes" $settings }}
 {{- with .Values.cluster.allowedRegistries }}

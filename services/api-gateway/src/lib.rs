@@ -30,6 +30,7 @@ mod metrics;
 mod openapi;
 mod principal;
 mod rate_limit;
+mod registries;
 mod router;
 mod shares;
 mod state;

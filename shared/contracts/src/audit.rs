@@ -1,7 +1,8 @@
 //! The audit trail: its entries, the origin of a request, and auth's RPC that reads it.
 //!
 //! * I1. An entry has ids, an address and values of closed lists. A text from a request is in it
-//!   only as `arguments`, which the operator switches on.
+//!   only as the name of a registry that the operator allows, and as `arguments`, which the operator
+//!   switches on.
 //! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
 //!   therefore recorded once.
 
@@ -59,6 +60,9 @@ pub enum AuditAction {
     CreateEnvironment,
     PatchEnvironment,
     DeleteEnvironment,
+    /// The credential of the target, a registry.
+    SetRegistryCredential,
+    DeleteRegistryCredential,
     Exec,
     Attach,
     ReadLogs,
@@ -81,9 +85,11 @@ impl AuditAction {
     pub const fn service(self) -> &'static str {
         match self {
             Self::Exec | Self::Attach | Self::ReadLogs => "api-gateway",
-            Self::CreateEnvironment | Self::PatchEnvironment | Self::DeleteEnvironment => {
-                "scheduler"
-            }
+            Self::CreateEnvironment
+            | Self::PatchEnvironment
+            | Self::DeleteEnvironment
+            | Self::SetRegistryCredential
+            | Self::DeleteRegistryCredential => "scheduler",
             Self::BootstrapAdmin
             | Self::Login
             | Self::Logout
@@ -203,7 +209,7 @@ pub struct AuditEntry {
     #[serde(flatten)]
     pub origin: Origin,
     pub action: AuditAction,
-    /// The id that the action was about.
+    /// The id that the action was about, or the name of a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub outcome: AuditOutcome,

@@ -78,6 +78,12 @@ pub struct Config {
     /// Seconds for one image pull. Default 120.
     #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
+    /// Images are removed when their file system is used by this percentage. Default 85.
+    #[serde(default = "image_gc_high_percent")]
+    pub image_gc_high_percent: u8,
+    /// Until it is used by this percentage. Default 80.
+    #[serde(default = "image_gc_low_percent")]
+    pub image_gc_low_percent: u8,
     /// Seconds for the creation of a sandbox with its network. Default 30.
     #[serde(default = "sandbox_deadline_s")]
     pub sandbox_deadline_s: u64,
@@ -94,6 +100,12 @@ pub struct Config {
 
 fn nft() -> PathBuf {
     PathBuf::from("nft")
+}
+const fn image_gc_high_percent() -> u8 {
+    85
+}
+const fn image_gc_low_percent() -> u8 {
+    80
 }
 const fn sandbox_deadline_s() -> u64 {
     30
@@ -114,6 +126,10 @@ pub enum ConfigError {
     Bridge(String),
     #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },
+    #[error(
+        "image_gc_high_percent: must be at most 100 and above image_gc_low_percent ({low}), is {high}"
+    )]
+    ImageCollection { high: u8, low: u8 },
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
     #[error(transparent)]
@@ -156,6 +172,10 @@ impl Config {
                     path: path.clone(),
                 });
             }
+        }
+        let (high, low) = (self.image_gc_high_percent, self.image_gc_low_percent);
+        if high > 100 || high <= low {
+            return Err(ConfigError::ImageCollection { high, low });
         }
         if let Some(class) = &self.default_runtime_class
             && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
@@ -217,6 +237,22 @@ mod tests {
             json[field] = value.into();
             let config: Config = serde_json::from_value(json).unwrap();
             assert!(config.validate().is_err(), "{field}={value}");
+        }
+    }
+
+    #[test]
+    fn watermarks_of_images_are_in_order() {
+        for (high, low, is_valid) in [
+            (85, 80, true),
+            (1, 0, true),
+            (80, 80, false),
+            (101, 1, false),
+        ] {
+            let mut json = minimal();
+            json["image_gc_high_percent"] = high.into();
+            json["image_gc_low_percent"] = low.into();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{high} {low}");
         }
     }
 

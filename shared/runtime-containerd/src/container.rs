@@ -11,7 +11,7 @@ use std::path::Path;
 
 use agentbox_box_protocol::variables;
 use agentbox_contracts::units::MilliCpu;
-use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext};
+use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext, image_reference};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
@@ -111,7 +111,7 @@ pub fn config(
             attempt: u32::try_from(generation).unwrap_or(0),
         }),
         image: Some(ImageSpec {
-            image: spec.image.clone(),
+            image: image_reference::complete(&spec.image),
             ..Default::default()
         }),
         command: command(spec.command.as_deref()),

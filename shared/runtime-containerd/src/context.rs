@@ -9,7 +9,9 @@ use crate::box_state::StateStore;
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::firewall::Firewall;
+use crate::image_access::ImageAccess;
 use crate::image_files::KnownImages;
+use crate::pulled_images::PulledImages;
 
 /// One driver's configuration and clients. Each module adds the operations of its noun.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Context {
     pub cri: Cri,
     pub states: StateStore,
     pub firewall: Firewall,
+    pub image_access: ImageAccess,
+    pub pulled_images: PulledImages,
     pub known_images: KnownImages,
 }
 
@@ -27,6 +31,8 @@ impl Context {
             cri: Cri::new(&config.socket, config.call_deadline()),
             states: StateStore::new(&config.state_dir),
             firewall: Firewall::new(&config),
+            image_access: ImageAccess::new(&config.state_dir),
+            pulled_images: PulledImages::new(&config.state_dir),
             known_images: KnownImages::default(),
             config,
         }

@@ -10,18 +10,21 @@
 //! A container that containerd refuses fails the box: at once if a later attempt cannot succeed,
 //! else after a time ([`crate::refusal`]).
 //!
+//! The image of a private repository is pulled again for each owner ([`crate::image_access`]).
+//!
 //! A newer generation adopts a running box. A box is never created twice, because its user's
 //! work would be lost.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::image_pull::public_cause;
 use agentbox_runtime::{
     BoxPhase, BoxSpec, FailureReason, IMAGE_PULL, NetworkPolicy, Observed, RuntimeError,
-    start_failure,
+    image_reference, start_failure,
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
@@ -36,7 +39,8 @@ use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::{BoxNetwork, Inside};
 use crate::observe::Objects;
 use crate::{
-    cgroup, container, memory, output, phase, refusal, sandbox, seccomp, terminals, user_files,
+    cgroup, container, memory, metrics, output, phase, refusal, sandbox, seccomp, terminals,
+    user_files,
 };
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
@@ -95,11 +99,11 @@ impl Context {
             if !matches!(observed.phase, BoxPhase::Starting { .. }) {
                 return Ok(observed);
             }
-            if !pulled && self.cri.image(&spec.image).await?.is_none() {
+            if !pulled && self.needs_pull(spec).await? {
                 state.step = Step::PullingImage;
                 self.states.save(&lock, id, &state).await?;
                 drop(lock);
-                if let Err(failure) = self.pull(&spec.image).await? {
+                if let Err(failure) = self.pull(spec).await? {
                     return self.fail(id, generation, failure).await;
                 }
                 pulled = true;
@@ -157,17 +161,56 @@ impl Context {
         self.observe(id).await
     }
 
-    async fn pull(&self, image: &str) -> Result<Result<(), Failure>, RuntimeError> {
+    /// Whether the image is missing, or its owner has yet to prove access to it.
+    async fn needs_pull(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
+        let name = image_reference::complete(&spec.image);
+        // From now on the image is not removed.
+        self.pulled_images
+            .touch(&name, SystemTime::now())
+            .map_err(|error| io_failure("record of an image", &error))?;
+        let is_missing = self.cri.image(&name).await?.is_none();
+        Ok(is_missing || !self.image_access.is_allowed(spec, StdInstant::now()))
+    }
+
+    async fn pull(&self, spec: &BoxSpec) -> Result<Result<(), Failure>, RuntimeError> {
+        let image = spec.image.as_str();
         let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
-        let Err(error) = self.cri.pull_image(image, deadline).await else {
+        self.image_access
+            .record_pull(spec)
+            .map_err(|error| io_failure("record of a private image", &error))?;
+        let name = image_reference::complete(image);
+        self.pulled_images
+            .record(&name, SystemTime::now())
+            .map_err(|error| io_failure("record of an image", &error))?;
+        let credential = spec.image_credential.as_ref();
+        let pulled = tokio::select! {
+            pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
+            () = self.wait_until_full() => {
+                tracing::error!(image, "a pull was ended: the file system of images is full");
+                metrics::pull_refused(image::NO_SPACE);
+                return Err(RuntimeError::Cluster {
+                    operation: IMAGE_PULL,
+                    message: image::no_space(image),
+                });
+            }
+        };
+        let Err(error) = pulled else {
+            self.image_access.prove(spec, StdInstant::now());
             return Ok(Ok(()));
         };
+        if let Ok(None) = self.cri.image(&name).await {
+            // Else users could store any number of records.
+            let _ = self.pulled_images.forget(&name);
+        }
         tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
-            PullFailure::Final(message) => Ok(Err(Failure {
-                reason: FailureReason::ImagePull,
-                message,
-            })),
+            PullFailure::Final(message) => {
+                metrics::pull_refused(public_cause(error.message()));
+                Ok(Err(Failure {
+                    reason: FailureReason::ImagePull,
+                    message,
+                }))
+            }
             PullFailure::Transient(message) => Err(RuntimeError::Cluster {
                 operation: IMAGE_PULL,
                 message,
@@ -291,7 +334,7 @@ impl Context {
             operation: "image status",
             message,
         };
-        let status = self.cri.image(image).await?;
+        let status = self.cri.image(&image_reference::complete(image)).await?;
         let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
         ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }

@@ -18,6 +18,17 @@ pub enum PullFailure {
     Transient(String),
 }
 
+/// The cause that users read when a pull was ended because the file system is full.
+pub const NO_SPACE: &str = "the machine has no space for images";
+
+/// The message of a pull that was ended because the file system is full.
+pub fn no_space(image: &str) -> String {
+    format!(
+        "cannot pull the image \"{}\": {NO_SPACE}",
+        printable_image(image)
+    )
+}
+
 /// Classifies containerd's error; `deadline` is the deadline of the pull.
 pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullFailure {
     let image = printable_image(image);

@@ -20,6 +20,8 @@
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
 //! * [`image_files`] checks the files of an image that containerd reads, and [`user_files`] ends such
 //!   reads if an image could not be checked.
+//! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
+//!   images of which [`pulled_images`] has a record.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -40,14 +42,18 @@ mod error;
 mod events;
 mod firewall;
 mod image;
+mod image_access;
 mod image_files;
+mod image_gc;
 mod labels;
 mod memory;
+mod metrics;
 mod network;
 mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod pulled_images;
 mod refusal;
 mod repair;
 mod sandbox;

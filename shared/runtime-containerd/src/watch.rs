@@ -2,10 +2,11 @@
 //!
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
 //! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
-//! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
+//! Between polls it evicts boxes over their storage limit, removes images, and restores lost firewall
+//! rules.
 //!
-//! * I1. Only containerd ends the stream, when it does not answer. An error of the storage check or
-//!   of the firewall is logged, and the next check tries again.
+//! * I1. Only containerd ends the stream, when it does not answer. An error of a check is logged, and
+//!   the next check tries again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use crate::box_state::BoxLock;
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
+use crate::image_gc::{self, ImageCollection};
 use crate::observe::Objects;
 use crate::repair;
 use crate::storage::{self, StorageUsage};
@@ -51,7 +53,9 @@ struct Watch {
     next_storage: Instant,
     next_repair: Instant,
     repairs: Retries,
+    next_images: Instant,
     storage_usage: StorageUsage,
+    image_collection: ImageCollection,
 }
 
 /// # Errors
@@ -71,7 +75,9 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         next_storage: now,
         next_repair: now,
         repairs: Retries::default(),
+        next_images: now,
         storage_usage: StorageUsage::default(),
+        image_collection: ImageCollection::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
         match watch.next().await {
@@ -108,7 +114,7 @@ impl Watch {
         }
     }
 
-    /// Checks storage and repairs the firewall, if this replica holds the lead.
+    /// Checks storage, removes images and repairs the firewall, if this replica holds the lead.
     async fn maintain(&mut self) {
         let lead = match self.context.states.try_lead() {
             Ok(Some(lead)) => lead,
@@ -116,11 +122,15 @@ impl Watch {
             Err(error) => {
                 return tracing::error!(
                     error = %ErrorChain(&error),
-                    "could not lock the check of storage and firewall rules"
+                    "could not lock the checks of storage, images and firewall rules"
                 );
             }
         };
         self.check_storage(&lead).await;
+        if Instant::now() >= self.next_images {
+            let pause = self.collect_images(&lead).await;
+            self.next_images = Instant::now() + pause;
+        }
         if Instant::now() >= self.next_repair {
             self.repair_firewall(&lead).await;
             self.next_repair = Instant::now() + repair::INTERVAL;
@@ -131,6 +141,19 @@ impl Watch {
         let usage = &mut self.storage_usage;
         if let Err(error) = self.context.check_storage(lead, usage).await {
             tracing::error!(error = %ErrorChain(&error), "could not check the storage of boxes");
+        }
+    }
+
+    /// Returns the pause before the next collection.
+    async fn collect_images(&mut self, lead: &BoxLock) -> Duration {
+        let collection = &mut self.image_collection;
+        match self.context.collect_images(lead, collection).await {
+            Ok(true) => image_gc::SHORT_INTERVAL,
+            Ok(false) => image_gc::INTERVAL,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "could not remove unused images");
+                image_gc::INTERVAL
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::objects::{PULL_SECRET, SECRET};
+
 /// One Kubernetes cluster, with the networks that boxes need or must never reach.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,9 +83,17 @@ pub struct Config {
     /// The tolerations that a request may have. Default none.
     #[serde(default)]
     pub allowed_tolerations: Vec<AllowedToleration>,
-    /// Pull secrets of the system namespace, which are copied to each box's namespace.
+    /// Pull secrets of the system namespace. A box's namespace gets their login for boxd's image
+    /// alone.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
+    /// Pull secrets of the system namespace that are copied to each box's namespace as they are:
+    /// every user can pull with them. Default none.
+    #[serde(default)]
+    pub shared_pull_secrets: Vec<String>,
+    /// What keeps an image that a node has from users who may not pull it. Default `pull`.
+    #[serde(default)]
+    pub present_images: PresentImages,
     /// The Pod Security Standard that a box's namespace enforces. Default `baseline`.
     #[serde(default = "pod_security")]
     pub pod_security: String,
@@ -145,6 +155,18 @@ pub enum Delivery {
     ImageVolume,
 }
 
+/// What happens before a box uses an image that its node has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PresentImages {
+    /// The node asks the image's registry (`imagePullPolicy: Always`).
+    #[default]
+    Pull,
+    /// The kubelet compares the pull secrets (its feature `KubeletEnsureSecretPulledImages`, which
+    /// Kubernetes 1.35 enables): without a request to the registry.
+    Kubelet,
+}
+
 /// The way to a box's boxd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -191,6 +213,8 @@ pub enum ConfigError {
     Name { field: &'static str, value: String },
     #[error("{0}: must not be empty")]
     Empty(&'static str),
+    #[error("shared_pull_secrets: must not contain `{0}`, which the driver creates")]
+    SharedPullSecret(String),
     #[error("{0}: must be at least 1, is 0")]
     Overcommit(&'static str),
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
@@ -226,6 +250,10 @@ impl Config {
             && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
         {
             return Err(ConfigError::DefaultRuntimeClass(class.clone()));
+        }
+        let mut shared = self.shared_pull_secrets.iter();
+        if let Some(name) = shared.find(|name| [SECRET, PULL_SECRET].contains(&name.as_str())) {
+            return Err(ConfigError::SharedPullSecret(name.clone()));
         }
         // A toleration without a key tolerates every taint.
         if self.allowed_tolerations.iter().any(|t| t.key.is_empty()) {
@@ -281,6 +309,8 @@ pub(crate) mod tests {
             ("network_bandwidth", serde_json::json!("1k")),
             ("network_connections", serde_json::json!(1)),
             ("allowed_tolerations", serde_json::json!([{ "key": "" }])),
+            ("shared_pull_secrets", serde_json::json!(["pull"])),
+            ("shared_pull_secrets", serde_json::json!(["boxd"])),
         ] {
             let mut json = minimal();
             json[field] = value.clone();

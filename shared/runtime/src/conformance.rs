@@ -272,6 +272,7 @@ pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         boxd_token: String::new(),
+        image_credential: None,
     };
     change(&mut spec);
     spec

@@ -2,6 +2,7 @@
 //! registries.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
@@ -124,6 +125,24 @@ pub(super) fn write(
         None => None,
     };
     std::fs::write(paths.configuration(), daemon(paths, script.as_deref()))
+}
+
+/// Sends the requests of every pull to the proxy. A registry with a directory of its own in `certs.d`
+/// is reached directly.
+pub(super) fn write_registry_proxy(
+    paths: &ClusterPaths,
+    address: Option<SocketAddr>,
+) -> io::Result<()> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let directory = paths.run().join("certs.d/_default");
+    std::fs::create_dir_all(&directory)?;
+    let hosts = format!(
+        "server = \"http://{address}\"\n\n[host.\"http://{address}\"]\n\
+         capabilities = [\"pull\", \"resolve\"]\n"
+    );
+    std::fs::write(directory.join("hosts.toml"), hosts)
 }
 
 #[cfg(test)]

@@ -68,9 +68,15 @@ async fn assert_accepted(client: &Client, document: &str) -> String {
     kind
 }
 
+/// A digest of no image.
+fn digest() -> String {
+    format!("sha256:{}", "0a".repeat(32))
+}
+
 /// Values with every option switched on, and all external components.
 fn all_options() -> Value {
     json!({
+        "image": { "digest": digest() }, "boxdImage": { "digest": digest() },
         "defaults": {
             "autoscaling": { "enabled": true }, "env": { "AGENTBOX_LOG": "debug" },
             "podAnnotations": { "example.com/team": "boxes" },
@@ -148,6 +154,11 @@ pub async fn are_valid(cluster: &Cluster) {
         }
         assert!(kinds.len() > 25, "{kinds:?}");
         let has_all_options = files.len() > 1;
+        // The services' image and boxd's.
+        for image in ["agentbox", "agentbox-boxd"] {
+            let pinned = format!("{image}@{}", digest());
+            assert_eq!(text.contains(&pinned), has_all_options, "{pinned}");
+        }
         assert_eq!(kinds.iter().any(|k| k == "StatefulSet"), !has_all_options);
         assert_eq!(kinds.iter().any(|k| k == "Secret"), !has_all_options);
         assert_eq!(
@@ -167,6 +178,8 @@ pub async fn are_valid(cluster: &Cluster) {
             "settings",
             json!({ "cluster": { "settings": { "kubeconfig": "/x" } } }),
         ),
+        ("digest", json!({ "image": { "digest": "sha256:0a" } })),
+        ("digest", json!({ "boxdImage": { "digest": "latest" } })),
         ("grace", json!({ "shutdown": { "grace": 5 } })),
         ("nats.url", json!({ "nats": { "enabled": false } })),
         (
