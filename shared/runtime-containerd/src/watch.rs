@@ -118,14 +118,14 @@ impl Watch {
             .check_storage(&lead, &mut self.storage_usage)
             .await?;
         if Instant::now() >= self.next_images {
-            let collected = self
-                .context
-                .collect_images(&lead, &mut self.image_collection)
-                .await?;
-            let pause = if collected {
-                image_gc::SHORT_INTERVAL
-            } else {
-                image_gc::INTERVAL
+            let collection = &mut self.image_collection;
+            let pause = match self.context.collect_images(&lead, collection).await {
+                Ok(true) => image_gc::SHORT_INTERVAL,
+                Ok(false) => image_gc::INTERVAL,
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "images not removed; retried");
+                    image_gc::INTERVAL
+                }
             };
             self.next_images = Instant::now() + pause;
         }
