@@ -35,6 +35,7 @@ need e2fsprogs mkfs.ext4
 need mount mount
 need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge /usr/libexec/cni/bridge
 need nftables nft
+need conntrack conntrack
 need iptables iptables
 need iproute2 ip
 need util-linux setpriv
@@ -51,12 +52,11 @@ need python3-pip pip3 pip
 need curl curl
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
+need openssl openssl
 if [ "${1:-}" = kubernetes ]; then
   need runc runc
   need ipset ipset
-  need conntrack conntrack
   need socat socat
-  need openssl openssl
   need procps sysctl
 fi
 

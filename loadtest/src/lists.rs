@@ -79,6 +79,7 @@ async fn connect(system: &System) -> anyhow::Result<Bus> {
     let password = nats.passwords.get(CALLER).cloned().unwrap_or_default();
     let config = BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: CALLER.to_owned(),
         password,
         service: CALLER,

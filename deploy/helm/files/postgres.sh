@@ -11,7 +11,6 @@ if [ ! -s "$PGDATA/PG_VERSION" ] || [ -e "$PGDATA.partial" ]; then
   initdb --username=postgres --pwfile=/tmp/password --auth-local=peer --auth-host=scram-sha-256 \
     --encoding=UTF8 --locale=C.UTF-8
   rm /tmp/password
-  echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
   rm "$PGDATA.partial"
 fi
 # Until the roles exist the server listens on a local socket only.
@@ -21,5 +20,8 @@ psql --no-psqlrc --quiet --dbname=postgres -v auth_password="$AUTH_PASSWORD" \
   -v scheduler_password="$SCHEDULER_PASSWORD" -f /scripts/postgres.sql
 pg_ctl --wait --mode=fast stop > /tmp/stop.log
 unset POSTGRES_PASSWORD AUTH_PASSWORD SCHEDULER_PASSWORD
-exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp \
+# Over the network only encrypted connections, of which every role needs its password.
+printf '%s\n' 'local all postgres peer' 'hostssl all all all scram-sha-256' > /tmp/pg_hba.conf
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c hba_file=/tmp/pg_hba.conf \
+  -c ssl=on -c ssl_cert_file=/etc/postgres-tls/tls.crt -c ssl_key_file=/etc/postgres-tls/tls.key \
   -c max_connections="$MAX_CONNECTIONS" -c logging_collector=off

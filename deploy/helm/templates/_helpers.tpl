@@ -27,7 +27,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $image := index . 1 -}}
 {{- with (index . 0) -}}
 {{- $registry := ternary "" (printf "%s/" .Values.image.registry) (empty .Values.image.registry) -}}
+{{- if $image.digest -}}
+{{- printf "%s%s@%s" $registry $image.repository $image.digest -}}
+{{- else -}}
 {{- printf "%s%s:%s" $registry $image.repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -52,9 +56,33 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.postgres.existingSecret | default (printf "%s-postgres" (include "agentbox.name" .)) -}}
 {{- end }}
 
+{{/* The name of the Secret with the certificate of a store: (list $ "nats"). Empty: there is none. */}}
+{{- define "agentbox.tlsSecret" -}}
+{{- $root := index . 0 -}}
+{{- $store := index . 1 -}}
+{{- $values := index $root.Values $store -}}
+{{- if $values.tlsSecret -}}
+{{- $values.tlsSecret -}}
+{{- else if $values.enabled -}}
+{{- printf "%s-%s-tls" (include "agentbox.name" $root) $store -}}
+{{- end -}}
+{{- end }}
+
+{{/* The volume with the certificate and the key of a store's server: (list $ "nats"). The process gets
+     them by its group. Postgres refuses a key that others can read. */}}
+{{- define "agentbox.serverTls" -}}
+- name: tls
+  secret:
+    secretName: {{ include "agentbox.tlsSecret" . }}
+    defaultMode: 0440
+    items:
+      - { key: tls.crt, path: tls.crt }
+      - { key: tls.key, path: tls.key }
+{{- end }}
+
 {{- define "agentbox.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
-nats://{{ include "agentbox.name" . }}-nats:4222
+tls://{{ include "agentbox.name" . }}-nats:4222
 {{- else -}}
 {{- required "nats.url is needed when nats.enabled is false" .Values.nats.url -}}
 {{- end -}}
@@ -98,7 +126,8 @@ topologySpreadConstraints:
       "boxd_image" (include "agentbox.image" (list . .Values.boxdImage))
       "cluster_cidrs" .Values.cluster.cidrs
       "system_namespace" .Release.Namespace
-      "image_pull_secrets" .Values.image.pullSecrets }}
+      "image_pull_secrets" .Values.image.pullSecrets
+      "shared_pull_secrets" .Values.image.sharedPullSecrets }}
 {{- $settings := mergeOverwrite $own (deepCopy .Values.cluster.settings) }}
 {{- $cluster := dict "name" .Values.cluster.name "labels" .Values.cluster.labels "driver" "kubernetes" "kubernetes" $settings }}
 {{- with .Values.cluster.allowedRegistries }}
@@ -111,7 +140,13 @@ topologySpreadConstraints:
 {{- define "agentbox.natsConfig" }}
 server_name: {{ include "agentbox.name" . }}-nats
 port: 4222
-http: 8222
+# Without a monitoring port: its answers name subjects, users and addresses, and it has no login.
+tls {
+  cert_file: /etc/nats-tls/tls.crt
+  key_file: /etc/nats-tls/tls.key
+  # Seconds for a handshake, on a busy node too.
+  timeout: 5
+}
 max_payload: 1MB
 lame_duck_duration: 30s
 lame_duck_grace_period: 5s

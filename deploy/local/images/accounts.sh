@@ -3,7 +3,7 @@
 #
 #   bash accounts.sh NAME CONFIG OUT.tar
 #
-# CONFIG is the image's `config` object, as JSON.
+# CONFIG is the image's `config` object, as JSON. The tags below name images without a usable user file.
 set -euo pipefail
 
 name=$1
@@ -23,6 +23,16 @@ root=$work/root
 mkdir -p "$root/etc"
 printf 'root:x:0:0::/:/ids\nalice:x:1000:1000::/:/ids\n' > "$root/etc/passwd"
 printf 'root:x:0:\ndisk:x:6:root\nstaff:x:50:alice\nalice:x:1000:\n' > "$root/etc/group"
+# Some tags name what is in the place of a user file.
+case ${name##*:} in
+  passwd-fifo) rm "$root/etc/passwd"; mkfifo "$root/etc/passwd" ;;
+  passwd-device) rm "$root/etc/passwd"; mknod "$root/etc/passwd" c 1 5 ;;
+  passwd-directory) rm "$root/etc/passwd"; mkdir "$root/etc/passwd" ;;
+  passwd-loop) ln -sf passwd "$root/etc/passwd" ;;
+  passwd-link) ln -sf /dev/zero "$root/etc/passwd" ;;
+  passwd-large) truncate -s 2M "$root/etc/passwd" ;;
+  group-device) rm "$root/etc/group"; mknod "$root/etc/group" c 1 5 ;;
+esac
 cat > "$work/ids.c" <<'END'
 /* Prints the user, the group and, in ascending order, the primary and supplementary groups. */
 #include <stdio.h>

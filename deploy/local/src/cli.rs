@@ -1,13 +1,18 @@
 //! The commands of `agentbox-local`. A command that fails prints one line and exits with 1.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agentbox_contracts::permissions::SERVICES;
+use agentbox_contracts::units::Bytes;
 use agentbox_testing::KubernetesEndpoint;
 use agentbox_testing::cluster::Cluster;
 use agentbox_testing::paths::Layout;
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
+
+use crate::registry_proxy::{self, Exception};
 
 mod dev;
 mod down;
@@ -72,6 +77,31 @@ enum Command {
         registry: String,
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
+    },
+    /// Run a proxy between a containerd and the registries, which keeps pulls out of private networks
+    /// and refuses images that are too large. `up` starts it.
+    RegistryProxy {
+        /// The address on which containerd reaches it.
+        #[arg(long, default_value = "127.0.0.1:5100")]
+        listen: SocketAddr,
+        /// Registries that may have a private address or speak HTTP, such as
+        /// http://127.0.0.1:5000, with commas between them.
+        #[arg(
+            long = "exception",
+            env = "AGENTBOX_REGISTRY_EXCEPTIONS",
+            value_delimiter = ','
+        )]
+        exceptions: Vec<Exception>,
+        /// Further networks that no pull may reach, with commas between them.
+        #[arg(
+            long = "deny",
+            env = "AGENTBOX_REGISTRY_DENIED_CIDRS",
+            value_delimiter = ','
+        )]
+        denied: Vec<IpNet>,
+        /// The largest image, by the compressed sizes in its manifest.
+        #[arg(long, env = "AGENTBOX_MAX_IMAGE", default_value = "10Gi")]
+        max_image: Bytes,
     },
     /// Run the supervisor of an instance; started by `up` and by tests.
     #[command(hide = true)]
@@ -163,6 +193,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             registry,
             tag,
         } => images::run(&std::path::absolute(&directory)?, &registry, &tag).await?,
+        Command::RegistryProxy {
+            listen,
+            exceptions,
+            denied,
+            max_image,
+        } => {
+            let settings = registry_proxy::Settings {
+                listen,
+                exceptions,
+                denied,
+                max_image_bytes: max_image.0,
+            };
+            registry_proxy::run(settings).await?;
+        }
         Command::Supervise { until_stdin_ends } => {
             crate::supervisor::run(layout, until_stdin_ends).await?;
         }

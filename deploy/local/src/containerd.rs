@@ -6,6 +6,7 @@
 //! * I2. Only images outlive it, in `root`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,13 +54,15 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Creates directories, network and configuration. Everything that a killed supervisor left
+    /// Creates directories, network and configuration; `registry_proxy` is the address of the proxy
+    /// that receives the requests of pulls. Everything that a killed supervisor left
     /// must have been removed before ([`crate::cleanup`]).
     pub(crate) async fn prepare(
         paths: ClusterPaths,
         programs: &Programs,
         boxd: &Path,
         images: &Images,
+        registry_proxy: Option<SocketAddr>,
     ) -> Result<Self, ContainerdError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(ContainerdError::NotRoot);
@@ -87,12 +90,12 @@ impl Containerd {
             network::create(&paths.deployment, Path::new(RUN_DIRECTORIES), &resolvers).await?;
         let bridge = bridge_name(&paths.deployment);
         let runc = programs.bin("runc").join("runc");
-        configuration::write(&paths, &runc, subnet, &bridge, images.refuse_docker_hub).map_err(
-            |source| ContainerdError::Directory {
+        configuration::write(&paths, &runc, subnet, &bridge, images.refuse_docker_hub)
+            .and_then(|()| configuration::write_registry_proxy(&paths, registry_proxy))
+            .map_err(|source| ContainerdError::Directory {
                 path: run.clone(),
                 source,
-            },
-        )?;
+            })?;
         let endpoint = ContainerdEndpoint {
             socket: paths.socket(),
             state_dir: paths.boxes.clone(),

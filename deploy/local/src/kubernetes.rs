@@ -155,6 +155,9 @@ impl Kubernetes {
             boxd_image: boxd.image.clone(),
             boxd_delivery: "image_volume".to_owned(),
             image_pull_secrets: vec![registry::SECRET.to_owned()],
+            // The registry of this cluster has images for everybody.
+            shared_pull_secrets: vec![registry::SECRET.to_owned()],
+            present_images: "kubelet".to_owned(),
             cluster_cidrs,
             boxd_client_cidrs: vec![format!("{}/32", addresses.gateway)],
             dns_servers: resolvers,

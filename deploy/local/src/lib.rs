@@ -22,6 +22,7 @@ mod network;
 mod ports;
 mod postgres;
 mod process;
+mod registry_proxy;
 mod secrets;
 mod services;
 mod slot;

@@ -14,14 +14,17 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions::{PROVISIONER, USERS, for_user};
 use agentbox_testing::NatsEndpoint;
 use agentbox_testing::endpoint::nats::ALL_ACCESS_USER;
+use agentbox_testing::plan::Plan;
 use agentbox_testing::private_file;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::process::ProcessSpec;
 
+mod certificates;
 pub mod server;
 
+use certificates::{CertificateError, Certificates};
 use server::ServerError;
 
 /// NATS cannot be prepared.
@@ -29,6 +32,8 @@ use server::ServerError;
 pub enum NatsError {
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     #[error("cannot write the configuration of NATS: {0}")]
     Configuration(std::io::Error),
     #[error("cannot create the streams of NATS: {}", ErrorChain(.0))]
@@ -48,6 +53,7 @@ fn configuration(
     ports: (u16, u16),
     passwords: &BTreeMap<String, String>,
     durable: bool,
+    tls: Option<&Certificates>,
 ) -> Value {
     let mut users: Vec<Value> = USERS
         .iter()
@@ -69,7 +75,7 @@ fn configuration(
         // An acknowledged message is on the disk. Our message rates allow that.
         jetstream["sync_interval"] = json!("always");
     }
-    json!({
+    let mut configuration = json!({
         "server_name": name,
         "host": "127.0.0.1",
         "port": ports.0,
@@ -77,26 +83,46 @@ fn configuration(
         "max_payload": 1 << 20,
         "jetstream": jetstream,
         "authorization": { "users": users },
-    })
+    });
+    if let Some(tls) = tls {
+        // The timeout is that of a handshake, in seconds.
+        configuration["tls"] =
+            json!({ "cert_file": tls.certificate, "key_file": tls.key, "timeout": 5 });
+    }
+    configuration
 }
 
 impl Nats {
-    pub(crate) fn prepare(
+    pub(crate) async fn prepare(
         directory: &Path,
         deployment: &str,
         ports: (u16, u16),
         passwords: &BTreeMap<String, String>,
-        durable: bool,
+        plan: &Plan,
         program: PathBuf,
     ) -> Result<Self, NatsError> {
         std::fs::create_dir_all(directory).map_err(NatsError::Configuration)?;
         let path = directory.join("nats.conf");
         let store = directory.join("store");
-        let text = configuration(deployment, &store, ports, passwords, durable).to_string();
+        let tls = match plan.nats_tls {
+            true => Some(Certificates::make(&directory.join("tls")).await?),
+            false => None,
+        };
+        let text = configuration(
+            deployment,
+            &store,
+            ports,
+            passwords,
+            plan.durable,
+            tls.as_ref(),
+        )
+        .to_string();
+        let scheme = if tls.is_some() { "tls" } else { "nats" };
         private_file::write(&path, text.as_bytes()).map_err(NatsError::Configuration)?;
         Ok(Self {
             endpoint: NatsEndpoint {
-                url: format!("nats://127.0.0.1:{}", ports.0),
+                url: format!("{scheme}://127.0.0.1:{}", ports.0),
+                tls_ca: tls.map(|tls| tls.authority),
                 monitor_url: format!("http://127.0.0.1:{}", ports.1),
                 passwords: passwords.clone(),
             },
@@ -109,6 +135,7 @@ impl Nats {
     pub(crate) async fn create_streams(&self) -> Result<(), NatsError> {
         let bus = Bus::connect(BusConfig {
             url: self.endpoint.url.clone(),
+            tls_ca: self.endpoint.tls_ca.clone(),
             user: PROVISIONER.to_owned(),
             password: self
                 .endpoint
@@ -174,7 +201,7 @@ mod tests {
             .iter()
             .map(|s| ((*s).to_owned(), format!("pw-{s}")))
             .collect();
-        let conf = configuration("t", Path::new("/x"), (1, 2), &passwords, true);
+        let conf = configuration("t", Path::new("/x"), (1, 2), &passwords, true, None);
         let users = conf["authorization"]["users"].as_array().unwrap();
         assert_eq!(users.len(), USERS.len() + 1);
         for user in users.iter().filter(|user| user["user"] != ALL_ACCESS_USER) {
@@ -188,5 +215,23 @@ mod tests {
             assert_eq!(replies, serves, "{user}");
         }
         assert_eq!(conf["jetstream"]["sync_interval"], "always");
+    }
+
+    #[test]
+    fn monitoring_is_on_the_loopback_and_tls_is_optional() {
+        let conf = |tls| {
+            let passwords = BTreeMap::new();
+            configuration("t", Path::new("/x"), (1, 2), &passwords, true, tls)
+        };
+        let plain = conf(None);
+        assert_eq!(plain["http"], "127.0.0.1:2");
+        assert_eq!(plain.get("tls"), None);
+        let encrypted = conf(Some(&Certificates {
+            authority: "/a".into(),
+            certificate: "/c".into(),
+            key: "/k".into(),
+        }));
+        let expected = json!({ "cert_file": "/c", "key_file": "/k", "timeout": 5 });
+        assert_eq!(encrypted["tls"], expected);
     }
 }

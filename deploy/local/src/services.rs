@@ -40,6 +40,8 @@ pub(crate) struct ServiceEnv<'a> {
     pub(crate) nats: &'a NatsEndpoint,
     /// The clusters file.
     pub(crate) clusters: &'a Path,
+    /// The file with the administrator's password.
+    pub(crate) admin_password: &'a Path,
 }
 
 /// One replica of one service.
@@ -95,6 +97,7 @@ impl Replica {
             postgres,
             nats,
             clusters,
+            admin_password,
         } = env;
         let password = nats
             .passwords
@@ -108,6 +111,9 @@ impl Replica {
             ("AGENTBOX_ADMIN_LISTEN", self.admin.to_string()),
             ("AGENTBOX_REPLICA", self.name()),
         ];
+        if let Some(path) = &nats.tls_ca {
+            pairs.push(("AGENTBOX_NATS_TLS_CA", path.display().to_string()));
+        }
         if plan.is_test() {
             pairs.push(("AGENTBOX_SHUTDOWN_GRACE", "3".to_owned()));
         }
@@ -125,7 +131,8 @@ impl Replica {
         if self.service == "auth" {
             pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
             pairs.push(("AGENTBOX_ADMIN_USERNAME", secrets.admin_username.clone()));
-            pairs.push(("AGENTBOX_ADMIN_PASSWORD", secrets.admin_password.clone()));
+            let file = admin_password.display().to_string();
+            pairs.push(("AGENTBOX_ADMIN_PASSWORD_FILE", file));
         }
         if let Some([shared, own]) = self.listen {
             pairs.push(("AGENTBOX_LISTEN", format!("{shared},{own}")));
@@ -167,6 +174,7 @@ mod tests {
             existing: None,
             replicas: 2,
             durable: false,
+            nats_tls: false,
             bin_dir: "/bin".into(),
             boxd: "/boxd".into(),
             host: "127.0.0.1".parse().unwrap(),
@@ -188,10 +196,12 @@ mod tests {
             postgres: &PostgresEndpoint::new(Path::new("/b"), 1, &secrets.postgres),
             nats: &NatsEndpoint {
                 url: "nats://x".into(),
+                tls_ca: None,
                 monitor_url: String::new(),
                 passwords: secrets.nats.clone(),
             },
             clusters: Path::new("/clusters.json"),
+            admin_password: Path::new("/admin-password"),
         })
     }
 

@@ -13,6 +13,7 @@
 //! started it ends, so that thread must run as long as the process.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agentbox_testing::cluster::{Cluster, Endpoint, Runtime};
@@ -257,13 +258,18 @@ impl Supervisor {
         nats: &NatsEndpoint,
         clusters: &[Cluster],
     ) -> Result<(), SuperviseError> {
+        let write = |file: &Path, content: &str| {
+            private_file::write(file, content.as_bytes()).map_err(|source| {
+                SuperviseError::Directory {
+                    path: file.display().to_string(),
+                    source,
+                }
+            })
+        };
         let file = self.layout.clusters();
-        private_file::write(&file, services::clusters_file(clusters).as_bytes()).map_err(
-            |source| SuperviseError::Directory {
-                path: file.display().to_string(),
-                source,
-            },
-        )?;
+        write(&file, &services::clusters_file(clusters))?;
+        let admin_password = self.layout.admin_password();
+        write(&admin_password, &self.secrets.admin_password)?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let port = match self.plan.port {
             // Checked again, because building images may have taken minutes since the first check.
@@ -300,6 +306,7 @@ impl Supervisor {
                 postgres,
                 nats,
                 clusters: &file,
+                admin_password: &admin_password,
             };
             let name = replica.name();
             let spec = replica.process_spec(&env, &self.layout)?;

@@ -40,6 +40,7 @@ use crate::edge::path::EnvironmentParameter;
 use crate::edge::slots::Slot;
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
+use crate::memory::SessionKind;
 use crate::principal::credential::subprotocols;
 use crate::state::Gateway;
 use crate::stream::{AccessWatch, StreamGrant};
@@ -54,11 +55,14 @@ pub(crate) fn parse_frame(text: &str) -> Result<Vec<ToBox>, Error> {
 }
 
 /// The largest message, and the largest frame, from the client, in bytes.
-const MAX_MESSAGE: usize = 1024 * 1024;
+pub(crate) const MAX_MESSAGE: usize = 256 * 1024;
 /// Bytes that are collected before they are written to the socket.
 const WRITE_BUFFER: usize = 64 * 1024;
-/// Bytes that may wait for the socket; one message to the client is far smaller.
-const MAX_WRITE_BUFFER: usize = 1024 * 1024;
+/// Bytes that may wait for the socket. One message to the client is smaller: 32 KiB of output, each
+/// byte of which JSON may escape as six.
+pub(crate) const MAX_WRITE_BUFFER: usize = 256 * 1024;
+/// Bytes that are read from the socket at once.
+const READ_BUFFER: usize = 16 * 1024;
 /// How long the box may take to start the command.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -107,7 +111,7 @@ async fn start(
 ///
 /// * 1000: the command has ended. Its `exit` message came before.
 /// * 1001: the server stops. Connect again.
-/// * 1009: a message was larger than 1 MiB.
+/// * 1009: a message was larger than 256 KiB.
 /// * 1011: a fault of the server.
 /// * 4401: the credential is no longer valid, or no longer allows this.
 /// * 4404: the environment is gone, or the caller may no longer see it.
@@ -138,13 +142,14 @@ pub(crate) async fn attach(
     })?;
     let protocol = subprotocols(&headers)?.answer;
     let location = location.require_running()?;
-    let share = gateway.begin_session(&principal)?;
+    let share = gateway.begin_session(&principal, SessionKind::Attach)?;
     let command = &parameters.command;
     audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
     let (session, id) = start(&gateway, &location, &parameters).await?;
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
+        .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
         .max_write_buffer_size(MAX_WRITE_BUFFER)
         .protocols(protocol);

@@ -29,13 +29,18 @@ const MAX_TARGET: usize = 64;
 ///
 /// # Errors
 /// [`ErrorCode::Unavailable`]: the entry is not stored, and the action must not begin.
+/// [`ErrorCode::Internal`]: it is unknown who acts.
 pub(crate) async fn accept(
     gateway: &Gateway,
     action: AuditAction,
     environment: &EnvironmentId,
     command: &[String],
 ) -> Result<(), Error> {
-    let origin = agentbox_bus::current_origin().unwrap_or_default();
+    let origin = agentbox_bus::current_origin().filter(|origin| origin.user.is_some());
+    let Some(origin) = origin else {
+        tracing::error!(%action, "an action without an origin was refused");
+        return Err(Error::internal());
+    };
     let target = Some(environment.as_str());
     let mut entry = AuditEntry::new(origin, action, target, AuditOutcome::Accepted);
     if gateway.config.audit_arguments && action != AuditAction::ReadLogs {

@@ -4,8 +4,8 @@
 //!   exist. An action that the caller may not do on an environment it sees is forbidden.
 //! * I2. A key never has more rights than its owner, and a ticket is valid for its one
 //!   environment and action only.
-//! * I3. A leaked key gives no rights that outlive it: to manage users, and keys that it did not
-//!   make, needs a login, or a key that was made for it.
+//! * I3. A leaked key gives no rights that outlive it: to manage users, credentials of registries,
+//!   and keys that it did not make, needs a login, or a key that was made for it.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -25,6 +25,8 @@ pub(crate) enum Action {
     ChangePassword,
     ManageUsers,
     ManageOwnKeys,
+    /// Set, list and delete the caller's credentials of registries.
+    ManageRegistries,
     CreateEnvironment,
     /// List environments, or the events of all of them.
     ListEnvironments,
@@ -56,6 +58,7 @@ impl Action {
             | Self::ChangePassword
             | Self::ManageUsers
             | Self::ManageOwnKeys
+            | Self::ManageRegistries
             | Self::CreateEnvironment
             | Self::ListEnvironments
             | Self::IssueTicket
@@ -176,6 +179,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         Action::ManageOwnKeys if limited => Err(forbidden(
             "an API key with permissions cannot manage API keys",
         )),
+        Action::ManageRegistries if limited || !may_manage(principal) => Err(forbidden(
+            "managing credentials of registries needs a login, or an API key with `management`",
+        )),
         Action::ReadAudit if limited => Err(forbidden(
             "an API key with permissions cannot read the audit trail",
         )),
@@ -189,8 +195,8 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
     }
 }
 
-/// Whether `principal` may manage users, if it is an administrator, and keys that it did not make:
-/// by a login, or by a key with `management`.
+/// Whether `principal` may manage users, if it is an administrator, its credentials of registries,
+/// and keys that it did not make: by a login, or by a key with `management`.
 pub(crate) fn may_manage(principal: &Principal) -> bool {
     match principal.credential {
         Credential::Login { .. } => true,

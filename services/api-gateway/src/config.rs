@@ -100,6 +100,16 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_USER", default_value_t = 200)]
     pub max_sessions_per_user: u64,
 
+    /// Bytes that this replica reserves for one user's commands, terminals and streams: the most that
+    /// their buffers take. Beyond it they are refused with 503.
+    #[arg(long, env = "AGENTBOX_MAX_STREAM_BYTES_PER_USER", default_value_t = 96 * 1024 * 1024)]
+    pub max_stream_bytes_per_user: u64,
+
+    /// Bytes that this replica reserves for those of all users together. One user gets at most as much
+    /// as is left for the others.
+    #[arg(long, env = "AGENTBOX_MAX_STREAM_BYTES", default_value_t = 192 * 1024 * 1024)]
+    pub max_stream_bytes: u64,
+
     /// Bytes of commands' output that this replica holds for one user until it is read, at least
     /// those of one command; beyond it commands are refused with 503.
     #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES_PER_USER", default_value_t = 64 * 1024 * 1024)]
@@ -107,7 +117,7 @@ pub struct Config {
 
     /// Bytes of commands' output that this replica holds for all users together, at least those of
     /// two commands. One user gets at most as much as is left for the others.
-    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 200 * 1024 * 1024)]
+    #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 128 * 1024 * 1024)]
     pub max_result_bytes: u64,
 
     /// Seconds that a request's head may take to arrive, and that a connection of any protocol may

@@ -24,6 +24,7 @@ use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Query};
+use crate::memory::SessionKind;
 use crate::state::Gateway;
 use crate::stream::{StreamGrant, sse};
 use follow::Follower;
@@ -117,7 +118,7 @@ pub(crate) async fn list_for_environment(
         return Ok(list(stored.events, &query)?);
     }
     let last = sse::last_event_id(&headers)?;
-    let session = gateway.begin_session(&principal)?;
+    let session = gateway.begin_session(&principal, SessionKind::Events)?;
     let grant = StreamGrant::environment(Action::ViewEnvironment, &location);
     let past = if location.status.is_ended() {
         Some(stored::read_matching(&gateway, &principal.user, &filter, &visible).await?)
@@ -171,7 +172,7 @@ pub(crate) async fn list_all(
         return Ok(list(stored.events, &query)?);
     }
     let last = sse::last_event_id(&headers)?;
-    let session = gateway.begin_session(&principal)?;
+    let session = gateway.begin_session(&principal, SessionKind::Events)?;
     let bounds = stored::bounds(&gateway).await?;
     let from = last.unwrap_or(bounds.last).saturating_add(1);
     let stream = stored::open_from(&gateway, filter, from).await?;

@@ -29,6 +29,7 @@ use crate::box_loss;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Json};
+use crate::memory::SessionKind;
 use crate::state::Gateway;
 use memory::{InputMemory, ResultMemory};
 
@@ -66,7 +67,7 @@ pub(crate) async fn exec(
     request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
     // A request beyond a limit has no entry in the audit trail.
-    let session = gateway.begin_session(&principal)?;
+    let session = gateway.begin_session(&principal, SessionKind::Exec)?;
     let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     let stdin_length = body.stdin.as_ref().map_or(0, String::len);
     let input = InputMemory::reserve(&gateway.results, &principal.user, stdin_length)?;

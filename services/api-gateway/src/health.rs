@@ -1,6 +1,5 @@
 //! `/health`: the health of the whole system, and of this process.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
@@ -58,7 +57,10 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
                 .or(clusters.first())
                 .map(|cluster| cluster.version.clone())
                 .unwrap_or_default(),
-            limitations: limitations(clusters),
+            enforcement: match clusters {
+                [one] => one.enforcement,
+                _ => None,
+            },
         },
         capacity: CapacityBody {
             total_nodes: up().map(|cluster| cluster.nodes).sum(),
@@ -73,20 +75,13 @@ fn summary(clusters: &[ClusterHealth], is_healthy: bool) -> Health {
     }
 }
 
-/// The limitations of all clusters, each once.
-fn limitations(clusters: &[ClusterHealth]) -> Vec<String> {
-    let all = clusters.iter().flat_map(|cluster| &cluster.limitations);
-    let distinct: BTreeSet<&String> = all.collect();
-    distinct.into_iter().cloned().collect()
-}
-
 fn named(cluster: &ClusterHealth) -> NamedCluster {
     NamedCluster {
         name: cluster.name.clone(),
         state: ClusterState {
             connected: cluster.connected,
             version: cluster.version.clone(),
-            limitations: cluster.limitations.clone(),
+            enforcement: cluster.enforcement,
         },
     }
 }
@@ -165,6 +160,8 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<axum::Json<P
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
+
     use super::*;
 
     fn cluster(connected: bool) -> ClusterHealth {
@@ -176,7 +173,11 @@ mod tests {
             nodes: 3,
             available_cpu_milli: 24_000,
             available_memory_bytes: (48 << 30) + 17,
-            limitations: Vec::new(),
+            enforcement: connected.then(|| LimitEnforcement {
+                storage: Enforcement::Measured,
+                bandwidth: Enforcement::Enforced,
+                ..LimitEnforcement::default()
+            }),
         }
     }
 
@@ -193,23 +194,20 @@ mod tests {
         let expected = serde_json::json!({
             "status": "healthy",
             "version": env!("CARGO_PKG_VERSION"),
-            "kubernetes": {"connected": true, "version": "containerd 1.6.20"},
+            "kubernetes": {
+                "connected": true,
+                "version": "containerd 1.6.20",
+                "enforcement": {
+                    "storage": "measured",
+                    "user_namespaces": "absent",
+                    "bandwidth": "enforced",
+                    "connections": "absent",
+                    "block_io": "absent",
+                },
+            },
             "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}
         });
         assert_eq!(health, expected);
-    }
-
-    #[test]
-    fn limitations_of_all_clusters_are_reported_once() {
-        let limited = |texts: &[&str]| ClusterHealth {
-            limitations: texts.iter().map(|&text| text.to_owned()).collect(),
-            ..cluster(true)
-        };
-        let health = summary(&[limited(&["b", "a"]), limited(&["a"])], true);
-        assert_eq!(health.kubernetes.limitations, ["a", "b"]);
-        assert_eq!(health.clusters[1].state.limitations, ["a"]);
-        let health = serde_json::to_value(health).unwrap();
-        assert_eq!(health["kubernetes"]["limitations"][0], "a");
     }
 
     #[test]
@@ -239,6 +237,13 @@ mod tests {
         assert_eq!(health.capacity.total_nodes, 3);
         let connected: Vec<bool> = health.clusters.iter().map(|c| c.state.connected).collect();
         assert_eq!(connected, [true, false]);
+        // Each cluster has its own, and all of them together have none.
+        let reported = |state: &ClusterState| state.enforcement.is_some();
+        let reports: Vec<bool> = health.clusters.iter().map(|c| reported(&c.state)).collect();
+        assert_eq!(
+            (reported(&health.kubernetes), &reports[..]),
+            (false, &[true, false][..])
+        );
         assert_eq!(summary(&[], false).status, "unhealthy");
     }
 }

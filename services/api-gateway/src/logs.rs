@@ -21,6 +21,7 @@ use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Query};
 use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
+use crate::memory::SessionKind;
 use crate::state::Gateway;
 use crate::stream::{StreamGrant, sse};
 
@@ -75,7 +76,7 @@ pub(crate) async fn logs(
         false => None,
     };
     // A request beyond the limit has no entry in the audit trail.
-    let share = gateway.begin_session(&principal)?;
+    let share = gateway.begin_session(&principal, SessionKind::Logs)?;
     // Before the first read, and once for a stream, however often it reconnects to the box.
     audit::accept(&gateway, AuditAction::ReadLogs, &location.id, &[]).await?;
     if !query.follow {

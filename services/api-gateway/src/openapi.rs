@@ -38,6 +38,7 @@ use crate::edge::path::BASE;
         (name = "auth", description = "Log in and out, change the password, get tickets for browsers."),
         (name = "users", description = "Manage users. For administrators only."),
         (name = "api-keys", description = "Manage API keys: long-lived credentials for programs."),
+        (name = "registries", description = "Manage your logins at registries, which the pulls of your images use."),
         (name = "environments", description = "Create, find, change and delete isolated execution environments."),
         (name = "exec", description = "Run a command in an environment and get its result."),
         (name = "logs", description = "Read or follow the output of an environment's main command."),

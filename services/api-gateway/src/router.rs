@@ -22,8 +22,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, environments, events, exec, health, logs, openapi, tickets,
-    users,
+    api_keys, attach, audit, auth, environments, events, exec, health, logs, openapi, registries,
+    tickets, users,
 };
 
 /// One row of the table.
@@ -70,6 +70,9 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::list)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::get)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::revoke)),
+        route(A::ManageRegistries,  C::Other,     routes!(registries::list)),
+        route(A::ManageRegistries,  C::Other,     routes!(registries::set)),
+        route(A::ManageRegistries,  C::Other,     routes!(registries::delete)),
         route(A::CreateEnvironment, C::Create,    routes!(environments::create)),
         route(A::ListEnvironments,  C::Other,     routes!(environments::list)),
         route(A::ViewEnvironment,   C::Other,     routes!(environments::get)),

@@ -6,7 +6,10 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use agentbox_contracts::error::{Error, ErrorCode};
 use parking_lot::Mutex;
+
+use crate::metrics;
 
 /// The bound that a share would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,29 @@ pub(crate) enum Exceeded {
     PerHolder,
     /// The bound of all holders together.
     Total,
+}
+
+/// A resource in the error of a request that exceeds one of its bounds.
+pub(crate) struct Resource {
+    /// The labels of [`metrics::limit_reached`]: of the bound of one user, and of that of all.
+    pub labels: [&'static str; 2],
+    /// The message is `before`, one of `holders` in the order of `labels`, and `after`.
+    pub before: &'static str,
+    pub holders: [&'static str; 2],
+    pub after: &'static str,
+}
+
+impl Exceeded {
+    /// Counts that the bound was reached, and returns the error 503 that names it.
+    pub(crate) fn unavailable(self, of: &Resource) -> Error {
+        let index = match self {
+            Self::PerHolder => 0,
+            Self::Total => 1,
+        };
+        metrics::limit_reached(of.labels[index]);
+        let message = format!("{} {} {}", of.before, of.holders[index], of.after);
+        Error::new(ErrorCode::Unavailable, message)
+    }
 }
 
 /// A resource of which each holder has shares.

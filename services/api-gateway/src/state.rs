@@ -11,7 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::exec::memory;
+use crate::exec;
+use crate::memory::{
+    self, MAX_BODY_BYTES, MAX_BODY_BYTES_PER_USER, MAX_STORED_EVENTS, MAX_STORED_EVENTS_PER_USER,
+    SESSION_MEMORY, SessionKind,
+};
 use crate::metrics;
 use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
@@ -30,15 +34,11 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 /// When a user with too many sessions should try again, in seconds.
 const SESSION_RETRY_S: u32 = 5;
 
-/// Bytes of one user's request bodies that may be in memory.
-const MAX_BODY_BYTES_PER_USER: u64 = 32 * 1024 * 1024;
-/// Bytes of all users' request bodies that may be in memory.
-const MAX_BODY_BYTES: u64 = 96 * 1024 * 1024;
-
-/// Stored events that one user's answers may hold in memory.
-const MAX_STORED_EVENTS_PER_USER: u64 = 40_000;
-/// Stored events that all answers together may hold in memory; an event has some hundred bytes.
-const MAX_STORED_EVENTS: u64 = 200_000;
+/// A command, a terminal or a stream of one user until it is dropped.
+pub(crate) struct OpenSession {
+    _place: Share<UserId>,
+    _memory: Share<UserId>,
+}
 
 /// The state as handlers receive it: clones share it.
 pub(crate) type Gateway = Arc<AppState>;
@@ -60,6 +60,8 @@ pub(crate) struct AppState {
     pub sockets: TaskTracker,
     /// Commands, terminals, reads of logs and followed events that are open.
     sessions: Shares<UserId>,
+    /// The bytes that these may take.
+    session_memory: Shares<UserId>,
     /// The bytes of results that are in memory.
     pub results: Shares<UserId>,
     /// The bytes of request bodies that are in memory.
@@ -82,7 +84,11 @@ impl AppState {
         // A session has a connection, or shares one over HTTP/2.
         let max_sessions = config.max_connections as u64;
         let sessions = Shares::new(config.max_sessions_per_user, max_sessions);
-        let results = memory::results(&config);
+        let session_memory =
+            Shares::fair(config.max_stream_bytes_per_user, config.max_stream_bytes);
+        let results = exec::memory::results(&config);
+        let bytes = memory::sum_of_bounds(&config);
+        tracing::info!(bytes, "the bounds of this replica's memory were set");
         Arc::new(Self {
             config,
             bus,
@@ -95,6 +101,7 @@ impl AppState {
             shutdown,
             sockets: TaskTracker::new(),
             sessions,
+            session_memory,
             results,
             bodies: Shares::fair(MAX_BODY_BYTES_PER_USER, MAX_BODY_BYTES),
             stored_events: Shares::fair(MAX_STORED_EVENTS_PER_USER, MAX_STORED_EVENTS),
@@ -102,14 +109,28 @@ impl AppState {
         })
     }
 
-    /// Counts a command, a terminal, a read of logs or followed events until it ends.
+    /// Counts a command, a terminal, a read of logs or followed events, and reserves the memory that
+    /// it may take, until it ends.
     ///
     /// # Errors
     /// [`ErrorCode::RateLimited`] when the user has too many of them; [`ErrorCode::Unavailable`] when
-    /// this replica has.
-    pub(crate) fn begin_session(&self, principal: &Principal) -> Result<Share<UserId>, Error> {
-        let session = self.sessions.take(&principal.user, 1);
-        session.map_err(|exceeded| match exceeded {
+    /// this replica has, or when their memory is in use.
+    pub(crate) fn begin_session(
+        &self,
+        principal: &Principal,
+        kind: SessionKind,
+    ) -> Result<OpenSession, Error> {
+        let user = &principal.user;
+        let place = self.sessions.take(user, 1);
+        let memory = self.session_memory.take(user, kind.bytes());
+        Ok(OpenSession {
+            _place: place.map_err(|exceeded| self.too_many_sessions(exceeded))?,
+            _memory: memory.map_err(|exceeded| exceeded.unavailable(&SESSION_MEMORY))?,
+        })
+    }
+
+    fn too_many_sessions(&self, exceeded: Exceeded) -> Error {
+        match exceeded {
             Exceeded::PerHolder => {
                 metrics::limit_reached("sessions_per_user");
                 let mut error = Error::new(
@@ -130,7 +151,7 @@ impl AppState {
                     "too many commands, terminals and streams are open; try again",
                 )
             }
-        })
+        }
     }
 
     /// The token that ends a stream opened at this moment.

@@ -19,8 +19,9 @@ pub mod store;
 pub mod verify;
 pub mod writer;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::audit::rpc::{ChainedEntry, ListAuditReply, ListAuditRequest};
-use agentbox_contracts::audit::{AuditEntry, AuditOutcome};
+use agentbox_contracts::audit::{AuditEntry, AuditOutcome, Origin};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::UserId;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -47,7 +48,14 @@ pub struct Entry<'a> {
 /// # Errors
 /// When the database fails.
 pub async fn record(on: &impl ConnectionTrait, entry: Entry<'_>) -> Result<(), StoreError> {
-    let mut origin = agentbox_bus::current_origin().unwrap_or_default();
+    let mut origin = match agentbox_bus::current_origin() {
+        Some(origin) => origin,
+        None if entry.action.is_internal() => Origin::default(),
+        None => {
+            tracing::error!(action = %entry.action, "a request without an origin was recorded");
+            Origin::missing()
+        }
+    };
     if let Some(actor) = entry.actor {
         origin.user = Some(actor.clone());
     }
@@ -71,17 +79,24 @@ pub async fn list(
     let (rows, total) = store::page(database, &request).await?;
     let page = rows.len();
     let mut entries: Vec<ChainedEntry> = Vec::with_capacity(page);
-    let mut bytes = 0;
+    let (mut bytes, mut read) = (0, 0);
     for row in rows {
         // The hash and the names of the fields.
         bytes += row.entry.len() + 160;
         if bytes > MAX_REPLY_BYTES && !entries.is_empty() {
             break;
         }
-        entries.push(row.decode()?);
+        read += 1;
+        match row.decode() {
+            Ok(entry) => entries.push(entry),
+            // A newer replica has written it. The others are still listed.
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "an audit entry of a newer version was not listed");
+            }
+        }
     }
     Ok(ListAuditReply {
-        has_more: entries.len() < page,
+        has_more: read < page,
         entries,
         total,
     })

@@ -1,5 +1,6 @@
 //! The configuration of auth. Secrets are read from the environment only.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_service::CommonConfig;
@@ -14,7 +15,8 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// Postgres, as a URL. Auth uses only schema `auth`.
+    /// Postgres, as a URL. Auth uses only schema `auth`. `?sslmode=verify-full&sslrootcert=FILE` encrypts
+    /// the connection and verifies the server.
     #[arg(long, env = "AGENTBOX_DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
 
@@ -38,7 +40,8 @@ pub struct Config {
     pub admin_username: Option<String>,
 
     /// The password of the first administrator: 8 to 256 characters, 4 different ones at least, and
-    /// neither a common password nor the username.
+    /// neither a common password nor the username. It stays in the environment of the process: prefer
+    /// AGENTBOX_ADMIN_PASSWORD_FILE.
     #[arg(
         long,
         env = "AGENTBOX_ADMIN_PASSWORD",
@@ -46,6 +49,15 @@ pub struct Config {
         hide = true
     )]
     pub admin_password: Option<String>,
+
+    /// A file with that password, in the place of the variable. Only the start that creates the
+    /// administrator reads it; it may be removed afterwards. A line feed at its end does not count.
+    #[arg(
+        long,
+        env = "AGENTBOX_ADMIN_PASSWORD_FILE",
+        conflicts_with = "admin_password"
+    )]
+    pub admin_password_file: Option<PathBuf>,
 
     /// The email address of the first administrator.
     #[arg(
@@ -75,7 +87,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_KEYS_PER_USER", default_value_t = 100)]
     pub keys_per_user: u32,
 
-    /// Password hashes computed at once, 1 to 64; each takes 19 MiB and one core.
+    /// Password hashes computed at once, 1 to 64; each takes 19 MiB, which stay allocated, and
+    /// one core.
     #[arg(long, env = "AGENTBOX_HASH_CONCURRENCY", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub hash_concurrency: u32,

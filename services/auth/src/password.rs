@@ -8,6 +8,8 @@
 //! * I2. One client network has only a part of these places, so that its flood does not refuse the
 //!   logins of other networks.
 //! * I3. The check for an unknown user computes the same hash as the check for a known one.
+//! * I4. The memory of a computation, 19 MiB, is kept for the next one. If each allocated and freed its
+//!   own, the allocator would keep as much for every thread that ever ran one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,9 +20,9 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::Secret;
 use agentbox_contracts::identity::{MAX_PASSWORD, MIN_PASSWORD};
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::PasswordVerifier;
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
 
 use crate::metrics;
@@ -145,8 +147,72 @@ impl Drop for Place<'_> {
     }
 }
 
+fn failed(error: impl std::fmt::Display) -> HasherError {
+    HasherError::Failed(error.to_string())
+}
+
+/// The memory of the computations that have ended.
+#[derive(Default)]
+struct Memory(Mutex<Vec<Vec<Block>>>);
+
+impl Memory {
+    /// Runs `work` in the memory of an earlier computation, or in new memory if none is free.
+    fn with<T>(&self, blocks: usize, work: impl FnOnce(&mut [Block]) -> T) -> T {
+        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = free().pop();
+        let mut memory = earlier.unwrap_or_else(|| vec![Block::new(); blocks]);
+        let outcome = work(&mut memory);
+        free().push(memory);
+        outcome
+    }
+}
+
+/// Computes a hash with our parameters.
+fn compute_hash(
+    argon2: &Argon2<'_>,
+    memory: &mut [Block],
+    password: &Secret,
+    salt: &[u8],
+) -> Result<PasswordHash, HasherError> {
+    let mut output = [0_u8; Params::DEFAULT_OUTPUT_LEN];
+    argon2
+        .hash_password_into_with_memory(password.0.as_bytes(), salt, &mut output, memory)
+        .map_err(failed)?;
+    Ok(PasswordHash {
+        algorithm: ARGON2ID_IDENT,
+        version: Some(u32::from(Version::V0x13)),
+        params: ParamsString::try_from(argon2.params()).map_err(failed)?,
+        salt: Some(Salt::new(salt).map_err(failed)?),
+        hash: Some(Output::new(&output).map_err(failed)?),
+    })
+}
+
+/// Whether `hash` is the hash of `password`. One with other parameters is computed in memory of its
+/// own.
+fn is_hash_of(
+    argon2: &Argon2<'_>,
+    memory: &mut [Block],
+    password: &Secret,
+    hash: &str,
+) -> Result<bool, HasherError> {
+    let hash = PasswordHash::new(hash).map_err(failed)?;
+    let ours = ParamsString::try_from(argon2.params()).map_err(failed)?;
+    let length = hash.hash.as_ref().map(Output::len);
+    let is_ours = hash.algorithm == ARGON2ID_IDENT
+        && hash.version == Some(u32::from(Version::V0x13))
+        && hash.params == ours
+        && length == Some(Params::DEFAULT_OUTPUT_LEN);
+    match &hash.salt {
+        // Outputs are compared in constant time.
+        Some(salt) if is_ours => Ok(compute_hash(argon2, memory, password, salt)? == hash),
+        _ => Ok(argon2.verify_password(password.0.as_bytes(), &hash).is_ok()),
+    }
+}
+
 pub struct Hasher {
     argon2: Argon2<'static>,
+    /// At most as many as computations run at once.
+    memory: Arc<Memory>,
     running: Arc<Semaphore>,
     /// One permit for each request that runs or waits.
     admitted: Semaphore,
@@ -161,12 +227,12 @@ impl Hasher {
     /// # Errors
     /// [`HasherError::Failed`] when the machine cannot compute one hash.
     pub async fn new(concurrency: u32, queue: u32, per_network: u32) -> Result<Self, HasherError> {
-        let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
-            .map_err(|error| HasherError::Failed(error.to_string()))?;
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(failed)?;
         let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
         let queue = usize::try_from(queue).unwrap_or(usize::MAX);
         let mut hasher = Self {
             argon2: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
+            memory: Arc::default(),
             running: Arc::new(Semaphore::new(concurrency)),
             admitted: Semaphore::new(
                 concurrency
@@ -190,11 +256,9 @@ impl Hasher {
     /// [`HasherError::Busy`] when too many wait.
     pub async fn hash(&self, password: &Secret) -> Result<String, HasherError> {
         let (argon2, password) = (self.argon2.clone(), password.clone());
-        self.compute("create", move || {
-            argon2
-                .hash_password(password.0.as_bytes())
-                .map(|hash: PasswordHash| hash.to_string())
-                .map_err(|error| HasherError::Failed(error.to_string()))
+        self.compute("create", move |memory| {
+            let salt: [u8; Salt::RECOMMENDED_LENGTH] = rand::random();
+            compute_hash(&argon2, memory, &password, &salt).map(|hash| hash.to_string())
         })
         .await
     }
@@ -209,10 +273,8 @@ impl Hasher {
         let hash = hash.unwrap_or(&self.dummy_hash).to_owned();
         let (argon2, password) = (self.argon2.clone(), password.clone());
         let matches = self
-            .compute("verify", move || {
-                let hash = PasswordHash::new(&hash)
-                    .map_err(|error| HasherError::Failed(error.to_string()))?;
-                Ok(argon2.verify_password(password.0.as_bytes(), &hash).is_ok())
+            .compute("verify", move |memory| {
+                is_hash_of(&argon2, memory, &password, &hash)
             })
             .await?;
         Ok(matches && user_exists)
@@ -221,7 +283,7 @@ impl Hasher {
     async fn compute<T: Send + 'static>(
         &self,
         purpose: &'static str,
-        work: impl FnOnce() -> Result<T, HasherError> + Send + 'static,
+        work: impl FnOnce(&mut [Block]) -> Result<T, HasherError> + Send + 'static,
     ) -> Result<T, HasherError> {
         let network = agentbox_bus::current_origin().and_then(|origin| origin.network());
         let _place = self.networks.admit(network)?;
@@ -229,17 +291,18 @@ impl Hasher {
         let permit = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.running).acquire_owned())
             .await
             .map_err(|_| HasherError::Busy)?
-            .map_err(|error| HasherError::Failed(error.to_string()))?;
+            .map_err(failed)?;
+        let (memory, blocks) = (Arc::clone(&self.memory), self.argon2.params().block_count());
         tokio::task::spawn_blocking(move || {
             // Released when the computation ends, also when its request was cancelled before.
             let _permit = permit;
             let started = Instant::now();
-            let outcome = work();
+            let outcome = memory.with(blocks, work);
             metrics::password_hashed(purpose, started.elapsed());
             outcome
         })
         .await
-        .map_err(|error| HasherError::Failed(error.to_string()))?
+        .map_err(failed)?
     }
 }
 
@@ -319,6 +382,59 @@ mod tests {
                 .unwrap()
         );
         assert!(!hasher.verify(&secret("correct horse"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hash_with_other_parameters_verifies() {
+        let argon2 = Argon2::new(
+            Algorithm::Argon2id,
+            Version::V0x13,
+            Params::new(64, 1, 1, None).unwrap(),
+        );
+        let password = secret("correct horse");
+        let mut memory = vec![Block::new(); argon2.params().block_count()];
+        let hash = compute_hash(&argon2, &mut memory, &password, b"a salt of its own").unwrap();
+        let hash = hash.to_string();
+        assert!(hash.starts_with("$argon2id$v=19$m=64,t=1,p=1$"), "{hash}");
+        let hasher = Hasher::new(1, 1, 1).await.unwrap();
+        assert!(hasher.verify(&password, Some(&hash)).await.unwrap());
+        let other = secret("wrong horse");
+        assert!(!hasher.verify(&other, Some(&hash)).await.unwrap());
+    }
+
+    /// The resident memory of this process in MiB.
+    fn resident_mib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let mut lines = status.lines();
+        let resident = lines.find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        kib >> 10
+    }
+
+    #[tokio::test]
+    async fn memory_of_many_computations_is_that_of_those_at_once() {
+        const AT_ONCE: u32 = 2;
+        // As other work does: many threads wait for some, and each may run a computation.
+        let started = Arc::new(std::sync::Barrier::new(32));
+        let threads = (0..32).map(|_| {
+            let started = Arc::clone(&started);
+            tokio::task::spawn_blocking(move || started.wait())
+        });
+        futures::future::join_all(threads).await;
+        let hasher = Hasher::new(AT_ONCE, 16, 16).await.unwrap();
+        let before = resident_mib();
+        let password = secret("correct horse");
+        for _ in 0..10 {
+            let hashes = std::iter::repeat_with(|| hasher.hash(&password)).take(12);
+            for hash in futures::future::join_all(hashes).await {
+                assert!(hasher.dummy_hash.len() == hash.unwrap().len());
+            }
+        }
+        // The margin is for the tests that run beside this one.
+        let grown = resident_mib().saturating_sub(before);
+        assert!(grown < 8 * 19, "{grown} MiB more");
+        let kept = hasher.memory.0.lock().unwrap().len();
+        assert!(kept <= AT_ONCE as usize, "memory of {kept} computations");
     }
 
     #[tokio::test]

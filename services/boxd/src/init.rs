@@ -22,18 +22,19 @@ use agentbox_box_protocol::client::{
 use agentbox_box_protocol::output::WriteError;
 use agentbox_box_protocol::proto::boxd_server::BoxdServer;
 use agentbox_box_protocol::termination::Termination;
+use agentbox_box_protocol::tls;
 use agentbox_box_protocol::token::CheckToken;
-use futures::StreamExt as _;
+use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::background_output::BackgroundOutput;
+use crate::connections::{self, Connection};
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
@@ -42,15 +43,13 @@ use crate::run::{Registry, Starter};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
 use crate::signals::{ForwardedSignals, stops_idle_box};
-use crate::stderr;
 use crate::usage::UsageSampler;
+use crate::{stderr, termination_file};
 
 /// The deadline for killing runs and sending their remaining output.
 const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The deadline for the server to send its last bytes.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
-/// The pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -60,6 +59,8 @@ pub enum InitError {
     Reaper(#[source] io::Error),
     #[error("the settings are invalid")]
     Settings(#[from] SettingsError),
+    #[error("preparing TLS failed")]
+    Tls(#[source] tokio_rustls::rustls::Error),
     #[error("creating the log failed")]
     Log(#[from] WriteError),
     #[error("listening on {address} failed")]
@@ -95,6 +96,10 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     }
     if let Some(path) = &settings.termination_file {
         close_to_others(path, 0o600);
+        match termination_file::open(path) {
+            Ok(file) => drop(background.spawn(termination_file::bound(file, stop.clone()))),
+            Err(error) => stderr::line(&format!("boxd: opening the termination file: {error}")),
+        }
     }
     let registry = Arc::new(Registry::default());
     let environment = Arc::new(Environment::inherited());
@@ -132,9 +137,11 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         sampler,
         configured: Mutex::new(None),
     };
-    let listener = listen(settings.listen).await?;
-    let token = CheckToken::new(settings.token()?);
-    let mut server = background.spawn(serve(listener, service, token, stop.clone()));
+    let token = settings.token()?;
+    let tls = tls::acceptor(&token).map_err(InitError::Tls)?;
+    let incoming = connections::incoming(listen(settings.listen).await?, tls);
+    let serving = serve(incoming, service, CheckToken::new(token), stop.clone());
+    let mut server = background.spawn(serving);
     if phase == Phase::Starting {
         main.start(command).await;
     }
@@ -185,19 +192,11 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, InitError> {
 }
 
 async fn serve(
-    listener: TcpListener,
+    incoming: impl Stream<Item = io::Result<Connection>> + Send + 'static,
     service: Service,
     token: CheckToken,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    // Without a free descriptor every accept fails at once, and nothing reports when one is free.
-    let incoming = incoming.then(|accepted| async move {
-        if accepted.is_err() {
-            sleep(ACCEPT_PAUSE).await;
-        }
-        accepted
-    });
     let service = BoxdServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

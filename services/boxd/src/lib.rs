@@ -6,8 +6,8 @@
 //!
 //! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
-//! [`service`] (gRPC) → [`run`] (a caller's command), [`main_command`] (the box's own),
-//! [`logs`], [`usage`].
+//! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] (a caller's command),
+//! [`main_command`] (the box's own), [`logs`], [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -17,6 +17,7 @@
 
 mod background_output;
 mod command;
+mod connections;
 mod environment;
 mod init;
 mod install;
@@ -33,6 +34,7 @@ mod settings;
 mod signals;
 mod stderr;
 mod terminal;
+mod termination_file;
 mod trace;
 mod usage;
 

@@ -17,7 +17,8 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// Postgres, as the owner of the schema `scheduler`.
+    /// Postgres, as the owner of the schema `scheduler`. `?sslmode=verify-full&sslrootcert=FILE` encrypts
+    /// the connection and verifies the server.
     #[arg(
         long,
         env = "AGENTBOX_DATABASE_URL",
@@ -35,7 +36,7 @@ pub struct Config {
     pub box_secret: BoxSecret,
 
     /// 64 hex digits, the same on every replica: a replica with another one does not start. The
-    /// variables of environments are stored encrypted under it.
+    /// variables of environments, and users' logins at registries, are stored encrypted under it.
     #[arg(
         long,
         env = "AGENTBOX_SCHEDULER_SECRET",

@@ -22,6 +22,7 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc;
+use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
 use agentbox_database::secret::MasterSecret;
@@ -225,6 +226,15 @@ impl AppState {
             .on_shared::<rpc::Delete, _, _, _>(environments, async |e, r| e.delete(r).await)
             .on_shared::<rpc::DeleteOwned, _, _, _>(environments, async |e, r| {
                 e.delete_owned(r).await
+            })
+            .on_shared::<credentials::SetCredential, _, _, _>(environments, async |e, r| {
+                e.set_credential(r).await
+            })
+            .on_shared::<credentials::ListCredentials, _, _, _>(environments, async |e, r| {
+                e.list_credentials(r).await
+            })
+            .on_shared::<credentials::DeleteCredential, _, _, _>(environments, async |e, r| {
+                e.delete_credential(r).await
             })
             .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }

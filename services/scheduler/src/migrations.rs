@@ -8,6 +8,7 @@ mod m0005_standard_names;
 mod m0006_outbox_leases;
 mod m0007_sealed_variables;
 mod m0008_audit_outbox;
+mod m0009_registry_credentials;
 mod m0010_storage_reservations;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_outbox_leases::Migration),
             Box::new(m0007_sealed_variables::Migration),
             Box::new(m0008_audit_outbox::Migration),
+            Box::new(m0009_registry_credentials::Migration),
             Box::new(m0010_storage_reservations::Migration),
         ]
     }

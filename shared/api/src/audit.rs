@@ -62,6 +62,10 @@ pub struct AuditEntryBody {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schema(example = true)]
     pub arguments_truncated: bool,
+    /// True if a service of AgentBox did not say who sent the request. Else absent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(example = true)]
+    pub origin_missing: bool,
     /// The SHA-256 of the hash of the entry before and of this entry, in hexadecimal digits.
     #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     pub hash: String,
@@ -83,6 +87,7 @@ impl From<ChainedEntry> for AuditEntryBody {
             outcome: entry.outcome,
             arguments: entry.arguments,
             arguments_truncated: entry.arguments_truncated,
+            origin_missing: entry.origin.is_missing,
             hash: chained.hash,
         }
     }
@@ -110,7 +115,8 @@ impl From<ChainedEntry> for AuditEntryBody {
 pub struct AuditList {
     /// The entries of this page.
     pub entries: Vec<AuditEntryBody>,
-    /// The number of entries on all pages, at most 100,000.
+    /// The number of entries on all pages, at most 100,000: no page begins after these. `until` lists
+    /// older ones.
     #[schema(example = 1)]
     pub total: u64,
     /// The page size that was applied.

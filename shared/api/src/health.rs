@@ -1,5 +1,6 @@
 //! The health of the system.
 
+use agentbox_contracts::environment::LimitEnforcement;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -49,10 +50,10 @@ pub struct ClusterState {
     /// The version of Kubernetes, or of containerd on a single machine.
     #[schema(example = "v1.36.1")]
     pub version: String,
-    /// What the cluster does not enforce for its environments. Absent if it enforces everything.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(example = json!(["boxes have no user namespace: Linux is older than 5.19"]))]
-    pub limitations: Vec<String>,
+    /// How the cluster enforces the limits of environments. Absent if the cluster does not answer,
+    /// and in `kubernetes` if there are several clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<LimitEnforcement>,
 }
 
 /// The capacity of the connected clusters together.

@@ -14,4 +14,5 @@ pub mod exec;
 pub mod health;
 pub mod kubernetes;
 pub mod logs;
+pub mod registry;
 pub mod user;

@@ -4,7 +4,8 @@
 //! * I1. The client uses the one stream and never connects by itself. When the stream is
 //!   lost, every call fails with UNAVAILABLE, and the owner makes another client.
 //! * I2. A silently lost peer is noticed within 10 s (HTTP/2 pings).
-//! * I3. A run with a slow reader fills only its own window; other calls on the connection
+//! * I3. No byte of a call is sent to a peer that is not the box's boxd ([`crate::tls`]).
+//! * I4. A run with a slow reader fills only its own window; other calls on the connection
 //!   continue.
 
 use std::io;
@@ -18,6 +19,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::proto::boxd_client::BoxdClient as Stub;
+use crate::tls;
 use crate::token::{AddToken, BoxToken, TokenError};
 
 /// The interval of pings, and the deadline of each answer.
@@ -36,20 +38,42 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The client that [`connect`] makes: cheap to clone, calls share the connection.
 pub type BoxClient = Stub<InterceptedService<Channel, AddToken>>;
 
+/// The deadline of each of the two handshakes, TLS and HTTP/2.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("the box's token cannot be sent in a header")]
     Token(#[from] TokenError),
+    #[error("the TLS handshake with boxd failed")]
+    Tls(#[source] io::Error),
     #[error("the HTTP/2 handshake with boxd failed")]
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Starts HTTP/2 on `stream` and adds `token` to every call. Does not wait for a response:
-/// call `status` to check that boxd serves.
+/// Encrypts `stream`, checks that its other end is the boxd whose token is `token`, starts HTTP/2
+/// and adds the token to every call. Does not wait for a response: call `status` to check that
+/// boxd serves.
+///
+/// # Errors
+/// [`ConnectError::Tls`] when the peer is not this boxd, and [`ConnectError::Transport`] when the
+/// handshake of HTTP/2 fails, each within 5 s.
+pub async fn connect<S>(stream: S, token: &BoxToken) -> Result<BoxClient, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let encrypted = tokio::time::timeout(HANDSHAKE_DEADLINE, tls::connect(stream, token))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(ConnectError::Tls)?;
+    start_http2(encrypted, token).await
+}
+
+/// Starts HTTP/2 on a stream that is encrypted already, and adds `token` to every call.
 ///
 /// # Errors
 /// [`ConnectError::Transport`] when the handshake fails, within 5 s.
-pub async fn connect<S>(stream: S, token: &BoxToken) -> Result<BoxClient, ConnectError>
+pub async fn start_http2<S>(stream: S, token: &BoxToken) -> Result<BoxClient, ConnectError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -64,7 +88,7 @@ where
         }
     });
     let channel = Endpoint::from_static("http://boxd")
-        .connect_timeout(Duration::from_secs(5))
+        .connect_timeout(HANDSHAKE_DEADLINE)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)

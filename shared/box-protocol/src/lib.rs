@@ -3,6 +3,7 @@
 //! * [`proto`]: boxd's gRPC, stubs for client and server (`proto/box.proto` is the contract).
 //! * [`token`]: the credential of one box.
 //! * [`secret`]: the secret from which a cluster's tokens are derived.
+//! * [`tls`]: encryption, and the proof that a peer is the boxd of this box.
 //! * [`client`]: a gRPC client over any byte stream.
 //! * [`output`]: the files with the main command's output.
 //! * [`termination`]: the file with the main command's exit.
@@ -16,6 +17,7 @@ pub mod output;
 mod regular_file;
 pub mod secret;
 pub mod termination;
+pub mod tls;
 pub mod token;
 pub mod variables;
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! One connection to NATS: how it is made, and the events that it reports.
 
+use std::error::Error as _;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +11,8 @@ use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions;
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError};
+use async_nats::rustls;
+use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -32,12 +36,25 @@ const SUBSCRIPTION_CAPACITY: usize = 4096;
 /// How a process logs in to NATS.
 #[derive(Clone, Debug)]
 pub struct BusConfig {
+    /// The connection is encrypted if the scheme is `tls`, or if there is a `tls_ca`. Then the
+    /// server's certificate must be valid for the URL's host.
     pub url: String,
+    /// A PEM file with the certificates of the authorities that may sign the server's. `None`: those
+    /// of the operating system.
+    pub tls_ca: Option<PathBuf>,
     pub user: String,
     pub password: String,
     /// One of [`permissions::USERS`]; names the inbox and session subjects.
     pub service: &'static str,
     pub instance: InstanceId,
+}
+
+impl BusConfig {
+    fn is_encrypted(&self) -> bool {
+        let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let is_tls = |name: &&str| scheme.eq_ignore_ascii_case(name);
+        self.tls_ca.is_some() || ["tls", "wss"].iter().any(is_tls)
+    }
 }
 
 /// A connection to NATS and JetStream on it. Clones share the connection.
@@ -188,15 +205,20 @@ async fn dial(
                 let reports = reports.clone();
                 async move { reports.record(&event) }
             });
+        if config.is_encrypted() {
+            // A server names others before its certificate is verified: whoever is between could
+            // name one of theirs, which would receive the password.
+            options = options.require_tls(true).ignore_discovered_servers();
+        }
+        if let Some(path) = &config.tls_ca {
+            options = options.add_root_certificates(path.clone());
+        }
         if !config.user.is_empty() {
             options = options.user_and_password(config.user.clone(), config.password.clone());
         }
         match options.connect(&config.url).await {
             Ok(client) => return Ok(client),
-            Err(source)
-                if source.kind() == ConnectErrorKind::AuthorizationViolation
-                    || started_at.elapsed() > CONNECT_DEADLINE =>
-            {
+            Err(source) if is_final(&source) || started_at.elapsed() > CONNECT_DEADLINE => {
                 return Err(BusError::Connect {
                     url: config.url.clone(),
                     source,
@@ -210,9 +232,51 @@ async fn dial(
     }
 }
 
+/// Whether another attempt would fail alike: the login or the server's certificate was refused, the
+/// server has no TLS, or TLS cannot be set up.
+fn is_final(error: &ConnectError) -> bool {
+    matches!(
+        error.kind(),
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Tls
+    ) || matches!(
+        tls_cause(error),
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidMessage(_))
+    )
+}
+
+/// The error of the TLS handshake. The client library has no kind for it.
+fn tls_cause(error: &ConnectError) -> Option<&rustls::Error> {
+    let cause = error.source()?.downcast_ref::<io::Error>()?;
+    cause.get_ref()?.downcast_ref()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connection_is_encrypted_by_scheme_or_authority() {
+        let config = |url: &str, tls_ca: Option<&str>| BusConfig {
+            url: url.to_owned(),
+            tls_ca: tls_ca.map(PathBuf::from),
+            user: String::new(),
+            password: String::new(),
+            service: "auth",
+            instance: InstanceId::random(),
+        };
+        for (url, tls_ca, expected) in [
+            ("nats://nats:4222", None, false),
+            ("nats:4222", None, false),
+            ("nats:4222", Some("ca.pem"), true),
+            ("nats://nats:4222", Some("ca.pem"), true),
+            ("tls://nats:4222", None, true),
+            ("TLS://nats:4222", None, true),
+            ("wss://nats:443", None, true),
+        ] {
+            let is_encrypted = config(url, tls_ca).is_encrypted();
+            assert_eq!(is_encrypted, expected, "{url} {tls_ca:?}");
+        }
+    }
 
     #[test]
     fn permissions_violation_is_recognized_among_server_errors() {

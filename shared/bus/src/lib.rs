@@ -3,6 +3,7 @@
 //! * [`rpc`]: a request and its reply, with a deadline.
 //! * [`session`]: bytes in order, both ways, with backpressure.
 //! * [`work`]: commands that are processed at least once, or become dead letters.
+//! * [`dead_letter`]: messages that no replica can process.
 //! * [`events`], [`routes`], [`counter`]: environment events, the route table, the rate-limit
 //!   counters.
 //! * [`audit`], [`origin`]: entries of the audit trail, and the API request that caused them.
@@ -19,6 +20,7 @@ mod audit;
 mod bus;
 mod client;
 mod counter;
+mod dead_letter;
 mod error;
 mod events;
 mod message;
@@ -43,6 +45,8 @@ pub use routes::{RouteMirror, RouteTable, RouteWatch};
 pub use rpc::{Listening, Server};
 #[cfg(fuzzing)]
 pub use session::reencode_frame;
-pub use session::{Acceptor, Incoming, Session, SessionReceiver, SessionSender};
+pub use session::{
+    Acceptor, Incoming, Session, SessionReceiver, SessionSender, WINDOW as SESSION_WINDOW,
+};
 pub use trace::publish_span;
 pub use work::{Command, Retry, WorkQueue};

@@ -9,6 +9,7 @@ const RPC_EXPIRED: &str = "agentbox_rpc_expired_total";
 const RPC_IGNORED: &str = "agentbox_rpc_ignored_total";
 const COMMANDS_EXPIRED: &str = "agentbox_commands_expired_total";
 const DEAD_LETTERS: &str = "agentbox_dead_letters_total";
+const AUDIT_DEFERRED: &str = "agentbox_audit_entries_deferred_total";
 const SESSIONS_OPEN: &str = "agentbox_sessions_open";
 const SESSION_EXPIRED: &str = "agentbox_session_expired_total";
 const SESSION_RETRANSMITS: &str = "agentbox_session_retransmits_total";
@@ -41,7 +42,12 @@ pub(crate) fn describe() {
         ),
         (
             DEAD_LETTERS,
-            "Commands that became dead letters after their last attempt",
+            "Messages that became dead letters: commands after their last attempt, and audit \
+             entries that are malformed",
+        ),
+        (
+            AUDIT_DEFERRED,
+            "Deliveries of audit entries that only a newer auth can read; they are delivered again",
         ),
         (
             SESSION_EXPIRED,
@@ -101,6 +107,10 @@ pub(crate) fn command_expired() {
 
 pub(crate) fn dead_letter() {
     metrics::counter!(DEAD_LETTERS).increment(1);
+}
+
+pub(crate) fn audit_deferred(entries: u64) {
+    metrics::counter!(AUDIT_DEFERRED).increment(entries);
 }
 
 pub(crate) fn session_opened() {

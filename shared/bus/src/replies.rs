@@ -161,6 +161,7 @@ mod tests {
         let (user, password) = nats.all_access();
         let config = BusConfig {
             url: nats.url.clone(),
+            tls_ca: nats.tls_ca.clone(),
             user: user.to_owned(),
             password: password.to_owned(),
             service: "api-gateway",

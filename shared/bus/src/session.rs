@@ -44,7 +44,7 @@ pub fn reencode_frame(bytes: Bytes) -> Option<Bytes> {
 }
 
 /// The most messages in flight in one direction.
-pub(crate) const WINDOW: usize = 16;
+pub const WINDOW: usize = 16;
 /// A side that has nothing to send pings this often.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// A peer that has sent nothing for so long is lost.

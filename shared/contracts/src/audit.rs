@@ -1,7 +1,8 @@
 //! The audit trail: its entries, the origin of a request, and auth's RPC that reads it.
 //!
 //! * I1. An entry has ids, an address and values of closed lists. A text from a request is in it
-//!   only as `arguments`, which the operator switches on.
+//!   only as the name of a registry that the operator allows, and as `arguments`, which the operator
+//!   switches on.
 //! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
 //!   therefore recorded once.
 
@@ -59,6 +60,9 @@ pub enum AuditAction {
     CreateEnvironment,
     PatchEnvironment,
     DeleteEnvironment,
+    /// The credential of the target, a registry.
+    SetRegistryCredential,
+    DeleteRegistryCredential,
     Exec,
     Attach,
     ReadLogs,
@@ -68,6 +72,37 @@ impl AuditAction {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.into_str()
+    }
+
+    /// Whether AgentBox acts by itself, without an API request.
+    #[must_use]
+    pub const fn is_internal(self) -> bool {
+        matches!(self, Self::BootstrapAdmin | Self::CreateSigningKey)
+    }
+
+    /// The service that performs and records the action.
+    #[must_use]
+    pub const fn service(self) -> &'static str {
+        match self {
+            Self::Exec | Self::Attach | Self::ReadLogs => "api-gateway",
+            Self::CreateEnvironment
+            | Self::PatchEnvironment
+            | Self::DeleteEnvironment
+            | Self::SetRegistryCredential
+            | Self::DeleteRegistryCredential => "scheduler",
+            Self::BootstrapAdmin
+            | Self::Login
+            | Self::Logout
+            | Self::ChangePassword
+            | Self::CreateUser
+            | Self::PatchUser
+            | Self::DeleteUser
+            | Self::CreateKey
+            | Self::RevokeKey
+            | Self::RevokeKeys
+            | Self::IssueTicket
+            | Self::CreateSigningKey => "auth",
+        }
     }
 }
 
@@ -118,6 +153,13 @@ pub struct Origin {
     /// The `X-Trace-Id` of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// The sender gave no origin, although an API request was the cause: a fault of that service.
+    #[serde(
+        default,
+        rename = "origin_missing",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub is_missing: bool,
 }
 
 impl Origin {
@@ -129,6 +171,16 @@ impl Origin {
             key: principal.and_then(|principal| principal.credential.key().cloned()),
             address: Some(address),
             trace_id,
+            is_missing: false,
+        }
+    }
+
+    /// The origin of a request whose sender gave none.
+    #[must_use]
+    pub fn missing() -> Self {
+        Self {
+            is_missing: true,
+            ..Self::default()
         }
     }
 
@@ -157,7 +209,7 @@ pub struct AuditEntry {
     #[serde(flatten)]
     pub origin: Origin,
     pub action: AuditAction,
-    /// The id that the action was about.
+    /// The id that the action was about, or the name of a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub outcome: AuditOutcome,
@@ -345,6 +397,17 @@ mod tests {
         assert!(!with(|entry| entry.at += TimeDelta::days(2)));
         let nanosecond = |entry: &mut AuditEntry| entry.at += TimeDelta::nanoseconds(1);
         assert!(!with(nanosecond));
+    }
+
+    #[test]
+    fn missing_origin_is_marked_in_the_entry() {
+        let json = |origin| {
+            let action = AuditAction::CreateUser;
+            let entry = AuditEntry::new(origin, action, None, AuditOutcome::Ok);
+            serde_json::to_value(entry).unwrap()
+        };
+        assert_eq!(json(Origin::missing())["origin_missing"], true);
+        assert!(json(Origin::default()).get("origin_missing").is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Environments: the request, the stored record, events, and the scheduler's RPCs.
 
+mod enforcement;
 mod isolation;
 pub mod rpc;
 
@@ -12,6 +13,7 @@ use strum::VariantArray;
 
 use crate::ids::{EnvironmentId, UserId};
 
+pub use enforcement::{Enforcement, LimitEnforcement};
 pub use isolation::{Isolation, NetworkPolicy, SecurityContext};
 
 /// The longest lifetime, in seconds: ten years. It keeps `expires_at` within the range of

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod ids;
 pub mod logs;
 pub mod permissions;
+pub mod registry;
 pub mod rpc;
 pub mod signal;
 pub mod subjects;

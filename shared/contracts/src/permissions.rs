@@ -9,17 +9,18 @@
 //! * I3. JetStream delivers to any subject that a consumer, a pull or a direct read names, without
 //!   a check of the permissions. So servers accept no such message as a request ([`is_inbox`]) or
 //!   as a frame of a session. The exec-proxy, whose stream has bytes of users, has neither on it.
+//! * I4. Each subject that a stream records has one publisher. The subject of an audit entry names
+//!   it, and auth refuses an entry of another service's action.
 //!
 //! `shared/bus/tests/bus/permissions.md` lists the effect of this table on every kind of subject.
 
 use serde_json::{Value, json};
 
-use crate::audit::AuditAction;
 use crate::subjects::{
-    ALL_COMMANDS, ALL_DEAD_LETTERS, ALL_EVENTS, ALL_LIMITS, AUDIT_HEAD, AUDIT_HEADS_STREAM,
-    AUDIT_STREAM, COMMANDS_STREAM, DEAD_LETTERS_STREAM, EVENTS_STREAM, LIMITS_STREAM,
-    OUTPUT_BUCKET, OUTPUT_STREAM, PREFIX, ROUTES_BUCKET, ROUTES_STREAM, STREAMS, audit,
-    confirmation, service_sessions,
+    ALL_COMMANDS, ALL_EVENTS, ALL_LIMITS, AUDIT_HEAD, AUDIT_HEADS_STREAM, AUDIT_STREAM,
+    COMMANDS_STREAM, DEAD_AUDIT, DEAD_COMMANDS, DEAD_LETTERS_STREAM, EVENTS_STREAM, LIMITS_STREAM,
+    OUTPUT_BUCKET, OUTPUT_STREAM, PREFIX, ROUTES_BUCKET, ROUTES_STREAM, STREAMS, confirmation,
+    service_audit, service_sessions,
 };
 
 /// The services that log in to NATS.
@@ -170,9 +171,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 format!("{PREFIX}.rpc.scheduler.>"),
                 format!("{PREFIX}.rpc.exec.>"),
                 ALL_LIMITS.to_owned(),
-                audit(AuditAction::Exec),
-                audit(AuditAction::Attach),
-                audit(AuditAction::ReadLogs),
+                service_audit(user),
             ])
             .stream_info(LIMITS_STREAM)
             .stream_info(AUDIT_STREAM)
@@ -184,6 +183,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             .publish([
                 format!("{PREFIX}.rpc.scheduler.delete-owned"),
                 AUDIT_HEAD.to_owned(),
+                DEAD_AUDIT.to_owned(),
             ])
             .consume_stream(AUDIT_STREAM)
             .acknowledge(AUDIT_STREAM)
@@ -193,12 +193,10 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             .publish([
                 ALL_COMMANDS.to_owned(),
                 ALL_EVENTS.to_owned(),
-                ALL_DEAD_LETTERS.to_owned(),
+                DEAD_COMMANDS.to_owned(),
                 format!("{PREFIX}.rpc.exec.>"),
                 format!("$KV.{ROUTES_BUCKET}.>"),
-                audit(AuditAction::CreateEnvironment),
-                audit(AuditAction::PatchEnvironment),
-                audit(AuditAction::DeleteEnvironment),
+                service_audit(user),
             ])
             .consume_stream(COMMANDS_STREAM)
             .acknowledge(COMMANDS_STREAM)
@@ -227,6 +225,8 @@ mod tests {
     use strum::VariantArray as _;
 
     use super::*;
+    use crate::audit::AuditAction;
+    use crate::subjects::audit;
 
     #[test]
     fn only_known_users_have_permissions() {
@@ -239,21 +239,42 @@ mod tests {
     #[test]
     fn service_publishes_audit_entries_of_its_own_actions_only() {
         for action in AuditAction::VARIANTS {
-            let publishers: Vec<&str> = SERVICES
+            let subject = audit(*action);
+            let publishers: Vec<&str> = USERS
                 .into_iter()
-                .filter(|service| {
-                    let permissions = for_user(service).unwrap();
-                    permissions.publish.contains(&audit(*action))
+                .filter(|user| {
+                    let publish = for_user(user).unwrap().publish;
+                    publish.iter().any(|allowed| overlap(allowed, &subject))
                 })
                 .collect();
-            let expected: &[&str] = match action {
-                AuditAction::Exec | AuditAction::Attach | AuditAction::ReadLogs => &["api-gateway"],
-                AuditAction::CreateEnvironment
-                | AuditAction::PatchEnvironment
-                | AuditAction::DeleteEnvironment => &["scheduler"],
-                _ => &[],
+            // Auth's own actions are entries of its database.
+            let expected = match action.service() {
+                "auth" => Vec::new(),
+                service => vec![service],
             };
             assert_eq!(publishers, expected, "{action}");
+        }
+    }
+
+    #[test]
+    fn recorded_subject_has_one_publisher() {
+        for subject in [
+            "abx.v1.cmd.env.local.reconcile.x",
+            "abx.v1.evt.env.x.x.running",
+            "abx.v1.evt.audit.head",
+            "abx.v1.dlq.cmd.x",
+            "abx.v1.dlq.audit.x",
+            "abx.v1.audit.api-gateway.exec",
+            "abx.v1.audit.scheduler.create-environment",
+            "abx.v1.limit.x.x.1",
+            "$KV.abx_routes.x",
+            "$O.abx_output.C.x",
+        ] {
+            let publishers = USERS.into_iter().filter(|user| {
+                let publish = for_user(user).unwrap().publish;
+                publish.iter().any(|allowed| overlap(allowed, subject))
+            });
+            assert_eq!(publishers.count(), 1, "{subject}");
         }
     }
 

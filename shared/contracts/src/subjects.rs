@@ -101,10 +101,17 @@ pub fn owner_events(owner: &UserId) -> String {
 
 pub const ALL_EVENTS: &str = "abx.v1.evt.env.>";
 
-/// `abx.v1.audit.<action>`: each service may publish entries of its own actions only.
+/// `abx.v1.audit.<service>.<action>`: an entry of an action of that service. No other service may
+/// publish there.
 #[must_use]
 pub fn audit(action: AuditAction) -> String {
-    format!("{PREFIX}.audit.{}", action.as_str())
+    format!("{PREFIX}.audit.{}.{}", action.service(), action.as_str())
+}
+
+/// A wildcard for the audit entries of one service.
+#[must_use]
+pub fn service_audit(service: &str) -> String {
+    format!("{PREFIX}.audit.{service}.>")
 }
 
 pub const ALL_AUDIT: &str = "abx.v1.audit.>";
@@ -120,6 +127,10 @@ pub fn dead_letter(subject: &str) -> String {
 }
 
 pub const ALL_DEAD_LETTERS: &str = "abx.v1.dlq.>";
+/// The dead letters of commands.
+pub const DEAD_COMMANDS: &str = "abx.v1.dlq.cmd.>";
+/// The dead letters of audit entries.
+pub const DEAD_AUDIT: &str = "abx.v1.dlq.audit.>";
 
 /// `abx.v1.limit.<principal>.<category>.<window>`. `principal` is an id, or an address that
 /// the caller has encoded in subject characters.
@@ -247,9 +258,13 @@ impl Subject {
                 kind: (*kind).to_owned(),
             },
             ["evt", "audit", "head"] => Self::AuditHead,
-            ["audit", action] => Self::Audit {
-                action: action.parse().ok()?,
-            },
+            ["audit", service, action] => {
+                let action: AuditAction = action.parse().ok()?;
+                if action.service() != *service {
+                    return None;
+                }
+                Self::Audit { action }
+            }
             ["dlq", _, ..] => Self::DeadLetter {
                 subject: format!("{PREFIX}.{}", tokens[1..].join(".")),
             },
@@ -368,9 +383,24 @@ mod tests {
             "abx.v2.rpc.a.b",
             "abx.v1.evt.env.nope.nope.running",
             "abx.v1.evt.env.env-0123456789abcdef.running",
-            "abx.v1.audit.nope",
+            "abx.v1.audit.exec",
+            "abx.v1.audit.api-gateway.nope",
+            "abx.v1.audit.scheduler.exec",
         ] {
             assert_eq!(Subject::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_of_commands_and_audit_entries_match_their_wildcards() {
+        let command = command("local", "reconcile", &EnvironmentId::random());
+        for (subject, wildcard) in [
+            (command, DEAD_COMMANDS),
+            (audit(AuditAction::Exec), DEAD_AUDIT),
+        ] {
+            let prefix = wildcard.trim_end_matches('>');
+            let letter = dead_letter(&subject);
+            assert!(letter.starts_with(prefix), "{letter}");
         }
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
-use crate::{audit, environment, error, identity, subjects};
+use crate::{audit, environment, error, identity, registry, subjects};
 
 const ENV: &str = "env-0123456789abcdef";
 const USER: &str = "user-0123456789abcdef";
@@ -104,6 +104,7 @@ fn principal() -> Value {
 #[test]
 fn scheduler_rpcs_match_snapshot() {
     use environment::rpc::{Create, Delete, DeleteOwned, Get, Health, List, Patch, Resolve};
+    use registry::rpc::{DeleteCredential, ListCredentials, SetCredential};
     let mut m = Messages::new();
     let mut request = environment_request();
     request["secret_env"] = json!({"TOKEN": "secret"});
@@ -131,9 +132,23 @@ fn scheduler_rpcs_match_snapshot() {
     rpc::<Patch>(&mut m, patch, environment());
     rpc::<Delete>(&mut m, json!({"id": ENV, "force": true}), json!({}));
     rpc::<DeleteOwned>(&mut m, json!({"owner": USER}), json!({}));
+    let set = json!({"owner": USER, "registry": "registry.example:5000", "username": "ada",
+        "password": "secret"});
+    rpc::<SetCredential>(&mut m, set, json!({}));
+    let list = json!({"owner": USER, "limit": 10, "offset": 20});
+    let credential = json!({"registry": "registry.example:5000", "updated_at": AT});
+    rpc::<ListCredentials>(
+        &mut m,
+        list,
+        json!({"credentials": [credential], "total": 21}),
+    );
+    let delete = json!({"owner": USER, "registry": "registry.example:5000"});
+    rpc::<DeleteCredential>(&mut m, delete, json!({}));
     let health = json!({"database": true, "clusters": [{"name": "local", "driver": "containerd",
         "connected": true, "version": "2.0", "nodes": 1, "available_cpu_milli": 4000,
-        "available_memory_bytes": 1024, "limitations": ["boxes have no user namespace"]}]});
+        "available_memory_bytes": 1024, "enforcement": {"storage": "measured",
+        "image_volumes": "absent", "user_namespaces": "absent", "bandwidth": "delegated",
+        "connections": "enforced", "block_io": "absent"}}]});
     rpc::<Health>(&mut m, json!({}), health);
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
 }

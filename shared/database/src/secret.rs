@@ -42,6 +42,8 @@ pub enum Purpose {
     SigningKey,
     /// The variables of an environment.
     Variables,
+    /// A login at a registry.
+    RegistryCredential,
     /// The body of a request with an idempotency key.
     RequestBody,
     Audit,
@@ -55,6 +57,7 @@ impl Purpose {
             Self::KeyId => b"agentbox.auth.key-id.v1",
             Self::SigningKey => b"agentbox.auth.signing-key.v1",
             Self::Variables => b"agentbox.scheduler.variables.v1",
+            Self::RegistryCredential => b"agentbox.scheduler.registry-credential.v1",
             Self::RequestBody => b"agentbox.scheduler.request-body.v1",
             Self::Audit => b"agentbox.auth.audit.v1",
         }

@@ -1,20 +1,24 @@
 //! The resources of the machine, and how much of them boxes have reserved.
 
+use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{Capacity, RuntimeError};
 use k8s_cri::v1::PodSandboxState;
 
+use crate::config::Config;
 use crate::context::Context;
 use crate::error::io_failure;
+use crate::isolation::Isolation;
 use crate::labels::{self, Reserved};
 use crate::preflight;
 
 impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        let (version, handlers, limitations, sandboxes) = tokio::try_join!(
+        let (version, handlers, disks, isolation, sandboxes) = tokio::try_join!(
             self.cri.version(),
             self.runtime_handlers(),
-            self.limitations(),
+            self.disk_bandwidth(),
+            self.isolation(),
             // Of every deployment: they share the machine.
             self.cri.sandboxes(std::collections::HashMap::new()),
         )?;
@@ -52,10 +56,31 @@ impl Context {
             available_memory: Bytes(total_memory.0.saturating_sub(reserved.memory.0)),
             total_storage: Bytes(total_storage.saturating_sub(reserve)),
             available_storage: Bytes(free_storage.saturating_sub(reserve)),
-            limitations,
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),
+            enforcement: enforcement(&self.config, !disks.is_empty(), isolation),
         })
+    }
+}
+
+fn enforcement(config: &Config, is_disk_limited: bool, isolation: Isolation) -> LimitEnforcement {
+    let enforced = |is_configured| Enforcement::when(is_configured, Enforcement::Enforced);
+    LimitEnforcement {
+        storage: if isolation.disks {
+            Enforcement::Enforced
+        } else {
+            Enforcement::Measured
+        },
+        // Their directories are a part of the root file system, or have no limit.
+        image_volumes: match (isolation.image_volumes, isolation.disks) {
+            (true, true) => Enforcement::Enforced,
+            (true, false) => Enforcement::Measured,
+            (false, _) => Enforcement::Absent,
+        },
+        user_namespaces: enforced(isolation.user_namespaces),
+        bandwidth: enforced(config.network_bandwidth.is_some()),
+        connections: enforced(config.network_connections.is_some()),
+        block_io: enforced(is_disk_limited),
     }
 }
 
@@ -77,6 +102,15 @@ fn memory_total(meminfo: &str) -> Bytes {
 mod tests {
     use super::*;
 
+    fn config(bound: &str) -> Config {
+        serde_json::from_value(serde_json::json!({
+            "socket": "/s", "state_dir": "/d", "boxd": "/b", "subnet": "10.160.0.0/20",
+            "bridge": "abx0", "deployment": "local", "dns_servers": [],
+            "network_bandwidth": bound, "network_connections": bound,
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn version_is_reduced_to_the_upstream_version() {
         for (version, expected) in [
@@ -85,6 +119,42 @@ mod tests {
             ("1.7.2-rc.1", "1.7.2"),
         ] {
             assert_eq!(upstream(version), expected);
+        }
+    }
+
+    #[test]
+    fn limit_that_is_not_configured_is_reported_as_absent() {
+        for (bound, is_disk_limited, expected) in [
+            ("2M", true, Enforcement::Enforced),
+            ("none", false, Enforcement::Absent),
+        ] {
+            let reported = enforcement(&config(bound), is_disk_limited, Isolation::default());
+            assert_eq!(reported.bandwidth, expected);
+            assert_eq!(reported.connections, expected);
+            assert_eq!(reported.block_io, expected);
+        }
+    }
+
+    #[test]
+    fn disks_volumes_and_user_namespaces_are_reported_as_they_are_enforced() {
+        use Enforcement::{Absent, Enforced, Measured};
+        for (disks, image_volumes, user_namespaces, expected) in [
+            (true, true, true, [Enforced, Enforced, Enforced]),
+            (false, true, false, [Measured, Measured, Absent]),
+            (true, false, true, [Enforced, Absent, Enforced]),
+        ] {
+            let isolation = Isolation {
+                user_namespaces,
+                disks,
+                image_volumes,
+            };
+            let reported = enforcement(&config("none"), false, isolation);
+            let found = [
+                reported.storage,
+                reported.image_volumes,
+                reported.user_namespaces,
+            ];
+            assert_eq!(found, expected);
         }
     }
 

@@ -1,5 +1,5 @@
-//! The control group above a box's containers. It has the pids limit, and for a runtime with a
-//! kernel of its own the other limits too.
+//! The control group above a box's containers. It has the pids limit, the bound of the disk bandwidth,
+//! and for a runtime with a kernel of its own the other limits too.
 //!
 //! CRI has no field for the number of processes in containerd 1.6. The driver therefore creates
 //! the parent group of the sandbox and its container, and limits that; the kernel counts
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
+
+use crate::disk_bandwidth::DiskBandwidth;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -38,6 +40,13 @@ fn is_unified(root: &Path) -> bool {
     root.join("cgroup.controllers").exists()
 }
 
+/// Whether the kernel can bound the disk bandwidth of a group. With v1 it cannot bound buffered
+/// writes.
+pub fn can_limit_disk() -> bool {
+    let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    controllers.is_ok_and(|names| names.split_whitespace().any(|name| name == "io"))
+}
+
 /// The limits of a box with a kernel of its own, that kernel included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SandboxLimits {
@@ -55,6 +64,7 @@ pub fn create(
     id: &EnvironmentId,
     pids: u32,
     limits: Option<SandboxLimits>,
+    disks: &[DiskBandwidth],
 ) -> io::Result<()> {
     let root = Path::new(ROOT);
     let unified = is_unified(root);
@@ -71,10 +81,16 @@ pub fn create(
         fs::create_dir_all(&all)?;
         for above in [root, &all] {
             fs::write(above.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
+            if !disks.is_empty() {
+                fs::write(above.join("cgroup.subtree_control"), "+io")?;
+            }
         }
     }
     let group = make(&below("pids").join(id.as_str()))?;
     fs::write(group.join("pids.max"), pids_limit(pids).to_string())?;
+    for disk in disks {
+        fs::write(group.join("io.max"), disk.line())?;
+    }
     let Some(limits) = limits else { return Ok(()) };
     let (memory, quota) = (limits.memory_bytes.to_string(), limits.cpu_quota_us);
     if unified {
@@ -246,12 +262,12 @@ mod tests {
     async fn cgroup_is_created_with_limits_and_removed() {
         let id = EnvironmentId::random();
         let deployment = format!("cgroup-test-{}", std::process::id());
-        create(&deployment, &id, 32, None).unwrap();
+        create(&deployment, &id, 32, None, &[]).unwrap();
         let limits = SandboxLimits {
             memory_bytes: 64 << 20,
             cpu_quota_us: 50_000,
         };
-        create(&deployment, &id, 48, Some(limits)).unwrap();
+        create(&deployment, &id, 48, Some(limits), &[]).unwrap();
         assert!(!memory_limit_was_reached(&deployment, &id));
         assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
         remove(&deployment, &id, Duration::from_secs(5))

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::bounds::{self, BoundError};
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::{IpNet, Ipv4Net};
@@ -47,6 +48,24 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// Bits per second that a box may send, and as many that it may receive: `1M` to `100G`, or
+    /// `none`. Default `1G`. Deployments that share one bridge must have the same value.
+    #[serde(
+        default = "bounds::network_bandwidth",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_bandwidth: Option<u64>,
+    /// Open connections of a box in the machine's connection table: 16 or more, or `none`. Default
+    /// 4096. Deployments that share one bridge must have the same value.
+    #[serde(
+        default = "bounds::network_connections",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_connections: Option<u64>,
+    /// Bytes per second that a box may read from the disk with the writable layers, and as many that
+    /// it may write: `1Mi` to `1Ti`, or `none`. Only on a machine with cgroup v2. Default `none`.
+    #[serde(default, deserialize_with = "bounds::quantity_or_none")]
+    pub disk_bandwidth: Option<u64>,
     /// The runtime class of a box whose request names none. Absent: the cluster's own default.
     #[serde(default)]
     pub default_runtime_class: Option<String>,
@@ -73,6 +92,12 @@ pub struct Config {
     /// Seconds for one image pull. Default 120.
     #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
+    /// Images are removed when their file system is used by this percentage. Default 85.
+    #[serde(default = "image_gc_high_percent")]
+    pub image_gc_high_percent: u8,
+    /// Until it is used by this percentage. Default 80.
+    #[serde(default = "image_gc_low_percent")]
+    pub image_gc_low_percent: u8,
     /// Seconds for the creation of a sandbox with its network. Default 30.
     #[serde(default = "sandbox_deadline_s")]
     pub sandbox_deadline_s: u64,
@@ -93,6 +118,12 @@ fn nft() -> PathBuf {
 const fn storage_reserve_mib() -> u64 {
     2_048
 }
+const fn image_gc_high_percent() -> u8 {
+    85
+}
+const fn image_gc_low_percent() -> u8 {
+    80
+}
 const fn sandbox_deadline_s() -> u64 {
     30
 }
@@ -112,8 +143,14 @@ pub enum ConfigError {
     Bridge(String),
     #[error("{field}: must be an absolute path, is `{path}`")]
     RelativePath { field: &'static str, path: PathBuf },
+    #[error(
+        "image_gc_high_percent: must be at most 100 and above image_gc_low_percent ({low}), is {high}"
+    )]
+    ImageCollection { high: u8, low: u8 },
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
+    #[error(transparent)]
+    Bound(#[from] BoundError),
 }
 
 impl Config {
@@ -153,11 +190,18 @@ impl Config {
                 });
             }
         }
+        let (high, low) = (self.image_gc_high_percent, self.image_gc_low_percent);
+        if high > 100 || high <= low {
+            return Err(ConfigError::ImageCollection { high, low });
+        }
         if let Some(class) = &self.default_runtime_class
             && !is_allowed_runtime_class(class, self.allowed_runtime_classes.as_deref())
         {
             return Err(ConfigError::DefaultRuntimeClass(class.clone()));
         }
+        bounds::check_bandwidth(self.network_bandwidth)?;
+        bounds::check_connections(self.network_connections)?;
+        bounds::check_disk_bandwidth(self.disk_bandwidth)?;
         Ok(())
     }
 
@@ -200,6 +244,9 @@ mod tests {
             (config.user_namespaces, config.enforce_storage),
             (None, None)
         );
+        assert_eq!(config.network_bandwidth, Some(1_000_000_000));
+        assert_eq!(config.network_connections, Some(4_096));
+        assert_eq!(config.disk_bandwidth, None);
     }
 
     #[test]
@@ -221,6 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn watermarks_of_images_are_in_order() {
+        for (high, low, is_valid) in [
+            (85, 80, true),
+            (1, 0, true),
+            (80, 80, false),
+            (101, 1, false),
+        ] {
+            let mut json = minimal();
+            json["image_gc_high_percent"] = high.into();
+            json["image_gc_low_percent"] = low.into();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{high} {low}");
+        }
+    }
+
+    #[test]
     fn default_runtime_class_must_be_allowed() {
         for (allowed, is_valid) in [
             (serde_json::Value::Null, true),
@@ -233,6 +296,25 @@ mod tests {
             json["allowed_runtime_classes"] = allowed.clone();
             let config: Config = serde_json::from_value(json).unwrap();
             assert_eq!(config.validate().is_ok(), is_valid, "{allowed}");
+        }
+    }
+
+    #[test]
+    fn bound_is_read_and_checked() {
+        for (field, value, is_valid) in [
+            ("network_bandwidth", serde_json::json!("100M"), true),
+            ("network_bandwidth", serde_json::json!("none"), true),
+            ("network_bandwidth", serde_json::json!("1k"), false),
+            ("disk_bandwidth", serde_json::json!("50Mi"), true),
+            ("disk_bandwidth", serde_json::json!("50k"), false),
+            ("network_connections", serde_json::json!(64), true),
+            ("network_connections", serde_json::json!("none"), true),
+            ("network_connections", serde_json::json!(0), false),
+        ] {
+            let mut json = minimal();
+            json[field] = value.clone();
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_eq!(config.validate().is_ok(), is_valid, "{field}={value}");
         }
     }
 

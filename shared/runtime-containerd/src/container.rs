@@ -11,7 +11,7 @@ use std::path::Path;
 
 use agentbox_box_protocol::variables;
 use agentbox_contracts::units::MilliCpu;
-use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext};
+use agentbox_runtime::{BoxSpec, CAPABILITIES, Resources, SecurityContext, image_reference};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
@@ -66,6 +66,8 @@ pub struct HostFiles<'a> {
     /// The directory of its `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`: on its disk if it
     /// has one, where they count toward its limit, else in memory.
     pub names: &'a Path,
+    /// Its instance of devpts; `None`: the runtime mounts one.
+    pub terminals: Option<&'a Path>,
     /// The file of its system-call filter.
     pub seccomp: &'a Path,
 }
@@ -95,6 +97,9 @@ pub fn config(
         mount(OUTPUT, files.output, false),
         mount("/dev/shm", &in_memory(memory::SHM), false),
     ];
+    if let Some(terminals) = files.terminals {
+        mounts.push(mount("/dev/pts", terminals, false));
+    }
     for (path, name) in [
         ("/etc/hosts", memory::HOSTS),
         ("/etc/hostname", memory::HOSTNAME),
@@ -111,7 +116,7 @@ pub fn config(
             attempt: u32::try_from(generation).unwrap_or(0),
         }),
         image: Some(ImageSpec {
-            image: spec.image.clone(),
+            image: image_reference::complete(&spec.image),
             ..Default::default()
         }),
         command: command(spec.command.as_deref()),

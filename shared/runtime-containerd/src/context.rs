@@ -10,6 +10,9 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::disk::Disk;
 use crate::firewall::Firewall;
+use crate::image_access::ImageAccess;
+use crate::image_files::KnownImages;
+use crate::pulled_images::PulledImages;
 
 /// One driver's configuration and clients. Each module adds the operations of its noun.
 #[derive(Debug)]
@@ -18,6 +21,9 @@ pub struct Context {
     pub cri: Cri,
     pub states: StateStore,
     pub firewall: Firewall,
+    pub image_access: ImageAccess,
+    pub pulled_images: PulledImages,
+    pub known_images: KnownImages,
 }
 
 impl Context {
@@ -26,6 +32,9 @@ impl Context {
             cri: Cri::new(&config.socket, config.call_deadline()),
             states: StateStore::new(&config.state_dir),
             firewall: Firewall::new(&config),
+            image_access: ImageAccess::new(&config.state_dir),
+            pulled_images: PulledImages::new(&config.state_dir),
+            known_images: KnownImages::default(),
             config,
         }
     }
@@ -41,6 +50,11 @@ impl Context {
 
     pub fn disk(&self, id: &EnvironmentId) -> Disk {
         Disk::of(&self.states.directory(id))
+    }
+
+    /// The box's instance of devpts, in a directory that only root can enter.
+    pub fn terminals_directory(&self, id: &EnvironmentId) -> PathBuf {
+        self.states.directory(id).join("terminals/pts")
     }
 
     /// Long enough for another replica to create or remove the box.

@@ -25,7 +25,7 @@ use nix::mount::{MsFlags, mount};
 use tokio::process::Command;
 
 use crate::context::search_path;
-use crate::snapshot::WritableDirectories;
+use crate::snapshots::WritableDirectories;
 use crate::tmpfs;
 
 /// The bytes of the limit for each inode: as many files as of one block each.

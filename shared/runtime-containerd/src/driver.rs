@@ -49,6 +49,7 @@ impl Driver {
     /// When the configuration is invalid, or boxd or the state directory is missing.
     pub fn connect(config: Config) -> Result<Self, ConnectError> {
         config.validate()?;
+        crate::metrics::describe();
         if !config.boxd.is_file() {
             return Err(ConnectError::Boxd(config.boxd));
         }

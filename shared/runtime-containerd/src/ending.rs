@@ -20,7 +20,8 @@ use crate::{cgroup, tmpfs};
 
 impl Context {
     pub async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {
-        let container = self.record_ending(id, Ending::Stopped).await?;
+        let within = self.lock_deadline();
+        let container = self.record_ending(id, Ending::Stopped, within).await?;
         // Without the lock, so that a removal need not wait for the grace period.
         match container {
             Some(container) => Ok(self.cri.stop_container(&container, grace).await?),
@@ -28,9 +29,11 @@ impl Context {
         }
     }
 
-    /// Kills the box, and records a message that every replica reports.
+    /// Kills the box, and records a message that every replica reports. Fails at once if the box is
+    /// changing, because the other boxes are not checked meanwhile.
     pub async fn evict(&self, id: &EnvironmentId, message: String) -> Result<(), RuntimeError> {
-        match self.record_ending(id, Ending::Evicted { message }).await? {
+        let why = Ending::Evicted { message };
+        match self.record_ending(id, why, Duration::ZERO).await? {
             Some(container) => Ok(self.cri.stop_container(&container, Duration::ZERO).await?),
             None => Ok(()),
         }
@@ -41,8 +44,9 @@ impl Context {
         &self,
         id: &EnvironmentId,
         why: Ending,
+        within: Duration,
     ) -> Result<Option<String>, RuntimeError> {
-        let lock = self.states.lock(id, self.lock_deadline()).await?;
+        let lock = self.states.lock(id, within).await?;
         let objects = self.objects(id).await?;
         let state = self.states.load(id).await?;
         if state.is_none() && objects.sandboxes.is_empty() {
@@ -68,7 +72,11 @@ impl Context {
         let network = state.as_ref().and_then(|state| state.network.as_ref());
         self.firewall.remove(id, network).await?;
         self.remove_sandboxes(&objects).await?;
-        for directory in [self.output_directory(id), self.memory_directory(id)] {
+        for directory in [
+            self.output_directory(id),
+            self.memory_directory(id),
+            self.terminals_directory(id),
+        ] {
             tmpfs::unmount(&directory).map_err(|error| io_failure("unmount", &error))?;
         }
         self.discard_disk(id).await?;

@@ -10,18 +10,21 @@
 //! A container that containerd refuses fails the box: at once if a later attempt cannot succeed,
 //! else after a time ([`crate::refusal`]).
 //!
+//! The image of a private repository is pulled again for each owner ([`crate::image_access`]).
+//!
 //! A newer generation adopts a running box. A box is never created twice, because its user's
 //! work would be lost.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::image_pull::public_cause;
 use agentbox_runtime::{
     BoxPhase, BoxSpec, FailureReason, IMAGE_PULL, NetworkPolicy, Observed, RuntimeError,
-    start_failure,
+    image_reference, start_failure,
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
@@ -34,12 +37,12 @@ use crate::cri::CriError;
 use crate::disk::Disk;
 use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
-use crate::network::BoxNetwork;
+use crate::network::{BoxNetwork, Inside};
 use crate::observe::Objects;
 use crate::user_range::UserRange;
 use crate::{
-    cgroup, container, memory, output, phase, refusal, sandbox, seccomp, snapshot, user_files,
-    user_range,
+    cgroup, container, memory, metrics, output, phase, refusal, sandbox, seccomp, snapshots,
+    terminals, user_files, user_range,
 };
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
@@ -98,11 +101,11 @@ impl Context {
             if !matches!(observed.phase, BoxPhase::Starting { .. }) {
                 return Ok(observed);
             }
-            if !pulled && self.cri.image(&spec.image).await?.is_none() {
+            if !pulled && self.needs_pull(spec).await? {
                 state.step = Step::PullingImage;
                 self.states.save(&lock, id, &state).await?;
                 drop(lock);
-                if let Err(failure) = self.pull(&spec.image).await? {
+                if let Err(failure) = self.pull(spec).await? {
                     return self.fail(id, generation, failure).await;
                 }
                 pulled = true;
@@ -160,17 +163,61 @@ impl Context {
         self.observe(id).await
     }
 
-    async fn pull(&self, image: &str) -> Result<Result<(), Failure>, RuntimeError> {
+    /// Whether the image is missing, or its owner has yet to prove access to it.
+    async fn needs_pull(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
+        let name = image_reference::complete(&spec.image);
+        // From now on the image is not removed.
+        self.pulled_images
+            .touch(&name, SystemTime::now())
+            .map_err(|error| io_failure("record of an image", &error))?;
+        if self.cri.image(&name).await?.is_none() {
+            self.pulled_images
+                .record(&name, SystemTime::now())
+                .map_err(|error| io_failure("record of an image", &error))?;
+            return Ok(true);
+        }
+        let is_imported = !name.contains('@') && !self.pulled_images.contains(&name);
+        Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))
+    }
+
+    async fn pull(&self, spec: &BoxSpec) -> Result<Result<(), Failure>, RuntimeError> {
+        let image = spec.image.as_str();
         let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
-        let Err(error) = self.cri.pull_image(image, deadline).await else {
+        let not_recorded = |error: std::io::Error| io_failure("record of a private image", &error);
+        let private = self.image_access.record_pull(spec).map_err(not_recorded)?;
+        let name = image_reference::complete(image);
+        let credential = spec.image_credential.as_ref();
+        let pulled = tokio::select! {
+            pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
+            () = self.wait_until_full() => {
+                tracing::error!(image, "a pull was ended: the file system of images is full");
+                metrics::pull_refused(image::NO_SPACE);
+                return Err(RuntimeError::Cluster {
+                    operation: IMAGE_PULL,
+                    message: image::no_space(image),
+                });
+            }
+        };
+        let Err(error) = pulled else {
+            if let Some(private) = private {
+                private.succeeded().map_err(not_recorded)?;
+            }
+            self.image_access.prove(spec, StdInstant::now());
             return Ok(Ok(()));
         };
+        // After another error containerd may still finish the pull.
+        if let (Some(private), CriError::Refused { .. }) = (private, &error) {
+            private.failed().map_err(not_recorded)?;
+        }
         tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {
-            PullFailure::Final(message) => Ok(Err(Failure {
-                reason: FailureReason::ImagePull,
-                message,
-            })),
+            PullFailure::Final(message) => {
+                metrics::pull_refused(public_cause(error.message()));
+                Ok(Err(Failure {
+                    reason: FailureReason::ImagePull,
+                    message,
+                }))
+            }
             PullFailure::Transient(message) => Err(RuntimeError::Cluster {
                 operation: IMAGE_PULL,
                 message,
@@ -207,6 +254,12 @@ impl Context {
                 message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
+        if let Some(problem) = self.user_file_problem(&image).await {
+            return Err(EnsureError::Failed(Failure {
+                reason: FailureReason::ImageInvalid,
+                message: start_failure::cannot_run(&spec.image, problem),
+            }));
+        }
         let policy = spec
             .isolation
             .network_policy
@@ -225,8 +278,15 @@ impl Context {
         let disk = self.has_disk(spec)?.then(|| self.disk(id));
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
-        cgroup::create(&self.config.deployment, id, pids, limits)
+        let bandwidth = self.disk_bandwidth().await?;
+        cgroup::create(&self.config.deployment, id, pids, limits, &bandwidth)
             .map_err(|error| io_failure("control group", &error))?;
+        // A runtime with a kernel of its own has its own terminals.
+        let terminals = limits.is_none().then(|| self.terminals_directory(id));
+        if let Some(directory) = &terminals {
+            terminals::mount_fresh(directory, owner)
+                .map_err(|error| io_failure("terminals", &error))?;
+        }
         output::mount_fresh(&output, owner)
             .map_err(|error| io_failure("output directory", &error))?;
         memory::mount_fresh(&memory, spec.resources.memory, owner)
@@ -246,7 +306,7 @@ impl Context {
         };
         let run_sandbox = self.run_sandbox(spec, sandbox_config.clone());
         let (sandbox, ()) = tokio::try_join!(run_sandbox, make_disk)?;
-        let (mut network, seccomp) = self.read_sandbox(&sandbox).await?;
+        let (mut network, inside, seccomp) = self.read_sandbox(&sandbox).await?;
         network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
@@ -259,6 +319,7 @@ impl Context {
             output: &output,
             memory: &memory,
             names,
+            terminals: terminals.as_deref(),
             seccomp: &seccomp,
         };
         let container_config =
@@ -269,6 +330,17 @@ impl Context {
                 .await
                 .map_err(EnsureError::from)
         };
+        let restrict_routes = async {
+            // gVisor has taken the routes out of the namespace: its kernel has the neighbours.
+            match limits {
+                None => self
+                    .firewall
+                    .restrict_routes(&inside)
+                    .await
+                    .map_err(EnsureError::from),
+                Some(_) => Ok(()),
+            }
+        };
         let create = async {
             let creation = self
                 .cri
@@ -277,8 +349,11 @@ impl Context {
                 .await
                 .map_err(container_error)
         };
-        let ((), container) = tokio::try_join!(install, create)?;
+        let ((), (), container) = tokio::try_join!(install, restrict_routes, create)?;
         self.start_container(&container, disk.as_ref()).await?;
+        if refusal::clear(state) {
+            self.states.save(lock, id, state).await?;
+        }
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
     }
@@ -293,7 +368,7 @@ impl Context {
         let directories = match disk {
             Some(disk) => {
                 let within = self.config.call_deadline();
-                let found = snapshot::writable_directories(&self.cri, container, within).await;
+                let found = snapshots::writable_directories(&self.cri, container, within).await;
                 let directories = found.map_err(RuntimeError::from)?;
                 disk.attach(&directories).map_err(failed)?;
                 Some(directories)
@@ -326,7 +401,7 @@ impl Context {
             operation: "image status",
             message,
         };
-        let status = self.cri.image(image).await?;
+        let status = self.cri.image(&image_reference::complete(image)).await?;
         let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
         ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }
@@ -359,10 +434,13 @@ impl Context {
     }
 
     /// The sandbox's network, and the file of the system-call filter for its container.
-    async fn read_sandbox(&self, sandbox: &str) -> Result<(BoxNetwork, PathBuf), RuntimeError> {
+    async fn read_sandbox(
+        &self,
+        sandbox: &str,
+    ) -> Result<(BoxNetwork, Inside, PathBuf), RuntimeError> {
         let status = self.cri.sandbox_status(sandbox).await?;
         let info = status.info.get("info").map_or("", String::as_str);
-        let network =
+        let (network, inside) =
             BoxNetwork::read(info, &self.config.bridge).map_err(|error| RuntimeError::Cluster {
                 operation: "sandbox network",
                 message: error.to_string(),
@@ -373,7 +451,7 @@ impl Context {
         })?;
         let stored = seccomp::store(&self.config.state_dir, &filter)
             .map_err(|error| io_failure("system-call filter", &error))?;
-        Ok((network, stored))
+        Ok((network, inside, stored))
     }
 
     /// Waits until boxd accepts a connection, or the container has ended.

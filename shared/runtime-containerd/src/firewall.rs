@@ -1,4 +1,4 @@
-//! Installs and removes the firewall rules of a box's network policy.
+//! Installs and removes the firewall rules of a box's network policy, and restricts its routes.
 //!
 //! Each network has one pair of nftables tables, `agentbox-<network>`. The table in `bridge` guards
 //! each box's port: own address only, no box to box on layer 2. The table in `inet` has the
@@ -9,7 +9,10 @@
 //!   deleted, or written by an older version, is complete again.
 //! * I3. A packet from the bridge whose sender is in no map is refused: a box without rules
 //!   reaches nothing.
-//! * I4. The tables stay when the last box is removed: deleting them could race with the next
+//! * I4. After the removal of a box's rules, the machine's connection table has no entry of it: an
+//!   entry would count for the next box with the same address, and an open connection stays there
+//!   for days.
+//! * I5. The tables stay when the last box is removed: deleting them could race with the next
 //!   box, and without them a box would be open.
 
 mod ruleset;
@@ -31,7 +34,10 @@ use ruleset::Ruleset;
 
 use crate::config::Config;
 use crate::context::search_path;
-use crate::network::BoxNetwork;
+use crate::network::{BoxNetwork, Inside};
+
+/// The program of conntrack-tools.
+const CONNTRACK: &str = "conntrack";
 
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
@@ -40,9 +46,10 @@ pub enum FirewallError {
         program: PathBuf,
         source: std::io::Error,
     },
-    #[error("nft did not finish within {0:?}")]
+    #[error("a program did not finish within {0:?}")]
     Deadline(Duration),
-    #[error("nft failed: {0}")]
+    /// With the program's own text.
+    #[error("a program failed: {0}")]
     Refused(String),
     #[error("nft did not print JSON")]
     Json(#[from] serde_json::Error),
@@ -100,6 +107,27 @@ impl Firewall {
         }
     }
 
+    /// Replaces the route to the boxes' whole network, which the box's address has, by one to the
+    /// gateway: the gateway is then the box's only neighbour. Otherwise a box could fill the table of
+    /// neighbours (ARP), which all network namespaces of the machine share, by a packet to each
+    /// address. Packets between boxes pass the machine with either route.
+    pub async fn restrict_routes(&self, inside: &Inside) -> Result<(), FirewallError> {
+        let Inside {
+            pid,
+            interface,
+            address,
+            gateway,
+        } = inside;
+        let namespace = format!("--net=/proc/{pid}/ns/net");
+        let arguments = [namespace.as_str(), "--", "ip", "-batch", "-"];
+        let routes = format!(
+            "route replace {gateway}/32 dev {interface} scope link src {address}\n\
+             route flush dev {interface} scope link proto kernel\n"
+        );
+        let run = self.run_program(Path::new("nsenter"), &arguments, &routes);
+        run.await.map(drop)
+    }
+
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no
     /// listing.
     pub async fn remove(
@@ -114,6 +142,7 @@ impl Firewall {
                 // Best effort: the kernel refuses it while a rule of another box uses the set.
                 let _ = self.load(&script).await;
             }
+            self.forget_connections(network.address).await;
             return Ok(());
         }
         // The network is unknown or outdated: the elements that nft lists are removed.
@@ -121,7 +150,34 @@ impl Firewall {
         let Some(script) = self.ruleset.remove_listed(id, &elements) else {
             return Ok(());
         };
-        self.load(&script).await
+        self.load(&script).await?;
+        for (address, _) in elements.egress.iter().filter(|(_, holder)| holder == id) {
+            self.forget_connections(*address).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes the entries of a box's address in the machine's connection table.
+    async fn forget_connections(&self, address: Ipv4Addr) {
+        let address = address.to_string();
+        tokio::join!(
+            self.forget("--orig-src", &address),
+            self.forget("--orig-dst", &address)
+        );
+    }
+
+    /// Best effort: without it the entries end by their own timeouts.
+    async fn forget(&self, end: &str, address: &str) {
+        let arguments = ["-D", end, address];
+        match self.run_program(Path::new(CONNTRACK), &arguments, "").await {
+            Err(FirewallError::Refused(message)) if message.contains("0 flow entries") => {}
+            Err(error) => tracing::warn!(
+                error = %ErrorChain(&error),
+                address,
+                "could not delete the connections of a removed box"
+            ),
+            Ok(_) => {}
+        }
     }
 
     /// Every box of this deployment that has rules, in both tables.
@@ -170,11 +226,20 @@ impl Firewall {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, FirewallError> {
+        self.run_program(&self.nft, arguments, input).await
+    }
+
+    async fn run_program(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, FirewallError> {
         let start = |source| FirewallError::Start {
-            program: self.nft.clone(),
+            program: program.to_owned(),
             source,
         };
-        let mut child = Command::new(&self.nft)
+        let mut child = Command::new(program)
             .args(arguments)
             .env("PATH", search_path())
             .stdin(Stdio::piped())
@@ -186,7 +251,7 @@ impl Firewall {
         let stdin = child.stdin.take();
         let exchange = async move {
             if let Some(mut stdin) = stdin {
-                // nft reads all of its input first; its exit status reports a broken pipe.
+                // nft reads all of its input first, conntrack none; the exit status reports an error.
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
             child.wait_with_output().await
@@ -199,7 +264,8 @@ impl Firewall {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            Err(FirewallError::Refused(stderr.chars().take(1_000).collect()))
+            let text = format!("{}: {stderr}", program.display());
+            Err(FirewallError::Refused(text.chars().take(1_000).collect()))
         }
     }
 

@@ -19,6 +19,17 @@ pub enum PullFailure {
     Transient(String),
 }
 
+/// The cause that users read when a pull was ended because the file system is full.
+pub const NO_SPACE: &str = "the machine has no space for images";
+
+/// The message of a pull that was ended because the file system is full.
+pub fn no_space(image: &str) -> String {
+    format!(
+        "cannot pull the image \"{}\": {NO_SPACE}",
+        printable_image(image)
+    )
+}
+
 /// Classifies containerd's error; `deadline` is the deadline of the pull.
 pub fn classify_pull(image: &str, error: &CriError, deadline: Duration) -> PullFailure {
     let image = printable_image(image);
@@ -51,11 +62,16 @@ pub struct ImageConfig {
     pub user: String,
     /// `WORKDIR`. Empty: `/`.
     pub working_dir: String,
+    /// The id of its unpacked layers. Empty: unknown.
+    #[serde(skip)]
+    pub chain_id: String,
 }
 
 /// containerd's description of an image.
 #[derive(Deserialize)]
 struct Info {
+    #[serde(rename = "chainID", default)]
+    chain_id: String,
     #[serde(rename = "imageSpec")]
     image: ImageSpec,
 }
@@ -73,7 +89,10 @@ impl ImageConfig {
     /// When it is missing or not JSON.
     pub fn read(info: &HashMap<String, String>) -> Result<Self, serde_json::Error> {
         let info: Info = serde_json::from_str(info.get("info").map_or("", String::as_str))?;
-        Ok(info.image.config)
+        Ok(Self {
+            chain_id: info.chain_id,
+            ..info.image.config
+        })
     }
 
     /// The reason that the image cannot run with this spec.
@@ -247,6 +266,7 @@ mod tests {
             (config.user.as_str(), config.working_dir.as_str()),
             ("alice:staff", "work")
         );
+        assert_eq!(config.chain_id, "sha256:0");
         let of_root = json!({ "imageSpec": { "config": {} } });
         assert_eq!(ImageConfig::read(&info(of_root)).unwrap().user, "");
         assert!(ImageConfig::read(&HashMap::new()).is_err());

@@ -14,6 +14,16 @@ use crate::{disk, sandbox};
 /// The first Linux whose overlay can have lower layers with mapped ids.
 const MIN_KERNEL: (u32, u32) = (5, 19);
 
+/// The parts of the isolation that depend on this machine and its containerd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Isolation {
+    pub user_namespaces: bool,
+    /// A disk for each box.
+    pub disks: bool,
+    /// Whether the directory of an image's `VOLUME` is a part of the root file system.
+    pub image_volumes: bool,
+}
+
 impl Context {
     /// Whether the box gets a user namespace.
     ///
@@ -89,34 +99,20 @@ impl Context {
         Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
     }
 
-    /// What boxes of the default runtime class lack, for `/health`.
-    pub async fn limitations(&self) -> Result<Vec<String>, CriError> {
-        let mut limitations = Vec::new();
-        let users = match self.config.user_namespaces {
-            Some(false) => Some("`user_namespaces` is false".to_owned()),
-            _ => self.missing_for_user_namespaces("").await?,
-        };
-        if let Some(missing) = users {
-            limitations.push(format!("boxes have no user namespace: {missing}"));
-        }
-        let storage = match self.config.enforce_storage {
-            Some(false) => Some("`enforce_storage` is false".to_owned()),
-            _ => disk::missing_requirement(),
-        };
-        if let Some(missing) = storage {
-            limitations.push(format!(
-                "storage limits are measured, not enforced: {missing}"
-            ));
-        }
-        let configuration = self.cri.configuration().await?;
-        if !ignores_image_volumes(&configuration) {
-            limitations.push(
-                "the volumes of images have no storage limit: containerd's \
-                 `ignore_image_defined_volumes` is not set"
-                    .to_owned(),
-            );
-        }
-        Ok(limitations)
+    /// What boxes of the default runtime class have, for `/health`.
+    pub async fn isolation(&self) -> Result<Isolation, CriError> {
+        let class = self.config.default_runtime_class.as_deref();
+        let shares_kernel = sandbox::is_runtime_of_this_kernel(class);
+        let may_have = |setting: Option<bool>| shares_kernel && setting != Some(false);
+        let handler = class.unwrap_or_default();
+        let user_namespaces = may_have(self.config.user_namespaces)
+            && self.missing_for_user_namespaces(handler).await?.is_none();
+        let disks = may_have(self.config.enforce_storage) && disk::missing_requirement().is_none();
+        Ok(Isolation {
+            user_namespaces,
+            disks,
+            image_volumes: ignores_image_volumes(&self.cri.configuration().await?),
+        })
     }
 }
 

@@ -18,7 +18,10 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
-//! * [`user_files`] ends reads of containerd that an image blocks.
+//! * [`image_files`] checks the files of an image that containerd reads, and [`user_files`] ends such
+//!   reads if an image could not be checked.
+//! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
+//!   images of which [`pulled_images`] has a record.
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -32,6 +35,7 @@ mod container;
 mod context;
 mod cri;
 mod disk;
+mod disk_bandwidth;
 mod driver;
 mod ending;
 mod ensure;
@@ -39,20 +43,26 @@ mod error;
 mod events;
 mod firewall;
 mod image;
+mod image_access;
+mod image_files;
+mod image_gc;
 mod isolation;
 mod labels;
 mod memory;
+mod metrics;
 mod network;
 mod observe;
 mod output;
 mod phase;
 mod preflight;
+mod pulled_images;
 mod refusal;
 mod repair;
 mod sandbox;
 mod seccomp;
-mod snapshot;
+mod snapshots;
 mod storage;
+mod terminals;
 mod tmpfs;
 mod user_files;
 mod user_range;

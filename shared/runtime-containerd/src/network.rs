@@ -20,6 +20,16 @@ pub struct BoxNetwork {
     pub owner: Option<UserId>,
 }
 
+/// A box's end of its network, before its routes are restricted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// The process that holds its network namespace.
+    pub pid: u32,
+    pub interface: String,
+    pub address: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     #[error("the sandbox info of containerd is not JSON")]
@@ -32,6 +42,8 @@ pub enum NetworkError {
 
 #[derive(Deserialize)]
 struct Info {
+    #[serde(default)]
+    pid: u32,
     #[serde(rename = "cniResult")]
     cni_result: Option<CniResult>,
 }
@@ -57,45 +69,60 @@ struct Interface {
 struct AddressConfig {
     #[serde(rename = "IP")]
     address: IpAddr,
+    /// Empty: none.
+    #[serde(rename = "Gateway", default)]
+    gateway: String,
 }
 
 impl BoxNetwork {
-    /// Reads the `info` that containerd adds to a verbose sandbox status. It has no owner.
+    /// Reads the `info` that containerd adds to a verbose sandbox status: the network, without an
+    /// owner, and its end in the box.
     ///
     /// # Errors
-    /// When the box's interface, address or port is missing.
-    pub fn read(info: &str, bridge: &str) -> Result<Self, NetworkError> {
+    /// When the box's interface, address, gateway or port is missing.
+    pub fn read(info: &str, bridge: &str) -> Result<(Self, Inside), NetworkError> {
         let info: Info = serde_json::from_str(info)?;
+        let pid = Some(info.pid)
+            .filter(|pid| *pid > 0)
+            .ok_or(NetworkError::Missing("process"))?;
         let interfaces = info
             .cni_result
             .ok_or(NetworkError::Missing("interfaces"))?
             .interfaces;
-        let inside = interfaces
+        let (interface, inside) = interfaces
             .iter()
             .find(|(name, interface)| *name != "lo" && !interface.sandbox.is_empty())
-            .ok_or(NetworkError::Missing("interface in the box"))?
-            .1;
-        let address = inside
+            .ok_or(NetworkError::Missing("interface in the box"))?;
+        let (address, gateway) = inside
             .addresses
             .iter()
             .flatten()
             .find_map(|config| match config.address {
-                IpAddr::V4(address) => Some(address),
+                IpAddr::V4(address) => Some((address, config.gateway.as_str())),
                 IpAddr::V6(_) => None,
             })
             .ok_or(NetworkError::Missing("IPv4 address"))?;
+        let gateway = gateway
+            .parse()
+            .map_err(|_| NetworkError::Missing("IPv4 gateway"))?;
         let port = interfaces
             .iter()
             .find(|(name, interface)| interface.sandbox.is_empty() && *name != bridge)
             .ok_or(NetworkError::Missing("port on the bridge"))?
             .0;
-        Self {
+        let network = Self {
             address,
             mac: inside.mac.to_lowercase(),
             port: port.clone(),
             owner: None,
-        }
-        .checked()
+        };
+        let inside = Inside {
+            pid,
+            interface: interface.clone(),
+            address,
+            gateway,
+        };
+        Ok((network.checked()?, inside))
     }
 
     /// Checks the texts that go into firewall rules.
@@ -150,12 +177,20 @@ mod tests {
     fn cni_result_yields_interface_and_bridge_port() {
         assert_eq!(
             BoxNetwork::read(&info("0A:58:0A:A0:00:05", "veth1234"), "abx0").unwrap(),
-            BoxNetwork {
-                address: Ipv4Addr::new(10, 160, 0, 5),
-                mac: "0a:58:0a:a0:00:05".into(),
-                port: "veth1234".into(),
-                owner: None,
-            }
+            (
+                BoxNetwork {
+                    address: Ipv4Addr::new(10, 160, 0, 5),
+                    mac: "0a:58:0a:a0:00:05".into(),
+                    port: "veth1234".into(),
+                    owner: None,
+                },
+                Inside {
+                    pid: 7,
+                    interface: "eth0".into(),
+                    address: Ipv4Addr::new(10, 160, 0, 5),
+                    gateway: Ipv4Addr::new(10, 160, 0, 1),
+                },
+            )
         );
     }
 

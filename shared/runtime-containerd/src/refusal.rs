@@ -31,6 +31,12 @@ pub fn record(state: &mut BoxState, image: &str, message: &str, now: DateTime<Ut
     }
 }
 
+/// Records that containerd accepted the container, so that earlier refusals do not count any more.
+/// Returns whether there were any.
+pub fn clear(state: &mut BoxState) -> bool {
+    state.refused_at.take().is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +80,18 @@ mod tests {
             let expected = format!("the image \"x\" cannot run: {cause}");
             assert_eq!(failure(message), (seconds, expected));
         }
+    }
+
+    #[test]
+    fn refusal_after_an_accepted_container_is_a_first_one() {
+        let mut state = BoxState::new(1, at(0));
+        assert!(!clear(&mut state));
+        record(&mut state, "x", "anything", at(0));
+        assert!(clear(&mut state));
+        record(&mut state, "x", "anything", at(61));
+        assert_eq!(state.failure, None);
+        record(&mut state, "x", "anything", at(121));
+        assert!(state.failure.is_some());
     }
 
     #[test]

@@ -101,7 +101,12 @@ pub fn runtime_handler(config: &Config, spec: &BoxSpec) -> String {
 
 /// Whether the box uses this machine's kernel: with runc, and with containerd's default runtime.
 pub fn shares_kernel(config: &Config, spec: &BoxSpec) -> bool {
-    runtime_class(config, spec).is_none_or(|class| class == RUNC)
+    is_runtime_of_this_kernel(runtime_class(config, spec))
+}
+
+/// Whether the boxes of a runtime class use this machine's kernel; `None`: containerd's default.
+pub fn is_runtime_of_this_kernel(class: Option<&str>) -> bool {
+    class.is_none_or(|class| class == RUNC)
 }
 
 /// The limits of the cgroup above the box. Only a runtime with a kernel of its own needs them.

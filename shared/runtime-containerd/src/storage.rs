@@ -178,6 +178,8 @@ impl Context {
             if let Some(message) = message
                 && let Err(error) = self.evict(&id, message).await
             {
+                // The next check measures it again.
+                usage.measured.remove(&id);
                 tracing::warn!(
                     error = %ErrorChain(&error),
                     environment.id = %id,

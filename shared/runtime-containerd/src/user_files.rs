@@ -5,6 +5,9 @@
 //! keeps a temporary mount. A writer that opens the FIFO and closes it at once ends the read, and the
 //! file counts as empty.
 //!
+//! [`crate::image_files`] refuses such an image before its container is created. This remains for
+//! images that could not be checked.
+//!
 //! * I1. The image is not trusted: a path is resolved within the image's root, and nothing but a
 //!   FIFO is opened.
 

@@ -2,7 +2,11 @@
 //!
 //! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
 //! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
-//! Between polls it evicts boxes over their storage limit and restores lost firewall rules.
+//! Between polls it evicts boxes over their storage limit, removes images, and restores lost firewall
+//! rules.
+//!
+//! * I1. Only containerd ends the stream, when it does not answer. An error of a check is logged, and
+//!   the next check tries again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -10,12 +14,14 @@ use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{Change, ChangeStream, RuntimeError};
+use agentbox_runtime::{Change, ChangeStream, Retries, RuntimeError};
 use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
 
+use crate::box_state::BoxLock;
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
+use crate::image_gc::{self, ImageCollection};
 use crate::observe::Objects;
 use crate::repair;
 use crate::storage::{self, StorageUsage};
@@ -46,7 +52,10 @@ struct Watch {
     pause: Duration,
     next_storage: Instant,
     next_repair: Instant,
+    repairs: Retries,
+    next_images: Instant,
     storage_usage: StorageUsage,
+    image_collection: ImageCollection,
 }
 
 /// # Errors
@@ -65,7 +74,10 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         pause: POLL_WITHOUT_EVENTS,
         next_storage: now,
         next_repair: now,
+        repairs: Retries::default(),
+        next_images: now,
         storage_usage: StorageUsage::default(),
+        image_collection: ImageCollection::default(),
     };
     Ok(Box::pin(stream::unfold(watch, |mut watch| async {
         match watch.next().await {
@@ -87,7 +99,7 @@ impl Watch {
             self.wait().await;
             let now = Instant::now();
             if now >= self.next_storage {
-                self.maintain().await?;
+                self.maintain().await;
                 self.next_storage = Instant::now() + storage::INTERVAL;
             }
             if now >= self.next_poll {
@@ -102,20 +114,57 @@ impl Watch {
         }
     }
 
-    /// Checks storage and repairs the firewall, if this replica holds the lead.
-    async fn maintain(&mut self) -> Result<(), RuntimeError> {
-        let Some(lead) = self.context.states.try_lead()? else {
-            self.storage_usage.clear();
-            return Ok(());
+    /// Checks storage, removes images and repairs the firewall, if this replica holds the lead.
+    async fn maintain(&mut self) {
+        let lead = match self.context.states.try_lead() {
+            Ok(Some(lead)) => lead,
+            Ok(None) => return self.storage_usage.clear(),
+            Err(error) => {
+                return tracing::error!(
+                    error = %ErrorChain(&error),
+                    "could not lock the checks of storage, images and firewall rules"
+                );
+            }
         };
-        self.context
-            .check_storage(&lead, &mut self.storage_usage)
-            .await?;
+        self.check_storage(&lead).await;
+        if Instant::now() >= self.next_images {
+            let pause = self.collect_images(&lead).await;
+            self.next_images = Instant::now() + pause;
+        }
         if Instant::now() >= self.next_repair {
-            self.context.repair_firewall(&lead).await?;
+            self.repair_firewall(&lead).await;
             self.next_repair = Instant::now() + repair::INTERVAL;
         }
-        Ok(())
+    }
+
+    async fn check_storage(&mut self, lead: &BoxLock) {
+        let usage = &mut self.storage_usage;
+        if let Err(error) = self.context.check_storage(lead, usage).await {
+            tracing::error!(error = %ErrorChain(&error), "could not check the storage of boxes");
+        }
+    }
+
+    /// Returns the pause before the next collection.
+    async fn collect_images(&mut self, lead: &BoxLock) -> Duration {
+        let collection = &mut self.image_collection;
+        match self.context.collect_images(lead, collection).await {
+            Ok(true) => image_gc::SHORT_INTERVAL,
+            Ok(false) => image_gc::INTERVAL,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "could not remove unused images");
+                image_gc::INTERVAL
+            }
+        }
+    }
+
+    async fn repair_firewall(&mut self, lead: &BoxLock) {
+        let retries = &mut self.repairs;
+        if let Err(error) = self.context.repair_firewall(lead, retries).await {
+            tracing::error!(
+                error = %ErrorChain(&error),
+                "could not compare the boxes with the firewall rules"
+            );
+        }
     }
 
     async fn wait(&mut self) {

@@ -16,7 +16,8 @@ use agentbox_runtime::{FailureReason, start_failure};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::box_state::Failure;
-use crate::objects::MAIN;
+use crate::labels::OWNER_LOGIN;
+use crate::objects::{MAIN, PULL_SECRET};
 pub use retry::Retry;
 use retry::{retry_create, retry_pull};
 
@@ -68,11 +69,7 @@ pub fn classify(pod: &Pod, container: &str, reason: &str, message: &str) -> Opti
         _ => return None,
     };
     let is_deployment_image = is_deployment_image(pod, container, message);
-    let has_secrets = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.image_pull_secrets.as_ref())
-        .is_some_and(|secrets| !secrets.is_empty());
+    let has_secrets = may_have_login(pod);
     let lower = message.to_lowercase();
     let retry = match step {
         // The user cannot repair it: this waits for the operator, or for the kubelet's next
@@ -150,6 +147,17 @@ pub fn image_of<'a>(pod: &'a Pod, container: &str) -> &'a str {
         .unwrap_or_default()
 }
 
+/// Whether the Pod may have a login for the user's image, which the kubelet may not have seen yet.
+fn may_have_login(pod: &Pod) -> bool {
+    let mut secrets = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    let has_shared = secrets.any(|secret| secret.name != PULL_SECRET);
+    let annotations = pod.metadata.annotations.as_ref();
+    has_shared || annotations.is_some_and(|all| all.contains_key(OWNER_LOGIN))
+}
+
 /// Whether the failing image is the deployment's. The kubelet reports an image volume as a
 /// failure of the container that mounts it, and names the image in its message.
 fn is_deployment_image(pod: &Pod, container: &str, message: &str) -> bool {
@@ -167,6 +175,7 @@ fn is_deployment_image(pod: &Pod, container: &str, message: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::LocalObjectReference;
     use serde_json::json;
 
     use super::*;
@@ -200,6 +209,20 @@ mod tests {
         blocked
             .failed(lasted, DEADLINE)
             .map(|failure| failure.reason)
+    }
+
+    #[test]
+    fn login_for_boxds_image_alone_is_none_for_the_users_image() {
+        let mut pod = pod(true);
+        assert!(may_have_login(&pod));
+        let secret = LocalObjectReference {
+            name: PULL_SECRET.to_owned(),
+        };
+        pod.spec.as_mut().unwrap().image_pull_secrets = Some(vec![secret]);
+        assert!(!may_have_login(&pod));
+        let annotation = (OWNER_LOGIN.to_owned(), "true".to_owned());
+        pod.metadata.annotations = Some([annotation].into());
+        assert!(may_have_login(&pod));
     }
 
     /// Texts of kubelets 1.33 to 1.36 with containerd 2.

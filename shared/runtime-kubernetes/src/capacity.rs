@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use agentbox_contracts::environment::{Enforcement, LimitEnforcement};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{Capacity, RuntimeError};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::Api;
 
+use crate::config::Config;
 use crate::context::Context;
 use crate::labels;
 use crate::observe::unready_since;
@@ -66,17 +68,6 @@ fn reserved(pod: &Pod) -> ResourceSum {
         .fold(ResourceSum::default(), ResourceSum::plus)
 }
 
-/// What the cluster does not enforce for boxes without a runtime class.
-fn limitations(user_namespaces: bool) -> Vec<String> {
-    let users = (!user_namespaces).then_some("boxes have no user namespace");
-    let storage = "storage limits are measured by the kubelet, not enforced";
-    users
-        .into_iter()
-        .chain([storage])
-        .map(str::to_owned)
-        .collect()
-}
-
 /// The labels that every node has with the same value.
 fn common_labels(nodes: &[&Node]) -> BTreeMap<String, String> {
     let mut all = nodes
@@ -119,14 +110,29 @@ impl Context {
             available_memory: Bytes(total.memory.0.saturating_sub(reserved.memory.0)),
             available_storage: Bytes(total.storage.0.saturating_sub(reserved.storage.0)),
             total_storage: total.storage,
-            limitations: limitations(self.config.user_namespaces),
             labels: {
                 let mut labels = common_labels(&nodes);
                 labels.extend(self.config.labels.clone());
                 labels
             },
             runtime_classes,
+            enforcement: enforcement(&self.config),
         })
+    }
+}
+
+/// The network plugin enforces the bounds on the network, the kubelet measures storage, and the nodes
+/// create user namespaces.
+fn enforcement(config: &Config) -> LimitEnforcement {
+    let delegated = |is_configured| Enforcement::when(is_configured, Enforcement::Delegated);
+    LimitEnforcement {
+        storage: Enforcement::Measured,
+        // A runtime keeps them outside of what the kubelet measures.
+        image_volumes: Enforcement::Absent,
+        user_namespaces: delegated(config.user_namespaces),
+        bandwidth: delegated(config.network_bandwidth.is_some()),
+        connections: delegated(config.network_connections.is_some()),
+        block_io: Enforcement::Absent,
     }
 }
 
@@ -152,6 +158,31 @@ mod tests {
             (MilliCpu(500), Bytes(64 << 20))
         );
         assert_eq!(reserved(&pod("Failed")), ResourceSum::default());
+    }
+
+    #[test]
+    fn user_namespaces_are_delegated_only_if_pods_ask_for_them() {
+        for (asked, expected) in [(true, Enforcement::Delegated), (false, Enforcement::Absent)] {
+            let mut json = crate::config::tests::minimal();
+            json["user_namespaces"] = asked.into();
+            let reported = enforcement(&serde_json::from_value(json).unwrap());
+            assert_eq!(reported.user_namespaces, expected);
+        }
+    }
+
+    #[test]
+    fn bounds_on_the_network_are_delegated_or_absent() {
+        for (bound, expected) in [
+            ("2M", Enforcement::Delegated),
+            ("none", Enforcement::Absent),
+        ] {
+            let mut json = crate::config::tests::minimal();
+            json["network_bandwidth"] = bound.into();
+            json["network_connections"] = bound.into();
+            let reported = enforcement(&serde_json::from_value(json).unwrap());
+            assert_eq!(reported.bandwidth, expected);
+            assert_eq!(reported.connections, expected);
+        }
     }
 
     #[test]

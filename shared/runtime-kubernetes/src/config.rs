@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agentbox_runtime::bounds::{self, BoundError};
 use agentbox_runtime::defaults::{self, MAX_DEPLOYMENT_NAME};
 use agentbox_runtime::preflight::is_allowed_runtime_class;
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use crate::objects::{PULL_SECRET, SECRET};
 
 /// One Kubernetes cluster, with the networks that boxes need or must never reach.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -53,6 +56,20 @@ pub struct Config {
     /// Whether a box without a `network_policy` may reach the public internet. Default true.
     #[serde(default = "defaults::default_allow_internet")]
     pub default_allow_internet: bool,
+    /// Bits per second that a box may send, and as many that it may receive: `1M` to `100G`, or
+    /// `none`. The cluster's network plugin enforces it, if it can. Default `1G`.
+    #[serde(
+        default = "bounds::network_bandwidth",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_bandwidth: Option<u64>,
+    /// Connections of a box in each direction: 16 or more, or `none`. Calico 3.30 or newer enforces
+    /// it. Default 4096.
+    #[serde(
+        default = "bounds::network_connections",
+        deserialize_with = "bounds::quantity_or_none"
+    )]
+    pub network_connections: Option<u64>,
     /// The runtime class of a box whose request names none. Absent: the cluster's own default.
     #[serde(default)]
     pub default_runtime_class: Option<String>,
@@ -71,9 +88,17 @@ pub struct Config {
     /// The tolerations that a request may have. Default none.
     #[serde(default)]
     pub allowed_tolerations: Vec<AllowedToleration>,
-    /// Pull secrets of the system namespace, which are copied to each box's namespace.
+    /// Pull secrets of the system namespace. A box's namespace gets their login for boxd's image
+    /// alone.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
+    /// Pull secrets of the system namespace that are copied to each box's namespace as they are:
+    /// every user can pull with them. Default none.
+    #[serde(default)]
+    pub shared_pull_secrets: Vec<String>,
+    /// What keeps an image that a node has from users who may not pull it. Default `pull`.
+    #[serde(default)]
+    pub present_images: PresentImages,
     /// The Pod Security Standard that a box's namespace enforces. Default `baseline`.
     #[serde(default = "pod_security")]
     pub pod_security: String,
@@ -135,6 +160,18 @@ pub enum Delivery {
     ImageVolume,
 }
 
+/// What happens before a box uses an image that its node has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PresentImages {
+    /// The node asks the image's registry (`imagePullPolicy: Always`).
+    #[default]
+    Pull,
+    /// The kubelet compares the pull secrets (its feature `KubeletEnsureSecretPulledImages`, which
+    /// Kubernetes 1.35 enables): without a request to the registry.
+    Kubelet,
+}
+
 /// The way to a box's boxd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -181,10 +218,14 @@ pub enum ConfigError {
     Name { field: &'static str, value: String },
     #[error("{0}: must not be empty")]
     Empty(&'static str),
+    #[error("shared_pull_secrets: must not contain `{0}`, which the driver creates")]
+    SharedPullSecret(String),
     #[error("{0}: must be at least 1, is 0")]
     Overcommit(&'static str),
     #[error("default_runtime_class: must be one of allowed_runtime_classes, is `{0}`")]
     DefaultRuntimeClass(String),
+    #[error(transparent)]
+    Bound(#[from] BoundError),
 }
 
 impl Config {
@@ -215,6 +256,10 @@ impl Config {
         {
             return Err(ConfigError::DefaultRuntimeClass(class.clone()));
         }
+        let mut shared = self.shared_pull_secrets.iter();
+        if let Some(name) = shared.find(|name| [SECRET, PULL_SECRET].contains(&name.as_str())) {
+            return Err(ConfigError::SharedPullSecret(name.clone()));
+        }
         // A toleration without a key tolerates every taint.
         if self.allowed_tolerations.iter().any(|t| t.key.is_empty()) {
             return Err(ConfigError::Empty("allowed_tolerations.key"));
@@ -227,6 +272,8 @@ impl Config {
                 return Err(ConfigError::Overcommit(field));
             }
         }
+        bounds::check_bandwidth(self.network_bandwidth)?;
+        bounds::check_connections(self.network_connections)?;
         Ok(())
     }
 
@@ -264,7 +311,11 @@ pub(crate) mod tests {
             ("boxd_image", serde_json::json!("")),
             ("cluster_cidrs", serde_json::json!([])),
             ("memory_overcommit", serde_json::json!(0)),
+            ("network_bandwidth", serde_json::json!("1k")),
+            ("network_connections", serde_json::json!(1)),
             ("allowed_tolerations", serde_json::json!([{ "key": "" }])),
+            ("shared_pull_secrets", serde_json::json!(["pull"])),
+            ("shared_pull_secrets", serde_json::json!(["boxd"])),
         ] {
             let mut json = minimal();
             json[field] = value.clone();

@@ -18,6 +18,7 @@ use std::time::Duration;
 use agentbox_box_protocol::proto::EndRequest;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_box_protocol::{client, variables};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, RuntimeError};
 use k8s_openapi::api::core::v1::Secret;
@@ -83,7 +84,7 @@ impl Context {
         let request = async {
             let mut boxd = client::connect(stream, &token)
                 .await
-                .map_err(|e| e.to_string())?;
+                .map_err(|e| ErrorChain(&e).to_string())?;
             boxd.end(EndRequest {})
                 .await
                 .map_err(|status| status.message().to_owned())

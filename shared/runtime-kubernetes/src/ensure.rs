@@ -7,6 +7,7 @@
 //!   interrupted one, and concurrent calls have the same result.
 //! * I4. A box that has run, failed or been stopped never gets another Pod.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
@@ -25,7 +26,7 @@ use crate::observe::Snapshot;
 use crate::phase::{self, is_rejected_by_node};
 use crate::pod_watch::{Changes, wait_for_change};
 use crate::rejection::{self, Rejection};
-use crate::{objects, pod};
+use crate::{objects, pod, pull_secret};
 
 /// Attempts to claim the namespace. Each failure is another replica's progress.
 const ATTEMPTS: u32 = 20;
@@ -181,30 +182,49 @@ impl Context {
             self.cluster.apply(&services, &manifests.4),
             self.cluster.apply(&endpoints, &manifests.5),
         )?;
-        for name in &config.image_pull_secrets {
-            self.copy_pull_secret(id, &secrets, name).await?;
+        for name in &config.shared_pull_secrets {
+            self.copy_shared_pull_secret(id, &secrets, name).await?;
+        }
+        let logins = self.logins(spec).await?;
+        if !logins.is_empty() {
+            let secret = objects::pull_secret(config, id, &logins);
+            self.cluster.apply(&secrets, &secret).await?;
         }
         let pods: Api<Pod> = self.cluster.box_pods(id).await?;
-        self.create_pod(&pods, &pod::pod(config, spec), deadline)
-            .await
+        let pod = pod::pod(config, spec, !logins.is_empty());
+        self.create_pod(&pods, &pod, deadline).await
     }
 
-    async fn copy_pull_secret(
+    /// The logins of the box's pulls: the deployment's for boxd's image, and the owner's for its
+    /// registry.
+    async fn logins(&self, spec: &BoxSpec) -> Result<BTreeMap<String, Value>, RuntimeError> {
+        let mut logins = BTreeMap::new();
+        for name in &self.config.image_pull_secrets {
+            let secret = self.system_secret("image_pull_secrets", name).await?;
+            logins.extend(pull_secret::boxd_login(&self.config.boxd_image, &secret));
+        }
+        logins.extend(pull_secret::owner_login(spec));
+        Ok(logins)
+    }
+
+    /// A Secret of the system namespace that this field of the configuration names.
+    async fn system_secret(&self, field: &str, name: &str) -> Result<Secret, RuntimeError> {
+        let secrets: Api<Secret> = self.cluster.system_objects().await?;
+        let secret = self.cluster.get(&secrets, name).await?;
+        let namespace = &self.config.system_namespace;
+        secret.ok_or_else(|| cluster_error(&format!("{field}: {namespace}/{name} does not exist")))
+    }
+
+    async fn copy_shared_pull_secret(
         &self,
         id: &EnvironmentId,
         secrets: &Api<Secret>,
         name: &str,
     ) -> Result<(), RuntimeError> {
-        let originals: Api<Secret> = self.cluster.system_objects().await?;
-        let Some(original) = self.cluster.get(&originals, name).await? else {
-            let namespace = &self.config.system_namespace;
-            return Err(cluster_error(&format!(
-                "image_pull_secrets: {namespace}/{name} does not exist"
-            )));
-        };
+        let original = self.system_secret("shared_pull_secrets", name).await?;
         let original =
             serde_json::to_value(&original).map_err(|error| cluster_error(&error.to_string()))?;
-        let copy = objects::pull_secret(&self.config, id, name, &original);
+        let copy = objects::shared_pull_secret(&self.config, id, name, &original);
         self.cluster.apply(secrets, &copy).await?;
         Ok(())
     }

@@ -11,6 +11,8 @@ use agentbox_runtime::BoxSpec;
 pub const DEPLOYMENT: &str = "agentbox.dev/deployment";
 pub const BOX: &str = "agentbox.dev/box";
 pub const OWNER: &str = "agentbox.dev/owner";
+/// The annotation of a Pod whose image is pulled with its owner's login.
+pub const OWNER_LOGIN: &str = "agentbox.dev/owner-login";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const USER_PREFIX: &str = "user.agentbox.dev/";
 /// Kubernetes refuses an object whose annotations are more than 256 KiB.

@@ -19,7 +19,7 @@
 //!
 //! * [`context`] has the configuration, the connections and the caches.
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
-//! * [`objects`], [`pod`] and [`policy`] render.
+//! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
 //! * [`observe`], [`ensure`], [`ending`], [`watch`] and [`repair`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -46,6 +46,7 @@ mod pod;
 mod pod_watch;
 mod policy;
 mod preflight;
+mod pull_secret;
 mod reach;
 mod rejection;
 mod repair;
@@ -54,5 +55,5 @@ mod usage;
 mod usage_cache;
 mod watch;
 
-pub use config::{AllowedToleration, Config, ConfigError, Delivery, Reach};
+pub use config::{AllowedToleration, Config, ConfigError, Delivery, PresentImages, Reach};
 pub use driver::{ConnectError, Driver};

@@ -1,17 +1,19 @@
 //! Snapshots of every object that the driver creates, for several specs.
 
+use std::collections::BTreeMap;
+
 use agentbox_runtime::conformance::example_spec;
-use agentbox_runtime::{BoxSpec, NetworkPolicy, SecurityContext, Toleration};
+use agentbox_runtime::{BoxSpec, NetworkPolicy, RegistryCredential, SecurityContext, Toleration};
 use serde_json::{Value, json};
 
-use crate::config::{Config, Delivery};
-use crate::{objects, pod};
+use crate::config::{Config, Delivery, PresentImages};
+use crate::{objects, pod, pull_secret};
 
 fn config() -> Config {
     let mut json = crate::config::tests::minimal();
     json["boxd_client_cidrs"] = json!(["10.9.0.1/32"]);
     json["blocked_egress_cidrs"] = json!(["203.0.113.0/24"]);
-    json["image_pull_secrets"] = json!(["registry"]);
+    json["shared_pull_secrets"] = json!(["registry"]);
     json["labels"] = json!({ "region": "eu" });
     serde_json::from_value(json).unwrap()
 }
@@ -31,16 +33,18 @@ fn objects(config: &Config, spec: &BoxSpec) -> Value {
     let policy = spec.isolation.network_policy.clone();
     let policy = policy.unwrap_or_else(|| NetworkPolicy::unspecified(true));
     let login = json!({ "type": "kubernetes.io/dockerconfigjson", "data": { ".dockerconfigjson": "e30=" } });
+    let logins: BTreeMap<String, Value> = pull_secret::owner_login(spec).into_iter().collect();
     json!([
         objects::namespace(config, spec, 7, &policy),
         objects::network_policy(config, &spec.id, Some(&spec.owner), &policy, &[]),
         objects::quota(config, &spec.id),
         objects::service_account(config, &spec.id),
         objects::secret(config, spec),
-        objects::pull_secret(config, &spec.id, "registry", &login),
+        objects::shared_pull_secret(config, &spec.id, "registry", &login),
+        objects::pull_secret(config, &spec.id, &logins),
         objects::service(config, &spec.id),
         objects::endpoint(config, &spec.id),
-        pod::pod(config, spec),
+        pod::pod(config, spec, !logins.is_empty()),
     ])
 }
 
@@ -59,6 +63,10 @@ fn default_box_renders_the_same_objects() {
 fn box_with_every_field_renders_the_same_objects() {
     let spec = spec(|spec| {
         "registry.example/team/app@sha256:0123".clone_into(&mut spec.image);
+        spec.image_credential = Some(RegistryCredential {
+            username: "ada".to_owned(),
+            password: "secret".to_owned(),
+        });
         spec.command = Some(["sh", "-c", "echo $(HOME)"].map(str::to_owned).to_vec());
         spec.env.insert("GREETING".to_owned(), "$(HOME)".to_owned());
         spec.labels.insert("team".to_owned(), "ci".to_owned());
@@ -98,7 +106,8 @@ fn box_with_boxd_on_an_image_volume_and_own_resolvers_renders_the_same_objects()
     let mut config = config();
     config.boxd_delivery = Delivery::ImageVolume;
     config.dns_servers = vec!["192.0.2.53".parse().unwrap()];
-    config.image_pull_secrets.clear();
+    config.shared_pull_secrets.clear();
+    config.present_images = PresentImages::Kubelet;
     let spec = spec(|spec| {
         spec.isolation.network_policy = Some(NetworkPolicy {
             allow_internet: true,

@@ -18,6 +18,8 @@ use crate::policy;
 pub const MAIN: &str = "main";
 /// The Secret with the token that the box's boxd accepts.
 pub const SECRET: &str = "boxd";
+/// The Secret with the logins of image pulls.
+pub const PULL_SECRET: &str = "pull";
 pub const SERVICE_ACCOUNT: &str = "box";
 pub const QUOTA: &str = "box";
 /// The addresses of nodes that a box's network policy excludes because of the nodes alone, and not
@@ -122,8 +124,24 @@ pub fn secret(config: &Config, spec: &BoxSpec) -> Value {
     })
 }
 
-/// A copy of a pull secret of the system namespace.
-pub fn pull_secret(config: &Config, id: &EnvironmentId, name: &str, original: &Value) -> Value {
+/// The Secret with the logins of this box's pulls alone, by registry or repository.
+pub fn pull_secret(config: &Config, id: &EnvironmentId, logins: &BTreeMap<String, Value>) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(config, id, PULL_SECRET),
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": { ".dockerconfigjson": json!({ "auths": logins }).to_string() },
+    })
+}
+
+/// A copy of a shared pull secret of the system namespace.
+pub fn shared_pull_secret(
+    config: &Config,
+    id: &EnvironmentId,
+    name: &str,
+    original: &Value,
+) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",

@@ -5,19 +5,22 @@
 //!   `command` does; without one both are ignored too, and the box idles.
 //! * I2. boxd comes from an image of the deployment, and is read-only in the box.
 //! * I3. No service account token, no host namespace, no host path.
-//! * I4. Kubernetes changes no text of the user: each one that it would expand is escaped.
+//! * I4. The user's image is pulled with the logins of [`crate::pull_secret`] and of the shared pull
+//!   secrets only.
+//! * I5. Kubernetes changes no text of the user: each one that it would expand is escaped.
 
 use std::collections::BTreeMap;
 
 use agentbox_box_protocol::{output, variables};
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::image_reference::{self, complete};
 use agentbox_runtime::{BoxSpec, CAPABILITIES, SecurityContext};
 use serde_json::{Value, json};
 
 use crate::cluster::namespace_of;
-use crate::config::{Config, Delivery};
+use crate::config::{Config, Delivery, PresentImages};
 use crate::labels;
-use crate::objects::{MAIN, SECRET, SERVICE_ACCOUNT};
+use crate::objects::{MAIN, PULL_SECRET, SECRET, SERVICE_ACCOUNT};
 
 /// The paths of boxd and of its output inside a box.
 const PROGRAMS: &str = "/.agentbox/bin";
@@ -28,11 +31,23 @@ const VOLUME: &str = "programs";
 /// The file with a container's termination message for the kubelet.
 const TERMINATION_FILE: &str = "/dev/termination-log";
 
+/// The annotations by which network plugins bound a Pod, in each direction: the bandwidth plugin of
+/// CNI and Calico, and Calico alone.
+const BANDWIDTH: [&str; 2] = [
+    "kubernetes.io/ingress-bandwidth",
+    "kubernetes.io/egress-bandwidth",
+];
+const CONNECTIONS: [&str; 2] = [
+    "qos.projectcalico.org/ingressMaxConnections",
+    "qos.projectcalico.org/egressMaxConnections",
+];
+
 /// The grace period when Kubernetes itself ends a Pod. A caller's grace period is boxd's
 /// ([`crate::ending`]).
 pub const GRACE_S: u32 = 1;
 
-pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
+/// `has_logins`: the box's namespace has the Secret [`PULL_SECRET`].
+pub fn pod(config: &Config, spec: &BoxSpec, has_logins: bool) -> Value {
     let resources = resources(config, spec);
     let security = security(spec.isolation.security_context.as_ref());
     let (programs, init_containers) = boxd(config, &resources);
@@ -62,8 +77,8 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         "initContainers": init_containers,
         "containers": [{
             "name": MAIN,
-            "image": spec.image,
-            "imagePullPolicy": "IfNotPresent",
+            "image": image_reference::complete(&spec.image),
+            "imagePullPolicy": pull_policy(config.present_images),
             "command": command(spec.command.as_deref()),
             "env": environment(spec),
             "resources": resources,
@@ -84,9 +99,15 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
         body["dnsPolicy"] = json!("None");
         body["dnsConfig"] = json!({ "nameservers": config.dns_servers });
     }
-    if !config.image_pull_secrets.is_empty() {
-        let names = config.image_pull_secrets.iter();
-        body["imagePullSecrets"] = names.map(|name| json!({ "name": name })).collect();
+    let own = has_logins.then_some(PULL_SECRET);
+    let shared = config.shared_pull_secrets.iter().map(String::as_str);
+    let secrets: Vec<Value> = own
+        .into_iter()
+        .chain(shared)
+        .map(|name| json!({ "name": name }))
+        .collect();
+    if !secrets.is_empty() {
+        body["imagePullSecrets"] = json!(secrets);
     }
     json!({
         "apiVersion": "v1",
@@ -95,10 +116,37 @@ pub fn pod(config: &Config, spec: &BoxSpec) -> Value {
             "name": MAIN,
             "namespace": namespace_of(&spec.id),
             "labels": labels::owned_labels(&config.deployment, spec),
-            "annotations": labels::annotations(spec),
+            "annotations": annotations(config, spec),
         },
         "spec": body,
     })
+}
+
+/// The user's labels, the bounds of the box on the network, and whether a login of its owner pulls
+/// the image.
+fn annotations(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
+    let mut annotations = labels::annotations(spec);
+    if spec.image_credential.is_some() {
+        annotations.insert(labels::OWNER_LOGIN.to_owned(), "true".to_owned());
+    }
+    for (keys, bound) in [
+        (BANDWIDTH, config.network_bandwidth),
+        (CONNECTIONS, config.network_connections),
+    ] {
+        if let Some(bound) = bound {
+            annotations.extend(keys.map(|key| (key.to_owned(), bound.to_string())));
+        }
+    }
+    annotations
+}
+
+/// The policy of the user's image. By `IfNotPresent` alone a node gives a private image that it has
+/// to every user.
+const fn pull_policy(present_images: PresentImages) -> &'static str {
+    match present_images {
+        PresentImages::Pull => "Always",
+        PresentImages::Kubelet => "IfNotPresent",
+    }
 }
 
 /// A volume whose content counts as the box's memory.
@@ -122,13 +170,14 @@ fn files_in_memory(spec: &BoxSpec) -> Vec<(&'static str, &'static str)> {
 fn boxd(config: &Config, resources: &Value) -> (Value, Value) {
     match config.boxd_delivery {
         Delivery::ImageVolume => {
-            let image = json!({ "reference": config.boxd_image, "pullPolicy": "IfNotPresent" });
+            let image =
+                json!({ "reference": complete(&config.boxd_image), "pullPolicy": "IfNotPresent" });
             (json!({ "name": VOLUME, "image": image }), json!([]))
         }
         Delivery::InitContainer => {
             let copy = json!({
                 "name": "boxd",
-                "image": config.boxd_image,
+                "image": complete(&config.boxd_image),
                 "imagePullPolicy": "IfNotPresent",
                 "command": ["/boxd", "install", BOXD],
                 "resources": resources,
@@ -243,7 +292,7 @@ mod tests {
     }
 
     fn manifest(change: impl FnOnce(&mut BoxSpec)) -> Value {
-        pod(&config(), &spec(change))
+        pod(&config(), &spec(change), false)
     }
 
     #[test]
@@ -272,7 +321,7 @@ mod tests {
         let mut config = config();
         let class = |config: &Config, requested: Option<&str>| {
             let spec = spec(|spec| spec.isolation.runtime_class = requested.map(str::to_owned));
-            pod(config, &spec)["spec"]["runtimeClassName"].clone()
+            pod(config, &spec, false)["spec"]["runtimeClassName"].clone()
         };
         assert_eq!(class(&config, None), Value::Null);
         config.default_runtime_class = Some("gvisor".to_owned());
@@ -358,12 +407,27 @@ mod tests {
     }
 
     #[test]
+    fn bounds_on_the_network_are_annotations() {
+        let mut config = config();
+        let annotations =
+            |config: &Config| pod(config, &spec(|_| {}))["metadata"]["annotations"].clone();
+        let bounded = annotations(&config);
+        for (keys, value) in [(BANDWIDTH, "1000000000"), (CONNECTIONS, "4096")] {
+            for key in keys {
+                assert_eq!(bounded[key], value, "{key}");
+            }
+        }
+        (config.network_bandwidth, config.network_connections) = (None, None);
+        assert_eq!(annotations(&config), json!({}));
+    }
+
+    #[test]
     fn cluster_label_is_left_out_of_the_node_selector() {
         let mut config = config();
         config.labels.insert("region".into(), "eu".into());
         let selector = |key: &str, value: &str| {
             let spec = spec(|spec| drop(spec.node_selector.insert(key.into(), value.into())));
-            pod(&config, &spec)["spec"]["nodeSelector"].clone()
+            pod(&config, &spec, false)["spec"]["nodeSelector"].clone()
         };
         assert_eq!(selector("region", "eu"), json!({}));
         assert_eq!(selector("region", "us"), json!({ "region": "us" }));

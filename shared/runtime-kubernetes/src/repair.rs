@@ -3,16 +3,17 @@
 //!
 //! * I1. Whenever the watch has listed all policies again, all boxes are compared with them, so
 //!   that a deletion during a gap is found.
-//! * I2. A policy that failed to apply is tried again until it succeeds or the box is gone.
+//! * I2. A policy that failed to apply is tried again, with growing pauses, until it succeeds or the
+//!   box is gone. The other boxes are not affected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_runtime::{NetworkPolicy, RuntimeError};
+use agentbox_runtime::{NetworkPolicy, Retries, RuntimeError};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use k8s_openapi::api::networking::v1::NetworkPolicy as PolicyObject;
@@ -27,7 +28,7 @@ use crate::context::Context;
 use crate::node_watch::{Published, unlisted};
 use crate::{labels, objects};
 
-/// The pause after a failed attempt.
+/// The longest pause until failed work is looked at again.
 const RETRY: Duration = Duration::from_secs(2);
 
 type PolicyMetadata = PartialObjectMeta<PolicyObject>;
@@ -45,6 +46,7 @@ pub struct Repairer {
     missing: BTreeSet<EnvironmentId>,
     /// Boxes whose policy excludes other addresses than the nodes have now.
     outdated: BTreeSet<EnvironmentId>,
+    retries: Retries,
 }
 
 impl Repairer {
@@ -64,6 +66,7 @@ impl Repairer {
             is_unchecked: false,
             missing: BTreeSet::new(),
             outdated: BTreeSet::new(),
+            retries: Retries::default(),
         })
     }
 
@@ -90,7 +93,12 @@ impl Repairer {
                     ),
                 }
             }
-            let due: Vec<EnvironmentId> = self.missing.union(&self.outdated).cloned().collect();
+            let now = Instant::now();
+            let wanted = self.missing.union(&self.outdated);
+            let due: Vec<EnvironmentId> = wanted
+                .filter(|id| self.retries.is_due(id, now))
+                .cloned()
+                .collect();
             for id in due {
                 self.apply(&id).await;
             }
@@ -152,6 +160,7 @@ impl Repairer {
     async fn apply(&mut self, id: &EnvironmentId) {
         match self.context.apply_policy(id).await {
             Ok(is_applied) => {
+                self.retries.succeeded(id);
                 // The watch reports the policy as it is now.
                 self.outdated.remove(id);
                 if self.missing.remove(id) && is_applied {
@@ -166,11 +175,15 @@ impl Repairer {
                     );
                 }
             }
-            Err(error) => tracing::error!(
-                error = %ErrorChain(&error),
-                environment.id = %id,
-                "could not apply the network policy of a box"
-            ),
+            Err(error) => {
+                let pause = self.retries.failed(id, Instant::now());
+                tracing::error!(
+                    error = %ErrorChain(&error),
+                    environment.id = %id,
+                    retry_after = ?pause,
+                    "could not apply the network policy of a box"
+                );
+            }
         }
     }
 }

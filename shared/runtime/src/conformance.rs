@@ -276,6 +276,7 @@ pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         boxd_token: String::new(),
+        image_credential: None,
     };
     change(&mut spec);
     spec
@@ -330,6 +331,7 @@ macro_rules! conformance_tests {
             limits: storage_over_limit_is_refused_or_evicted_for_every_replica,
             limits: processes_over_limit_are_refused,
             limits: box_at_process_limit_refuses_commands_and_keeps_running,
+            limits: system_v_objects_of_a_full_box_leave_others_theirs,
             hostile: escape_attempts_are_refused,
             hostile: sender_forging_sockets_are_refused,
             hostile: ipv6_probes_get_no_answer,
@@ -337,6 +339,7 @@ macro_rules! conformance_tests {
             hostile: boxd_refuses_calls_without_token,
             hostile: boxd_files_are_closed_to_other_users_of_the_box,
             hostile: forged_report_does_not_change_the_exit_code,
+            hostile: filled_report_is_emptied_and_does_not_change_the_exit_code,
             hostile: capabilities_are_exactly_the_documented_ones,
             hostile: each_box_has_user_ids_of_its_own,
             hostile: setuid_program_gains_root_only_when_allowed,
@@ -344,6 +347,7 @@ macro_rules! conformance_tests {
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
             network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
+            network: box_has_few_neighbours,
         }
     };
     (@each $subject:expr; $($noun:ident: $test:ident,)*) => {

@@ -22,7 +22,13 @@ pub fn is_transient_error(message: &str) -> bool {
 }
 
 /// The texts of a registry's answers, and the cause that users read for each.
-const PUBLIC_CAUSES: [(&str, &str); 7] = [
+const PUBLIC_CAUSES: [(&str, &str); 9] = [
+    // The answer of this deployment's registry proxy.
+    (
+        "413 payload too large",
+        "it is larger than this cluster allows",
+    ),
+    ("403 forbidden", NO_SUCH_IMAGE),
     (
         "no match for platform",
         "it has no variant for this platform",
@@ -150,6 +156,11 @@ mod tests {
                 "it has no variant for this platform",
             ),
             ("unexpected status: 429 Too Many Requests", TOO_MANY_PULLS),
+            (
+                "unexpected status code http://127.0.0.1:5100/v2/x: 413 Payload Too Large",
+                "it is larger than this cluster allows",
+            ),
+            ("unexpected status: 403 Forbidden", NO_SUCH_IMAGE),
             ("docker.io/library/x:429: not found", NO_SUCH_IMAGE),
             (
                 "dial tcp 127.0.0.1:5432: connect: connection refused",

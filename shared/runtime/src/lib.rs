@@ -8,19 +8,24 @@
 //!   last output of a box that has ended.
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
-//! address ranges, the rules that hold on every cluster, and the texts of failed image pulls and
-//! starts. Never uses a cluster's API.
+//! address ranges, the rules that hold on every cluster, the bounds of a box on what it shares with
+//! others, the pauses between retries, and the texts of failed image pulls and starts. Never uses a
+//! cluster's API.
 
 pub mod address_ranges;
+pub mod bounds;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;
 pub mod defaults;
 mod error;
 pub mod image_pull;
+pub mod image_reference;
 mod network_policy;
 mod observed;
 pub mod preflight;
+mod registry_credential;
+mod retries;
 mod rights;
 mod runtime;
 mod spec;
@@ -30,6 +35,8 @@ pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};
 pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observed};
+pub use registry_credential::RegistryCredential;
+pub use retries::Retries;
 pub use rights::CAPABILITIES;
 pub use runtime::{ChangeStream, Runtime};
 pub use spec::{BoxSpec, Isolation, Resources, SecurityContext, Toleration};

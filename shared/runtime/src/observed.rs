@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use agentbox_contracts::environment::LimitEnforcement;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
@@ -85,9 +86,9 @@ pub struct Capacity {
     pub available_storage: Bytes,
     /// The storage that limits of boxes may add up to, before any overcommit.
     pub total_storage: Bytes,
-    /// What the cluster does not enforce for its boxes, each in one clause, for `/health`.
-    pub limitations: Vec<String>,
     pub labels: BTreeMap<String, String>,
     /// RuntimeClasses or CRI handlers that a box may name.
     pub runtime_classes: Vec<String>,
+    /// How the driver enforces the limits of a box, as it is configured.
+    pub enforcement: LimitEnforcement,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use agentbox_contracts::environment::{SecurityContext, Toleration};
 
 use crate::network_policy::{NetworkPolicy, NetworkPolicyError};
+use crate::registry_credential::RegistryCredential;
 
 /// One box, complete: applying the same spec twice changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct BoxSpec {
     pub tolerations: Vec<Toleration>,
     /// The bearer token that this box's boxd accepts.
     pub boxd_token: String,
+    /// The owner's login at the image's registry. A copy of the spec in JSON has none.
+    #[serde(skip)]
+    pub image_credential: Option<RegistryCredential>,
 }
 
 /// The isolation that a request asks for, parsed.

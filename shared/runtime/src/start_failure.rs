@@ -69,6 +69,13 @@ const PROBABLE_CAUSES: [Cause; 2] = [
     ),
 ];
 
+/// Causes of a failure that says nothing about a later attempt.
+const TRANSIENT_CAUSES: [Cause; 1] = [(
+    &["deadline exceeded", "deadlineexceeded"],
+    "the container runtime did not start it in time: it is busy, or it waits for a passwd or group file \
+     that is not a regular file",
+)];
+
 const UNKNOWN_CAUSE: &str = "the container runtime refuses to start it";
 
 fn find(causes: &[Cause], message: &str) -> Option<&'static str> {
@@ -94,6 +101,7 @@ pub fn probable_cause(message: &str) -> Option<&'static str> {
 pub fn describe(message: &str) -> &'static str {
     permanent_cause(message)
         .or_else(|| probable_cause(message))
+        .or_else(|| find(&TRANSIENT_CAUSES, message))
         .unwrap_or(UNKNOWN_CAUSE)
 }
 
@@ -146,6 +154,10 @@ mod tests {
             (
                 "failed to stat \"/var/lib/kubelet/x\": no such file or directory",
                 "a file that its start needs is missing",
+            ),
+            (
+                "rpc error: code = DeadlineExceeded desc = context deadline exceeded",
+                TRANSIENT_CAUSES[0].1,
             ),
             ("anything else", UNKNOWN_CAUSE),
         ] {

@@ -150,9 +150,13 @@ async fn serve<C>(
     let admin = tokio::task::spawn(admin);
 
     let work = async {
+        if let Some(path) = &common.nats_tls_ca {
+            config::check_certificates("AGENTBOX_NATS_TLS_CA", path)?;
+        }
         let bus = tokio::select! {
             bus = Bus::connect(BusConfig {
                 url: common.nats_url.clone(),
+                tls_ca: common.nats_tls_ca.clone(),
                 user: common.nats_user.clone(),
                 password: common.nats_password.clone(),
                 service,

@@ -160,7 +160,8 @@ mod tests {
         let endpoint = json!({
             "kubeconfig": "/k", "deployment": "d", "system_namespace": "s", "boxd_image": "b",
             "boxd_delivery": "image_volume",
-            "image_pull_secrets": [], "cluster_cidrs": [], "boxd_client_cidrs": [],
+            "image_pull_secrets": [], "shared_pull_secrets": [], "present_images": "kubelet",
+            "cluster_cidrs": [], "boxd_client_cidrs": [],
             "dns_servers": [], "reach": "pod_ip",
         });
         let kubernetes: KubernetesEndpoint = serde_json::from_value(endpoint.clone()).unwrap();

@@ -68,6 +68,12 @@ impl Layout {
         self.0.join("clusters.json")
     }
 
+    /// The first administrator's password, which auth reads at its first start.
+    #[must_use]
+    pub fn admin_password(&self) -> PathBuf {
+        self.0.join("admin-password")
+    }
+
     #[must_use]
     pub fn local_env(&self) -> PathBuf {
         self.0.join("local.env")

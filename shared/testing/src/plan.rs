@@ -59,6 +59,9 @@ pub struct Plan {
     pub replicas: usize,
     /// Whether acknowledged writes survive a power failure. Tests do not need that.
     pub durable: bool,
+    /// Whether the connections to NATS are encrypted.
+    #[serde(default)]
+    pub nats_tls: bool,
     pub bin_dir: PathBuf,
     pub boxd: PathBuf,
     pub host: IpAddr,

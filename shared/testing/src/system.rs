@@ -27,6 +27,7 @@ pub struct Options {
     /// The number of replicas of each service.
     pub replicas: usize,
     durable: bool,
+    nats_tls: bool,
     /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -39,6 +40,7 @@ impl Default for Options {
             existing: None,
             replicas: 1,
             durable: false,
+            nats_tls: false,
             environment: BTreeMap::new(),
         }
     }
@@ -71,6 +73,13 @@ impl Options {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self
+    }
+
+    /// Encrypts the connections to NATS.
+    #[must_use]
+    pub fn nats_tls(mut self) -> Self {
+        self.nats_tls = true;
         self
     }
 
@@ -139,6 +148,7 @@ impl System {
             existing: options.existing,
             replicas: options.replicas.max(1),
             durable: options.durable,
+            nats_tls: options.nats_tls,
             bin_dir: bin_dir(),
             boxd: boxd(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),

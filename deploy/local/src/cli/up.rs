@@ -49,6 +49,10 @@ pub(super) struct Options {
     /// With KUBECONFIG: the networks of the cluster's pods, services and nodes.
     #[arg(long, env = "CLUSTER_CIDRS", value_delimiter = ',')]
     cluster_cidrs: Vec<IpNet>,
+    /// Encrypt the connections to NATS, with a certificate that each start makes.
+    #[arg(long, env = "NATS_TLS", action = clap::ArgAction::SetTrue,
+          value_parser = clap::builder::FalseyValueParser::new())]
+    nats_tls: bool,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -164,6 +168,7 @@ fn prepare_directory(
         existing,
         replicas: usize::from(options.replicas),
         durable: true,
+        nats_tls: options.nats_tls,
         bin_dir: bin_dir(),
         boxd: boxd(),
         host: options.host,

@@ -231,6 +231,7 @@ impl Files {
                     "endpoint_status_dir": self.at("endpoint-status"),
                 },
                 { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+                { "type": "bandwidth", "capabilities": { "bandwidth": true } },
             ],
         });
         std::fs::write(self.at("cni/10-calico.conflist"), network.to_string())

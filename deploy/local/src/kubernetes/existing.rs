@@ -30,6 +30,8 @@ pub(crate) async fn join(
         boxd_image: cluster.boxd_image.clone(),
         boxd_delivery: "init_container".to_owned(),
         image_pull_secrets: Vec::new(),
+        shared_pull_secrets: Vec::new(),
+        present_images: "pull".to_owned(),
         cluster_cidrs,
         boxd_client_cidrs: Vec::new(),
         dns_servers: Vec::new(),

@@ -1,9 +1,13 @@
 //! Starts one component each, and waits until it is ready.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use agentbox_testing::paths::{Layout, cache_directory};
 use agentbox_testing::plan::Plan;
+use nix::sys::signal::Signal;
 
 use super::SuperviseError;
 use super::probe::probe;
@@ -15,8 +19,13 @@ use crate::containerd::{Containerd, ContainerdError};
 use crate::image::{self, Images};
 use crate::kubernetes::build;
 use crate::nats::{Nats, NatsError, server};
+use crate::ports::Ports;
 use crate::postgres::Postgres;
+use crate::process::ProcessSpec;
 use crate::secrets::Secrets;
+
+/// The name of the proxy between containerd and the registries.
+const REGISTRY_PROXY: &str = "registry-proxy";
 
 pub(super) async fn postgres(
     layout: &Layout,
@@ -60,14 +69,7 @@ pub(super) async fn nats(
         .await
         .map_err(NatsError::from)?;
     let directory = layout.nats();
-    let nats = Nats::prepare(
-        &directory,
-        &deployment,
-        ports,
-        &secrets.nats,
-        plan.durable,
-        program,
-    )?;
+    let nats = Nats::prepare(&directory, &deployment, ports, &secrets.nats, plan, program).await?;
     group.supervise(nats.process_spec(layout.log("nats")), None);
     let http = reqwest::Client::new();
     let health = format!("{}/healthz", nats.endpoint.monitor_url);
@@ -90,6 +92,48 @@ pub(super) async fn images(state_file: &StateFile) -> Result<Images, SuperviseEr
     Ok(images)
 }
 
+/// Starts the proxy between containerd and the registries. `None`: the machine has an HTTP proxy, which
+/// containerd uses and which decides what a pull may reach.
+async fn registry_proxy(
+    layout: &Layout,
+    group: &mut ProcessGroup,
+) -> Result<Option<SocketAddr>, SuperviseError> {
+    let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {
+        let step = format!("images are pulled through {name}, without the registry proxy");
+        group.state_file().log_step(&step);
+        return Ok(None);
+    }
+    let mut ports = Ports::new()?;
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ports.take()?);
+    let program = std::env::current_exe().map_err(|source| SuperviseError::Directory {
+        path: "the program agentbox-local".to_owned(),
+        source,
+    })?;
+    let spec = ProcessSpec {
+        name: REGISTRY_PROXY.to_owned(),
+        program,
+        program_override: None,
+        arguments: ["registry-proxy", "--listen", &address.to_string()]
+            .map(OsString::from)
+            .to_vec(),
+        environment: BTreeMap::new(),
+        user: None,
+        stop_signal: Signal::SIGTERM,
+        orphan_signal: Signal::SIGKILL,
+        grace: Duration::from_secs(5),
+        log: layout.log(REGISTRY_PROXY),
+    };
+    group.supervise(spec, None);
+    let http = reqwest::Client::new();
+    group
+        .wait_ready(REGISTRY_PROXY, Duration::from_secs(30), || {
+            probe(&http, format!("http://{address}/v2/"))
+        })
+        .await?;
+    Ok(Some(address))
+}
+
 pub(super) async fn containerd(
     layout: &Layout,
     plan: &Plan,
@@ -101,7 +145,8 @@ pub(super) async fn containerd(
     let programs = build::provide_runtime(&cache_directory(), |step| state_file.log_step(&step))
         .await
         .map_err(ContainerdError::from)?;
-    let containerd = Containerd::prepare(paths, &programs, &plan.boxd, images).await?;
+    let proxy = registry_proxy(layout, group).await?;
+    let containerd = Containerd::prepare(paths, &programs, &plan.boxd, images, proxy).await?;
     group.supervise(containerd.process_spec(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
     group

@@ -93,9 +93,65 @@ pub async fn scheduler_is_bound_to_boxes(cluster: &Cluster) {
     namespaces_of_others_are_refused(client, &labels).await;
     services_of_others_are_refused(client, &labels).await;
     type Change = fn(&mut Value);
-    let table: [(Change, &str); 6] = [
+    let table: [(Change, &str); 17] = [
         (|spec| spec["hostNetwork"] = json!(true), "hostNetwork"),
         (|spec| spec["hostPID"] = json!(true), "hostPID"),
+        (|spec| spec["nodeName"] = json!("node"), "nodeName"),
+        (
+            |spec| spec["schedulerName"] = json!("another"),
+            "schedulerName",
+        ),
+        (
+            |spec| spec["priorityClassName"] = json!("system-node-critical"),
+            "priorityClassName",
+        ),
+        (
+            |spec| spec["serviceAccountName"] = json!("default"),
+            "serviceAccountName",
+        ),
+        (
+            |spec| spec["automountServiceAccountToken"] = json!(true),
+            "automountServiceAccountToken",
+        ),
+        (
+            |spec| {
+                let alias = json!({ "ip": "203.0.113.1", "hostnames": ["registry.example"] });
+                spec["hostAliases"] = json!([alias]);
+            },
+            "hostAliases",
+        ),
+        (
+            |spec| {
+                let profile = json!({ "type": "Unconfined" });
+                spec["securityContext"] = json!({ "seccompProfile": profile });
+            },
+            "seccompProfile",
+        ),
+        (
+            |spec| {
+                let sysctl = json!({ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" });
+                spec["securityContext"] = json!({ "sysctls": [sysctl] });
+            },
+            "sysctls",
+        ),
+        (
+            |spec| spec["volumes"] = json!([{ "name": "s", "secret": { "secretName": "boxd" } }]),
+            "volume",
+        ),
+        (
+            |spec| {
+                let limits = json!({ "example.com/device": "1" });
+                spec["containers"][0]["resources"] = json!({ "limits": limits });
+            },
+            "resource",
+        ),
+        (
+            |spec| {
+                let target = json!({ "host": "169.254.169.254", "port": 80 });
+                spec["containers"][0]["livenessProbe"] = json!({ "httpGet": target });
+            },
+            "probe",
+        ),
         (
             |spec| spec["volumes"] = json!([{ "name": "host", "hostPath": { "path": "/" } }]),
             "volume",
@@ -141,7 +197,8 @@ async fn namespaces_of_others_are_refused(client: &Client, labels: &Value) {
     let elsewhere = pod(|spec| {
         spec["serviceAccountName"] = json!("default");
     });
-    is_refused(client, main, Some(&elsewhere), RULE).await;
+    // By the rule above, or because of the ServiceAccount.
+    is_refused(client, main, Some(&elsewhere), "").await;
     let secret = object("Secret", "boxd", labels, &none);
     let at = format!("namespaces/{NAMESPACE}/secrets/boxd");
     is_refused(client, &at, Some(&secret), RULE).await;

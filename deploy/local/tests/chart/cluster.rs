@@ -134,11 +134,12 @@ impl Cluster {
         json!({
             "image": {
                 "registry": registry, "tag": tag_of(&self.services), "pullSecrets": [PULL_SECRET],
+                "sharedPullSecrets": [PULL_SECRET],
             },
             "boxdImage": { "tag": tag_of(&self.boxd) },
             "cluster": {
                 "cidrs": endpoint.cluster_cidrs,
-                "settings": { "dns_servers": endpoint.dns_servers },
+                "settings": { "dns_servers": endpoint.dns_servers, "present_images": "kubelet" },
             },
             "defaults": { "replicas": 2, "resources": small },
             "services": { "apiGateway": { "env": unlimited, "existingSecret": OWN_SECRET } },

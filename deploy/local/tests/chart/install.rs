@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,7 @@ async fn chart_runs_the_guide_and_restarts_without_a_failed_request() {
     run_the_guide(&url, client.token()).await;
     println!("the guide's workflow took {:.1?}", begun.elapsed());
     use_every_right(&client).await;
+    remove_first_password(&cluster).await;
     network::policies_are_enforced(&cluster).await;
     admission::scheduler_is_bound_to_boxes(&cluster).await;
     restart_under_load(&cluster, &url, &password).await;
@@ -122,6 +123,23 @@ async fn use_every_right(client: &Client) {
         .await
         .unwrap();
     client.wait_for_status(&id, &["terminated"]).await.unwrap();
+}
+
+/// The first password may be removed: the restarts and the upgrade that follow need none, and make
+/// none.
+async fn remove_first_password(cluster: &Cluster) {
+    let secrets: Api<Secret> = cluster.api();
+    let removed = json!({ "data": { "admin-password": null } });
+    let secret = secrets
+        .patch(
+            "agentbox-auth",
+            &PatchParams::default(),
+            &Patch::Merge(&removed),
+        )
+        .await
+        .unwrap();
+    let keys = secret.data.unwrap();
+    assert!(!keys.contains_key("admin-password"), "{:?}", keys.keys());
 }
 
 async fn restart_under_load(cluster: &Cluster, url: &str, password: &str) {
@@ -208,8 +226,8 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
     let before = held().await;
     assert_eq!(
         before.len(),
-        SERVICES.len() + 1,
-        "Postgres and the provisioner have one each, the gateway another's"
+        SERVICES.len() + 3,
+        "the provisioner has one, Postgres two and NATS one; the gateway has another's"
     );
     let auth = cluster.pods("auth").await;
     let more = [

@@ -3,7 +3,7 @@
 use kube::Client;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, NAMESPACE, RELEASE};
+use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
 use crate::helm::{Helm, chart};
 
 /// A kind's path in the API, and whether it is namespaced.
@@ -68,9 +68,15 @@ async fn assert_accepted(client: &Client, document: &str) -> String {
     kind
 }
 
+/// A digest of no image.
+fn digest() -> String {
+    format!("sha256:{}", "0a".repeat(32))
+}
+
 /// Values with every option switched on, and all external components.
 fn all_options() -> Value {
     json!({
+        "image": { "digest": digest() }, "boxdImage": { "digest": digest() },
         "defaults": {
             "autoscaling": { "enabled": true }, "env": { "AGENTBOX_LOG": "debug" },
             "podAnnotations": { "example.com/team": "boxes" },
@@ -84,8 +90,8 @@ fn all_options() -> Value {
             "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
             "provisioner": { "existingSecret": "e" },
         },
-        "nats": { "enabled": false, "url": "tls://nats.example:4222" },
-        "postgres": { "enabled": false },
+        "nats": { "enabled": false, "url": "tls://nats.example:4222", "tlsSecret": "nats-ca" },
+        "postgres": { "enabled": false, "tlsSecret": "postgres-ca" },
         "ingress": {
             "enabled": true, "className": "nginx", "host": "boxes.example", "tlsSecret": "tls",
             "annotations": { "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600" },
@@ -110,6 +116,24 @@ async fn render(helm: &Helm, files: &[String]) -> String {
     helm.succeeds(&words).await
 }
 
+/// Checks what no set of values changes.
+fn has_no_open_door(text: &str) {
+    for port in ["containerPort: 8222", "http: 8222", ":8222"] {
+        assert!(!text.contains(port), "NATS has a monitoring port: {port}");
+    }
+    let count = |name: &str| text.matches(name).count();
+    let files = count("AGENTBOX_ADMIN_PASSWORD_FILE");
+    assert_eq!(
+        (files, count("AGENTBOX_ADMIN_PASSWORD")),
+        (1, 1),
+        "the administrator's password is in an environment"
+    );
+    // Each service verifies NATS, and those with a database Postgres.
+    assert_eq!(count("name: AGENTBOX_NATS_TLS_CA"), SERVICES.len() + 1);
+    assert_eq!(count("path: nats.crt"), SERVICES.len() + 1);
+    assert_eq!(count("path: postgres.crt"), 2);
+}
+
 /// Runs the lint, the schema and a dry run of every object against the API server.
 pub async fn are_valid(cluster: &Cluster) {
     let helm = &cluster.helm;
@@ -123,12 +147,18 @@ pub async fn are_valid(cluster: &Cluster) {
         }
         helm.succeeds(&words).await;
         let text = render(helm, &files).await;
+        has_no_open_door(&text);
         let mut kinds = Vec::new();
         for document in text.split("\n---\n").filter(|d| d.contains("kind: ")) {
             kinds.push(assert_accepted(&cluster.client, document).await);
         }
         assert!(kinds.len() > 25, "{kinds:?}");
         let has_all_options = files.len() > 1;
+        // The services' image and boxd's.
+        for image in ["agentbox", "agentbox-boxd"] {
+            let pinned = format!("{image}@{}", digest());
+            assert_eq!(text.contains(&pinned), has_all_options, "{pinned}");
+        }
         assert_eq!(kinds.iter().any(|k| k == "StatefulSet"), !has_all_options);
         assert_eq!(kinds.iter().any(|k| k == "Secret"), !has_all_options);
         assert_eq!(
@@ -148,6 +178,8 @@ pub async fn are_valid(cluster: &Cluster) {
             "settings",
             json!({ "cluster": { "settings": { "kubeconfig": "/x" } } }),
         ),
+        ("digest", json!({ "image": { "digest": "sha256:0a" } })),
+        ("digest", json!({ "boxdImage": { "digest": "latest" } })),
         ("grace", json!({ "shutdown": { "grace": 5 } })),
         ("nats.url", json!({ "nats": { "enabled": false } })),
         (

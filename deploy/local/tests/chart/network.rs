@@ -42,7 +42,8 @@ async fn run_in_pod(cluster: &Cluster, namespace: &str, name: &str, labels: Valu
     pods.delete(name, &Default::default()).await.unwrap();
 }
 
-/// Every Pod has access to the API, and only the services to stores, metrics and other ports.
+/// Every Pod has access to the API, and only the services to stores, metrics and other ports. A store
+/// takes encrypted connections only.
 pub async fn policies_are_enforced(cluster: &Cluster) {
     let host = |component: &str| format!("{RELEASE}{component}.{NAMESPACE}.svc.cluster.local");
     let (api, nats, postgres) = (host(""), host("-nats"), host("-postgres"));
@@ -66,8 +67,12 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
         "app.kubernetes.io/name": "agentbox", "app.kubernetes.io/instance": RELEASE,
         "app.kubernetes.io/component": "scheduler",
     });
+    // Both servers refuse a login that is not encrypted. The second request is Postgres' startup
+    // message: its length, the version 3.0, and names with their values.
+    let startup = r"\000\000\000\045\000\003\000\000user\000auth\000database\000agentbox\000\000";
     let script = format!(
-        "timeout 10 nc {nats} 4222 < /dev/null | grep INFO && timeout 10 nc -w 3 {postgres} 5432 < /dev/null"
+        "timeout 10 nc {nats} 4222 < /dev/null | grep '\"tls_required\":true' &&
+           {{ printf '{startup}'; sleep 3; }} | timeout 10 nc {postgres} 5432 | grep 'no encryption'"
     );
     run_in_pod(cluster, NAMESPACE, "friend", labels, &script).await;
 }

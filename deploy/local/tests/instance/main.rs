@@ -12,6 +12,7 @@ mod api;
 mod audit;
 mod boxes;
 mod clusters;
+mod encryption;
 mod examples;
 mod existing;
 mod host;

@@ -11,7 +11,7 @@ use crate::stream::StreamEnd;
 /// |---|---|
 /// | 1000 | the command has ended; its `exit` message was sent before |
 /// | 1001 | the gateway stops; connect again |
-/// | 1009 | a message was larger than 1 MiB |
+/// | 1009 | a message was larger than 256 KiB |
 /// | 1011 | an internal error |
 /// | 4401 | the credential is no longer valid, or no longer allows this |
 /// | 4404 | the environment no longer exists, or the caller may no longer see it |

@@ -9,7 +9,7 @@ use agentbox_api::attach::ServerMessage;
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{FromBox, ToBox};
-use agentbox_contracts::ids::{EnvironmentId, ExecId, UserId};
+use agentbox_contracts::ids::{EnvironmentId, ExecId};
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -24,8 +24,7 @@ use crate::box_loss;
 use crate::edge::slots::Slot;
 use crate::exec::stdin_messages;
 use crate::metrics::OpenStream;
-use crate::shares::Share;
-use crate::state::Gateway;
+use crate::state::{Gateway, OpenSession};
 use crate::stream::AccessWatch;
 
 /// A send that takes longer was waiting for the client to read.
@@ -48,8 +47,8 @@ pub(super) struct Terminal {
     pub is_binary: bool,
     /// The connection's slot, held as long as the socket is open.
     pub slot: Option<Slot>,
-    /// The user's share of sessions, held as long.
-    pub share: Share<UserId>,
+    /// The user's share of sessions and their memory, held as long.
+    pub share: OpenSession,
 }
 
 /// Whether the client has sent anything since the last ping.
@@ -293,7 +292,7 @@ async fn inbound(
 fn refusal(error: &axum::Error) -> Option<Close> {
     let text = error.to_string();
     text.contains("too long")
-        .then(|| Close::new(1009, "a message must be at most 1 MiB"))
+        .then(|| Close::new(1009, "a message must be at most 256 KiB"))
 }
 
 #[cfg(test)]

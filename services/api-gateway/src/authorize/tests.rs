@@ -39,6 +39,9 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/api-keys", "UAAAAFFFFFF"),
     ("GET", "/api-keys/{key}", "UAAAAFFFFFF"),
     ("DELETE", "/api-keys/{key}", "UAAAAFFFFFF"),
+    ("GET", "/registries", "UAFAAFFFFFF"),
+    ("PUT", "/registries/{registry}", "UAFAAFFFFFF"),
+    ("DELETE", "/registries/{registry}", "UAFAAFFFFFF"),
     ("POST", "/environments", "UAAAAFFFFFF"),
     ("GET", "/environments", "UAAAAAAAAAF"),
     ("GET", "/environments/{id}", "UAANAAAANNF"),
@@ -179,7 +182,7 @@ fn every_route_allows_each_principal_as_in_the_table() {
 }
 
 #[test]
-fn administrators_key_needs_management_to_manage_users() {
+fn key_needs_management_to_manage_users_and_registries() {
     let admin = UserId::random();
     let key = Credential::ApiKey {
         id: ApiKeyId::random(),
@@ -196,6 +199,10 @@ fn administrators_key_needs_management_to_manage_users() {
         (managing(Role::User), 'F'),
     ] {
         let outcome = authorize(Some(&principal), Action::ManageUsers, None);
+        assert_eq!(letter(outcome), expected, "{principal:?}");
+    }
+    for (principal, expected) in [(key.clone(), 'F'), (managing(Role::User), 'A')] {
+        let outcome = authorize(Some(&principal), Action::ManageRegistries, None);
         assert_eq!(letter(outcome), expected, "{principal:?}");
     }
 }

@@ -17,14 +17,20 @@ mod objects;
 use self::objects::Objects;
 use super::admit::Caller;
 use super::error::ApiError;
-use crate::metrics;
-use crate::shares::{Exceeded, Share};
+use crate::shares::{Resource, Share};
 use crate::state::Gateway;
 
 /// The largest body of a request, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 /// The largest body of a request without a caller, such as a login.
 const MAX_OPEN_BODY: usize = 64 * 1024;
+
+const BODIES: Resource = Resource {
+    labels: ["body_bytes_per_user", "body_bytes"],
+    before: "the bodies of",
+    holders: ["your requests", "all requests"],
+    after: "that arrive take all memory that they may have; try again",
+};
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub T);
@@ -33,18 +39,6 @@ fn too_large(limit: usize) -> Error {
     Error::new(
         ErrorCode::PayloadTooLarge,
         format!("the body must be at most {limit} bytes, is larger"),
-    )
-}
-
-fn too_many(exceeded: Exceeded) -> Error {
-    let (limit, whose) = match exceeded {
-        Exceeded::PerHolder => ("body_bytes_per_user", "your requests"),
-        Exceeded::Total => ("body_bytes", "all requests"),
-    };
-    metrics::limit_reached(limit);
-    Error::new(
-        ErrorCode::Unavailable,
-        format!("the bodies of {whose} that arrive take all memory that they may have; try again"),
     )
 }
 
@@ -96,7 +90,9 @@ async fn collect(
         })?;
         if let Some(data) = frame.data_ref() {
             if let Some(share) = share.as_mut() {
-                share.grow(data.len() as u64).map_err(too_many)?;
+                share
+                    .grow(data.len() as u64)
+                    .map_err(|exceeded| exceeded.unavailable(&BODIES))?;
             }
             bytes.extend_from_slice(data);
         }
@@ -205,7 +201,7 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
         check_head(request.headers(), limit)?;
         // Held until the body is parsed.
         let share = user.map(|user| gateway.bodies.take(&user, 0)).transpose();
-        let mut share = share.map_err(too_many)?;
+        let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
         let deadline = gateway.config.body_timeout();
         let bytes = read(request.into_body(), limit, deadline, &mut share).await?;
         Ok(Self(parse(&bytes)?))

@@ -44,6 +44,16 @@ pub(crate) struct KeyParameter {
     key: ApiKeyId,
 }
 
+/// The parameter of a path that names a registry.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct RegistryParameter {
+    /// The registry's `host` or `host:port`, as in the name of an image; `docker.io` for Docker Hub.
+    #[param(example = "registry.example:5000", max_length = 64)]
+    registry: String,
+}
+
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
@@ -62,6 +72,7 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
     let resource = match name {
         "user" => "user",
         "key" => "API key",
+        "registry" => "registry credential",
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))

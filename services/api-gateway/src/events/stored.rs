@@ -11,8 +11,7 @@ use agentbox_contracts::subjects::EVENTS_STREAM;
 use futures::StreamExt;
 
 use super::{DEADLINE, is_visible, report_unavailable};
-use crate::metrics;
-use crate::shares::{Exceeded, Share};
+use crate::shares::{Exceeded, Resource, Share};
 use crate::state::Gateway;
 
 async fn with_deadline<T>(reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -39,16 +38,15 @@ pub(super) struct Stored {
     pub share: Share<UserId>,
 }
 
+const STORED_EVENTS: Resource = Resource {
+    labels: ["stored_events_per_user", "stored_events"],
+    before: "the events that",
+    holders: ["your requests", "all requests"],
+    after: "read at once take all memory that they may have; read them, then try again",
+};
+
 fn too_many(exceeded: Exceeded) -> Error {
-    let (limit, whose) = match exceeded {
-        Exceeded::PerHolder => ("stored_events_per_user", "your requests"),
-        Exceeded::Total => ("stored_events", "all requests"),
-    };
-    metrics::limit_reached(limit);
-    Error::new(
-        ErrorCode::Unavailable,
-        format!("{whose} read too many events at once; read them, then try again"),
-    )
+    exceeded.unavailable(&STORED_EVENTS)
 }
 
 /// The newest [`MAX_STORED`] events that match `filter`, without those that are not visible, oldest

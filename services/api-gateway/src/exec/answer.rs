@@ -14,7 +14,6 @@ use std::time::Duration;
 use agentbox_api::exec::{ExecReply, OutputEncoding};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::ExecResult;
-use agentbox_contracts::ids::UserId;
 use axum::body::Body as AxumBody;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -28,8 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::memory::ResultMemory;
 use super::output::Output;
 use crate::metrics;
-use crate::shares::Share;
-use crate::state::Gateway;
+use crate::state::{Gateway, OpenSession};
 use crate::text::Decoder;
 
 /// Bytes of an answer that its client must take in each write timeout.
@@ -191,7 +189,7 @@ struct ResultBody {
     left: Option<u64>,
     /// Ends the watch of the client's progress.
     _watched: DropGuard,
-    _session: Share<UserId>,
+    _session: OpenSession,
 }
 
 impl Body for ResultBody {
@@ -262,7 +260,7 @@ fn check_progress(state: &Mutex<State>, before: u64) -> Option<u64> {
 /// Builds the answer. `session` is held until its client has read it.
 pub(super) fn response(
     gateway: &Gateway,
-    session: Share<UserId>,
+    session: OpenSession,
     collected: Collected,
     encoding: OutputEncoding,
 ) -> Response {
@@ -294,6 +292,7 @@ pub(super) fn response(
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::exec::Exit;
+    use agentbox_contracts::ids::UserId;
 
     use super::super::output::BLOCK;
     use super::*;

@@ -1,12 +1,11 @@
 //! The memory that stdin takes until its command has read it, and that results take from their first
 //! byte until their clients have read them.
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::UserId;
 
 use crate::config::Config;
-use crate::metrics;
-use crate::shares::{Exceeded, Share, Shares};
+use crate::shares::{Exceeded, Resource, Share, Shares};
 
 /// Bytes of a result without its output.
 const HEAD: u64 = 1024;
@@ -32,14 +31,14 @@ pub(super) struct InputMemory {
 
 impl InputMemory {
     /// # Errors
-    /// [`ErrorCode::Unavailable`] when a bound is reached.
+    /// [`agentbox_contracts::error::ErrorCode::Unavailable`] when a bound is reached.
     pub(super) fn reserve(
         results: &Shares<UserId>,
         user: &UserId,
         bytes: usize,
     ) -> Result<Self, Error> {
-        let share = results.take(user, bytes as u64);
-        let share = share.map_err(|exceeded| refusal(exceeded, ""))?;
+        // Twice: the messages that wait for the box are copies.
+        let share = results.take(user, 2 * bytes as u64).map_err(refusal)?;
         Ok(Self { _share: share })
     }
 }
@@ -48,17 +47,19 @@ impl ResultMemory {
     /// Reserves the memory of a result without output, before its command is started.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] when a bound is reached.
+    /// [`agentbox_contracts::error::ErrorCode::Unavailable`] when a bound is reached.
     pub(super) fn reserve(results: &Shares<UserId>, user: &UserId) -> Result<Self, Error> {
-        let share = results.take(user, HEAD);
-        share.map(Self).map_err(|exceeded| refusal(exceeded, ""))
+        results.take(user, HEAD).map(Self).map_err(refusal)
     }
 
     /// # Errors
-    /// [`ErrorCode::Unavailable`] when a bound is reached. The caller ends the command.
+    /// [`agentbox_contracts::error::ErrorCode::Unavailable`] when a bound is reached. The caller ends the command.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let grown = self.0.grow(bytes as u64);
-        grown.map_err(|exceeded| refusal(exceeded, "the command was killed: "))
+        self.0.grow(bytes as u64).map_err(|exceeded| {
+            let mut error = refusal(exceeded);
+            error.message.insert_str(0, "the command was killed: ");
+            error
+        })
     }
 
     pub(super) fn shrink(&mut self, bytes: usize) {
@@ -66,23 +67,21 @@ impl ResultMemory {
     }
 }
 
-fn refusal(exceeded: Exceeded, outcome: &str) -> Error {
-    let (limit, whose) = match exceeded {
-        Exceeded::PerHolder => ("result_bytes_per_user", "your commands"),
-        Exceeded::Total => ("result_bytes", "all commands"),
-    };
-    metrics::limit_reached(limit);
-    Error::new(
-        ErrorCode::Unavailable,
-        format!(
-            "{outcome}the stdin and the results of {whose} that are not read yet take all memory that \
-             they may have; read the results, then try again"
-        ),
-    )
+const RESULTS: Resource = Resource {
+    labels: ["result_bytes_per_user", "result_bytes"],
+    before: "the stdin and the results of",
+    holders: ["your commands", "all commands"],
+    after: "that are not read yet take all memory that they may have; read the results, then try again",
+};
+
+fn refusal(exceeded: Exceeded) -> Error {
+    exceeded.unavailable(&RESULTS)
 }
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::error::ErrorCode;
+
     use super::*;
 
     #[test]
@@ -102,7 +101,7 @@ mod tests {
         assert!(ResultMemory::reserve(&results, &other).is_err());
         first.shrink(1024);
         assert!(ResultMemory::reserve(&results, &other).is_ok());
-        assert!(InputMemory::reserve(&results, &other, 2048).is_err());
-        assert!(InputMemory::reserve(&results, &other, 1024).is_ok());
+        assert!(InputMemory::reserve(&results, &other, 1024).is_err());
+        assert!(InputMemory::reserve(&results, &other, 512).is_ok());
     }
 }

@@ -7,7 +7,6 @@ use agentbox_api::logs::LogLine;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::FromBox;
-use agentbox_contracts::ids::UserId;
 use agentbox_contracts::logs::LogEntry;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -15,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::LogsSession;
-use crate::shares::Share;
+use crate::state::OpenSession;
 
 /// How long the next batch may take.
 const BATCH_DEADLINE: Duration = Duration::from_secs(15);
@@ -96,7 +95,7 @@ impl Writer {
 /// When the first batch cannot be read. A later failure ends the body early.
 pub(super) async fn answer(
     mut session: LogsSession,
-    share: Share<UserId>,
+    share: OpenSession,
     timestamps: bool,
 ) -> Result<Response, Error> {
     let first = next_part(&mut session).await?;

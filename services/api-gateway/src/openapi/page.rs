@@ -36,6 +36,7 @@ pub(super) fn render(document: &Document) -> String {
         for (method, operation) in [
             ("GET", &item.get),
             ("POST", &item.post),
+            ("PUT", &item.put),
             ("PATCH", &item.patch),
             ("DELETE", &item.delete),
         ] {

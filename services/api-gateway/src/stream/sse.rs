@@ -7,7 +7,6 @@ use std::time::Duration;
 use agentbox_api::error::ErrorBody;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::Principal;
-use agentbox_contracts::ids::UserId;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -15,8 +14,7 @@ use serde::Serialize;
 
 use super::{AccessWatch, StreamEnd, StreamGrant};
 use crate::metrics::OpenStream;
-use crate::shares::Share;
-use crate::state::Gateway;
+use crate::state::{Gateway, OpenSession};
 
 /// How often a comment is sent on an idle stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -32,7 +30,7 @@ struct Stream<S> {
     access: AccessWatch,
     is_over: bool,
     _open: OpenStream,
-    _session: Share<UserId>,
+    _session: OpenSession,
 }
 
 impl<S: Source> Stream<S> {
@@ -67,7 +65,7 @@ pub(crate) fn answer(
     gateway: Gateway,
     principal: Principal,
     grant: StreamGrant,
-    session: Share<UserId>,
+    session: OpenSession,
     source: impl Source,
 ) -> Response {
     let stop = gateway.stream_stop_token();

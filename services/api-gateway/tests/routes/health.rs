@@ -15,6 +15,17 @@ async fn health_has_the_documented_fields_without_a_credential() {
         assert!(!body["version"].as_str().unwrap().is_empty());
         assert_eq!(body["kubernetes"]["connected"], true);
         assert!(!body["kubernetes"]["version"].as_str().unwrap().is_empty());
+        for limit in [
+            "storage",
+            "image_volumes",
+            "user_namespaces",
+            "bandwidth",
+            "connections",
+            "block_io",
+        ] {
+            let enforcement = &body["kubernetes"]["enforcement"][limit];
+            assert!(enforcement.is_string(), "{limit}: {body}");
+        }
         assert_eq!(body["capacity"]["total_nodes"], 1);
         for field in ["available_cpu", "available_memory"] {
             assert!(body["capacity"][field].is_string(), "{body}");

@@ -13,6 +13,11 @@ async fn every_list_applies_limit_and_offset_alike() {
         user.key(json!({})).await;
         user.caller.create(&small()).await;
     }
+    for registry in ["ghcr.io", "quay.io"] {
+        let path = format!("/registries/{registry}");
+        let login = json!({"username": "ada", "password": "secret"});
+        user.caller.put(&path, &login).await.expect_status(204);
+    }
     let id = user.caller.create_running(&small()).await;
     let environment_events = format!("/environments/{id}/events");
     for (caller, path, field) in [
@@ -21,6 +26,7 @@ async fn every_list_applies_limit_and_offset_alike() {
         (&user.caller, "/events", "events"),
         (&user.caller, environment_events.as_str(), "events"),
         (&user.caller, "/audit", "entries"),
+        (&user.caller, "/registries", "registries"),
         (admin().await, "/users", "users"),
     ] {
         let all = eventually("at least two entries", async || {

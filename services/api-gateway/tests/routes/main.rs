@@ -32,6 +32,7 @@ mod notifications;
 mod openapi;
 mod outages;
 mod rate_limits;
+mod registries;
 mod revocation;
 mod tickets;
 mod users;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use agentbox_bus::Bus;
-use agentbox_contracts::audit::{AuditEntry, AuditHead};
+use agentbox_contracts::audit::AuditHead;
 use sea_orm::DatabaseConnection;
 
 use super::chain::{ChainKey, Hash, Link};
-use super::store::{self, ChainRow, Checkpoint};
+use super::store::{self, ChainRow, Checkpoint, Columns};
 use crate::store::begin;
 
 /// A change of the trail that no part of AgentBox makes.
@@ -125,15 +125,14 @@ fn signed_link(key: &ChainKey, head: &AuditHead) -> Option<Link> {
 }
 
 fn has_equal_columns(row: &ChainRow) -> bool {
-    let Ok(entry) = serde_json::from_str::<AuditEntry>(&row.entry) else {
+    let Ok(entry) = Columns::read(&row.entry) else {
         return false;
     };
-    let user = entry.origin.user.as_ref();
     row.id == entry.id.as_str()
         && row.at == entry.at
-        && row.action == entry.action.as_str()
+        && row.action == entry.action
         && row.target == entry.target
-        && row.actor.as_deref() == user.map(|user| user.as_str())
+        && row.actor.as_deref() == entry.user.as_ref().map(|user| user.as_str())
 }
 
 /// Verifies the trail in `database` against the heads on the bus.
@@ -175,7 +174,7 @@ pub async fn run(
 
 #[cfg(test)]
 mod tests {
-    use agentbox_contracts::audit::{AuditAction, AuditOutcome, Origin};
+    use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome, Origin};
     use chrono::Utc;
 
     use super::*;

@@ -3,6 +3,7 @@
 //! * I1. Of replicas that start together, one creates it.
 //! * I2. A user table that is not empty is never changed, so a later start with other values of
 //!   the variables changes no password.
+//! * I3. The file with the password is read only if there is no user: it may be removed afterwards.
 
 use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::Secret;
@@ -28,17 +29,18 @@ pub async fn first_admin(
     if !store::is_empty(database).await? {
         return Ok(());
     }
-    let (Some(username), Some(password)) = (&config.admin_username, &config.admin_password) else {
+    let (Some(username), Some((password, setting))) =
+        (&config.admin_username, configured_password(config)?)
+    else {
         tracing::error!(
-            "there is no user and AGENTBOX_ADMIN_USERNAME or AGENTBOX_ADMIN_PASSWORD is not set: \
+            "there is no user and AGENTBOX_ADMIN_USERNAME or AGENTBOX_ADMIN_PASSWORD_FILE is not set: \
              start auth with both, so that an administrator can log in"
         );
         return Ok(());
     };
-    let password = Secret(password.clone());
     rules::username(username).context("AGENTBOX_ADMIN_USERNAME")?;
     rules::email(&config.admin_email).context("AGENTBOX_ADMIN_EMAIL")?;
-    password::check("password", &password, username).context("AGENTBOX_ADMIN_PASSWORD")?;
+    password::check("password", &password, username).context(setting)?;
     let new = store::NewUser {
         username: username.clone(),
         email: config.admin_email.clone(),
@@ -61,4 +63,18 @@ pub async fn first_admin(
         tracing::info!(user = %user.id, "first administrator created");
     }
     Ok(commit(transaction).await?)
+}
+
+/// The first administrator's password, and the variable that gives it.
+fn configured_password(config: &Config) -> Result<Option<(Secret, &'static str)>, anyhow::Error> {
+    const FILE: &str = "AGENTBOX_ADMIN_PASSWORD_FILE";
+    let Some(path) = &config.admin_password_file else {
+        let password = config.admin_password.clone();
+        return Ok(password.map(|text| (Secret(text), "AGENTBOX_ADMIN_PASSWORD")));
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{FILE}: cannot read {}", path.display()))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    Ok(Some((Secret(line.to_owned()), FILE)))
 }

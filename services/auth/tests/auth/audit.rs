@@ -21,6 +21,7 @@ fn origin(user: &UserId) -> Origin {
         key: None,
         address: "192.0.2.1".parse().ok(),
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
+        is_missing: false,
     }
 }
 
@@ -56,6 +57,24 @@ async fn entry_has_the_address_and_the_trace_of_its_request() {
 }
 
 #[tokio::test]
+async fn entry_of_a_request_without_an_origin_is_marked() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let created = auth.create_user(Role::User).await;
+    let request = ListAuditRequest {
+        target: Some(created.id.to_string()),
+        limit: 1,
+        ..ListAuditRequest::default()
+    };
+    eventually("the entry of the request", DEADLINE, async || {
+        let reply = auth.call::<ListAudit>(request.clone()).await.unwrap();
+        let origins = reply.entries.iter().map(|chained| &chained.entry.origin);
+        origins.collect::<Vec<_>>() == [&Origin::missing()]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
     let world = World::start().await;
     let auth = world.auth();
@@ -82,6 +101,14 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
     };
     let newest_first = vec![entries[3].clone(), entries[2].clone()];
     assert_eq!(list(page).await, (newest_first, 5));
+    for offset in [5, u64::MAX] {
+        let beyond = ListAuditRequest {
+            limit: 2,
+            offset,
+            ..ListAuditRequest::default()
+        };
+        assert_eq!(list(beyond).await, (Vec::new(), 5));
+    }
     let of_target = ListAuditRequest {
         target: entries[4].target.clone(),
         action: Some(AuditAction::Exec),
@@ -103,6 +130,29 @@ async fn entries_of_the_bus_are_chained_once_and_listed_by_filter_and_page() {
         ..ListAuditRequest::default()
     };
     assert_eq!(list(before).await, (Vec::new(), 0));
+}
+
+#[tokio::test]
+async fn entry_of_a_newer_replica_in_the_outbox_is_chained_and_delays_no_other() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let user = UserId::random();
+    let mut newer = serde_json::to_value(exec(&user)).unwrap();
+    newer["action"] = serde_json::json!("join-team");
+    let insert = format!("INSERT INTO audit_outbox (entry) VALUES ('{newer}')");
+    world.execute(&insert).await;
+    with_origin(origin(&user), auth.create_user(Role::User)).await;
+    world.wait_for_audit(&user, 2).await;
+    let request = ListAuditRequest {
+        user: Some(user.clone()),
+        limit: 10,
+        ..ListAuditRequest::default()
+    };
+    let reply = auth.call::<ListAudit>(request).await.unwrap();
+    let actions = reply.entries.iter().map(|chained| chained.entry.action);
+    assert_eq!(actions.collect::<Vec<_>>(), [AuditAction::CreateUser]);
+    let (is_valid, log) = auth.verify_audit(&world.url);
+    assert!(is_valid, "{log}");
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use agentbox_contracts::identity::Role;
 use agentbox_contracts::identity::rpc::{
     DeleteUser, DeleteUserRequest, PublicKeys, RevokeKey, RevokeKeyRequest, Secret,
 };
+use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::rpc::Empty;
+use agentbox_testing::TestPostgres;
 
 use crate::support::{ADMIN, ADMIN_PASSWORD, Replica, World, eventually, refused};
 
@@ -58,6 +60,25 @@ async fn later_start_with_another_admin_password_changes_nothing() {
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidCredentials);
     late.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+}
+
+#[tokio::test]
+async fn password_file_is_read_by_the_first_start_only() {
+    let empty = TestPostgres::start().await.unwrap().url;
+    let path = std::env::temp_dir().join(format!("agentbox-auth-test-{}", InstanceId::random()));
+    let shown = path.display().to_string();
+    let file = [("AGENTBOX_ADMIN_PASSWORD_FILE", shown.as_str())];
+    let log = Replica::start_refused(&empty, &file).await;
+    let expected = format!("AGENTBOX_ADMIN_PASSWORD_FILE: cannot read {shown}");
+    assert!(log.contains(&expected), "{log}");
+
+    std::fs::write(&path, "from-a-File-1\n").unwrap();
+    let first = Replica::start(&empty, &file).await;
+    first.login(ADMIN, "from-a-File-1").await.unwrap();
+    assert!(!first.environment().contains("from-a-File-1"));
+    std::fs::remove_file(&path).unwrap();
+    let later = Replica::start(&empty, &file).await;
+    later.login(ADMIN, "from-a-File-1").await.unwrap();
 }
 
 #[tokio::test]

@@ -14,4 +14,6 @@ mod run;
 mod serving;
 mod support;
 mod terminal;
+mod termination;
+mod tls;
 mod trace;

@@ -21,7 +21,7 @@ async fn status(client: &BoxClient) -> proto::StatusReply {
 async fn call_with_wrong_token_is_unauthenticated() {
     let (boxd, client) = TestBox::idle().await;
     for token in ["wrong", "token-of-the-test-boy", "token-of-the-test-box2"] {
-        let mut client = boxd.client(token).await;
+        let mut client = boxd.client_with_token(token).await;
         let codes = [
             client.status(proto::StatusRequest {}).await.map(drop),
             client.usage(proto::UsageRequest {}).await.map(drop),

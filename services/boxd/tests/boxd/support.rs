@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use agentbox_box_protocol::client::{BoxClient, connect};
+use agentbox_box_protocol::client::{BoxClient, connect, start_http2};
 use agentbox_box_protocol::proto::{self, run_input, run_output};
+use agentbox_box_protocol::tls;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_box_protocol::variables;
 use nix::sys::signal::{Signal, kill};
@@ -17,6 +18,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 pub const TOKEN: &str = "token-of-the-test-box";
+
+pub fn token() -> BoxToken {
+    BoxToken::parse(TOKEN).unwrap()
+}
+
 /// The deadline of every wait, long enough for a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -82,7 +88,7 @@ impl TestBox {
 
     pub async fn start(setup: Setup) -> (Self, BoxClient) {
         let this = Self::launch(setup);
-        let client = this.client(TOKEN).await;
+        let client = this.client().await;
         (this, client)
     }
 
@@ -128,7 +134,20 @@ impl TestBox {
         self.path("output")
     }
 
-    pub async fn client(&self, token: &str) -> BoxClient {
+    pub async fn client(&self) -> BoxClient {
+        connect(self.stream().await, &token()).await.unwrap()
+    }
+
+    /// A client that knows the box's key, and sends this token in its calls.
+    pub async fn client_with_token(&self, sent: &str) -> BoxClient {
+        let encrypted = tls::connect(self.stream().await, &token()).await.unwrap();
+        start_http2(encrypted, &BoxToken::parse(sent).unwrap())
+            .await
+            .unwrap()
+    }
+
+    /// A connection to boxd, as soon as it listens.
+    pub async fn stream(&self) -> tokio::net::TcpStream {
         let deadline = Instant::now() + DEADLINE;
         let stream = loop {
             match tokio::net::TcpStream::connect(self.address).await {
@@ -138,9 +157,7 @@ impl TestBox {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         stream.set_nodelay(true).unwrap();
-        connect(stream, &BoxToken::parse(token).unwrap())
-            .await
-            .unwrap()
+        stream
     }
 
     /// A client, and a task: aborting the task closes the connection.
@@ -150,12 +167,7 @@ impl TestBox {
         let relay = tokio::spawn(async move {
             let _ = tokio::io::copy_bidirectional(&mut relay_end, &mut stream).await;
         });
-        (
-            connect(client_end, &BoxToken::parse(TOKEN).unwrap())
-                .await
-                .unwrap(),
-            relay,
-        )
+        (connect(client_end, &token()).await.unwrap(), relay)
     }
 
     /// The process id of boxd itself, in the test's namespace.

@@ -103,7 +103,9 @@ impl From<RuntimeError> for BoxError {
 impl From<ConnectError> for BoxError {
     fn from(error: ConnectError) -> Self {
         match error {
-            // The peer accepted the connection but does not speak HTTP/2: the box is ending.
+            // The peer accepted the connection and speaks no TLS or no HTTP/2, or has another key:
+            // the box is ending, or something else has its address by now.
+            ConnectError::Tls(error) => Self::Unreachable(error.to_string()),
             ConnectError::Transport(error) => Self::Unreachable(deepest_cause(&error)),
             ConnectError::Token(error) => Self::Credential(error.to_string()),
         }

@@ -69,6 +69,7 @@ async fn start_box(driver: &Driver, command: Option<&str>) -> RealBox {
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         boxd_token: token.expose().to_owned(),
+        image_credential: None,
     };
     match driver.ensure(&spec, 1).await.unwrap().phase {
         BoxPhase::Running { address, .. } => RealBox { id, address },

@@ -1,14 +1,20 @@
 //! Failures of a part while a command runs: no invented exit, and no command left behind.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use agentbox_box_protocol::tls;
+use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::{AttachRequest, Open, OpenKind};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
 use crate::support::gateway::{attach, command, result, shell};
 use crate::support::relay::Relay;
-use crate::support::{System, TestBox, eventually, is_alive, pattern};
+use crate::support::{System, TestBox, eventually, is_alive, pattern, proxy};
 
 const LONG: &str = "echo $$ > pid; echo begun; exec sleep 600";
 
@@ -177,14 +183,18 @@ async fn box_lost_before_its_answer_to_start_is_box_lost() {
     let system = System::start().await;
     let inside = TestBox::idle().await;
     let relay = Relay::to(inside.address).await;
-    relay.hold_answers();
-    let open = Open {
+    let open = |script: &str| Open {
         environment: inside.id.clone(),
         owner: None,
         address: Some(relay.address),
         status: Status::Running,
-        kind: OpenKind::Exec(shell(LONG)),
+        kind: OpenKind::Exec(shell(script)),
     };
+    // The handshake of the connection needs answers.
+    let first = system.gateway.open_as(&open("true")).await.unwrap();
+    result(first).await.unwrap();
+    let open = open(LONG);
+    relay.hold_answers();
     let losing = async {
         let orphan = inside.number("pid").await;
         drop(relay);
@@ -219,4 +229,49 @@ async fn attach_to_lost_box_ends_with_error() {
     relay.disconnect();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn impostor_at_the_address_of_a_box_gets_no_token_and_no_command() {
+    let system = System::start().await;
+    let inside = TestBox::idle().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let impostor = tokio::spawn(async move {
+        // First with a key of its own, to read what is sent to it.
+        let token = BoxToken::parse("token-of-the-impostor").unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let accepted = tls::acceptor(&token).unwrap().accept(stream).await;
+        assert!(accepted.is_err(), "the exec-proxy accepted another key");
+        // Then without TLS.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut received = vec![0; 16 * 1024];
+        let length = stream.read(&mut received).await.unwrap();
+        received.truncate(length);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut received).await;
+        received
+    });
+    for _ in 0..2 {
+        let open = Open {
+            environment: inside.id.clone(),
+            owner: None,
+            address: Some(address),
+            status: Status::Running,
+            kind: OpenKind::Exec(shell("echo the-command")),
+        };
+        let answer = async { result(system.gateway.open_as(&open).await?).await };
+        let error = answer.await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotRunning, "{error}");
+    }
+    let received = tokio::time::timeout(Duration::from_secs(20), impostor);
+    let received = received.await.unwrap().unwrap();
+    let received = String::from_utf8_lossy(&received);
+    let token = BoxToken::derive(&proxy::secret_bytes(), &inside.id).unwrap();
+    for text in ["authorization", token.expose(), "the-command"] {
+        assert!(!received.contains(text), "{text} was sent to the impostor");
+    }
+    // The box itself is served as before.
+    let answer = system.gateway.exec(&inside, command(&["true"])).await;
+    assert_eq!(answer.unwrap().exit.exit_code, 0);
 }

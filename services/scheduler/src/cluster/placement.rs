@@ -227,6 +227,8 @@ pub fn retryable_if_unreachable<'a>(
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::environment::LimitEnforcement;
+
     use super::*;
 
     fn candidate(name: &str, region: &str, cpu: u64, memory: u64, free: u64) -> Candidate {
@@ -243,9 +245,9 @@ mod tests {
                 available_memory: Bytes(free),
                 available_storage: Bytes(0),
                 total_storage: Bytes(0),
-                limitations: vec![],
                 labels: BTreeMap::new(),
                 runtime_classes: vec![],
+                enforcement: LimitEnforcement::default(),
             },
         }
     }

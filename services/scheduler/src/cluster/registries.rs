@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use agentbox_contracts::error::Error;
+use agentbox_runtime::image_reference::{canonical_registry, registry};
 use serde::Deserialize;
 
-use crate::environment::request::{is_registry, registry};
+use crate::environment::request::is_registry;
 
 /// The registries of a cluster whose configuration lists none.
 const DEFAULT: [&str; 3] = ["docker.io", "ghcr.io", "quay.io"];
@@ -41,8 +42,9 @@ impl TryFrom<Vec<String>> for AllowedRegistries {
                 return Err(InvalidRegistry(name.chars().take(80).collect()));
             }
         }
-        let names = names.into_iter().map(|name| name.to_ascii_lowercase());
-        Ok(Self(names.collect()))
+        Ok(Self(
+            names.iter().map(|name| canonical_registry(name)).collect(),
+        ))
     }
 }
 
@@ -64,7 +66,13 @@ impl AllowedRegistries {
     /// Whether the registry of `image` is allowed.
     #[must_use]
     pub fn allow(&self, image: &str) -> bool {
-        let registry = registry(image).to_ascii_lowercase();
+        self.allow_registry(registry(image))
+    }
+
+    /// Whether images of this registry, `host[:port]`, are allowed.
+    #[must_use]
+    pub fn allow_registry(&self, registry: &str) -> bool {
+        let registry = canonical_registry(registry);
         self.0.contains(&registry) || (self.0.contains(ANY) && has_public_name(&registry))
     }
 

@@ -1,6 +1,7 @@
 //! The RPCs of other services. Each decides, writes, and publishes.
 
 mod create;
+mod credentials;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -214,11 +215,12 @@ impl Environments {
         Ok(Empty {})
     }
 
-    /// Requests the end of every environment of one user.
+    /// Deletes the registry credentials of a deleted user, and requests the end of every environment.
     ///
     /// # Errors
     /// `Unavailable` without a database. The requests that succeeded before stay in effect.
     pub async fn delete_owned(&self, request: DeleteOwnedRequest) -> Result<Empty, Error> {
+        self.0.store.delete_credentials_of(&request.owner).await?;
         loop {
             let active = self
                 .0
@@ -300,7 +302,7 @@ impl Environments {
                 nodes: capacity.as_ref().map_or(0, |c| c.nodes),
                 available_cpu_milli: capacity.as_ref().map_or(0, |c| c.available_cpu.0),
                 available_memory_bytes: capacity.as_ref().map_or(0, |c| c.available_memory.0),
-                limitations: capacity.map_or_else(Vec::new, |c| c.limitations),
+                enforcement: capacity.as_ref().map(|c| c.enforcement),
             }
         });
         HealthReply {

@@ -18,7 +18,7 @@ use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOU
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
-pub use image::{image, is_registry, registry};
+pub use image::{image, is_registry};
 pub use labels::{label_key, label_value};
 
 /// The parsed `resources` of a request.

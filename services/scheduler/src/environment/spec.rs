@@ -77,6 +77,8 @@ pub fn box_spec(
         boxd_token: BoxToken::derive(defaults.secret.bytes(), &environment.id)?
             .expose()
             .to_owned(),
+        // Read when the box is created: the owner may change it.
+        image_credential: None,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Every SQL statement about an environment.
+//! Every SQL statement about an environment, and about its owner's registry credentials.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -13,6 +13,7 @@
 
 mod change;
 mod create;
+mod credentials;
 mod list;
 mod messages;
 mod outbox;
@@ -69,6 +70,14 @@ pub enum StoreError {
         #[source]
         source: SecretError,
     },
+    #[error(
+        "the registry credential `{name}` cannot be used: was AGENTBOX_SCHEDULER_SECRET changed?"
+    )]
+    SealedCredential {
+        name: String,
+        #[source]
+        source: SecretError,
+    },
     /// A public error, passed on unchanged: a quota, a conflict.
     #[error(transparent)]
     Refused(#[from] Error),
@@ -82,7 +91,10 @@ impl From<StoreError> for Error {
                 ErrorCode::Conflict,
                 "the environment was changed by another request at the same time; try again",
             ),
-            StoreError::Corrupt(_) | StoreError::Encode(_) | StoreError::Sealed { .. } => {
+            StoreError::Corrupt(_)
+            | StoreError::Encode(_)
+            | StoreError::Sealed { .. }
+            | StoreError::SealedCredential { .. } => {
                 tracing::error!(error = %ErrorChain(&error), "row not read or not written");
                 Self::internal()
             }
@@ -95,7 +107,7 @@ impl From<StoreError> for Error {
 #[derive(Clone)]
 pub struct Store {
     database: DatabaseConnection,
-    /// Under which variables are sealed.
+    /// Under which variables and registry credentials are sealed.
     secret: MasterSecret,
 }
 

@@ -7,6 +7,7 @@ use agentbox_contracts::audit::{AuditAction, Origin};
 use agentbox_contracts::environment::{EventKind, Route};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
+use agentbox_runtime::RegistryCredential;
 use agentbox_scheduler::environment::outbox::{Outbox, outbox};
 use agentbox_scheduler::environment::record::Record;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
@@ -423,6 +424,54 @@ async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
     for queued in &queued {
         assert_eq!(queued.entry.origin, origin);
         assert_eq!(queued.entry.target.as_deref(), Some(id.as_str()));
+    }
+    shutdown.cancel();
+    relaying.await.unwrap();
+}
+
+#[tokio::test]
+async fn registry_credential_changes_are_audited_with_the_registry() {
+    let database = database().await;
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let auth = bus(&nats, "auth").await;
+    let scheduler = bus(&nats, "scheduler").await;
+    let (outbox, relay) = outbox(database.store.clone(), scheduler);
+    let shutdown = CancellationToken::new();
+    let relaying = tokio::spawn(relay.run(shutdown.clone()));
+    let owner = UserId::random();
+    let origin = Origin {
+        user: Some(owner.clone()),
+        ..Origin::default()
+    };
+    let login = RegistryCredential {
+        username: "ada".into(),
+        password: "secret".into(),
+    };
+    let store = &database.store;
+    let change = async {
+        let set = store.set_credential(&owner, "registry.example:5000", &login);
+        outbox.wake(&set.await.unwrap());
+        let delete = store.delete_credential(&owner, "registry.example:5000");
+        outbox.wake(&delete.await.unwrap().unwrap());
+    };
+    with_origin(origin.clone(), change).await;
+    all_published(&database).await;
+
+    let mut queue = auth.audit_queue();
+    let queued = queue.pull(10, Duration::from_secs(1)).await.unwrap();
+    let actions: Vec<AuditAction> = queued.iter().map(|queued| queued.entry.action).collect();
+    assert_eq!(
+        actions,
+        [
+            AuditAction::SetRegistryCredential,
+            AuditAction::DeleteRegistryCredential,
+        ]
+    );
+    for queued in &queued {
+        assert_eq!(queued.entry.origin, origin);
+        let target = queued.entry.target.as_deref();
+        assert_eq!(target, Some("registry.example:5000"));
+        assert!(queued.entry.is_storable());
     }
     shutdown.cancel();
     relaying.await.unwrap();

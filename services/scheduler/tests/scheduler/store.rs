@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::rpc::GetRequest;
+use agentbox_contracts::environment::rpc::{DeleteOwnedRequest, GetRequest};
 use agentbox_contracts::environment::{
     Isolation, NetworkPolicy, SecurityContext, Status, Toleration,
 };
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId};
+use agentbox_contracts::registry::MAX_CREDENTIALS;
 use agentbox_contracts::units::{Bytes, MilliCpu};
+use agentbox_runtime::RegistryCredential;
 use agentbox_scheduler::cluster::placement::Allocatable;
 use agentbox_scheduler::environment::quota::Quota;
 use agentbox_scheduler::environment::state::{EndReason, LifecycleEvent, transition};
@@ -107,6 +109,86 @@ async fn variables_are_sealed_at_rest_and_bound_to_their_environment() {
     created.environment.id = EnvironmentId::random();
     let moved = database.store.open(&created);
     assert!(matches!(moved, Err(StoreError::Sealed { .. })), "{moved:?}");
+}
+
+fn login(password: &str) -> RegistryCredential {
+    RegistryCredential {
+        username: "ada".into(),
+        password: password.into(),
+    }
+}
+
+#[tokio::test]
+async fn registry_credential_is_sealed_and_bound_to_its_owner_and_registry() {
+    let database = database().await;
+    let store = &database.store;
+    let (owner, other) = (UserId::random(), UserId::random());
+    for password in ["old-password", "new-password"] {
+        let login = login(password);
+        let set = store.set_credential(&owner, "registry.example", &login);
+        set.await.unwrap();
+    }
+    let plain = "SELECT count(*) FROM registry_credentials
+         WHERE position('password'::bytea IN sealed) > 0";
+    assert_eq!(database.number(plain).await, 0);
+    let read = store.credential(&owner, "registry.example").await.unwrap();
+    assert_eq!(read, Some(login("new-password")));
+    for (owner, registry) in [(&owner, "other.example"), (&other, "registry.example")] {
+        assert_eq!(store.credential(owner, registry).await.unwrap(), None);
+    }
+    let (listed, total) = store.list_credentials(&owner, 10, 0).await.unwrap();
+    assert_eq!((listed.len(), total), (1, 1));
+    assert_eq!(listed[0].registry, "registry.example");
+    // In the row of another user it is invalid.
+    database
+        .execute(&format!(
+            "UPDATE registry_credentials SET owner = '{other}'"
+        ))
+        .await;
+    let moved = store.credential(&other, "registry.example").await;
+    assert!(
+        matches!(moved, Err(StoreError::SealedCredential { .. })),
+        "{moved:?}"
+    );
+    // A replica with another secret does not start.
+    let replica = Store::new(database.connection.clone(), secret(2));
+    assert!(replica.seal_stored_variables().await.is_err());
+}
+
+#[tokio::test]
+async fn registry_credentials_are_bounded_and_deleted_with_their_owner() {
+    let database = database().await;
+    let store = &database.store;
+    let (owner, other) = (UserId::random(), UserId::random());
+    let login = login("x");
+    for number in 0..MAX_CREDENTIALS {
+        let registry = format!("r{number}.example");
+        let set = store.set_credential(&owner, &registry, &login);
+        set.await.unwrap();
+    }
+    let set = store.set_credential(&owner, "more.example", &login);
+    match set.await {
+        Err(StoreError::Refused(error)) => assert_eq!(error.code, ErrorCode::QuotaExceeded),
+        outcome => panic!("{outcome:?}"),
+    }
+    // One that exists may be replaced, and another user has its own.
+    for (owner, registry) in [(&owner, "r0.example"), (&other, "more.example")] {
+        let set = store.set_credential(owner, registry, &login);
+        set.await.unwrap();
+    }
+    let deleted = store.delete_credential(&owner, "r0.example").await;
+    assert!(deleted.unwrap().is_some());
+    let again = store.delete_credential(&owner, "r0.example").await;
+    assert!(again.unwrap().is_none());
+    let environments = environments(&database).await;
+    let request = DeleteOwnedRequest {
+        owner: owner.clone(),
+    };
+    environments.delete_owned(request).await.unwrap();
+    for (owner, left) in [(&owner, 0), (&other, 1)] {
+        let (_, total) = store.list_credentials(owner, 10, 0).await.unwrap();
+        assert_eq!(total, left);
+    }
 }
 
 #[tokio::test]
@@ -503,10 +585,12 @@ async fn unreadable_row_is_skipped_and_delays_no_other() {
         .await;
     database
         .execute(&format!(
-            "UPDATE environments SET status_reason = 'NEWER' WHERE id = '{unreadable}'"
+            "UPDATE environments SET status_reason = 'NEWER',
+                expires_at = now() - interval '1 hour' WHERE id = '{unreadable}'"
         ))
         .await;
-    let expired = store.expired(10).await.unwrap();
+    // The unreadable row is the first one.
+    let expired = store.expired(1).await.unwrap();
     assert_eq!(expired.len(), 1, "{expired:?}");
     assert_eq!(expired[0].environment.id, ids[0]);
 

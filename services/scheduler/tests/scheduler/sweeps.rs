@@ -30,6 +30,7 @@ fn spec(id: &EnvironmentId) -> BoxSpec {
         node_selector: Default::default(),
         tolerations: vec![],
         boxd_token: "a-token".into(),
+        image_credential: None,
     }
 }
 

@@ -5,17 +5,14 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::subjects::{self, HEADER_REASON};
 use async_nats::jetstream::{AckKind, Message};
-use async_nats::{HeaderMap, header};
 use futures::FutureExt;
 use tracing::Instrument;
 
 use super::{Command, Retry};
 use crate::client::Client;
-use crate::error::BusError;
 use crate::message::is_expired;
-use crate::{metrics, trace};
+use crate::{dead_letter, metrics, trace};
 
 /// The wait before the next attempt after a panic.
 const PANIC_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -83,25 +80,8 @@ impl Delivery {
     /// Stores the command as a dead letter, then removes it from the queue.
     async fn dead_letter(&self, reason: &str) {
         let message = &self.message;
-        let sequence = message.info().map_or(0, |info| info.stream_sequence);
-        let headers = dead_letter_headers(message.headers.as_ref(), sequence, reason);
-        let published = async {
-            self.client
-                .jetstream()
-                .publish_with_headers(
-                    subjects::dead_letter(message.subject.as_str()),
-                    headers,
-                    message.payload.clone(),
-                )
-                .await
-                .map_err(BusError::nats("writing a dead letter"))?
-                .await
-                .map_err(BusError::nats("writing a dead letter"))
-        }
-        .await;
-        match published {
-            Ok(_) => {
-                metrics::dead_letter();
+        match dead_letter::store(&self.client, message, reason).await {
+            Ok(()) => {
                 tracing::error!(subject = %message.subject, reason, "command became a dead letter");
                 self.acknowledge(AckKind::Term).await;
             }
@@ -118,46 +98,5 @@ impl Delivery {
             // The server delivers the command again.
             tracing::debug!(error = %ErrorChain(&*error), "acknowledgement not sent");
         }
-    }
-}
-
-/// The headers of a dead letter: those of the command and the reason. Its message id is not the
-/// command's, because JetStream drops a second message with one id. It is the same for each attempt
-/// to write the letter, so that the letter is stored once.
-fn dead_letter_headers(headers: Option<&HeaderMap>, sequence: u64, reason: &str) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        if !name.to_string().eq_ignore_ascii_case("Nats-Msg-Id") {
-            for value in values {
-                kept.append(name.clone(), value.clone());
-            }
-        }
-    }
-    // A header must be one line.
-    let line: String = reason
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    kept.insert(HEADER_REASON, line);
-    kept.insert(header::NATS_MESSAGE_ID, format!("dead-{sequence}"));
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use agentbox_contracts::subjects::HEADER_EXPIRES_AT;
-
-    use super::*;
-
-    #[test]
-    fn dead_letter_keeps_headers_with_own_id_and_one_line_reason() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::NATS_MESSAGE_ID, "outbox-7");
-        headers.insert(HEADER_EXPIRES_AT, "12");
-        let dead = dead_letter_headers(Some(&headers), 9, "no\r\nroom");
-        let get = |name: &str| dead.get(name).map(|value| value.as_str().to_owned());
-        assert_eq!(get(HEADER_EXPIRES_AT).as_deref(), Some("12"));
-        assert_eq!(get("Nats-Msg-Id").as_deref(), Some("dead-9"));
-        assert_eq!(get(HEADER_REASON).as_deref(), Some("no  room"));
     }
 }

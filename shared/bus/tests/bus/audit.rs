@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use agentbox_bus::{AuditQueue, QueuedEntry};
 use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditHead, AuditOutcome, Origin};
-use agentbox_contracts::subjects;
+use agentbox_contracts::subjects::{self, AUDIT_STREAM, DEAD_LETTERS_STREAM, HEADER_REASON};
 use agentbox_testing::TestNats;
 use chrono::Utc;
+use serde_json::json;
 
-use crate::support::{DEADLINE, connect};
+use crate::support::{DEADLINE, connect, eventually_async};
 
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -29,7 +30,7 @@ async fn pull(queue: &mut AuditQueue, count: usize) -> Vec<QueuedEntry> {
 }
 
 #[tokio::test]
-async fn audit_entries_arrive_once_and_forged_actions_do_not() {
+async fn audit_entries_arrive_once_and_forged_ones_become_dead_letters() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let auth = connect(&nats, "auth").await;
     let gateway = connect(&nats, "api-gateway").await;
@@ -62,6 +63,43 @@ async fn audit_entries_arrive_once_and_forged_actions_do_not() {
         queued.acknowledge().await;
     }
     assert!(queue.pull(1, WAIT).await.unwrap().is_empty());
+
+    let scheduler = connect(&nats, "scheduler").await;
+    let stream = scheduler.jetstream().get_stream(DEAD_LETTERS_STREAM).await;
+    let stream = stream.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 2);
+    let subject = subjects::dead_letter(&subjects::audit(AuditAction::Exec));
+    let letter = stream.get_last_raw_message_by_subject(&subject).await;
+    let letter = letter.unwrap();
+    let reason = letter.headers.get(HEADER_REASON).unwrap();
+    assert_eq!(reason.as_str(), "it is too large");
+    assert_eq!(letter.payload.len(), 64 * 1024);
+}
+
+#[tokio::test]
+async fn entry_of_a_newer_version_stays_in_the_stream_and_delays_no_other() {
+    let (_system, nats) = TestNats::own().await.unwrap();
+    let auth = connect(&nats, "auth").await;
+    let gateway = connect(&nats, "api-gateway").await;
+    let mut newer = serde_json::to_value(entry(AuditAction::Exec)).unwrap();
+    newer["action"] = json!("upload");
+    let subject = "abx.v1.audit.api-gateway.upload";
+    let stored = gateway
+        .jetstream()
+        .publish(subject, newer.to_string().into());
+    stored.await.unwrap().await.unwrap();
+    let exec = entry(AuditAction::Exec);
+    gateway.record_audit(&exec, DEADLINE).await.unwrap();
+
+    let queued = pull(&mut auth.audit_queue(), 1).await;
+    assert_eq!(queued[0].entry.id, exec.id);
+    queued[0].acknowledge().await;
+    eventually_async("only the newer entry is left", async || {
+        let stream = gateway.jetstream().get_stream(AUDIT_STREAM).await.unwrap();
+        stream.cached_info().state.messages == 1
+    })
+    .await;
+    assert!(auth.audit_queue().pull(1, WAIT).await.unwrap().is_empty());
 }
 
 #[tokio::test]

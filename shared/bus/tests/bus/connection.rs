@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use agentbox_bus::{Bus, BusConfig, BusError};
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::Ready;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::subjects;
-use agentbox_testing::TestNats;
+use agentbox_testing::{Components, NatsEndpoint, Options, System, TestNats};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{DEADLINE, connect, eventually, eventually_async, within};
@@ -43,6 +44,7 @@ async fn wrong_password_is_refused_at_once() {
     let started = Instant::now();
     let refused = Bus::connect(BusConfig {
         url: nats.url,
+        tls_ca: None,
         user: "auth".to_owned(),
         password: "wrong".to_owned(),
         service: "auth",
@@ -51,6 +53,62 @@ async fn wrong_password_is_refused_at_once() {
     .await;
     assert!(matches!(refused.err(), Some(BusError::Connect { .. })));
     assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// The error of a login that must be refused without another attempt.
+async fn refused_login(nats: &NatsEndpoint) -> String {
+    let config = BusConfig {
+        url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
+        user: "auth".to_owned(),
+        password: nats.passwords["auth"].clone(),
+        service: "auth",
+        instance: InstanceId::random(),
+    };
+    let refused = within(DEADLINE, Bus::connect(config)).await;
+    ErrorChain(&refused.err().expect("the login succeeds")).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypted_server_is_verified_before_the_login() {
+    let components = Components {
+        nats: true,
+        ..Components::NONE
+    };
+    let system = System::start(Options::components(components).nats_tls())
+        .await
+        .unwrap();
+    let nats = system.nats.clone().unwrap();
+    connect(&nats, "auth").await.close().await;
+    let with = |change: &dyn Fn(&mut NatsEndpoint)| {
+        let mut nats = nats.clone();
+        change(&mut nats);
+        nats
+    };
+    // The authority alone requires TLS too.
+    let unnamed = with(&|nats| nats.url = nats.url.replace("tls://", "nats://"));
+    connect(&unnamed, "auth").await.close().await;
+
+    let of_the_system = with(&|nats| nats.tls_ca = None);
+    let other_authority = with(&|nats| {
+        let path = nats.tls_ca.as_ref().unwrap();
+        nats.tls_ca = Some(path.with_file_name("server.pem"));
+    });
+    // The certificate is valid for 127.0.0.1.
+    let other_name = with(&|nats| nats.url = nats.url.replace("127.0.0.1", "localhost"));
+    for wrong in [of_the_system, other_authority, other_name] {
+        let error = refused_login(&wrong).await;
+        assert!(error.contains("certificate"), "{error}");
+    }
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_without_tls_gets_no_login_of_an_encrypted_client() {
+    let mut nats = TestNats::shared().await.unwrap();
+    nats.url = nats.url.replace("nats://", "tls://");
+    let error = refused_login(&nats).await;
+    assert!(!error.contains("authorization"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ pub type ToOpener = Session<FromBox, ToBox>;
 pub async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
     Bus::connect(BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: service.to_owned(),
         password: nats.passwords[service].clone(),
         service,
@@ -46,6 +47,7 @@ pub async fn connect_with_all_access(nats: &NatsEndpoint) -> Bus {
     let (user, password) = nats.all_access();
     Bus::connect(BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: user.to_owned(),
         password: password.to_owned(),
         service: PROVISIONER,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, EnvironmentRequest, Status, Visibility};
+use super::{Environment, EnvironmentRequest, LimitEnforcement, Status, Visibility};
 use crate::ids::{EnvironmentId, UserId};
 use crate::rpc::{Empty, rpc};
 
@@ -100,9 +100,9 @@ pub struct ClusterHealth {
     pub nodes: u32,
     pub available_cpu_milli: u64,
     pub available_memory_bytes: u64,
-    /// What the cluster does not enforce for its boxes, each in one clause.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub limitations: Vec<String>,
+    /// Absent while the cluster does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<LimitEnforcement>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

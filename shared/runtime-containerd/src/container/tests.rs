@@ -91,6 +91,7 @@ fn tmp_is_in_memory_only_if_the_root_is_read_only() {
             output: Path::new("/d/output"),
             memory: Path::new("/d/memory"),
             names: Path::new("/d/memory"),
+            terminals: None,
             seccomp: Path::new("/d/seccomp.json"),
         };
         let container = config(&settings(), &spec, 1, &ImageConfig::default(), files, None);
@@ -100,6 +101,22 @@ fn tmp_is_in_memory_only_if_the_root_is_read_only() {
             .map(|mount| mount.container_path.as_str())
             .collect();
         assert_eq!(found, in_memory);
+    }
+}
+
+#[test]
+fn terminals_are_mounted_unless_the_runtime_has_its_own() {
+    for terminals in [Some(Path::new("/d/terminals")), None] {
+        let files = HostFiles {
+            output: Path::new("/d/output"),
+            memory: Path::new("/d/memory"),
+            terminals,
+            seccomp: Path::new("/d/seccomp.json"),
+        };
+        let container = config(&settings(), &spec(), 1, &ImageConfig::default(), files);
+        let mut mounts = container.mounts.iter();
+        let mount = mounts.find(|mount| mount.container_path == "/dev/pts");
+        assert_eq!(mount.map(|mount| Path::new(&mount.host_path)), terminals);
     }
 }
 

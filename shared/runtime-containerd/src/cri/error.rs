@@ -45,10 +45,10 @@ impl CriError {
         }
     }
 
-    /// containerd's message; empty when there is none.
+    /// containerd's message.
     pub fn message(&self) -> &str {
         match self {
-            Self::Deadline { .. } => "",
+            Self::Deadline { .. } => "deadline exceeded",
             Self::Unavailable { message, .. } | Self::Refused { message, .. } => message,
         }
     }

@@ -8,6 +8,12 @@
 //!    refused. The box's chain `out-<id>` decides about the rest.
 //! 4. To another box: that box's chain `in-<id>` decides too.
 //!
+//! The guard also bounds what a box sends. A packet that would begin a connection passes the chain
+//! `opened` of its sender, and the chain `reached` of a receiving box: they bound the box's entries
+//! in the machine's connection table. The chain `received` bounds what a box receives. The state of
+//! a bound is an element of a dynamic set, for each port or address. The set's name has the bound,
+//! because an element keeps the bound with which it was created.
+//!
 //! Only replies skip the checks after the guard. Other packets of a known connection do not,
 //! because connection tracking may know it from an earlier box with the same address.
 
@@ -41,6 +47,11 @@ fn ipv4_network(network: &IpNet) -> Option<Ipv4Net> {
     }
 }
 
+/// Whether the set has the state of the bound on connections, as elements that time removes.
+fn is_state_of_a_bound(set: &str) -> bool {
+    set.starts_with("opened-") || set.starts_with("connections-")
+}
+
 /// Renders the rules of one network.
 #[derive(Clone, Debug)]
 pub struct Ruleset {
@@ -51,7 +62,20 @@ pub struct Ruleset {
     deployment_set: String,
     resolvers: Vec<Ipv4Addr>,
     blocked: Vec<Ipv4Net>,
+    /// Bits per second of a box in each direction.
+    bandwidth: Option<u64>,
+    /// Open connections of a box.
+    connections: Option<u64>,
 }
+
+/// The size of a dynamic set, larger than the number of boxes of any machine.
+const SET_SIZE: u32 = 65_535;
+/// A box opens as many connections at once as it may have open, and then as many again within this
+/// time. A closed one stays in the table for two minutes, so that a box has at most about four times
+/// its bound there.
+const SECONDS_TO_OPEN_ALL: u64 = 64;
+/// An ICMP refusal, so that a client in the box fails at once and not after minutes.
+const REFUSE: &str = "reject with icmpx admin-prohibited";
 
 fn list<T: std::fmt::Display>(items: &[T]) -> String {
     items
@@ -78,6 +102,8 @@ impl Ruleset {
                 .iter()
                 .filter_map(ipv4_network)
                 .collect(),
+            bandwidth: config.network_bandwidth,
+            connections: config.network_connections,
         }
     }
 
@@ -101,6 +127,78 @@ impl Ruleset {
         Some(format!("delete set inet {} {set}\n", self.table))
     }
 
+    /// Renders the rules that bound the bandwidth of each box: bytes are counted at its port, and
+    /// packets beyond the bound are dropped.
+    fn bandwidth_rules(&self) -> String {
+        let table = &self.table;
+        let Some(bits) = self.bandwidth else {
+            return String::new();
+        };
+        let mut text = String::new();
+        for (chain, name, port) in [
+            ("guard", "sent", "iifname"),
+            ("received", "received", "oifname"),
+        ] {
+            let (set, bytes) = (format!("{name}-{bits}"), bits / 8);
+            let _ = writeln!(
+                text,
+                "add set bridge {table} {set} {{ type ifname; size {SET_SIZE}; flags dynamic,timeout; timeout 1m; }}"
+            );
+            let _ = writeln!(
+                text,
+                "add rule bridge {table} {chain} {port} @ports update @{set} {{ {port} limit rate over {bytes} bytes/second }} drop"
+            );
+        }
+        text
+    }
+
+    /// The sets with the state of the bound on connections: their names, and their definitions.
+    fn connection_sets(&self) -> Option<[(String, String); 2]> {
+        let connections = self.connections?;
+        let set = format!("type ipv4_addr; size {SET_SIZE}; flags dynamic");
+        Some([
+            (
+                format!("opened-{connections}"),
+                format!("{{ {set},timeout; timeout 1m; }}"),
+            ),
+            // The kernel removes an element without connections. It refuses a timeout here.
+            (
+                format!("connections-{connections}"),
+                format!("{{ {set}; }}"),
+            ),
+        ])
+    }
+
+    /// Renders the rules that bound the connections of each box. The first of a pair bounds how
+    /// fast connections are opened: the kernel counts a refused one until it notices.
+    fn connection_rules(&self) -> String {
+        let table = &self.table;
+        let (Some(connections), Some(sets)) = (self.connections, self.connection_sets()) else {
+            return String::new();
+        };
+        let mut text = String::new();
+        for (name, definition) in &sets {
+            let _ = writeln!(text, "add set inet {table} {name} {definition}");
+        }
+        let [(opened, _), (open, _)] = &sets;
+        let rate = (connections / SECONDS_TO_OPEN_ALL).max(1);
+        for (chain, address, refusal) in [
+            ("opened", "ip saddr", REFUSE),
+            ("reached", "ip daddr", "drop"),
+        ] {
+            let rule = format!("add rule inet {table} {chain} ct status & confirmed == 0");
+            let _ = writeln!(
+                text,
+                "{rule} update @{opened} {{ {address} limit rate over {rate}/second burst {connections} packets }} {refusal}"
+            );
+            let _ = writeln!(
+                text,
+                "{rule} add @{open} {{ {address} ct count over {connections} }} {refusal}"
+            );
+        }
+        text
+    }
+
     /// Renders the rules that belong to no box. They apply whatever rules exist already.
     fn base(&self) -> String {
         let Self {
@@ -110,20 +208,22 @@ impl Ruleset {
             deployment_set,
             ..
         } = self;
+        let bandwidth = self.bandwidth_rules();
+        let connections = self.connection_rules();
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
-        // An ICMP refusal, so that a client in the box fails at once and not after minutes.
-        let refuse = "reject with icmpx admin-prohibited";
         format!(
             r#"add table bridge {table}
 add set bridge {table} ports {{ type ifname; }}
 add set bridge {table} senders {{ type ifname . ether_addr . ipv4_addr; }}
 add chain bridge {table} guard {{ type filter hook prerouting priority -300; policy accept; }}
 add chain bridge {table} between {{ type filter hook forward priority 0; policy accept; }}
+add chain bridge {table} received {{ type filter hook postrouting priority 0; policy accept; }}
 flush chain bridge {table} guard
 flush chain bridge {table} between
-add rule bridge {table} guard iifname != @ports accept
+flush chain bridge {table} received
+{bandwidth}add rule bridge {table} guard iifname != @ports accept
 add rule bridge {table} guard ether type ip iifname . ether saddr . ip saddr @senders accept
 add rule bridge {table} guard ether type arp iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
 add rule bridge {table} guard drop
@@ -134,26 +234,34 @@ add map inet {table} egress {{ type ipv4_addr : verdict; }}
 add map inet {table} ingress {{ type ipv4_addr : verdict; }}
 add set inet {table} resolving {{ type ipv4_addr . ipv4_addr; }}
 add set inet {table} {deployment_set} {{ type ipv4_addr; }}
+add chain inet {table} opened
+add chain inet {table} reached
 add chain inet {table} delivered
 add chain inet {table} internet
 add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
 add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
+flush chain inet {table} opened
+flush chain inet {table} reached
 flush chain inet {table} delivered
 flush chain inet {table} internet
 flush chain inet {table} input
 flush chain inet {table} forward
+{connections}add rule inet {table} reached accept
 add rule inet {table} input iifname != "{bridge}" accept
 add rule inet {table} input ct state established,related ct direction reply accept
+add rule inet {table} input {dns} jump opened
 add rule inet {table} input {dns} accept
-add rule inet {table} input {refuse}
+add rule inet {table} input {REFUSE}
 add rule inet {table} forward iifname != "{bridge}" oifname != "{bridge}" accept
 add rule inet {table} forward ct state established,related ct direction reply accept
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
+add rule inet {table} forward {dns} jump opened
 add rule inet {table} forward {dns} accept
-add rule inet {table} forward ip daddr {{ {denied} }} {refuse}
+add rule inet {table} forward ip daddr {{ {denied} }} {REFUSE}
 add rule inet {table} forward ip saddr vmap @egress
-add rule inet {table} forward {refuse}
+add rule inet {table} forward {REFUSE}
+add rule inet {table} delivered iifname "{bridge}" jump opened
 add rule inet {table} delivered oifname != "{bridge}" accept
 add rule inet {table} delivered tcp dport {DEFAULT_PORT} drop
 add rule inet {table} delivered ip daddr vmap @ingress
@@ -207,18 +315,18 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                 "add rule inet {table} out-{id} ip daddr @{set} goto delivered"
             ));
             line(format!(
-                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{set} accept"
+                "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{set} goto reached"
             ));
         }
         // An egress CIDR that contains the boxes' network opens no box.
         line(format!(
-            "add rule inet {table} out-{id} ip daddr {subnet} reject with icmpx admin-prohibited"
+            "add rule inet {table} out-{id} ip daddr {subnet} {REFUSE}"
         ));
         // No egress CIDR opens the operator's blocked networks.
         if !self.blocked.is_empty() && (policy.allow_internet || !egress.is_empty()) {
             let blocked = list(&self.blocked);
             line(format!(
-                "add rule inet {table} out-{id} ip daddr {{ {blocked} }} reject with icmpx admin-prohibited"
+                "add rule inet {table} out-{id} ip daddr {{ {blocked} }} {REFUSE}"
             ));
         }
         if !egress.is_empty() {
@@ -230,13 +338,11 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         if policy.allow_internet {
             line(format!("add rule inet {table} out-{id} jump internet"));
         }
-        line(format!(
-            "add rule inet {table} out-{id} reject with icmpx admin-prohibited"
-        ));
+        line(format!("add rule inet {table} out-{id} {REFUSE}"));
         if !policy.allowed_ingress_ports.is_empty() {
             let ports = list(&policy.allowed_ingress_ports);
             line(format!(
-                "add rule inet {table} in-{id} tcp dport {{ {ports} }} accept"
+                "add rule inet {table} in-{id} tcp dport {{ {ports} }} goto reached"
             ));
         }
         line(format!("add rule inet {table} in-{id} drop"));
@@ -299,6 +405,10 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             let _ = writeln!(text, "add set inet {table} {set} {{ type ipv4_addr; }}");
             elements.push(("inet", set, address.to_string(), address.to_string()));
         }
+        for (set, definition) in self.connection_sets().into_iter().flatten() {
+            let _ = writeln!(text, "add set inet {table} {set} {definition}");
+            elements.push(("inet", set, address.to_string(), address.to_string()));
+        }
         for resolver in &self.resolvers {
             let pair = format!("{address} . {resolver}");
             elements.push(("inet", "resolving".to_owned(), pair.clone(), pair));
@@ -359,11 +469,12 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                     }
                     _ => ("inet", key.clone()),
                 };
-                let _ = writeln!(
-                    text,
-                    "delete element {family} {table} {name} {{ {} }}",
-                    key.join(" . ")
-                );
+                let key = key.join(" . ");
+                if is_state_of_a_bound(name) {
+                    // The kernel may have removed it meanwhile.
+                    let _ = writeln!(text, "add element {family} {table} {name} {{ {key} }}");
+                }
+                let _ = writeln!(text, "delete element {family} {table} {name} {{ {key} }}");
             }
         }
         let chains = found

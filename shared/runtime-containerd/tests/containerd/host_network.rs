@@ -216,7 +216,11 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     check(answer.to_lowercase().contains(&bridge), || {
         format!("{bridge} is not in {answer}")
     })?;
-    // A frame straight to the other's hardware address does not arrive.
+    // A frame straight to the other's hardware address does not arrive. A box has no route for one.
+    let subnet = config.subnet.to_string();
+    inside(pid, &["ip", "route", "add", &subnet, "dev", "eth0"])
+        .await
+        .map_err(Violation)?;
     let show = inside(other_pid, &["ip", "-o", "link", "show", "eth0"])
         .await
         .map_err(Violation)?;
@@ -374,4 +378,46 @@ async fn deleted_rules_are_restored_by_the_watcher() {
         "the control: rules before {before}, deleted {gone}"
     );
     assert_eq!(back, Ok(true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn box_with_an_unreadable_state_does_not_stop_the_repair_of_others() {
+    let config = another_config().await;
+    let s = subject_of(&config);
+    let mut specs = [s.spec(), s.spec()];
+    // The watcher repairs boxes in the order of their ids.
+    specs.sort_by(|a, b| a.id.cmp(&b.id));
+    let mut addresses = Vec::new();
+    for spec in &specs {
+        addresses.push(s.run(spec).await.unwrap().ip());
+    }
+    let state_file = config
+        .state_dir
+        .join(specs[0].id.as_str())
+        .join("facts.json");
+    let state = tokio::fs::read(&state_file).await.unwrap();
+    tokio::fs::write(&state_file, "no JSON").await.unwrap();
+    for address in &addresses {
+        nft_element("delete", &config, *address).await.unwrap();
+    }
+    let mut changes = s.second.watch().await.unwrap();
+    let watching = async { while changes.next().await.is_some() {} };
+    let restored = async {
+        while nft_element("get", &config, addresses[1]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::fs::write(&state_file, &state).await.unwrap();
+        // The first box is tried again.
+        while nft_element("get", &config, addresses[0]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    };
+    let restored = tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::select! { restored = restored => restored, () = watching => false }
+    });
+    let restored = restored.await;
+    tokio::fs::write(&state_file, &state).await.unwrap();
+    s.clean().await.unwrap();
+    assert_eq!(restored, Ok(true), "the watch ended, or it took too long");
 }

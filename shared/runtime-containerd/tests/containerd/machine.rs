@@ -36,15 +36,18 @@ pub async fn subject() -> Subject<Driver> {
     subject_of(&config().await)
 }
 
+/// Imports images of accounts: each name, and its `config` object as JSON.
+pub async fn import_accounts(images: Vec<(String, String)>) {
+    let imported = containerd().await.import_accounts(&images).await;
+    imported.expect("the images can be imported");
+}
+
 /// A subject on a containerd with the images of accounts.
 pub async fn subject_with_accounts() -> Subject<Driver> {
     static IMPORTED: OnceCell<()> = OnceCell::const_new();
-    let import = || async {
-        let images = accounts::images();
-        let imported = containerd().await.import_accounts(&images).await;
-        imported.expect("the images can be imported");
-    };
-    IMPORTED.get_or_init(import).await;
+    IMPORTED
+        .get_or_init(|| import_accounts(accounts::images()))
+        .await;
     subject().await
 }
 

@@ -8,18 +8,22 @@
     reason = "a test fails by panicking"
 )]
 
+mod bounds;
 mod conformance;
 mod filling;
 mod first_instruction;
 mod gvisor;
 mod host_network;
+mod images;
 mod latency;
 mod leftovers;
 mod machine;
 mod processes;
+mod registry;
 mod remote_machine;
 mod resolver;
 mod restart;
 mod services;
 mod storage;
 mod system_calls;
+mod user_files;

@@ -2,7 +2,7 @@
 //! machine, and access to a box's network namespace with all rights.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -89,6 +89,18 @@ impl RemoteMachine {
             run(format!("route add {address}/32 via {net}.2")).await;
         }
         machine
+    }
+
+    /// A listener of this process in the namespace.
+    pub fn bind(&self, port: u16) -> TcpListener {
+        let (path, address) = (format!("/run/netns/{}", self.name), self.address);
+        let enter_and_bind = move || {
+            let network = std::fs::File::open(path).unwrap();
+            setns(network, CloneFlags::CLONE_NEWNET).expect("the machine's network is entered");
+            TcpListener::bind((address, port)).unwrap()
+        };
+        // The thread ends here, because a thread cannot leave a namespace that it has entered.
+        std::thread::spawn(enter_and_bind).join().unwrap()
     }
 
     pub async fn listen(&mut self, port: u16) {

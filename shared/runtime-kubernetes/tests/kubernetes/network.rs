@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime_kubernetes::Config;
 
+mod bandwidth;
 mod change;
 mod closed;
 mod destinations;

@@ -5,7 +5,13 @@
 //!   a broken test.
 //! * I2. No attempt harms the machine when it succeeds.
 
-use super::session::exec;
+use agentbox_box_protocol::client::start_http2;
+use agentbox_box_protocol::proto::StatusRequest;
+use agentbox_box_protocol::tls;
+use agentbox_box_protocol::token::BoxToken;
+use tonic::Code;
+
+use super::session::{exec, failed};
 use super::{End, Subject, Violation, check};
 use crate::address_ranges::{EVERYWHERE, networks};
 use crate::{
@@ -135,9 +141,29 @@ pub async fn boxd_refuses_calls_without_token<D: Runtime + BoxConnector>(
     spec.env.insert("NEKOT".to_owned(), backwards);
     let end = s.run_to_end(&spec).await?;
     let expected = "no token: none\nwrong token: none\nempty token: none\n\
-                    right token: ALLOWED None\ndone";
+                    right token: none\ndone";
     check(end.exit_code == 0 && end.output == expected, || {
         format!("{end:?}")
+    })?;
+
+    // Over TLS, as the services call it, the token decides.
+    let spec = s.spec();
+    let address = s.run(&spec).await?;
+    let right = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
+    let wrong = BoxToken::parse("wrong").map_err(failed)?;
+    for (token, expected) in [(&right, Code::Ok), (&wrong, Code::Unauthenticated)] {
+        let stream = s.first.connect(&spec.id, address).await?;
+        let encrypted = tls::connect(stream, &right).await.map_err(failed)?;
+        let mut boxd = start_http2(encrypted, token).await.map_err(failed)?;
+        let answer = boxd.status(StatusRequest {}).await;
+        let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
+        check(code == expected, || format!("{code:?}, not {expected:?}"))?;
+    }
+    // A client does not take one box for another.
+    let stream = s.first.connect(&spec.id, address).await?;
+    let taken = tls::connect(stream, &wrong).await;
+    check(taken.is_err(), || {
+        "another box's key is accepted".to_owned()
     })
 }
 
@@ -159,6 +185,22 @@ pub async fn forged_report_does_not_change_the_exit_code<D: Runtime + BoxConnect
 ) -> Outcome {
     let end = s
         .run_to_end(&python(s, include_str!("hostile/report.py")))
+        .await?;
+    check(
+        (end.exit_code, end.reason) == (7, ExitReason::Exited),
+        || format!("{end:?}"),
+    )
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn filled_report_is_emptied_and_does_not_change_the_exit_code<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    let end = s
+        .run_to_end(&python(s, include_str!("hostile/fill_report.py")))
         .await?;
     check(
         (end.exit_code, end.reason) == (7, ExitReason::Exited),
@@ -285,11 +327,12 @@ pub async fn each_box_has_user_ids_of_its_own<D: Runtime + BoxConnector>(
             first_ids.push(numbers[1]);
         }
         let script = "touch /own /tmp/own && chown 1000:1000 /own && \
-                      stat -c %u:%g /own /tmp/own /etc/hosts /bin/sh";
+                      stat -c %u:%g /own /tmp/own /etc/hosts /bin/sh /dev/shm /dev/pts \
+                      /dev/pts/ptmx";
         let (owners, code) = exec(s, &spec, &["sh", "-c", script]).await?;
         let found: Vec<&str> = owners.split_whitespace().collect();
         check(
-            code == 0 && found == ["1000:1000", "0:0", "0:0", "0:0"],
+            code == 0 && found == ["1000:1000", "0:0", "0:0", "0:0", "0:0", "0:0", "0:0"],
             || format!("files have other owners in the box: {code} {owners:?}"),
         )?;
     }

@@ -152,6 +152,33 @@ pub async fn processes_over_limit_are_refused<D: Runtime + BoxConnector>(
 
 /// # Errors
 /// When the driver does not meet the requirement.
+pub async fn system_v_objects_of_a_full_box_leave_others_theirs<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    const SCRIPT: &str = include_str!("limits/system_v.py");
+    let python = || {
+        let mut spec = s.spec();
+        spec.image.clone_from(&s.python);
+        spec.resources.memory = Bytes(256 << 20);
+        spec
+    };
+    let (full, other) = (python(), python());
+    s.run(&full).await?;
+    s.run(&other).await?;
+    let command = StartCommand {
+        command: ["python3", "-c", SCRIPT, "all"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    let mut filling = Session::start(s, &full, command).await?;
+    filling.read_until("done").await?;
+    let (output, code) = exec(s, &other, &["python3", "-c", SCRIPT, "one"]).await?;
+    check(code == 0, || {
+        format!("another box got none: {code} {output}")
+    })
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
 pub async fn box_at_process_limit_refuses_commands_and_keeps_running<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {

@@ -72,6 +72,22 @@ fn internal() -> NetworkPolicy {
     }
 }
 
+/// All boxes of a machine share the size of its table of neighbours.
+///
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn box_has_few_neighbours<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+    let mut spec = s.spec();
+    spec.image.clone_from(&s.python);
+    let script = include_str!("network/neighbours.py");
+    spec.command = Some(["python3", "-c", script].map(str::to_owned).to_vec());
+    let end = s.run_to_end(&spec).await?;
+    let neighbours = end.output.trim().parse::<u32>();
+    check(neighbours.is_ok_and(|count| count <= 2), || {
+        format!("the number of neighbours is above 2: {end:?}")
+    })
+}
+
 /// # Errors
 /// When the driver does not meet the requirement.
 pub async fn other_box_is_unreachable_by_default<D: Runtime + BoxConnector>(

@@ -14,7 +14,7 @@ use tonic::Streaming;
 use super::{Subject, TIMEOUT, Violation};
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime};
 
-fn failed(error: impl Display) -> Violation {
+pub(super) fn failed(error: impl Display) -> Violation {
     Violation(error.to_string())
 }
 

@@ -24,8 +24,12 @@ pub struct KubernetesEndpoint {
     pub boxd_image: String,
     /// How the driver delivers boxd into boxes.
     pub boxd_delivery: String,
-    /// The Secret with the login of the cluster's registry.
+    /// The Secret with the login of the cluster's registry, for boxd's image.
     pub image_pull_secrets: Vec<String>,
+    /// The same Secret, for every user's images.
+    pub shared_pull_secrets: Vec<String>,
+    /// What keeps an image that the node has from users who may not pull it.
+    pub present_images: String,
     /// The networks of nodes, services and pods, and this machine's addresses.
     pub cluster_cidrs: Vec<IpNet>,
     /// This machine's address as boxes see it: exec-proxy connects to them from there.

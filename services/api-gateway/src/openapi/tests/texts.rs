@@ -244,6 +244,7 @@ fn documented_limits_are_those_of_the_code() {
         MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS, MAX_PASSWORD,
         MAX_USERNAME, MIN_PASSWORD,
     };
+    use agentbox_contracts::registry::{MAX_REGISTRY_PASSWORD, MAX_REGISTRY_USERNAME};
     let document = Document::new();
     for (schema, field, keyword, limit) in [
         (
@@ -290,6 +291,18 @@ fn documented_limits_are_those_of_the_code() {
             "permissions",
             "maxItems",
             MAX_KEY_PERMISSIONS as u64,
+        ),
+        (
+            "SetRegistryCredential",
+            "username",
+            "maxLength",
+            MAX_REGISTRY_USERNAME as u64,
+        ),
+        (
+            "SetRegistryCredential",
+            "password",
+            "maxLength",
+            MAX_REGISTRY_PASSWORD as u64,
         ),
         ("ExecBody", "command", "maxItems", MAX_ARGUMENTS as u64),
     ] {

@@ -114,18 +114,18 @@ async fn lost_box_closes_with_4502_without_an_exit() {
 }
 
 #[tokio::test]
-async fn message_above_one_mebibyte_closes_with_1009() {
+async fn message_above_the_largest_closes_with_1009() {
     let idle = idle().await;
     let count = "tty=false&command=wc&command=-c";
     let mut socket = Socket::open(&idle.user.caller, &idle.id, count).await;
     let message = |length: usize| Message::Binary(Bytes::from(vec![b'x'; length]));
-    socket.socket.send(message(1024 * 1024)).await.unwrap();
+    socket.socket.send(message(256 * 1024)).await.unwrap();
     socket.send(json!({"type": "eof"})).await;
-    assert_eq!(socket.read_to_end().await.stdout.trim(), "1048576");
+    assert_eq!(socket.read_to_end().await.stdout.trim(), "262144");
     let mut socket = Socket::open(&idle.user.caller, &idle.id, count).await;
     socket.ready().await;
     // The server may close before it has read all of it.
-    let _ = socket.socket.send(message(1024 * 1024 + 1)).await;
+    let _ = socket.socket.send(message(256 * 1024 + 1)).await;
     let output = socket.read_to_end().await;
     assert_eq!(output.close.0, 1009, "{output:?}");
 }

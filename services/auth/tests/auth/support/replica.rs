@@ -43,6 +43,7 @@ fn free_port() -> u16 {
 async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
     Bus::connect(BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: service.to_owned(),
         password: nats.passwords[service].clone(),
         service,
@@ -61,6 +62,10 @@ fn spawn_process(
     environment: &[(&str, &str)],
 ) -> Child {
     let output = File::options().create(true).append(true).open(log).unwrap();
+    let has_file = environment
+        .iter()
+        .any(|(name, _)| *name == "AGENTBOX_ADMIN_PASSWORD_FILE");
+    let password = (!has_file).then_some(("AGENTBOX_ADMIN_PASSWORD", ADMIN_PASSWORD));
     // Killed with the test, however the test ends.
     Command::new("setpriv")
         .args([
@@ -78,7 +83,7 @@ fn spawn_process(
         .env("AGENTBOX_DATABASE_CONNECTIONS", "8")
         .env("AGENTBOX_AUTH_SECRET", SECRET)
         .env("AGENTBOX_ADMIN_USERNAME", ADMIN)
-        .env("AGENTBOX_ADMIN_PASSWORD", ADMIN_PASSWORD)
+        .envs(password)
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
@@ -197,6 +202,12 @@ impl Replica {
     /// A connection to this replica's NATS server as another service.
     pub async fn bus_of(&self, service: &'static str) -> Bus {
         connect(&self.nats, service).await
+    }
+
+    /// The environment of the process.
+    pub fn environment(&self) -> String {
+        let bytes = std::fs::read(format!("/proc/{}/environ", self.process.id())).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The whole log.

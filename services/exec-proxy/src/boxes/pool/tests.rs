@@ -1,9 +1,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use agentbox_box_protocol::tls;
+use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{BoxStream, RuntimeError};
 use async_trait::async_trait;
-use tokio::io::DuplexStream;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -12,21 +14,34 @@ use super::*;
 struct FakeConnector {
     attempts: AtomicUsize,
     hang_after: usize,
-    peers: Mutex<Vec<DuplexStream>>,
+    /// The box whose boxd answers instead of the one that is asked for.
+    answers: Option<EnvironmentId>,
+    /// Each task is one boxd: it completes the TLS handshake and then keeps the connection.
+    peers: Mutex<JoinSet<()>>,
+}
+
+fn secret() -> BoxSecret {
+    "5c".repeat(32).parse().unwrap()
 }
 
 #[async_trait]
 impl BoxConnector for FakeConnector {
     async fn connect(
         &self,
-        _: &EnvironmentId,
+        id: &EnvironmentId,
         _: SocketAddr,
     ) -> Result<Box<dyn BoxStream>, RuntimeError> {
         if self.attempts.fetch_add(1, Ordering::SeqCst) >= self.hang_after {
             std::future::pending::<()>().await;
         }
         let (stream, peer) = tokio::io::duplex(64 * 1024);
-        self.peers.lock().push(peer);
+        let id = self.answers.as_ref().unwrap_or(id);
+        let token = BoxToken::derive(secret().bytes(), id).unwrap();
+        let acceptor = tls::acceptor(&token).unwrap();
+        self.peers.lock().spawn(async move {
+            let _kept = acceptor.accept(peer).await;
+            std::future::pending().await
+        });
         Ok(Box::new(stream))
     }
 
@@ -40,13 +55,17 @@ impl BoxConnector for FakeConnector {
 }
 
 fn boxes(hang_after: usize) -> (Boxes, Arc<FakeConnector>) {
-    let connector = Arc::new(FakeConnector {
+    with_connector(FakeConnector {
         hang_after,
         ..FakeConnector::default()
-    });
+    })
+}
+
+fn with_connector(connector: FakeConnector) -> (Boxes, Arc<FakeConnector>) {
+    let connector = Arc::new(connector);
     let boxes = Boxes::new(
         Arc::clone(&connector) as Arc<dyn BoxConnector>,
-        "5c".repeat(32).parse().unwrap(),
+        secret(),
         Limits::default(),
         BoxSpans::default(),
     );
@@ -89,4 +108,21 @@ async fn losing_a_connection_does_not_wait_for_a_pending_attempt() {
     lease.mark_lost(1);
     assert!(futures::poll!(&mut pending).is_pending());
     assert_eq!(connector.attempts.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn boxd_of_another_box_is_not_this_box() {
+    let (boxes, connector) = with_connector(FakeConnector {
+        hang_after: usize::MAX,
+        answers: Some(EnvironmentId::random()),
+        ..FakeConnector::default()
+    });
+    let lease = lease(&boxes, &EnvironmentId::random());
+    let error = lease.connection().await.err().unwrap();
+    assert!(
+        matches!(&error, BoxError::Unreachable(detail) if detail.contains("key")),
+        "{error}"
+    );
+    assert_eq!(error.public().code, ErrorCode::NotRunning);
+    assert_eq!(connector.attempts.load(Ordering::SeqCst), 1);
 }

@@ -60,6 +60,7 @@ impl Gateway {
         let connect = async |service: &'static str| {
             Bus::connect(BusConfig {
                 url: nats.url.clone(),
+                tls_ca: nats.tls_ca.clone(),
                 user: service.to_owned(),
                 password: nats.passwords[service].clone(),
                 service,

@@ -159,6 +159,7 @@ fn process() {
     runtime.block_on(async move {
         let bus = Bus::connect(BusConfig {
             url,
+            tls_ca: None,
             user: setting(USER),
             password: setting(PASSWORD),
             service: "exec-proxy",

@@ -8,6 +8,7 @@ use agentbox_contracts::environment::Status;
 use agentbox_contracts::exec::ArchiveRequest;
 use agentbox_contracts::exec::rpc::ArchiveOutput;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::image_reference::{canonical_registry, registry};
 use agentbox_runtime::{BoxPhase, Runtime, RuntimeError};
 use chrono::Utc;
 use futures::future::BoxFuture;
@@ -199,12 +200,14 @@ impl Reconciler {
 
     async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
         let environment = self.store.open(&record)?;
-        let spec = box_spec(
+        let mut spec = box_spec(
             &environment,
             record.quantities,
             cluster,
             &self.settings.boxes,
         )?;
+        let registry = canonical_registry(registry(&spec.image));
+        spec.image_credential = self.store.credential(&spec.owner, &registry).await?;
         let generation = environment.generation;
         let ensure = call_runtime(cluster, "ensure", |runtime| {
             runtime.ensure(&spec, generation)

@@ -64,24 +64,6 @@ fn check(text: &str) -> Result<(), String> {
     }
 }
 
-/// The registry of a valid image reference, `host[:port]`. By the grammar the first component is a
-/// host if it has a dot, a colon or an upper-case letter, or is `localhost`; else the image is from
-/// Docker Hub.
-#[must_use]
-pub fn registry(image: &str) -> &str {
-    const DOCKER_HUB: &str = "docker.io";
-    let is_upper = |text: &str| text.bytes().any(|b| b.is_ascii_uppercase());
-    match image.split_once('/') {
-        Some((first, _)) if first.eq_ignore_ascii_case("index.docker.io") => DOCKER_HUB,
-        Some((first, _))
-            if first.contains(['.', ':']) || first == "localhost" || is_upper(first) =>
-        {
-            first
-        }
-        _ => DOCKER_HUB,
-    }
-}
-
 /// Whether `text` is the name of a registry, `host[:port]`.
 #[must_use]
 pub fn is_registry(text: &str) -> bool {

@@ -201,7 +201,7 @@ fn transition_statement(
     let mut messages = transition_messages(before, change, now);
     if is_deletion(before, change) {
         let id = &before.environment.id;
-        messages.extend(audit_message(AuditAction::DeleteEnvironment, id));
+        messages.extend(audit_message(AuditAction::DeleteEnvironment, id.as_str()));
     }
     let outbox_rows = insert_outbox_rows("changed", &messages, &mut params)?;
     let queue = match change.queue {
@@ -258,7 +258,7 @@ fn patch_statement(
     let mut messages = patch_messages(before, now);
     messages.extend(audit_message(
         AuditAction::PatchEnvironment,
-        &environment.id,
+        environment.id.as_str(),
     ));
     let outbox_rows = insert_outbox_rows("changed", &messages, &mut params)?;
     let text =

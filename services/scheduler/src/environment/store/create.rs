@@ -26,8 +26,9 @@ use crate::environment::entity::{self, Column, Entity};
 use crate::environment::quota::Usage;
 use crate::environment::request::Quantities;
 
-/// The advisory lock of the creates of one owner. Taken before [`CLUSTER_LOCK`], always.
-const OWNER_LOCK: i32 = 1;
+/// The advisory lock of the creates and credentials of one owner. Taken before [`CLUSTER_LOCK`],
+/// always.
+pub(super) const OWNER_LOCK: i32 = 1;
 /// The advisory lock of the reservations in one cluster.
 const CLUSTER_LOCK: i32 = 2;
 
@@ -264,7 +265,7 @@ async fn insert(
     let mut messages = creation_messages(environment, status_message.clone());
     messages.extend(audit_message(
         AuditAction::CreateEnvironment,
-        &environment.id,
+        environment.id.as_str(),
     ));
     let row = entity::ActiveModel {
         id: Set(environment.id.to_string()),

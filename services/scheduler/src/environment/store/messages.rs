@@ -5,7 +5,6 @@ use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome};
 use agentbox_contracts::environment::{
     Environment, EnvironmentEvent, EventKind, Status, StatusReason,
 };
-use agentbox_contracts::ids::EnvironmentId;
 use chrono::{DateTime, Utc};
 
 use super::change::{Change, QueueAction};
@@ -67,9 +66,9 @@ pub(super) fn transition_messages(
 
 /// The audit entry of a change, the last of its messages. `None` in background work, which no API
 /// request asked for.
-pub(super) fn audit_message(action: AuditAction, id: &EnvironmentId) -> Option<OutboxMessage> {
+pub(super) fn audit_message(action: AuditAction, target: &str) -> Option<OutboxMessage> {
     let origin = agentbox_bus::current_origin()?;
-    let entry = AuditEntry::new(origin, action, Some(id.as_str()), AuditOutcome::Ok);
+    let entry = AuditEntry::new(origin, action, Some(target), AuditOutcome::Ok);
     Some(OutboxMessage::Audit(entry))
 }
 

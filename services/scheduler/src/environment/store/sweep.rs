@@ -33,7 +33,8 @@ fn is_pending_or_running() -> SimpleExpr {
 }
 
 impl Store {
-    /// Pending and running environments past their timeout. Skips rows that cannot be read.
+    /// Pending and running environments past their timeout, at most `limit`. Skips rows that cannot be
+    /// read, and reads on: they do not delay the others, however many they are.
     ///
     /// # Errors
     /// When the database fails.
@@ -42,14 +43,24 @@ impl Store {
             .filter(is_pending_or_running())
             .filter(Expr::col(Column::ExpiresAt).lte(Expr::current_timestamp()))
             .order_by_asc(Column::ExpiresAt)
-            .limit(u64::from(limit));
+            .order_by_asc(Column::Id);
+        let wanted = limit as usize;
         let mut unreadable = UnreadableRows::default();
-        let rows = expired.all(&self.database).await?;
-        let records = rows
-            .into_iter()
-            .filter_map(|row| unreadable.skip(Record::try_from(row)))
-            .collect();
+        let mut records: Vec<Record> = Vec::new();
+        let mut read: u64 = 0;
+        loop {
+            let page = expired.clone().offset(read).limit(u64::from(limit));
+            let rows = page.all(&self.database).await?;
+            let is_last = rows.len() < wanted;
+            read += rows.len() as u64;
+            let readable = rows.into_iter().map(Record::try_from);
+            records.extend(readable.filter_map(|record| unreadable.skip(record)));
+            if is_last || records.len() >= wanted {
+                break;
+            }
+        }
         unreadable.report();
+        records.truncate(wanted);
         Ok(records)
     }
 

@@ -98,10 +98,11 @@ impl Store {
     /// Returns the number of rows that it sealed.
     ///
     /// # Errors
-    /// [`StoreError::Sealed`] when the newest variables were sealed under another secret; or when
-    /// the database fails.
+    /// [`StoreError::Sealed`] or [`StoreError::SealedCredential`] when the newest variables or the
+    /// newest credential were sealed under another secret; or when the database fails.
     pub async fn seal_stored_variables(&self) -> Result<u64, StoreError> {
         self.check_secret().await?;
+        self.check_credential_secret().await?;
         let mut unreadable = UnreadableRows::default();
         let (mut sealed_rows, mut last) = (0, 0_i64);
         loop {

@@ -32,6 +32,7 @@ pub const BOX_SECRET: &str = "000102030405060708090a0b0c0d0e0f101112131415161718
 pub async fn bus(nats: &NatsEndpoint, service: &'static str) -> Bus {
     let config = BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: service.to_owned(),
         password: nats.passwords[service].clone(),
         service,

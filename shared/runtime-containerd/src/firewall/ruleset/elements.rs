@@ -61,6 +61,9 @@ impl Elements {
     }
 
     fn add(&mut self, name: &str, element: &Value) {
+        // An element with a timeout or a state is an object.
+        let with_state = element.get("elem").and_then(|object| object.get("val"));
+        let element = with_state.unwrap_or(element);
         // A map's element is [key, verdict].
         let (key, verdict) = match element.as_array().map(Vec::as_slice) {
             Some([key, verdict]) => (key, Some(verdict)),

@@ -106,8 +106,8 @@ fn policy_renders_exactly_the_allowed_rules() {
             ],
             vec![
                 NO_OTHER_OWNER,
-                "iifname \"abx0\" ip saddr @boxes-local-user-0123456789abcdef accept",
-                "tcp dport { 80, 8080 } accept",
+                "iifname \"abx0\" ip saddr @boxes-local-user-0123456789abcdef goto reached",
+                "tcp dport { 80, 8080 } goto reached",
                 "drop",
             ],
             false,
@@ -149,6 +149,13 @@ fn listed_elements_of_one_box_are_removed() {
         { "set": { "name": "boxes-local-user-0123456789abcdef", "elem": [
             "10.160.0.5", "10.160.0.6",
         ]}},
+        { "set": { "name": "connections-4096", "elem": [
+            { "elem": { "val": "10.160.0.5", "ct count": { "val": 4096, "inv": true } } },
+            { "elem": { "val": "10.160.0.6", "ct count": { "val": 4096, "inv": true } } },
+        ]}},
+        { "set": { "name": "sent-1000000000", "elem": [
+            { "elem": { "val": "veth5", "expires": 59, "limit": { "rate": 125_000_000 } } },
+        ]}},
         { "set": { "name": "resolving", "elem": [{ "concat": ["10.160.0.5", "192.0.2.53"] }] } },
         { "set": { "name": "senders", "elem": [
             { "concat": ["veth5", "02:00:00:00:00:05", "10.160.0.5"] },
@@ -163,6 +170,9 @@ fn listed_elements_of_one_box_are_removed() {
         "delete element inet agentbox-local egress { 10.160.0.5 }",
         "delete element inet agentbox-local ingress { 10.160.0.5 }",
         "delete element inet agentbox-local boxes-local-user-0123456789abcdef { 10.160.0.5 }",
+        // A set that the kernel empties too.
+        "add element inet agentbox-local connections-4096 { 10.160.0.5 }",
+        "delete element inet agentbox-local connections-4096 { 10.160.0.5 }",
         "delete element inet agentbox-local resolving { 10.160.0.5 . 192.0.2.53 }",
         "delete element bridge agentbox-local ports { \"veth5\" }",
         "delete element bridge agentbox-local senders { \"veth5\" . 02:00:00:00:00:05 . 10.160.0.5 }",
@@ -174,6 +184,38 @@ fn listed_elements_of_one_box_are_removed() {
     assert_eq!(
         ruleset().remove_listed(&EnvironmentId::random(), &found),
         None
+    );
+}
+
+#[test]
+fn bounds_render_rules_for_each_box_or_none() {
+    let mut ruleset = ruleset();
+    let text = ruleset.base();
+    for line in [
+        "add rule bridge agentbox-local guard iifname @ports update @sent-1000000000 \
+         { iifname limit rate over 125000000 bytes/second } drop",
+        "add rule bridge agentbox-local received oifname @ports update @received-1000000000 \
+         { oifname limit rate over 125000000 bytes/second } drop",
+        "add rule inet agentbox-local opened ct status & confirmed == 0 update @opened-4096 \
+         { ip saddr limit rate over 64/second burst 4096 packets } \
+         reject with icmpx admin-prohibited",
+        "add rule inet agentbox-local reached ct status & confirmed == 0 add @connections-4096 \
+         { ip daddr ct count over 4096 } drop",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+    (ruleset.bandwidth, ruleset.connections) = (None, None);
+    let text = ruleset.base();
+    // The chains are emptied still, so that a bound that was removed ends.
+    for chain in [
+        "bridge agentbox-local received",
+        "inet agentbox-local opened",
+    ] {
+        assert!(text.contains(&format!("flush chain {chain}\n")), "{text}");
+    }
+    assert!(
+        !text.contains("limit rate") && !text.contains("ct count"),
+        "{text}"
     );
 }
 

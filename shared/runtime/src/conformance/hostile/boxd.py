@@ -1,5 +1,5 @@
-# Requests a command from the box's own boxd, as any client that reaches its port can: without
-# a token, with a wrong token, with an empty token and, as the control, with the right token.
+# Requests a command from the box's own boxd without TLS, as any client that reaches its port can. It
+# is refused whatever the token is: none, a wrong, an empty or the right one.
 import socket, struct, time
 
 ports = set()

@@ -1,8 +1,7 @@
-//! The directories that a container writes to, from containerd's own services. CRI does not have them.
-//!
-//! The messages have only the fields that are used here.
+//! containerd's own services of snapshots and containers (`containerd.services.snapshots.v1` and
+//! `containers.v1`): views of the layers of an image, and the directories that a container writes to.
+//! CRI has neither. The messages have only the fields that are used here.
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,8 +12,39 @@ use tonic::{Code, Request, Status};
 
 use crate::cri::Cri;
 
-/// The containerd namespace of CRI.
+/// CRI's namespace in containerd.
 const NAMESPACE: &str = "k8s.io";
+const VIEW: &str = "/containerd.services.snapshots.v1.Snapshots/View";
+const REMOVE: &str = "/containerd.services.snapshots.v1.Snapshots/Remove";
+const MOUNTS: &str = "/containerd.services.snapshots.v1.Snapshots/Mounts";
+const GET_CONTAINER: &str = "/containerd.services.containers.v1.Containers/Get";
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ViewRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+    #[prost(string, tag = "3")]
+    parent: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ViewResponse {
+    #[prost(message, repeated, tag = "1")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RemoveRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Empty {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct GetContainerRequest {
@@ -47,15 +77,50 @@ struct MountsRequest {
 #[derive(Clone, PartialEq, prost::Message)]
 struct MountsResponse {
     #[prost(message, repeated, tag = "1")]
-    mounts: Vec<SnapshotMount>,
+    mounts: Vec<Mount>,
 }
 
+/// How a snapshot is mounted.
 #[derive(Clone, PartialEq, prost::Message)]
-struct SnapshotMount {
+pub struct Mount {
+    /// The type of the file system, or `bind`.
     #[prost(string, tag = "1")]
-    kind: String,
+    pub kind: String,
+    #[prost(string, tag = "2")]
+    pub source: String,
     #[prost(string, repeated, tag = "4")]
-    options: Vec<String>,
+    pub options: Vec<String>,
+}
+
+/// Creates a read-only view of the layers with this chain id. Nothing refers to it, so containerd's
+/// garbage collection removes it if [`remove`] does not.
+///
+/// # Errors
+/// When containerd refuses it, for example because the layers are not unpacked.
+pub async fn view(
+    cri: &Cri,
+    snapshotter: &str,
+    key: &str,
+    chain_id: &str,
+) -> Result<Vec<Mount>, Status> {
+    let request = ViewRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        parent: chain_id.to_owned(),
+    };
+    let response: ViewResponse = call(cri, VIEW, request).await?;
+    Ok(response.mounts)
+}
+
+/// # Errors
+/// When containerd refuses it.
+pub async fn remove(cri: &Cri, snapshotter: &str, key: &str) -> Result<(), Status> {
+    let request = RemoveRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+    };
+    let Empty {} = call(cri, REMOVE, request).await?;
+    Ok(())
 }
 
 /// The upper directory and the work directory of a container's overlay: two names in one directory.
@@ -113,45 +178,37 @@ async fn find(cri: &Cri, container: &str) -> Result<WritableDirectories, Snapsho
     let request = GetContainerRequest {
         id: container.to_owned(),
     };
-    let path = "/containerd.services.containers.v1.Containers/Get";
-    let answer: GetContainerResponse = call(cri, path, request).await?;
+    let answer: GetContainerResponse = call(cri, GET_CONTAINER, request).await?;
     let record = answer.container.unwrap_or_default();
     let request = MountsRequest {
         snapshotter: record.snapshotter.clone(),
         key: record.snapshot_key,
     };
-    let path = "/containerd.services.snapshots.v1.Snapshots/Mounts";
-    let answer: MountsResponse = call(cri, path, request).await?;
+    let answer: MountsResponse = call(cri, MOUNTS, request).await?;
     let overlay = answer.mounts.iter().find(|mount| mount.kind == "overlay");
     overlay
         .and_then(|overlay| directories_in(&overlay.options))
         .ok_or(SnapshotError::Unsupported(record.snapshotter))
 }
 
-fn call<Q, A>(
-    cri: &Cri,
-    path: &'static str,
-    message: Q,
-) -> impl Future<Output = Result<A, Status>> + Send
+async fn call<Q, A>(cri: &Cri, path: &'static str, request: Q) -> Result<A, Status>
 where
     Q: prost::Message + 'static,
     A: prost::Message + Default + 'static,
 {
     let mut client = tonic::client::Grpc::new(cri.channel());
-    async move {
-        client
-            .ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut request = Request::new(message);
-        request.metadata_mut().insert(
-            "containerd-namespace",
-            MetadataValue::from_static(NAMESPACE),
-        );
-        let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        let answer = client.unary(request, PathAndQuery::from_static(path), codec);
-        Ok(answer.await?.into_inner())
-    }
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut request = Request::new(request);
+    let namespace = MetadataValue::from_static(NAMESPACE);
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", namespace);
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    let path = PathAndQuery::from_static(path);
+    Ok(client.unary(request, path, codec).await?.into_inner())
 }
 
 fn directories_in(options: &[String]) -> Option<WritableDirectories> {

@@ -1,0 +1,152 @@
+//! The bounds of one replica's memory, in one place.
+//!
+//! * I1. With the default configuration their sum is at most the memory limit of the chart
+//!   (`deploy/helm/values.yaml`): whatever users do, the kernel does not end a gateway for its memory.
+
+use agentbox_bus::SESSION_WINDOW;
+use agentbox_contracts::exec::MAX_CHUNK;
+
+use crate::attach::{MAX_MESSAGE, MAX_WRITE_BUFFER};
+use crate::config::Config;
+use crate::shares::Resource;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// A replica without requests: the program, the route mirror and the caches.
+const BASE: u64 = 64 * MIB;
+/// An idle connection.
+const CONNECTION: u64 = 4 * KIB;
+
+/// Bytes of one user's request bodies that may be in memory.
+pub(crate) const MAX_BODY_BYTES_PER_USER: u64 = 16 * MIB;
+/// Bytes of all users' request bodies that may be in memory.
+pub(crate) const MAX_BODY_BYTES: u64 = 32 * MIB;
+
+/// Stored events that one user's answers may hold in memory.
+pub(crate) const MAX_STORED_EVENTS_PER_USER: u64 = 20_000;
+/// Stored events that all answers together may hold in memory.
+pub(crate) const MAX_STORED_EVENTS: u64 = 48_000;
+/// A stored event: some hundred bytes, with a long status message more.
+const STORED_EVENT: u64 = KIB;
+
+/// The messages of a session that wait in one direction.
+const WINDOW: u64 = (SESSION_WINDOW * MAX_CHUNK) as u64;
+/// One message of a session as JSON: each byte of it may be escaped as six.
+const MESSAGE_AS_JSON: u64 = 256 * KIB;
+
+/// The memory of open sessions.
+pub(crate) const SESSION_MEMORY: Resource = Resource {
+    labels: ["stream_bytes_per_user", "stream_bytes"],
+    before: "the commands, terminals and streams of",
+    holders: ["you", "all users"],
+    after: "take all memory that they may have; end some, then try again",
+};
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionKind {
+    Exec,
+    Attach,
+    Logs,
+    Events,
+}
+
+impl SessionKind {
+    /// The most bytes that a replica holds for one session, if neither its client nor its box reads.
+    /// It is reserved as long as the session is open.
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            // Its messages are taken at once. Its stdin and its result are counted by their size.
+            Self::Exec => 128 * KIB,
+            // A message of the client, once as it arrives and once decoded, both windows, and what
+            // waits for the socket.
+            Self::Attach => (2 * MAX_MESSAGE + MAX_WRITE_BUFFER) as u64 + 2 * WINDOW,
+            Self::Logs => WINDOW + MESSAGE_AS_JSON,
+            // The events that JetStream has delivered, and one as JSON.
+            Self::Events => 512 * KIB,
+        }
+    }
+}
+
+/// The bounds of a replica with these settings, in bytes.
+fn bounds(connections: u64, results: u64, sessions: u64) -> [(&'static str, u64); 6] {
+    [
+        ("base", BASE),
+        ("connections", connections.saturating_mul(CONNECTION)),
+        ("results", results),
+        ("sessions", sessions),
+        ("bodies", MAX_BODY_BYTES),
+        ("stored events", MAX_STORED_EVENTS * STORED_EVENT),
+    ]
+}
+
+/// The sum of the bounds of a replica, in bytes.
+pub(crate) fn sum_of_bounds(config: &Config) -> u64 {
+    let connections = config.max_connections as u64;
+    let bounds = bounds(
+        connections,
+        config.max_result_bytes,
+        config.max_stream_bytes,
+    );
+    bounds
+        .iter()
+        .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use agentbox_contracts::units::Bytes;
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn default_of(id: &str) -> u64 {
+        let command = Config::command();
+        let argument = command
+            .get_arguments()
+            .find(|argument| argument.get_id().as_str() == id);
+        let default = argument.unwrap().get_default_values().first();
+        default.unwrap().to_str().unwrap().parse().unwrap()
+    }
+
+    /// The memory limit of a gateway in the chart.
+    fn limit_of_the_chart() -> u64 {
+        let values = include_str!("../../../deploy/helm/values.yaml");
+        // The gateway has no resources of its own.
+        assert!(values.contains("\n  apiGateway: {}\n"), "{values}");
+        let defaults = values.split("\ndefaults:\n").nth(1).unwrap();
+        let limit = defaults.split("limits: { memory: ").nth(1).unwrap();
+        let limit = limit.split(' ').next().unwrap();
+        limit.parse::<Bytes>().unwrap().0
+    }
+
+    #[test]
+    fn bounds_fit_in_the_memory_limit_of_the_chart() {
+        let bounds = bounds(
+            default_of("max_connections"),
+            default_of("max_result_bytes"),
+            default_of("max_stream_bytes"),
+        );
+        let sum: u64 = bounds.iter().map(|(_, bytes)| bytes).sum();
+        let limit = limit_of_the_chart();
+        assert!(sum <= limit, "{sum} bytes of {limit}: {bounds:?}");
+    }
+
+    #[test]
+    fn one_user_cannot_take_the_memory_of_all_sessions() {
+        let (per_user, total) = (
+            default_of("max_stream_bytes_per_user"),
+            default_of("max_stream_bytes"),
+        );
+        assert!(per_user <= total / 2);
+        for kind in [
+            SessionKind::Exec,
+            SessionKind::Attach,
+            SessionKind::Logs,
+            SessionKind::Events,
+        ] {
+            assert!(kind.bytes() * 40 <= per_user, "{kind:?}");
+        }
+    }
+}

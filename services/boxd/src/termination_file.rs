@@ -1,0 +1,92 @@
+//! Bounds the file with the report of the main command's end.
+//!
+//! A process of boxd's user can write this file. On Kubernetes it is a file of the node's disk without
+//! any limit: the kubelet mounts it into the box, whatever its path is, and counts it nowhere.
+//!
+//! * I1. A file that has become too large is emptied within [`INTERVAL`]. boxd holds it open from its
+//!   start, so it needs no new descriptor for that.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::stderr;
+
+/// The pause between two checks. No notification is used: a box may have used up its inotify
+/// instances.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A report is far smaller. A block of some file systems is as large.
+const MAX_BYTES: u64 = 64 * 1024;
+/// The unit of [`std::os::unix::fs::MetadataExt::blocks`].
+const BLOCK: u64 = 512;
+
+/// Opens the file, which exists.
+///
+/// # Errors
+/// As `open(2)`.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path)
+}
+
+/// Keeps the file small until `stop`.
+pub async fn bound(file: File, stop: CancellationToken) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        match empty_if_large(&file) {
+            Ok(false) => {}
+            Ok(true) => {
+                stderr::line("boxd: emptied the termination file, which a process had filled")
+            }
+            Err(error) => stderr::line(&format!("boxd: bounding the termination file: {error}")),
+        }
+    }
+}
+
+/// Empties the file if it is too large, also by blocks that were allocated beyond its end. Returns
+/// whether it was.
+fn empty_if_large(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    let allocated = metadata.blocks().saturating_mul(BLOCK);
+    if !metadata.is_file() || metadata.len().max(allocated) <= MAX_BYTES {
+        return Ok(false);
+    }
+    file.set_len(0)?;
+    // As `Termination::reserve`: the report needs no free space.
+    file.write_all_at(b"\n", 0)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_large_file_is_emptied() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("termination");
+        for (length, is_large) in [
+            (1, false),
+            (4096, false),
+            (MAX_BYTES, false),
+            (MAX_BYTES + 1, true),
+            (1 << 30, true),
+        ] {
+            std::fs::write(&path, "\n").unwrap();
+            let file = open(&path).unwrap();
+            file.set_len(length).unwrap();
+            assert_eq!(empty_if_large(&file).unwrap(), is_large, "{length}");
+            let left = if is_large { 1 } else { length };
+            assert_eq!(file.metadata().unwrap().len(), left, "{length}");
+        }
+    }
+}
