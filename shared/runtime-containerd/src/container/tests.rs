@@ -31,6 +31,30 @@ fn command_replaces_the_image_command_and_absent_command_idles() {
 }
 
 #[test]
+fn image_command_is_the_main_command_only_if_it_is_requested() {
+    let texts = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
+    let image = ImageConfig {
+        entrypoint: Some(texts(&["/run"])),
+        cmd: Some(texts(&["a"])),
+        ..Default::default()
+    };
+    let files = HostFiles {
+        output: Path::new("/d/output"),
+        memory: Path::new("/d/memory"),
+        names: Path::new("/d/memory"),
+        terminals: None,
+        seccomp: Path::new("/d/seccomp.json"),
+    };
+    let mut spec = spec();
+    let command = |spec: &BoxSpec| config(&settings(), spec, 1, &image, files, None).command;
+    assert_eq!(command(&spec), texts(&[BOXD, "run"]));
+    spec.use_entrypoint = true;
+    assert_eq!(command(&spec), texts(&[BOXD, "run", "--", "/run", "a"]));
+    spec.command = Some(texts(&["sh"]));
+    assert_eq!(command(&spec), texts(&[BOXD, "run", "--", "sh"]));
+}
+
+#[test]
 fn limits_convert_to_kernel_units() {
     let limits = |cpu, memory| {
         resources(&Resources {
@@ -110,10 +134,18 @@ fn terminals_are_mounted_unless_the_runtime_has_its_own() {
         let files = HostFiles {
             output: Path::new("/d/output"),
             memory: Path::new("/d/memory"),
+            names: Path::new("/d/memory"),
             terminals,
             seccomp: Path::new("/d/seccomp.json"),
         };
-        let container = config(&settings(), &spec(), 1, &ImageConfig::default(), files);
+        let container = config(
+            &settings(),
+            &spec(),
+            1,
+            &ImageConfig::default(),
+            files,
+            None,
+        );
         let mut mounts = container.mounts.iter();
         let mount = mounts.find(|mount| mount.container_path == "/dev/pts");
         assert_eq!(mount.map(|mount| Path::new(&mount.host_path)), terminals);
@@ -169,6 +201,7 @@ fn sandbox_and_container_have_the_same_user_namespace() {
         output: Path::new("/d/output"),
         memory: Path::new("/d/memory"),
         names: Path::new("/d/memory"),
+        terminals: None,
         seccomp: Path::new("/d/seccomp.json"),
     };
     for users in [None, Some(UserRange { first: 65_536 })] {

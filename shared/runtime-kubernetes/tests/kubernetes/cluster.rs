@@ -33,6 +33,7 @@ pub async fn subject() -> Subject<Driver> {
         ignores_image_group: true,
         measures_storage: true,
         shares_user_ids: true,
+        refuses_entrypoint: true,
     };
     subject_with(&config().await).with_differences(differences)
 }
