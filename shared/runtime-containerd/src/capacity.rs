@@ -14,7 +14,7 @@ use crate::preflight;
 
 impl Context {
     pub async fn capacity(&self) -> Result<Capacity, RuntimeError> {
-        let (version, handlers, disks, isolation, sandboxes) = tokio::try_join!(
+        let (version, handlers, bandwidth, isolation, sandboxes) = tokio::try_join!(
             self.cri.version(),
             self.runtime_handlers(),
             self.disk_bandwidth(),
@@ -40,7 +40,7 @@ impl Context {
             .map_err(|error| io_failure("read memory", &error))?;
         let total_memory = memory_total(&meminfo);
         let reserve = self.config.storage_reserve();
-        let (total_storage, free_storage) = self
+        let storage = self
             .storage()
             .map_err(|error| io_failure("read free storage", &error))?;
         Ok(Capacity {
@@ -54,11 +54,11 @@ impl Context {
             total_memory,
             available_cpu: MilliCpu(total_cpu.0.saturating_sub(reserved.cpu.0)),
             available_memory: Bytes(total_memory.0.saturating_sub(reserved.memory.0)),
-            total_storage: Bytes(total_storage.saturating_sub(reserve)),
-            available_storage: Bytes(free_storage.saturating_sub(reserve)),
+            total_storage: Bytes(storage.total().saturating_sub(reserve)),
+            available_storage: Bytes(storage.available.saturating_sub(reserve)),
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),
-            enforcement: enforcement(&self.config, !disks.is_empty(), isolation),
+            enforcement: enforcement(&self.config, !bandwidth.is_empty(), isolation),
         })
     }
 }

@@ -7,6 +7,7 @@
 //! * I3. A check removes one image, so that it delays no other check of the same loop.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ErrorChain;
@@ -16,6 +17,7 @@ use k8s_cri::v1::{Container, Image};
 use crate::box_state::BoxLock;
 use crate::context::Context;
 use crate::error::io_failure;
+use crate::file_system::FileSystemUse;
 use crate::metrics;
 
 /// The pause between two checks.
@@ -28,23 +30,6 @@ const MIN_AGE: Duration = Duration::from_secs(600);
 const PULL_CHECK: Duration = Duration::from_millis(500);
 /// The use of the file system, in percent, at which a pull ends.
 pub const FULL_PERCENT: u64 = 95;
-
-/// The use of a file system, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileSystemUse {
-    pub used: u64,
-    /// What can still be written.
-    pub available: u64,
-}
-
-impl FileSystemUse {
-    /// As `df` computes it, rounded up.
-    fn percent(self) -> u64 {
-        let total = self.used.saturating_add(self.available).max(1);
-        let percent = (u128::from(self.used) * 100).div_ceil(u128::from(total));
-        u64::try_from(percent).unwrap_or(100)
-    }
-}
 
 /// The garbage collection of one replica.
 #[derive(Debug, Default)]
@@ -225,13 +210,7 @@ impl Context {
 }
 
 fn file_system_use(directory: &str) -> Result<FileSystemUse, RuntimeError> {
-    let read = nix::sys::statvfs::statvfs(directory);
-    let read = read.map_err(|errno| io_failure("read free storage", &errno.into()))?;
-    let bytes = |blocks: u64| blocks.saturating_mul(read.fragment_size());
-    Ok(FileSystemUse {
-        used: bytes(read.blocks().saturating_sub(read.blocks_free())),
-        available: bytes(read.blocks_available()),
-    })
+    FileSystemUse::of(Path::new(directory)).map_err(|error| io_failure("read free storage", &error))
 }
 
 #[cfg(test)]

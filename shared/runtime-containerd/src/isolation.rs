@@ -9,6 +9,7 @@ use agentbox_runtime::{BoxSpec, RuntimeError};
 use crate::context::Context;
 use crate::cri::CriError;
 use crate::error::io_failure;
+use crate::file_system::FileSystemUse;
 use crate::{disk, sandbox};
 
 /// The first Linux whose overlay can have lower layers with mapped ids.
@@ -67,10 +68,10 @@ impl Context {
     /// When the machine's disk has less free space than its reserve, or `enforce_storage` is `true` and
     /// the machine has no disks.
     pub fn has_disk(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
-        let (_, free) = self
+        let storage = self
             .storage()
             .map_err(|error| io_failure("read free storage", &error))?;
-        if free < self.config.storage_reserve() {
+        if storage.available < self.config.storage_reserve() {
             return Err(RuntimeError::Cluster {
                 operation: "storage",
                 message: "the machine's disk is full: its free space is below the reserve"
@@ -92,11 +93,9 @@ impl Context {
         }
     }
 
-    /// The bytes of the machine's disk with the boxes' disks, and the free ones among them.
-    pub fn storage(&self) -> std::io::Result<(u64, u64)> {
-        let stat = nix::sys::statvfs::statvfs(&self.config.state_dir)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
-        Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
+    /// The use of the file system with the boxes' disks.
+    pub fn storage(&self) -> std::io::Result<FileSystemUse> {
+        FileSystemUse::of(&self.config.state_dir)
     }
 
     /// What boxes of the default runtime class have, for `/health`.

@@ -2,9 +2,9 @@
 //!
 //! A box is a pod sandbox with one container whose entry is the machine's `boxd`, mounted
 //! read-only; an output directory that outlives it ([`output`]); other files in memory
-//! ([`memory`]); a control group above it with its pids limit ([`cgroup`]); and its own rules in the
-//! network's firewall tables ([`firewall`]). A small file keeps the state that containerd does not
-//! ([`box_state`]).
+//! ([`memory`]); its terminals ([`terminals`]); a control group above it with its pids limit
+//! ([`cgroup`]); and its own rules in the network's firewall tables ([`firewall`]). A small file keeps
+//! the state that containerd does not ([`box_state`]).
 //!
 //! Owns every object with its deployment's label, and changes nothing else (I5 of
 //! [`agentbox_runtime::Runtime`]). Any number of drivers, in any number of processes on the
@@ -18,6 +18,7 @@
 //! * [`context`] has the configuration, the connections and the files.
 //! * [`phase`] and [`refusal`] decide.
 //! * [`sandbox`], [`container`] and [`seccomp`] render.
+//! * [`isolation`] decides which boxes have a disk ([`disk`]) and a user namespace ([`user_range`]).
 //! * [`image_files`] checks the files of an image that containerd reads, and [`user_files`] ends such
 //!   reads if an image could not be checked.
 //! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
@@ -41,6 +42,7 @@ mod ending;
 mod ensure;
 mod error;
 mod events;
+mod file_system;
 mod firewall;
 mod image;
 mod image_access;

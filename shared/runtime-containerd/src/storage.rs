@@ -208,7 +208,9 @@ impl Context {
             .into_iter()
             .partition(|(id, _)| self.disk(id).is_mounted(mounts));
         let reserve = self.config.storage_reserve();
-        let is_full = self.storage().is_ok_and(|(_, free)| free < reserve);
+        let is_full = self
+            .storage()
+            .is_ok_and(|storage| storage.available < reserve);
         if !is_full {
             return measured;
         }
