@@ -10,7 +10,7 @@ use crate::image_pull::printable_image;
 type Cause = (&'static [&'static str], &'static str);
 
 /// Causes that follow from the image and the spec alone: no later attempt can succeed.
-const PERMANENT_CAUSES: [Cause; 8] = [
+const PERMANENT_CAUSES: [Cause; 9] = [
     (
         &[
             "no users found",
@@ -42,6 +42,11 @@ const PERMANENT_CAUSES: [Cause; 8] = [
     (
         &["chdir to cwd"],
         "its user cannot enter its working directory",
+    ),
+    // A name in its passwd or group file; image and spec are checked for numbers before.
+    (
+        &["to unmapped uid", "to unmapped gid"],
+        "its user or group is above 65535, the last one of a user namespace: give run_as_user",
     ),
     (
         &["exec format error"],
@@ -146,6 +151,11 @@ mod tests {
                 "OCI runtime create failed: chdir to cwd (\"/root\") set in config.json failed: \
                  permission denied",
                 "its user cannot enter its working directory",
+            ),
+            (
+                "runc create failed: unable to start container process: error during container init: \
+                 cannot setuid to unmapped uid 70000 in user namespace",
+                "its user or group is above 65535, the last one of a user namespace: give run_as_user",
             ),
             (
                 "mkdir /var/lib/containerd/x/rootfs/.agentbox: not a directory",
