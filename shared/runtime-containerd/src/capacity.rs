@@ -63,7 +63,11 @@ impl Context {
     }
 }
 
-fn enforcement(config: &Config, is_disk_limited: bool, isolation: Isolation) -> LimitEnforcement {
+fn enforcement(
+    config: &Config,
+    bounds_disk_bandwidth: bool,
+    isolation: Isolation,
+) -> LimitEnforcement {
     let enforced = |is_configured| Enforcement::when(is_configured, Enforcement::Enforced);
     LimitEnforcement {
         storage: if isolation.disks {
@@ -80,7 +84,7 @@ fn enforcement(config: &Config, is_disk_limited: bool, isolation: Isolation) -> 
         user_namespaces: enforced(isolation.user_namespaces),
         bandwidth: enforced(config.network_bandwidth.is_some()),
         connections: enforced(config.network_connections.is_some()),
-        block_io: enforced(is_disk_limited),
+        block_io: enforced(bounds_disk_bandwidth),
     }
 }
 
@@ -124,11 +128,11 @@ mod tests {
 
     #[test]
     fn limit_that_is_not_configured_is_reported_as_absent() {
-        for (bound, is_disk_limited, expected) in [
+        for (bound, bounds_disk_bandwidth, expected) in [
             ("2M", true, Enforcement::Enforced),
             ("none", false, Enforcement::Absent),
         ] {
-            let reported = enforcement(&config(bound), is_disk_limited, Isolation::default());
+            let reported = enforcement(&config(bound), bounds_disk_bandwidth, Isolation::default());
             assert_eq!(reported.bandwidth, expected);
             assert_eq!(reported.connections, expected);
             assert_eq!(reported.block_io, expected);

@@ -42,7 +42,7 @@ fn is_unified(root: &Path) -> bool {
 
 /// Whether the kernel can bound the disk bandwidth of a group. With v1 it cannot bound buffered
 /// writes.
-pub fn can_limit_disk() -> bool {
+pub fn can_bound_disk_bandwidth() -> bool {
     let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
     controllers.is_ok_and(|names| names.split_whitespace().any(|name| name == "io"))
 }
@@ -64,7 +64,7 @@ pub fn create(
     id: &EnvironmentId,
     pids: u32,
     limits: Option<SandboxLimits>,
-    disks: &[DiskBandwidth],
+    bandwidth: &[DiskBandwidth],
 ) -> io::Result<()> {
     let root = Path::new(ROOT);
     let unified = is_unified(root);
@@ -81,14 +81,14 @@ pub fn create(
         fs::create_dir_all(&all)?;
         for above in [root, &all] {
             fs::write(above.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
-            if !disks.is_empty() {
+            if !bandwidth.is_empty() {
                 fs::write(above.join("cgroup.subtree_control"), "+io")?;
             }
         }
     }
     let group = make(&below("pids").join(id.as_str()))?;
     fs::write(group.join("pids.max"), pids_limit(pids).to_string())?;
-    for disk in disks {
+    for disk in bandwidth {
         fs::write(group.join("io.max"), disk.line())?;
     }
     let Some(limits) = limits else { return Ok(()) };

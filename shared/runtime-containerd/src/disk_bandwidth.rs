@@ -43,7 +43,7 @@ impl Context {
         let Some(bytes_per_second) = self.config.disk_bandwidth else {
             return Ok(Vec::new());
         };
-        if !cgroup::can_limit_disk() {
+        if !cgroup::can_bound_disk_bandwidth() {
             return Ok(Vec::new());
         }
         let Some(layers) = self.cri.storage_directory().await? else {
