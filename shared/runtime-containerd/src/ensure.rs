@@ -39,10 +39,9 @@ use crate::error::io_failure;
 use crate::image::{self, ImageConfig, PullFailure};
 use crate::network::{BoxNetwork, Inside};
 use crate::observe::Objects;
-use crate::user_range::UserRange;
 use crate::{
     cgroup, container, memory, metrics, output, phase, refusal, sandbox, seccomp, snapshots,
-    terminals, user_files, user_range,
+    terminals, user_files,
 };
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
@@ -389,16 +388,6 @@ impl Context {
             Disk::detach(&directories).map_err(failed)?;
         }
         started
-    }
-
-    /// The ids of the box's user namespace; `None` if it has none of its own.
-    async fn take_user_range(&self, spec: &BoxSpec) -> Result<Option<UserRange>, RuntimeError> {
-        if !self.has_user_namespace(spec).await? {
-            return Ok(None);
-        }
-        let range = user_range::take(&self.states.directory(&spec.id))
-            .map_err(|error| io_failure("user ids of a box", &error))?;
-        Ok(Some(range))
     }
 
     async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {

@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::cri::CriError;
 use crate::error::io_failure;
 use crate::file_system::FileSystemUse;
+use crate::user_range::{self, UserRange};
 use crate::{disk, sandbox};
 
 /// The first Linux whose overlay can have lower layers with mapped ids.
@@ -45,6 +46,19 @@ impl Context {
             }
             missing => Ok(missing.is_none()),
         }
+    }
+
+    /// The ids of the box's user namespace; `None` if it has none of its own.
+    ///
+    /// # Errors
+    /// As [`Self::has_user_namespace`], and when all ids are in use.
+    pub async fn take_user_range(&self, spec: &BoxSpec) -> Result<Option<UserRange>, RuntimeError> {
+        if !self.has_user_namespace(spec).await? {
+            return Ok(None);
+        }
+        let range = user_range::take(&self.states.directory(&spec.id))
+            .map_err(|error| io_failure("user ids of a box", &error))?;
+        Ok(Some(range))
     }
 
     async fn missing_for_user_namespaces(&self, handler: &str) -> Result<Option<String>, CriError> {
