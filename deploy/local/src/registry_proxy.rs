@@ -159,6 +159,15 @@ async fn serve(State(proxy): State<Arc<Proxy>>, request: Request) -> Response {
     }
 }
 
+/// Whether containerd will read the answer as a manifest. Some versions request one among the blobs if
+/// it is not found among the manifests.
+fn accepts_manifest(accept: &[HeaderValue]) -> bool {
+    accept.iter().any(|value| {
+        let value = value.to_str().unwrap_or_default().to_ascii_lowercase();
+        value.contains("manifest") || value.contains("index")
+    })
+}
+
 impl Proxy {
     fn new(settings: Settings) -> std::io::Result<Self> {
         let guard = Arc::new(Guard::new(settings.exceptions, settings.denied));
@@ -196,7 +205,14 @@ impl Proxy {
             StatusCode::UNAUTHORIZED if login.is_none() => Err(Refusal::LoginRequired),
             StatusCode::UNAUTHORIZED => Err(Refusal::LoginRefused),
             status if !status.is_success() => Err(Refusal::Status(status)),
-            _ => self.pass_on(&fetch.method, reference.kind, response).await,
+            _ => {
+                let kind = if accepts_manifest(&fetch.accept) {
+                    Kind::Manifest
+                } else {
+                    reference.kind
+                };
+                self.pass_on(&fetch.method, kind, response).await
+            }
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Config {
     pub box_secret: BoxSecret,
 
     /// 64 hex digits, the same on every replica: a replica with another one does not start. The
-    /// variables of environments are stored encrypted under it.
+    /// variables of environments, and users' logins at registries, are stored encrypted under it.
     #[arg(
         long,
         env = "AGENTBOX_SCHEDULER_SECRET",

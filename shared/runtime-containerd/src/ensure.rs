@@ -168,20 +168,22 @@ impl Context {
         self.pulled_images
             .touch(&name, SystemTime::now())
             .map_err(|error| io_failure("record of an image", &error))?;
-        let is_missing = self.cri.image(&name).await?.is_none();
-        Ok(is_missing || !self.image_access.is_allowed(spec, StdInstant::now()))
+        if self.cri.image(&name).await?.is_none() {
+            self.pulled_images
+                .record(&name, SystemTime::now())
+                .map_err(|error| io_failure("record of an image", &error))?;
+            return Ok(true);
+        }
+        let is_imported = !name.contains('@') && !self.pulled_images.contains(&name);
+        Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))
     }
 
     async fn pull(&self, spec: &BoxSpec) -> Result<Result<(), Failure>, RuntimeError> {
         let image = spec.image.as_str();
         let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
-        self.image_access
-            .record_pull(spec)
-            .map_err(|error| io_failure("record of a private image", &error))?;
+        let not_recorded = |error: std::io::Error| io_failure("record of a private image", &error);
+        let private = self.image_access.record_pull(spec).map_err(not_recorded)?;
         let name = image_reference::complete(image);
-        self.pulled_images
-            .record(&name, SystemTime::now())
-            .map_err(|error| io_failure("record of an image", &error))?;
         let credential = spec.image_credential.as_ref();
         let pulled = tokio::select! {
             pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
@@ -195,12 +197,15 @@ impl Context {
             }
         };
         let Err(error) = pulled else {
+            if let Some(private) = private {
+                private.succeeded().map_err(not_recorded)?;
+            }
             self.image_access.prove(spec, StdInstant::now());
             return Ok(Ok(()));
         };
-        if let Ok(None) = self.cri.image(&name).await {
-            // Else users could store any number of records.
-            let _ = self.pulled_images.forget(&name);
+        // After another error containerd may still finish the pull.
+        if let (Some(private), CriError::Refused { .. }) = (private, &error) {
+            private.failed().map_err(not_recorded)?;
         }
         tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
         match image::classify_pull(image, &error, deadline) {

@@ -5,11 +5,13 @@
 //! pull with an own credential or none. Such a pull compares the image with the registry's, and
 //! transfers only what is missing.
 //!
-//! * I1. The record of a repository is written before the pull: a killed pull leaves no image of a
-//!   private repository without a record.
+//! * I1. A pull with a credential has a record from before it begins until it has failed, or its
+//!   repository has one: a killed pull leaves no private image without a record. A failed pull leaves
+//!   none, so that nobody can make the images of others need a proof.
 //! * I2. A proof is valid for one owner, one image and one credential, for [`VALIDITY`]. Without a
 //!   credential it is valid for every owner.
-//! * I3. An image that was imported, or pulled without a credential, needs no proof.
+//! * I3. An image that was imported, or pulled without a credential, needs no proof. A tag is there
+//!   only if it was imported, or has a record of [`crate::pulled_images`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agentbox_contracts::ids::UserId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{BoxSpec, image_reference};
 
 /// How long a proof is valid. An owner whose access ends may start boxes for as long.
@@ -27,9 +29,11 @@ const VALIDITY: Duration = Duration::from_secs(600);
 const MAX_PROOFS: usize = 8_192;
 /// The directory of the records, in the driver's state directory.
 const DIRECTORY: &str = "private-repositories";
-/// The name of a record, in the directories that its repository names. No component of a
-/// repository begins with a dot.
-const RECORD: &str = ".private";
+/// The record of a repository, in the directory that its name is. No component of a repository
+/// begins with a dot.
+const PRIVATE: &str = ".private";
+/// The beginning of the record of a pull, which continues with the tag or the digest.
+const PULLING: &str = ".pulling";
 
 /// Who has proved access, and to which image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +43,32 @@ struct Proof {
     image: String,
     /// A keyed hash: a proof with a former credential is invalid.
     credential: Option<u64>,
+}
+
+/// A pull with a credential that is running, or whose outcome is unknown.
+#[derive(Debug)]
+pub struct PrivatePull {
+    directory: PathBuf,
+    record: PathBuf,
+}
+
+impl PrivatePull {
+    /// Records that the repository is private.
+    ///
+    /// # Errors
+    /// When that cannot be stored. The record of the pull stays.
+    pub fn succeeded(self) -> io::Result<()> {
+        std::fs::File::create(self.directory.join(PRIVATE))?.sync_all()?;
+        std::fs::remove_file(self.record)
+    }
+
+    /// Removes the record of a pull that has certainly brought no image.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn failed(self) -> io::Result<()> {
+        std::fs::remove_file(self.record)
+    }
 }
 
 /// The records of one machine, and the proofs of this process.
@@ -60,7 +90,7 @@ impl ImageAccess {
 
     /// Whether the owner may use an image that the machine has.
     pub fn is_allowed(&self, spec: &BoxSpec, now: Instant) -> bool {
-        if !self.is_private(&image_reference::repository(&spec.image)) {
+        if !self.is_private(&spec.image) {
             return true;
         }
         let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,15 +105,16 @@ impl ImageAccess {
     ///
     /// # Errors
     /// When the record cannot be stored; the image must not be pulled then.
-    pub fn record_pull(&self, spec: &BoxSpec) -> io::Result<()> {
+    pub fn record_pull(&self, spec: &BoxSpec) -> io::Result<Option<PrivatePull>> {
         if spec.image_credential.is_none() {
-            return Ok(());
+            return Ok(None);
         }
-        let record = self.record(&image_reference::repository(&spec.image))?;
-        if let Some(directory) = record.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        std::fs::File::create(record)?.sync_all()
+        let directory = self.directory(&spec.image)?;
+        std::fs::create_dir_all(&directory)?;
+        let unique = format!("{}{}", pulling(&spec.image), EnvironmentId::random());
+        let record = directory.join(unique);
+        std::fs::File::create_new(&record)?.sync_all()?;
+        Ok(Some(PrivatePull { directory, record }))
     }
 
     /// Remembers that a pull for this box has succeeded.
@@ -113,24 +144,52 @@ impl ImageAccess {
         }
     }
 
-    /// A record that cannot be read counts as one.
-    fn is_private(&self, repository: &str) -> bool {
-        match self.record(repository) {
-            Ok(record) => record.try_exists().unwrap_or(true),
-            Err(_) => true,
-        }
+    /// Whether the image may have been pulled with a credential. Records that cannot be read count as
+    /// one.
+    fn is_private(&self, image: &str) -> bool {
+        let Ok(directory) = self.directory(image) else {
+            return true;
+        };
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) => return error.kind() != io::ErrorKind::NotFound,
+        };
+        // A pull of a tag brings the image by its digest too.
+        let is_digest = image_reference::complete(image).contains('@');
+        let pulling = if is_digest {
+            PULLING.to_owned()
+        } else {
+            pulling(image)
+        };
+        entries.into_iter().any(|entry| {
+            entry.map_or(true, |entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name == PRIVATE || name.starts_with(&pulling)
+            })
+        })
     }
 
-    fn record(&self, repository: &str) -> io::Result<PathBuf> {
+    /// The directory of a repository's records.
+    fn directory(&self, image: &str) -> io::Result<PathBuf> {
+        let repository = image_reference::repository(image);
+        let mut parts = repository.split('/');
         // The scheduler's parser accepts no such name.
-        if repository
-            .split('/')
-            .any(|part| part.is_empty() || part.starts_with('.'))
-        {
+        if parts.any(|part| part.is_empty() || part.starts_with('.')) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(self.directory.join(repository).join(RECORD))
+        Ok(self.directory.join(repository))
     }
+}
+
+/// The beginning of the records of pulls of this tag or digest. A tag has no `@`.
+fn pulling(image: &str) -> String {
+    let (complete, repository) = (
+        image_reference::complete(image),
+        image_reference::repository(image),
+    );
+    let tag_or_digest = complete.strip_prefix(&repository).unwrap_or_default();
+    format!("{PULLING}{tag_or_digest}@@")
 }
 
 /// The proof of a pull without a credential.
@@ -167,7 +226,25 @@ mod tests {
         let image = "registry.example:5000/team/app:1";
         let owner = spec(image, Some("secret"));
         assert!(access.is_allowed(&owner, now));
-        access.record_pull(&owner).unwrap();
+        let pull = access.record_pull(&owner).unwrap().unwrap();
+        // Until its outcome is known, others need a proof for this tag, and for digests.
+        let digest = format!("registry.example:5000/team/app@sha256:{}", "0a".repeat(32));
+        for (other, is_allowed) in [
+            (spec(image, None), false),
+            (spec(&digest, None), false),
+            (spec("registry.example:5000/team/app:10", None), true),
+        ] {
+            assert_eq!(
+                access.is_allowed(&other, now),
+                is_allowed,
+                "{}",
+                other.image
+            );
+        }
+        pull.failed().unwrap();
+        assert!(access.is_allowed(&spec(image, None), now));
+        let pull = access.record_pull(&owner).unwrap().unwrap();
+        pull.succeeded().unwrap();
         access.prove(&owner, now);
         assert!(access.is_allowed(&owner, now));
         assert!(!access.is_allowed(&owner, now + VALIDITY));
@@ -176,7 +253,6 @@ mod tests {
         assert!(!restarted.is_allowed(&owner, now));
         let mut changed = owner.clone();
         changed.image_credential = spec(image, Some("other")).image_credential;
-        let digest = format!("registry.example:5000/team/app@sha256:{}", "0a".repeat(32));
         for other in [
             changed,
             spec(image, None),
@@ -202,9 +278,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let access = ImageAccess::new(directory.path());
         let now = Instant::now();
-        access
-            .record_pull(&spec("busybox", Some("secret")))
-            .unwrap();
+        let pull = access.record_pull(&spec("busybox", Some("secret")));
+        pull.unwrap().unwrap().succeeded().unwrap();
+        assert!(
+            access
+                .record_pull(&spec("busybox", None))
+                .unwrap()
+                .is_none()
+        );
         assert!(!access.is_allowed(&spec("docker.io/library/busybox", None), now));
         access.prove(&spec("busybox:latest", None), now);
         for other in [

@@ -106,6 +106,24 @@ fn choose(
     Some(oldest.1)
 }
 
+/// The records of pulls that have failed, and of images that somebody else has removed.
+fn unused_records(
+    images: &[Image],
+    records: &BTreeMap<String, SystemTime>,
+    now: SystemTime,
+) -> Vec<String> {
+    let present: BTreeSet<&String> = images
+        .iter()
+        .flat_map(|image| image.repo_tags.iter().chain(&image.repo_digests))
+        .collect();
+    let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age >= MIN_AGE);
+    records
+        .iter()
+        .filter(|(name, at)| !present.contains(name) && is_old(**at))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
 /// Whether an image without a tag is of a repository that the driver has pulled from.
 fn is_replaced(image: &Image, records: &BTreeMap<String, SystemTime>) -> bool {
     let mut digests = image.repo_digests.iter();
@@ -129,13 +147,6 @@ impl Context {
             return Ok(false);
         };
         metrics::image_file_system(usage.used, usage.available);
-        let (high, low) = (
-            u64::from(self.config.image_gc_high_percent),
-            u64::from(self.config.image_gc_low_percent),
-        );
-        if !collection.is_due(usage.percent(), high, low) {
-            return Ok(false);
-        }
         // The containers are read after the images: a new one may use an image of the list.
         let images = self.cri.images().await?;
         let containers = self.cri.containers(HashMap::new()).await?;
@@ -144,8 +155,17 @@ impl Context {
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|error| io_failure("records of images", &error))?;
-        let records = records.into_iter().collect();
-        let Some(removal) = choose(images, &records, &containers, SystemTime::now()) else {
+        let records: BTreeMap<String, SystemTime> = records.into_iter().collect();
+        let now = SystemTime::now();
+        self.forget(&unused_records(&images, &records, now), now);
+        let (high, low) = (
+            u64::from(self.config.image_gc_high_percent),
+            u64::from(self.config.image_gc_low_percent),
+        );
+        if !collection.is_due(usage.percent(), high, low) {
+            return Ok(false);
+        }
+        let Some(removal) = choose(images, &records, &containers, now) else {
             if usage.percent() >= high {
                 tracing::warn!(
                     percent = usage.percent(),
@@ -155,11 +175,7 @@ impl Context {
             return Ok(false);
         };
         self.cri.remove_image(&removal.id).await?;
-        for name in &removal.names {
-            if let Err(error) = self.pulled_images.forget(name) {
-                tracing::warn!(error = %ErrorChain(&error), image = name, "record of an image not removed");
-            }
-        }
+        self.forget(&removal.names, now);
         metrics::image_removed(removal.bytes);
         tracing::info!(
             image = removal.id,
@@ -169,6 +185,19 @@ impl Context {
             "image removed"
         );
         Ok(true)
+    }
+
+    /// Removes the records of images that the machine does not have.
+    fn forget(&self, names: &[String], now: SystemTime) {
+        for name in names {
+            if let Err(error) = self.pulled_images.forget(name, now - MIN_AGE) {
+                tracing::warn!(
+                    error = %ErrorChain(&error),
+                    image = name,
+                    "record of an image not removed"
+                );
+            }
+        }
     }
 
     /// The use of the file system with the images.
@@ -289,6 +318,15 @@ mod tests {
         let mut pinned = images();
         pinned[0].pinned = true;
         assert_eq!(chosen(pinned, &[("r/a:1", 1)], &[]), None);
+    }
+
+    #[test]
+    fn record_without_an_image_is_removed_after_a_while() {
+        let images = [image("id", &["r/a:1"], &["r/a@sha256:1"])];
+        let records = [("r/a:1", 1), ("r/gone:1", 1), ("r/begun:1", NOW)];
+        let records = records.map(|(name, seconds)| (name.to_owned(), at(seconds)));
+        let unused = unused_records(&images, &records.into(), at(NOW));
+        assert_eq!(unused, ["r/gone:1"]);
     }
 
     #[test]

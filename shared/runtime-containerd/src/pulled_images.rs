@@ -13,6 +13,8 @@ use agentbox_runtime::image_reference::{complete, repository};
 
 /// The directory of the records, in the driver's state directory.
 const DIRECTORY: &str = "pulled-images";
+/// The end of the name of a record that is about to be removed. No reference has it.
+const ASIDE: &str = "@@";
 /// The most records that one list reads.
 const MAX_RECORDS: usize = 100_000;
 
@@ -46,6 +48,11 @@ impl PulledImages {
         file.set_modified(now)
     }
 
+    /// Whether this driver has pulled the image by this name. A record that cannot be read counts.
+    pub fn contains(&self, image: &str) -> bool {
+        self.path(image).try_exists().unwrap_or(true)
+    }
+
     /// Records the use of an image, if it was pulled.
     ///
     /// # Errors
@@ -58,15 +65,27 @@ impl PulledImages {
         }
     }
 
-    /// Removes the record of an image that was removed.
+    /// Removes the record of an image that the machine does not have, unless it was recorded after
+    /// `before`: then another pull has begun.
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub fn forget(&self, image: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.path(image)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    pub fn forget(&self, image: &str, before: SystemTime) -> io::Result<()> {
+        let path = self.path(image);
+        let mut aside = path.clone().into_os_string();
+        aside.push(ASIDE);
+        match std::fs::rename(&path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            outcome => outcome?,
         }
+        // A pull that begins now makes a new record.
+        if std::fs::metadata(&aside)?.modified()? > before {
+            match std::fs::hard_link(&aside, &path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        std::fs::remove_file(&aside)
     }
 
     /// Every image with a record, by its complete reference, with its last use.
@@ -87,6 +106,9 @@ impl PulledImages {
                 let Ok(name) = entry.file_name().into_string() else {
                     continue;
                 };
+                if name.ends_with(ASIDE) {
+                    continue;
+                }
                 if let Some(tag_or_digest) = name.strip_prefix('.') {
                     let at = entry.metadata()?.modified()?;
                     images.push((format!("{repository}{tag_or_digest}"), at));
@@ -137,6 +159,7 @@ mod tests {
             .touch("docker.io/library/busybox:latest", at(4))
             .unwrap();
         images.touch("not-pulled", at(5)).unwrap();
+        assert!(images.contains("busybox:latest") && !images.contains("not-pulled"));
         let mut listed = images.list().unwrap();
         listed.sort();
         let expected = [
@@ -145,8 +168,11 @@ mod tests {
             (pinned.clone(), at(3)),
         ];
         assert_eq!(listed, expected);
+        // Another pull has begun.
+        images.forget(&pinned, at(2)).unwrap();
+        assert_eq!(images.list().unwrap().len(), 3);
         for _ in 0..2 {
-            images.forget(&pinned).unwrap();
+            images.forget(&pinned, at(3)).unwrap();
         }
         assert_eq!(images.list().unwrap().len(), 2);
     }

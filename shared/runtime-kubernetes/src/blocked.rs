@@ -149,11 +149,11 @@ pub fn image_of<'a>(pod: &'a Pod, container: &str) -> &'a str {
 
 /// Whether the Pod may have a login for the user's image, which the kubelet may not have seen yet.
 fn may_have_login(pod: &Pod) -> bool {
-    let secrets = pod
+    let mut secrets = pod
         .spec
         .iter()
         .flat_map(|spec| spec.image_pull_secrets.iter().flatten());
-    let has_shared = secrets.into_iter().any(|secret| secret.name != PULL_SECRET);
+    let has_shared = secrets.any(|secret| secret.name != PULL_SECRET);
     let annotations = pod.metadata.annotations.as_ref();
     has_shared || annotations.is_some_and(|all| all.contains_key(OWNER_LOGIN))
 }

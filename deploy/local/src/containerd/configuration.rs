@@ -118,13 +118,21 @@ pub(super) fn write(
         let hub = run.join("certs.d/docker.io");
         std::fs::create_dir_all(&hub)?;
         // Port 1 refuses connections at once, while requests to Docker Hub would time out.
-        std::fs::write(hub.join("hosts.toml"), "server = \"http://127.0.0.1:1\"\n")?;
+        std::fs::write(hub.join("hosts.toml"), hosts("http://127.0.0.1:1"))?;
     }
     let script = match gvisor::find() {
         Some(runsc) => Some(gvisor::write_script(paths, &runsc)?),
         None => None,
     };
     std::fs::write(paths.configuration(), daemon(paths, script.as_deref()))
+}
+
+/// The text of a `hosts.toml` that sends the requests of pulls to `url` only. containerd 1.6 ignores a
+/// file without a table of hosts, and would then connect to the registry itself. Without the right to
+/// push, `url` counts as a mirror and is told the registry.
+fn hosts(url: &str) -> String {
+    let capabilities = "capabilities = [\"pull\", \"resolve\"]";
+    format!("server = \"{url}\"\n{capabilities}\n\n[host.\"{url}\"]\n{capabilities}\n")
 }
 
 /// Sends the requests of every pull to the proxy. A registry with a directory of its own in `certs.d`
@@ -138,16 +146,24 @@ pub(super) fn write_registry_proxy(
     };
     let directory = paths.run().join("certs.d/_default");
     std::fs::create_dir_all(&directory)?;
-    let hosts = format!(
-        "server = \"http://{address}\"\n\n[host.\"http://{address}\"]\n\
-         capabilities = [\"pull\", \"resolve\"]\n"
-    );
-    std::fs::write(directory.join("hosts.toml"), hosts)
+    std::fs::write(
+        directory.join("hosts.toml"),
+        hosts(&format!("http://{address}")),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_file_names_one_server_in_both_places() {
+        let expected = "server = \"http://127.0.0.1:1\"\n\
+            capabilities = [\"pull\", \"resolve\"]\n\n\
+            [host.\"http://127.0.0.1:1\"]\n\
+            capabilities = [\"pull\", \"resolve\"]\n";
+        assert_eq!(hosts("http://127.0.0.1:1"), expected);
+    }
 
     #[test]
     fn path_with_quotes_stays_one_toml_string() {

@@ -100,6 +100,13 @@ async fn hostile_registry_refers_to_no_private_address() {
         let with_login = get(&proxy, own, path, Some(LOGIN)).await.0;
         assert_eq!(with_login, status, "{path}");
     }
+    // containerd asks for a manifest among the blobs too.
+    let request = Request::builder()
+        .uri(format!("/v2/a/blobs/foreign?ns={own}"))
+        .header(ACCEPT, "application/vnd.oci.image.manifest.v1+json, *");
+    let request = request.body(Body::empty()).unwrap();
+    let refused = proxy.answer(request).await;
+    assert!(matches!(refused, Err(Refusal::Manifest(_))));
     let trapped = trap.accept().unwrap_err();
     assert_eq!(trapped.kind(), std::io::ErrorKind::WouldBlock);
 }

@@ -89,7 +89,8 @@ impl Registry {
             .join("certs.d")
             .join(address.to_string());
         std::fs::create_dir_all(&hosts).unwrap();
-        let server = format!("server = \"http://{address}\"\n");
+        // containerd 1.6 ignores a file without a table of hosts.
+        let server = format!("server = \"http://{address}\"\n[host.\"http://{address}\"]\n");
         std::fs::write(hosts.join("hosts.toml"), server).unwrap();
         let served = content.clone();
         let server = tokio::spawn(async move {
