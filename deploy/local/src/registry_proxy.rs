@@ -119,7 +119,7 @@ impl Refusal {
 impl IntoResponse for Refusal {
     /// The error format of registries, with a text of this program.
     fn into_response(self) -> Response {
-        let error = json!({ "code": "DENIED", "message": self.to_string() });
+        let error = json!({ "code": "UNKNOWN", "message": self.to_string() });
         let body = json!({ "errors": [error] }).to_string();
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
