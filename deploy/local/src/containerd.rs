@@ -3,7 +3,7 @@
 //!
 //! * I1. Everything that ends with the instance is in its run directory, its boxes directory,
 //!   its bridge, and the firewall tables and control groups of its name ([`crate::cleanup`]).
-//! * I2. Only images outlive it, in `root`.
+//! * I2. Only images and the driver's records of them outlive it, in `root`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -92,6 +92,7 @@ impl Containerd {
         let endpoint = ContainerdEndpoint {
             socket: paths.socket(),
             state_dir: paths.boxes.clone(),
+            image_records_dir: Some(paths.root.join("image-records")),
             boxd: boxd.to_owned(),
             subnet,
             bridge,

@@ -174,7 +174,11 @@ impl Context {
                 .map_err(|error| io_failure("record of an image", &error))?;
             return Ok(true);
         }
-        let is_imported = !name.contains('@') && !self.pulled_images.contains(&name);
+        // In this order, because a pull that succeeds makes the second record before it removes the
+        // first.
+        let is_imported = !name.contains('@')
+            && !self.image_access.is_pulling(&name)
+            && !self.pulled_images.contains(&name);
         Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))
     }
 
@@ -197,6 +201,10 @@ impl Context {
             }
         };
         let Err(error) = pulled else {
+            // Again: after a long pull the collection may have removed the record.
+            self.pulled_images
+                .record(&name, SystemTime::now())
+                .map_err(|error| io_failure("record of an image", &error))?;
             if let Some(private) = private {
                 private.succeeded().map_err(not_recorded)?;
             }
