@@ -168,15 +168,15 @@ impl Context {
         self.pulled_images
             .touch(&name, SystemTime::now())
             .map_err(|error| io_failure("record of an image", &error))?;
-        if self.cri.image(&name).await?.is_none() {
+        let Some(status) = self.cri.image(&name).await? else {
             self.pulled_images
                 .record(&name, SystemTime::now())
                 .map_err(|error| io_failure("record of an image", &error))?;
             return Ok(true);
-        }
-        // In this order, because a pull that succeeds makes the second record before it removes the
-        // first.
-        let is_imported = !name.contains('@')
+        };
+        // The records in this order, because a pull that succeeds makes the second one before it
+        // removes the first.
+        let is_imported = !image::was_pulled(&status, &name)
             && !self.image_access.is_pulling(&name)
             && !self.pulled_images.contains(&name);
         Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))

@@ -10,8 +10,9 @@
 //!   none, so that nobody can make the images of others need a proof.
 //! * I2. A proof is valid for one owner, one image and one credential, for [`VALIDITY`]. Without a
 //!   credential it is valid for every owner.
-//! * I3. An image that was imported, or pulled without a credential, needs no proof. A tag is there
-//!   only if it was imported, or has a record of [`crate::pulled_images`].
+//! * I3. An image that was imported, or pulled without a credential, needs no proof. A tag was
+//!   imported if containerd has no digest for it, and it has no record here or in
+//!   [`crate::pulled_images`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -29,7 +30,7 @@ use crate::pulled_images::record_name;
 const VALIDITY: Duration = Duration::from_secs(600);
 /// The most proofs in memory. A proof that does not fit costs another pull.
 const MAX_PROOFS: usize = 8_192;
-/// The directory of the records, in the driver's state directory.
+/// The directory of the records, in the directory for records of images.
 const DIRECTORY: &str = "private-repositories";
 /// The record of a repository, in its directory.
 const PRIVATE: &str = ".private";
@@ -84,9 +85,9 @@ pub struct ImageAccess {
 }
 
 impl ImageAccess {
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(records_dir: &Path) -> Self {
         Self {
-            directory: state_dir.join(DIRECTORY),
+            directory: records_dir.join(DIRECTORY),
             hasher: RandomState::new(),
             proofs: Mutex::default(),
         }

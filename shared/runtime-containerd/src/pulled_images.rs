@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use agentbox_runtime::image_reference::complete;
 use sha2::{Digest as _, Sha256};
 
-/// The directory of the records, in the driver's state directory.
+/// The directory of the records, in the directory for records of images.
 const DIRECTORY: &str = "pulled-images";
 /// The end of the name of a record that is about to be removed.
 const ASIDE: &str = "@@";
@@ -32,9 +32,9 @@ pub struct PulledImages {
 }
 
 impl PulledImages {
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(records_dir: &Path) -> Self {
         Self {
-            directory: state_dir.join(DIRECTORY),
+            directory: records_dir.join(DIRECTORY),
         }
     }
 
