@@ -212,6 +212,7 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
         env: Default::default(),
         secret_env: Default::default(),
         command: None,
+        use_entrypoint: false,
         labels: Default::default(),
         node_selector: Default::default(),
         tolerations: Vec::new(),

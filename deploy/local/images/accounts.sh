@@ -1,5 +1,6 @@
 # Builds an image for tests of accounts, as a docker-archive: one static program that prints the ids of
-# its process, and the files of two accounts. The process of root has a group that no other account has.
+# its process and its arguments, and the files of two accounts. The process of root has a group that no
+# other account has.
 #
 #   bash accounts.sh NAME CONFIG OUT.tar
 #
@@ -34,7 +35,8 @@ case ${name##*:} in
   group-device) rm "$root/etc/group"; mknod "$root/etc/group" c 1 5 ;;
 esac
 cat > "$work/ids.c" <<'END'
-/* Prints the user, the group and, in ascending order, the primary and supplementary groups. */
+/* Prints the user, the group, in ascending order the primary and supplementary groups, and the
+   arguments. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -44,7 +46,7 @@ static int compare(const void *a, const void *b) {
   return left < right ? -1 : left > right;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   gid_t groups[1025];
   int count = getgroups(1024, groups);
   if (count < 0) return 1;
@@ -53,6 +55,7 @@ int main(void) {
   printf("%d:%d", (int)getuid(), (int)getgid());
   for (int i = 0; i < count; i++)
     if (i == 0 || groups[i] != groups[i - 1]) printf(" %d", (int)groups[i]);
+  for (int i = 1; i < argc; i++) printf(" %s", argv[i]);
   printf("\n");
   return 0;
 }

@@ -88,7 +88,7 @@ fn classify_outcome(error: Error, reason: Result<Option<Environment>, Error>) ->
 fn was_expected(environment: &Environment) -> bool {
     match environment.status_reason {
         Some(StatusReason::Deleted | StatusReason::Expired) => true,
-        Some(StatusReason::Exited) => environment.request.command.is_some(),
+        Some(StatusReason::Exited) => environment.request.has_main_command(),
         _ => false,
     }
 }

@@ -82,8 +82,9 @@ pub struct CreateEnvironment {
     #[schema(value_type = Variables)]
     pub secret_env: BTreeMap<String, String>,
     /// The main command: the program and its arguments, together at most 131072 bytes. Its
-    /// output is the environment's log, and the environment ends with it. Default: no main
-    /// command, the environment runs until its timeout.
+    /// output is the environment's log, and the environment ends with it. It replaces the image's
+    /// ENTRYPOINT and CMD. Default: no main command, the environment runs until its timeout, unless
+    /// `use_entrypoint` is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(
         value_type = Option<Vec<Argument>>,
@@ -91,6 +92,12 @@ pub struct CreateEnvironment {
         min_items = 1
     )]
     pub command: Option<Vec<String>>,
+    /// Whether the image's ENTRYPOINT, with its CMD as arguments, is the main command; an image
+    /// without ENTRYPOINT runs its CMD. Must be false with `command`. Clusters on Kubernetes do not
+    /// support it. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(default = false, example = false)]
+    pub use_entrypoint: bool,
     /// Labels to find the environment by. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Labels)]
@@ -127,6 +134,7 @@ impl From<CreateEnvironment> for EnvironmentRequest {
             env: body.env,
             secret_env: body.secret_env,
             command: body.command,
+            use_entrypoint: body.use_entrypoint,
             labels: body.labels,
             node_selector: body.node_selector,
             tolerations: body.tolerations,
@@ -260,10 +268,14 @@ pub struct EnvironmentBody {
     /// The labels.
     #[schema(example = json!({"project": "my-project"}))]
     pub labels: BTreeMap<String, String>,
-    /// The main command. Absent if there is none.
+    /// The main command. Absent if there is none, and if it is the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = json!(["python", "-m", "http.server", "8080"]))]
     pub command: Option<Vec<String>>,
+    /// Whether the main command is the image's ENTRYPOINT and CMD. Absent: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(example = false)]
+    pub use_entrypoint: bool,
     /// The isolation that was requested. Absent if none was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -305,6 +317,7 @@ impl From<Environment> for EnvironmentBody {
             env_names: None,
             labels: request.labels,
             command: request.command,
+            use_entrypoint: request.use_entrypoint,
             isolation: request.isolation,
             node_selector: request.node_selector,
             tolerations: request.tolerations,

@@ -176,6 +176,9 @@ pub struct EnvironmentRequest {
     pub secret_env: BTreeMap<String, String>,
     #[serde(default)]
     pub command: Option<Vec<String>>,
+    /// Whether the image's ENTRYPOINT and CMD are the main command. Never with `command`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub use_entrypoint: bool,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -184,6 +187,14 @@ pub struct EnvironmentRequest {
     pub tolerations: Vec<Toleration>,
     #[serde(default)]
     pub isolation: Option<Isolation>,
+}
+
+impl EnvironmentRequest {
+    /// Whether the environment has a main command: its own, or the image's.
+    #[must_use]
+    pub const fn has_main_command(&self) -> bool {
+        self.command.is_some() || self.use_entrypoint
+    }
 }
 
 /// One environment, as stored by the scheduler.

@@ -108,6 +108,7 @@ fn scheduler_rpcs_match_snapshot() {
     let mut m = Messages::new();
     let mut request = environment_request();
     request["secret_env"] = json!({"TOKEN": "secret"});
+    request["use_entrypoint"] = json!(true);
     let create = json!({"owner": USER, "owner_username": "ada",
         "request": request, "idempotency_key": "key-1"});
     rpc::<Create>(&mut m, create, environment());

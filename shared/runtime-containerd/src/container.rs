@@ -2,7 +2,8 @@
 //! limits and rights. Pure.
 //!
 //! * `command`, when given, replaces the image's ENTRYPOINT and CMD, as Kubernetes'
-//!   `command` does; without one both are ignored too, and the box idles.
+//!   `command` does; without one both are ignored too, and the box idles, unless the spec has
+//!   `use_entrypoint`.
 //! * CRI adds the image's environment and working directory.
 //! * The image's user is passed on as the image names it. Without it containerd 1.6 starts the
 //!   process as that user, but with the supplementary groups of root.
@@ -86,6 +87,7 @@ pub fn config(
     let is_root_read_only = security_context
         .and_then(|context| context.read_only_root_filesystem)
         .unwrap_or(false);
+    let of_image = spec.use_entrypoint.then(|| image.command());
     let in_memory = |name: &str| files.memory.join(name);
     let mut mounts = vec![
         mount(BOXD, &config.boxd, true),
@@ -114,7 +116,7 @@ pub fn config(
             image: image_reference::complete(&spec.image),
             ..Default::default()
         }),
-        command: command(spec.command.as_deref()),
+        command: command(spec.command.as_deref().or(of_image.as_deref())),
         envs: environment(spec),
         mounts,
         labels: labels::labels(&config.deployment, spec, generation),

@@ -254,7 +254,12 @@ impl Context {
             state.network = None;
         }
         let image = self.image_config(&spec.image).await?;
-        if let Some(problem) = image.problem(spec.isolation.security_context.as_ref()) {
+        let command_problem = || match spec.use_entrypoint {
+            true => image.command_problem(),
+            false => None,
+        };
+        let problem = image.problem(spec.isolation.security_context.as_ref());
+        if let Some(problem) = problem.or_else(command_problem) {
             return Err(EnsureError::Failed(Failure {
                 reason: FailureReason::ImageInvalid,
                 message: start_failure::cannot_run(&spec.image, &problem),

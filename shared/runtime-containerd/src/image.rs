@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use agentbox_contracts::command::MAX_MAIN_COMMAND_BYTES;
 use agentbox_runtime::image_pull::{is_transient_error, printable_image, public_cause};
 use agentbox_runtime::{SecurityContext, image_reference};
 use k8s_cri::v1::ImageStatusResponse;
@@ -71,6 +72,8 @@ pub struct ImageConfig {
     pub user: String,
     /// `WORKDIR`. Empty: `/`.
     pub working_dir: String,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
     /// The id of its unpacked layers. Empty: unknown.
     #[serde(skip)]
     pub chain_id: String,
@@ -113,6 +116,30 @@ impl ImageConfig {
             ));
         }
         self.user_problem(requested)
+    }
+
+    /// The command that the image names, as Docker runs it: ENTRYPOINT, with CMD as its arguments.
+    pub fn command(&self) -> Vec<String> {
+        let parts = [&self.entrypoint, &self.cmd];
+        parts.into_iter().flatten().flatten().cloned().collect()
+    }
+
+    /// The reason that this command cannot be a main command: the rules of `command` in a request.
+    pub fn command_problem(&self) -> Option<String> {
+        let words = self.command();
+        if words.first().is_none_or(String::is_empty) {
+            return Some(
+                "its ENTRYPOINT and CMD name no program: give command instead of use_entrypoint"
+                    .to_owned(),
+            );
+        }
+        if words.iter().any(|word| word.contains('\0')) {
+            return Some("its ENTRYPOINT or CMD contains NUL".to_owned());
+        }
+        let bytes: usize = words.iter().map(|word| word.len() + 1).sum();
+        (bytes > MAX_MAIN_COMMAND_BYTES).then(|| {
+            format!("its ENTRYPOINT and CMD have more than {MAX_MAIN_COMMAND_BYTES} bytes: {bytes}")
+        })
     }
 
     /// Decides about the image's own user as the kubelet does.
@@ -255,11 +282,48 @@ mod tests {
     }
 
     #[test]
+    fn command_of_an_image_is_its_entrypoint_with_its_cmd() {
+        let text = "x".repeat(MAX_MAIN_COMMAND_BYTES);
+        let (long, most) = (text.as_str(), &text[..MAX_MAIN_COMMAND_BYTES - 3]);
+        for (entrypoint, cmd, command, problem) in [
+            (None, None, vec![], true),
+            (Some(vec![]), Some(vec![]), vec![], true),
+            (Some(vec![""]), Some(vec!["a"]), vec!["", "a"], true),
+            (Some(vec!["a"]), None, vec!["a"], false),
+            (None, Some(vec!["b", ""]), vec!["b", ""], false),
+            (
+                Some(vec!["a", "1"]),
+                Some(vec!["b"]),
+                vec!["a", "1", "b"],
+                false,
+            ),
+            (Some(vec!["a"]), Some(vec!["\0"]), vec!["a", "\0"], true),
+            (Some(vec!["a", most]), None, vec!["a", most], false),
+            (Some(vec!["a"]), Some(vec![long]), vec!["a", long], true),
+        ] {
+            let words = |words: Vec<&str>| -> Vec<String> {
+                words.into_iter().map(str::to_owned).collect()
+            };
+            let image = ImageConfig {
+                entrypoint: entrypoint.map(words),
+                cmd: cmd.map(words),
+                ..Default::default()
+            };
+            assert_eq!(image.command(), command);
+            let found = image.command_problem();
+            assert_eq!(found.is_some(), problem, "{found:?}");
+        }
+    }
+
+    #[test]
     fn image_configuration_is_read_from_the_verbose_status() {
         let info = |json: serde_json::Value| HashMap::from([("info".to_owned(), json.to_string())]);
         let of_user = json!({ "chainID": "sha256:0", "imageSpec": {
             "architecture": "amd64", "os": "linux",
-            "config": { "Env": ["PATH=/"], "User": "alice:staff", "WorkingDir": "work" },
+            "config": {
+                "Env": ["PATH=/"], "User": "alice:staff", "WorkingDir": "work",
+                "Entrypoint": ["/run"], "Cmd": ["a", "b c"],
+            },
             "rootfs": { "type": "layers", "diff_ids": [] },
         }});
         let config = ImageConfig::read(&info(of_user)).unwrap();
@@ -268,6 +332,7 @@ mod tests {
             ("alice:staff", "work")
         );
         assert_eq!(config.chain_id, "sha256:0");
+        assert_eq!(config.command(), ["/run", "a", "b c"]);
         let of_root = json!({ "imageSpec": { "config": {} } });
         assert_eq!(ImageConfig::read(&info(of_root)).unwrap().user, "");
         assert!(ImageConfig::read(&HashMap::new()).is_err());

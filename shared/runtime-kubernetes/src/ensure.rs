@@ -79,7 +79,7 @@ impl Context {
                 }
             }
         }
-        self.wait_until_settled(id, &mut changes, deadline).await
+        self.wait_until_settled(spec, &mut changes, deadline).await
     }
 
     /// Whether a Pod must be created. One that its node rejected is deleted first.
@@ -260,10 +260,11 @@ impl Context {
     /// it returns the box as observed.
     async fn wait_until_settled(
         &self,
-        id: &EnvironmentId,
+        spec: &BoxSpec,
         changes: &mut Changes,
         deadline: Instant,
     ) -> Result<Observed, RuntimeError> {
+        let id = &spec.id;
         loop {
             let Some(snapshot) = self.snapshot(id).await? else {
                 return Err(cluster_error("the box was removed at the same time"));
@@ -279,8 +280,8 @@ impl Context {
                 BoxPhase::Running {
                     address,
                     started_at,
-                } => match self.dial(id, address).await {
-                    Ok(_) => {
+                } => match self.probe(spec, address).await {
+                    Ok(()) => {
                         self.record(id, &StateChange::Started(started_at)).await?;
                         return Ok(observed);
                     }

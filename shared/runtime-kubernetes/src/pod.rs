@@ -334,7 +334,7 @@ mod tests {
         ] {
             let mut config = config();
             config.boxd_delivery = delivery;
-            let spec = &pod(&config, &spec(|_| {}))["spec"];
+            let spec = &pod(&config, &spec(|_| {}), false)["spec"];
             let mount = &spec["containers"][0]["volumeMounts"][0];
             assert_eq!(mount["readOnly"], true, "{delivery:?}");
             assert_eq!(mount["name"], spec["volumes"][0]["name"], "{delivery:?}");
@@ -394,7 +394,7 @@ mod tests {
     fn bounds_on_the_network_are_annotations() {
         let mut config = config();
         let annotations =
-            |config: &Config| pod(config, &spec(|_| {}))["metadata"]["annotations"].clone();
+            |config: &Config| pod(config, &spec(|_| {}), false)["metadata"]["annotations"].clone();
         let bounded = annotations(&config);
         for (keys, value) in [(BANDWIDTH, "1000000000"), (CONNECTIONS, "4096")] {
             for key in keys {

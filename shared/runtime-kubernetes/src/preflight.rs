@@ -18,6 +18,7 @@ impl Context {
     /// Checks a spec. When the API server does not answer, the cluster's runtime classes and nodes
     /// are not checked: the box then waits for the API server.
     pub async fn preflight(&self, spec: &BoxSpec) -> Result<(), PreflightError> {
+        check_entrypoint(spec)?;
         let selector = node_selector(&self.config, spec);
         check_allowed(&self.config, &selector, &spec.tolerations)?;
         let classes = match &spec.isolation.runtime_class {
@@ -54,6 +55,20 @@ impl Context {
             .map(|node| node.metadata.labels.unwrap_or_default())
             .collect())
     }
+}
+
+/// Refuses the image's own command: a Pod's `command` starts boxd, and Kubernetes shows no image's
+/// ENTRYPOINT before its Pod exists (`docs/decisions/0010-entrypoint-on-containerd.md`).
+fn check_entrypoint(spec: &BoxSpec) -> Result<(), PreflightError> {
+    if !spec.use_entrypoint {
+        return Ok(());
+    }
+    let message = "is not supported by this cluster's driver, kubernetes, which does not know an image's \
+                   ENTRYPOINT; give it as `command`";
+    Err(PreflightError {
+        field: "use_entrypoint",
+        message: message.to_owned(),
+    })
 }
 
 /// Checks that a request selects nodes and tolerates taints only as the operator allows. Otherwise
@@ -216,6 +231,18 @@ mod tests {
         assert_eq!(
             check(&open, None, &every).unwrap(),
             "tolerations: `*` is not allowed on this cluster; it allows: gpu, team=ci:NoSchedule"
+        );
+    }
+
+    #[test]
+    fn entrypoint_of_the_image_is_refused_and_a_command_passes() {
+        let with_command = example_spec(|spec| spec.command = Some(vec!["sh".to_owned()]));
+        assert!(check_entrypoint(&with_command).is_ok());
+        let error = check_entrypoint(&example_spec(|spec| spec.use_entrypoint = true)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "use_entrypoint: is not supported by this cluster's driver, kubernetes, which does not \
+             know an image's ENTRYPOINT; give it as `command`"
         );
     }
 

@@ -1,20 +1,21 @@
 //! Connects to a box's boxd: directly, or through the API server.
 
-use std::io::Cursor;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_box_protocol::client;
+use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxStream, RuntimeError};
-use tokio::io::{AsyncReadExt as _, join, split};
+use agentbox_runtime::{BoxSpec, BoxStream, RuntimeError};
 use tokio::net::TcpStream;
 
 use crate::config::Reach;
 use crate::context::Context;
 
 impl Context {
-    /// Opens a connection that boxd has accepted.
+    /// Opens a connection: to boxd, or to the API server, which closes it if boxd does not listen.
     pub async fn dial(
         &self,
         id: &EnvironmentId,
@@ -36,21 +37,28 @@ impl Context {
         }
     }
 
-    /// Connects as `kubectl port-forward` does. The API server accepts a connection even when
-    /// nothing listens in the Pod. Therefore this waits for the first byte: boxd sends its HTTP/2
-    /// settings at once.
+    /// Checks that the box's boxd listens. Through the API server only a TLS handshake shows it.
+    pub async fn probe(&self, spec: &BoxSpec, address: SocketAddr) -> Result<(), RuntimeError> {
+        let stream = self.dial(&spec.id, address).await?;
+        if self.config.reach == Reach::PodIp {
+            return Ok(());
+        }
+        let unreachable = |error: &(dyn Error + 'static)| {
+            RuntimeError::Unreachable(format!("{address}: {}", ErrorChain(error)))
+        };
+        let token = BoxToken::parse(&spec.boxd_token).map_err(|error| unreachable(&error))?;
+        let connected = client::connect(stream, &token).await;
+        connected.map(drop).map_err(|error| unreachable(&error))
+    }
+
+    /// Connects as `kubectl port-forward` does. The API server accepts a connection even when nothing
+    /// listens in the Pod, and then closes it.
     async fn forward(&self, id: &EnvironmentId, port: u16) -> Result<Box<dyn BoxStream>, String> {
         let pods = self.cluster.box_pods(id).await.map_err(|e| e.to_string())?;
         let forwarded = pods.portforward("main", &[port]).await;
         let mut forwarded = forwarded.map_err(|error| ErrorChain(&error).to_string())?;
-        let mut stream = forwarded.take_stream(port).ok_or("no stream was opened")?;
-        let mut first = [0];
-        stream
-            .read_exact(&mut first)
-            .await
-            .map_err(|_| "nothing answers in the Pod")?;
-        let (rest, write) = split(stream);
-        Ok(Box::new(join(Cursor::new(first).chain(rest), write)))
+        let stream = forwarded.take_stream(port).ok_or("no stream was opened")?;
+        Ok(Box::new(stream))
     }
 }
 

@@ -93,6 +93,9 @@ impl Repairer {
                     ),
                 }
             }
+            // The watch may have found a policy that could not be applied.
+            self.retries
+                .retain(|id| self.missing.contains(id) || self.outdated.contains(id));
             let now = Instant::now();
             let wanted = self.missing.union(&self.outdated);
             let due: Vec<EnvironmentId> = wanted

@@ -58,6 +58,8 @@ pub struct Differences {
     pub eviction_deletes_output: bool,
     /// Whether the group of an image's `USER user:group` is ignored.
     pub ignores_image_group: bool,
+    /// Whether `use_entrypoint` is refused.
+    pub refuses_entrypoint: bool,
 }
 
 /// A requirement that a driver does not meet.
@@ -260,6 +262,7 @@ pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
         owner: UserId::random(),
         image: "busybox".to_owned(),
         command: None,
+        use_entrypoint: false,
         env: BTreeMap::new(),
         labels: BTreeMap::new(),
         resources: Resources {
@@ -368,6 +371,8 @@ macro_rules! account_tests {
         $crate::conformance_tests! { @each $subject;
             accounts: image_user_has_its_own_groups_and_not_those_of_root,
             accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
+            accounts: entrypoint_of_the_image_runs_with_its_cmd_if_it_is_requested,
+            accounts: image_without_a_command_fails_if_its_entrypoint_is_requested,
         }
     };
 }

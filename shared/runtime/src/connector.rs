@@ -25,7 +25,8 @@ pub struct Usage {
 #[async_trait]
 pub trait BoxConnector: Send + Sync + 'static {
     /// Connects to the boxd at an `address` of [`crate::Observed`]. Returns
-    /// [`RuntimeError::Unreachable`] when nothing accepts in time.
+    /// [`RuntimeError::Unreachable`] when nothing accepts in time. Something between may accept although
+    /// boxd does not listen: then the TLS handshake fails.
     async fn connect(
         &self,
         id: &EnvironmentId,

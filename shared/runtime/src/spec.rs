@@ -19,8 +19,12 @@ pub struct BoxSpec {
     pub owner: UserId,
     /// An image reference: `python:3.11-slim`, or with registry and digest.
     pub image: String,
-    /// The main command. `None`: the box idles until it is removed.
+    /// The main command. `None`: the box idles until it is removed, unless `use_entrypoint`.
     pub command: Option<Vec<String>>,
+    /// Without a `command`: whether the image's ENTRYPOINT, with its CMD as arguments, is the main
+    /// command. A driver that does not know them before the box exists refuses it in preflight.
+    #[serde(default)]
+    pub use_entrypoint: bool,
     pub env: BTreeMap<String, String>,
     /// The user's labels. A driver stores them under a prefix of its own, so that they cannot
     /// replace the labels that it selects by.

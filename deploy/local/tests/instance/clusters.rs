@@ -134,6 +134,17 @@ async fn boxes_are_placed_by_node_selector_and_on_both_clusters_without_one() {
         assert_eq!(*line, format!("output on {cluster}"), "{logs}");
         ids.push(id);
     }
+    // Only one of the two runs an image's own command. Busybox's is a shell, which ends without input.
+    let mut body = request_for("kubernetes", "entrypoint");
+    body["use_entrypoint"] = json!(true);
+    let (refused, why) = api
+        .once(Method::POST, "/environments", Some(body.clone()))
+        .await;
+    assert_eq!(refused, 400, "{why}");
+    body["node_selector"] = json!({});
+    let of_image = api.create_as(body).await;
+    api.wait_for_status(of_image["id"].as_str().unwrap(), "terminated")
+        .await;
     let nowhere = Some(request_for("elsewhere", "nowhere"));
     let (refused, why) = api.once(Method::POST, "/environments", nowhere).await;
     assert_eq!(refused, 400, "{why}");

@@ -32,6 +32,7 @@ pub(crate) fn ended(reason: StatusReason, command: Option<&str>) -> Environment 
             env: [].into(),
             secret_env: [].into(),
             command: command.map(|word| vec![word.to_owned()]),
+            use_entrypoint: false,
             labels: [].into(),
             node_selector: [].into(),
             tolerations: Vec::new(),
@@ -78,6 +79,10 @@ fn lost_box_error_depends_on_the_end_of_the_environment() {
         let explained = explain(lost(), Ok(Some(ended(reason, command))));
         assert_eq!(explained, error, "a command and a terminal say the same");
     }
+    let mut of_image = ended(StatusReason::Exited, None);
+    of_image.request.use_entrypoint = true;
+    let error = classify_outcome(lost(), Ok(Some(of_image)));
+    assert_eq!(error.code, ErrorCode::EnvironmentEnded);
     assert_eq!(explain(lost(), Ok(None)), lost());
     let gone = Error::not_found("environment");
     assert_eq!(classify_outcome(lost(), Err(gone.clone())), gone);

@@ -5,6 +5,7 @@
 //! ([`BoxError::Lost`]).
 
 use std::error::Error as _;
+use std::io;
 
 use agentbox_box_protocol::client::ConnectError;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -16,7 +17,7 @@ pub enum BoxError {
     /// Nothing listens at the box's address: the box has ended, or is not started yet.
     #[error("the box cannot be reached: {0}")]
     Unreachable(String),
-    /// The cluster itself does not answer.
+    /// The cluster, or a box that accepted the connection, does not answer in time.
     #[error("the cluster does not answer: {0}")]
     Cluster(String),
     #[error("the box is at its limit of {0} sessions")]
@@ -103,6 +104,10 @@ impl From<RuntimeError> for BoxError {
 impl From<ConnectError> for BoxError {
     fn from(error: ConnectError) -> Self {
         match error {
+            // A box that uses up its CPU runs, and may answer the next attempt.
+            ConnectError::Tls(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Self::Cluster("boxd did not finish the TLS handshake in time".to_owned())
+            }
             // The peer accepted the connection and speaks no TLS or no HTTP/2, or has another key:
             // the box is ending, or something else has its address by now.
             ConnectError::Tls(error) => Self::Unreachable(error.to_string()),
@@ -175,6 +180,18 @@ mod tests {
             ),
         ] {
             assert_eq!(BoxError::from(error).public().code, code);
+        }
+    }
+
+    #[test]
+    fn silent_boxd_is_unavailable_and_another_peer_is_not_running() {
+        for (kind, code) in [
+            (io::ErrorKind::TimedOut, ErrorCode::Unavailable),
+            (io::ErrorKind::InvalidData, ErrorCode::NotRunning),
+            (io::ErrorKind::UnexpectedEof, ErrorCode::NotRunning),
+        ] {
+            let error = ConnectError::Tls(kind.into());
+            assert_eq!(BoxError::from(error).public().code, code, "{kind}");
         }
     }
 }

@@ -57,6 +57,7 @@ async fn start_box(driver: &Driver, command: Option<&str>) -> RealBox {
         owner: UserId::random(),
         image: "busybox".into(),
         command: command.map(|script| vec!["sh".into(), "-c".into(), script.into()]),
+        use_entrypoint: false,
         env: BTreeMap::new(),
         labels: BTreeMap::new(),
         resources: Resources {

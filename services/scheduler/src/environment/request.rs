@@ -41,6 +41,13 @@ pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     variables(request)?;
     if let Some(command) = &request.command {
         self::command(command)?;
+        if request.use_entrypoint {
+            return Err(Error::value(
+                "use_entrypoint",
+                "must be false with `command`, which replaces the image's ENTRYPOINT",
+                true,
+            ));
+        }
     }
     labels("labels", &request.labels)?;
     labels("node_selector", &request.node_selector)?;

@@ -58,6 +58,7 @@ pub fn box_spec(
         owner: environment.owner.clone(),
         image: request.image.clone(),
         command: request.command.clone(),
+        use_entrypoint: request.use_entrypoint,
         env: request
             .env
             .iter()

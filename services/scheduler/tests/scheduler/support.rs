@@ -79,6 +79,7 @@ pub fn request(name: &str) -> EnvironmentRequest {
         env: BTreeMap::new(),
         secret_env: BTreeMap::new(),
         command: None,
+        use_entrypoint: false,
         labels: BTreeMap::new(),
         node_selector: BTreeMap::new(),
         tolerations: vec![],

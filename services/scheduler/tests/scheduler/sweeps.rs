@@ -18,6 +18,7 @@ fn spec(id: &EnvironmentId) -> BoxSpec {
         owner: UserId::random(),
         image: "busybox".into(),
         command: None,
+        use_entrypoint: false,
         env: Default::default(),
         labels: Default::default(),
         resources: Resources {

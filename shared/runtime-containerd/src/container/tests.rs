@@ -31,6 +31,29 @@ fn command_replaces_the_image_command_and_absent_command_idles() {
 }
 
 #[test]
+fn image_command_is_the_main_command_only_if_it_is_requested() {
+    let texts = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
+    let image = ImageConfig {
+        entrypoint: Some(texts(&["/run"])),
+        cmd: Some(texts(&["a"])),
+        ..Default::default()
+    };
+    let files = HostFiles {
+        output: Path::new("/d/output"),
+        memory: Path::new("/d/memory"),
+        terminals: None,
+        seccomp: Path::new("/d/seccomp.json"),
+    };
+    let mut spec = spec();
+    let command = |spec: &BoxSpec| config(&settings(), spec, 1, &image, files).command;
+    assert_eq!(command(&spec), texts(&[BOXD, "run"]));
+    spec.use_entrypoint = true;
+    assert_eq!(command(&spec), texts(&[BOXD, "run", "--", "/run", "a"]));
+    spec.command = Some(texts(&["sh"]));
+    assert_eq!(command(&spec), texts(&[BOXD, "run", "--", "sh"]));
+}
+
+#[test]
 fn limits_convert_to_kernel_units() {
     let limits = |cpu, memory| {
         resources(&Resources {

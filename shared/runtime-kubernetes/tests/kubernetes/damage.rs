@@ -107,6 +107,8 @@ async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
     let spec = subject.spec();
     let address = subject.run(&spec).await.unwrap();
     let stream = subject.first.connect(&spec.id, address).await.unwrap();
+    let token = BoxToken::parse(&spec.boxd_token).unwrap();
+    let mut boxd = client::connect(stream, &token).await.unwrap();
     cluster.signal("kube-apiserver", Signal::SIGSTOP);
     let begun = Instant::now();
     let refused = [
@@ -125,8 +127,6 @@ async fn hung_api_server_returns_errors_in_time_and_ends_no_box() {
     }
     assert!(took < Duration::from_secs(60), "{took:?}");
     // An open connection to boxd needs no API server.
-    let token = BoxToken::parse(&spec.boxd_token).unwrap();
-    let mut boxd = client::connect(stream, &token).await.unwrap();
     boxd.usage(UsageRequest {}).await.unwrap();
     cluster.signal("kube-apiserver", Signal::SIGKILL);
     eventually("the API server is back", || async {

@@ -1,13 +1,14 @@
-//! The user and the groups of a box whose image names a user, and images that can never start.
+//! The user and the groups of a box whose image names a user, the command of an image, and images
+//! that can never start.
 //!
-//! The images contain the program `/ids`, which prints the ids of its process, and two accounts:
-//! root with the group 6, and alice (1000) with the groups 1000 and `staff` (50).
+//! The images contain the program `/ids`, which prints the ids of its process and its arguments, and
+//! two accounts: root with the group 6, and alice (1000) with the groups 1000 and `staff` (50).
 //! `agentbox-local import-accounts` builds them.
 
 use std::time::{Duration, Instant};
 
 use super::{Subject, Violation, check};
-use crate::{BoxConnector, BoxPhase, BoxSpec, FailureReason, Runtime, SecurityContext};
+use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
 
@@ -25,6 +26,13 @@ pub fn images() -> Vec<(String, String)> {
         image("nobody", "\"User\":\"nobody\""),
         image("alice-nobody", "\"User\":\"alice:nobody\""),
         image("relative", "\"WorkingDir\":\"work\""),
+        image(
+            "entrypoint",
+            "\"User\":\"alice\",\"WorkingDir\":\"/etc\",\
+             \"Entrypoint\":[\"../ids\",\"one\"],\"Cmd\":[\"two words\",\"$HOME\"]",
+        ),
+        image("cmd", "\"Entrypoint\":null,\"Cmd\":[\"/ids\",\"two\"]"),
+        image("unnamed", "\"Entrypoint\":[\"\"],\"Cmd\":[\"/ids\"]"),
     ]
 }
 
@@ -102,6 +110,73 @@ pub async fn image_that_can_never_start_fails_soon_without_a_path_of_the_server<
         check(message.contains(&spec.image), || {
             format!("{tag}: {message}")
         })?;
+    }
+    Ok(())
+}
+
+/// The spec of a box of one of the images, with the image's command.
+fn entrypoint_spec<D: Runtime + BoxConnector>(s: &Subject<D>, tag: &str) -> BoxSpec {
+    let mut spec = spec(s, tag);
+    spec.command = None;
+    spec.use_entrypoint = true;
+    spec
+}
+
+/// Whether the cluster refuses `use_entrypoint`, as its differences say.
+async fn is_refused<D: Runtime + BoxConnector>(s: &Subject<D>) -> Result<bool, Violation> {
+    let preflight = s.first.preflight(&entrypoint_spec(s, "entrypoint")).await;
+    let field = preflight.err().map(|error| error.field);
+    let expected = s.differences.refuses_entrypoint.then_some("use_entrypoint");
+    check(field == expected, || format!("{field:?}"))?;
+    Ok(field.is_some())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn entrypoint_of_the_image_runs_with_its_cmd_if_it_is_requested<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    // The control: the box idles.
+    let mut idle = spec(s, "entrypoint");
+    idle.command = None;
+    s.run(&idle).await?;
+    if is_refused(s).await? {
+        return Ok(());
+    }
+    for (tag, expected) in [
+        ("entrypoint", "1000:1000 50 1000 one two words $HOME"),
+        ("cmd", "0:0 0 6 two"),
+    ] {
+        let end = s.run_to_end(&entrypoint_spec(s, tag)).await?;
+        check(
+            end.exit_code == 0 && end.reason == ExitReason::Exited && end.output == expected,
+            || format!("{tag}: expected {expected}: {end:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn image_without_a_command_fails_if_its_entrypoint_is_requested<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    if is_refused(s).await? {
+        return Ok(());
+    }
+    for tag in ["root", "unnamed"] {
+        let spec = entrypoint_spec(s, tag);
+        let phase = s.start(&spec).await?.phase;
+        let is_expected = matches!(
+            &phase,
+            BoxPhase::Failed { reason: FailureReason::ImageInvalid, message }
+                if message.contains("name no program") && message.contains(&spec.image)
+        );
+        check(is_expected, || format!("{tag}: {phase:?}"))?;
     }
     Ok(())
 }

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use agentbox_box_protocol::client::connect;
+use agentbox_box_protocol::token::BoxToken;
 use futures::StreamExt as _;
 
+use super::session::failed;
 use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, Runtime, RuntimeError};
 
@@ -173,12 +176,17 @@ pub async fn boxd_is_reachable_until_the_box_ends<D: Runtime + BoxConnector>(
 ) -> Outcome {
     let spec = s.spec();
     let address = s.run(&spec).await?;
-    drop(s.second.connect(&spec.id, address).await?);
+    let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
+    let stream = s.second.connect(&spec.id, address).await?;
+    drop(connect(stream, &token).await.map_err(failed)?);
     s.first.stop(&spec.id, Duration::ZERO).await?;
     s.end_of(&spec.id).await?;
     eventually("a stopped box cannot be reached", || async {
-        let outcome = s.second.connect(&spec.id, address).await;
-        Ok(matches!(outcome, Err(RuntimeError::Unreachable(_))).then_some(()))
+        let is_unreachable = match s.second.connect(&spec.id, address).await {
+            Ok(stream) => connect(stream, &token).await.is_err(),
+            Err(error) => matches!(error, RuntimeError::Unreachable(_)),
+        };
+        Ok(is_unreachable.then_some(()))
     })
     .await
 }

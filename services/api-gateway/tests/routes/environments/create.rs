@@ -1,5 +1,6 @@
 //! `POST /environments`.
 
+use agentbox_testing::Runtime;
 use chrono::{TimeDelta, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use crate::support::answer::Answer;
 use crate::support::boxes::small;
 use crate::support::caller::{Caller, admin, new_user, send_with_retry};
 use crate::support::eventually;
+use crate::support::system::runtime;
 
 #[tokio::test]
 async fn created_environment_has_the_requested_fields_and_runs() {
@@ -151,6 +153,44 @@ async fn requested_isolation_is_returned_and_enforced() {
 }
 
 #[tokio::test]
+async fn command_of_the_image_runs_if_it_is_requested_and_the_cluster_knows_it() {
+    let user = new_user().await;
+    let mut body = small();
+    body["use_entrypoint"] = json!(true);
+    let answer = user.caller.post("/environments", &body).await;
+    if runtime() == Runtime::Kubernetes {
+        let message = answer.expect_error(400, "validation_failed");
+        assert!(
+            message.starts_with("use_entrypoint: ") && message.contains("kubernetes"),
+            "{message}"
+        );
+    } else {
+        let created = answer.expect_status(201);
+        assert_eq!(created["use_entrypoint"], true);
+        // The image has no ENTRYPOINT, and its CMD is a shell. Its input is empty, so it ends.
+        let ended = user
+            .caller
+            .wait_until_ended(created["id"].as_str().unwrap())
+            .await;
+        assert_eq!(ended["status"], "terminated", "{ended}");
+        assert_eq!(ended["status_reason"], "EXITED", "{ended}");
+        assert_eq!(ended["exit_code"], 0, "{ended}");
+        assert_eq!(ended["use_entrypoint"], true);
+        assert!(ended.get("command").is_none(), "{ended}");
+    }
+    body["command"] = json!(["sh"]);
+    let answer = user.caller.post("/environments", &body).await;
+    assert_eq!(
+        answer.expect_error(400, "validation_failed"),
+        "use_entrypoint: must be false with `command`, which replaces the image's ENTRYPOINT, is \
+         `true`"
+    );
+    body["use_entrypoint"] = json!(false);
+    let created = user.caller.post("/environments", &body).await;
+    assert!(created.expect_status(201).get("use_entrypoint").is_none());
+}
+
+#[tokio::test]
 async fn missing_required_field_returns_400_and_optional_fields_have_defaults() {
     let user = new_user().await;
     let created = user
@@ -163,6 +203,7 @@ async fn missing_required_field_returns_400_and_optional_fields_have_defaults() 
     assert_eq!(created["env"], json!({}));
     for field in [
         "command",
+        "use_entrypoint",
         "isolation",
         "exit_code",
         "status_reason",
@@ -210,6 +251,8 @@ async fn invalid_field_returns_400_naming_it_and_creates_nothing() {
         ("env", json!({"A": "x".repeat(131_070)})),
         ("command", json!([])),
         ("command", json!("sh")),
+        ("use_entrypoint", json!("yes")),
+        ("use_entrypoint", json!(null)),
         ("labels", json!({"agentbox/owner": "me", "bad key": "x"})),
         ("labels", json!({"a": "b c"})),
         ("node_selector", json!({"a": "b c"})),

@@ -59,7 +59,8 @@ pub async fn short_lived() -> &'static System {
 /// The variable that selects the runtime: `kubernetes` or `containerd`.
 const RUNTIME: &str = "AGENTBOX_TEST_RUNTIME";
 
-fn runtime() -> Runtime {
+/// The runtime of the tests' systems.
+pub fn runtime() -> Runtime {
     match std::env::var(RUNTIME).as_deref() {
         Ok("kubernetes") => Runtime::Kubernetes,
         Ok("containerd") | Err(_) => Runtime::Containerd,

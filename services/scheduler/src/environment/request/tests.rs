@@ -19,6 +19,7 @@ fn valid() -> EnvironmentRequest {
         env: BTreeMap::from([("MY_VAR".into(), "a value = \n".into())]),
         secret_env: BTreeMap::from([("MY_TOKEN".into(), "a secret".into())]),
         command: Some(vec!["sh".into(), String::new()]),
+        use_entrypoint: false,
         labels: BTreeMap::from([("x.io/a".into(), String::new())]),
         node_selector: BTreeMap::new(),
         tolerations: vec![Toleration {
@@ -50,6 +51,22 @@ fn valid_request_gives_its_quantities() {
     assert_eq!(quantities.cpu, MilliCpu(500));
     assert_eq!(quantities.memory, Bytes(128 << 20));
     assert_eq!(quantities.storage, Bytes(1 << 30));
+}
+
+#[test]
+fn entrypoint_of_the_image_is_accepted_without_a_command() {
+    let mut request = valid();
+    request.use_entrypoint = true;
+    let error = validate(&request).unwrap_err();
+    assert_eq!(
+        error.message,
+        "use_entrypoint: must be false with `command`, which replaces the image's ENTRYPOINT, is \
+         `true`"
+    );
+    request.command = None;
+    assert!(validate(&request).is_ok() && request.has_main_command());
+    request.use_entrypoint = false;
+    assert!(validate(&request).is_ok() && !request.has_main_command());
 }
 
 #[test]
@@ -127,6 +144,8 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("command", |r| r.command = Some(vec![])),
         ("command", |r| r.command = Some(vec![String::new()])),
         ("command", |r| r.command = Some(vec!["a\0".into()])),
+        // It has a command too.
+        ("use_entrypoint", |r| r.use_entrypoint = true),
         ("labels", |r| {
             r.labels = BTreeMap::from([("-a".into(), String::new())])
         }),
