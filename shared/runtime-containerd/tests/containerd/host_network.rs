@@ -216,8 +216,12 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     check(answer.to_lowercase().contains(&bridge), || {
         format!("{bridge} is not in {answer}")
     })?;
-    // A frame straight to the other's hardware address does not arrive. A box has no route for one.
+    // A frame straight to the other's hardware address does not arrive. A box has no route for one, and
+    // rules that refuse it.
     let subnet = config.subnet.to_string();
+    inside(pid, &["nft", "delete", "table", "inet", "agentbox"])
+        .await
+        .map_err(Violation)?;
     inside(pid, &["ip", "route", "add", &subnet, "dev", "eth0"])
         .await
         .map_err(Violation)?;
