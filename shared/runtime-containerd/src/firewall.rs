@@ -27,12 +27,13 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use ruleset::Ruleset;
 
 use crate::config::Config;
 use crate::network::{BoxNetwork, Inside};
+use crate::{namespace, routes};
 
 /// The program of conntrack-tools.
 const CONNTRACK: &str = "conntrack";
@@ -44,6 +45,8 @@ pub enum FirewallError {
         program: PathBuf,
         source: std::io::Error,
     },
+    #[error("cannot restrict the neighbours of a box")]
+    Namespace(#[source] std::io::Error),
     #[error("a program did not finish within {0:?}")]
     Deadline(Duration),
     /// With the program's own text.
@@ -115,27 +118,15 @@ impl Firewall {
     /// (`MSG_DONTROUTE`, multicast, link-local addresses), so rules in the box's own namespace refuse
     /// every other next hop.
     pub async fn restrict_neighbours(&self, inside: &Inside) -> Result<(), FirewallError> {
-        let Inside {
-            namespace,
-            interface,
-            address,
-            gateway,
-        } = inside;
-        let namespace = format!("--net={}", namespace.display());
-        let nft = self.nft.to_string_lossy();
-        let routes = format!(
-            "route replace {gateway}/32 dev {interface} scope link src {address}\n\
-             route flush dev {interface} scope link proto kernel\n"
-        );
-        let rules = ruleset::one_neighbour(*gateway);
-        let in_namespace = Path::new("nsenter");
-        let ip = [namespace.as_str(), "--", "ip", "-batch", "-"];
-        let nft = [namespace.as_str(), "--", &*nft, "-f", "-"];
-        tokio::try_join!(
-            self.run_program(in_namespace, &ip, &routes),
-            self.run_program(in_namespace, &nft, &rules),
-        )?;
-        Ok(())
+        let rules = ruleset::one_neighbour(inside.gateway);
+        let mut nft = command(&self.nft, &["-f", "-"]);
+        let (inside, subnet) = (inside.clone(), self.ruleset.subnet());
+        let child = namespace::enter(inside.namespace.clone(), move || {
+            routes::replace(&inside, subnet)?;
+            nft.spawn()
+        });
+        let child = child.await.map_err(FirewallError::Namespace)?;
+        self.finish(child, &self.nft, &rules).await.map(drop)
     }
 
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no
@@ -247,19 +238,21 @@ impl Firewall {
         arguments: &[&str],
         input: &str,
     ) -> Result<String, FirewallError> {
-        let start = |source| FirewallError::Start {
+        let spawned = command(program, arguments).spawn();
+        let child = spawned.map_err(|source| FirewallError::Start {
             program: program.to_owned(),
             source,
-        };
-        let mut child = Command::new(program)
-            .args(arguments)
-            .env("PATH", search_path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(start)?;
+        })?;
+        self.finish(child, program, input).await
+    }
+
+    /// Gives a program its input, and returns its output.
+    async fn finish(
+        &self,
+        mut child: Child,
+        program: &Path,
+        input: &str,
+    ) -> Result<String, FirewallError> {
         let stdin = child.stdin.take();
         let exchange = async move {
             if let Some(mut stdin) = stdin {
@@ -271,7 +264,10 @@ impl Firewall {
         let output = tokio::time::timeout(self.deadline, exchange)
             .await
             .map_err(|_| FirewallError::Deadline(self.deadline))?
-            .map_err(start)?;
+            .map_err(|source| FirewallError::Start {
+                program: program.to_owned(),
+                source,
+            })?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
@@ -303,6 +299,18 @@ impl Firewall {
             }
         }
     }
+}
+
+fn command(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("PATH", search_path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
 }
 
 fn is_absent(message: &str) -> bool {

@@ -124,6 +124,10 @@ impl Ruleset {
         &self.table
     }
 
+    pub const fn subnet(&self) -> Ipv4Net {
+        self.subnet
+    }
+
     pub fn deployment_set(&self) -> &str {
         &self.deployment_set
     }
