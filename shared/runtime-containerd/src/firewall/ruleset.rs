@@ -227,7 +227,8 @@ impl Ruleset {
         } = self;
         let bandwidth = self.bandwidth_rules();
         let connections = self.connection_rules();
-        // A redirect would give the box a route to its neighbour.
+        // A redirect would lead the box's packets to a neighbour, and there its own rules refuse them.
+        // The machine sends them whatever the bridge's setting is, if that of all interfaces permits it.
         let no_redirects = "oifname @ports icmp type redirect drop";
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
