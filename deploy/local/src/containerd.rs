@@ -61,7 +61,7 @@ impl Containerd {
         if !nix::unistd::geteuid().is_root() {
             return Err(ContainerdError::NotRoot);
         }
-        for program in ["containerd", "ctr", "runc", "nft", "ip"] {
+        for program in ["containerd", "ctr", "runc", "nft", "ip", "conntrack"] {
             if find(program).is_none() {
                 return Err(ContainerdError::NotInstalled(program));
             }

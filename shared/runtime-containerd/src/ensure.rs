@@ -249,8 +249,8 @@ impl Context {
                 .await;
         }
         if !objects.sandboxes.is_empty() || state.network.is_some() {
-            self.firewall.remove(id, state.network.as_ref()).await?;
-            self.remove_sandboxes(objects).await?;
+            self.remove_from_network(id, state.network.as_ref(), objects)
+                .await?;
             state.network = None;
         }
         let image = self.image_config(&spec.image).await?;
@@ -315,12 +315,12 @@ impl Context {
                 .await
                 .map_err(EnsureError::from)
         };
-        let restrict_routes = async {
+        let restrict_neighbours = async {
             // gVisor has taken the routes out of the namespace: its kernel has the neighbours.
             match limits {
                 None => self
                     .firewall
-                    .restrict_routes(&inside)
+                    .restrict_neighbours(&inside)
                     .await
                     .map_err(EnsureError::from),
                 Some(_) => Ok(()),
@@ -334,7 +334,7 @@ impl Context {
                 .await
                 .map_err(container_error)
         };
-        let ((), (), container) = tokio::try_join!(install, restrict_routes, create)?;
+        let ((), (), container) = tokio::try_join!(install, restrict_neighbours, create)?;
         let deadline = Duration::from_secs(self.config.start_deadline_s);
         let start = self.cri.start_container(&container, deadline);
         user_files::while_starting(&container, start)
