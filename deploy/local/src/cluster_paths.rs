@@ -12,7 +12,7 @@ use agentbox_testing::paths::{Layout, RUN_DIRECTORIES, containerd_socket, run_di
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterPaths {
     pub(crate) deployment: String,
-    /// Images and snapshots; kept.
+    /// Images, snapshots, and the driver's records of images; kept.
     pub(crate) root: PathBuf,
     /// The driver's files about its boxes; removed with the instance.
     pub(crate) boxes: PathBuf,

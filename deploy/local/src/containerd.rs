@@ -3,7 +3,7 @@
 //!
 //! * I1. Everything that ends with the instance is in its run directory, its boxes directory,
 //!   its bridge, and the firewall tables and control groups of its name ([`crate::cleanup`]).
-//! * I2. Only images outlive it, in `root`.
+//! * I2. Only images and the driver's records of them outlive it, in `root`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -67,7 +67,7 @@ impl Containerd {
         if !nix::unistd::geteuid().is_root() {
             return Err(ContainerdError::NotRoot);
         }
-        for program in ["nft", "ip", "mkfs.ext4"] {
+        for program in ["nft", "ip", "conntrack", "mkfs.ext4"] {
             if find(program).is_none() {
                 return Err(ContainerdError::NotInstalled(program));
             }
@@ -99,6 +99,7 @@ impl Containerd {
         let endpoint = ContainerdEndpoint {
             socket: paths.socket(),
             state_dir: paths.boxes.clone(),
+            image_records_dir: Some(paths.root.join("image-records")),
             boxd: boxd.to_owned(),
             subnet,
             bridge,

@@ -100,15 +100,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_USER", default_value_t = 200)]
     pub max_sessions_per_user: u64,
 
-    /// Bytes that this replica reserves for one user's commands, terminals and streams: the most that
-    /// their buffers take. Beyond it they are refused with 503.
-    #[arg(long, env = "AGENTBOX_MAX_STREAM_BYTES_PER_USER", default_value_t = 96 * 1024 * 1024)]
-    pub max_stream_bytes_per_user: u64,
-
-    /// Bytes that this replica reserves for those of all users together. One user gets at most as much
-    /// as is left for the others.
-    #[arg(long, env = "AGENTBOX_MAX_STREAM_BYTES", default_value_t = 192 * 1024 * 1024)]
-    pub max_stream_bytes: u64,
+    /// Bytes of memory that this replica may use; the chart sets it to the container's limit. What the
+    /// other bounds leave of it is for the buffers of commands, terminals and streams, at least 16 MiB.
+    /// Beyond it they are refused with 503. One user gets at most as much as is left for the others.
+    #[arg(long, env = "AGENTBOX_MEMORY_LIMIT", default_value_t = 512 * 1024 * 1024)]
+    pub memory_limit: u64,
 
     /// Bytes of commands' output that this replica holds for one user until it is read, at least
     /// those of one command; beyond it commands are refused with 503.

@@ -1,20 +1,22 @@
 //! The bounds of one replica's memory, in one place.
 //!
-//! * I1. With the default configuration their sum is at most the memory limit of the chart
-//!   (`deploy/helm/values.yaml`): whatever users do, the kernel does not end a gateway for its memory.
+//! * I1. Their sum is the memory limit of the replica: whatever users do, the kernel does not end a
+//!   gateway for its memory. Sessions get what the other bounds leave, so that a larger limit of the
+//!   container alone permits more of them.
 
 use agentbox_bus::SESSION_WINDOW;
 use agentbox_contracts::exec::MAX_CHUNK;
 
 use crate::attach::{MAX_MESSAGE, MAX_WRITE_BUFFER};
 use crate::config::Config;
+use crate::exec;
 use crate::shares::Resource;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
 /// A replica without requests: the program, the route mirror and the caches.
-const BASE: u64 = 64 * MIB;
+const BASE: u64 = 72 * MIB;
 /// An idle connection.
 const CONNECTION: u64 = 4 * KIB;
 
@@ -27,6 +29,8 @@ pub(crate) const MAX_BODY_BYTES: u64 = 32 * MIB;
 pub(crate) const MAX_STORED_EVENTS_PER_USER: u64 = 20_000;
 /// Stored events that all answers together may hold in memory.
 pub(crate) const MAX_STORED_EVENTS: u64 = 48_000;
+/// The least for all sessions, however low the limit is.
+const MIN_SESSIONS: u64 = 16 * MIB;
 /// A stored event: some hundred bytes, with a long status message more.
 const STORED_EVENT: u64 = KIB;
 
@@ -69,29 +73,31 @@ impl SessionKind {
     }
 }
 
-/// The bounds of a replica with these settings, in bytes.
-fn bounds(connections: u64, results: u64, sessions: u64) -> [(&'static str, u64); 6] {
+/// The bytes of all bounds but that of sessions.
+fn without_sessions(connections: u64, results: u64) -> u64 {
     [
-        ("base", BASE),
-        ("connections", connections.saturating_mul(CONNECTION)),
-        ("results", results),
-        ("sessions", sessions),
-        ("bodies", MAX_BODY_BYTES),
-        ("stored events", MAX_STORED_EVENTS * STORED_EVENT),
+        BASE,
+        connections.saturating_mul(CONNECTION),
+        results,
+        MAX_BODY_BYTES,
+        MAX_STORED_EVENTS * STORED_EVENT,
     ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
 }
 
-/// The sum of the bounds of a replica, in bytes.
-pub(crate) fn sum_of_bounds(config: &Config) -> u64 {
-    let connections = config.max_connections as u64;
-    let bounds = bounds(
-        connections,
-        config.max_result_bytes,
-        config.max_stream_bytes,
-    );
-    bounds
-        .iter()
-        .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+/// The bytes that all sessions together may take.
+pub(crate) fn session_bytes(config: &Config) -> u64 {
+    let results = exec::memory::max_results(config);
+    let others = without_sessions(config.max_connections as u64, results);
+    if others.saturating_add(MIN_SESSIONS) > config.memory_limit {
+        tracing::warn!(
+            memory_limit = config.memory_limit,
+            needed = others.saturating_add(MIN_SESSIONS),
+            "the memory limit is below the bounds of this replica"
+        );
+    }
+    config.memory_limit.saturating_sub(others).max(MIN_SESSIONS)
 }
 
 #[cfg(test)]
@@ -122,31 +128,22 @@ mod tests {
     }
 
     #[test]
-    fn bounds_fit_in_the_memory_limit_of_the_chart() {
-        let bounds = bounds(
+    fn one_user_gets_at_least_forty_sessions_with_the_limit_of_the_chart() {
+        let limit = default_of("memory_limit");
+        assert_eq!(limit, limit_of_the_chart());
+        let (connections, results) = (
             default_of("max_connections"),
             default_of("max_result_bytes"),
-            default_of("max_stream_bytes"),
         );
-        let sum: u64 = bounds.iter().map(|(_, bytes)| bytes).sum();
-        let limit = limit_of_the_chart();
-        assert!(sum <= limit, "{sum} bytes of {limit}: {bounds:?}");
-    }
-
-    #[test]
-    fn one_user_cannot_take_the_memory_of_all_sessions() {
-        let (per_user, total) = (
-            default_of("max_stream_bytes_per_user"),
-            default_of("max_stream_bytes"),
-        );
-        assert!(per_user <= total / 2);
+        let sessions = limit - without_sessions(connections, results);
         for kind in [
             SessionKind::Exec,
             SessionKind::Attach,
             SessionKind::Logs,
             SessionKind::Events,
         ] {
-            assert!(kind.bytes() * 40 <= per_user, "{kind:?}");
+            // One user gets at most half: as much as is left for the others.
+            assert!(kind.bytes() * 40 <= sessions / 2, "{kind:?}: {sessions}");
         }
     }
 }

@@ -84,11 +84,14 @@ impl AppState {
         // A session has a connection, or shares one over HTTP/2.
         let max_sessions = config.max_connections as u64;
         let sessions = Shares::new(config.max_sessions_per_user, max_sessions);
-        let session_memory =
-            Shares::fair(config.max_stream_bytes_per_user, config.max_stream_bytes);
+        let session_bytes = memory::session_bytes(&config);
+        let session_memory = Shares::fair(session_bytes, session_bytes);
         let results = exec::memory::results(&config);
-        let bytes = memory::sum_of_bounds(&config);
-        tracing::info!(bytes, "the bounds of this replica's memory were set");
+        tracing::info!(
+            memory_limit = config.memory_limit,
+            session_bytes,
+            "the bounds of this replica's memory were set"
+        );
         Arc::new(Self {
             config,
             bus,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentbox_runtime::bounds::{self, BoundError};
@@ -23,6 +23,10 @@ pub struct Config {
     /// The driver's own files, shared by every replica on this machine and by no other
     /// deployment.
     pub state_dir: PathBuf,
+    /// The records of pulled images, shared by all deployments that use this containerd. They must be
+    /// kept as long as its images: an image without a record is every user's. Default: `state_dir`.
+    #[serde(default)]
+    pub image_records_dir: Option<PathBuf>,
     /// The static boxd on this machine; mounted read-only into every box.
     pub boxd: PathBuf,
     /// The boxes' addresses, as the CNI configuration hands them out.
@@ -179,14 +183,15 @@ impl Config {
             return Err(ConfigError::Bridge(self.bridge.clone()));
         }
         for (field, path) in [
-            ("socket", &self.socket),
-            ("state_dir", &self.state_dir),
-            ("boxd", &self.boxd),
+            ("socket", self.socket.as_path()),
+            ("state_dir", self.state_dir.as_path()),
+            ("image_records_dir", self.image_records_dir()),
+            ("boxd", self.boxd.as_path()),
         ] {
             if !path.is_absolute() {
                 return Err(ConfigError::RelativePath {
                     field,
-                    path: path.clone(),
+                    path: path.to_owned(),
                 });
             }
         }
@@ -213,6 +218,10 @@ impl Config {
     /// The free bytes below which no box starts.
     pub(crate) fn storage_reserve(&self) -> u64 {
         self.storage_reserve_mib.saturating_mul(1 << 20)
+    }
+
+    pub(crate) fn image_records_dir(&self) -> &Path {
+        self.image_records_dir.as_deref().unwrap_or(&self.state_dir)
     }
 
     pub(crate) fn call_deadline(&self) -> Duration {

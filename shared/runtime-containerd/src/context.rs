@@ -32,8 +32,8 @@ impl Context {
             cri: Cri::new(&config.socket, config.call_deadline()),
             states: StateStore::new(&config.state_dir),
             firewall: Firewall::new(&config),
-            image_access: ImageAccess::new(&config.state_dir),
-            pulled_images: PulledImages::new(&config.state_dir),
+            image_access: ImageAccess::new(config.image_records_dir()),
+            pulled_images: PulledImages::new(config.image_records_dir()),
             known_images: KnownImages::default(),
             config,
         }

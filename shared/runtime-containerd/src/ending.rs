@@ -15,6 +15,7 @@ use futures::future::try_join_all;
 use crate::box_state::Ending;
 use crate::context::Context;
 use crate::error::io_failure;
+use crate::network::BoxNetwork;
 use crate::observe::Objects;
 use crate::{cgroup, tmpfs};
 
@@ -70,8 +71,7 @@ impl Context {
         let objects = self.objects(id).await?;
         let state = self.states.load(id).await?;
         let network = state.as_ref().and_then(|state| state.network.as_ref());
-        self.firewall.remove(id, network).await?;
-        self.remove_sandboxes(&objects).await?;
+        self.remove_from_network(id, network, &objects).await?;
         for directory in [
             self.output_directory(id),
             self.memory_directory(id),
@@ -96,6 +96,23 @@ impl Context {
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|error| io_failure("disk of a box", &error))
+    }
+
+    /// Removes a box's rules, and then its sandboxes and the entries of its connections.
+    pub async fn remove_from_network(
+        &self,
+        id: &EnvironmentId,
+        network: Option<&BoxNetwork>,
+        objects: &Objects,
+    ) -> Result<(), RuntimeError> {
+        let addresses = self.firewall.remove(id, network).await?;
+        // At once: without rules the box opens no connection, and both take long.
+        let forget_connections = async {
+            self.firewall.forget_connections(&addresses).await;
+            Ok::<(), RuntimeError>(())
+        };
+        tokio::try_join!(self.remove_sandboxes(objects), forget_connections)?;
+        Ok(())
     }
 
     pub async fn remove_sandboxes(&self, objects: &Objects) -> Result<(), RuntimeError> {

@@ -169,13 +169,17 @@ impl Context {
         self.pulled_images
             .touch(&name, SystemTime::now())
             .map_err(|error| io_failure("record of an image", &error))?;
-        if self.cri.image(&name).await?.is_none() {
+        let Some(status) = self.cri.image(&name).await? else {
             self.pulled_images
                 .record(&name, SystemTime::now())
                 .map_err(|error| io_failure("record of an image", &error))?;
             return Ok(true);
-        }
-        let is_imported = !name.contains('@') && !self.pulled_images.contains(&name);
+        };
+        // The records in this order, because a pull that succeeds makes the second one before it
+        // removes the first.
+        let is_imported = !image::was_pulled(&status, &name)
+            && !self.image_access.is_pulling(&name)
+            && !self.pulled_images.contains(&name);
         Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))
     }
 
@@ -198,6 +202,10 @@ impl Context {
             }
         };
         let Err(error) = pulled else {
+            // Again: after a long pull the collection may have removed the record.
+            self.pulled_images
+                .record(&name, SystemTime::now())
+                .map_err(|error| io_failure("record of an image", &error))?;
             if let Some(private) = private {
                 private.succeeded().map_err(not_recorded)?;
             }
@@ -242,8 +250,8 @@ impl Context {
                 .await;
         }
         if !objects.sandboxes.is_empty() || state.network.is_some() {
-            self.firewall.remove(id, state.network.as_ref()).await?;
-            self.remove_sandboxes(objects).await?;
+            self.remove_from_network(id, state.network.as_ref(), objects)
+                .await?;
             state.network = None;
         }
         let image = self.image_config(&spec.image).await?;
@@ -334,12 +342,12 @@ impl Context {
                 .await
                 .map_err(EnsureError::from)
         };
-        let restrict_routes = async {
+        let restrict_neighbours = async {
             // gVisor has taken the routes out of the namespace: its kernel has the neighbours.
             match limits {
                 None => self
                     .firewall
-                    .restrict_routes(&inside)
+                    .restrict_neighbours(&inside)
                     .await
                     .map_err(EnsureError::from),
                 Some(_) => Ok(()),
@@ -353,7 +361,7 @@ impl Context {
                 .await
                 .map_err(container_error)
         };
-        let ((), (), container) = tokio::try_join!(install, restrict_routes, create)?;
+        let ((), (), container) = tokio::try_join!(install, restrict_neighbours, create)?;
         self.start_container(&container, disk.as_ref()).await?;
         if refusal::clear(state) {
             self.states.save(lock, id, state).await?;

@@ -1,4 +1,4 @@
-//! Installs and removes the firewall rules of a box's network policy, and restricts its routes.
+//! Installs and removes the firewall rules of a box's network policy, and restricts its neighbours.
 //!
 //! Each network has one pair of nftables tables, `agentbox-<network>`. The table in `bridge` guards
 //! each box's port: own address only, no box to box on layer 2. The table in `inet` has the
@@ -9,9 +9,8 @@
 //!   deleted, or written by an older version, is complete again.
 //! * I3. A packet from the bridge whose sender is in no map is refused: a box without rules
 //!   reaches nothing.
-//! * I4. After the removal of a box's rules, the machine's connection table has no entry of it: an
-//!   entry would count for the next box with the same address, and an open connection stays there
-//!   for days.
+//! * I4. A removed box leaves no entry in the machine's connection table. An open connection would stay
+//!   there for days, so that boxes which are created and removed again could fill it.
 //! * I5. The tables stay when the last box is removed: deleting them could race with the next
 //!   box, and without them a box would be open.
 
@@ -28,13 +27,14 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use ruleset::Ruleset;
 
 use crate::config::Config;
 use crate::context::search_path;
 use crate::network::{BoxNetwork, Inside};
+use crate::{namespace, routes};
 
 /// The program of conntrack-tools.
 const CONNTRACK: &str = "conntrack";
@@ -46,6 +46,8 @@ pub enum FirewallError {
         program: PathBuf,
         source: std::io::Error,
     },
+    #[error("cannot restrict the neighbours of a box")]
+    Namespace(#[source] std::io::Error),
     #[error("a program did not finish within {0:?}")]
     Deadline(Duration),
     /// With the program's own text.
@@ -99,7 +101,8 @@ impl Firewall {
             // CNI gave the address to this one.
             Err(FirewallError::Refused(message)) if message.contains("File exists") => {
                 for former in self.boxes_at(network).await? {
-                    self.remove(&former, None).await?;
+                    let addresses = self.remove(&former, None).await?;
+                    self.forget_connections(&addresses).await;
                 }
                 self.load(&script).await
             }
@@ -107,34 +110,33 @@ impl Firewall {
         }
     }
 
-    /// Replaces the route to the boxes' whole network, which the box's address has, by one to the
-    /// gateway: the gateway is then the box's only neighbour. Otherwise a box could fill the table of
-    /// neighbours (ARP), which all network namespaces of the machine share, by a packet to each
-    /// address. Packets between boxes pass the machine with either route.
-    pub async fn restrict_routes(&self, inside: &Inside) -> Result<(), FirewallError> {
-        let Inside {
-            pid,
-            interface,
-            address,
-            gateway,
-        } = inside;
-        let namespace = format!("--net=/proc/{pid}/ns/net");
-        let arguments = [namespace.as_str(), "--", "ip", "-batch", "-"];
-        let routes = format!(
-            "route replace {gateway}/32 dev {interface} scope link src {address}\n\
-             route flush dev {interface} scope link proto kernel\n"
-        );
-        let run = self.run_program(Path::new("nsenter"), &arguments, &routes);
-        run.await.map(drop)
+    /// Makes the gateway the only neighbour of a box. Otherwise a box could fill the tables of
+    /// neighbours (ARP and its IPv6 form), which all network namespaces of the machine share, by a packet
+    /// to each address.
+    ///
+    /// A route to the gateway replaces the one to the boxes' whole network, which the box's address has:
+    /// packets between boxes pass the machine with either. Sockets can avoid routes
+    /// (`MSG_DONTROUTE`, multicast, link-local addresses), so rules in the box's own namespace refuse
+    /// every other next hop.
+    pub async fn restrict_neighbours(&self, inside: &Inside) -> Result<(), FirewallError> {
+        let rules = ruleset::one_neighbour(inside.gateway);
+        let mut nft = command(&self.nft, &["-f", "-"]);
+        let (inside, subnet) = (inside.clone(), self.ruleset.subnet());
+        let child = namespace::enter(inside.namespace.clone(), move || {
+            routes::replace(&inside, subnet)?;
+            nft.spawn()
+        });
+        let child = child.await.map_err(FirewallError::Namespace)?;
+        self.finish(child, &self.nft, &rules).await.map(drop)
     }
 
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no
-    /// listing.
+    /// listing. Returns the box's addresses, for [`Self::forget_connections`].
     pub async fn remove(
         &self,
         id: &EnvironmentId,
         network: Option<&BoxNetwork>,
-    ) -> Result<(), FirewallError> {
+    ) -> Result<Vec<Ipv4Addr>, FirewallError> {
         if let Some(network) = network
             && self.load(&self.ruleset.remove(id, network)).await.is_ok()
         {
@@ -142,28 +144,30 @@ impl Firewall {
                 // Best effort: the kernel refuses it while a rule of another box uses the set.
                 let _ = self.load(&script).await;
             }
-            self.forget_connections(network.address).await;
-            return Ok(());
+            return Ok(vec![network.address]);
         }
         // The network is unknown or outdated: the elements that nft lists are removed.
         let elements = self.elements().await?;
         let Some(script) = self.ruleset.remove_listed(id, &elements) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         self.load(&script).await?;
-        for (address, _) in elements.egress.iter().filter(|(_, holder)| holder == id) {
-            self.forget_connections(*address).await;
-        }
-        Ok(())
+        let of_box = elements
+            .egress
+            .into_iter()
+            .filter(|(_, box_id)| box_id == id);
+        Ok(of_box.map(|(address, _)| address).collect())
     }
 
-    /// Deletes the entries of a box's address in the machine's connection table.
-    async fn forget_connections(&self, address: Ipv4Addr) {
-        let address = address.to_string();
-        tokio::join!(
-            self.forget("--orig-src", &address),
-            self.forget("--orig-dst", &address)
-        );
+    /// Deletes the entries of a removed box's addresses in the machine's connection table.
+    pub async fn forget_connections(&self, addresses: &[Ipv4Addr]) {
+        for address in addresses {
+            let address = address.to_string();
+            tokio::join!(
+                self.forget("--orig-src", &address),
+                self.forget("--orig-dst", &address)
+            );
+        }
     }
 
     /// Best effort: without it the entries end by their own timeouts.
@@ -235,19 +239,21 @@ impl Firewall {
         arguments: &[&str],
         input: &str,
     ) -> Result<String, FirewallError> {
-        let start = |source| FirewallError::Start {
+        let spawned = command(program, arguments).spawn();
+        let child = spawned.map_err(|source| FirewallError::Start {
             program: program.to_owned(),
             source,
-        };
-        let mut child = Command::new(program)
-            .args(arguments)
-            .env("PATH", search_path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(start)?;
+        })?;
+        self.finish(child, program, input).await
+    }
+
+    /// Gives a program its input, and returns its output.
+    async fn finish(
+        &self,
+        mut child: Child,
+        program: &Path,
+        input: &str,
+    ) -> Result<String, FirewallError> {
         let stdin = child.stdin.take();
         let exchange = async move {
             if let Some(mut stdin) = stdin {
@@ -259,7 +265,10 @@ impl Firewall {
         let output = tokio::time::timeout(self.deadline, exchange)
             .await
             .map_err(|_| FirewallError::Deadline(self.deadline))?
-            .map_err(start)?;
+            .map_err(|source| FirewallError::Start {
+                program: program.to_owned(),
+                source,
+            })?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
@@ -291,6 +300,18 @@ impl Firewall {
             }
         }
     }
+}
+
+fn command(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("PATH", search_path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
 }
 
 fn is_absent(message: &str) -> bool {

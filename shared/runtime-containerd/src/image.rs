@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agentbox_contracts::command::MAX_MAIN_COMMAND_BYTES;
-use agentbox_runtime::SecurityContext;
 use agentbox_runtime::image_pull::{is_transient_error, printable_image, public_cause};
+use agentbox_runtime::{SecurityContext, image_reference};
+use k8s_cri::v1::ImageStatusResponse;
 use serde::Deserialize;
 
 use crate::cri::CriError;
@@ -18,6 +19,15 @@ pub enum PullFailure {
     Final(String),
     /// The registry is busy, or the connection broke.
     Transient(String),
+}
+
+/// Whether containerd has this image by a digest of its repository: a pull adds one, and an import does
+/// not.
+pub fn was_pulled(status: &ImageStatusResponse, name: &str) -> bool {
+    let prefix = format!("{}@", image_reference::repository(name));
+    let images = status.image.iter();
+    let mut digests = images.flat_map(|image| &image.repo_digests);
+    name.contains('@') || digests.any(|digest| digest.starts_with(&prefix))
 }
 
 /// The cause that users read when a pull was ended because the file system is full.
@@ -167,10 +177,38 @@ impl ImageConfig {
 
 #[cfg(test)]
 mod tests {
+    use k8s_cri::v1::Image;
     use serde_json::json;
     use tonic::Code;
 
     use super::*;
+
+    #[test]
+    fn imported_image_has_no_digest_of_its_repository() {
+        let status = |digests: &[&str]| ImageStatusResponse {
+            image: Some(Image {
+                repo_digests: digests.iter().map(|name| (*name).to_owned()).collect(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for (name, digests, pulled) in [
+            (
+                "docker.io/library/a:1",
+                &["docker.io/library/ab@sha256:0"][..],
+                false,
+            ),
+            (
+                "docker.io/library/a:1",
+                &["docker.io/library/a@sha256:0"],
+                true,
+            ),
+            ("docker.io/library/a:1", &[], false),
+            ("docker.io/library/a@sha256:0", &[], true),
+        ] {
+            assert_eq!(was_pulled(&status(digests), name), pulled, "{digests:?}");
+        }
+    }
 
     #[test]
     fn only_transient_pull_errors_are_retried() {

@@ -10,8 +10,9 @@
 //!   none, so that nobody can make the images of others need a proof.
 //! * I2. A proof is valid for one owner, one image and one credential, for [`VALIDITY`]. Without a
 //!   credential it is valid for every owner.
-//! * I3. An image that was imported, or pulled without a credential, needs no proof. A tag is there
-//!   only if it was imported, or has a record of [`crate::pulled_images`].
+//! * I3. An image that was imported, or pulled without a credential, needs no proof. A tag was
+//!   imported if containerd has no digest for it, and it has no record here or in
+//!   [`crate::pulled_images`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -23,14 +24,15 @@ use std::time::{Duration, Instant};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{BoxSpec, image_reference};
 
+use crate::pulled_images::record_name;
+
 /// How long a proof is valid. An owner whose access ends may start boxes for as long.
 const VALIDITY: Duration = Duration::from_secs(600);
 /// The most proofs in memory. A proof that does not fit costs another pull.
 const MAX_PROOFS: usize = 8_192;
-/// The directory of the records, in the driver's state directory.
+/// The directory of the records, in the directory for records of images.
 const DIRECTORY: &str = "private-repositories";
-/// The record of a repository, in the directory that its name is. No component of a repository
-/// begins with a dot.
+/// The record of a repository, in its directory.
 const PRIVATE: &str = ".private";
 /// The beginning of the record of a pull, which continues with the tag or the digest.
 const PULLING: &str = ".pulling";
@@ -67,7 +69,10 @@ impl PrivatePull {
     /// # Errors
     /// When it cannot be removed.
     pub fn failed(self) -> io::Result<()> {
-        std::fs::remove_file(self.record)
+        std::fs::remove_file(self.record)?;
+        // It stays if it has another record.
+        let _ = std::fs::remove_dir(self.directory);
+        Ok(())
     }
 }
 
@@ -80,9 +85,9 @@ pub struct ImageAccess {
 }
 
 impl ImageAccess {
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(records_dir: &Path) -> Self {
         Self {
-            directory: state_dir.join(DIRECTORY),
+            directory: records_dir.join(DIRECTORY),
             hasher: RandomState::new(),
             proofs: Mutex::default(),
         }
@@ -109,7 +114,7 @@ impl ImageAccess {
         if spec.image_credential.is_none() {
             return Ok(None);
         }
-        let directory = self.directory(&spec.image)?;
+        let directory = self.directory(&spec.image);
         std::fs::create_dir_all(&directory)?;
         let unique = format!("{}{}", pulling(&spec.image), EnvironmentId::random());
         let record = directory.join(unique);
@@ -144,16 +149,8 @@ impl ImageAccess {
         }
     }
 
-    /// Whether the image may have been pulled with a credential. Records that cannot be read count as
-    /// one.
+    /// Whether the image may have been pulled with a credential.
     fn is_private(&self, image: &str) -> bool {
-        let Ok(directory) = self.directory(image) else {
-            return true;
-        };
-        let entries = match std::fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) => return error.kind() != io::ErrorKind::NotFound,
-        };
         // A pull of a tag brings the image by its digest too.
         let is_digest = image_reference::complete(image).contains('@');
         let pulling = if is_digest {
@@ -161,24 +158,29 @@ impl ImageAccess {
         } else {
             pulling(image)
         };
-        entries.into_iter().any(|entry| {
-            entry.map_or(true, |entry| {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                name == PRIVATE || name.starts_with(&pulling)
-            })
-        })
+        self.has_record(image, |name| name == PRIVATE || name.starts_with(&pulling))
+    }
+
+    /// Whether a pull of this tag with a credential is running, or its outcome is unknown.
+    pub fn is_pulling(&self, image: &str) -> bool {
+        let pulling = pulling(image);
+        self.has_record(image, |name| name.starts_with(&pulling))
+    }
+
+    /// Whether the image's repository has such a record. Records that cannot be read count as one.
+    fn has_record(&self, image: &str, matches: impl Fn(&str) -> bool) -> bool {
+        match std::fs::read_dir(self.directory(image)) {
+            Ok(mut entries) => entries.any(|entry| {
+                entry.map_or(true, |entry| matches(&entry.file_name().to_string_lossy()))
+            }),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// The directory of a repository's records.
-    fn directory(&self, image: &str) -> io::Result<PathBuf> {
+    fn directory(&self, image: &str) -> PathBuf {
         let repository = image_reference::repository(image);
-        let mut parts = repository.split('/');
-        // The scheduler's parser accepts no such name.
-        if parts.any(|part| part.is_empty() || part.starts_with('.')) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        Ok(self.directory.join(repository))
+        self.directory.join(record_name(&repository))
     }
 }
 
@@ -241,7 +243,11 @@ mod tests {
                 other.image
             );
         }
+        assert!(access.is_pulling(image));
         pull.failed().unwrap();
+        assert!(!access.is_pulling(image));
+        let records = std::fs::read_dir(directory.path().join(DIRECTORY)).unwrap();
+        assert_eq!(records.count(), 0);
         assert!(access.is_allowed(&spec(image, None), now));
         let pull = access.record_pull(&owner).unwrap().unwrap();
         pull.succeeded().unwrap();

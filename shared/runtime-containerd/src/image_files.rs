@@ -5,7 +5,8 @@
 //! * I1. The image is not trusted: a path is resolved within the image's root, and no file is opened
 //!   for reading.
 //! * I2. An image is checked once: its layers do not change.
-//! * I3. An image that cannot be checked is not refused. [`crate::user_files`] and the deadlines of
+//! * I3. The view of a replica that was killed is unmounted and removed by a later check.
+//! * I4. An image that cannot be checked is not refused. [`crate::user_files`] and the deadlines of
 //!   the calls then bound what it can do.
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,8 @@ use crate::tmpfs;
 const MAX_BYTES: u64 = 1024 * 1024;
 /// The images whose result is kept. Beyond it, all are checked again.
 const MAX_KNOWN: usize = 4096;
+/// The age at which a view is one of a replica that was killed. A check takes far less.
+const MAX_VIEW_AGE: Duration = Duration::from_secs(600);
 /// The directories of a box that are not the image's.
 const REPLACED: [&str; 3] = ["dev", "proc", "sys"];
 const SNAPSHOTTERS: &str = "io.containerd.snapshotter.v1.";
@@ -136,8 +139,13 @@ impl Context {
         let mounts = tokio::time::timeout(within, viewing)
             .await
             .map_err(|_| CheckError::Deadline(within))??;
-        let directory = self.config.state_dir.join("image-views").join(&key);
-        let checked = tokio::task::spawn_blocking(move || check(&mounts, &directory)).await;
+        let views = self.config.state_dir.join("image-views");
+        let directory = views.join(&key);
+        let checking = move || {
+            remove_old_views(&views, MAX_VIEW_AGE);
+            check(&mounts, &directory)
+        };
+        let checked = tokio::task::spawn_blocking(checking).await;
         let removing = snapshots::remove(&self.cri, snapshotter, &key);
         // Best effort: containerd's garbage collection removes it.
         let _ = tokio::time::timeout(within, removing).await;
@@ -184,46 +192,59 @@ fn check(mounts: &[Mount], directory: &Path) -> io::Result<Option<&'static str>>
 /// Opens the root of an overlay of these layers, separated by colons. The mount has no place in the
 /// file system any more, and ends with the returned file.
 fn open_overlay(layers: &str, directory: &Path) -> io::Result<File> {
-    let root = directory.join("root");
-    std::fs::create_dir_all(&root)?;
-    let mut links = Vec::new();
-    let opened = mount_overlay(layers, directory, &root, &mut links);
-    // Not recursive: nothing of an image is removed, whatever happened above.
-    for link in links {
-        std::fs::remove_file(link)?;
-    }
-    std::fs::remove_dir(&root)?;
-    std::fs::remove_dir(directory)?;
+    std::fs::create_dir_all(directory.join("root"))?;
+    let opened = mount_overlay(layers, directory);
+    remove_view(directory)?;
     opened
 }
 
-fn mount_overlay(
-    layers: &str,
-    directory: &Path,
-    root: &Path,
-    links: &mut Vec<PathBuf>,
-) -> io::Result<File> {
+fn mount_overlay(layers: &str, directory: &Path) -> io::Result<File> {
+    let root = directory.join("root");
     // The kernel accepts one page of options, and an image has up to 127 layers with long paths.
     let base = File::open(directory)?;
     let mut short = Vec::new();
     for (index, layer) in layers.split(':').enumerate() {
-        let link = directory.join(index.to_string());
-        symlink(layer, &link)?;
-        links.push(link);
+        symlink(layer, directory.join(index.to_string()))?;
         short.push(format!("/proc/self/fd/{}/{index}", base.as_raw_fd()));
     }
     let options = format!("lowerdir={}", short.join(":"));
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
         Some("overlay"),
-        root,
+        &root,
         Some("overlay"),
         flags,
         Some(options.as_str()),
     )?;
-    let opened = File::open(root);
-    tmpfs::unmount(root)?;
-    opened
+    File::open(root)
+}
+
+/// Unmounts and removes the directory of a view.
+fn remove_view(directory: &Path) -> io::Result<()> {
+    let root = directory.join("root");
+    tmpfs::unmount(&root)?;
+    // Not recursive: nothing of an image is removed, whatever happened above.
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path == root {
+            std::fs::remove_dir(path)?;
+        } else {
+            std::fs::remove_file(path)?;
+        }
+    }
+    std::fs::remove_dir(directory)
+}
+
+/// Removes the views of replicas that were killed during a check. Best effort: the next check tries
+/// again.
+fn remove_old_views(views: &Path, max_age: Duration) {
+    for entry in std::fs::read_dir(views).into_iter().flatten().flatten() {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age >= max_age) {
+            let _ = remove_view(&entry.path());
+        }
+    }
 }
 
 /// The first problem of the user files below `root`.
@@ -346,6 +367,19 @@ mod tests {
         let checked = check(&[mount], &directory).unwrap();
         assert_eq!(checked, Some(USER_FILES[1].not_regular));
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn view_of_a_killed_replica_is_removed() {
+        let views = tempfile::tempdir().unwrap();
+        let view = views.path().join("view");
+        std::fs::create_dir_all(view.join("root")).unwrap();
+        symlink("/etc", view.join("0")).unwrap();
+        remove_old_views(views.path(), MAX_VIEW_AGE);
+        assert!(view.exists());
+        remove_old_views(views.path(), Duration::ZERO);
+        assert!(!view.exists());
+        assert!(Path::new("/etc").exists());
     }
 
     #[test]

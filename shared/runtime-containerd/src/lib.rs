@@ -23,6 +23,7 @@
 //!   reads if an image could not be checked.
 //! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
 //!   images of which [`pulled_images`] has a record.
+//! * [`routes`] changes a box's own network, in its [`namespace`].
 //! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
@@ -52,6 +53,7 @@ mod isolation;
 mod labels;
 mod memory;
 mod metrics;
+mod namespace;
 mod network;
 mod observe;
 mod output;
@@ -60,6 +62,7 @@ mod preflight;
 mod pulled_images;
 mod refusal;
 mod repair;
+mod routes;
 mod sandbox;
 mod seccomp;
 mod snapshots;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use agentbox_contracts::ids::UserId;
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,12 @@ pub struct BoxNetwork {
     pub owner: Option<UserId>,
 }
 
-/// A box's end of its network, before its routes are restricted.
+/// A box's end of its network, before its neighbours are restricted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inside {
-    /// The process that holds its network namespace.
-    pub pid: u32,
+    /// The file of its network namespace. Not that of a process, whose id could belong to another one
+    /// by now.
+    pub namespace: PathBuf,
     pub interface: String,
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
@@ -42,8 +44,6 @@ pub enum NetworkError {
 
 #[derive(Deserialize)]
 struct Info {
-    #[serde(default)]
-    pid: u32,
     #[serde(rename = "cniResult")]
     cni_result: Option<CniResult>,
 }
@@ -82,9 +82,6 @@ impl BoxNetwork {
     /// When the box's interface, address, gateway or port is missing.
     pub fn read(info: &str, bridge: &str) -> Result<(Self, Inside), NetworkError> {
         let info: Info = serde_json::from_str(info)?;
-        let pid = Some(info.pid)
-            .filter(|pid| *pid > 0)
-            .ok_or(NetworkError::Missing("process"))?;
         let interfaces = info
             .cni_result
             .ok_or(NetworkError::Missing("interfaces"))?
@@ -117,7 +114,7 @@ impl BoxNetwork {
             owner: None,
         };
         let inside = Inside {
-            pid,
+            namespace: PathBuf::from(&inside.sandbox),
             interface: interface.clone(),
             address,
             gateway,
@@ -153,7 +150,6 @@ mod tests {
 
     fn info(mac: &str, port: &str) -> String {
         serde_json::json!({
-            "pid": 7,
             "cniResult": { "Interfaces": {
                 "abx0": { "IPConfigs": null, "Mac": "02:00:00:00:00:01", "Sandbox": "" },
                 "eth0": {
@@ -185,7 +181,7 @@ mod tests {
                     owner: None,
                 },
                 Inside {
-                    pid: 7,
+                    namespace: "/run/netns/cni-1".into(),
                     interface: "eth0".into(),
                     address: Ipv4Addr::new(10, 160, 0, 5),
                     gateway: Ipv4Addr::new(10, 160, 0, 1),

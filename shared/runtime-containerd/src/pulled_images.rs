@@ -1,22 +1,29 @@
-//! The images that this driver has pulled, and when each was last used: an empty file for each, whose
-//! modification time is the last use.
+//! The images that this driver has pulled, and when each was last used: a file for each, with its name,
+//! whose modification time is the last use.
 //!
 //! * I1. The record is written before the pull, so that an image of a killed pull is found too.
 //! * I2. An image without a record was imported by the operator, and is never removed.
+//! * I3. A failed pull leaves at most one file, until the collection removes it.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use agentbox_runtime::image_reference::{complete, repository};
+use agentbox_runtime::image_reference::complete;
+use sha2::{Digest as _, Sha256};
 
-/// The directory of the records, in the driver's state directory.
+/// The directory of the records, in the directory for records of images.
 const DIRECTORY: &str = "pulled-images";
-/// The end of the name of a record that is about to be removed. No reference has it.
+/// The end of the name of a record that is about to be removed.
 const ASIDE: &str = "@@";
 /// The most records that one list reads.
 const MAX_RECORDS: usize = 100_000;
+
+/// The file name of the record of `name`, which may be too long for one.
+pub fn record_name(name: &str) -> String {
+    hex::encode(Sha256::digest(name))
+}
 
 /// The records of one machine.
 #[derive(Clone, Debug)]
@@ -25,9 +32,9 @@ pub struct PulledImages {
 }
 
 impl PulledImages {
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(records_dir: &Path) -> Self {
         Self {
-            directory: state_dir.join(DIRECTORY),
+            directory: records_dir.join(DIRECTORY),
         }
     }
 
@@ -36,15 +43,14 @@ impl PulledImages {
     /// # Errors
     /// When the record cannot be stored.
     pub fn record(&self, image: &str, now: SystemTime) -> io::Result<()> {
-        let path = self.path(image);
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        let file = File::options()
+        std::fs::create_dir_all(&self.directory)?;
+        let mut file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(path)?;
+            .open(self.path(image))?;
+        // The same text each time.
+        file.write_all(complete(image).as_bytes())?;
         file.set_modified(now)
     }
 
@@ -93,49 +99,40 @@ impl PulledImages {
     /// # Errors
     /// When a directory cannot be read.
     pub fn list(&self) -> io::Result<Vec<(String, SystemTime)>> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
         let mut images = Vec::new();
-        let mut pending = vec![(self.directory.clone(), String::new())];
-        while let Some((directory, repository)) = pending.pop() {
-            let entries = match std::fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+        for entry in entries {
+            let path = entry?.path();
+            let read = std::fs::read_to_string(&path)
+                .and_then(|image| Ok((image, std::fs::metadata(&path)?.modified()?)));
+            match read {
+                Ok((image, at)) if self.path(&image) == path => images.push((image, at)),
+                // One that is being written, or removed.
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                    ) => {}
                 Err(error) => return Err(error),
-            };
-            for entry in entries {
-                let entry = entry?;
-                let Ok(name) = entry.file_name().into_string() else {
-                    continue;
-                };
-                if name.ends_with(ASIDE) {
-                    continue;
-                }
-                if let Some(tag_or_digest) = name.strip_prefix('.') {
-                    let at = entry.metadata()?.modified()?;
-                    images.push((format!("{repository}{tag_or_digest}"), at));
-                } else if repository.is_empty() {
-                    pending.push((entry.path(), name));
-                } else {
-                    pending.push((entry.path(), format!("{repository}/{name}")));
-                }
-                if images.len() >= MAX_RECORDS {
-                    tracing::warn!(
-                        records = MAX_RECORDS,
-                        "records of images left out: too many"
-                    );
-                    return Ok(images);
-                }
+            }
+            if images.len() >= MAX_RECORDS {
+                tracing::warn!(
+                    records = MAX_RECORDS,
+                    "records of images left out: too many"
+                );
+                break;
             }
         }
         Ok(images)
     }
 
-    /// The record of an image. Its name begins with a dot, as no component of a repository does.
     fn path(&self, image: &str) -> PathBuf {
-        let (image, repository) = (complete(image), repository(image));
-        let tag_or_digest = image.strip_prefix(&repository).unwrap_or_default();
-        self.directory
-            .join(&repository)
-            .join(format!(".{tag_or_digest}"))
+        self.directory.join(record_name(&complete(image)))
     }
 }
 
@@ -175,5 +172,20 @@ mod tests {
             images.forget(&pinned, at(3)).unwrap();
         }
         assert_eq!(images.list().unwrap().len(), 2);
+        // An interrupted write.
+        std::fs::write(directory.path().join(DIRECTORY).join("00"), "").unwrap();
+        assert_eq!(images.list().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn record_of_the_longest_name_is_one_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = PulledImages::new(directory.path());
+        let image = format!("{}a:{}", "a/".repeat(127), "t".repeat(128));
+        images.record(&image, SystemTime::UNIX_EPOCH).unwrap();
+        let listed = images.list().unwrap();
+        assert_eq!(listed, [(complete(&image), SystemTime::UNIX_EPOCH)]);
+        let entries = std::fs::read_dir(directory.path().join(DIRECTORY)).unwrap();
+        assert_eq!(entries.count(), 1);
     }
 }

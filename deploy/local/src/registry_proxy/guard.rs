@@ -21,6 +21,8 @@ use ipnet::IpNet;
 use reqwest::Url;
 use tokio::net::TcpStream;
 
+/// IETF protocol assignments, with Teredo, which carries IPv4.
+const TUNNELS_V6: [&str; 1] = ["2001::/23"];
 /// The deadline of a connection, with the resolution of its name.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -95,7 +97,8 @@ impl Guard {
         let closed = networks(&ALWAYS_DENIED_V4)
             .chain(networks(&ALWAYS_DENIED_V6))
             .chain(networks(&PRIVATE_V4))
-            .chain(networks(&PRIVATE_V6));
+            .chain(networks(&PRIVATE_V6))
+            .chain(networks(&TUNNELS_V6));
         Self {
             exceptions: exceptions
                 .into_iter()
@@ -164,7 +167,15 @@ impl Guard {
 
     /// Whether an address is neither in a closed network nor this machine's.
     fn is_public(&self, address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
-        !own.contains(&address) && !self.denied.iter().any(|network| network.contains(&address))
+        // Of IPv6 only global unicast (2000::/3): outside of it are old and local forms that carry
+        // IPv4, such as ::127.0.0.1 and 64:ff9b:1::/48.
+        let is_global = match address {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(address) => address.segments()[0] >> 13 == 1,
+        };
+        is_global
+            && !own.contains(&address)
+            && !self.denied.iter().any(|network| network.contains(&address))
     }
 }
 
@@ -253,7 +264,12 @@ mod tests {
             ("::ffff:127.0.0.1", false),
             ("::ffff:1.1.1.1", false),
             ("64:ff9b::7f00:1", false),
+            ("64:ff9b:1::7f00:1", false),
+            ("::127.0.0.1", false),
+            ("fec0::1", false),
             ("2002:7f00:1::", false),
+            ("2001:0:7f00:1::", false),
+            ("2001:4860:4860::8888", true),
         ] {
             let got = guard.is_public(address.parse().unwrap(), &own);
             assert_eq!(got, is_public, "{address}");

@@ -141,3 +141,18 @@ async fn registry_that_is_no_exception_is_not_reached() {
     let trapped = trap.accept().unwrap_err();
     assert_eq!(trapped.kind(), std::io::ErrorKind::WouldBlock);
 }
+
+#[tokio::test]
+async fn registry_that_breaks_connections_is_asked_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let settings = Settings {
+        listen: own,
+        exceptions: vec![format!("https://{own}").parse().unwrap()],
+        denied: Vec::new(),
+        max_image_bytes: MAX,
+    };
+    let proxy = Proxy::new(settings).unwrap();
+    assert_eq!(get(&proxy, own, "manifests/good", None).await.0, 502);
+}

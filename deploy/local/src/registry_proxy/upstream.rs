@@ -2,6 +2,7 @@
 //!
 //! * I1. Each address is checked before it is requested, and each connection by the guard.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl UpstreamError {
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             Self::Deadline | Self::Body(_) => true,
-            Self::Request(error) => !error.is_connect() || is_timeout(error),
+            Self::Request(error) => !error.is_connect() || is_broken(error),
             Self::Guard(_)
             | Self::Redirects
             | Self::Location
@@ -62,12 +63,25 @@ impl UpstreamError {
     }
 }
 
-/// Whether a connection was not made in time.
-fn is_timeout(error: &legacy::Error) -> bool {
+/// Whether a connection was not made in time, or broke before it was ready.
+fn is_broken(error: &legacy::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        if let Some(GuardError::Unreachable { source, .. }) = error.downcast_ref() {
-            return source.kind() == std::io::ErrorKind::TimedOut;
+        let found = match error.downcast_ref() {
+            Some(GuardError::Unreachable { source, .. }) => Some(source),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        if let Some(found) = found {
+            // The handshake of TLS wraps the error of its connection.
+            let inner = found.get_ref().and_then(|inner| inner.downcast_ref());
+            let inner: &io::Error = inner.unwrap_or(found);
+            return matches!(
+                inner.kind(),
+                io::ErrorKind::TimedOut
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            );
         }
         cause = error.source();
     }
@@ -99,7 +113,7 @@ struct Token {
 impl Upstream {
     /// # Errors
     /// When the machine has no certificates of authorities.
-    pub(super) fn new(guard: Arc<Guard>) -> std::io::Result<Self> {
+    pub(super) fn new(guard: Arc<Guard>) -> io::Result<Self> {
         let connector = HttpsConnectorBuilder::new()
             .with_native_roots()?
             .https_or_http()

@@ -13,6 +13,7 @@ use crate::cleanup;
 use crate::cluster_paths::ClusterPaths;
 use crate::containerd::cri::Cri;
 use crate::image::Images;
+use crate::ports::Ports;
 use crate::slot::{Slot, SlotError};
 
 /// The deadline of the removal of all boxes. [`cleanup`] removes what is left after it.
@@ -25,6 +26,8 @@ pub(super) struct SupervisedCluster {
     /// Keeps a test's slot locked until everything in it is removed.
     slot: Option<Slot>,
     processes: ClusterProcesses,
+    /// Keeps the port of the registry proxy reserved while it restarts.
+    ports: Ports,
     state_file: StateFile,
 }
 
@@ -34,7 +37,7 @@ impl SupervisedCluster {
         layout: &Layout,
         plan: &Plan,
         state_file: &StateFile,
-    ) -> Result<Vec<Self>, SlotError> {
+    ) -> Result<Vec<Self>, SuperviseError> {
         let kinds = plan.components.clusters();
         kinds
             .iter()
@@ -53,6 +56,7 @@ impl SupervisedCluster {
                     paths,
                     slot,
                     processes: ClusterProcesses::new(state_file),
+                    ports: Ports::new()?,
                     state_file: state_file.clone(),
                 })
             })
@@ -75,7 +79,9 @@ impl SupervisedCluster {
         let endpoint = match self.kind {
             Runtime::Containerd => {
                 let group = &mut processes.containerd;
-                let started = components::containerd(layout, plan, group, paths, images).await?;
+                let proxy = components::registry_proxy(layout, group, &mut self.ports).await?;
+                let started =
+                    components::containerd(layout, plan, group, paths, images, proxy).await?;
                 Endpoint::Containerd {
                     containerd: started.endpoint,
                 }

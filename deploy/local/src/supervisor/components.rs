@@ -94,9 +94,10 @@ pub(super) async fn images(state_file: &StateFile) -> Result<Images, SuperviseEr
 
 /// Starts the proxy between containerd and the registries. `None`: the machine has an HTTP proxy, which
 /// containerd uses and which decides what a pull may reach.
-async fn registry_proxy(
+pub(super) async fn registry_proxy(
     layout: &Layout,
     group: &mut ProcessGroup,
+    ports: &mut Ports,
 ) -> Result<Option<SocketAddr>, SuperviseError> {
     let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
     if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {
@@ -104,7 +105,6 @@ async fn registry_proxy(
         group.state_file().log_step(&step);
         return Ok(None);
     }
-    let mut ports = Ports::new()?;
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ports.take()?);
     let program = std::env::current_exe().map_err(|source| SuperviseError::Directory {
         path: "the program agentbox-local".to_owned(),
@@ -140,13 +140,14 @@ pub(super) async fn containerd(
     group: &mut ProcessGroup,
     paths: ClusterPaths,
     images: &Images,
+    registry_proxy: Option<SocketAddr>,
 ) -> Result<Containerd, SuperviseError> {
     let state_file = group.state_file().clone();
     let programs = build::provide_runtime(&cache_directory(), |step| state_file.log_step(&step))
         .await
         .map_err(ContainerdError::from)?;
-    let proxy = registry_proxy(layout, group).await?;
-    let containerd = Containerd::prepare(paths, &programs, &plan.boxd, images, proxy).await?;
+    let containerd =
+        Containerd::prepare(paths, &programs, &plan.boxd, images, registry_proxy).await?;
     group.supervise(containerd.process_spec(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
     group

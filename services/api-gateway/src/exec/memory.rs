@@ -10,15 +10,23 @@ use crate::shares::{Exceeded, Resource, Share, Shares};
 /// Bytes of a result without its output.
 const HEAD: u64 = 1024;
 
+/// The bytes of a complete result.
+fn complete(config: &Config) -> u64 {
+    let output = config.max_exec_output_bytes.saturating_mul(2);
+    output.saturating_add(HEAD)
+}
+
+/// The bound of all results in flight.
+pub(crate) fn max_results(config: &Config) -> u64 {
+    let two = complete(config).saturating_mul(2);
+    config.max_result_bytes.max(two)
+}
+
 /// The bounds of results in flight, for each user and in total. A complete result fits in each, and
 /// some of the memory is left for users without results.
 pub(crate) fn results(config: &Config) -> Shares<UserId> {
-    let complete = config.max_exec_output_bytes.saturating_mul(2);
-    let complete = complete.saturating_add(HEAD);
-    Shares::fair(
-        config.max_result_bytes_per_user.max(complete),
-        config.max_result_bytes.max(complete.saturating_mul(2)),
-    )
+    let per_user = config.max_result_bytes_per_user.max(complete(config));
+    Shares::fair(per_user, max_results(config))
 }
 
 /// The memory of one result.

@@ -77,6 +77,19 @@ const SECONDS_TO_OPEN_ALL: u64 = 64;
 /// An ICMP refusal, so that a client in the box fails at once and not after minutes.
 const REFUSE: &str = "reject with icmpx admin-prohibited";
 
+/// Renders the rules in a box's own network namespace: packets leave by its gateway only. They apply
+/// whatever rules exist already.
+pub fn one_neighbour(gateway: Ipv4Addr) -> String {
+    format!(
+        r#"add table inet agentbox
+add chain inet agentbox output {{ type filter hook output priority 0; policy drop; }}
+flush chain inet agentbox output
+add rule inet agentbox output oifname "lo" accept
+add rule inet agentbox output rt ip nexthop {gateway} accept
+"#
+    )
+}
+
 fn list<T: std::fmt::Display>(items: &[T]) -> String {
     items
         .iter()
@@ -109,6 +122,10 @@ impl Ruleset {
 
     pub fn table(&self) -> &str {
         &self.table
+    }
+
+    pub const fn subnet(&self) -> Ipv4Net {
+        self.subnet
     }
 
     pub fn deployment_set(&self) -> &str {
@@ -210,6 +227,9 @@ impl Ruleset {
         } = self;
         let bandwidth = self.bandwidth_rules();
         let connections = self.connection_rules();
+        // A redirect would lead the box's packets to a neighbour, and there its own rules refuse them.
+        // The machine sends them whatever the bridge's setting is, if that of all interfaces permits it.
+        let no_redirects = "oifname @ports icmp type redirect drop";
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
@@ -227,6 +247,7 @@ flush chain bridge {table} received
 add rule bridge {table} guard ether type ip iifname . ether saddr . ip saddr @senders accept
 add rule bridge {table} guard ether type arp iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
 add rule bridge {table} guard drop
+add rule bridge {table} received {no_redirects}
 add rule bridge {table} between iifname @ports drop
 add rule bridge {table} between oifname @ports drop
 add table inet {table}

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::sync::OnceCell;
 
 use crate::machine::{boxd_pid, config_of, host, subject_of};
-use crate::remote_machine::{RemoteMachine, connect_from_box};
+use crate::remote_machine::{RemoteMachine, connect_from_box, inside};
 
 /// 2 MB a second.
 const BITS_PER_SECOND: u64 = 16_000_000;
@@ -111,6 +111,44 @@ except OSError as error:
     let end = s.run_to_end(&spec).await;
     s.clean().await.unwrap();
     assert_eq!(end.unwrap().output, "5 128 ENOSPC");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_avoid_routes_give_a_box_no_neighbours() {
+    // Without privileges: the interface by a control message, multicast, and link-local addresses.
+    const SCRIPT: &str = "
+import socket, struct
+index = socket.if_nametoindex('eth0')
+information = [(socket.IPPROTO_IP, 8, struct.pack('=I8x', index))]
+v4 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+v6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+attempts = [
+    lambda i: v4.sendmsg([b'x'], information, socket.MSG_DONTROUTE, (f'198.51.100.{i}', 9)),
+    lambda i: v4.sendto(b'x', (f'239.0.0.{i}', 9)),
+    lambda i: v6.sendto(b'x', (f'fe80::{i}', 9, 0, index)),
+]
+for attempt in attempts:
+    for i in range(1, 200):
+        try:
+            attempt(i)
+        except OSError:
+            pass
+";
+    let (config, s) = bounded().await;
+    let spec = s.spec();
+    let neighbours = async {
+        s.run(&spec).await?;
+        let pid = boxd_pid(&config.deployment, spec.id.as_str());
+        let sent = inside(pid, &["python3", "-c", SCRIPT]).await;
+        sent.map_err(Violation)?;
+        let list = ["ip", "-o", "neigh", "show", "nud", "all"];
+        inside(pid, &list).await.map_err(Violation)
+    };
+    let outcome = neighbours.await;
+    s.clean().await.unwrap();
+    let listed = outcome.unwrap();
+    // Beside the gateway, those of the kernel's own multicast.
+    assert!(listed.lines().count() < 20, "{listed}");
 }
 
 /// Opens connections from a box's network namespace, all at once. Returns those that were

@@ -14,7 +14,9 @@ use futures::StreamExt as _;
 use tokio::net::TcpListener;
 
 use crate::machine::{another_config, boxd_pid, config, host, subject, subject_of};
-use crate::remote_machine::{RemoteMachine, connect_from_box, inside, is_answered, own_address};
+use crate::remote_machine::{
+    RemoteMachine, connect_from_box, delete_own_rules, inside, is_answered, own_address,
+};
 
 /// A policy that opens everything that a request can.
 fn wide_open() -> NetworkPolicy {
@@ -216,8 +218,10 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
     check(answer.to_lowercase().contains(&bridge), || {
         format!("{bridge} is not in {answer}")
     })?;
-    // A frame straight to the other's hardware address does not arrive. A box has no route for one.
+    // A frame straight to the other's hardware address does not arrive. A box has no route for one, and
+    // rules that refuse it.
     let subnet = config.subnet.to_string();
+    delete_own_rules(pid).await.map_err(Violation)?;
     inside(pid, &["ip", "route", "add", &subnet, "dev", "eth0"])
         .await
         .map_err(Violation)?;

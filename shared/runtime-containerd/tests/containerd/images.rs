@@ -93,18 +93,20 @@ async fn unused_image_is_removed_above_the_watermark_and_pulled_again() {
     let registry = Registry::start(&config().await.deployment, false).await;
     let mut config = another_config().await;
     (config.image_gc_high_percent, config.image_gc_low_percent) = (1, 0);
+    // The records of other tests' images stay out of it.
+    let records = config.state_dir.join("image-records");
+    config.image_records_dir = Some(records.clone());
     let subject = subject_of(&config);
     let image = registry.image();
     let spec_of = || spec(&subject, &image, None);
     let first = spec_of();
     subject.run(&first).await.unwrap();
     // As if it was used long ago.
-    let (repository, tag) = image.rsplit_once(':').unwrap();
-    let record = config
-        .state_dir
-        .join("pulled-images")
-        .join(repository)
-        .join(format!(".:{tag}"));
+    let entries = std::fs::read_dir(records.join("pulled-images")).unwrap();
+    let record = entries
+        .map(|entry| entry.unwrap().path())
+        .find(|path| std::fs::read_to_string(path).unwrap() == image)
+        .unwrap();
     let old = SystemTime::now() - Duration::from_secs(3_600);
     let file = std::fs::File::options().write(true).open(&record).unwrap();
     file.set_modified(old).unwrap();
@@ -114,7 +116,7 @@ async fn unused_image_is_removed_above_the_watermark_and_pulled_again() {
         // A running box keeps it.
         subject.first.remove(&first.id).await.unwrap();
         eventually(
-            "the image is removed",
+            "the image and its record are removed",
             Duration::from_secs(90),
             async || !record.exists(),
         )

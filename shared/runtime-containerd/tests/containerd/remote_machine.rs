@@ -27,6 +27,12 @@ pub async fn inside(pid: u32, arguments: &[&str]) -> Result<String, String> {
     host("nsenter", &all).await
 }
 
+/// Deletes the rules in a box's own network namespace, so that the machine's rules are tested alone.
+pub async fn delete_own_rules(pid: u32) -> Result<(), String> {
+    let deletion = ["nft", "delete", "table", "inet", "agentbox"];
+    inside(pid, &deletion).await.map(drop)
+}
+
 /// Connects to a [`RemoteMachine`] from a box's network namespace. The connection stays in that
 /// namespace.
 pub fn connect_from_box(pid: u32, to: SocketAddr) -> TcpStream {

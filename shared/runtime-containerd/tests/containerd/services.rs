@@ -11,7 +11,7 @@ use agentbox_testing::{TestNats, TestPostgres};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::machine::{boxd_pid, config, host, subject};
-use crate::remote_machine::{inside, own_address};
+use crate::remote_machine::{delete_own_rules, inside, own_address};
 
 /// Connects to each address of the machine on each port.
 const CONNECT: &str = "
@@ -123,6 +123,7 @@ async fn check_unreachable_over_ipv6(
     let spec = s.spec();
     s.run(&spec).await?;
     let pid = boxd_pid(&config.deployment, spec.id.as_str());
+    delete_own_rules(pid).await.map_err(Violation)?;
     let listener = TcpListener::bind("[::]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let net = format!("fd77:{:x}", std::process::id() & 0xffff);

@@ -108,6 +108,7 @@ pub async fn ipv6_probes_get_no_answer<D: Runtime + BoxConnector>(s: &Subject<D>
         "EACCES",
         "ECONNREFUSED",
         "EINVAL",
+        "EPERM",
         "ETIMEDOUT",
         "None",
     ];

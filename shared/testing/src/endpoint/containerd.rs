@@ -12,6 +12,9 @@ pub struct ContainerdEndpoint {
     pub socket: PathBuf,
     /// The directory for the driver's own files about its boxes.
     pub state_dir: PathBuf,
+    /// The directory for the records of images. It is kept, as the images are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_records_dir: Option<PathBuf>,
     /// The static `boxd`, mounted into every box.
     pub boxd: PathBuf,
     pub subnet: Ipv4Net,

@@ -27,8 +27,10 @@ pub struct KubernetesEndpoint {
     /// The Secret with the login of the cluster's registry, for boxd's image.
     pub image_pull_secrets: Vec<String>,
     /// The same Secret, for every user's images.
+    #[serde(default)]
     pub shared_pull_secrets: Vec<String>,
     /// What keeps an image that the node has from users who may not pull it.
+    #[serde(default)]
     pub present_images: String,
     /// The networks of nodes, services and pods, and this machine's addresses.
     pub cluster_cidrs: Vec<IpNet>,

@@ -219,6 +219,20 @@ fn bounds_render_rules_for_each_box_or_none() {
     );
 }
 
+#[test]
+fn packets_leave_a_box_by_its_gateway_only() {
+    let text = one_neighbour(Ipv4Addr::new(10, 160, 0, 1));
+    let accepted = text.lines().filter(|line| line.ends_with(" accept"));
+    assert_eq!(
+        accepted.collect::<Vec<_>>(),
+        [
+            "add rule inet agentbox output oifname \"lo\" accept",
+            "add rule inet agentbox output rt ip nexthop 10.160.0.1 accept",
+        ]
+    );
+    assert!(text.contains("policy drop"), "{text}");
+}
+
 fn assert_snapshot(name: &str, text: &str) {
     insta::with_settings!({ omit_expression => true }, { insta::assert_snapshot!(name, text) });
 }
