@@ -255,21 +255,10 @@ impl Context {
             state.network = None;
         }
         let image = self.image_config(&spec.image).await?;
-        let command_problem = || match spec.use_entrypoint {
-            true => image.command_problem(),
-            false => None,
-        };
-        let problem = image.problem(spec.isolation.security_context.as_ref());
-        if let Some(problem) = problem.or_else(command_problem) {
+        if let Some(problem) = self.image_problem(spec, &image).await? {
             return Err(EnsureError::Failed(Failure {
                 reason: FailureReason::ImageInvalid,
                 message: start_failure::cannot_run(&spec.image, &problem),
-            }));
-        }
-        if let Some(problem) = self.user_file_problem(&image).await {
-            return Err(EnsureError::Failed(Failure {
-                reason: FailureReason::ImageInvalid,
-                message: start_failure::cannot_run(&spec.image, problem),
             }));
         }
         let policy = spec
@@ -280,13 +269,6 @@ impl Context {
         self.states.save(lock, id, state).await?;
         let users = self.take_user_range(spec).await?;
         let owner = users.map_or(0, |range| range.first);
-        let context = spec.isolation.security_context.as_ref();
-        if let Some(problem) = users.and_then(|_| image.unmapped_user(context)) {
-            return Err(EnsureError::Failed(Failure {
-                reason: FailureReason::ImageInvalid,
-                message: start_failure::cannot_run(&spec.image, &problem),
-            }));
-        }
         let disk = self.has_disk(spec)?.then(|| self.disk(id));
         let (output, memory) = (self.output_directory(id), self.memory_directory(id));
         let (pids, limits) = (spec.resources.pids, sandbox::limits(&self.config, spec));
@@ -368,6 +350,29 @@ impl Context {
         }
         self.wait_until_ready(id, &container, &network, lock, state)
             .await
+    }
+
+    /// The reason that the box can never run with this image.
+    async fn image_problem(
+        &self,
+        spec: &BoxSpec,
+        image: &ImageConfig,
+    ) -> Result<Option<String>, RuntimeError> {
+        let context = spec.isolation.security_context.as_ref();
+        let of_command = || match spec.use_entrypoint {
+            true => image.command_problem(),
+            false => None,
+        };
+        if let Some(problem) = image.problem(context).or_else(of_command) {
+            return Ok(Some(problem));
+        }
+        if let Some(problem) = self.user_file_problem(image).await {
+            return Ok(Some(problem.to_owned()));
+        }
+        let Some(problem) = image.unmapped_user(context) else {
+            return Ok(None);
+        };
+        Ok(self.has_user_namespace(spec).await?.then_some(problem))
     }
 
     /// Starts a created container, whose root file system is on the disk if there is one.
