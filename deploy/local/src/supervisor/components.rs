@@ -1,6 +1,5 @@
 //! Starts one component each, and waits until it is ready.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -92,13 +91,17 @@ pub(super) async fn images(state_file: &StateFile) -> Result<Images, SuperviseEr
 }
 
 /// Starts the proxy between containerd and the registries. `None`: the machine has an HTTP proxy, which
-/// containerd uses and which decides what a pull may reach.
+/// containerd uses and which decides what a pull may reach. A plan that configures the proxy has it.
 async fn registry_proxy(
     layout: &Layout,
+    plan: &Plan,
     group: &mut ProcessGroup,
 ) -> Result<Option<SocketAddr>, SuperviseError> {
+    let environment = plan.environment.get(REGISTRY_PROXY).cloned();
     let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-    if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {
+    if environment.is_none()
+        && let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set)
+    {
         let step = format!("images are pulled through {name}, without the registry proxy");
         group.state_file().log_step(&step);
         return Ok(None);
@@ -116,7 +119,7 @@ async fn registry_proxy(
         arguments: ["registry-proxy", "--listen", &address.to_string()]
             .map(OsString::from)
             .to_vec(),
-        environment: BTreeMap::new(),
+        environment: environment.unwrap_or_default(),
         user: None,
         stop_signal: Signal::SIGTERM,
         orphan_signal: Signal::SIGKILL,
@@ -140,7 +143,7 @@ pub(super) async fn containerd(
     paths: ClusterPaths,
     images: &Images,
 ) -> Result<Containerd, SuperviseError> {
-    let proxy = registry_proxy(layout, group).await?;
+    let proxy = registry_proxy(layout, plan, group).await?;
     let containerd = Containerd::prepare(paths, &plan.boxd, images, proxy).await?;
     group.supervise(containerd.process_spec(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
