@@ -1,4 +1,4 @@
-//! Migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
+//! Connections, migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
 //! once.
 
 #![allow(

@@ -84,6 +84,8 @@ async fn serve(State(registry): State<Arc<Registry>>, uri: Uri) -> Response {
         let headers = [
             ("content-type", kind.to_owned()),
             ("docker-content-digest", digest(body)),
+            // Of the content, also in the answer to HEAD.
+            ("content-length", body.len().to_string()),
         ];
         (headers, body.to_vec()).into_response()
     };

@@ -340,7 +340,8 @@ async fn flood_of_a_client_with_kept_connections_is_answered_request_by_request(
     let mut refused = 0;
     for status in statuses {
         let status = status.unwrap();
-        assert!(matches!(status, 401 | 429), "{status}");
+        // 503: auth is overloaded.
+        assert!(matches!(status, 401 | 429 | 503), "{status}");
         refused += usize::from(status == 429);
     }
     assert!(refused > 0);
