@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::errors::{read_answer, refused_head};
+use crate::support::TIMEOUT;
 use crate::support::answer::Answer;
 use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user_with_role};
 use crate::support::system::options;
@@ -322,6 +323,7 @@ async fn refused_post(http: &reqwest::Client, from: &Caller) -> Result<u16, reqw
         .header("content-type", "application/json")
         // More than the gateway reads with the head.
         .body(vec![b' '; 20_000])
+        .timeout(TIMEOUT)
         .send()
         .await?;
     let status = answer.status().as_u16();
