@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-connections images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -88,6 +88,13 @@ test: test-build ## Run all tests that need no Kubernetes and no gVisor
 test-all: test-build gvisor ## Run all tests, also on gVisor and Kubernetes
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	@.ci/suites all
+
+# One descriptor for each connection, in the test and in the gateway.
+test-connections: test-build ## Test the default limits of connections with 10,500 hostile ones
+	$(TARGET)/debug/agentbox-local prepare
+	@ulimit -n 32768; AGENTBOX_TEST_CONNECTIONS=10500 cargo test --workspace --test routes -- --nocapture \
+	  --exact connections::connections_of_one_network_delay_no_other_network | tee /dev/stderr \
+	  | grep '^test result: ok. 1 passed' > /dev/null
 
 check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI document, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -11,8 +11,8 @@
 //! * I3. An entry is written in the transaction of the action that it records, or is stored by
 //!   JetStream before the action begins.
 //! * I4. An entry is chained once, however often it is delivered.
-//! * I5. The end of the chain is published once an hour, outside of Postgres, so that a trail
-//!   whose newest entries were removed is found by [`verify`].
+//! * I5. The end of the chain is published once an hour, by default, outside of Postgres, so that a
+//!   trail whose newest entries were removed is found by [`verify`].
 
 pub mod chain;
 pub mod store;

@@ -121,6 +121,11 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_AUDIT_RETENTION", default_value_t = 365 * 86_400)]
     pub audit_retention_s: u32,
 
+    /// How often the end of the audit trail is published, in seconds, at least 1.
+    #[arg(long, env = "AGENTBOX_AUDIT_HEAD_INTERVAL", default_value_t = 3_600,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub audit_head_interval_s: u32,
+
     /// Verify the audit trail and exit: 0 if it is complete and unchanged, else 1.
     #[arg(long)]
     pub verify_audit: bool,
@@ -160,6 +165,11 @@ impl Config {
     #[must_use]
     pub fn audit_retention(&self) -> Duration {
         Duration::from_secs(self.audit_retention_s.into())
+    }
+
+    #[must_use]
+    pub fn audit_head_interval(&self) -> Duration {
+        Duration::from_secs(self.audit_head_interval_s.into())
     }
 }
 

@@ -140,6 +140,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         bus: bus.clone(),
         leases: leases.clone(),
         key: audit_key.clone(),
+        head_interval: config.audit_head_interval(),
     };
     tasks.spawn("audit-chain", writer.run(shutdown.clone()));
     let sweeper = sweep::Sweeper {

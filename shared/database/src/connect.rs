@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, sqlx};
 use tokio::time::Instant;
 
 use crate::DatabaseError;
@@ -26,7 +26,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Opens a pool of `connections` to `url`, with `schema` as the search path.
 ///
 /// # Errors
-/// When Postgres cannot be reached within half a minute.
+/// When Postgres cannot be reached within half a minute, and at once when it cannot be verified.
 pub async fn connect(
     url: &str,
     schema: &'static str,
@@ -71,7 +71,7 @@ async fn open_all(pool: &DatabaseConnection, connections: u32) -> Result<(), DbE
     while opened.len() < connections as usize {
         match pool.get_postgres_connection_pool().acquire().await {
             Ok(connection) => opened.push(connection),
-            Err(error) if started_at.elapsed() < START_DEADLINE => {
+            Err(error) if started_at.elapsed() < START_DEADLINE && !is_tls_refusal(&error) => {
                 tracing::info!(error = %ErrorChain(&error), opened = opened.len(), "Postgres connection not opened; retried");
                 tokio::time::sleep(RETRY_DELAY).await;
             }
@@ -90,4 +90,14 @@ async fn open_all(pool: &DatabaseConnection, connections: u32) -> Result<(), DbE
         }
     }
     Ok(())
+}
+
+/// Whether the server has no TLS, or a certificate that is not accepted: a retry does not help.
+fn is_tls_refusal(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // The kind of the errors of rustls.
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
 }

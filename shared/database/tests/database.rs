@@ -1,4 +1,4 @@
-//! Migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
+//! Connections, migrations and leader election on a real Postgres. Needs `cargo build -p agentbox-testing`
 //! once.
 
 #![allow(
@@ -8,15 +8,20 @@
     reason = "this is a test; its helpers fail it by panicking"
 )]
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_database::lease::CREATE_LEASES;
 use agentbox_database::sql::{statement, unsigned};
 use agentbox_database::{Leases, migrate};
-use agentbox_testing::{TestPostgres, eventually};
+use agentbox_testing::tool::Tool;
+use agentbox_testing::{Components, Options, System, TestPostgres, eventually};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use sea_orm_migration::prelude::*;
 use tokio::task::JoinHandle;
@@ -253,4 +258,102 @@ async fn leader_that_loses_its_lease_stops_its_work() {
     .await;
     assert_eq!(candidate.started.load(Ordering::SeqCst), 2);
     candidate.stop().await;
+}
+
+/// The extensions of the certificates of [`certificates`].
+const OPENSSL: &str = "\
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+[server]
+basicConstraints = critical, CA:FALSE
+extendedKeyUsage = serverAuth
+subjectAltName = IP:127.0.0.1
+";
+
+/// Makes an authority in `directory`, and a certificate of a server on 127.0.0.1 that it has signed.
+async fn certificates(directory: &Path) {
+    std::fs::create_dir_all(directory).unwrap();
+    let at = |name: &str| directory.join(name);
+    std::fs::write(at("openssl.cnf"), OPENSSL).unwrap();
+    let new = |kind: &str| {
+        Tool::new("openssl")
+            .args(["req", "-x509", "-nodes", "-days", "1", "-newkey", "ec"])
+            .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
+            .args(["-subj", &format!("/CN=agentbox-test-{kind}")])
+            .args(["-extensions", kind])
+            .arg_pair("-config", at("openssl.cnf"))
+            .arg_pair("-keyout", at(&format!("{kind}.key")))
+            .arg_pair("-out", at(&format!("{kind}.crt")))
+    };
+    new("authority").run().await.unwrap();
+    new("server")
+        .arg_pair("-CA", at("authority.crt"))
+        .arg_pair("-CAkey", at("authority.key"))
+        .run()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn server_that_cannot_be_verified_is_refused_at_once() {
+    let components = Components {
+        postgres: true,
+        ..Components::NONE
+    };
+    let system = System::start(Options::components(components))
+        .await
+        .unwrap();
+    let postgres = system.postgres.clone().unwrap();
+    let (own, other) = (
+        system.directory().join("own"),
+        system.directory().join("other"),
+    );
+    certificates(&own).await;
+    certificates(&other).await;
+    let url = |host: &str, authority: &Path| {
+        let url = postgres.admin_url.replace("127.0.0.1", host);
+        let file = authority.join("authority.crt");
+        format!("{url}?sslmode=verify-full&sslrootcert={}", file.display())
+    };
+    let refused = async |url: String| {
+        let begun = Instant::now();
+        let error = agentbox_database::connect(&url, SCHEMA, 1).await;
+        // Less than the retries would take.
+        assert!(begun.elapsed() < Duration::from_secs(25), "{url}");
+        ErrorChain(&error.unwrap_err()).to_string()
+    };
+    // Without TLS.
+    let error = refused(url("127.0.0.1", &own)).await;
+    assert!(error.contains("does not support TLS"), "{error}");
+
+    let data = postgres.execute(&["SHOW data_directory"]).await.unwrap();
+    let data = Path::new(data.trim());
+    let owner = std::fs::metadata(data).unwrap();
+    for name in ["server.crt", "server.key"] {
+        let path = data.join(name);
+        std::fs::copy(own.join(name), &path).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    }
+    let encrypt = ["ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"];
+    postgres.execute(&encrypt).await.unwrap();
+    eventually("TLS", Duration::from_secs(20), async || {
+        let ssl = postgres.execute(&["SHOW ssl"]).await.unwrap();
+        ssl.trim() == "on"
+    })
+    .await;
+    let encrypted = "pg_stat_ssl WHERE ssl AND pid = pg_backend_pid()";
+    let own_url = url("127.0.0.1", &own);
+    let database = agentbox_database::connect(&own_url, SCHEMA, 1).await;
+    assert_eq!(count(&database.unwrap(), encrypted).await, 1);
+    // Another authority, and another name than that of the certificate.
+    for (host, authority) in [("127.0.0.1", &other), ("localhost", &own)] {
+        let error = refused(url(host, authority)).await;
+        assert!(error.contains("certificate"), "{error}");
+    }
+    system.stop().await;
 }

@@ -94,7 +94,8 @@ impl Options {
             })
     }
 
-    /// Sets a variable in the environment of one service, or of every service with `*`.
+    /// Sets a variable in the environment of one service, of every service with `*`, or of the
+    /// `registry-proxy` of a containerd.
     #[must_use]
     pub fn env(mut self, service: &str, name: &str, value: impl Into<String>) -> Self {
         self.environment

@@ -79,7 +79,8 @@ impl SupervisedCluster {
         let endpoint = match self.kind {
             Runtime::Containerd => {
                 let group = &mut processes.containerd;
-                let proxy = components::registry_proxy(layout, group, &mut self.ports).await?;
+                let ports = &mut self.ports;
+                let proxy = components::registry_proxy(layout, plan, group, ports).await?;
                 let started =
                     components::containerd(layout, plan, group, paths, images, proxy).await?;
                 Endpoint::Containerd {

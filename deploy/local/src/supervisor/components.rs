@@ -1,6 +1,5 @@
 //! Starts one component each, and waits until it is ready.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -93,14 +92,18 @@ pub(super) async fn images(state_file: &StateFile) -> Result<Images, SuperviseEr
 }
 
 /// Starts the proxy between containerd and the registries. `None`: the machine has an HTTP proxy, which
-/// containerd uses and which decides what a pull may reach.
+/// containerd uses and which decides what a pull may reach. A plan that configures the proxy has it.
 pub(super) async fn registry_proxy(
     layout: &Layout,
+    plan: &Plan,
     group: &mut ProcessGroup,
     ports: &mut Ports,
 ) -> Result<Option<SocketAddr>, SuperviseError> {
+    let environment = plan.environment.get(REGISTRY_PROXY).cloned();
     let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-    if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {
+    if environment.is_none()
+        && let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set)
+    {
         let step = format!("images are pulled through {name}, without the registry proxy");
         group.state_file().log_step(&step);
         return Ok(None);
@@ -117,7 +120,7 @@ pub(super) async fn registry_proxy(
         arguments: ["registry-proxy", "--listen", &address.to_string()]
             .map(OsString::from)
             .to_vec(),
-        environment: BTreeMap::new(),
+        environment: environment.unwrap_or_default(),
         user: None,
         stop_signal: Signal::SIGTERM,
         orphan_signal: Signal::SIGKILL,

@@ -10,13 +10,22 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::api::Api;
+use crate::api::{Api, small};
 use crate::kills::kill;
 
 const WORKERS: usize = 4;
 const ACTIONS: usize = 1_000;
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The rounds of one worker between two environments, which take longer than other actions.
+const ROUNDS_PER_ENVIRONMENT: usize = 8;
+/// The headers of a WebSocket's handshake (RFC 6455, section 4.1).
+const HANDSHAKE: [(&str, &str); 4] = [
+    ("connection", "upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
 
 /// Sends actions, and remembers those that were answered with success.
 struct Actor<'a> {
@@ -38,7 +47,9 @@ impl Actor<'_> {
         body: Option<Value>,
     ) -> Value {
         let begun = Instant::now();
+        let mut attempts = 0;
         loop {
+            attempts += 1;
             let mut request = self
                 .http
                 .request(method.clone(), format!("{}{path}", self.base))
@@ -47,9 +58,18 @@ impl Actor<'_> {
             if let Some(body) = &body {
                 request = request.json(body);
             }
+            if action == "attach" {
+                for (name, value) in HANDSHAKE {
+                    request = request.header(name, value);
+                }
+            }
             let reason = match answer(request).await {
-                Ok((200..300, trace_id, text)) => {
-                    self.answered.borrow_mut().push((trace_id, action));
+                Ok((101 | 200..300, trace_id, text)) => {
+                    // An attempt that was not answered may have deleted it. Then this one changed
+                    // nothing, and has no entry.
+                    if attempts == 1 || action != "delete-environment" {
+                        self.answered.borrow_mut().push((trace_id, action));
+                    }
                     return serde_json::from_str(&text).unwrap_or_default();
                 }
                 // An attempt that was not answered has revoked it.
@@ -66,14 +86,30 @@ impl Actor<'_> {
         }
     }
 
+    async fn create_and_delete(&self, name: &str) {
+        let body = Some(small(name));
+        let created = self
+            .act("create-environment", Method::POST, "/environments", body)
+            .await;
+        let path = format!("/environments/{}", created["id"].as_str().unwrap());
+        self.act("delete-environment", Method::DELETE, &path, None)
+            .await;
+    }
+
     /// Acts until all workers together have enough answers.
     async fn work(&self, worker: usize) {
         let created = self.api.create(&format!("audited-{worker}")).await;
         let id = created["id"].as_str().unwrap();
         self.api.wait_for_status(id, "running").await;
         let path = format!("/environments/{id}");
-        let mut round = 0;
+        let mut round: usize = 0;
         while self.answered.borrow().len() < ACTIONS {
+            if round.is_multiple_of(ROUNDS_PER_ENVIRONMENT) {
+                let attach_path = format!("{path}/attach?tty=false&command=true");
+                self.act("attach", Method::GET, &attach_path, None).await;
+                self.create_and_delete(&format!("brief-{worker}-{round}"))
+                    .await;
+            }
             round += 1;
             let exec = Some(json!({ "command": ["true"] }));
             let exec_path = format!("{path}/exec");

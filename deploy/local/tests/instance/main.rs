@@ -16,6 +16,7 @@ mod encryption;
 mod examples;
 mod existing;
 mod host;
+mod images;
 mod kills;
 mod kubernetes;
 mod mistakes;

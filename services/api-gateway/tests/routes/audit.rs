@@ -1,5 +1,9 @@
 //! `/audit`, and the entries of requests.
 
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::permissions::PROVISIONER;
+use agentbox_contracts::subjects::AUDIT_STREAM;
 use agentbox_testing::System;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,7 +13,7 @@ use crate::support::boxes::{script, small};
 use crate::support::caller::{Caller, User, admin, admin_of, new_user};
 use crate::support::eventually;
 use crate::support::socket::Socket;
-use crate::support::system::options;
+use crate::support::system::{options, unlimited};
 
 /// The entry of the request with this answer, as `reader` sees it.
 async fn entry_of(reader: &Caller, answer: &Answer) -> Value {
@@ -105,17 +109,60 @@ async fn access_of_an_administrator_to_another_users_box_is_recorded() {
         .post(&format!("/environments/{id}/exec"), &command)
         .await
         .expect_status(200);
-    let list = eventually("the entry of the administrator", async || {
-        let path = format!("/audit?action=exec&target={id}");
-        let list = admin.get(&path).await.expect_status(200);
-        (list["total"] == 1).then_some(list)
+    let logs = admin.get(&format!("/environments/{id}/logs")).await;
+    logs.expect_status(200);
+    let mut socket = Socket::open(admin, &id, "tty=false&command=true").await;
+    socket.ready().await;
+    for action in ["exec", "read-logs", "attach"] {
+        let path = format!("/audit?action={action}&target={id}");
+        let list = eventually("the entry of the administrator", async || {
+            let list = admin.get(&path).await.expect_status(200);
+            (list["total"] == 1).then_some(list)
+        })
+        .await;
+        assert_ne!(list["entries"][0]["user"], user.id, "{list}");
+        // A user sees the own actions only.
+        let own = user.caller.get(&path).await.expect_status(200);
+        assert_eq!(own["total"], 0, "{own}");
+    }
+}
+
+#[tokio::test]
+async fn access_to_a_box_does_not_begin_without_its_entry() {
+    let system = System::start(unlimited(options())).await.unwrap();
+    let admin = admin_of(&system).await;
+    let id = admin.create_running(&small()).await;
+    let nats = system.nats.as_ref().unwrap();
+    let (user, password) = nats.all_access();
+    let bus = Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
+        user: user.to_owned(),
+        password: password.to_owned(),
+        service: PROVISIONER,
+        instance: InstanceId::random(),
     })
-    .await;
-    assert_ne!(list["entries"][0]["user"], user.id);
-    // A user sees the own actions only.
-    let own = format!("/audit?target={id}&action=exec");
-    let own = user.caller.get(&own).await.expect_status(200);
-    assert_eq!(own["total"], 0, "{own}");
+    .await
+    .unwrap();
+    bus.jetstream().delete_stream(AUDIT_STREAM).await.unwrap();
+
+    let path = format!("/environments/{id}");
+    let command = json!({"command": ["touch", "/tmp/exec"]});
+    let exec = admin.post(&format!("{path}/exec"), &command).await;
+    let logs = admin.get(&format!("{path}/logs")).await;
+    for refused in [exec, logs] {
+        let message = refused.expect_error(503, "unavailable");
+        assert!(message.starts_with("the audit trail"), "{message}");
+    }
+    let query = "tty=false&command=touch&command=/tmp/attach";
+    let attach = Socket::open_on(&admin, 0, &id, query).await.err();
+    let (status, body) = attach.expect("a refused handshake");
+    assert_eq!((status, &body["error"]), (503, &json!("unavailable")));
+
+    bus.provision().await.unwrap();
+    let found = admin.sh(&id, "ls /tmp/exec /tmp/attach 2> /dev/null").await;
+    assert_eq!(found["stdout"], "", "{found}");
+    system.stop().await;
 }
 
 #[tokio::test]

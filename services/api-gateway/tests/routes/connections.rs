@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use agentbox_testing::System;
+use agentbox_testing::{Options, System};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::OnceCell;
@@ -23,6 +23,9 @@ const PER_NETWORK: usize = 60;
 /// Those of one network without a valid credential.
 const UNAUTHENTICATED: usize = 20;
 
+/// The variable with the number of hostile connections. With it the gateway has its default limits.
+const CONNECTIONS: &str = "AGENTBOX_TEST_CONNECTIONS";
+
 /// The sessions of one user.
 const SESSIONS: usize = 5;
 
@@ -36,33 +39,47 @@ static LIMITED: OnceCell<System> = OnceCell::const_new();
 async fn limited() -> &'static System {
     LIMITED
         .get_or_init(async || {
-            let options = unlimited(options())
-                .env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.1")
-                .env("api-gateway", "AGENTBOX_HEADER_TIMEOUT", "12")
-                .env("api-gateway", "AGENTBOX_WRITE_TIMEOUT", "4")
-                .env(
-                    "api-gateway",
-                    "AGENTBOX_MAX_SESSIONS_PER_USER",
-                    SESSIONS.to_string(),
-                )
-                .env(
-                    "api-gateway",
-                    "AGENTBOX_MAX_CONNECTIONS",
-                    CAPACITY.to_string(),
-                )
-                .env(
-                    "api-gateway",
-                    "AGENTBOX_MAX_CONNECTIONS_PER_NETWORK",
-                    PER_NETWORK.to_string(),
-                )
-                .env(
-                    "api-gateway",
-                    "AGENTBOX_MAX_UNAUTHENTICATED_CONNECTIONS_PER_NETWORK",
-                    UNAUTHENTICATED.to_string(),
-                );
+            let options =
+                unlimited(options()).env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.1");
+            let options = match connections() {
+                Some(_) => options,
+                None => low_limits(options),
+            };
             System::start(options).await.unwrap()
         })
         .await
+}
+
+/// The number of hostile connections against the default limits; `None`: the limits are low.
+fn connections() -> Option<usize> {
+    let number = std::env::var(CONNECTIONS).ok()?;
+    Some(number.parse().expect(CONNECTIONS))
+}
+
+fn low_limits(options: Options) -> Options {
+    options
+        .env("api-gateway", "AGENTBOX_HEADER_TIMEOUT", "12")
+        .env("api-gateway", "AGENTBOX_WRITE_TIMEOUT", "4")
+        .env(
+            "api-gateway",
+            "AGENTBOX_MAX_SESSIONS_PER_USER",
+            SESSIONS.to_string(),
+        )
+        .env(
+            "api-gateway",
+            "AGENTBOX_MAX_CONNECTIONS",
+            CAPACITY.to_string(),
+        )
+        .env(
+            "api-gateway",
+            "AGENTBOX_MAX_CONNECTIONS_PER_NETWORK",
+            PER_NETWORK.to_string(),
+        )
+        .env(
+            "api-gateway",
+            "AGENTBOX_MAX_UNAUTHENTICATED_CONNECTIONS_PER_NETWORK",
+            UNAUTHENTICATED.to_string(),
+        )
 }
 
 /// Connects to the first gateway from this address.
@@ -104,7 +121,8 @@ async fn connections_of_one_network_delay_no_other_network() {
     let caller = Caller::without_token_on(limited().await);
     let beginnings = silent_beginnings();
     let mut held = Vec::new();
-    for number in 0..CAPACITY * 2 {
+    let connections = connections().unwrap_or(CAPACITY * 2);
+    for number in 0..connections {
         let mut stream = connect(&caller, HOSTILE).await;
         // The gateway may have closed it.
         let _ = stream.write_all(&beginnings[number % 3]).await;
@@ -120,6 +138,7 @@ async fn connections_of_one_network_delay_no_other_network() {
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
             fastest = fastest.min(begun.elapsed());
         }
+        println!("beside {connections} connections an answer to {from:?} takes {fastest:?}");
         assert!(fastest < Duration::from_millis(100), "{fastest:?}");
     }
     // The connections end without a request, and their network is served again.

@@ -170,7 +170,7 @@ pub async fn read_answer(stream: &mut TcpStream) -> (String, String) {
 }
 
 /// The head of a request whose credential is refused before its body is read.
-fn refused_head(length: usize) -> String {
+pub fn refused_head(length: usize) -> String {
     format!(
         "POST /api/v1/environments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer wrong\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n"

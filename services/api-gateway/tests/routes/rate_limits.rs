@@ -7,8 +7,12 @@ use agentbox_testing::System;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, OnceCell};
 
+use crate::errors::{read_answer, refused_head};
+use crate::support::TIMEOUT;
 use crate::support::answer::Answer;
 use crate::support::caller::{Caller, PASSWORD, User, admin_of, new_user_with_role};
 use crate::support::system::options;
@@ -308,4 +312,65 @@ async fn flood_from_one_address_is_refused() {
         .await
         .expect_status(200);
     anonymous.get_on(1, "/health/live").await.expect_status(200);
+}
+
+/// A POST to the first gateway that is refused before its body is read. Returns its status.
+async fn refused_post(http: &reqwest::Client, from: &Caller) -> Result<u16, reqwest::Error> {
+    let answer = http
+        .post(from.url(0, "/environments"))
+        .header("x-forwarded-for", &from.address)
+        .bearer_auth("wrong")
+        .header("content-type", "application/json")
+        // More than the gateway reads with the head.
+        .body(vec![b' '; 20_000])
+        .timeout(TIMEOUT)
+        .send()
+        .await?;
+    let status = answer.status().as_u16();
+    // The connection is used again after the whole answer.
+    answer.bytes().await?;
+    Ok(status)
+}
+
+#[tokio::test]
+async fn flood_of_a_client_with_kept_connections_is_answered_request_by_request() {
+    let _one_burst = ONE_BURST.lock().await;
+    let anonymous = user().await.caller.at_new_address();
+    let http = reqwest::Client::new();
+    let tries = (0..3_000).map(|_| refused_post(&http, &anonymous));
+    let statuses: Vec<_> = stream::iter(tries).buffer_unordered(16).collect().await;
+    let mut refused = 0;
+    for status in statuses {
+        let status = status.unwrap();
+        // 503: auth is overloaded.
+        assert!(matches!(status, 401 | 429 | 503), "{status}");
+        refused += usize::from(status == 429);
+    }
+    assert!(refused > 0);
+
+    // The same refusal on a connection that sends head and body one after the other.
+    let head = |length: usize| {
+        let forwarded = format!("host: x\r\nx-forwarded-for: {}\r\n", anonymous.address);
+        refused_head(length).replacen("host: x\r\n", &forwarded, 1)
+    };
+    let mut stream = TcpStream::connect(anonymous.host(0)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut refused = 0;
+    // Some may pass when a window has ended.
+    for _ in 0..100 {
+        stream.write_all(head(2).as_bytes()).await.unwrap();
+        stream.write_all(b"{}").await.unwrap();
+        let (answer, _) = read_answer(&mut stream).await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+        refused += usize::from(answer.starts_with("HTTP/1.1 429 "));
+        if refused == 3 {
+            break;
+        }
+    }
+    assert_eq!(refused, 3);
+    let mut large = head(100_000).into_bytes();
+    large.resize(large.len() + 100_000, b' ');
+    stream.write_all(&large).await.unwrap();
+    let (answer, _) = read_answer(&mut stream).await;
+    assert!(answer.contains("\r\nconnection: close"), "{answer}");
 }

@@ -23,8 +23,6 @@ use crate::store::StoreError;
 const BATCH_WAIT: Duration = Duration::from_millis(250);
 /// The wait after the bus or Postgres has failed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often the end of the chain is published.
-const HEAD_INTERVAL: Duration = Duration::from_secs(3_600);
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
 pub struct Writer {
@@ -32,6 +30,8 @@ pub struct Writer {
     pub bus: Bus,
     pub leases: Leases,
     pub key: ChainKey,
+    /// How often the end of the chain is published.
+    pub head_interval: Duration,
 }
 
 impl Writer {
@@ -60,7 +60,7 @@ impl Writer {
                 continue;
             };
             known = Some(head);
-            let is_due = published_at.is_none_or(|at| at.elapsed() >= HEAD_INTERVAL);
+            let is_due = published_at.is_none_or(|at| at.elapsed() >= self.head_interval);
             if is_due && head != Link::GENESIS && self.publish(&head).await {
                 published_at = Some(Instant::now());
             }

@@ -217,6 +217,31 @@ async fn command_finds_changed_entries_and_a_cut_tail() {
 }
 
 #[tokio::test]
+async fn head_is_published_again_after_its_interval() {
+    let world = World::with(1, &[("AGENTBOX_AUDIT_HEAD_INTERVAL", "1")]).await;
+    let auth = world.auth();
+    let (gateway, bus) = (auth.bus_of("api-gateway").await, auth.bus_of("auth").await);
+    let user = UserId::random();
+    // The head of the first entry may be that of the start; the second one is of an interval.
+    for entries in 1..=2 {
+        gateway.record_audit(&exec(&user), DEADLINE).await.unwrap();
+        world.wait_for_audit(&user, entries).await;
+        let newest = "SELECT max(sequence) FROM audit_log";
+        let newest = u64::try_from(world.count(newest).await).unwrap();
+        eventually("a head of the newest entry", DEADLINE, async || {
+            let heads = bus.audit_heads().await.unwrap();
+            heads.last().is_some_and(|head| head.sequence >= newest)
+        })
+        .await;
+    }
+    let heads = bus.audit_heads().await.unwrap();
+    let is_ordered = heads.is_sorted_by_key(|head| head.sequence);
+    assert!(is_ordered && heads.len() >= 2, "{heads:?}");
+    let (is_valid, log) = auth.verify_audit(&world.url);
+    assert!(is_valid, "{log}");
+}
+
+#[tokio::test]
 async fn retention_leaves_a_signed_checkpoint_and_a_valid_trail() {
     let environment = [
         ("AGENTBOX_SWEEP_INTERVAL", "1"),

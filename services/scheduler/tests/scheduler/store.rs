@@ -1,5 +1,8 @@
 //! The store on a real Postgres: fencing, quotas, idempotency, capacity, claims, leases.
 
+mod expiry;
+mod quota;
+
 use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::{DeleteOwnedRequest, GetRequest};
