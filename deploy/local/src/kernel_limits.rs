@@ -1,8 +1,8 @@
 //! The limits of this machine's kernel that boxes share. They are raised as far as the kernel allows: then
 //! the memory of a box bounds what it takes (`docs/isolation.md`).
 //!
-//! A user namespace does not divide them: the kernel counts each object of a box also for the user that
-//! made the namespace, which is root for all boxes.
+//! A user namespace does not divide them: the kernel counts each object of a box also for the machine, or
+//! for the user that made the namespace, which is root for all boxes.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,8 @@ use std::path::Path;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
-const SETTINGS: [&str; 2] = [
+const SETTINGS: [&str; 3] = [
+    "/proc/sys/fs/aio-max-nr",
     "/proc/sys/fs/inotify/max_user_instances",
     "/proc/sys/fs/inotify/max_user_watches",
 ];

@@ -173,10 +173,16 @@ pub async fn kernel_objects_of_a_full_box_leave_others_theirs<D: Runtime + BoxCo
     s: &Subject<D>,
 ) -> Outcome {
     const SCRIPT: &str = include_str!("limits/kernel_objects.py");
-    let kinds = ["inotify instances", "signals", "message queues", "pipes"];
+    let kinds = [
+        "inotify instances",
+        "asynchronous I/O",
+        "signals",
+        "message queues",
+        "pipes",
+    ];
     let kinds = match s.differences.shares_user_ids {
         // The kernel counts the memory of pipes for the user id alone.
-        true => &kinds[..3],
+        true => &kinds[..4],
         false => &kinds[..],
     };
     full_box_leaves_another_its_objects(s, SCRIPT, ("all", "some"), kinds).await
