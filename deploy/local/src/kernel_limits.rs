@@ -36,7 +36,7 @@ pub(crate) fn raise() -> Vec<String> {
         .filter_map(|(limit, raised)| {
             let error = raised.err()?;
             Some(format!(
-                "{limit} could not be raised ({error}): one box can take it from all others"
+                "{limit} could not be raised ({error}): one box can take all of it from the others"
             ))
         })
         .collect()
