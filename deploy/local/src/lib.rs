@@ -15,6 +15,7 @@ mod control_groups;
 mod file_lock;
 mod gvisor;
 mod image;
+mod kernel_limits;
 mod kubernetes;
 mod log_file;
 mod nats;

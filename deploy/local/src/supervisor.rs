@@ -27,6 +27,7 @@ use futures::future::{join_all, try_join_all};
 use crate::cleanup;
 use crate::containerd::ContainerdError;
 use crate::image::ImageError;
+use crate::kernel_limits;
 use crate::kubernetes::KubernetesError;
 use crate::kubernetes::existing;
 use crate::nats::NatsError;
@@ -186,6 +187,11 @@ impl Supervisor {
         }
         if self.plan.is_test() {
             stale::remove_instances().await;
+        }
+        if self.plan.components.containerd || self.plan.components.kubernetes {
+            for problem in kernel_limits::raise() {
+                self.state_file.log_step(&problem);
+            }
         }
         for cluster in &self.clusters {
             cluster.prepare().await?;

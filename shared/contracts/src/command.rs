@@ -66,6 +66,44 @@ mod tests {
     }
 
     #[test]
+    fn documented_limits_of_commands_are_those_of_the_code() {
+        let documentation = include_str!("../../../docs/limits.md");
+        let grouped = |number: usize| match number {
+            1_000.. => format!("{},{:03}", number / 1_000, number % 1_000),
+            _ => number.to_string(),
+        };
+        let arguments = grouped(MAX_ARGUMENTS);
+        let argument = grouped(MAX_ARGUMENT_BYTES - 1);
+        let variable = grouped(MAX_VARIABLE_BYTES);
+        for row in [
+            format!(
+                "| `command` of exec and attach | {arguments} arguments of at most {argument} bytes |"
+            ),
+            format!("| `env` of exec | one name and its value {variable} bytes |"),
+            format!(
+                "| `command` and `env` of exec together | {} bytes, each argument and variable counted \
+                 with its NUL |",
+                grouped(MAX_EXEC_BYTES)
+            ),
+            format!(
+                "| `env` and `secret_env` of an environment together | {} bytes of names and values; one \
+                 name and its value {variable} |",
+                grouped(MAX_MAIN_ENV_BYTES)
+            ),
+            format!(
+                "| `command` of an environment, and the image's with `use_entrypoint` | {} bytes, each \
+                 argument counted with its NUL |",
+                grouped(MAX_MAIN_COMMAND_BYTES)
+            ),
+        ] {
+            assert!(
+                documentation.contains(&row),
+                "docs/limits.md has no row {row}"
+            );
+        }
+    }
+
+    #[test]
     fn every_box_variable_name_is_a_variable_name() {
         for (name, in_exec, in_box) in [
             ("PATH", true, true),

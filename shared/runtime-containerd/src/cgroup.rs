@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 
 use crate::disk_bandwidth::DiskBandwidth;
@@ -81,15 +82,19 @@ pub fn create(
         fs::create_dir_all(&all)?;
         for above in [root, &all] {
             fs::write(above.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
-            if !bandwidth.is_empty() {
-                fs::write(above.join("cgroup.subtree_control"), "+io")?;
-            }
         }
     }
     let group = make(&below("pids").join(id.as_str()))?;
     fs::write(group.join("pids.max"), pids_limit(pids).to_string())?;
     for disk in bandwidth {
-        fs::write(group.join("io.max"), disk.line())?;
+        // The kernel knows disks that it cannot bound.
+        if let Err(error) = bound_disk(&group, disk) {
+            tracing::warn!(
+                error = %ErrorChain(&error),
+                environment.id = %id,
+                "the disk bandwidth of a box is not bounded"
+            );
+        }
     }
     let Some(limits) = limits else { return Ok(()) };
     let (memory, quota) = (limits.memory_bytes.to_string(), limits.cpu_quota_us);
@@ -105,6 +110,18 @@ pub fn create(
     let group = make(&below("cpu").join(id.as_str()))?;
     fs::write(group.join("cpu.cfs_period_us"), CPU_PERIOD_US.to_string())?;
     fs::write(group.join("cpu.cfs_quota_us"), quota.to_string())
+}
+
+/// Bounds the bandwidth of one disk for a group of cgroup v2.
+fn bound_disk(group: &Path, disk: &DiskBandwidth) -> io::Result<()> {
+    // From the root down: a group has a controller only if the group above it passes it on.
+    for above in [group.ancestors().nth(2), group.parent()]
+        .into_iter()
+        .flatten()
+    {
+        fs::write(above.join("cgroup.subtree_control"), "+io")?;
+    }
+    fs::write(group.join("io.max"), disk.line())
 }
 
 fn write_if_exists(file: &Path, value: &str) -> io::Result<()> {
@@ -267,7 +284,12 @@ mod tests {
             memory_bytes: 64 << 20,
             cpu_quota_us: 50_000,
         };
-        create(&deployment, &id, 48, Some(limits), &[]).unwrap();
+        // No kernel bounds this one: cgroup v1 no disk at all, and v2 none with these numbers.
+        let refused = DiskBandwidth {
+            device: "0:0".to_owned(),
+            bytes_per_second: 1 << 20,
+        };
+        create(&deployment, &id, 48, Some(limits), &[refused]).unwrap();
         assert!(!memory_limit_was_reached(&deployment, &id));
         assert_eq!(boxes(&deployment), std::slice::from_ref(&id));
         remove(&deployment, &id, Duration::from_secs(5))

@@ -4,23 +4,21 @@
 //! Never decides anything. Retries only the removal of a busy sandbox; callers retry the rest.
 
 mod error;
+mod images;
 
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use agentbox_runtime::RegistryCredential;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, Image, ImageFsInfoRequest, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListImagesRequest,
-    ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, PullImageRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopContainerRequest,
-    StopPodSandboxRequest, VersionRequest, VersionResponse,
+    Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
+    PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -145,19 +143,6 @@ impl Cri {
         )
         .await?;
         Ok(answer.info.remove("config").unwrap_or_default())
-    }
-
-    /// The directory with the writable layers of containers.
-    pub async fn storage_directory(&self) -> Result<Option<String>, CriError> {
-        let request = ImageFsInfoRequest {};
-        let answer = call(
-            "ImageFsInfo",
-            self.deadline,
-            self.images.clone().image_fs_info(request),
-        )
-        .await?;
-        let first = answer.image_filesystems.into_iter().next();
-        Ok(first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint))
     }
 
     /// Whether a runtime handler supports user namespaces, by containerd's status; `handler` is empty
@@ -352,65 +337,5 @@ impl Cri {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Every image that containerd has.
-    pub async fn images(&self) -> Result<Vec<Image>, CriError> {
-        let request = ListImagesRequest { filter: None };
-        let mut client = self.images.clone();
-        let answer = call("ListImages", self.deadline, client.list_images(request)).await?;
-        Ok(answer.images)
-    }
-
-    /// Removes an image with all its names.
-    pub async fn remove_image(&self, id: &str) -> Result<(), CriError> {
-        let image = ImageSpec {
-            image: id.to_owned(),
-            ..Default::default()
-        };
-        let request = RemoveImageRequest { image: Some(image) };
-        let mut client = self.images.clone();
-        let removed = call("RemoveImage", self.deadline, client.remove_image(request)).await;
-        ignore_not_found(removed.map(|_| ()))
-    }
-
-    /// An image that containerd has; the `info` contains its configuration.
-    pub async fn image(&self, name: &str) -> Result<Option<ImageStatusResponse>, CriError> {
-        let image = ImageSpec {
-            image: name.to_owned(),
-            ..Default::default()
-        };
-        let request = ImageStatusRequest {
-            image: Some(image),
-            verbose: true,
-        };
-        let mut client = self.images.clone();
-        let status = call("ImageStatus", self.deadline, client.image_status(request)).await?;
-        Ok(status.image.is_some().then_some(status))
-    }
-
-    pub async fn pull_image(
-        &self,
-        name: &str,
-        credential: Option<&RegistryCredential>,
-        deadline: Duration,
-    ) -> Result<(), CriError> {
-        let image = ImageSpec {
-            image: name.to_owned(),
-            ..Default::default()
-        };
-        let request = PullImageRequest {
-            image: Some(image),
-            auth: credential.map(|credential| AuthConfig {
-                username: credential.username.clone(),
-                password: credential.password.clone(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let mut client = self.images.clone();
-        call("PullImage", deadline, client.pull_image(request))
-            .await
-            .map(|_| ())
     }
 }

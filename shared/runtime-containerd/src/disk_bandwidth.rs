@@ -2,7 +2,8 @@
 //! with the boxes' own disks ([`crate::disk`]). The kernel counts what a loop device writes as the box's.
 //!
 //! * I1. A bound that cannot be enforced (cgroup v1, or a file system without a disk of its own, such
-//!   as btrfs) does not keep boxes from starting. `/health` reports it as absent.
+//!   as btrfs) does not keep boxes from starting. `/health` reports it as absent. A bound that the kernel
+//!   refuses is logged at each box.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,8 +22,8 @@ const BLOCK_DEVICES: &str = "/sys/dev/block";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskBandwidth {
     /// Its numbers, as `8:0`.
-    device: String,
-    bytes_per_second: u64,
+    pub device: String,
+    pub bytes_per_second: u64,
 }
 
 impl DiskBandwidth {

@@ -15,16 +15,17 @@
 //! A newer generation adopts a running box. A box is never created twice, because its user's
 //! work would be lost.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant as StdInstant, SystemTime};
+mod pull;
+mod sandbox_start;
+
+use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::image_pull::public_cause;
 use agentbox_runtime::{
-    BoxPhase, BoxSpec, FailureReason, IMAGE_PULL, NetworkPolicy, Observed, RuntimeError,
-    image_reference, start_failure,
+    BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError, image_reference,
+    start_failure,
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
@@ -36,12 +37,11 @@ use crate::context::Context;
 use crate::cri::CriError;
 use crate::disk::Disk;
 use crate::error::io_failure;
-use crate::image::{self, ImageConfig, PullFailure};
-use crate::network::{BoxNetwork, Inside};
+use crate::image::ImageConfig;
+use crate::network::BoxNetwork;
 use crate::observe::Objects;
 use crate::{
-    cgroup, container, memory, metrics, output, phase, refusal, sandbox, seccomp, snapshots,
-    terminals, user_files,
+    cgroup, container, memory, output, phase, refusal, sandbox, snapshots, terminals, user_files,
 };
 
 /// The pause between two connection attempts: boxd listens a few milliseconds after its start.
@@ -160,76 +160,6 @@ impl Context {
             self.states.save(&lock, id, &state).await?;
         }
         self.observe(id).await
-    }
-
-    /// Whether the image is missing, or its owner has yet to prove access to it.
-    async fn needs_pull(&self, spec: &BoxSpec) -> Result<bool, RuntimeError> {
-        let name = image_reference::complete(&spec.image);
-        // From now on the image is not removed.
-        self.pulled_images
-            .touch(&name, SystemTime::now())
-            .map_err(|error| io_failure("record of an image", &error))?;
-        let Some(status) = self.cri.image(&name).await? else {
-            self.pulled_images
-                .record(&name, SystemTime::now())
-                .map_err(|error| io_failure("record of an image", &error))?;
-            return Ok(true);
-        };
-        // The records in this order, because a pull that succeeds makes the second one before it
-        // removes the first.
-        let is_imported = !image::was_pulled(&status, &name)
-            && !self.image_access.is_pulling(&name)
-            && !self.pulled_images.contains(&name);
-        Ok(!is_imported && !self.image_access.is_allowed(spec, StdInstant::now()))
-    }
-
-    async fn pull(&self, spec: &BoxSpec) -> Result<Result<(), Failure>, RuntimeError> {
-        let image = spec.image.as_str();
-        let deadline = Duration::from_secs(self.config.image_pull_deadline_s);
-        let not_recorded = |error: std::io::Error| io_failure("record of a private image", &error);
-        let private = self.image_access.record_pull(spec).map_err(not_recorded)?;
-        let name = image_reference::complete(image);
-        let credential = spec.image_credential.as_ref();
-        let pulled = tokio::select! {
-            pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
-            () = self.wait_until_full() => {
-                tracing::error!(image, "a pull was ended: the file system of images is full");
-                metrics::pull_refused(image::NO_SPACE);
-                return Err(RuntimeError::Cluster {
-                    operation: IMAGE_PULL,
-                    message: image::no_space(image),
-                });
-            }
-        };
-        let Err(error) = pulled else {
-            // Again: after a long pull the collection may have removed the record.
-            self.pulled_images
-                .record(&name, SystemTime::now())
-                .map_err(|error| io_failure("record of an image", &error))?;
-            if let Some(private) = private {
-                private.succeeded().map_err(not_recorded)?;
-            }
-            self.image_access.prove(spec, StdInstant::now());
-            return Ok(Ok(()));
-        };
-        // After another error containerd may still finish the pull.
-        if let (Some(private), CriError::Refused { .. }) = (private, &error) {
-            private.failed().map_err(not_recorded)?;
-        }
-        tracing::warn!(image, error = %ErrorChain(&error), "an image could not be pulled");
-        match image::classify_pull(image, &error, deadline) {
-            PullFailure::Final(message) => {
-                metrics::pull_refused(public_cause(error.message()));
-                Ok(Err(Failure {
-                    reason: FailureReason::ImagePull,
-                    message,
-                }))
-            }
-            PullFailure::Transient(message) => Err(RuntimeError::Cluster {
-                operation: IMAGE_PULL,
-                message,
-            }),
-        }
     }
 
     async fn create(
@@ -413,54 +343,6 @@ impl Context {
         ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
     }
 
-    async fn run_sandbox(
-        &self,
-        spec: &BoxSpec,
-        config: k8s_cri::v1::PodSandboxConfig,
-    ) -> Result<String, EnsureError> {
-        let within = Duration::from_secs(self.config.sandbox_deadline_s);
-        let deadline = Instant::now() + within;
-        loop {
-            let class = sandbox::runtime_handler(&self.config, spec);
-            let run = self.cri.run_sandbox(config.clone(), class.clone(), within);
-            match run.await {
-                Ok(id) => return Ok(id),
-                // containerd is still creating or removing the sandbox of a killed `ensure`. The
-                // sandbox appears, or its name becomes free.
-                Err(error) if error.message().contains("is reserved for") => {
-                    if Instant::now() >= deadline {
-                        return Err(error.into());
-                    }
-                    self.remove_sandboxes(&self.objects(&spec.id).await?)
-                        .await?;
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(error) => return Err(sandbox_error(&class, error)),
-            }
-        }
-    }
-
-    /// The sandbox's network, and the file of the system-call filter for its container.
-    async fn read_sandbox(
-        &self,
-        sandbox: &str,
-    ) -> Result<(BoxNetwork, Inside, PathBuf), RuntimeError> {
-        let status = self.cri.sandbox_status(sandbox).await?;
-        let info = status.info.get("info").map_or("", String::as_str);
-        let (network, inside) =
-            BoxNetwork::read(info, &self.config.bridge).map_err(|error| RuntimeError::Cluster {
-                operation: "sandbox network",
-                message: error.to_string(),
-            })?;
-        let filter = seccomp::restrict(info).map_err(|error| RuntimeError::Cluster {
-            operation: "system-call filter",
-            message: error.to_string(),
-        })?;
-        let stored = seccomp::store(&self.config.state_dir, &filter)
-            .map_err(|error| io_failure("system-call filter", &error))?;
-        Ok((network, inside, stored))
-    }
-
     /// Waits until boxd accepts a connection, or the container has ended.
     async fn wait_until_ready(
         &self,
@@ -510,16 +392,4 @@ fn container_error(error: CriError) -> EnsureError {
         CriError::Unavailable { .. } => error.into(),
         CriError::Refused { .. } | CriError::Deadline { .. } => EnsureError::Refused(error),
     }
-}
-
-/// An error of the sandbox. The user can cause it by the runtime class only; `class` is empty for
-/// containerd's default.
-fn sandbox_error(class: &str, error: CriError) -> EnsureError {
-    if class.is_empty() || !refusal::is_missing_runtime(error.message()) {
-        return error.into();
-    }
-    EnsureError::Failed(Failure {
-        reason: FailureReason::RuntimeClass,
-        message: format!("the runtime class `{class}` is not available on this machine"),
-    })
 }

@@ -200,11 +200,15 @@ impl Context {
             // containerd also fails the pull then.
             Ok(None) | Err(_) => return std::future::pending().await,
         };
-        loop {
-            match file_system_use(&directory) {
-                Ok(usage) if usage.percent() >= FULL_PERCENT => return,
-                _ => tokio::time::sleep(PULL_CHECK).await,
-            }
+        until_full(&directory).await;
+    }
+}
+
+async fn until_full(directory: &str) {
+    loop {
+        match file_system_use(directory) {
+            Ok(usage) if usage.percent() >= FULL_PERCENT => return,
+            _ => tokio::time::sleep(PULL_CHECK).await,
         }
     }
 }
@@ -215,9 +219,12 @@ fn file_system_use(directory: &str) -> Result<FileSystemUse, RuntimeError> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use k8s_cri::v1::ImageSpec;
+    use nix::mount::MsFlags;
 
     use super::*;
+    use crate::tmpfs;
 
     const NOW: u64 = 1_000_000;
 
@@ -246,6 +253,20 @@ mod tests {
             .map(|(name, seconds)| ((*name).to_owned(), at(*seconds)))
             .collect();
         choose(images, &records, containers, at(NOW)).map(|removal| removal.id)
+    }
+
+    #[tokio::test]
+    async fn pull_ends_when_its_file_system_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let none = MsFlags::empty();
+        tmpfs::mount_fresh("full-test", path, none, "size=1m").unwrap();
+        let name = path.to_str().unwrap();
+        let is_full = until_full(name).now_or_never().is_some();
+        let written = std::fs::write(path.join("layer"), vec![0; 1 << 20]);
+        let ended = tokio::time::timeout(Duration::from_secs(20), until_full(name)).await;
+        tmpfs::unmount(path).unwrap();
+        assert!(!is_full && written.is_ok() && ended.is_ok());
     }
 
     #[test]

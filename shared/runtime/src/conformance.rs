@@ -333,8 +333,9 @@ macro_rules! conformance_tests {
             limits: shared_memory_counts_as_memory,
             limits: storage_over_limit_is_refused_or_evicted_for_every_replica,
             limits: processes_over_limit_are_refused,
-            limits: box_at_process_limit_refuses_commands_and_keeps_running,
+            limits: bomb_ends_neither_the_box_nor_later_commands,
             limits: system_v_objects_of_a_full_box_leave_others_theirs,
+            limits: kernel_objects_of_a_full_box_leave_others_theirs,
             hostile: escape_attempts_are_refused,
             hostile: sender_forging_sockets_are_refused,
             hostile: ipv6_probes_get_no_answer,
@@ -375,6 +376,7 @@ macro_rules! account_tests {
     ($subject:expr) => {
         $crate::conformance_tests! { @each $subject;
             accounts: image_user_has_its_own_groups_and_not_those_of_root,
+            accounts: variables_of_the_image_do_not_configure_boxd,
             accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
             accounts: entrypoint_of_the_image_runs_with_its_cmd_if_it_is_requested,
             accounts: image_without_a_command_fails_if_its_entrypoint_is_requested,

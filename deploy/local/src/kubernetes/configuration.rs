@@ -288,6 +288,8 @@ fn kubelet(addresses: &ClusterAddresses, paths: &ClusterPaths, files: &Files) ->
         // Without CAP_SYS_RESOURCE a score cannot be lowered.
         "oomScoreAdj": 0,
         "podPidsLimit": POD_PIDS_LIMIT,
+        // With cgroup v2 the kubelet's default lets the OOM killer end a whole container.
+        "singleProcessOOMKill": true,
         "maxPods": 250,
         "serializeImagePulls": false,
         "evictionHard": {

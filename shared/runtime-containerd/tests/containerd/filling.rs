@@ -3,7 +3,7 @@
 
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::hostile::python;
-use agentbox_runtime::conformance::{End, Subject, Violation, check};
+use agentbox_runtime::conformance::{Differences, End, Subject, Violation, check, limits};
 use agentbox_runtime::{BoxSpec, ExitReason, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};
 use futures::StreamExt as _;
@@ -21,12 +21,28 @@ async fn run_while_watching(s: &Subject<Driver>, spec: &BoxSpec) -> Result<End, 
     }
 }
 
-/// Runs a Python script, and expects that its box is evicted.
-async fn expect_eviction(script: &str) {
-    let s = subject_of(&Config {
+async fn measuring() -> Subject<Driver> {
+    let config = Config {
         enforce_storage: Some(false),
         ..config().await
-    });
+    };
+    subject_of(&config).with_differences(Differences {
+        measures_storage: true,
+        ..Default::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn box_over_a_measured_limit_is_evicted_and_keeps_its_output() {
+    let s = measuring().await;
+    let outcome = limits::storage_over_limit_is_refused_or_evicted_for_every_replica(&s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+/// Runs a Python script, and expects that its box is evicted.
+async fn expect_eviction(script: &str) {
+    let s = measuring().await;
     let mut spec = python(&s, &format!("{script}\nimport time\ntime.sleep(600)"));
     spec.resources.storage = Bytes(16 << 20);
     let outcome = run_while_watching(&s, &spec).await;

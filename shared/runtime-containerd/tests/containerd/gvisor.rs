@@ -84,6 +84,33 @@ async fn gvisor_box_runs_commands_keeps_output_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn default_runtime_class_is_gvisor_and_others_are_refused() {
+    let s = subject_of(&Config {
+        default_runtime_class: Some("gvisor".to_owned()),
+        allowed_runtime_classes: Some(vec!["gvisor".to_owned()]),
+        ..config().await
+    });
+    let classes = async {
+        let mut spec = on_gvisor(s.spec());
+        spec.isolation.runtime_class = None;
+        s.first.preflight(&spec).await?;
+        s.run(&spec).await?;
+        let (log, code) = exec(&s, &spec, &["dmesg"]).await?;
+        check(code == 0 && log.contains("gVisor"), || log.clone())?;
+        spec.isolation.runtime_class = Some("runc".to_owned());
+        // The control: the machine has the class.
+        subject().await.first.preflight(&spec).await?;
+        let refused = s.first.preflight(&spec).await;
+        let field = refused.err().map(|error| error.field);
+        check(field == Some("isolation.runtime_class"), || {
+            format!("{field:?}")
+        })
+    };
+    let outcome = classes.await;
+    clean_and_unwrap(outcome, &s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gvisor_box_keeps_limits_and_network_policy() {
     let s = subject().await;
     let limits = async {

@@ -1,15 +1,20 @@
 //! Ways to write more than the storage limit. The kernel refuses each, the box keeps running, and
-//! commands in it work.
+//! commands in it work. Boxes whose limits are together larger than the machine's disk leave its reserve free.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use agentbox_contracts::units::Bytes;
 use agentbox_runtime::conformance::session::exec;
-use agentbox_runtime::conformance::{Subject, Violation, check};
-use agentbox_runtime::{BoxPhase, BoxSpec, Runtime as _};
-use agentbox_runtime_containerd::Driver;
+use agentbox_runtime::conformance::{Subject, Violation, check, eventually};
+use agentbox_runtime::{BoxPhase, BoxSpec, ExitReason, Runtime as _};
+use agentbox_runtime_containerd::{Config, Driver};
+use futures::StreamExt as _;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::machine::{boxd_pid, config, subject, subject_with_accounts};
+use crate::machine::{
+    another_config, boxd_pid, config, subject, subject_of, subject_with_accounts,
+};
 
 const LIMIT: u64 = 16 << 20;
 const MEMORY: u64 = 64 << 20;
@@ -231,6 +236,88 @@ async fn removed_box_leaves_no_disk() {
         })
     };
     let outcome: Result<(), Violation> = outcome.await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+/// The file system with the disks of a deployment's boxes, which has 128 MiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount_at(directory: &Path) -> Self {
+        std::fs::create_dir_all(directory).unwrap();
+        let size = Some("size=128m");
+        mount(
+            Some("small"),
+            directory,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            size,
+        )
+        .unwrap();
+        Self(directory.to_owned())
+    }
+
+    fn available(&self) -> u64 {
+        let disk = nix::sys::statvfs::statvfs(&self.0).unwrap();
+        disk.blocks_available() * disk.fragment_size()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn largest_box_is_evicted_when_the_reserve_of_the_machines_disk_is_used() {
+    const RESERVE_MIB: u64 = 32;
+    let config = Config {
+        storage_reserve_mib: RESERVE_MIB,
+        enforce_storage: Some(true),
+        ..another_config().await
+    };
+    let disk = SmallDisk::mount_at(&config.state_dir);
+    let s = subject_of(&config);
+    let scenario = async {
+        let spec = || {
+            let mut spec = s.spec();
+            spec.resources.storage = Bytes(100 << 20);
+            // The machine's disk is in memory here, which may count as the box's.
+            spec.resources.memory = Bytes(512 << 20);
+            spec
+        };
+        let (large, small) = (spec(), spec());
+        s.run(&large).await?;
+        s.run(&small).await?;
+        for (spec, megabytes) in [(&large, 50), (&small, 10), (&large, 40)] {
+            let script = format!("dd if=/dev/zero bs=1M count={megabytes} conv=fsync of=/$$");
+            // The last write may end with its box.
+            let written = exec(&s, spec, &["sh", "-c", &script]).await;
+            let is_last = megabytes == 40;
+            check(is_last || matches!(written, Ok((_, 0))), || {
+                format!("{megabytes} MB: {written:?}")
+            })?;
+        }
+        let end = s.end_of(&large.id).await?;
+        check(
+            end.reason == ExitReason::Evicted && end.message.contains("disk is full"),
+            || format!("{end:?}"),
+        )?;
+        eventually("the reserve is free again", || async {
+            Ok((disk.available() >= RESERVE_MIB << 20).then_some(()))
+        })
+        .await?;
+        let (_, code) = exec(&s, &small, &["touch", "/after"]).await?;
+        check(code == 0, || format!("the other box: {code}"))
+    };
+    let mut changes = s.first.watch().await.unwrap();
+    let watching = async { while changes.next().await.is_some() {} };
+    let outcome: Result<(), Violation> = tokio::select! {
+        outcome = scenario => outcome,
+        () = watching => Err(Violation("the watch ended".to_owned())),
+    };
     s.clean().await.unwrap();
     outcome.unwrap();
 }

@@ -6,7 +6,7 @@ use agentbox_runtime::conformance::eventually;
 use agentbox_runtime::conformance::gvisor::on_gvisor;
 use agentbox_runtime::{BoxConnector as _, ExitReason, NetworkPolicy, Runtime as _};
 
-use crate::cluster::subject;
+use crate::cluster::{config, subject, subject_with};
 use crate::network::hosts::{Listener, PRIVATE, PUBLIC, remote_machine};
 use crate::network::probe::{Targets, probe_spec, run_probe, tcp, udp};
 
@@ -27,6 +27,28 @@ async fn gvisor_box_runs_prints_exits_and_is_removed() {
     let capacity = subject.first.capacity().await.unwrap();
     assert!(capacity.runtime_classes.contains(&"gvisor".to_owned()));
     subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn default_runtime_class_is_gvisor_and_others_are_refused() {
+    let mut config = config().await;
+    config.default_runtime_class = Some("gvisor".to_owned());
+    config.allowed_runtime_classes = Some(vec!["gvisor".to_owned()]);
+    let subject = subject_with(&config);
+    let mut spec = on_gvisor(subject.script("dmesg | head -n 3"));
+    spec.isolation.runtime_class = None;
+    subject.first.preflight(&spec).await.unwrap();
+    let end = subject.run_to_end(&spec).await.unwrap();
+    assert!(end.output.contains("gVisor"), "{end:?}");
+    // A class that the cluster has, and the list does not.
+    config.default_runtime_class = None;
+    config.allowed_runtime_classes = Some(vec!["other".to_owned()]);
+    let other = subject_with(&config);
+    let refused = other.first.preflight(&on_gvisor(other.spec())).await;
+    let field = refused.err().map(|error| error.field);
+    assert_eq!(field, Some("isolation.runtime_class"));
+    subject.clean().await.unwrap();
+    other.clean().await.unwrap();
 }
 
 #[tokio::test]

@@ -17,3 +17,4 @@ mod network;
 mod objects;
 mod reach;
 mod usage;
+mod user_namespace;

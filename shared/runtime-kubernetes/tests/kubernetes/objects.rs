@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use agentbox_runtime::conformance::{self, Subject};
-use agentbox_runtime::{BoxPhase, ExitReason, FailureReason, Runtime, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, RuntimeError};
 use agentbox_runtime_kubernetes::Driver;
 use serde_json::{Value, json};
 
 use crate::cluster::{Kubectl, config, kubectl, subject};
 
-fn namespace_of(spec: &agentbox_runtime::BoxSpec) -> String {
+fn namespace_of(spec: &BoxSpec) -> String {
     format!("/api/v1/namespaces/agentbox-{}", spec.id)
 }
 
@@ -192,12 +192,9 @@ async fn unschedulable_box_reports_why_and_fails_after_the_deadline() {
     subject.clean().await.unwrap();
 }
 
-#[tokio::test]
-async fn box_over_namespace_quota_fails_with_the_quota_name() {
-    let (subject, kubectl) = (subject().await, kubectl().await);
-    let spec = subject.spec();
+/// Creates the namespace of a box with a quota before the box, as an operator's webhook could.
+async fn create_with_quota(kubectl: &Kubectl, spec: &BoxSpec, hard: &Value) {
     let namespace = format!("agentbox-{}", spec.id);
-    // The test creates the namespace and a quota before the Pod, as an operator's webhook could.
     let manifest = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {
@@ -210,23 +207,67 @@ async fn box_over_namespace_quota_fails_with_the_quota_name() {
         },
     });
     kubectl.post("/api/v1/namespaces", &manifest).await;
-    let quotas = format!("/api/v1/namespaces/{namespace}/resourcequotas");
+    let quotas = format!("{}/resourcequotas", namespace_of(spec));
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota",
         "metadata": { "name": "operators" },
-        "spec": { "hard": { "limits.memory": "1Mi" } },
+        "spec": { "hard": hard },
     });
     kubectl.post(&quotas, &quota).await;
     let at = format!("{quotas}/operators");
-    eventually("the quota is enforced", &kubectl, &at, |seen| {
+    eventually("the quota is enforced", kubectl, &at, |seen| {
         seen["status"]["hard"].is_object()
     })
     .await;
+}
+
+#[tokio::test]
+async fn box_over_namespace_quota_fails_with_the_quota_name() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    create_with_quota(&kubectl, &spec, &json!({ "limits.memory": "1Mi" })).await;
     let phase = subject.start(&spec).await.unwrap().phase;
     let failed = matches!(
         &phase,
         BoxPhase::Failed { reason: FailureReason::Quota, message } if message.contains("operators")
     );
     assert!(failed, "{phase:?}");
+    subject.clean().await.unwrap();
+}
+
+#[tokio::test]
+async fn box_starts_when_another_pod_no_longer_uses_up_the_quota() {
+    let (subject, kubectl) = (subject().await, kubectl().await);
+    let spec = subject.spec();
+    let at = namespace_of(&spec);
+    create_with_quota(&kubectl, &spec, &json!({ "limits.memory": "100Mi" })).await;
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "other" },
+    });
+    kubectl
+        .post(&format!("{at}/serviceaccounts"), &account)
+        .await;
+    // It fits on no node, and counts.
+    let other = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "other" },
+        "spec": {
+            "serviceAccountName": "other",
+            "automountServiceAccountToken": false,
+            "nodeSelector": { "disk": "none-has-it" },
+            "containers": [{
+                "name": "other", "image": "busybox",
+                "resources": { "limits": { "memory": "80Mi" } },
+            }],
+        },
+    });
+    kubectl.post(&format!("{at}/pods"), &other).await;
+    // The refusal of the first attempt must not end the box.
+    let refused = tokio::time::timeout(Duration::from_secs(3), subject.first.ensure(&spec, 1));
+    let refused = refused.await;
+    assert!(refused.is_err(), "{refused:?}");
+    kubectl.delete(&format!("{at}/pods/other")).await;
+    let phase = subject.start(&spec).await.unwrap().phase;
+    assert!(matches!(phase, BoxPhase::Running { .. }), "{phase:?}");
     subject.clean().await.unwrap();
 }

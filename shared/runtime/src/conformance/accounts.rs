@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::session::exec;
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
 
@@ -25,6 +26,7 @@ pub fn images() -> Vec<(String, String)> {
         image("alice-staff", "\"User\":\"alice:staff\""),
         image("nobody", "\"User\":\"nobody\""),
         image("alice-nobody", "\"User\":\"alice:nobody\""),
+        image("warm", "\"Env\":[\"AGENTBOX_BOXD_WARM=true\"]"),
         image("relative", "\"WorkingDir\":\"work\""),
         image("volume", "\"Volumes\":{\"/data\":{}}"),
         image(
@@ -113,6 +115,21 @@ pub async fn image_that_can_never_start_fails_soon_without_a_path_of_the_server<
         })?;
     }
     Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn variables_of_the_image_do_not_configure_boxd<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    // A warm boxd refuses commands.
+    let mut idle = spec(s, "warm");
+    idle.command = None;
+    s.run(&idle).await?;
+    let (output, code) = exec(s, &idle, &["/ids"]).await?;
+    check(code == 0 && output.trim() == "0:0 0 6", || {
+        format!("{code}: {output}")
+    })
 }
 
 /// The spec of a box of one of the images, with the image's command.

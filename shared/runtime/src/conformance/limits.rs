@@ -1,14 +1,22 @@
 //! Limits are enforced, and reaching one is reported.
 
-use agentbox_box_protocol::proto::StartCommand;
+use agentbox_box_protocol::proto::{Empty, Resize, StartCommand, run_input::Input};
 use agentbox_contracts::units::Bytes;
 use futures::StreamExt as _;
+use futures::future::try_join;
 
 use super::session::{Session, exec};
 use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, ExitReason, Runtime};
 
 type Outcome = Result<(), Violation>;
+
+fn command(words: &[&str]) -> StartCommand {
+    StartCommand {
+        command: words.iter().map(|&word| word.to_owned()).collect(),
+        ..Default::default()
+    }
+}
 
 /// # Errors
 /// When the driver does not meet the requirement.
@@ -156,47 +164,125 @@ pub async fn system_v_objects_of_a_full_box_leave_others_theirs<D: Runtime + Box
     s: &Subject<D>,
 ) -> Outcome {
     const SCRIPT: &str = include_str!("limits/system_v.py");
+    full_box_leaves_another_its_objects(s, SCRIPT, ("all", "one"), &[]).await
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn kernel_objects_of_a_full_box_leave_others_theirs<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    const SCRIPT: &str = include_str!("limits/kernel_objects.py");
+    let kinds = [
+        "inotify instances",
+        "asynchronous I/O",
+        "signals",
+        "message queues",
+        "pipes",
+    ];
+    let kinds = match s.differences.shares_user_ids {
+        // The kernel counts the memory of pipes for the user id alone.
+        true => &kinds[..4],
+        false => &kinds[..],
+    };
+    full_box_leaves_another_its_objects(s, SCRIPT, ("all", "some"), kinds).await
+}
+
+/// Runs a Python script in a box, which takes what the kernel gives, prints `done` and waits; then in another
+/// box, where it takes a little and must succeed.
+async fn full_box_leaves_another_its_objects<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    script: &str,
+    (all, some): (&str, &str),
+    arguments: &[&str],
+) -> Outcome {
     let python = || {
         let mut spec = s.spec();
         spec.image.clone_from(&s.python);
         spec.resources.memory = Bytes(256 << 20);
         spec
     };
+    let take = |amount| [&["python3", "-c", script, amount][..], arguments].concat();
     let (full, other) = (python(), python());
     s.run(&full).await?;
     s.run(&other).await?;
-    let command = StartCommand {
-        command: ["python3", "-c", SCRIPT, "all"].map(str::to_owned).to_vec(),
-        ..Default::default()
-    };
-    let mut filling = Session::start(s, &full, command).await?;
+    let mut filling = Session::start(s, &full, command(&take(all))).await?;
     filling.read_until("done").await?;
-    let (output, code) = exec(s, &other, &["python3", "-c", SCRIPT, "one"]).await?;
+    let (output, code) = exec(s, &other, &take(some)).await?;
     check(code == 0, || {
-        format!("another box got none: {code} {output}")
+        format!("another box got too few: {code} {output}")
     })
 }
 
+/// Commands that take all of one resource of their box, print `full` and stay: the resource, the command,
+/// whether it has a terminal, and the exit codes of another command meanwhile.
+const BOMBS: [(&str, [&str; 3], bool, &[i32]); 4] = [
+    ("processes", ["sh", "-c", FORKS], false, &[126]),
+    (
+        "processes, in a terminal",
+        ["sh", "-c", FORKS],
+        true,
+        &[126],
+    ),
+    // The kernel may choose the other command too, or leave it no memory to start.
+    ("memory", ["sh", "-c", ALLOCATES], false, &[0, 126, 137]),
+    ("descriptors", ["python3", "-c", OPENS], false, &[0]),
+];
+/// The subshell exits at its first failed fork, and the last `sleep &` takes its place.
+const FORKS: &str =
+    "(while :; do sleep 600 & done) 2>/dev/null; sleep 600 & echo full; exec sleep 600";
+const ALLOCATES: &str = "tail /dev/zero; echo full; while :; do tail /dev/zero; done";
+const OPENS: &str = include_str!("limits/descriptors.py");
+
 /// # Errors
 /// When the driver does not meet the requirement.
-pub async fn box_at_process_limit_refuses_commands_and_keeps_running<D: Runtime + BoxConnector>(
+pub async fn bomb_ends_neither_the_box_nor_later_commands<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
+    let main_command = ["sleep", "600"].map(str::to_owned).to_vec();
+    let (idle, busy) = (
+        bombs_in_a_box(s, None),
+        bombs_in_a_box(s, Some(main_command)),
+    );
+    try_join(idle, busy).await.map(drop)
+}
+
+async fn bombs_in_a_box<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    main_command: Option<Vec<String>>,
+) -> Outcome {
     let mut spec = s.spec();
+    spec.image.clone_from(&s.python);
+    spec.command = main_command;
+    spec.resources.memory = Bytes(128 << 20);
     spec.resources.pids = s.differences.cluster_pids_limit.unwrap_or(32);
     s.run(&spec).await?;
-    // The subshell exits at its first failed fork, and the last `sleep &` takes its place.
-    let script =
-        "(while :; do sleep 600 & done) 2>/dev/null; sleep 600 & echo full; exec sleep 600";
-    let command = StartCommand {
-        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        ..Default::default()
-    };
-    let mut filling = Session::start(s, &spec, command).await?;
-    filling.read_until("full").await?;
-    for _ in 0..2 {
+    for (resource, words, has_terminal, codes) in BOMBS {
         let (_, code) = exec(s, &spec, &["true"]).await?;
-        check(code == 126, || format!("it was not refused: {code}"))?;
+        check(code == 0, || format!("before {resource}: {code}"))?;
+        let start = StartCommand {
+            tty: has_terminal.then_some(Resize { cols: 80, rows: 24 }),
+            stdin: has_terminal,
+            ..command(&words)
+        };
+        let mut bomb = Session::start(s, &spec, start).await?;
+        bomb.read_until("full").await?;
+        for _ in 0..2 {
+            let (_, code) = exec(s, &spec, &["true"]).await?;
+            check(codes.contains(&code), || format!("{resource}: {code}"))?;
+        }
+        let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
+        let is_running = matches!(phase, Some(BoxPhase::Running { .. }));
+        check(is_running, || format!("{resource}: {phase:?}"))?;
+        bomb.send(Input::Kill(Empty {}))?;
+        let (_, code) = bomb.end().await?;
+        check(code == 137, || format!("{resource}: it ended with {code}"))?;
+        // boxd reaps the processes of the bomb one after the other.
+        eventually("a command after the bomb succeeds", || async {
+            let (_, code) = exec(s, &spec, &["true"]).await?;
+            Ok((code == 0).then_some(()))
+        })
+        .await?;
     }
     let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
     let is_running = matches!(phase, Some(BoxPhase::Running { .. }));
