@@ -26,7 +26,7 @@ use tokio::process::Command;
 
 use crate::context::search_path;
 use crate::snapshots::WritableDirectories;
-use crate::tmpfs;
+use crate::{mountinfo, tmpfs};
 
 /// The bytes of the limit for each inode: as many files as of one block each.
 const BYTES_PER_FILE: u64 = 4_096;
@@ -214,7 +214,7 @@ impl Disk {
         if let Some(device) = device_of(&mountinfo, &self.directory) {
             // A killed call may have left the mount of `attach`.
             for point in mount_points(&mountinfo, device) {
-                tmpfs::unmount(Path::new(point))?;
+                tmpfs::unmount(&point)?;
             }
         }
         match std::fs::remove_file(&self.file) {
@@ -243,18 +243,19 @@ fn device_of<'a>(mountinfo: &'a str, directory: &Path) -> Option<&'a str> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(2);
         let (device, _root, point) = (fields.next()?, fields.next()?, fields.next()?);
-        (Path::new(point) == directory).then_some(device)
+        (mountinfo::path(point) == directory).then_some(device)
     })
 }
 
 /// The mount points of a device, the newest first.
-fn mount_points<'a>(mountinfo: &'a str, device: &str) -> Vec<&'a str> {
-    let mut points: Vec<&str> = mountinfo
+fn mount_points(mountinfo: &str, device: &str) -> Vec<PathBuf> {
+    let mut points: Vec<PathBuf> = mountinfo
         .lines()
         .filter_map(|line| {
             let mut fields = line.split(' ').skip(2);
             let is_of_device = fields.next()? == device;
-            fields.nth(1).filter(|_| is_of_device)
+            let point = fields.nth(1).filter(|_| is_of_device)?;
+            Some(mountinfo::path(point))
         })
         .collect();
     points.reverse();
@@ -312,9 +313,19 @@ mod tests {
         assert_eq!(device, "7:3");
         assert_eq!(
             mount_points(mountinfo, device),
-            ["/c/snapshots/9", "/boxes/a/disk"]
+            [Path::new("/c/snapshots/9"), Path::new("/boxes/a/disk")]
         );
         assert!(Disk::of(Path::new("/boxes/b")).is_mounted(mountinfo));
         assert!(!Disk::of(Path::new("/boxes/c")).is_mounted(mountinfo));
+    }
+
+    #[test]
+    fn disk_with_a_space_in_its_path_is_found() {
+        let mountinfo = "31 30 7:3 / /my\\040boxes/a/disk rw - ext4 /dev/loop3 rw\n";
+        assert!(Disk::of(Path::new("/my boxes/a")).is_mounted(mountinfo));
+        assert_eq!(
+            mount_points(mountinfo, "7:3"),
+            [Path::new("/my boxes/a/disk")]
+        );
     }
 }

@@ -53,6 +53,7 @@ mod isolation;
 mod labels;
 mod memory;
 mod metrics;
+mod mountinfo;
 mod namespace;
 mod network;
 mod observe;

@@ -33,6 +33,7 @@ use crate::cgroup;
 use crate::context::Context;
 use crate::error::io_failure;
 use crate::labels::Reserved;
+use crate::mountinfo;
 use measure::{MIN_FILE_BYTES, MeasureError};
 
 /// The pause between two checks.
@@ -273,8 +274,8 @@ impl OverlayPaths {
             .split(',')
             .find_map(|option| option.strip_prefix("upperdir="))?;
         Some(Self {
-            root: root.into(),
-            upper: upper.into(),
+            root: mountinfo::path(root),
+            upper: mountinfo::path(upper),
         })
     }
 }

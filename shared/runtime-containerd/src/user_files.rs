@@ -23,6 +23,8 @@ use std::time::Duration;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::libc::O_NONBLOCK;
 
+use crate::mountinfo;
+
 /// The files of an image that containerd and runc read.
 const FILES: [&str; 2] = ["etc/passwd", "etc/group"];
 /// The prefix of containerd's temporary mounts.
@@ -60,9 +62,9 @@ fn end_reads_below(is_chosen: impl Fn(&Path) -> bool) {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     // The fifth field is the mount point.
     let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
-    for mount in mounts.map(Path::new).filter(|mount| is_chosen(mount)) {
+    for mount in mounts.map(mountinfo::path).filter(|mount| is_chosen(mount)) {
         for file in FILES {
-            if let Ok(true) = end_read(mount, file) {
+            if let Ok(true) = end_read(&mount, file) {
                 tracing::warn!(
                     mount = %mount.display(),
                     file,
