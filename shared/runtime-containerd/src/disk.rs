@@ -117,7 +117,7 @@ impl Disk {
         &self.directory
     }
 
-    /// Makes and mounts an empty disk in place of any other.
+    /// Makes and mounts an empty disk. An earlier one of the box was removed by [`Self::discard`].
     ///
     /// # Errors
     /// When the machine has no space, loop device or program for it.
@@ -126,7 +126,6 @@ impl Disk {
             let path = path.to_owned();
             move |source| DiskError::Io { path, source }
         };
-        self.discard().map_err(io_error(&self.file))?;
         let limit = limit.0.max(MIN_LIMIT_BYTES);
         std::fs::File::options()
             .write(true)
@@ -186,6 +185,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether the overlay of a started container is on the disk: the kernel makes a directory `work` in
+    /// the work directory of each overlay, and does not remove it.
+    pub fn is_used_by(&self, container: &WritableDirectories) -> bool {
+        self.directory.join(&container.work).join("work").is_dir()
+    }
+
     /// Removes the mount of [`Self::attach`]. A started container keeps its overlay.
     ///
     /// # Errors
@@ -212,7 +217,7 @@ impl Disk {
     pub fn discard(&self) -> io::Result<()> {
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
         if let Some(device) = device_of(&mountinfo, &self.directory) {
-            // A killed call may have left the mount of `attach`.
+            // A killed or failed call may have left the mount of `attach`.
             for point in mount_points(&mountinfo, device) {
                 tmpfs::unmount(&point)?;
             }
@@ -327,5 +332,21 @@ mod tests {
             mount_points(mountinfo, "7:3"),
             [Path::new("/my boxes/a/disk")]
         );
+    }
+
+    #[test]
+    fn overlay_on_the_disk_is_known_by_its_work_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::of(root.path());
+        let container = WritableDirectories {
+            parent: "/c/snapshots/7".into(),
+            upper: "fs".to_owned(),
+            work: "work".to_owned(),
+        };
+        let work = disk.directory().join("work");
+        std::fs::create_dir_all(&work).unwrap();
+        assert!(!disk.is_used_by(&container));
+        std::fs::create_dir(work.join("work")).unwrap();
+        assert!(disk.is_used_by(&container));
     }
 }

@@ -88,7 +88,7 @@ impl Context {
         Ok(())
     }
 
-    /// Removes the disk of a box that has ended. Its output is not on it.
+    /// Removes the disk of a box that has ended or was never started. Its output is not on it.
     pub async fn discard_disk(&self, id: &EnvironmentId) -> Result<(), RuntimeError> {
         let disk = self.disk(id);
         // The kernel may write the disk's last changes first.

@@ -179,6 +179,7 @@ impl Context {
                 .wait_until_ready(id, &container.id, &network, lock, state)
                 .await;
         }
+        self.discard_disk(id).await?;
         if !objects.sandboxes.is_empty() || state.network.is_some() {
             self.remove_from_network(id, state.network.as_ref(), objects)
                 .await?;
@@ -274,7 +275,7 @@ impl Context {
                 .map_err(container_error)
         };
         let ((), (), container) = tokio::try_join!(install, restrict_neighbours, create)?;
-        self.start_container(&container, disk.as_ref()).await?;
+        self.start_container(id, &container, disk.as_ref()).await?;
         if refusal::clear(state) {
             self.states.save(lock, id, state).await?;
         }
@@ -308,29 +309,39 @@ impl Context {
     /// Starts a created container, whose root file system is on the disk if there is one.
     async fn start_container(
         &self,
+        id: &EnvironmentId,
         container: &str,
         disk: Option<&Disk>,
     ) -> Result<(), EnsureError> {
         let failed = |error: std::io::Error| EnsureError::from(io_failure("disk of a box", &error));
-        let directories = match disk {
+        let attached = match disk {
             Some(disk) => {
                 let within = self.config.call_deadline();
                 let found = snapshots::writable_directories(&self.cri, container, within).await;
                 let directories = found.map_err(RuntimeError::from)?;
                 disk.attach(&directories).map_err(failed)?;
-                Some(directories)
+                Some((disk, directories))
             }
             None => None,
         };
         let deadline = Duration::from_secs(self.config.start_deadline_s);
         let start = self.cri.start_container(container, deadline);
-        let started = user_files::while_starting(container, start)
+        // After an error the disk stays attached, because containerd may still start the container.
+        user_files::while_starting(container, start)
             .await
-            .map_err(container_error);
-        if let Some(directories) = directories {
-            Disk::detach(&directories).map_err(failed)?;
+            .map_err(container_error)?;
+        let Some((disk, directories)) = attached else {
+            return Ok(());
+        };
+        Disk::detach(&directories).map_err(failed)?;
+        if disk.is_used_by(&directories) {
+            return Ok(());
         }
-        started
+        // Otherwise the next call would find a running box without a limit.
+        self.remove_sandboxes(&self.objects(id).await?).await?;
+        Err(failed(std::io::Error::other(
+            "containerd does not see the mounts of this process: run both in one mount namespace",
+        )))
     }
 
     async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {

@@ -240,6 +240,42 @@ async fn removed_box_leaves_no_disk() {
     outcome.unwrap();
 }
 
+/// The directory of a running box's snapshot, in which the overlay's upper directory is.
+fn snapshot_of(deployment: &str, id: &str) -> PathBuf {
+    let pid = boxd_pid(deployment, id);
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let root = mounts.lines().find(|line| line.contains(" / / ")).unwrap();
+    let mut options = root.rsplit(' ').next().unwrap().split(',');
+    let upper = options.find_map(|option| option.strip_prefix("upperdir="));
+    Path::new(upper.unwrap()).parent().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_that_a_killed_driver_left_over_the_snapshot_is_removed_with_the_box() {
+    let s = subject().await;
+    let config = config().await;
+    let outcome = async {
+        let spec = s.spec();
+        s.run(&spec).await?;
+        let id = spec.id.as_str();
+        let (disk, snapshot) = (
+            config.state_dir.join(id).join("disk"),
+            snapshot_of(&config.deployment, id),
+        );
+        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let is_mounted = || mounts().contains(&format!(" {} ", snapshot.display()));
+        check(!is_mounted(), || "the disk is left by a start".to_owned())?;
+        let none = None::<&str>;
+        mount(Some(&disk), &snapshot, none, MsFlags::MS_BIND, none).unwrap();
+        check(is_mounted(), || "the control: it is mounted".to_owned())?;
+        s.first.remove(&spec.id).await?;
+        check(!is_mounted(), || format!("{} is left", snapshot.display()))
+    };
+    let outcome: Result<(), Violation> = outcome.await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
 /// The file system with the disks of a deployment's boxes, which has 128 MiB.
 struct SmallDisk(PathBuf);
 
