@@ -28,6 +28,7 @@ use crate::context::search_path;
 use crate::snapshots::WritableDirectories;
 use crate::{mountinfo, tmpfs};
 
+const LOOP_CONTROL: &str = "/dev/loop-control";
 /// The bytes of the limit for each inode: as many files as of one block each.
 const BYTES_PER_FILE: u64 = 4_096;
 /// The size of a block.
@@ -82,8 +83,9 @@ impl From<DiskError> for RuntimeError {
 
 /// Why this machine has no disks for boxes; `None` if it has.
 pub fn missing_requirement() -> Option<String> {
-    if !Path::new("/dev/loop-control").exists() {
-        return Some("the machine has no loop devices".to_owned());
+    // Opened, because it may exist without the kernel's module, or be denied to a container.
+    if let Err(error) = std::fs::File::open(LOOP_CONTROL) {
+        return Some(format!("loop devices: cannot open {LOOP_CONTROL}: {error}"));
     }
     let path = search_path();
     let is_missing = |program: &&str| {
