@@ -6,7 +6,7 @@
 //!   has to be given back, also after a killed call.
 
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::Path;
 
 use k8s_cri::v1::{IdMapping, NamespaceMode, UserNamespace};
@@ -58,7 +58,11 @@ pub fn take(directory: &Path) -> io::Result<UserRange> {
 }
 
 fn take_in(links: &Path, directory: &Path) -> io::Result<UserRange> {
-    std::fs::create_dir_all(links)?;
+    // Closed to the machine's other users: one who can open the lock can hold it.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(links)?;
     let file = std::fs::File::options()
         .create(true)
         .truncate(false)
