@@ -54,7 +54,8 @@ impl Context {
             total_memory,
             available_cpu: MilliCpu(total_cpu.0.saturating_sub(reserved.cpu.0)),
             available_memory: Bytes(total_memory.0.saturating_sub(reserved.memory.0)),
-            total_storage: Bytes(storage.total().saturating_sub(reserve)),
+            // At least 1: 0 means that a cluster does not report it.
+            total_storage: Bytes(storage.total().saturating_sub(reserve).max(1)),
             available_storage: Bytes(storage.available.saturating_sub(reserve)),
             labels: preflight::node_labels(&self.config.labels),
             runtime_classes: handlers.into_iter().collect(),

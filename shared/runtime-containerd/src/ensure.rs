@@ -179,6 +179,7 @@ impl Context {
                 .wait_until_ready(id, &container.id, &network, lock, state)
                 .await;
         }
+        // Also if it gets no disk now: its storage would not be measured.
         self.discard_disk(id).await?;
         if !objects.sandboxes.is_empty() || state.network.is_some() {
             self.remove_from_network(id, state.network.as_ref(), objects)

@@ -84,7 +84,7 @@ pub struct Capacity {
     pub available_cpu: MilliCpu,
     pub available_memory: Bytes,
     pub available_storage: Bytes,
-    /// The storage that limits of boxes may add up to, before any overcommit.
+    /// The storage that limits of boxes may add up to, before any overcommit; 0: not reported.
     pub total_storage: Bytes,
     pub labels: BTreeMap<String, String>,
     /// RuntimeClasses or CRI handlers that a box may name.

@@ -22,7 +22,9 @@ use super::{down, prepare};
 use crate::secrets::Secrets;
 use crate::services;
 
-const REQUIRED_BYTES: u64 = 2 << 30;
+/// What the first start writes, beside the space that boxes must leave free (`storage_reserve_mib` of the
+/// driver): with less, no box would start.
+const REQUIRED_BYTES: u64 = 3 << 30;
 const DEADLINE: Duration = Duration::from_secs(900);
 
 #[derive(Args)]

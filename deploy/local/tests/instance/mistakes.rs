@@ -77,7 +77,7 @@ fn full_disk_is_reported_with_free_and_required_space() {
     // In a mount namespace, so that the mount ends with the command.
     let wrapper = ["unshare", "--mount", "sh", "-c", &within, "sh"];
     let error = up(&wrapper, &dir.path().join("data"), free_port());
-    for expected in ["the disk is full: 100 MiB free in", "2048 MiB are needed"] {
+    for expected in ["the disk is full: 100 MiB free in", "3072 MiB are needed"] {
         assert!(error.contains(expected), "{error}");
     }
 }
