@@ -13,6 +13,7 @@
 //! * I3. There is an inode for each [`BYTES_PER_FILE`]: empty files cannot use more of the
 //!   machine's disk than the limit.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -201,9 +202,9 @@ impl Disk {
         tmpfs::unmount(&container.parent)
     }
 
-    /// Whether the box has a disk, from `/proc/self/mountinfo`.
-    pub fn is_mounted(&self, mountinfo: &str) -> bool {
-        device_of(mountinfo, &self.directory).is_some()
+    /// Whether the box has a disk, by the [`mountinfo::points`] of the machine.
+    pub fn is_mounted(&self, points: &HashSet<PathBuf>) -> bool {
+        points.contains(&self.directory)
     }
 
     /// The bytes of the machine's disk that the box's disk uses.
@@ -322,14 +323,17 @@ mod tests {
             mount_points(mountinfo, device),
             [Path::new("/c/snapshots/9"), Path::new("/boxes/a/disk")]
         );
-        assert!(Disk::of(Path::new("/boxes/b")).is_mounted(mountinfo));
-        assert!(!Disk::of(Path::new("/boxes/c")).is_mounted(mountinfo));
+        let points = mountinfo::points(mountinfo);
+        assert!(Disk::of(Path::new("/boxes/b")).is_mounted(&points));
+        assert!(!Disk::of(Path::new("/boxes/c")).is_mounted(&points));
     }
 
     #[test]
     fn disk_with_a_space_in_its_path_is_found() {
         let mountinfo = "31 30 7:3 / /my\\040boxes/a/disk rw - ext4 /dev/loop3 rw\n";
-        assert!(Disk::of(Path::new("/my boxes/a")).is_mounted(mountinfo));
+        let disk = Disk::of(Path::new("/my boxes/a"));
+        assert_eq!(device_of(mountinfo, disk.directory()), Some("7:3"));
+        assert!(disk.is_mounted(&mountinfo::points(mountinfo)));
         assert_eq!(
             mount_points(mountinfo, "7:3"),
             [Path::new("/my boxes/a/disk")]

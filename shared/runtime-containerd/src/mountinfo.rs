@@ -1,8 +1,15 @@
 //! The fields of `/proc/self/mountinfo`.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
+
+/// The directories where a file system is mounted.
+pub fn points(table: &str) -> HashSet<PathBuf> {
+    let fields = table.lines().filter_map(|line| line.split(' ').nth(4));
+    fields.map(path).collect()
+}
 
 /// The path in a field. The kernel writes white space, `\` and in options also `,` and `=` as `\` with
 /// three octal digits.

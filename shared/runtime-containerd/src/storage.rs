@@ -205,9 +205,10 @@ impl Context {
         running: BTreeMap<EnvironmentId, (String, u64)>,
         mounts: &str,
     ) -> BTreeMap<EnvironmentId, (String, u64)> {
+        let points = mountinfo::points(mounts);
         let (with_disk, measured): (BTreeMap<_, _>, BTreeMap<_, _>) = running
             .into_iter()
-            .partition(|(id, _)| self.disk(id).is_mounted(mounts));
+            .partition(|(id, _)| self.disk(id).is_mounted(&points));
         let reserve = self.config.storage_reserve();
         let is_full = self
             .storage()
