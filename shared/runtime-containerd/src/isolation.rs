@@ -4,6 +4,8 @@
 //! * I1. A requirement that is missing makes a box weaker only if the operator has not asked for it: with
 //!   `user_namespaces` or `enforce_storage` set to `true` the box does not start.
 
+use std::path::Path;
+
 use agentbox_runtime::{BoxSpec, RuntimeError};
 
 use crate::context::Context;
@@ -65,6 +67,10 @@ impl Context {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         if !is_at_least(&release, MIN_KERNEL) {
             return Ok(Some("Linux is older than 5.19".to_owned()));
+        }
+        // runc reports what it was built with, and not what this kernel was.
+        if !Path::new("/proc/self/ns/user").exists() {
+            return Ok(Some("Linux was built without user namespaces".to_owned()));
         }
         let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
         if most.is_ok_and(|most| most.trim() == "0") {
