@@ -32,7 +32,7 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let first = events.take(3).await;
     let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=611").await;
     socket.ready().await;
-    let exec = json!({"command": ["sh", "-c", "touch /tmp/begun; sleep 5; echo done"]});
+    let exec = json!({"command": ["sh", "-c", "touch /tmp/begun; sleep 1; echo done"]});
     let run = format!("/environments/{id}/exec");
     let running = admin.post(&run, &exec);
     let stopping = async {
@@ -202,7 +202,6 @@ async fn serve_invalid_session(system: &System) {
     let nats = system.nats.as_ref().unwrap();
     let bus = Bus::connect(BusConfig {
         url: nats.url.clone(),
-        tls_ca: nats.tls_ca.clone(),
         user: "exec-proxy".to_owned(),
         password: nats.passwords["exec-proxy"].clone(),
         service: "exec-proxy",
