@@ -334,7 +334,7 @@ mod tests {
         let mut config = config();
         let host_users = |config: &Config, class: Option<&str>| {
             let spec = spec(|spec| spec.isolation.runtime_class = class.map(str::to_owned));
-            pod(config, &spec)["spec"]["hostUsers"].clone()
+            pod(config, &spec, false)["spec"]["hostUsers"].clone()
         };
         assert_eq!(host_users(&config, None), Value::Null);
         config.user_namespaces = true;

@@ -202,6 +202,7 @@ async fn serve_invalid_session(system: &System) {
     let nats = system.nats.as_ref().unwrap();
     let bus = Bus::connect(BusConfig {
         url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
         user: "exec-proxy".to_owned(),
         password: nats.passwords["exec-proxy"].clone(),
         service: "exec-proxy",
