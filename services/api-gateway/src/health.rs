@@ -203,6 +203,7 @@ mod tests {
                     "bandwidth": "enforced",
                     "connections": "absent",
                     "block_io": "absent",
+                    "image_volumes": "absent",
                 },
             },
             "capacity": {"total_nodes": 3, "available_cpu": "24", "available_memory": "48Gi"}

@@ -172,6 +172,7 @@ pub(crate) fn document(routes: impl Iterator<Item = Operations>) -> Document {
             let methods = [
                 &mut item.get,
                 &mut item.post,
+                &mut item.put,
                 &mut item.patch,
                 &mut item.delete,
             ];

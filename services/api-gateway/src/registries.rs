@@ -7,7 +7,7 @@ use agentbox_contracts::registry::rpc;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::edge::path::RegistryParameter;
+use crate::edge::path::{Registry, RegistryParameter};
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::state::{Gateway, SCHEDULER_DEADLINE};
@@ -56,7 +56,7 @@ pub(crate) async fn list(
 pub(crate) async fn set(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Path(registry): Path<String>,
+    Path(registry): Path<Registry>,
     Json(body): Json<SetRegistryCredential>,
 ) -> Answer<StatusCode> {
     let request = rpc::SetCredentialRequest {
@@ -82,7 +82,7 @@ pub(crate) async fn set(
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
-    Path(registry): Path<String>,
+    Path(registry): Path<Registry>,
 ) -> Answer<StatusCode> {
     let request = rpc::DeleteCredentialRequest {
         owner: principal.user,

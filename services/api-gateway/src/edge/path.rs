@@ -54,6 +54,9 @@ pub(crate) struct RegistryParameter {
     registry: String,
 }
 
+/// The registry in a path. With the name `String`, utoipa would describe the parameter a second time.
+pub(crate) type Registry = String;
+
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
