@@ -84,38 +84,52 @@ impl Tee {
         entries: impl Iterator<Item = (u64, NewEntry<'a>)>,
         deadline: Instant,
     ) -> bool {
-        let mut next_sequence = self.next_sequence;
         for (sequence, entry) in entries {
             text::encode(&mut self.text, sequence, &entry);
-            next_sequence = sequence + 1;
-            if self.text.len() >= ATOMIC_BYTES && !self.flush(next_sequence, deadline) {
+            if self.text.len() >= ATOMIC_BYTES && !self.flush(deadline) {
                 return false;
             }
         }
-        self.flush(next_sequence, deadline)
+        self.flush(deadline)
     }
 
-    /// Writes the text, which ends before `next_sequence`. Returns whether all was written; a line
-    /// of which a part was written is copied again.
-    fn flush(&mut self, next_sequence: u64, deadline: Instant) -> bool {
+    /// Writes the text. Returns whether all was written; a line of which a part was written is copied
+    /// again.
+    fn flush(&mut self, deadline: Instant) -> bool {
         let stdout = std::io::stdout();
         let stdout = stdout.as_fd();
-        let is_written = (!self.is_cut || write_all(stdout, b"\n", deadline))
-            && write_all(stdout, &self.text, deadline);
-        self.text.clear();
-        self.is_cut = !is_written;
-        if is_written {
-            self.next_sequence = next_sequence;
+        self.is_cut = self.is_cut && write_some(stdout, b"\n", deadline) == 0;
+        let written = if self.is_cut {
+            0
+        } else {
+            write_some(stdout, &self.text, deadline)
+        };
+        let is_written = written == self.text.len();
+        self.text.truncate(written);
+        let mut lines = self.text.rsplit(|byte| *byte == b'\n');
+        self.is_cut |= lines.next().is_some_and(|rest| !rest.is_empty());
+        if let Some((sequence, _)) = lines.next().and_then(text::decode) {
+            self.next_sequence = sequence + 1;
         }
+        self.text.clear();
         is_written
     }
 }
 
-/// Whether all bytes were written before the deadline.
-fn write_all(fd: BorrowedFd<'_>, bytes: &[u8], deadline: Instant) -> bool {
-    bytes.chunks(ATOMIC_BYTES).all(|chunk| {
-        is_writable(fd, deadline) && write_fd(fd, chunk).is_ok_and(|written| written == chunk.len())
-    })
+/// Writes until the deadline; returns the number of bytes written.
+fn write_some(fd: BorrowedFd<'_>, bytes: &[u8], deadline: Instant) -> usize {
+    let mut total = 0;
+    for chunk in bytes.chunks(ATOMIC_BYTES) {
+        if !is_writable(fd, deadline) {
+            break;
+        }
+        let written = write_fd(fd, chunk).unwrap_or(0);
+        total += written;
+        if written < chunk.len() {
+            break;
+        }
+    }
+    total
 }
 
 fn is_writable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
