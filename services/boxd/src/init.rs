@@ -145,7 +145,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
             _ = &mut server => return Err(InitError::Server),
             signal = signals.next() => {
                 if !main.signal(signal) && stops_idle_box(signal) {
-                    main.end_idle();
+                    main.end_idle().await;
                     break 0;
                 }
             }

@@ -34,6 +34,13 @@ const REPLY_BYTES: usize = 128 * 1024;
 /// How long a line may be unfinished before it is shown as a piece.
 const UNFINISHED_AFTER: Duration = Duration::from_millis(500);
 
+/// How long the reader of boxd's stdout may take for the entries that it has not taken when the main
+/// command has ended.
+const END_COPY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The part of [`END_COPY_TIMEOUT`] for which readers of the log wait at once.
+const END_COPY_SLICE: Duration = Duration::from_millis(50);
+
 pub struct Log {
     state: Mutex<State>,
     /// Notified at each write to stdout, and to stderr.
@@ -66,11 +73,12 @@ impl Log {
             next_sequence: output.next_sequence(),
             ended: false,
         };
+        let tee = Tee::new(progress.next_sequence);
         Ok(Self {
             state: Mutex::new(State {
                 output,
                 lines: Default::default(),
-                tee: Tee::default(),
+                tee,
             }),
             written: Default::default(),
             progress: watch::Sender::new(progress),
@@ -140,7 +148,9 @@ impl Log {
         // Readers notice lost entries as a gap in the sequences.
         let _ = output.append(now, &entries, &unfinished);
         let next_sequence = output.next_sequence();
-        tee.write(first, &entries);
+        if next_sequence > first {
+            tee.write(output, first, &entries);
+        }
         lines[stream as usize].remove(length, Instant::now());
         drop(state);
         if next_sequence > first {
@@ -149,6 +159,20 @@ impl Log {
                 progress.next_sequence = progress.next_sequence.max(next_sequence);
             });
         }
+    }
+
+    /// Copies the rest of the log to boxd's stdout. Gives up after [`END_COPY_TIMEOUT`].
+    pub async fn end_copy(&self) {
+        let deadline = Instant::now() + END_COPY_TIMEOUT;
+        while !self.copy_some() && Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn copy_some(&self) -> bool {
+        let mut state = self.state.lock();
+        let State { output, tee, .. } = &mut *state;
+        tee.copy(output, std::time::Instant::now() + END_COPY_SLICE)
     }
 
     /// Marks the log as ended.

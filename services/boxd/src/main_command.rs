@@ -120,13 +120,14 @@ impl MainCommand {
                     let killed = matches!(ended, Some(ExitStatus::Signalled(9)));
                     let oom_killed = killed && usage::oom_kills() > oom_kills;
                     let code = ended.map_or(255, ExitStatus::exit_code);
-                    this.end(code, oom_killed, started_at, String::new());
+                    this.end(code, oom_killed, started_at, String::new()).await;
                 });
             }
             Err(error) => {
                 let line = format!("boxd: {error}\n");
                 self.log.write(OutputStream::Stderr, line.as_bytes());
-                self.end(error.exit_code, false, started_at, error.message);
+                self.end(error.exit_code, false, started_at, error.message)
+                    .await;
             }
         }
     }
@@ -197,11 +198,17 @@ impl MainCommand {
     }
 
     /// Reports the end of a box without a main command: it is ended by a signal, with code 0.
-    pub fn end_idle(&self) {
-        self.end(0, false, Utc::now(), String::new());
+    pub async fn end_idle(&self) {
+        self.end(0, false, Utc::now(), String::new()).await;
     }
 
-    fn end(&self, exit_code: i32, oom_killed: bool, started_at: DateTime<Utc>, message: String) {
+    async fn end(
+        &self,
+        exit_code: i32,
+        oom_killed: bool,
+        started_at: DateTime<Utc>,
+        message: String,
+    ) {
         let finished_at = Utc::now();
         let termination = Termination {
             exit_code,
@@ -216,6 +223,7 @@ impl MainCommand {
             // The exit code is still reported.
             stderr::line(&format!("boxd: {error}"));
         }
+        self.log.end_copy().await;
         self.log.end();
         self.phase.send_replace(Phase::Exited(exit_code));
     }

@@ -1,6 +1,6 @@
 //! The main command's output.
 
-use std::io::Read as _;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -328,33 +328,56 @@ async fn unfinished_line_reaches_follower_within_a_second_and_continues() {
     assert_eq!(next().await, ("yes".to_owned(), false));
 }
 
-#[tokio::test]
-async fn log_is_copied_to_boxd_stdout_without_blocking() {
-    let (mut boxd, client) = TestBox::start(Setup {
-        main: shell("echo hello; head -c 3000000 /dev/zero | tr '\\0' '\\n'; echo done; while [ ! -e go ]; do sleep 0.02; done"),
+/// Starts a box whose command writes far more than a pipe holds and ends, while nobody reads boxd's
+/// stdout.
+async fn box_with_unread_output() -> TestBox {
+    let (boxd, client) = TestBox::start(Setup {
+        main: shell("seq 1 100000; echo done; while [ ! -e go ]; do sleep 0.02; done"),
         stdout: Some(Stdio::piped()),
         ..Setup::default()
     })
     .await;
     written(&client, "done").await;
     std::fs::write(boxd.path("go"), "").unwrap();
+    boxd
+}
+
+/// The entries that boxd's stdout has.
+fn copied(stdout: &mut impl Read) -> Vec<(u64, String)> {
+    let mut copied = Vec::new();
+    stdout.read_to_end(&mut copied).unwrap();
+    copied
+        .split(|byte| *byte == b'\n')
+        .filter_map(text::decode)
+        .map(|(sequence, entry)| (sequence, String::from_utf8(entry.line.to_vec()).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn entries_that_the_reader_of_stdout_takes_late_are_copied_at_the_end() {
+    let mut boxd = box_with_unread_output().await;
+    let mut stdout = boxd.process.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || copied(&mut stdout));
     assert_eq!(boxd.exit_code().await, Some(0));
-    let mut passed = Vec::new();
-    boxd.process
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_end(&mut passed)
-        .unwrap();
-    let mut lines = passed.split(|byte| *byte == b'\n');
-    let (sequence, entry) = text::decode(lines.next().unwrap()).unwrap();
-    assert_eq!((sequence, entry.line), (1, &b"hello"[..]));
-    // A full pipe drops entries: their sequences are missing.
-    let sequences: Vec<u64> = lines
-        .filter_map(|line| Some(text::decode(line)?.0))
+    let copied = reader.join().unwrap();
+    let expected: Vec<(u64, String)> = (1..=100_000)
+        .map(|number| (number, number.to_string()))
+        .chain([(100_001, "done".to_owned())])
         .collect();
-    assert!(sequences.is_sorted(), "{}", passed.len());
-    assert!(sequences.len() < 3_000_000);
+    assert!(copied == expected, "{} {:?}", copied.len(), copied.last());
+}
+
+#[tokio::test]
+async fn box_ends_although_nobody_reads_its_stdout() {
+    let mut boxd = box_with_unread_output().await;
+    assert_eq!(boxd.exit_code().await, Some(0));
+    let copied = copied(&mut boxd.process.stdout.take().unwrap());
+    assert_eq!(copied[0], (1, "1".to_owned()));
+    assert!(
+        copied.is_sorted() && copied.len() < 100_000,
+        "{}",
+        copied.len()
+    );
 }
 
 #[tokio::test]
