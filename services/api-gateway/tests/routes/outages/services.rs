@@ -32,12 +32,13 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let first = events.take(3).await;
     let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=611").await;
     socket.ready().await;
-    let exec = json!({"command": ["sh", "-c", "sleep 1; echo done"]});
+    let exec = json!({"command": ["sh", "-c", "touch /tmp/begun; sleep 1; echo done"]});
     let run = format!("/environments/{id}/exec");
     let running = admin.post(&run, &exec);
     let stopping = async {
         eventually("it runs", async || {
-            admin.has_process(&id, "sleep 1").await.then_some(())
+            let begun = admin.sh(&id, "test -e /tmp/begun").await;
+            (begun["exit_code"] == 0).then_some(())
         })
         .await;
         assert!(system.signal("api-gateway", 0, Signal::SIGTERM));
