@@ -54,7 +54,6 @@ need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need jq jq
 need openssl openssl
 if [ "${1:-}" = kubernetes ]; then
-  need runc runc
   need ipset ipset
   need socat socat
   need procps sysctl

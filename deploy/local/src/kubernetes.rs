@@ -101,7 +101,6 @@ impl Kubernetes {
     ) -> Result<Self, KubernetesError> {
         require_root()?;
         for program in [
-            "runc",
             "nft",
             "ip",
             "iptables",
@@ -132,13 +131,12 @@ impl Kubernetes {
             source,
         })?;
         let files = Files::new(&paths);
-        let plugins = programs.bin("calico");
         files
             .write(
                 &paths,
                 &addresses,
                 &resolvers,
-                &plugins,
+                &programs,
                 images.refuse_docker_hub,
             )
             .await?;

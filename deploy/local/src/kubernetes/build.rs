@@ -98,10 +98,8 @@ const fn part(name: &'static str, description: &'static str, module: &'static Mo
 /// The directory of all parts in the cache.
 const DIRECTORY: &str = "kubernetes-parts";
 
-const CONTAINERD_PART: &str = "containerd";
-
 /// The parts of a running cluster.
-static PARTS: [Part; 6] = [
+static PARTS: [Part; 7] = [
     part(
         "kubernetes",
         "the API server, controllers, scheduler, kubelet and proxy (some minutes)",
@@ -109,7 +107,8 @@ static PARTS: [Part; 6] = [
     ),
     part("metrics-server", "metrics-server", &CLUSTER),
     part("etcd", "etcd", &CLUSTER),
-    part(CONTAINERD_PART, "containerd 2 with its shim", &CONTAINERD),
+    part("containerd", "containerd 2 with its shim", &CONTAINERD),
+    part("runc", "runc", &RUNC),
     part(
         "registry",
         "an OCI registry, and crane to fill it",
@@ -128,8 +127,8 @@ static TOOLS: [Part; 2] = [
     part("coredns", "CoreDNS, a cluster's DNS server", &CLUSTER),
 ];
 
-/// The programs that run boxes on one machine, besides containerd, which a Kubernetes has too.
-static RUNTIMES: [Part; 1] = [part("runc", "runc", &RUNC)];
+/// The parts that run boxes on one machine without Kubernetes.
+const RUNTIME: [&str; 2] = ["containerd", "runc"];
 
 impl Part {
     /// A digest of the recipe and of the module's files.
@@ -153,7 +152,6 @@ impl Programs {
         let digest = PARTS
             .iter()
             .chain(&TOOLS)
-            .chain(&RUNTIMES)
             .find(|known| known.name == part)
             .map(Part::inputs_digest)
             .unwrap_or_default();
@@ -216,8 +214,8 @@ pub(crate) async fn provide_runtime(
     cache: &Path,
     progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
-    let containerd = PARTS.iter().filter(|part| part.name == CONTAINERD_PART);
-    provide_all(containerd.chain(&RUNTIMES), cache, progress).await
+    let wanted = PARTS.iter().filter(|part| RUNTIME.contains(&part.name));
+    provide_all(wanted, cache, progress).await
 }
 
 async fn provide_all(
@@ -296,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_part_has_its_own_directory_and_a_pinned_module() {
-        let all = || PARTS.iter().chain(&TOOLS).chain(&RUNTIMES);
+        let all = || PARTS.iter().chain(&TOOLS);
         let programs = Programs(PathBuf::from("/cache"));
         let directories: std::collections::BTreeSet<_> =
             all().map(|part| programs.bin(part.name)).collect();

@@ -10,6 +10,7 @@ use agentbox_testing::tool::{Tool, ToolError};
 use serde_json::{Value, json};
 
 use super::api::SYSTEM_NAMESPACE;
+use super::build::Programs;
 use super::node;
 use crate::cluster_paths::ClusterPaths;
 use crate::control_groups;
@@ -97,7 +98,7 @@ impl Files {
         paths: &ClusterPaths,
         addresses: &ClusterAddresses,
         resolvers: &[IpAddr],
-        network_plugins: &Path,
+        programs: &Programs,
         refuse_docker_hub: bool,
     ) -> Result<(), WriteError> {
         let failed = |source| WriteError::File {
@@ -129,7 +130,7 @@ impl Files {
             Some(runsc) => Some(gvisor::write_script(paths, &runsc).map_err(failed)?),
             None => None,
         };
-        let text = containerd(paths, self, network_plugins, gvisor.as_deref());
+        let text = containerd(paths, self, programs, gvisor.as_deref());
         std::fs::write(paths.configuration(), text).map_err(failed)?;
         if refuse_docker_hub {
             let hub = self.at("certs.d/docker.io");
@@ -310,7 +311,7 @@ fn quoted(path: &Path) -> String {
 fn containerd(
     paths: &ClusterPaths,
     files: &Files,
-    network_plugins: &Path,
+    programs: &Programs,
     gvisor: Option<&Path>,
 ) -> String {
     let gvisor = gvisor.map_or(String::new(), |script| {
@@ -361,7 +362,8 @@ disabled_plugins = [
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-  Root = {runc}
+  Root = {runc_root}
+  BinaryName = {runc}
 {gvisor}"#,
         root = quoted(&paths.root),
         state = quoted(&paths.state()),
@@ -370,8 +372,9 @@ disabled_plugins = [
         opt = quoted(&files.at("opt")),
         pause = PAUSE,
         certs = quoted(&files.at("certs.d")),
-        calico = quoted(network_plugins),
+        calico = quoted(&programs.bin("calico")),
         cni_conf = quoted(&files.at("cni")),
-        runc = quoted(&paths.runc()),
+        runc_root = quoted(&paths.runc()),
+        runc = quoted(&programs.bin("runc").join("runc")),
     )
 }
