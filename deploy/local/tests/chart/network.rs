@@ -72,7 +72,8 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
     let startup = r"\000\000\000\045\000\003\000\000user\000auth\000database\000agentbox\000\000";
     let script = format!(
         "timeout 10 nc {nats} 4222 < /dev/null | grep '\"tls_required\":true' &&
-           {{ printf '{startup}'; sleep 3; }} | timeout 10 nc {postgres} 5432 | grep 'no encryption'"
+           {{ printf '{startup}'; sleep 3; }} | timeout 10 nc {postgres} 5432 |
+           tr -cd '[:print:]' | grep 'no encryption'"
     );
     run_in_pod(cluster, NAMESPACE, "friend", labels, &script).await;
 }
