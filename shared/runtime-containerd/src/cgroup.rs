@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::disk_bandwidth::DiskBandwidth;
 
@@ -21,6 +23,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 
 /// The period of a CPU quota.
 pub const CPU_PERIOD_US: i64 = 100_000;
+
+/// How long the processes of a removed sandbox may take to leave the group.
+const EXIT_TIME: Duration = Duration::from_secs(1);
 
 /// The pause process counts too.
 const PAUSE_PROCESSES: u64 = 1;
@@ -173,20 +178,25 @@ fn groups_below(group: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes the group from every hierarchy; a missing group is not an error. The deployment's group
-/// above it stays, because runc may be using it to start another box.
+/// above it stays, because runc may be using it to start another box. The box must have no sandbox: a
+/// process that is still in the group after [`EXIT_TIME`] is of a start that was interrupted, and is
+/// killed, because containerd does not know it.
 ///
 /// # Errors
 /// When a process still runs in it after `within`.
 pub async fn remove(deployment: &str, id: &EnvironmentId, within: Duration) -> io::Result<()> {
-    let deadline = tokio::time::Instant::now() + within;
+    let begun = tokio::time::Instant::now();
     for hierarchy in hierarchies()? {
         let group = hierarchy
             .join(format!("agentbox-{deployment}"))
             .join(id.as_str());
         // The kernel releases the group of a process a little after its exit.
         while let Err(error) = remove_tree(&group) {
-            if tokio::time::Instant::now() >= deadline {
+            if begun.elapsed() >= within {
                 return Err(error);
+            }
+            if begun.elapsed() >= EXIT_TIME {
+                kill_processes(&group);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -240,12 +250,22 @@ fn pids_hierarchy() -> PathBuf {
 
 /// Every process of a box, including pause. A process that starts meanwhile may be missing.
 pub fn processes(deployment: &str, id: &EnvironmentId) -> Vec<u32> {
+    let group = pids_hierarchy().join(format!("agentbox-{deployment}"));
+    processes_below(group.join(id.as_str()))
+}
+
+fn kill_processes(group: &Path) {
+    for process in processes_below(group.to_owned()) {
+        if let Ok(process) = i32::try_from(process) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+    }
+}
+
+fn processes_below(group: PathBuf) -> Vec<u32> {
     let mut found = Vec::new();
-    let mut pending = vec![
-        pids_hierarchy()
-            .join(format!("agentbox-{deployment}"))
-            .join(id.as_str()),
-    ];
+    let mut pending = vec![group];
     while let Some(group) = pending.pop() {
         let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
@@ -303,6 +323,32 @@ mod tests {
             let all = hierarchy.join(format!("agentbox-{deployment}"));
             assert!(!all.join(id.as_str()).exists());
             let _ = fs::remove_dir(all);
+        }
+    }
+
+    #[tokio::test]
+    async fn process_of_an_interrupted_start_does_not_keep_the_group() {
+        let id = EnvironmentId::random();
+        let deployment = format!("orphan-test-{}", std::process::id());
+        create(&deployment, &id, 32, None, &[]).unwrap();
+        let mut orphan = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let all = format!("agentbox-{deployment}");
+        for hierarchy in hierarchies().unwrap() {
+            let group = hierarchy.join(&all).join(id.as_str());
+            if group.exists() {
+                fs::write(group.join("cgroup.procs"), orphan.id().to_string()).unwrap();
+            }
+        }
+        let reaped = tokio::task::spawn_blocking(move || orphan.wait());
+        remove(&deployment, &id, Duration::from_secs(5))
+            .await
+            .unwrap();
+        assert!(!reaped.await.unwrap().unwrap().success());
+        for hierarchy in hierarchies().unwrap() {
+            let _ = fs::remove_dir(hierarchy.join(&all));
         }
     }
 }
