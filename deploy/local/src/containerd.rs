@@ -79,6 +79,7 @@ impl Containerd {
             &run,
             &run.join("cni"),
             &run.join("certs.d"),
+            &run.join("tmp"),
         ] {
             std::fs::create_dir_all(directory).map_err(|source| ContainerdError::Directory {
                 path: directory.clone(),
@@ -121,11 +122,18 @@ impl Containerd {
             program: self.bin.join("containerd"),
             program_override: None,
             arguments: vec!["--config".into(), self.paths.configuration().into()],
-            // containerd searches its shim on PATH.
-            environment: BTreeMap::from([(
-                "PATH".to_owned(),
-                format!("{}:{}", self.bin.display(), search_path()),
-            )]),
+            environment: BTreeMap::from([
+                // containerd searches its shim on PATH.
+                (
+                    "PATH".to_owned(),
+                    format!("{}:{}", self.bin.display(), search_path()),
+                ),
+                // A killed containerd leaves mounts of lower directories here, which the cleanup finds.
+                (
+                    "TMPDIR".to_owned(),
+                    self.paths.run().join("tmp").display().to_string(),
+                ),
+            ]),
             user: None,
             stop_signal: Signal::SIGTERM,
             orphan_signal: Signal::SIGKILL,

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -187,11 +188,10 @@ async fn pulls_reach_no_address_that_a_registry_names_and_images_are_counted() {
     api.wait_for_status(&id, "terminated").await;
     // As if it was used long ago.
     let containerd = system.containerd.as_ref().unwrap();
-    let records = containerd.state_dir.join("pulled-images");
-    let record = records.join(format!("{address}/team/good/.:1"));
-    let record = std::fs::File::options().write(true).open(record).unwrap();
+    let records = containerd.image_records_dir.as_ref().unwrap();
     let old = SystemTime::now() - Duration::from_secs(3_600);
-    record.set_modified(old).unwrap();
+    let aged = age_files(&records.join("pulled-images"), old);
+    assert!(aged > 0, "{records:?} has no record");
     eventually("the image is removed", DEADLINE, async || {
         metric(&system, "agentbox_images_removed_total").await >= 1.0
     })
@@ -205,4 +205,20 @@ async fn pulls_reach_no_address_that_a_registry_names_and_images_are_counted() {
     }
     system.stop().await;
     server.abort();
+}
+
+/// Sets the time of all files below a directory; returns their number.
+fn age_files(directory: &Path, time: SystemTime) -> usize {
+    let mut aged = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            aged += age_files(&path, time);
+        } else {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(time).unwrap();
+            aged += 1;
+        }
+    }
+    aged
 }
