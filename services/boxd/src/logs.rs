@@ -34,12 +34,11 @@ const REPLY_BYTES: usize = 128 * 1024;
 /// How long a line may be unfinished before it is shown as a piece.
 const UNFINISHED_AFTER: Duration = Duration::from_millis(500);
 
-/// How long the reader of boxd's stdout may take for the entries that it has not taken when the main
-/// command has ended.
-const END_COPY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long [`Log::copy_rest`] waits for the reader of boxd's stdout.
+const COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The part of [`END_COPY_TIMEOUT`] for which readers of the log wait at once.
-const END_COPY_SLICE: Duration = Duration::from_millis(50);
+/// How long it holds the lock at a time. Readers of the log wait meanwhile.
+const COPY_LOCK_TIME: Duration = Duration::from_millis(50);
 
 pub struct Log {
     state: Mutex<State>,
@@ -148,9 +147,7 @@ impl Log {
         // Readers notice lost entries as a gap in the sequences.
         let _ = output.append(now, &entries, &unfinished);
         let next_sequence = output.next_sequence();
-        if next_sequence > first {
-            tee.write(output, first, &entries);
-        }
+        tee.write(output, first, &entries);
         lines[stream as usize].remove(length, Instant::now());
         drop(state);
         if next_sequence > first {
@@ -161,9 +158,9 @@ impl Log {
         }
     }
 
-    /// Copies the rest of the log to boxd's stdout. Gives up after [`END_COPY_TIMEOUT`].
-    pub async fn end_copy(&self) {
-        let deadline = Instant::now() + END_COPY_TIMEOUT;
+    /// Copies the rest of the log to boxd's stdout. Gives up after [`COPY_TIMEOUT`].
+    pub async fn copy_rest(&self) {
+        let deadline = Instant::now() + COPY_TIMEOUT;
         while !self.copy_some() && Instant::now() < deadline {
             tokio::task::yield_now().await;
         }
@@ -172,7 +169,7 @@ impl Log {
     fn copy_some(&self) -> bool {
         let mut state = self.state.lock();
         let State { output, tee, .. } = &mut *state;
-        tee.copy(output, std::time::Instant::now() + END_COPY_SLICE)
+        tee.copy(output, std::time::Instant::now() + COPY_LOCK_TIME)
     }
 
     /// Marks the log as ended.

@@ -223,7 +223,7 @@ impl MainCommand {
             // The exit code is still reported.
             stderr::line(&format!("boxd: {error}"));
         }
-        self.log.end_copy().await;
+        self.log.copy_rest().await;
         self.log.end();
         self.phase.send_replace(Phase::Exited(exit_code));
     }

@@ -135,7 +135,7 @@ impl Actor<'_> {
 
     /// How often each trace id and action is in the trail.
     async fn trail(&self) -> BTreeMap<(String, String), usize> {
-        let mut counts = BTreeMap::new();
+        let mut found = BTreeMap::new();
         for offset in (0..).step_by(1_000) {
             let path = format!("/audit?limit=1000&offset={offset}");
             let (status, list) = self.api.once(Method::GET, &path, None).await;
@@ -143,13 +143,17 @@ impl Actor<'_> {
             let entries = list["entries"].as_array().unwrap();
             for entry in entries {
                 let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
-                *counts
-                    .entry((text("trace_id"), text("action")))
-                    .or_default() += 1;
+                // New entries come first, and shift the pages: an entry may be on two of them.
+                let sequence = entry["sequence"].as_u64().unwrap();
+                found.insert(sequence, (text("trace_id"), text("action")));
             }
             if entries.len() < 1_000 {
                 break;
             }
+        }
+        let mut counts = BTreeMap::new();
+        for entry in found.into_values() {
+            *counts.entry(entry).or_default() += 1;
         }
         counts
     }

@@ -6,7 +6,7 @@
 //!
 //! A write waits at most [`WRITE_TIMEOUT`] for the reader, and not again until it reads. Entries that
 //! it does not take stay in the log, and are copied by a later write, at the latest when the main
-//! command has ended ([`super::Log::end_copy`]). The sequences of those that the log has dropped
+//! command has ended ([`super::Log::copy_rest`]). The sequences of those that the log has dropped
 //! meanwhile are missing.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -48,12 +48,13 @@ impl Tee {
             self.copy(output, Instant::now());
         } else {
             let entries = (first..).zip(entries.iter().copied());
-            self.write_entries(entries, Instant::now() + WRITE_TIMEOUT);
+            // Without a reader the entries stay in the log.
+            let _ = self.write_entries(entries, Instant::now() + WRITE_TIMEOUT);
         }
     }
 
-    /// Copies the entries of `output` that are not copied yet. Returns whether it has copied all
-    /// that can be read before the deadline.
+    /// Copies the entries of `output` that are not copied yet. Returns `false` at the deadline, and
+    /// `true` when none is left, or the log cannot be read or stdout not be written.
     pub fn copy(&mut self, output: &Output, deadline: Instant) -> bool {
         while self.next_sequence < output.next_sequence() {
             if !is_writable(std::io::stdout().as_fd(), deadline) {
@@ -70,10 +71,11 @@ impl Tee {
                 };
                 (entry.sequence, new)
             });
-            if !self.write_entries(entries, deadline) {
-                return false;
+            match self.write_entries(entries, deadline) {
+                Ok(true) => self.next_sequence = batch.next_sequence,
+                Ok(false) => return false,
+                Err(_) => return true,
             }
-            self.next_sequence = batch.next_sequence;
         }
         true
     }
@@ -83,53 +85,60 @@ impl Tee {
         &mut self,
         entries: impl Iterator<Item = (u64, NewEntry<'a>)>,
         deadline: Instant,
-    ) -> bool {
+    ) -> nix::Result<bool> {
         for (sequence, entry) in entries {
             text::encode(&mut self.text, sequence, &entry);
-            if self.text.len() >= ATOMIC_BYTES && !self.flush(deadline) {
-                return false;
+            if self.text.len() >= ATOMIC_BYTES && !self.flush(deadline)? {
+                return Ok(false);
             }
         }
         self.flush(deadline)
     }
 
-    /// Writes the text. Returns whether all was written; a line of which a part was written is copied
-    /// again.
-    fn flush(&mut self, deadline: Instant) -> bool {
-        let stdout = std::io::stdout();
-        let stdout = stdout.as_fd();
-        self.is_cut = self.is_cut && write_some(stdout, b"\n", deadline) == 0;
-        let written = if self.is_cut {
-            0
-        } else {
-            write_some(stdout, &self.text, deadline)
-        };
-        let is_written = written == self.text.len();
-        self.text.truncate(written);
-        let mut lines = self.text.rsplit(|byte| *byte == b'\n');
-        self.is_cut |= lines.next().is_some_and(|rest| !rest.is_empty());
-        if let Some((sequence, _)) = lines.next().and_then(text::decode) {
-            self.next_sequence = sequence + 1;
-        }
+    /// Writes the text and clears it. Returns whether all was written.
+    fn flush(&mut self, deadline: Instant) -> nix::Result<bool> {
+        let is_written = self.write_text(deadline);
         self.text.clear();
         is_written
     }
+
+    /// Returns whether all was written; a line of which a part was written is copied again.
+    fn write_text(&mut self, deadline: Instant) -> nix::Result<bool> {
+        let stdout = std::io::stdout();
+        let stdout = stdout.as_fd();
+        if self.is_cut && write_some(stdout, b"\n", deadline)? == 0 {
+            return Ok(false);
+        }
+        let written = write_some(stdout, &self.text, deadline)?;
+        let is_written = written == self.text.len();
+        self.text.truncate(written);
+        let mut lines = self.text.rsplit(|byte| *byte == b'\n');
+        self.is_cut = lines.next().is_some_and(|rest| !rest.is_empty());
+        if let Some((sequence, _)) = lines.next().and_then(text::decode) {
+            self.next_sequence = sequence + 1;
+        }
+        Ok(is_written)
+    }
 }
 
-/// Writes until the deadline; returns the number of bytes written.
-fn write_some(fd: BorrowedFd<'_>, bytes: &[u8], deadline: Instant) -> usize {
+/// Writes until the deadline; returns the number of bytes written. An error after some bytes is that
+/// of the next call.
+fn write_some(fd: BorrowedFd<'_>, bytes: &[u8], deadline: Instant) -> nix::Result<usize> {
     let mut total = 0;
     for chunk in bytes.chunks(ATOMIC_BYTES) {
         if !is_writable(fd, deadline) {
             break;
         }
-        let written = write_fd(fd, chunk).unwrap_or(0);
+        let written = match write_fd(fd, chunk) {
+            Err(error) if total == 0 => return Err(error),
+            written => written.unwrap_or(0),
+        };
         total += written;
         if written < chunk.len() {
             break;
         }
     }
-    total
+    Ok(total)
 }
 
 fn is_writable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {

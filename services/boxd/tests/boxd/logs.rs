@@ -381,6 +381,16 @@ async fn box_ends_although_nobody_reads_its_stdout() {
 }
 
 #[tokio::test]
+async fn box_whose_stdout_is_closed_ends_at_once() {
+    let mut boxd = box_with_unread_output().await;
+    let begun = Instant::now();
+    drop(boxd.process.stdout.take());
+    assert_eq!(boxd.exit_code().await, Some(0));
+    // A reader that stalls would be waited for.
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
 async fn failed_main_command_is_reported_in_log_and_termination_file() {
     for (program, code) in [("no-such-program", 127), ("/tmp", 126)] {
         let mut boxd = TestBox::launch(Setup {
