@@ -51,6 +51,11 @@ pub(super) struct Options {
     /// With KUBECONFIG: the networks of the cluster's pods, services and nodes.
     #[arg(long, env = "CLUSTER_CIDRS", value_delimiter = ',')]
     cluster_cidrs: Vec<IpNet>,
+    /// With KUBECONFIG: what happens before a box uses an image that its node has. `pull`: the node asks
+    /// the registry. `kubelet`: the kubelet compares logins, for nodes with images that no registry
+    /// has; it needs the feature `KubeletEnsureSecretPulledImages` (by default from Kubernetes 1.35 on).
+    #[arg(long, env = "PRESENT_IMAGES", default_value = "pull", value_parser = ["pull", "kubelet"])]
+    present_images: String,
     /// Encrypt the connections to NATS, with a certificate that each start makes.
     #[arg(long, env = "NATS_TLS", action = clap::ArgAction::SetTrue,
           value_parser = clap::builder::FalseyValueParser::new())]
@@ -93,6 +98,7 @@ impl Options {
             kubeconfig: std::path::absolute(kubeconfig)?,
             boxd_image,
             cluster_cidrs: self.cluster_cidrs.clone(),
+            present_images: self.present_images.clone(),
         }))
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn join(
         boxd_delivery: "init_container".to_owned(),
         image_pull_secrets: Vec::new(),
         shared_pull_secrets: Vec::new(),
-        present_images: "pull".to_owned(),
+        present_images: cluster.present_images.clone(),
         cluster_cidrs,
         boxd_client_cidrs: Vec::new(),
         dns_servers: Vec::new(),

@@ -73,7 +73,7 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
     let script = format!(
         "timeout 10 nc {nats} 4222 < /dev/null | grep '\"tls_required\":true' &&
            {{ printf '{startup}'; sleep 3; }} | timeout 10 nc {postgres} 5432 |
-           tr -cd '[:print:]' | grep 'no encryption'"
+           tr -d '\\000' | grep -q 'no encryption'"
     );
     run_in_pod(cluster, NAMESPACE, "friend", labels, &script).await;
 }

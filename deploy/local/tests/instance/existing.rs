@@ -13,6 +13,8 @@ async fn guide_workflow_runs_on_an_existing_kubernetes() {
         kubeconfig: theirs.endpoint.kubeconfig.clone(),
         boxd_image: theirs.endpoint.boxd_image.clone(),
         cluster_cidrs: theirs.endpoint.cluster_cidrs.clone(),
+        // Its images were loaded into the node: no registry has them.
+        present_images: "kubelet".to_owned(),
     };
     let services = Components {
         containerd: false,

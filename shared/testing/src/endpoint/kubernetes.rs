@@ -154,6 +154,8 @@ pub struct ExistingKubernetes {
     pub boxd_image: String,
     /// The networks of its pods, services and nodes. Boxes are kept out of them.
     pub cluster_cidrs: Vec<IpNet>,
+    /// As of [`KubernetesEndpoint::present_images`].
+    pub present_images: String,
 }
 
 #[cfg(test)]
