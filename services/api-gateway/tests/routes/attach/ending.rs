@@ -143,3 +143,36 @@ async fn exit_is_the_last_message_after_all_output() {
         assert_eq!(output.close, (1000, "the command has ended".to_owned()));
     }
 }
+
+/// The memory of the box is used up by a session, while commands and another session follow.
+#[tokio::test]
+async fn memory_bomb_of_a_session_leaves_commands_and_sessions_an_end() {
+    let user = new_user().await;
+    let caller = &user.caller;
+    let id = caller.create_running(&small()).await;
+    let text = "tail /dev/zero; echo fu''ll; while :; do tail /dev/zero; done";
+    let mut bomb = Socket::open(caller, &id, "command=sh").await;
+    bomb.ready().await;
+    bomb.stdin(&format!("{text}\n")).await;
+    bomb.read_until("full").await;
+    // The kernel may choose the other command, or leave it no memory to start.
+    let is_honest = |code: &serde_json::Value| [json!(0), json!(126), json!(137)].contains(code);
+    for _ in 0..2 {
+        let reply = caller.exec(&id, &json!({"command": ["true"]})).await;
+        assert!(is_honest(&reply["exit_code"]), "{reply}");
+        let mut other = Socket::open(caller, &id, "tty=false&command=true").await;
+        let output = other.read_to_end().await;
+        let exit = output.exit.as_ref();
+        assert!(
+            exit.is_some_and(|exit| is_honest(&exit["exit_code"])),
+            "{output:?}"
+        );
+    }
+    drop(bomb);
+    eventually("a command after the bomb succeeds", async || {
+        let reply = caller.exec(&id, &json!({"command": ["true"]})).await;
+        (reply["exit_code"] == 0).then_some(())
+    })
+    .await;
+    caller.wait_for_status(&id, "running").await;
+}
