@@ -158,15 +158,14 @@ impl Environments {
         let selector: Selector = request.label_selector.as_deref().unwrap_or("").parse()?;
         let listing = Listing::new(request.visibility, request.status, &selector);
         let store = &self.0.store;
-        let total = match request.known_total {
-            Some(total) => total,
-            None => store.count(&listing).await?,
+        let count = async {
+            match request.known_total {
+                Some(total) => Ok(total),
+                None => store.count(&listing).await,
+            }
         };
-        let page = if request.offset < total {
-            store.list(&listing, request.limit, request.offset).await?
-        } else {
-            Vec::new()
-        };
+        let page = store.list(&listing, request.limit, request.offset);
+        let (total, page) = tokio::try_join!(count, page)?;
         let mut environments: Vec<_> = page.into_iter().map(|record| record.environment).collect();
         let fitting = count_fitting(&environments, MAX_REPLY_BYTES)?;
         let has_more = fitting < environments.len();
