@@ -46,7 +46,11 @@ impl Registry {
             "architecture": match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" },
             "os": "linux",
             // As an image that is to change boxd.
-            "config": { "Env": ["PATH=/", "AGENTBOX_BOXD_WARM=true"] },
+            "config": {
+                "Env": ["PATH=/", "AGENTBOX_BOXD_WARM=true"],
+                // A containerd of an earlier run has another blob, and must request this one.
+                "Labels": { "run": rand::random::<u64>().to_string() },
+            },
             "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
         });
         let config = config.to_string().into_bytes();
