@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-connections images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -85,9 +85,13 @@ test: test-build ## Run all tests that need no Kubernetes and no gVisor
 	@.ci/suites machine
 
 # The first time, Kubernetes and gVisor are built from their sources.
-test-all: test-build gvisor ## Run all tests, also on gVisor and Kubernetes
+test-all: test-build gvisor ## Run all tests of CI, also on gVisor and Kubernetes
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	@.ci/suites all
+
+test-cluster: test-build ## Test the Helm chart, and instances whose boxes run on Kubernetes
+	$(TARGET)/debug/agentbox-local prepare --kubernetes
+	@.ci/suites cluster
 
 # One descriptor for each connection, in the test and in the gateway.
 test-connections: test-build ## Test the default limits of connections with 10,500 hostile ones
