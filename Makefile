@@ -96,7 +96,7 @@ test-cluster: test-build ## Test the Helm chart, and instances whose boxes run o
 # One descriptor for each connection, in the test and in the gateway.
 test-connections: test-build ## Test the default limits of connections with 10,500 hostile ones
 	$(TARGET)/debug/agentbox-local prepare
-	@ulimit -n 32768; AGENTBOX_TEST_CONNECTIONS=10500 cargo test --workspace --test routes -- --nocapture \
+	@ulimit -n 16384; AGENTBOX_TEST_CONNECTIONS=10500 cargo test --workspace --test routes -- --nocapture \
 	  --exact connections::connections_of_one_network_delay_no_other_network | tee /dev/stderr \
 	  | grep '^test result: ok. 1 passed' > /dev/null
 
