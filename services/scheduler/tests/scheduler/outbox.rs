@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentbox_bus::{Bus, with_origin};
-use agentbox_contracts::audit::{AuditAction, Origin};
+use agentbox_contracts::audit::{AuditAction, AuditEntry, Origin};
 use agentbox_contracts::environment::{EventKind, Route};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::subjects;
@@ -390,6 +390,14 @@ async fn route_is_published_with_the_environment_and_removed_with_it() {
     let _ = mirroring.await;
 }
 
+/// Waits until everything is published, and returns the audit entries that auth receives.
+async fn published_entries(database: &crate::support::Database, auth: &Bus) -> Vec<AuditEntry> {
+    all_published(database).await;
+    let queued = auth.audit_queue().pull(10, Duration::from_secs(1)).await;
+    let queued = queued.unwrap().into_iter();
+    queued.map(|queued| queued.entry).collect()
+}
+
 #[tokio::test]
 async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
     let database = database().await;
@@ -408,11 +416,8 @@ async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
         ..Origin::default()
     };
     let id = with_origin(origin.clone(), run_lifecycle(&database.store, wake)).await;
-    all_published(&database).await;
-
-    let mut queue = auth.audit_queue();
-    let queued = queue.pull(10, Duration::from_secs(1)).await.unwrap();
-    let actions: Vec<AuditAction> = queued.iter().map(|queued| queued.entry.action).collect();
+    let entries = published_entries(&database, &auth).await;
+    let actions: Vec<AuditAction> = entries.iter().map(|entry| entry.action).collect();
     assert_eq!(
         actions,
         [
@@ -421,9 +426,9 @@ async fn changes_that_a_request_asked_for_have_one_audit_entry_each() {
             AuditAction::DeleteEnvironment,
         ]
     );
-    for queued in &queued {
-        assert_eq!(queued.entry.origin, origin);
-        assert_eq!(queued.entry.target.as_deref(), Some(id.as_str()));
+    for entry in &entries {
+        assert_eq!(entry.origin, origin);
+        assert_eq!(entry.target.as_deref(), Some(id.as_str()));
     }
     shutdown.cancel();
     relaying.await.unwrap();
@@ -455,11 +460,8 @@ async fn registry_credential_changes_are_audited_with_the_registry() {
         outbox.wake(&delete.await.unwrap().unwrap());
     };
     with_origin(origin.clone(), change).await;
-    all_published(&database).await;
-
-    let mut queue = auth.audit_queue();
-    let queued = queue.pull(10, Duration::from_secs(1)).await.unwrap();
-    let actions: Vec<AuditAction> = queued.iter().map(|queued| queued.entry.action).collect();
+    let entries = published_entries(&database, &auth).await;
+    let actions: Vec<AuditAction> = entries.iter().map(|entry| entry.action).collect();
     assert_eq!(
         actions,
         [
@@ -467,11 +469,11 @@ async fn registry_credential_changes_are_audited_with_the_registry() {
             AuditAction::DeleteRegistryCredential,
         ]
     );
-    for queued in &queued {
-        assert_eq!(queued.entry.origin, origin);
-        let target = queued.entry.target.as_deref();
+    for entry in &entries {
+        assert_eq!(entry.origin, origin);
+        let target = entry.target.as_deref();
         assert_eq!(target, Some("registry.example:5000"));
-        assert!(queued.entry.is_storable());
+        assert!(entry.is_storable());
     }
     shutdown.cancel();
     relaying.await.unwrap();
