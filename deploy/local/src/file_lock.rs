@@ -20,12 +20,25 @@ pub enum LockError {
     Deadline { path: PathBuf, waited: Duration },
 }
 
-/// Locks a file, which is created if it is missing, until the returned handle is dropped. Waits
-/// while another run holds the lock, at most `within`.
+/// A lock that is held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file would leave the lock to every process that was forked meanwhile and has
+    /// not yet executed its program.
+    fn drop(&mut self) {
+        // The kernel releases the lock in any case when the last copy of the file is closed.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Locks a file, which is created if it is missing. Waits while another run holds the lock, at
+/// most `within`.
 ///
 /// # Errors
 /// [`LockError`], with the path of the lock.
-pub(crate) async fn lock(path: &Path, within: Duration) -> Result<File, LockError> {
+pub(crate) async fn lock(path: &Path, within: Duration) -> Result<Lock, LockError> {
     let failed = |source| LockError::File {
         path: path.to_owned(),
         source,
@@ -39,7 +52,7 @@ pub(crate) async fn lock(path: &Path, within: Duration) -> Result<File, LockErro
     let deadline = Instant::now() + within;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Lock(file)),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
                 return Err(LockError::Deadline {
@@ -67,6 +80,8 @@ mod tests {
             error.to_string().contains(&path.display().to_string()),
             "{error}"
         );
+        // As a process between fork and exec has it.
+        let _copy = held.0.try_clone().unwrap();
         drop(held);
         lock(&path, Duration::ZERO).await.unwrap();
     }
