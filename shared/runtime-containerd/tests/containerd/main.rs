@@ -9,13 +9,13 @@
 )]
 
 mod bounds;
+mod burst;
 mod conformance;
 mod filling;
 mod first_instruction;
 mod gvisor;
 mod host_network;
 mod images;
-mod latency;
 mod leftovers;
 mod machine;
 mod processes;
