@@ -1,10 +1,13 @@
 //! Locks on files, for which several runs wait. The kernel releases the lock of a process that
 //! exits.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -20,30 +23,18 @@ pub enum LockError {
     Deadline { path: PathBuf, waited: Duration },
 }
 
-/// A lock that is held until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Lock(File);
-
-impl Drop for Lock {
-    /// Closing the file would leave the lock to every process that was forked meanwhile and has
-    /// not yet executed its program.
-    fn drop(&mut self) {
-        // The kernel releases the lock in any case when the last copy of the file is closed.
-        let _ = self.0.unlock();
-    }
-}
-
-/// Locks a file, which is created if it is missing. Waits while another run holds the lock, at
-/// most `within`.
+/// Locks a file, which is created if it is missing, until the returned lock is dropped. Waits while
+/// another run holds the lock, at most `within`. A process that was forked meanwhile, and has not yet
+/// executed its program, does not keep it.
 ///
 /// # Errors
 /// [`LockError`], with the path of the lock.
-pub(crate) async fn lock(path: &Path, within: Duration) -> Result<Lock, LockError> {
+pub(crate) async fn lock(path: &Path, within: Duration) -> Result<Flock<File>, LockError> {
     let failed = |source| LockError::File {
         path: path.to_owned(),
         source,
     };
-    let file = File::options()
+    let mut file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
@@ -51,18 +42,19 @@ pub(crate) async fn lock(path: &Path, within: Duration) -> Result<Lock, LockErro
         .map_err(failed)?;
     let deadline = Instant::now() + within;
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Lock(file)),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= deadline => {
                 return Err(LockError::Deadline {
                     path: path.to_owned(),
                     waited: within,
                 });
             }
-            // The kernel's own wait has no deadline.
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(RETRY_INTERVAL).await,
-        }
+            Err((file, Errno::EWOULDBLOCK)) => file,
+            Err((_, error)) => return Err(failed(error.into())),
+        };
+        // The kernel's own wait has no deadline.
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -81,7 +73,7 @@ mod tests {
             "{error}"
         );
         // As a process between fork and exec has it.
-        let _copy = held.0.try_clone().unwrap();
+        let _copy = held.try_clone().unwrap();
         drop(held);
         lock(&path, Duration::ZERO).await.unwrap();
     }
