@@ -21,7 +21,7 @@ use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::scheduler::{bus, shared_bus};
-use crate::support::{creation, database, eventually, request};
+use crate::support::{concurrently, creation, database, eventually, request};
 
 async fn step(store: &Store, before: Record, event: LifecycleEvent) -> Record {
     let now = Utc::now();
@@ -117,7 +117,7 @@ async fn two_publishers_publish_each_event_once_and_in_order() {
         outbox_one.wake(id);
         outbox_two.wake(id);
     };
-    let ids = join_all((0..40).map(|_| run_lifecycle(&database.store, wake))).await;
+    let ids = concurrently(40, |_| run_lifecycle(&database.store, wake)).await;
     for id in &ids {
         assert_eq!(event_kinds(&one, id).await, LIFECYCLE, "{id}");
     }
@@ -137,13 +137,13 @@ async fn killed_publishers_rows_are_published_by_another_and_stored_once() {
         let (outbox, relay) = outbox(database.store.clone(), bus.clone());
         (outbox, tokio::spawn(relay.run(shutdown.clone())))
     };
-    let ids = join_all((0..30).map(|_| async {
+    let ids = concurrently(30, async |_| {
         // Each lifecycle has a publisher that is killed during it.
         let (outbox, relay) = start();
         let id = run_lifecycle(&database.store, |id| outbox.wake(id)).await;
         relay.abort();
         id
-    }))
+    })
     .await;
     let (_, survivor) = start();
     for id in &ids {

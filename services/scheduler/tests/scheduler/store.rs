@@ -24,7 +24,7 @@ use chrono::Utc;
 use futures::future::join_all;
 
 use crate::support::scheduler::environments;
-use crate::support::{Database, creation, database, eventually, request, secret};
+use crate::support::{Database, concurrently, creation, database, eventually, request, secret};
 
 fn started() -> LifecycleEvent {
     LifecycleEvent::Started {
@@ -307,12 +307,12 @@ async fn concurrent_creates_stop_exactly_at_the_quota() {
         memory: Some(Bytes(64 << 20 << 4)),
         storage: None,
     };
-    let outcomes = join_all((0..50).map(|n| {
+    let outcomes = concurrently(50, |n| {
         let store = database.store.clone();
         let mut creation = creation(&owner, request(&format!("n-{n}")));
         creation.quota = quota;
         async move { store.create(&creation).await }
-    }))
+    })
     .await;
     let created = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     assert_eq!(created, 7);
@@ -371,12 +371,12 @@ async fn capacity_is_reserved_once_and_again_after_an_end() {
         cpu: MilliCpu(250),
         ..Allocatable::UNLIMITED
     };
-    let records = join_all((0..20).map(|n| {
+    let records = concurrently(20, |n| {
         let store = database.store.clone();
         let mut creation = creation(&UserId::random(), request(&format!("n-{n}")));
         creation.allocatable = allocatable;
         async move { store.create(&creation).await.unwrap() }
-    }))
+    })
     .await;
     let (reserved, waiting): (Vec<_>, Vec<_>) = records
         .into_iter()
@@ -488,6 +488,17 @@ async fn due_environment_is_taken_by_one_replica() {
                 .id,
         );
     }
+    let due_later = database
+        .number(
+            "SELECT count(*) FROM reconcile_queue JOIN environments ON id = environment_id
+             WHERE due_at > created_at",
+        )
+        .await;
+    assert_eq!(due_later, 20);
+    // Twenty creates may take longer than the delay of the first.
+    database
+        .execute("UPDATE reconcile_queue SET due_at = now() + interval '1 minute'")
+        .await;
     assert!(
         database
             .store

@@ -16,7 +16,11 @@ use agentbox_scheduler::migrations::Migrator;
 use agentbox_testing::TestPostgres;
 pub use agentbox_testing::eventually;
 use chrono::{SubsecRound as _, Utc};
+use futures::{StreamExt as _, stream};
 use sea_orm::DatabaseConnection;
+
+/// The size of a test's pool.
+const CONNECTIONS: u32 = 10;
 
 /// A database of this test's own.
 pub struct Database {
@@ -27,7 +31,7 @@ pub struct Database {
 
 pub async fn database() -> Database {
     let url = TestPostgres::start().await.unwrap().url;
-    let connection = agentbox_database::connect(&url, "scheduler", 10)
+    let connection = agentbox_database::connect(&url, "scheduler", CONNECTIONS)
         .await
         .unwrap();
     agentbox_database::migrate::<Migrator>(&connection, "scheduler")
@@ -63,6 +67,17 @@ impl Database {
             .unwrap();
         row.try_get_by_index(0).unwrap()
     }
+}
+
+/// Does `work` `count` times, as many at once as the pool has connections: more would wait for one,
+/// and that wait has a deadline.
+pub async fn concurrently<T>(count: usize, work: impl AsyncFn(usize) -> T) -> Vec<T> {
+    let work = &work;
+    stream::iter(0..count)
+        .map(|n| async move { work(n).await })
+        .buffer_unordered(CONNECTIONS as usize)
+        .collect()
+        .await
 }
 
 /// A small request for a busybox.
