@@ -54,7 +54,7 @@ fn check_frame(text: &str) {
         Err(error) => return assert_input_error(&error),
     };
     for message in messages {
-        if let ToBox::Stdin(chunk) = &message {
+        if let ToBox::Data(chunk) = &message {
             assert!((1..=MAX_CHUNK).contains(&chunk.len()));
         }
         let encoded = message.clone().encode();

@@ -34,6 +34,30 @@ pub(crate) enum Action {
     ReadLogs,
     Exec,
     Attach,
+    /// Read the metadata of files, and list directories.
+    ViewFiles,
+    /// Read the contents of a file or a directory.
+    DownloadFile,
+    /// Write a file, or unpack an archive.
+    UploadFile,
+    /// Create, move, copy, change and delete files.
+    ChangeFiles,
+    /// Follow the changes of files.
+    WatchFiles,
+    /// Read executions and their status.
+    ViewExecutions,
+    /// Read the output of an execution.
+    ReadOutput,
+    StartExecution,
+    /// Send stdin, signals and sizes to an execution, or delete it.
+    ControlExecution,
+    AttachExecution,
+    /// List the listening ports, or the previews.
+    ViewPorts,
+    /// Send requests to a port.
+    UsePort,
+    /// Create and delete previews.
+    ManagePreviews,
     PatchEnvironment,
     DeleteEnvironment,
     /// Read the audit trail: the caller's own entries, or all of them.
@@ -48,8 +72,25 @@ impl Action {
     /// The permission that this action requires on its environment; `None` if it has none.
     pub(crate) const fn required_permission(self) -> Option<Permission> {
         match self {
-            Self::ViewEnvironment | Self::ReadLogs | Self::TicketForLogs => Some(Permission::Read),
-            Self::Exec | Self::Attach | Self::TicketForAttach => Some(Permission::Write),
+            Self::ViewEnvironment
+            | Self::ReadLogs
+            | Self::TicketForLogs
+            | Self::ViewFiles
+            | Self::ViewExecutions
+            | Self::ReadOutput
+            | Self::ViewPorts => Some(Permission::Read),
+            Self::Exec
+            | Self::Attach
+            | Self::TicketForAttach
+            | Self::DownloadFile
+            | Self::UploadFile
+            | Self::ChangeFiles
+            | Self::WatchFiles
+            | Self::StartExecution
+            | Self::ControlExecution
+            | Self::AttachExecution
+            | Self::UsePort
+            | Self::ManagePreviews => Some(Permission::Write),
             Self::PatchEnvironment | Self::DeleteEnvironment => Some(Permission::Admin),
             Self::Public
             | Self::LogIn

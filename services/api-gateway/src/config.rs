@@ -78,6 +78,10 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_EXEC", default_value_t = 100)]
     pub rate_limit_exec: u64,
 
+    /// File operations that one user may start per minute.
+    #[arg(long, env = "AGENTBOX_RATE_LIMIT_FILES", default_value_t = 1000)]
+    pub rate_limit_files: u64,
+
     /// Other requests that one user may send per minute.
     #[arg(long, env = "AGENTBOX_RATE_LIMIT_OTHER", default_value_t = 200)]
     pub rate_limit_other: u64,

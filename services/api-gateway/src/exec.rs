@@ -45,7 +45,7 @@ pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
     // The caller may append the end of stdin.
     let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_CHUNK) + 1);
     while !bytes.is_empty() {
-        messages.push(ToBox::Stdin(bytes.split_to(bytes.len().min(MAX_CHUNK))));
+        messages.push(ToBox::Data(bytes.split_to(bytes.len().min(MAX_CHUNK))));
     }
     messages
 }

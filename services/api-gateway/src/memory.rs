@@ -54,6 +54,14 @@ pub(crate) enum SessionKind {
     Attach,
     Logs,
     Events,
+    /// A file operation, with or without content.
+    Files,
+    /// The output of an execution, as bytes or as events.
+    Output,
+    /// Any other operation on executions.
+    Execution,
+    /// A connection to a port of a box.
+    Port,
 }
 
 impl SessionKind {
@@ -69,6 +77,11 @@ impl SessionKind {
             Self::Logs => WINDOW + MESSAGE_AS_JSON,
             // The events that JetStream has delivered, and one as JSON.
             Self::Events => 512 * KIB,
+            // Content in one direction, and the chunk that is being split.
+            Self::Files => 2 * WINDOW,
+            Self::Output => WINDOW + MESSAGE_AS_JSON,
+            Self::Execution => 128 * KIB,
+            Self::Port => 2 * WINDOW,
         }
     }
 }
@@ -141,6 +154,10 @@ mod tests {
             SessionKind::Attach,
             SessionKind::Logs,
             SessionKind::Events,
+            SessionKind::Files,
+            SessionKind::Output,
+            SessionKind::Execution,
+            SessionKind::Port,
         ] {
             // One user gets at most half: as much as is left for the others.
             assert!(kind.bytes() * 40 <= sessions / 2, "{kind:?}: {sessions}");

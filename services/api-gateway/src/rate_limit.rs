@@ -48,6 +48,8 @@ pub(crate) enum Category {
     FailedLogin,
     Create,
     Exec,
+    /// File operations.
+    Files,
     Other,
     /// Probes of this process: never limited, and never waiting for the bus.
     Uncounted,
@@ -60,6 +62,7 @@ impl Category {
             Self::FailedLogin => "failed_login",
             Self::Create => "create",
             Self::Exec => "exec",
+            Self::Files => "files",
             Self::Other => "other",
             Self::Uncounted => "uncounted",
         }
@@ -73,6 +76,7 @@ pub(crate) struct Limits {
     pub failed_login: u64,
     pub create: u64,
     pub exec: u64,
+    pub files: u64,
     pub other: u64,
 }
 
@@ -83,6 +87,7 @@ impl Limits {
             Category::FailedLogin => self.failed_login,
             Category::Create => self.create,
             Category::Exec => self.exec,
+            Category::Files => self.files,
             Category::Other | Category::Uncounted => self.other,
         }
     }
@@ -95,6 +100,7 @@ impl From<&Config> for Limits {
             failed_login: config.rate_limit_failed_login,
             create: config.rate_limit_create,
             exec: config.rate_limit_exec,
+            files: config.rate_limit_files,
             other: config.rate_limit_other,
         }
     }

@@ -80,8 +80,8 @@ async fn forward_input(
 ) -> Result<(), Error> {
     loop {
         let sent = match receiver.recv().await? {
-            Some(ToBox::Stdin(bytes)) => stdin::send(inputs, bytes).await.is_ok(),
-            Some(ToBox::Eof) => {
+            Some(ToBox::Data(bytes)) => stdin::send(inputs, bytes).await.is_ok(),
+            Some(ToBox::End) => {
                 let eof = stdin::input(run_input::Input::StdinEof(Empty {}));
                 inputs.send(eof).await.is_ok()
             }

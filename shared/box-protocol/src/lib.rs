@@ -23,6 +23,9 @@ pub mod variables;
 #[cfg(test)]
 mod wire_tests;
 
+/// The metadata of a gRPC status that names an error code of `agentbox_contracts`, for callers.
+pub const ERROR_CODE_METADATA: &str = "agentbox-error";
+
 /// Generated from `proto/box.proto`.
 #[allow(
     clippy::all,

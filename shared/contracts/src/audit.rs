@@ -66,6 +66,18 @@ pub enum AuditAction {
     Exec,
     Attach,
     ReadLogs,
+    /// The target of this and the following actions is the environment.
+    DownloadFile,
+    UploadFile,
+    ChangeFiles,
+    WatchFiles,
+    StartExecution,
+    ReadOutput,
+    ControlExecution,
+    AttachExecution,
+    UsePort,
+    CreatePreview,
+    DeletePreview,
 }
 
 impl AuditAction {
@@ -84,7 +96,20 @@ impl AuditAction {
     #[must_use]
     pub const fn service(self) -> &'static str {
         match self {
-            Self::Exec | Self::Attach | Self::ReadLogs => "api-gateway",
+            Self::Exec
+            | Self::Attach
+            | Self::ReadLogs
+            | Self::DownloadFile
+            | Self::UploadFile
+            | Self::ChangeFiles
+            | Self::WatchFiles
+            | Self::StartExecution
+            | Self::ReadOutput
+            | Self::ControlExecution
+            | Self::AttachExecution
+            | Self::UsePort
+            | Self::CreatePreview
+            | Self::DeletePreview => "api-gateway",
             Self::CreateEnvironment
             | Self::PatchEnvironment
             | Self::DeleteEnvironment

@@ -20,6 +20,12 @@ macro_rules! codes {
                 match self { $(Self::$name => $text,)* }
             }
 
+            /// The code with this text; `None` for an unknown one.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|code| code.as_str() == text)
+            }
+
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
@@ -65,6 +71,52 @@ codes! {
     UriTooLong = "uri_too_long", 414;
     /// The Content-Type is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type", 415;
+    /// The file or directory does not exist.
+    FileNotFound = "file_not_found", 404;
+    /// A part of the path, or the path itself, is not a directory.
+    NotADirectory = "not_a_directory", 409;
+    /// The path is a directory, and the operation needs a file.
+    IsADirectory = "is_a_directory", 409;
+    /// The path exists, and the request does not allow to replace it.
+    AlreadyExists = "already_exists", 409;
+    /// The directory has entries, and the request is not recursive.
+    NotEmpty = "not_empty", 409;
+    /// A mount point, a device, a FIFO or a socket cannot be replaced.
+    NotReplaceable = "not_replaceable", 409;
+    /// The kernel reports the file as busy.
+    Busy = "busy", 409;
+    /// The two paths are on different file systems.
+    CrossDevice = "cross_device", 409;
+    /// The user in the environment may not do this.
+    PermissionDenied = "permission_denied", 403;
+    /// The file system is mounted read-only.
+    ReadOnlyFilesystem = "read_only_filesystem", 403;
+    /// The file system, or the storage of the environment, is full.
+    NoSpace = "no_space", 507;
+    /// A condition of the request (`If-Match`, `If-None-Match`) does not hold.
+    PreconditionFailed = "precondition_failed", 412;
+    /// The range begins after the end of the file.
+    RangeNotSatisfiable = "range_not_satisfiable", 416;
+    /// A name in the path is longer than its file system allows.
+    NameTooLong = "name_too_long", 400;
+    /// The path is not absolute, is too long, or contains a NUL.
+    InvalidPath = "invalid_path", 400;
+    /// The path has too many symbolic links.
+    TooManyLinks = "too_many_links", 400;
+    /// The user or group does not exist in the environment.
+    UserNotFound = "user_not_found", 400;
+    /// The environment does not allow to act as this user.
+    UserNotAllowed = "user_not_allowed", 400;
+    /// The content does not have the digest of `Content-Digest`.
+    DigestMismatch = "digest_mismatch", 400;
+    /// The archive is malformed, or has an entry that is refused. The message names the entry.
+    ArchiveInvalid = "archive_invalid", 400;
+    /// The working directory of the command does not exist, or cannot be entered.
+    WorkingDirNotFound = "working_dir_not_found", 400;
+    /// Nothing listens on the port.
+    NothingListening = "nothing_listening", 502;
+    /// Previews for browsers need a domain, which the operator has not configured.
+    PreviewDomainMissing = "preview_domain_missing", 501;
     /// Too many requests in this minute, or too many connections, commands or streams at once. `Retry-After` says when to try again, in seconds.
     RateLimited = "rate_limited", 429;
     /// The headers of the request are too many or too long.

@@ -17,8 +17,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Status;
+use crate::executions::ExecutionRequest;
+use crate::files::FileRequest;
 use crate::ids::{EnvironmentId, ExecId, UserId};
 use crate::logs::base64_bytes;
+use crate::ports::ConnectPort;
 
 pub use message::{
     ExecResult, Exit, FromBox, MAX_INLINE_RESULT, MalformedMessage, SessionMessage, ToBox,
@@ -46,6 +49,16 @@ pub enum OpenKind {
     Exec(ExecRequest),
     Attach(AttachRequest),
     Logs(LogsRequest),
+    /// A file operation. Content is sent as [`ToBox::Data`] and [`ToBox::End`]; the answers are
+    /// [`FromBox::File`].
+    Files(FileRequest),
+    /// An operation on executions. The answers are [`FromBox::Execution`].
+    Execution(ExecutionRequest),
+    /// A connection to a port. Bytes are sent as [`ToBox::Data`] and [`ToBox::End`]; the answers are
+    /// [`FromBox::Port`].
+    Port(ConnectPort),
+    /// The listening ports; the answer is one [`FromBox::Ports`].
+    Ports,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,8 +69,17 @@ pub struct ExecRequest {
     pub working_dir: Option<String>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// `name`, `uid`, `name:group`, `uid:gid`. `None`: the box's user.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Stderr is written to stdout's pipe.
+    #[serde(default)]
+    pub merge_stderr: bool,
+    /// All output is sent as it comes, without a limit, and [`FromBox::Exit`] ends the session.
+    #[serde(default)]
+    pub stream: bool,
     /// All of stdin. When it is too long for this message it is absent, `stdin_follows` is
-    /// set, and [`ToBox::Stdin`] and [`ToBox::Eof`] messages carry it.
+    /// set, and [`ToBox::Data`] and [`ToBox::End`] messages carry it.
     #[serde(default, with = "optional_base64")]
     pub stdin: Option<Vec<u8>>,
     #[serde(default)]

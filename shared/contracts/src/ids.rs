@@ -134,6 +134,11 @@ id!(
     "exec-"
 );
 id!(
+    /// The id of a preview of a port.
+    PreviewId,
+    "preview-"
+);
+id!(
     /// The id of one entry of the audit trail.
     AuditId,
     "audit-"

@@ -28,7 +28,7 @@ pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
                 signal,
             ));
         }
-        ClientMessage::Eof {} => vec![ToBox::Eof],
+        ClientMessage::Eof {} => vec![ToBox::End],
     })
 }
 
@@ -116,7 +116,7 @@ mod tests {
         for (text, expected) in [
             (
                 r#"{"type":"stdin","data":"ls -la\n"}"#,
-                ToBox::Stdin(Bytes::from_static(b"ls -la\n")),
+                ToBox::Data(Bytes::from_static(b"ls -la\n")),
             ),
             (
                 r#"{"type":"resize","cols":132,"rows":50}"#,
@@ -129,7 +129,7 @@ mod tests {
                 r#"{"type":"signal","signal":"SIGINT"}"#,
                 ToBox::Signal("SIGINT".into()),
             ),
-            (r#"{"type":"eof"}"#, ToBox::Eof),
+            (r#"{"type":"eof"}"#, ToBox::End),
         ] {
             assert_eq!(to_box(text), Ok(vec![expected]), "{text}");
         }
@@ -161,7 +161,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100_000u32).map(|n| n.to_le_bytes()[0]).collect();
         let mut back = Vec::new();
         for message in stdin_messages(bytes.clone().into()) {
-            let ToBox::Stdin(chunk) = message else {
+            let ToBox::Data(chunk) = message else {
                 panic!("{message:?}")
             };
             assert!(chunk.len() <= MAX_CHUNK);

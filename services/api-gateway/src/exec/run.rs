@@ -50,7 +50,7 @@ async fn feed(
 ) -> std::convert::Infallible {
     if let Some(stdin) = stdin {
         let mut messages = stdin_messages(stdin.into());
-        messages.push(ToBox::Eof);
+        messages.push(ToBox::End);
         for message in messages {
             // The command has ended without reading all of its stdin. Its result follows.
             if to_box.send(message).await.is_err() {

@@ -45,12 +45,12 @@ async fn forward_messages(
 ) -> Result<Result<(), InputClosed>, Error> {
     loop {
         match receiver.recv().await? {
-            Some(ToBox::Stdin(bytes)) => {
+            Some(ToBox::Data(bytes)) => {
                 if let Err(closed) = send(inputs, bytes).await {
                     return Ok(Err(closed));
                 }
             }
-            Some(ToBox::Eof) | None => return Ok(Ok(())),
+            Some(ToBox::End) | None => return Ok(Ok(())),
             // An exec has no terminal; closing its session kills it.
             Some(ToBox::Resize(_) | ToBox::Signal(_)) => {}
         }

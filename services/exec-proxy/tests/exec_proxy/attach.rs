@@ -46,7 +46,7 @@ async fn read_exit(session: &mut ClientSession) -> (Vec<u8>, Exit) {
 
 async fn type_in(session: &mut ClientSession, text: &str) {
     session
-        .send(ToBox::Stdin(Bytes::copy_from_slice(text.as_bytes())))
+        .send(ToBox::Data(Bytes::copy_from_slice(text.as_bytes())))
         .await
         .unwrap();
 }
@@ -122,7 +122,7 @@ async fn stdin_eof_reaches_command() {
         .unwrap();
     session.recv().await.unwrap();
     type_in(&mut session, "some").await;
-    session.send(ToBox::Eof).await.unwrap();
+    session.send(ToBox::End).await.unwrap();
     let (seen, exit) = read_exit(&mut session).await;
     assert_eq!(seen, b"someover\n");
     assert_eq!(exit.exit_code, 0);

@@ -153,7 +153,7 @@ async fn check_terminal(gateway: &Gateway, inside: &RealBox) {
     let mut session = gateway.open_as(&inside.open(request)).await.unwrap();
     session.recv().await.unwrap();
     session
-        .send(ToBox::Stdin("stty size; exit 5\n".into()))
+        .send(ToBox::Data("stty size; exit 5\n".into()))
         .await
         .unwrap();
     let mut seen = Vec::new();

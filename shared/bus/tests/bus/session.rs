@@ -57,7 +57,7 @@ async fn last_message_arrives_last_without_reader_of_other_direction() {
     let (mut to_box, mut from_box) = opened.split();
     let pump = tokio::spawn(async move {
         // Blocks on a full window until the session ends.
-        while to_box.send(ToBox::Stdin(chunk(1, 1024))).await.is_ok() {}
+        while to_box.send(ToBox::Data(chunk(1, 1024))).await.is_ok() {}
     });
     for n in 0..100 {
         served.send(FromBox::LogsLost(n)).await.unwrap();
@@ -78,7 +78,7 @@ async fn finish_does_not_wait_for_peer_that_only_sends() {
     let (mut opened, served) = ends.session().await;
     let blocked = tokio::spawn(async move {
         for _ in 0..1000 {
-            opened.send(ToBox::Stdin(chunk(1, 1024))).await?;
+            opened.send(ToBox::Data(chunk(1, 1024))).await?;
         }
         Ok::<_, Error>(opened)
     });
@@ -135,7 +135,7 @@ async fn failure_arrives_after_earlier_messages() {
         assert_eq!(opened.recv().await.unwrap(), Some(FromBox::LogsLost(n)));
     }
     assert_eq!(within(DEADLINE, opened.recv()).await.unwrap_err(), failure);
-    assert!(opened.send(ToBox::Eof).await.is_err());
+    assert!(opened.send(ToBox::End).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,6 +163,6 @@ async fn idle_session_stays_open() {
     assert!(ended.await.is_err(), "the session ended");
     served.send(FromBox::LogsLost(1)).await.unwrap();
     assert!(opened.recv().await.unwrap().is_some());
-    opened.send(ToBox::Eof).await.unwrap();
-    assert_eq!(served.recv().await.unwrap(), Some(ToBox::Eof));
+    opened.send(ToBox::End).await.unwrap();
+    assert_eq!(served.recv().await.unwrap(), Some(ToBox::End));
 }

@@ -10,8 +10,11 @@ use chrono::{DateTime, Utc};
 use prost::Message as _;
 
 use super::TerminalSize;
+use crate::executions::ExecutionOutput;
+use crate::files::FileOutput;
 use crate::ids::{ExecId, InvalidId};
 use crate::logs::{LogEntry, OutputStream};
+use crate::ports::{PortList, PortOutput};
 
 /// The size limit, for stdout and stderr together, of an exec answered by one message.
 ///
@@ -22,12 +25,15 @@ pub const MAX_INLINE_RESULT: usize = 256 * 1024;
 /// Gateway to exec-proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToBox {
-    Stdin(Bytes),
-    /// The end of stdin.
-    Eof,
+    /// Stdin, the content of a file, or bytes for a port.
+    Data(Bytes),
+    /// The end of the data.
+    End,
     Resize(TerminalSize),
     /// `SIGINT`, `INT`.
     Signal(String),
+    /// Take the input of an execution from the client that holds it.
+    TakeInput,
 }
 
 /// Exec-proxy to gateway.
@@ -49,6 +55,10 @@ pub enum FromBox {
     LogsEnd {
         ended: bool,
     },
+    File(FileOutput),
+    Execution(ExecutionOutput),
+    Port(PortOutput),
+    Ports(PortList),
 }
 
 /// How a command ended.
@@ -102,13 +112,14 @@ impl SessionMessage for ToBox {
     fn encode(self) -> Bytes {
         use wire::to_box::Content;
         let content = match self {
-            Self::Stdin(bytes) => Content::Stdin(bytes),
-            Self::Eof => Content::Eof(()),
+            Self::Data(bytes) => Content::Data(bytes),
+            Self::End => Content::End(()),
             Self::Resize(size) => Content::Resize(wire::TerminalSize {
                 cols: size.cols.into(),
                 rows: size.rows.into(),
             }),
             Self::Signal(name) => Content::Signal(name),
+            Self::TakeInput => Content::TakeInput(()),
         };
         wire::ToBox::from(content).encode_to_vec().into()
     }
@@ -117,13 +128,14 @@ impl SessionMessage for ToBox {
         use wire::to_box::Content;
         let content = wire::ToBox::decode(body)?.content;
         Ok(match content.ok_or(MalformedMessage::Unknown)? {
-            Content::Stdin(bytes) => Self::Stdin(bytes),
-            Content::Eof(()) => Self::Eof,
+            Content::Data(bytes) => Self::Data(bytes),
+            Content::End(()) => Self::End,
             Content::Resize(size) => Self::Resize(TerminalSize {
                 cols: size.cols.try_into().unwrap_or(u16::MAX),
                 rows: size.rows.try_into().unwrap_or(u16::MAX),
             }),
             Content::Signal(name) => Self::Signal(name),
+            Content::TakeInput(()) => Self::TakeInput,
         })
     }
 }
@@ -142,6 +154,10 @@ impl SessionMessage for FromBox {
             }),
             Self::LogsLost(count) => Content::LogsLost(count),
             Self::LogsEnd { ended } => Content::LogsEnd(ended),
+            Self::File(output) => Content::File(output),
+            Self::Execution(output) => Content::Execution(output),
+            Self::Port(output) => Content::Port(output),
+            Self::Ports(ports) => Content::Ports(ports),
         };
         wire::FromBox::from(content).encode_to_vec().into()
     }
@@ -160,6 +176,10 @@ impl SessionMessage for FromBox {
             }
             Content::LogsLost(count) => Self::LogsLost(count),
             Content::LogsEnd(ended) => Self::LogsEnd { ended },
+            Content::File(output) => Self::File(output),
+            Content::Execution(output) => Self::Execution(output),
+            Content::Port(output) => Self::Port(output),
+            Content::Ports(ports) => Self::Ports(ports),
         })
     }
 }
@@ -170,7 +190,7 @@ mod wire {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct ToBox {
-        #[prost(oneof = "to_box::Content", tags = "1, 2, 3, 4")]
+        #[prost(oneof = "to_box::Content", tags = "1, 2, 3, 4, 5")]
         pub content: Option<to_box::Content>,
     }
 
@@ -178,19 +198,24 @@ mod wire {
         #[derive(Clone, PartialEq, prost::Oneof)]
         pub enum Content {
             #[prost(bytes = "bytes", tag = "1")]
-            Stdin(bytes::Bytes),
+            Data(bytes::Bytes),
             #[prost(message, tag = "2")]
-            Eof(()),
+            End(()),
             #[prost(message, tag = "3")]
             Resize(super::TerminalSize),
             #[prost(string, tag = "4")]
             Signal(String),
+            #[prost(message, tag = "5")]
+            TakeInput(()),
         }
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct FromBox {
-        #[prost(oneof = "from_box::Content", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+        #[prost(
+            oneof = "from_box::Content",
+            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        )]
         pub content: Option<from_box::Content>,
     }
 
@@ -213,6 +238,14 @@ mod wire {
             LogsLost(u64),
             #[prost(bool, tag = "8")]
             LogsEnd(bool),
+            #[prost(message, tag = "9")]
+            File(crate::files::FileOutput),
+            #[prost(message, tag = "10")]
+            Execution(crate::executions::ExecutionOutput),
+            #[prost(message, tag = "11")]
+            Port(crate::ports::PortOutput),
+            #[prost(message, tag = "12")]
+            Ports(crate::ports::PortList),
         }
     }
 

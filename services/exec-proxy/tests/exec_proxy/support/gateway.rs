@@ -114,10 +114,10 @@ impl Gateway {
         let send = async {
             for chunk in stdin.chunks(MAX_CHUNK) {
                 sender
-                    .send(ToBox::Stdin(bytes::Bytes::copy_from_slice(chunk)))
+                    .send(ToBox::Data(bytes::Bytes::copy_from_slice(chunk)))
                     .await?;
             }
-            sender.send(ToBox::Eof).await?;
+            sender.send(ToBox::End).await?;
             // Kept open until the result has arrived.
             std::future::pending::<Result<ExecResult, Error>>().await
         };

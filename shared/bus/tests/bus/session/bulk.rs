@@ -25,10 +25,7 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
 
     let to_server_task = tokio::spawn(async move {
         for n in 0..CHUNKS {
-            to_box
-                .send(ToBox::Stdin(chunk(n, MAX_CHUNK)))
-                .await
-                .unwrap();
+            to_box.send(ToBox::Data(chunk(n, MAX_CHUNK))).await.unwrap();
         }
         to_box
     });
@@ -46,7 +43,7 @@ async fn bulk_transfer_both_ways_is_exact_and_bounded_in_flight() {
     let at_server = tokio::spawn(async move {
         for n in 0..CHUNKS {
             let message = from_opener.recv().await.unwrap();
-            assert_eq!(message, Some(ToBox::Stdin(chunk(n, MAX_CHUNK))), "{n}");
+            assert_eq!(message, Some(ToBox::Data(chunk(n, MAX_CHUNK))), "{n}");
         }
         from_opener
     });
@@ -124,14 +121,14 @@ async fn round_trip_waits_for_no_timer() {
     let mut ends = Ends::shared().await;
     let (mut opened, mut served) = ends.session().await;
     let echo = tokio::spawn(async move {
-        while let Ok(Some(ToBox::Stdin(bytes))) = served.recv().await {
+        while let Ok(Some(ToBox::Data(bytes))) = served.recv().await {
             served.send(FromBox::Stdout(bytes)).await.unwrap();
         }
     });
     let mut times = Vec::with_capacity(ROUNDS);
     for n in 0..ROUNDS as u64 {
         let started = Instant::now();
-        opened.send(ToBox::Stdin(chunk(n, 64))).await.unwrap();
+        opened.send(ToBox::Data(chunk(n, 64))).await.unwrap();
         let back = within(DEADLINE, opened.recv()).await.unwrap();
         assert_eq!(back, Some(FromBox::Stdout(chunk(n, 64))));
         times.push(started.elapsed());

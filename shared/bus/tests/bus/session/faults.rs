@@ -30,14 +30,14 @@ async fn messages_arrive_once_in_order_across_nats_restarts() {
     });
     let to_server_task = tokio::spawn(async move {
         for n in 0..MESSAGES {
-            to_box.send(ToBox::Stdin(chunk(n, SIZE))).await.unwrap();
+            to_box.send(ToBox::Data(chunk(n, SIZE))).await.unwrap();
         }
         to_box
     });
     let at_server = tokio::spawn(async move {
         for n in 0..MESSAGES {
             let message = from_opener.recv().await.unwrap();
-            assert_eq!(message, Some(ToBox::Stdin(chunk(n, SIZE))), "{n}");
+            assert_eq!(message, Some(ToBox::Data(chunk(n, SIZE))), "{n}");
         }
         from_opener
     });
@@ -146,7 +146,7 @@ async fn sessions_end_when_nats_stays_away() {
     let sending = tokio::spawn(async move {
         // More messages than all queues between the two ends hold.
         loop {
-            if let Err(error) = to_box.send(ToBox::Stdin(chunk(1, 1024))).await {
+            if let Err(error) = to_box.send(ToBox::Data(chunk(1, 1024))).await {
                 return error;
             }
         }

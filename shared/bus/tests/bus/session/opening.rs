@@ -60,10 +60,10 @@ async fn busy_server_sends_accept() {
     let (mut opened, mut served) = ends.session().await;
     // The opener can send only after the accept frame, from which it learns its peer.
     let started = Instant::now();
-    opened.send(ToBox::Eof).await.unwrap();
+    opened.send(ToBox::End).await.unwrap();
     assert_eq!(
         within(DEADLINE, served.recv()).await.unwrap(),
-        Some(ToBox::Eof)
+        Some(ToBox::End)
     );
     assert!(started.elapsed() < Duration::from_millis(500));
 }
@@ -174,6 +174,6 @@ async fn invalid_and_foreign_frames_are_ignored() {
         within(DEADLINE, opened.recv()).await.unwrap(),
         Some(FromBox::LogsLost(2))
     );
-    opened.send(ToBox::Eof).await.unwrap();
-    assert_eq!(served.recv().await.unwrap(), Some(ToBox::Eof));
+    opened.send(ToBox::End).await.unwrap();
+    assert_eq!(served.recv().await.unwrap(), Some(ToBox::End));
 }

@@ -12,11 +12,12 @@ fn entry() -> LogEntry {
 
 fn to_box() -> Vec<ToBox> {
     vec![
-        ToBox::Stdin(Bytes::from_static(b"in")),
-        ToBox::Stdin(Bytes::new()),
-        ToBox::Eof,
+        ToBox::Data(Bytes::from_static(b"in")),
+        ToBox::Data(Bytes::new()),
+        ToBox::End,
         ToBox::Resize(TerminalSize { cols: 80, rows: 24 }),
         ToBox::Signal("SIGINT".into()),
+        ToBox::TakeInput,
     ]
 }
 
