@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Status;
+use crate::environment::{Status, StatusReason};
 use crate::executions::ExecutionRequest;
 use crate::files::FileRequest;
 use crate::ids::{EnvironmentId, ExecId, UserId};
@@ -142,6 +142,16 @@ pub struct ArchiveRequest {
     pub environment: EnvironmentId,
     #[serde(default)]
     pub address: Option<SocketAddr>,
+    /// The box still runs and will be stopped: only its executions are stored now. Another request
+    /// follows after its end.
+    #[serde(default)]
+    pub before_stop: bool,
+    /// Why the environment ends, for the executions that its end interrupts.
+    #[serde(default)]
+    pub status_reason: Option<StatusReason>,
+    /// When the box ended.
+    #[serde(default)]
+    pub ended_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

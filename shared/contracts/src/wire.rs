@@ -223,8 +223,10 @@ fn exec_rpcs_match_snapshot() {
     let box_address = "10.0.0.2:10777";
     let usage = json!({"environment": ENV, "address": box_address});
     let used = json!({"cpu_milli": 250, "memory_bytes": 1024});
-    cluster_rpc::<GetUsage>(&mut m, usage.clone(), used);
-    cluster_rpc::<ArchiveOutput>(&mut m, usage, json!({"entries": 12}));
+    cluster_rpc::<GetUsage>(&mut m, usage, used);
+    let archive = json!({"environment": ENV, "address": box_address, "before_stop": true,
+        "status_reason": "DELETED", "ended_at": AT});
+    cluster_rpc::<ArchiveOutput>(&mut m, archive, json!({"entries": 12}));
     let exec = json!({"exec": {"id": "exec-0123456789abcdef", "command": ["cat"],
         "working_dir": "/tmp", "env": {"A": "b"}, "stdin": "aGk=", "stdin_follows": false,
         "timeout_ms": 1000, "max_output_bytes": 1024}});

@@ -60,9 +60,9 @@ pub enum Plan {
     Ensure,
     /// Plan again after this time, or when the cluster reports a change.
     RequeueAfter(Duration),
-    /// Stop its processes, then observe again.
+    /// Archive its executions, stop its processes, then observe again.
     Stop { grace: Duration },
-    /// Archive the box's last output, remove the box, and record the event.
+    /// Archive the box's last output and its executions, remove the box, and record the event.
     Finalize {
         archive: Archive,
         removal: Removal,

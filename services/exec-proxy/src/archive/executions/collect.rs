@@ -1,0 +1,325 @@
+//! Reads the executions of a running box from its boxd.
+
+use std::time::Duration;
+
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::exec::MAX_CHUNK;
+use agentbox_contracts::executions::execution_input::Input;
+use agentbox_contracts::executions::execution_output::Output;
+use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::executions::{
+    Execution, ExecutionInput, ExecutionOutput, ExecutionRequest, Offsets, OutputPiece, ReadOutput,
+};
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+use tonic::Streaming;
+use tracing::Instrument as _;
+
+use crate::archive::executions::record::{self, Records};
+use crate::boxes::trace::{call_span, traced};
+use crate::boxes::{BoxError, Lease};
+
+/// How long a running box may take to send its executions. Output that comes later is not stored.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// The newest bytes of each stream that are stored.
+pub const STREAM_BYTES: u64 = 1024 * 1024;
+/// The size limit of the stored output of one environment, encoded, in bytes.
+pub const OUTPUT_BYTES: usize = 8 * 1024 * 1024;
+
+/// The executions of a box.
+pub struct Collected {
+    /// Newest first.
+    pub records: Vec<Execution>,
+    /// [`ExecutionOutput`] messages, each after its length: for each execution that has output its
+    /// id, then its pieces.
+    pub output: Vec<u8>,
+}
+
+/// Reads the records, and the newest output of the newest executions, until the deadline.
+///
+/// # Errors
+/// As the connection's, and boxd's, while the records are read.
+pub async fn collect(lease: &Lease) -> Result<Collected, BoxError> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut records = timeout_at(deadline, list(lease))
+        .await
+        .unwrap_or_else(|_| Err(BoxError::Cluster("no answer within the deadline".into())))?;
+    let mut output = Vec::new();
+    for record in &mut records {
+        let Some(from) = first_offsets(record, OUTPUT_BYTES - output.len()) else {
+            continue;
+        };
+        match timeout_at(deadline, read_output(lease, record, from, &mut output)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = %ErrorChain(&error), "boxd sent no output of an execution");
+            }
+            Err(_) => {
+                tracing::info!(environment.id = %lease.id(), "the output of some executions is not archived: the box is too slow");
+                break;
+            }
+        }
+    }
+    Ok(Collected { records, output })
+}
+
+async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
+    let mut answers = Answers::open(lease, Operation::List(())).await?;
+    let mut records = Records::default();
+    while let Some(output) = answers.next().await? {
+        let Output::Executions(list) = output else {
+            continue;
+        };
+        for execution in list.executions {
+            if let Some(execution) = record::bounded(execution)
+                && !records.push(execution)
+            {
+                return Ok(records.into_vec());
+            }
+        }
+        if list.is_last {
+            break;
+        }
+    }
+    Ok(records.into_vec())
+}
+
+/// Where to begin in both streams, so that at most [`STREAM_BYTES`] of each are read, and together
+/// no more than fit `free_bytes`. `None`: there is nothing to read.
+fn first_offsets(record: &Execution, free_bytes: usize) -> Option<Offsets> {
+    // The rest is for the lengths and offsets of the pieces.
+    let free = (free_bytes / 16 * 15) as u64;
+    let stdout = record.stdout_bytes.min(STREAM_BYTES).min(free);
+    let stderr = record.stderr_bytes.min(STREAM_BYTES).min(free - stdout);
+    (stdout + stderr > 0).then_some(Offsets {
+        stdout: record.stdout_bytes - stdout,
+        stderr: record.stderr_bytes - stderr,
+    })
+}
+
+/// Appends the output of one execution to `into`, and replaces its record by the newest.
+async fn read_output(
+    lease: &Lease,
+    record: &mut Execution,
+    from: Offsets,
+    into: &mut Vec<u8>,
+) -> Result<(), BoxError> {
+    let request = ReadOutput {
+        id: record.id.clone(),
+        stdout: true,
+        stderr: true,
+        from: Some(from),
+        follow: false,
+    };
+    let mut answers = Answers::open(lease, Operation::Output(request)).await?;
+    let mut section = Section::new(record, from);
+    while let Some(output) = answers.next().await? {
+        match output {
+            Output::Output(piece) => section.append(piece, into),
+            Output::Execution(newest) => {
+                if let Some(newest) = record::bounded(newest).filter(|new| new.id == record.id) {
+                    *record = newest;
+                }
+                break;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The output of one execution, while it is appended.
+struct Section {
+    /// Written before the first piece.
+    head: Option<ExecutionOutput>,
+    /// Of stdout and stderr: the offset of the next byte, and the number of bytes to store.
+    streams: [(u64, u64); 2],
+}
+
+impl Section {
+    fn new(record: &Execution, from: Offsets) -> Self {
+        let head = Output::Execution(Execution {
+            id: record.id.clone(),
+            ..Execution::default()
+        });
+        Self {
+            head: Some(ExecutionOutput { output: Some(head) }),
+            streams: [
+                (from.stdout, record.stdout_bytes - from.stdout),
+                (from.stderr, record.stderr_bytes - from.stderr),
+            ],
+        }
+    }
+
+    /// Appends a piece within the bounds. Ignores a piece that boxd has not made.
+    fn append(&mut self, mut piece: OutputPiece, into: &mut Vec<u8>) {
+        let (next, remaining) = &mut self.streams[usize::from(piece.stderr)];
+        let offset = piece.offset;
+        if piece.data.len() > MAX_CHUNK || offset < *next || *remaining == 0 {
+            return;
+        }
+        // What the command has written since its record was made may be cut.
+        piece
+            .data
+            .truncate(usize::try_from(*remaining).unwrap_or(usize::MAX));
+        let length = piece.data.len() as u64;
+        let Some(end) = offset.checked_add(length).filter(|_| length > 0) else {
+            return;
+        };
+        let head = self.head.as_ref();
+        let mut encoded =
+            head.map_or_else(Vec::new, ExecutionOutput::encode_length_delimited_to_vec);
+        let piece = ExecutionOutput {
+            output: Some(Output::Output(piece)),
+        };
+        encoded.extend(piece.encode_length_delimited_to_vec());
+        if encoded.len() <= OUTPUT_BYTES - into.len() {
+            (*next, *remaining) = (end, *remaining - length);
+            self.head = None;
+            into.append(&mut encoded);
+        }
+    }
+}
+
+/// What boxd answers to one operation.
+struct Answers<'a> {
+    lease: &'a Lease,
+    connection: u64,
+    messages: Streaming<ExecutionOutput>,
+}
+
+impl<'a> Answers<'a> {
+    async fn open(lease: &'a Lease, operation: Operation) -> Result<Self, BoxError> {
+        let span = call_span("Executions");
+        let mut connection = lease.connection().instrument(span.clone()).await?;
+        let request = ExecutionRequest {
+            operation: Some(operation),
+        };
+        let input = ExecutionInput {
+            input: Some(Input::Request(request)),
+        };
+        let request = traced(&span, tokio_stream::once(input));
+        let number = connection.number;
+        match connection.client.executions(request).instrument(span).await {
+            Ok(response) => Ok(Self {
+                lease,
+                connection: number,
+                messages: response.into_inner(),
+            }),
+            Err(status) => Err(failed(lease, number, status)),
+        }
+    }
+
+    /// The next answer that this version knows; `None` after the last one.
+    async fn next(&mut self) -> Result<Option<Output>, BoxError> {
+        loop {
+            match self.messages.message().await {
+                Ok(Some(ExecutionOutput { output: None })) => {}
+                Ok(Some(message)) => return Ok(message.output),
+                Ok(None) => return Ok(None),
+                Err(status) => return Err(failed(self.lease, self.connection, status)),
+            }
+        }
+    }
+}
+
+fn failed(lease: &Lease, connection: u64, status: tonic::Status) -> BoxError {
+    let error = BoxError::from_status(status);
+    if matches!(error, BoxError::Lost(_)) {
+        lease.mark_lost(connection);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn execution(stdout_bytes: u64, stderr_bytes: u64) -> Execution {
+        Execution {
+            id: "exec-0123456789abcdef".into(),
+            stdout_bytes,
+            stderr_bytes,
+            ..Execution::default()
+        }
+    }
+
+    fn piece(stderr: bool, offset: u64, length: usize) -> OutputPiece {
+        OutputPiece {
+            stderr,
+            offset,
+            data: vec![b'x'; length].into(),
+        }
+    }
+
+    #[test]
+    fn newest_output_is_selected_within_both_bounds() {
+        const MIB: u64 = 1024 * 1024;
+        for (stdout, stderr, free_bytes, expected) in [
+            (0, 0, OUTPUT_BYTES, None),
+            (10, 20, OUTPUT_BYTES, Some((0, 0))),
+            (3 * MIB, 20, OUTPUT_BYTES, Some((2 * MIB, 0))),
+            (100, 100, 160, Some((0, 50))),
+            (200, 100, 160, Some((50, 100))),
+            (200, 100, 0, None),
+        ] {
+            let expected = expected.map(|(stdout, stderr)| Offsets { stdout, stderr });
+            assert_eq!(
+                first_offsets(&execution(stdout, stderr), free_bytes),
+                expected,
+                "{stdout} {stderr} {free_bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn pieces_that_boxd_has_not_made_are_not_stored() {
+        let record = execution(100, 0);
+        let from = Offsets {
+            stdout: 10,
+            stderr: 0,
+        };
+        let mut section = Section::new(&record, from);
+        let mut stored = Vec::new();
+        section.append(piece(false, 9, 5), &mut stored);
+        section.append(piece(false, 10, 0), &mut stored);
+        section.append(piece(false, 10, MAX_CHUNK + 1), &mut stored);
+        section.append(piece(false, u64::MAX, 2), &mut stored);
+        section.append(piece(true, 0, 1), &mut stored);
+        assert!(stored.is_empty());
+        section.append(piece(false, 20, 60), &mut stored);
+        // More than the record announces, and again.
+        section.append(piece(false, 80, 60), &mut stored);
+        section.append(piece(false, 110, 60), &mut stored);
+        let mut rest = stored.as_slice();
+        let mut read = Vec::new();
+        while !rest.is_empty() {
+            let message = ExecutionOutput::decode_length_delimited(&mut rest).unwrap();
+            read.push(message.output.unwrap());
+        }
+        let head = Execution {
+            id: record.id,
+            ..Execution::default()
+        };
+        let expected = [
+            Output::Execution(head),
+            Output::Output(piece(false, 20, 60)),
+            Output::Output(piece(false, 80, 30)),
+        ];
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn stored_output_never_exceeds_its_limit() {
+        let mut stored = Vec::new();
+        for _ in 0..20 {
+            let mut section = Section::new(&execution(u64::MAX, 0), Offsets::default());
+            for offset in 0..40_u64 {
+                let length = MAX_CHUNK as u64;
+                section.append(piece(false, offset * length, MAX_CHUNK), &mut stored);
+            }
+        }
+        assert!(stored.len() <= OUTPUT_BYTES);
+        assert!(stored.len() > OUTPUT_BYTES - 2 * MAX_CHUNK);
+    }
+}
