@@ -13,6 +13,7 @@ mod support;
 mod archive;
 mod attach;
 mod containerd;
+mod ended_executions;
 mod exec;
 mod failures;
 mod latency;

@@ -23,8 +23,11 @@ use crate::boxes::{BoxError, Lease};
 const DEADLINE: Duration = Duration::from_secs(2);
 /// The newest bytes of each stream that are stored.
 pub const STREAM_BYTES: u64 = 1024 * 1024;
-/// The size limit of the stored output of one environment, encoded, in bytes.
-pub const OUTPUT_BYTES: usize = 8 * 1024 * 1024;
+/// The bytes of output that are stored of one environment.
+pub const OUTPUT_BYTES: u64 = 8 * 1024 * 1024;
+/// The size limit of that output with the lengths and offsets of its pieces, in bytes. It is reached
+/// only when boxd sends far smaller pieces than it does.
+const ENCODED_BYTES: usize = 9 * 1024 * 1024;
 
 /// The executions of a box.
 pub struct Collected {
@@ -45,12 +48,13 @@ pub async fn collect(lease: &Lease) -> Result<Collected, BoxError> {
         .await
         .unwrap_or_else(|_| Err(BoxError::Cluster("no answer within the deadline".into())))?;
     let mut output = Vec::new();
+    let mut free = OUTPUT_BYTES;
     for record in &mut records {
-        let Some(from) = first_offsets(record, OUTPUT_BYTES - output.len()) else {
+        let Some(from) = first_offsets(record, &mut free) else {
             continue;
         };
         match timeout_at(deadline, read_output(lease, record, from, &mut output)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(unread)) => free += unread,
             Ok(Err(error)) => {
                 tracing::debug!(error = %ErrorChain(&error), "boxd sent no output of an execution");
             }
@@ -84,26 +88,29 @@ async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
     Ok(records.into_vec())
 }
 
-/// Where to begin in both streams, so that at most [`STREAM_BYTES`] of each are read, and together
-/// no more than fit `free_bytes`. `None`: there is nothing to read.
-fn first_offsets(record: &Execution, free_bytes: usize) -> Option<Offsets> {
-    // The rest is for the lengths and offsets of the pieces.
-    let free = (free_bytes / 16 * 15) as u64;
-    let stdout = record.stdout_bytes.min(STREAM_BYTES).min(free);
-    let stderr = record.stderr_bytes.min(STREAM_BYTES).min(free - stdout);
-    (stdout + stderr > 0).then_some(Offsets {
+/// Where to begin in both streams, so that at most [`STREAM_BYTES`] of each are read, and at most `free`
+/// bytes together, which it reduces. `None`: there is nothing to read.
+fn first_offsets(record: &Execution, free: &mut u64) -> Option<Offsets> {
+    let mut take = |total: u64| {
+        let bytes = total.min(STREAM_BYTES).min(*free);
+        *free -= bytes;
+        bytes
+    };
+    let (stdout, stderr) = (take(record.stdout_bytes), take(record.stderr_bytes));
+    (stdout > 0 || stderr > 0).then(|| Offsets {
         stdout: record.stdout_bytes - stdout,
         stderr: record.stderr_bytes - stderr,
     })
 }
 
-/// Appends the output of one execution to `into`, and replaces its record by the newest.
+/// Appends the output of one execution to `into`, and replaces its record by the newest. Returns how
+/// many of the bytes are not kept by boxd.
 async fn read_output(
     lease: &Lease,
     record: &mut Execution,
     from: Offsets,
     into: &mut Vec<u8>,
-) -> Result<(), BoxError> {
+) -> Result<u64, BoxError> {
     let request = ReadOutput {
         id: record.id.clone(),
         stdout: true,
@@ -125,7 +132,7 @@ async fn read_output(
             _ => {}
         }
     }
-    Ok(())
+    Ok(section.streams.iter().map(|(_, unread)| unread).sum())
 }
 
 /// The output of one execution, while it is appended.
@@ -173,7 +180,7 @@ impl Section {
             output: Some(Output::Output(piece)),
         };
         encoded.extend(piece.encode_length_delimited_to_vec());
-        if encoded.len() <= OUTPUT_BYTES - into.len() {
+        if encoded.len() <= ENCODED_BYTES - into.len() {
             (*next, *remaining) = (end, *remaining - length);
             self.head = None;
             into.append(&mut encoded);
@@ -255,20 +262,18 @@ mod tests {
     #[test]
     fn newest_output_is_selected_within_both_bounds() {
         const MIB: u64 = 1024 * 1024;
-        for (stdout, stderr, free_bytes, expected) in [
-            (0, 0, OUTPUT_BYTES, None),
-            (10, 20, OUTPUT_BYTES, Some((0, 0))),
-            (3 * MIB, 20, OUTPUT_BYTES, Some((2 * MIB, 0))),
-            (100, 100, 160, Some((0, 50))),
-            (200, 100, 160, Some((50, 100))),
-            (200, 100, 0, None),
+        for (stdout, stderr, free, expected, left) in [
+            (0, 0, OUTPUT_BYTES, None, OUTPUT_BYTES),
+            (10, 20, OUTPUT_BYTES, Some((0, 0)), OUTPUT_BYTES - 30),
+            (3 * MIB, 20, 2 * MIB, Some((2 * MIB, 0)), MIB - 20),
+            (100, 100, 150, Some((0, 50)), 0),
+            (200, 100, 150, Some((50, 100)), 0),
+            (200, 100, 0, None, 0),
         ] {
+            let mut free = free;
             let expected = expected.map(|(stdout, stderr)| Offsets { stdout, stderr });
-            assert_eq!(
-                first_offsets(&execution(stdout, stderr), free_bytes),
-                expected,
-                "{stdout} {stderr} {free_bytes}"
-            );
+            let found = first_offsets(&execution(stdout, stderr), &mut free);
+            assert_eq!((found, free), (expected, left), "{stdout} {stderr}");
         }
     }
 
@@ -319,7 +324,7 @@ mod tests {
                 section.append(piece(false, offset * length, MAX_CHUNK), &mut stored);
             }
         }
-        assert!(stored.len() <= OUTPUT_BYTES);
-        assert!(stored.len() > OUTPUT_BYTES - 2 * MAX_CHUNK);
+        assert!(stored.len() <= ENCODED_BYTES);
+        assert!(stored.len() > ENCODED_BYTES - 2 * MAX_CHUNK);
     }
 }
