@@ -115,7 +115,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), BusError> {
     let cluster = Arc::new(cluster);
-    let archive = Archive::new(bus.clone());
+    let archive = Archive::new(bus.clone(), limits.archived_output);
     tracing::info!(cluster = cluster.name, "serving the cluster");
     let requests = requests(&bus, &cluster, &archive).listen().await?;
     let requests = requests.run(shutdown.clone());

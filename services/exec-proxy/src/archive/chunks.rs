@@ -9,7 +9,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use crate::archive::store::{ArchiveError, bounded};
 
 /// More than any object can have, in bytes.
-const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;
+const MAX_OBJECT_BYTES: usize = 24 * 1024 * 1024;
 /// More than any message of an object can have, in bytes.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 /// The most bytes of a length in front of a message.

@@ -5,10 +5,12 @@
 //! * [`answer`]: answers operations on them.
 //!
 //! * I1. The archive is bounded: at most 1,000 executions, 1 MiB of records, 1 MiB of each stream and
-//!   8 MiB of output of one environment. The newest executions are kept.
+//!   [`Limits::archived_output`] of one environment. The newest executions are kept.
 //! * I2. An execution without an outcome is `lost` once the archive of the main command's output
 //!   exists, because the environment has ended then.
 //! * I3. Output is sent chunk by chunk: the memory that a reader needs does not depend on its size.
+//!
+//! [`Limits::archived_output`]: crate::config::Limits::archived_output
 
 mod collect;
 mod cursor;

@@ -57,13 +57,18 @@ pub enum ArchiveError {
 pub struct Archive {
     pub(super) bus: Bus,
     pub(super) copies: Arc<Semaphore>,
+    /// The bytes of output of executions that are stored of one environment.
+    pub(super) output_bytes: u64,
 }
 
 impl Archive {
     #[must_use]
-    pub fn new(bus: Bus) -> Self {
-        let copies = Arc::new(Semaphore::new(COPIES_AT_ONCE));
-        Self { bus, copies }
+    pub fn new(bus: Bus, output_bytes: u64) -> Self {
+        Self {
+            bus,
+            copies: Arc::new(Semaphore::new(COPIES_AT_ONCE)),
+            output_bytes,
+        }
     }
 
     /// Stores `entries`, oldest first, unless the stored archive ends at the same entry or a

@@ -23,11 +23,9 @@ use crate::boxes::{BoxError, Lease};
 const DEADLINE: Duration = Duration::from_secs(2);
 /// The newest bytes of each stream that are stored.
 pub const STREAM_BYTES: u64 = 1024 * 1024;
-/// The bytes of output that are stored of one environment.
-pub const OUTPUT_BYTES: u64 = 8 * 1024 * 1024;
-/// The size limit of that output with the lengths and offsets of its pieces, in bytes. It is reached
-/// only when boxd sends far smaller pieces than it does.
-const ENCODED_BYTES: usize = 9 * 1024 * 1024;
+/// The size limit of the stored output with the lengths and offsets of its pieces, in bytes. It is
+/// reached only when boxd sends far smaller pieces than it does.
+const ENCODED_BYTES: usize = 18 * 1024 * 1024;
 
 /// The executions of a box.
 pub struct Collected {
@@ -38,17 +36,18 @@ pub struct Collected {
     pub output: Vec<u8>,
 }
 
-/// Reads the records, and the newest output of the newest executions, until the deadline.
+/// Reads the records, and at most `output_bytes` of the newest output of the newest executions, until
+/// the deadline.
 ///
 /// # Errors
 /// As the connection's, and boxd's, while the records are read.
-pub async fn collect(lease: &Lease) -> Result<Collected, BoxError> {
+pub async fn collect(lease: &Lease, output_bytes: u64) -> Result<Collected, BoxError> {
     let deadline = Instant::now() + DEADLINE;
     let mut records = timeout_at(deadline, list(lease))
         .await
         .unwrap_or_else(|_| Err(BoxError::Cluster("no answer within the deadline".into())))?;
     let mut output = Vec::new();
-    let mut free = OUTPUT_BYTES;
+    let mut free = output_bytes;
     for record in &mut records {
         let Some(from) = first_offsets(record, &mut free) else {
             continue;
@@ -263,8 +262,8 @@ mod tests {
     fn newest_output_is_selected_within_both_bounds() {
         const MIB: u64 = 1024 * 1024;
         for (stdout, stderr, free, expected, left) in [
-            (0, 0, OUTPUT_BYTES, None, OUTPUT_BYTES),
-            (10, 20, OUTPUT_BYTES, Some((0, 0)), OUTPUT_BYTES - 30),
+            (0, 0, MIB, None, MIB),
+            (10, 20, MIB, Some((0, 0)), MIB - 30),
             (3 * MIB, 20, 2 * MIB, Some((2 * MIB, 0)), MIB - 20),
             (100, 100, 150, Some((0, 50)), 0),
             (200, 100, 150, Some((50, 100)), 0),
@@ -317,7 +316,7 @@ mod tests {
     #[test]
     fn stored_output_never_exceeds_its_limit() {
         let mut stored = Vec::new();
-        for _ in 0..20 {
+        for _ in 0..30 {
             let mut section = Section::new(&execution(u64::MAX, 0), Offsets::default());
             for offset in 0..40_u64 {
                 let length = MAX_CHUNK as u64;

@@ -70,7 +70,7 @@ async fn from_boxd(
     // Held until the output is stored. Never closed.
     let _copy = archive.copies.acquire().await;
     let collected = match cluster.boxes.lease_request(id, address) {
-        Ok(lease) => collect(&lease).await,
+        Ok(lease) => collect(&lease, archive.output_bytes).await,
         Err(error) => Err(error),
     };
     match collected {
