@@ -8,7 +8,9 @@
 //! * I3. What is kept is bounded: records by number, output for each stream and in total
 //!   ([`kept`]). The memory of boxd is charged to the box.
 //! * I4. An execution that the box's end kills has no outcome. Its record is in the journal
-//!   ([`agentbox_box_protocol::executions`]), which outlives boxd.
+//!   ([`agentbox_box_protocol::executions`]), which outlives boxd, and on boxd's stdout. The newest
+//!   output is in a file beside the journal when the box has ended by itself or by SIGTERM
+//!   ([`save`]).
 
 mod attach;
 mod clients;
@@ -18,6 +20,7 @@ mod operations;
 mod output;
 mod reader;
 mod registry;
+mod save;
 mod spec;
 mod start;
 
@@ -26,6 +29,7 @@ use std::sync::Arc;
 
 use agentbox_box_protocol::executions::Journal;
 
+use crate::logs::Log;
 use crate::process::Starter;
 use crate::settings::Settings;
 use crate::stderr;
@@ -40,11 +44,11 @@ pub struct Executions {
 
 impl Executions {
     #[must_use]
-    pub fn new(starter: Arc<Starter>, settings: &Settings) -> Self {
+    pub fn new(starter: Arc<Starter>, log: Arc<Log>, settings: &Settings) -> Self {
         let journal = settings.output_dir.as_deref().and_then(journal);
         Self {
             starter,
-            registry: Registry::new(settings.max_executions, journal),
+            registry: Registry::new(settings.max_executions, journal, log),
             kept: Arc::new(KeptOutput::new(settings.executions_output_bytes)),
         }
     }

@@ -136,7 +136,11 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         registry: Arc::clone(&registry),
         ring_bytes: settings.ring_bytes,
     });
-    let executions = Arc::new(Executions::new(Arc::clone(&starter), &settings));
+    let executions = Arc::new(Executions::new(
+        Arc::clone(&starter),
+        Arc::clone(&log),
+        &settings,
+    ));
     let service = Service {
         starter,
         runs,
@@ -176,6 +180,9 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     tasks.close();
     // Runs that do not end in time end with this process.
     let _ = timeout(RUNS_SHUTDOWN_TIMEOUT, tasks.wait()).await;
+    if let Some(directory) = &settings.output_dir {
+        executions.save_output(directory);
+    }
     stop.cancel();
     if timeout(SERVER_SHUTDOWN_TIMEOUT, &mut server).await.is_err() {
         server.abort();

@@ -14,6 +14,7 @@
 //!   not write.
 
 mod journal;
+mod kept_output;
 mod record;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use std::path::Path;
 use agentbox_contracts::executions::Execution;
 
 pub use journal::Journal;
+pub use kept_output::{OutputReader, OutputWriter, read_output};
 pub use record::is_id;
 
 use crate::regular_file;
@@ -44,14 +46,18 @@ const NEW_FILE_NAME: &str = "executions.new";
 /// or none of boxd's. The command, like other long texts, is cut. Blocks: reads up to 256 KiB.
 #[must_use]
 pub fn read(directory: &Path) -> Vec<Execution> {
-    if !std::fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
-        return Vec::new();
-    }
+    let file = open(directory, FILE_NAME);
+    file.map_or_else(Vec::new, |file| newest(read_file(file)))
+}
+
+/// Opens a file in `directory`; `None` when it is not one of boxd's.
+fn open(directory: &Path, name: &str) -> Option<File> {
+    let found = std::fs::symlink_metadata(directory).ok()?;
     // A link gives ELOOP, a FIFO or a device InvalidInput; boxd makes none of them.
-    let Ok(file) = regular_file::open(&directory.join(FILE_NAME)) else {
-        return Vec::new();
-    };
-    newest(read_file(file))
+    let file = found
+        .is_dir()
+        .then(|| regular_file::open(&directory.join(name)));
+    file?.ok()
 }
 
 fn read_file(file: File) -> Vec<Execution> {

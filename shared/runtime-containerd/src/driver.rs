@@ -167,4 +167,14 @@ impl BoxConnector for Driver {
                 message: error.to_string(),
             })
     }
+
+    async fn last_execution_output(&self, id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        let directory = self.context.output_directory(id);
+        tokio::task::spawn_blocking(move || executions::read_output(&directory))
+            .await
+            .map_err(|error| RuntimeError::Cluster {
+                operation: "last output of executions",
+                message: error.to_string(),
+            })
+    }
 }

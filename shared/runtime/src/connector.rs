@@ -52,4 +52,10 @@ pub trait BoxConnector: Send + Sync + 'static {
     /// an outcome were interrupted by its end. Bounded by boxd's journal. Empty when the cluster has
     /// none.
     async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError>;
+
+    /// The output of executions that boxd has saved when its box ended: the content for
+    /// [`OutputReader`](agentbox_box_protocol::executions::OutputReader). Empty when the cluster keeps none.
+    async fn last_execution_output(&self, _id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        Ok(Vec::new())
+    }
 }

@@ -12,12 +12,14 @@ use agentbox_box_protocol::executions::Journal;
 use parking_lot::Mutex;
 
 use super::execution::Execution;
+use crate::logs::Log;
 use crate::stderr;
 
 pub struct Registry {
     max_kept: usize,
     executions: Mutex<Entries>,
     journal: Mutex<Writer>,
+    log: Arc<Log>,
 }
 
 #[derive(Default)]
@@ -46,7 +48,7 @@ pub enum Add {
 
 impl Registry {
     #[must_use]
-    pub fn new(max_kept: usize, journal: Option<Journal>) -> Self {
+    pub fn new(max_kept: usize, journal: Option<Journal>, log: Arc<Log>) -> Self {
         Self {
             max_kept,
             executions: Mutex::default(),
@@ -54,6 +56,7 @@ impl Registry {
                 journal,
                 has_failed: false,
             }),
+            log,
         }
     }
 
@@ -103,9 +106,10 @@ impl Registry {
         executions.by_number.values().rev().cloned().collect()
     }
 
-    /// Writes the present record of the execution to the journal.
+    /// Writes the present record of the execution to the journal, and to boxd's stdout.
     pub fn record(&self, execution: &Execution) {
         let record = execution.record();
+        self.log.write_execution(&record);
         self.write(|journal| journal.record(&record));
     }
 

@@ -17,6 +17,7 @@ mod cursor;
 mod objects;
 mod record;
 mod save;
+mod saved;
 
 use std::time::Duration;
 

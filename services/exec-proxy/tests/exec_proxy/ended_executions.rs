@@ -232,6 +232,34 @@ async fn killed_environment_keeps_outcomes_and_reports_its_output_as_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn environment_whose_command_exits_keeps_outcomes_and_output() {
+    let system = System::start().await;
+    let mut inside = TestBox::running("until [ -e end ]; do sleep 0.05; done").await;
+    let ended = run(&system, &inside, "printf out; printf err >&2; exit 5").await;
+    let running = start_endless(&system, &inside, "partial").await;
+    std::fs::write(inside.path("end"), "").unwrap();
+    inside.ended().await;
+    let archive = request(&inside, StatusReason::Exited, Some(Utc::now()));
+    system.gateway.archive_with(archive).await.unwrap();
+    std::fs::remove_dir_all(proxy::output_dir(&inside.id)).unwrap();
+
+    let status = Status::Terminated;
+    let (received, last) = read_output(&system, &inside, status, read(&ended, None)).await;
+    assert_eq!(received.streams, [b"out".to_vec(), b"err".to_vec()]);
+    assert_eq!(
+        (received.gaps, last.status(), last.exit_code),
+        (vec![], ExecutionStatus::Exited, Some(5))
+    );
+    let (received, lost) = read_output(&system, &inside, status, read(&running, None)).await;
+    assert_eq!(received.streams[0], b"partial");
+    assert_eq!((received.gaps, lost.stdout_bytes), (vec![], 7));
+    assert_eq!(
+        (lost.status(), lost.status_reason.as_str()),
+        (ExecutionStatus::Lost, "EXITED")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn archived_output_is_its_newest_mebibyte_and_resumes_at_offsets() {
     const MIB: u64 = 1 << 20;
     let system = System::start().await;

@@ -103,7 +103,7 @@ impl Journal {
 }
 
 /// A new file; an existing one of the same name is removed.
-fn new_file(path: &Path) -> io::Result<File> {
+pub(super) fn new_file(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -89,7 +89,7 @@ async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
 
 /// Where to begin in both streams, so that at most [`STREAM_BYTES`] of each are read, and at most `free`
 /// bytes together, which it reduces. `None`: there is nothing to read.
-fn first_offsets(record: &Execution, free: &mut u64) -> Option<Offsets> {
+pub fn first_offsets(record: &Execution, free: &mut u64) -> Option<Offsets> {
     let mut take = |total: u64| {
         let bytes = total.min(STREAM_BYTES).min(*free);
         *free -= bytes;
@@ -135,7 +135,7 @@ async fn read_output(
 }
 
 /// The output of one execution, while it is appended.
-struct Section {
+pub struct Section {
     /// Written before the first piece.
     head: Option<ExecutionOutput>,
     /// Of stdout and stderr: the offset of the next byte, and the number of bytes to store.
@@ -143,7 +143,7 @@ struct Section {
 }
 
 impl Section {
-    fn new(record: &Execution, from: Offsets) -> Self {
+    pub fn new(record: &Execution, from: Offsets) -> Self {
         let head = Output::Execution(Execution {
             id: record.id.clone(),
             ..Execution::default()
@@ -158,7 +158,7 @@ impl Section {
     }
 
     /// Appends a piece within the bounds. Ignores a piece that boxd has not made.
-    fn append(&mut self, mut piece: OutputPiece, into: &mut Vec<u8>) {
+    pub fn append(&mut self, mut piece: OutputPiece, into: &mut Vec<u8>) {
         let (next, remaining) = &mut self.streams[usize::from(piece.stderr)];
         let offset = piece.offset;
         if piece.data.len() > MAX_CHUNK || offset < *next || *remaining == 0 {

@@ -1,18 +1,21 @@
 //! Stores the executions of an environment: once from its boxd, before the box is stopped, and once
-//! from the journal that outlives the box.
+//! from the files that outlive the box.
 
 use std::net::SocketAddr;
 
+use agentbox_box_protocol::executions::OutputReader;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::StatusReason;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::ArchiveRequest;
 use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::RuntimeError;
 
 use crate::archive::executions::collect::collect;
 use crate::archive::executions::objects::StoredExecutions;
 use crate::archive::executions::record::{self, Ending};
+use crate::archive::executions::saved;
 use crate::archive::{Archive, ArchiveError};
 use crate::clusters::Cluster;
 use crate::metrics;
@@ -30,7 +33,7 @@ pub async fn save(
     let newer = match (request.before_stop, request.address) {
         (true, Some(address)) => from_boxd(cluster, archive, id, address).await,
         (true, None) => return Ok(()),
-        (false, _) => from_journal(cluster, id).await?,
+        (false, _) => from_files(cluster, archive, id).await?,
     };
     let stored = archive.executions(id).await.map_err(not_stored)?;
     let stored = stored.unwrap_or_default().records;
@@ -104,17 +107,38 @@ async fn store_output(archive: &Archive, id: &EnvironmentId, output: &[u8]) {
     }
 }
 
-/// The records, from the files that outlive the box.
-async fn from_journal(cluster: &Cluster, id: &EnvironmentId) -> Result<Vec<Execution>, Error> {
-    let journal = cluster.boxes.connector().last_executions(id).await;
-    let records = journal.map_err(|error| {
-        tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "reading the last executions failed");
-        Error::new(
-            ErrorCode::Unavailable,
-            "the environment's cluster does not answer",
-        )
-    })?;
-    Ok(records.into_iter().filter_map(record::bounded).collect())
+/// The records, from the files that outlive the box. Stores their output unless that of boxd is stored.
+async fn from_files(
+    cluster: &Cluster,
+    archive: &Archive,
+    id: &EnvironmentId,
+) -> Result<Vec<Execution>, Error> {
+    let connector = cluster.boxes.connector();
+    let journal = connector.last_executions(id).await.map_err(not_read)?;
+    let mut records: Vec<Execution> = journal.into_iter().filter_map(record::bounded).collect();
+    if records.is_empty() {
+        return Ok(records);
+    }
+    let stored = archive.execution_output(id).await.map_err(not_stored)?;
+    if stored.is_none() {
+        // Held until the output is stored. Never closed.
+        let _copy = archive.copies.acquire().await;
+        let saved = connector.last_execution_output(id).await;
+        let saved = OutputReader::new(saved.map_err(not_read)?);
+        let output = saved::select(&mut records, saved, archive.output_bytes);
+        if !output.is_empty() {
+            store_output(archive, id, &output).await;
+        }
+    }
+    Ok(records)
+}
+
+fn not_read(error: RuntimeError) -> Error {
+    tracing::warn!(error = %ErrorChain(&error), "reading the last executions failed");
+    Error::new(
+        ErrorCode::Unavailable,
+        "the environment's cluster does not answer",
+    )
 }
 
 fn not_stored(error: ArchiveError) -> Error {

@@ -63,6 +63,10 @@ impl BoxConnector for Localhost {
     async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError> {
         Ok(executions::read(&output_dir(id)))
     }
+
+    async fn last_execution_output(&self, id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        Ok(executions::read_output(&output_dir(id)))
+    }
 }
 
 /// The process's configuration, passed in its environment.
