@@ -1,5 +1,3 @@
-use agentbox_contracts::executions::execution_output;
-
 use super::*;
 
 const KEEP: usize = MIN_KEPT;

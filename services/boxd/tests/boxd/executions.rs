@@ -1,0 +1,10 @@
+//! Executions: commands that outlive the call that started them.
+
+mod attach;
+mod block;
+mod bounds;
+mod calls;
+mod journal;
+mod lifecycle;
+mod output;
+mod stdin;
