@@ -34,7 +34,10 @@ impl SessionMessage for Open {
 
     fn decode(body: Bytes) -> Result<Self, MalformedMessage> {
         let open = wire::Open::decode(body)?;
-        let owner = open.owner.map(|owner| owner.parse::<UserId>()).transpose()?;
+        let owner = open
+            .owner
+            .map(|owner| owner.parse::<UserId>())
+            .transpose()?;
         let address = open.address.map(|address| address.parse::<SocketAddr>());
         Ok(Self {
             environment: open.environment.parse::<EnvironmentId>()?,

@@ -51,9 +51,7 @@ fn logs() -> LogsRequest {
     LogsRequest {
         from_sequence: Some(7),
         tail: Some(10),
-        since: Some(DateTime::from_timestamp_nanos(
-            1_700_000_000_123_456_789,
-        )),
+        since: Some(DateTime::from_timestamp_nanos(1_700_000_000_123_456_789)),
         follow: true,
     }
 }
@@ -102,15 +100,16 @@ fn every_kind_round_trips_and_its_encoding_is_unchanged() {
             OpenKind::Execution(execution()),
             "721b1a190a15657865632d303132333435363738396162636465661005",
         ),
-        (
-            OpenKind::Port(ConnectPort { port: 8080 }),
-            "7a0308903f",
-        ),
+        (OpenKind::Port(ConnectPort { port: 8080 }), "7a0308903f"),
         (OpenKind::Ports, "820100"),
     ] {
         let open = open(kind);
         let body = open.clone().encode();
-        assert_eq!(hex::encode(&body), format!("{PREFIX}{expected}"), "{open:?}");
+        assert_eq!(
+            hex::encode(&body),
+            format!("{PREFIX}{expected}"),
+            "{open:?}"
+        );
         assert_eq!(Open::decode(body).unwrap(), open);
     }
 }
