@@ -73,7 +73,7 @@ async fn request_that_stops_arriving_ends_at_its_deadline() {
     // The opener lives on: it pings.
     let pings = async {
         let accept = frames.next().await.unwrap();
-        let server = accept.reply.unwrap();
+        let server = accept.reply.unwrap().to_string();
         let mut ping = vec![5u8];
         ping.extend_from_slice(&[0; 24]);
         let mut second = tokio::time::interval(Duration::from_secs(1));
