@@ -32,8 +32,9 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS", default_value_t = 4096)]
     pub max_sessions: usize,
 
-    /// The limit for sessions into one box; more are refused.
-    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_BOX", default_value_t = 64)]
+    /// The limit for sessions into one box; more are refused. Transfers of files, followers of output
+    /// and connections to ports are sessions, as commands are; a box runs at most 256 commands.
+    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_BOX", default_value_t = 256)]
     pub max_sessions_per_box: usize,
 
     /// The limit for kept connections to boxes, busy and idle.
@@ -94,7 +95,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: 4096,
-            sessions_per_box: 64,
+            sessions_per_box: 256,
             box_connections: 8192,
             box_idle: Duration::from_secs(120),
             archived_output: 8 * 1024 * 1024,
