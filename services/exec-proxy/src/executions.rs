@@ -12,6 +12,7 @@ mod progress;
 use std::time::Duration;
 
 use agentbox_bus::{Incoming, Session};
+use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::executions::{
@@ -20,6 +21,7 @@ use agentbox_contracts::executions::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::archive;
 use crate::boxes::call::{self, Call, OPEN_DEADLINE};
 use crate::boxes::{BoxError, Lease};
 use crate::executions::progress::{Progress, Repetition};
@@ -41,7 +43,9 @@ pub async fn serve(
 ) -> Outcome {
     let lease = match target.lease_running() {
         Ok(lease) => lease,
-        // Here the environment does not run.
+        Err(error) if error.code == ErrorCode::NotRunning => {
+            return archive::executions::answer(incoming, target, request, stopping).await;
+        }
         Err(error) => return refuse(incoming, error).await,
     };
     // The stdin that follows must not wait for output.

@@ -32,19 +32,19 @@ use agentbox_contracts::executions::execution_request::Operation;
 use agentbox_contracts::executions::{
     Execution, ExecutionList, ExecutionOutput, ExecutionRequest, GetExecution, ReadOutput,
 };
-use agentbox_contracts::ids::EnvironmentId;
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use save::save;
 
+use crate::archive::ArchiveError;
 use crate::archive::executions::cursor::OutputCursor;
 use crate::archive::executions::objects::StoredExecutions;
 use crate::archive::executions::record::after_end;
-use crate::archive::{Archive, ArchiveError};
 use crate::metrics;
-use crate::outcome::{Outcome, refuse, shutdown_error};
+use crate::outcome::{Outcome, refuse, stopping_error};
+use crate::target::Target;
 
 /// How long an operation on an environment that is ending waits for its archive.
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,13 +54,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const LIST_BYTES: usize = 128 * 1024;
 
 type ExecutionSession = Session<FromBox, ToBox>;
-
-/// An environment that does not run, or whose box cannot be reached.
-pub struct Target<'a> {
-    pub archive: &'a Archive,
-    pub environment: &'a EnvironmentId,
-    pub status: Status,
-}
 
 /// An operation that an environment answers after its end too.
 enum Query {
@@ -76,8 +69,8 @@ enum Stop {
     Failed(Error),
 }
 
-/// Serves `request` on the session that `incoming` opens. Refuses operations that need a running box
-/// with `NotRunning`.
+/// Serves `request` on the session that `incoming` opens, for an environment that does not run. Refuses
+/// operations that need a running box with `NotRunning`.
 pub async fn answer(
     incoming: Incoming<BoxSession>,
     target: Target<'_>,
@@ -95,7 +88,7 @@ pub async fn answer(
             Err(_) => Outcome::PeerGone,
         },
         Err(Stop::PeerGone) => Outcome::PeerGone,
-        Err(Stop::Stopping) => fail(session, shutdown_error()).await,
+        Err(Stop::Stopping) => fail(session, stopping_error()).await,
         Err(Stop::Failed(error)) => fail(session, error).await,
     }
 }
@@ -230,13 +223,10 @@ async fn find(
 
 /// The stored executions, and whether they are final.
 async fn read(target: &Target<'_>) -> Result<(Option<StoredExecutions>, bool), Stop> {
-    let Target {
-        archive,
-        environment,
-        status,
-    } = target;
+    let (archive, environment) = (target.archive, &target.environment);
     // Before the executions: they are stored first.
-    let is_final = status.is_ended() || archive.exists(environment).await.map_err(not_readable)?;
+    let is_final =
+        target.status.is_ended() || archive.exists(environment).await.map_err(not_readable)?;
     let stored = archive
         .executions(environment)
         .await
@@ -280,7 +270,7 @@ async fn send_output(
     execution: &Execution,
 ) -> Result<(), Stop> {
     let mut cursor = OutputCursor::new(read, execution);
-    let stored = target.archive.execution_output(target.environment).await;
+    let stored = target.archive.execution_output(&target.environment).await;
     if let Some(mut messages) = stored.map_err(not_readable)? {
         let mut is_selected = false;
         while let Some(message) = messages
