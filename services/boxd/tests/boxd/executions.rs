@@ -4,6 +4,7 @@ mod attach;
 mod block;
 mod bounds;
 mod calls;
+mod ending;
 mod journal;
 mod lifecycle;
 mod output;
