@@ -82,7 +82,8 @@ pub async fn answer(
         Err(error) => return refuse(incoming, error).await,
     };
     let mut session: ExecutionSession = incoming.accept();
-    match answer_query(&mut session, &target, query, &stopping).await {
+    let answered = answer_query(&mut session, &target, query, &stopping).await;
+    match answered {
         Ok(last) => match session.finish(message(last)).await {
             Ok(()) => Outcome::Finished,
             Err(_) => Outcome::PeerGone,

@@ -12,11 +12,9 @@ use agentbox_contracts::executions::{
 };
 use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
-use tonic::Streaming;
-use tracing::Instrument as _;
 
 use crate::archive::executions::record::{self, Records};
-use crate::boxes::trace::{call_span, traced};
+use crate::boxes::call::{Call, Executions};
 use crate::boxes::{BoxError, Lease};
 
 /// How long a running box may take to send its executions. Output that comes later is not stored.
@@ -67,10 +65,10 @@ pub async fn collect(lease: &Lease, output_bytes: u64) -> Result<Collected, BoxE
 }
 
 async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
-    let mut answers = Answers::open(lease, Operation::List(())).await?;
+    let mut call = open(lease, Operation::List(())).await?;
     let mut records = Records::default();
-    while let Some(output) = answers.next().await? {
-        let Output::Executions(list) = output else {
+    loop {
+        let Some(Output::Executions(list)) = call.next(lease).await?.output else {
             continue;
         };
         for execution in list.executions {
@@ -81,10 +79,9 @@ async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
             }
         }
         if list.is_last {
-            break;
+            return Ok(records.into_vec());
         }
     }
-    Ok(records.into_vec())
 }
 
 /// Where to begin in both streams, so that at most [`STREAM_BYTES`] of each are read, and at most `free`
@@ -117,21 +114,20 @@ async fn read_output(
         from: Some(from),
         follow: false,
     };
-    let mut answers = Answers::open(lease, Operation::Output(request)).await?;
+    let mut call = open(lease, Operation::Output(request)).await?;
     let mut section = Section::new(record, from);
-    while let Some(output) = answers.next().await? {
-        match output {
-            Output::Output(piece) => section.append(piece, into),
-            Output::Execution(newest) => {
+    loop {
+        match call.next(lease).await?.output {
+            Some(Output::Output(piece)) => section.append(piece, into),
+            Some(Output::Execution(newest)) => {
                 if let Some(newest) = record::bounded(newest).filter(|new| new.id == record.id) {
                     *record = newest;
                 }
-                break;
+                return Ok(section.streams.iter().map(|(_, unread)| unread).sum());
             }
             _ => {}
         }
     }
-    Ok(section.streams.iter().map(|(_, unread)| unread).sum())
 }
 
 /// The output of one execution, while it is appended.
@@ -187,54 +183,14 @@ impl Section {
     }
 }
 
-/// What boxd answers to one operation.
-struct Answers<'a> {
-    lease: &'a Lease,
-    connection: u64,
-    messages: Streaming<ExecutionOutput>,
-}
-
-impl<'a> Answers<'a> {
-    async fn open(lease: &'a Lease, operation: Operation) -> Result<Self, BoxError> {
-        let span = call_span("Executions");
-        let mut connection = lease.connection().instrument(span.clone()).await?;
-        let request = ExecutionRequest {
-            operation: Some(operation),
-        };
-        let input = ExecutionInput {
-            input: Some(Input::Request(request)),
-        };
-        let request = traced(&span, tokio_stream::once(input));
-        let number = connection.number;
-        match connection.client.executions(request).instrument(span).await {
-            Ok(response) => Ok(Self {
-                lease,
-                connection: number,
-                messages: response.into_inner(),
-            }),
-            Err(status) => Err(failed(lease, number, status)),
-        }
-    }
-
-    /// The next answer that this version knows; `None` after the last one.
-    async fn next(&mut self) -> Result<Option<Output>, BoxError> {
-        loop {
-            match self.messages.message().await {
-                Ok(Some(ExecutionOutput { output: None })) => {}
-                Ok(Some(message)) => return Ok(message.output),
-                Ok(None) => return Ok(None),
-                Err(status) => return Err(failed(self.lease, self.connection, status)),
-            }
-        }
-    }
-}
-
-fn failed(lease: &Lease, connection: u64, status: tonic::Status) -> BoxError {
-    let error = BoxError::from_status(status);
-    if matches!(error, BoxError::Lost(_)) {
-        lease.mark_lost(connection);
-    }
-    error
+async fn open(lease: &Lease, operation: Operation) -> Result<Call<Executions>, BoxError> {
+    let request = ExecutionRequest {
+        operation: Some(operation),
+    };
+    let first = ExecutionInput {
+        input: Some(Input::Request(request)),
+    };
+    Call::open(lease, first, true, DEADLINE).await
 }
 
 #[cfg(test)]
