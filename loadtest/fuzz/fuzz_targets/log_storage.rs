@@ -1,5 +1,5 @@
 //! The output that outlives a box: files that a process of the box may have written, lines of the
-//! container's log on Kubernetes, the exit of the main command, and the archive.
+//! container's log on Kubernetes, the exit of the main command, executions, and the archive.
 //!
 //! The input is the first output file. From the second magic number on, it is the second file.
 //!
@@ -13,7 +13,10 @@
 use std::fs;
 use std::sync::LazyLock;
 
-use agentbox_box_protocol::output::{MAX_LINE_BYTES, NewEntry, read_newest, record, text};
+use agentbox_box_protocol::executions::{self, OutputReader};
+use agentbox_box_protocol::output::{
+    MAX_LINE_BYTES, NewEntry, execution_text, read_newest, record, text,
+};
 use agentbox_box_protocol::termination::Termination;
 use agentbox_contracts::exec::LogsRequest;
 use agentbox_contracts::logs::LogEntry;
@@ -43,7 +46,31 @@ fuzz_target!(|bytes: &[u8]| {
     fs::write(&path, bytes).expect("a written file");
     // Any content is read or is an error.
     let _ = Termination::read(&path);
+    read_executions(bytes);
 });
+
+/// Any content is a number of executions and of outputs.
+fn read_executions(bytes: &[u8]) {
+    for (name, magic) in [
+        ("executions", &b"abxexe1\n"[..]),
+        ("execution-output", b"abxexo1\n"),
+    ] {
+        let content = [magic, bytes].concat();
+        fs::write(DIRECTORY.path().join(name), content).expect("a written file");
+    }
+    let read = executions::read(DIRECTORY.path());
+    assert!(read.len() <= 1000, "{}", read.len());
+    OutputReader::new(executions::read_output(DIRECTORY.path())).for_each(drop);
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Some(execution) = execution_text::decode(line)
+            && executions::is_id(&execution.id)
+        {
+            let mut text = Vec::new();
+            execution_text::encode(&mut text, &execution);
+            assert!(text.len() < 16 * 1024, "{}", text.len());
+        }
+    }
+}
 
 fn entries_of_files(bytes: &[u8]) -> Vec<LogEntry> {
     let magic = record::MAGIC.len();

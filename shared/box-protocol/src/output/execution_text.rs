@@ -9,6 +9,8 @@ const PREFIX: &[u8] = b"execution ";
 /// The size limit of the command, and of each other text, in bytes. The line is far shorter than the
 /// 16 KiB at which a container runtime cuts a line of the log.
 const TEXT_BYTES: usize = 1024;
+/// The size that a label counts in addition to its texts, in bytes.
+const LABEL_COST: usize = 8;
 /// The size limit of a record that is decoded, in bytes.
 const RECORD_BYTES: usize = 16 * 1024;
 
@@ -47,7 +49,9 @@ fn shortened(mut execution: Execution) -> Execution {
         cut(text, TEXT_BYTES);
     }
     let labels = execution.labels.iter();
-    let label_bytes: usize = labels.map(|(name, value)| name.len() + value.len()).sum();
+    let label_bytes: usize = labels
+        .map(|(name, value)| name.len() + value.len() + LABEL_COST)
+        .sum();
     if label_bytes > TEXT_BYTES {
         execution.labels.clear();
     }
