@@ -2,6 +2,7 @@
 //! from the files that outlive the box.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use agentbox_box_protocol::executions::OutputReader;
 use agentbox_contracts::ErrorChain;
@@ -20,6 +21,10 @@ use crate::archive::{Archive, ArchiveError};
 use crate::clusters::Cluster;
 use crate::metrics;
 
+/// The deadline of a request before the stop: shorter than the caller waits. A later one could replace
+/// what is stored after the end.
+const BEFORE_STOP_DEADLINE: Duration = Duration::from_secs(4);
+
 /// Stores the executions that the box has now, together with those that are stored already.
 ///
 /// # Errors
@@ -30,11 +35,37 @@ pub async fn save(
     request: &ArchiveRequest,
 ) -> Result<(), Error> {
     let id = &request.environment;
-    let newer = match (request.before_stop, request.address) {
-        (true, Some(address)) => from_boxd(cluster, archive, id, address).await,
-        (true, None) => return Ok(()),
-        (false, _) => from_files(cluster, archive, id).await?,
+    if !request.before_stop {
+        let newer = from_files(cluster, archive, id).await?;
+        return add(archive, request, newer).await;
+    }
+    let Some(address) = request.address else {
+        return Ok(());
     };
+    let saved = async {
+        let newer = from_boxd(cluster, archive, id, address).await;
+        add(archive, request, newer).await
+    };
+    tokio::time::timeout(BEFORE_STOP_DEADLINE, saved)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorCode::Unavailable,
+                "the executions were not archived within the deadline",
+            ))
+        })
+}
+
+/// Adds records to those that are stored.
+async fn add(
+    archive: &Archive,
+    request: &ArchiveRequest,
+    newer: Vec<Execution>,
+) -> Result<(), Error> {
+    let id = &request.environment;
+    if request.before_stop && newer.is_empty() {
+        return Ok(());
+    }
     let stored = archive.executions(id).await.map_err(not_stored)?;
     let stored = stored.unwrap_or_default().records;
     let records = record::merge(stored, newer);
