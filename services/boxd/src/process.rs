@@ -116,21 +116,24 @@ impl Process {
         terminal.map_or(Ok(()), |terminal| terminal.resize(size))
     }
 
-    /// Writes to stdin; waits while the command does not read.
+    /// Writes to stdin; waits while the command runs and does not read.
     ///
     /// # Errors
     /// [`StdinClosed`]; then bytes are lost.
     pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), StdinClosed> {
-        let mut stdin = self.stdin.lock().await;
-        let written = match stdin.as_mut() {
-            Some(Stdin::Pipe(pipe)) => tokio::io::AsyncWriteExt::write_all(pipe, bytes).await,
-            Some(Stdin::Terminal(terminal)) => terminal.write_all(bytes).await,
-            None => return Err(StdinClosed),
+        let written = async {
+            let mut stdin = self.stdin.lock().await;
+            let written = match stdin.as_mut() {
+                Some(Stdin::Pipe(pipe)) => tokio::io::AsyncWriteExt::write_all(pipe, bytes).await,
+                Some(Stdin::Terminal(terminal)) => terminal.write_all(bytes).await,
+                None => return Err(StdinClosed),
+            };
+            written.map_err(|_| {
+                *stdin = None;
+                StdinClosed
+            })
         };
-        written.map_err(|_| {
-            *stdin = None;
-            StdinClosed
-        })
+        self.unless_ended(written).await
     }
 
     /// Ends stdin. The stdin of a terminal stays open for programs that continue to read.
@@ -138,14 +141,24 @@ impl Process {
     /// # Errors
     /// [`StdinClosed`] when it is closed already.
     pub async fn end_stdin(&self) -> Result<(), StdinClosed> {
-        let mut stdin = self.stdin.lock().await;
-        match stdin.as_ref() {
-            Some(Stdin::Terminal(terminal)) => terminal.end_input().await.map_err(|_| StdinClosed),
-            Some(Stdin::Pipe(_)) => {
-                *stdin = None;
-                Ok(())
+        let ended = async {
+            let mut stdin = self.stdin.lock().await;
+            if let Some(Stdin::Terminal(terminal)) = stdin.as_ref() {
+                return terminal.end_input().await.map_err(|_| StdinClosed);
             }
-            None => Err(StdinClosed),
+            stdin.take().map(drop).ok_or(StdinClosed)
+        };
+        self.unless_ended(ended).await
+    }
+
+    /// No process reads stdin after the end of the command.
+    async fn unless_ended(
+        &self,
+        input: impl Future<Output = Result<(), StdinClosed>>,
+    ) -> Result<(), StdinClosed> {
+        tokio::select! {
+            () = self.ended.cancelled() => Err(StdinClosed),
+            result = input => result,
         }
     }
 

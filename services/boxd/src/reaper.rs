@@ -80,7 +80,7 @@ pub struct Reaper {
     /// Held for reading by starts and for writing by reaping: I2.
     gate: Arc<RwLock<()>>,
     children: Arc<Children>,
-    /// The number of waiting requests is bounded by that of the registry's runs.
+    /// The number of waiting requests is bounded by the box's slots.
     requests: mpsc::Sender<StartRequest>,
 }
 

@@ -136,12 +136,8 @@ async fn apply_one(execution: &Execution, number: u64, input: Option<Input>) {
             let _ = execution.resize(size);
         }
         (Some(Input::Data(data)), Some(process)) if clients.holds_input(number) => {
-            tokio::select! {
-                // No process reads stdin any more.
-                () = process.ended().cancelled() => {}
-                // Data for a stdin that is closed is dropped.
-                _ = process.write_stdin(&data) => {}
-            }
+            // Data for a stdin that is closed is dropped.
+            let _ = process.write_stdin(&data).await;
         }
         (Some(Input::End(())), Some(process)) if clients.holds_input(number) => {
             // Stdin may have been closed already.

@@ -22,6 +22,7 @@ use super::attach::Client;
 use super::execution::Execution;
 use super::output::Begin;
 use super::reader::Reader;
+use crate::process::StdinClosed;
 
 /// The deadline for the first input of a call.
 const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,8 +32,6 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// The approximate size of one message of a list, in bytes.
 const LIST_BYTES: usize = 128 * 1024;
-/// Why data for stdin is refused.
-const NO_STDIN: &str = "has no open stdin";
 
 type Outputs = BoxStream<'static, Result<ExecutionOutput, Status>>;
 
@@ -55,7 +54,7 @@ impl Executions {
         };
         match operation {
             Some(Operation::Start(start)) => Ok(record_of(&self.start(start).await?)),
-            Some(Operation::List(())) => Ok(iter(self.list()).map(Ok).boxed()),
+            Some(Operation::List(())) => Ok(self.list()),
             Some(Operation::Get(get)) => self.get(&get),
             Some(Operation::Output(read)) => self.output(&read),
             Some(Operation::Stdin(write)) => self.stdin(&write, inputs),
@@ -74,25 +73,28 @@ impl Executions {
         })
     }
 
-    fn list(&self) -> Vec<ExecutionOutput> {
-        let mut lists = vec![ExecutionList::default()];
-        let mut bytes = 0;
-        for execution in self.registry.list() {
-            let record = execution.record();
-            bytes += record.encoded_len();
-            if bytes > LIST_BYTES {
-                lists.push(ExecutionList::default());
-                bytes = record.encoded_len();
+    /// The records are copied as the caller reads.
+    fn list(&self) -> Outputs {
+        let mut executions = self.registry.list().into_iter();
+        let mut is_done = false;
+        let lists = std::iter::from_fn(move || {
+            if is_done {
+                return None;
             }
-            if let Some(last) = lists.last_mut() {
-                last.executions.push(record);
+            let mut list = ExecutionList::default();
+            let mut bytes = 0;
+            while bytes < LIST_BYTES
+                && let Some(execution) = executions.next()
+            {
+                let record = execution.record();
+                bytes += record.encoded_len();
+                list.executions.push(record);
             }
-        }
-        if let Some(last) = lists.last_mut() {
-            last.is_last = true;
-        }
-        let outputs = lists.into_iter().map(Output::Executions);
-        outputs.map(message).collect()
+            is_done = executions.len() == 0;
+            list.is_last = is_done;
+            Some(Ok(message(Output::Executions(list))))
+        });
+        iter(lists).boxed()
     }
 
     fn get(&self, get: &GetExecution) -> Result<Outputs, Status> {
@@ -131,7 +133,7 @@ impl Executions {
         let execution = self.find(&write.id)?;
         execution.process()?;
         if !execution.takes_input() {
-            return Err(execution.refuse(NO_STDIN));
+            return Err(no_stdin(&execution));
         }
         let close = write.close;
         Ok(once(async move {
@@ -202,17 +204,13 @@ async fn write_stdin(
         let process = execution.process()?;
         match message.input {
             Some(Input::Data(data)) => {
-                let written = tokio::select! {
-                    biased;
-                    written = process.write_stdin(&data) => written,
-                    () = process.ended().cancelled() => return Err(execution.refuse("has ended")),
-                };
-                written.map_err(|_| execution.refuse(NO_STDIN))?;
+                let written = process.write_stdin(&data).await;
+                written.map_err(|StdinClosed| no_stdin(execution))?;
             }
             Some(Input::End(())) => {
                 if close {
                     let ended = process.end_stdin().await;
-                    ended.map_err(|_| execution.refuse(NO_STDIN))?;
+                    ended.map_err(|StdinClosed| no_stdin(execution))?;
                 }
                 return Ok(());
             }
@@ -224,6 +222,12 @@ async fn write_stdin(
         }
     }
     Ok(())
+}
+
+/// FAILED_PRECONDITION: it has ended, or its stdin was closed.
+fn no_stdin(execution: &Execution) -> Status {
+    let ended = execution.process().err();
+    ended.unwrap_or_else(|| execution.refuse("has no open stdin"))
 }
 
 fn message(output: Output) -> ExecutionOutput {

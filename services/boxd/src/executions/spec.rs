@@ -20,7 +20,7 @@ use crate::user::{Names, User};
 /// The limit for `keep_bytes`.
 const MAX_KEEP_BYTES: u64 = 16 * 1024 * 1024;
 /// The limit for the name and the labels, in bytes.
-const MAX_LABEL_BYTES: usize = 64 * 1024;
+const MAX_LABEL_BYTES: usize = 32 * 1024;
 /// How much of the command the record shows, in bytes. All records are in boxd's memory.
 const MAX_COMMAND_BYTES: usize = 16 * 1024;
 

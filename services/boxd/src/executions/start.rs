@@ -124,15 +124,8 @@ async fn run(
 /// Writes all of stdin, then ends it.
 async fn feed(process: &Process, bytes: Option<Bytes>) {
     let Some(bytes) = bytes else { return };
-    let written = async {
-        if process.write_stdin(&bytes).await.is_ok() {
-            // The command may have closed it meanwhile.
-            let _ = process.end_stdin().await;
-        }
-    };
-    tokio::select! {
-        // No process reads stdin any more.
-        () = process.ended().cancelled() => {}
-        () = written => {}
+    if process.write_stdin(&bytes).await.is_ok() {
+        // The command may have closed it meanwhile.
+        let _ = process.end_stdin().await;
     }
 }

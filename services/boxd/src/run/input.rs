@@ -42,12 +42,8 @@ pub async fn apply_inputs(
 async fn apply_in_order(run: &Run, input: Option<run_input::Input>) {
     match input {
         Some(run_input::Input::Stdin(bytes)) => {
-            tokio::select! {
-                // No process reads stdin any more.
-                () = run.process.ended().cancelled() => {}
-                // Bytes for a stdin that is closed are dropped.
-                _ = run.process.write_stdin(&bytes) => {}
-            }
+            // Bytes for a stdin that is closed are dropped.
+            let _ = run.process.write_stdin(&bytes).await;
         }
         Some(run_input::Input::StdinEof(_)) => {
             // Stdin may have been closed already.

@@ -95,7 +95,7 @@ async fn next_client_of_a_terminal_gets_the_last_screenful_and_a_resize() {
     assert_eq!(attached(&mut first).await.offsets.stdout, 0);
     first.until("up\r\n").await;
     relay.abort();
-    let mut next = attach(&client, &id, false).await;
+    let mut next = attach(&client, &id, true).await;
     let ready = attached(&mut next).await;
     assert_eq!(status(&ready.execution), ExecutionStatus::Running);
     let end = ready.execution.stdout_bytes;
@@ -104,7 +104,6 @@ async fn next_client_of_a_terminal_gets_the_last_screenful_and_a_resize() {
     let seen = next.until("redrawn").await;
     assert!(seen.starts_with("line-"), "{}", &seen[..80]);
     assert!(seen.contains("up\r\n"));
-    // The first client is gone, so this one holds the input.
     next.send(Input::Resize(Size { cols: 40, rows: 20 })).await;
     next.until("redrawn").await;
     let size = get(&client, &id, 0).await.unwrap().tty;

@@ -1,17 +1,16 @@
 //! The bounds of executions, and the end of their box.
 
+use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::variables;
-use agentbox_contracts::executions::{ExecutionStart, ExecutionStatus};
+use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::executions::{ExecutionStart, ExecutionStatus, GetExecution};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use super::calls::{command, delete, follow, get, kept, list, run, start, started, status};
+use super::calls::{Call, command, delete, follow, get, kept, list, run, start, started, status};
 use crate::support::{self, Session, Setup, TestBox, is_alive};
 
-async fn bounded(
-    variable: &str,
-    value: &str,
-) -> (TestBox, agentbox_box_protocol::client::BoxClient) {
+async fn bounded(variable: &str, value: &str) -> (TestBox, BoxClient) {
     TestBox::start(Setup {
         variables: vec![(variable.to_owned(), value.to_owned())],
         ..Setup::default()
@@ -96,16 +95,15 @@ async fn executions_die_with_their_box_and_have_no_outcome() {
     let (mut boxd, client) = TestBox::idle().await;
     let running = start(&client, command(&["sleep", "1000"])).await.unwrap();
     let mut follower = follow(&client, &running.id, None).await;
-    let waiting = tokio::spawn({
-        let (client, id) = (client.clone(), running.id.clone());
-        async move { get(&client, &id, 20_000).await }
-    });
+    let wait = GetExecution {
+        id: running.id.clone(),
+        wait_ms: 20_000,
+    };
+    let mut waiting = Call::open(&client, Operation::Get(wait)).await.unwrap();
     boxd.signal(Signal::SIGTERM);
     assert_eq!(follower.next().await.unwrap_err().code(), Code::Unavailable);
-    assert_eq!(
-        waiting.await.unwrap().unwrap_err().code(),
-        Code::Unavailable
-    );
+    let error = waiting.record().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
     assert_eq!(boxd.exit_code().await, Some(0));
     assert!(!is_alive(i32::try_from(running.pid.unwrap()).unwrap()));
     let journal = agentbox_box_protocol::executions::read(&boxd.output_dir());

@@ -89,16 +89,16 @@ impl Call {
             match output {
                 Output::Output(piece) => {
                     let stream = usize::from(piece.stderr);
-                    let at = finished.data[stream].len() as u64 + finished.gaps[stream];
-                    assert_eq!(piece.offset, finished.begin[stream] + at);
+                    finished.expect_offset(stream, piece.offset);
                     finished.data[stream].extend_from_slice(&piece.data);
                 }
-                Output::Gap(gap) => finished.gaps[usize::from(gap.stderr)] += gap.bytes,
-                Output::Execution(execution) => finished.execution = Some(execution),
-                Output::Attached(attached) => {
-                    finished.begin = [attached.offsets.stdout, attached.offsets.stderr];
+                Output::Gap(gap) => {
+                    let stream = usize::from(gap.stderr);
+                    finished.expect_offset(stream, gap.offset);
+                    finished.gaps[stream] += gap.bytes;
                 }
-                Output::HasInput(_) => {}
+                Output::Execution(execution) => finished.execution = Some(execution),
+                Output::HasInput(_) | Output::Attached(_) => {}
                 Output::Executions(_) => panic!("{output:?}"),
             }
         }
@@ -109,13 +109,20 @@ impl Call {
 /// What a follower received.
 #[derive(Debug, Default)]
 pub struct Finished {
-    pub begin: [u64; 2],
+    begin: [Option<u64>; 2],
     pub data: [Vec<u8>; 2],
     pub gaps: [u64; 2],
     pub execution: Option<Execution>,
 }
 
 impl Finished {
+    /// Each message follows the one before it.
+    fn expect_offset(&mut self, stream: usize, offset: u64) {
+        let begin = *self.begin[stream].get_or_insert(offset);
+        let received = self.data[stream].len() as u64 + self.gaps[stream];
+        assert_eq!(offset, begin + received);
+    }
+
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.data[0]).unwrap()
     }
