@@ -1,0 +1,3 @@
+//! The files of an environment.
+
+pub(crate) mod path;
