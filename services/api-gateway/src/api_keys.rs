@@ -52,7 +52,11 @@ async fn check_permissions(
         };
         let id = id.ok_or_else(not_found)?;
         let owner = owners.get(&id).ok_or_else(not_found)?;
-        let target = Target { id: &id, owner };
+        let target = Target {
+            id: &id,
+            owner,
+            resource: None,
+        };
         authorize(Some(principal), Action::ViewEnvironment, Some(target)).map_err(|error| {
             match error.code {
                 ErrorCode::NotFound => not_found(),

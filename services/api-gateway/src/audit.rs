@@ -1,7 +1,7 @@
 //! The audit trail: the origin of requests, the entries of actions in boxes, and `/audit`.
 //!
-//! * I1. A command, a terminal or a read of logs begins after the trail's stream has stored its
-//!   entry, whoever the caller is. Without the entry it is refused with 503.
+//! * I1. A command, a terminal, a read of logs or an operation on files begins after the trail's stream
+//!   has stored its entry, whoever the caller is. Without the entry it is refused with 503.
 //! * I2. What changes a database is recorded by the service that owns it, in the transaction of
 //!   the change.
 
@@ -43,7 +43,15 @@ pub(crate) async fn accept(
     };
     let target = Some(environment.as_str());
     let mut entry = AuditEntry::new(origin, action, target, AuditOutcome::Accepted);
-    if gateway.config.audit_arguments && action != AuditAction::ReadLogs {
+    let has_command = !matches!(
+        action,
+        AuditAction::ReadLogs
+            | AuditAction::DownloadFile
+            | AuditAction::UploadFile
+            | AuditAction::ChangeFiles
+            | AuditAction::WatchFiles
+    );
+    if gateway.config.audit_arguments && has_command {
         entry = entry.with_arguments(command);
     }
     let recorded = gateway.bus.record_audit(&entry, RECORD_DEADLINE).await;
@@ -110,8 +118,8 @@ async fn read_page(
 /// List recorded actions
 ///
 /// Returns one page of the audit trail, newest first: the caller's own actions, or those of all
-/// users for an administrator. An action is listed within a few seconds. Commands, terminals and
-/// reads of logs are recorded before they begin.
+/// users for an administrator. An action is listed within a few seconds. Commands, terminals, reads
+/// of logs and operations on files are recorded before they begin.
 #[utoipa::path(get, operation_id = "listAudit", path = "/audit", tag = "audit", params(AuditQuery),
     responses((status = 200, description = "One page of recorded actions.", body = AuditList)))]
 pub(crate) async fn list(

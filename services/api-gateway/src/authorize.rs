@@ -3,13 +3,15 @@
 //! * I1. An environment that the caller may not see is not found, exactly as if it did not
 //!   exist. An action that the caller may not do on an environment it sees is forbidden.
 //! * I2. A key never has more rights than its owner, and a ticket is valid for its one
-//!   environment and action only.
+//!   environment and action only, and for its one execution or path if its action has one.
 //! * I3. A leaked key gives no rights that outlive it: to manage users, credentials of registries,
 //!   and keys that it did not make, needs a login, or a key that was made for it.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::{Credential, Permission, Principal, Role, Scope, TicketAction};
+use agentbox_contracts::identity::{
+    Credential, Permission, Principal, Role, Scope, TicketAction, TicketResource,
+};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
 /// The action of a request. Routes with the same rules share one.
@@ -62,10 +64,14 @@ pub(crate) enum Action {
     DeleteEnvironment,
     /// Read the audit trail: the caller's own entries, or all of them.
     ReadAudit,
-    /// Request a ticket. The two actions below are authorized on its environment.
+    /// Request a ticket. The actions below are authorized on its environment.
     IssueTicket,
     TicketForLogs,
     TicketForAttach,
+    TicketForOutput,
+    TicketForExecutionAttach,
+    TicketForFileDownload,
+    TicketForFileUpload,
 }
 
 impl Action {
@@ -75,6 +81,7 @@ impl Action {
             Self::ViewEnvironment
             | Self::ReadLogs
             | Self::TicketForLogs
+            | Self::TicketForOutput
             | Self::ViewFiles
             | Self::ViewExecutions
             | Self::ReadOutput
@@ -82,6 +89,9 @@ impl Action {
             Self::Exec
             | Self::Attach
             | Self::TicketForAttach
+            | Self::TicketForExecutionAttach
+            | Self::TicketForFileDownload
+            | Self::TicketForFileUpload
             | Self::DownloadFile
             | Self::UploadFile
             | Self::ChangeFiles
@@ -117,6 +127,10 @@ impl Action {
         match self {
             Self::ReadLogs => Some(TicketAction::Logs),
             Self::Attach => Some(TicketAction::Attach),
+            Self::ReadOutput => Some(TicketAction::Output),
+            Self::AttachExecution => Some(TicketAction::ExecutionAttach),
+            Self::DownloadFile => Some(TicketAction::FileDownload),
+            Self::UploadFile => Some(TicketAction::FileUpload),
             _ => None,
         }
     }
@@ -127,6 +141,8 @@ impl Action {
 pub(crate) struct Target<'a> {
     pub id: &'a EnvironmentId,
     pub owner: &'a UserId,
+    /// The execution or the path of the request, if a ticket for its action is bound to one.
+    pub resource: Option<&'a TicketResource>,
 }
 
 pub(crate) fn unauthorized(message: &str) -> Error {
@@ -176,6 +192,7 @@ fn authorize_on_environment(
     if let Credential::Ticket {
         environment,
         action: granted,
+        resource,
         ..
     } = &principal.credential
     {
@@ -184,6 +201,11 @@ fn authorize_on_environment(
         }
         if action.ticket() != Some(*granted) {
             return Err(forbidden("this ticket allows another action only"));
+        }
+        if resource.as_ref() != target.resource {
+            return Err(forbidden(
+                "this ticket is for another execution or another path only",
+            ));
         }
     }
     match &principal.scope {

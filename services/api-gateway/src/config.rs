@@ -125,7 +125,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_HEADER_TIMEOUT", default_value_t = 20)]
     pub header_timeout_s: u64,
 
-    /// Seconds that a request's body may take to arrive.
+    /// Seconds that a request's body may take to arrive, and that an upload of a file may make no
+    /// progress.
     #[arg(long, env = "AGENTBOX_BODY_TIMEOUT", default_value_t = 30)]
     pub body_timeout_s: u64,
 

@@ -20,6 +20,7 @@ mod edge;
 mod environments;
 mod events;
 mod exec;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use agentbox_contracts::environment::rpc::{Get, GetRequest, Resolve, ResolveRequest};
 use agentbox_contracts::environment::{Environment, Route, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::Principal;
+use agentbox_contracts::identity::{Principal, TicketResource};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
 use crate::authorize::{Action, Target, authorize};
@@ -23,6 +23,8 @@ pub(crate) struct EnvironmentLocation {
     pub cluster: String,
     pub status: Status,
     pub address: Option<SocketAddr>,
+    /// The execution or the path of the request, if a ticket for its action is bound to one.
+    pub resource: Option<TicketResource>,
     /// The whole environment, if it was read from the scheduler.
     pub record: Option<Box<Environment>>,
 }
@@ -32,6 +34,7 @@ impl EnvironmentLocation {
         Target {
             id: &self.id,
             owner: &self.owner,
+            resource: self.resource.as_ref(),
         }
     }
 
@@ -56,6 +59,7 @@ impl EnvironmentLocation {
             cluster: route.cluster,
             status: route.status,
             address: route.address,
+            resource: None,
             record: None,
         }
     }
@@ -69,6 +73,7 @@ impl From<Environment> for EnvironmentLocation {
             cluster: environment.cluster.clone(),
             status: environment.status,
             address: environment.address,
+            resource: None,
             record: Some(Box::new(environment)),
         }
     }

@@ -10,15 +10,14 @@ pub(crate) mod signature;
 pub(crate) mod token_subject;
 
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::identity::Principal;
 use agentbox_contracts::identity::rpc::{Authenticate, AuthenticateRequest, Secret};
-use agentbox_contracts::identity::{Principal, TicketAction};
-use agentbox_contracts::ids::EnvironmentId;
 
 use crate::authorize::unauthorized;
 use crate::edge::client_address::ClientAddress;
 use crate::rate_limit::{CallerKey, Category, RateLimitStatus};
 use crate::state::{AUTH_DEADLINE, Gateway};
-use credential::Credentials;
+use credential::{Credentials, TicketUse};
 use signature::Verdict;
 use token_subject::CachedSubject;
 
@@ -45,12 +44,8 @@ pub(crate) async fn identify(
     };
     let token = match credentials {
         Credentials::Bearer(token) => token,
-        Credentials::Ticket {
-            ticket,
-            environment,
-            action,
-        } => {
-            let outcome = redeem(gateway, ticket, environment, action).await;
+        Credentials::Ticket { ticket, opens } => {
+            let outcome = redeem(gateway, ticket, opens).await;
             return (
                 count(&key_of(&outcome, by_address)).await,
                 outcome.map(Some),
@@ -112,16 +107,12 @@ async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Er
 }
 
 /// Exchanges a ticket for its caller. Auth accepts each ticket once.
-async fn redeem(
-    gateway: &Gateway,
-    ticket: Secret,
-    environment: EnvironmentId,
-    action: TicketAction,
-) -> Result<Principal, Error> {
+async fn redeem(gateway: &Gateway, ticket: Secret, opens: TicketUse) -> Result<Principal, Error> {
     let request = AuthenticateRequest::Ticket {
         ticket,
-        environment,
-        action,
+        environment: opens.environment,
+        action: opens.action,
+        resource: opens.resource,
     };
     call_auth(gateway, request).await
 }

@@ -22,8 +22,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, environments, events, exec, health, logs, openapi, registries,
-    tickets, users,
+    api_keys, attach, audit, auth, environments, events, exec, files, health, logs, openapi,
+    registries, tickets, users,
 };
 
 /// One row of the table.
@@ -81,6 +81,15 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::Exec,              C::Exec,      routes!(exec::exec)),
         route(A::ReadLogs,          C::Other,     routes!(logs::logs)),
         route(A::Attach,            C::Exec,      routes!(attach::attach)),
+        route(A::ViewFiles,         C::Files,     routes!(files::view::view)),
+        route(A::ChangeFiles,       C::Files,     routes!(files::change::patch)),
+        route(A::ChangeFiles,       C::Files,     routes!(files::change::delete)),
+        route(A::DownloadFile,      C::Files,     routes!(files::download::download)),
+        route(A::UploadFile,        C::Files,     routes!(files::upload::upload)),
+        route(A::ChangeFiles,       C::Files,     routes!(files::change::create_directory)),
+        route(A::ChangeFiles,       C::Files,     routes!(files::change::move_file)),
+        route(A::ChangeFiles,       C::Files,     routes!(files::change::copy_file)),
+        route(A::WatchFiles,        C::Files,     routes!(files::watch::watch)),
         route(A::ViewEnvironment,   C::Other,     routes!(events::list_for_environment)),
         route(A::ListEnvironments,  C::Other,     routes!(events::list_all)),
         route(A::ReadAudit,         C::Other,     routes!(audit::list)),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::Principal;
+use agentbox_contracts::identity::{Principal, TicketResource};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use chrono::Utc;
 use tokio::time::{Instant, sleep_until};
@@ -50,6 +50,8 @@ pub(crate) enum StreamGrant {
         action: Action,
         id: EnvironmentId,
         owner: UserId,
+        /// The execution or the path that a ticket for the action is bound to.
+        resource: Option<TicketResource>,
     },
     /// The environments that were visible when the stream began. A change of them ends the stream.
     Listing(Visibility),
@@ -61,6 +63,7 @@ impl StreamGrant {
             action,
             id: location.id.clone(),
             owner: location.owner.clone(),
+            resource: location.resource.clone(),
         }
     }
 
@@ -68,8 +71,19 @@ impl StreamGrant {
     /// The error that a new request would get.
     fn check(&self, principal: &Principal) -> Result<(), Error> {
         match self {
-            Self::Environment { action, id, owner } => {
-                authorize(Some(principal), *action, Some(Target { id, owner }))
+            Self::Environment {
+                action,
+                id,
+                owner,
+                resource,
+            } => {
+                let resource = resource.as_ref();
+                let target = Target {
+                    id,
+                    owner,
+                    resource,
+                };
+                authorize(Some(principal), *action, Some(target))
             }
             Self::Listing(visible) if visibility(principal) == *visible => Ok(()),
             Self::Listing(_) => Err(Error::new(

@@ -56,10 +56,13 @@ impl Authenticator {
                 ticket,
                 environment,
                 action,
+                resource,
             } => (
                 "ticket",
                 "the ticket is not valid",
-                self.tickets.redeem(&ticket, environment, action).await?,
+                self.tickets
+                    .redeem(&ticket, environment, action, resource)
+                    .await?,
             ),
             AuthenticateRequest::Revalidate { user, credential } => (
                 "revalidate",
@@ -121,6 +124,7 @@ impl Authenticator {
             Credential::Ticket {
                 environment,
                 action,
+                resource,
                 issued_by,
             } => {
                 let issuer = match *issued_by.clone() {
@@ -133,6 +137,7 @@ impl Authenticator {
                     credential: Credential::Ticket {
                         environment,
                         action,
+                        resource,
                         issued_by,
                     },
                     management: false,

@@ -2,7 +2,8 @@
 //!
 //! Owns table `tickets`. Never stores a ticket, only its keyed hash.
 //!
-//! * I1. A ticket is redeemed once, for the environment and the action it was made for.
+//! * I1. A ticket is redeemed once, for the environment, the action, and the execution or path that
+//!   it was made for.
 //! * I2. It grants no more than its action needs. It is void once its issuer, the login or API
 //!   key that asked for it, has expired or was revoked.
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{Secret, TicketReply, TicketRequest};
-use agentbox_contracts::identity::{Principal, TicketAction};
+use agentbox_contracts::identity::{Principal, TicketAction, TicketResource};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_database::secret::{Digest, MasterSecret, Purpose};
 use chrono::Utc;
@@ -45,7 +46,7 @@ impl Tickets {
         self.secret.digest(Purpose::Ticket, text.as_bytes())
     }
 
-    /// Issues a ticket for one environment and one action.
+    /// Issues a ticket for one environment, one action and its resource.
     ///
     /// # Errors
     /// NotFound or Forbidden when the caller's own credential does not grant as much;
@@ -62,6 +63,7 @@ impl Tickets {
             issuer,
             environment: request.environment,
             action: request.action,
+            resource: request.resource,
             expires_at: Utc::now() + self.ttl,
         };
         let transaction = begin(&self.database).await?;
@@ -94,15 +96,18 @@ impl Tickets {
         ticket: &Secret,
         environment: EnvironmentId,
         action: TicketAction,
+        resource: Option<TicketResource>,
     ) -> Result<Option<Principal>, Error> {
         if ticket.0.len() != TEXT_LEN || !ticket.0.starts_with(PREFIX) {
             return Ok(None);
         }
         let digest = self.digest(&ticket.0);
-        let redeemed = store::redeem(&self.database, &digest, &environment, action).await?;
+        let bound_to = resource.as_ref();
+        let redeemed =
+            store::redeem(&self.database, &digest, &environment, action, bound_to).await?;
         Ok(redeemed.map(|(credential, issuer)| {
             let scope = rules::scope(&environment, action);
-            credential.principal(issuer.ticket(environment, action), scope)
+            credential.principal(issuer.ticket(environment, action, resource), scope)
         }))
     }
 }

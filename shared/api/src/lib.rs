@@ -11,6 +11,7 @@ pub mod environment;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod file;
 pub mod health;
 pub mod kubernetes;
 pub mod logs;

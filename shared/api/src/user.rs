@@ -1,7 +1,7 @@
 //! Logging in, users, tickets.
 
 use agentbox_contracts::identity::{Role, TicketAction, User};
-use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::ids::{EnvironmentId, ExecId, UserId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -240,6 +240,19 @@ pub struct CreateTicket {
     pub environment_id: String,
     /// The one operation that the ticket opens.
     pub action: TicketAction,
+    /// For `output` and `execution_attach`, which require it: the execution that the ticket opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ExecId>)]
+    pub execution_id: Option<String>,
+    /// For `file_download` and `file_upload`, which require it: the path that the ticket opens, exactly
+    /// as in the request. Absolute, at most 4095 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "/work/result.csv")]
+    pub path: Option<String>,
+    /// Instead of `path`, in base64 (RFC 4648): a path that is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "L3dvcmsvcmVzdWx0LmNzdg==")]
+    pub path_base64: Option<String>,
 }
 
 /// A new ticket.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
+use crate::ids::{ApiKeyId, EnvironmentId, ExecId, LoginId, UserId};
+use crate::logs::base64_bytes;
 
 /// The longest username, in characters.
 pub const MAX_USERNAME: usize = 64;
@@ -89,7 +90,8 @@ impl Permission {
     }
 }
 
-/// The one action that a ticket allows: follow the logs, or attach a terminal.
+/// The one action that a ticket allows: `logs` and `attach` on the environment; `output` and
+/// `execution_attach` on one execution; `file_download` and `file_upload` of one path.
 #[derive(
     Clone,
     Copy,
@@ -102,20 +104,51 @@ impl Permission {
     strum::Display,
     strum::EnumString,
     strum::IntoStaticStr,
+    strum::VariantArray,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(example = "attach"))]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase", const_into_str)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum TicketAction {
+    /// Read or follow the logs.
     Logs,
+    /// Attach a terminal.
     Attach,
+    /// Read or follow the output of an execution.
+    Output,
+    /// Attach to an execution.
+    ExecutionAttach,
+    /// Download a file or a directory.
+    FileDownload,
+    /// Upload a file or an archive.
+    FileUpload,
 }
 
 impl TicketAction {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.into_str()
+    }
+}
+
+/// The execution or the path, within its environment, that a ticket is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TicketResource {
+    Execution(ExecId),
+    /// Bytes: a path need not be UTF-8.
+    Path(#[serde(with = "base64_bytes")] Vec<u8>),
+}
+
+impl TicketResource {
+    /// The id or the path. The action of a ticket decides which of them it is.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Execution(id) => id.as_str().as_bytes(),
+            Self::Path(path) => path,
+        }
     }
 }
 
@@ -133,6 +166,9 @@ pub enum Credential {
     Ticket {
         environment: EnvironmentId,
         action: TicketAction,
+        /// `None`: the action has no resource of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resource: Option<TicketResource>,
         /// The login or key that the ticket was issued to. A stream ends when it is revoked.
         issued_by: Box<Credential>,
     },
@@ -217,7 +253,7 @@ pub mod rpc {
 
     use super::{
         ApiKey, ApiKeyId, Credential, DateTime, Deserialize, EnvironmentId, EnvironmentPermission,
-        Principal, Role, Serialize, TicketAction, User, UserId, Utc,
+        Principal, Role, Serialize, TicketAction, TicketResource, User, UserId, Utc,
     };
     use crate::rpc::{Empty, rpc};
 
@@ -242,6 +278,9 @@ pub mod rpc {
             ticket: Secret,
             environment: EnvironmentId,
             action: TicketAction,
+            /// The execution or the path of the request.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            resource: Option<TicketResource>,
         },
         /// Checks that a credential of this user is still valid, for an open stream.
         Revalidate {
@@ -389,6 +428,9 @@ pub mod rpc {
         pub principal: Principal,
         pub environment: EnvironmentId,
         pub action: TicketAction,
+        /// The actions on an execution and on a path need one, the others have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub resource: Option<TicketResource>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]

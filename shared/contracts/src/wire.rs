@@ -342,8 +342,8 @@ fn enum_texts_are_their_json() {
         assert_eq!(json!(outcome), outcome.as_str());
         assert_eq!(outcome.as_str().parse(), Ok(*outcome));
     }
-    for action in [identity::TicketAction::Logs, identity::TicketAction::Attach] {
+    for action in identity::TicketAction::VARIANTS {
         assert_eq!(json!(action), action.as_str());
-        assert_eq!(action.as_str().parse(), Ok(action));
+        assert_eq!(action.as_str().parse(), Ok(*action));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentbox_contracts::ids::{ApiKeyId, LoginId};
+use agentbox_contracts::ids::{ApiKeyId, ExecId, LoginId};
 
 use super::*;
 use crate::router;
@@ -51,6 +51,19 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/environments/{id}/logs", "UAANAAAANNA"),
     ("GET", "/environments/{id}/attach", "UAANAFAANNF"),
     ("GET", "/environments/{id}/events", "UAANAAAANNF"),
+    ("GET", "/environments/{id}/files", "UAANAAAANNF"),
+    ("PATCH", "/environments/{id}/files", "UAANAFAANNF"),
+    ("DELETE", "/environments/{id}/files", "UAANAFAANNF"),
+    ("GET", "/environments/{id}/files/content", "UAANAFAANNF"),
+    ("PUT", "/environments/{id}/files/content", "UAANAFAANNF"),
+    (
+        "POST",
+        "/environments/{id}/files/directories",
+        "UAANAFAANNF",
+    ),
+    ("POST", "/environments/{id}/files/move", "UAANAFAANNF"),
+    ("POST", "/environments/{id}/files/copy", "UAANAFAANNF"),
+    ("GET", "/environments/{id}/files/events", "UAANAFAANNF"),
     ("GET", "/events", "UAAAAAAAAAF"),
     ("GET", "/audit", "UAAAAFFFFFF"),
     ("GET", "/health", "AAAAAAAAAAA"),
@@ -100,6 +113,7 @@ fn principals(owner: &UserId, id: &EnvironmentId) -> Vec<Option<Principal>> {
     let ticket = Credential::Ticket {
         environment: id.clone(),
         action: TicketAction::Logs,
+        resource: None,
         issued_by: Box::new(login()),
     };
     let user = Role::User;
@@ -163,6 +177,7 @@ fn every_route_allows_each_principal_as_in_the_table() {
     let target = Target {
         id: &id,
         owner: &owner,
+        resource: None,
     };
     let principals = principals(&owner, &id);
     assert_eq!(principals.len(), PRINCIPALS.len());
@@ -213,10 +228,15 @@ fn ticket_is_issued_to_callers_who_may_do_its_action() {
     let target = Target {
         id: &id,
         owner: &owner,
+        resource: None,
     };
     for (action, expected) in [
         (Action::TicketForLogs, "UAANAAAANNF"),
         (Action::TicketForAttach, "UAANAFAANNF"),
+        (Action::TicketForOutput, "UAANAAAANNF"),
+        (Action::TicketForExecutionAttach, "UAANAFAANNF"),
+        (Action::TicketForFileDownload, "UAANAFAANNF"),
+        (Action::TicketForFileUpload, "UAANAFAANNF"),
     ] {
         let row: String = principals(&owner, &id)
             .iter()
@@ -234,11 +254,83 @@ fn ticket_for_another_environment_is_not_found() {
     let on_other = Target {
         id: &other,
         owner: &owner,
+        resource: None,
     };
     assert_eq!(
         letter(authorize(Some(&ticket), Action::ReadLogs, Some(on_other))),
         'N'
     );
+}
+
+#[test]
+fn ticket_is_valid_for_its_resource_alone() {
+    let (owner, id) = (UserId::random(), EnvironmentId::random());
+    let execution = TicketResource::Execution(ExecId::random());
+    let path = TicketResource::Path(b"/a\xff".to_vec());
+    let other_execution = TicketResource::Execution(ExecId::random());
+    let other_path = TicketResource::Path(b"/a".to_vec());
+    for (action, ticket, needed, resource, other) in [
+        (
+            Action::ReadOutput,
+            TicketAction::Output,
+            Permission::Read,
+            &execution,
+            &other_execution,
+        ),
+        (
+            Action::AttachExecution,
+            TicketAction::ExecutionAttach,
+            Permission::Write,
+            &execution,
+            &other_execution,
+        ),
+        (
+            Action::DownloadFile,
+            TicketAction::FileDownload,
+            Permission::Write,
+            &path,
+            &other_path,
+        ),
+        (
+            Action::UploadFile,
+            TicketAction::FileUpload,
+            Permission::Write,
+            &path,
+            &other_path,
+        ),
+    ] {
+        let credential = Credential::Ticket {
+            environment: id.clone(),
+            action: ticket,
+            resource: Some(resource.clone()),
+            issued_by: Box::new(Credential::Login {
+                id: LoginId::random(),
+            }),
+        };
+        let scope = Scope::Environments(BTreeMap::from([(id.clone(), needed)]));
+        let caller = principal(&owner, Role::User, credential, scope);
+        let outcome = |action, resource| {
+            let target = Target {
+                id: &id,
+                owner: &owner,
+                resource,
+            };
+            letter(authorize(Some(&caller), action, Some(target)))
+        };
+        assert_eq!(outcome(action, Some(resource)), 'A', "{action:?}");
+        assert_eq!(outcome(action, Some(other)), 'F', "{action:?}");
+        assert_eq!(outcome(action, None), 'F', "{action:?}");
+        for another in [
+            Action::ViewEnvironment,
+            Action::ViewFiles,
+            Action::ChangeFiles,
+            Action::ReadLogs,
+            Action::ControlExecution,
+            Action::Exec,
+        ] {
+            assert_eq!(outcome(another, Some(resource)), 'F', "{another:?}");
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 
 use agentbox_contracts::audit::Origin;
 use agentbox_contracts::error::Error;
-use agentbox_contracts::identity::Principal;
+use agentbox_contracts::identity::{Principal, TicketAction, TicketResource};
 use agentbox_contracts::ids::EnvironmentId;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -18,10 +18,11 @@ use axum::response::{IntoResponse, Response};
 use super::client_address::ClientAddress;
 use super::error::ApiError;
 use super::slots::Slot;
-use super::{path, trace};
+use super::{path, query, trace};
 use crate::authorize::{Action, authorize, unauthorized};
 use crate::lookup::{self, EnvironmentLocation};
-use crate::principal::{AuthAttempt, credential, identify};
+use crate::principal::credential::{self, TicketUse};
+use crate::principal::{AuthAttempt, identify};
 use crate::rate_limit::{Category, RateLimitStatus};
 use crate::state::Gateway;
 
@@ -116,6 +117,21 @@ fn origin(parts: &Parts) -> Origin {
     Origin::new(principal, address, trace::current_id())
 }
 
+/// The execution or the path that a request names, if a ticket for its action is bound to one.
+async fn resource(action: Action, parts: &mut Parts) -> Option<TicketResource> {
+    match action.ticket()? {
+        TicketAction::Logs | TicketAction::Attach => None,
+        TicketAction::Output | TicketAction::ExecutionAttach => {
+            path::execution(parts).await.map(TicketResource::Execution)
+        }
+        TicketAction::FileDownload | TicketAction::FileUpload => parts
+            .uri
+            .query()
+            .and_then(|query| query::bytes(query, "path"))
+            .map(TicketResource::Path),
+    }
+}
+
 async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {
     let Admission {
         gateway,
@@ -126,12 +142,20 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
         Some(_) => path::id::<EnvironmentId>(parts).await.map(Some),
         None => Ok(None),
     };
+    let resource = resource(*action, parts).await;
     let credentials = if action.is_open() {
         // An open route ignores credentials, so an expired one does not refuse the request.
         Ok(None)
     } else {
-        let ticket = id.as_ref().ok().cloned().flatten().zip(action.ticket());
-        credential::find(&parts.headers, parts.uri.query(), ticket)
+        let environment = id.as_ref().ok().cloned().flatten();
+        let opens = environment
+            .zip(action.ticket())
+            .map(|(environment, action)| TicketUse {
+                environment,
+                action,
+                resource: resource.clone(),
+            });
+        credential::find(&parts.headers, parts.uri.query(), opens)
     };
     let attempt = AuthAttempt {
         credentials,
@@ -147,13 +171,16 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
         {
             slot.set_authenticated();
         }
-        let location = match id {
+        let mut location = match id {
             // Without a caller the answer is 401, whether the environment exists or not.
             Ok(Some(id)) if caller.is_some() => Some(lookup::locate(gateway, *action, id).await?),
             Ok(_) => None,
             Err(not_found) if caller.is_some() => return Err(not_found),
             Err(_) => None,
         };
+        if let Some(location) = &mut location {
+            location.resource = resource;
+        }
         authorize(
             caller.as_ref(),
             *action,

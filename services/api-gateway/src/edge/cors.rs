@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
 use axum::http::header::{
-    ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HOST, IF_MATCH, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tower_http::cors::CorsLayer;
@@ -80,12 +81,21 @@ pub(crate) fn layer(origins: &[HeaderValue]) -> CorsLayer {
         .allow_headers([
             AUTHORIZATION,
             CONTENT_TYPE,
+            RANGE,
+            IF_MATCH,
+            IF_NONE_MATCH,
+            IF_RANGE,
+            HeaderName::from_static("content-digest"),
             HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("last-event-id"),
             HeaderName::from_static("traceparent"),
         ])
         .expose_headers([
+            ACCEPT_RANGES,
             ALLOW,
+            CONTENT_DISPOSITION,
+            CONTENT_RANGE,
+            ETAG,
             RETRY_AFTER,
             WWW_AUTHENTICATE,
             TRACE_ID,

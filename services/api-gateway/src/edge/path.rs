@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use agentbox_contracts::error::Error;
-use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, UserId};
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, ExecId, UserId};
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use utoipa::IntoParams;
@@ -79,6 +79,14 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))
+}
+
+/// Reads the parameter `execution` of a path. `None` when it is absent, or not an id.
+pub(super) async fn execution(parts: &mut Parts) -> Option<ExecId> {
+    let parameters = RawPathParams::from_request_parts(parts, &()).await.ok()?;
+    let mut parameters = parameters.iter();
+    let (_, value) = parameters.find(|(name, _)| *name == "execution")?;
+    value.parse().ok()
 }
 
 impl<T: FromStr + Send> FromRequestParts<Gateway> for Path<T> {

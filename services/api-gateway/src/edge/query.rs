@@ -5,6 +5,7 @@ use agentbox_contracts::error::{Error, ErrorCode, shortened};
 use axum::extract::FromRequestParts;
 use axum::http::Uri;
 use axum::http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
@@ -39,6 +40,9 @@ pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
             if let Some(name) = quoted("unknown field `") {
                 return Error::field(&name, "is not a parameter of this request");
             }
+            if let Some(name) = quoted("missing field `") {
+                return Error::field(&name, "is required");
+            }
             if let Some(name) = quoted("duplicate field `") {
                 return Error::field(&name, "must be given once, is given twice");
             }
@@ -52,6 +56,17 @@ pub(crate) fn parse<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
             };
             Error::new(ErrorCode::Validation, message)
         })
+}
+
+/// The bytes of the first value of the parameter `name`, which need not be UTF-8. As in every query,
+/// `+` is a space.
+pub(crate) fn bytes(query: &str, name: &str) -> Option<Vec<u8>> {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).collect::<Vec<u8>>();
+    query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find(|(key, _)| decode(key) == name.as_bytes())
+        .map(|(_, value)| decode(value))
 }
 
 /// The first value of the parameter `name`.
@@ -126,6 +141,22 @@ mod tests {
         assert!(error.message.contains("expected"), "{}", error.message);
         assert!(read::<LogsQuery>("follow=maybe").is_err());
         assert!(read::<LogsQuery>("since=yesterday").is_err());
+    }
+
+    #[test]
+    fn bytes_of_a_parameter_need_not_be_utf8() {
+        let table: [(&str, Option<&[u8]>); 7] = [
+            ("a=1&path=/a%2Fb", Some(b"/a/b")),
+            ("path=%2Fa%ff%00+%2B", Some(b"/a\xff\0 +")),
+            ("p%61th=/x&path=/y", Some(b"/x")),
+            ("path", Some(b"")),
+            ("path=/a%", Some(b"/a%")),
+            ("paths=/a", None),
+            ("", None),
+        ];
+        for (query, expected) in table {
+            assert_eq!(bytes(query, "path").as_deref(), expected, "{query}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr};
 use super::header;
 
 /// The tags of operations that connect to a box.
-const BOX_TAGS: [&str; 3] = ["exec", "logs", "attach"];
+const BOX_TAGS: [&str; 4] = ["exec", "files", "logs", "attach"];
 
 /// The name of a status' response: `NotFound`.
 fn response_name(status: u16) -> String {
@@ -89,12 +89,21 @@ pub(super) fn define(components: &mut Components) {
 
 /// The statuses of the errors of an operation on `path`.
 fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u16> {
-    let connects_to_box = operation
-        .tags
-        .iter()
-        .flatten()
-        .any(|tag| BOX_TAGS.contains(&tag.as_str()));
+    let tags = || operation.tags.iter().flatten().map(String::as_str);
+    let connects_to_box = tags().any(|tag| BOX_TAGS.contains(&tag));
     let takes_body = operation.request_body.is_some();
+    let takes_json = match &operation.request_body {
+        Some(RefOr::T(body)) => body.content.contains_key("application/json"),
+        _ => false,
+    };
+    let has_parameter = |name: &str| {
+        let parameters = operation.parameters.iter().flatten();
+        let mut parameters = parameters.filter_map(|parameter| match parameter {
+            RefOr::T(parameter) => Some(parameter),
+            RefOr::Ref(_) => None,
+        });
+        parameters.any(|parameter| parameter.name == name)
+    };
     let logs_in = path.ends_with("/login");
     let mut statuses = vec![400, 408, 429, 500, 503, 504];
     if needs_credential || logs_in {
@@ -107,8 +116,17 @@ fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u1
     if path.contains('{') || path.ends_with("/tickets") || path.ends_with("/api-keys") {
         statuses.push(404);
     }
-    if takes_body {
+    if takes_json {
         statuses.extend([413, 415]);
+    }
+    if has_parameter("If-Match") {
+        statuses.push(412);
+    }
+    if has_parameter("Range") {
+        statuses.push(416);
+    }
+    if takes_body && tags().any(|tag| tag == "files") {
+        statuses.push(507);
     }
     if (needs_credential && takes_body) || connects_to_box || path.ends_with('}') {
         statuses.push(409);

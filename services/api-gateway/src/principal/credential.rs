@@ -4,8 +4,8 @@
 //! handshake, because browsers cannot set its headers; a single-use ticket in the query.
 
 use agentbox_contracts::error::Error;
-use agentbox_contracts::identity::TicketAction;
 use agentbox_contracts::identity::rpc::Secret;
+use agentbox_contracts::identity::{TicketAction, TicketResource};
 use agentbox_contracts::ids::EnvironmentId;
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
@@ -20,6 +20,15 @@ const MAX_TOKEN: usize = 4 * 1024;
 /// subprotocol too, which the server can select.
 const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
 
+/// What a ticket must be for on a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TicketUse {
+    pub environment: EnvironmentId,
+    pub action: TicketAction,
+    /// The execution or the path of the request, if the action has one.
+    pub resource: Option<TicketResource>,
+}
+
 /// The credentials that a request presents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Credentials {
@@ -27,13 +36,12 @@ pub(crate) enum Credentials {
     Bearer(Secret),
     Ticket {
         ticket: Secret,
-        environment: EnvironmentId,
-        action: TicketAction,
+        opens: TicketUse,
     },
 }
 
-/// Finds the credentials of a request. `ticket` has the environment and the action that a ticket on
-/// this route must be for. It is `None` if the route accepts no tickets.
+/// Finds the credentials of a request. `opens` is what a ticket on this route must be for. It is
+/// `None` if the route accepts no tickets.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Unauthorized`] when a credential is present and
@@ -41,7 +49,7 @@ pub(crate) enum Credentials {
 pub(crate) fn find(
     headers: &HeaderMap,
     query: Option<&str>,
-    ticket: Option<(EnvironmentId, TicketAction)>,
+    opens: Option<TicketUse>,
 ) -> Result<Option<Credentials>, Error> {
     if let Some(token) = bearer(headers)? {
         return Ok(Some(Credentials::Bearer(token)));
@@ -51,14 +59,13 @@ pub(crate) fn find(
     {
         return Ok(Some(Credentials::Bearer(token)));
     }
-    let Some((environment, action)) = ticket else {
+    let Some(opens) = opens else {
         return Ok(None);
     };
     match query.and_then(|query| query::value(query, "ticket")) {
         Some(ticket) => Ok(Some(Credentials::Ticket {
             ticket: bounded(&ticket)?,
-            environment,
-            action,
+            opens,
         })),
         None => Ok(None),
     }
@@ -219,19 +226,22 @@ mod tests {
     #[test]
     fn ticket_is_read_only_on_its_routes_and_after_a_token() {
         let id = EnvironmentId::random();
-        let opens = Some((id.clone(), TicketAction::Logs));
+        let opens = TicketUse {
+            environment: id,
+            action: TicketAction::FileDownload,
+            resource: Some(TicketResource::Path(b"/a".to_vec())),
+        };
         let query = Some("follow=true&ticket=t%2D1");
         let none = HeaderMap::new();
         assert_eq!(find(&none, query, None).unwrap(), None);
         assert_eq!(
-            find(&none, query, opens.clone()).unwrap(),
+            find(&none, query, Some(opens.clone())).unwrap(),
             Some(Credentials::Ticket {
                 ticket: Secret("t-1".into()),
-                environment: id,
-                action: TicketAction::Logs
+                opens: opens.clone(),
             })
         );
         let with_token = headers(&[("authorization", "Bearer abc")]);
-        assert_eq!(find(&with_token, query, opens).unwrap(), token("abc"));
+        assert_eq!(find(&with_token, query, Some(opens)).unwrap(), token("abc"));
     }
 }

@@ -98,6 +98,14 @@ pub(crate) fn data(id: u64, value: &impl Serialize) -> Event {
     Event::default().id(id.to_string()).data(json(value))
 }
 
+/// A named event with an `id:` to resume after.
+pub(crate) fn numbered(name: &str, id: u64, value: &impl Serialize) -> Event {
+    Event::default()
+        .event(name)
+        .id(id.to_string())
+        .data(json(value))
+}
+
 /// A named event without an id; clients resume after the last event that has one.
 pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
     Event::default().event(name).data(json(value))

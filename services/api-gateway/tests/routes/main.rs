@@ -24,6 +24,7 @@ mod errors;
 mod events;
 mod exec;
 mod expiry;
+mod files;
 mod health;
 mod isolation;
 mod lists;

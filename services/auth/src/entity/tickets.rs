@@ -15,6 +15,8 @@ pub struct Model {
     pub key_id: Option<Text<ApiKeyId>>,
     pub environment: Text<EnvironmentId>,
     pub action: Text<TicketAction>,
+    /// The id of the execution, or the path, that the ticket is bound to.
+    pub resource: Option<Vec<u8>>,
     pub expires_at: DateTimeUtc,
     pub used_at: Option<DateTimeUtc>,
 }

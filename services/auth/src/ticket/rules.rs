@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::identity::{Credential, Permission, Principal, Scope, TicketAction};
+use agentbox_contracts::identity::{
+    Credential, Permission, Principal, Scope, TicketAction, TicketResource,
+};
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId};
 
 /// The credential that asked for a ticket. The ticket is void once it has expired or was
@@ -17,7 +19,12 @@ pub enum Issuer {
 impl Issuer {
     /// The credential of the principal that redeems the ticket.
     #[must_use]
-    pub fn ticket(self, environment: EnvironmentId, action: TicketAction) -> Credential {
+    pub fn ticket(
+        self,
+        environment: EnvironmentId,
+        action: TicketAction,
+        resource: Option<TicketResource>,
+    ) -> Credential {
         let issued_by = Box::new(match self {
             Self::Login(id) => Credential::Login { id },
             Self::ApiKey(id) => Credential::ApiKey { id },
@@ -25,6 +32,7 @@ impl Issuer {
         Credential::Ticket {
             environment,
             action,
+            resource,
             issued_by,
         }
     }
@@ -33,8 +41,11 @@ impl Issuer {
 /// The permission on the environment that an action needs.
 const fn required_permission(action: TicketAction) -> Permission {
     match action {
-        TicketAction::Logs => Permission::Read,
-        TicketAction::Attach => Permission::Write,
+        TicketAction::Logs | TicketAction::Output => Permission::Read,
+        TicketAction::Attach
+        | TicketAction::ExecutionAttach
+        | TicketAction::FileDownload
+        | TicketAction::FileUpload => Permission::Write,
     }
 }
 
@@ -117,6 +128,23 @@ mod tests {
                 Some(ErrorCode::Forbidden),
             ),
             (granted(Permission::Write), TicketAction::Attach, None),
+            (granted(Permission::Read), TicketAction::Output, None),
+            (
+                granted(Permission::Read),
+                TicketAction::ExecutionAttach,
+                Some(ErrorCode::Forbidden),
+            ),
+            (
+                granted(Permission::Read),
+                TicketAction::FileDownload,
+                Some(ErrorCode::Forbidden),
+            ),
+            (
+                granted(Permission::Read),
+                TicketAction::FileUpload,
+                Some(ErrorCode::Forbidden),
+            ),
+            (granted(Permission::Write), TicketAction::FileUpload, None),
             (granted(Permission::Admin), TicketAction::Attach, None),
             (elsewhere, TicketAction::Logs, Some(ErrorCode::NotFound)),
         ] {
@@ -133,7 +161,7 @@ mod tests {
     fn ticket_asked_for_with_a_ticket_is_forbidden() {
         let environment = EnvironmentId::random();
         let credential =
-            Issuer::Login(LoginId::random()).ticket(environment.clone(), TicketAction::Logs);
+            Issuer::Login(LoginId::random()).ticket(environment.clone(), TicketAction::Logs, None);
         let caller = principal(credential, scope(&environment, TicketAction::Logs));
         let outcome = issuer(&caller, &environment, TicketAction::Logs);
         assert_eq!(outcome.unwrap_err().code, ErrorCode::Forbidden);

@@ -1,6 +1,6 @@
 //! Queries of table `tickets`.
 
-use agentbox_contracts::identity::TicketAction;
+use agentbox_contracts::identity::{TicketAction, TicketResource};
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, LoginId, UserId};
 use agentbox_database::secret::Digest;
 use agentbox_database::sql::statement;
@@ -20,6 +20,7 @@ const REDEEM: &str = "
     UPDATE tickets t SET used_at = now()
     FROM users u
     WHERE t.hash = $1 AND t.environment = $2 AND t.action = $3
+      AND t.resource IS NOT DISTINCT FROM $4
       AND t.used_at IS NULL AND t.expires_at > now() AND u.id = t.user_id
       AND (EXISTS (SELECT 1 FROM logins l WHERE l.id = t.login_id
                    AND l.revoked_at IS NULL AND l.expires_at > now())
@@ -36,13 +37,20 @@ pub struct NewTicket {
     pub issuer: Issuer,
     pub environment: EnvironmentId,
     pub action: TicketAction,
+    pub resource: Option<TicketResource>,
     pub expires_at: DateTime<Utc>,
+}
+
+/// The value of the column `resource`.
+fn bytes(resource: Option<&TicketResource>) -> Option<Vec<u8>> {
+    resource.map(|resource| resource.as_bytes().to_vec())
 }
 
 /// Inserts a ticket.
 ///
 /// # Errors
-/// A foreign key violation when the user or the issuer was deleted.
+/// A foreign key violation when the user or the issuer was deleted; a check violation when the
+/// resource is not one of the action.
 pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(), StoreError> {
     let (login, key) = match ticket.issuer.clone() {
         Issuer::Login(id) => (Some(Text(id)), None),
@@ -55,6 +63,7 @@ pub async fn insert(on: &impl ConnectionTrait, ticket: &NewTicket) -> Result<(),
         key_id: Set(key),
         environment: Set(Text(ticket.environment.clone())),
         action: Set(Text(ticket.action)),
+        resource: Set(bytes(ticket.resource.as_ref())),
         expires_at: Set(ticket.expires_at),
         ..Default::default()
     };
@@ -72,17 +81,19 @@ struct Redeemed {
 }
 
 /// Marks a ticket as used. `None` when it is unknown, expired or used, when it is for another
-/// environment or action, or when its issuer has expired or was revoked.
+/// environment, action or resource, or when its issuer has expired or was revoked.
 pub async fn redeem(
     on: &impl ConnectionTrait,
     hash: &Digest,
     environment: &EnvironmentId,
     action: TicketAction,
+    resource: Option<&TicketResource>,
 ) -> Result<Option<(ActiveCredential, Issuer)>, StoreError> {
     let values = [
         hash.to_vec().into(),
         environment.as_str().into(),
         Text(action).into(),
+        bytes(resource).into(),
     ];
     let redeem = Redeemed::find_by_statement(statement(REDEEM, values)).one(on);
     let Some(redeemed) = redeem.instrument(span!(UPDATE tickets)).await? else {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::identity::rpc::{RevokeKey, RevokeKeyRequest, Secret};
 use agentbox_contracts::identity::{
-    Credential, EnvironmentPermission, Permission, Role, Scope, TicketAction,
+    Credential, EnvironmentPermission, Permission, Role, Scope, TicketAction, TicketResource,
 };
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, ExecId};
 use chrono::Utc;
 
 use crate::support::{World, eventually, refused};
@@ -45,6 +45,7 @@ async fn ticket_grants_only_its_environment_and_action() {
             Credential::Ticket {
                 environment,
                 action,
+                resource: None,
                 issued_by
             }
         );
@@ -106,6 +107,58 @@ async fn ticket_for_another_purpose_is_refused_and_not_used_up() {
     refused(auth.bearer(&ticket).await);
     auth.redeem(&ticket, &environment, LOGS).await.unwrap();
     refused(auth.redeem(&ticket, &environment, LOGS).await);
+}
+
+#[tokio::test]
+async fn ticket_for_a_resource_is_valid_for_it_alone() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let environment = EnvironmentId::random();
+    let execution = || TicketResource::Execution(ExecId::random());
+    let path = |path: &[u8]| TicketResource::Path(path.to_vec());
+    for (action, resource, other) in [
+        (TicketAction::Output, execution(), execution()),
+        (TicketAction::ExecutionAttach, execution(), execution()),
+        (TicketAction::FileDownload, path(b"/a\xff"), path(b"/a\xfe")),
+        (TicketAction::FileUpload, path(b"/a"), path(b"/a/")),
+    ] {
+        let ticket = auth
+            .bound_ticket(&caller.principal, &environment, action, Some(&resource))
+            .await
+            .unwrap()
+            .ticket;
+        refused(auth.redeem(&ticket, &environment, action).await);
+        let elsewhere = auth.redeem_on(&ticket, &environment, action, Some(&other));
+        refused(elsewhere.await);
+        let principal = auth
+            .redeem_on(&ticket, &environment, action, Some(&resource))
+            .await
+            .unwrap();
+        let expected = Credential::Ticket {
+            environment: environment.clone(),
+            action,
+            resource: Some(resource),
+            issued_by: Box::new(caller.principal.credential.clone()),
+        };
+        assert_eq!(principal.credential, expected);
+        assert_eq!(auth.revalidate(&principal).await.unwrap(), principal);
+    }
+}
+
+#[tokio::test]
+async fn ticket_without_the_resource_of_its_action_is_refused() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let environment = EnvironmentId::random();
+    let path = TicketResource::Path(b"/a".to_vec());
+    for (action, resource) in [(LOGS, Some(&path)), (TicketAction::FileDownload, None)] {
+        let outcome = auth
+            .bound_ticket(&caller.principal, &environment, action, resource)
+            .await;
+        assert_eq!(outcome.unwrap_err().code, ErrorCode::Internal, "{action}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use agentbox_contracts::identity::rpc::{
     CreateUserRequest, IssueTicket, Login, LoginReply, LoginRequest, Logout, LogoutRequest, Secret,
     TicketReply, TicketRequest,
 };
-use agentbox_contracts::identity::{EnvironmentPermission, Principal, Role, TicketAction, User};
+use agentbox_contracts::identity::{
+    EnvironmentPermission, Principal, Role, TicketAction, TicketResource, User,
+};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 
 use super::Replica;
@@ -109,10 +111,23 @@ impl Replica {
         environment: &EnvironmentId,
         action: TicketAction,
     ) -> Result<TicketReply, Error> {
+        self.bound_ticket(principal, environment, action, None)
+            .await
+    }
+
+    /// A ticket that is bound to a resource.
+    pub async fn bound_ticket(
+        &self,
+        principal: &Principal,
+        environment: &EnvironmentId,
+        action: TicketAction,
+        resource: Option<&TicketResource>,
+    ) -> Result<TicketReply, Error> {
         let request = TicketRequest {
             principal: principal.clone(),
             environment: environment.clone(),
             action,
+            resource: resource.cloned(),
         };
         self.call::<IssueTicket>(request).await
     }
@@ -123,10 +138,21 @@ impl Replica {
         environment: &EnvironmentId,
         action: TicketAction,
     ) -> Result<Principal, Error> {
+        self.redeem_on(ticket, environment, action, None).await
+    }
+
+    pub async fn redeem_on(
+        &self,
+        ticket: &Secret,
+        environment: &EnvironmentId,
+        action: TicketAction,
+        resource: Option<&TicketResource>,
+    ) -> Result<Principal, Error> {
         self.call::<Authenticate>(AuthenticateRequest::Ticket {
             ticket: ticket.clone(),
             environment: environment.clone(),
             action,
+            resource: resource.cloned(),
         })
         .await
     }
