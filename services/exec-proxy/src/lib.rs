@@ -9,13 +9,12 @@
 //! * [`clusters`]: the served clusters, and the driver that connects to their boxes.
 //! * `session`: accepts sessions from the bus, limits them, and dispatches each.
 //! * `fair_share`: how many sessions one owner may have.
-//! * `exec`, `attach`, `logs`: the kinds of session.
+//! * `exec`, `logs`: the kinds of session.
 //! * `usage`, [`archive`]: requests with one reply.
 //! * [`boxes`]: connections to boxd, and commands in boxes.
 //! * `outcome`: the ways to end a session.
 
 pub mod archive;
-mod attach;
 pub mod boxes;
 pub mod clusters;
 pub mod config;

@@ -1,5 +1,5 @@
 //! The sessions of one cluster: accepts them from the bus, limits them, and passes each to
-//! `exec`, `attach` or `logs`.
+//! `exec` or `logs`.
 //!
 //! Owns the tasks of the sessions in flight.
 //!
@@ -30,7 +30,7 @@ use crate::config::{Limits, SERVICE};
 use crate::fair_share::FairShare;
 use crate::metrics::OpenSession;
 use crate::outcome::{Outcome, refuse};
-use crate::{attach, exec, logs, metrics};
+use crate::{exec, logs, metrics};
 
 /// How long cancelled sessions may take to end.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(4);
@@ -142,7 +142,6 @@ async fn serve_one(
     };
     let kind = match &open.kind {
         OpenKind::Exec(_) => "exec",
-        OpenKind::Attach(_) => "attach",
         OpenKind::Logs(_) => "logs",
     };
     // An older gateway does not send the owner.
@@ -188,14 +187,6 @@ async fn dispatch(
                         false => incoming.accept(),
                     };
                     Box::pin(exec::serve(session, lease, request, stopping)).await
-                }
-                Err(error) => refuse(incoming, error).await,
-            }
-        }
-        OpenKind::Attach(request) => {
-            match lease_box(cluster, &open.environment, open.address, open.status) {
-                Ok(lease) => {
-                    Box::pin(attach::serve(incoming.accept(), lease, request, stopping)).await
                 }
                 Err(error) => refuse(incoming, error).await,
             }

@@ -47,7 +47,6 @@ pub struct Open {
 #[serde(rename_all = "snake_case")]
 pub enum OpenKind {
     Exec(ExecRequest),
-    Attach(AttachRequest),
     Logs(LogsRequest),
     /// A file operation. Content is sent as [`ToBox::Data`] and [`ToBox::End`]; the answers are
     /// [`FromBox::File`].
@@ -87,21 +86,6 @@ pub struct ExecRequest {
     pub timeout_ms: u64,
     /// The limit for each of stdout and stderr; output beyond it is dropped.
     pub max_output_bytes: u64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AttachRequest {
-    pub id: ExecId,
-    /// Empty: the image's shell.
-    #[serde(default)]
-    pub command: Vec<String>,
-    #[serde(default)]
-    pub working_dir: Option<String>,
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// `None`: no terminal; stdout and stderr are separate streams.
-    #[serde(default)]
-    pub tty: Option<TerminalSize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +164,9 @@ mod tests {
             command: vec!["true".into()],
             working_dir: None,
             env: BTreeMap::new(),
+            user: None,
+            merge_stderr: false,
+            stream: false,
             stdin,
             stdin_follows: false,
             timeout_ms: 1,

@@ -228,10 +228,8 @@ fn exec_rpcs_match_snapshot() {
     let exec = json!({"exec": {"id": "exec-0123456789abcdef", "command": ["cat"],
         "working_dir": "/tmp", "env": {"A": "b"}, "stdin": "aGk=", "stdin_follows": false,
         "timeout_ms": 1000, "max_output_bytes": 1024}});
-    let attach = json!({"attach": {"id": "exec-0123456789abcdef", "command": ["sh"],
-        "working_dir": "/tmp", "env": {"A": "b"}, "tty": {"cols": 80, "rows": 24}}});
     let logs = json!({"logs": {"from_sequence": 7, "tail": 10, "since": AT, "follow": true}});
-    for (name, kind) in [("exec", exec), ("attach", attach), ("logs", logs)] {
+    for (name, kind) in [("exec", exec), ("logs", logs)] {
         let open = json!({"environment": ENV, "owner": USER, "address": box_address,
             "status": "running", "kind": kind});
         let name = format!("exec.{} {name}", BoxSession::METHOD);
