@@ -90,7 +90,9 @@ mod tests {
             format!(
                 "| `command` of exec, attach and executions | {arguments} arguments of at most {argument} bytes |"
             ),
-            format!("| `env` of exec, attach and executions | one name and its value {variable} bytes |"),
+            format!(
+                "| `env` of exec, attach and executions | one name and its value {variable} bytes |"
+            ),
             format!(
                 "| `command` and `env` of exec, attach and executions together | {} bytes, each argument \
                  and variable counted with its NUL and a pointer of 8 bytes |",

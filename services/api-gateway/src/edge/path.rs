@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use agentbox_contracts::error::Error;
-use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, UserId};
+use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, ExecId, UserId};
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use utoipa::IntoParams;
@@ -22,6 +22,16 @@ pub(crate) struct EnvironmentParameter {
     /// The environment's id.
     #[param(inline, example = "env-0123456789abcdef")]
     id: EnvironmentId,
+}
+
+/// The second parameter of a path that names an execution.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct ExecutionParameter {
+    /// The execution's id.
+    #[param(inline, example = "exec-0123456789abcdef")]
+    execution: ExecId,
 }
 
 /// The parameter of a path that names a user.
@@ -60,7 +70,7 @@ pub(crate) type Registry = String;
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
-/// Reads the one parameter of a path.
+/// Reads the first parameter of a path.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::NotFound`] when it is not an id.
@@ -81,10 +91,33 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
     value.parse().map_err(|_| Error::not_found(resource))
 }
 
+/// Reads the parameter `execution` of a path. `None` when it is absent, or not an id.
+pub(super) async fn execution(parts: &mut Parts) -> Option<ExecId> {
+    let parameters = RawPathParams::from_request_parts(parts, &()).await.ok()?;
+    let mut parameters = parameters.iter();
+    let (_, value) = parameters.find(|(name, _)| *name == "execution")?;
+    value.parse().ok()
+}
+
 impl<T: FromStr + Send> FromRequestParts<Gateway> for Path<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
         Ok(Self(id(parts).await?))
+    }
+}
+
+/// The execution in the path, after its environment. Text that is not an id names none: the answer is
+/// 404.
+pub(crate) struct ExecutionId(pub ExecId);
+
+impl FromRequestParts<Gateway> for ExecutionId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
+        match execution(parts).await {
+            Some(id) => Ok(Self(id)),
+            None => Err(Error::not_found("execution").into()),
+        }
     }
 }
