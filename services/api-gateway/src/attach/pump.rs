@@ -259,20 +259,20 @@ impl Outbound<'_> {
     /// Sends one message of the box. Breaks when the command has ended or failed; `None` if the
     /// client has disconnected.
     async fn forward(&mut self, output: execution_output::Output) -> Option<ControlFlow<End>> {
-        use execution_output::Output as Box;
+        use execution_output::Output as FromExecution;
         let message = match output {
-            Box::Output(piece) => self.output.frame(&piece),
-            Box::Gap(gap) => Some(frame(&ServerMessage::Gap {
+            FromExecution::Output(piece) => self.output.frame(&piece),
+            FromExecution::Gap(gap) => Some(frame(&ServerMessage::Gap {
                 stream: match gap.stderr {
                     true => OutputStream::Stderr,
                     false => OutputStream::Stdout,
                 },
                 bytes: gap.bytes,
             })),
-            Box::HasInput(true) => Some(frame(&ServerMessage::InputGranted {})),
-            Box::HasInput(false) => Some(frame(&ServerMessage::InputTaken {})),
-            Box::Execution(execution) => return self.finish(&execution).await,
-            Box::Executions(_) | Box::Attached(_) => {
+            FromExecution::HasInput(true) => Some(frame(&ServerMessage::InputGranted {})),
+            FromExecution::HasInput(false) => Some(frame(&ServerMessage::InputTaken {})),
+            FromExecution::Execution(execution) => return self.finish(&execution).await,
+            FromExecution::Executions(_) | FromExecution::Attached(_) => {
                 return Some(ControlFlow::Break(End::Failed(Error::internal())));
             }
         };
