@@ -254,8 +254,8 @@ pub(crate) async fn attach(
     let handshake = Handshake::read(&gateway, &headers, slot, upgrade)?;
     let location = location.require_running()?;
     let share = gateway.begin_session(&principal, SessionKind::Attach)?;
-    let command = match &target {
-        Target::Start(start) => &start.command[..],
+    let command: &[String] = match &target {
+        Target::Start(start) => &start.command,
         Target::Resume(_) => &[],
     };
     audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;

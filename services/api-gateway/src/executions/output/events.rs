@@ -48,7 +48,7 @@ impl Source for Events {
             if self.is_over {
                 return None;
             }
-            let items = match self.reader.next().await {
+            let items: Vec<Numbered> = match self.reader.next().await {
                 Ok(Item::Output(piece)) => self.encoder.output(&piece).into_iter().collect(),
                 Ok(Item::Gap(gap)) => self.encoder.gap(gap),
                 Ok(Item::End(execution)) => {
