@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use agentbox_api::environment::{CreateEnvironment, Resources};
-use agentbox_api::exec::ExecBody;
+use agentbox_api::exec::{DEFAULT_TIMEOUT, ExecBody};
 use agentbox_client::{Client, Error};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::EnvironmentId;
@@ -234,7 +234,7 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
 async fn exec(client: &Client, id: &EnvironmentId) -> anyhow::Result<Duration> {
     let body = ExecBody {
         command: vec!["true".to_owned()],
-        timeout: 30,
+        timeout: DEFAULT_TIMEOUT,
         ..ExecBody::default()
     };
     let started = Instant::now();

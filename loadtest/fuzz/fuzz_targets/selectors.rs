@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentbox_contracts::selector::{Requirement, Selector, Terms};
 use agentbox_fuzz::assert_input_error;
-use agentbox_scheduler::environment::selector::{Requirement, Selector, Terms};
 use libfuzzer_sys::fuzz_target;
 
 type Labels = BTreeMap<String, String>;

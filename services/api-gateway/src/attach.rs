@@ -1,12 +1,16 @@
-//! `GET /environments/{id}/attach`: a terminal, or any command, over a WebSocket.
+//! `GET /environments/{id}/attach`: a terminal, or any command, over a WebSocket; and
+//! `GET …/executions/{execution}/attach`: the same messages for any execution.
+//!
+//! A terminal is an execution: the first route starts it, or resumes it by its id, and both attach to it.
 //!
 //! * I1. The command has started before the handshake is answered: until then an error is
 //!   an HTTP answer.
 //! * I2. Backpressure is end to end: a client that does not read stops the command, and a
 //!   command that does not read stops the client. The gateway holds one message in each
 //!   direction, besides the buffers of the sockets.
-//! * I3. When the command, the client, the credential or the gateway ends, the rest ends too:
-//!   the session is dropped, and with it the command.
+//! * I3. The command of a terminal ends with a socket that its client closes, and with the right to it. A
+//!   connection that is lost, and a gateway that stops, leave it for [`RESUME_TIME`] ([`pump::End`]). A
+//!   socket of another execution ends nothing.
 //!
 //! Close codes: see [`close::Close`], and for clients [`attach`].
 
@@ -18,11 +22,16 @@ mod pump;
 
 use std::time::Duration;
 
-use agentbox_bus::Session;
+use agentbox_api::execution::AttachExecutionQuery;
 use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{AttachRequest, FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{TerminalSize, ToBox};
+use agentbox_contracts::executions::execution_output::Output;
+use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::executions::{
+    AttachExecution, Attached, ExecutionStart, Offsets, OnFull, Size, StdinMode,
+};
+use agentbox_contracts::identity::Principal;
 use agentbox_contracts::ids::ExecId;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -33,21 +42,25 @@ use tracing::Instrument;
 
 use crate::audit;
 use crate::authorize::Action;
-use crate::edge::Answer;
+use crate::box_loss;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::cors;
-use crate::edge::path::EnvironmentParameter;
+use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
 use crate::edge::slots::Slot;
-use crate::exec::OPEN_DEADLINE;
+use crate::edge::{Answer, Query};
+use crate::executions::parse_position;
+use crate::executions::session::{self, ExecutionSession};
+use crate::executions::start;
 use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
 use crate::principal::credential::subprotocols;
-use crate::state::Gateway;
+use crate::state::{Gateway, OpenSession};
 use crate::stream::{AccessWatch, StreamGrant};
-use parameters::Parameters;
+use parameters::{Parameters, Start, Target};
 use pump::Terminal;
 
-type AttachSession = Session<ToBox, FromBox>;
+pub(crate) use parameters::size as terminal_size;
+pub(crate) use protocol::signal_name;
 
 #[cfg(fuzzing)]
 pub(crate) fn parse_frame(text: &str) -> Result<Vec<ToBox>, Error> {
@@ -63,54 +76,159 @@ const WRITE_BUFFER: usize = 64 * 1024;
 pub(crate) const MAX_WRITE_BUFFER: usize = 256 * 1024;
 /// Bytes that are read from the socket at once.
 const READ_BUFFER: usize = 16 * 1024;
-/// How long the box may take to start the command.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the box may take to attach to the command.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a terminal is left whose connection was lost, as the API promises it.
+const RESUME_TIME: Duration = Duration::from_secs(60);
+/// Added for the time until boxd notices the loss, and a new connection reaches it.
+const RESUME_MARGIN: Duration = Duration::from_secs(5);
 
-async fn start(
+/// The execution of a terminal.
+fn start_message(id: &ExecId, start: Start) -> ExecutionStart {
+    let grace = (RESUME_TIME + RESUME_MARGIN).as_millis();
+    ExecutionStart {
+        id: id.to_string(),
+        command: start.command,
+        user: start.user.unwrap_or_default(),
+        working_dir: start.working_dir.unwrap_or_default(),
+        env: start.env.into_iter().collect(),
+        stdin: StdinMode::Open.into(),
+        tty: start.tty.map(box_size),
+        on_full: OnFull::Block.into(),
+        orphan_grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
+        ..ExecutionStart::default()
+    }
+}
+
+fn box_size(size: TerminalSize) -> Size {
+    Size {
+        cols: size.cols.into(),
+        rows: size.rows.into(),
+    }
+}
+
+/// Attaches to an execution, and sends it the size of the client's terminal.
+async fn connect(
     gateway: &Gateway,
     location: &EnvironmentLocation,
-    parameters: &Parameters,
-) -> Result<(AttachSession, ExecId), Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Attach(AttachRequest {
-            id: ExecId::random(),
-            command: parameters.command.clone(),
-            working_dir: parameters.working_dir.clone(),
-            env: parameters.env.clone(),
-            tty: parameters.tty,
-        }),
-    };
-    let mut session: AttachSession = gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await?;
-    let first = tokio::time::timeout(START_DEADLINE, session.recv())
+    attach: AttachExecution,
+    size: Option<TerminalSize>,
+) -> Result<(ExecutionSession, Attached), Error> {
+    let mut session = session::open(gateway, location, Operation::Attach(attach)).await?;
+    let first = tokio::time::timeout(ATTACH_DEADLINE, session.recv())
         .await
-        .map_err(|_| Error::new(ErrorCode::Timeout, "the command did not start in time"))??;
-    match first {
-        Some(FromBox::Started(id)) => Ok((session, id)),
-        Some(_) => Err(Error::internal()),
-        None => Err(Error::new(ErrorCode::BoxLost, "the command did not start")),
+        .map_err(|_| Error::new(ErrorCode::Timeout, "the command did not answer in time"))??;
+    let Output::Attached(attached) = session::output(first)? else {
+        return Err(Error::internal());
+    };
+    if let Some(size) = size {
+        session.send(ToBox::Resize(size)).await?;
+    }
+    Ok((session, attached))
+}
+
+/// A WebSocket handshake, except its answer.
+struct Handshake {
+    upgrade: WebSocketUpgrade,
+    slot: Option<Slot>,
+}
+
+impl Handshake {
+    fn read(
+        gateway: &Gateway,
+        headers: &HeaderMap,
+        slot: Option<Extension<Slot>>,
+        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    ) -> Result<Self, Error> {
+        cors::check_origin(headers, &gateway.config.cors_origins)?;
+        let upgrade = upgrade.map_err(|error| {
+            Error::new(
+                ErrorCode::BadRequest,
+                format!("not a WebSocket handshake: {}", error.body_text()),
+            )
+        })?;
+        let upgrade = upgrade
+            .max_message_size(MAX_MESSAGE)
+            .max_frame_size(MAX_MESSAGE)
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_write_buffer_size(MAX_WRITE_BUFFER)
+            .protocols(subprotocols(headers)?.answer);
+        let slot = slot.map(|Extension(slot)| slot);
+        Ok(Self { upgrade, slot })
+    }
+
+    /// Answers the handshake, and serves the socket.
+    fn answer(self, terminal: impl FnOnce(Option<Slot>) -> Terminal) -> Response {
+        let terminal = terminal(self.slot);
+        let sockets = terminal.gateway.sockets.clone();
+        let span = tracing::Span::current();
+        self.upgrade.on_upgrade(move |socket| {
+            // Tracked, so that a stopping gateway waits for the close handshake.
+            sockets.track_future(terminal.serve(socket).instrument(span))
+        })
+    }
+}
+
+/// An attached execution, before its handshake is answered.
+struct Connected {
+    gateway: Gateway,
+    principal: Principal,
+    location: EnvironmentLocation,
+    share: OpenSession,
+    session: ExecutionSession,
+    attached: Attached,
+}
+
+impl Connected {
+    fn into_terminal(
+        self,
+        action: Action,
+        is_binary: bool,
+        is_owned: bool,
+        slot: Option<Slot>,
+    ) -> Terminal {
+        let Self {
+            gateway,
+            principal,
+            location,
+            share,
+            session,
+            attached,
+        } = self;
+        let grant = StreamGrant::environment(action, &location);
+        let stop = gateway.shutdown.clone();
+        Terminal {
+            access: AccessWatch::new(gateway.clone(), principal, grant, stop),
+            gateway,
+            location,
+            session,
+            attached,
+            is_binary,
+            is_owned,
+            slot,
+            share,
+        }
     }
 }
 
 /// Attach a terminal
 ///
-/// Starts a command in a running environment and connects it to a WebSocket (RFC 6455). Text
-/// frames are JSON: the client sends `ClientMessage`, the server sends `ServerMessage`. A binary
+/// Starts a command in a running environment and connects it to a WebSocket (RFC 6455), or resumes one.
+/// Text frames are JSON: the client sends `ClientMessage`, the server sends `ServerMessage`. A binary
 /// frame from the client is stdin. A browser sends its token as a WebSocket subprotocol
 /// (`Authorization`, then the token), or a ticket. A page of another origin is refused (403), unless
 /// the operator allows it (`AGENTBOX_CORS_ORIGINS`). The server sends a ping at least every 30
 /// seconds (by default every 20; `AGENTBOX_PING_INTERVAL`).
 ///
+/// The command is an execution, whose id is the `session_id`. It ends when its client closes the socket
+/// with a close frame. When the connection is lost without one, it waits 60 seconds for a client that
+/// resumes it with `session_id`.
+///
 /// Close codes:
 ///
 /// * 1000: the command has ended. Its `exit` message came before.
-/// * 1001: the server stops. Connect again.
+/// * 1001: the server stops. Connect again, with `session_id`.
 /// * 1009: a message was larger than 256 KiB.
 /// * 1011: a fault of the server.
 /// * 4401: the credential is no longer valid, or no longer allows this.
@@ -119,7 +237,7 @@ async fn start(
 /// * 4409: the environment no longer runs: it was deleted, its lifetime is over, or its main
 ///   command has ended.
 /// * 4502: the environment was lost while the command ran.
-/// * 4503: a part of the system cannot be reached. Connect again.
+/// * 4503: a part of the system cannot be reached. Connect again, with `session_id`.
 #[utoipa::path(get, operation_id = "attachEnvironment", path = "/environments/{id}/attach", tag = "attach",
     params(EnvironmentParameter, Parameters),
     responses((status = 101, description = "The command has started, and the connection is a WebSocket.")))]
@@ -132,43 +250,102 @@ pub(crate) async fn attach(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
-    cors::check_origin(&headers, &gateway.config.cors_origins)?;
-    let parameters = Parameters::read(query.as_deref().unwrap_or(""))?;
-    let upgrade = upgrade.map_err(|error| {
-        Error::new(
-            ErrorCode::BadRequest,
-            format!("not a WebSocket handshake: {}", error.body_text()),
-        )
-    })?;
-    let protocol = subprotocols(&headers)?.answer;
+    let Parameters { target, binary } = Parameters::read(query.as_deref().unwrap_or(""))?;
+    let handshake = Handshake::read(&gateway, &headers, slot, upgrade)?;
     let location = location.require_running()?;
     let share = gateway.begin_session(&principal, SessionKind::Attach)?;
-    let command = &parameters.command;
-    audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
-    let (session, id) = start(&gateway, &location, &parameters).await?;
-    let upgrade = upgrade
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(MAX_WRITE_BUFFER)
-        .protocols(protocol);
-    let grant = StreamGrant::environment(Action::Attach, &location);
-    let terminal = Terminal {
-        gateway: gateway.clone(),
-        environment: location.id,
-        session,
-        id,
-        access: AccessWatch::new(gateway.clone(), principal, grant, gateway.shutdown.clone()),
-        is_binary: parameters.binary,
-        slot: slot.map(|Extension(slot)| slot),
-        share,
+    let command: &[String] = match &target {
+        Target::Start(start) => &start.command,
+        Target::Resume(_) => &[],
     };
-    let span = tracing::Span::current();
-    Ok(upgrade.on_upgrade(move |socket| {
-        // Tracked, so that a stopping gateway waits for the close handshake.
-        gateway
-            .sockets
-            .track_future(terminal.serve(socket).instrument(span))
-    }))
+    audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
+    let (id, from, size) = match target {
+        Target::Start(parameters) => {
+            let id = ExecId::random();
+            start::run(&gateway, &location, start_message(&id, parameters)).await?;
+            // All output, from the start on.
+            (id, Some(Offsets::default()), None)
+        }
+        Target::Resume(resume) => (resume.id, resume.from, resume.size),
+    };
+    let request = AttachExecution {
+        id: id.to_string(),
+        from,
+        // The connection that was lost may still look open.
+        take_input: true,
+    };
+    let connected = connect(&gateway, &location, request, size).await;
+    let (session, attached) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            return Err(box_loss::with_reason(&gateway, &location.id, error)
+                .await
+                .into());
+        }
+    };
+    let connected = Connected {
+        gateway,
+        principal,
+        location,
+        share,
+        session,
+        attached,
+    };
+    Ok(handshake.answer(|slot| connected.into_terminal(Action::Attach, binary, true, slot)))
+}
+
+/// Attach to an execution
+///
+/// Connects a WebSocket (RFC 6455) to an execution, with the messages and close codes of
+/// `attachEnvironment`. `ready` has the offsets at which the output begins. Several clients may attach:
+/// one holds the input, the first one; `take_input` passes it on, and the client that held it receives
+/// `input_taken`. The input of the others is dropped. A socket that ends, however it does, ends nothing.
+/// The next client of a terminal gets its last screenful.
+#[utoipa::path(get, operation_id = "attachExecution", path = "/environments/{id}/executions/{execution}/attach", tag = "executions",
+    params(EnvironmentParameter, ExecutionParameter, AttachExecutionQuery),
+    responses((status = 101, description = "The connection is a WebSocket, attached to the execution.")))]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the request that axum reads"
+)]
+pub(crate) async fn attach_execution(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+    Admitted(location): Admitted,
+    ExecutionId(id): ExecutionId,
+    Query(query): Query<AttachExecutionQuery>,
+    slot: Option<Extension<Slot>>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer<Response> {
+    let from = query.from.as_deref();
+    let from = from.map(|text| parse_position("from", text)).transpose()?;
+    let handshake = Handshake::read(&gateway, &headers, slot, upgrade)?;
+    let location = location.require_running()?;
+    let share = gateway.begin_session(&principal, SessionKind::Attach)?;
+    audit::accept(&gateway, AuditAction::AttachExecution, &location.id, &[]).await?;
+    let request = AttachExecution {
+        id: id.to_string(),
+        from,
+        take_input: false,
+    };
+    let connected = connect(&gateway, &location, request, None).await;
+    let (session, attached) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            return Err(box_loss::with_reason(&gateway, &location.id, error)
+                .await
+                .into());
+        }
+    };
+    let connected = Connected {
+        gateway,
+        principal,
+        location,
+        share,
+        session,
+        attached,
+    };
+    let action = Action::AttachExecution;
+    Ok(handshake.answer(|slot| connected.into_terminal(action, query.binary, false, slot)))
 }

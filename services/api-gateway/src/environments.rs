@@ -32,7 +32,11 @@ fn is_idempotency_key(text: &str) -> bool {
         && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
+/// Reads the header `Idempotency-Key`.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };

@@ -1,14 +1,17 @@
 //! `POST /environments/{id}/exec`: runs one command and returns its output and exit.
 //!
-//! * I1. When the client disconnects its command is killed: the handler's future is dropped, with
-//!   it the session, and the exec-proxy kills the process group.
+//! * I1. When the client disconnects its command is killed: the handler's future, or the body of its
+//!   answer, is dropped, with it the session, and the exec-proxy kills the process group.
 //! * I2. The output of one command takes at most twice the cap in memory, once for each of stdout
 //!   and stderr. The exec-proxy truncates it. The output of all commands of one user, and of all
 //!   users, is bounded from its first byte until its client has read it, together with the stdin
-//!   that the commands have not read ([`memory`]).
+//!   that the commands have not read ([`memory`]). Streamed output is not collected ([`events`]).
 //! * I3. The exit code comes from the box. The gateway never invents one.
 
 mod answer;
+mod body;
+mod events;
+mod input;
 pub(crate) mod memory;
 mod output;
 mod request;
@@ -16,24 +19,31 @@ mod run;
 
 use std::time::Duration;
 
-use agentbox_api::exec::{ExecBody, ExecReply};
+use agentbox_api::exec::{ExecBody, ExecForm, ExecReply};
 use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{MAX_CHUNK, ToBox};
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::Bytes;
 
 use crate::audit;
+use crate::authorize::Action;
 use crate::box_loss;
+use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
-use crate::edge::{Answer, Json};
 use crate::memory::SessionKind;
 use crate::state::Gateway;
+use crate::stream::{StreamGrant, sse};
+use input::Input;
 use memory::{InputMemory, ResultMemory};
 
-pub(crate) use request::{command_line, total_size, variables, working_dir};
+pub(crate) use request::{
+    check_command, command_line, command_size, decode_base64, timeout, total_size, user, variables,
+    working_dir,
+};
 
 /// How long the exec-proxy may take to answer the first message of a session.
 pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -50,44 +60,118 @@ pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
     messages
 }
 
+/// Whether the client asks for server-sent events.
+fn wants_events(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|range| range.split(';').next())
+        .any(|range| range.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
+fn overdue() -> Error {
+    Error::new(
+        ErrorCode::Timeout,
+        "the result of the command did not arrive in time; the command is killed",
+    )
+}
+
 /// Run a command
 ///
 /// Runs a command in a running environment and answers when it has ended. A command that fails
 /// is answered with 200 too: see `exit_code`. If the client disconnects, the command is killed.
 /// Processes that a command leaves in the background keep running; their later output is dropped.
+///
+/// With `Accept: text/event-stream` the output is streamed without a limit, as server-sent events:
+/// `stdout` and `stderr` (an `ExecOutputEvent`), and at last `exit` (an `ExecExitEvent`) or `error`
+/// (an `ErrorBody`). The command waits for a client that reads slowly.
+///
+/// As `multipart/form-data` stdin has any size: the part `exec` with the JSON, then the part `stdin`. This
+/// cannot be combined with server-sent events.
 #[utoipa::path(post, operation_id = "execInEnvironment", path = "/environments/{id}/exec", tag = "exec",
-    params(EnvironmentParameter), request_body = ExecBody,
-    responses((status = 200, description = "The result of the command.", body = ExecReply)))]
+    params(EnvironmentParameter),
+    request_body(content((ExecBody = "application/json"), (ExecForm = "multipart/form-data"))),
+    responses((status = 200, description = "The result of the command, or a stream of server-sent events.",
+        content((ExecReply = "application/json"),
+            (String = "text/event-stream", example = "event: stdout\ndata: {\"data\":\"42\\n\"}\n\nevent: exit\ndata: {\"exit_code\":0,\"duration_ms\":31,\"timed_out\":false}\n\n")))))]
 pub(crate) async fn exec(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
     Admitted(location): Admitted,
-    Json(body): Json<ExecBody>,
+    request: Request,
 ) -> Answer<Response> {
-    request::check(&body, gateway.config.max_exec_timeout_s)?;
+    let is_streamed = wants_events(request.headers());
+    let (body, part) = body::read(&gateway, request).await?;
+    if is_streamed && part.is_some() {
+        return Err(Error::field(
+            "Accept",
+            "must not be `text/event-stream` with a body of `multipart/form-data`",
+        )
+        .into());
+    }
+    let timeout = request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
     // A request beyond a limit has no entry in the audit trail.
     let session = gateway.begin_session(&principal, SessionKind::Exec)?;
     let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
-    let stdin_length = body.stdin.as_ref().map_or(0, String::len);
-    let input = InputMemory::reserve(&gateway.results, &principal.user, stdin_length)?;
-    audit::accept(&gateway, AuditAction::Exec, &location.id, &body.command).await?;
-    let timeout = Duration::from_secs(body.timeout);
+    let stdin = body.stdin.as_ref().or(body.stdin_base64.as_ref());
+    let size = stdin.map_or(0, String::len) + command_size(&body.command, body.env.iter());
+    let held = InputMemory::reserve(&gateway.results, &principal.user, size)?;
     let encoding = body.output_encoding;
-    let command = request::command(body, gateway.config.max_exec_output_bytes);
-    let running = run::run(&gateway, &location, command, input, memory);
-    let outcome = tokio::time::timeout(timeout + ANSWER_GRACE, running)
+    let mut command = request::command(body, timeout, gateway.config.max_exec_output_bytes)?;
+    let words = &command.request.command;
+    audit::accept(&gateway, AuditAction::Exec, &location.id, words).await?;
+    command.request.stream = is_streamed;
+    command.request.stdin_follows |= part.is_some();
+    let idle = gateway.config.body_timeout();
+    let input = Input::new(command.stdin.take(), part, held, idle);
+    let within = timeout + ANSWER_GRACE;
+    if is_streamed {
+        // Output is not collected.
+        drop(memory);
+        let events = events::Events::start(
+            &gateway,
+            &location,
+            command.request,
+            input,
+            encoding,
+            within,
+        )
+        .await?;
+        let grant = StreamGrant::environment(Action::Exec, &location);
+        return Ok(sse::answer(
+            "exec", gateway, principal, grant, session, events,
+        ));
+    }
+    let running = run::run(&gateway, &location, command.request, input, memory);
+    let outcome = tokio::time::timeout(within, running)
         .await
-        .map_err(|_| {
-            Error::new(
-                ErrorCode::Timeout,
-                "the result of the command did not arrive in time; the command is killed",
-            )
-        })?;
+        .map_err(|_| overdue())?;
     match outcome {
         Ok(collected) => Ok(answer::response(&gateway, session, collected, encoding)),
         Err(error) => Err(box_loss::with_reason(&gateway, &location.id, error)
             .await
             .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_sent_to_clients_that_ask_for_them() {
+        let with = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+            wants_events(&headers)
+        };
+        assert!(!wants_events(&HeaderMap::new()));
+        assert!(with("text/event-stream"));
+        assert!(with("application/json;q=0.5, Text/Event-Stream;q=1"));
+        assert!(!with("application/json"));
+        assert!(!with("*/*"));
     }
 }

@@ -6,7 +6,7 @@
 //! * I1. The gateway owns nothing durable; the route mirror is a hint.
 //! * I2. Every route is authorized by [`authorize::authorize`], before its handler runs.
 //! * I3. Every error has the same shape and carries neither a secret nor a user's bytes.
-//! * I4. When a client disconnects, the command or stream that it started ends.
+//! * I4. When a client disconnects, the exec or stream that it started ends. An execution does not.
 //! * I5. Every wait has a deadline, and every buffer a bound.
 
 mod api_keys;
@@ -20,6 +20,7 @@ mod edge;
 mod environments;
 mod events;
 mod exec;
+mod executions;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -60,6 +60,8 @@ pub(crate) enum SessionKind {
     Output,
     /// Any other operation on executions.
     Execution,
+    /// The stdin of an execution.
+    Input,
     /// A connection to a port of a box.
     Port,
 }
@@ -81,6 +83,7 @@ impl SessionKind {
             Self::Files => 2 * WINDOW,
             Self::Output => WINDOW + MESSAGE_AS_JSON,
             Self::Execution => 128 * KIB,
+            Self::Input => 2 * WINDOW,
             Self::Port => 2 * WINDOW,
         }
     }
@@ -157,6 +160,7 @@ mod tests {
             SessionKind::Files,
             SessionKind::Output,
             SessionKind::Execution,
+            SessionKind::Input,
             SessionKind::Port,
         ] {
             // One user gets at most half: as much as is left for the others.

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use agentbox_api::error::ErrorBody;
+use agentbox_api::exec::{ExecExitEvent, ExecOutputEvent};
+use agentbox_api::execution::{GapEvent, OutputEvent};
 use agentbox_api::file::FileChange;
 use agentbox_contracts::error::ErrorCode;
 use axum::Extension;
@@ -34,7 +36,16 @@ use crate::edge::path::BASE;
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     servers((url = "/", description = "The server that this document comes from")),
-    components(schemas(ClientMessage, ServerMessage, ErrorBody, FileChange)),
+    components(schemas(
+        ClientMessage,
+        ServerMessage,
+        ErrorBody,
+        FileChange,
+        OutputEvent,
+        GapEvent,
+        ExecOutputEvent,
+        ExecExitEvent
+    )),
     tags(
         (name = "auth", description = "Log in and out, change the password, get tickets for browsers."),
         (name = "users", description = "Manage users. For administrators only."),
@@ -42,6 +53,7 @@ use crate::edge::path::BASE;
         (name = "registries", description = "Manage your logins at registries, which the pulls of your images use."),
         (name = "environments", description = "Create, find, change and delete isolated execution environments."),
         (name = "exec", description = "Run a command in an environment and get its result."),
+        (name = "executions", description = "Start, watch and end commands that outlive the requests of their clients."),
         (name = "files", description = "Read, write and follow the files of an environment."),
         (name = "logs", description = "Read or follow the output of an environment's main command."),
         (name = "attach", description = "Open an interactive terminal over WebSocket."),
@@ -69,8 +81,8 @@ Isolated execution environments for AI agents and CI.
 token of a login. Browsers, which cannot set this header for server-sent events and WebSockets, \
 use a ticket.
 
-**Requests.** Bodies are JSON of at most 1 MiB; the contents of files have any size. An unknown field or \
-parameter is refused.
+**Requests.** Bodies are JSON of at most 1 MiB, of exec and executions 4 MiB; the contents of files have any \
+size. An unknown field or parameter is refused.
 
 **Lists.** `limit` and `offset` select a page. The answer repeats both, and `total` counts the \
 entries of all pages.

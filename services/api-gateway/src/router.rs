@@ -22,8 +22,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, environments, events, exec, files, health, logs, openapi,
-    registries, tickets, users,
+    api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
+    openapi, registries, tickets, users,
 };
 
 /// One row of the table.
@@ -81,6 +81,15 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::Exec,              C::Exec,      routes!(exec::exec)),
         route(A::ReadLogs,          C::Other,     routes!(logs::logs)),
         route(A::Attach,            C::Exec,      routes!(attach::attach)),
+        route(A::StartExecution,    C::Exec,      routes!(executions::start::create)),
+        route(A::ViewExecutions,    C::Other,     routes!(executions::list::list)),
+        route(A::ViewExecutions,    C::Other,     routes!(executions::status::get)),
+        route(A::ControlExecution,  C::Other,     routes!(executions::control::delete)),
+        route(A::ReadOutput,        C::Other,     routes!(executions::output::output)),
+        route(A::ControlExecution,  C::Other,     routes!(executions::stdin::write)),
+        route(A::ControlExecution,  C::Other,     routes!(executions::control::signal)),
+        route(A::ControlExecution,  C::Other,     routes!(executions::control::resize)),
+        route(A::AttachExecution,   C::Exec,      routes!(attach::attach_execution)),
         route(A::ViewFiles,         C::Files,     routes!(files::view::view)),
         route(A::ChangeFiles,       C::Files,     routes!(files::change::patch)),
         route(A::ChangeFiles,       C::Files,     routes!(files::change::delete)),

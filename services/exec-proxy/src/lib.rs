@@ -9,7 +9,7 @@
 //! * [`clusters`]: the served clusters, and the driver that connects to their boxes.
 //! * `session`: accepts sessions from the bus, limits them, and dispatches each.
 //! * `fair_share`: how many sessions one owner may have.
-//! * `exec`, `attach`, `logs`, `files`, `executions`, `ports`: the kinds of session.
+//! * `exec`, `logs`, `files`, `executions`, `ports`: the kinds of session.
 //! * `relay`: a session that is one call of boxd.
 //! * `target`: the environment of a session.
 //! * `usage`, [`archive`]: requests with one reply.
@@ -17,7 +17,6 @@
 //! * `outcome`: the ways to end a session.
 
 pub mod archive;
-mod attach;
 pub mod boxes;
 pub mod clusters;
 pub mod config;

@@ -1,5 +1,5 @@
 //! The sessions of one cluster: accepts them from the bus, limits them, and passes each to
-//! `exec`, `attach`, `logs`, `files`, `executions` or `ports`.
+//! `exec`, `logs`, `files`, `executions` or `ports`.
 //!
 //! Owns the tasks of the sessions in flight.
 //!
@@ -27,7 +27,7 @@ use crate::fair_share::FairShare;
 use crate::metrics::OpenSession;
 use crate::outcome::{Outcome, refuse};
 use crate::target::Target;
-use crate::{attach, exec, executions, files, logs, metrics, ports};
+use crate::{exec, executions, files, logs, metrics, ports};
 
 /// How long cancelled sessions may take to end.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(4);
@@ -136,7 +136,6 @@ async fn serve_one(
     };
     let kind = match &open.kind {
         OpenKind::Exec(_) => "exec",
-        OpenKind::Attach(_) => "attach",
         OpenKind::Logs(_) => "logs",
         OpenKind::Files(_) => "files",
         OpenKind::Execution(_) => "executions",
@@ -197,10 +196,6 @@ async fn dispatch(
                 };
                 Box::pin(exec::serve(session, lease, request, stopping)).await
             }
-            Err(error) => refuse(incoming, error).await,
-        },
-        OpenKind::Attach(request) => match target.lease_running() {
-            Ok(lease) => Box::pin(attach::serve(incoming.accept(), lease, request, stopping)).await,
             Err(error) => refuse(incoming, error).await,
         },
         // Here and below the box speaks first: the gateway sends nothing before its first output.

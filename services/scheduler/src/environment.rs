@@ -1,7 +1,6 @@
 //! Environments: their requests, their rows, and reconciling the one with the clusters.
 //!
-//! * [`request`], [`creation`], [`selector`], [`quota`], [`state`], [`plan`], [`spec`]:
-//!   decisions, pure.
+//! * [`request`], [`creation`], [`quota`], [`state`], [`plan`], [`spec`]: decisions, pure.
 //! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
 //! * [`handlers`]: the RPCs of other services.
 //! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
@@ -19,7 +18,6 @@ pub mod quota;
 pub mod reconcile;
 pub mod record;
 pub mod request;
-pub mod selector;
 pub mod spec;
 pub mod state;
 pub mod store;

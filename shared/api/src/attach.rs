@@ -1,6 +1,7 @@
 //! The messages of an attached terminal, as JSON text frames.
 
 use agentbox_contracts::ids::ExecId;
+use agentbox_contracts::logs::OutputStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -37,6 +38,20 @@ pub enum ClientMessage {
     },
     /// The end of the command's stdin, on a terminal also after an unfinished line.
     Eof {},
+    /// Take the input from the client that holds it. Only the input of one client reaches the command.
+    TakeInput {},
+}
+
+/// The number of bytes of each stream before the output that follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"stdout": 4096, "stderr": 0}))]
+pub struct OutputOffsets {
+    /// Bytes of stdout.
+    #[schema(example = 4096)]
+    pub stdout: u64,
+    /// Bytes of stderr.
+    #[schema(example = 0)]
+    pub stderr: u64,
 }
 
 /// A message to the client of an attached terminal.
@@ -46,9 +61,16 @@ pub enum ClientMessage {
 pub enum ServerMessage {
     /// The command has started. This is the first message.
     Ready {
-        /// The id of this run of the command.
+        /// The id of the execution. With it the session is resumed after a lost connection.
         #[schema(value_type = ExecId)]
         session_id: String,
+        /// Where the output that follows begins.
+        #[serde(default)]
+        offsets: OutputOffsets,
+        /// Whether this client holds the input.
+        #[serde(default)]
+        #[schema(example = true)]
+        has_input: bool,
     },
     /// Output of the command. With a terminal, stderr arrives here too.
     Stdout {
@@ -63,6 +85,18 @@ pub enum ServerMessage {
         #[schema(example = "No such file or directory\n")]
         data: String,
     },
+    /// Output that is no longer kept, of an execution that drops output.
+    Gap {
+        /// The stream that it was written to.
+        stream: OutputStream,
+        /// The number of bytes that are missing.
+        #[schema(example = 4096)]
+        bytes: u64,
+    },
+    /// Another client has taken the input. The input of this client is dropped from now on.
+    InputTaken {},
+    /// This client holds the input from now on: it has taken it, or its holder has left.
+    InputGranted {},
     /// The command has ended. This is the last message before the close frame (code 1000).
     Exit {
         /// The exit code. 124: timed out, 126: not executable, 127: not found, 128+N: killed by

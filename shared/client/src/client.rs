@@ -167,7 +167,8 @@ impl Client {
     /// As [`Client::login`]. A failed command is a reply, not an error.
     pub async fn exec(&self, id: &EnvironmentId, body: &ExecBody) -> Result<ExecReply, Error> {
         let path = format!("{}/exec", environment(id));
-        let within = Duration::from_secs(body.timeout).saturating_add(EXEC_GRACE);
+        let timeout = body.timeout.duration().unwrap_or_default();
+        let within = timeout.saturating_add(EXEC_GRACE);
         let request = self.request(Method::POST, &path).timeout(within);
         read(send(request.json(body)).await?).await
     }

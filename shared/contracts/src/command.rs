@@ -6,10 +6,12 @@
 /// The limit for one argument, or one variable `NAME=value`, with its NUL, in bytes: the kernel's
 /// `MAX_ARG_STRLEN`.
 pub const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
-/// The number of arguments of an exec or attach command, the program included.
-pub const MAX_ARGUMENTS: usize = 4096;
-/// The limit for an exec's command and environment variables together, in bytes.
-pub const MAX_EXEC_BYTES: usize = 384 * 1024;
+/// The number of arguments of an exec, attach or execution command, the program included.
+pub const MAX_ARGUMENTS: usize = 131_072;
+/// The limit for a command of exec, attach or an execution and its environment variables together, in
+/// bytes, as [`size_on_stack`] counts them: a quarter of the default stack, as Linux permits. The
+/// variables of the box count too when the kernel starts the command.
+pub const MAX_EXEC_BYTES: usize = 2 * 1024 * 1024;
 /// The limit for a main command with its arguments, in bytes.
 pub const MAX_MAIN_COMMAND_BYTES: usize = 128 * 1024;
 /// The limit for the names and values of a box's environment variables, in bytes.
@@ -35,6 +37,13 @@ pub fn check_variable_size(name: &str, value: &str) -> Result<(), VariableTooLon
     } else {
         Err(VariableTooLong(bytes))
     }
+}
+
+/// The bytes that `execve(2)` needs for one argument, or one variable `NAME=value`, of this length: the
+/// text, its NUL and a pointer.
+#[must_use]
+pub const fn size_on_stack(length: usize) -> usize {
+    length + 1 + size_of::<u64>()
 }
 
 /// Whether `execve(2)` can pass a variable of this name.
@@ -68,21 +77,25 @@ mod tests {
     #[test]
     fn documented_limits_of_commands_are_those_of_the_code() {
         let documentation = include_str!("../../../docs/limits.md");
-        let grouped = |number: usize| match number {
-            1_000.. => format!("{},{:03}", number / 1_000, number % 1_000),
-            _ => number.to_string(),
-        };
+        fn grouped(number: usize) -> String {
+            match number {
+                1_000.. => format!("{},{:03}", grouped(number / 1_000), number % 1_000),
+                _ => number.to_string(),
+            }
+        }
         let arguments = grouped(MAX_ARGUMENTS);
         let argument = grouped(MAX_ARGUMENT_BYTES - 1);
         let variable = grouped(MAX_VARIABLE_BYTES);
         for row in [
             format!(
-                "| `command` of exec and attach | {arguments} arguments of at most {argument} bytes |"
+                "| `command` of exec, attach and executions | {arguments} arguments of at most {argument} bytes |"
             ),
-            format!("| `env` of exec | one name and its value {variable} bytes |"),
             format!(
-                "| `command` and `env` of exec together | {} bytes, each argument and variable counted \
-                 with its NUL |",
+                "| `env` of exec, attach and executions | one name and its value {variable} bytes |"
+            ),
+            format!(
+                "| `command` and `env` of exec, attach and executions together | {} bytes, each argument \
+                 and variable counted with its NUL and a pointer of 8 bytes |",
                 grouped(MAX_EXEC_BYTES)
             ),
             format!(

@@ -44,7 +44,6 @@ pub struct Open {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenKind {
     Exec(ExecRequest),
-    Attach(AttachRequest),
     Logs(LogsRequest),
     /// A file operation. Content is sent as [`ToBox::Data`] and [`ToBox::End`]; the answers are
     /// [`FromBox::File`].
@@ -77,17 +76,6 @@ pub struct ExecRequest {
     pub timeout_ms: u64,
     /// The limit for each of stdout and stderr; output beyond it is dropped.
     pub max_output_bytes: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttachRequest {
-    pub id: ExecId,
-    /// Empty: the image's shell.
-    pub command: Vec<String>,
-    pub working_dir: Option<String>,
-    pub env: BTreeMap<String, String>,
-    /// `None`: no terminal; stdout and stderr are separate streams.
-    pub tty: Option<TerminalSize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize};
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-const RANDOM_LEN: usize = 16;
+/// The number of characters after the prefix.
+pub const RANDOM_LEN: usize = 16;
 
 /// A text that is not an identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,12 +19,12 @@ pub struct InvalidId {
     pub text: String,
 }
 
-fn random_text(prefix: &str) -> String {
-    let random: [u8; RANDOM_LEN] = rand::random();
+/// The text of an id: five bits of each byte are a character.
+fn text(prefix: &str, bytes: [u8; RANDOM_LEN]) -> String {
     let mut text = String::with_capacity(prefix.len() + RANDOM_LEN);
     text.push_str(prefix);
     text.extend(
-        random
+        bytes
             .iter()
             .map(|byte| char::from(ALPHABET[usize::from(byte & 31)])),
     );
@@ -62,7 +63,13 @@ macro_rules! id {
             /// A new random id.
             #[must_use]
             pub fn random() -> Self {
-                Self(random_text($prefix))
+                Self(text($prefix, rand::random()))
+            }
+
+            /// The id of these bytes, which are a hash: equal bytes give equal ids.
+            #[must_use]
+            pub fn from_hash(bytes: [u8; RANDOM_LEN]) -> Self {
+                Self(text($prefix, bytes))
             }
 
             #[must_use]
@@ -158,6 +165,17 @@ mod tests {
         let id = EnvironmentId::random();
         assert_eq!(id.as_str().parse::<EnvironmentId>().unwrap(), id);
         assert_ne!(id, EnvironmentId::random());
+    }
+
+    #[test]
+    fn id_of_a_hash_is_valid_and_depends_on_every_byte() {
+        let id = ExecId::from_hash([255; RANDOM_LEN]);
+        assert_eq!(id.as_str().parse::<ExecId>().unwrap(), id);
+        for at in 0..RANDOM_LEN {
+            let mut bytes = [255; RANDOM_LEN];
+            bytes[at] = 0;
+            assert_ne!(ExecId::from_hash(bytes), id, "{at}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ enum Kind {
     Resize,
     Signal,
     Eof,
+    TakeInput,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +52,7 @@ struct Signal {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Eof {
+struct Bare {
     #[serde(rename = "type")]
     _kind: Kind,
 }
@@ -76,8 +77,12 @@ pub(super) fn parse(text: &str) -> Result<ClientMessage, Error> {
             ClientMessage::Signal { signal }
         }
         Kind::Eof => {
-            json::parse::<Eof>(text)?;
+            json::parse::<Bare>(text)?;
             ClientMessage::Eof {}
+        }
+        Kind::TakeInput => {
+            json::parse::<Bare>(text)?;
+            ClientMessage::TakeInput {}
         }
     })
 }
@@ -97,6 +102,7 @@ mod tests {
                 signal: "INT".into(),
             },
             ClientMessage::Eof {},
+            ClientMessage::TakeInput {},
         ] {
             let text = serde_json::to_string(&message).unwrap();
             assert_eq!(parse(&text), Ok(message), "{text}");

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::TerminalSize;
+use agentbox_contracts::executions::Offsets;
+use agentbox_contracts::ids::ExecId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::exec::{command_line, total_size, variables, working_dir};
+use crate::exec::{command_line, total_size, user, variables, working_dir};
+use crate::executions::parse_position;
 
 const MAX_SIDE: u16 = 4096;
 const DEFAULT_SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
@@ -15,15 +18,39 @@ const DEFAULT_SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 /// The parameters, validated.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parameters {
+    pub target: Target,
+    pub binary: bool,
+}
+
+/// What the socket is connected to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Target {
+    Start(Start),
+    Resume(Resume),
+}
+
+/// A new command.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Start {
     /// The size of the terminal; `None`: no terminal.
     pub tty: Option<TerminalSize>,
     /// The program and its arguments; empty: the image's shell.
     pub command: Vec<String>,
+    /// `None`: the environment's.
+    pub user: Option<String>,
     /// `None`: the image's.
     pub working_dir: Option<String>,
     /// Added to the variables of the environment.
     pub env: BTreeMap<String, String>,
-    pub binary: bool,
+}
+
+/// A command whose connection was lost.
+#[derive(Debug, PartialEq)]
+pub(super) struct Resume {
+    pub id: ExecId,
+    pub from: Option<Offsets>,
+    /// The size of the client's terminal, if it gave one.
+    pub size: Option<TerminalSize>,
 }
 
 /// The documentation of the query.
@@ -51,9 +78,22 @@ struct Documented {
     /// A name and its value have together at most 131070 bytes. Default: none.
     #[param(example = json!(["MY_VAR=my-value"]))]
     env: Option<Vec<String>>,
-    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's.
+    /// The working directory, an absolute path of at most 4096 bytes. Default: the image's. If it does
+    /// not exist or cannot be entered, the handshake is refused with 400, `working_dir_not_found`.
     #[param(example = "/tmp")]
     working_dir: Option<String>,
+    /// The user who runs the command: a name or uid, and optionally `:` with a group or gid. Default: the
+    /// environment's user.
+    #[param(example = "nobody")]
+    user: Option<String>,
+    /// Resume this session, whose connection was lost at most 60 seconds ago: the `session_id` of its
+    /// `ready` message. Not with `tty`, `command`, `env`, `working_dir` or `user`. Default: start a command.
+    #[param(example = "exec-0123456789abcdef")]
+    session_id: Option<String>,
+    /// With `session_id`: the bytes of stdout and of stderr that the client has, `<stdout>-<stderr>`. The
+    /// output continues there. Default: the last screenful of a terminal, else all kept output.
+    #[param(example = "4096-0")]
+    from: Option<String>,
     /// Send output as binary frames instead of text messages: one byte that names the stream (1:
     /// stdout, 2: stderr), then the output, byte for byte. Default: false.
     #[param(default = false, example = false)]
@@ -115,33 +155,34 @@ impl Parameters {
     pub(super) fn read(query: &str) -> Result<Self, Error> {
         let (mut tty, mut binary) = (true, false);
         let TerminalSize { mut cols, mut rows } = DEFAULT_SIZE;
-        let mut command = Vec::new();
-        let (mut env, mut directory) = (BTreeMap::new(), None);
+        let (mut start, mut session, mut from) = (Start::default(), None, None);
         let mut seen = std::collections::BTreeSet::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
-                "command" => {
-                    command.push(value.into_owned());
-                    continue;
-                }
+                "command" => start.command.push(value.into_owned()),
                 "env" => {
                     let (name, value) = variable(&value)?;
-                    if env.insert(name.clone(), value).is_some() {
+                    if start.env.insert(name.clone(), value).is_some() {
                         return Err(Error::field(
                             &format!("env.{}", shortened(&name)),
                             "must be given once, is given twice",
                         ));
                     }
-                    continue;
                 }
                 "working_dir" => {
                     working_dir(&value)?;
-                    directory = Some(value.into_owned());
+                    start.working_dir = Some(value.into_owned());
+                }
+                "user" => {
+                    user(&value)?;
+                    start.user = Some(value.into_owned());
                 }
                 "tty" => tty = flag("tty", &value)?,
                 "cols" => cols = side("cols", &value)?,
                 "rows" => rows = side("rows", &value)?,
                 "binary" => binary = flag("binary", &value)?,
+                "session_id" => session = Some(session_id(&value)?),
+                "from" => from = Some(parse_position("from", &value)?),
                 // The credentials include the ticket.
                 "ticket" => {}
                 other => {
@@ -151,21 +192,53 @@ impl Parameters {
                     ));
                 }
             }
-            if !seen.insert(name.clone()) {
+            let may_repeat = matches!(name.as_ref(), "command" | "env");
+            if !seen.insert(name.clone()) && !may_repeat {
                 return Err(Error::field(&name, "must be given once, is given twice"));
             }
         }
-        command_line("command", &command)?;
-        variables(&env)?;
-        total_size(&command, &env)?;
-        Ok(Self {
-            tty: tty.then_some(TerminalSize { cols, rows }),
-            command,
-            working_dir: directory,
-            env,
-            binary,
-        })
+        let size = TerminalSize { cols, rows };
+        let target = match session {
+            Some(id) => {
+                for name in ["tty", "command", "env", "working_dir", "user"] {
+                    if seen.contains(name) {
+                        return Err(Error::field(
+                            name,
+                            "must be absent with `session_id`, is given",
+                        ));
+                    }
+                }
+                let is_sized = seen.contains("cols") || seen.contains("rows");
+                let size = is_sized.then_some(size);
+                Target::Resume(Resume { id, from, size })
+            }
+            None if from.is_some() => {
+                return Err(Error::field(
+                    "from",
+                    "must be absent without `session_id`, is given",
+                ));
+            }
+            None => {
+                command_line("command", &start.command)?;
+                variables(&start.env)?;
+                total_size(&start.command, &start.env)?;
+                start.tty = tty.then_some(size);
+                Target::Start(start)
+            }
+        };
+        Ok(Self { target, binary })
     }
+}
+
+/// Text that is not an id names no session.
+fn session_id(text: &str) -> Result<ExecId, Error> {
+    text.parse().map_err(|_| {
+        Error::value(
+            "session_id",
+            "must be the `session_id` of a `ready` message",
+            text,
+        )
+    })
 }
 
 #[cfg(test)]
@@ -176,22 +249,68 @@ mod tests {
 
     #[test]
     fn empty_query_requests_a_terminal_of_default_size() {
+        let start = Start {
+            tty: Some(DEFAULT_SIZE),
+            ..Start::default()
+        };
         assert_eq!(
             Parameters::read("").unwrap(),
             Parameters {
-                tty: Some(DEFAULT_SIZE),
-                command: vec![],
-                working_dir: None,
-                env: BTreeMap::new(),
+                target: Target::Start(start),
                 binary: false
             }
         );
     }
 
+    fn start(query: &str) -> Start {
+        match Parameters::read(query).unwrap().target {
+            Target::Start(start) => start,
+            resume => panic!("{resume:?}"),
+        }
+    }
+
+    #[test]
+    fn session_is_resumed_by_its_id() {
+        let resume = |query: &str| {
+            let query = format!("session_id=exec-0123456789abcdef{query}");
+            Parameters::read(&query).map(|read| (read.target, read.binary))
+        };
+        let id: ExecId = "exec-0123456789abcdef".parse().unwrap();
+        let target = |from, size| {
+            let id = id.clone();
+            Target::Resume(Resume { id, from, size })
+        };
+        assert_eq!(resume(""), Ok((target(None, None), false)));
+        let offsets = Offsets {
+            stdout: 7,
+            stderr: 0,
+        };
+        let size = TerminalSize { cols: 80, rows: 9 };
+        let expected = target(Some(offsets), Some(size));
+        assert_eq!(resume("&from=7-0&rows=9&binary=true"), Ok((expected, true)));
+        for (bad, field) in [
+            ("&command=sh", "command: "),
+            ("&env=A%3D1", "env: "),
+            ("&tty=true", "tty: "),
+            ("&user=root", "user: "),
+            ("&working_dir=/", "working_dir: "),
+            ("&from=7", "from: "),
+            ("&session_id=exec-0123456789abcdef", "session_id: "),
+        ] {
+            let error = resume(bad).unwrap_err();
+            assert!(error.message.starts_with(field), "{bad}: {error}");
+        }
+        for (bad, field) in [("session_id=x", "session_id: "), ("from=1-2", "from: ")] {
+            let error = Parameters::read(bad).unwrap_err();
+            assert!(error.message.starts_with(field), "{bad}: {error}");
+        }
+    }
+
     #[test]
     fn invalid_parameter_is_refused_by_name() {
         let query = "cols=100&rows=30&command=sh&command=-c&command=ls+-l&binary=true&ticket=t";
-        let read = Parameters::read(query).unwrap();
+        assert!(Parameters::read(query).unwrap().binary);
+        let read = start(query);
         assert_eq!(
             read.tty,
             Some(TerminalSize {
@@ -200,9 +319,9 @@ mod tests {
             })
         );
         assert_eq!(read.command, ["sh", "-c", "ls -l"]);
-        assert!(read.binary);
-        assert_eq!(Parameters::read("tty=false").unwrap().tty, None);
-        let read = Parameters::read("env=A%3Db%3Dc&env=B%3D&working_dir=/tmp").unwrap();
+        assert_eq!(start("tty=false").tty, None);
+        let read = start("env=A%3Db%3Dc&env=B%3D&working_dir=/tmp&user=nobody:0");
+        assert_eq!(read.user.as_deref(), Some("nobody:0"));
         let expected = [("A", "b=c"), ("B", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(read.env, BTreeMap::from(expected));
         assert_eq!(read.working_dir.as_deref(), Some("/tmp"));
@@ -212,6 +331,7 @@ mod tests {
             ("rows=70000", "rows: "),
             ("tty=maybe", "tty: "),
             ("nope=1", "nope: "),
+            ("user=", "user: "),
             ("tty=true&tty=false", "tty: "),
             ("command=", "command[0]: "),
             ("command=a%00", "command[0]: "),

@@ -6,9 +6,32 @@ use crate::exec::stdin_messages;
 use crate::text::Decoder;
 use agentbox_api::attach::{ClientMessage, ServerMessage};
 use agentbox_contracts::error::Error;
-use agentbox_contracts::exec::{Exit, FromBox, ToBox};
+use agentbox_contracts::exec::{Exit, ToBox};
+use agentbox_contracts::executions::{Execution, ExecutionStatus, OutputPiece};
 use agentbox_contracts::signal::is_signal_name;
 use axum::extract::ws::Message;
+
+/// The exit codes of shells.
+const TIMED_OUT: i32 = 124;
+const NOT_EXECUTABLE: i32 = 126;
+const NOT_FOUND: i32 = 127;
+const SIGNALLED: i32 = 128;
+const SIGKILL: i32 = 9;
+
+/// Checks the name of a signal.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+pub(super) fn signal_name(signal: String) -> Result<String, Error> {
+    if is_signal_name(&signal) {
+        return Ok(signal);
+    }
+    Err(Error::value(
+        "signal",
+        "must be the name of a signal, such as SIGINT or INT",
+        signal,
+    ))
+}
 
 /// Reads one text frame of the client.
 ///
@@ -18,17 +41,9 @@ pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
     Ok(match client_message::parse(text)? {
         ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],
-        ClientMessage::Signal { signal } if is_signal_name(&signal) => {
-            vec![ToBox::Signal(signal)]
-        }
-        ClientMessage::Signal { signal } => {
-            return Err(Error::value(
-                "signal",
-                "must be the name of a signal, such as SIGINT or INT",
-                signal,
-            ));
-        }
+        ClientMessage::Signal { signal } => vec![ToBox::Signal(signal_name(signal)?)],
         ClientMessage::Eof {} => vec![ToBox::End],
+        ClientMessage::TakeInput {} => vec![ToBox::TakeInput],
     })
 }
 
@@ -42,6 +57,44 @@ pub(super) fn exit(exit: &Exit) -> Message {
         exit_code: exit.exit_code,
         timed_out: exit.timed_out,
         oom_killed: exit.oom_killed,
+    })
+}
+
+/// The exit of an execution that has ended, as a shell reports it.
+pub(super) fn exit_of(execution: &Execution) -> Exit {
+    let signal = execution.signal.unwrap_or(SIGKILL);
+    let exit_code = match execution.status() {
+        ExecutionStatus::TimedOut => TIMED_OUT,
+        ExecutionStatus::FailedToStart if execution.status_reason.ends_with("not found") => {
+            NOT_FOUND
+        }
+        ExecutionStatus::FailedToStart => NOT_EXECUTABLE,
+        ExecutionStatus::Signalled | ExecutionStatus::OomKilled => SIGNALLED + signal,
+        ExecutionStatus::Exited
+        | ExecutionStatus::Starting
+        | ExecutionStatus::Running
+        | ExecutionStatus::Lost => SIGNALLED + SIGKILL,
+    };
+    Exit {
+        // The process's own, if it has one.
+        exit_code: execution.exit_code.unwrap_or(exit_code),
+        timed_out: execution.status() == ExecutionStatus::TimedOut,
+        oom_killed: execution.status() == ExecutionStatus::OomKilled,
+        duration_ms: execution.duration_ms.unwrap_or(0),
+    }
+}
+
+/// Why a command could not be started, as output of it. `None` for others.
+pub(super) fn start_failure(execution: &Execution) -> Option<OutputPiece> {
+    let has_failed = execution.status() == ExecutionStatus::FailedToStart;
+    let (stderr, line_end) = match execution.tty {
+        Some(_) => (false, "\r\n"),
+        None => (true, "\n"),
+    };
+    has_failed.then(|| OutputPiece {
+        stderr,
+        offset: 0,
+        data: format!("{}{line_end}", execution.status_reason).into(),
     })
 }
 
@@ -66,18 +119,17 @@ impl Output {
     }
 
     /// The frame for a piece of output. `None` if the piece ends within a character that is still
-    /// incomplete and has nothing else, and for messages without output.
-    pub(super) fn frame(&mut self, message: FromBox) -> Option<Message> {
-        match message {
-            FromBox::Stdout(bytes) if self.is_binary => binary(STDOUT, &bytes),
-            FromBox::Stderr(bytes) if self.is_binary => binary(STDERR, &bytes),
-            FromBox::Stdout(bytes) => text(self.stdout.push(&bytes), |data| {
+    /// incomplete and has nothing else.
+    pub(super) fn frame(&mut self, piece: &OutputPiece) -> Option<Message> {
+        match piece.stderr {
+            false if self.is_binary => binary(STDOUT, &piece.data),
+            true if self.is_binary => binary(STDERR, &piece.data),
+            false => text(self.stdout.push(&piece.data), |data| {
                 ServerMessage::Stdout { data }
             }),
-            FromBox::Stderr(bytes) => text(self.stderr.push(&bytes), |data| {
+            true => text(self.stderr.push(&piece.data), |data| {
                 ServerMessage::Stderr { data }
             }),
-            _ => None,
         }
     }
 
@@ -130,6 +182,7 @@ mod tests {
                 ToBox::Signal("SIGINT".into()),
             ),
             (r#"{"type":"eof"}"#, ToBox::End),
+            (r#"{"type":"take_input"}"#, ToBox::TakeInput),
         ] {
             assert_eq!(to_box(text), Ok(vec![expected]), "{text}");
         }
@@ -170,16 +223,23 @@ mod tests {
         assert_eq!(back, bytes);
     }
 
+    fn piece(stderr: bool, bytes: &'static [u8]) -> OutputPiece {
+        OutputPiece {
+            stderr,
+            offset: 0,
+            data: Bytes::from_static(bytes),
+        }
+    }
+
     #[test]
     fn output_is_whole_characters_or_exact_bytes() {
-        let cut = |bytes: &'static [u8]| FromBox::Stdout(Bytes::from_static(bytes));
         let mut output = Output::new(false);
-        assert_eq!(output.frame(cut(b"\xe2\x82")), None);
+        assert_eq!(output.frame(&piece(false, b"\xe2\x82")), None);
         assert_eq!(
-            output.frame(cut(b"\xac")),
+            output.frame(&piece(false, b"\xac")),
             Some(Message::text(r#"{"type":"stdout","data":"€"}"#))
         );
-        assert_eq!(output.frame(cut(b"\xe2")), None);
+        assert_eq!(output.frame(&piece(false, b"\xe2")), None);
         let left: Vec<Message> = output.finish().collect();
         assert_eq!(
             left,
@@ -187,14 +247,56 @@ mod tests {
         );
         let mut output = Output::new(true);
         assert_eq!(
-            output.frame(cut(b"\xe2")),
+            output.frame(&piece(false, b"\xe2")),
             Some(Message::Binary(Bytes::from_static(b"\x01\xe2")))
         );
         assert_eq!(
-            output.frame(FromBox::Stderr(Bytes::from_static(b"e"))),
+            output.frame(&piece(true, b"e")),
             Some(Message::Binary(Bytes::from_static(b"\x02e")))
         );
-        assert_eq!(output.frame(cut(b"")), None);
+        assert_eq!(output.frame(&piece(false, b"")), None);
         assert_eq!(output.finish().count(), 0);
+    }
+
+    #[test]
+    fn outcome_is_reported_with_the_exit_codes_of_a_shell() {
+        use ExecutionStatus as Status;
+        let ended = |status: Status, exit_code, signal, reason: &str| Execution {
+            status: status.into(),
+            exit_code,
+            signal,
+            status_reason: reason.to_owned(),
+            ..Execution::default()
+        };
+        for (execution, code) in [
+            (ended(Status::Exited, Some(5), None, ""), 5),
+            (ended(Status::Signalled, None, Some(2), ""), 130),
+            (ended(Status::OomKilled, None, Some(9), ""), 137),
+            (ended(Status::TimedOut, None, Some(9), ""), 124),
+            (
+                ended(Status::FailedToStart, None, None, "x: not found"),
+                127,
+            ),
+            (
+                ended(Status::FailedToStart, None, None, "x: is a directory"),
+                126,
+            ),
+        ] {
+            let exit = exit_of(&execution);
+            assert_eq!(exit.exit_code, code, "{execution:?}");
+            assert_eq!(exit.oom_killed, execution.status() == Status::OomKilled);
+            assert_eq!(exit.timed_out, execution.status() == Status::TimedOut);
+        }
+        let mut failed = ended(Status::FailedToStart, None, None, "x: not found");
+        assert_eq!(start_failure(&failed), Some(piece(true, b"x: not found\n")));
+        failed.tty = Some(agentbox_contracts::executions::Size { cols: 1, rows: 1 });
+        assert_eq!(
+            start_failure(&failed),
+            Some(piece(false, b"x: not found\r\n"))
+        );
+        assert_eq!(
+            start_failure(&ended(Status::Exited, Some(0), None, "")),
+            None
+        );
     }
 }

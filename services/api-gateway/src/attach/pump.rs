@@ -5,11 +5,12 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentbox_api::attach::ServerMessage;
+use agentbox_api::attach::{OutputOffsets, ServerMessage};
 use agentbox_bus::{SessionReceiver, SessionSender};
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::{FromBox, ToBox};
-use agentbox_contracts::ids::{EnvironmentId, ExecId};
+use agentbox_contracts::executions::{Attached, Execution, execution_output};
+use agentbox_contracts::logs::OutputStream;
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -17,15 +18,17 @@ use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-use super::AttachSession;
 use super::close::Close;
-use super::protocol::{Output, exit, frame, to_box};
+use super::protocol::{Output, exit, exit_of, frame, start_failure, to_box};
 use crate::box_loss;
 use crate::edge::slots::Slot;
 use crate::exec::stdin_messages;
+use crate::executions::control;
+use crate::executions::session::{self, ExecutionSession};
+use crate::lookup::EnvironmentLocation;
 use crate::metrics::OpenStream;
 use crate::state::{Gateway, OpenSession};
-use crate::stream::AccessWatch;
+use crate::stream::{AccessWatch, StreamEnd};
 
 /// A send that takes longer was waiting for the client to read.
 const SLOW_SEND: Duration = Duration::from_millis(200);
@@ -37,18 +40,61 @@ const PENDING_ERRORS: usize = 8;
 type Sink = SplitSink<WebSocket, Message>;
 type Source = SplitStream<WebSocket>;
 
-/// An attached command whose socket is not open yet.
+/// An attached execution whose socket is not open yet.
 pub(super) struct Terminal {
     pub gateway: Gateway,
-    pub environment: EnvironmentId,
-    pub session: AttachSession,
-    pub id: ExecId,
+    pub location: EnvironmentLocation,
+    pub session: ExecutionSession,
+    pub attached: Attached,
     pub access: AccessWatch,
     pub is_binary: bool,
+    /// The socket is that of a terminal: its client ends the command by closing it.
+    pub is_owned: bool,
     /// The connection's slot, held as long as the socket is open.
     pub slot: Option<Slot>,
     /// The user's share of sessions and their memory, held as long.
     pub share: OpenSession,
+}
+
+/// How a socket ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The command has ended.
+    Exited,
+    /// The client has sent a close frame.
+    Closed,
+    /// The connection broke, or the client did not answer pings.
+    Lost(Option<Close>),
+    /// The client sent what cannot be answered.
+    Misused(Close),
+    /// The session with the box broke.
+    Failed(Error),
+    /// The credential has ended, or the gateway stops.
+    Ended(StreamEnd),
+}
+
+impl End {
+    /// Whether it ends the command of a terminal too. Otherwise the command waits to be resumed.
+    const fn ends_command(&self) -> bool {
+        match self {
+            Self::Closed | Self::Misused(_) | Self::Ended(StreamEnd::Refused(_)) => true,
+            Self::Exited | Self::Lost(_) | Self::Failed(_) | Self::Ended(StreamEnd::Stopping) => {
+                false
+            }
+        }
+    }
+
+    /// The close frame to send; `None` if the client is gone.
+    fn close(self) -> Option<Close> {
+        match self {
+            Self::Exited => Some(Close::exited()),
+            Self::Closed => None,
+            Self::Lost(close) => close,
+            Self::Misused(close) => Some(close),
+            Self::Failed(error) => Some(Close::failed(&error)),
+            Self::Ended(end) => Some(end.into()),
+        }
+    }
 }
 
 /// Whether the client has sent anything since the last ping.
@@ -85,15 +131,17 @@ impl Terminal {
     pub(super) async fn serve(self, socket: WebSocket) {
         let Self {
             gateway,
-            environment,
+            location,
             session,
-            id,
+            attached,
             mut access,
             is_binary,
+            is_owned,
             slot,
             share,
         } = self;
         let _open = OpenStream::begin("attach");
+        let id = attached.execution.id.clone();
         let (to_box, from_box) = session.split();
         let (mut sink, mut source) = socket.split();
         let (errors, pending_errors) = mpsc::channel(PENDING_ERRORS);
@@ -106,20 +154,19 @@ impl Terminal {
             output: Output::new(is_binary),
             ping: gateway.config.ping_interval(),
         };
-        let close = {
-            let mut outbound = pin!(outbound.run(id));
+        let end = {
+            let mut outbound = pin!(outbound.run(attached));
             let mut inbound = pin!(inbound(&mut source, to_box, &errors, &liveness));
             loop {
                 tokio::select! {
                     end = &mut outbound => match end {
-                        Some(Ok(close)) => break Some(close),
-                        Some(Err(error)) => {
-                            let error = box_loss::classify(&gateway, &environment, error).await;
-                            break Some(Close::failed(&error));
+                        End::Failed(error) => {
+                            let id = &location.id;
+                            break End::Failed(box_loss::classify(&gateway, id, error).await);
                         }
-                        None => break None,
+                        end => break end,
                     },
-                    close = &mut inbound => break close,
+                    end = &mut inbound => break end,
                     end = access.lapsed() => {
                         // Meanwhile neither direction is polled.
                         let allowed = match end {
@@ -129,13 +176,16 @@ impl Terminal {
                         match allowed {
                             // The client's pongs have not been read.
                             Ok(()) => liveness.record(),
-                            Err(end) => break Some(end.into()),
+                            Err(end) => break End::Ended(end),
                         }
                     }
                 }
             }
         };
-        if let Some(close) = close {
+        if is_owned && end.ends_command() {
+            control::kill(&gateway, &location, &id).await;
+        }
+        if let Some(close) = end.close() {
             // The client may have stopped reading.
             let _ = timeout(
                 CLOSE_TIMEOUT,
@@ -170,18 +220,24 @@ struct Outbound<'a> {
 }
 
 impl Outbound<'_> {
-    /// Runs until the command ends or fails, or the client disconnects (`None`).
-    async fn run(mut self, id: ExecId) -> Option<Result<Close, Error>> {
-        let ready = ServerMessage::Ready {
-            session_id: id.to_string(),
-        };
-        self.send(frame(&ready)).await?;
+    /// Runs until the command ends, the session breaks or the client is gone.
+    async fn run(mut self, attached: Attached) -> End {
+        self.forward_all(attached).await.unwrap_or(End::Lost(None))
+    }
+
+    /// As [`Self::run`]; `None` if the client has disconnected.
+    async fn forward_all(&mut self, attached: Attached) -> Option<End> {
+        self.send(frame(&ready(&attached))).await?;
         let mut ping = interval_at(Instant::now() + self.ping, self.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 message = self.from_box.recv() => {
-                    if let ControlFlow::Break(end) = self.forward(message).await? {
+                    let output = match message.and_then(session::output) {
+                        Ok(output) => output,
+                        Err(error) => return Some(End::Failed(error)),
+                    };
+                    if let ControlFlow::Break(end) = self.forward(output).await? {
                         return Some(end);
                     }
                 }
@@ -191,7 +247,8 @@ impl Outbound<'_> {
                 }
                 _ = ping.tick() => {
                     if !self.liveness.check() {
-                        return Some(Ok(Close::new(4408, "the client did not answer pings")));
+                        let close = Close::new(4408, "the client did not answer pings");
+                        return Some(End::Lost(Some(close)));
                     }
                     self.send(Message::Ping(Bytes::new())).await?;
                 }
@@ -201,38 +258,40 @@ impl Outbound<'_> {
 
     /// Sends one message of the box. Breaks when the command has ended or failed; `None` if the
     /// client has disconnected.
-    async fn forward(
-        &mut self,
-        message: Result<Option<FromBox>, Error>,
-    ) -> Option<ControlFlow<Result<Close, Error>>> {
-        let message = match message {
-            Ok(Some(message)) => message,
-            Ok(None) => {
-                let error = Error::new(
-                    ErrorCode::BoxLost,
-                    "the connection to the command was lost; whether it has ended is unknown",
-                );
-                return Some(ControlFlow::Break(Err(error)));
+    async fn forward(&mut self, output: execution_output::Output) -> Option<ControlFlow<End>> {
+        use execution_output::Output as FromExecution;
+        let message = match output {
+            FromExecution::Output(piece) => self.output.frame(&piece),
+            FromExecution::Gap(gap) => Some(frame(&ServerMessage::Gap {
+                stream: match gap.stderr {
+                    true => OutputStream::Stderr,
+                    false => OutputStream::Stdout,
+                },
+                bytes: gap.bytes,
+            })),
+            FromExecution::HasInput(true) => Some(frame(&ServerMessage::InputGranted {})),
+            FromExecution::HasInput(false) => Some(frame(&ServerMessage::InputTaken {})),
+            FromExecution::Execution(execution) => return self.finish(&execution).await,
+            FromExecution::Executions(_) | FromExecution::Attached(_) => {
+                return Some(ControlFlow::Break(End::Failed(Error::internal())));
             }
-            Err(error) => return Some(ControlFlow::Break(Err(error))),
         };
-        match message {
-            FromBox::Stdout(_) | FromBox::Stderr(_) => {
-                if let Some(frame) = self.output.frame(message) {
-                    self.send(frame).await?;
-                }
-                Some(ControlFlow::Continue(()))
-            }
-            FromBox::Exit(ended) => {
-                let held: Vec<Message> = self.output.finish().collect();
-                for frame in held {
-                    self.send(frame).await?;
-                }
-                self.send(exit(&ended)).await?;
-                Some(ControlFlow::Break(Ok(Close::exited())))
-            }
-            _ => Some(ControlFlow::Break(Err(Error::internal()))),
+        if let Some(message) = message {
+            self.send(message).await?;
         }
+        Some(ControlFlow::Continue(()))
+    }
+
+    /// Sends what is left, and the exit.
+    async fn finish(&mut self, execution: &Execution) -> Option<ControlFlow<End>> {
+        let failure = start_failure(execution);
+        let failure = failure.and_then(|piece| self.output.frame(&piece));
+        let held: Vec<Message> = failure.into_iter().chain(self.output.finish()).collect();
+        for frame in held {
+            self.send(frame).await?;
+        }
+        self.send(exit(&exit_of(execution))).await?;
+        Some(ControlFlow::Break(End::Exited))
     }
 
     /// Sends a message, and waits while the client does not read. `None` if the connection is
@@ -248,19 +307,30 @@ impl Outbound<'_> {
     }
 }
 
-/// The direction from the client to the box. Runs until the client disconnects (`None`) or sends
-/// a frame that cannot be answered.
+fn ready(attached: &Attached) -> ServerMessage {
+    ServerMessage::Ready {
+        session_id: attached.execution.id.clone(),
+        offsets: OutputOffsets {
+            stdout: attached.offsets.stdout,
+            stderr: attached.offsets.stderr,
+        },
+        has_input: attached.has_input,
+    }
+}
+
+/// The direction from the client to the box. Runs until the client is gone or sends a frame that cannot
+/// be answered.
 async fn inbound(
     source: &mut Source,
     mut command: SessionSender<ToBox>,
     errors: &mpsc::Sender<Error>,
     liveness: &Liveness,
-) -> Option<Close> {
+) -> End {
     loop {
         let frame = match source.next().await {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return refusal(&error),
-            None => return None,
+            None => return End::Lost(None),
         };
         liveness.record();
         let messages = match frame {
@@ -274,7 +344,7 @@ async fn inbound(
             },
             Message::Binary(bytes) => stdin_messages(bytes),
             Message::Ping(_) | Message::Pong(_) => continue,
-            Message::Close(_) => return None,
+            Message::Close(_) => return End::Closed,
         };
         for message in messages {
             liveness.set_input_blocked(true);
@@ -287,17 +357,47 @@ async fn inbound(
     }
 }
 
-/// The close for a frame that is too large; `None` for a broken connection. The library tells
-/// them apart only by the text of its error.
-fn refusal(error: &axum::Error) -> Option<Close> {
-    let text = error.to_string();
-    text.contains("too long")
-        .then(|| Close::new(1009, "a message must be at most 256 KiB"))
+/// The end by a frame that is too large, or a broken connection. The library tells them apart only by
+/// the text of its error.
+fn refusal(error: &axum::Error) -> End {
+    if error.to_string().contains("too long") {
+        return End::Misused(Close::new(1009, "a message must be at most 256 KiB"));
+    }
+    End::Lost(None)
 }
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::error::ErrorCode;
+
     use super::*;
+
+    #[test]
+    fn command_of_a_terminal_outlives_only_what_its_client_did_not_ask_for() {
+        let error = |code| Error::new(code, "why");
+        let close = || Close::new(4408, "why");
+        for (end, ends_command, code) in [
+            (End::Exited, false, Some(1000)),
+            (End::Closed, true, None),
+            (End::Lost(None), false, None),
+            (End::Lost(Some(close())), false, Some(4408)),
+            (End::Misused(Close::new(1009, "long")), true, Some(1009)),
+            (
+                End::Failed(error(ErrorCode::Unavailable)),
+                false,
+                Some(4503),
+            ),
+            (
+                End::Ended(StreamEnd::Refused(error(ErrorCode::Unauthorized))),
+                true,
+                Some(4401),
+            ),
+            (End::Ended(StreamEnd::Stopping), false, Some(1001)),
+        ] {
+            assert_eq!(end.ends_command(), ends_command, "{end:?}");
+            assert_eq!(end.clone().close().map(|close| close.code), code, "{end:?}");
+        }
+    }
 
     #[test]
     fn silent_client_is_gone_unless_its_input_is_blocked() {

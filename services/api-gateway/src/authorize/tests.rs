@@ -50,6 +50,43 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("POST", "/environments/{id}/exec", "UAANAFAANNF"),
     ("GET", "/environments/{id}/logs", "UAANAAAANNA"),
     ("GET", "/environments/{id}/attach", "UAANAFAANNF"),
+    ("POST", "/environments/{id}/executions", "UAANAFAANNF"),
+    ("GET", "/environments/{id}/executions", "UAANAAAANNF"),
+    (
+        "GET",
+        "/environments/{id}/executions/{execution}",
+        "UAANAAAANNF",
+    ),
+    (
+        "DELETE",
+        "/environments/{id}/executions/{execution}",
+        "UAANAFAANNF",
+    ),
+    (
+        "GET",
+        "/environments/{id}/executions/{execution}/output",
+        "UAANAAAANNF",
+    ),
+    (
+        "POST",
+        "/environments/{id}/executions/{execution}/stdin",
+        "UAANAFAANNF",
+    ),
+    (
+        "POST",
+        "/environments/{id}/executions/{execution}/signal",
+        "UAANAFAANNF",
+    ),
+    (
+        "POST",
+        "/environments/{id}/executions/{execution}/resize",
+        "UAANAFAANNF",
+    ),
+    (
+        "GET",
+        "/environments/{id}/executions/{execution}/attach",
+        "UAANAFAANNF",
+    ),
     ("GET", "/environments/{id}/events", "UAANAAAANNF"),
     ("GET", "/environments/{id}/files", "UAANAAAANNF"),
     ("PATCH", "/environments/{id}/files", "UAANAFAANNF"),

@@ -22,6 +22,8 @@ use crate::state::Gateway;
 
 /// The largest body of a request, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
+/// The largest body with a command, in bytes: arguments and variables may have two MiB.
+pub(crate) const MAX_COMMAND_BODY: usize = 4 * 1024 * 1024;
 /// The largest body of a request without a caller, such as a login.
 const MAX_OPEN_BODY: usize = 64 * 1024;
 
@@ -34,6 +36,9 @@ const BODIES: Resource = Resource {
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub T);
+
+/// A JSON body with a command.
+pub(crate) struct LargeJson<T>(pub T);
 
 fn too_large(limit: usize) -> Error {
     Error::new(
@@ -188,23 +193,40 @@ fn strip_position(error: &serde_json::Error) -> String {
         .map_or(text.clone(), |at| text[..at].to_owned())
 }
 
+/// Reads the JSON body of a request. `max` is its limit if it has a caller.
+async fn read_body<T: DeserializeOwned>(
+    request: Request,
+    gateway: &Gateway,
+    max: usize,
+) -> Result<T, Error> {
+    let caller = request.extensions().get::<Caller>();
+    let user = caller.map(|Caller(principal)| principal.user.clone());
+    let limit = match user {
+        Some(_) => max,
+        None => MAX_OPEN_BODY,
+    };
+    check_head(request.headers(), limit)?;
+    // Held until the body is parsed.
+    let share = user.map(|user| gateway.bodies.take(&user, 0)).transpose();
+    let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+    let deadline = gateway.config.body_timeout();
+    let bytes = read(request.into_body(), limit, deadline, &mut share).await?;
+    parse(&bytes)
+}
+
 impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, ApiError> {
-        let caller = request.extensions().get::<Caller>();
-        let user = caller.map(|Caller(principal)| principal.user.clone());
-        let limit = match user {
-            Some(_) => MAX_BODY,
-            None => MAX_OPEN_BODY,
-        };
-        check_head(request.headers(), limit)?;
-        // Held until the body is parsed.
-        let share = user.map(|user| gateway.bodies.take(&user, 0)).transpose();
-        let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
-        let deadline = gateway.config.body_timeout();
-        let bytes = read(request.into_body(), limit, deadline, &mut share).await?;
-        Ok(Self(parse(&bytes)?))
+        Ok(Self(read_body(request, gateway, MAX_BODY).await?))
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for LargeJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, ApiError> {
+        Ok(Self(read_body(request, gateway, MAX_COMMAND_BODY).await?))
     }
 }
 
@@ -212,6 +234,7 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
 mod tests {
     use agentbox_api::environment::{CreateEnvironment, PatchEnvironment};
     use agentbox_api::exec::ExecBody;
+    use agentbox_api::execution::{StartExecution, Stdin};
 
     use super::*;
     use crate::shares::Shares;
@@ -335,10 +358,12 @@ mod tests {
                 "null, expected one of `utf8`, `base64`",
             ),
             ("output_encoding", r#""hex""#, "`hex`, expected `utf8` or"),
-            ("timeout", "true", "boolean `true`, expected an integer"),
-            ("timeout", "1.5", "`1.5`, expected an integer from 0 to"),
-            ("timeout", "-30.0", "`-30`, expected an integer from 0 to"),
-            ("timeout", "1e300", "`, expected an integer from 0 to"),
+            (
+                "timeout",
+                "true",
+                "boolean `true`, expected a number of seconds",
+            ),
+            ("timeout", "[30]", "sequence, expected a number of seconds"),
             ("command", r#"{"0":"a"}"#, "map, expected a sequence"),
             ("env", "[]", "sequence, expected a map"),
             ("stdin", "{}", "map, expected a string"),
@@ -355,18 +380,56 @@ mod tests {
         let long = format!(r#"{{"command":["a"],"timeout":"{}"}}"#, "x".repeat(100_000));
         let error = parse::<ExecBody>(long.as_bytes()).unwrap_err();
         assert!(error.message.len() < 300, "{error}");
-        assert!(error.message.contains("expected an integer"), "{error}");
+        assert!(error.message.contains("expected a number"), "{error}");
     }
 
     #[test]
     fn integral_number_in_any_notation_is_an_integer() {
         for number in ["30", "30.0", "3e1", "300e-1"] {
+            let body = format!(r#"{{"timeout":{number}}}"#);
+            let body = parse::<PatchEnvironment>(body.as_bytes()).unwrap();
+            assert_eq!(body.timeout, Some(30), "{number}");
+        }
+        for (number, text) in [
+            ("1.5", "`1.5`, expected an integer from 0 to"),
+            ("-30.0", "`-30`, expected an integer from 0 to"),
+            ("1e300", "`, expected an integer from 0 to"),
+        ] {
+            let body = format!(r#"{{"timeout":{number}}}"#);
+            let error = parse::<PatchEnvironment>(body.as_bytes()).unwrap_err();
+            assert!(error.message.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction() {
+        for (number, seconds) in [("30", 30.0), ("0.25", 0.25), ("3e1", 30.0)] {
             let body = format!(r#"{{"command":["a"],"timeout":{number}}}"#);
             let body = parse::<ExecBody>(body.as_bytes()).unwrap();
-            assert_eq!(body.timeout, 30, "{number}");
+            assert_eq!(body.timeout.0, seconds, "{number}");
         }
-        let body = parse::<PatchEnvironment>(br#"{"timeout":60.0}"#).unwrap();
-        assert_eq!(body.timeout, Some(60));
+    }
+
+    #[test]
+    fn stdin_of_an_execution_is_a_word_or_an_object() {
+        let read = |stdin: &str| {
+            let body = format!(r#"{{"command":["a"],"stdin":{stdin}}}"#);
+            parse::<StartExecution>(body.as_bytes()).map(|body| body.stdin)
+        };
+        assert_eq!(read(r#""open""#), Ok(Some(Stdin::Open)));
+        assert_eq!(read(r#"{"text":"a"}"#), Ok(Some(Stdin::Text("a".into()))));
+        assert_eq!(read("null"), Ok(None));
+        for (stdin, field, text) in [
+            (r#""closed""#, "stdin: ", "`none`, `open`, an object"),
+            ("7", "stdin: ", "integer `7`"),
+            ("{}", "stdin", "must have one of"),
+            (r#"{"file":"a"}"#, "stdin.file: ", "not a field"),
+            (r#"{"text":7}"#, "stdin.text: ", "integer `7`"),
+        ] {
+            let error = read(stdin).unwrap_err();
+            assert!(error.message.starts_with(field), "{stdin}: {error}");
+            assert!(error.message.contains(text), "{stdin}: {error}");
+        }
     }
 
     #[test]

@@ -24,6 +24,16 @@ pub(crate) struct EnvironmentParameter {
     id: EnvironmentId,
 }
 
+/// The second parameter of a path that names an execution.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct ExecutionParameter {
+    /// The execution's id.
+    #[param(inline, example = "exec-0123456789abcdef")]
+    execution: ExecId,
+}
+
 /// The parameter of a path that names a user.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -60,7 +70,7 @@ pub(crate) type Registry = String;
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
-/// Reads the one parameter of a path.
+/// Reads the first parameter of a path.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::NotFound`] when it is not an id.
@@ -94,5 +104,20 @@ impl<T: FromStr + Send> FromRequestParts<Gateway> for Path<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
         Ok(Self(id(parts).await?))
+    }
+}
+
+/// The execution in the path, after its environment. Text that is not an id names none: the answer is
+/// 404.
+pub(crate) struct ExecutionId(pub ExecId);
+
+impl FromRequestParts<Gateway> for ExecutionId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Gateway) -> Result<Self, ApiError> {
+        match execution(parts).await {
+            Some(id) => Ok(Self(id)),
+            None => Err(Error::not_found("execution").into()),
+        }
     }
 }

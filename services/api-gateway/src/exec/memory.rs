@@ -32,15 +32,15 @@ pub(crate) fn results(config: &Config) -> Shares<UserId> {
 /// The memory of one result.
 pub(super) struct ResultMemory(Share<UserId>);
 
-/// The memory of the stdin of one command.
-pub(super) struct InputMemory {
+/// The memory of one command, its variables and its stdin.
+pub(crate) struct InputMemory {
     _share: Share<UserId>,
 }
 
 impl InputMemory {
     /// # Errors
     /// [`agentbox_contracts::error::ErrorCode::Unavailable`] when a bound is reached.
-    pub(super) fn reserve(
+    pub(crate) fn reserve(
         results: &Shares<UserId>,
         user: &UserId,
         bytes: usize,

@@ -1,41 +1,110 @@
 //! The rules for a command, and its message to the exec-proxy. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use agentbox_api::exec::ExecBody;
+use agentbox_api::seconds::Seconds;
 use agentbox_contracts::command::{
     MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_EXEC_BYTES, check_variable_size, is_variable_name,
+    size_on_stack,
 };
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::exec::ExecRequest;
 use agentbox_contracts::ids::ExecId;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 /// The largest stdin, in bytes, that is sent with the command. A larger one is sent after it.
 const MAX_INLINE_STDIN: usize = 64 * 1024;
 
-/// Checks a request, except the rules that its JSON types enforce.
+/// The longest name of a user, with a group, in bytes.
+const MAX_USER: usize = 256;
+/// The shortest timeout of a command.
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Checks a timeout of at most `max_s` seconds.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+pub(crate) fn timeout(seconds: Seconds, max_s: u64) -> Result<Duration, Error> {
+    seconds
+        .duration()
+        .filter(|timeout| (MIN_TIMEOUT..=Duration::from_secs(max_s)).contains(timeout))
+        .ok_or_else(|| {
+            Error::value(
+                "timeout",
+                format_args!("must be 0.1 to {max_s} seconds"),
+                seconds,
+            )
+        })
+}
+
+/// Checks the name of the user who runs a command. The box knows which users it has.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+pub(crate) fn user(text: &str) -> Result<(), Error> {
+    if (1..=MAX_USER).contains(&text.len()) && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::value(
+        "user",
+        format_args!(
+            "must be a name or uid, and optionally `:` with a group or gid, 1 to {MAX_USER} bytes"
+        ),
+        text,
+    ))
+}
+
+/// Reads bytes in base64.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+pub(crate) fn decode_base64(field: &str, text: &str) -> Result<Vec<u8>, Error> {
+    let decoded = STANDARD.decode(text);
+    decoded.map_err(|_| Error::value(field, "must be base64 (RFC 4648, section 4)", text))
+}
+
+/// Checks a command with its directory and its variables.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], naming the field.
-pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<(), Error> {
-    command_line("command", &body.command)?;
-    if body.command.is_empty() {
+pub(crate) fn check_command(
+    command: &[String],
+    directory: Option<&str>,
+    env: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    command_line("command", command)?;
+    if command.is_empty() {
         return Err(Error::field(
             "command",
             "must have at least one element, the program; is empty",
         ));
     }
-    if !(1..=max_timeout_s).contains(&body.timeout) {
-        return Err(Error::field(
-            "timeout",
-            format_args!("must be 1 to {max_timeout_s} seconds, is {}", body.timeout),
-        ));
-    }
-    if let Some(directory) = &body.working_dir {
+    if let Some(directory) = directory {
         working_dir(directory)?;
     }
-    variables(&body.env)?;
-    total_size(&body.command, &body.env)
+    variables(env)?;
+    total_size(command, env)
+}
+
+/// Checks a request, except the rules that its JSON types enforce. Returns its timeout.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`], naming the field.
+pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<Duration, Error> {
+    check_command(&body.command, body.working_dir.as_deref(), &body.env)?;
+    if let Some(text) = &body.user {
+        user(text)?;
+    }
+    if body.stdin.is_some() && body.stdin_base64.is_some() {
+        return Err(Error::field(
+            "stdin_base64",
+            "must be absent with `stdin`, is given",
+        ));
+    }
+    timeout(body.timeout, max_timeout_s)
 }
 
 /// Checks a working directory.
@@ -74,22 +143,30 @@ pub(crate) fn variables(env: &BTreeMap<String, String>) -> Result<(), Error> {
     Ok(())
 }
 
+/// The bytes that the kernel needs for a command and its environment variables.
+pub(crate) fn command_size<'a>(
+    command: &[String],
+    env: impl Iterator<Item = (&'a String, &'a String)>,
+) -> usize {
+    let variables: usize = env
+        .map(|(name, value)| size_on_stack(name.len() + 1 + value.len()))
+        .sum();
+    let arguments: usize = command.iter().map(|part| size_on_stack(part.len())).sum();
+    variables + arguments
+}
+
 /// Checks the size of a command and its environment variables together.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`].
 pub(crate) fn total_size(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Error> {
-    let variables: usize = env
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 2)
-        .sum();
-    let arguments: usize = command.iter().map(|part| part.len() + 1).sum();
-    if variables + arguments > MAX_EXEC_BYTES {
+    let size = command_size(command, env.iter());
+    if size > MAX_EXEC_BYTES {
         return Err(Error::field(
             "command",
             format_args!(
-                "must have, together with env, at most {MAX_EXEC_BYTES} bytes, has {}",
-                variables + arguments
+                "must have, together with env, at most {MAX_EXEC_BYTES} bytes, each argument and \
+                 variable counted with its NUL and a pointer of 8 bytes; has {size}"
             ),
         ));
     }
@@ -141,25 +218,39 @@ pub(super) struct Command {
     pub stdin: Option<Vec<u8>>,
 }
 
-pub(super) fn command(body: ExecBody, max_output_bytes: u64) -> Command {
-    let stdin = body.stdin.map(String::into_bytes);
+/// Makes the message of a request that [`check`] has accepted.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`] when `stdin_base64` is not base64.
+pub(super) fn command(
+    body: ExecBody,
+    timeout: Duration,
+    max_output_bytes: u64,
+) -> Result<Command, Error> {
+    let stdin = match body.stdin_base64 {
+        Some(text) => Some(decode_base64("stdin_base64", &text)?),
+        None => body.stdin.map(String::into_bytes),
+    };
     let (inline, later) = match stdin {
         Some(bytes) if bytes.len() > MAX_INLINE_STDIN => (None, Some(bytes)),
         small => (small, None),
     };
-    Command {
+    Ok(Command {
         request: ExecRequest {
             id: ExecId::random(),
             command: body.command,
             working_dir: body.working_dir,
             env: body.env,
+            user: body.user,
+            merge_stderr: body.merge_stderr,
+            stream: false,
             stdin: inline,
             stdin_follows: later.is_some(),
-            timeout_ms: body.timeout.saturating_mul(1000),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             max_output_bytes,
         },
         stdin: later,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -169,7 +260,7 @@ mod tests {
     fn body(command: &[&str]) -> ExecBody {
         ExecBody {
             command: command.iter().map(|part| (*part).to_owned()).collect(),
-            timeout: 30,
+            timeout: Seconds(30.0),
             ..ExecBody::default()
         }
     }
@@ -181,9 +272,9 @@ mod tests {
         }
     }
 
-    fn with_timeout(timeout: u64) -> ExecBody {
+    fn with_timeout(seconds: f64) -> ExecBody {
         ExecBody {
-            timeout,
+            timeout: Seconds(seconds),
             ..body(&["a"])
         }
     }
@@ -198,10 +289,24 @@ mod tests {
     #[test]
     fn invalid_command_is_refused_by_field() {
         let long = "x".repeat(MAX_ARGUMENT_BYTES);
-        let much = ["sh", &long[1..], &long[1..], &long[1..]];
-        assert_eq!(check(&body(&["sh", "-c", ""]), 3600), Ok(()));
-        assert_eq!(check(&with_env("A.b-c", ""), 3600), Ok(()));
-        assert_eq!(check(&with_env("A", &long[3..]), 3600), Ok(()));
+        let much = vec![&long[1..]; MAX_EXEC_BYTES / MAX_ARGUMENT_BYTES];
+        let both = ExecBody {
+            stdin: Some(String::new()),
+            stdin_base64: Some(String::new()),
+            ..body(&["a"])
+        };
+        let with_user = |user: &str| ExecBody {
+            user: Some(user.to_owned()),
+            ..body(&["a"])
+        };
+        let accepted = Ok(Duration::from_secs(30));
+        assert_eq!(check(&body(&["sh", "-c", ""]), 3600), accepted);
+        assert_eq!(check(&with_env("A.b-c", ""), 3600), accepted);
+        assert_eq!(check(&with_env("A", &long[3..]), 3600), accepted);
+        assert_eq!(check(&body(&much[1..]), 3600), accepted);
+        assert_eq!(check(&with_user("nobody:0"), 3600), accepted);
+        let short = check(&with_timeout(0.1), 3600);
+        assert_eq!(short, Ok(Duration::from_millis(100)));
         for (bad, field) in [
             (body(&[]), "command: "),
             (body(&[""]), "command[0]: "),
@@ -209,8 +314,14 @@ mod tests {
             (body(&["a", &long]), "command[1]: "),
             (body(&much), "command: "),
             (body(&vec!["a"; MAX_ARGUMENTS + 1]), "command: "),
-            (with_timeout(0), "timeout: "),
-            (with_timeout(3601), "timeout: "),
+            (with_timeout(0.0), "timeout: "),
+            (with_timeout(0.05), "timeout: "),
+            (with_timeout(-1.0), "timeout: "),
+            (with_timeout(3600.5), "timeout: "),
+            (with_timeout(f64::NAN), "timeout: "),
+            (with_user(""), "user: "),
+            (with_user("a\nb"), "user: "),
+            (both, "stdin_base64: "),
             (with_directory("tmp"), "working_dir: "),
             (with_directory(""), "working_dir: "),
             (with_env("A=B", ""), "env.A=B: "),
@@ -223,17 +334,19 @@ mod tests {
         }
     }
 
+    fn message(body: ExecBody) -> Result<Command, Error> {
+        command(body, Duration::from_millis(1500), 1)
+    }
+
     #[test]
     fn small_stdin_is_sent_with_the_command() {
         let with = |length: usize| {
             let stdin = Some("x".repeat(length));
-            command(
-                ExecBody {
-                    stdin,
-                    ..body(&["cat"])
-                },
-                1,
-            )
+            let body = ExecBody {
+                stdin,
+                ..body(&["cat"])
+            };
+            message(body).unwrap()
         };
         let small = with(MAX_INLINE_STDIN);
         assert!(small.request.stdin.is_some() && !small.request.stdin_follows);
@@ -241,5 +354,24 @@ mod tests {
         let large = with(MAX_INLINE_STDIN + 1);
         assert!(large.request.stdin.is_none() && large.request.stdin_follows);
         assert_eq!(large.stdin.unwrap().len(), MAX_INLINE_STDIN + 1);
+    }
+
+    #[test]
+    fn stdin_in_base64_is_decoded() {
+        let with = |text: &str| {
+            message(ExecBody {
+                stdin_base64: Some(text.to_owned()),
+                merge_stderr: true,
+                user: Some("nobody".to_owned()),
+                ..body(&["cat"])
+            })
+        };
+        let request = with("AP8=").ok().unwrap().request;
+        assert_eq!(request.stdin, Some(vec![0, 255]));
+        assert!(request.merge_stderr && !request.stream);
+        assert_eq!(request.user.as_deref(), Some("nobody"));
+        assert_eq!(request.timeout_ms, 1500);
+        let error = with("AP8").err().unwrap();
+        assert!(error.message.starts_with("stdin_base64: "), "{error}");
     }
 }

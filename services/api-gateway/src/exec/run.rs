@@ -1,65 +1,63 @@
 //! Runs one command through the exec-proxy and collects its output.
 
-use agentbox_bus::{SessionReceiver, SessionSender};
+use agentbox_bus::{Session, SessionReceiver};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{ExecRequest, FromBox, Open, OpenKind, ToBox};
 
+use super::OPEN_DEADLINE;
 use super::answer::Collected;
-use super::memory::{InputMemory, ResultMemory};
+use super::input::Input;
+use super::memory::ResultMemory;
 use super::output::Output;
-use super::request::Command;
-use super::{OPEN_DEADLINE, stdin_messages};
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
-/// Runs `command` to its end. Dropping the future kills it.
-pub(super) async fn run(
+/// Opens the session of a command.
+///
+/// # Errors
+/// As [`agentbox_bus::Bus::open_session`].
+pub(super) async fn open(
     gateway: &Gateway,
     location: &EnvironmentLocation,
-    command: Command,
-    input: InputMemory,
-    memory: ResultMemory,
-) -> Result<Collected, Error> {
-    let cap = usize::try_from(command.request.max_output_bytes).unwrap_or(usize::MAX);
+    request: ExecRequest,
+) -> Result<Session<ToBox, FromBox>, Error> {
     let open = Open {
         environment: location.id.clone(),
         owner: Some(location.owner.clone()),
         address: location.address,
         status: location.status,
-        kind: OpenKind::Exec(command.request),
+        kind: OpenKind::Exec(request),
     };
-    let session = gateway
+    gateway
         .bus
         .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await?;
+        .await
+}
+
+pub(super) fn lost() -> Error {
+    Error::new(
+        ErrorCode::BoxLost,
+        "the connection to the command was lost; whether it has ended is unknown",
+    )
+}
+
+/// Runs a command to its end. Dropping the future kills it.
+pub(super) async fn run(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    request: ExecRequest,
+    input: Input,
+    memory: ResultMemory,
+) -> Result<Collected, Error> {
+    let cap = usize::try_from(request.max_output_bytes).unwrap_or(usize::MAX);
+    let session = open(gateway, location, request).await?;
     let (to_box, from_box) = session.split();
     // At the same time: a command may write output before it has read all of its stdin.
     tokio::select! {
         collected = collect(from_box, cap, memory) => collected,
-        never = feed(to_box, command.stdin, input) => match never {},
+        error = input.feed(to_box) => Err(error),
     }
-}
-
-/// Sends the command its stdin, then waits to be dropped: closing this half of the session before
-/// the result has arrived would kill the command.
-async fn feed(
-    mut to_box: SessionSender<ToBox>,
-    stdin: Option<Vec<u8>>,
-    input: InputMemory,
-) -> std::convert::Infallible {
-    if let Some(stdin) = stdin {
-        let mut messages = stdin_messages(stdin.into());
-        messages.push(ToBox::End);
-        for message in messages {
-            // The command has ended without reading all of its stdin. Its result follows.
-            if to_box.send(message).await.is_err() {
-                break;
-            }
-        }
-    }
-    drop(input);
-    std::future::pending().await
 }
 
 async fn collect(
@@ -83,12 +81,7 @@ async fn collect(
                 break result;
             }
             Some(_) => return Err(Error::internal()),
-            None => {
-                return Err(Error::new(
-                    ErrorCode::BoxLost,
-                    "the connection to the command was lost; whether it has ended is unknown",
-                ));
-            }
+            None => return Err(lost()),
         }
     };
     Ok(Collected {

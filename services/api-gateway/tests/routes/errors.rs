@@ -25,6 +25,7 @@ async fn routes_with_a_body() -> Vec<(Method, String)> {
         at(Method::POST, "/environments"),
         at(Method::PATCH, &format!("/environments/{id}")),
         at(Method::POST, &format!("/environments/{id}/exec")),
+        at(Method::POST, &format!("/environments/{id}/executions")),
     ]
 }
 
@@ -61,7 +62,7 @@ async fn value_of_the_wrong_kind_returns_400_with_its_field() {
         ("output_encoding", json!(5)),
         ("output_encoding", json!({"utf8": null})),
         ("timeout", json!("30")),
-        ("timeout", json!(30.5)),
+        ("timeout", json!([30])),
     ] {
         let mut body = json!({"command": ["true"]});
         body[field] = value;

@@ -222,7 +222,17 @@ async fn invalid_command_returns_400_naming_the_field() {
         (json!({"command": ["a\u{0}"]}), "command[0]"),
         (json!({"command": ["a"], "timeout": 0}), "timeout"),
         (json!({"command": ["a"], "timeout": 3601}), "timeout"),
-        (json!({"command": ["a"], "timeout": 1.5}), "timeout"),
+        (json!({"command": ["a"], "timeout": 0.05}), "timeout"),
+        (json!({"command": ["a"], "timeout": true}), "timeout"),
+        (json!({"command": ["a"], "user": ""}), "user"),
+        (
+            json!({"command": ["a"], "stdin_base64": "?"}),
+            "stdin_base64",
+        ),
+        (
+            json!({"command": ["a"], "stdin": "", "stdin_base64": ""}),
+            "stdin_base64",
+        ),
         (
             json!({"command": ["a"], "working_dir": "tmp"}),
             "working_dir",

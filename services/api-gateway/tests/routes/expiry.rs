@@ -182,15 +182,20 @@ async fn silent_client_is_closed_with_4408_and_its_command_killed() {
         let query =
             format!("tty=false&command=sh&command=-c&command=sleep%20715{gateway}%3B%20true");
         let mut socket = Socket::open_on(owner, gateway, id, &query).await.unwrap();
-        socket.ready().await;
-        silent.push(socket);
+        let session = socket.ready().await;
+        silent.push((socket, session));
     }
     // A client that does not read sends no pongs.
     tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
-    for mut socket in silent {
+    for (mut socket, session) in silent {
         let output = timeout(END_DEADLINE, socket.read_to_end()).await.unwrap();
         assert_eq!(output.close.0, 4408, "{output:?}");
         assert!(output.exit.is_none(), "{output:?}");
+        // Its command waits for it.
+        let query = format!("session_id={session}");
+        let mut resumed = Socket::open(owner, id, &query).await;
+        assert_eq!(resumed.ready().await, session);
+        resumed.socket.close(None).await.unwrap();
     }
     crate::support::eventually_some("the commands are killed", END_DEADLINE, async || {
         (!owner.has_process(id, "sleep 715").await).then_some(())

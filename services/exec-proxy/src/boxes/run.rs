@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use tonic::{Code, Streaming};
 use tracing::{Instrument as _, Span};
 
-pub use stream::{Controls, Inputs};
+pub use stream::Inputs;
 
 use crate::boxes::pool::Connection;
 use crate::boxes::run::stream::{control, open, resume, try_resume};
@@ -145,15 +145,6 @@ impl Run {
     #[must_use]
     pub fn inputs(&self) -> Inputs {
         self.inputs.clone()
-    }
-
-    /// A handle to resize or signal the command, independent of its stdin.
-    #[must_use]
-    pub fn controls(&self) -> Controls {
-        Controls {
-            id: self.id.clone(),
-            connection: self.connection.clone(),
-        }
     }
 
     /// The next output. Calling it again acknowledges the output before.

@@ -58,13 +58,13 @@ async fn forward_messages(
 }
 
 /// The command has ended and takes no more input.
-pub struct InputClosed;
+struct InputClosed;
 
 /// Sends `bytes` in chunks.
 ///
 /// # Errors
 /// [`InputClosed`] when the command has ended.
-pub async fn send(inputs: &Inputs, mut bytes: Bytes) -> Result<(), InputClosed> {
+async fn send(inputs: &Inputs, mut bytes: Bytes) -> Result<(), InputClosed> {
     while !bytes.is_empty() {
         let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
         let count = chunk.len();
@@ -75,6 +75,6 @@ pub async fn send(inputs: &Inputs, mut bytes: Bytes) -> Result<(), InputClosed> 
     Ok(())
 }
 
-pub fn input(input: run_input::Input) -> RunInput {
+fn input(input: run_input::Input) -> RunInput {
     RunInput { input: Some(input) }
 }

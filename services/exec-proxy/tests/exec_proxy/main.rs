@@ -11,7 +11,6 @@
 mod support;
 
 mod archive;
-mod attach;
 mod containerd;
 mod ended_executions;
 mod exec;

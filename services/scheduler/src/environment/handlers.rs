@@ -14,7 +14,9 @@ use agentbox_contracts::environment::rpc::{
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::labels::check_labels;
 use agentbox_contracts::rpc::Empty;
+use agentbox_contracts::selector::Selector;
 use chrono::Utc;
 
 use crate::cluster::registry::Clusters;
@@ -22,7 +24,6 @@ use crate::config::Settings;
 use crate::environment::outbox::Outbox;
 use crate::environment::record::Record;
 use crate::environment::request;
-use crate::environment::selector::Selector;
 use crate::environment::state::{EndReason, LifecycleEvent, patch_refusal, transition};
 use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
 use crate::metrics;
@@ -186,7 +187,7 @@ impl Environments {
             request::name(name)?;
         }
         if let Some(labels) = &request.labels {
-            request::labels("labels", labels)?;
+            check_labels("labels", labels)?;
         }
         if let Some(seconds) = request.timeout_s {
             request::timeout(seconds)?;

@@ -5,7 +5,6 @@
 
 mod image;
 mod isolation;
-mod labels;
 
 use std::collections::BTreeMap;
 
@@ -14,12 +13,12 @@ use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
     MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, check_variable_size, is_box_variable_name,
 };
-use agentbox_contracts::environment::{EnvironmentRequest, MAX_LABELS, MAX_TIMEOUT_S};
+use agentbox_contracts::environment::{EnvironmentRequest, MAX_TIMEOUT_S};
 use agentbox_contracts::error::{Error, shortened};
+use agentbox_contracts::labels::{check_labels, is_dns_label};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
 pub use image::{image, is_registry};
-pub use labels::{label_key, label_value};
 
 /// The parsed `resources` of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +48,8 @@ pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
             ));
         }
     }
-    labels("labels", &request.labels)?;
-    labels("node_selector", &request.node_selector)?;
+    check_labels("labels", &request.labels)?;
+    check_labels("node_selector", &request.node_selector)?;
     isolation::tolerations(&request.tolerations)?;
     if let Some(isolation) = &request.isolation {
         isolation::isolation(isolation)?;
@@ -90,16 +89,6 @@ pub fn storage(quantities: Quantities, max: Option<Bytes>) -> Result<(), Error> 
         )),
         _ => Ok(()),
     }
-}
-
-/// Whether `text` is a DNS label (RFC 1123).
-fn is_dns_label(text: &str) -> bool {
-    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(is_allowed)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 /// Checks the name of an environment.
@@ -211,30 +200,6 @@ fn command(words: &[String]) -> Result<(), Error> {
             "command",
             format_args!("must have at most {MAX_MAIN_COMMAND_BYTES} bytes, has {total}"),
         ));
-    }
-    Ok(())
-}
-
-/// Checks `labels` or `node_selector`; `field` names which.
-///
-/// # Errors
-/// `Validation` when a key or a value breaks Kubernetes' rules for labels.
-pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Error> {
-    if labels.len() > MAX_LABELS {
-        return Err(Error::field(
-            field,
-            format_args!(
-                "must have at most {MAX_LABELS} entries, has {}",
-                labels.len()
-            ),
-        ));
-    }
-    for (key, value) in labels {
-        label_key(key).map_err(|rule| Error::value(field, format_args!("a key {rule}"), key))?;
-        label_value(value).map_err(|rule| {
-            let shown = shortened(key);
-            Error::value(field, format_args!("the value of `{shown}` {rule}"), value)
-        })?;
     }
     Ok(())
 }

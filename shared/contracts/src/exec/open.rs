@@ -12,12 +12,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message as _;
 
-use super::{
-    AttachRequest, ExecRequest, LogsRequest, MalformedMessage, Open, OpenKind, SessionMessage,
-    TerminalSize,
-};
+use super::{ExecRequest, LogsRequest, MalformedMessage, Open, OpenKind, SessionMessage};
 use crate::environment::Status;
-use crate::executions::Size;
 use crate::ids::{EnvironmentId, ExecId, UserId};
 
 impl SessionMessage for Open {
@@ -58,7 +54,6 @@ impl From<OpenKind> for wire::open::Kind {
     fn from(kind: OpenKind) -> Self {
         match kind {
             OpenKind::Exec(request) => Self::Exec(request.into()),
-            OpenKind::Attach(request) => Self::Attach(request.into()),
             OpenKind::Logs(request) => Self::Logs(request.into()),
             OpenKind::Files(request) => Self::Files(request),
             OpenKind::Execution(request) => Self::Execution(request),
@@ -75,7 +70,6 @@ impl TryFrom<wire::open::Kind> for OpenKind {
         use wire::open::Kind;
         Ok(match kind {
             Kind::Exec(request) => Self::Exec(request.try_into()?),
-            Kind::Attach(request) => Self::Attach(request.try_into()?),
             Kind::Logs(request) => Self::Logs(request.into()),
             Kind::Files(request) => Self::Files(request),
             Kind::Execution(request) => Self::Execution(request),
@@ -119,38 +113,6 @@ impl TryFrom<wire::Exec> for ExecRequest {
             stdin_follows: request.stdin_follows,
             timeout_ms: request.timeout_ms,
             max_output_bytes: request.max_output_bytes,
-        })
-    }
-}
-
-impl From<AttachRequest> for wire::Attach {
-    fn from(request: AttachRequest) -> Self {
-        Self {
-            id: request.id.to_string(),
-            command: request.command,
-            working_dir: request.working_dir,
-            env: request.env,
-            tty: request.tty.map(|size| Size {
-                cols: size.cols.into(),
-                rows: size.rows.into(),
-            }),
-        }
-    }
-}
-
-impl TryFrom<wire::Attach> for AttachRequest {
-    type Error = MalformedMessage;
-
-    fn try_from(request: wire::Attach) -> Result<Self, MalformedMessage> {
-        Ok(Self {
-            id: request.id.parse::<ExecId>()?,
-            command: request.command,
-            working_dir: request.working_dir,
-            env: request.env,
-            tty: request.tty.map(|size| TerminalSize {
-                cols: size.cols.try_into().unwrap_or(u16::MAX),
-                rows: size.rows.try_into().unwrap_or(u16::MAX),
-            }),
         })
     }
 }
@@ -202,7 +164,7 @@ mod wire {
         pub address: Option<String>,
         #[prost(string, tag = "4")]
         pub status: String,
-        #[prost(oneof = "open::Kind", tags = "10, 11, 12, 13, 14, 15, 16")]
+        #[prost(oneof = "open::Kind", tags = "10, 12, 13, 14, 15, 16")]
         pub kind: Option<open::Kind>,
     }
 
@@ -211,8 +173,6 @@ mod wire {
         pub enum Kind {
             #[prost(message, tag = "10")]
             Exec(super::Exec),
-            #[prost(message, tag = "11")]
-            Attach(super::Attach),
             #[prost(message, tag = "12")]
             Logs(super::Logs),
             #[prost(message, tag = "13")]
@@ -250,20 +210,6 @@ mod wire {
         pub timeout_ms: u64,
         #[prost(uint64, tag = "11")]
         pub max_output_bytes: u64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Attach {
-        #[prost(string, tag = "1")]
-        pub id: String,
-        #[prost(string, repeated, tag = "2")]
-        pub command: Vec<String>,
-        #[prost(string, optional, tag = "3")]
-        pub working_dir: Option<String>,
-        #[prost(btree_map = "string, string", tag = "4")]
-        pub env: BTreeMap<String, String>,
-        #[prost(message, optional, tag = "5")]
-        pub tty: Option<crate::executions::Size>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

@@ -17,27 +17,52 @@ fn sleeping(mark: &str) -> String {
 }
 
 #[tokio::test]
-async fn disconnected_client_kills_its_command_within_five_seconds() {
+async fn client_that_closes_kills_its_command_within_five_seconds() {
     let idle = idle().await;
     let caller = &idle.user.caller;
-    for polite in [true, false] {
-        let mark = format!("9{:05}", rand::random::<u16>());
-        let text = format!("sleep {mark}");
-        let mut socket = Socket::open(caller, &idle.id, &sleeping(&mark)).await;
-        socket.ready().await;
-        eventually("it runs", async || {
-            caller.has_process(&idle.id, &text).await.then_some(())
-        })
-        .await;
-        if polite {
-            socket.socket.close(None).await.unwrap();
-        }
+    let mark = format!("9{:05}", rand::random::<u16>());
+    let text = format!("sleep {mark}");
+    let mut socket = Socket::open(caller, &idle.id, &sleeping(&mark)).await;
+    socket.ready().await;
+    eventually("it runs", async || {
+        caller.has_process(&idle.id, &text).await.then_some(())
+    })
+    .await;
+    socket.socket.close(None).await.unwrap();
+    drop(socket);
+    eventually_some("it is killed", Duration::from_secs(5), async || {
+        (!caller.has_process(&idle.id, &text).await).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lost_connection_is_resumed_by_its_session_id_on_each_gateway() {
+    let idle = idle().await;
+    let caller = &idle.user.caller;
+    let cat = "tty=false&binary=false&command=cat";
+    let mut socket = Socket::open(caller, &idle.id, cat).await;
+    let id = socket.ready().await;
+    let mut echoed = 0;
+    for gateway in 0..caller.gateways() {
+        let line = format!("line {gateway}\n");
+        socket.stdin(&line).await;
+        assert_eq!(socket.read_until("\n").await, line);
+        echoed += line.len();
+        // The connection ends without a close frame.
         drop(socket);
-        eventually_some("it is killed", Duration::from_secs(5), async || {
-            (!caller.has_process(&idle.id, &text).await).then_some(())
-        })
-        .await;
+        let query = format!("session_id={id}&from={echoed}-0");
+        let resumed = Socket::open_on(caller, gateway, &idle.id, &query).await;
+        socket = resumed.unwrap();
+        let ready = socket.message().await;
+        assert_eq!(ready["session_id"], id.as_str(), "{ready}");
+        assert_eq!(ready["offsets"], json!({"stdout": echoed, "stderr": 0}));
+        assert_eq!(ready["has_input"], true, "{ready}");
     }
+    socket.send(json!({"type": "eof"})).await;
+    let output = socket.read_to_end().await;
+    assert_eq!(output.stdout, "");
+    assert_eq!(output.exit.unwrap()["exit_code"], 0);
 }
 
 #[tokio::test]

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use agentbox_bus::{Bus, BusConfig, Session};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, OpenKind, ToBox};
+use agentbox_contracts::executions::execution_output::Output;
+use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::executions::{Attached, Execution, ExecutionOutput, Offsets};
 use agentbox_contracts::ids::InstanceId;
 use agentbox_testing::System;
 use nix::sys::signal::Signal;
@@ -13,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{Killed, expect_recovery, start_system, start_system_with};
 use crate::support::boxes::{script, small};
-use crate::support::caller::admin_of;
+use crate::support::caller::{Caller, admin_of};
 use crate::support::socket::Socket;
 use crate::support::sse::Events;
 use crate::support::system::{options, unlimited};
@@ -23,6 +26,13 @@ use crate::support::{TIMEOUT, eventually};
 const COUNTING: &str =
     "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.05; done; sleep 60";
 
+/// Resumes a terminal whose connection was lost, and closes it.
+async fn close_resumed(admin: &Caller, id: &str, session: &str) {
+    let mut socket = Socket::open(admin, id, &format!("session_id={session}")).await;
+    assert_eq!(socket.ready().await, session);
+    socket.socket.close(None).await.unwrap();
+}
+
 #[tokio::test]
 async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let (system, admin) = start_system().await;
@@ -31,7 +41,7 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let mut events = Events::open(&admin, &path).await;
     let first = events.take(3).await;
     let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=611").await;
-    socket.ready().await;
+    let session = socket.ready().await;
     let exec = json!({"command": ["sh", "-c", "touch /tmp/begun; sleep 1; echo done"]});
     let run = format!("/environments/{id}/exec");
     let running = admin.post(&run, &exec);
@@ -65,10 +75,11 @@ async fn stopping_gateway_finishes_requests_and_closes_streams() {
     let next = again.take(200 - seen).await;
     assert_eq!(next[0].json()["message"], (seen + 1).to_string());
     assert_eq!(next.last().unwrap().json()["message"], "200");
-    assert!(
-        !admin.has_process(&id, "sleep 611").await,
-        "the command ended with its terminal"
-    );
+    close_resumed(&admin, &id, &session).await;
+    eventually("the command ended with its terminal", async || {
+        (!admin.has_process(&id, "sleep 611").await).then_some(())
+    })
+    .await;
     system.stop().await;
 }
 
@@ -157,7 +168,7 @@ async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
     let mut events = Events::open(&admin, &format!("/environments/{id}/logs?follow=true")).await;
     events.take(3).await;
     let mut socket = Socket::open(&admin, &id, "tty=false&command=sleep&command=612").await;
-    socket.ready().await;
+    let session = socket.ready().await;
     let exec = json!({"command": ["sleep", "613"], "timeout": 600});
     let run = format!("/environments/{id}/exec");
     let running = admin.post(&run, &exec);
@@ -188,6 +199,7 @@ async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
     let expected: Vec<String> = (4..=200).map(|n| n.to_string()).collect();
     assert_eq!(seen, expected);
     expect_recovery(&admin, &id).await;
+    close_resumed(&admin, &id, &session).await;
     eventually("the commands are killed", async || {
         (!admin.has_process(&id, "sleep 61").await).then_some(())
     })
@@ -196,8 +208,8 @@ async fn killed_exec_proxy_fails_commands_and_followed_logs_resume() {
     system.stop().await;
 }
 
-/// Accepts the next terminal in place of an exec-proxy, reports that its command has started, and
-/// sends an invalid message.
+/// Serves the next terminal in place of an exec-proxy: reports that its command has started, and sends an
+/// invalid message.
 async fn serve_invalid_session(system: &System) {
     let nats = system.nats.as_ref().unwrap();
     let bus = Bus::connect(BusConfig {
@@ -217,15 +229,38 @@ async fn serve_invalid_session(system: &System) {
         .accept_sessions::<BoxSession>(cluster, "exec-proxy")
         .await
         .unwrap();
-    let mut incoming = sessions.next().await.unwrap();
-    let open = incoming.open().await.unwrap();
-    let OpenKind::Attach(request) = open.kind else {
-        panic!("{open:?}");
-    };
-    let mut session: Session<FromBox, ToBox> = incoming.accept();
-    session.send(FromBox::Started(request.id)).await.unwrap();
-    session.send(FromBox::LogsLost(1)).await.unwrap();
-    session.closed().await;
+    let mut execution = Execution::default();
+    loop {
+        let incoming = sessions.next().await.unwrap();
+        let open = incoming.open().await.unwrap();
+        let OpenKind::Execution(request) = open.kind else {
+            panic!("{open:?}");
+        };
+        let mut session: Session<FromBox, ToBox> = incoming.accept();
+        let message = |output| {
+            FromBox::Execution(ExecutionOutput {
+                output: Some(output),
+            })
+        };
+        match request.operation.unwrap() {
+            Operation::Start(start) => {
+                execution.id = start.id;
+                let started = message(Output::Execution(execution.clone()));
+                session.finish(started).await.unwrap();
+            }
+            Operation::Attach(_) => {
+                let attached = message(Output::Attached(Attached {
+                    execution,
+                    offsets: Offsets::default(),
+                    has_input: true,
+                }));
+                session.send(attached).await.unwrap();
+                session.send(FromBox::LogsLost(1)).await.unwrap();
+                return session.closed().await;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The stream of one command with its boxd: start, resume and controls.
+//! The stream of one command with its boxd: start and resume.
 
 use agentbox_box_protocol::proto::{
     ControlRequest, ResumeCommand, RunInput, RunOutput, control_request, run_input,
@@ -6,11 +6,11 @@ use agentbox_box_protocol::proto::{
 use agentbox_contracts::ids::ExecId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::Streaming;
 use tracing::{Instrument as _, Span};
 
 use crate::boxes::pool::Connection;
-use crate::boxes::trace::{call_span, traced};
+use crate::boxes::trace::traced;
 use crate::boxes::{BoxError, Lease};
 
 /// The number of buffered inputs to boxd: with chunks of 32 KiB, 128 KiB of stdin.
@@ -65,29 +65,6 @@ pub fn resume(id: &ExecId, from_sequence: u64) -> run_input::Input {
         run_id: id.to_string(),
         from_sequence,
     })
-}
-
-/// Sends resizes and signals to a command outside its stream, where they would wait behind
-/// stdin that the command does not read.
-pub struct Controls {
-    pub id: ExecId,
-    pub connection: Connection,
-}
-
-impl Controls {
-    /// # Errors
-    /// [`BoxError::Refused`] for an unknown signal.
-    pub async fn send(&self, message: control_request::Control) -> Result<(), BoxError> {
-        let mut client = self.connection.client.clone();
-        let span = call_span("Control");
-        let request = traced(&span, control(&self.id, message));
-        match client.control(request).instrument(span).await {
-            Ok(_) => Ok(()),
-            // The command has ended meanwhile.
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(BoxError::from_status(status)),
-        }
-    }
 }
 
 pub fn control(id: &ExecId, control: control_request::Control) -> ControlRequest {

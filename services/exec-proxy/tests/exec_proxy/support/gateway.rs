@@ -9,8 +9,8 @@ use agentbox_contracts::environment::{Status, StatusReason};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
 use agentbox_contracts::exec::{
-    ArchiveReply, ArchiveRequest, AttachRequest, ExecRequest, ExecResult, FromBox, LogsRequest,
-    MAX_CHUNK, Open, OpenKind, TerminalSize, ToBox, UsageReply, UsageRequest,
+    ArchiveReply, ArchiveRequest, ExecRequest, ExecResult, FromBox, LogsRequest, MAX_CHUNK, Open,
+    OpenKind, ToBox, UsageReply, UsageRequest,
 };
 use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
@@ -47,16 +47,6 @@ pub fn command(words: &[&str]) -> ExecRequest {
 
 pub fn shell(script: &str) -> ExecRequest {
     command(&["sh", "-c", script])
-}
-
-pub fn attach(words: &[&str], tty: Option<(u16, u16)>) -> AttachRequest {
-    AttachRequest {
-        id: ExecId::random(),
-        command: words.iter().map(|word| (*word).to_owned()).collect(),
-        working_dir: None,
-        env: BTreeMap::new(),
-        tty: tty.map(|(cols, rows)| TerminalSize { cols, rows }),
-    }
 }
 
 impl Gateway {

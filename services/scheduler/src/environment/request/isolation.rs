@@ -3,10 +3,8 @@
 
 use agentbox_contracts::environment::{Isolation, NetworkPolicy, SecurityContext, Toleration};
 use agentbox_contracts::error::Error;
+use agentbox_contracts::labels::{is_dns_subdomain, label_key, label_value};
 use agentbox_runtime::NetworkPolicyError;
-
-use super::labels::is_dns_subdomain;
-use super::{label_key, label_value};
 
 /// In each of the lists below.
 const MAX_ENTRIES: usize = 64;

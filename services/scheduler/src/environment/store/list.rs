@@ -5,6 +5,7 @@
 //! * I1. Users' text reaches SQL as bound values only.
 
 use agentbox_contracts::environment::{Status, Visibility};
+use agentbox_contracts::selector::{Selector, Terms};
 use agentbox_database::span;
 use agentbox_database::sql::statement;
 use sea_orm::sea_query::Expr;
@@ -16,7 +17,6 @@ use tracing::Instrument as _;
 
 use super::{Params, Record, Store, StoreError, records};
 use crate::environment::entity::{Column, Entity};
-use crate::environment::selector::{Selector, Terms};
 
 /// The column `request` without the parts that a list leaves out.
 const SHORT_REQUEST: &str = "CASE WHEN octet_length((request -> 'command')::text) > 1024

@@ -37,16 +37,6 @@ fn exec() -> ExecRequest {
     }
 }
 
-fn attach() -> AttachRequest {
-    AttachRequest {
-        id: id(),
-        command: vec!["sh".into()],
-        working_dir: Some("/tmp".into()),
-        env: [("A".into(), "b".into())].into(),
-        tty: Some(TerminalSize { cols: 80, rows: 24 }),
-    }
-}
-
 fn logs() -> LogsRequest {
     LogsRequest {
         from_sequence: Some(7),
@@ -82,11 +72,6 @@ fn every_kind_round_trips_and_its_encoding_is_unchanged() {
             OpenKind::Exec(exec()),
             "52450a15657865632d3031323334353637383961626364656612036361741a042f746d7022060a0141120162\
              2a096164613a757365727330013801420200ff480150e807588008",
-        ),
-        (
-            OpenKind::Attach(attach()),
-            "5a2f0a15657865632d30313233343536373839616263646566120273681a042f746d7022060a01411201622a\
-             0408501018",
         ),
         (
             OpenKind::Logs(logs()),

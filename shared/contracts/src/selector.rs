@@ -1,16 +1,16 @@
-//! Kubernetes label selectors: text → requirements → terms of `environment_terms`.
+//! Kubernetes label selectors: text → requirements → terms, or a match with labels.
 //!
 //! The syntax is that of `k8s.io/apimachinery` labels: `a=b`, `a==b`, `a!=b`,
 //! `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, joined by commas, all of them required. As in
 //! Kubernetes, `!=` and `notin` also match an environment without the label.
 //!
-//! A label `k: v` has two terms, `k` and `k=v`, in the table `environment_terms`.
+//! A label `k: v` has two terms, `k` and `k=v`. The scheduler's table `environment_terms` has those of
+//! every environment.
 
 use std::collections::BTreeSet;
 
-use agentbox_contracts::error::{Error, shortened};
-
-use crate::environment::request::{label_key, label_value};
+use crate::error::{Error, shortened};
+use crate::labels::{label_key, label_value};
 
 const MAX_LENGTH: usize = 4096;
 const MAX_REQUIREMENTS: usize = 64;
@@ -168,7 +168,24 @@ pub struct Terms {
     pub none_of: Vec<String>,
 }
 
+impl Requirement {
+    fn matches<'a>(&self, label: &impl Fn(&str) -> Option<&'a str>) -> bool {
+        match self {
+            Self::In { key, values } => label(key).is_some_and(|value| values.contains(value)),
+            Self::NotIn { key, values } => !label(key).is_some_and(|value| values.contains(value)),
+            Self::Exists(key) => label(key).is_some(),
+            Self::Absent(key) => label(key).is_none(),
+        }
+    }
+}
+
 impl Selector {
+    /// Whether labels match; `label` returns the value of a key.
+    #[must_use]
+    pub fn matches<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.0.iter().all(|requirement| requirement.matches(&label))
+    }
+
     #[must_use]
     pub fn terms(&self) -> Terms {
         let pairs = |key: &str, values: &BTreeSet<String>| {
@@ -190,6 +207,8 @@ impl Selector {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn is_in(key: &str, values: &[&str]) -> Requirement {
@@ -267,6 +286,25 @@ mod tests {
         ] {
             let error = text.parse::<Selector>().unwrap_err().to_string();
             assert!(error.chars().count() < 400, "{error}");
+        }
+    }
+
+    #[test]
+    fn labels_match_all_requirements() {
+        let labels = BTreeMap::from([("a", "1"), ("b", "")]);
+        for (selector, expected) in [
+            ("", true),
+            ("a=1,b=", true),
+            ("a in (1,2),b", true),
+            ("a=2", false),
+            ("a!=1", false),
+            ("c!=1,c notin (2),!c", true),
+            ("c", false),
+            ("!a", false),
+        ] {
+            let parsed: Selector = selector.parse().unwrap();
+            let matches = parsed.matches(|key| labels.get(key).copied());
+            assert_eq!(matches, expected, "{selector}");
         }
     }
 

@@ -1,0 +1,179 @@
+//! `GET …/output`: the bytes of one stream, or the output of both as server-sent events.
+
+mod events;
+mod raw;
+
+use std::time::Duration;
+
+use agentbox_api::execution::OutputQuery;
+use agentbox_contracts::audit::AuditAction;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::executions::{Offsets, ReadOutput};
+use agentbox_contracts::logs::OutputStream;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+
+use super::position;
+use super::reader::Reader;
+use super::status;
+use crate::audit;
+use crate::authorize::Action;
+use crate::edge::admit::{Admitted, Caller};
+use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
+use crate::edge::{Answer, Query};
+use crate::memory::SessionKind;
+use crate::state::Gateway;
+use crate::stream::{StreamGrant, sse};
+
+/// The form of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// The bytes of one stream.
+    Raw,
+    Events,
+}
+
+/// The request for the box. Of events, which report gaps, the default is the beginning; the bytes of a
+/// stream begin at the oldest kept one.
+fn request(
+    id: &str,
+    query: &OutputQuery,
+    headers: &HeaderMap,
+) -> Result<(Form, ReadOutput), Error> {
+    let stdout = query.stream != Some(OutputStream::Stderr);
+    let stderr = query.stream != Some(OutputStream::Stdout);
+    let form = match query.follow || query.stream.is_none() {
+        true => Form::Events,
+        false => Form::Raw,
+    };
+    let from = match (form, query.from.as_deref()) {
+        (Form::Raw, None) => None,
+        (Form::Raw, Some(text)) => {
+            let offset = position::parse_offset(text)?;
+            Some(Offsets {
+                stdout: offset,
+                stderr: offset,
+            })
+        }
+        (Form::Events, from) => match position::last_event_id(headers)? {
+            Some(last) => Some(last),
+            None => Some(match from {
+                Some(text) => position::parse("from", text)?,
+                None => Offsets::default(),
+            }),
+        },
+    };
+    let read = ReadOutput {
+        id: id.to_owned(),
+        stdout,
+        stderr,
+        from,
+        follow: query.follow,
+    };
+    Ok((form, read))
+}
+
+/// Read or follow the output
+///
+/// With `stream` and without `follow`, returns the kept bytes of that stream as they were written.
+/// Otherwise the answer is a stream of server-sent events: one `OutputEvent` in each, with an `id` that
+/// encodes the offsets of both streams. Three other events may occur: `gap` (output that is no longer
+/// kept, a `GapEvent`), `end` (the execution has ended, or without `follow` all kept output was sent: the
+/// execution) and `error` (the stream cannot continue, with an `ErrorBody`). A stream resumes after an
+/// `id`, by `Last-Event-ID` or `from`. It works also after the environment has ended, for the retention
+/// time.
+#[utoipa::path(get, operation_id = "getExecutionOutput", path = "/environments/{id}/executions/{execution}/output", tag = "executions",
+    params(EnvironmentParameter, ExecutionParameter, OutputQuery,
+        ("Last-Event-ID" = Option<String>, Header, example = "4096-0",
+            description = "With server-sent events: the `id` of the last event that the client has. The stream continues after it, whatever `from` says.")),
+    responses((status = 200, description = "The bytes of one stream, or a stream of server-sent events.",
+        content((String = "application/octet-stream", example = "epoch 1\n"),
+            (String = "text/event-stream", example = "id: 8-0\ndata: {\"stream\":\"stdout\",\"data\":\"epoch 1\\n\",\"offset\":0}\n\n")))))]
+pub(crate) async fn output(
+    State(gateway): State<Gateway>,
+    Caller(principal): Caller,
+    Admitted(location): Admitted,
+    ExecutionId(id): ExecutionId,
+    Query(query): Query<OutputQuery>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    let (form, read) = request(id.as_str(), &query, &headers)?;
+    // A request beyond the limit has no entry in the audit trail.
+    let share = gateway.begin_session(&principal, SessionKind::Output)?;
+    audit::accept(&gateway, AuditAction::ReadOutput, &location.id, &[]).await?;
+    let execution = status::read(&gateway, location.clone(), id.as_str(), Duration::ZERO).await?;
+    let grant = StreamGrant::environment(Action::ReadOutput, &location);
+    let from = read.from;
+    let reader = Reader::new(gateway.clone(), location, execution, read);
+    Ok(match form {
+        Form::Raw => raw::answer(gateway, principal, grant, share, reader).await?,
+        Form::Events => {
+            let source = events::Events::new(reader, from.unwrap_or_default());
+            sse::answer("output", gateway, principal, grant, share, source)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(query: &str, last: Option<&str>) -> Result<(Form, ReadOutput), Error> {
+        let uri = format!("/x?{query}").parse().unwrap();
+        let mut headers = HeaderMap::new();
+        if let Some(last) = last {
+            headers.insert("last-event-id", last.parse().unwrap());
+        }
+        let query = crate::edge::query::parse(&uri).unwrap();
+        request("exec-0123456789abcdef", &query, &headers)
+    }
+
+    #[test]
+    fn one_stream_without_follow_is_bytes_and_all_else_is_events() {
+        let at = |stdout, stderr| Some(Offsets { stdout, stderr });
+        for (query, last, form, streams, from) in [
+            ("", None, Form::Events, (true, true), at(0, 0)),
+            ("stream=stdout", None, Form::Raw, (true, false), None),
+            (
+                "stream=stderr&from=7",
+                None,
+                Form::Raw,
+                (false, true),
+                at(7, 7),
+            ),
+            (
+                "stream=stderr&follow=true",
+                None,
+                Form::Events,
+                (false, true),
+                at(0, 0),
+            ),
+            (
+                "follow=true&from=3-4",
+                None,
+                Form::Events,
+                (true, true),
+                at(3, 4),
+            ),
+            (
+                "follow=true&from=3-4",
+                Some("5-6"),
+                Form::Events,
+                (true, true),
+                at(5, 6),
+            ),
+        ] {
+            let (found, read) = read(query, last).unwrap();
+            assert_eq!((found, read.from), (form, from), "{query}");
+            assert_eq!((read.stdout, read.stderr), streams, "{query}");
+        }
+        for (query, last) in [
+            ("stream=stdout&from=1-2", None),
+            ("from=7", None),
+            ("follow=true", Some("7")),
+        ] {
+            assert!(read(query, last).is_err(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The sessions with exec-proxies that work on executions.
+
+use std::time::Duration;
+
+use agentbox_bus::Session;
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::exec::rpc::BoxSession;
+use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::executions::execution_output::Output;
+use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::executions::{Execution, ExecutionRequest};
+use tokio::time::timeout;
+
+use crate::exec::OPEN_DEADLINE;
+use crate::lookup::EnvironmentLocation;
+use crate::state::Gateway;
+
+pub(crate) type ExecutionSession = Session<ToBox, FromBox>;
+
+/// How long an operation may take that does not wait for a command.
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+
+pub(crate) fn lost() -> Error {
+    Error::new(
+        ErrorCode::BoxLost,
+        "the connection to the execution was lost; whether it has ended is unknown",
+    )
+}
+
+fn late() -> Error {
+    Error::new(
+        ErrorCode::Timeout,
+        "the environment did not answer in time; try again",
+    )
+}
+
+/// Opens a session for one operation. Of an environment that has ended, the archive answers.
+///
+/// # Errors
+/// As [`agentbox_bus::Bus::open_session`].
+pub(crate) async fn open(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    operation: Operation,
+) -> Result<ExecutionSession, Error> {
+    let open = Open {
+        environment: location.id.clone(),
+        owner: Some(location.owner.clone()),
+        address: location.address,
+        status: location.status,
+        kind: OpenKind::Execution(ExecutionRequest {
+            operation: Some(operation),
+        }),
+    };
+    gateway
+        .bus
+        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
+        .await
+}
+
+/// The next output of a session.
+///
+/// # Errors
+/// [`ErrorCode::BoxLost`] at the end of the session, [`ErrorCode::Internal`] for another message.
+pub(crate) fn output(message: Option<FromBox>) -> Result<Output, Error> {
+    match message {
+        Some(FromBox::Execution(message)) => message.output.ok_or_else(Error::internal),
+        Some(_) => Err(Error::internal()),
+        None => Err(lost()),
+    }
+}
+
+/// The execution in the last message of a session.
+///
+/// # Errors
+/// As [`output`].
+pub(super) fn execution(message: Option<FromBox>) -> Result<Execution, Error> {
+    match output(message)? {
+        Output::Execution(execution) => Ok(execution),
+        _ => Err(Error::internal()),
+    }
+}
+
+/// Performs an operation that answers with the execution.
+///
+/// # Errors
+/// The error of the box, or that it did not answer `within` this time.
+pub(super) async fn call(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    operation: Operation,
+    within: Duration,
+) -> Result<Execution, Error> {
+    let answer = async {
+        let mut session = open(gateway, location, operation).await?;
+        execution(session.recv().await?)
+    };
+    timeout(within, answer).await.map_err(|_| late())?
+}
