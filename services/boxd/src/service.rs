@@ -155,11 +155,16 @@ impl Boxd for Service {
             Phase::Starting | Phase::Running(_) => ("running", 0),
             Phase::Exited(code) => ("exited", code),
         };
-        let runs = u32::try_from(self.starter.registry.active()).unwrap_or(u32::MAX);
+        let registry = &self.starter.registry;
+        let runs = u32::try_from(registry.active()).unwrap_or(u32::MAX);
+        let idle_ms = registry.idle().map_or(0, |idle| {
+            u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1)
+        });
         Ok(Response::new(proto::StatusReply {
             main: main.to_owned(),
             exit_code,
             runs,
+            idle_ms,
         }))
     }
 

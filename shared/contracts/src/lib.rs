@@ -12,6 +12,7 @@ pub mod files;
 pub mod identity;
 pub mod ids;
 pub mod logs;
+pub mod nullable;
 pub mod permissions;
 pub mod ports;
 pub mod registry;

@@ -45,10 +45,21 @@ enum Entry {
     Finished(Arc<Run>, Instant),
 }
 
-#[derive(Default)]
 struct Runs {
     entries: HashMap<RunId, Entry>,
     closed: bool,
+    /// When the last run ended, or the registry was created.
+    idle_since: Instant,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            closed: false,
+            idle_since: Instant::now(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -112,14 +123,20 @@ impl Registry {
 
     /// Marks a run as ended; it is kept for a while for readers that resume.
     pub fn finish(&self, run: &Arc<Run>) {
-        let entry = Entry::Finished(Arc::clone(run), Instant::now());
-        self.runs.lock().entries.insert(run.id().clone(), entry);
+        let now = Instant::now();
+        let entry = Entry::Finished(Arc::clone(run), now);
+        let mut runs = self.runs.lock();
+        runs.entries.insert(run.id().clone(), entry);
+        runs.idle_since = now;
+        drop(runs);
         self.sweep();
     }
 
     /// Removes a run whose output is incomplete: it cannot be resumed.
     pub fn remove(&self, run: &Run) {
-        self.runs.lock().entries.remove(run.id());
+        let mut runs = self.runs.lock();
+        runs.entries.remove(run.id());
+        runs.idle_since = Instant::now();
     }
 
     /// Removes ended runs that are too old, then the oldest over the limits.
@@ -162,6 +179,13 @@ impl Registry {
         self.runs.lock().active()
     }
 
+    /// How long no run has been active. `None`: one is.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        let runs = self.runs.lock();
+        (runs.active() == 0).then(|| runs.idle_since.elapsed())
+    }
+
     /// Refuses new runs from now on.
     pub fn close(&self) {
         self.runs.lock().closed = true;
@@ -192,7 +216,10 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.committed {
-            self.registry.runs.lock().entries.remove(&self.id);
+            let mut runs = self.registry.runs.lock();
+            runs.entries.remove(&self.id);
+            runs.idle_since = Instant::now();
+            drop(runs);
             self.registry.started.send_modify(|count| *count += 1);
         }
     }

@@ -16,6 +16,7 @@ fn valid() -> EnvironmentRequest {
             storage: "1Gi".into(),
         },
         timeout_s: 1,
+        idle_timeout_s: Some(10),
         env: BTreeMap::from([("MY_VAR".into(), "a value = \n".into())]),
         secret_env: BTreeMap::from([("MY_TOKEN".into(), "a secret".into())]),
         command: Some(vec!["sh".into(), String::new()]),
