@@ -13,7 +13,7 @@ use agentbox_contracts::environment::rpc::{
     ListRequest, MAX_REPORTED, MAX_RESOLVED, RecordActivityRequest, ResolveReply, ResolveRequest,
 };
 use agentbox_contracts::environment::{Environment, Status};
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
