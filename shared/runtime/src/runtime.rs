@@ -43,8 +43,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError>;
 
     /// Replaces the network policy of a running box by the spec's. The box has the old policy or the new
-    /// one at each moment, and keeps the new one: also when its rules are lost and restored. Fails for
-    /// a box that does not run.
+    /// one at each moment, and keeps the new one: also when its rules are lost and restored. May fail
+    /// for a box that does not run.
     async fn apply_network_policy(
         &self,
         spec: &BoxSpec,
