@@ -54,6 +54,8 @@ pub(crate) enum SessionKind {
     Attach,
     Logs,
     Events,
+    /// A create that waits until its environment runs.
+    Start,
     /// A file operation, with or without content.
     Files,
     /// The output of an execution, as bytes or as events.
@@ -81,6 +83,8 @@ impl SessionKind {
             Self::Files => 2 * WINDOW,
             Self::Output => WINDOW + MESSAGE_AS_JSON,
             Self::Execution => 128 * KIB,
+            // Its environment, with the variables.
+            Self::Start => 512 * KIB,
             Self::Port => 2 * WINDOW,
         }
     }
@@ -154,6 +158,7 @@ mod tests {
             SessionKind::Attach,
             SessionKind::Logs,
             SessionKind::Events,
+            SessionKind::Start,
             SessionKind::Files,
             SessionKind::Output,
             SessionKind::Execution,

@@ -3,11 +3,13 @@
 //! * [`pool`]: one HTTP/2 connection per box, shared by its calls.
 //! * [`run`]: a command in a box, whose output survives a lost connection.
 //! * [`logs`]: log streams.
+//! * [`in_use`]: the environments with sessions, for the scheduler.
 //! * [`error`]: the errors, and their public form.
 //! * [`trace`]: spans of the calls.
 //! * [`spans`]: spans that boxes return.
 
 pub mod error;
+pub mod in_use;
 pub mod logs;
 pub mod pool;
 pub mod run;
@@ -15,5 +17,6 @@ pub mod spans;
 pub mod trace;
 
 pub use error::BoxError;
+pub use in_use::InUse;
 pub use pool::{Boxes, Lease};
 pub use spans::BoxSpans;

@@ -97,8 +97,7 @@ impl Context {
     /// The network policy of a spec; the deployment's default when it has none.
     pub fn network_policy(&self, spec: &BoxSpec) -> NetworkPolicy {
         let requested = spec.isolation.network_policy.clone();
-        requested
-            .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet))
+        requested.unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet))
     }
 
     /// Replaces the policy, and probes it for at most [`PROBE_DEADLINE`].

@@ -10,6 +10,7 @@
 
 mod support;
 
+mod activity;
 mod archive;
 mod attach;
 mod containerd;

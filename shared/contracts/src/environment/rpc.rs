@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Environment, EnvironmentRequest, LimitEnforcement, NetworkPolicy, Status, Visibility,
-};
+use super::{Environment, EnvironmentRequest, LimitEnforcement, NetworkPolicy, Status, Visibility};
 use crate::ids::{EnvironmentId, UserId};
 use crate::nullable;
 use crate::rpc::{Empty, rpc};
