@@ -129,9 +129,10 @@ fn replies_pass_by_the_mirror_of_the_policy() {
         allowed_ingress_ports: vec![80.try_into().unwrap()],
         allow_cluster_internal: true,
     };
-    let install = |policy| ruleset().install(&ID.parse().unwrap(), &network(), policy);
+    let install =
+        |policy: &NetworkPolicy| ruleset().install(&ID.parse().unwrap(), &network(), policy);
     let (open, closed) = (install(&policy), install(&NetworkPolicy::default()));
-    let private = PRIVATE_V4.join(", ");
+    let public = format!("ip saddr != {{ {} }} return", PRIVATE_V4.join(", "));
     assert_eq!(
         chain(&open, "out-re"),
         [
@@ -139,7 +140,7 @@ fn replies_pass_by_the_mirror_of_the_policy() {
             "ip saddr 10.160.0.0/20 drop",
             "ip saddr { 198.51.100.0/24 } drop",
             "ip saddr { 10.0.0.0/8 } return",
-            &format!("ip saddr != {{ {private} }} return"),
+            public.as_str(),
             "drop",
         ]
     );
