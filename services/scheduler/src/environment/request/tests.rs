@@ -105,6 +105,8 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("resources.storage", |r| r.resources.storage = "-1Gi".into()),
         ("timeout", |r| r.timeout_s = 0),
         ("timeout", |r| r.timeout_s = u64::MAX),
+        ("idle_timeout", |r| r.idle_timeout_s = Some(9)),
+        ("idle_timeout", |r| r.idle_timeout_s = Some(u64::MAX)),
         ("env", |r| {
             r.env = BTreeMap::from([("A=B".into(), String::new())])
         }),
