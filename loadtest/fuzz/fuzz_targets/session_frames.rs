@@ -1,8 +1,8 @@
 //! What a peer on the bus sends in a session: the request that opens it, frames, and messages.
 //!
 //! * A frame that is decoded and encoded again is the same frame; one with data, byte for byte.
-//! * A message that is decoded and encoded again is the same message, and never empty.
-//! * A request to open a session keeps its meaning when it is written again.
+//! * A message or a request to open a session that is decoded and encoded again is the same, and never
+//!   empty.
 
 #![no_main]
 
@@ -10,7 +10,6 @@ use std::fmt::Debug;
 
 use agentbox_bus::reencode_frame;
 use agentbox_contracts::exec::{FromBox, Open, SessionMessage, ToBox};
-use agentbox_fuzz::to_json;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -27,11 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     round_trip::<ToBox>(&body);
     round_trip::<FromBox>(&body);
-    if let Ok(open) = serde_json::from_slice::<Open>(bytes) {
-        let written = to_json(&open);
-        let read: Open = serde_json::from_value(written.clone()).expect("a written request");
-        assert_eq!(to_json(&read), written);
-    }
+    round_trip::<Open>(&body);
 });
 
 fn round_trip<M: SessionMessage + Clone + Debug + PartialEq>(body: &Bytes) {

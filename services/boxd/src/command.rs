@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use agentbox_contracts::error::ErrorCode;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
@@ -35,6 +36,8 @@ pub struct StartError {
     pub exit_code: i32,
     /// The reason, for the caller.
     pub message: String,
+    /// Names the cause when it is the request, not the program.
+    pub code: Option<ErrorCode>,
 }
 
 impl StartError {
@@ -42,6 +45,7 @@ impl StartError {
         Self {
             exit_code,
             message: format!("{}: {reason}", subject.to_string_lossy()),
+            code: None,
         }
     }
 
@@ -69,7 +73,10 @@ impl CommandSpec {
     /// executable or the working directory cannot be entered.
     pub fn resolve(&self) -> Result<PathBuf, StartError> {
         if let Some(directory) = &self.working_dir {
-            check_directory(directory)?;
+            check_directory(directory).map_err(|error| StartError {
+                code: Some(ErrorCode::WorkingDirNotFound),
+                ..error
+            })?;
         }
         let program = self
             .argv
@@ -207,6 +214,7 @@ mod tests {
         for bad in [file, dir.path().join("nowhere")] {
             let error = command("/bin/sh", "", Some(&bad)).resolve().unwrap_err();
             assert_eq!(error.exit_code, NOT_EXECUTABLE);
+            assert_eq!(error.code, Some(ErrorCode::WorkingDirNotFound));
             assert!(error.message.contains("working directory"), "{error}");
         }
     }

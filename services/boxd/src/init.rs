@@ -2,7 +2,7 @@
 //!
 //! Start-up: boxd listens, then starts the main command, so that the server and the log
 //! exist before the command's first line. Shutdown begins when the main command has ended,
-//! or when an idle box gets a signal. Then runs are killed, readers get the remaining
+//! or when an idle box gets a signal. Then callers' commands are killed, readers get the remaining
 //! output within a deadline, and boxd exits with the main command's code. In a PID
 //! namespace the kernel kills the processes that are left.
 
@@ -36,17 +36,19 @@ use tonic::transport::Server;
 use crate::background_output::BackgroundOutput;
 use crate::connections::{self, Connection};
 use crate::environment::Environment;
+use crate::executions::Executions;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::process::{Slots, Starter};
 use crate::reaper::Reaper;
-use crate::run::{Registry, Starter};
+use crate::run::{Registry, Runs};
 use crate::service::Service;
 use crate::settings::{Settings, SettingsError};
 use crate::signals::{ForwardedSignals, stops_idle_box};
 use crate::usage::UsageSampler;
 use crate::{stderr, termination_file};
 
-/// The deadline for killing runs and sending their remaining output.
+/// The deadline for killing commands and sending their remaining output.
 const RUNS_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The deadline for the server to send its last bytes.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -101,7 +103,8 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
             Err(error) => stderr::line(&format!("boxd: opening the termination file: {error}")),
         }
     }
-    let registry = Arc::new(Registry::default());
+    let slots = Slots::new(settings.max_running);
+    let registry = Arc::new(Registry::new(slots.clone()));
     let environment = Arc::new(Environment::inherited());
     let log = Arc::new(Log::open(&settings)?);
     let sampler = Arc::new(UsageSampler::default());
@@ -121,16 +124,27 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         phase,
     ));
     let starter = Arc::new(Starter {
-        registry: Arc::clone(&registry),
         reaper,
         environment: Arc::clone(&environment),
         background_output: Arc::new(BackgroundOutput::new(tasks.clone(), closing.clone())),
+        slots,
         tasks: tasks.clone(),
         closing: closing.clone(),
+    });
+    let runs = Arc::new(Runs {
+        starter: Arc::clone(&starter),
+        registry: Arc::clone(&registry),
         ring_bytes: settings.ring_bytes,
     });
+    let executions = Arc::new(Executions::new(
+        Arc::clone(&starter),
+        Arc::clone(&log),
+        &settings,
+    ));
     let service = Service {
         starter,
+        runs,
+        executions: Arc::clone(&executions),
         main: Arc::clone(&main),
         environment,
         log: Arc::clone(&log),
@@ -160,11 +174,15 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     };
 
     registry.close();
+    executions.close();
     closing.cancel();
     log.end();
     tasks.close();
     // Runs that do not end in time end with this process.
     let _ = timeout(RUNS_SHUTDOWN_TIMEOUT, tasks.wait()).await;
+    if let Some(directory) = &settings.output_dir {
+        executions.save_output(directory);
+    }
     stop.cancel();
     if timeout(SERVER_SHUTDOWN_TIMEOUT, &mut server).await.is_err() {
         server.abort();

@@ -6,8 +6,8 @@
 //!
 //! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
-//! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] (a caller's command),
-//! [`main_command`] (the box's own), [`logs`], [`usage`].
+//! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] and [`executions`] (a caller's
+//! command, both by [`process`]), [`main_command`] (the box's own), [`logs`], [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -19,6 +19,7 @@ mod background_output;
 mod command;
 mod connections;
 mod environment;
+mod executions;
 mod init;
 mod install;
 mod invocation;
@@ -26,17 +27,20 @@ mod reexec;
 
 mod logs;
 mod main_command;
+mod process;
 mod pump;
 mod reaper;
 mod run;
 mod service;
 mod settings;
 mod signals;
+mod status;
 mod stderr;
 mod terminal;
 mod termination_file;
 mod trace;
 mod usage;
+mod user;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -52,7 +56,7 @@ pub fn accepted_start(
     start: agentbox_box_protocol::proto::StartCommand,
 ) -> Option<(Vec<OsString>, Vec<(OsString, OsString)>)> {
     let spec = run::RunSpec::try_from(start).ok()?;
-    Some((spec.argv, spec.variables))
+    Some((spec.process.argv, spec.process.variables))
 }
 
 /// Runs the command line. The exit code is the main command's, 0 for a box that idled,

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use agentbox_box_protocol::output::{Batch, NewEntry, Output, Tail, WriteError};
 use agentbox_box_protocol::proto::{self, logs_reply};
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::logs::{LogEntry, OutputStream};
 use chrono::Utc;
 use futures::Stream;
@@ -156,6 +157,11 @@ impl Log {
                 progress.next_sequence = progress.next_sequence.max(next_sequence);
             });
         }
+    }
+
+    /// Writes the record of an execution to boxd's stdout, for a driver that cannot read the journal.
+    pub fn write_execution(&self, execution: &Execution) {
+        self.state.lock().tee.write_execution(execution);
     }
 
     /// Copies the rest of the log to boxd's stdout. Gives up after [`COPY_TIMEOUT`].

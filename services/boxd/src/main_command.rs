@@ -23,9 +23,9 @@ use tokio_util::task::TaskTracker;
 use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
 use crate::environment::Environment;
 use crate::logs::Log;
+use crate::process::output_pipe;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
-use crate::run::output_pipe;
 use crate::stderr;
 use crate::usage;
 
@@ -145,6 +145,7 @@ impl MainCommand {
         let pipe_error = |error: io::Error| StartError {
             exit_code: NOT_EXECUTABLE,
             message: format!("creating a pipe failed: {error}"),
+            code: None,
         };
         let (stdout, stdout_source) = output_pipe().map_err(pipe_error)?;
         let (stderr, stderr_source) = output_pipe().map_err(pipe_error)?;

@@ -1,6 +1,6 @@
 //! A run: a command that a caller started in the box.
 //!
-//! Owns its output (a bounded [`ring`]), its stdin and its terminal. Invariants:
+//! Owns its output, a bounded [`Ring`] for one reader; [`crate::process`] owns the rest. Invariants:
 //! * I1. Output bytes are in order and numbered over both streams; lost bytes are reported
 //!   as a gap.
 //! * I2. At most the ring's capacity is buffered for the reader; then the command blocks.
@@ -11,10 +11,8 @@
 mod input;
 mod reader;
 mod registry;
-mod ring;
+mod runs;
 mod spec;
-mod start;
-mod supervise;
 
 use std::io;
 use std::sync::Arc;
@@ -22,36 +20,24 @@ use std::sync::Arc;
 use agentbox_box_protocol::proto::{self, run_output};
 use agentbox_contracts::logs::OutputStream;
 use bytes::Bytes;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use parking_lot::Mutex;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 pub use input::apply_inputs;
 pub use reader::Reader;
 pub use registry::{Registry, RegistryError};
-pub use spec::{InvalidRunSpec, RunId, RunSpec, arguments, variables};
-pub use start::{Started, Starter, output_pipe};
+pub use runs::{Runs, Started};
+pub use spec::{RunId, RunSpec};
 
-use crate::reaper::Reaper;
-use crate::terminal::{Size, Terminal};
-use ring::Ring;
+use crate::process::{Launched, OutputStore, Process, Ring};
 
 /// The limit for the output in one message, in bytes.
 const MAX_MESSAGE_OUTPUT: usize = 32 * 1024;
 
-enum Stdin {
-    Pipe(pipe::Sender),
-    Terminal(Arc<Terminal>),
-}
-
 pub struct Run {
     id: RunId,
-    leader: Pid,
-    reaper: Arc<Reaper>,
+    process: Arc<Process>,
     state: Mutex<State>,
     /// Incremented when there is something for the reader.
     output_changed: watch::Sender<u64>,
@@ -59,10 +45,6 @@ pub struct Run {
     space_freed: watch::Sender<u64>,
     /// Since when there is no reader; `None` while there is one.
     unread_since: watch::Sender<Option<Instant>>,
-    stdin: tokio::sync::Mutex<Option<Stdin>>,
-    terminal: Mutex<Option<Arc<Terminal>>>,
-    /// Cancelled when the command has ended; its output may not be complete yet.
-    command_ended: CancellationToken,
 }
 
 struct State {
@@ -98,41 +80,28 @@ enum NextOutput {
 }
 
 impl Run {
+    fn new(id: RunId, launched: &Launched, ring_bytes: usize, acks: bool) -> Self {
+        Self {
+            id,
+            process: Arc::clone(&launched.process),
+            state: Mutex::new(State {
+                ring: Ring::new(ring_bytes),
+                sent: 0,
+                acked: 0,
+                acks,
+                reader: 0,
+                exited: None,
+                aborted: false,
+            }),
+            output_changed: watch::Sender::new(0),
+            space_freed: watch::Sender::new(0),
+            unread_since: watch::Sender::new(Some(launched.started_at)),
+        }
+    }
+
     #[must_use]
     pub fn id(&self) -> &RunId {
         &self.id
-    }
-
-    /// Sends SIGKILL to the command's process group and to the groups of its jobs.
-    pub fn kill(&self) {
-        self.reaper.kill_session(self.leader);
-    }
-
-    /// Sends SIGKILL to the command's process group only. Used when the box shuts down:
-    /// with hundreds of runs, searching for jobs would take longer than the box's grace.
-    fn kill_group(&self) {
-        self.reaper.signal_group(self.leader, Signal::SIGKILL);
-    }
-
-    /// Signals the terminal's foreground group, or the command's group.
-    pub fn signal(&self, signal: Signal) {
-        let terminal = self.terminal.lock().clone();
-        if signal != Signal::SIGKILL
-            && let Some(terminal) = terminal
-            && terminal.signal_foreground(signal)
-        {
-            return;
-        }
-        self.reaper.signal_group(self.leader, signal);
-    }
-
-    /// Resizes the terminal. Does nothing for a run without one, or after its end.
-    ///
-    /// # Errors
-    /// As `ioctl(2)`.
-    pub fn resize(&self, size: Size) -> io::Result<()> {
-        let terminal = self.terminal.lock().clone();
-        terminal.map_or(Ok(()), |terminal| terminal.resize(size))
     }
 
     /// Marks the bytes before `sequence` as received, at most those that were sent.
@@ -141,32 +110,6 @@ impl Run {
         state.acked = state.acked.max(sequence.min(state.sent));
         drop(state);
         self.space_freed.send_modify(|count| *count += 1);
-    }
-
-    /// Writes to stdin; waits while the command does not read. Drops the bytes when stdin
-    /// is closed.
-    async fn write_stdin(&self, bytes: &[u8]) {
-        let mut stdin = self.stdin.lock().await;
-        let written = match stdin.as_mut() {
-            Some(Stdin::Pipe(pipe)) => tokio::io::AsyncWriteExt::write_all(pipe, bytes).await,
-            Some(Stdin::Terminal(terminal)) => terminal.write_all(bytes).await,
-            None => Ok(()),
-        };
-        if written.is_err() {
-            *stdin = None;
-        }
-    }
-
-    /// Ends stdin.
-    async fn end_stdin(&self) {
-        let mut stdin = self.stdin.lock().await;
-        if let Some(Stdin::Terminal(terminal)) = stdin.as_ref() {
-            // The terminal stays open for programs that continue to read. An error means that
-            // it is already closed.
-            let _ = terminal.end_input().await;
-        } else {
-            *stdin = None;
-        }
     }
 
     /// Attaches a new reader at byte `from`; returns its number, or the end of the output
@@ -230,6 +173,57 @@ impl Run {
     /// The number of bytes in the ring.
     fn buffered_bytes(&self) -> usize {
         self.state.lock().ring.len()
+    }
+
+    fn finish(&self, exited: proto::Exited) {
+        self.state.lock().exited = Some(exited);
+        self.output_changed.send_modify(|count| *count += 1);
+    }
+
+    /// Ends the run without an exit: its reader gets the remaining output, then an error.
+    fn abort(&self) {
+        self.state.lock().aborted = true;
+        self.output_changed.send_modify(|count| *count += 1);
+    }
+
+    fn has_space(&self) -> bool {
+        let state = self.state.lock();
+        state.ring.free_space(state.floor()) > 0
+    }
+}
+
+impl OutputStore for Run {
+    fn read_into(
+        &self,
+        stream: OutputStream,
+        buffer: &mut [u8],
+        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let mut state = self.state.lock();
+        let space = state.ring.free_space(state.floor()).min(buffer.len());
+        let buffer = buffer
+            .get_mut(..space)
+            .filter(|buffer| !buffer.is_empty())?;
+        let result = read(buffer);
+        if let Ok(count @ 1..) = result {
+            state.ring.push(stream, &buffer[..count]);
+            drop(state);
+            self.output_changed.send_modify(|count| *count += 1);
+        }
+        Some(result)
+    }
+
+    async fn writable(&self, _: OutputStream) {
+        let mut changes = self.space_freed.subscribe();
+        while !self.has_space() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn unread_since(&self) -> watch::Receiver<Option<Instant>> {
+        self.unread_since.subscribe()
     }
 }
 

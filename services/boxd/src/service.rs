@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
+use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
 use futures::{Stream, stream};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::environment::Environment;
+use crate::executions::Executions;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
-use crate::run::{
-    InvalidRunSpec, Reader, RegistryError, Run, RunId, RunSpec, Started, Starter, apply_inputs,
-    arguments, variables,
-};
+use crate::process::{Starter, arguments, variables};
+use crate::run::{Reader, RegistryError, Run, RunId, RunSpec, Runs, Started, apply_inputs};
+use crate::status::with_code;
 use crate::trace::Trace;
 use crate::usage::UsageSampler;
 
@@ -31,6 +32,8 @@ type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Serves the calls of all connections.
 pub struct Service {
     pub starter: Arc<Starter>,
+    pub runs: Arc<Runs>,
+    pub executions: Arc<Executions>,
     pub main: Arc<MainCommand>,
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
@@ -43,6 +46,7 @@ pub struct Service {
 impl Boxd for Service {
     type RunStream = Outputs<proto::RunOutput>;
     type LogsStream = Outputs<proto::LogsReply>;
+    type ExecutionsStream = Outputs<ExecutionOutput>;
 
     async fn run(
         &self,
@@ -57,6 +61,9 @@ impl Boxd for Service {
             Some(run_input::Input::Start(start)) => match self.start(start, trace).await? {
                 Started::Running(run) => (run, None),
                 Started::Failed(error) => {
+                    if let Some(code) = error.code {
+                        return Err(with_code(Code::InvalidArgument, code, &error.message));
+                    }
                     let exited = proto::Exited {
                         exit_code: error.exit_code,
                         start_error: error.message,
@@ -97,6 +104,15 @@ impl Boxd for Service {
         Ok(Response::new(proto::ControlReply {}))
     }
 
+    async fn executions(
+        &self,
+        request: Request<Streaming<ExecutionInput>>,
+    ) -> Result<Response<Self::ExecutionsStream>, Status> {
+        self.check_configured()?;
+        let outputs = self.executions.serve(request.into_inner()).await?;
+        Ok(Response::new(outputs))
+    }
+
     async fn logs(
         &self,
         request: Request<proto::LogsRequest>,
@@ -122,8 +138,8 @@ impl Boxd for Service {
             }
             None => {}
         }
-        let argv = arguments(request.command.clone()).map_err(invalid_argument)?;
-        let added = variables(request.env.clone()).map_err(invalid_argument)?;
+        let argv = arguments(request.command.clone()).map_err(|error| error.status())?;
+        let added = variables(request.env.clone()).map_err(|error| error.status())?;
         self.environment.extend(added);
         *configured = Some(request);
         // In a task of its own: a caller that disconnects must not leave it half done.
@@ -155,9 +171,9 @@ impl Boxd for Service {
             Phase::Starting | Phase::Running(_) => ("running", 0),
             Phase::Exited(code) => ("exited", code),
         };
-        let registry = &self.starter.registry;
-        let runs = u32::try_from(registry.active()).unwrap_or(u32::MAX);
-        let idle_ms = registry.idle().map_or(0, |idle| {
+        let slots = &self.starter.slots;
+        let runs = u32::try_from(slots.in_use()).unwrap_or(u32::MAX);
+        let idle_ms = slots.idle().map_or(0, |idle| {
             u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1)
         });
         Ok(Response::new(proto::StatusReply {
@@ -180,6 +196,14 @@ impl Boxd for Service {
 }
 
 impl Service {
+    /// A warm box starts no commands before it is configured.
+    fn check_configured(&self) -> Result<(), Status> {
+        if self.main.phase() == Phase::Unconfigured {
+            return Err(Status::failed_precondition("the box is not configured yet"));
+        }
+        Ok(())
+    }
+
     /// Starts a run in a task of its own: when the caller disconnects meanwhile, the run is
     /// registered and later killed as an orphan.
     async fn start(
@@ -187,18 +211,16 @@ impl Service {
         start: proto::StartCommand,
         trace: Option<Trace>,
     ) -> Result<Started, Status> {
-        if self.main.phase() == Phase::Unconfigured {
-            return Err(Status::failed_precondition("the box is not configured yet"));
-        }
+        self.check_configured()?;
         let spec = RunSpec {
             trace,
-            ..RunSpec::try_from(start).map_err(invalid_argument)?
+            ..RunSpec::try_from(start).map_err(|error| error.status())?
         };
-        let starter = Arc::clone(&self.starter);
+        let runs = Arc::clone(&self.runs);
         let started = self
             .starter
             .tasks
-            .spawn(async move { starter.start(spec).await });
+            .spawn(async move { runs.start(spec).await });
         started
             .await
             .map_err(|_| Status::internal("the command was not started"))?
@@ -206,24 +228,17 @@ impl Service {
     }
 
     async fn find(&self, id: String) -> Result<Arc<Run>, Status> {
-        let id = RunId::try_from(id).map_err(|error| invalid_argument(error.into()))?;
-        self.starter
-            .registry
-            .find(&id)
-            .await
-            .map_err(registry_status)
+        let id =
+            RunId::try_from(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.runs.registry.find(&id).await.map_err(registry_status)
     }
-}
-
-fn invalid_argument(error: InvalidRunSpec) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 fn registry_status(error: RegistryError) -> Status {
     let message = error.to_string();
     match error {
         RegistryError::Exists(_) => Status::already_exists(message),
-        RegistryError::Full => Status::resource_exhausted(message),
+        RegistryError::Full(_) => Status::resource_exhausted(message),
         RegistryError::Unknown(_) => Status::not_found(message),
         RegistryError::Closed => Status::unavailable(message),
     }

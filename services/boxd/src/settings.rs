@@ -9,6 +9,9 @@ use agentbox_box_protocol::{output, variables};
 use serde::{Deserialize, Serialize};
 
 const RING_BYTES: usize = 1024 * 1024;
+const MAX_RUNNING: usize = 256;
+const MAX_EXECUTIONS: usize = 1000;
+const EXECUTIONS_OUTPUT_BYTES: usize = 64 * 1024 * 1024;
 /// Smaller than a segment on the tmpfs: output in memory counts towards the box's memory
 /// limit without the driver having configured it.
 const IN_MEMORY_SEGMENT_BYTES: u64 = 512 * 1024;
@@ -38,6 +41,12 @@ pub struct Settings {
     /// The output ring of one run, in bytes.
     pub ring_bytes: usize,
     pub segment_bytes: u64,
+    /// The most commands of callers that run at once: runs and executions together.
+    pub max_running: usize,
+    /// The most executions whose records are kept.
+    pub max_executions: usize,
+    /// The limit for the kept output of all executions together, in bytes.
+    pub executions_output_bytes: usize,
 }
 
 impl Settings {
@@ -68,6 +77,10 @@ impl Settings {
             warm: given(variables::WARM).as_deref() == Some("true"),
             ring_bytes: number(variables::RING_BYTES, &given)?.unwrap_or(RING_BYTES),
             segment_bytes: number(variables::SEGMENT_BYTES, &given)?.unwrap_or(default_segment),
+            max_running: number(variables::MAX_RUNNING, &given)?.unwrap_or(MAX_RUNNING),
+            max_executions: number(variables::MAX_EXECUTIONS, &given)?.unwrap_or(MAX_EXECUTIONS),
+            executions_output_bytes: number(variables::EXECUTIONS_OUTPUT_BYTES, &given)?
+                .unwrap_or(EXECUTIONS_OUTPUT_BYTES),
             output_dir,
         })
     }
@@ -88,7 +101,7 @@ fn number<N: std::str::FromStr>(
         .transpose()
         .map_err(|_| SettingsError::Malformed {
             name,
-            expected: "a number of bytes",
+            expected: "a number",
         })
 }
 
@@ -130,6 +143,7 @@ mod tests {
         for (name, value) in [
             (variables::LISTEN, "localhost:1"),
             (variables::RING_BYTES, "1Mi"),
+            (variables::MAX_RUNNING, "many"),
         ] {
             let error = read(&[(variables::TOKEN, "t"), (name, value)])
                 .err()

@@ -1,12 +1,14 @@
-//! The archive: the last output of ended boxes, one JetStream object per environment, kept
+//! The archive: the last output of ended boxes and their [`executions`], in JetStream objects, kept
 //! for the bucket's maximum age (7 days).
 //!
 //! * I1. An archive is replaced only by one that ends at a later entry: repeating the
 //!   request loses no entry, also after the box is gone.
 //! * I2. An environment without output has an archive too: an archive means that the
 //!   environment has ended.
-//! * I3. The reply is sent after the object is stored.
+//! * I3. The reply is sent after the objects are stored: the executions first.
 
+mod chunks;
+pub mod executions;
 pub mod object;
 mod store;
 
@@ -28,7 +30,7 @@ pub const ARCHIVE_BYTES: usize = 1024 * 1024;
 /// How long a running box may take to send its output.
 const LIVE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Stores an environment's last output.
+/// Stores an environment's executions and, when its box has ended, its last output.
 ///
 /// # Errors
 /// `Unavailable` when the cluster or the object store does not answer; the caller retries.
@@ -37,16 +39,20 @@ pub async fn answer(
     archive: &Archive,
     request: ArchiveRequest,
 ) -> Result<ArchiveReply, Error> {
-    store_last_output(cluster, archive, &request)
+    store_archive(cluster, archive, &request)
         .await
         .inspect_err(|error| metrics::failed("archive", error.code))
 }
 
-async fn store_last_output(
+async fn store_archive(
     cluster: &Cluster,
     archive: &Archive,
     request: &ArchiveRequest,
 ) -> Result<ArchiveReply, Error> {
+    executions::save(cluster, archive, request).await?;
+    if request.before_stop {
+        return Ok(ArchiveReply { entries: 0 });
+    }
     let entries = last_output(cluster, request).await?;
     let entries = object::newest(entries, ARCHIVE_BYTES);
     let count = archive

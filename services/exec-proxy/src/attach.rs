@@ -91,6 +91,8 @@ async fn forward_input(
             Some(ToBox::Signal(name)) => {
                 control(controls, control_request::Control::Signal(name)).await
             }
+            // Its input has no other holder.
+            Some(ToBox::TakeInput) => true,
             // The gateway has sent its last message: this ends the command like a closed terminal.
             None => {
                 return Err(Error::new(

@@ -32,8 +32,9 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_MAX_SESSIONS", default_value_t = 4096)]
     pub max_sessions: usize,
 
-    /// The limit for sessions into one box; more are refused.
-    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_BOX", default_value_t = 64)]
+    /// The limit for sessions into one box; more are refused. Transfers of files, followers of output
+    /// and connections to ports are sessions, as commands are; a box runs at most 256 commands.
+    #[arg(long, env = "AGENTBOX_MAX_SESSIONS_PER_BOX", default_value_t = 256)]
     pub max_sessions_per_box: usize,
 
     /// The limit for kept connections to boxes, busy and idle.
@@ -43,6 +44,12 @@ pub struct Config {
     /// The seconds after which an unused connection to a box is closed.
     #[arg(long, env = "AGENTBOX_BOX_IDLE", default_value_t = 120)]
     pub box_idle_s: u64,
+
+    /// The bytes of output of executions that are kept of one ended environment: the newest, at most
+    /// 16 MiB. An exec-proxy needs memory for eight times as much, for each cluster.
+    #[arg(long, env = "AGENTBOX_MAX_ARCHIVED_OUTPUT", default_value_t = 8 * 1024 * 1024,
+          value_parser = clap::value_parser!(u64).range(0..=16 * 1024 * 1024))]
+    pub max_archived_output: u64,
 
     /// The seconds that open sessions may continue after shutdown has begun. Must be less
     /// than the grace period of the whole shutdown.
@@ -64,6 +71,7 @@ impl Config {
             sessions_per_box: self.max_sessions_per_box,
             box_connections: self.max_box_connections,
             box_idle: Duration::from_secs(self.box_idle_s),
+            archived_output: self.max_archived_output,
             session_grace: Duration::from_secs(self.session_grace_s),
         }
     }
@@ -77,6 +85,8 @@ pub struct Limits {
     pub box_connections: usize,
     /// How long an unused connection is kept.
     pub box_idle: Duration,
+    /// The bytes of output of executions that are kept of one ended environment.
+    pub archived_output: u64,
     /// How long open sessions may continue after shutdown has begun.
     pub session_grace: Duration,
 }
@@ -85,9 +95,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: 4096,
-            sessions_per_box: 64,
+            sessions_per_box: 256,
             box_connections: 8192,
             box_idle: Duration::from_secs(120),
+            archived_output: 8 * 1024 * 1024,
             session_grace: Duration::from_secs(10),
         }
     }

@@ -1,9 +1,10 @@
-//! Exec sessions: one command to its end, with its output up to the caps.
+//! Exec sessions: one command to its end, with its output up to the caps, or streamed whole.
 //!
 //! * I1. The exit in the result is boxd's. A failure is an error, never an exit.
 //! * I2. Output over a cap is read and dropped, so that the command continues.
 //! * I3. When the gateway closes the session, the command's process group is killed at once.
 //! * I4. Memory is bounded by the size of an inline result, whatever the command prints.
+//! * I5. Streamed output is not buffered: a reader that stalls blocks the command.
 
 pub mod capture;
 pub mod stdin;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use agentbox_box_protocol::proto::StartCommand;
 use agentbox_bus::{Session, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{ExecRequest, ExecResult, FromBox, ToBox};
+use agentbox_contracts::exec::{ExecRequest, Exit, FromBox, ToBox};
 use agentbox_contracts::logs::OutputStream;
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -41,22 +42,30 @@ pub async fn serve(
         Ok(run) => run,
         Err(error) => return Outcome::failed(sender, &error).await,
     };
-    let limits = ExecLimits {
-        output_bytes: request.max_output_bytes,
+    let plan = Plan {
+        output: match request.stream {
+            true => Collector::Streamed {
+                start_error: match request.merge_stderr {
+                    true => OutputStream::Stdout,
+                    false => OutputStream::Stderr,
+                },
+            },
+            false => Collector::Captured(Capture::new(request.max_output_bytes)),
+        },
         time: Duration::from_millis(request.timeout_ms).saturating_add(TIMEOUT_MARGIN),
     };
     let inputs = run.inputs();
     let end = {
         let stdin = stdin::forward(&inputs, request.stdin, request.stdin_follows, &mut receiver);
-        run_to_end(&mut run, &mut sender, stdin, limits, &stopping).await
+        run_to_end(&mut run, &mut sender, stdin, plan, &stopping).await
     };
     match end {
-        End::Result(result) => {
+        End::Ended(last) => {
             metrics::exec_finished(began.elapsed());
             // Releases the lease before the gateway gets the result, so that the gateway's
             // next session in the box is not refused.
             drop(run);
-            Outcome::finished(sender, FromBox::Result(result)).await
+            Outcome::finished(sender, *last).await
         }
         End::Lost(error) => Outcome::failed(sender, &error).await,
         End::Kill(error) => {
@@ -69,16 +78,54 @@ pub async fn serve(
     }
 }
 
-/// The limits of one exec.
-struct ExecLimits {
-    /// The cap for each of stdout and stderr, in bytes.
-    output_bytes: u64,
+/// What to do with the output of one exec, and for how long.
+struct Plan {
+    output: Collector,
     /// The time after which boxd must have ended the command.
     time: Duration,
 }
 
+enum Collector {
+    /// Kept for the result as far as it fits.
+    Captured(Capture),
+    /// Sent as it comes.
+    Streamed {
+        /// Where the reason is written when the command could not be started.
+        start_error: OutputStream,
+    },
+}
+
+impl Collector {
+    /// Adds output; returns the messages to send now.
+    fn take(&mut self, stream: OutputStream, bytes: Bytes) -> Vec<FromBox> {
+        match self {
+            Self::Captured(capture) => capture.take(stream, bytes),
+            Self::Streamed { .. } => capture::messages(stream, bytes),
+        }
+    }
+
+    /// The messages after the command's end; the session's last one separately.
+    fn finish(mut self, exit: Exit, start_error: String) -> (Vec<FromBox>, FromBox) {
+        let mut messages = Vec::new();
+        if !start_error.is_empty() {
+            let stream = match &self {
+                Self::Captured(_) => OutputStream::Stderr,
+                Self::Streamed { start_error } => *start_error,
+            };
+            // Fits an inline result: the command printed nothing.
+            messages = self.take(stream, Bytes::from(format!("{start_error}\n")));
+        }
+        let last = match self {
+            Self::Captured(capture) => FromBox::Result(capture.finish(exit)),
+            Self::Streamed { .. } => FromBox::Exit(exit),
+        };
+        (messages, last)
+    }
+}
+
 enum End {
-    Result(ExecResult),
+    /// The last message.
+    Ended(Box<FromBox>),
     Lost(BoxError),
     /// Kill the command, and send the error if there is one.
     Kill(Option<Error>),
@@ -89,11 +136,11 @@ async fn run_to_end(
     run: &mut Run,
     sender: &mut SessionSender<FromBox>,
     stdin: impl Future<Output = Result<(), Error>>,
-    limits: ExecLimits,
+    plan: Plan,
     stopping: &CancellationToken,
 ) -> End {
-    let mut capture = Capture::new(limits.output_bytes);
-    let overdue = tokio::time::sleep(limits.time);
+    let Plan { mut output, time } = plan;
+    let overdue = tokio::time::sleep(time);
     tokio::pin!(overdue, stdin);
     let mut stdin_open = true;
     loop {
@@ -107,24 +154,37 @@ async fn run_to_end(
                 Err(_gone) => return End::Kill(None),
             },
         };
-        let messages = match next {
-            Ok(Output::Data(stream, bytes)) => capture.take(stream, bytes),
-            Ok(Output::Exited { exit, start_error }) => {
-                if !start_error.is_empty() {
-                    // Fits an inline result: the command printed nothing.
-                    let text = Bytes::from(format!("{start_error}\n"));
-                    capture.take(OutputStream::Stderr, text);
+        match next {
+            Ok(Output::Data(stream, bytes)) => {
+                if send_all(sender, output.take(stream, bytes)).await.is_err() {
+                    return End::Kill(None);
                 }
-                return End::Result(capture.finish(exit));
+                // A reader that stalled has delayed what boxd reports.
+                let earliest = Instant::now() + TIMEOUT_MARGIN;
+                if matches!(output, Collector::Streamed { .. }) && overdue.deadline() < earliest {
+                    overdue.as_mut().reset(earliest);
+                }
+            }
+            Ok(Output::Exited { exit, start_error }) => {
+                let (messages, last) = output.finish(exit, start_error);
+                if send_all(sender, messages).await.is_err() {
+                    return End::Kill(None);
+                }
+                return End::Ended(Box::new(last));
             }
             Err(error) => return End::Lost(error),
-        };
-        for message in messages {
-            if sender.send(message).await.is_err() {
-                return End::Kill(None);
-            }
         }
     }
+}
+
+async fn send_all(
+    sender: &mut SessionSender<FromBox>,
+    messages: Vec<FromBox>,
+) -> Result<(), Error> {
+    for message in messages {
+        sender.send(message).await?;
+    }
+    Ok(())
 }
 
 fn start_command(request: &ExecRequest) -> StartCommand {
@@ -134,6 +194,8 @@ fn start_command(request: &ExecRequest) -> StartCommand {
         env: request.env.clone().into_iter().collect(),
         stdin: request.stdin.is_some() || request.stdin_follows,
         timeout_ms: request.timeout_ms,
+        user: request.user.clone().unwrap_or_default(),
+        merge_stderr: request.merge_stderr,
         ..StartCommand::default()
     }
 }

@@ -9,7 +9,9 @@
 //! * [`clusters`]: the served clusters, and the driver that connects to their boxes.
 //! * `session`: accepts sessions from the bus, limits them, and dispatches each.
 //! * `fair_share`: how many sessions one owner may have.
-//! * `exec`, `attach`, `logs`: the kinds of session.
+//! * `exec`, `attach`, `logs`, `files`, `executions`, `ports`: the kinds of session.
+//! * `relay`: a session that is one call of boxd.
+//! * `target`: the environment of a session.
 //! * `usage`, `activity`, [`archive`]: requests with one reply, and reports of activity.
 //! * [`boxes`]: connections to boxd, and commands in boxes.
 //! * `outcome`: the ways to end a session.
@@ -21,11 +23,16 @@ pub mod boxes;
 pub mod clusters;
 pub mod config;
 mod exec;
+mod executions;
 mod fair_share;
+mod files;
 mod logs;
 mod metrics;
 mod outcome;
+mod ports;
+mod relay;
 mod session;
+mod target;
 mod usage;
 
 use std::sync::Arc;
@@ -116,7 +123,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), BusError> {
     let cluster = Arc::new(cluster);
-    let archive = Archive::new(bus.clone());
+    let archive = Archive::new(bus.clone(), limits.archived_output);
     tracing::info!(cluster = cluster.name, "serving the cluster");
     let requests = requests(&bus, &cluster, &archive).listen().await?;
     let requests = requests.run(shutdown.clone());

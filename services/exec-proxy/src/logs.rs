@@ -23,25 +23,14 @@ use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, LogsRequest, ToBox};
-use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::Archive;
 use crate::boxes::Lease;
-use crate::clusters::Cluster;
 use crate::logs::batch::Batches;
 use crate::logs::cursor::LogCursor;
-use crate::outcome::{Outcome, refuse};
-
-/// An environment, and where its output may be.
-pub struct Target<'a> {
-    pub cluster: &'a Cluster,
-    pub archive: &'a Archive,
-    pub environment: EnvironmentId,
-    pub address: Option<SocketAddr>,
-    pub status: Status,
-}
+use crate::outcome::{Outcome, refuse, stopping_error};
+use crate::target::Target;
 
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -108,13 +97,7 @@ pub async fn serve(
     match ended {
         Ok(ended) => finish(session, ended).await,
         Err(Stop::PeerGone) => Outcome::PeerGone,
-        Err(Stop::Stopping) => {
-            fail(
-                session,
-                Error::new(ErrorCode::BoxLost, "the exec-proxy is shutting down"),
-            )
-            .await
-        }
+        Err(Stop::Stopping) => fail(session, stopping_error()).await,
         Err(Stop::Failed(error)) => fail(session, error).await,
     }
 }

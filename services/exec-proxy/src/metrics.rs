@@ -32,14 +32,17 @@ pub fn describe() {
     describe_counter!(
         BYTES,
         Unit::Bytes,
-        "User bytes, by direction: in (stdin), out (output)"
+        "User bytes, by direction: in (stdin, uploads, to ports), out (output, downloads, from ports)"
     );
     describe_gauge!(CONNECTIONS, "Kept connections to boxes");
     describe_counter!(
         LIMITS_REACHED,
         "Sessions that reached a limit of this process, by limit"
     );
-    describe_counter!(RESUMES, "Commands resumed after their connection was lost");
+    describe_counter!(
+        RESUMES,
+        "Commands, and operations on executions, resumed after their connection was lost"
+    );
     describe_counter!(
         SPANS_REFUSED,
         "Spans from boxes that were refused as invalid or foreign"

@@ -51,10 +51,15 @@ pub async fn refuse(incoming: Incoming<BoxSession>, error: Error) -> Outcome {
     Outcome::Failed(code)
 }
 
-/// The error of sessions that the shutdown of this service ends.
+/// The error of sessions whose command is killed when the shutdown of this service ends them.
 pub fn shutdown_error() -> Error {
     Error::new(
         ErrorCode::BoxLost,
         "the exec-proxy is shutting down; the command was killed",
     )
+}
+
+/// The error of other sessions that the shutdown ends.
+pub fn stopping_error() -> Error {
+    Error::new(ErrorCode::BoxLost, "the exec-proxy is shutting down")
 }

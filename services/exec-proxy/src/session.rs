@@ -1,5 +1,5 @@
 //! The sessions of one cluster: accepts them from the bus, limits them, and passes each to
-//! `exec`, `attach` or `logs`.
+//! `exec`, `attach`, `logs`, `files`, `executions` or `ports`.
 //!
 //! Owns the tasks of the sessions in flight.
 //!
@@ -8,29 +8,26 @@
 //! * I2. On shutdown, sessions that are already on the way are still accepted; sessions
 //!   that last longer than the grace end with an error. No session is dropped silently.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError, Incoming};
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{Open, OpenKind};
-use agentbox_contracts::ids::EnvironmentId;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::archive::Archive;
-use crate::boxes::{BoxError, Lease};
 use crate::clusters::Cluster;
 use crate::config::{Limits, SERVICE};
 use crate::fair_share::FairShare;
 use crate::metrics::OpenSession;
 use crate::outcome::{Outcome, refuse};
-use crate::{attach, exec, logs, metrics};
+use crate::target::Target;
+use crate::{attach, exec, executions, files, logs, metrics, ports};
 
 /// How long cancelled sessions may take to end.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(4);
@@ -121,21 +118,18 @@ fn log_panic(ended: Result<(), JoinError>) {
 }
 
 async fn serve_one(
-    incoming: Incoming<BoxSession>,
+    mut incoming: Incoming<BoxSession>,
     cluster: Arc<Cluster>,
     archive: Archive,
     share: Arc<FairShare>,
     stopping: CancellationToken,
 ) {
-    let open = match incoming.open() {
+    let open = match incoming.open().await {
         Ok(open) => open,
         Err(error) => {
-            tracing::warn!(error = %ErrorChain(&error), "decoding a session's open request failed");
-            metrics::failed("open", ErrorCode::BadRequest);
-            let error = Error::new(
-                ErrorCode::BadRequest,
-                "the session's open request cannot be decoded",
-            );
+            tracing::warn!(error = %ErrorChain(&error), "receiving a session's open request failed");
+            let error = error.public();
+            metrics::failed("open", error.code);
             incoming.refuse(error).await;
             return;
         }
@@ -144,6 +138,10 @@ async fn serve_one(
         OpenKind::Exec(_) => "exec",
         OpenKind::Attach(_) => "attach",
         OpenKind::Logs(_) => "logs",
+        OpenKind::Files(_) => "files",
+        OpenKind::Execution(_) => "executions",
+        OpenKind::Port(_) => "port",
+        OpenKind::Ports => "ports",
     };
     // An older gateway does not send the owner.
     let owned = open.owner.as_ref().map(|owner| share.begin(owner));
@@ -178,64 +176,47 @@ async fn dispatch(
     archive: &Archive,
     stopping: CancellationToken,
 ) -> Outcome {
+    let target = Target {
+        cluster,
+        archive,
+        environment: open.environment,
+        address: open.address,
+        status: open.status,
+    };
     match open.kind {
-        OpenKind::Exec(request) => {
-            match lease_box(cluster, &open.environment, open.address, open.status) {
-                Ok(lease) => {
-                    // The stdin that follows must not wait for output.
-                    let session = match request.stdin_follows {
-                        true => incoming.accept_to_receive(),
-                        false => incoming.accept(),
-                    };
-                    Box::pin(exec::serve(session, lease, request, stopping)).await
-                }
-                Err(error) => refuse(incoming, error).await,
+        OpenKind::Logs(request) => Box::pin(logs::serve(incoming, target, request, stopping)).await,
+        OpenKind::Execution(request) => {
+            Box::pin(executions::serve(incoming, target, request, stopping)).await
+        }
+        OpenKind::Exec(request) => match target.lease_running() {
+            Ok(lease) => {
+                // The stdin that follows must not wait for output.
+                let session = match request.stdin_follows {
+                    true => incoming.accept_to_receive(),
+                    false => incoming.accept(),
+                };
+                Box::pin(exec::serve(session, lease, request, stopping)).await
             }
-        }
-        OpenKind::Attach(request) => {
-            match lease_box(cluster, &open.environment, open.address, open.status) {
-                Ok(lease) => {
-                    Box::pin(attach::serve(incoming.accept(), lease, request, stopping)).await
-                }
-                Err(error) => refuse(incoming, error).await,
+            Err(error) => refuse(incoming, error).await,
+        },
+        OpenKind::Attach(request) => match target.lease_running() {
+            Ok(lease) => Box::pin(attach::serve(incoming.accept(), lease, request, stopping)).await,
+            Err(error) => refuse(incoming, error).await,
+        },
+        // Here and below the box speaks first: the gateway sends nothing before its first output.
+        OpenKind::Files(request) => match target.lease_running() {
+            Ok(lease) => Box::pin(files::serve(incoming.accept(), lease, request, stopping)).await,
+            Err(error) => refuse(incoming, error).await,
+        },
+        OpenKind::Port(request) => match target.lease_running() {
+            Ok(lease) => {
+                Box::pin(ports::connect(incoming.accept(), lease, request, stopping)).await
             }
-        }
-        OpenKind::Logs(request) => {
-            let target = logs::Target {
-                cluster,
-                archive,
-                environment: open.environment,
-                address: open.address,
-                status: open.status,
-            };
-            Box::pin(logs::serve(incoming, target, request, stopping)).await
-        }
+            Err(error) => refuse(incoming, error).await,
+        },
+        OpenKind::Ports => match target.lease_running() {
+            Ok(lease) => Box::pin(ports::list(incoming.accept(), lease, stopping)).await,
+            Err(error) => refuse(incoming, error).await,
+        },
     }
-}
-
-/// Leases the running box for a session.
-fn lease_box(
-    cluster: &Cluster,
-    environment: &EnvironmentId,
-    address: Option<SocketAddr>,
-    status: Status,
-) -> Result<Lease, Error> {
-    let address = address
-        .filter(|_| status == Status::Running)
-        .ok_or_else(|| {
-            let status = status.as_str();
-            Error::new(
-                ErrorCode::NotRunning,
-                format!("the environment is not running: it is {status}"),
-            )
-        })?;
-    cluster
-        .boxes
-        .lease_session(environment, address)
-        .map_err(|error| {
-            if matches!(error, BoxError::Busy(_)) {
-                metrics::limit_reached("sessions_per_box");
-            }
-            error.public()
-        })
 }

@@ -31,9 +31,8 @@ pub const STREAMS_PER_CONNECTION: u32 = 512;
 /// The connection's window: the sum of all streams' windows, so that stalled streams do not
 /// block others.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_PER_CONNECTION;
-/// The size limit of a message, in bytes: a command with 1 MiB of arguments, environment
-/// and stdin fits.
-pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// The size limit of a message, in bytes: the request of a command may have 4 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The client that [`connect`] makes: cheap to clone, calls share the connection.
 pub type BoxClient = Stub<InterceptedService<Channel, AddToken>>;

@@ -6,12 +6,14 @@
 //! * [`tls`]: encryption, and the proof that a peer is the boxd of this box.
 //! * [`client`]: a gRPC client over any byte stream.
 //! * [`output`]: the files with the main command's output.
+//! * [`executions`]: the file with the records of executions.
 //! * [`termination`]: the file with the main command's exit.
 //! * [`variables`]: the environment variables that configure boxd.
 //!
 //! Never starts a process and never listens: boxd does.
 
 pub mod client;
+pub mod executions;
 pub mod logs;
 pub mod output;
 mod regular_file;

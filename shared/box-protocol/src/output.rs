@@ -7,7 +7,7 @@
 //! `partial` record after the newest entry, which the next write replaces.
 //!
 //! Format of boxd's standard output, from which Kubernetes makes the container's log: one
-//! [`text`] line for each entry.
+//! [`text`] line for each entry, and [`execution_text`] lines.
 //!
 //! Invariants:
 //! * I1. Sequences start at 1 and rise by one with each entry, over both segments. A missing
@@ -16,6 +16,7 @@
 //!   filled them. It reads regular files only, a bounded number of bytes, and stops in a
 //!   segment at the first record whose checksum is wrong.
 
+pub mod execution_text;
 mod reader;
 pub mod record;
 pub mod text;

@@ -11,7 +11,7 @@ pub const TOKEN: &str = "AGENTBOX_BOXD_TOKEN";
 /// The socket address to listen on. Default [`DEFAULT_LISTEN`].
 pub const LISTEN: &str = "AGENTBOX_BOXD_LISTEN";
 
-/// The directory of [`crate::output`]: a tmpfs of [`crate::output::DIRECTORY_BYTES`].
+/// The directory of [`crate::output`] and [`crate::executions`]: a tmpfs of [`crate::output::DIRECTORY_BYTES`].
 /// Absent: output is kept in boxd's memory, in smaller segments, until boxd ends.
 pub const OUTPUT_DIR: &str = "AGENTBOX_BOXD_OUTPUT_DIR";
 
@@ -27,9 +27,25 @@ pub const RING_BYTES: &str = "AGENTBOX_BOXD_RING_BYTES";
 /// The size of each of the two output segments, in bytes. Default [`crate::output::SEGMENT_BYTES`].
 pub const SEGMENT_BYTES: &str = "AGENTBOX_BOXD_SEGMENT_BYTES";
 
+/// The most commands of callers that run at once. Default 256.
+pub const MAX_RUNNING: &str = "AGENTBOX_BOXD_MAX_RUNNING";
+
+/// The most executions whose records are kept. Default 1,000.
+pub const MAX_EXECUTIONS: &str = "AGENTBOX_BOXD_MAX_EXECUTIONS";
+
+/// The limit for the kept output of all executions together, in bytes. Default 64 MiB.
+pub const EXECUTIONS_OUTPUT_BYTES: &str = "AGENTBOX_BOXD_EXECUTIONS_OUTPUT_BYTES";
+
 /// The variables that no driver sets. A driver passes each of them with an empty value, which
 /// boxd takes as absent: otherwise an image's `ENV` could set it.
-pub const UNSET: [&str; 3] = [WARM, RING_BYTES, SEGMENT_BYTES];
+pub const UNSET: [&str; 6] = [
+    WARM,
+    RING_BYTES,
+    SEGMENT_BYTES,
+    MAX_RUNNING,
+    MAX_EXECUTIONS,
+    EXECUTIONS_OUTPUT_BYTES,
+];
 
 /// The default port of boxd.
 pub const DEFAULT_PORT: u16 = 10_777;

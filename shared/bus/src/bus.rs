@@ -171,7 +171,7 @@ impl Bus {
     /// first `recv` returns the error.
     ///
     /// # Errors
-    /// When the bus is not connected or the request is too large.
+    /// When the bus is not connected, or the request is longer than 8 MiB.
     pub async fn open_session<S: SessionRpc>(
         &self,
         cluster: &str,

@@ -46,7 +46,8 @@ pub use rpc::{Listening, Server};
 #[cfg(fuzzing)]
 pub use session::reencode_frame;
 pub use session::{
-    Acceptor, Incoming, Session, SessionReceiver, SessionSender, WINDOW as SESSION_WINDOW,
+    Acceptor, Incoming, OpenError, Session, SessionReceiver, SessionSender,
+    WINDOW as SESSION_WINDOW,
 };
 pub use trace::publish_span;
 pub use work::{Command, Retry, WorkQueue};

@@ -3,7 +3,8 @@
 //! One message on a queue-group subject opens a session; its reply subject is the opener's
 //! own session subject. The reply subject of every frame is the sender's session subject, so
 //! each process needs one subscription for all its sessions. An answer that fits one message
-//! takes one request and one reply.
+//! takes one request and one reply. A request that is too long for one message continues in the first
+//! data frames ([`opening`]).
 //!
 //! * I1. Messages arrive in order, once each, or the session ends with an error.
 //! * I2. At most [`WINDOW`] messages are in flight in one direction: a slow consumer stops
@@ -20,6 +21,7 @@ mod acceptor;
 mod actor;
 mod frame;
 mod hub;
+mod opening;
 mod window;
 
 use std::marker::PhantomData;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use acceptor::{Acceptor, Incoming};
 pub(crate) use hub::Hub;
+pub use opening::OpenError;
 
 /// Decodes a frame and encodes it again, for the fuzz targets in `loadtest/fuzz`. `None` when the
 /// bytes are not a frame.
@@ -168,6 +171,17 @@ impl<In: SessionMessage> SessionReceiver<In> {
     /// # Errors
     /// The peer's error, or [`ErrorCode::BoxLost`] when the peer is lost.
     pub async fn recv(&mut self) -> Result<Option<In>, Error> {
+        let Some(body) = self.recv_body().await? else {
+            return Ok(None);
+        };
+        In::decode(body).map(Some).map_err(|error| {
+            tracing::error!(error = %ErrorChain(&error), "session message not decoded");
+            Error::internal()
+        })
+    }
+
+    /// The next message, encoded.
+    async fn recv_body(&mut self) -> Result<Option<Bytes>, Error> {
         if self.finished {
             return Ok(None);
         }
@@ -176,10 +190,7 @@ impl<In: SessionMessage> SessionReceiver<In> {
                 self.finished = message.fin;
                 // For the actor's count. Without an actor the count does not matter.
                 let _ = self.control.taken.try_send(());
-                In::decode(message.body).map(Some).map_err(|error| {
-                    tracing::error!(error = %ErrorChain(&error), "session message not decoded");
-                    Error::internal()
-                })
+                Ok(Some(message.body))
             }
             Some(Err(error)) => {
                 self.finished = true;
@@ -264,6 +275,12 @@ impl<Out: SessionMessage, In: SessionMessage> Session<Out, In> {
         let (sender, mut receiver) = self.split();
         receiver.finished = true;
         sender.fail(error).await;
+    }
+
+    /// Ends the session without waiting, for a `drop`. The peer's next `recv` returns `error`.
+    fn abandon(self, error: Error) {
+        // The halves send their own reset after it, which is dropped: the channel has room for one.
+        let _ = self.sender.control.abort.try_send(error);
     }
 
     /// [`SessionSender::closed`].

@@ -2,11 +2,12 @@
 //! session, and the session's messages.
 //!
 //! One request on `abx.v1.rpc.exec.<cluster>.open` opens a session; its body is an
-//! [`Open`]. Then [`ToBox`] and [`FromBox`] messages follow, in order, carried by
-//! `agentbox-bus`. A short exec is one request and one reply: its [`FromBox::Result`] is
+//! [`Open`], or the first part of a long one. Then [`ToBox`] and [`FromBox`] messages follow, in
+//! order, carried by `agentbox-bus`. A short exec is one request and one reply: its [`FromBox::Result`] is
 //! the first and the last message back.
 
 mod message;
+mod open;
 
 pub mod rpc;
 
@@ -16,11 +17,10 @@ use std::net::SocketAddr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Status;
+use crate::environment::{Status, StatusReason};
 use crate::executions::ExecutionRequest;
 use crate::files::FileRequest;
 use crate::ids::{EnvironmentId, ExecId, UserId};
-use crate::logs::base64_bytes;
 use crate::ports::ConnectPort;
 
 pub use message::{
@@ -30,21 +30,18 @@ pub use message::{
 /// The largest number of bytes of stdin, stdout or stderr in one message.
 pub const MAX_CHUNK: usize = 32 * 1024;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Open {
     pub environment: EnvironmentId,
     /// The owner of the environment, who has a share of the sessions.
-    #[serde(default)]
     pub owner: Option<UserId>,
     /// The last known address of the box; absent for the logs of an ended environment.
-    #[serde(default)]
     pub address: Option<SocketAddr>,
     pub status: Status,
     pub kind: OpenKind,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenKind {
     Exec(ExecRequest),
     Attach(AttachRequest),
@@ -61,66 +58,51 @@ pub enum OpenKind {
     Ports,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecRequest {
     pub id: ExecId,
     pub command: Vec<String>,
-    #[serde(default)]
     pub working_dir: Option<String>,
-    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// `name`, `uid`, `name:group`, `uid:gid`. `None`: the box's user.
-    #[serde(default)]
     pub user: Option<String>,
     /// Stderr is written to stdout's pipe.
-    #[serde(default)]
     pub merge_stderr: bool,
     /// All output is sent as it comes, without a limit, and [`FromBox::Exit`] ends the session.
-    #[serde(default)]
     pub stream: bool,
     /// All of stdin. When it is too long for this message it is absent, `stdin_follows` is
     /// set, and [`ToBox::Data`] and [`ToBox::End`] messages carry it.
-    #[serde(default, with = "optional_base64")]
     pub stdin: Option<Vec<u8>>,
-    #[serde(default)]
     pub stdin_follows: bool,
     pub timeout_ms: u64,
     /// The limit for each of stdout and stderr; output beyond it is dropped.
     pub max_output_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachRequest {
     pub id: ExecId,
     /// Empty: the image's shell.
-    #[serde(default)]
     pub command: Vec<String>,
-    #[serde(default)]
     pub working_dir: Option<String>,
-    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// `None`: no terminal; stdout and stderr are separate streams.
-    #[serde(default)]
     pub tty: Option<TerminalSize>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TerminalSize {
     pub cols: u16,
     pub rows: u16,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogsRequest {
     /// The sequence of the first entry to send: one after the last that the client has.
-    #[serde(default)]
     pub from_sequence: Option<u64>,
     /// The number of newest lines; all pieces of a line are one.
-    #[serde(default)]
     pub tail: Option<u64>,
-    #[serde(default)]
     pub since: Option<DateTime<Utc>>,
-    #[serde(default)]
     pub follow: bool,
 }
 
@@ -155,55 +137,19 @@ pub struct ArchiveRequest {
     pub environment: EnvironmentId,
     #[serde(default)]
     pub address: Option<SocketAddr>,
+    /// The box still runs and will be stopped: only its executions are stored now. Another request
+    /// follows after its end.
+    #[serde(default)]
+    pub before_stop: bool,
+    /// Why the environment ends, for the executions that its end interrupts.
+    #[serde(default)]
+    pub status_reason: Option<StatusReason>,
+    /// When the box ended.
+    #[serde(default)]
+    pub ended_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArchiveReply {
     pub entries: u64,
-}
-
-mod optional_base64 {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use super::base64_bytes;
-
-    #[derive(Serialize, Deserialize)]
-    struct Wrapped(#[serde(with = "base64_bytes")] Vec<u8>);
-
-    pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, s: S) -> Result<S::Ok, S::Error> {
-        match bytes {
-            Some(bytes) => base64_bytes::serialize(bytes, s),
-            None => s.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<u8>>, D::Error> {
-        Ok(Option::<Wrapped>::deserialize(d)?.map(|wrapped| wrapped.0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn optional_stdin_round_trips_exactly() {
-        let request = |stdin| ExecRequest {
-            id: ExecId::random(),
-            command: vec!["true".into()],
-            working_dir: None,
-            env: BTreeMap::new(),
-            stdin,
-            stdin_follows: false,
-            timeout_ms: 1,
-            max_output_bytes: 1,
-        };
-        for stdin in [None, Some(vec![]), Some(vec![0, 255])] {
-            let json = serde_json::to_string(&request(stdin.clone())).unwrap();
-            assert_eq!(
-                serde_json::from_str::<ExecRequest>(&json).unwrap().stdin,
-                stdin
-            );
-        }
-    }
 }

@@ -27,10 +27,11 @@ pub trait ClusterRpc {
 }
 
 /// A kind of session that the exec-proxies of each cluster serve. The opener sends `Open` on
-/// the subject `abx.v1.rpc.exec.<cluster>.<method>`; then messages flow both ways.
+/// the subject `abx.v1.rpc.exec.<cluster>.<method>`; then messages flow both ways. What is too long
+/// for one message continues in the first frames of the session.
 pub trait SessionRpc {
     const METHOD: &'static str;
-    type Open: Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Open: SessionMessage + Clone + Sync + 'static;
     /// Messages from the opener.
     type ToServer: SessionMessage;
     /// Messages to the opener.

@@ -52,6 +52,9 @@ pub const HEADER_ORIGIN: &str = "Abx-Origin";
 pub const HEADER_ERROR: &str = "Abx-Error";
 /// On a command: when it expires, in Unix milliseconds.
 pub const HEADER_EXPIRES_AT: &str = "Abx-Expires-At";
+/// On a request that opens a session and continues in the session's first frames: the length of the
+/// whole request, in bytes.
+pub const HEADER_OPEN_LENGTH: &str = "Abx-Open-Length";
 /// On a dead letter: the reason.
 pub const HEADER_REASON: &str = "Abx-Reason";
 

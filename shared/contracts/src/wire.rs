@@ -2,7 +2,8 @@
 //! other version: change the message so that both versions can decode it, then accept the
 //! snapshot (`INSTA_UPDATE=always cargo test -p agentbox-contracts`).
 //!
-//! Session messages are protobuf; their snapshots are in `exec/message`.
+//! Session messages and the requests that open sessions are protobuf; their encodings are in the tests
+//! of `exec/message` and `exec/open`.
 
 use std::collections::BTreeMap;
 
@@ -232,20 +233,10 @@ fn exec_rpcs_match_snapshot() {
     let usage = json!({"environment": ENV, "address": box_address});
     let used = json!({"cpu_milli": 250, "memory_bytes": 1024});
     cluster_rpc::<GetUsage>(&mut m, usage.clone(), used);
-    cluster_rpc::<GetActivity>(&mut m, usage.clone(), json!({"idle_ms": 1500}));
-    cluster_rpc::<ArchiveOutput>(&mut m, usage, json!({"entries": 12}));
-    let exec = json!({"exec": {"id": "exec-0123456789abcdef", "command": ["cat"],
-        "working_dir": "/tmp", "env": {"A": "b"}, "stdin": "aGk=", "stdin_follows": false,
-        "timeout_ms": 1000, "max_output_bytes": 1024}});
-    let attach = json!({"attach": {"id": "exec-0123456789abcdef", "command": ["sh"],
-        "working_dir": "/tmp", "env": {"A": "b"}, "tty": {"cols": 80, "rows": 24}}});
-    let logs = json!({"logs": {"from_sequence": 7, "tail": 10, "since": AT, "follow": true}});
-    for (name, kind) in [("exec", exec), ("attach", attach), ("logs", logs)] {
-        let open = json!({"environment": ENV, "owner": USER, "address": box_address,
-            "status": "running", "kind": kind});
-        let name = format!("exec.{} {name}", BoxSession::METHOD);
-        message::<<BoxSession as SessionRpc>::Open>(&mut m, &name, open);
-    }
+    cluster_rpc::<GetActivity>(&mut m, usage, json!({"idle_ms": 1500}));
+    let archive = json!({"environment": ENV, "address": box_address, "before_stop": true,
+        "status_reason": "DELETED", "ended_at": AT});
+    cluster_rpc::<ArchiveOutput>(&mut m, archive, json!({"entries": 12}));
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
 }
 
@@ -319,7 +310,7 @@ fn subjects_match_snapshot() {
         ],
         "headers": [
             subjects::HEADER_DEADLINE, subjects::HEADER_ERROR, subjects::HEADER_EXPIRES_AT,
-            subjects::HEADER_REASON, subjects::HEADER_ORIGIN,
+            subjects::HEADER_REASON, subjects::HEADER_ORIGIN, subjects::HEADER_OPEN_LENGTH,
         ],
     });
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(table) });

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_box_protocol::output as output_files;
+use agentbox_box_protocol::{executions, output as output_files};
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{
@@ -163,6 +164,26 @@ impl BoxConnector for Driver {
             .map_err(|message| RuntimeError::Cluster {
                 operation: "last output",
                 message,
+            })
+    }
+
+    async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError> {
+        let directory = self.context.output_directory(id);
+        tokio::task::spawn_blocking(move || executions::read(&directory))
+            .await
+            .map_err(|error| RuntimeError::Cluster {
+                operation: "last executions",
+                message: error.to_string(),
+            })
+    }
+
+    async fn last_execution_output(&self, id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        let directory = self.context.output_directory(id);
+        tokio::task::spawn_blocking(move || executions::read_output(&directory))
+            .await
+            .map_err(|error| RuntimeError::Cluster {
+                operation: "last output of executions",
+                message: error.to_string(),
             })
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{
@@ -125,5 +126,9 @@ impl BoxConnector for Driver {
         limit_bytes: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError> {
         self.context.last_output(id, limit_bytes).await
+    }
+
+    async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError> {
+        self.context.last_executions(id).await
     }
 }

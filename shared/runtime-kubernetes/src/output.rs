@@ -1,12 +1,13 @@
-//! The last output of a box, from its container's log.
+//! The last output of a box and its executions, from its container's log.
 //!
-//! boxd writes each entry as a line of [`agentbox_box_protocol::output::text`], so an entry has
-//! boxd's number and stream, and a missing one is noticed. Other lines are not entries: the box may
-//! have written them. Of a rotated log the log API returns the newest file only.
+//! boxd writes each entry as a line of [`text`], so an entry has boxd's number and stream, and a missing
+//! one is noticed; and each record of an execution as a line of [`execution_text`]. Other lines are
+//! ignored: the box may have written them. Of a rotated log the log API returns the newest file only.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-use agentbox_box_protocol::output::{NewEntry, text};
+use agentbox_box_protocol::output::{NewEntry, execution_text, text};
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::RuntimeError;
@@ -23,6 +24,24 @@ impl Context {
         id: &EnvironmentId,
         limit_bytes: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError> {
+        let newest = self.read_log(id, Newest::new(limit_bytes)).await?;
+        Ok(newest.entries.into())
+    }
+
+    pub async fn last_executions(
+        &self,
+        id: &EnvironmentId,
+    ) -> Result<Vec<Execution>, RuntimeError> {
+        let executions = self.read_log(id, Executions::default()).await?;
+        Ok(executions.into_vec())
+    }
+
+    /// Collects from each line of the box's log: from none when there is no log.
+    async fn read_log<C: Collect>(
+        &self,
+        id: &EnvironmentId,
+        mut collected: C,
+    ) -> Result<C, RuntimeError> {
         let pods = self.cluster.box_pods(id).await?;
         let parameters = LogParams {
             container: Some(MAIN.to_owned()),
@@ -30,7 +49,6 @@ impl Context {
             ..Default::default()
         };
         let read = async {
-            let mut newest = Newest::new(limit_bytes);
             let mut log = Box::pin(pods.log_stream(MAIN, &parameters).await?);
             let mut line = Vec::new();
             while log
@@ -39,23 +57,32 @@ impl Context {
                 .map_err(kube::Error::ReadEvents)?
                 > 0
             {
-                newest.push(&line);
+                collected.push(&line);
                 line.clear();
             }
-            Ok(newest)
+            Ok(())
         };
         match self.cluster.call("read the log", read).await {
-            Ok(newest) => Ok(newest.entries.into()),
+            Ok(()) => Ok(collected),
             // No such Pod, or its container has not begun.
-            Err(error) if matches!(error.refusal(), Some((400 | 404, _))) => Ok(Vec::new()),
+            Err(error) if matches!(error.refusal(), Some((400 | 404, _))) => Ok(collected),
             Err(error) => Err(error.into()),
         }
     }
 }
 
+/// Takes what it needs from the lines of a log.
+trait Collect: Send {
+    /// Takes the next line: a timestamp, a space, what boxd has written, and mostly a line feed.
+    fn push(&mut self, record: &[u8]);
+}
+
 /// The size that an entry counts in addition to its line, so that the number of empty lines is
 /// bounded too.
 const ENTRY_COST: usize = 32;
+
+/// More executions than the log of a box has, whose newest file is 10 MiB.
+const MAX_EXECUTIONS: usize = 50_000;
 
 /// The newest entries of a log, within a bound.
 #[derive(Debug)]
@@ -73,7 +100,9 @@ impl Newest {
             limit_bytes,
         }
     }
+}
 
+impl Collect for Newest {
     /// `2026-01-02T03:04:05.678901234Z 7 stdout F 8 the line\n`
     fn push(&mut self, record: &[u8]) {
         let record = record.strip_suffix(b"\n").unwrap_or(record);
@@ -101,10 +130,44 @@ impl Newest {
 }
 
 fn parse(record: &[u8]) -> Option<(DateTime<Utc>, u64, NewEntry<'_>)> {
-    let space = record.iter().position(|byte| *byte == b' ')?;
-    let timestamp = std::str::from_utf8(&record[..space]).ok()?.parse().ok()?;
-    let (sequence, entry) = text::decode(&record[space + 1..])?;
+    let (timestamp, text) = split_timestamp(record)?;
+    let timestamp = std::str::from_utf8(timestamp).ok()?.parse().ok()?;
+    let (sequence, entry) = text::decode(text)?;
     Some((timestamp, sequence, entry))
+}
+
+fn split_timestamp(record: &[u8]) -> Option<(&[u8], &[u8])> {
+    let space = record.iter().position(|byte| *byte == b' ')?;
+    Some((&record[..space], &record[space + 1..]))
+}
+
+/// The newest record of each execution of a log.
+#[derive(Debug, Default)]
+struct Executions {
+    by_id: HashMap<String, Execution>,
+}
+
+impl Collect for Executions {
+    /// `2026-01-02T03:04:05.678901234Z execution 0a09...\n`
+    fn push(&mut self, record: &[u8]) {
+        let record = record.strip_suffix(b"\n").unwrap_or(record);
+        let text = split_timestamp(record).map(|(_, text)| text);
+        let Some(execution) = text.and_then(execution_text::decode) else {
+            return;
+        };
+        if self.by_id.len() < MAX_EXECUTIONS || self.by_id.contains_key(&execution.id) {
+            self.by_id.insert(execution.id.clone(), execution);
+        }
+    }
+}
+
+impl Executions {
+    /// Oldest first.
+    fn into_vec(self) -> Vec<Execution> {
+        let mut executions: Vec<Execution> = self.by_id.into_values().collect();
+        executions.sort_by_key(|execution| execution.created_unix_nanos);
+        executions
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +225,34 @@ mod tests {
         assert_eq!(
             newest(1_000, &records),
             [(7, "one".into(), false), (9, "last".into(), false)]
+        );
+    }
+
+    #[test]
+    fn newest_record_of_each_execution_is_kept() {
+        let execution = |id: &str, created_unix_nanos, exit_code| Execution {
+            id: id.into(),
+            created_unix_nanos,
+            exit_code,
+            ..Execution::default()
+        };
+        let mut executions = Executions::default();
+        for record in [
+            execution("exec-2", 2, None),
+            execution("exec-1", 1, None),
+            execution("exec-2", 2, Some(3)),
+        ] {
+            let mut line = format!("{STAMP} ").into_bytes();
+            execution_text::encode(&mut line, &record);
+            executions.push(&line);
+            executions.push(format!("{STAMP} 7 stdout F 3 one\n").as_bytes());
+        }
+        assert_eq!(
+            executions.into_vec(),
+            [
+                execution("exec-1", 1, None),
+                execution("exec-2", 2, Some(3))
+            ]
         );
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod accounts;
 pub mod ending;
+pub mod executions;
 pub mod gvisor;
 pub mod hostile;
 pub mod life;
@@ -318,6 +319,7 @@ macro_rules! conformance_tests {
             ending: ended_box_keeps_exit_code_and_last_output,
             ending: killed_box_keeps_its_unfinished_line,
             ending: missing_command_exits_127,
+            executions: killed_box_keeps_its_executions,
             ending: box_that_cannot_execute_boxd_does_not_report_an_exit_of_its_command,
             ending: stop_with_grace_lets_the_command_exit,
             ending: stop_without_grace_kills_at_once,

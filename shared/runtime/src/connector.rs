@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_contracts::units::{Bytes, MilliCpu};
@@ -46,4 +47,15 @@ pub trait BoxConnector: Send + Sync + 'static {
         id: &EnvironmentId,
         limit_bytes: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError>;
+
+    /// The executions of a box, also after its boxd has ended, as boxd has reported them: those without
+    /// an outcome were interrupted by its end. Bounded by boxd's journal. Empty when the cluster has
+    /// none.
+    async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError>;
+
+    /// The output of executions that boxd has saved when its box ended: the content for
+    /// [`OutputReader`](agentbox_box_protocol::executions::OutputReader). Empty when the cluster keeps none.
+    async fn last_execution_output(&self, _id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        Ok(Vec::new())
+    }
 }

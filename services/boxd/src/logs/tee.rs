@@ -8,11 +8,15 @@
 //! it does not take stay in the log, and are copied by a later write, at the latest when the main
 //! command has ended ([`super::Log::copy_rest`]). The sequences of those that the log has dropped
 //! meanwhile are missing.
+//!
+//! The records of executions are lines between them ([`agentbox_box_protocol::output::execution_text`]).
+//! A record that the reader does not take is not written again.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use agentbox_box_protocol::output::{NewEntry, Output, text};
+use agentbox_box_protocol::output::{NewEntry, Output, execution_text, text};
+use agentbox_contracts::executions::Execution;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write as write_fd;
@@ -51,6 +55,13 @@ impl Tee {
             // Without a reader the entries stay in the log.
             let _ = self.write_entries(entries, Instant::now() + WRITE_TIMEOUT);
         }
+    }
+
+    /// Writes the record of an execution.
+    pub fn write_execution(&mut self, execution: &Execution) {
+        execution_text::encode(&mut self.text, execution);
+        // The journal has the record too.
+        let _ = self.flush(Instant::now() + WRITE_TIMEOUT);
     }
 
     /// Copies the entries of `output` that are not copied yet. Returns `false` at the deadline, and

@@ -6,7 +6,8 @@ use agentbox_box_protocol::proto::{self, control_request, run_input};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Run, spec};
+use super::Run;
+use crate::process::size;
 use crate::signals;
 
 /// Applies inputs in order until the reader detaches or closes its side. Unknown inputs are
@@ -43,22 +44,26 @@ async fn apply_in_order(run: &Run, input: Option<run_input::Input>) {
         Some(run_input::Input::Stdin(bytes)) => {
             tokio::select! {
                 // No process reads stdin any more.
-                () = run.command_ended.cancelled() => {}
-                () = run.write_stdin(&bytes) => {}
+                () = run.process.ended().cancelled() => {}
+                // Bytes for a stdin that is closed are dropped.
+                _ = run.process.write_stdin(&bytes) => {}
             }
         }
-        Some(run_input::Input::StdinEof(_)) => run.end_stdin().await,
+        Some(run_input::Input::StdinEof(_)) => {
+            // Stdin may have been closed already.
+            let _ = run.process.end_stdin().await;
+        }
         Some(run_input::Input::Resize(resize)) => {
             // Fails only when the terminal is closing.
-            let _ = run.resize(spec::size(resize));
+            let _ = run.process.resize(size(resize.cols, resize.rows));
         }
         // Unknown names are ignored here; `control` returns an error for them.
         Some(run_input::Input::Signal(name)) => {
             if let Some(signal) = signals::parse(&name) {
-                run.signal(signal);
+                run.process.signal(signal);
             }
         }
-        Some(run_input::Input::Kill(_)) => run.kill(),
+        Some(run_input::Input::Kill(_)) => run.process.kill(),
         Some(run_input::Input::Ack(sequence)) => run.ack(sequence),
         Some(run_input::Input::Start(_) | run_input::Input::Resume(_)) | None => {}
     }
@@ -72,17 +77,18 @@ impl Run {
     pub fn control(&self, control: Option<control_request::Control>) -> Result<(), Status> {
         match control {
             Some(control_request::Control::Resize(resize)) => self
-                .resize(spec::size(resize))
+                .process
+                .resize(size(resize.cols, resize.rows))
                 .map_err(|_| Status::failed_precondition("the terminal is closed")),
             Some(control_request::Control::Signal(name)) => {
                 let signal = signals::parse(&name).ok_or_else(|| {
                     Status::invalid_argument(format!("signal: {name:?} is not a signal"))
                 })?;
-                self.signal(signal);
+                self.process.signal(signal);
                 Ok(())
             }
             Some(control_request::Control::Kill(_)) => {
-                self.kill();
+                self.process.kill();
                 Ok(())
             }
             Some(control_request::Control::Ack(sequence)) => {

@@ -34,7 +34,7 @@ impl Reader {
             .map_err(|end| Status::out_of_range(format!("the output ends at {end}")))?;
         let detached = CancellationToken::new();
         let started = proto::Started {
-            pid: run.leader.as_raw().unsigned_abs(),
+            pid: run.process.pid(),
             duration_limit_ms: 0,
         };
         Ok(Self {

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! * I1. An id is reserved before its command is started: each id starts at most once.
-//! * I2. At most [`MAX_ACTIVE`] runs are active. Ended runs are kept for readers that
-//!   resume, within the limits of the constants.
+//! * I2. An active run holds a slot. Ended runs are kept for readers that resume, within the
+//!   limits of the constants.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +15,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Run, RunId};
+use crate::process::{NoSlot, Slot, Slots};
 
-/// The limit for commands that run at the same time.
-pub const MAX_ACTIVE: usize = 256;
 /// How long an ended run is kept.
 const KEEP_FINISHED: Duration = Duration::from_secs(30);
 const MAX_FINISHED: usize = 64;
@@ -31,8 +30,8 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 pub enum RegistryError {
     #[error("run {0} already exists")]
     Exists(RunId),
-    #[error("the box already runs {MAX_ACTIVE} commands")]
-    Full,
+    #[error(transparent)]
+    Full(#[from] NoSlot),
     #[error("run {0} does not exist")]
     Unknown(RunId),
     #[error("the box is shutting down")]
@@ -41,30 +40,20 @@ pub enum RegistryError {
 
 enum Entry {
     Starting,
-    Active(Arc<Run>),
+    /// The slot is free again when the run has ended.
+    Active(Arc<Run>, Slot),
     Finished(Arc<Run>, Instant),
 }
 
-struct Runs {
+#[derive(Default)]
+struct Entries {
     entries: HashMap<RunId, Entry>,
     closed: bool,
-    /// When the last run ended, or the registry was created.
-    idle_since: Instant,
 }
 
-impl Default for Runs {
-    fn default() -> Self {
-        Self {
-            entries: HashMap::new(),
-            closed: false,
-            idle_since: Instant::now(),
-        }
-    }
-}
-
-#[derive(Default)]
 pub struct Registry {
-    runs: Mutex<Runs>,
+    slots: Slots,
+    runs: Mutex<Entries>,
     /// Incremented when a start has succeeded or failed.
     started: watch::Sender<u64>,
 }
@@ -73,10 +62,20 @@ pub struct Registry {
 pub struct Reservation {
     registry: Arc<Registry>,
     id: RunId,
-    committed: bool,
+    /// `None` once committed.
+    slot: Option<Slot>,
 }
 
 impl Registry {
+    #[must_use]
+    pub fn new(slots: Slots) -> Self {
+        Self {
+            slots,
+            runs: Mutex::default(),
+            started: watch::Sender::new(0),
+        }
+    }
+
     /// # Errors
     /// [`RegistryError::Exists`], [`RegistryError::Full`], [`RegistryError::Closed`].
     pub fn reserve(self: &Arc<Self>, id: &RunId) -> Result<Reservation, RegistryError> {
@@ -88,14 +87,12 @@ impl Registry {
         if runs.entries.contains_key(id) {
             return Err(RegistryError::Exists(id.clone()));
         }
-        if runs.active() >= MAX_ACTIVE {
-            return Err(RegistryError::Full);
-        }
+        let slot = self.slots.take()?;
         runs.entries.insert(id.clone(), Entry::Starting);
         Ok(Reservation {
             registry: Arc::clone(self),
             id: id.clone(),
-            committed: false,
+            slot: Some(slot),
         })
     }
 
@@ -108,7 +105,7 @@ impl Registry {
         let found = async {
             loop {
                 match self.runs.lock().entries.get(id) {
-                    Some(Entry::Active(run) | Entry::Finished(run, _)) => {
+                    Some(Entry::Active(run, _) | Entry::Finished(run, _)) => {
                         return Some(Arc::clone(run));
                     }
                     Some(Entry::Starting) => {}
@@ -123,20 +120,14 @@ impl Registry {
 
     /// Marks a run as ended; it is kept for a while for readers that resume.
     pub fn finish(&self, run: &Arc<Run>) {
-        let now = Instant::now();
-        let entry = Entry::Finished(Arc::clone(run), now);
-        let mut runs = self.runs.lock();
-        runs.entries.insert(run.id().clone(), entry);
-        runs.idle_since = now;
-        drop(runs);
+        let entry = Entry::Finished(Arc::clone(run), Instant::now());
+        self.runs.lock().entries.insert(run.id().clone(), entry);
         self.sweep();
     }
 
     /// Removes a run whose output is incomplete: it cannot be resumed.
     pub fn remove(&self, run: &Run) {
-        let mut runs = self.runs.lock();
-        runs.entries.remove(run.id());
-        runs.idle_since = Instant::now();
+        self.runs.lock().entries.remove(run.id());
     }
 
     /// Removes ended runs that are too old, then the oldest over the limits.
@@ -147,7 +138,7 @@ impl Registry {
             .iter()
             .filter_map(|(id, entry)| match entry {
                 Entry::Finished(run, at) => Some((*at, run.buffered_bytes(), id.clone())),
-                Entry::Starting | Entry::Active(_) => None,
+                Entry::Starting | Entry::Active(..) => None,
             })
             .collect();
         finished.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
@@ -174,28 +165,9 @@ impl Registry {
         }
     }
 
-    #[must_use]
-    pub fn active(&self) -> usize {
-        self.runs.lock().active()
-    }
-
-    /// How long no run has been active. `None`: one is.
-    #[must_use]
-    pub fn idle(&self) -> Option<Duration> {
-        let runs = self.runs.lock();
-        (runs.active() == 0).then(|| runs.idle_since.elapsed())
-    }
-
     /// Refuses new runs from now on.
     pub fn close(&self) {
         self.runs.lock().closed = true;
-    }
-}
-
-impl Runs {
-    fn active(&self) -> usize {
-        let ended = |entry: &&Entry| !matches!(entry, Entry::Finished(..));
-        self.entries.values().filter(ended).count()
     }
 }
 
@@ -203,9 +175,11 @@ impl Reservation {
     /// Adds the started run to the registry. Returns `true` when the box is shutting down: then
     /// the caller must kill the run.
     pub fn commit(mut self, run: Arc<Run>) -> bool {
-        self.committed = true;
         let mut runs = self.registry.runs.lock();
-        runs.entries.insert(self.id.clone(), Entry::Active(run));
+        if let Some(slot) = self.slot.take() {
+            let entry = Entry::Active(run, slot);
+            runs.entries.insert(self.id.clone(), entry);
+        }
         let closed = runs.closed;
         drop(runs);
         self.registry.started.send_modify(|count| *count += 1);
@@ -215,11 +189,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.committed {
-            let mut runs = self.registry.runs.lock();
-            runs.entries.remove(&self.id);
-            runs.idle_since = Instant::now();
-            drop(runs);
+        if self.slot.is_some() {
+            self.registry.runs.lock().entries.remove(&self.id);
             self.registry.started.send_modify(|count| *count += 1);
         }
     }

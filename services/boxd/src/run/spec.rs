@@ -1,19 +1,18 @@
 //! A caller's request to start a command, validated.
 
-use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
-use agentbox_contracts::command::is_variable_name;
+use tonic::Status;
 
-use crate::terminal::Size;
+use crate::process::{
+    InvalidCommand, MAX_DURATION, ProcessSpec, arguments, size, variables, working_dir,
+};
 use crate::trace::Trace;
+use crate::user::User;
 
 const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(3);
-/// The longest duration used; longer ones are clamped so that instants do not overflow.
-const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const MAX_RUN_ID_LEN: usize = 128;
 
 /// The id of a run, chosen by its caller.
@@ -46,22 +45,23 @@ impl fmt::Display for RunId {
 pub enum InvalidRunSpec {
     #[error(transparent)]
     Id(#[from] InvalidRunId),
-    #[error("{0}: must not contain a NUL byte")]
-    Nul(&'static str),
-    #[error("env: a name must not be empty or contain `=`")]
-    VariableName,
+    #[error(transparent)]
+    Command(#[from] InvalidCommand),
+}
+
+impl InvalidRunSpec {
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Id(error) => Status::invalid_argument(error.to_string()),
+            Self::Command(error) => error.status(),
+        }
+    }
 }
 
 pub struct RunSpec {
     pub id: RunId,
-    /// Empty: the image's shell.
-    pub argv: Vec<OsString>,
-    pub working_dir: Option<PathBuf>,
-    pub variables: Vec<(OsString, OsString)>,
-    pub terminal: Option<Size>,
-    pub stdin: bool,
-    pub timeout: Option<Duration>,
-    pub orphan_grace: Duration,
+    pub process: ProcessSpec,
     pub acks: bool,
     /// The caller's trace, when it is sampled.
     pub trace: Option<Trace>,
@@ -71,75 +71,36 @@ impl TryFrom<proto::StartCommand> for RunSpec {
     type Error = InvalidRunSpec;
 
     fn try_from(start: proto::StartCommand) -> Result<Self, InvalidRunSpec> {
-        let terminal = start.tty.map(size);
-        Ok(Self {
-            id: start.run_id.try_into()?,
+        let id = start.run_id.try_into()?;
+        let orphan_grace = match start.orphan_grace_ms {
+            0 => DEFAULT_ORPHAN_GRACE,
+            given => Duration::from_millis(given).min(MAX_DURATION),
+        };
+        let process = ProcessSpec {
             argv: arguments(start.command)?,
-            working_dir: if start.working_dir.is_empty() {
-                None
-            } else {
-                Some(without_nul(start.working_dir, "working_dir")?.into())
-            },
+            user: User::resolve(&start.user).map_err(InvalidCommand::from)?,
+            working_dir: working_dir(start.working_dir)?,
             variables: variables(start.env)?,
-            terminal,
-            stdin: start.stdin || terminal.is_some(),
+            terminal: start.tty.map(|tty| size(tty.cols, tty.rows)),
+            stdin: start.stdin,
+            merge_stderr: start.merge_stderr,
             timeout: (start.timeout_ms > 0)
                 .then(|| Duration::from_millis(start.timeout_ms).min(MAX_DURATION)),
-            orphan_grace: match start.orphan_grace_ms {
-                0 => DEFAULT_ORPHAN_GRACE,
-                given => Duration::from_millis(given).min(MAX_DURATION),
-            },
+            orphan_grace: Some(orphan_grace),
+        };
+        Ok(Self {
+            id,
+            process,
             acks: start.acks,
             trace: None,
         })
     }
 }
 
-/// The terminal size, at least one column and one row.
-#[must_use]
-pub fn size(resize: proto::Resize) -> Size {
-    let cells = |count: u32| u16::try_from(count.max(1)).unwrap_or(u16::MAX);
-    Size {
-        columns: cells(resize.cols),
-        rows: cells(resize.rows),
-    }
-}
-
-/// # Errors
-/// [`InvalidRunSpec::Nul`].
-pub fn arguments(command: Vec<String>) -> Result<Vec<OsString>, InvalidRunSpec> {
-    command
-        .into_iter()
-        .map(|argument| Ok(without_nul(argument, "command")?.into()))
-        .collect()
-}
-
-/// # Errors
-/// [`InvalidRunSpec::Nul`], [`InvalidRunSpec::VariableName`].
-pub fn variables(
-    env: impl IntoIterator<Item = (String, String)>,
-) -> Result<Vec<(OsString, OsString)>, InvalidRunSpec> {
-    let checked = |(name, value): (String, String)| {
-        let (name, value) = (without_nul(name, "env")?, without_nul(value, "env")?);
-        if !is_variable_name(&name) {
-            return Err(InvalidRunSpec::VariableName);
-        }
-        Ok((name.into(), value.into()))
-    };
-    env.into_iter().map(checked).collect()
-}
-
-fn without_nul(text: String, field: &'static str) -> Result<String, InvalidRunSpec> {
-    if text.contains('\0') {
-        Err(InvalidRunSpec::Nul(field))
-    } else {
-        Ok(text)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::terminal::Size;
 
     fn start() -> proto::StartCommand {
         proto::StartCommand {
@@ -158,28 +119,28 @@ mod tests {
                     command: vec![nul()],
                     ..start()
                 },
-                InvalidRunSpec::Nul("command"),
+                InvalidCommand::Nul("command").into(),
             ),
             (
                 proto::StartCommand {
                     working_dir: nul(),
                     ..start()
                 },
-                InvalidRunSpec::Nul("working_dir"),
+                InvalidCommand::Nul("working_dir").into(),
             ),
             (
                 proto::StartCommand {
                     env: [("A".into(), nul())].into(),
                     ..start()
                 },
-                InvalidRunSpec::Nul("env"),
+                InvalidCommand::Nul("env").into(),
             ),
             (
                 proto::StartCommand {
                     env: [("A=".into(), "".into())].into(),
                     ..start()
                 },
-                InvalidRunSpec::VariableName,
+                InvalidCommand::VariableName.into(),
             ),
             (
                 proto::StartCommand {
@@ -197,8 +158,8 @@ mod tests {
     fn durations_are_clamped_and_zero_is_default() {
         let spec = RunSpec::try_from(start()).unwrap();
         assert_eq!(
-            (spec.timeout, spec.orphan_grace),
-            (None, DEFAULT_ORPHAN_GRACE)
+            (spec.process.timeout, spec.process.orphan_grace),
+            (None, Some(DEFAULT_ORPHAN_GRACE))
         );
         let endless = proto::StartCommand {
             timeout_ms: u64::MAX,
@@ -207,13 +168,13 @@ mod tests {
         };
         let spec = RunSpec::try_from(endless).unwrap();
         assert_eq!(
-            (spec.timeout, spec.orphan_grace),
-            (Some(MAX_DURATION), MAX_DURATION)
+            (spec.process.timeout, spec.process.orphan_grace),
+            (Some(MAX_DURATION), Some(MAX_DURATION))
         );
     }
 
     #[test]
-    fn terminal_without_command_has_stdin_and_clamped_size() {
+    fn terminal_has_clamped_size() {
         let tty = Some(proto::Resize {
             cols: 0,
             rows: 100_000,
@@ -224,9 +185,8 @@ mod tests {
             ..start()
         })
         .unwrap();
-        assert!(spec.stdin);
         assert_eq!(
-            spec.terminal,
+            spec.process.terminal,
             Some(Size {
                 columns: 1,
                 rows: u16::MAX

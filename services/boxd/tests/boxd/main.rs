@@ -7,6 +7,7 @@
     reason = "the whole target is a test; clippy.toml's allowance covers #[test] functions only"
 )]
 
+mod executions;
 mod flow;
 mod logs;
 mod pid_one;

@@ -26,14 +26,6 @@ async fn each_kind_of_end_has_its_exit_code() {
         (start(&["./no-such-program"]), 127, "not found"),
         (start(&["./plain"]), 126, "not executable"),
         (start(&["./output"]), 126, "is a directory"),
-        (
-            proto::StartCommand {
-                working_dir: "/nowhere".into(),
-                ..start(&["true"])
-            },
-            126,
-            "working directory",
-        ),
     ] {
         let outcome = run(&client, command.clone()).await;
         let exited = outcome.exited.unwrap();

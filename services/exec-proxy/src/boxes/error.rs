@@ -7,10 +7,14 @@
 use std::error::Error as _;
 use std::io;
 
+use agentbox_box_protocol::ERROR_CODE_METADATA;
 use agentbox_box_protocol::client::ConnectError;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_runtime::RuntimeError;
 use tonic::{Code, Status};
+
+/// The most bytes of a message from a box that a caller receives.
+const MAX_TEXT: usize = 8 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BoxError {
@@ -31,6 +35,9 @@ pub enum BoxError {
     /// More than boxd keeps: boxd was replaced or is faulty.
     #[error("the box sent more than {0} bytes of kept output")]
     TooMuchOutput(usize),
+    /// boxd is replaced or faulty.
+    #[error("the box sent a message that boxd does not send: {0}")]
+    Invalid(&'static str),
     /// The token cannot be derived or sent: the secret is wrong.
     #[error("the box's token cannot be used: {0}")]
     Credential(String),
@@ -73,16 +80,13 @@ impl BoxError {
             ),
             Self::Lost(_) => Error::new(
                 ErrorCode::BoxLost,
-                "the connection to the environment's box was lost; how the command ended is not known",
+                "the connection to the environment's box was lost; how the operation ended is not known",
             ),
-            Self::Refused(status) => match status.code() {
-                Code::ResourceExhausted => Error::new(
-                    ErrorCode::Unavailable,
-                    "the environment is at its limit of running commands; try again",
-                ),
-                Code::InvalidArgument => Error::new(ErrorCode::Validation, status.message()),
-                _ => Error::internal(),
-            },
+            Self::Refused(status) => refusal(status),
+            Self::Invalid(_) => Error::new(
+                ErrorCode::BoxLost,
+                "the environment's box sent an invalid message",
+            ),
             Self::TooMuchOutput(_) => Error::new(
                 ErrorCode::BoxLost,
                 "the environment's box sent more output than it can have kept",
@@ -90,6 +94,48 @@ impl BoxError {
             Self::Credential(_) => Error::internal(),
         }
     }
+}
+
+/// The error for the caller of a call that boxd refused.
+fn refusal(status: &Status) -> Error {
+    let text = || bounded(status.message().to_owned());
+    if let Some(word) = status.metadata().get(ERROR_CODE_METADATA) {
+        let code = word.to_str().ok().and_then(box_code);
+        return code.map_or_else(Error::internal, |code| Error::new(code, text()));
+    }
+    match status.code() {
+        Code::NotFound => Error::not_found("execution"),
+        Code::FailedPrecondition => Error::new(ErrorCode::Conflict, text()),
+        Code::ResourceExhausted => Error {
+            retry_after_s: Some(1),
+            ..Error::new(ErrorCode::RateLimited, text())
+        },
+        Code::InvalidArgument => Error::new(ErrorCode::Validation, text()),
+        _ => Error::internal(),
+    }
+}
+
+/// The error code that a box names. `None` for an unknown one, and for those on the caller itself,
+/// which a box knows nothing about.
+#[must_use]
+pub fn box_code(word: &str) -> Option<ErrorCode> {
+    let about_the_caller = |code: &ErrorCode| {
+        matches!(
+            code,
+            ErrorCode::Unauthorized
+                | ErrorCode::InvalidCredentials
+                | ErrorCode::Forbidden
+                | ErrorCode::QuotaExceeded
+        )
+    };
+    ErrorCode::parse(word).filter(|code| !about_the_caller(code))
+}
+
+/// The first [`MAX_TEXT`] bytes of a box's text, in whole characters.
+#[must_use]
+pub fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
 }
 
 impl From<RuntimeError> for BoxError {
@@ -118,9 +164,12 @@ impl From<ConnectError> for BoxError {
 }
 
 /// Whether the status was made on this side because the connection failed: then it has a
-/// source, and a status from the server has none. A reset stream counts as lost too.
+/// source, and a status from the server has none. A reset stream counts as lost too. A status that
+/// names an error code is boxd's.
 fn is_transport(status: &Status) -> bool {
-    status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+    let is_named = status.metadata().contains_key(ERROR_CODE_METADATA);
+    let is_lost = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+    status.source().is_some() || (is_lost && !is_named)
 }
 
 fn deepest_cause(error: &(dyn std::error::Error + 'static)) -> String {
@@ -147,7 +196,8 @@ mod tests {
             (BoxError::Busy(64), ErrorCode::Unavailable),
             (BoxError::Lost("detail".into()), ErrorCode::BoxLost),
             (refused(Code::Unavailable), ErrorCode::BoxLost),
-            (refused(Code::ResourceExhausted), ErrorCode::Unavailable),
+            (refused(Code::NotFound), ErrorCode::NotFound),
+            (BoxError::Invalid("detail"), ErrorCode::BoxLost),
             (refused(Code::Unauthenticated), ErrorCode::Internal),
             (BoxError::Credential("detail".into()), ErrorCode::Internal),
         ] {
@@ -155,15 +205,50 @@ mod tests {
             assert_eq!(public.code, code, "{error}");
             assert!(!public.message.contains("detail"), "{error}");
         }
-        assert!(
-            !refused(Code::InvalidArgument)
-                .to_string()
-                .contains("detail")
-        );
-        assert_eq!(
-            refused(Code::InvalidArgument).public().code,
-            ErrorCode::Validation
-        );
+        for (grpc, code) in [
+            (Code::InvalidArgument, ErrorCode::Validation),
+            (Code::FailedPrecondition, ErrorCode::Conflict),
+            (Code::ResourceExhausted, ErrorCode::RateLimited),
+        ] {
+            let error = refused(grpc);
+            assert!(!error.to_string().contains("detail"), "{error}");
+            let public = error.public();
+            assert_eq!((public.code, public.message.as_str()), (code, "detail"));
+        }
+        let busy = refused(Code::ResourceExhausted).public();
+        assert_eq!(busy.retry_after_s, Some(1));
+    }
+
+    #[test]
+    fn status_that_names_an_error_code_is_that_error() {
+        let named = |grpc, word: &'static str, text: &str| {
+            let mut status = Status::new(grpc, text);
+            let word = tonic::metadata::MetadataValue::from_static(word);
+            status.metadata_mut().insert(ERROR_CODE_METADATA, word);
+            BoxError::from_status(status).public()
+        };
+        for (grpc, word, code) in [
+            (
+                Code::Unavailable,
+                "nothing_listening",
+                ErrorCode::NothingListening,
+            ),
+            (
+                Code::InvalidArgument,
+                "working_dir_not_found",
+                ErrorCode::WorkingDirNotFound,
+            ),
+        ] {
+            let error = named(grpc, word, "port 80");
+            assert_eq!((error.code, error.message.as_str()), (code, "port 80"));
+        }
+        // An unknown word, and what a box cannot know.
+        for word in ["no_such_code", "", "unauthorized", "quota_exceeded"] {
+            let error = named(Code::InvalidArgument, word, "text");
+            assert_eq!(error, Error::internal(), "{word}");
+        }
+        let long = named(Code::InvalidArgument, "invalid_path", &"é".repeat(MAX_TEXT));
+        assert_eq!(long.message, "é".repeat(MAX_TEXT / 2));
     }
 
     #[test]

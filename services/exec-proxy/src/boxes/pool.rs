@@ -29,6 +29,8 @@ use crate::boxes::{BoxError, BoxSpans, InUse};
 use crate::config::Limits;
 use crate::metrics;
 
+/// The size limit of a message from a box, in bytes.
+const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 /// The deadline of a connection attempt.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -199,7 +201,8 @@ impl Boxes {
             .map_err(|error| BoxError::Credential(error.to_string()))?;
         let dialled = async {
             let stream = self.shared.connector.connect(id, address).await?;
-            Ok(client::connect(stream, &token).await?)
+            let client = client::connect(stream, &token).await?;
+            Ok(client.max_decoding_message_size(MAX_REPLY_BYTES))
         };
         tokio::time::timeout(CONNECT_DEADLINE, dialled)
             .await

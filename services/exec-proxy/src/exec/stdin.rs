@@ -52,7 +52,7 @@ async fn forward_messages(
             }
             Some(ToBox::End) | None => return Ok(Ok(())),
             // An exec has no terminal; closing its session kills it.
-            Some(ToBox::Resize(_) | ToBox::Signal(_)) => {}
+            Some(ToBox::Resize(_) | ToBox::Signal(_) | ToBox::TakeInput) => {}
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::archive::ARCHIVE_BYTES;
 use crate::boxes::trace::{call_span, traced};
 use crate::boxes::{BoxError, Lease};
 use crate::logs::cursor::LogCursor;
-use crate::logs::{LogsSession, Stop, Target, send_kept};
+use crate::logs::{LogsSession, Stop, send_kept};
+use crate::target::Target;
 
 /// How long a follower waits for the archive, or for the box to answer again. An ended box
 /// is archived within a second unless the scheduler is down.

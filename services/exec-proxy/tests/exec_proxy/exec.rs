@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::exec::{Open, OpenKind};
+use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
 
 use crate::support::gateway::{command, result, shell};
 use crate::support::{System, TestBox, eventually, is_alive, pattern};
@@ -72,6 +72,61 @@ async fn output_of_any_size_arrives_exactly() {
         assert_eq!(answer.exit.exit_code, 3);
         assert!(!answer.stdout_truncated && !answer.stderr_truncated);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streamed_exec_sends_all_output_and_then_its_exit() {
+    let system = System::start().await;
+    let inside = TestBox::idle().await;
+    let bytes = pattern(9 * 1024 * 1024);
+    std::fs::write(inside.path("bytes"), &bytes).unwrap();
+    let mut request = shell("echo first; read line; cat bytes; echo end >&2; exit 3");
+    request.stream = true;
+    request.stdin_follows = true;
+    request.max_output_bytes = 10;
+    let mut session = system
+        .gateway
+        .open(&inside, OpenKind::Exec(request))
+        .await
+        .unwrap();
+    // It arrives while the command waits for its stdin.
+    let first = session.recv().await.unwrap();
+    assert_eq!(first, Some(FromBox::Stdout("first\n".into())));
+    session.send(ToBox::Data("go\n".into())).await.unwrap();
+    session.send(ToBox::End).await.unwrap();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let exit = loop {
+        match session.recv().await.unwrap() {
+            Some(FromBox::Stdout(bytes)) => stdout.extend_from_slice(&bytes),
+            Some(FromBox::Stderr(bytes)) => stderr.extend_from_slice(&bytes),
+            Some(FromBox::Exit(exit)) => break exit,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(stdout == bytes, "{} bytes", stdout.len());
+    assert_eq!((stderr.as_slice(), exit.exit_code), (&b"end\n"[..], 3));
+    assert_eq!(session.recv().await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streamed_exec_that_cannot_be_started_prints_the_reason() {
+    let system = System::start().await;
+    let inside = TestBox::idle().await;
+    let mut request = command(&["no-such-program"]);
+    request.stream = true;
+    let mut session = system
+        .gateway
+        .open(&inside, OpenKind::Exec(request))
+        .await
+        .unwrap();
+    let Some(FromBox::Stderr(reason)) = session.recv().await.unwrap() else {
+        panic!("no reason");
+    };
+    assert!(String::from_utf8_lossy(&reason).contains("no-such-program"));
+    let Some(FromBox::Exit(exit)) = session.recv().await.unwrap() else {
+        panic!("no exit");
+    };
+    assert_eq!(exit.exit_code, 127);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The processes that a test starts, and clients of them.
 
 pub mod boxes;
+pub mod fake_box;
 pub mod gateway;
 pub mod proxy;
 pub mod relay;

@@ -64,9 +64,9 @@ pub enum Plan {
     RequeueAfter(Duration),
     /// Replace the network policy of the running box.
     ApplyNetworkPolicy,
-    /// Stop its processes, then observe again.
+    /// Archive its executions, stop its processes, then observe again.
     Stop { grace: Duration },
-    /// Archive the box's last output, remove the box, and record the event.
+    /// Archive the box's last output and its executions, remove the box, and record the event.
     Finalize {
         archive: Archive,
         removal: Removal,

@@ -9,6 +9,7 @@
 )]
 
 mod changes;
+mod executions;
 mod faults;
 mod lifecycle;
 mod lists;

@@ -3,16 +3,19 @@
 use std::marker::PhantomData;
 
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::rpc::SessionRpc;
-use agentbox_contracts::subjects;
+use agentbox_contracts::subjects::{self, HEADER_OPEN_LENGTH};
 use async_nats::{Subject, Subscriber};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use tokio::time::Instant;
 use tracing::Span;
 
 use super::Session;
 use super::actor::Role;
 use super::hub::Hub;
+use super::opening::{COLLECT_DEADLINE, MAX_REQUEST, OpenError};
 use crate::error::BusError;
 use crate::message::is_past_deadline;
 use crate::subscription::{confirm, leave};
@@ -59,14 +62,19 @@ impl<S: SessionRpc> Acceptor<S> {
                 metrics::session_expired();
                 continue;
             }
+            let headers = message.headers.as_ref();
+            let length = headers.and_then(|headers| headers.get(HEADER_OPEN_LENGTH));
             let incoming = Incoming {
                 unanswered: Unanswered {
                     hub: self.hub.clone(),
-                    peer: Some(peer.to_string()),
+                    stage: Some(Stage::Requested {
+                        peer: peer.to_string(),
+                    }),
                 },
-                span: trace::serve_span(message.subject.as_str(), message.headers.as_ref()),
+                span: trace::serve_span(message.subject.as_str(), headers),
+                // A length that is no number is above every limit.
+                length: length.map(|length| length.as_str().parse().unwrap_or(usize::MAX)),
                 open: message.payload,
-                kind: PhantomData,
             };
             if self.hub.is_full() {
                 incoming.refuse(super::hub::too_many()).await;
@@ -83,69 +91,125 @@ impl<S: SessionRpc> Acceptor<S> {
 }
 
 /// A request to open a session. It is refused when it is dropped without an answer.
-pub struct Incoming<S> {
-    unanswered: Unanswered,
+pub struct Incoming<S: SessionRpc> {
+    unanswered: Unanswered<S>,
+    /// The opener's message, or its first part.
     open: Bytes,
+    /// The length of the opener's message when `open` is its first part.
+    length: Option<usize>,
     /// Continues the opener's trace.
     pub span: Span,
-    kind: PhantomData<fn() -> S>,
 }
 
-struct Unanswered {
+struct Unanswered<S: SessionRpc> {
     hub: Hub,
-    peer: Option<String>,
+    /// `None` once it was answered.
+    stage: Option<Stage<S>>,
 }
 
-impl Drop for Unanswered {
+enum Stage<S: SessionRpc> {
+    Requested {
+        peer: String,
+    },
+    /// The session has begun, to receive the rest of the request.
+    Begun(Session<S::ToOpener, S::ToServer>),
+}
+
+impl<S: SessionRpc> Drop for Unanswered<S> {
     fn drop(&mut self) {
-        if let Some(peer) = self.peer.take() {
-            self.hub.reset_now(
-                peer,
-                Error::new(
-                    ErrorCode::Unavailable,
-                    "the session was not accepted; try again",
-                ),
-            );
+        let error = || {
+            Error::new(
+                ErrorCode::Unavailable,
+                "the session was not accepted; try again",
+            )
+        };
+        match self.stage.take() {
+            Some(Stage::Requested { peer }) => self.hub.reset_now(peer, error()),
+            Some(Stage::Begun(session)) => session.abandon(error()),
+            None => {}
         }
     }
 }
 
+impl<S: SessionRpc> Unanswered<S> {
+    /// The session, which begins unless it has begun already.
+    fn begin(&mut self, accepts_at_once: bool) -> Session<S::ToOpener, S::ToServer> {
+        let peer = match self.stage.take() {
+            Some(Stage::Begun(session)) => return session,
+            Some(Stage::Requested { peer }) => peer,
+            // Not reached: an answer consumes the request.
+            None => String::new(),
+        };
+        let role = Role::Server {
+            peer,
+            accepts_at_once,
+        };
+        self.hub.begin(role).1
+    }
+}
+
 impl<S: SessionRpc> Incoming<S> {
-    /// The opener's message.
+    /// The opener's message. Receives the rest of one that is longer than a message of the bus; the
+    /// opener learns then that the session is served.
     ///
     /// # Errors
-    /// When it is not the JSON that the contract defines.
-    pub fn open(&self) -> Result<S::Open, serde_json::Error> {
-        serde_json::from_slice(&self.open)
+    /// When it is not as the contract defines it, is longer than 8 MiB, or does not arrive within 10 s.
+    pub async fn open(&mut self) -> Result<S::Open, OpenError> {
+        if let Some(length) = self.length {
+            if length > MAX_REQUEST {
+                return Err(OpenError::TooLarge(length));
+            }
+            self.open = self.collect(length).await?;
+            self.length = None;
+        }
+        Ok(<S::Open as SessionMessage>::decode(self.open.clone())?)
+    }
+
+    /// Receives the rest of the opener's message, which has `length` bytes.
+    async fn collect(&mut self, length: usize) -> Result<Bytes, OpenError> {
+        let deadline = Instant::now() + COLLECT_DEADLINE;
+        let mut session = self.unanswered.begin(true);
+        let mut whole = BytesMut::from(self.open.as_ref());
+        let received = loop {
+            if whole.len() == length {
+                break Ok(whole.freeze());
+            }
+            if whole.len() > length {
+                break Err(OpenError::TooLong {
+                    announced: length,
+                    got: whole.len(),
+                });
+            }
+            match tokio::time::timeout_at(deadline, session.receiver.recv_body()).await {
+                Ok(Ok(Some(part))) => whole.extend_from_slice(&part),
+                Ok(Ok(None)) => break Err(OpenError::Interrupted(super::cancelled())),
+                Ok(Err(error)) => break Err(OpenError::Interrupted(error)),
+                Err(_) => break Err(OpenError::Late),
+            }
+        };
+        self.unanswered.stage = Some(Stage::Begun(session));
+        received
     }
 
     /// Accepts the session. The opener learns it from the first message, or after a while from an
     /// accept frame, and can send only then: the server speaks first.
     #[must_use]
-    pub fn accept(self) -> Session<S::ToOpener, S::ToServer> {
-        self.begin(false)
+    pub fn accept(mut self) -> Session<S::ToOpener, S::ToServer> {
+        self.unanswered.begin(false)
     }
 
     /// Accepts the session and sends the accept frame at once: the opener speaks first.
     #[must_use]
-    pub fn accept_to_receive(self) -> Session<S::ToOpener, S::ToServer> {
-        self.begin(true)
-    }
-
-    fn begin(mut self, accepts_at_once: bool) -> Session<S::ToOpener, S::ToServer> {
-        // Taken only here, and this consumes the request.
-        let peer = self.unanswered.peer.take().unwrap_or_default();
-        let role = Role::Server {
-            peer,
-            accepts_at_once,
-        };
-        self.unanswered.hub.begin(role).1
+    pub fn accept_to_receive(mut self) -> Session<S::ToOpener, S::ToServer> {
+        self.unanswered.begin(true)
     }
 
     /// Refuses the session. The opener's first `recv` returns `error`.
     pub async fn refuse(mut self, error: Error) {
-        if let Some(peer) = self.unanswered.peer.take() {
-            self.unanswered.hub.reset(peer, error).await;
+        match self.unanswered.stage.take() {
+            Some(Stage::Requested { peer }) => self.unanswered.hub.reset(peer, error).await,
+            Some(Stage::Begun(session)) => session.fail(error).await,
+            None => {}
         }
     }
 }

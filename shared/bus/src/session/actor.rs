@@ -5,6 +5,7 @@
 //! * I2. Only messages that have not arrived are sent again. A slow consumer costs pings, not
 //!   data.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
@@ -40,7 +41,11 @@ pub(super) enum Inbound {
 
 pub(super) enum Role {
     /// Its peer is the sender of the first frame, which must arrive within the deadline.
-    Opener { deadline: Duration },
+    Opener {
+        deadline: Duration,
+        /// The parts of the opening request that follow the opening message.
+        request: VecDeque<Bytes>,
+    },
     Server {
         peer: String,
         /// Whether the accept frame is the first thing that it does.
@@ -65,6 +70,8 @@ pub(super) struct Actor {
     is_server: bool,
     accepts_at_once: bool,
     channels: Channels,
+    /// The parts of the opening request that are not sent yet. They are sent before all messages.
+    request: VecDeque<Bytes>,
     started_at: Instant,
     /// When an opener stops waiting for the first frame.
     first_frame_by: Option<Instant>,
@@ -100,12 +107,12 @@ enum Next {
 impl Actor {
     pub(super) fn new(client: Client, own: String, role: Role, channels: Channels) -> Self {
         let now = Instant::now();
-        let (peer, accepts_at_once, first_frame_by) = match role {
-            Role::Opener { deadline } => (None, false, Some(now + deadline)),
+        let (peer, accepts_at_once, first_frame_by, request) = match role {
+            Role::Opener { deadline, request } => (None, false, Some(now + deadline), request),
             Role::Server {
                 peer,
                 accepts_at_once,
-            } => (Some(peer), accepts_at_once, None),
+            } => (Some(peer), accepts_at_once, None, VecDeque::new()),
         };
         Self {
             client,
@@ -115,6 +122,7 @@ impl Actor {
             peer,
             accepts_at_once,
             channels,
+            request,
             started_at: now,
             first_frame_by,
             received_at: now,
@@ -137,12 +145,16 @@ impl Actor {
         }
         loop {
             let may_send = self.peer.is_some() && self.window.has_room();
+            let sends_request = may_send && !self.request.is_empty();
             let next = tokio::select! {
                 biased;
                 Some(error) = self.channels.aborts.recv() => self.aborted(error).await,
                 Some(inbound) = self.channels.frames.recv() => self.receive(inbound).await,
                 Some(()) = self.channels.takes.recv() => self.taken().await,
-                Some(outgoing) = self.channels.to_send.recv(), if may_send => self.send(outgoing).await,
+                () = std::future::ready(()), if sends_request => self.send_request().await,
+                Some(outgoing) = self.channels.to_send.recv(), if may_send && !sends_request => {
+                    self.send(outgoing).await
+                }
                 () = tokio::time::sleep_until(next_tick) => {
                     let now = Instant::now();
                     next_tick = now + if self.started_at.elapsed() < ACCEPT_AFTER * 4 { TICK } else { SLOW_TICK };
@@ -180,6 +192,7 @@ impl Actor {
         }
         // Messages that were queued before are sent first, as far as the window has room.
         while self.peer.is_some()
+            && self.request.is_empty()
             && self.window.has_room()
             && let Ok(outgoing) = self.channels.to_send.try_recv()
         {
@@ -231,6 +244,14 @@ impl Actor {
                 false
             }
             Err(_) => false,
+        }
+    }
+
+    /// Sends the next part of the opening request.
+    async fn send_request(&mut self) -> Next {
+        match self.request.pop_front() {
+            Some(body) => self.send(Outgoing { body, fin: None }).await,
+            None => Next::Continue,
         }
     }
 

@@ -11,7 +11,7 @@ use agentbox_contracts::exec::SessionMessage;
 use agentbox_contracts::ids::InstanceId;
 use agentbox_contracts::permissions::session_peer;
 use agentbox_contracts::rpc::SessionRpc;
-use agentbox_contracts::subjects::{self, Subject};
+use agentbox_contracts::subjects::{self, HEADER_OPEN_LENGTH, Subject};
 use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -23,10 +23,10 @@ use tracing::{Instrument, Span};
 
 use super::actor::{Actor, Inbound, Role};
 use super::frame::{Frame, Kind};
-use super::{Control, PUBLISH_TIMEOUT, Session, WINDOW};
+use super::{Control, PUBLISH_TIMEOUT, Session, WINDOW, opening};
 use crate::client::Client;
 use crate::error::BusError;
-use crate::message::{encode, set_deadline};
+use crate::message::set_deadline;
 use crate::{metrics, trace};
 
 /// Frames that wait for one session's actor. More are dropped, and the peer retransmits them.
@@ -282,19 +282,27 @@ impl Hub {
                 "the message bus is not connected",
             ));
         }
-        let body = encode(open)?;
+        let request = open.clone().encode();
+        let length = request.len();
+        let request = opening::split(request)?;
         if self.is_full() {
             return Err(too_many());
         }
         let mut headers = HeaderMap::new();
         set_deadline(&mut headers, deadline);
+        if !request.rest.is_empty() {
+            headers.insert(HEADER_OPEN_LENGTH, length.to_string());
+        }
         trace::inject(&Span::current(), &mut headers);
-        let (number, session) = self.begin(Role::Opener { deadline });
+        let (number, session) = self.begin(Role::Opener {
+            deadline,
+            request: request.rest,
+        });
         let publish = self.inner.client.nats().publish_with_reply_and_headers(
             subjects::exec_rpc(cluster, S::METHOD),
             self.inner.subject(number),
             headers,
-            body,
+            request.first,
         );
         match tokio::time::timeout(deadline, publish).await {
             Ok(Ok(())) => Ok(session),

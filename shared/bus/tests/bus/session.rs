@@ -2,6 +2,7 @@
 
 mod bulk;
 mod faults;
+mod long_request;
 mod opening;
 
 use std::time::{Duration, Instant};

@@ -16,14 +16,19 @@ pub mod process;
 
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A session that is opened with a text.
+/// A session that is opened with one of its own messages.
 pub struct TestSession;
 
 impl SessionRpc for TestSession {
     const METHOD: &'static str = "open";
-    type Open = String;
+    type Open = ToBox;
     type ToServer = ToBox;
     type ToOpener = FromBox;
+}
+
+/// What most sessions are opened with.
+pub fn request() -> ToBox {
+    ToBox::Signal("open".into())
 }
 
 pub type ToServer = Session<ToBox, FromBox>;
@@ -92,7 +97,7 @@ impl Ends {
 
     pub async fn open(&self) -> ToServer {
         self.gateway
-            .open_session::<TestSession>(&self.cluster, &"open".into(), DEADLINE)
+            .open_session::<TestSession>(&self.cluster, &request(), DEADLINE)
             .await
             .unwrap()
     }
@@ -105,8 +110,8 @@ impl Ends {
     /// An open session, both ends.
     pub async fn session(&mut self) -> (ToServer, ToOpener) {
         let opened = self.open().await;
-        let incoming = within(DEADLINE, self.acceptor.next()).await.unwrap();
-        assert_eq!(incoming.open().unwrap(), "open");
+        let mut incoming = within(DEADLINE, self.acceptor.next()).await.unwrap();
+        assert_eq!(incoming.open().await.unwrap(), request());
         (opened, incoming.accept())
     }
 }

@@ -98,6 +98,8 @@ pub enum MalformedMessage {
     Unknown,
     #[error("a session message carries an invalid id")]
     Id(#[from] InvalidId),
+    #[error("a session message has an invalid {0}")]
+    Field(&'static str),
 }
 
 /// A message that the session layer can carry.

@@ -21,6 +21,23 @@ pub(super) fn failed(error: impl Display) -> Violation {
 /// The size limit of a command's last output in a violation, in bytes.
 const SHOWN_BYTES: usize = 1000;
 
+/// A connection to the boxd of a running box.
+///
+/// # Errors
+/// When the box does not run or its boxd does not answer.
+pub(super) async fn boxd_of<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+    spec: &BoxSpec,
+) -> Result<BoxClient, Violation> {
+    let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
+    let Some(BoxPhase::Running { address, .. }) = phase else {
+        return Err(failed(format!("the box does not run: {phase:?}")));
+    };
+    let stream = s.first.connect(&spec.id, address).await?;
+    let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
+    connect(stream, &token).await.map_err(failed)
+}
+
 /// One command and its streams.
 #[derive(Debug)]
 pub struct Session {
@@ -39,13 +56,7 @@ impl Session {
         spec: &BoxSpec,
         command: StartCommand,
     ) -> Result<Self, Violation> {
-        let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
-        let Some(BoxPhase::Running { address, .. }) = phase else {
-            return Err(failed(format!("the box does not run: {phase:?}")));
-        };
-        let stream = s.first.connect(&spec.id, address).await?;
-        let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
-        let mut boxd = connect(stream, &token).await.map_err(failed)?;
+        let mut boxd = boxd_of(s, spec).await?;
         let (inputs, received) = unbounded();
         let start = StartCommand {
             run_id: EnvironmentId::random().to_string(),

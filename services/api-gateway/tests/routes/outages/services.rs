@@ -217,8 +217,8 @@ async fn serve_invalid_session(system: &System) {
         .accept_sessions::<BoxSession>(cluster, "exec-proxy")
         .await
         .unwrap();
-    let incoming = sessions.next().await.unwrap();
-    let open = incoming.open().unwrap();
+    let mut incoming = sessions.next().await.unwrap();
+    let open = incoming.open().await.unwrap();
     let OpenKind::Attach(request) = open.kind else {
         panic!("{open:?}");
     };

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use agentbox_box_protocol::tls;
 use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{BoxStream, RuntimeError};
 use async_trait::async_trait;
@@ -50,6 +51,10 @@ impl BoxConnector for FakeConnector {
         _: &EnvironmentId,
         _: usize,
     ) -> Result<Vec<LogEntry>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    async fn last_executions(&self, _: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError> {
         Ok(Vec::new())
     }
 }

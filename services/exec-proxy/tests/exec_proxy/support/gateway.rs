@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_bus::{Bus, BusConfig, Session};
-use agentbox_contracts::environment::Status;
+use agentbox_contracts::environment::{Status, StatusReason};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
 use agentbox_contracts::exec::{
@@ -15,6 +15,7 @@ use agentbox_contracts::exec::{
 use agentbox_contracts::ids::{EnvironmentId, ExecId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
 use agentbox_testing::NatsEndpoint;
+use chrono::Utc;
 
 use super::{TestBox, proxy};
 
@@ -34,6 +35,9 @@ pub fn command(words: &[&str]) -> ExecRequest {
         command: words.iter().map(|word| (*word).to_owned()).collect(),
         working_dir: None,
         env: BTreeMap::new(),
+        user: None,
+        merge_stderr: false,
+        stream: false,
         stdin: None,
         stdin_follows: false,
         timeout_ms: 30_000,
@@ -150,10 +154,17 @@ impl Gateway {
         id: &EnvironmentId,
         address: Option<SocketAddr>,
     ) -> Result<ArchiveReply, Error> {
-        let request = ArchiveRequest {
+        self.archive_with(ArchiveRequest {
             environment: id.clone(),
             address,
-        };
+            before_stop: false,
+            status_reason: Some(StatusReason::Exited),
+            ended_at: Some(Utc::now()),
+        })
+        .await
+    }
+
+    pub async fn archive_with(&self, request: ArchiveRequest) -> Result<ArchiveReply, Error> {
         self.scheduler
             .call_cluster::<ArchiveOutput>(&self.cluster, &request, DEADLINE)
             .await

@@ -6,11 +6,12 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentbox_box_protocol::output;
 use agentbox_box_protocol::secret::BoxSecret;
+use agentbox_box_protocol::{executions, output};
 use agentbox_bus::{Bus, BusConfig};
 use agentbox_contracts::exec::UsageRequest;
 use agentbox_contracts::exec::rpc::GetUsage;
+use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
 use agentbox_contracts::logs::LogEntry;
 use agentbox_exec_proxy::boxes::{BoxSpans, Boxes};
@@ -57,6 +58,14 @@ impl BoxConnector for Localhost {
     ) -> Result<Vec<LogEntry>, RuntimeError> {
         output::read_newest(&output_dir(id), limit_bytes)
             .map_err(|error| RuntimeError::Unavailable(error.to_string()))
+    }
+
+    async fn last_executions(&self, id: &EnvironmentId) -> Result<Vec<Execution>, RuntimeError> {
+        Ok(executions::read(&output_dir(id)))
+    }
+
+    async fn last_execution_output(&self, id: &EnvironmentId) -> Result<Vec<u8>, RuntimeError> {
+        Ok(executions::read_output(&output_dir(id)))
     }
 }
 

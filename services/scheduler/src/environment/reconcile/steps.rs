@@ -126,7 +126,8 @@ impl Reconciler {
                 removal,
                 event,
             } => {
-                if !self.archive(&record, archive).await {
+                let request = archive_request(&record, &event, &observation);
+                if !self.archive(&record, archive, request).await {
                     return Ok(Next::Requeue(Some(ARCHIVE_RETRY)));
                 }
                 if removal == Removal::BeforeTransition
@@ -195,6 +196,7 @@ impl Reconciler {
         record: Box<Record>,
         grace: Duration,
     ) -> Result<Next, ReconcileError> {
+        self.archive_executions(&record).await;
         let id = &record.environment.id;
         match call_runtime(cluster, "stop", |runtime| runtime.stop(id, grace)).await {
             Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),
@@ -324,17 +326,37 @@ impl Reconciler {
         call_runtime(cluster, "remove", |runtime| runtime.remove(id)).await
     }
 
-    /// Archives the last output. False: try again, because it is not archived and there is time
-    /// left.
-    async fn archive(&self, record: &Record, archive: Archive) -> bool {
+    /// Archives the executions of a box that runs, with their output, which its boxd alone has. Not
+    /// tried again: a box that does not answer is stopped all the same.
+    async fn archive_executions(&self, record: &Record) {
+        let environment = &record.environment;
+        if environment.address.is_none() {
+            return;
+        }
+        let request = ArchiveRequest {
+            environment: environment.id.clone(),
+            address: environment.address,
+            before_stop: true,
+            status_reason: environment.status_reason,
+            ended_at: None,
+        };
+        let stored = self
+            .bus
+            .call_cluster::<ArchiveOutput>(&environment.cluster, &request, ARCHIVE_TIMEOUT)
+            .await;
+        if let Err(error) = stored {
+            metrics::step_failed("archive_executions");
+            tracing::warn!(error = %ErrorChain(&error), environment.id = %environment.id, "executions not archived before the stop");
+        }
+    }
+
+    /// Archives the last output and the executions. False: try again, because they are not archived
+    /// and there is time left.
+    async fn archive(&self, record: &Record, archive: Archive, request: ArchiveRequest) -> bool {
         let Archive::Until(until) = archive else {
             return true;
         };
         let environment = &record.environment;
-        let request = ArchiveRequest {
-            environment: environment.id.clone(),
-            address: environment.address,
-        };
         let stored = self
             .bus
             .call_cluster::<ArchiveOutput>(&environment.cluster, &request, ARCHIVE_TIMEOUT)
@@ -348,5 +370,30 @@ impl Reconciler {
         metrics::archive_abandoned();
         tracing::error!(error = %ErrorChain(&error), environment.id = %environment.id, "output not archived; the environment ends without it");
         true
+    }
+}
+
+/// The request to archive a box that has ended. `event` ends its environment.
+fn archive_request(
+    record: &Record,
+    event: &LifecycleEvent,
+    observation: &Observation,
+) -> ArchiveRequest {
+    let environment = &record.environment;
+    let now = Utc::now();
+    let ended = transition(now, &record.state(), event);
+    let finished_at = match observation {
+        Observation::Present(observed) => match observed.phase {
+            BoxPhase::Exited { finished_at, .. } => Some(finished_at),
+            BoxPhase::Starting { .. } | BoxPhase::Running { .. } | BoxPhase::Failed { .. } => None,
+        },
+        Observation::Unknown | Observation::Absent => None,
+    };
+    ArchiveRequest {
+        environment: environment.id.clone(),
+        address: environment.address,
+        before_stop: false,
+        status_reason: ended.and_then(|state| state.reason),
+        ended_at: Some(finished_at.unwrap_or(now)),
     }
 }

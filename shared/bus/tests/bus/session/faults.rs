@@ -8,7 +8,9 @@ use agentbox_testing::TestNats;
 
 use super::last;
 use crate::support::process::Process;
-use crate::support::{DEADLINE, Ends, TestSession, ToOpener, ToServer, chunk, connect, within};
+use crate::support::{
+    DEADLINE, Ends, TestSession, ToOpener, ToServer, chunk, connect, request, within,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_arrive_once_in_order_across_nats_restarts() {
@@ -68,7 +70,7 @@ async fn killed_opener_is_lost_within_6_s() {
     let opener = process.run(async move {
         let gateway = connect(&nats, "api-gateway").await;
         let mut session: ToServer = gateway
-            .open_session::<TestSession>(&cluster, &"open".into(), DEADLINE)
+            .open_session::<TestSession>(&cluster, &request(), DEADLINE)
             .await
             .unwrap();
         session.recv().await.unwrap();
@@ -116,7 +118,7 @@ async fn killed_server_is_lost_within_6_s() {
     within(DEADLINE, is_ready).await.unwrap();
     let mut opened: ToServer = ends
         .gateway
-        .open_session::<TestSession>(&cluster, &"open".into(), DEADLINE)
+        .open_session::<TestSession>(&cluster, &request(), DEADLINE)
         .await
         .unwrap();
     assert!(within(DEADLINE, opened.recv()).await.unwrap().is_some());
@@ -162,7 +164,7 @@ async fn sessions_end_when_nats_stays_away() {
         .unwrap_err();
     let refused = ends
         .gateway
-        .open_session::<TestSession>(&ends.cluster, &"open".into(), DEADLINE)
+        .open_session::<TestSession>(&ends.cluster, &request(), DEADLINE)
         .await;
     assert_eq!(refused.err().unwrap().code, ErrorCode::Unavailable);
 }

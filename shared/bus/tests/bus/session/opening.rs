@@ -8,7 +8,7 @@ use agentbox_contracts::subjects::{self, HEADER_DEADLINE};
 use async_nats::HeaderMap;
 
 use super::last;
-use crate::support::{DEADLINE, Ends, TestSession, ToOpener, ToServer, cluster, within};
+use crate::support::{DEADLINE, Ends, TestSession, ToOpener, ToServer, cluster, request, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unserved_session_is_unavailable_at_once() {
@@ -16,7 +16,7 @@ async fn unserved_session_is_unavailable_at_once() {
     let started = Instant::now();
     let mut session: ToServer = ends
         .gateway
-        .open_session::<TestSession>(&cluster(), &"open".into(), DEADLINE)
+        .open_session::<TestSession>(&cluster(), &request(), DEADLINE)
         .await
         .unwrap();
     let error = session.recv().await.unwrap_err();
@@ -46,7 +46,7 @@ async fn silent_server_times_out_at_deadline() {
     let mut ends = Ends::shared().await;
     let mut session: ToServer = ends
         .gateway
-        .open_session::<TestSession>(&ends.cluster, &"open".into(), Duration::from_millis(300))
+        .open_session::<TestSession>(&ends.cluster, &request(), Duration::from_millis(300))
         .await
         .unwrap();
     let _unanswered = ends.acceptor.next().await.unwrap();
@@ -76,7 +76,7 @@ async fn session_request_past_its_deadline_is_not_served() {
     let reply = subjects::session("api-gateway", ends.gateway.instance(), u64::MAX);
     ends.gateway
         .client()
-        .publish_with_reply_and_headers(ends.subject(), reply, headers, "\"late\"".into())
+        .publish_with_reply_and_headers(ends.subject(), reply, headers, "late".into())
         .await
         .unwrap();
     ends.gateway.client().flush().await.unwrap();
@@ -113,7 +113,7 @@ async fn stopping_server_loses_no_session_request() {
     let opener = tokio::spawn(async move {
         for n in 0..400 {
             let mut session: ToServer = gateway
-                .open_session::<TestSession>(&cluster, &"open".into(), Duration::from_secs(2))
+                .open_session::<TestSession>(&cluster, &request(), Duration::from_secs(2))
                 .await
                 .unwrap();
             let answer = session.recv().await;

@@ -1,4 +1,7 @@
 use super::*;
+use crate::executions::{OutputGap, execution_output};
+use crate::files::file_output;
+use crate::ports::{ListeningPort, port_output};
 
 fn entry() -> LogEntry {
     LogEntry {
@@ -46,6 +49,27 @@ fn from_box() -> Vec<FromBox> {
         FromBox::LogsLost(0),
         FromBox::LogsEnd { ended: true },
         FromBox::LogsEnd { ended: false },
+        FromBox::File(FileOutput {
+            output: Some(file_output::Output::Data(Bytes::from_static(b"\xff\x00"))),
+        }),
+        FromBox::Execution(ExecutionOutput {
+            output: Some(execution_output::Output::Gap(OutputGap {
+                stderr: true,
+                offset: 3,
+                bytes: 4,
+            })),
+        }),
+        FromBox::Port(PortOutput {
+            output: Some(port_output::Output::End(())),
+        }),
+        FromBox::Ports(PortList {
+            ports: vec![ListeningPort {
+                port: 80,
+                address: "::1".into(),
+                pid: None,
+                process: String::new(),
+            }],
+        }),
     ]
 }
 

@@ -94,7 +94,8 @@ impl Ring {
         }
     }
 
-    fn discard(&mut self, count: usize) {
+    /// Drops the oldest bytes.
+    pub fn discard(&mut self, count: usize) {
         let count = count.min(self.bytes.len());
         self.bytes.drain(..count);
         self.start += count as u64;
@@ -105,6 +106,20 @@ impl Ring {
         {
             self.segments.pop_front();
         }
+    }
+
+    /// Returns the memory that the kept bytes do not need.
+    pub fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.segments.shrink_to_fit();
+    }
+
+    /// The offset after the first `byte` at or after `from`; `None` when there is none.
+    #[must_use]
+    pub fn find_after(&self, from: u64, byte: u8) -> Option<u64> {
+        let skipped = usize::try_from(from.saturating_sub(self.start)).ok()?;
+        let found = self.bytes.iter().skip(skipped).position(|b| *b == byte)?;
+        Some(self.start + (skipped + found + 1) as u64)
     }
 
     /// At most `max` bytes of one stream, starting at `from`; `None` at the end, and before
@@ -173,6 +188,21 @@ mod tests {
             (Stderr, Bytes::from_static(b"abcd"))
         );
         assert_eq!(ring.read(14, 9), None);
+    }
+
+    #[test]
+    fn discarded_bytes_are_the_oldest_and_lines_are_found_after_them() {
+        let mut ring = Ring::new(100);
+        ring.push(Stdout, b"one\ntwo\nthree");
+        assert_eq!(ring.find_after(0, b'\n'), Some(4));
+        assert_eq!(ring.find_after(4, b'\n'), Some(8));
+        assert_eq!(ring.find_after(8, b'\n'), None);
+        ring.discard(5);
+        ring.shrink();
+        assert_eq!((ring.start(), ring.end()), (5, 13));
+        assert_eq!(ring.find_after(0, b'\n'), Some(8));
+        ring.discard(usize::MAX);
+        assert_eq!((ring.start(), ring.end(), ring.len()), (13, 13, 0));
     }
 
     #[test]

@@ -1,0 +1,362 @@
+//! Execution sessions, with boxes whose boxd is the test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agentbox_contracts::environment::Status as EnvironmentStatus;
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::{FromBox, MAX_CHUNK, Open, OpenKind, TerminalSize, ToBox};
+use agentbox_contracts::executions::{
+    AttachExecution, Attached, ControlExecution, Execution, ExecutionInput, ExecutionOutput,
+    ExecutionRequest, ExecutionStart, GetExecution, OutputPiece, ReadOutput, WriteStdin,
+    control_execution, execution_input, execution_output, execution_request,
+};
+use bytes::Bytes;
+use execution_output::Output;
+use execution_request::Operation;
+use tonic::{Code, Status, Streaming};
+
+use crate::support::fake_box::{Behaviour, FakeBox, Outputs};
+use crate::support::gateway::ClientSession;
+use crate::support::relay::Relay;
+use crate::support::{System, eventually, pattern};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const ID: &str = "exec-0123456789abcdef";
+
+/// Answers operations. The output of its execution is `content`, on stdout.
+#[derive(Clone, Default)]
+struct Executions {
+    content: Bytes,
+    /// The number of calls.
+    calls: Arc<AtomicUsize>,
+}
+
+fn output(output: Output) -> ExecutionOutput {
+    ExecutionOutput {
+        output: Some(output),
+    }
+}
+
+fn record(name: impl Into<String>) -> Output {
+    Output::Execution(Execution {
+        id: ID.into(),
+        name: name.into(),
+        ..Execution::default()
+    })
+}
+
+fn piece(offset: usize, data: Bytes) -> Output {
+    Output::Output(OutputPiece {
+        stderr: false,
+        offset: offset as u64,
+        data,
+    })
+}
+
+impl Executions {
+    async fn send_output(&self, read: ReadOutput, outputs: Outputs<ExecutionOutput>) {
+        let from = read.from.map_or(0, |from| from.stdout);
+        let mut offset = usize::try_from(from).unwrap();
+        while offset < self.content.len() {
+            let end = self.content.len().min(offset + MAX_CHUNK);
+            let data = self.content.slice(offset..end);
+            if outputs.send(Ok(output(piece(offset, data)))).await.is_err() {
+                return;
+            }
+            offset = end;
+        }
+        let _ = outputs.send(Ok(output(record("ended")))).await;
+    }
+
+    /// Describes each input in an output, until the end.
+    async fn echo(mut inputs: Streaming<ExecutionInput>, outputs: Outputs<ExecutionOutput>) {
+        let mut offset = 0;
+        while let Ok(Some(ExecutionInput { input: Some(input) })) = inputs.message().await {
+            let text = match input {
+                execution_input::Input::End(()) => break,
+                execution_input::Input::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                execution_input::Input::Resize(size) => format!("{}x{}", size.cols, size.rows),
+                execution_input::Input::Signal(name) => name,
+                execution_input::Input::TakeInput(()) => "take".into(),
+                execution_input::Input::Request(_) => "request".into(),
+            };
+            let data = Bytes::from(text);
+            let length = data.len();
+            let _ = outputs.send(Ok(output(piece(offset, data)))).await;
+            offset += length;
+        }
+        let _ = outputs.send(Ok(output(record("ended")))).await;
+    }
+}
+
+#[async_trait::async_trait]
+impl Behaviour for Executions {
+    async fn executions(
+        &self,
+        mut inputs: Streaming<ExecutionInput>,
+        outputs: Outputs<ExecutionOutput>,
+    ) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let operation = match inputs.message().await {
+            Ok(Some(ExecutionInput {
+                input: Some(execution_input::Input::Request(request)),
+            })) => request.operation,
+            other => panic!("not a request: {other:?}"),
+        };
+        let answer = match operation {
+            Some(Operation::Start(start)) => {
+                let bytes: usize = start.env.values().map(String::len).sum();
+                Ok(record(format!("{bytes}")))
+            }
+            Some(Operation::Output(read)) => return self.send_output(read, outputs).await,
+            Some(Operation::Attach(_)) => {
+                let attached = Attached {
+                    has_input: true,
+                    ..Attached::default()
+                };
+                let _ = outputs.send(Ok(output(Output::Attached(attached)))).await;
+                return Self::echo(inputs, outputs).await;
+            }
+            Some(Operation::Stdin(_)) => return Self::echo(inputs, outputs).await,
+            Some(Operation::Get(get)) => match get.id.as_str() {
+                "unknown" => Err(Status::not_found("the message")),
+                "ended" => Err(Status::failed_precondition("the message")),
+                "busy" => Err(Status::resource_exhausted("the message")),
+                "stopping" => Err(Status::unavailable("the message")),
+                "foreign" => Ok(piece(0, Bytes::from_static(b"x"))),
+                // Its result never comes.
+                _ => {
+                    outputs.closed().await;
+                    return;
+                }
+            },
+            _ => Err(Status::new(Code::Unavailable, "the message")),
+        };
+        let _ = outputs.send(answer.map(output)).await;
+    }
+}
+
+fn execution(operation: Operation) -> OpenKind {
+    OpenKind::Execution(ExecutionRequest {
+        operation: Some(operation),
+    })
+}
+
+fn get(id: &str) -> OpenKind {
+    execution(Operation::Get(GetExecution {
+        id: id.into(),
+        wait_ms: 60_000,
+    }))
+}
+
+fn follow() -> OpenKind {
+    execution(Operation::Output(ReadOutput {
+        id: ID.into(),
+        stdout: true,
+        stderr: true,
+        from: None,
+        follow: true,
+    }))
+}
+
+fn sent(of: Output) -> FromBox {
+    FromBox::Execution(output(of))
+}
+
+async fn receive(session: &mut ClientSession) -> Option<FromBox> {
+    tokio::time::timeout(DEADLINE, session.recv())
+        .await
+        .expect("no message in time")
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn start_with_4_mib_of_environment_is_answered_with_the_execution() {
+    let system = System::start().await;
+    let inside = FakeBox::start(Executions::default()).await;
+    let values = (0..4).map(|n| (format!("A{n}"), "x".repeat(1024 * 1024)));
+    let start = ExecutionStart {
+        id: ID.into(),
+        command: vec!["true".into()],
+        env: values.collect(),
+        ..ExecutionStart::default()
+    };
+    let open = inside.open(execution(Operation::Start(start)));
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    let expected = sent(record((4 * 1024 * 1024).to_string()));
+    assert_eq!(receive(&mut session).await, Some(expected));
+    assert_eq!(receive(&mut session).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_of_an_attached_client_are_relayed_in_order() {
+    let system = System::start().await;
+    let inside = FakeBox::start(Executions::default()).await;
+    for (operation, is_attach) in [
+        (Operation::Attach(AttachExecution::default()), true),
+        (Operation::Stdin(WriteStdin::default()), false),
+    ] {
+        let open = inside.open(execution(operation));
+        let mut session = system.gateway.open_as(&open).await.unwrap();
+        for message in [
+            ToBox::Data(Bytes::from_static(b"data")),
+            ToBox::Resize(TerminalSize { cols: 80, rows: 24 }),
+            ToBox::Signal("SIGINT".into()),
+            ToBox::TakeInput,
+            ToBox::End,
+        ] {
+            session.send(message).await.unwrap();
+        }
+        if is_attach {
+            let attached = Attached {
+                has_input: true,
+                ..Attached::default()
+            };
+            let expected = sent(Output::Attached(attached));
+            assert_eq!(receive(&mut session).await, Some(expected));
+        }
+        let mut offset = 0;
+        for text in ["data", "80x24", "SIGINT", "take"] {
+            let expected = sent(piece(offset, Bytes::from_static(text.as_bytes())));
+            assert_eq!(receive(&mut session).await, Some(expected));
+            offset += text.len();
+        }
+        assert_eq!(receive(&mut session).await, Some(sent(record("ended"))));
+        assert_eq!(receive(&mut session).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_byte_of_followed_output_arrives_once_across_lost_connections() {
+    let system = System::start().await;
+    let executions = Executions {
+        content: pattern(8 * 1024 * 1024).into(),
+        ..Executions::default()
+    };
+    let inside = FakeBox::start(executions.clone()).await;
+    let relay = Relay::to(inside.address).await;
+    let open = inside.open_at(relay.address, follow());
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    let reading = async {
+        let mut content = Vec::new();
+        loop {
+            match receive(&mut session).await {
+                Some(FromBox::Execution(ExecutionOutput {
+                    output: Some(Output::Output(piece)),
+                })) => {
+                    assert_eq!(piece.offset, content.len() as u64);
+                    content.extend_from_slice(&piece.data);
+                }
+                Some(FromBox::Execution(ExecutionOutput {
+                    output: Some(Output::Execution(execution)),
+                })) => {
+                    assert_eq!(execution.name, "ended");
+                    return content;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let cutting = async {
+        for mebibytes in [1, 3, 6] {
+            eventually("output flows", DEADLINE, async || {
+                relay.bytes_from_box() > mebibytes * 1024 * 1024
+            })
+            .await;
+            relay.disconnect();
+        }
+    };
+    let (content, ()) = tokio::join!(reading, cutting);
+    assert!(content == executions.content, "{} bytes", content.len());
+    assert!(executions.calls.load(Ordering::SeqCst) > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operation_that_takes_input_is_not_continued() {
+    let system = System::start().await;
+    let executions = Executions::default();
+    let inside = FakeBox::start(executions.clone()).await;
+    let relay = Relay::to(inside.address).await;
+    let attach = execution(Operation::Attach(AttachExecution::default()));
+    let open = inside.open_at(relay.address, attach);
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    assert!(receive(&mut session).await.is_some());
+    relay.disconnect();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    assert_eq!(executions.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_the_box_have_their_codes() {
+    let system = System::start().await;
+    let inside = FakeBox::start(Executions::default()).await;
+    for (id, code, message) in [
+        ("unknown", ErrorCode::NotFound, "execution not found"),
+        ("ended", ErrorCode::Conflict, "the message"),
+        ("busy", ErrorCode::RateLimited, "the message"),
+        // It is asked again for two seconds.
+        ("stopping", ErrorCode::BoxLost, "lost"),
+        ("foreign", ErrorCode::BoxLost, "invalid message"),
+    ] {
+        let mut session = system.gateway.open_as(&inside.open(get(id))).await.unwrap();
+        let error = session.recv().await.unwrap_err();
+        assert_eq!(error.code, code, "{id}: {error}");
+        assert!(error.message.contains(message), "{id}: {error}");
+        let retry_after = (code == ErrorCode::RateLimited).then_some(1);
+        assert_eq!(error.retry_after_s, retry_after, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signal_is_sent_once_although_the_box_is_lost() {
+    let system = System::start().await;
+    let executions = Executions::default();
+    let inside = FakeBox::start(executions.clone()).await;
+    let control = Operation::Control(ControlExecution {
+        id: ID.into(),
+        control: Some(control_execution::Control::Signal("INT".into())),
+    });
+    let open = inside.open(execution(control));
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    assert_eq!(executions.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_ends_a_waiting_operation_with_an_error() {
+    let system = System::start().await;
+    let executions = Executions::default();
+    let inside = FakeBox::start(executions.clone()).await;
+    let open = inside.open(get(ID));
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    eventually("the box is asked", DEADLINE, async || {
+        executions.calls.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    system.proxy.terminate();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
+    assert!(error.message.contains("shutting down"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operation_that_needs_a_running_environment_is_refused_without_one() {
+    let system = System::start().await;
+    let inside = FakeBox::start(Executions::default()).await;
+    let start = ExecutionStart {
+        id: ID.into(),
+        ..ExecutionStart::default()
+    };
+    let open = Open {
+        status: EnvironmentStatus::Terminated,
+        address: None,
+        ..inside.open(execution(Operation::Start(start)))
+    };
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    let error = session.recv().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotRunning, "{error}");
+}
