@@ -29,7 +29,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long one connection may take. A box answers within milliseconds.
 const ATTEMPT: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_millis(100);
-/// The first port of the probes, and the number of pairs.
+/// The first port of the probes, and the number of pairs. The chart opens these ports of boxes to the
+/// scheduler (`templates/network.yaml`).
 const FIRST_PORT: u16 = 20_000;
 const PAIRS: u16 = 4_096;
 
