@@ -209,6 +209,7 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
             storage: "64Mi".to_owned(),
         },
         timeout: LIFETIME_S,
+        idle_timeout: None,
         env: Default::default(),
         secret_env: Default::default(),
         command: None,

@@ -2,10 +2,12 @@
 //!
 //! The scheduler validates the fields of a request, before it stores anything.
 
+mod start;
 mod usage;
 
 use agentbox_api::environment::{
-    CreateEnvironment, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery, PatchEnvironment,
+    CreateEnvironment, CreateQuery, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery,
+    PatchEnvironment,
 };
 use agentbox_contracts::environment::Environment;
 use agentbox_contracts::environment::rpc::{
@@ -23,7 +25,8 @@ use crate::edge::path::{BASE, EnvironmentParameter};
 use crate::edge::query::page;
 use crate::edge::{Answer, Json, Query};
 use crate::lookup;
-use crate::state::{Gateway, SCHEDULER_DEADLINE};
+use crate::memory::SessionKind;
+use crate::state::{Gateway, NETWORK_POLICY_DEADLINE, SCHEDULER_DEADLINE};
 
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
@@ -52,10 +55,12 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Err
 /// Create an environment
 ///
 /// The answer comes before the environment runs: its `status` is `pending`, then `running`, or
-/// `failed` with a `status_reason`. Follow its events, or get it, to learn when.
+/// `failed` with a `status_reason`. Follow its events, or get it, to learn when. With `wait=running`
+/// the answer comes once it runs or has ended, with its state then; after 60 seconds it comes with
+/// the present state.
 #[utoipa::path(post, operation_id = "createEnvironment", path = "/environments", tag = "environments",
     request_body = CreateEnvironment,
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+    params(CreateQuery, ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
         example = "build-4711",
         description = "Makes a repeated request safe: 1 to 255 printable ASCII characters, remembered for 24 hours. \
             The same key and body return the environment that was created first; the same key with another body \
@@ -65,9 +70,15 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Err
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
+    Query(query): Query<CreateQuery>,
     headers: HeaderMap,
     Json(body): Json<CreateEnvironment>,
 ) -> Answer<Response> {
+    // Before the create: a request beyond the limit creates nothing.
+    let waiting = query
+        .wait
+        .map(|_| gateway.begin_session(&principal, SessionKind::Start))
+        .transpose()?;
     let request = CreateRequest {
         owner: principal.user.clone(),
         owner_username: principal.username.clone(),
@@ -78,6 +89,10 @@ pub(crate) async fn create(
         .bus
         .call::<Create>(&request, SCHEDULER_DEADLINE)
         .await?;
+    let created = match waiting {
+        Some(_session) => start::wait(&gateway, created).await,
+        None => created,
+    };
     let location = format!("{BASE}/environments/{}", created.id);
     let body = axum::Json(shown(created, &principal));
     let mut response = (StatusCode::CREATED, body).into_response();
@@ -182,8 +197,10 @@ pub(crate) async fn get(
 
 /// Change an environment
 ///
-/// Changes the name, the labels or the lifetime. An environment that is terminating or has ended
-/// cannot be changed.
+/// Changes the name, the labels, the lifetime, the idle timeout or the network policy. An environment
+/// that is terminating or has ended cannot be changed. A new network policy of a running environment
+/// is applied before the answer. If its cluster does not answer, the answer is 503: the policy is
+/// stored, will be applied, and the same request waits for it again.
 #[utoipa::path(patch, operation_id = "patchEnvironment", path = "/environments/{id}", tag = "environments",
     params(EnvironmentParameter), request_body = PatchEnvironment,
     responses((status = 200, description = "The changed environment.", body = EnvironmentBody)))]
@@ -193,24 +210,31 @@ pub(crate) async fn patch(
     Admitted(location): Admitted,
     Json(body): Json<PatchEnvironment>,
 ) -> Answer<axum::Json<EnvironmentBody>> {
-    if body.name.is_none() && body.labels.is_none() && body.timeout.is_none() {
+    if body.is_empty() {
         return Err(Error::field(
             "body",
-            "must have at least one of name, labels and timeout, has none",
+            "must have at least one of name, labels, timeout, idle_timeout and network_policy, \
+             has none",
         )
         .into());
     }
+    let deadline = match body.network_policy {
+        Some(_) => NETWORK_POLICY_DEADLINE,
+        None => SCHEDULER_DEADLINE,
+    };
     let request = PatchRequest {
         id: location.id,
         name: body.name,
         labels: body.labels,
         timeout_s: body.timeout,
+        idle_timeout_s: body.idle_timeout,
+        network_policy: body.network_policy,
     };
-    let patched = gateway
-        .bus
-        .call::<Patch>(&request, SCHEDULER_DEADLINE)
-        .await?;
-    Ok(axum::Json(shown(patched, &principal)))
+    let patched = gateway.bus.call::<Patch>(&request, deadline).await?;
+    Ok(axum::Json(EnvironmentBody {
+        network_policy_applied: patched.network_policy_applied,
+        ..shown(patched.environment, &principal)
+    }))
 }
 
 /// Delete an environment

@@ -54,6 +54,8 @@ pub(crate) enum SessionKind {
     Attach,
     Logs,
     Events,
+    /// A create that waits until its environment runs.
+    Start,
     /// A file operation, with or without content.
     Files,
     /// The output of an execution, as bytes or as events.
@@ -84,6 +86,8 @@ impl SessionKind {
             Self::Output => WINDOW + MESSAGE_AS_JSON,
             Self::Execution => 128 * KIB,
             Self::Input => 2 * WINDOW,
+            // Its environment, with the variables.
+            Self::Start => 512 * KIB,
             Self::Port => 2 * WINDOW,
         }
     }
@@ -157,6 +161,7 @@ mod tests {
             SessionKind::Attach,
             SessionKind::Logs,
             SessionKind::Events,
+            SessionKind::Start,
             SessionKind::Files,
             SessionKind::Output,
             SessionKind::Execution,

@@ -171,11 +171,16 @@ impl Boxd for Service {
             Phase::Starting | Phase::Running(_) => ("running", 0),
             Phase::Exited(code) => ("exited", code),
         };
-        let runs = u32::try_from(self.starter.slots.in_use()).unwrap_or(u32::MAX);
+        let slots = &self.starter.slots;
+        let runs = u32::try_from(slots.in_use()).unwrap_or(u32::MAX);
+        let idle_ms = slots.idle().map_or(0, |idle| {
+            u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1)
+        });
         Ok(Response::new(proto::StatusReply {
             main: main.to_owned(),
             exit_code,
             runs,
+            idle_ms,
         }))
     }
 

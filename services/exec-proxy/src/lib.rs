@@ -12,10 +12,11 @@
 //! * `exec`, `logs`, `files`, `executions`, `ports`: the kinds of session.
 //! * `relay`: a session that is one call of boxd.
 //! * `target`: the environment of a session.
-//! * `usage`, [`archive`]: requests with one reply.
+//! * `usage`, `activity`, [`archive`]: requests with one reply, and reports of activity.
 //! * [`boxes`]: connections to boxd, and commands in boxes.
 //! * `outcome`: the ways to end a session.
 
+mod activity;
 pub mod archive;
 pub mod boxes;
 pub mod clusters;
@@ -38,7 +39,7 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::exec::rpc::{ArchiveOutput, GetUsage};
+use agentbox_contracts::exec::rpc::{ArchiveOutput, GetActivity, GetUsage};
 use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -109,8 +110,8 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// Serves one cluster until shutdown: its sessions, its requests, and the eviction of idle
-/// connections.
+/// Serves one cluster until shutdown: its sessions, its requests, the reports of its activity, and the
+/// eviction of idle connections.
 ///
 /// # Errors
 /// When the bus refuses a subscription.
@@ -126,24 +127,31 @@ pub async fn serve(
     let requests = requests(&bus, &cluster, &archive).listen().await?;
     let requests = requests.run(shutdown.clone());
     let eviction = cluster.boxes.evict_idle(&cluster.name, shutdown.clone());
+    let reporter = bus.clone();
+    let reports = activity::report(cluster.boxes.in_use().clone(), &reporter, shutdown.clone());
     let sessions = session::serve(bus, Arc::clone(&cluster), archive, limits, shutdown.clone());
     // When one fails, the others are dropped and the service stops.
-    let eviction = async {
-        eviction.await;
+    let background = async {
+        tokio::join!(eviction, reports);
         Ok(())
     };
-    tokio::try_join!(sessions, requests, eviction)?;
+    tokio::try_join!(sessions, requests, background)?;
     Ok(())
 }
 
 fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bus::Server {
     let usage_cluster = Arc::clone(cluster);
+    let activity_cluster = Arc::clone(cluster);
     let archive_cluster = Arc::clone(cluster);
     let archive = archive.clone();
     bus.serve(SERVICE)
         .on_cluster::<GetUsage, _, _>(&cluster.name, move |request| {
             let cluster = Arc::clone(&usage_cluster);
             async move { usage::answer(&cluster, request).await }
+        })
+        .on_cluster::<GetActivity, _, _>(&cluster.name, move |request| {
+            let cluster = Arc::clone(&activity_cluster);
+            async move { activity::answer(&cluster, request).await }
         })
         .on_cluster::<ArchiveOutput, _, _>(&cluster.name, move |request| {
             let (cluster, archive) = (Arc::clone(&archive_cluster), archive.clone());

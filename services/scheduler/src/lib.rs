@@ -223,6 +223,9 @@ impl AppState {
             .on_shared::<rpc::List, _, _, _>(environments, async |e, r| e.list(r).await)
             .on_shared::<rpc::Resolve, _, _, _>(environments, async |e, r| e.resolve(r).await)
             .on_shared::<rpc::Patch, _, _, _>(environments, async |e, r| e.patch(r).await)
+            .on_shared::<rpc::RecordActivity, _, _, _>(environments, async |e, r| {
+                e.record_activity(r).await
+            })
             .on_shared::<rpc::Delete, _, _, _>(environments, async |e, r| e.delete(r).await)
             .on_shared::<rpc::DeleteOwned, _, _, _>(environments, async |e, r| {
                 e.delete_owned(r).await
@@ -248,7 +251,10 @@ impl AppState {
         let purge = leases.run_while_held("retention", &self.shutdown, |held| {
             sweeper::run_purge(&self.store, self.settings.retention, held)
         });
-        tokio::join!(expiry, purge);
+        let idle = leases.run_while_held("idle", &self.shutdown, |held| {
+            sweeper::run_idle(&self.environments, &self.bus, held)
+        });
+        tokio::join!(expiry, idle, purge);
     }
 
     /// Reports whether a cluster is reachable. One is enough.

@@ -10,6 +10,7 @@ mod m0007_sealed_variables;
 mod m0008_audit_outbox;
 mod m0009_registry_credentials;
 mod m0010_storage_reservations;
+mod m0011_idle_and_policy;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_audit_outbox::Migration),
             Box::new(m0009_registry_credentials::Migration),
             Box::new(m0010_storage_reservations::Migration),
+            Box::new(m0011_idle_and_policy::Migration),
         ]
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use agentbox_contracts::environment::{
-    Environment, EnvironmentRequest, Isolation, ResourceRequest, Status, StatusReason, Toleration,
+    Environment, EnvironmentRequest, Isolation, NetworkPolicy, ResourceRequest, Status,
+    StatusReason, Toleration,
 };
 use agentbox_contracts::exec::UsageReply;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::nullable;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,13 @@ pub struct CreateEnvironment {
     #[serde(default = "default_timeout")]
     #[schema(minimum = 1, maximum = 316224000, default = 3600, example = 3600)]
     pub timeout: u64,
+    /// Seconds without activity after which the environment is ended (`EXPIRED`), 10 to 316224000.
+    /// Activity is a command that runs, a terminal, a followed log, a file call, and a connection to a
+    /// port through this API. The end comes at most 40 seconds later. Default: it may be idle until
+    /// its timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10, maximum = 316224000, example = 600)]
+    pub idle_timeout: Option<u64>,
     /// Environment variables of every process in the environment. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Variables)]
@@ -131,6 +140,7 @@ impl From<CreateEnvironment> for EnvironmentRequest {
                 storage: body.resources.storage,
             },
             timeout_s: body.timeout,
+            idle_timeout_s: body.idle_timeout,
             env: body.env,
             secret_env: body.secret_env,
             command: body.command,
@@ -143,8 +153,8 @@ impl From<CreateEnvironment> for EnvironmentRequest {
     }
 }
 
-/// The fields of an environment to change. An absent or null field stays as it is. At least
-/// one is required.
+/// The fields of an environment to change. An absent field stays as it is, and so does one that is
+/// null, except `idle_timeout`. At least one is required.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"timeout": 7200, "labels": {"project": "my-project"}}))]
 #[serde(deny_unknown_fields)]
@@ -162,6 +172,32 @@ pub struct PatchEnvironment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 316224000, example = 7200)]
     pub timeout: Option<u64>,
+    /// The new idle timeout in seconds, 10 to 316224000; null removes it. It counts from the last
+    /// activity: one that is shorter than the environment has been idle ends it.
+    #[serde(
+        default,
+        deserialize_with = "nullable::deserialize",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Option<u64>, minimum = 10, maximum = 316224000, example = 600)]
+    pub idle_timeout: Option<Option<u64>>,
+    /// The new network policy. It replaces the whole policy that the environment has. A pending
+    /// environment starts with it. For a running one `network_policy_applied` reports whether it is in
+    /// force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicy>,
+}
+
+impl PatchEnvironment {
+    /// Whether no field is to be changed.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.name.is_none()
+            && self.labels.is_none()
+            && self.timeout.is_none()
+            && self.idle_timeout.is_none()
+            && self.network_policy.is_none()
+    }
 }
 
 /// The current usage of a running environment, as Kubernetes quantities.
@@ -234,6 +270,11 @@ pub struct EnvironmentBody {
     /// When it is ended, if it has not ended before (RFC 3339, UTC).
     #[schema(example = "2026-01-22T11:00:00Z")]
     pub expires_at: DateTime<Utc>,
+    /// The last activity that is known, to the nearest 10 seconds (RFC 3339, UTC). Absent before the
+    /// first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2026-01-22T10:05:00Z")]
+    pub last_active_at: Option<DateTime<Utc>>,
     /// The exit code of the main command. Absent while it runs, or if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 0)]
@@ -255,6 +296,10 @@ pub struct EnvironmentBody {
     /// The lifetime in seconds from `created_at`.
     #[schema(example = 3600)]
     pub timeout: u64,
+    /// Seconds without activity after which it is ended. Absent if there is no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 600)]
+    pub idle_timeout: Option<u64>,
     /// The environment variables that were given in `env`. Absent in lists, and for callers other
     /// than the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -279,6 +324,12 @@ pub struct EnvironmentBody {
     /// The isolation that was requested. Absent if none was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
+    /// Whether the new network policy of a running environment was seen in force. Present only in the
+    /// answer to the request that changed it. On containerd it is always true. On Kubernetes it is
+    /// false when no check has seen the policy within 5 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = true)]
+    pub network_policy_applied: Option<bool>,
     /// Labels that the node must have.
     #[serde(default)]
     #[schema(example = json!({"disk": "ssd"}))]
@@ -302,6 +353,7 @@ impl From<Environment> for EnvironmentBody {
             created_at: environment.created_at,
             started_at: environment.started_at,
             expires_at: environment.expires_at,
+            last_active_at: environment.last_active_at,
             exit_code: environment.exit_code,
             resources: Resources {
                 cpu: request.resources.cpu,
@@ -313,12 +365,14 @@ impl From<Environment> for EnvironmentBody {
             namespace: environment.namespace,
             owner: environment.owner.to_string(),
             timeout: request.timeout_s,
+            idle_timeout: request.idle_timeout_s,
             env: Some(request.env),
             env_names: None,
             labels: request.labels,
             command: request.command,
             use_entrypoint: request.use_entrypoint,
             isolation: request.isolation,
+            network_policy_applied: None,
             node_selector: request.node_selector,
             tolerations: request.tolerations,
         }
@@ -385,6 +439,26 @@ pub struct ListQuery {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(default = 0, example = 0)]
     pub offset: Option<u64>,
+}
+
+/// What the answer to a create waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = "running")]
+#[serde(rename_all = "lowercase")]
+pub enum CreateWait {
+    Running,
+}
+
+/// How to create an environment.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CreateQuery {
+    /// `running`: answer once the environment runs or has ended, after at most 60 seconds. Default:
+    /// answer at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(inline)]
+    pub wait: Option<CreateWait>,
 }
 
 /// How to delete an environment.

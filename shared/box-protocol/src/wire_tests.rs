@@ -181,8 +181,9 @@ fn other_calls_are_encoded_as_before() {
         main: "exited".into(),
         exit_code: 1,
         runs: 2,
+        idle_ms: 3,
     };
-    assert_encodes(status, "0a0665786974656410011802");
+    assert_encodes(status, "0a06657869746564100118022003");
 }
 
 #[test]

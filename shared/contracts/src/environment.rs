@@ -19,6 +19,11 @@ pub use isolation::{Isolation, NetworkPolicy, SecurityContext};
 /// The longest lifetime, in seconds: ten years. It keeps `expires_at` within the range of
 /// `DateTime<Utc>`.
 pub const MAX_TIMEOUT_S: u64 = 10 * 366 * 24 * 3600;
+/// How often an exec-proxy reports the environments in use, in seconds: the precision of
+/// [`Environment::last_active_at`].
+pub const ACTIVITY_INTERVAL_S: u64 = 10;
+/// The shortest idle timeout, in seconds. Activity is not known more precisely.
+pub const MIN_IDLE_TIMEOUT_S: u64 = ACTIVITY_INTERVAL_S;
 /// The longest image reference, in characters.
 pub const MAX_IMAGE_LENGTH: usize = 512;
 /// The most labels, or node selector requirements, of one environment.
@@ -169,6 +174,9 @@ pub struct EnvironmentRequest {
     pub resources: ResourceRequest,
     /// Seconds from `created_at`.
     pub timeout_s: u64,
+    /// Seconds without activity after which it ends. `None`: it may be idle until its timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u64>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Variables that no reply contains.
@@ -218,6 +226,9 @@ pub struct Environment {
     #[serde(default)]
     pub ended_at: Option<DateTime<Utc>>,
     pub expires_at: DateTime<Utc>,
+    /// The last activity that is known, to the nearest [`ACTIVITY_INTERVAL_S`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<DateTime<Utc>>,
     /// The exit code of the main command.
     #[serde(default)]
     pub exit_code: Option<i32>,

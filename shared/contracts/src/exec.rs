@@ -108,6 +108,19 @@ pub struct UsageReply {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActivityRequest {
+    pub environment: EnvironmentId,
+    pub address: SocketAddr,
+}
+
+/// The activity in a running box, as its boxd and one exec-proxy know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivityReply {
+    /// Milliseconds since the last command ended, or since the box started. 0: it is in use.
+    pub idle_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArchiveRequest {
     pub environment: EnvironmentId,
     #[serde(default)]

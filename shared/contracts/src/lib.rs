@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ids;
 pub mod labels;
 pub mod logs;
+pub mod nullable;
 pub mod permissions;
 pub mod ports;
 pub mod registry;

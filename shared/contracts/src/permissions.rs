@@ -206,6 +206,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
         "exec-proxy" => base
             .serve(user, "exec")
             .publish([
+                format!("{PREFIX}.rpc.scheduler.record-activity"),
                 format!("$O.{OUTPUT_BUCKET}.>"),
                 // The object store removes the chunks of an archive that it has replaced.
                 format!("$JS.API.STREAM.PURGE.{OUTPUT_STREAM}"),

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::environment::{EnvironmentEvent, EventKind, Route};
-use crate::exec::rpc::{ArchiveOutput, BoxSession, GetUsage};
+use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
 use crate::{audit, environment, error, identity, registry, subjects};
 
@@ -48,7 +48,7 @@ fn environment_request() -> Value {
     json!({
         "name": "build", "image": "python:3.12",
         "resources": {"cpu": "500m", "memory": "512Mi", "storage": "1Gi"},
-        "timeout_s": 3600,
+        "timeout_s": 3600, "idle_timeout_s": 600,
         "env": {"LANG": "C"}, "command": ["sleep", "60"], "labels": {"team": "a"},
         "node_selector": {"disk": "ssd"},
         "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes",
@@ -69,7 +69,7 @@ fn environment() -> Value {
         "id": ENV, "owner": USER, "owner_username": "ada", "cluster": "local",
         "status": "failed", "status_reason": "OOM_KILLED", "status_message": "out of memory",
         "created_at": AT, "started_at": AT, "ended_at": AT, "expires_at": AT,
-        "exit_code": 137, "endpoint": "http://127.0.0.1:8080", "namespace": "agentbox-a",
+        "last_active_at": AT, "exit_code": 137, "endpoint": "http://127.0.0.1:8080", "namespace": "agentbox-a",
         "address": "10.0.0.2:10777", "generation": 3,
     });
     let request = environment_request();
@@ -104,7 +104,9 @@ fn principal() -> Value {
 
 #[test]
 fn scheduler_rpcs_match_snapshot() {
-    use environment::rpc::{Create, Delete, DeleteOwned, Get, Health, List, Patch, Resolve};
+    use environment::rpc::{
+        Create, Delete, DeleteOwned, Get, Health, List, Patch, RecordActivity, Resolve,
+    };
     use registry::rpc::{DeleteCredential, ListCredentials, SetCredential};
     let mut m = Messages::new();
     let mut request = environment_request();
@@ -130,8 +132,14 @@ fn scheduler_rpcs_match_snapshot() {
         json!({"ids": [ENV]}),
         json!({"owners": {ENV: USER}}),
     );
-    let patch = json!({"id": ENV, "name": "test", "labels": {"team": "b"}, "timeout_s": 60});
-    rpc::<Patch>(&mut m, patch, environment());
+    let patch = json!({"id": ENV, "name": "test", "labels": {"team": "b"}, "timeout_s": 60,
+        "idle_timeout_s": null, "network_policy": {"allow_internet": true,
+        "allowed_egress_cidrs": ["192.0.2.0/24"], "allowed_ingress_ports": [8080],
+        "allow_cluster_internal": false}});
+    let mut patched = environment();
+    patched["network_policy_applied"] = json!(true);
+    rpc::<Patch>(&mut m, patch, patched);
+    rpc::<RecordActivity>(&mut m, json!({"environments": [ENV]}), json!({}));
     rpc::<Delete>(&mut m, json!({"id": ENV, "force": true}), json!({}));
     rpc::<DeleteOwned>(&mut m, json!({"owner": USER}), json!({}));
     let set = json!({"owner": USER, "registry": "registry.example:5000", "username": "ada",
@@ -224,7 +232,8 @@ fn exec_rpcs_match_snapshot() {
     let box_address = "10.0.0.2:10777";
     let usage = json!({"environment": ENV, "address": box_address});
     let used = json!({"cpu_milli": 250, "memory_bytes": 1024});
-    cluster_rpc::<GetUsage>(&mut m, usage, used);
+    cluster_rpc::<GetUsage>(&mut m, usage.clone(), used);
+    cluster_rpc::<GetActivity>(&mut m, usage, json!({"idle_ms": 1500}));
     let archive = json!({"environment": ENV, "address": box_address, "before_stop": true,
         "status_reason": "DELETED", "ended_at": AT});
     cluster_rpc::<ArchiveOutput>(&mut m, archive, json!({"entries": 12}));

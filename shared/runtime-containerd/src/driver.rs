@@ -10,8 +10,8 @@ use agentbox_contracts::executions::Execution;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{
-    BoxConnector, BoxSpec, BoxStream, Capacity, ChangeStream, Observed, PreflightError, Runtime,
-    RuntimeError,
+    BoxConnector, BoxSpec, BoxStream, Capacity, ChangeStream, Observed, PolicyApplication,
+    PreflightError, Runtime, RuntimeError,
 };
 use async_trait::async_trait;
 use tokio::net::TcpStream;
@@ -75,6 +75,15 @@ impl Runtime for Driver {
     #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError> {
         Box::pin(self.context.ensure(spec, generation)).await
+    }
+
+    #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
+    async fn apply_network_policy(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+    ) -> Result<PolicyApplication, RuntimeError> {
+        self.context.apply_network_policy(spec, generation).await
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %id), err(level = "debug"))]

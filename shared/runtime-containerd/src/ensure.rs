@@ -24,8 +24,7 @@ use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{
-    BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError, image_reference,
-    start_failure,
+    BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError, image_reference, start_failure,
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
@@ -193,11 +192,7 @@ impl Context {
                 message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
-        let policy = spec
-            .isolation
-            .network_policy
-            .clone()
-            .unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet));
+        let policy = self.network_policy(spec);
         self.states.save(lock, id, state).await?;
         let users = self.take_user_range(spec).await?;
         let owner = users.map_or(0, |range| range.first);

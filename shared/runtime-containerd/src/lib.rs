@@ -24,7 +24,7 @@
 //! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
 //!   images of which [`pulled_images`] has a record.
 //! * [`routes`] changes a box's own network, in its [`namespace`].
-//! * [`observe`], [`ensure`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
+//! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
 //! Limits: `docs/limits.md`; network: `docs/network.md`.
@@ -59,6 +59,7 @@ mod network;
 mod observe;
 mod output;
 mod phase;
+mod policy_change;
 mod preflight;
 mod pulled_images;
 mod refusal;

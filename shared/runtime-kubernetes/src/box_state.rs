@@ -49,7 +49,7 @@ pub struct BlockedSince {
 pub struct BoxState {
     pub generation: i64,
     pub created_at: DateTime<Utc>,
-    /// The network policy that it was created with.
+    /// The network policy that it was created with, or that replaced it.
     pub policy: Option<NetworkPolicy>,
     /// `None` for a box of an older version.
     pub owner: Option<UserId>,
@@ -120,6 +120,8 @@ impl BoxState {
 #[derive(Clone, Debug)]
 pub enum StateChange {
     Generation(i64),
+    /// The network policy of this generation.
+    Policy(i64, NetworkPolicy),
     Failed(Failure),
     Blocked(BlockedSince),
     Started(DateTime<Utc>),
@@ -131,6 +133,10 @@ impl StateChange {
     fn annotations(&self) -> Value {
         match self {
             Self::Generation(generation) => json!({ GENERATION: generation.to_string() }),
+            Self::Policy(generation, policy) => json!({
+                GENERATION: generation.to_string(),
+                NETWORK_POLICY: json!(policy).to_string(),
+            }),
             Self::Failed(failure) => json!({
                 FAILURE: name_of(failure.reason),
                 FAILURE_MESSAGE: failure.message,
@@ -146,6 +152,10 @@ impl StateChange {
     pub fn changes(&self, state: &BoxState) -> bool {
         match self {
             Self::Generation(generation) => *generation > state.generation,
+            Self::Policy(generation, policy) => {
+                *generation > state.generation
+                    || (*generation == state.generation && state.policy.as_ref() != Some(policy))
+            }
             Self::Failed(_) => state.failure.is_none(),
             // The first record of a failure stays; another failure replaces it.
             Self::Blocked(blocked) => state
@@ -252,6 +262,7 @@ pub mod tests {
         });
         let others = [
             StateChange::Generation(3),
+            StateChange::Policy(3, NetworkPolicy::unspecified(true)),
             StateChange::Started(at),
             StateChange::Blocked(blocked("main: pull")),
             StateChange::Stopped,
@@ -291,5 +302,9 @@ pub mod tests {
         let held = state_with(json!({ GENERATION: "7" }));
         assert!(!StateChange::Generation(6).changes(&held));
         assert!(StateChange::Generation(8).changes(&held));
+        for (generation, changes) in [(6, false), (7, true), (8, true)] {
+            let change = StateChange::Policy(generation, NetworkPolicy::default());
+            assert_eq!(change.changes(&held), changes, "{generation}");
+        }
     }
 }

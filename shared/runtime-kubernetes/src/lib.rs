@@ -20,7 +20,7 @@
 //! * [`context`] has the configuration, the connections and the caches.
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
 //! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
-//! * [`observe`], [`ensure`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
 //! * [`driver`] implements the traits.
 //!
 //! `docs/drivers.md` lists the differences from the driver for one machine.
@@ -45,6 +45,7 @@ mod phase;
 mod pod;
 mod pod_watch;
 mod policy;
+mod policy_change;
 mod preflight;
 mod pull_secret;
 mod reach;

@@ -41,8 +41,8 @@ pub fn spec(
     })
 }
 
-/// `boxes` are the other boxes that the policy opens.
-fn ingress(policy: &NetworkPolicy, boxes: Option<&Value>, config: &Config) -> Vec<Value> {
+/// The ingress rule that opens a TCP port to our services.
+pub fn open_to_services(config: &Config, port: u16) -> Value {
     let mut clients = vec![json!({ "namespaceSelector": { "matchLabels": {
         "kubernetes.io/metadata.name": config.system_namespace,
     }}})];
@@ -52,10 +52,15 @@ fn ingress(policy: &NetworkPolicy, boxes: Option<&Value>, config: &Config) -> Ve
             .iter()
             .map(|cidr| json!({ "ipBlock": { "cidr": cidr.trunc() } })),
     );
-    let mut rules = vec![json!({
+    json!({
         "from": clients,
-        "ports": [{ "protocol": "TCP", "port": DEFAULT_PORT }],
-    })];
+        "ports": [{ "protocol": "TCP", "port": port }],
+    })
+}
+
+/// `boxes` are the other boxes that the policy opens.
+fn ingress(policy: &NetworkPolicy, boxes: Option<&Value>, config: &Config) -> Vec<Value> {
+    let mut rules = vec![open_to_services(config, DEFAULT_PORT)];
     if !policy.allowed_ingress_ports.is_empty() {
         let ports = policy
             .allowed_ingress_ports

@@ -216,7 +216,7 @@ impl Context {
     }
 
     /// Applies the policy that a box must have; `false` for a box that is being removed.
-    async fn apply_policy(&self, id: &EnvironmentId) -> Result<bool, ApiError> {
+    pub async fn apply_policy(&self, id: &EnvironmentId) -> Result<bool, ApiError> {
         let Some((policy, owner)) = self.box_state(id).await?.and_then(required_policy) else {
             return Ok(false);
         };

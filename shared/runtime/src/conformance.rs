@@ -61,6 +61,8 @@ pub struct Differences {
     pub ignores_image_group: bool,
     /// Whether a box over its storage limit is evicted. Otherwise the kernel refuses its writes.
     pub measures_storage: bool,
+    /// Whether a changed network policy leaves connections that are open.
+    pub keeps_open_connections: bool,
     /// Whether boxes have no user namespace of their own.
     pub shares_user_ids: bool,
     /// Whether `use_entrypoint` is refused.
@@ -353,6 +355,8 @@ macro_rules! conformance_tests {
             network: cluster_internal_boxes_reach_each_other_but_not_boxd,
             network: box_of_another_owner_is_unreachable_under_every_policy,
             network: only_opened_ports_are_reachable,
+            network: changed_policy_applies_to_new_and_to_open_connections,
+            network: policy_of_an_older_generation_is_fenced,
             network: box_has_few_neighbours,
         }
     };

@@ -38,5 +38,5 @@ pub use observed::{BoxPhase, Capacity, Change, ExitReason, FailureReason, Observ
 pub use registry_credential::RegistryCredential;
 pub use retries::Retries;
 pub use rights::CAPABILITIES;
-pub use runtime::{ChangeStream, Runtime};
+pub use runtime::{ChangeStream, PolicyApplication, Runtime};
 pub use spec::{BoxSpec, Isolation, Resources, SecurityContext, Toleration};

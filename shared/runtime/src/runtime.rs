@@ -11,6 +11,15 @@ use crate::{BoxSpec, Capacity, Change, Observed, PreflightError, RuntimeError};
 
 pub type ChangeStream = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
+/// Whether a changed network policy was seen in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyApplication {
+    /// It is in force.
+    Confirmed,
+    /// The cluster has it, and no check has shown within the driver's time that it is in force.
+    Unconfirmed,
+}
+
 /// Creates, observes and removes a cluster's boxes.
 ///
 /// Several scheduler replicas may call a driver at the same time, and each may be killed at any
@@ -18,8 +27,8 @@ pub type ChangeStream = Pin<Box<dyn Stream<Item = Change> + Send>>;
 ///
 /// * I1. Every call may be repeated, by any replica, concurrently, and after a killed call. The
 ///   outcome is as if it had run once.
-/// * I2. `ensure` with a generation lower than the cluster's returns [`RuntimeError::Fenced`], so
-///   that a slow replica cannot undo the work of a fast one.
+/// * I2. `ensure` and `apply_network_policy` with a generation lower than the cluster's return
+///   [`RuntimeError::Fenced`], so that a slow replica cannot undo the work of a fast one.
 /// * I3. No call waits longer than its configured deadline.
 /// * I4. `list` is complete and `watch` is fast: `list` finds a change that `watch` missed.
 /// * I5. An object without this deployment's label is never listed, changed or removed.
@@ -32,6 +41,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// Creates and starts the box. Returns its state at the end: usually `Running`; `Starting` while
     /// something slow (an image pull) continues; or `Failed` when it can never run.
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError>;
+
+    /// Replaces the network policy of a running box by the spec's. The box has the old policy or the new
+    /// one at each moment, and keeps the new one: also when its rules are lost and restored. May fail
+    /// for a box that does not run.
+    async fn apply_network_policy(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+    ) -> Result<PolicyApplication, RuntimeError>;
 
     /// Ends the box's processes: SIGTERM, then SIGKILL after `grace` (zero: at once). Its last
     /// output stays readable until [`Self::remove`]. Succeeds for an unknown id.

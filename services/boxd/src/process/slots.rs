@@ -1,7 +1,9 @@
 //! The commands of callers that may run in the box at once: runs and executions together.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -9,12 +11,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct NoSlot(pub usize);
 
 /// Held by a command from its start to its end; free again when dropped.
-pub type Slot = OwnedSemaphorePermit;
+pub struct Slot {
+    _permit: OwnedSemaphorePermit,
+    last_end: Arc<Mutex<Instant>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.last_end.lock() = Instant::now();
+    }
+}
 
 #[derive(Clone)]
 pub struct Slots {
     free: Arc<Semaphore>,
     limit: usize,
+    /// When the last command ended, or boxd started.
+    last_end: Arc<Mutex<Instant>>,
 }
 
 impl Slots {
@@ -24,15 +37,26 @@ impl Slots {
         Self {
             free: Arc::new(Semaphore::new(limit)),
             limit,
+            last_end: Arc::new(Mutex::new(Instant::now())),
         }
     }
 
     /// # Errors
     /// [`NoSlot`].
     pub fn take(&self) -> Result<Slot, NoSlot> {
-        Arc::clone(&self.free)
+        let permit = Arc::clone(&self.free)
             .try_acquire_owned()
-            .map_err(|_| NoSlot(self.limit))
+            .map_err(|_| NoSlot(self.limit))?;
+        Ok(Slot {
+            _permit: permit,
+            last_end: Arc::clone(&self.last_end),
+        })
+    }
+
+    /// How long no command has run. `None`: one does.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        (self.in_use() == 0).then(|| self.last_end.lock().elapsed())
     }
 
     /// The number of commands that start or run.

@@ -103,17 +103,16 @@ async fn warm_box_without_command_idles_and_cold_box_rejects_configure() {
 #[tokio::test]
 async fn status_counts_running_commands() {
     let (_boxd, client) = TestBox::idle().await;
-    assert_eq!(
-        (
-            status(&client).await.main.as_str(),
-            status(&client).await.runs
-        ),
-        ("idle", 0)
-    );
+    let before = status(&client).await;
+    assert_eq!((before.main.as_str(), before.runs), ("idle", 0));
+    assert!(before.idle_ms > 0, "{before:?}");
     let session = Session::start(&client, start(&["sleep", "1000"])).await;
-    assert_eq!(status(&client).await.runs, 1);
+    let during = status(&client).await;
+    assert_eq!((during.runs, during.idle_ms), (1, 0));
     session.send(run_input::Input::Kill(proto::Empty {})).await;
     eventually("none runs", async || status(&client).await.runs == 0).await;
+    let after = status(&client).await;
+    assert!(after.idle_ms > 0, "{after:?}");
 }
 
 #[tokio::test]

@@ -24,7 +24,8 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::boxes::{BoxError, BoxSpans};
+use crate::boxes::in_use::OpenUse;
+use crate::boxes::{BoxError, BoxSpans, InUse};
 use crate::config::Limits;
 use crate::metrics;
 
@@ -45,6 +46,7 @@ struct Shared {
     limits: Limits,
     spans: BoxSpans,
     entries: Mutex<HashMap<EnvironmentId, Arc<Entry>>>,
+    in_use: InUse,
 }
 
 /// A kept box.
@@ -75,7 +77,7 @@ pub struct Lease {
     id: EnvironmentId,
     boxes: Boxes,
     entry: Arc<Entry>,
-    _session: Option<OwnedSemaphorePermit>,
+    _session: Option<(OwnedSemaphorePermit, OpenUse)>,
 }
 
 impl Boxes {
@@ -94,6 +96,7 @@ impl Boxes {
                 limits,
                 spans,
                 entries: Mutex::default(),
+                in_use: InUse::default(),
             }),
         }
     }
@@ -101,6 +104,12 @@ impl Boxes {
     #[must_use]
     pub fn connector(&self) -> &dyn BoxConnector {
         &*self.shared.connector
+    }
+
+    /// The environments with sessions.
+    #[must_use]
+    pub fn in_use(&self) -> &InUse {
+        &self.shared.in_use
     }
 
     /// Leases the box for a session, which counts towards the box's session limit. Does not
@@ -117,7 +126,7 @@ impl Boxes {
         let session = Arc::clone(&lease.entry.sessions)
             .try_acquire_owned()
             .map_err(|_| BoxError::Busy(self.shared.limits.sessions_per_box))?;
-        lease._session = Some(session);
+        lease._session = Some((session, self.shared.in_use.begin(id)));
         Ok(lease)
     }
 

@@ -10,6 +10,7 @@
 
 mod support;
 
+mod activity;
 mod archive;
 mod containerd;
 mod ended_executions;

@@ -54,6 +54,7 @@ impl Creation {
             started_at: None,
             ended_at: None,
             expires_at: after(now, lifetime),
+            last_active_at: None,
             exit_code: None,
             address: None,
             generation: 1,

@@ -14,8 +14,15 @@ pub struct Model {
     #[sea_orm(column_type = "JsonBinary")]
     pub labels: Json,
     pub timeout_s: i64,
+    /// Seconds without activity after which it ends. `None`: it may be idle.
+    pub idle_timeout_s: Option<i64>,
+    /// The network policy of the last PATCH that had one. `None`: that of `request`.
+    #[sea_orm(column_type = "JsonBinary")]
+    pub network_policy: Option<Json>,
+    /// Its box may not have `network_policy` yet.
+    pub network_policy_pending: bool,
     /// The request of the create, without its variables. A PATCH changes the columns `name`,
-    /// `labels` and `timeout_s` above, and not this one.
+    /// `labels`, `timeout_s`, `idle_timeout_s` and `network_policy` above, and not this one.
     #[sea_orm(column_type = "JsonBinary")]
     pub request: Json,
     /// The variables, encrypted. `None`: there are none, or an older version wrote the row, and
@@ -32,6 +39,8 @@ pub struct Model {
     pub started_at: Option<DateTimeUtc>,
     pub ended_at: Option<DateTimeUtc>,
     pub expires_at: DateTimeUtc,
+    /// The last activity that was reported, by the clock of Postgres.
+    pub last_active_at: Option<DateTimeUtc>,
     pub endpoint: String,
     pub namespace: String,
     pub address: Option<String>,

@@ -2,6 +2,7 @@
 
 mod create;
 mod credentials;
+mod patch;
 
 use std::io;
 use std::sync::Arc;
@@ -9,12 +10,11 @@ use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::{
     ClusterHealth, DeleteOwnedRequest, DeleteRequest, GetRequest, HealthReply, ListReply,
-    ListRequest, MAX_RESOLVED, PatchRequest, ResolveReply, ResolveRequest,
+    ListRequest, MAX_REPORTED, MAX_RESOLVED, RecordActivityRequest, ResolveReply, ResolveRequest,
 };
 use agentbox_contracts::environment::{Environment, Status};
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_contracts::labels::check_labels;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
@@ -23,9 +23,8 @@ use crate::cluster::registry::Clusters;
 use crate::config::Settings;
 use crate::environment::outbox::Outbox;
 use crate::environment::record::Record;
-use crate::environment::request;
-use crate::environment::state::{EndReason, LifecycleEvent, patch_refusal, transition};
-use crate::environment::store::{Change, Listing, Patch, Store, StoreError};
+use crate::environment::state::{EndReason, LifecycleEvent, transition};
+use crate::environment::store::{Change, Listing, Store, StoreError};
 use crate::metrics;
 
 /// Attempts of a write while other writers change the same row.
@@ -178,47 +177,20 @@ impl Environments {
         })
     }
 
-    /// Changes the name, the labels or the timeout of an environment.
+    /// Records the environments that are in use.
     ///
     /// # Errors
-    /// `Validation`, `NotFound`; `Conflict` when it is terminating or has ended.
-    pub async fn patch(&self, request: PatchRequest) -> Result<Environment, Error> {
-        if let Some(name) = &request.name {
-            request::name(name)?;
+    /// `Validation` for too many; `Unavailable` without a database.
+    pub async fn record_activity(&self, request: RecordActivityRequest) -> Result<Empty, Error> {
+        let reported = request.environments.len();
+        if reported > MAX_REPORTED {
+            return Err(Error::field(
+                "environments",
+                format_args!("must be at most {MAX_REPORTED}, got {reported}"),
+            ));
         }
-        if let Some(labels) = &request.labels {
-            check_labels("labels", labels)?;
-        }
-        if let Some(seconds) = request.timeout_s {
-            request::timeout(seconds)?;
-        }
-        let patch = Patch {
-            name: request.name,
-            labels: request.labels,
-            timeout_s: request.timeout_s,
-        };
-        for _ in 0..MAX_ATTEMPTS {
-            let before = self.find(&request.id).await?;
-            if let Some(reason) = patch_refusal(before.environment.status) {
-                return Err(Error::new(ErrorCode::Conflict, reason));
-            }
-            if patch == Patch::default() {
-                return self.reply(&before);
-            }
-            let now = Utc::now();
-            let after = match self.0.store.patch(&before, &patch, now).await {
-                Err(StoreError::Fenced) => continue,
-                outcome => outcome?,
-            };
-            self.0.outbox.wake(&request.id);
-            // A timeout in the past ends the environment now, not at the next sweep.
-            if after.environment.expires_at <= now {
-                let ending = self.end(after, EndReason::Expired, false).await?;
-                return self.reply(&ending);
-            }
-            return self.reply(&after);
-        }
-        Err(contended())
+        self.0.store.record_activity(&request.environments).await?;
+        Ok(Empty {})
     }
 
     /// Requests the end of an environment. Succeeds for one that has ended.
@@ -253,7 +225,7 @@ impl Environments {
     }
 
     /// Requests the end of `record`. A terminating environment is unchanged, except that `force`
-    /// ends its grace period.
+    /// ends its grace period. So is an idle one that another writer changed: it is checked again.
     ///
     /// # Errors
     /// `Conflict` when other writers changed it at every attempt; `Unavailable` without a database.
@@ -296,7 +268,12 @@ impl Environments {
                     }
                     return Ok(after);
                 }
-                Err(StoreError::Fenced) => before = self.find(&before.environment.id).await?,
+                Err(StoreError::Fenced) => {
+                    before = self.find(&before.environment.id).await?;
+                    if reason == EndReason::Idle {
+                        return Ok(before);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -33,6 +33,8 @@ pub struct Intent {
     pub grace: Duration,
     /// The box of an ended environment was removed.
     pub box_removed: bool,
+    /// The network policy was changed, and its box may not have it yet.
+    pub network_policy_pending: bool,
     /// The error of the last attempt to start it.
     pub last_error: Option<String>,
 }
@@ -60,6 +62,8 @@ pub enum Plan {
     Ensure,
     /// Plan again after this time, or when the cluster reports a change.
     RequeueAfter(Duration),
+    /// Replace the network policy of the running box.
+    ApplyNetworkPolicy,
     /// Archive its executions, stop its processes, then observe again.
     Stop { grace: Duration },
     /// Archive the box's last output and its executions, remove the box, and record the event.
@@ -126,7 +130,7 @@ fn archive_deadline(begin: DateTime<Utc>, grace: Duration) -> Archive {
 pub fn plan(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> Plan {
     match intent.status {
         Status::Pending => plan_pending(intent, observation, now),
-        Status::Running => plan_running(observation),
+        Status::Running => plan_running(intent, observation),
         Status::Terminating => plan_terminating(intent, observation, now),
         Status::Terminated | Status::Failed if intent.box_removed => Plan::Done,
         Status::Terminated | Status::Failed => Plan::Remove,
@@ -187,11 +191,12 @@ fn start_timed_out(intent: &Intent, message: Option<&String>) -> LifecycleEvent 
     }
 }
 
-fn plan_running(observation: &Observation) -> Plan {
+fn plan_running(intent: &Intent, observation: &Observation) -> Plan {
     match observation {
         Observation::Unknown => Plan::Observe,
         Observation::Absent => Plan::Transition(LifecycleEvent::Lost),
         Observation::Present(observed) => match &observed.phase {
+            BoxPhase::Running { .. } if intent.network_policy_pending => Plan::ApplyNetworkPolicy,
             BoxPhase::Running { .. } => Plan::Done,
             BoxPhase::Exited {
                 exit_code,

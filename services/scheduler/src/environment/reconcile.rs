@@ -29,6 +29,8 @@ use crate::environment::spec::SpecError;
 use crate::environment::store::{Claim, Store, StoreError};
 use crate::metrics;
 
+pub(super) use steps::call_runtime;
+
 /// A fifth of a claim's duration.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Restarts because of other writers before the claim is released.

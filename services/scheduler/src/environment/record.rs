@@ -29,6 +29,8 @@ pub struct Record {
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
     pub box_removed: bool,
+    /// Its box may not have the present network policy yet.
+    pub network_policy_pending: bool,
 }
 
 /// A column has a value that this version cannot read.
@@ -60,6 +62,13 @@ impl TryFrom<entity::Model> for Record {
         request.labels =
             serde_json::from_value(row.labels).map_err(|e| corrupt("labels", e.to_string()))?;
         request.timeout_s = unsigned(row.timeout_s);
+        request.idle_timeout_s = row.idle_timeout_s.map(unsigned);
+        if let Some(policy) = row.network_policy {
+            let policy = serde_json::from_value(policy)
+                .map_err(|e| corrupt("network_policy", e.to_string()))?;
+            let isolation = request.isolation.get_or_insert_default();
+            isolation.network_policy = Some(policy);
+        }
         let status = row
             .status
             .parse::<Status>()
@@ -95,6 +104,7 @@ impl TryFrom<entity::Model> for Record {
                 started_at: row.started_at,
                 ended_at: row.ended_at,
                 expires_at: row.expires_at,
+                last_active_at: row.last_active_at,
                 exit_code: row.exit_code,
                 endpoint: row.endpoint,
                 namespace: row.namespace,
@@ -112,6 +122,7 @@ impl TryFrom<entity::Model> for Record {
             terminating_at: row.terminating_at,
             grace: Duration::from_millis(unsigned(row.grace_ms)),
             box_removed: row.box_removed,
+            network_policy_pending: row.network_policy_pending,
         })
     }
 }
@@ -143,6 +154,7 @@ impl Record {
             terminating_at: self.terminating_at,
             grace: self.grace,
             box_removed: self.box_removed,
+            network_policy_pending: self.network_policy_pending,
             last_error: self.environment.status_message.clone(),
         }
     }

@@ -13,7 +13,9 @@ use agentbox_box_protocol::variables::PREFIX as RESERVED_ENV;
 use agentbox_contracts::command::{
     MAX_MAIN_COMMAND_BYTES, MAX_MAIN_ENV_BYTES, check_variable_size, is_box_variable_name,
 };
-use agentbox_contracts::environment::{EnvironmentRequest, MAX_TIMEOUT_S};
+use agentbox_contracts::environment::{
+    EnvironmentRequest, MAX_TIMEOUT_S, MIN_IDLE_TIMEOUT_S, NetworkPolicy,
+};
 use agentbox_contracts::error::{Error, shortened};
 use agentbox_contracts::labels::{check_labels, is_dns_label};
 use agentbox_contracts::units::{Bytes, MilliCpu};
@@ -37,6 +39,9 @@ pub fn validate(request: &EnvironmentRequest) -> Result<Quantities, Error> {
     image::image(&request.image)?;
     let quantities = quantities(request)?;
     timeout(request.timeout_s)?;
+    if let Some(seconds) = request.idle_timeout_s {
+        idle_timeout(seconds)?;
+    }
     variables(request)?;
     if let Some(command) = &request.command {
         self::command(command)?;
@@ -121,6 +126,30 @@ pub fn timeout(seconds: u64) -> Result<(), Error> {
             seconds,
         ))
     }
+}
+
+/// Checks an idle timeout.
+///
+/// # Errors
+/// `Validation` when it is below [`MIN_IDLE_TIMEOUT_S`] or beyond [`MAX_TIMEOUT_S`].
+pub fn idle_timeout(seconds: u64) -> Result<(), Error> {
+    if (MIN_IDLE_TIMEOUT_S..=MAX_TIMEOUT_S).contains(&seconds) {
+        Ok(())
+    } else {
+        Err(Error::value(
+            "idle_timeout",
+            format_args!("must be between {MIN_IDLE_TIMEOUT_S} and {MAX_TIMEOUT_S} seconds"),
+            seconds,
+        ))
+    }
+}
+
+/// Checks the network policy of a PATCH.
+///
+/// # Errors
+/// `Validation`, naming the field that breaks its rule.
+pub fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
+    isolation::network_policy("network_policy", policy)
 }
 
 /// Checks `env` and `secret_env`.

@@ -55,6 +55,8 @@ impl LifecycleState {
 pub enum EndReason {
     Deleted,
     Expired,
+    /// It was idle for its idle timeout.
+    Idle,
 }
 
 /// Something that happened to an environment.
@@ -81,7 +83,7 @@ pub enum LifecycleEvent {
     },
     /// The cluster has no box of an environment that was running.
     Lost,
-    /// A user or the environment's timeout ends it.
+    /// A user or one of the environment's timeouts ends it.
     EndRequested(EndReason),
     /// Its box is removed. `exit_code`: of its main command, if that ran.
     Removed { exit_code: Option<i32> },
@@ -115,6 +117,10 @@ const fn end_reason(reason: EndReason) -> (StatusReason, &'static str) {
     match reason {
         EndReason::Deleted => (StatusReason::Deleted, "the environment was deleted"),
         EndReason::Expired => (StatusReason::Expired, "the environment reached its timeout"),
+        EndReason::Idle => (
+            StatusReason::Expired,
+            "the environment was idle for its idle_timeout",
+        ),
     }
 }
 

@@ -11,6 +11,7 @@
 //!   inserted while its environment's row is locked.
 //! * I4. Times that replicas compare are Postgres' own.
 
+mod activity;
 mod change;
 mod create;
 mod credentials;

@@ -1,9 +1,19 @@
-//! Periodic work that one replica does for all: ending expired environments, and purging rows
-//! past their retention. When that replica is killed, another takes over once its lease expires.
+//! Periodic work that one replica does for all: ending expired and idle environments, and purging
+//! rows past their retention. When that replica is killed, another takes over once its lease expires.
+//!
+//! * I1. An environment ends as idle only after its box was asked, because reports of activity may
+//!   have been lost. Without an answer it stays.
 
 use std::time::Duration;
 
+use agentbox_bus::Bus;
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::environment::ACTIVITY_INTERVAL_S;
+use agentbox_contracts::error::Error;
+use agentbox_contracts::exec::ActivityRequest;
+use agentbox_contracts::exec::rpc::GetActivity;
+use agentbox_contracts::ids::EnvironmentId;
+use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::environment::handlers::Environments;
@@ -13,6 +23,13 @@ use crate::metrics;
 
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 256;
+const IDLE_INTERVAL: Duration = Duration::from_secs(ACTIVITY_INTERVAL_S);
+/// Reports of activity come first when the schedulers did not run for a while.
+const IDLE_START_DELAY: Duration = Duration::from_secs(2 * ACTIVITY_INTERVAL_S);
+const IDLE_BATCH: u32 = 4096;
+/// Boxes that are asked at a time.
+const IDLE_CHECKS: usize = 32;
+const ACTIVITY_DEADLINE: Duration = Duration::from_secs(3);
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 /// The pause after a batch: another may follow.
 const PURGE_AGAIN: Duration = Duration::from_secs(1);
@@ -43,6 +60,65 @@ pub async fn run_expiry(environments: &Environments, held: CancellationToken) {
         }
         pause(EXPIRY_INTERVAL, &held).await;
     }
+}
+
+/// Ends idle environments until `held` is cancelled.
+pub async fn run_idle(environments: &Environments, bus: &Bus, held: CancellationToken) {
+    pause(IDLE_START_DELAY, &held).await;
+    while !held.is_cancelled() {
+        match environments.store().idle(IDLE_BATCH).await {
+            Ok(idle) => {
+                let held = &held;
+                futures::stream::iter(idle)
+                    .for_each_concurrent(IDLE_CHECKS, |id| async move {
+                        if held.is_cancelled() {
+                            return;
+                        }
+                        if let Err(error) = end_if_idle(environments, bus, &id).await {
+                            tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "idle environment not ended; retried");
+                        }
+                    })
+                    .await;
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "idle environments not read");
+            }
+        }
+        pause(IDLE_INTERVAL, &held).await;
+    }
+}
+
+/// Ends an environment that was idle for its idle timeout, unless its box is in use.
+///
+/// # Errors
+/// When the box does not answer, or the database fails.
+pub async fn end_if_idle(
+    environments: &Environments,
+    bus: &Bus,
+    id: &EnvironmentId,
+) -> Result<(), Error> {
+    let store = environments.store();
+    let Some(record) = store.find_idle(id).await? else {
+        return Ok(());
+    };
+    let Some(address) = record.environment.address else {
+        return Ok(());
+    };
+    let request = ActivityRequest {
+        environment: id.clone(),
+        address,
+    };
+    let cluster = &record.environment.cluster;
+    let activity = bus
+        .call_cluster::<GetActivity>(cluster, &request, ACTIVITY_DEADLINE)
+        .await?;
+    let idle = Duration::from_millis(activity.idle_ms);
+    store.record_idle(id, idle).await?;
+    // Read again: it may have been used or changed meanwhile.
+    if let Some(record) = store.find_idle(id).await? {
+        environments.end(record, EndReason::Idle, false).await?;
+    }
+    Ok(())
 }
 
 /// Purges rows past their retention until `held` is cancelled; `retention` is for ended

@@ -9,7 +9,8 @@ use agentbox_contracts::environment::{Environment, Status, StatusReason};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{
-    BoxSpec, Capacity, ChangeStream, Observed, PreflightError, Runtime, RuntimeError,
+    BoxSpec, Capacity, ChangeStream, Observed, PolicyApplication, PreflightError, Runtime,
+    RuntimeError,
 };
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
@@ -87,6 +88,14 @@ impl Runtime for Gate {
         self.ensure_calls.fetch_add(1, Ordering::SeqCst);
         let _held = self.ensures.acquire().await;
         self.pass()?.ensure(spec, generation).await
+    }
+
+    async fn apply_network_policy(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+    ) -> Result<PolicyApplication, RuntimeError> {
+        self.pass()?.apply_network_policy(spec, generation).await
     }
 
     async fn stop(&self, id: &EnvironmentId, grace: Duration) -> Result<(), RuntimeError> {

@@ -270,6 +270,8 @@ async fn forced_delete_ends_the_grace_period_of_a_box_that_ignores_sigterm() {
         name: None,
         labels: None,
         timeout_s: Some(6000),
+        idle_timeout_s: None,
+        network_policy: None,
     };
     let late = world.gateway.call::<Patch>(&late, CALL).await.unwrap_err();
     assert_eq!(late.code, ErrorCode::Conflict, "{late}");
@@ -304,12 +306,15 @@ async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
         name: name.map(Into::into),
         labels: Some([("a".to_owned(), "b".to_owned())].into()),
         timeout_s,
+        idle_timeout_s: None,
+        network_policy: None,
     };
     let extended = world
         .gateway
         .call::<Patch>(&patch(Some("renamed"), Some(6000)), CALL)
         .await
-        .unwrap();
+        .unwrap()
+        .environment;
     assert_eq!(
         extended.expires_at,
         extended.created_at + TimeDelta::seconds(6000)
@@ -322,7 +327,7 @@ async fn timeout_that_is_over_or_patched_into_the_past_ends_the_environment() {
         .await;
     // If its first second is not over yet, the sweeper ends it later.
     assert!(matches!(
-        ended.unwrap().status,
+        ended.unwrap().environment.status,
         Status::Terminating | Status::Running
     ));
     for id in [&expiring.id, &patched.id] {

@@ -1,6 +1,8 @@
 //! The store on a real Postgres: fencing, quotas, idempotency, capacity, claims, leases.
 
+mod activity;
 mod expiry;
+mod policy;
 mod quota;
 
 use std::time::Duration;

@@ -91,6 +91,7 @@ pub fn request(name: &str) -> EnvironmentRequest {
             storage: "64Mi".into(),
         },
         timeout_s: 600,
+        idle_timeout_s: None,
         env: BTreeMap::new(),
         secret_env: BTreeMap::new(),
         command: None,

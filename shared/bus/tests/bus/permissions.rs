@@ -73,6 +73,7 @@ fn literal_subjects() -> Vec<String> {
         "abx.v1.rpc.auth.probe",
         "abx.v1.rpc.scheduler.probe",
         "abx.v1.rpc.scheduler.delete-owned",
+        "abx.v1.rpc.scheduler.record-activity",
         "abx.v1.rpc.exec.probe.probe",
         "abx.v1.cmd.env.probe.probe.probe",
         "abx.v1.evt.env.probe.probe",

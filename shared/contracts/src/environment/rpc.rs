@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, EnvironmentRequest, LimitEnforcement, Status, Visibility};
+use super::{Environment, EnvironmentRequest, LimitEnforcement, NetworkPolicy, Status, Visibility};
 use crate::ids::{EnvironmentId, UserId};
+use crate::nullable;
 use crate::rpc::{Empty, rpc};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,6 +75,35 @@ pub struct PatchRequest {
     pub labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     pub timeout_s: Option<u64>,
+    /// `Some(None)` removes the idle timeout.
+    #[serde(
+        default,
+        deserialize_with = "nullable::deserialize",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub idle_timeout_s: Option<Option<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicy>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PatchReply {
+    #[serde(flatten)]
+    pub environment: Environment,
+    /// After a change of the network policy of a running environment: whether a check has seen
+    /// that it is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy_applied: Option<bool>,
+}
+
+/// The most environments in one report.
+pub const MAX_REPORTED: usize = 1000;
+
+/// Reports the environments that have an open session, or had one since the last report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RecordActivityRequest {
+    /// At most [`MAX_REPORTED`].
+    pub environments: Vec<EnvironmentId>,
 }
 
 /// The reply means that the deletion is stored. The box is removed afterwards.
@@ -115,7 +145,8 @@ rpc!(Create: "scheduler", "create", CreateRequest => Environment);
 rpc!(Get: "scheduler", "get", GetRequest => Environment);
 rpc!(List: "scheduler", "list", ListRequest => ListReply);
 rpc!(Resolve: "scheduler", "resolve", ResolveRequest => ResolveReply);
-rpc!(Patch: "scheduler", "patch", PatchRequest => Environment);
+rpc!(Patch: "scheduler", "patch", PatchRequest => PatchReply);
 rpc!(Delete: "scheduler", "delete", DeleteRequest => Empty);
 rpc!(DeleteOwned: "scheduler", "delete-owned", DeleteOwnedRequest => Empty);
+rpc!(RecordActivity: "scheduler", "record-activity", RecordActivityRequest => Empty);
 rpc!(Health: "scheduler", "health", Empty => HealthReply);

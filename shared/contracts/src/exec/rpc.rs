@@ -1,6 +1,9 @@
 //! The RPCs of the exec-proxies.
 
-use super::{ArchiveReply, ArchiveRequest, FromBox, Open, ToBox, UsageReply, UsageRequest};
+use super::{
+    ActivityReply, ActivityRequest, ArchiveReply, ArchiveRequest, FromBox, Open, ToBox, UsageReply,
+    UsageRequest,
+};
 use crate::rpc::{ClusterRpc, SessionRpc};
 
 /// A session with a box: one exec, one attach or one log stream.
@@ -20,6 +23,15 @@ impl ClusterRpc for GetUsage {
     const METHOD: &'static str = "usage";
     type Request = UsageRequest;
     type Reply = UsageReply;
+}
+
+/// Asks whether a box is in use, before its environment is ended as idle.
+pub struct GetActivity;
+
+impl ClusterRpc for GetActivity {
+    const METHOD: &'static str = "activity";
+    type Request = ActivityRequest;
+    type Reply = ActivityReply;
 }
 
 /// Archives the last output of a box before the box is removed.

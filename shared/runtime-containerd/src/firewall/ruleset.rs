@@ -14,8 +14,10 @@
 //! a bound is an element of a dynamic set, for each port or address. The set's name has the bound,
 //! because an element keeps the bound with which it was created.
 //!
-//! Only replies skip the checks after the guard. Other packets of a known connection do not,
-//! because connection tracking may know it from an earlier box with the same address.
+//! Only replies skip these checks. Other packets of a known connection do not, because connection
+//! tracking may know it from an earlier box with the same address. The chain `replies` checks a reply
+//! by the present policies of both ends, so that a changed policy ends open connections too: the
+//! chains `out-re-<id>` and `in-re-<id>` mirror `out-<id>` and `in-<id>`.
 
 mod elements;
 
@@ -46,6 +48,17 @@ fn ipv4_network(network: &IpNet) -> Option<Ipv4Net> {
         IpNet::V6(_) => None,
     }
 }
+
+/// The chains of one box, without the `-<id>` at their ends.
+const CHAINS: [&str; 4] = ["out", "in", "out-re", "in-re"];
+
+/// The maps from a box's address to its chains: the map, the chain, and how the chain is entered.
+const MAPS: [(&str, &str, &str); 4] = [
+    ("egress", "out", "goto"),
+    ("ingress", "in", "goto"),
+    ("answered", "out-re", "jump"),
+    ("answering", "in-re", "jump"),
+];
 
 /// Whether the set has the state of the bound on connections, as elements that time removes.
 fn is_state_of_a_bound(set: &str) -> bool {
@@ -233,6 +246,7 @@ impl Ruleset {
         let denied = ALWAYS_DENIED_V4.join(", ");
         let private = PRIVATE_V4.join(", ");
         let dns = "ip saddr . ip daddr @resolving meta l4proto { tcp, udp } th dport 53";
+        let dns_reply = "ip daddr . ip saddr @resolving meta l4proto { tcp, udp } th sport 53";
         format!(
             r#"add table bridge {table}
 add set bridge {table} ports {{ type ifname; }}
@@ -253,18 +267,22 @@ add rule bridge {table} between oifname @ports drop
 add table inet {table}
 add map inet {table} egress {{ type ipv4_addr : verdict; }}
 add map inet {table} ingress {{ type ipv4_addr : verdict; }}
+add map inet {table} answered {{ type ipv4_addr : verdict; }}
+add map inet {table} answering {{ type ipv4_addr : verdict; }}
 add set inet {table} resolving {{ type ipv4_addr . ipv4_addr; }}
 add set inet {table} {deployment_set} {{ type ipv4_addr; }}
 add chain inet {table} opened
 add chain inet {table} reached
 add chain inet {table} delivered
 add chain inet {table} internet
+add chain inet {table} replies
 add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
 add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
 flush chain inet {table} opened
 flush chain inet {table} reached
 flush chain inet {table} delivered
 flush chain inet {table} internet
+flush chain inet {table} replies
 flush chain inet {table} input
 flush chain inet {table} forward
 {connections}add rule inet {table} reached accept
@@ -274,7 +292,8 @@ add rule inet {table} input {dns} jump opened
 add rule inet {table} input {dns} accept
 add rule inet {table} input {REFUSE}
 add rule inet {table} forward iifname != "{bridge}" oifname != "{bridge}" accept
-add rule inet {table} forward ct state established,related ct direction reply accept
+add rule inet {table} forward ct state established ct direction reply goto replies
+add rule inet {table} forward ct state related ct direction reply accept
 add rule inet {table} forward ct state invalid drop
 add rule inet {table} forward iifname != "{bridge}" goto delivered
 add rule inet {table} forward {dns} jump opened
@@ -287,6 +306,10 @@ add rule inet {table} delivered oifname != "{bridge}" accept
 add rule inet {table} delivered tcp dport {DEFAULT_PORT} drop
 add rule inet {table} delivered ip daddr vmap @ingress
 add rule inet {table} delivered drop
+add rule inet {table} replies {dns_reply} accept
+add rule inet {table} replies ip daddr vmap @answered
+add rule inet {table} replies ip saddr vmap @answering
+add rule inet {table} replies accept
 add rule inet {table} internet ip daddr {{ {private} }} return
 add rule inet {table} internet ip daddr {subnet} return
 add rule inet {table} internet meta nfproto ipv4 goto delivered
@@ -318,7 +341,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             text.push_str(&rule);
             text.push('\n');
         };
-        for chain in ["out", "in"] {
+        for chain in CHAINS {
             line(format!("add chain inet {table} {chain}-{id}"));
             line(format!("flush chain inet {table} {chain}-{id}"));
         }
@@ -329,6 +352,9 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!(
                 "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr != @{set} drop"
             ));
+            line(format!(
+                "add rule inet {table} in-re-{id} oifname \"{bridge}\" ip daddr != @{set} drop"
+            ));
             line(format!("add element inet {table} {set} {{ {address} }}"));
         }
         if let Some(set) = owner_set.filter(|_| policy.allow_cluster_internal) {
@@ -338,10 +364,19 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!(
                 "add rule inet {table} in-{id} iifname \"{bridge}\" ip saddr @{set} goto reached"
             ));
+            line(format!(
+                "add rule inet {table} out-re-{id} ip saddr @{set} return"
+            ));
+            line(format!(
+                "add rule inet {table} in-re-{id} oifname \"{bridge}\" ip daddr @{set} return"
+            ));
         }
         // An egress CIDR that contains the boxes' network opens no box.
         line(format!(
             "add rule inet {table} out-{id} ip daddr {subnet} {REFUSE}"
+        ));
+        line(format!(
+            "add rule inet {table} out-re-{id} ip saddr {subnet} drop"
         ));
         // No egress CIDR opens the operator's blocked networks.
         if !self.blocked.is_empty() && (policy.allow_internet || !egress.is_empty()) {
@@ -349,37 +384,54 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {blocked} }} {REFUSE}"
             ));
+            line(format!(
+                "add rule inet {table} out-re-{id} ip saddr {{ {blocked} }} drop"
+            ));
         }
         if !egress.is_empty() {
             let networks = list(&egress);
             line(format!(
                 "add rule inet {table} out-{id} ip daddr {{ {networks} }} goto delivered"
             ));
+            line(format!(
+                "add rule inet {table} out-re-{id} ip saddr {{ {networks} }} return"
+            ));
         }
         if policy.allow_internet {
             line(format!("add rule inet {table} out-{id} jump internet"));
+            let private = PRIVATE_V4.join(", ");
+            line(format!(
+                "add rule inet {table} out-re-{id} ip saddr != {{ {private} }} return"
+            ));
         }
         line(format!("add rule inet {table} out-{id} {REFUSE}"));
+        line(format!("add rule inet {table} out-re-{id} drop"));
         if !policy.allowed_ingress_ports.is_empty() {
             let ports = list(&policy.allowed_ingress_ports);
             line(format!(
                 "add rule inet {table} in-{id} tcp dport {{ {ports} }} goto reached"
             ));
+            line(format!(
+                "add rule inet {table} in-re-{id} tcp sport {{ {ports} }} return"
+            ));
         }
         line(format!("add rule inet {table} in-{id} drop"));
-        line(format!(
-            "add element inet {table} egress {{ {address} : goto out-{id} }}"
-        ));
-        line(format!(
-            "add element inet {table} ingress {{ {address} : goto in-{id} }}"
-        ));
+        line(format!("add rule inet {table} in-re-{id} drop"));
+        for (map, chain, verdict) in MAPS {
+            line(format!(
+                "add element inet {table} {map} {{ {address} : {verdict} {chain}-{id} }}"
+            ));
+        }
         line(format!(
             "add element inet {table} {deployment_set} {{ {address} }}"
         ));
-        if policy.allow_internet {
-            for resolver in &self.resolvers {
+        for resolver in &self.resolvers {
+            let pair = format!("{address} . {resolver}");
+            line(format!("add element inet {table} resolving {{ {pair} }}"));
+            // The policy before may have had it.
+            if !policy.allow_internet {
                 line(format!(
-                    "add element inet {table} resolving {{ {address} . {resolver} }}"
+                    "delete element inet {table} resolving {{ {pair} }}"
                 ));
             }
         }
@@ -402,26 +454,26 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             address, mac, port, ..
         } = network;
         let mut text = String::new();
-        let mut elements = vec![
-            (
+        let mut elements = Vec::new();
+        for (map, chain, verdict) in MAPS {
+            // A table of an older version does not have all of them.
+            let _ = writeln!(
+                text,
+                "add map inet {table} {map} {{ type ipv4_addr : verdict; }}"
+            );
+            elements.push((
                 "inet",
-                "egress".to_owned(),
+                map.to_owned(),
                 address.to_string(),
-                format!("{address} : goto out-{id}"),
-            ),
-            (
-                "inet",
-                "ingress".to_owned(),
-                address.to_string(),
-                format!("{address} : goto in-{id}"),
-            ),
-            (
-                "inet",
-                deployment_set.clone(),
-                address.to_string(),
-                address.to_string(),
-            ),
-        ];
+                format!("{address} : {verdict} {chain}-{id}"),
+            ));
+        }
+        elements.push((
+            "inet",
+            deployment_set.clone(),
+            address.to_string(),
+            address.to_string(),
+        ));
         if let Some(set) = self.owner_set(network) {
             let _ = writeln!(text, "add set inet {table} {set} {{ type ipv4_addr; }}");
             elements.push(("inet", set, address.to_string(), address.to_string()));
@@ -438,7 +490,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         elements.push(("bridge", "senders".to_owned(), sender.clone(), sender));
         let port = format!("\"{port}\"");
         elements.push(("bridge", "ports".to_owned(), port.clone(), port));
-        for chain in ["out", "in"] {
+        for chain in CHAINS {
             let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
         }
         for (family, set, key, element) in elements {
@@ -451,7 +503,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
 
     fn delete_chains(&self, id: &EnvironmentId, text: &mut String) {
         let table = &self.table;
-        for chain in ["out", "in"] {
+        for chain in CHAINS {
             let _ = writeln!(text, "add chain inet {table} {chain}-{id}");
             let _ = writeln!(text, "flush chain inet {table} {chain}-{id}");
             let _ = writeln!(text, "delete chain inet {table} {chain}-{id}");
@@ -462,7 +514,6 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
     pub fn remove_listed(&self, id: &EnvironmentId, found: &Elements) -> Option<String> {
         let table = &self.table;
         let mut text = String::new();
-        let (out, inward) = (format!("out-{id}"), format!("in-{id}"));
         for (address, holder) in &found.egress {
             if holder != id {
                 continue;
@@ -498,11 +549,8 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
                 let _ = writeln!(text, "delete element {family} {table} {name} {{ {key} }}");
             }
         }
-        let chains = found
-            .chains
-            .iter()
-            .any(|chain| *chain == out || *chain == inward);
-        if chains {
+        let of_box = CHAINS.map(|chain| format!("{chain}-{id}"));
+        if found.chains.iter().any(|chain| of_box.contains(chain)) {
             self.delete_chains(id, &mut text);
         }
         (!text.is_empty()).then_some(text)

@@ -31,6 +31,7 @@ pub async fn subject() -> Subject<Driver> {
         cluster_pids_limit: Some(kubernetes().await.endpoint.pod_pids_limit()),
         eviction_deletes_output: true,
         ignores_image_group: true,
+        keeps_open_connections: true,
         measures_storage: true,
         shares_user_ids: true,
         refuses_entrypoint: true,

@@ -1,6 +1,7 @@
 //! A box reaches exactly the destinations that its policy allows, tested from inside. A driver's
 //! own tests cover its machines: host ports, the metadata address, forged senders.
 
+mod change;
 pub mod destinations;
 pub mod probe;
 
@@ -11,6 +12,10 @@ use ipnet::IpNet;
 
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, BoxSpec, IngressPort, NetworkPolicy, Runtime};
+
+pub use change::{
+    changed_policy_applies_to_new_and_to_open_connections, policy_of_an_older_generation_is_fenced,
+};
 
 type Outcome = Result<(), Violation>;
 

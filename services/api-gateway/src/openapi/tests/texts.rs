@@ -239,7 +239,9 @@ fn invalid_example_is_detected() {
 #[test]
 fn documented_limits_are_those_of_the_code() {
     use agentbox_contracts::command::MAX_ARGUMENTS;
-    use agentbox_contracts::environment::{MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S};
+    use agentbox_contracts::environment::{
+        MAX_IMAGE_LENGTH, MAX_LABELS, MAX_TIMEOUT_S, MIN_IDLE_TIMEOUT_S,
+    };
     use agentbox_contracts::identity::{
         MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS, MAX_PASSWORD,
         MAX_USERNAME, MIN_PASSWORD,
@@ -255,6 +257,25 @@ fn documented_limits_are_those_of_the_code() {
         ),
         ("CreateEnvironment", "timeout", "maximum", MAX_TIMEOUT_S),
         ("PatchEnvironment", "timeout", "maximum", MAX_TIMEOUT_S),
+        (
+            "CreateEnvironment",
+            "idle_timeout",
+            "minimum",
+            MIN_IDLE_TIMEOUT_S,
+        ),
+        (
+            "CreateEnvironment",
+            "idle_timeout",
+            "maximum",
+            MAX_TIMEOUT_S,
+        ),
+        (
+            "PatchEnvironment",
+            "idle_timeout",
+            "minimum",
+            MIN_IDLE_TIMEOUT_S,
+        ),
+        ("PatchEnvironment", "idle_timeout", "maximum", MAX_TIMEOUT_S),
         ("CreateUser", "username", "maxLength", MAX_USERNAME as u64),
         ("CreateUser", "email", "maxLength", MAX_EMAIL as u64),
         ("PatchUser", "email", "maxLength", MAX_EMAIL as u64),

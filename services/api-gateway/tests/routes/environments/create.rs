@@ -369,3 +369,30 @@ async fn concurrent_requests_with_one_idempotency_key_create_one_environment() {
         1
     );
 }
+
+#[tokio::test]
+async fn create_that_waits_answers_once_the_environment_runs_or_has_ended() {
+    let user = new_user().await;
+    let request = user
+        .caller
+        .request(Method::POST, "/environments?wait=running")
+        .json(&small());
+    let running = send_with_retry(request).await.expect_status(201);
+    assert_eq!(running["status"], "running", "{running}");
+    assert!(running["started_at"].is_string(), "{running}");
+    let mut missing = small();
+    missing["image"] = json!("no-such-image-of-ours:1");
+    let request = user
+        .caller
+        .request(Method::POST, "/environments?wait=running")
+        .json(&missing);
+    let failed = send_with_retry(request).await.expect_status(201);
+    assert_eq!(failed["status"], "failed", "{failed}");
+    assert_eq!(failed["status_reason"], "IMAGE_PULL");
+    let message = user
+        .caller
+        .post("/environments?wait=soon", &small())
+        .await
+        .expect_error(400, "validation_failed");
+    assert!(message.starts_with("wait"), "{message}");
+}

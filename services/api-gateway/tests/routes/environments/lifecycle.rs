@@ -1,11 +1,14 @@
 //! `PATCH` and `DELETE /environments/{id}`, and the ends of an environment.
 
+use agentbox_testing::Runtime;
 use chrono::TimeDelta;
 use serde_json::json;
 
 use super::{ids, instant};
 use crate::support::boxes::{script, small};
 use crate::support::caller::new_user;
+use crate::support::eventually;
+use crate::support::system::runtime;
 
 #[tokio::test]
 async fn exited_main_command_ends_its_environment() {
@@ -159,4 +162,87 @@ async fn forced_deletion_skips_the_grace_period() {
     // The grace period of the other one has not passed.
     let other = user.caller.get(&other).await.expect_status(200);
     assert_eq!(other["status"], "terminating", "{other}");
+}
+
+#[tokio::test]
+async fn network_policy_of_a_running_environment_is_changed() {
+    let user = new_user().await;
+    let id = user.caller.create_running(&small()).await;
+    let path = format!("/environments/{id}");
+    let policy = json!({
+        "allow_internet": false,
+        "allowed_egress_cidrs": ["10.20.0.0/16"],
+        "allowed_ingress_ports": [8080],
+        "allow_cluster_internal": true,
+    });
+    for _ in 0..2 {
+        let body = json!({"network_policy": policy});
+        let patched = user.caller.patch(&path, &body).await.expect_status(200);
+        assert_eq!(patched["isolation"]["network_policy"], policy);
+        match runtime() {
+            Runtime::Containerd => assert_eq!(patched["network_policy_applied"], true),
+            Runtime::Kubernetes => {
+                assert!(patched["network_policy_applied"].is_boolean(), "{patched}");
+            }
+        }
+    }
+    let read = user.caller.get(&path).await.expect_status(200);
+    assert_eq!(read["isolation"]["network_policy"], policy);
+    assert!(read.get("network_policy_applied").is_none(), "{read}");
+    let named = user.caller.patch(&path, &json!({"name": "other"})).await;
+    let named = named.expect_status(200);
+    assert!(named.get("network_policy_applied").is_none(), "{named}");
+    for (body, field) in [
+        (
+            json!({"network_policy": {"allowed_egress_cidrs": ["10.0.0.0/33"]}}),
+            "network_policy.allowed_egress_cidrs: ",
+        ),
+        (
+            json!({"network_policy": {"allowed_ingress_ports": [0]}}),
+            "network_policy.allowed_ingress_ports: ",
+        ),
+        (
+            json!({"network_policy": {"allow": true}}),
+            "network_policy.allow: ",
+        ),
+    ] {
+        let message = user
+            .caller
+            .patch(&path, &body)
+            .await
+            .expect_error(400, "validation_failed");
+        assert!(message.starts_with(field), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn idle_timeout_is_set_changed_and_removed_and_activity_is_recorded() {
+    let user = new_user().await;
+    let mut body = small();
+    body["idle_timeout"] = json!(600);
+    let id = user.caller.create_running(&body).await;
+    let path = format!("/environments/{id}");
+    let created = user.caller.get(&path).await.expect_status(200);
+    assert_eq!(created["idle_timeout"], 600);
+    assert!(created.get("last_active_at").is_none(), "{created}");
+    user.caller.sh(&id, "true").await;
+    let active = eventually("the activity is recorded", async || {
+        let read = user.caller.get(&path).await.expect_status(200);
+        read.get("last_active_at").map(instant)
+    })
+    .await;
+    assert!(active >= instant(&created["started_at"]), "{active}");
+    for (value, expected) in [(json!(1200), json!(1200)), (json!(null), json!(null))] {
+        let body = json!({"idle_timeout": value});
+        let patched = user.caller.patch(&path, &body).await.expect_status(200);
+        assert_eq!(patched["idle_timeout"], expected, "{patched}");
+    }
+    for value in [json!(9), json!(0), json!("60")] {
+        let message = user
+            .caller
+            .patch(&path, &json!({"idle_timeout": value}))
+            .await
+            .expect_error(400, "validation_failed");
+        assert!(message.starts_with("idle_timeout: "), "{message}");
+    }
 }

@@ -18,6 +18,7 @@ fn intent(status: Status) -> Intent {
         terminating_at: (status == Status::Terminating).then(|| t(1)),
         grace: Duration::from_secs(10),
         box_removed: false,
+        network_policy_pending: false,
         last_error: None,
     }
 }
@@ -210,6 +211,30 @@ fn ended_environment_whose_box_is_removed_is_done() {
             ..intent(status)
         };
         assert_eq!(plan(&done, &Observation::Unknown, t(0)), Plan::Done);
+    }
+}
+
+#[test]
+fn changed_network_policy_is_applied_to_a_running_box_only() {
+    let changed = |status| Intent {
+        network_policy_pending: true,
+        ..intent(status)
+    };
+    let running = present(running());
+    assert_eq!(
+        plan(&changed(Status::Running), &running, t(0)),
+        Plan::ApplyNetworkPolicy
+    );
+    assert_eq!(
+        plan(&changed(Status::Running), &Observation::Unknown, t(0)),
+        Plan::Observe
+    );
+    for status in [Status::Pending, Status::Terminating] {
+        assert_eq!(
+            plan(&changed(status), &running, t(0)),
+            plan(&intent(status), &running, t(0)),
+            "{status:?}"
+        );
     }
 }
 

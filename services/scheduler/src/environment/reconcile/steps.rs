@@ -44,7 +44,7 @@ enum Next {
 
 /// Calls a cluster's driver; makes a span of the call and records its duration. Fails when the
 /// driver is not connected yet.
-async fn call_runtime<'a, T>(
+pub(in crate::environment) async fn call_runtime<'a, T>(
     cluster: &'a Cluster,
     name: &'static str,
     call: impl FnOnce(&'a dyn Runtime) -> BoxFuture<'a, Result<T, RuntimeError>>,
@@ -116,6 +116,10 @@ impl Reconciler {
             Plan::ReserveCapacity => self.reserve_capacity(cluster, record).await,
             Plan::Observe => self.observe(cluster, record).await,
             Plan::Ensure => self.ensure(cluster, record).await,
+            Plan::ApplyNetworkPolicy => {
+                self.apply_network_policy(cluster, record, observation)
+                    .await
+            }
             Plan::Stop { grace } => self.stop(cluster, record, grace).await,
             Plan::Finalize {
                 archive,
@@ -218,6 +222,34 @@ impl Reconciler {
             Ok(observed) => Ok(Next::Continue(record, Observation::Present(observed))),
             Err(RuntimeError::Fenced { .. }) => Err(StoreError::Fenced.into()),
             Err(error) => self.handle_error(cluster, record, "ensure", error).await,
+        }
+    }
+
+    /// Applies a changed network policy. Its PATCH has usually done so already.
+    async fn apply_network_policy(
+        &self,
+        cluster: &Cluster,
+        record: Box<Record>,
+        observation: Observation,
+    ) -> Result<Next, ReconcileError> {
+        let boxes = &self.settings.boxes;
+        // The variables of the box are sealed in the record, and not needed here.
+        let spec = box_spec(&record.environment, record.quantities, cluster, boxes)?;
+        let generation = record.environment.generation;
+        let applying = call_runtime(cluster, "apply_network_policy", |runtime| {
+            runtime.apply_network_policy(&spec, generation)
+        });
+        match applying.await {
+            Ok(_) => {
+                let after = self.store.mark_network_policy_applied(&record).await?;
+                tracing::info!(environment.id = %after.environment.id, "network policy applied");
+                Ok(Next::Continue(Box::new(after), observation))
+            }
+            Err(RuntimeError::Fenced { .. }) => Err(StoreError::Fenced.into()),
+            Err(error) => {
+                self.handle_error(cluster, record, "apply_network_policy", error)
+                    .await
+            }
         }
     }
 

@@ -85,7 +85,7 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
         ));
     }
     if let Some(policy) = &isolation.network_policy {
-        network_policy(policy)?;
+        network_policy("isolation.network_policy", policy)?;
     }
     if let Some(context) = &isolation.security_context {
         security_context(context)?;
@@ -93,32 +93,28 @@ pub(super) fn isolation(isolation: &Isolation) -> Result<(), Error> {
     Ok(())
 }
 
-fn network_policy(policy: &NetworkPolicy) -> Result<(), Error> {
-    for (field, length) in [
-        (
-            "isolation.network_policy.allowed_egress_cidrs",
-            policy.allowed_egress_cidrs.len(),
-        ),
-        (
-            "isolation.network_policy.allowed_ingress_ports",
-            policy.allowed_ingress_ports.len(),
-        ),
+/// Checks a network policy; `field` is its name in errors.
+pub(super) fn network_policy(field: &str, policy: &NetworkPolicy) -> Result<(), Error> {
+    for (list, length) in [
+        ("allowed_egress_cidrs", policy.allowed_egress_cidrs.len()),
+        ("allowed_ingress_ports", policy.allowed_ingress_ports.len()),
     ] {
         if length > MAX_ENTRIES {
             return Err(Error::field(
-                field,
+                &format!("{field}.{list}"),
                 format_args!("must have at most {MAX_ENTRIES} entries, has {length}"),
             ));
         }
     }
     agentbox_runtime::NetworkPolicy::parse(policy)
         .map(drop)
-        .map_err(|error| policy_error(&error))
+        .map_err(|error| policy_error(field, &error))
 }
 
-/// The public error for a network policy that breaks a rule.
-fn policy_error(error: &NetworkPolicyError) -> Error {
-    Error::value(error.field(), error.rule(), error.value())
+/// The public error for a network policy, named `field`, that breaks a rule.
+fn policy_error(field: &str, error: &NetworkPolicyError) -> Error {
+    let list = error.field().rsplit('.').next().unwrap_or_default();
+    Error::value(&format!("{field}.{list}"), error.rule(), error.value())
 }
 
 fn security_context(context: &SecurityContext) -> Result<(), Error> {

@@ -16,6 +16,7 @@ fn valid() -> EnvironmentRequest {
             storage: "1Gi".into(),
         },
         timeout_s: 1,
+        idle_timeout_s: Some(10),
         env: BTreeMap::from([("MY_VAR".into(), "a value = \n".into())]),
         secret_env: BTreeMap::from([("MY_TOKEN".into(), "a secret".into())]),
         command: Some(vec!["sh".into(), String::new()]),
@@ -104,6 +105,8 @@ fn each_broken_rule_is_a_validation_error_for_its_field() {
         ("resources.storage", |r| r.resources.storage = "-1Gi".into()),
         ("timeout", |r| r.timeout_s = 0),
         ("timeout", |r| r.timeout_s = u64::MAX),
+        ("idle_timeout", |r| r.idle_timeout_s = Some(9)),
+        ("idle_timeout", |r| r.idle_timeout_s = Some(u64::MAX)),
         ("env", |r| {
             r.env = BTreeMap::from([("A=B".into(), String::new())])
         }),

@@ -240,6 +240,10 @@ fn end_request_keeps_the_run_and_sets_the_reason_as_message() {
     for (reason, message) in [
         (EndReason::Deleted, "the environment was deleted"),
         (EndReason::Expired, "the environment reached its timeout"),
+        (
+            EndReason::Idle,
+            "the environment was idle for its idle_timeout",
+        ),
     ] {
         let ending = after(&[started(), LifecycleEvent::EndRequested(reason)]);
         assert_eq!(ending.message.as_deref(), Some(message));
@@ -319,6 +323,7 @@ fn any_event() -> impl Strategy<Value = LifecycleEvent> {
         Just(LifecycleEvent::Lost),
         Just(LifecycleEvent::EndRequested(EndReason::Deleted)),
         Just(LifecycleEvent::EndRequested(EndReason::Expired)),
+        Just(LifecycleEvent::EndRequested(EndReason::Idle)),
         proptest::option::of(any::<i32>())
             .prop_map(|exit_code| LifecycleEvent::Removed { exit_code }),
     ]

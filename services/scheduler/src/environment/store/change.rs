@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentbox_contracts::audit::AuditAction;
-use agentbox_contracts::environment::Status;
+use agentbox_contracts::environment::{NetworkPolicy, Status};
 use agentbox_database::span;
 use agentbox_database::sql::{bigint, seconds};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -20,6 +20,9 @@ use crate::environment::state::LifecycleState;
 
 /// How soon a requeued environment is reconciled when its command is lost.
 const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
+/// How soon a changed network policy is applied when the handler that stored it was killed. Longer
+/// than that handler takes.
+const APPLY_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a change does to the environment's row in the reconcile queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,9 @@ pub struct Patch {
     pub name: Option<String>,
     pub labels: Option<BTreeMap<String, String>>,
     pub timeout_s: Option<u64>,
+    /// `Some(None)` removes it.
+    pub idle_timeout_s: Option<Option<u64>>,
+    pub network_policy: Option<NetworkPolicy>,
 }
 
 impl Store {
@@ -119,6 +125,23 @@ impl Store {
         // In the span, because the outbox rows continue its trace.
         let (text, params) = span.in_scope(|| patch_statement(before, patch, now))?;
         self.write(text, params).instrument(span).await
+    }
+
+    /// Records that the box of `before` has its network policy.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] as in [`Self::change`].
+    pub async fn mark_network_policy_applied(&self, before: &Record) -> Result<Record, StoreError> {
+        let mut update = Query::update();
+        update
+            .table(Entity)
+            .value(Column::NetworkPolicyPending, false)
+            .and_where(is_unchanged(before))
+            .returning(Query::returning().columns(Column::iter()));
+        let (text, params) = build(&update);
+        self.write(text, params)
+            .instrument(span!(UPDATE environments))
+            .await
     }
 
     /// Sets the message of a pending environment: why it is not running yet. Changes nothing
@@ -226,7 +249,8 @@ fn transition_statement(
     Ok((text, params))
 }
 
-/// The UPDATE of a PATCH, with its outbox row.
+/// The UPDATE of a PATCH, with its outbox row. A changed network policy makes the environment due in
+/// the reconcile queue.
 fn patch_statement(
     before: &Record,
     patch: &Patch,
@@ -254,6 +278,15 @@ fn patch_statement(
         .value(Column::Generation, environment.generation + 1)
         .and_where(is_unchanged(before))
         .returning(Query::returning().columns(Column::iter()));
+    if let Some(idle_timeout_s) = patch.idle_timeout_s {
+        let seconds = idle_timeout_s.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
+        update.value(Column::IdleTimeoutS, seconds);
+    }
+    if let Some(policy) = &patch.network_policy {
+        update
+            .value(Column::NetworkPolicy, serde_json::to_value(policy)?)
+            .value(Column::NetworkPolicyPending, true);
+    }
     let (update, mut params) = build(&update);
     let mut messages = patch_messages(before, now);
     messages.extend(audit_message(
@@ -261,7 +294,20 @@ fn patch_statement(
         environment.id.as_str(),
     ));
     let outbox_rows = insert_outbox_rows("changed", &messages, &mut params)?;
-    let text =
-        format!("WITH changed AS ({update}), outbox_rows AS ({outbox_rows}) SELECT * FROM changed");
+    let queue = match &patch.network_policy {
+        None => String::new(),
+        Some(_) => format!(
+            ", requeued AS (
+                UPDATE reconcile_queue SET requeue = holder IS NOT NULL,
+                    due_at = least(due_at, now() + make_interval(secs => {}))
+                FROM changed WHERE environment_id = changed.id
+            )",
+            params.push(seconds(APPLY_WITHIN))
+        ),
+    };
+    let text = format!(
+        "WITH changed AS ({update}), outbox_rows AS ({outbox_rows}){queue}
+         SELECT * FROM changed"
+    );
     Ok((text, params))
 }

@@ -275,6 +275,7 @@ async fn insert(
         name: Set(request.name.clone()),
         labels: Set(serde_json::to_value(&request.labels)?),
         timeout_s: Set(signed(request.timeout_s)),
+        idle_timeout_s: Set(request.idle_timeout_s.map(signed)),
         request: Set(stored_request),
         sealed_variables: Set(sealed_variables),
         cpu_milli: Set(signed(creation.quantities.cpu.0)),

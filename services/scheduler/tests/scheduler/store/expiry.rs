@@ -33,8 +33,11 @@ async fn extend(environments: &Environments, id: &EnvironmentId) -> Result<Envir
         name: None,
         labels: None,
         timeout_s: Some(86_400),
+        idle_timeout_s: None,
+        network_policy: None,
     };
-    environments.patch(patch).await
+    let patched = environments.patch(patch).await?;
+    Ok(patched.environment)
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ fn rules(policy: Option<NetworkPolicy>) -> (Vec<String>, Vec<String>, bool) {
     (
         chain(&text, "out"),
         chain(&text, "in"),
-        text.contains("resolving { 10.160.0.5 . 192.0.2.53 }"),
+        !text.contains("delete element inet agentbox-local resolving"),
     )
 }
 
@@ -119,6 +119,46 @@ fn policy_renders_exactly_the_allowed_rules() {
         assert_eq!(got_in, inward, "{case}");
         assert_eq!(got_resolves, resolves, "{case}");
     }
+}
+
+#[test]
+fn replies_pass_by_the_mirror_of_the_policy() {
+    let policy = NetworkPolicy {
+        allow_internet: true,
+        allowed_egress_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+        allowed_ingress_ports: vec![80.try_into().unwrap()],
+        allow_cluster_internal: true,
+    };
+    let install =
+        |policy: &NetworkPolicy| ruleset().install(&ID.parse().unwrap(), &network(), policy);
+    let (open, closed) = (install(&policy), install(&NetworkPolicy::default()));
+    let public = format!("ip saddr != {{ {} }} return", PRIVATE_V4.join(", "));
+    assert_eq!(
+        chain(&open, "out-re"),
+        [
+            "ip saddr @boxes-local-user-0123456789abcdef return",
+            "ip saddr 10.160.0.0/20 drop",
+            "ip saddr { 198.51.100.0/24 } drop",
+            "ip saddr { 10.0.0.0/8 } return",
+            public.as_str(),
+            "drop",
+        ]
+    );
+    let other_owner = "oifname \"abx0\" ip daddr != @boxes-local-user-0123456789abcdef drop";
+    assert_eq!(
+        chain(&open, "in-re"),
+        [
+            other_owner,
+            "oifname \"abx0\" ip daddr @boxes-local-user-0123456789abcdef return",
+            "tcp sport { 80 } return",
+            "drop",
+        ]
+    );
+    assert_eq!(
+        chain(&closed, "out-re"),
+        ["ip saddr 10.160.0.0/20 drop", "drop"]
+    );
+    assert_eq!(chain(&closed, "in-re"), [other_owner, "drop"]);
 }
 
 #[test]

@@ -41,7 +41,7 @@ while s.recv(100) != b'over': datagrams += 1
 print(f'datagrams: {datagrams}')
 ";
 
-fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpec {
+pub(super) fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpec {
     let mut spec = s.spec();
     spec.image.clone_from(&s.python);
     spec.command = Some(["python3", "-c", script].map(str::to_owned).to_vec());

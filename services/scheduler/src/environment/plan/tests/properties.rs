@@ -101,6 +101,7 @@ impl Model {
                 Plan::RequeueAfter(_) => return false,
                 Plan::Observe => observation = observed,
                 Plan::ReserveCapacity => self.intent.capacity_reserved = true,
+                Plan::ApplyNetworkPolicy => self.intent.network_policy_pending = false,
                 Plan::Ensure => {
                     assert!(!self.has_run, "a box is never created for one that has run");
                     let phase = self.phase.get_or_insert_with(starting).clone();
@@ -154,17 +155,18 @@ fn any_observation() -> impl Strategy<Value = Observation> {
 fn any_intent() -> impl Strategy<Value = Intent> {
     (
         prop::sample::select(Status::ALL.to_vec()),
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         -400_i64..400,
         any::<u64>(),
     )
         .prop_map(
-            |(status, [reserved, removed, terminating], deadline, grace)| Intent {
+            |(status, [reserved, removed, terminating, changed], deadline, grace)| Intent {
                 start_deadline: t(deadline),
                 capacity_reserved: reserved,
                 terminating_at: terminating.then(|| t(1)),
                 grace: Duration::from_secs(grace / 2),
                 box_removed: removed,
+                network_policy_pending: changed,
                 ..intent(status)
             },
         )
@@ -183,8 +185,10 @@ proptest! {
     fn any_external_changes_then_delete_end_without_a_box(
         changes in proptest::collection::vec(any_external_change(), 0..12),
         capacity_reserved in any::<bool>(),
+        network_policy_pending in any::<bool>(),
     ) {
         let mut model = Model::new(capacity_reserved);
+        model.intent.network_policy_pending = network_policy_pending;
         for change in changes {
             model.reconcile();
             model.apply_external(change);
@@ -209,6 +213,10 @@ proptest! {
                 prop_assert_eq!(status, Status::Pending),
             Plan::Stop { .. } => prop_assert_eq!(status, Status::Terminating),
             Plan::Remove => prop_assert!(status.is_ended() && !intent.box_removed),
+            Plan::ApplyNetworkPolicy => {
+                prop_assert_eq!(status, Status::Running);
+                prop_assert!(intent.network_policy_pending);
+            }
             Plan::Done => prop_assert!(status == Status::Running || intent.box_removed),
             Plan::Observe => prop_assert_eq!(observation, Observation::Unknown),
             Plan::Finalize { removal, event, .. } => {

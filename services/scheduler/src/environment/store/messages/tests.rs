@@ -42,6 +42,7 @@ fn pending() -> Record {
         terminating_at: None,
         grace: Duration::ZERO,
         box_removed: false,
+        network_policy_pending: false,
     }
 }
 
