@@ -7,6 +7,9 @@
 //! * I3. No byte of a call is sent to a peer that is not the box's boxd ([`crate::tls`]).
 //! * I4. A run with a slow reader fills only its own window; other calls on the connection
 //!   continue.
+//! * I5. A call whose inputs are [`Inputs`] can be cancelled although boxd does not read them.
+
+mod inputs;
 
 use std::io;
 use std::sync::Arc;
@@ -18,6 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+pub use inputs::Inputs;
+
+use crate::client::inputs::CallExecutor;
 use crate::proto::boxd_client::BoxdClient as Stub;
 use crate::tls;
 use crate::token::{AddToken, BoxToken, TokenError};
@@ -93,6 +99,7 @@ where
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .executor(CallExecutor)
         .connect_with_connector(connector)
         .await?;
     Ok(Stub::with_interceptor(channel, AddToken::new(token)?)

@@ -33,6 +33,8 @@ fn run_inputs_are_encoded_as_before() {
         timeout_ms: 1000,
         orphan_grace_ms: 3000,
         acks: true,
+        user: "ada".into(),
+        merge_stderr: true,
     };
     let resume = proto::ResumeCommand {
         run_id: "exec-1".into(),
@@ -42,8 +44,8 @@ fn run_inputs_are_encoded_as_before() {
     for (input, expected) in [
         (
             run_input::Input::Start(start),
-            "0a2f0a06657865632d311202736812022d631a052f776f726b22060a01411201312a0408501018300138\
-             e80740b8174801",
+            "0a360a06657865632d311202736812022d631a052f776f726b22060a01411201312a0408501018300138\
+             e80740b817480152036164615801",
         ),
         (
             run_input::Input::Resume(resume),

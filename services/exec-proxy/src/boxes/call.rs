@@ -1,18 +1,18 @@
 //! Calls of boxd with messages both ways: file operations, executions, and connections to ports.
 //!
 //! * I1. At most [`INPUT_BUFFER`] inputs wait here. Outputs wait in the window of HTTP/2.
-//! * I2. Dropping a [`Call`] cancels it in boxd at once.
+//! * I2. Dropping a [`Call`] cancels it in boxd at once, also while boxd does not read its inputs.
 //! * I3. An output has at most [`MAX_OUTPUT_BYTES`] bytes. Decoding multiplies what a hostile box sends,
 //!   and the message of the session that carries the output must fit one frame.
 
 use std::time::Duration;
 
-use agentbox_box_protocol::client::BoxClient;
+use agentbox_box_protocol::client::{self, BoxClient};
 use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
 use agentbox_contracts::files::{FileInput, FileOutput};
 use agentbox_contracts::ports::{PortInput, PortOutput};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::DropGuard;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
@@ -26,7 +26,7 @@ const MAX_OUTPUT_BYTES: usize = 512 * 1024;
 /// How long boxd may take to answer a call.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
 
-type Inputs<M> = ReceiverStream<<M as Method>::Input>;
+type Inputs<M> = client::Inputs<<M as Method>::Input>;
 type Outputs<M> = Response<Streaming<<M as Method>::Output>>;
 
 /// A method of boxd with messages both ways.
@@ -88,9 +88,11 @@ impl Method for Connect {
 
 /// An open call.
 pub struct Call<M: Method> {
+    /// Dropped first: boxd gets a cancellation, and not the end of the inputs.
+    _cancel: DropGuard,
+    outputs: Streaming<M::Output>,
     /// Sending waits while boxd does not read.
     pub inputs: mpsc::Sender<M::Input>,
-    outputs: Streaming<M::Output>,
     /// The number of its connection.
     number: u64,
 }
@@ -134,18 +136,20 @@ impl<M: Method> Call<M> {
 
     async fn open_once(lease: &Lease, first: M::Input, span: &Span) -> Result<Self, BoxError> {
         let connection = lease.connection().await?;
-        let (inputs, receiver) = mpsc::channel(INPUT_BUFFER);
+        let (inputs, receiver, cancel) = client::Inputs::channel(INPUT_BUFFER);
         // The first input is queued before the call, which saves a round trip.
         inputs
             .try_send(first)
             .map_err(|_| BoxError::Lost("the call's input is closed".into()))?;
-        let request = traced(span, ReceiverStream::new(receiver));
-        let client = connection.client;
-        let mut client = client.max_decoding_message_size(MAX_OUTPUT_BYTES);
+        let request = traced(span, receiver);
+        let mut client = connection
+            .client
+            .max_decoding_message_size(MAX_OUTPUT_BYTES);
         match M::call(&mut client, request).await {
             Ok(response) => Ok(Self {
-                inputs,
+                _cancel: cancel,
                 outputs: response.into_inner(),
+                inputs,
                 number: connection.number,
             }),
             Err(status) => Err(failed(lease, connection.number, status)),

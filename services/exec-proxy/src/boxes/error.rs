@@ -13,6 +13,8 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_runtime::RuntimeError;
 use tonic::{Code, Status};
 
+/// How the message of a status begins that tonic makes here, for a message over this client's limit.
+const TOO_LONG: &str = "Error, decoded message length too large";
 /// The most bytes of a message from a box that a caller receives.
 const MAX_TEXT: usize = 8 * 1024;
 
@@ -44,11 +46,13 @@ pub enum BoxError {
 }
 
 impl BoxError {
-    /// From a failed call: [`BoxError::Lost`] when the connection failed, else
-    /// [`BoxError::Refused`].
+    /// From a failed call: [`BoxError::Lost`] when the connection failed, [`BoxError::Invalid`] for
+    /// a message that is too long, else [`BoxError::Refused`].
     #[must_use]
     pub fn from_status(status: Status) -> Self {
-        if is_transport(&status) {
+        if status.code() == Code::OutOfRange && status.message().starts_with(TOO_LONG) {
+            Self::Invalid("a message that is too long")
+        } else if is_transport(&status) {
             Self::Lost(deepest_cause(&status))
         } else {
             Self::Refused(Box::new(status))
@@ -110,7 +114,7 @@ fn refusal(status: &Status) -> Error {
             retry_after_s: Some(1),
             ..Error::new(ErrorCode::RateLimited, text())
         },
-        Code::InvalidArgument => Error::new(ErrorCode::Validation, text()),
+        Code::InvalidArgument | Code::OutOfRange => Error::new(ErrorCode::Validation, text()),
         _ => Error::internal(),
     }
 }
@@ -207,6 +211,7 @@ mod tests {
         }
         for (grpc, code) in [
             (Code::InvalidArgument, ErrorCode::Validation),
+            (Code::OutOfRange, ErrorCode::Validation),
             (Code::FailedPrecondition, ErrorCode::Conflict),
             (Code::ResourceExhausted, ErrorCode::RateLimited),
         ] {

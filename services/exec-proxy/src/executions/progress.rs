@@ -17,6 +17,8 @@ use crate::relay::{Message, check_chunk};
 
 /// The limit for the records of one list.
 const MAX_LISTED: usize = 10_000;
+/// The limit for the length of an id, in bytes. The ids of a list are kept until its end.
+const MAX_ID_BYTES: usize = 64;
 
 /// How often the call of an operation may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +166,12 @@ impl Progress {
             mut executions,
             is_last,
         } = list;
+        if executions
+            .iter()
+            .any(|execution| execution.id.len() > MAX_ID_BYTES)
+        {
+            return Err(BoxError::Invalid("an id that is too long"));
+        }
         executions.retain(|execution| self.listed.insert(execution.id.clone()));
         if self.listed.len() > MAX_LISTED {
             return Err(BoxError::Invalid("too many executions"));

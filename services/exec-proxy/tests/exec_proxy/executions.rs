@@ -1,7 +1,7 @@
 //! Execution sessions, with boxes whose boxd is the test.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status as EnvironmentStatus;
@@ -31,6 +31,8 @@ struct Executions {
     content: Bytes,
     /// The number of calls.
     calls: Arc<AtomicUsize>,
+    /// Whether a call that reads no input was cancelled.
+    cancelled: Arc<AtomicBool>,
 }
 
 fn output(output: Output) -> ExecutionOutput {
@@ -118,6 +120,11 @@ impl Behaviour for Executions {
                 };
                 let _ = outputs.send(Ok(output(Output::Attached(attached)))).await;
                 return Self::echo(inputs, outputs).await;
+            }
+            Some(Operation::Stdin(stdin)) if stdin.id == "unread" => {
+                outputs.closed().await;
+                self.cancelled.store(true, Ordering::SeqCst);
+                return;
             }
             Some(Operation::Stdin(_)) => return Self::echo(inputs, outputs).await,
             Some(Operation::Get(get)) => match get.id.as_str() {
@@ -287,6 +294,36 @@ async fn operation_that_takes_input_is_not_continued() {
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
     assert_eq!(executions.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_session_cancels_an_operation_whose_input_the_box_does_not_read() {
+    let system = System::start().await;
+    let executions = Executions::default();
+    let inside = FakeBox::start(executions.clone()).await;
+    let stdin = WriteStdin {
+        id: "unread".into(),
+        ..WriteStdin::default()
+    };
+    let open = inside.open(execution(Operation::Stdin(stdin)));
+    let mut session = system.gateway.open_as(&open).await.unwrap();
+    let mut sent = 0;
+    // Until every window is full.
+    loop {
+        let data = ToBox::Data(Bytes::from(vec![7; MAX_CHUNK]));
+        match tokio::time::timeout(Duration::from_secs(1), session.send(data)).await {
+            Ok(accepted) => accepted.unwrap(),
+            Err(_) => break,
+        }
+        sent += 1;
+        assert!(sent < 128, "the sender is not stopped");
+    }
+    assert!(!executions.cancelled.load(Ordering::SeqCst));
+    drop(session);
+    eventually("the call is cancelled", DEADLINE, async || {
+        executions.cancelled.load(Ordering::SeqCst)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -285,7 +285,7 @@ async fn failures_of_the_box_reach_the_gateway_with_their_codes() {
         ("/user", ErrorCode::UserNotFound, "the message"),
         ("/hostile/chunk", ErrorCode::BoxLost, "invalid message"),
         ("/hostile/entries", ErrorCode::BoxLost, "invalid message"),
-        ("/hostile/message", ErrorCode::Internal, "internal error"),
+        ("/hostile/message", ErrorCode::BoxLost, "invalid message"),
     ] {
         let open = inside.open(stat(path));
         let mut session = system.gateway.open_as(&open).await.unwrap();

@@ -177,7 +177,7 @@ async fn listening_ports_are_one_message_and_an_endless_list_is_refused() {
         let mut session = system.gateway.open_as(&open).await.unwrap();
         if is_refused {
             let error = session.recv().await.unwrap_err();
-            assert_eq!(error.code, ErrorCode::Internal, "{error}");
+            assert_eq!(error.code, ErrorCode::BoxLost, "{error}");
             continue;
         }
         let expected = FromBox::Ports(list(listening));

@@ -167,6 +167,16 @@ fn endless_list_and_oversized_piece_of_a_hostile_box_are_refused() {
     };
     let error = take(&mut lister, Output::Executions(list)).unwrap_err();
     assert!(matches!(error, BoxError::Invalid(_)), "{error}");
+    let long = ExecutionList {
+        executions: vec![Execution {
+            id: "x".repeat(MAX_ID_BYTES + 1),
+            ..Execution::default()
+        }],
+        is_last: true,
+    };
+    let mut lister = progress(Operation::List(()));
+    let error = take(&mut lister, Output::Executions(long)).unwrap_err();
+    assert!(matches!(error, BoxError::Invalid(_)), "{error}");
     let oversized = Output::Output(OutputPiece {
         stderr: false,
         offset: 0,
