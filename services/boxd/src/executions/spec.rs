@@ -11,7 +11,6 @@ use bytes::Bytes;
 use nix::unistd::geteuid;
 use tonic::Status;
 
-use super::kept::MIN_KEPT;
 use crate::process::{
     InvalidCommand, MAX_DURATION, ProcessSpec, arguments, size, variables, working_dir,
 };
@@ -119,14 +118,13 @@ fn duration(milliseconds: u64) -> Option<Duration> {
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds).min(MAX_DURATION))
 }
 
-/// A smaller number than [`MIN_KEPT`] keeps so much too: it is the unit of the bounds.
 fn keep_bytes(given: u64) -> Result<usize, InvalidExecution> {
     let wanted = match given {
         0 => DEFAULT_KEEP_BYTES,
         1..=MAX_KEEP_BYTES => given,
         _ => return Err(InvalidExecution::KeepBytes(given)),
     };
-    Ok(usize::try_from(wanted).unwrap_or(usize::MAX).max(MIN_KEPT))
+    Ok(usize::try_from(wanted).unwrap_or(usize::MAX))
 }
 
 fn shown_user(user: Option<&User>) -> String {
@@ -227,7 +225,7 @@ mod tests {
         assert!(!spec.takes_input && spec.stdin_bytes.is_none());
         assert!(!spec.record.user.is_empty());
         assert!(spec.record.working_dir.starts_with('/'));
-        assert_eq!(keep_bytes(1), Ok(MIN_KEPT));
+        assert_eq!(keep_bytes(1), Ok(1));
         assert_eq!(keep_bytes(MAX_KEEP_BYTES), Ok(16 * 1024 * 1024));
     }
 

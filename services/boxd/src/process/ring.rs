@@ -64,11 +64,18 @@ impl Ring {
             .saturating_sub(usize::try_from(needed).unwrap_or(usize::MAX))
     }
 
-    /// Appends `data`, at most [`Self::free_space`] bytes, and drops the oldest as needed.
+    /// Appends `data` and drops the oldest bytes as needed, also of `data` itself. Nothing after the
+    /// floor of [`Self::free_space`] is dropped when `data` has at most so many bytes.
     pub fn push(&mut self, stream: OutputStream, data: &[u8]) {
         if data.is_empty() {
             return;
         }
+        let skipped = data.len().saturating_sub(self.capacity);
+        if skipped > 0 {
+            self.discard(self.bytes.len());
+            self.start += skipped as u64;
+        }
+        let data = &data[skipped..];
         let total = self.bytes.len() + data.len();
         self.discard(total.saturating_sub(self.capacity));
         self.reserve(data.len());
@@ -188,6 +195,17 @@ mod tests {
             (Stderr, Bytes::from_static(b"abcd"))
         );
         assert_eq!(ring.read(14, 9), None);
+    }
+
+    #[test]
+    fn newest_bytes_of_data_beyond_the_capacity_are_kept() {
+        let mut ring = Ring::new(4);
+        ring.push(Stdout, b"ab");
+        ring.push(Stdout, b"0123456789");
+        assert_eq!((ring.start(), ring.end(), ring.len()), (8, 12, 4));
+        let (_, kept) = ring.read(8, 9).unwrap();
+        assert_eq!(kept, Bytes::from_static(b"6789"));
+        assert_eq!(ring.read(7, 9), None);
     }
 
     #[test]

@@ -40,8 +40,11 @@ pub enum RegistryError {
 
 enum Entry {
     Starting,
-    /// The slot is free again when the run has ended.
-    Active(Arc<Run>, Slot),
+    Active {
+        run: Arc<Run>,
+        /// Free again when the run has ended.
+        _slot: Slot,
+    },
     Finished(Arc<Run>, Instant),
 }
 
@@ -105,7 +108,7 @@ impl Registry {
         let found = async {
             loop {
                 match self.runs.lock().entries.get(id) {
-                    Some(Entry::Active(run, _) | Entry::Finished(run, _)) => {
+                    Some(Entry::Active { run, .. } | Entry::Finished(run, _)) => {
                         return Some(Arc::clone(run));
                     }
                     Some(Entry::Starting) => {}
@@ -138,7 +141,7 @@ impl Registry {
             .iter()
             .filter_map(|(id, entry)| match entry {
                 Entry::Finished(run, at) => Some((*at, run.buffered_bytes(), id.clone())),
-                Entry::Starting | Entry::Active(..) => None,
+                Entry::Starting | Entry::Active { .. } => None,
             })
             .collect();
         finished.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
@@ -177,7 +180,7 @@ impl Reservation {
     pub fn commit(mut self, run: Arc<Run>) -> bool {
         let mut runs = self.registry.runs.lock();
         if let Some(slot) = self.slot.take() {
-            let entry = Entry::Active(run, slot);
+            let entry = Entry::Active { run, _slot: slot };
             runs.entries.insert(self.id.clone(), entry);
         }
         let closed = runs.closed;

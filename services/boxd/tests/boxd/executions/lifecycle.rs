@@ -185,6 +185,28 @@ async fn unusable_directory_and_unknown_user_are_named_in_metadata() {
 }
 
 #[tokio::test]
+async fn command_runs_as_the_given_user() {
+    let (_boxd, client) = TestBox::idle().await;
+    let wanted = ExecutionStart {
+        user: "65534".into(),
+        ..script("id -u")
+    };
+    let ended = run(&client, wanted).await;
+    assert_eq!(kept(&client, &ended.id).await.text(), "65534\n");
+    assert!(
+        ["nobody", "65534"].contains(&ended.user.as_str()),
+        "{ended:?}"
+    );
+    let wanted = proto::StartCommand {
+        user: "65534".into(),
+        merge_stderr: true,
+        ..support::sh("id -u >&2")
+    };
+    let outcome = support::run(&client, wanted).await;
+    assert_eq!((outcome.text(), outcome.code()), ("65534\n", 0));
+}
+
+#[tokio::test]
 async fn command_gets_environment_stdin_bytes_and_one_pipe() {
     let (_boxd, client) = TestBox::idle().await;
     let wanted = ExecutionStart {

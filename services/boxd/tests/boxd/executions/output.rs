@@ -101,6 +101,20 @@ async fn bytes_and_gaps_of_a_slow_reader_are_the_count() {
 }
 
 #[tokio::test]
+async fn only_the_newest_keep_bytes_are_kept() {
+    let (_boxd, client) = TestBox::idle().await;
+    let wanted = ExecutionStart {
+        keep_bytes: 100,
+        ..command(&["seq", "1", "20000"])
+    };
+    let ended = run(&client, wanted).await;
+    let finished = kept(&client, &ended.id).await;
+    assert_eq!(finished.data[0].len(), 100);
+    assert!(finished.text().ends_with("19999\n20000\n"));
+    assert_eq!(finished.gaps[0] + 100, ended.stdout_bytes);
+}
+
+#[tokio::test]
 async fn read_without_follow_ends_at_what_is_there() {
     let (_boxd, client) = TestBox::idle().await;
     let endless = started(&client, command(&["yes"])).await;
