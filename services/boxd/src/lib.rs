@@ -37,6 +37,7 @@ mod terminal;
 mod termination_file;
 mod trace;
 mod usage;
+mod user;
 
 use std::ffi::OsString;
 use std::io::Write;

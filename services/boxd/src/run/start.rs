@@ -142,6 +142,7 @@ impl Starter {
             argv: spec.argv.clone(),
             working_dir: spec.working_dir.clone(),
             variables,
+            user: None,
         };
         if !command.argv.is_empty() {
             return command.resolve().map(|file| (command, file));
