@@ -36,6 +36,7 @@ use tonic::transport::Server;
 use crate::background_output::BackgroundOutput;
 use crate::connections::{self, Connection};
 use crate::environment::Environment;
+use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::reaper::Reaper;
@@ -120,6 +121,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         settings.termination_file.clone(),
         phase,
     ));
+    let files = Files::new(Arc::clone(&reaper), tasks.clone(), closing.clone());
     let starter = Arc::new(Starter {
         registry: Arc::clone(&registry),
         reaper,
@@ -132,6 +134,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let service = Service {
         starter,
         main: Arc::clone(&main),
+        files,
         environment,
         log: Arc::clone(&log),
         sampler,

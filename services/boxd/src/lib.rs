@@ -7,7 +7,8 @@
 //! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
 //! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] (a caller's command),
-//! [`main_command`] (the box's own), [`logs`], [`usage`].
+//! [`main_command`] (the box's own), [`files`] (file operations), [`logs`],
+//! [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -19,6 +20,7 @@ mod background_output;
 mod command;
 mod connections;
 mod environment;
+mod files;
 mod init;
 mod install;
 mod invocation;
@@ -66,6 +68,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
         Ok(Invocation::Install { path }) => finish(install::install(&path).map(|()| 0)),
         Ok(Invocation::Run { command }) => finish(reexec::run(command)),
+        Ok(Invocation::Files) => finish(files::process::run().map(|()| 0)),
         Ok(Invocation::Serve {
             settings_fd,
             command,

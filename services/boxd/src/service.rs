@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
+use agentbox_contracts::files::{FileInput, FileOutput, file_input};
 use futures::{Stream, stream};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,6 +15,7 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::environment::Environment;
+use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::run::{
@@ -23,7 +25,7 @@ use crate::run::{
 use crate::trace::Trace;
 use crate::usage::UsageSampler;
 
-/// The deadline for the first input of a `Run` call.
+/// The deadline for the first input of a `Run` or `Files` call.
 const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
 
 type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -32,6 +34,7 @@ type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Service {
     pub starter: Arc<Starter>,
     pub main: Arc<MainCommand>,
+    pub files: Files,
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
     pub sampler: Arc<UsageSampler>,
@@ -43,6 +46,7 @@ pub struct Service {
 impl Boxd for Service {
     type RunStream = Outputs<proto::RunOutput>;
     type LogsStream = Outputs<proto::LogsReply>;
+    type FilesStream = Outputs<FileOutput>;
 
     async fn run(
         &self,
@@ -102,6 +106,24 @@ impl Boxd for Service {
         request: Request<proto::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
         Ok(Response::new(Box::pin(self.log.stream(request.get_ref())?)))
+    }
+
+    async fn files(
+        &self,
+        request: Request<Streaming<FileInput>>,
+    ) -> Result<Response<Self::FilesStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first input did not arrive in time"))??;
+        let Some(file_input::Input::Request(request)) = first.and_then(|message| message.input)
+        else {
+            return Err(Status::invalid_argument(
+                "the first input must be the request",
+            ));
+        };
+        let outputs = self.files.perform(request, inputs).await?;
+        Ok(Response::new(Box::pin(outputs)))
     }
 
     async fn configure(
