@@ -56,7 +56,8 @@ use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{FileInput, FileOutput, FileRequest};
-use futures::{SinkExt as _, Stream, StreamExt as _};
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -104,6 +105,8 @@ enum End {
     /// Its last output was sent.
     Finished,
     CallerGone,
+    /// The caller sent a message that is larger than [`MAX_FRAME_BYTES`].
+    InputTooLarge,
     TimedOut,
     Shutdown,
     /// The process sent something that is no output.
@@ -135,7 +138,7 @@ impl Files {
         &self,
         request: FileRequest,
         inputs: Streaming<FileInput>,
-    ) -> Result<impl Stream<Item = Result<FileOutput, Status>> + Send + use<>, Status> {
+    ) -> Result<ReceiverStream<Result<FileOutput, Status>>, Status> {
         if self.closing.is_cancelled() {
             return Err(shuts_down());
         }
@@ -181,8 +184,7 @@ impl Files {
             Status::internal(format!("starting the file operation failed: {error}"))
         };
         let (own, streams) = connection().map_err(fault)?;
-        let command =
-            build_command(&spec, Path::new("/proc/self/exe"), streams).map_err(fault)?;
+        let command = build_command(&spec, Path::new("/proc/self/exe"), streams).map_err(fault)?;
         match self.reaper.start(command).await {
             Ok(child) => Ok(Ok((child, own))),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
@@ -262,9 +264,15 @@ impl Process {
             End::Finished | End::CallerGone => None,
             End::TimedOut => Some(Ok(failed(Failure::new(
                 ErrorCode::Timeout,
-                format!("the file operation took longer than {} s", DEADLINE.as_secs()),
+                format!(
+                    "the file operation took longer than {} s",
+                    DEADLINE.as_secs()
+                ),
             )))),
             End::Shutdown => Some(Err(shuts_down())),
+            End::InputTooLarge => Some(Err(Status::invalid_argument(format!(
+                "an input must have at most {MAX_FRAME_BYTES} bytes"
+            )))),
             End::Malformed | End::Died => Some(Ok(failed(Failure::new(
                 ErrorCode::Unavailable,
                 "the file operation's process was killed in the environment, as when its memory is \
@@ -281,11 +289,12 @@ impl Process {
 
     /// Waits for the end of the process, which it may have reached; kills it after a grace.
     async fn reap(&mut self) {
+        let closing = self.closing.clone();
         let grace = async {
             tokio::select! {
                 () = sleep(STOP_GRACE) => {}
                 () = async {
-                    self.closing.cancelled().await;
+                    closing.cancelled().await;
                     sleep(SHUTDOWN_GRACE).await;
                 } => {}
             }
@@ -332,8 +341,8 @@ async fn relay_outputs(
     End::Died
 }
 
-/// Relays the request and the inputs after it. Returns only when the caller is gone; the outputs tell
-/// everything else.
+/// Relays the request and the inputs after it. Returns only when the caller is gone or sends too much
+/// at once; the outputs tell everything else.
 async fn relay_inputs(
     request: FileRequest,
     mut inputs: Streaming<FileInput>,
@@ -346,7 +355,11 @@ async fn relay_inputs(
     let mut next = Some(first);
     while let Some(message) = next {
         // The process ends early when the operation fails.
-        if process.send(message.encode_to_vec().into()).await.is_err() {
+        if message.encoded_len() > MAX_FRAME_BYTES {
+            return End::InputTooLarge;
+        }
+        let frame = Bytes::from(message.encode_to_vec());
+        if process.send(frame).await.is_err() {
             return pending().await;
         }
         next = match inputs.message().await {

@@ -72,11 +72,7 @@ pub fn permissions(mode: u32) -> Result<Mode> {
     Ok(Mode::from_raw_mode(mode))
 }
 
-fn id(
-    field: &str,
-    text: &str,
-    find: impl FnOnce(&str) -> Option<u32>,
-) -> Result<Option<u32>> {
+fn id(field: &str, text: &str, find: impl FnOnce(&str) -> Option<u32>) -> Result<Option<u32>> {
     if text.is_empty() {
         return Ok(None);
     }

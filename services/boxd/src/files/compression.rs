@@ -19,10 +19,7 @@ const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 const FRAME_BYTES: usize = 1024 * 1024;
 
 /// The decompressed stream.
-pub fn decoder<'source>(
-    archive: Archive,
-    source: impl Read + 'source,
-) -> Box<dyn Read + 'source> {
+pub fn decoder<'source>(archive: Archive, source: impl Read + 'source) -> Box<dyn Read + 'source> {
     match archive {
         Archive::TarGzip => Box::new(MultiGzDecoder::new(source)),
         Archive::TarZstd => Box::new(ZstdDecoder::new(source)),
@@ -53,9 +50,10 @@ impl<R: Read> ZstdDecoder<R> {
         while !self.source.fill_buf()?.is_empty() {
             match self.frame.reset(&mut self.source) {
                 Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(
-                    ReadFrameHeaderError::SkipFrame { length, .. },
-                )) => {
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
                     let length = u64::from(length);
                     io::copy(&mut (&mut self.source).take(length), &mut io::sink())?;
                 }
@@ -112,9 +110,7 @@ pub enum Encoder<W: Write> {
 impl<W: Write> Encoder<W> {
     pub fn new(archive: Archive, writer: W) -> Self {
         match archive {
-            Archive::TarGzip => {
-                Self::Gzip(Box::new(GzEncoder::new(writer, Compression::fast())))
-            },
+            Archive::TarGzip => Self::Gzip(Box::new(GzEncoder::new(writer, Compression::fast()))),
             Archive::TarZstd => Self::Zstd {
                 writer,
                 frame: Vec::with_capacity(FRAME_BYTES),
@@ -186,7 +182,9 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let noise = (0..FRAME_BYTES as u64).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8);
-        noise.chain(std::iter::repeat_n(b'a', 2 * FRAME_BYTES)).collect()
+        noise
+            .chain(std::iter::repeat_n(b'a', 2 * FRAME_BYTES))
+            .collect()
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt as _;
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::Copy;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fchmod, fstat, ftruncate, mkdirat, openat,
-    readlinkat, renameat, seek, statat, symlinkat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fchmod, fstat, ftruncate, mkdirat,
+    openat, readlinkat, renameat, seek, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -157,18 +157,12 @@ impl Copying<'_> {
         to: BorrowedFd<'_>,
         new: &[u8],
     ) -> Result<()> {
-        let flags = OFlags::RDONLY
-            | OFlags::NOFOLLOW
-            | OFlags::NONBLOCK
-            | OFlags::NOCTTY
-            | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let source = File::from(openat(from, name, flags, Mode::empty()).on(self.from)?);
         let stat = fstat(&source).on(self.from)?;
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let copy = File::from(openat(to, new, flags, mode).on(self.from)?);
         copy_content(&source, &copy, self.from)?;
@@ -190,8 +184,7 @@ impl Copying<'_> {
             return Err(Failure::at(self.from, ErrorCode::NameTooLong, &rule));
         }
         let open = |directory: BorrowedFd<'_>, name: &[u8]| -> Result<OwnedFd> {
-            let flags =
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(directory, name, flags, Mode::empty()).on(self.from)
         };
         let source: OwnedFd = open(from, name)?;
@@ -272,7 +265,11 @@ mod tests {
         copy_content(&from, &File::create(&path).unwrap(), b"/from").unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.size(), 16 * 1024 * 1024);
-        assert!(metadata.blocks() * 512 < 1024 * 1024, "{}", metadata.blocks());
+        assert!(
+            metadata.blocks() * 512 < 1024 * 1024,
+            "{}",
+            metadata.blocks()
+        );
         let content = std::fs::read(&path).unwrap();
         assert_eq!(&content[..5], b"start");
         assert_eq!(&content[8 * 1024 * 1024..][..6], b"middle");

@@ -30,7 +30,12 @@ pub fn delete(path: &[u8], recursive: bool) -> Result<()> {
             .on(path)
         }
     } else {
-        unlinkat(&location.directory, location.name.as_slice(), AtFlags::empty()).on(path)
+        unlinkat(
+            &location.directory,
+            location.name.as_slice(),
+            AtFlags::empty(),
+        )
+        .on(path)
     }
 }
 

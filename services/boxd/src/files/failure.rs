@@ -71,26 +71,21 @@ fn rule_of(errno: Errno) -> Option<(ErrorCode, &'static str)> {
         Errno::BUSY => (ErrorCode::Busy, "is in use, as a mount point is"),
         Errno::TXTBSY => (ErrorCode::Busy, "is a program that runs"),
         Errno::XDEV => (ErrorCode::CrossDevice, "is on another file system"),
-        Errno::ACCESS | Errno::PERM => (
-            ErrorCode::PermissionDenied,
-            "is not permitted to this user",
-        ),
+        Errno::ACCESS | Errno::PERM => {
+            (ErrorCode::PermissionDenied, "is not permitted to this user")
+        }
         Errno::ROFS => (
             ErrorCode::ReadOnlyFilesystem,
             "is on a read-only file system",
         ),
         Errno::NOSPC | Errno::DQUOT => (ErrorCode::NoSpace, "has no room: the storage is full"),
-        Errno::FBIG => (
-            ErrorCode::NoSpace,
-            "is larger than its file system allows",
-        ),
+        Errno::FBIG => (ErrorCode::NoSpace, "is larger than its file system allows"),
         Errno::NAMETOOLONG => (ErrorCode::NameTooLong, "has a name that is too long"),
         Errno::LOOP => (ErrorCode::TooManyLinks, "has too many symbolic links"),
         Errno::INVAL => (ErrorCode::InvalidPath, "is not valid for this operation"),
-        Errno::NXIO | Errno::NODEV => (
-            ErrorCode::NotReplaceable,
-            "is a device, a FIFO or a socket",
-        ),
+        Errno::NXIO | Errno::NODEV => {
+            (ErrorCode::NotReplaceable, "is a device, a FIFO or a socket")
+        }
         Errno::MLINK => (ErrorCode::Conflict, "has too many hard links"),
         Errno::OPNOTSUPP | Errno::NOSYS => (
             ErrorCode::Conflict,

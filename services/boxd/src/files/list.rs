@@ -88,7 +88,10 @@ impl Cursor {
         if text.is_empty() {
             return Ok(Self(Vec::new()));
         }
-        let names: Vec<Vec<u8>> = text.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+        let names: Vec<Vec<u8>> = text
+            .split(|byte| *byte == b'/')
+            .map(<[u8]>::to_vec)
+            .collect();
         let is_name = |name: &Vec<u8>| {
             !name.is_empty() && !name.contains(&0) && !matches!(name.as_slice(), b"." | b"..")
         };
@@ -154,8 +157,8 @@ impl Page<'_> {
     ) -> Result<Progress> {
         let first = after.first();
         // One more than fits shows that there is a further page.
-        let sorted = smallest_names(directory.as_fd(), first, self.remaining + 1)
-            .on(&names.path())?;
+        let sorted =
+            smallest_names(directory.as_fd(), first, self.remaining + 1).on(&names.path())?;
         for name in sorted {
             stop::check()?;
             let stat = match statat(directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
@@ -169,7 +172,10 @@ impl Page<'_> {
             if !is_cursor {
                 progress = self.add(names, directory.as_fd(), &name, &stat)?;
             }
-            if progress == Progress::Complete && depth > 1 && file_type(&stat).is_dir() {
+            // A longer path cannot be asked for.
+            let is_reachable = names.path().len() <= MAX_PATH_BYTES;
+            let descends = depth > 1 && is_reachable && file_type(&stat).is_dir();
+            if progress == Progress::Complete && descends {
                 let flags = DIRECTORY | OFlags::NOFOLLOW;
                 let rest: &[Vec<u8>] = if is_cursor { &after[1..] } else { &[] };
                 match openat(directory, name.as_slice(), flags, Mode::empty()) {
@@ -259,7 +265,17 @@ mod tests {
         assert_eq!(Cursor::parse(b"a/\xff\n"), names(&[b"a", b"\xff\n"]));
         let long = vec![b'a'; MAX_PATH_BYTES + 1];
         let deep = [b"a".as_slice(); MAX_DEPTH + 1].join(&b'/');
-        for text in [&b"/a"[..], b"a/", b"a//b", b"..", b"a/../b", b".", b"a\0", &long, &deep] {
+        for text in [
+            &b"/a"[..],
+            b"a/",
+            b"a//b",
+            b"..",
+            b"a/../b",
+            b".",
+            b"a\0",
+            &long,
+            &deep,
+        ] {
             let error = Cursor::parse(text).unwrap_err();
             assert_eq!(error.code, ErrorCode::Validation);
         }

@@ -82,7 +82,11 @@ impl Location {
     /// # Errors
     /// As `lstat(2)`.
     pub fn stat(&self) -> Result<Option<Stat>> {
-        match statat(&self.directory, self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(
+            &self.directory,
+            self.name.as_slice(),
+            AtFlags::SYMLINK_NOFOLLOW,
+        ) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Failure::of(&self.path, errno)),
@@ -139,10 +143,7 @@ pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 ///
 /// # Errors
 /// As `openat(2)`.
-pub fn open_directory(
-    base: impl std::os::fd::AsFd,
-    path: &[u8],
-) -> rustix::io::Result<OwnedFd> {
+pub fn open_directory(base: impl std::os::fd::AsFd, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(base, path, flags, Mode::empty())
@@ -156,9 +157,7 @@ pub fn create_parents(path: &[u8]) -> Result<()> {
     let Some((parent, _)) = split(path) else {
         return Ok(());
     };
-    let is_missing = |part: &[u8]| {
-        matches!(open_directory(CWD.as_fd(), part), Err(Errno::NOENT))
-    };
+    let is_missing = |part: &[u8]| matches!(open_directory(CWD.as_fd(), part), Err(Errno::NOENT));
     if !is_missing(parent) {
         return Ok(());
     }

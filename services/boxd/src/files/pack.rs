@@ -27,12 +27,7 @@ use super::tar::{self, Kind};
 ///
 /// # Errors
 /// As `open(2)`, `read(2)`; `Conflict` when a file becomes shorter meanwhile.
-pub fn pack(
-    caller: &mut Caller,
-    directory: OwnedFd,
-    path: &[u8],
-    archive: Archive,
-) -> Result<()> {
+pub fn pack(caller: &mut Caller, directory: OwnedFd, path: &[u8], archive: Archive) -> Result<()> {
     let chunks = Chunks {
         caller,
         chunk: Vec::with_capacity(MAX_CHUNK),

@@ -66,9 +66,7 @@ fn perform(caller: &mut Caller) -> Result<()> {
         Some(Operation::List(request)) => list::list(caller, &path, &request),
         Some(Operation::Read(request)) => read::read(caller, &path, &request),
         Some(Operation::Write(request)) => write::write(caller, &path, &request),
-        Some(Operation::MakeDirectory(request)) => {
-            change::make_directory(caller, &path, &request)
-        }
+        Some(Operation::MakeDirectory(request)) => change::make_directory(caller, &path, &request),
         Some(Operation::Move(request)) => relocate::relocate(&path, &request),
         Some(Operation::Copy(request)) => copy::copy(&path, &request),
         Some(Operation::Change(request)) => change::change(caller, &path, &request),

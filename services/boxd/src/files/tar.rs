@@ -116,7 +116,9 @@ impl<R: Read> Reader<R> {
                 _ => return self.entry(&header, size, extensions).map(Some),
             }
         }
-        Err(TarError::Malformed("an entry has too many extended headers"))
+        Err(TarError::Malformed(
+            "an entry has too many extended headers",
+        ))
     }
 
     fn entry(
@@ -240,13 +242,9 @@ impl Header<'_> {
         let field = &self.0[start..start + length];
         match field[0] {
             0x80 => {
-                let large = field[1..]
-                    .iter()
-                    .try_fold(0u64, |number, byte| {
-                        number
-                            .checked_mul(256)?
-                            .checked_add(u64::from(*byte))
-                    });
+                let large = field[1..].iter().try_fold(0u64, |number, byte| {
+                    number.checked_mul(256)?.checked_add(u64::from(*byte))
+                });
                 large.ok_or(TarError::Malformed("a number is too large"))
             }
             0xff => Ok(0),

@@ -77,7 +77,13 @@ impl<'target> Temporary<'target> {
                 // A file system without this flag: a hard link replaces nothing either. The
                 // hidden name is removed below.
                 Err(Errno::INVAL | Errno::NOSYS) => {
-                    linkat(directory, name.as_str(), directory, target, AtFlags::empty())?;
+                    linkat(
+                        directory,
+                        name.as_str(),
+                        directory,
+                        target,
+                        AtFlags::empty(),
+                    )?;
                     return Ok(());
                 }
                 other => other?,

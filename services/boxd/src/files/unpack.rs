@@ -29,7 +29,9 @@ use super::caller::{Caller, Content, aborted};
 use super::compression::decoder;
 use super::digest::Digests;
 use super::failure::{Failure, OnPath as _, Result, shown};
-use super::location::{DEFAULT_DIRECTORY_MODE, MAX_PATH_BYTES, create_parents, file_type, open_directory};
+use super::location::{
+    DEFAULT_DIRECTORY_MODE, MAX_PATH_BYTES, create_parents, file_type, open_directory,
+};
 use super::stop;
 use super::tar::{Entry, Kind, Reader, TarError};
 
@@ -42,12 +44,7 @@ const MAX_DELAYED: usize = 10_000;
 ///
 /// # Errors
 /// `ArchiveInvalid` with the entry's name; `DigestMismatch`; as for the files that are written.
-pub fn unpack(
-    caller: &mut Caller,
-    path: &[u8],
-    request: &Write,
-    archive: Archive,
-) -> Result<()> {
+pub fn unpack(caller: &mut Caller, path: &[u8], request: &Write, archive: Archive) -> Result<()> {
     let mut digests = Digests::new(&request.digests)?;
     let created = create_target(path, request)?;
     let root = open_directory(CWD, path).on(path)?;
@@ -85,7 +82,8 @@ fn create_target(path: &[u8], request: &Write) -> Result<bool> {
         return condition("exists, and If-None-Match requires that it does not");
     }
     // A directory has no ETag.
-    if !request.if_match.is_empty() && (is_missing || !request.if_match.iter().any(|tag| tag == "*"))
+    if !request.if_match.is_empty()
+        && (is_missing || !request.if_match.iter().any(|tag| tag == "*"))
     {
         return condition("has no ETag that If-Match requires");
     }
@@ -245,11 +243,8 @@ impl Unpacking<'_> {
         content: &mut impl Read,
     ) -> Result<()> {
         self.make_free(entry, directory, name, false)?;
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = openat(directory, name, flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(opened.map_err(|errno| self.failed(entry, errno))?);
         loop {
@@ -305,9 +300,9 @@ impl Unpacking<'_> {
             return Err(refused(entry, rule));
         };
         let present = self.existing(entry, directory, name)?;
-        if present.is_some_and(|present| {
-            (present.st_dev, present.st_ino) == (found.st_dev, found.st_ino)
-        }) {
+        if present
+            .is_some_and(|present| (present.st_dev, present.st_ino) == (found.st_dev, found.st_ino))
+        {
             return Ok(());
         }
         self.make_free(entry, directory, name, false)?;
@@ -499,7 +494,15 @@ mod tests {
         assert_eq!(names(b"./"), owned(&[]));
         assert_eq!(names(b"..a/b.."), owned(&["..a", "b.."]));
         let long = vec![b'a'; MAX_PATH_BYTES + 1];
-        for path in [&b"/a"[..], b"..", b"../a", b"a/../b", b"a/..", b"a\0b", &long] {
+        for path in [
+            &b"/a"[..],
+            b"..",
+            b"../a",
+            b"a/../b",
+            b"a/..",
+            b"a\0b",
+            &long,
+        ] {
             assert!(names(path).is_err(), "{}", path.escape_ascii());
         }
     }

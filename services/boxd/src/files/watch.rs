@@ -141,8 +141,7 @@ impl Watching {
         let mut pending = vec![path.to_vec()];
         while let Some(directory) = pending.pop() {
             stop::check()?;
-            let flags =
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let Ok(opened) = openat(CWD, directory.as_slice(), flags, Mode::empty()) else {
                 continue;
             };
@@ -295,9 +294,9 @@ impl Watching {
             }
         } else if flags.contains(ReadFlags::DELETE) {
             self.report(ChangeKind::Deleted, path, None);
-        } else if flags.intersects(
-            ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT,
-        ) {
+        } else if flags
+            .intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT)
+        {
             // The event of the directory above reports the others.
             if is_root && !self.is_over {
                 self.report(ChangeKind::Deleted, path, None);

@@ -126,11 +126,8 @@ fn write_in_place(
     let before = checked(target, request)?;
     let present = before.as_ref().map_or(0, |before| before.st_blocks * 512);
     check_room(target, request.length, u64::try_from(present).unwrap_or(0))?;
-    let mut flags = OFlags::WRONLY
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::NOFOLLOW
-        | OFlags::CLOEXEC;
+    let mut flags =
+        OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     if before.is_none() {
         flags |= OFlags::CREATE | OFlags::EXCL;
     }
@@ -193,7 +190,11 @@ fn checked(target: &Location, request: &Write) -> Result<Option<Stat>> {
             return Ok(None);
         }
         let rule = "does not exist, and If-Match requires it";
-        return Err(Failure::at(&target.path, ErrorCode::PreconditionFailed, rule));
+        return Err(Failure::at(
+            &target.path,
+            ErrorCode::PreconditionFailed,
+            rule,
+        ));
     };
     match file_type(found) {
         FileType::RegularFile => {}
@@ -205,7 +206,11 @@ fn checked(target: &Location, request: &Write) -> Result<Option<Stat>> {
     }
     if !request.if_match.is_empty() && !matches_strongly(&request.if_match, &etag(found)) {
         let rule = "has another ETag than If-Match requires";
-        return Err(Failure::at(&target.path, ErrorCode::PreconditionFailed, rule));
+        return Err(Failure::at(
+            &target.path,
+            ErrorCode::PreconditionFailed,
+            rule,
+        ));
     }
     let name = target.name.as_slice();
     accessat(&target.directory, name, Access::WRITE_OK, AtFlags::empty()).on(&target.path)?;
