@@ -7,6 +7,11 @@
     reason = "the whole target is a test; clippy.toml's allowance covers #[test] functions only"
 )]
 
+mod files;
+mod files_archive;
+mod files_support;
+mod files_watch;
+mod files_write;
 mod flow;
 mod logs;
 mod pid_one;

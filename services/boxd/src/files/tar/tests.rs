@@ -72,8 +72,8 @@ fn written_entries_are_read_again() {
         kind: Kind::Directory,
         ..file(b"directory/", 0)
     };
-    let written = [
-        (file(b"a", 5), &b"12345"[..]),
+    let written: [(Entry, &[u8]); 5] = [
+        (file(b"a", 5), b"12345"),
         (large, b"abc"),
         (link, b""),
         (directory, b""),
@@ -153,7 +153,7 @@ fn extension_that_is_too_large_is_refused_before_it_is_read() {
 
 #[test]
 fn endless_extensions_are_refused() {
-    let one = with_records(b"10 path=a\n\n");
+    let one = with_records(b"9 path=a\n");
     let one = &one[..2 * BLOCK_BYTES];
     let bytes = one.repeat(MAX_EXTENSIONS + 2);
     assert!(read(&bytes).is_err());
