@@ -7,6 +7,7 @@ pub use launch::{StandardStreams, build_command};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agentbox_contracts::error::ErrorCode;
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::environment::Variables;
+use crate::user::User;
 
 /// The exit code of shells for a program that was not found.
 pub const NOT_FOUND: i32 = 127;
@@ -27,6 +29,9 @@ pub struct CommandSpec {
     /// `None`: boxd's own, which is the image's working directory.
     pub working_dir: Option<PathBuf>,
     pub variables: Variables,
+    /// `None`: boxd's own. For another one, [`CommandSpec::resolve`] only considers permission bits:
+    /// the kernel decides when the process becomes the user, enters the directory and executes.
+    pub user: Option<User>,
 }
 
 /// The command could not be started.
@@ -73,10 +78,11 @@ impl CommandSpec {
     /// executable or the working directory cannot be entered.
     pub fn resolve(&self) -> Result<PathBuf, StartError> {
         if let Some(directory) = &self.working_dir {
-            check_directory(directory).map_err(|error| StartError {
-                code: Some(ErrorCode::WorkingDirNotFound),
-                ..error
-            })?;
+            self.check_directory(directory)
+                .map_err(|error| StartError {
+                    code: Some(ErrorCode::WorkingDirNotFound),
+                    ..error
+                })?;
         }
         let program = self
             .argv
@@ -92,7 +98,7 @@ impl CommandSpec {
                 .as_deref()
                 .unwrap_or(Path::new(""))
                 .join(path);
-            return match Candidate::inspect(&absolute) {
+            return match self.inspect(&absolute) {
                 Candidate::Executable => Ok(path.to_owned()),
                 other => Err(other.error(program)),
             };
@@ -106,7 +112,7 @@ impl CommandSpec {
         for directory in std::env::split_paths(path.map_or(OsStr::new(""), OsString::as_os_str)) {
             let file = directory.join(program);
             let base = self.working_dir.as_deref().unwrap_or(Path::new(""));
-            match Candidate::inspect(&base.join(&file)) {
+            match self.inspect(&base.join(&file)) {
                 Candidate::Executable => return Ok(file),
                 // Directories are skipped, as execvp(3) does.
                 Candidate::Forbidden => worst = Candidate::Forbidden,
@@ -115,20 +121,45 @@ impl CommandSpec {
         }
         Err(worst.error(program))
     }
-}
 
-fn check_directory(directory: &Path) -> Result<(), StartError> {
-    let error = |reason| StartError::new(NOT_EXECUTABLE, directory.as_os_str(), reason);
-    match std::fs::metadata(directory) {
-        Ok(found) if !found.is_dir() => Err(error("the working directory is not a directory")),
-        Ok(_) if access(directory, AccessFlags::X_OK).is_err() => {
-            Err(error("the working directory cannot be entered"))
+    fn check_directory(&self, directory: &Path) -> Result<(), StartError> {
+        let error = |reason| StartError::new(NOT_EXECUTABLE, directory.as_os_str(), reason);
+        match std::fs::metadata(directory) {
+            Ok(found) if !found.is_dir() => Err(error("the working directory is not a directory")),
+            Ok(_) if !self.may_execute(directory) => {
+                Err(error("the working directory cannot be entered"))
+            }
+            Ok(_) => Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                Err(error("the working directory does not exist"))
+            }
+            Err(_) => Err(error("the working directory cannot be used")),
         }
-        Ok(_) => Ok(()),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            Err(error("the working directory does not exist"))
+    }
+
+    fn inspect(&self, path: &Path) -> Candidate {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => Candidate::Directory,
+            Ok(_) if self.may_execute(path) => Candidate::Executable,
+            Ok(_) => Candidate::Forbidden,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Candidate::Forbidden,
+            Err(_) => Candidate::Missing,
         }
-        Err(_) => Err(error("the working directory cannot be used")),
+    }
+
+    /// Whether the command's user may execute a program, or enter a directory. access(2) answers
+    /// for boxd's own user only. For another one this is the user's permission on each directory of
+    /// the path, and on the file.
+    fn may_execute(&self, path: &Path) -> bool {
+        let Some(user) = &self.user else {
+            return access(path, AccessFlags::X_OK).is_ok();
+        };
+        let permits = |part: &Path| {
+            std::fs::metadata(part)
+                .is_ok_and(|found| user.may_execute(found.mode(), found.uid(), found.gid()))
+        };
+        let mut parts = path.ancestors().filter(|part| !part.as_os_str().is_empty());
+        parts.all(permits)
     }
 }
 
@@ -141,16 +172,6 @@ enum Candidate {
 }
 
 impl Candidate {
-    fn inspect(path: &Path) -> Self {
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_dir() => Self::Directory,
-            Ok(_) if access(path, AccessFlags::X_OK).is_ok() => Self::Executable,
-            Ok(_) => Self::Forbidden,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Forbidden,
-            Err(_) => Self::Missing,
-        }
-    }
-
     fn error(self, program: &OsStr) -> StartError {
         match self {
             Self::Missing => StartError::new(NOT_FOUND, program, "not found"),
@@ -174,6 +195,7 @@ mod tests {
             argv: vec![argv.into()],
             working_dir: working_dir.map(Path::to_owned),
             variables: [("PATH".into(), path.into())].into(),
+            user: None,
         }
     }
 
@@ -217,5 +239,36 @@ mod tests {
             assert_eq!(error.code, Some(ErrorCode::WorkingDirNotFound));
             assert!(error.message.contains("working directory"), "{error}");
         }
+    }
+
+    #[test]
+    fn program_of_other_user_is_one_that_the_user_may_execute() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, directory_mode, mode) in [
+            ("closed", 0o700, 0o755),
+            ("private", 0o755, 0o700),
+            ("open", 0o755, 0o755),
+        ] {
+            let sub = dir.path().join(name);
+            fs::create_dir(&sub).unwrap();
+            fs::write(sub.join("tool"), "").unwrap();
+            fs::set_permissions(sub.join("tool"), fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&sub, fs::Permissions::from_mode(directory_mode)).unwrap();
+        }
+        let root = dir.path().display();
+        let path = format!("{root}/closed:{root}/private:{root}/open");
+        let mut command = command("tool", &path, None);
+        command.user = Some(User {
+            uid: 4242,
+            gid: 4242,
+            groups: Vec::new(),
+            name: String::new(),
+            home: None,
+        });
+        assert_eq!(command.resolve(), Ok(dir.path().join("open/tool")));
+        command.working_dir = Some(dir.path().join("closed"));
+        let error = command.resolve().unwrap_err();
+        assert!(error.message.contains("cannot be entered"), "{error}");
     }
 }

@@ -37,6 +37,7 @@ use crate::background_output::BackgroundOutput;
 use crate::connections::{self, Connection};
 use crate::environment::Environment;
 use crate::executions::Executions;
+use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::process::{Slots, Starter};
@@ -123,6 +124,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         settings.termination_file.clone(),
         phase,
     ));
+    let files = Files::new(Arc::clone(&reaper), tasks.clone(), closing.clone());
     let starter = Arc::new(Starter {
         reaper,
         environment: Arc::clone(&environment),
@@ -146,6 +148,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         runs,
         executions: Arc::clone(&executions),
         main: Arc::clone(&main),
+        files,
         environment,
         log: Arc::clone(&log),
         sampler,

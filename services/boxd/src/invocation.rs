@@ -1,7 +1,8 @@
 //! The command line.
 //!
 //! `boxd run [-- command…]`, `boxd install <path>`, `boxd --version`; `boxd serve` is
-//! boxd's own second start (see [`crate::reexec`]).
+//! boxd's own second start (see [`crate::reexec`]), and `boxd files` a process that boxd starts (see
+//! [`crate::files`]).
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub enum Invocation {
     Install {
         path: PathBuf,
     },
+    Files,
     Version,
 }
 
@@ -35,6 +37,7 @@ impl Invocation {
         let verb = arguments.next().ok_or(UsageError)?;
         match verb.to_str() {
             Some("--version") => Ok(Self::Version),
+            Some("files") => Ok(Self::Files),
             Some("install") => {
                 let path = arguments.next().ok_or(UsageError)?;
                 Ok(Self::Install { path: path.into() })

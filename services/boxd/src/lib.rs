@@ -7,7 +7,8 @@
 //! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
 //! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] and [`executions`] (a caller's
-//! command, both by [`process`]), [`main_command`] (the box's own), [`logs`], [`usage`].
+//! command, both by [`process`]), [`files`] (file operations), [`main_command`] (the box's
+//! own), [`logs`], [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -20,6 +21,7 @@ mod command;
 mod connections;
 mod environment;
 mod executions;
+mod files;
 mod init;
 mod install;
 mod invocation;
@@ -69,6 +71,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
         Ok(Invocation::Install { path }) => finish(install::install(&path).map(|()| 0)),
         Ok(Invocation::Run { command }) => finish(reexec::run(command)),
+        Ok(Invocation::Files) => finish(files::process::run().map(|()| 0)),
         Ok(Invocation::Serve {
             settings_fd,
             command,

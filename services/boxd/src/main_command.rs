@@ -140,6 +140,7 @@ impl MainCommand {
             argv,
             working_dir: None,
             variables: self.environment.merged_with([]),
+            user: None,
         };
         let file = spec.resolve()?;
         let pipe_error = |error: io::Error| StartError {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
 use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
+use agentbox_contracts::files::{FileInput, FileOutput, file_input};
 use futures::{Stream, stream};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,6 +17,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::environment::Environment;
 use crate::executions::Executions;
+use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::process::{Starter, arguments, variables};
@@ -24,7 +26,7 @@ use crate::status::with_code;
 use crate::trace::Trace;
 use crate::usage::UsageSampler;
 
-/// The deadline for the first input of a `Run` call.
+/// The deadline for the first input of a `Run` or `Files` call.
 const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
 
 type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -35,6 +37,7 @@ pub struct Service {
     pub runs: Arc<Runs>,
     pub executions: Arc<Executions>,
     pub main: Arc<MainCommand>,
+    pub files: Files,
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
     pub sampler: Arc<UsageSampler>,
@@ -47,6 +50,7 @@ impl Boxd for Service {
     type RunStream = Outputs<proto::RunOutput>;
     type LogsStream = Outputs<proto::LogsReply>;
     type ExecutionsStream = Outputs<ExecutionOutput>;
+    type FilesStream = Outputs<FileOutput>;
 
     async fn run(
         &self,
@@ -118,6 +122,24 @@ impl Boxd for Service {
         request: Request<proto::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
         Ok(Response::new(Box::pin(self.log.stream(request.get_ref())?)))
+    }
+
+    async fn files(
+        &self,
+        request: Request<Streaming<FileInput>>,
+    ) -> Result<Response<Self::FilesStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first input did not arrive in time"))??;
+        let Some(file_input::Input::Request(request)) = first.and_then(|message| message.input)
+        else {
+            return Err(Status::invalid_argument(
+                "the first input must be the request",
+            ));
+        };
+        let outputs = self.files.perform(request, inputs).await?;
+        Ok(Response::new(Box::pin(outputs)))
     }
 
     async fn configure(

@@ -8,6 +8,11 @@
 )]
 
 mod executions;
+mod files;
+mod files_archive;
+mod files_support;
+mod files_watch;
+mod files_write;
 mod flow;
 mod logs;
 mod pid_one;

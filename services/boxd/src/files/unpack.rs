@@ -1,0 +1,532 @@
+//! Unpacking a tar stream into a directory.
+//!
+//! * I1. Nothing is written outside the directory, whatever the archive holds and whatever processes
+//!   of the box do meanwhile: each name of an entry's path is opened in the directory before it,
+//!   without following a link.
+//! * I2. Links are relative and stay inside. `..` is allowed only at the beginning of a target, where
+//!   it is certain what it leads to.
+//! * I3. Entries before a refused one stay.
+//!
+//! An existing file is replaced; an existing link only by a link. Set-uid, set-gid and sticky bits and
+//! owners are kept only when this process is root.
+
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::os::fd::OwnedFd;
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::files::file_output::Output;
+use agentbox_contracts::files::{Archive, Stored, Write};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+    chownat, fchmod, fchown, futimens, linkat, mkdir, mkdirat, openat, statat, symlinkat, unlinkat,
+    utimensat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use super::caller::{Caller, Content, aborted};
+use super::compression::decoder;
+use super::digest::Digests;
+use super::failure::{Failure, OnPath as _, Result, shown};
+use super::location::{
+    DEFAULT_DIRECTORY_MODE, MAX_PATH_BYTES, create_parents, file_type, open_directory,
+};
+use super::stop;
+use super::tar::{Entry, Kind, Reader, TarError};
+
+const BUFFER_BYTES: usize = 64 * 1024;
+/// The most directories whose modes and times are set at the end. Those of further ones are set at
+/// once, so that their times are those of their last entry.
+const MAX_DELAYED: usize = 10_000;
+
+/// Answers `ready`, unpacks the content and answers `stored`.
+///
+/// # Errors
+/// `ArchiveInvalid` with the entry's name; `DigestMismatch`; as for the files that are written.
+pub fn unpack(caller: &mut Caller, path: &[u8], request: &Write, archive: Archive) -> Result<()> {
+    let mut digests = Digests::new(&request.digests)?;
+    let created = create_target(path, request)?;
+    let root = open_directory(CWD, path).on(path)?;
+    caller.send(Output::Ready(()))?;
+    let unpacked = {
+        let source = Hashing {
+            content: caller.content(),
+            digests: &mut digests,
+        };
+        let unpacking = Unpacking {
+            root,
+            path,
+            is_root: geteuid().is_root(),
+            delayed: Vec::new(),
+            buffer: vec![0; BUFFER_BYTES],
+        };
+        unpacking.run(decoder(archive, source))
+    };
+    if caller.is_aborted() {
+        return Err(aborted());
+    }
+    unpacked?;
+    digests.verify()?;
+    caller.send(Output::Stored(Stored {
+        created,
+        etag: String::new(),
+    }))
+}
+
+/// Creates the directory if the request allows it; returns whether it did not exist.
+fn create_target(path: &[u8], request: &Write) -> Result<bool> {
+    let is_missing = matches!(open_directory(CWD, path), Err(Errno::NOENT));
+    let condition = |rule| Err(Failure::at(path, ErrorCode::PreconditionFailed, rule));
+    if !is_missing && request.if_absent {
+        return condition("exists, and If-None-Match requires that it does not");
+    }
+    // A directory has no ETag.
+    if !request.if_match.is_empty()
+        && (is_missing || !request.if_match.iter().any(|tag| tag == "*"))
+    {
+        return condition("has no ETag that If-Match requires");
+    }
+    if is_missing && request.parents {
+        create_parents(path)?;
+        match mkdir(path, Mode::from_raw_mode(DEFAULT_DIRECTORY_MODE)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(Failure::of(path, errno)),
+        }
+    }
+    Ok(is_missing)
+}
+
+/// The content on its way to the decoder.
+struct Hashing<'caller, 'digests> {
+    content: Content<'caller>,
+    digests: &'digests mut Digests,
+}
+
+impl Read for Hashing<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(buffer)?;
+        self.digests.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// A directory whose mode and time are set when its entries are complete.
+struct Delayed {
+    names: Vec<Vec<u8>>,
+    mode: u32,
+    modified: i64,
+}
+
+struct Unpacking<'path> {
+    root: OwnedFd,
+    path: &'path [u8],
+    is_root: bool,
+    delayed: Vec<Delayed>,
+    buffer: Vec<u8>,
+}
+
+impl Unpacking<'_> {
+    fn run(mut self, stream: impl Read) -> Result<()> {
+        let mut reader = Reader::new(stream);
+        while let Some(entry) = reader.next_entry().map_err(unreadable)? {
+            stop::check()?;
+            let names = names(&entry.path).map_err(|rule| refused(&entry, rule))?;
+            // The directory itself, as `tar -C directory .` writes it, keeps its mode.
+            if names.is_empty() && entry.kind == Kind::Directory {
+                continue;
+            }
+            let (directory, name) = self.open_parent(&entry, &names)?;
+            match entry.kind {
+                Kind::Directory => self.directory(&entry, &directory, name, &names)?,
+                Kind::File => self.file(&entry, &directory, name, &mut reader)?,
+                Kind::SymbolicLink => self.symbolic_link(&entry, &directory, name, &names)?,
+                Kind::HardLink => self.hard_link(&entry, &directory, name)?,
+                Kind::Other => {
+                    let rule = "is a device, a FIFO or of an unknown type, which are refused";
+                    return Err(refused(&entry, rule));
+                }
+            }
+        }
+        // To the end of the content: only then its checksums and digests are complete.
+        let mut stream = reader.into_source();
+        loop {
+            stop::check()?;
+            match stream.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return Err(unreadable(error.into())),
+            }
+        }
+        self.set_delayed()
+    }
+
+    /// Opens the directory of an entry, one name after the other. Missing ones are created.
+    fn open_parent<'names>(
+        &self,
+        entry: &Entry,
+        names: &'names [Vec<u8>],
+    ) -> Result<(OwnedFd, &'names [u8])> {
+        let Some((name, parents)) = names.split_last() else {
+            return Err(refused(entry, "names no file"));
+        };
+        let mut directory = open_directory(&self.root, b".").on(self.path)?;
+        for parent in parents {
+            directory = self.enter(entry, &directory, parent, true)?;
+        }
+        Ok((directory, name))
+    }
+
+    fn enter(
+        &self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        create: bool,
+    ) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || openat(directory, name, flags, Mode::empty());
+        let opened = match open() {
+            Err(Errno::NOENT) if create => {
+                match mkdirat(directory, name, Mode::from_raw_mode(DEFAULT_DIRECTORY_MODE)) {
+                    Ok(()) | Err(Errno::EXIST) => open(),
+                    Err(errno) => Err(errno),
+                }
+            }
+            other => other,
+        };
+        opened.map_err(|errno| match errno {
+            Errno::NOTDIR | Errno::LOOP => {
+                let rule = "leads through a symbolic link or a file that exists";
+                refused(entry, rule)
+            }
+            other => self.failed(entry, other),
+        })
+    }
+
+    fn directory(
+        &mut self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        names: &[Vec<u8>],
+    ) -> Result<()> {
+        let mode = self.mode(entry);
+        match mkdirat(directory, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => match self.existing(entry, directory, name)? {
+                Some(stat) if file_type(&stat).is_dir() => {}
+                _ => {
+                    let rule = "is a directory in place of an existing file or link";
+                    return Err(refused(entry, rule));
+                }
+            },
+            Err(errno) => return Err(self.failed(entry, errno)),
+        }
+        self.set_owner(entry, directory, name)?;
+        if self.delayed.len() < MAX_DELAYED {
+            self.delayed.push(Delayed {
+                names: names.to_vec(),
+                mode,
+                modified: entry.modified,
+            });
+            return Ok(());
+        }
+        set_directory_mode(directory, name, mode).map_err(|errno| self.failed(entry, errno))
+    }
+
+    fn file(
+        &mut self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        content: &mut impl Read,
+    ) -> Result<()> {
+        self.make_free(entry, directory, name, false)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = openat(directory, name, flags, Mode::from_raw_mode(0o600));
+        let mut file = File::from(opened.map_err(|errno| self.failed(entry, errno))?);
+        loop {
+            stop::check()?;
+            let count = match content.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(error.into())),
+            };
+            file.write_all(&self.buffer[..count]).map_err(|error| {
+                self.failed(entry, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            })?;
+        }
+        // By the descriptor: a process of the box may have put another file into its place.
+        if let Some((owner, group)) = self.owner(entry) {
+            self.ignore_foreign(entry, fchown(&file, Some(owner), Some(group)))?;
+        }
+        let mode = Mode::from_raw_mode(self.mode(entry));
+        fchmod(&file, mode).map_err(|errno| self.failed(entry, errno))?;
+        // Without its time the content is complete.
+        let _ = futimens(&file, &times(entry.modified));
+        Ok(())
+    }
+
+    fn symbolic_link(
+        &self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        names: &[Vec<u8>],
+    ) -> Result<()> {
+        check_target(&entry.link, names.len() - 1).map_err(|rule| refused(entry, rule))?;
+        self.make_free(entry, directory, name, true)?;
+        symlinkat(entry.link.as_slice(), directory, name)
+            .map_err(|errno| self.failed(entry, errno))?;
+        self.set_owner(entry, directory, name)
+    }
+
+    fn hard_link(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
+        let target = names(&entry.link).map_err(|rule| refused(entry, rule))?;
+        let Some((last, parents)) = target.split_last() else {
+            return Err(refused(entry, "is a hard link to no file"));
+        };
+        let mut from = open_directory(&self.root, b".").on(self.path)?;
+        for parent in parents {
+            from = self.enter(entry, &from, parent, false)?;
+        }
+        let is_file = |stat: Stat| file_type(&stat).is_file();
+        let found = self.existing(entry, &from, last)?;
+        let Some(found) = found.filter(|stat| is_file(*stat)) else {
+            let rule = "is a hard link to something that is not a file of the directory";
+            return Err(refused(entry, rule));
+        };
+        let present = self.existing(entry, directory, name)?;
+        if present
+            .is_some_and(|present| (present.st_dev, present.st_ino) == (found.st_dev, found.st_ino))
+        {
+            return Ok(());
+        }
+        self.make_free(entry, directory, name, false)?;
+        linkat(&from, last.as_slice(), directory, name, AtFlags::empty())
+            .map_err(|errno| self.failed(entry, errno))
+    }
+
+    /// Removes an existing file in the entry's place; a link only for a link.
+    fn make_free(
+        &self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        for_link: bool,
+    ) -> Result<()> {
+        let Some(stat) = self.existing(entry, directory, name)? else {
+            return Ok(());
+        };
+        match file_type(&stat) {
+            FileType::RegularFile => {}
+            FileType::Symlink if for_link => {}
+            FileType::Symlink => {
+                return Err(refused(entry, "would be written through an existing link"));
+            }
+            _ => {
+                let rule = "is in place of an existing directory, device, FIFO or socket";
+                return Err(refused(entry, rule));
+            }
+        }
+        unlinkat(directory, name, AtFlags::empty()).map_err(|errno| match errno {
+            Errno::BUSY => Failure::new(
+                ErrorCode::NotReplaceable,
+                format!("`{}` is a mount point", shown(&entry.path)),
+            ),
+            other => self.failed(entry, other),
+        })
+    }
+
+    fn existing(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<Option<Stat>> {
+        match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.failed(entry, errno)),
+        }
+    }
+
+    fn mode(&self, entry: &Entry) -> u32 {
+        entry.mode & if self.is_root { 0o7777 } else { 0o777 }
+    }
+
+    /// The owner to set, when this process is root.
+    fn owner(&self, entry: &Entry) -> Option<(Uid, Gid)> {
+        let is_id = entry.uid != u32::MAX && entry.gid != u32::MAX;
+        (self.is_root && is_id).then(|| (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)))
+    }
+
+    fn set_owner(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
+        let Some((owner, group)) = self.owner(entry) else {
+            return Ok(());
+        };
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let result = chownat(directory, name, Some(owner), Some(group), flags);
+        self.ignore_foreign(entry, result)
+    }
+
+    /// Ids that the environment does not have stay root's.
+    fn ignore_foreign(&self, entry: &Entry, result: rustix::io::Result<()>) -> Result<()> {
+        match result {
+            Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::OVERFLOW) => Ok(()),
+            Err(errno) => Err(self.failed(entry, errno)),
+        }
+    }
+
+    fn set_delayed(&mut self) -> Result<()> {
+        // The last first: a directory's own mode may forbid to enter it.
+        while let Some(delayed) = self.delayed.pop() {
+            let Some((name, parents)) = delayed.names.split_last() else {
+                continue;
+            };
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut opened = open_directory(&self.root, b".");
+            for parent in parents {
+                opened = opened
+                    .and_then(|above| openat(&above, parent.as_slice(), flags, Mode::empty()));
+            }
+            // A process of the box has removed it.
+            let Ok(directory) = opened else { continue };
+            // Without its time the directory is complete.
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let _ = utimensat(&directory, name.as_slice(), &times(delayed.modified), flags);
+            match set_directory_mode(&directory, name, delayed.mode) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Failure::of(name, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, entry: &Entry, errno: Errno) -> Failure {
+        let path = [self.path, b"/", entry.path.as_slice()].concat();
+        Failure::of(&path, errno)
+    }
+}
+
+/// Through a descriptor of the directory itself, which is never a link.
+fn set_directory_mode(directory: &OwnedFd, name: &[u8], mode: u32) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = openat(directory, name, flags, Mode::empty())?;
+    fchmod(opened, Mode::from_raw_mode(mode))
+}
+
+/// The time of the last change, for utimensat(2).
+fn times(seconds: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        },
+    }
+}
+
+/// The names of an entry's path, without `.` and empty ones.
+fn names(path: &[u8]) -> std::result::Result<Vec<Vec<u8>>, &'static str> {
+    if path.first() == Some(&b'/') {
+        return Err("has an absolute name");
+    }
+    if path.len() > MAX_PATH_BYTES || path.contains(&0) {
+        return Err("has a name that is too long or contains a NUL");
+    }
+    let mut names = Vec::new();
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => return Err("has a name with `..`"),
+            name => names.push(name.to_vec()),
+        }
+    }
+    Ok(names)
+}
+
+/// Checks the target of a symbolic link that is `depth` directories below the root.
+fn check_target(target: &[u8], depth: usize) -> std::result::Result<(), &'static str> {
+    if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH_BYTES {
+        return Err("is a link with an empty or malformed target");
+    }
+    if target.first() == Some(&b'/') {
+        return Err("is a link with an absolute target");
+    }
+    let (mut up, mut is_down) = (0, false);
+    for name in target.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." if is_down => return Err("is a link whose target has `..` after a name"),
+            b".." => up += 1,
+            _ => is_down = true,
+        }
+    }
+    if up > depth {
+        return Err("is a link that leaves the directory");
+    }
+    Ok(())
+}
+
+fn refused(entry: &Entry, rule: &str) -> Failure {
+    let message = format!("archive: entry `{}` {rule}", shown(&entry.path));
+    Failure::new(ErrorCode::ArchiveInvalid, message)
+}
+
+fn unreadable(error: TarError) -> Failure {
+    Failure::new(ErrorCode::ArchiveInvalid, format!("archive: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_name_that_leaves_the_directory_is_refused() {
+        let owned = |names: &[&str]| {
+            let bytes = names.iter().map(|name| name.as_bytes().to_vec());
+            Ok(bytes.collect::<Vec<_>>())
+        };
+        assert_eq!(names(b"a/b"), owned(&["a", "b"]));
+        assert_eq!(names(b"./a//b/./"), owned(&["a", "b"]));
+        assert_eq!(names(b"./"), owned(&[]));
+        assert_eq!(names(b"..a/b.."), owned(&["..a", "b.."]));
+        let long = vec![b'a'; MAX_PATH_BYTES + 1];
+        for path in [
+            &b"/a"[..],
+            b"..",
+            b"../a",
+            b"a/../b",
+            b"a/..",
+            b"a\0b",
+            &long,
+        ] {
+            assert!(names(path).is_err(), "{}", path.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn link_target_that_leaves_the_directory_is_refused() {
+        for (target, depth, allowed) in [
+            ("a", 0, true),
+            ("./a/b", 0, true),
+            ("../a", 1, true),
+            ("../../a", 2, true),
+            (".", 0, true),
+            ("..", 1, true),
+            ("..", 0, false),
+            ("../../a", 1, false),
+            ("./../a", 0, false),
+            ("a/..", 3, false),
+            ("a/../../..", 3, false),
+            ("/a", 3, false),
+            ("", 3, false),
+            ("a\0", 3, false),
+        ] {
+            let result = check_target(target.as_bytes(), depth);
+            assert_eq!(result.is_ok(), allowed, "{target} at {depth}");
+        }
+    }
+}

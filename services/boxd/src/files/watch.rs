@@ -1,0 +1,429 @@
+//! Reporting changes of a file or of a directory, with inotify(7).
+//!
+//! * I1. Every change since `ready` is reported, or an overflow: the kernel's queue was full, or a new
+//!   directory could not be watched.
+//! * I2. A new directory is watched and then listed, so that what was created in it before is reported.
+//!   Such a change may be reported twice.
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::files::file_output::Output;
+use agentbox_contracts::files::{ChangeKind, Changes, FileChange, Watch};
+use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
+
+use super::caller::Caller;
+use super::failure::{Failure, OnPath as _, Result};
+use super::location::{MAX_PATH_BYTES, file_type};
+use super::stop;
+
+/// The most directories of one operation.
+const MAX_WATCHES: usize = 65_536;
+/// Changes are sent once they have this size, and when no more are there.
+const MESSAGE_BYTES: usize = 24 * 1024;
+/// Larger than one event.
+const EVENTS_BYTES: usize = 16 * 1024;
+/// How long the second event of a move is awaited.
+const MOVE_PAIR_MS: u16 = 20;
+
+/// Answers `ready`, then changes, until the caller ends the operation or the path is deleted.
+///
+/// # Errors
+/// As `inotify_add_watch(2)`; `QuotaExceeded` at the environment's limit of watches.
+pub fn watch(caller: &mut Caller, path: &[u8], request: &Watch) -> Result<()> {
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .map_err(|errno| limit_reached(path, errno))?;
+    let mut watching = Watching {
+        inotify,
+        recursive: request.recursive,
+        directories: HashMap::new(),
+        root: path.to_vec(),
+        moved_from: None,
+        changes: Vec::new(),
+        bytes: 0,
+        number: 0,
+        is_over: false,
+    };
+    watching.add_root()?;
+    caller.send(Output::Ready(()))?;
+    if !request.after.is_empty() {
+        watching.report(ChangeKind::Overflow, Vec::new(), None);
+    }
+    loop {
+        watching.send(caller)?;
+        if watching.is_over {
+            return Ok(());
+        }
+        if watching.wait(caller, PollTimeout::NONE)? {
+            return Ok(());
+        }
+        watching.read_events(caller)?;
+        if watching.moved_from.is_some() {
+            if watching.wait(caller, PollTimeout::from(MOVE_PAIR_MS))? {
+                return Ok(());
+            }
+            watching.read_events(caller)?;
+            watching.end_move();
+        }
+    }
+}
+
+/// The first event of a move, until its second one.
+struct MovedFrom {
+    cookie: u32,
+    path: Vec<u8>,
+}
+
+struct Watching {
+    inotify: OwnedFd,
+    recursive: bool,
+    /// The path of each watch.
+    directories: HashMap<i32, Vec<u8>>,
+    root: Vec<u8>,
+    moved_from: Option<MovedFrom>,
+    changes: Vec<FileChange>,
+    bytes: usize,
+    number: u64,
+    /// The watched path is gone.
+    is_over: bool,
+}
+
+/// One event, copied out of the kernel's buffer.
+struct Event {
+    watch: i32,
+    flags: ReadFlags,
+    cookie: u32,
+    name: Option<Vec<u8>>,
+}
+
+impl Watching {
+    fn add_root(&mut self) -> Result<()> {
+        let root = self.root.clone();
+        let stat = statat(CWD, root.as_slice(), AtFlags::empty()).on(&root)?;
+        self.add(&root, true)?;
+        if self.recursive && file_type(&stat).is_dir() {
+            self.add_below(&root, false)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &[u8], follow: bool) -> Result<()> {
+        if self.directories.len() >= MAX_WATCHES {
+            return Err(limit_reached(path, Errno::NOSPC));
+        }
+        let mut flags = WatchFlags::CREATE
+            | WatchFlags::MODIFY
+            | WatchFlags::ATTRIB
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF;
+        if !follow {
+            flags |= WatchFlags::DONT_FOLLOW | WatchFlags::ONLYDIR;
+        }
+        let watch = inotify::add_watch(&self.inotify, path, flags)
+            .map_err(|errno| limit_reached(path, errno))?;
+        self.directories.insert(watch, path.to_vec());
+        Ok(())
+    }
+
+    /// Watches the directories below a watched one, without recursion. With `report`, what is there is
+    /// reported as created. A directory that is gone meanwhile, or that this user may not read, is left
+    /// out.
+    fn add_below(&mut self, path: &[u8], report: bool) -> Result<()> {
+        let mut pending = vec![path.to_vec()];
+        while let Some(directory) = pending.pop() {
+            stop::check()?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let Ok(opened) = openat(CWD, directory.as_slice(), flags, Mode::empty()) else {
+                continue;
+            };
+            let Ok(entries) = Dir::read_from(&opened) else {
+                continue;
+            };
+            for entry in entries {
+                let Ok(entry) = entry else { break };
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let below = joined(&directory, name);
+                let found = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW);
+                if report {
+                    self.report(ChangeKind::Created, below.clone(), None);
+                }
+                if below.len() > MAX_PATH_BYTES
+                    || !found.is_ok_and(|stat| file_type(&stat).is_dir())
+                {
+                    continue;
+                }
+                match self.add(&below, false) {
+                    Ok(()) => pending.push(below),
+                    Err(failure) if failure.code == ErrorCode::QuotaExceeded => {
+                        return Err(failure);
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for an event; `true` when the caller has ended the operation.
+    fn wait(&self, caller: &Caller, limit: PollTimeout) -> Result<bool> {
+        stop::check()?;
+        // Whatever the caller sends, or that it is gone, ends the operation.
+        let is_ended = {
+            let mut polled = [
+                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+                PollFd::new(caller.readable(), PollFlags::POLLIN),
+            ];
+            match poll(&mut polled, limit) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => {
+                    let errno = Errno::from_raw_os_error(errno as i32);
+                    return Err(Failure::of(&self.root, errno));
+                }
+            }
+            polled[1].any().unwrap_or(true)
+        };
+        Ok(is_ended)
+    }
+
+    fn read_events(&mut self, caller: &mut Caller) -> Result<()> {
+        loop {
+            let events = match self.next_events() {
+                Ok(events) => events,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(Failure::of(&self.root, errno)),
+            };
+            for event in events {
+                if let Err(failure) = self.apply(event) {
+                    // Some directories are not watched: the caller must know before the end.
+                    self.report(ChangeKind::Overflow, Vec::new(), None);
+                    self.send(caller)?;
+                    return Err(failure);
+                }
+                if self.bytes >= MESSAGE_BYTES {
+                    self.send(caller)?;
+                }
+            }
+        }
+    }
+
+    /// The events of one read.
+    fn next_events(&self) -> rustix::io::Result<Vec<Event>> {
+        let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut events = Vec::new();
+        loop {
+            let event = reader.next()?;
+            events.push(Event {
+                watch: event.wd(),
+                flags: event.events(),
+                cookie: event.cookie(),
+                name: event.file_name().map(|name| name.to_bytes().to_vec()),
+            });
+            if reader.is_buffer_empty() {
+                return Ok(events);
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) -> Result<()> {
+        let flags = event.flags;
+        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+            self.end_move();
+            self.report(ChangeKind::Overflow, Vec::new(), None);
+            // Directories may have been created meanwhile.
+            let root = self.root.clone();
+            return if self.recursive {
+                self.add_below(&root, false)
+            } else {
+                Ok(())
+            };
+        }
+        if flags.contains(ReadFlags::IGNORED) {
+            self.directories.remove(&event.watch);
+            return Ok(());
+        }
+        let Some(directory) = self.directories.get(&event.watch) else {
+            return Ok(());
+        };
+        let is_root = *directory == self.root;
+        let path = match &event.name {
+            Some(name) => joined(directory, name),
+            None => directory.clone(),
+        };
+        let is_pair = flags.contains(ReadFlags::MOVED_TO)
+            && self
+                .moved_from
+                .as_ref()
+                .is_some_and(|moved| moved.cookie == event.cookie);
+        if !is_pair {
+            self.end_move();
+        }
+        let is_directory = flags.contains(ReadFlags::ISDIR);
+        if flags.contains(ReadFlags::MOVED_FROM) {
+            self.moved_from = Some(MovedFrom {
+                cookie: event.cookie,
+                path,
+            });
+        } else if flags.contains(ReadFlags::MOVED_TO) {
+            let from = self.moved_from.take().map(|moved| moved.path);
+            self.report(ChangeKind::Moved, path.clone(), from.clone());
+            if is_directory && self.recursive {
+                if let Some(from) = from {
+                    self.rename_watches(&from, &path);
+                } else {
+                    self.add_new(&path)?;
+                }
+            }
+        } else if flags.contains(ReadFlags::CREATE) {
+            self.report(ChangeKind::Created, path.clone(), None);
+            if is_directory && self.recursive {
+                self.add_new(&path)?;
+            }
+        } else if flags.contains(ReadFlags::DELETE) {
+            self.report(ChangeKind::Deleted, path, None);
+        } else if flags
+            .intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT)
+        {
+            // The event of the directory above reports the others.
+            if is_root && !self.is_over {
+                self.report(ChangeKind::Deleted, path, None);
+                self.is_over = true;
+            }
+        } else if flags.contains(ReadFlags::MODIFY) {
+            self.report(ChangeKind::Modified, path, None);
+        } else if flags.contains(ReadFlags::ATTRIB) {
+            self.report(ChangeKind::Attributes, path, None);
+        }
+        Ok(())
+    }
+
+    /// Watches a new directory and what is in it already.
+    fn add_new(&mut self, path: &[u8]) -> Result<()> {
+        match self.add(path, false) {
+            Ok(()) => self.add_below(path, true),
+            Err(failure) if failure.code == ErrorCode::QuotaExceeded => Err(failure),
+            // It is gone, or this user may not read it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// A file that was moved out of the watched directories is deleted here.
+    fn end_move(&mut self) {
+        if let Some(moved) = self.moved_from.take() {
+            let below: Vec<i32> = self
+                .directories
+                .iter()
+                .filter(|(_, path)| is_below(path, &moved.path))
+                .map(|(watch, _)| *watch)
+                .collect();
+            for watch in below {
+                self.directories.remove(&watch);
+                // The kernel may have removed it.
+                let _ = inotify::remove_watch(&self.inotify, watch);
+            }
+            self.report(ChangeKind::Deleted, moved.path, None);
+        }
+    }
+
+    fn rename_watches(&mut self, from: &[u8], to: &[u8]) {
+        for path in self.directories.values_mut() {
+            if is_below(path, from) {
+                let renamed = [to, &path[from.len()..]].concat();
+                *path = renamed;
+            }
+        }
+    }
+
+    /// Adds a change. The same change of the same path again is reported once.
+    fn report(&mut self, kind: ChangeKind, path: Vec<u8>, from: Option<Vec<u8>>) {
+        let is_repeated = self.changes.last().is_some_and(|last| {
+            last.kind == i32::from(kind) && last.path == path && kind != ChangeKind::Moved
+        });
+        if is_repeated {
+            return;
+        }
+        self.number += 1;
+        self.bytes += path.len() + from.as_ref().map_or(0, Vec::len) + 32;
+        self.changes.push(FileChange {
+            number: self.number,
+            kind: kind.into(),
+            path: path.into(),
+            from: from.map(Bytes::from),
+        });
+    }
+
+    /// Sends the changes in messages of a bounded size.
+    fn send(&mut self, caller: &mut Caller) -> Result<()> {
+        let mut message = Vec::new();
+        let mut bytes = 0;
+        for change in std::mem::take(&mut self.changes) {
+            bytes += change.path.len() + change.from.as_ref().map_or(0, Bytes::len) + 32;
+            message.push(change);
+            if bytes >= MESSAGE_BYTES {
+                bytes = 0;
+                let changes = std::mem::take(&mut message);
+                caller.send(Output::Changes(Changes { changes }))?;
+            }
+        }
+        self.bytes = 0;
+        if message.is_empty() {
+            return Ok(());
+        }
+        caller.send(Output::Changes(Changes { changes: message }))
+    }
+}
+
+fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let directory = directory.strip_suffix(b"/").unwrap_or(directory);
+    [directory, b"/", name].concat()
+}
+
+/// Whether a path is `directory` or something in it.
+fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+}
+
+fn limit_reached(path: &[u8], errno: Errno) -> Failure {
+    match errno {
+        Errno::NOSPC | Errno::MFILE => Failure::at(
+            path,
+            ErrorCode::QuotaExceeded,
+            "cannot be watched: the environment's limit of inotify watches or instances is reached",
+        ),
+        other => Failure::of(path, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_is_below_a_directory_by_whole_names() {
+        for (path, directory, expected) in [
+            ("/a/b", "/a", true),
+            ("/a", "/a", true),
+            ("/ab", "/a", false),
+            ("/", "/a", false),
+        ] {
+            let below = is_below(path.as_bytes(), directory.as_bytes());
+            assert_eq!(below, expected, "{path} {directory}");
+        }
+        assert_eq!(joined(b"/", b"a"), b"/a");
+        assert_eq!(joined(b"/a", b"b"), b"/a/b");
+    }
+}

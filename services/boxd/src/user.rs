@@ -1,0 +1,403 @@
+//! The users of the box, from its `/etc/passwd` and `/etc/group`.
+//!
+//! A command or a file operation may be another user's than boxd's own. boxd must be root for that. A
+//! uid that `/etc/passwd` does not name has gid 0, no other groups and the home `/`, as in Docker.
+//!
+//! * I1. The files belong to the box: at most [`MAX_FILE_BYTES`] of each are read, only of a regular
+//!   file, and lines that cannot be parsed are skipped.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+
+use agentbox_contracts::error::{ErrorCode, shortened};
+use nix::libc;
+use nix::unistd::{getegid, geteuid};
+
+/// The longest part of `/etc/passwd` and of `/etc/group` that is read.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// The most supplementary groups of a user; the kernel allows 65,536.
+const MAX_GROUPS: usize = 1024;
+/// The longest name that metadata shows, in characters.
+const MAX_NAME_CHARACTERS: usize = 64;
+
+/// A user of the box who is not boxd's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+    /// Empty when `/etc/passwd` does not name the uid.
+    pub name: String,
+    pub home: Option<PathBuf>,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserError {
+    #[error("user: `{}` does not exist in the environment", shortened(.0))]
+    NotFound(String),
+    #[error(
+        "user: the environment runs as uid {own}, and only root may act as another user, is `{}`",
+        shortened(.user)
+    )]
+    NotAllowed { user: String, own: u32 },
+}
+
+impl UserError {
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound(_) => ErrorCode::UserNotFound,
+            Self::NotAllowed { .. } => ErrorCode::UserNotAllowed,
+        }
+    }
+}
+
+impl User {
+    /// The user that `text` names: `name`, `uid`, `name:group` or `uid:gid`. `None` for boxd's own
+    /// user, and for an empty text.
+    ///
+    /// # Errors
+    /// [`UserError`].
+    pub fn resolve(text: &str) -> Result<Option<Self>, UserError> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let own = (geteuid().as_raw(), getegid().as_raw());
+        Accounts::read().resolve(text, own)
+    }
+
+    /// The variables that a command of this user has unless its caller sets them.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
+        let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/"));
+        let mut variables = vec![("HOME".into(), home.into_os_string())];
+        if !self.name.is_empty() {
+            variables.push(("USER".into(), self.name.clone().into()));
+        }
+        variables
+    }
+
+    /// Whether the permission bits let this user execute a program, or pass through a directory.
+    /// Access control lists are not considered.
+    #[must_use]
+    pub fn may_execute(&self, mode: u32, owner: u32, group: u32) -> bool {
+        if self.uid == 0 {
+            return mode & 0o111 != 0;
+        }
+        let bit = if owner == self.uid {
+            0o100
+        } else if group == self.gid || self.groups.contains(&group) {
+            0o010
+        } else {
+            0o001
+        };
+        mode & bit != 0
+    }
+}
+
+/// The names of the box's users and groups, for metadata.
+pub struct Names(Accounts);
+
+impl Names {
+    /// Reads the files once.
+    #[must_use]
+    pub fn read() -> Self {
+        Self(Accounts::read())
+    }
+
+    /// The name of a uid; empty when there is none.
+    #[must_use]
+    pub fn user(&self, uid: u32) -> String {
+        let account = self.0.users.iter().find(|account| account.uid == uid);
+        account.map_or_else(String::new, |account| bounded(&account.name))
+    }
+
+    /// The name of a gid; empty when there is none.
+    #[must_use]
+    pub fn group(&self, gid: u32) -> String {
+        let group = self.0.groups.iter().find(|group| group.gid == gid);
+        group.map_or_else(String::new, |group| bounded(&group.name))
+    }
+
+    /// The uid of a name or of a number.
+    #[must_use]
+    pub fn uid(&self, text: &str) -> Option<u32> {
+        let account = self.0.users.iter().find(|account| account.name == text);
+        account.map_or_else(|| number(text), |account| Some(account.uid))
+    }
+
+    /// The gid of a name or of a number.
+    #[must_use]
+    pub fn gid(&self, text: &str) -> Option<u32> {
+        self.0.gid(text)
+    }
+}
+
+fn bounded(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARACTERS).collect()
+}
+
+struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+struct Group {
+    name: String,
+    gid: u32,
+    members: Vec<String>,
+}
+
+/// The parsed files.
+#[derive(Default)]
+struct Accounts {
+    users: Vec<Account>,
+    groups: Vec<Group>,
+}
+
+impl Accounts {
+    fn read() -> Self {
+        Self::parse(&read("/etc/passwd"), &read("/etc/group"))
+    }
+
+    /// passwd(5): `name:password:uid:gid:comment:home:shell`. group(5): `name:password:gid:members`.
+    fn parse(passwd: &str, group: &str) -> Self {
+        let user = |line: &str| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
+            let uid = number(fields.nth(1)?)?;
+            let gid = number(fields.next()?)?;
+            let home = fields.nth(1).unwrap_or_default().to_owned();
+            Some(Account {
+                name,
+                uid,
+                gid,
+                home,
+            })
+        };
+        let group_of = |line: &str| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
+            let gid = number(fields.nth(1)?)?;
+            let members = fields.next().unwrap_or_default().split(',');
+            Some(Group {
+                name,
+                gid,
+                members: members.map(str::to_owned).collect(),
+            })
+        };
+        Self {
+            users: passwd.lines().filter_map(user).collect(),
+            groups: group.lines().filter_map(group_of).collect(),
+        }
+    }
+
+    fn resolve(&self, text: &str, own: (u32, u32)) -> Result<Option<User>, UserError> {
+        let not_found = || UserError::NotFound(text.to_owned());
+        let (name, group) = match text.split_once(':') {
+            Some((name, group)) => (name, Some(group)),
+            None => (text, None),
+        };
+        let account = self.users.iter().find(|account| account.name == name);
+        let account = account.or_else(|| {
+            let uid = number(name)?;
+            self.users.iter().find(|account| account.uid == uid)
+        });
+        let uid = match account {
+            Some(account) => account.uid,
+            None => number(name).ok_or_else(not_found)?,
+        };
+        let given_gid = group
+            .map(|group| self.gid(group).ok_or_else(not_found))
+            .transpose()?;
+        if uid == own.0 && given_gid.is_none_or(|gid| gid == own.1) {
+            return Ok(None);
+        }
+        if own.0 != 0 {
+            return Err(UserError::NotAllowed {
+                user: text.to_owned(),
+                own: own.0,
+            });
+        }
+        let gid = given_gid
+            .or(account.map(|account| account.gid))
+            .unwrap_or(0);
+        let groups = match (account, given_gid) {
+            (Some(account), None) => self.groups_of(&account.name),
+            _ => Vec::new(),
+        };
+        Ok(Some(User {
+            uid,
+            gid,
+            groups,
+            name: account.map_or_else(String::new, |account| account.name.clone()),
+            home: account
+                .filter(|account| account.home.starts_with('/'))
+                .map(|account| PathBuf::from(&account.home)),
+        }))
+    }
+
+    fn gid(&self, text: &str) -> Option<u32> {
+        let group = self.groups.iter().find(|group| group.name == text);
+        group.map_or_else(|| number(text), |group| Some(group.gid))
+    }
+
+    fn groups_of(&self, name: &str) -> Vec<u32> {
+        let of_user = self
+            .groups
+            .iter()
+            .filter(|group| group.members.iter().any(|member| member == name));
+        of_user.map(|group| group.gid).take(MAX_GROUPS).collect()
+    }
+}
+
+/// A uid or gid. The largest number is no id: system calls use it for "unchanged".
+fn number(text: &str) -> Option<u32> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let id = is_number.then(|| text.parse().ok()).flatten()?;
+    (id != u32::MAX).then_some(id)
+}
+
+/// The text of a file; empty when it cannot be read. Opening never waits, as for a FIFO.
+fn read(path: &str) -> String {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    let is_regular = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let mut bytes = Vec::new();
+    if let Ok(file) = opened
+        && is_regular(&file)
+        && file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_err()
+    {
+        bytes.clear();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: (u32, u32) = (0, 0);
+
+    fn accounts() -> Accounts {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:1:1::/:\napp:x:1000:1001:,,:/home/app:\n\
+                      bad:x:-1:0::/:\nlarge:x:4294967295:0::/:\nnohome:x:7:7\n";
+        let group = "root:x:0:\nstaff:x:50:app,root\nbroken\nvideo:x:44:other,app\n";
+        Accounts::parse(passwd, group)
+    }
+
+    fn user(text: &str) -> Option<User> {
+        accounts().resolve(text, ROOT).unwrap()
+    }
+
+    #[test]
+    fn user_resolves_by_name_and_number_with_groups_and_home() {
+        let app = User {
+            uid: 1000,
+            gid: 1001,
+            groups: vec![50, 44],
+            name: "app".to_owned(),
+            home: Some("/home/app".into()),
+        };
+        assert_eq!(user("app"), Some(app.clone()));
+        assert_eq!(user("1000"), Some(app.clone()));
+        let with_group = |gid| {
+            Some(User {
+                gid,
+                groups: Vec::new(),
+                ..app.clone()
+            })
+        };
+        assert_eq!(user("app:staff"), with_group(50));
+        assert_eq!(user("1000:9"), with_group(9));
+        let nohome = user("nohome").unwrap();
+        assert_eq!((nohome.gid, nohome.home), (7, None));
+    }
+
+    #[test]
+    fn unnamed_uid_has_gid_zero_and_home_root() {
+        let unnamed = user("4242").unwrap();
+        assert_eq!((unnamed.uid, unnamed.gid), (4242, 0));
+        assert_eq!((unnamed.groups.len(), unnamed.name.as_str()), (0, ""));
+        assert_eq!(unnamed.variables(), [("HOME".into(), "/".into())]);
+        let variables = user("app").unwrap().variables();
+        assert_eq!(variables[0], ("HOME".into(), "/home/app".into()));
+        assert_eq!(variables[1], ("USER".into(), "app".into()));
+    }
+
+    #[test]
+    fn own_user_is_none_and_needs_no_root() {
+        for text in ["root", "0", "root:root", "0:0"] {
+            assert_eq!(user(text), None, "{text}");
+        }
+        for text in ["app", "1000", "1000:7", "4242"] {
+            let own = if text == "4242" { (4242, 3) } else { (1000, 7) };
+            assert_eq!(accounts().resolve(text, own), Ok(None), "{text}");
+        }
+        assert!(user("root:staff").is_some());
+    }
+
+    #[test]
+    fn unknown_and_forbidden_users_have_their_codes() {
+        for text in [
+            "nobody",
+            "app:nobody",
+            "bad",
+            "-1",
+            "4294967295",
+            ":",
+            "app:",
+            "+1",
+        ] {
+            let error = accounts().resolve(text, ROOT).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::UserNotFound, "{text}");
+        }
+        for text in ["root", "0", "app:50"] {
+            let error = accounts().resolve(text, (1000, 1001)).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::UserNotAllowed, "{text}");
+            assert!(error.to_string().contains("uid 1000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_of_ids_and_ids_of_names_agree() {
+        let names = Names(accounts());
+        assert_eq!(
+            (names.user(1000), names.group(44)),
+            ("app".into(), "video".into())
+        );
+        assert_eq!(
+            (names.user(9), names.group(9)),
+            (String::new(), String::new())
+        );
+        assert_eq!(
+            (names.uid("app"), names.uid("9"), names.uid("x")),
+            (Some(1000), Some(9), None)
+        );
+        assert_eq!((names.gid("staff"), names.gid("x")), (Some(50), None));
+    }
+
+    #[test]
+    fn execute_permission_is_that_of_owner_group_or_others() {
+        let app = user("app").unwrap();
+        for (mode, owner, group, expected) in [
+            (0o700, 1000, 0, true),
+            (0o077, 1000, 1001, false),
+            (0o010, 0, 1001, true),
+            (0o010, 0, 44, true),
+            (0o701, 0, 44, false),
+            (0o001, 0, 0, true),
+            (0o770, 0, 0, false),
+        ] {
+            assert_eq!(app.may_execute(mode, owner, group), expected, "{mode:o}");
+        }
+    }
+}
