@@ -1,5 +1,7 @@
 fn main() -> std::io::Result<()> {
     tonic_prost_build::configure()
+        // The client would have a constructor `connect` beside the call `Connect`.
+        .build_transport(false)
         .extern_path(
             ".agentbox.boxd.v1.FileInput",
             "::agentbox_contracts::files::FileInput",

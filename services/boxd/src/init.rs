@@ -38,6 +38,7 @@ use crate::connections::{self, Connection};
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::ports::Ports;
 use crate::reaper::Reaper;
 use crate::run::{Registry, Starter};
 use crate::service::Service;
@@ -135,6 +136,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         environment,
         log: Arc::clone(&log),
         sampler,
+        ports: Ports::new(settings.listen, tasks.clone(), closing.clone()),
         configured: Mutex::new(None),
     };
     let token = settings.token()?;

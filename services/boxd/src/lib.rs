@@ -7,7 +7,7 @@
 //! The modules from the outside in: [`invocation`] (the command line) → [`reexec`]
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
 //! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] (a caller's command),
-//! [`main_command`] (the box's own), [`logs`], [`usage`].
+//! [`main_command`] (the box's own), [`logs`], [`ports`], [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -26,6 +26,7 @@ mod reexec;
 
 mod logs;
 mod main_command;
+mod ports;
 mod pump;
 mod reaper;
 mod run;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
+use agentbox_contracts::ports::{PortInput, PortList, PortOutput, port_input};
 use futures::{Stream, stream};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::ports::Ports;
 use crate::run::{
     InvalidRunSpec, Reader, RegistryError, Run, RunId, RunSpec, Started, Starter, apply_inputs,
     arguments, variables,
@@ -35,6 +37,7 @@ pub struct Service {
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
     pub sampler: Arc<UsageSampler>,
+    pub ports: Ports,
     /// The configuration of a warm box, once it was configured.
     pub configured: Mutex<Option<proto::ConfigureRequest>>,
 }
@@ -43,6 +46,7 @@ pub struct Service {
 impl Boxd for Service {
     type RunStream = Outputs<proto::RunOutput>;
     type LogsStream = Outputs<proto::LogsReply>;
+    type ConnectStream = Outputs<PortOutput>;
 
     async fn run(
         &self,
@@ -161,6 +165,25 @@ impl Boxd for Service {
             exit_code,
             runs,
         }))
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<PortInput>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first input did not arrive in time"))??;
+        let Some(port_input::Input::Connect(wanted)) = first.and_then(|first| first.input) else {
+            return Err(Status::invalid_argument("the first input must be connect"));
+        };
+        let connection = self.ports.connect(wanted.port, inputs).await?;
+        Ok(Response::new(Box::pin(connection.into_stream())))
+    }
+
+    async fn ports(&self, _: Request<proto::PortsRequest>) -> Result<Response<PortList>, Status> {
+        Ok(Response::new(self.ports.list().await?))
     }
 
     async fn end(

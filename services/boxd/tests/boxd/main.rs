@@ -10,6 +10,7 @@
 mod flow;
 mod logs;
 mod pid_one;
+mod ports;
 mod run;
 mod serving;
 mod support;
