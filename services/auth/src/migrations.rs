@@ -5,6 +5,7 @@ mod m0002_leases;
 mod m0003_acknowledged_deletions;
 mod m0004_key_creators;
 mod m0005_audit_chain;
+mod m0007_previews;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -19,6 +20,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_acknowledged_deletions::Migration),
             Box::new(m0004_key_creators::Migration),
             Box::new(m0005_audit_chain::Migration),
+            Box::new(m0007_previews::Migration),
         ]
     }
 }

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod logs;
 pub mod permissions;
 pub mod ports;
+pub mod preview;
 pub mod registry;
 pub mod rpc;
 pub mod signal;
