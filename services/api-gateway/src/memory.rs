@@ -81,7 +81,8 @@ impl SessionKind {
             Self::Files => 2 * WINDOW,
             Self::Output => WINDOW + MESSAGE_AS_JSON,
             Self::Execution => 128 * KIB,
-            Self::Port => 2 * WINDOW,
+            // Both windows, and what the HTTP client and its connection hold.
+            Self::Port => 2 * WINDOW + 256 * KIB,
         }
     }
 }

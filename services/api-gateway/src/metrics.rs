@@ -28,7 +28,10 @@ pub(crate) fn describe() {
         "Requests counted by this replica alone, because the message bus did not count them"
     );
     describe_gauge!(CONNECTIONS, "Open client connections");
-    describe_gauge!(STREAMS, "Open streams, by kind: logs, events or attach");
+    describe_gauge!(
+        STREAMS,
+        "Open streams, by kind: logs, events, attach or ports"
+    );
     describe_counter!(
         LIMITS_REACHED,
         "Connections, sessions and results that reached a limit of this replica, by limit"
@@ -73,7 +76,7 @@ pub(crate) struct OpenStream {
 }
 
 impl OpenStream {
-    /// `kind`: logs, events or attach.
+    /// `kind`: logs, events, attach or ports.
     pub(crate) fn begin(kind: &'static str) -> Self {
         gauge!(STREAMS, "kind" => kind).increment(1.0);
         Self { kind }

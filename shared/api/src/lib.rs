@@ -14,5 +14,6 @@ pub mod exec;
 pub mod health;
 pub mod kubernetes;
 pub mod logs;
+pub mod port;
 pub mod registry;
 pub mod user;

@@ -207,6 +207,7 @@ async fn preview_above_the_limit_of_its_environment_is_refused() {
         .filter_map(|outcome| outcome.err().map(|error| error.code))
         .collect();
     assert_eq!(refused, [ErrorCode::QuotaExceeded; 4]);
-    let elsewhere = auth.preview(&caller.principal, &EnvironmentId::random(), false, 60);
-    elsewhere.await.unwrap();
+    let elsewhere = EnvironmentId::random();
+    let created = auth.preview(&caller.principal, &elsewhere, false, 60).await;
+    created.unwrap();
 }
