@@ -155,10 +155,12 @@ fn is_connected_to_itself(socket: &TcpStream) -> bool {
 
 fn nothing_listening(port: u16) -> Status {
     let message = format!("nothing listens on port {port} of the environment");
-    let mut status = Status::unavailable(message);
-    let code = ErrorCode::NothingListening.as_str();
-    status
-        .metadata_mut()
-        .insert(ERROR_CODE_METADATA, MetadataValue::from_static(code));
+    with_code(Status::unavailable(message), ErrorCode::NothingListening)
+}
+
+/// Adds the code for callers of the API.
+fn with_code(mut status: Status, code: ErrorCode) -> Status {
+    let code = MetadataValue::from_static(code.as_str());
+    status.metadata_mut().insert(ERROR_CODE_METADATA, code);
     status
 }

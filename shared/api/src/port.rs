@@ -61,7 +61,7 @@ pub struct CreatePreview {
     #[schema(example = 8080, minimum = 1, maximum = 65535)]
     pub port: u16,
     /// The lifetime in seconds, 1 to 604800 (7 days). Default: 3600.
-    #[schema(example = 3600, minimum = 1, maximum = 604_800)]
+    #[schema(example = 3600, minimum = 1, maximum = 604800)]
     #[serde(default = "default_lifetime")]
     pub expires_in: u64,
     /// Whether everyone who knows the address may use it. Default: false.

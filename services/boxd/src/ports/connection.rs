@@ -2,6 +2,7 @@
 
 use std::io;
 
+use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::MAX_CHUNK;
 use agentbox_contracts::ports::{PortInput, PortOutput, port_input, port_output};
 use bytes::{Bytes, BytesMut};
@@ -14,6 +15,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
+
+use super::with_code;
 
 /// What the stream yields next.
 enum Phase {
@@ -105,10 +108,11 @@ impl Connection {
     }
 
     fn failed(&self, error: &io::Error) -> Status {
-        Status::aborted(format!(
+        let message = format!(
             "the connection to port {} of the environment failed: {error}",
             self.port
-        ))
+        );
+        with_code(Status::aborted(message), ErrorCode::NothingListening)
     }
 }
 
