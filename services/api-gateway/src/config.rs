@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::edge::client_address::network;
 use crate::edge::cors::origin;
+use crate::previews::host::domain;
 
 #[derive(Clone, clap::Parser)]
 #[command(
@@ -119,6 +120,22 @@ pub struct Config {
     /// two commands. One user gets at most as much as is left for the others.
     #[arg(long, env = "AGENTBOX_MAX_RESULT_BYTES", default_value_t = 128 * 1024 * 1024)]
     pub max_result_bytes: u64,
+
+    /// Bytes per second, both directions together, that the requests of one user to ports and previews
+    /// may carry on this replica; more wait.
+    #[arg(long, env = "AGENTBOX_PORT_BYTES_PER_SECOND", default_value_t = 100 * 1024 * 1024,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub port_bytes_per_second: u64,
+
+    /// The domain of previews, such as `previews.example`, with a port if it is not that of the scheme.
+    /// Every name below it must lead to the gateway. Default: none, and only browsers on the gateway's own
+    /// machine can use previews.
+    #[arg(long, env = "AGENTBOX_PREVIEW_DOMAIN", value_parser = domain)]
+    pub preview_domain: Option<String>,
+
+    /// The scheme of previews below their domain: `https`, or `http` for tests.
+    #[arg(long, env = "AGENTBOX_PREVIEW_SCHEME", default_value = "https", value_parser = ["https", "http"])]
+    pub preview_scheme: String,
 
     /// Seconds that a request's head may take to arrive, and that a connection of any protocol may
     /// be open without a request.

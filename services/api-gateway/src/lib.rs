@@ -30,6 +30,8 @@ mod lookup;
 mod memory;
 mod metrics;
 mod openapi;
+mod ports;
+mod previews;
 mod principal;
 mod rate_limit;
 mod registries;

@@ -88,7 +88,8 @@ impl SessionKind {
             Self::Input => 2 * WINDOW,
             // Its environment, with the variables.
             Self::Start => 512 * KIB,
-            Self::Port => 2 * WINDOW,
+            // Both windows, and what the HTTP client and its connection hold.
+            Self::Port => 2 * WINDOW + 256 * KIB,
         }
     }
 }

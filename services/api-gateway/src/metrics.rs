@@ -30,7 +30,7 @@ pub(crate) fn describe() {
     describe_gauge!(CONNECTIONS, "Open client connections");
     describe_gauge!(
         STREAMS,
-        "Open streams, by kind: logs, events, attach, output, exec, file or file_events"
+        "Open streams, by kind: logs, events, attach, output, exec, file, file_events or ports"
     );
     describe_counter!(
         LIMITS_REACHED,
@@ -76,7 +76,7 @@ pub(crate) struct OpenStream {
 }
 
 impl OpenStream {
-    /// `kind`: logs, events, attach, output, exec, file or file_events.
+    /// `kind`: logs, events, attach, output, exec, file, file_events or ports.
     pub(crate) fn begin(kind: &'static str) -> Self {
         gauge!(STREAMS, "kind" => kind).increment(1.0);
         Self { kind }

@@ -57,6 +57,7 @@ use crate::edge::path::BASE;
         (name = "files", description = "Read, write and follow the files of an environment."),
         (name = "logs", description = "Read or follow the output of an environment's main command."),
         (name = "attach", description = "Open an interactive terminal over WebSocket."),
+        (name = "ports", description = "Send requests to servers in an environment, or give them an origin for browsers."),
         (name = "events", description = "List or follow the events of environments."),
         (name = "audit", description = "List recorded actions: who did what, when and from where."),
         (name = "system", description = "Health of the system, and this description of the API."),

@@ -1,12 +1,18 @@
 //! Every route, in one table: its action, its rate-limit category and its handler.
 //! The handler's `#[utoipa::path]` has the method, the path and the documentation.
 //!
+//! A request to the host of a preview reaches no route.
+//!
 //! * I1. A route is served only through [`admit`], which authorizes its action: no handler
 //!   runs for a caller who may not do it.
 
+use axum::extract::Request;
+use axum::http::header::HOST;
+use axum::http::uri::Authority;
 use axum::middleware::from_fn_with_state;
-use axum::routing::MethodRouter;
+use axum::routing::{MethodRouter, any};
 use axum::{Extension, Router, middleware};
+use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::UtoipaMethodRouter;
 use utoipa_axum::routes;
@@ -18,12 +24,14 @@ use crate::edge::trace::SampledTraces;
 use crate::edge::unmatched::{no_method, no_route};
 use crate::edge::{cors, headers, slots, trace};
 use crate::openapi::{Operations, Reference};
+use crate::previews::host;
+use crate::previews::serve::serve;
 use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
     api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
-    openapi, registries, tickets, users,
+    openapi, ports, previews, registries, tickets, users,
 };
 
 /// One row of the table.
@@ -32,6 +40,13 @@ pub(crate) struct Route {
     pub category: Category,
     pub operations: Operations,
     handler: MethodRouter<Gateway>,
+}
+
+impl Route {
+    /// Serves another handler than the documented one.
+    fn with(self, handler: MethodRouter<Gateway>) -> Self {
+        Self { handler, ..self }
+    }
 }
 
 fn route(
@@ -101,6 +116,11 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::WatchFiles,        C::Files,     routes!(files::watch::watch)),
         route(A::ViewEnvironment,   C::Other,     routes!(events::list_for_environment)),
         route(A::ListEnvironments,  C::Other,     routes!(events::list_all)),
+        route(A::ViewPorts,         C::Other,     routes!(ports::list)),
+        route(A::UsePort,           C::Uncounted, routes!(ports::request)).with(any(ports::request)),
+        route(A::ManagePreviews,    C::Other,     routes!(previews::create)),
+        route(A::ViewPorts,         C::Other,     routes!(previews::list)),
+        route(A::ManagePreviews,    C::Other,     routes!(previews::delete)),
         route(A::ReadAudit,         C::Other,     routes!(audit::list)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),
@@ -117,12 +137,59 @@ pub fn document() -> OpenApi {
     openapi::document(table().into_iter().map(|route| route.operations))
 }
 
+/// The patterns of a documented path. A last `{path}` is the rest of the path, which may be empty.
+fn patterns(path: &str) -> Vec<String> {
+    match path.strip_suffix("/{path}") {
+        Some(begin) => vec![
+            begin.to_owned(),
+            format!("{begin}/"),
+            format!("{begin}/{{*path}}"),
+        ],
+        None => vec![path.to_owned()],
+    }
+}
+
 /// Whether `path` is also served without [`BASE`], because tools and people look there first.
 fn is_at_root_too(path: &str) -> bool {
     path == "/openapi.json" || path.starts_with("/docs")
 }
 
+/// Serves the API and the previews.
 pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
+    let sampled = SampledTraces::new(gateway.config.max_sampled_traces_per_second);
+    let api = api(&gateway, flood_limiter, &sampled);
+    let previews = previews(&gateway, flood_limiter, &sampled);
+    let by_host = move |mut request: Request| {
+        let (gateway, api, previews) = (gateway.clone(), api.clone(), previews.clone());
+        async move {
+            let of_uri = request.uri().authority().map(Authority::as_str);
+            let of_header = request.headers().get(HOST);
+            let host = of_uri.or_else(|| of_header.and_then(|host| host.to_str().ok()));
+            let domain = gateway.config.preview_domain.as_deref();
+            let answer = match host.and_then(|host| host::read(host, domain)) {
+                Some(preview) => {
+                    request.extensions_mut().insert(preview);
+                    previews.oneshot(request).await
+                }
+                None => api.oneshot(request).await,
+            };
+            answer.unwrap_or_else(|never| match never {})
+        }
+    };
+    Router::new().fallback(by_host)
+}
+
+/// The hosts of previews.
+fn previews(gateway: &Gateway, flood_limiter: &FloodLimiter, sampled: &SampledTraces) -> Router {
+    flood_limiter
+        .wrap(Router::new().fallback(serve))
+        .layer(middleware::from_fn(headers::check_size))
+        .layer(middleware::from_fn(slots::require_slot))
+        .layer(from_fn_with_state(sampled.clone(), trace::trace))
+        .with_state(gateway.clone())
+}
+
+fn api(gateway: &Gateway, flood_limiter: &FloodLimiter, sampled: &SampledTraces) -> Router {
     let reference = Reference::new(&document());
     let mut router = Router::new();
     for Route {
@@ -141,14 +208,21 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
             Action::Public => handler.layer(Extension(reference.clone())),
             _ => handler,
         };
-        // The layer is not around the fallback: a method that the path does not accept is
-        // refused before authentication.
-        let handler = handler.route_layer(from_fn_with_state(admission, admit));
+        let admitted = from_fn_with_state(admission, admit);
+        let handler = match action {
+            // It accepts every method: its handler is the fallback.
+            Action::UsePort => handler.layer(admitted),
+            // The layer is not around the fallback: a method that the path does not accept is
+            // refused before authentication.
+            _ => handler.route_layer(admitted),
+        };
         for path in operations.paths.keys() {
             if is_at_root_too(path) {
                 router = router.route(path, handler.clone());
             }
-            router = router.route(&format!("{BASE}{path}"), handler.clone());
+            for pattern in patterns(path) {
+                router = router.route(&format!("{BASE}{pattern}"), handler.clone());
+            }
         }
     }
     let mut router = flood_limiter.wrap(
@@ -159,7 +233,6 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
     router = router
         .layer(middleware::from_fn(headers::check_size))
         .layer(middleware::from_fn(slots::require_slot));
-    let sampled = SampledTraces::new(gateway.config.max_sampled_traces_per_second);
     let origins = &gateway.config.cors_origins;
     if !origins.is_empty() {
         // Around these limits, so that pages can read their refusals.
@@ -167,6 +240,6 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
     }
     router
         .layer(middleware::from_fn(headers::add_common))
-        .layer(from_fn_with_state(sampled, trace::trace))
-        .with_state(gateway)
+        .layer(from_fn_with_state(sampled.clone(), trace::trace))
+        .with_state(gateway.clone())
 }

@@ -17,6 +17,7 @@ use crate::memory::{
     SESSION_MEMORY, SessionKind,
 };
 use crate::metrics;
+use crate::ports::rate::ByteRates;
 use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
@@ -59,9 +60,12 @@ pub(crate) struct AppState {
     draining_streams: CancellationToken,
     /// Cancelled when this replica stops; ends all streams.
     pub shutdown: CancellationToken,
-    /// Open WebSockets. Their tasks continue after the task of their HTTP connection.
+    /// Open WebSockets, and connections to ports. Their tasks continue after the task of their HTTP
+    /// connection.
     pub sockets: TaskTracker,
-    /// Commands, terminals, reads of logs and followed events that are open.
+    /// The rates of the users' connections to ports.
+    pub port_rates: ByteRates,
+    /// Commands, terminals, streams and connections to ports that are open.
     sessions: Shares<UserId>,
     /// The bytes that these may take.
     session_memory: Shares<UserId>,
@@ -95,6 +99,7 @@ impl AppState {
             session_bytes,
             "the bounds of this replica's memory were set"
         );
+        let port_rates = ByteRates::new(config.port_bytes_per_second);
         Arc::new(Self {
             config,
             bus,
@@ -106,6 +111,7 @@ impl AppState {
             draining,
             shutdown,
             sockets: TaskTracker::new(),
+            port_rates,
             sessions,
             session_memory,
             results,

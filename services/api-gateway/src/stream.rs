@@ -15,13 +15,14 @@ use std::time::Duration;
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Principal, TicketResource};
-use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::ids::{EnvironmentId, PreviewId, UserId};
 use chrono::Utc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorize::{Action, Target, authorize, unauthorized, visibility};
 use crate::lookup::EnvironmentLocation;
+use crate::previews;
 use crate::principal::revalidate;
 use crate::state::Gateway;
 
@@ -52,6 +53,12 @@ pub(crate) enum StreamGrant {
         owner: UserId,
         /// The execution or the path that a ticket for the action is bound to.
         resource: Option<TicketResource>,
+    },
+    /// The port of a preview, as long as the preview exists.
+    Preview {
+        preview: PreviewId,
+        id: EnvironmentId,
+        owner: UserId,
     },
     /// The environments that were visible when the stream began. A change of them ends the stream.
     Listing(Visibility),
@@ -85,6 +92,14 @@ impl StreamGrant {
                 };
                 authorize(Some(principal), *action, Some(target))
             }
+            Self::Preview { id, owner, .. } => {
+                let target = Target {
+                    id,
+                    owner,
+                    resource: None,
+                };
+                authorize(Some(principal), Action::UsePort, Some(target))
+            }
             Self::Listing(visible) if visibility(principal) == *visible => Ok(()),
             Self::Listing(_) => Err(Error::new(
                 ErrorCode::Forbidden,
@@ -92,6 +107,17 @@ impl StreamGrant {
             )),
         }
     }
+}
+
+/// Asks auth for the caller, and checks its grant.
+async fn confirm(gateway: Gateway, principal: Principal, grant: StreamGrant) -> Result<(), Error> {
+    let current = match &grant {
+        StreamGrant::Preview { preview, .. } => previews::revalidate(&gateway, preview).await?,
+        StreamGrant::Environment { .. } | StreamGrant::Listing(_) => {
+            revalidate(&gateway, &principal).await?
+        }
+    };
+    grant.check(&current)
 }
 
 type Check = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
@@ -103,6 +129,7 @@ pub(crate) struct AccessWatch {
     principal: Principal,
     grant: StreamGrant,
     stop: CancellationToken,
+    interval: Duration,
     in_flight: Option<Check>,
     last_checked: Instant,
     last_granted: Instant,
@@ -129,11 +156,17 @@ impl AccessWatch {
             principal,
             grant,
             stop,
+            interval: RECHECK_INTERVAL,
             in_flight: None,
             last_checked: now,
             last_granted: now,
             expires,
         }
+    }
+
+    /// Checks as often as this, instead of every [`RECHECK_INTERVAL`].
+    pub(crate) fn checked_every(self, interval: Duration) -> Self {
+        Self { interval, ..self }
     }
 
     /// Resolves when the stream must end.
@@ -172,7 +205,7 @@ impl AccessWatch {
     /// Waits until the next check is due, makes it, and returns `None` if the stream may continue.
     async fn check(&mut self) -> Option<StreamEnd> {
         if self.in_flight.is_none() {
-            let due = self.last_checked + RECHECK_INTERVAL;
+            let due = self.last_checked + self.interval;
             let wake = self.expires.map_or(due, |expires| expires.min(due));
             tokio::select! {
                 () = self.stop.cancelled() => return Some(StreamEnd::Stopping),
@@ -181,9 +214,7 @@ impl AccessWatch {
         }
         let (gateway, principal, grant) = (&self.gateway, &self.principal, &self.grant);
         let check = self.in_flight.get_or_insert_with(|| {
-            let (gateway, principal) = (gateway.clone(), principal.clone());
-            let grant = grant.clone();
-            Box::pin(async move { grant.check(&revalidate(&gateway, &principal).await?) })
+            Box::pin(confirm(gateway.clone(), principal.clone(), grant.clone()))
         });
         let outcome = tokio::select! {
             () = self.stop.cancelled() => return Some(StreamEnd::Stopping),

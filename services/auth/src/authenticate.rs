@@ -113,7 +113,8 @@ impl Authenticator {
             .map(|key| key.principal(id)))
     }
 
-    async fn revalidate(
+    /// The principal of a credential that was presented before. `None`: it is no longer valid.
+    pub async fn revalidate(
         &self,
         user: &UserId,
         credential: Credential,

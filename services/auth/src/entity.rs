@@ -5,6 +5,7 @@
 pub mod api_key_permissions;
 pub mod api_keys;
 pub mod logins;
+pub mod previews;
 pub mod signing_keys;
 pub mod tickets;
 pub mod user_deletions;

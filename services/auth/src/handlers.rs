@@ -9,6 +9,7 @@ use agentbox_contracts::identity::rpc::{
     Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser, IssueTicket,
     ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, PublicKeysReply, Ready, RevokeKey,
 };
+use agentbox_contracts::preview::rpc::{CreatePreview, DeletePreview, ListPreviews, OpenPreview};
 use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
@@ -17,6 +18,7 @@ use crate::api_key::ApiKeys;
 use crate::audit;
 use crate::authenticate::Authenticator;
 use crate::login::Logins;
+use crate::preview::Previews;
 use crate::signing_key::Keyring;
 use crate::store::StoreError;
 use crate::ticket::Tickets;
@@ -30,6 +32,7 @@ pub struct Auth {
     pub users: Users,
     pub api_keys: ApiKeys,
     pub tickets: Arc<Tickets>,
+    pub previews: Previews,
     pub keyring: Arc<Keyring>,
 }
 
@@ -74,6 +77,14 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
         .on_shared::<GetKey, _, _, _>(auth, async |a, r| a.api_keys.get(r).await)
         .on_shared::<RevokeKey, _, _, _>(auth, async |a, r| a.api_keys.revoke(r).await.map(empty))
         .on_shared::<IssueTicket, _, _, _>(auth, async |a, r| a.tickets.issue(r).await)
+        .on_shared::<CreatePreview, _, _, _>(auth, async |a, r| a.previews.create(r).await)
+        .on_shared::<ListPreviews, _, _, _>(auth, async |a, r| a.previews.list(r).await)
+        .on_shared::<DeletePreview, _, _, _>(auth, async |a, r| {
+            a.previews.delete(r).await.map(empty)
+        })
+        .on_shared::<OpenPreview, _, _, _>(auth, async |a, r| {
+            a.previews.open(r, &a.authenticator).await
+        })
         .on_shared::<ListAudit, _, _, _>(auth, async |a, r| audit::list(&a.database, r).await)
         .on_shared::<PublicKeys, _, _, _>(auth, async |a, _| a.public_keys().await)
         .on_shared::<Ready, _, _, _>(auth, async |a, _| a.ready().await.map(empty))

@@ -1,7 +1,7 @@
 //! Auth: users and their credentials.
 //!
 //! Owns users, passwords, logins and the keys that sign their tokens, API keys, stream
-//! tickets and the audit trail, all in Postgres schema `auth`. Has no data about environments,
+//! tickets, previews and the audit trail, all in Postgres schema `auth`. Has no data about environments,
 //! and authorizes no route: the gateway does.
 //!
 //! * I1. Postgres holds all state: any replica may be killed at any line, and a credential
@@ -19,6 +19,7 @@ mod login;
 mod metrics;
 mod migrations;
 mod password;
+mod preview;
 mod principal;
 mod signing_key;
 mod store;
@@ -110,8 +111,9 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
             config.token_ttl(),
         ),
         users: user::Users::new(database.clone(), hasher, deleted.clone()),
-        api_keys: api_key::ApiKeys::new(database.clone(), secret, config.keys_per_user),
+        api_keys: api_key::ApiKeys::new(database.clone(), secret.clone(), config.keys_per_user),
         tickets,
+        previews: preview::Previews::new(database.clone(), secret),
         keyring: keyring.clone(),
     });
 

@@ -6,6 +6,7 @@ mod m0003_acknowledged_deletions;
 mod m0004_key_creators;
 mod m0005_audit_chain;
 mod m0006_ticket_resources;
+mod m0007_previews;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_key_creators::Migration),
             Box::new(m0005_audit_chain::Migration),
             Box::new(m0006_ticket_resources::Migration),
+            Box::new(m0007_previews::Migration),
         ]
     }
 }

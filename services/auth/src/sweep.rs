@@ -19,12 +19,12 @@ use tracing::Instrument;
 use crate::audit;
 use crate::audit::chain::ChainKey;
 use crate::audit::store::PRUNED_AT_ONCE;
-use crate::entity::{api_keys, logins, signing_keys, tickets};
+use crate::entity::{api_keys, logins, previews, signing_keys, tickets};
 use crate::metrics;
 
 /// The most rows that one statement deletes.
 const BATCH: u64 = 1_000;
-/// How long an expired login, ticket or signing key is kept, for the analysis of incidents.
+/// How long an expired login, ticket, preview or signing key is kept, for the analysis of incidents.
 const GRACE: Duration = Duration::from_secs(3_600);
 
 pub struct Sweeper {
@@ -65,6 +65,9 @@ impl Sweeper {
     async fn sweep(&self) {
         let expired = tickets::Column::ExpiresAt.into_expr().lt(ago(GRACE));
         self.purge::<tickets::Entity>(tickets::Column::Hash, expired)
+            .await;
+        let expired = previews::Column::ExpiresAt.into_expr().lt(ago(GRACE));
+        self.purge::<previews::Entity>(previews::Column::Id, expired)
             .await;
         let expired = logins::Column::ExpiresAt.into_expr().lt(ago(GRACE));
         self.purge::<logins::Entity>(logins::Column::Id, expired)

@@ -40,6 +40,7 @@ use crate::executions::Executions;
 use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::ports::Ports;
 use crate::process::{Slots, Starter};
 use crate::reaper::Reaper;
 use crate::run::{Registry, Runs};
@@ -152,6 +153,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         environment,
         log: Arc::clone(&log),
         sampler,
+        ports: Ports::new(settings.listen, tasks.clone(), closing.clone()),
         configured: Mutex::new(None),
     };
     let token = settings.token()?;

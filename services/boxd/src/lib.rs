@@ -8,7 +8,7 @@
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
 //! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] and [`executions`] (a caller's
 //! command, both by [`process`]), [`files`] (file operations), [`main_command`] (the box's
-//! own), [`logs`], [`usage`].
+//! own), [`logs`], [`ports`], [`usage`].
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
@@ -29,6 +29,7 @@ mod reexec;
 
 mod logs;
 mod main_command;
+mod ports;
 mod process;
 mod pump;
 mod reaper;

@@ -8,6 +8,7 @@ use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
 use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
 use agentbox_contracts::files::{FileInput, FileOutput, file_input};
+use agentbox_contracts::ports::{PortInput, PortList, PortOutput, port_input};
 use futures::{Stream, stream};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +21,7 @@ use crate::executions::Executions;
 use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::ports::Ports;
 use crate::process::{Starter, arguments, variables};
 use crate::run::{Reader, RegistryError, Run, RunId, RunSpec, Runs, Started, apply_inputs};
 use crate::status::with_code;
@@ -41,6 +43,7 @@ pub struct Service {
     pub environment: Arc<Environment>,
     pub log: Arc<Log>,
     pub sampler: Arc<UsageSampler>,
+    pub ports: Ports,
     /// The configuration of a warm box, once it was configured.
     pub configured: Mutex<Option<proto::ConfigureRequest>>,
 }
@@ -51,6 +54,7 @@ impl Boxd for Service {
     type LogsStream = Outputs<proto::LogsReply>;
     type ExecutionsStream = Outputs<ExecutionOutput>;
     type FilesStream = Outputs<FileOutput>;
+    type ConnectStream = Outputs<PortOutput>;
 
     async fn run(
         &self,
@@ -204,6 +208,25 @@ impl Boxd for Service {
             runs,
             idle_ms,
         }))
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<PortInput>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first input did not arrive in time"))??;
+        let Some(port_input::Input::Connect(wanted)) = first.and_then(|first| first.input) else {
+            return Err(Status::invalid_argument("the first input must be connect"));
+        };
+        let connection = self.ports.connect(wanted.port, inputs).await?;
+        Ok(Response::new(Box::pin(connection.into_stream())))
+    }
+
+    async fn ports(&self, _: Request<proto::PortsRequest>) -> Result<Response<PortList>, Status> {
+        Ok(Response::new(self.ports.list().await?))
     }
 
     async fn end(

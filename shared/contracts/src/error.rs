@@ -113,7 +113,7 @@ codes! {
     ArchiveInvalid = "archive_invalid", 400;
     /// The working directory of the command does not exist, or cannot be entered.
     WorkingDirNotFound = "working_dir_not_found", 400;
-    /// Nothing listens on the port.
+    /// Nothing listens on the port, or what listens does not answer with HTTP.
     NothingListening = "nothing_listening", 502;
     /// Previews for browsers need a domain, which the operator has not configured.
     PreviewDomainMissing = "preview_domain_missing", 501;

@@ -16,6 +16,7 @@ pub mod logs;
 pub mod nullable;
 pub mod permissions;
 pub mod ports;
+pub mod preview;
 pub mod registry;
 pub mod rpc;
 pub mod selector;

@@ -14,13 +14,14 @@ use serde_json::{Value, json};
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
-use crate::{audit, environment, error, identity, registry, subjects};
+use crate::{audit, environment, error, identity, preview, registry, subjects};
 
 const ENV: &str = "env-0123456789abcdef";
 const USER: &str = "user-0123456789abcdef";
 const KEY: &str = "key-0123456789abcdef";
 const AUDIT: &str = "audit-0123456789abcdef";
 const LOGIN: &str = "login-0123456789abcdef";
+const PREVIEW: &str = "preview-0123456789abcdef";
 const AT: &str = "2026-01-02T03:04:05Z";
 
 type Messages = BTreeMap<String, Value>;
@@ -223,6 +224,37 @@ fn auth_rpcs_match_snapshot() {
     let chained = json!({"sequence": 7, "hash": "00ff", "entry": audit_entry()});
     let page = json!({"entries": [chained], "total": 21, "has_more": true});
     rpc::<audit::rpc::ListAudit>(&mut m, list, page);
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
+fn preview_rpcs_match_snapshot() {
+    use preview::rpc::{CreatePreview, DeletePreview, ListPreviews, OpenPreview, PreviewAccess};
+    let mut m = Messages::new();
+    let preview = json!({"id": PREVIEW, "environment": ENV, "port": 8080, "public": false,
+        "creator": USER, "created_at": AT, "expires_at": AT});
+    let create = json!({"principal": principal(), "environment": ENV, "port": 8080,
+        "public": false, "expires_in_s": 3600});
+    let created = json!({"preview": preview, "token": "secret", "link": "secret"});
+    rpc::<CreatePreview>(&mut m, create, created);
+    let list = json!({"environment": ENV, "limit": 10, "offset": 20});
+    rpc::<ListPreviews>(&mut m, list, json!({"previews": [preview], "total": 21}));
+    rpc::<DeletePreview>(
+        &mut m,
+        json!({"environment": ENV, "id": PREVIEW}),
+        json!({}),
+    );
+    let open = json!({"id": PREVIEW, "access": {"token": "secret"}});
+    let opened = json!({"preview": preview, "principal": principal(), "cookie": "secret"});
+    rpc::<OpenPreview>(&mut m, open, opened);
+    for (name, access) in [
+        ("access none", json!("none")),
+        ("access cookie", json!({"cookie": "secret"})),
+        ("access link", json!({"link": "secret"})),
+        ("access open", json!("open")),
+    ] {
+        message::<PreviewAccess>(&mut m, name, access);
+    }
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
 }
 

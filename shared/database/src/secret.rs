@@ -38,6 +38,8 @@ pub enum SecretError {
 pub enum Purpose {
     ApiKey,
     Ticket,
+    /// A token, a link or a cookie of a preview.
+    Preview,
     KeyId,
     SigningKey,
     /// The variables of an environment.
@@ -54,6 +56,7 @@ impl Purpose {
         match self {
             Self::ApiKey => b"agentbox.auth.api-key.v1",
             Self::Ticket => b"agentbox.auth.ticket.v1",
+            Self::Preview => b"agentbox.auth.preview.v1",
             Self::KeyId => b"agentbox.auth.key-id.v1",
             Self::SigningKey => b"agentbox.auth.signing-key.v1",
             Self::Variables => b"agentbox.scheduler.variables.v1",

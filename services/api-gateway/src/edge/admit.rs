@@ -11,6 +11,7 @@ use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::{Principal, TicketAction, TicketResource};
 use agentbox_contracts::ids::EnvironmentId;
 use axum::extract::{FromRequestParts, Request, State};
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -21,9 +22,9 @@ use super::slots::Slot;
 use super::{path, query, trace};
 use crate::authorize::{Action, authorize, unauthorized};
 use crate::lookup::{self, EnvironmentLocation};
-use crate::principal::credential::{self, TicketUse};
+use crate::principal::credential::{self, Credentials, TicketUse};
 use crate::principal::{AuthAttempt, identify};
-use crate::rate_limit::{Category, RateLimitStatus};
+use crate::rate_limit::{CallerKey, Category, RateLimitStatus};
 use crate::state::Gateway;
 
 /// The parameters of one route's [`admit`] layer.
@@ -85,6 +86,11 @@ impl FromRequestParts<Gateway> for Counted {
     }
 }
 
+/// Marks the answer of a server in a box, as a response's extension. It has no headers of a rate limit,
+/// and the server may still be reading the request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proxied;
+
 pub(crate) async fn admit(
     State(admission): State<Admission>,
     request: Request,
@@ -105,7 +111,9 @@ pub(crate) async fn admit(
         Some(Counted(other)) => rate_limit.tighter(*other),
         None => rate_limit,
     };
-    rate_limit.write(response.headers_mut());
+    if response.extensions().get::<Proxied>().is_none() {
+        rate_limit.write(response.headers_mut());
+    }
     response
 }
 
@@ -132,6 +140,14 @@ async fn resource(action: Action, parts: &mut Parts) -> Option<TicketResource> {
     }
 }
 
+/// The token in the header of its own, on the routes whose `Authorization` may be for a server in a box.
+fn own_header(action: Action, headers: &HeaderMap) -> Result<Option<Credentials>, Error> {
+    match action {
+        Action::UsePort => credential::find_in_own_header(headers),
+        _ => Ok(None),
+    }
+}
+
 async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, Result<(), Error>) {
     let Admission {
         gateway,
@@ -155,14 +171,23 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
                 action,
                 resource: resource.clone(),
             });
-        credential::find(&parts.headers, parts.uri.query(), opens)
+        match own_header(*action, &parts.headers) {
+            Ok(None) => credential::find(&parts.headers, parts.uri.query(), opens),
+            found => found,
+        }
     };
     let attempt = AuthAttempt {
         credentials,
         address: ClientAddress::from_extensions(&parts.extensions),
         category: *category,
     };
-    let (rate_limit, identity) = identify(gateway, attempt).await;
+    let (mut rate_limit, identity) = identify(gateway, attempt).await;
+    let is_anonymous = !matches!(identity, Ok(Some(_)));
+    if *category == Category::Uncounted && !action.is_open() && is_anonymous {
+        // Such a request costs auth an answer.
+        let key = CallerKey::address(ClientAddress::from_extensions(&parts.extensions));
+        rate_limit = gateway.limiter.count(&key, Category::Other).await;
+    }
     let decision = async {
         rate_limit.check()?;
         let caller = identity?;

@@ -62,11 +62,7 @@ pub(crate) async fn add_common(request: Request, next: Next) -> Response {
     let is_over_tls = request.extensions().get::<OverTls>().is_some();
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    for (name, value) in COMMON {
-        headers
-            .entry(name)
-            .or_insert(HeaderValue::from_static(value));
-    }
+    add_to(headers);
     if is_over_tls {
         headers.insert(
             header::STRICT_TRANSPORT_SECURITY,
@@ -74,6 +70,15 @@ pub(crate) async fn add_common(request: Request, next: Next) -> Response {
         );
     }
     response
+}
+
+/// Adds [`COMMON`], except headers that are there already.
+pub(crate) fn add_to(headers: &mut HeaderMap) {
+    for (name, value) in COMMON {
+        headers
+            .entry(name)
+            .or_insert(HeaderValue::from_static(value));
+    }
 }
 
 /// [`COMMON`] as lines of HTTP/1.1, for answers that are not written by hyper.

@@ -6,6 +6,7 @@
 //!
 //! * I1. Before an answer is sent, the rest of a small body is read and dropped.
 //! * I2. If the rest is not read, the answer contains `Connection: close` (section 9.6).
+//! * I3. The rest of a body that is being sent to a server in a box is that server's.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -87,6 +88,11 @@ pub(super) fn split<B>(headers: &HeaderMap, body: B) -> (RequestBody<B>, Rest<B>
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Rest<B> {
+    /// Whether the whole body was read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.shared.lock().is_complete()
+    }
+
     /// Reads and drops the rest. Returns whether the whole body was read.
     pub(super) async fn discard(self) -> bool {
         let (is_complete, length) = {

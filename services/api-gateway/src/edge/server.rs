@@ -34,9 +34,10 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::activity::{Activity, AnswerBody};
+use super::admit::Proxied;
 use super::client_address::{ClientAddress, OverTls};
 use super::client_stream::{self, ClientStream};
-use super::request_body;
+use super::request_body::{self, Rest};
 use super::slots::{REFUSAL_DEADLINE, Slot, Slots};
 use crate::config::Config;
 use crate::metrics;
@@ -260,9 +261,10 @@ impl Connection {
                         || slot.is_refused()
                         || activity.is_expired()
                 };
+                let is_proxied = answer.extensions().get::<Proxied>().is_some();
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     activity.set_upgraded();
-                } else if is_http1 && (ends() || !rest.discard().await) {
+                } else if is_http1 && (ends() || !is_read(rest, is_proxied).await) {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -300,6 +302,15 @@ impl Connection {
         if let Err(error) = ended {
             tracing::debug!(error = %ErrorChain(&*error), "a connection ended with an error");
         }
+    }
+}
+
+/// Whether the whole body of a request was read, after the rest of a small one was dropped. The rest of
+/// one that is proxied may still be read by the server in the box.
+async fn is_read(rest: Rest, is_proxied: bool) -> bool {
+    match is_proxied {
+        true => rest.is_complete(),
+        false => rest.discard().await,
     }
 }
 

@@ -20,6 +20,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::client_address::ClientAddress;
 use crate::metrics;
+use crate::previews::host::PreviewHost;
 
 pub(crate) const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 
@@ -77,7 +78,7 @@ pub(crate) async fn trace(
     let route = request
         .extensions()
         .get::<MatchedPath>()
-        .map_or("unmatched", MatchedPath::as_str)
+        .map_or(unmatched(&request), MatchedPath::as_str)
         .to_owned();
     let ClientAddress(client) = ClientAddress::from_extensions(request.extensions());
     // The path and the query are not recorded: other attributes carry the ids, and a query may
@@ -113,6 +114,14 @@ pub(crate) async fn trace(
     response
 }
 
+/// The label of a request that matches no route of the API.
+fn unmatched(request: &Request) -> &'static str {
+    match request.extensions().get::<PreviewHost>() {
+        Some(_) => "preview",
+        None => "unmatched",
+    }
+}
+
 /// Selects the trace id of an answer: that of the span, without a tracer that of the caller, and
 /// without either a random one.
 fn trace_id(own: TraceId, given: TraceId) -> TraceId {
@@ -123,7 +132,7 @@ fn trace_id(own: TraceId, given: TraceId) -> TraceId {
 }
 
 /// The trace id of the request that this task answers; `None` without a tracer.
-pub(super) fn current_id() -> Option<String> {
+pub(crate) fn current_id() -> Option<String> {
     let id = tracing::Span::current()
         .context()
         .span()

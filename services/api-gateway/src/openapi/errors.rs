@@ -12,7 +12,7 @@ use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr};
 use super::header;
 
 /// The tags of operations that connect to a box.
-const BOX_TAGS: [&str; 5] = ["exec", "executions", "files", "logs", "attach"];
+const BOX_TAGS: [&str; 6] = ["exec", "executions", "files", "logs", "attach", "ports"];
 
 /// The name of a status' response: `NotFound`.
 fn response_name(status: u16) -> String {

@@ -1,13 +1,14 @@
 //! Reads the credential of a request. Pure.
 //!
 //! The first of these is used: the Authorization header (RFC 6750); a subprotocol of a WebSocket
-//! handshake, because browsers cannot set its headers; a single-use ticket in the query.
+//! handshake, because browsers cannot set its headers; a single-use ticket in the query. On the
+//! routes of ports, [`OWN_HEADER`] comes first.
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::rpc::Secret;
 use agentbox_contracts::identity::{TicketAction, TicketResource};
 use agentbox_contracts::ids::EnvironmentId;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -19,6 +20,9 @@ const MAX_TOKEN: usize = 4 * 1024;
 /// The prefix of a subprotocol that carries a token in base64url. The client offers another
 /// subprotocol too, which the server can select.
 const ENCODED: &str = "base64url.bearer.authorization.agentbox.";
+
+/// The header of a token on the routes whose `Authorization` may be for a server in a box.
+pub(crate) const OWN_HEADER: HeaderName = HeaderName::from_static("x-agentbox-token");
 
 /// What a ticket must be for on a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +73,21 @@ pub(crate) fn find(
         })),
         None => Ok(None),
     }
+}
+
+/// Finds the token in [`OWN_HEADER`].
+///
+/// # Errors
+/// As [`find`].
+pub(crate) fn find_in_own_header(headers: &HeaderMap) -> Result<Option<Credentials>, Error> {
+    let Some(value) = headers.get(OWN_HEADER) else {
+        return Ok(None);
+    };
+    let token = value.to_str().unwrap_or("").trim();
+    if token.is_empty() {
+        return Err(unauthorized("the X-Agentbox-Token header has no token"));
+    }
+    bounded(token).map(|token| Some(Credentials::Bearer(token)))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, Error> {
@@ -154,6 +173,32 @@ pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
     Ok(Subprotocols { token, answer })
 }
 
+/// Removes the token from the subprotocols of a request that is sent on.
+pub(crate) fn remove_subprotocols(headers: &mut HeaderMap) {
+    let mut kept = Vec::new();
+    let mut is_token = false;
+    for protocol in headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+    {
+        let is_marker = protocol.eq_ignore_ascii_case("authorization");
+        if !is_token && !is_marker && !protocol.is_empty() && !protocol.starts_with(ENCODED) {
+            kept.push(protocol);
+        }
+        is_token = is_marker;
+    }
+    let kept = HeaderValue::from_str(&kept.join(", "));
+    headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+    if let Ok(kept) = kept
+        && !kept.is_empty()
+    {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +260,15 @@ mod tests {
         }
         assert!(find(&websocket("Authorization"), None, None).is_err());
         assert!(find(&websocket(&format!("{ENCODED}%%%")), None, None).is_err());
+    }
+
+    #[test]
+    fn own_header_holds_a_token() {
+        let read = |value: &str| find_in_own_header(&headers(&[("x-agentbox-token", value)]));
+        assert_eq!(read(" abc").unwrap(), token("abc"));
+        assert!(read("").is_err());
+        assert!(read(&"x".repeat(MAX_TOKEN + 1)).is_err());
+        assert_eq!(find_in_own_header(&HeaderMap::new()).unwrap(), None);
     }
 
     #[test]

@@ -31,6 +31,20 @@ async fn call_every_route(caller: &Caller, id: &str) -> Vec<Answer> {
         (Method::GET, format!("{path}/events"), None),
         (Method::GET, format!("{path}/events?follow=true"), None),
         (Method::GET, format!("{path}/attach"), None),
+        (Method::GET, format!("{path}/ports"), None),
+        (Method::GET, format!("{path}/ports/8080"), None),
+        (Method::PUT, format!("{path}/ports/8080/a"), None),
+        (Method::GET, format!("{path}/previews"), None),
+        (
+            Method::POST,
+            format!("{path}/previews"),
+            Some(json!({"port": 8080})),
+        ),
+        (
+            Method::DELETE,
+            format!("{path}/previews/preview-0000000000000000"),
+            None,
+        ),
         (
             Method::POST,
             "/auth/tickets".to_owned(),

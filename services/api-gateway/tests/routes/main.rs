@@ -32,6 +32,7 @@ mod logs;
 mod notifications;
 mod openapi;
 mod outages;
+mod ports;
 mod rate_limits;
 mod registries;
 mod revocation;

@@ -161,6 +161,7 @@ async fn secrets_are_neither_in_the_database_nor_in_the_log() {
         "api_keys",
         "api_key_permissions",
         "tickets",
+        "previews",
         "audit_outbox",
         "audit_log",
     ] {

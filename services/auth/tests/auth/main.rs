@@ -14,6 +14,7 @@ mod deletions;
 mod failures;
 mod housekeeping;
 mod logins;
+mod previews;
 mod replicas;
 mod support;
 mod tickets;

@@ -279,7 +279,7 @@ async fn deleted_user_has_no_valid_credential() {
         .await
         .unwrap_err();
     assert_eq!(late.code, ErrorCode::Unauthorized);
-    for table in ["logins", "api_keys", "tickets"] {
+    for table in ["logins", "api_keys", "tickets", "previews"] {
         assert_eq!(
             world.count(&format!("SELECT count(*) FROM {table}")).await,
             0,

@@ -16,6 +16,7 @@ mod files_write;
 mod flow;
 mod logs;
 mod pid_one;
+mod ports;
 mod run;
 mod serving;
 mod support;

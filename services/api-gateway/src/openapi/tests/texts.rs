@@ -246,6 +246,7 @@ fn documented_limits_are_those_of_the_code() {
         MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS, MAX_PASSWORD,
         MAX_USERNAME, MIN_PASSWORD,
     };
+    use agentbox_contracts::preview::MAX_PREVIEW_S;
     use agentbox_contracts::registry::{MAX_REGISTRY_PASSWORD, MAX_REGISTRY_USERNAME};
     let document = Document::new();
     for (schema, field, keyword, limit) in [
@@ -325,6 +326,7 @@ fn documented_limits_are_those_of_the_code() {
             "maxLength",
             MAX_REGISTRY_PASSWORD as u64,
         ),
+        ("CreatePreview", "expires_in", "maximum", MAX_PREVIEW_S),
         ("ExecBody", "command", "maxItems", MAX_ARGUMENTS as u64),
     ] {
         let field = &document.0["components"]["schemas"][schema]["properties"][field];

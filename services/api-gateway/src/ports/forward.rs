@@ -1,0 +1,223 @@
+//! One request to a server in a box, over a connection of its own.
+//!
+//! * I1. Bodies are passed on as they arrive. Nothing waits for the whole of one.
+//! * I2. When the client disconnects, the connection to the port is closed: the answer, which holds
+//!   it, is dropped.
+
+use std::error::Error as StdError;
+use std::io;
+
+use agentbox_contracts::ErrorChain;
+use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::EnvironmentId;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{CONNECTION, HOST, UPGRADE};
+use axum::http::uri::{Authority, Scheme};
+use axum::http::{HeaderValue, StatusCode, Uri, Version};
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::copy_bidirectional;
+use tracing::Instrument;
+
+use super::connection::{self, PortStream, Usage};
+use super::headers;
+use super::target::{Protocol, Target};
+use crate::box_loss;
+use crate::edge::slots::Slot;
+use crate::lookup::EnvironmentLocation;
+use crate::state::Gateway;
+
+/// Bytes of an answer's head, and of what is read at once.
+const MAX_HEAD: usize = 64 * 1024;
+/// Bytes of one body over HTTP/2 that wait in each direction.
+const HTTP2_WINDOW: u32 = 64 * 1024;
+
+/// Sends a request, whose headers are those for the box, and returns its answer. `upgrade` is the
+/// protocol to which the request asks to change.
+///
+/// # Errors
+/// [`ErrorCode::NothingListening`] when nothing listens on the port, or what listens does not answer
+/// with HTTP; that the box cannot be reached, or was lost.
+pub(crate) async fn forward(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    target: Target,
+    usage: Usage,
+    slot: Option<Slot>,
+    upgrade: Option<HeaderValue>,
+    mut request: Request,
+) -> Result<Response, Error> {
+    let client = hyper::upgrade::on(&mut request);
+    let Target {
+        port,
+        path,
+        protocol,
+    } = target;
+    let stream = match connection::connect(gateway, location, port, usage).await {
+        Ok(stream) => stream,
+        Err(error) => return Err(box_loss::with_reason(gateway, &location.id, error).await),
+    };
+    let (parts, body) = request.into_parts();
+    let mut sent = Request::new(body);
+    *sent.method_mut() = parts.method;
+    *sent.headers_mut() = parts.headers;
+    *sent.uri_mut() = Uri::from(path);
+    let answer = match protocol {
+        Protocol::Http1 => send_http1(gateway, stream, sent).await,
+        Protocol::H2c => send_http2(gateway, stream, sent, port).await,
+    };
+    let mut answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return Err(explain(gateway, &location.id, port, &error).await),
+    };
+    let mut changed_to = None;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if upgrade.is_none() {
+            return Err(no_http(
+                port,
+                &"it changed the protocol without being asked to",
+            ));
+        }
+        changed_to = answer.headers().get(UPGRADE).cloned();
+        let server = hyper::upgrade::on(&mut answer);
+        let tunnel = tunnel(client, server, slot);
+        gateway
+            .sockets
+            .spawn(tunnel.instrument(tracing::Span::current()));
+    }
+    let (mut parts, body) = answer.into_parts();
+    headers::remove_hop_by_hop(&mut parts.headers);
+    if let Some(protocol) = changed_to {
+        parts.headers.insert(UPGRADE, protocol);
+        let upgrade = HeaderValue::from_static("upgrade");
+        parts.headers.insert(CONNECTION, upgrade);
+    }
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    Ok(response)
+}
+
+async fn send_http1(
+    gateway: &Gateway,
+    stream: PortStream,
+    request: Request,
+) -> hyper::Result<hyper::Response<Incoming>> {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_HEAD);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    spawn(gateway, connection.with_upgrades());
+    sender.send_request(request).await
+}
+
+async fn send_http2(
+    gateway: &Gateway,
+    stream: PortStream,
+    mut request: Request,
+    port: u16,
+) -> hyper::Result<hyper::Response<Incoming>> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .max_send_buf_size(HTTP2_WINDOW as usize)
+        .max_header_list_size(HTTP2_WINDOW);
+    // The host is a part of the URI, and an upgrade does not exist.
+    for name in [HOST, CONNECTION, UPGRADE] {
+        request.headers_mut().remove(name);
+    }
+    *request.version_mut() = Version::HTTP_2;
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Authority::try_from(format!("localhost:{port}")).ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    spawn(gateway, connection);
+    sender.send_request(request).await
+}
+
+/// Runs a connection until its one request is answered, or its answer is dropped.
+fn spawn(gateway: &Gateway, connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
+    let connection = async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %ErrorChain(&error), "a connection to a port ended with an error");
+        }
+    };
+    gateway
+        .sockets
+        .spawn(connection.instrument(tracing::Span::current()));
+}
+
+/// Passes the bytes of another protocol in both directions, until both sides have ended or one of
+/// them is lost. `slot` keeps the place of the client's connection.
+async fn tunnel(client: OnUpgrade, server: OnUpgrade, slot: Option<Slot>) {
+    let upgraded = tokio::try_join!(client, server);
+    match upgraded {
+        Ok((client, server)) => {
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            if let Err(error) = copy_bidirectional(&mut client, &mut server).await {
+                tracing::debug!(error = %ErrorChain(&error), "a connection to a port was lost");
+            }
+        }
+        Err(error) => {
+            tracing::debug!(error = %ErrorChain(&error), "a protocol was not changed");
+        }
+    }
+    drop(slot);
+}
+
+/// The error of a request without an answer.
+async fn explain(gateway: &Gateway, id: &EnvironmentId, port: u16, error: &hyper::Error) -> Error {
+    match of_connection(error) {
+        Some(error) => box_loss::with_reason(gateway, id, error).await,
+        None => no_http(port, error),
+    }
+}
+
+fn no_http(port: u16, reason: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        ErrorCode::NothingListening,
+        format!(
+            "what listens on port {port} of the environment did not answer with HTTP: {reason}"
+        ),
+    )
+}
+
+/// The error of the connection to the box, if it is a cause of `error`.
+fn of_connection(error: &(dyn StdError + 'static)) -> Option<Error> {
+    let mut cause = Some(error);
+    while let Some(current) = cause {
+        let of_stream = current.downcast_ref::<io::Error>();
+        if let Some(inner) = of_stream.and_then(io::Error::get_ref)
+            && let Some(error) = inner.downcast_ref::<Error>()
+        {
+            return Some(error.clone());
+        }
+        cause = current.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] io::Error);
+
+    #[test]
+    fn error_of_the_connection_is_found_among_the_causes() {
+        let lost = Error::new(ErrorCode::BoxLost, "lost");
+        let outer = Outer(io::Error::other(lost.clone()));
+        assert_eq!(of_connection(&outer), Some(lost));
+        let other = Outer(io::ErrorKind::ConnectionAborted.into());
+        assert_eq!(of_connection(&other), None);
+    }
+}

@@ -1,0 +1,463 @@
+//! The headers of requests to servers in boxes, and of their answers. Pure.
+//!
+//! * I1. No credential of AgentBox reaches a box.
+//! * I2. A server in a box cannot act for the origin that serves its answer.
+//! * I3. Headers of one connection are not those of the next (RFC 9110, section 7.6.1).
+
+use std::net::IpAddr;
+
+use axum::http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, COOKIE, EXPECT, HOST, SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use crate::principal::credential::{OWN_HEADER, remove_subprotocols};
+
+/// The cookie of a browser that has opened the link of a preview. Browsers accept the prefix only
+/// without a domain, so that no other host can set it (RFC 6265bis, section 4.1.3.2).
+pub(crate) const PREVIEW_COOKIE: &str = "__Host-agentbox-preview";
+/// The beginning of AgentBox's own request headers, all of which stay here.
+const OWN_HEADERS: &str = "x-agentbox-";
+/// The beginning of an API key.
+const KEY_PREFIX: &[u8] = b"agentbox_";
+const FORWARDED: &str = "x-forwarded-";
+
+/// The headers of one connection, besides those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Headers of an answer that a browser applies to more than this answer: to the whole origin, its
+/// domain, or later connections.
+pub(crate) const OF_THE_ORIGIN: [HeaderName; 5] = [
+    STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("clear-site-data"),
+    HeaderName::from_static("alt-svc"),
+    HeaderName::from_static("nel"),
+    HeaderName::from_static("report-to"),
+];
+
+/// What a server in a box is told about the original request.
+#[derive(Clone, Debug)]
+pub(crate) struct Original {
+    pub host: Option<HeaderValue>,
+    pub client: IpAddr,
+    pub is_over_tls: bool,
+}
+
+/// The protocol that a request asks to change to. HTTP/2 is not among them: see `protocol=h2c`.
+pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let asked = headers.get(UPGRADE)?;
+    let is_h2c = asked.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    let is_asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    (version == Version::HTTP_11 && is_asked && !is_h2c).then(|| asked.clone())
+}
+
+/// The elements of a header that is a list.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Removes the headers of the connection.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter_map(|token| token.parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Changes the headers of a request into those for port `port` of a box. `keeps_authorization`: the
+/// caller's credential is another header, so that this one is for the server in the box.
+pub(crate) fn to_box(
+    headers: &mut HeaderMap,
+    original: &Original,
+    port: u16,
+    keeps_authorization: bool,
+    upgrade: Option<&HeaderValue>,
+) {
+    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    remove_hop_by_hop(headers);
+    headers.remove(EXPECT);
+    if !keeps_authorization {
+        headers.remove(AUTHORIZATION);
+    }
+    remove_keys(headers);
+    remove_subprotocols(headers);
+    remove_preview_cookie(headers);
+    let not_for_boxes: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.starts_with(OWN_HEADERS)
+                || name.starts_with(FORWARDED)
+                || matches!(name, "forwarded" | "x-real-ip")
+        })
+        .cloned()
+        .collect();
+    for name in not_for_boxes {
+        headers.remove(name);
+    }
+    let text = |text: String| HeaderValue::try_from(text).ok();
+    let scheme = if original.is_over_tls {
+        "https"
+    } else {
+        "http"
+    };
+    for (name, value) in [
+        (HOST, text(format!("localhost:{port}"))),
+        (
+            HeaderName::from_static("x-forwarded-host"),
+            original.host.clone(),
+        ),
+        (
+            HeaderName::from_static("x-forwarded-proto"),
+            Some(HeaderValue::from_static(scheme)),
+        ),
+        (
+            HeaderName::from_static("x-forwarded-for"),
+            text(original.client.to_string()),
+        ),
+        (UPGRADE, upgrade.cloned()),
+        (
+            TE,
+            takes_trailers.then(|| HeaderValue::from_static("trailers")),
+        ),
+    ] {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+    if upgrade.is_some() {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else if takes_trailers {
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Whether the caller's credential is in a header of its own.
+pub(crate) fn has_own_header(headers: &HeaderMap) -> bool {
+    headers.contains_key(OWN_HEADER)
+}
+
+/// Removes API keys, also those that were sent by mistake.
+fn remove_keys(headers: &mut HeaderMap) {
+    let holds_key = headers.get_all(AUTHORIZATION).iter().any(|value| {
+        let token = value.as_bytes().rsplit(|byte| *byte == b' ').next();
+        token.is_some_and(|token| token.starts_with(KEY_PREFIX))
+    });
+    if holds_key {
+        headers.remove(AUTHORIZATION);
+    }
+}
+
+/// The cookies of a request, or the parts of one that is set.
+fn parts(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let parts = value.as_bytes().split(|byte| *byte == b';');
+    parts
+        .map(<[u8]>::trim_ascii)
+        .filter(|part| !part.is_empty())
+}
+
+/// The name and the value of a cookie.
+fn name_and_value(cookie: &[u8]) -> (&[u8], &[u8]) {
+    match cookie.iter().position(|byte| *byte == b'=') {
+        Some(at) => (
+            cookie.get(..at).unwrap_or_default().trim_ascii(),
+            cookie.get(at + 1..).unwrap_or_default().trim_ascii(),
+        ),
+        None => (&[], cookie),
+    }
+}
+
+/// The secret in the cookie of a preview.
+pub(crate) fn preview_cookie(headers: &HeaderMap) -> Option<String> {
+    headers.get_all(COOKIE).iter().find_map(|value| {
+        parts(value).find_map(|cookie| match name_and_value(cookie) {
+            (name, secret) if name == PREVIEW_COOKIE.as_bytes() => {
+                String::from_utf8(secret.to_vec()).ok()
+            }
+            _ => None,
+        })
+    })
+}
+
+fn is_preview_cookie(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(PREVIEW_COOKIE.as_bytes())
+}
+
+fn remove_preview_cookie(headers: &mut HeaderMap) {
+    let kept: Vec<Vec<u8>> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(|value| {
+            let kept: Vec<&[u8]> = parts(value)
+                .filter(|cookie| !is_preview_cookie(name_and_value(cookie).0))
+                .collect();
+            kept.join(&b"; "[..])
+        })
+        .collect();
+    headers.remove(COOKIE);
+    for value in kept.iter().filter(|value| !value.is_empty()) {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.append(COOKIE, value);
+        }
+    }
+}
+
+/// Changes the cookies that a server in a box sets into cookies of its own host: without a domain.
+/// Those with the name of AgentBox's own, and those without a name, which could have it in their
+/// value, are dropped.
+pub(crate) fn own_cookies_only(headers: &mut HeaderMap) {
+    let kept: Vec<Vec<u8>> = headers
+        .get_all(SET_COOKIE)
+        .iter()
+        .filter_map(|value| {
+            let (name, _) = name_and_value(parts(value).next()?);
+            if name.is_empty() || is_preview_cookie(name) {
+                return None;
+            }
+            let kept: Vec<&[u8]> = parts(value)
+                .enumerate()
+                .filter(|(index, part)| *index == 0 || !is_domain(part))
+                .map(|(_, part)| part)
+                .collect();
+            Some(kept.join(&b"; "[..]))
+        })
+        .collect();
+    headers.remove(SET_COOKIE);
+    for value in kept {
+        if let Ok(value) = HeaderValue::from_bytes(&value) {
+            headers.append(SET_COOKIE, value);
+        }
+    }
+}
+
+/// Whether an attribute of a cookie is its domain, with or without a value.
+fn is_domain(attribute: &[u8]) -> bool {
+    let (name, value) = name_and_value(attribute);
+    let without_value = name.is_empty() && value.eq_ignore_ascii_case(b"domain");
+    name.eq_ignore_ascii_case(b"domain") || without_value
+}
+
+/// Changes the headers of an answer of a box into those of an answer of the API's origin.
+pub(super) fn from_box(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    let of_the_origin: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.starts_with("access-control-")
+                || matches!(
+                    name,
+                    "set-cookie" | "set-cookie2" | "service-worker-allowed"
+                )
+        })
+        .chain(&OF_THE_ORIGIN)
+        .cloned()
+        .collect();
+    for name in of_the_origin {
+        headers.remove(name);
+    }
+    // In addition to a policy of the box: browsers apply both.
+    headers.append(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            let name: HeaderName = name.parse().unwrap();
+            headers.append(name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn original() -> Original {
+        Original {
+            host: Some(HeaderValue::from_static("api.example:8443")),
+            client: IpAddr::from([192, 0, 2, 7]),
+            is_over_tls: true,
+        }
+    }
+
+    /// The headers that a request with `pairs` has in the box, without those that every one has.
+    fn in_box(pairs: &[(&str, &str)], keeps_authorization: bool) -> Vec<String> {
+        let mut headers = map(pairs);
+        let upgrade = upgrade(&headers, Version::HTTP_11);
+        to_box(
+            &mut headers,
+            &original(),
+            8080,
+            keeps_authorization,
+            upgrade.as_ref(),
+        );
+        for (name, value) in [
+            ("host", "localhost:8080"),
+            ("x-forwarded-host", "api.example:8443"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-for", "192.0.2.7"),
+        ] {
+            assert_eq!(headers.get_all(name).iter().count(), 1, "{name}");
+            assert_eq!(headers.remove(name).unwrap(), value, "{name}");
+        }
+        headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn no_credential_reaches_the_box() {
+        let none: [&str; 0] = [];
+        assert_eq!(in_box(&[("authorization", "Bearer secret")], false), none);
+        assert_eq!(
+            in_box(&[("authorization", "Bearer of-the-app")], true),
+            ["authorization: Bearer of-the-app"]
+        );
+        assert_eq!(
+            in_box(&[("authorization", "bearer agentbox_k")], true),
+            none
+        );
+        for own in ["x-agentbox-token", "X-Agentbox-Preview-Token"] {
+            assert_eq!(in_box(&[(own, "secret")], true), none, "{own}");
+        }
+        for (cookies, kept) in [
+            ("__Host-agentbox-preview=s", vec![]),
+            (
+                "a=1; __Host-agentbox-preview=s; b=2",
+                vec!["cookie: a=1; b=2"],
+            ),
+            ("a=1;__HOST-agentbox-preview=s", vec!["cookie: a=1"]),
+            (
+                "a=__Host-agentbox-preview",
+                vec!["cookie: a=__Host-agentbox-preview"],
+            ),
+        ] {
+            assert_eq!(in_box(&[("cookie", cookies)], true), kept, "{cookies}");
+        }
+        for (offered, kept) in [
+            ("Authorization, secret", vec![]),
+            (
+                "Authorization, secret, chat",
+                vec!["sec-websocket-protocol: chat"],
+            ),
+            (
+                "chat, base64url.bearer.authorization.agentbox.c2VjcmV0",
+                vec!["sec-websocket-protocol: chat"],
+            ),
+        ] {
+            let headers = in_box(&[("sec-websocket-protocol", offered)], false);
+            assert_eq!(headers, kept, "{offered}");
+        }
+    }
+
+    #[test]
+    fn headers_of_the_connection_and_of_earlier_proxies_are_replaced() {
+        let headers = in_box(
+            &[
+                ("connection", "close, X-Hop"),
+                ("x-hop", "1"),
+                ("keep-alive", "timeout=5"),
+                ("transfer-encoding", "chunked"),
+                ("expect", "100-continue"),
+                ("host", "api.example:8443"),
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-host", "evil.example"),
+                ("x-forwarded-prefix", "/x"),
+                ("forwarded", "for=10.0.0.1"),
+                ("traceparent", "00-1-2-01"),
+                ("accept", "*/*"),
+            ],
+            false,
+        );
+        assert_eq!(headers, ["traceparent: 00-1-2-01", "accept: */*"]);
+        let mut headers = in_box(&[("te", "trailers, deflate")], false);
+        headers.sort();
+        assert_eq!(headers, ["connection: te", "te: trailers"]);
+    }
+
+    #[test]
+    fn upgrade_is_passed_on_except_to_http2() {
+        let asks = |connection: &str, protocol: &str, version| {
+            let headers = map(&[("connection", connection), ("upgrade", protocol)]);
+            upgrade(&headers, version).is_some()
+        };
+        assert!(asks("keep-alive, Upgrade", "websocket", Version::HTTP_11));
+        assert!(!asks("keep-alive", "websocket", Version::HTTP_11));
+        assert!(!asks("upgrade", "h2c", Version::HTTP_11));
+        assert!(!asks("upgrade", "websocket", Version::HTTP_2));
+        let pairs = [("connection", "Upgrade"), ("upgrade", "websocket")];
+        let mut headers = in_box(&pairs, false);
+        headers.sort();
+        assert_eq!(headers, ["connection: upgrade", "upgrade: websocket"]);
+    }
+
+    #[test]
+    fn answer_of_a_box_has_no_power_over_the_origin() {
+        let mut headers = map(&[
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("strict-transport-security", "max-age=0"),
+            ("service-worker-allowed", "/"),
+            ("clear-site-data", "\"*\""),
+            ("access-control-allow-origin", "*"),
+            ("access-control-max-age", "1"),
+            ("alt-svc", "h3=\":443\""),
+            ("connection", "keep-alive"),
+            ("content-security-policy", "default-src *"),
+            ("x-ratelimit-limit", "of the app"),
+        ]);
+        from_box(&mut headers);
+        let policies: Vec<_> = headers.get_all(CONTENT_SECURITY_POLICY).iter().collect();
+        assert_eq!(policies, ["default-src *", "sandbox"]);
+        headers.remove(CONTENT_SECURITY_POLICY);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-ratelimit-limit"]);
+    }
+
+    #[test]
+    fn cookie_of_a_box_is_one_of_its_own_host() {
+        for (set, expected) in [
+            ("a=1; Path=/", Some("a=1; Path=/")),
+            ("a=1; Domain=example.org; Secure", Some("a=1; Secure")),
+            ("a=1;domain = .example.org;DOMAIN", Some("a=1")),
+            ("domain=1; Secure", Some("domain=1; Secure")),
+            ("__Host-agentbox-preview=x; Secure", None),
+            ("__host-Agentbox-Preview=x", None),
+            ("=__Host-agentbox-preview=x", None),
+            ("__Host-agentbox-preview", None),
+            ("", None),
+        ] {
+            let mut headers = map(&[("set-cookie", set)]);
+            own_cookies_only(&mut headers);
+            let kept = headers.get(SET_COOKIE).map(|value| value.to_str().unwrap());
+            assert_eq!(kept, expected, "{set}");
+        }
+    }
+
+    #[test]
+    fn secret_of_the_preview_cookie_is_found_by_its_exact_name() {
+        let secret = |cookies| preview_cookie(&map(&[("cookie", cookies)]));
+        assert_eq!(
+            secret("a=1; __Host-agentbox-preview=s1").as_deref(),
+            Some("s1")
+        );
+        assert_eq!(secret("__host-agentbox-preview=s1"), None);
+        assert_eq!(secret("a=__Host-agentbox-preview"), None);
+    }
+}
