@@ -6,6 +6,7 @@
 //!   number by the bounds of sessions.
 
 pub(crate) mod connection;
+pub(crate) mod cookies;
 pub(crate) mod forward;
 pub(crate) mod headers;
 pub(crate) mod rate;
@@ -164,12 +165,7 @@ pub(crate) async fn request(
     let grant = StreamGrant::environment(Action::UsePort, &location);
     let usage = Usage {
         user: principal.user.clone(),
-        access: AccessWatch::new(
-            gateway.clone(),
-            principal,
-            grant,
-            gateway.stream_stop_token(),
-        ),
+        access: AccessWatch::new(gateway.clone(), principal, grant, gateway.shutdown.clone()),
         share,
     };
     let slot = slot.map(|Extension(slot)| slot);

@@ -7,16 +7,14 @@
 use std::net::IpAddr;
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, COOKIE, EXPECT, HOST, SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, EXPECT, HOST, STRICT_TRANSPORT_SECURITY,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
+use super::cookies::remove_preview_cookie;
 use crate::principal::credential::{OWN_HEADER, remove_subprotocols};
 
-/// The cookie of a browser that has opened the link of a preview. Browsers accept the prefix only
-/// without a domain, so that no other host can set it (RFC 6265bis, section 4.1.3.2).
-pub(crate) const PREVIEW_COOKIE: &str = "__Host-agentbox-preview";
 /// The beginning of AgentBox's own request headers, all of which stay here.
 const OWN_HEADERS: &str = "x-agentbox-";
 /// The beginning of an API key.
@@ -163,98 +161,9 @@ fn remove_keys(headers: &mut HeaderMap) {
     }
 }
 
-/// The cookies of a request, or the parts of one that is set.
-fn parts(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    let parts = value.as_bytes().split(|byte| *byte == b';');
-    parts
-        .map(<[u8]>::trim_ascii)
-        .filter(|part| !part.is_empty())
-}
-
-/// The name and the value of a cookie.
-fn name_and_value(cookie: &[u8]) -> (&[u8], &[u8]) {
-    match cookie.iter().position(|byte| *byte == b'=') {
-        Some(at) => (
-            cookie.get(..at).unwrap_or_default().trim_ascii(),
-            cookie.get(at + 1..).unwrap_or_default().trim_ascii(),
-        ),
-        None => (&[], cookie),
-    }
-}
-
-/// The secret in the cookie of a preview.
-pub(crate) fn preview_cookie(headers: &HeaderMap) -> Option<String> {
-    headers.get_all(COOKIE).iter().find_map(|value| {
-        parts(value).find_map(|cookie| match name_and_value(cookie) {
-            (name, secret) if name == PREVIEW_COOKIE.as_bytes() => {
-                String::from_utf8(secret.to_vec()).ok()
-            }
-            _ => None,
-        })
-    })
-}
-
-fn is_preview_cookie(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(PREVIEW_COOKIE.as_bytes())
-}
-
-fn remove_preview_cookie(headers: &mut HeaderMap) {
-    let kept: Vec<Vec<u8>> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(|value| {
-            let kept: Vec<&[u8]> = parts(value)
-                .filter(|cookie| !is_preview_cookie(name_and_value(cookie).0))
-                .collect();
-            kept.join(&b"; "[..])
-        })
-        .collect();
-    headers.remove(COOKIE);
-    for value in kept.iter().filter(|value| !value.is_empty()) {
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            headers.append(COOKIE, value);
-        }
-    }
-}
-
-/// Changes the cookies that a server in a box sets into cookies of its own host: without a domain.
-/// Those with the name of AgentBox's own, and those without a name, which could have it in their
-/// value, are dropped.
-pub(crate) fn own_cookies_only(headers: &mut HeaderMap) {
-    let kept: Vec<Vec<u8>> = headers
-        .get_all(SET_COOKIE)
-        .iter()
-        .filter_map(|value| {
-            let (name, _) = name_and_value(parts(value).next()?);
-            if name.is_empty() || is_preview_cookie(name) {
-                return None;
-            }
-            let kept: Vec<&[u8]> = parts(value)
-                .enumerate()
-                .filter(|(index, part)| *index == 0 || !is_domain(part))
-                .map(|(_, part)| part)
-                .collect();
-            Some(kept.join(&b"; "[..]))
-        })
-        .collect();
-    headers.remove(SET_COOKIE);
-    for value in kept {
-        if let Ok(value) = HeaderValue::from_bytes(&value) {
-            headers.append(SET_COOKIE, value);
-        }
-    }
-}
-
-/// Whether an attribute of a cookie is its domain, with or without a value.
-fn is_domain(attribute: &[u8]) -> bool {
-    let (name, value) = name_and_value(attribute);
-    let without_value = name.is_empty() && value.eq_ignore_ascii_case(b"domain");
-    name.eq_ignore_ascii_case(b"domain") || without_value
-}
-
-/// Changes the headers of an answer of a box into those of an answer of the API's origin.
+/// Changes the headers of an answer of a box, without those of its connection, into those of an answer
+/// of the API's origin.
 pub(super) fn from_box(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
     let of_the_origin: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
@@ -419,7 +328,6 @@ mod tests {
             ("access-control-allow-origin", "*"),
             ("access-control-max-age", "1"),
             ("alt-svc", "h3=\":443\""),
-            ("connection", "keep-alive"),
             ("content-security-policy", "default-src *"),
             ("x-ratelimit-limit", "of the app"),
         ]);
@@ -428,36 +336,5 @@ mod tests {
         assert_eq!(policies, ["default-src *", "sandbox"]);
         headers.remove(CONTENT_SECURITY_POLICY);
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-ratelimit-limit"]);
-    }
-
-    #[test]
-    fn cookie_of_a_box_is_one_of_its_own_host() {
-        for (set, expected) in [
-            ("a=1; Path=/", Some("a=1; Path=/")),
-            ("a=1; Domain=example.org; Secure", Some("a=1; Secure")),
-            ("a=1;domain = .example.org;DOMAIN", Some("a=1")),
-            ("domain=1; Secure", Some("domain=1; Secure")),
-            ("__Host-agentbox-preview=x; Secure", None),
-            ("__host-Agentbox-Preview=x", None),
-            ("=__Host-agentbox-preview=x", None),
-            ("__Host-agentbox-preview", None),
-            ("", None),
-        ] {
-            let mut headers = map(&[("set-cookie", set)]);
-            own_cookies_only(&mut headers);
-            let kept = headers.get(SET_COOKIE).map(|value| value.to_str().unwrap());
-            assert_eq!(kept, expected, "{set}");
-        }
-    }
-
-    #[test]
-    fn secret_of_the_preview_cookie_is_found_by_its_exact_name() {
-        let secret = |cookies| preview_cookie(&map(&[("cookie", cookies)]));
-        assert_eq!(
-            secret("a=1; __Host-agentbox-preview=s1").as_deref(),
-            Some("s1")
-        );
-        assert_eq!(secret("__host-agentbox-preview=s1"), None);
-        assert_eq!(secret("a=__Host-agentbox-preview"), None);
     }
 }

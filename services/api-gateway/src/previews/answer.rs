@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 
 use crate::edge::error::ApiError;
 use crate::edge::headers::add_to;
-use crate::ports::headers::{OF_THE_ORIGIN, PREVIEW_COOKIE, own_cookies_only};
+use crate::ports::cookies::{PREVIEW_COOKIE, own_cookies_only};
+use crate::ports::headers::OF_THE_ORIGIN;
 
 /// Changes the headers of an answer of a box.
 pub(super) fn from_box(headers: &mut HeaderMap, port: u16, is_public: bool) {

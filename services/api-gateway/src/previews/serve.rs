@@ -31,7 +31,7 @@ use crate::lookup::{self, EnvironmentLocation};
 use crate::memory::SessionKind;
 use crate::ports::connection::Usage;
 use crate::ports::target::{Protocol, Target};
-use crate::ports::{forward, headers, original};
+use crate::ports::{cookies, forward, headers, original};
 use crate::rate_limit::{CallerKey, Category};
 use crate::state::{AUTH_DEADLINE, Gateway};
 use crate::stream::{AccessWatch, StreamGrant};
@@ -80,7 +80,7 @@ fn access(headers: &HeaderMap, uri: &Uri) -> PreviewAccess {
         });
     }
     let token = headers.get(TOKEN).and_then(|value| value.to_str().ok());
-    match (token, headers::preview_cookie(headers)) {
+    match (token, cookies::preview_cookie(headers)) {
         (Some(token), _) => PreviewAccess::Token(Secret(token.to_owned())),
         (None, Some(secret)) => PreviewAccess::Cookie(Secret(secret)),
         (None, None) => PreviewAccess::None,
@@ -218,7 +218,7 @@ async fn forward(
         id: location.id.clone(),
         owner: location.owner.clone(),
     };
-    let stop = gateway.stream_stop_token();
+    let stop = gateway.shutdown.clone();
     let user = principal.user.clone();
     let access = AccessWatch::new(gateway.clone(), principal, grant, stop);
     let usage = Usage {
