@@ -173,6 +173,10 @@ pub struct ExecutionRequest {
 
 pub mod execution_request {
     #[derive(Clone, PartialEq, Eq, prost::Oneof)]
+    #[allow(
+        clippy::large_enum_variant,
+        reason = "few exist at the same time, and a box would cost an allocation each"
+    )]
     pub enum Operation {
         /// Answers `execution`, the last message.
         #[prost(message, tag = "1")]
@@ -221,6 +225,10 @@ pub struct ExecutionInput {
 
 pub mod execution_input {
     #[derive(Clone, PartialEq, Eq, prost::Oneof)]
+    #[allow(
+        clippy::large_enum_variant,
+        reason = "few exist at the same time, and a box would cost an allocation each"
+    )]
     pub enum Input {
         /// The first input, once.
         #[prost(message, tag = "1")]

@@ -22,7 +22,7 @@ const SIGKILL: i32 = 9;
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`]
-pub(super) fn signal_name(signal: String) -> Result<String, Error> {
+pub(crate) fn signal_name(signal: String) -> Result<String, Error> {
     if is_signal_name(&signal) {
         return Ok(signal);
     }

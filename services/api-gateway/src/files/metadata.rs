@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn user_is_bounded_text() {
         assert_eq!(user("user", None), Ok(String::new()));
-        let given = Some("1000:1000".to_owned());
-        assert_eq!(user("user", given.clone()), Ok(given.unwrap()));
+        let given = "1000:1000".to_owned();
+        assert_eq!(user("user", Some(given.clone())), Ok(given));
         for bad in [String::new(), "a\0".to_owned(), "x".repeat(257)] {
             let error = user("owner", Some(bad)).unwrap_err();
             assert!(error.message.starts_with("owner: "), "{error}");

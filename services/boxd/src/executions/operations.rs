@@ -53,7 +53,10 @@ impl Executions {
             _ => None,
         };
         match operation {
-            Some(Operation::Start(start)) => Ok(record_of(&self.start(start).await?)),
+            Some(Operation::Start(start)) => {
+                let execution = self.start(start).await?;
+                Ok(record_of(&execution))
+            }
             Some(Operation::List(())) => Ok(self.list()),
             Some(Operation::Get(get)) => self.get(&get),
             Some(Operation::Output(read)) => self.output(&read),

@@ -219,7 +219,8 @@ mod tests {
         let link = std::os::unix::fs::symlink::<&std::path::Path, _>;
         link("sub/second".as_ref(), root.join("first")).unwrap();
         link("../missing".as_ref(), root.join("sub/second")).unwrap();
-        link(&root.join("first"), root.join("absolute")).unwrap();
+        let first = root.join("first");
+        link(&first, root.join("absolute")).unwrap();
         link("loop".as_ref(), root.join("loop")).unwrap();
         let bytes = |name: &str| root.join(name).into_os_string().into_encoded_bytes();
         let found = Location::of_target(&bytes("absolute")).unwrap();

@@ -63,7 +63,8 @@ impl Call {
             input: Some(Input::Request(request)),
         };
         inputs.send(first).await.unwrap();
-        let call = client.clone().files(ReceiverStream::new(receiver));
+        let mut client = client.clone();
+        let call = client.files(ReceiverStream::new(receiver));
         let outputs = call.await?.into_inner();
         Ok(Self { inputs, outputs })
     }

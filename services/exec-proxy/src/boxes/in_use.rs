@@ -70,12 +70,12 @@ mod tests {
         let id = EnvironmentId::random();
         assert!(in_use.take().is_empty() && !in_use.contains(&id));
         let (first, second) = (in_use.begin(&id), in_use.begin(&id));
-        assert_eq!(in_use.take(), [id.clone()]);
+        assert_eq!(in_use.take(), std::slice::from_ref(&id));
         drop(first);
-        assert_eq!(in_use.take(), [id.clone()]);
+        assert_eq!(in_use.take(), std::slice::from_ref(&id));
         drop(second);
         assert!(in_use.contains(&id));
-        assert_eq!(in_use.take(), [id.clone()]);
+        assert_eq!(in_use.take(), std::slice::from_ref(&id));
         assert!(in_use.take().is_empty());
         // The report failed.
         in_use.restore(std::slice::from_ref(&id));

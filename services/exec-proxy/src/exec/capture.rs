@@ -86,7 +86,7 @@ impl Capture {
 }
 
 /// `bytes` as messages of at most [`MAX_CHUNK`] each.
-fn messages(stream: OutputStream, mut bytes: Bytes) -> Vec<FromBox> {
+pub fn messages(stream: OutputStream, mut bytes: Bytes) -> Vec<FromBox> {
     let mut out = Vec::with_capacity(bytes.len().div_ceil(MAX_CHUNK));
     while !bytes.is_empty() {
         let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));

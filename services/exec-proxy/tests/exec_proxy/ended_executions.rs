@@ -228,7 +228,7 @@ async fn killed_environment_keeps_outcomes_and_reports_its_output_as_missing() {
         bytes: 3,
     };
     assert_eq!(output.0.gaps, [gap]);
-    assert_eq!(output.0.streams, [vec![], vec![]]);
+    assert!(output.0.streams.iter().all(Vec::is_empty));
 }
 
 #[tokio::test(flavor = "multi_thread")]

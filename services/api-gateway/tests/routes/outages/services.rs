@@ -231,7 +231,7 @@ async fn serve_invalid_session(system: &System) {
         .unwrap();
     let mut execution = Execution::default();
     loop {
-        let incoming = sessions.next().await.unwrap();
+        let mut incoming = sessions.next().await.unwrap();
         let open = incoming.open().await.unwrap();
         let OpenKind::Execution(request) = open.kind else {
             panic!("{open:?}");

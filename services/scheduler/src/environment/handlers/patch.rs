@@ -10,6 +10,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::environment::rpc::{PatchReply, PatchRequest};
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::labels::check_labels;
 use agentbox_runtime::{PolicyApplication, RuntimeError};
 use chrono::Utc;
 

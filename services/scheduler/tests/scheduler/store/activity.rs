@@ -48,7 +48,7 @@ async fn environment_is_idle_after_its_idle_timeout_without_activity() {
         wanted
     });
     let pending = database.store.create(&pending).await.unwrap();
-    assert_eq!(idle(&database).await, [over.clone()]);
+    assert_eq!(idle(&database).await, std::slice::from_ref(&over));
     for id in [&not_over, &without, &pending.environment.id] {
         assert_eq!(database.store.find_idle(id).await.unwrap(), None, "{id}");
     }
@@ -68,7 +68,10 @@ async fn reported_environment_is_active_and_keeps_its_generation() {
     for _ in 0..2 {
         database.store.record_activity(&reported).await.unwrap();
     }
-    assert_eq!(idle(&database).await, [other.environment.id.clone()]);
+    assert_eq!(
+        idle(&database).await,
+        std::slice::from_ref(&other.environment.id)
+    );
     let read = database.store.get(&used.environment.id).await.unwrap();
     let read = read.unwrap().environment;
     let at = read.last_active_at.unwrap();
@@ -91,7 +94,7 @@ async fn answer_of_a_box_moves_the_last_activity_forward_only() {
         database.store.record_idle(&id, idle).await.unwrap();
         assert_eq!(last().await, None, "{idle:?}");
     }
-    assert_eq!(idle(&database).await, [id.clone()]);
+    assert_eq!(idle(&database).await, std::slice::from_ref(&id));
     let begun = Utc::now();
     database
         .store
@@ -101,7 +104,7 @@ async fn answer_of_a_box_moves_the_last_activity_forward_only() {
     let half = last().await.unwrap();
     let expected = begun - TimeDelta::seconds(1_800);
     assert!((half - expected).abs() < TimeDelta::seconds(60), "{half}");
-    assert_eq!(idle(&database).await, [id.clone()]);
+    assert_eq!(idle(&database).await, std::slice::from_ref(&id));
     database
         .store
         .record_idle(&id, Duration::ZERO)
