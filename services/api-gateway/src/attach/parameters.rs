@@ -142,7 +142,7 @@ fn variable(text: &str) -> Result<(String, String), Error> {
 ///
 /// # Errors
 /// When a side is not 1 to [`MAX_SIDE`].
-pub(super) fn size(cols: u16, rows: u16) -> Result<TerminalSize, Error> {
+pub(crate) fn size(cols: u16, rows: u16) -> Result<TerminalSize, Error> {
     Ok(TerminalSize {
         cols: side("cols", &cols.to_string())?,
         rows: side("rows", &rows.to_string())?,
