@@ -9,13 +9,14 @@
 //!   command that does not read stops the client. The gateway holds one message in each
 //!   direction, besides the buffers of the sockets.
 //! * I3. The command of a terminal ends with a socket that its client closes, and with the right to it. A
-//!   connection that is lost, and a gateway that stops, leave it for [`RESUME_TIME`] ([`pump::End`]). A
+//!   connection that is lost, and a gateway that stops, leave it for [`RESUME_TIME`] ([`end::End`]). A
 //!   socket of another execution ends nothing.
 //!
 //! Close codes: see [`close::Close`], and for clients [`attach`].
 
 mod client_message;
 mod close;
+mod end;
 mod parameters;
 mod protocol;
 mod pump;
