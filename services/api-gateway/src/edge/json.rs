@@ -27,7 +27,8 @@ pub(crate) const MAX_COMMAND_BODY: usize = 4 * 1024 * 1024;
 /// The largest body of a request without a caller, such as a login.
 const MAX_OPEN_BODY: usize = 64 * 1024;
 
-const BODIES: Resource = Resource {
+/// The memory of bodies that arrive.
+pub(crate) const BODIES: Resource = Resource {
     labels: ["body_bytes_per_user", "body_bytes"],
     before: "the bodies of",
     holders: ["your requests", "all requests"],
