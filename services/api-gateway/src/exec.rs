@@ -41,6 +41,8 @@ use crate::stream::{StreamGrant, sse};
 use input::Input;
 use memory::{InputMemory, ResultMemory};
 
+#[cfg(fuzzing)]
+pub(crate) use form::parse as parse_form;
 pub(crate) use request::{
     check_command, command_line, command_size, decode_base64, timeout, total_size, user, variables,
     working_dir,

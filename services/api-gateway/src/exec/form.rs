@@ -17,6 +17,7 @@ use tokio::time::timeout;
 const MAX_BOUNDARY: usize = 70;
 /// The longest headers of a part, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
+const HEAD_END: &[u8] = b"\r\n\r\n";
 
 pub(super) struct Form {
     body: Body,
@@ -134,15 +135,13 @@ impl Form {
             if !self.buffer.starts_with(b"\r\n") {
                 return Err(malformed("a boundary is not followed by a line end"));
             }
-            match position(&self.buffer, b"\r\n\r\n") {
-                Some(end) => break end,
-                None if self.buffer.len() > MAX_HEAD => {
-                    return Err(malformed("the headers of a part are too long"));
-                }
-                None => self.fill().await?,
+            match position(&self.buffer, HEAD_END) {
+                Some(end) if end <= MAX_HEAD => break end,
+                None if self.buffer.len() < MAX_HEAD + HEAD_END.len() => self.fill().await?,
+                _ => return Err(malformed("the headers of a part are too long")),
             }
         };
-        let head = self.buffer.split_to(end + b"\r\n\r\n".len());
+        let head = self.buffer.split_to(end + HEAD_END.len());
         let name = part_name(&head);
         name.map(Some)
             .ok_or_else(|| malformed("a part has no name"))
@@ -168,34 +167,33 @@ impl Form {
     }
 }
 
+/// Reads a form with the boundary `b`, whose body arrives in frames of at most `frame` bytes: the names
+/// and the contents of its parts.
+///
+/// # Errors
+/// When the form is malformed.
+#[cfg(any(test, fuzzing))]
+pub(crate) async fn parse(body: &[u8], frame: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let frames: Vec<_> = body
+        .chunks(frame)
+        .map(|frame| Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(frame)))
+        .collect();
+    let body = Body::from_stream(futures::stream::iter(frames));
+    let mut form = Form::new(body, "b", Duration::from_secs(10));
+    let mut parts = Vec::new();
+    while let Some(name) = form.next_part().await? {
+        let mut content = Vec::new();
+        while let Some(bytes) = form.chunk().await? {
+            content.extend_from_slice(&bytes);
+        }
+        parts.push((name, content));
+    }
+    Ok(parts)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
-
-    const IDLE: Duration = Duration::from_secs(10);
-
-    /// A form whose body arrives in frames of this length.
-    fn form(body: &[u8], length: usize) -> Form {
-        let frames: Vec<_> = body
-            .chunks(length)
-            .map(|frame| Ok::<_, Infallible>(Bytes::copy_from_slice(frame)))
-            .collect();
-        Form::new(Body::from_stream(futures::stream::iter(frames)), "b", IDLE)
-    }
-
-    async fn read(mut form: Form) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        let mut parts = Vec::new();
-        while let Some(name) = form.next_part().await? {
-            let mut content = Vec::new();
-            while let Some(bytes) = form.chunk().await? {
-                content.extend_from_slice(&bytes);
-            }
-            parts.push((name, content));
-        }
-        Ok(parts)
-    }
 
     #[tokio::test]
     async fn parts_are_read_in_frames_of_any_length() {
@@ -211,11 +209,7 @@ mod tests {
             ("two".to_owned(), Vec::new()),
         ];
         for length in 1..=body.len() {
-            assert_eq!(
-                read(form(&body, length)).await.unwrap(),
-                expected,
-                "{length}"
-            );
+            assert_eq!(parse(&body, length).await.unwrap(), expected, "{length}");
         }
     }
 
@@ -224,7 +218,12 @@ mod tests {
         let mut body = b"--b\r\nContent-Disposition: form-data; name=a\r\n\r\n".to_vec();
         body.resize(body.len() + 1_000_000, b'\r');
         body.extend_from_slice(b"\r\n--b--");
-        let mut form = form(&body, 1000);
+        let frames: Vec<_> = body
+            .chunks(1000)
+            .map(|frame| Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(frame)))
+            .collect();
+        let body = Body::from_stream(futures::stream::iter(frames));
+        let mut form = Form::new(body, "b", Duration::from_secs(10));
         assert_eq!(form.next_part().await.unwrap().as_deref(), Some("a"));
         let mut length = 0;
         while let Some(bytes) = form.chunk().await.unwrap() {
@@ -249,7 +248,7 @@ mod tests {
             &long,
         ] {
             for frame in [7, 100_000] {
-                let error = read(form(body.as_bytes(), frame)).await.unwrap_err();
+                let error = parse(body.as_bytes(), frame).await.unwrap_err();
                 assert_eq!(error.code, ErrorCode::BadRequest, "{body}");
             }
         }
