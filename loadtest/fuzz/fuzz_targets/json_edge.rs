@@ -10,6 +10,7 @@
 use agentbox_api::api_key::CreateApiKey;
 use agentbox_api::environment::{CreateEnvironment, PatchEnvironment};
 use agentbox_api::exec::ExecBody;
+use agentbox_api::execution::StartExecution;
 use agentbox_api::file::{CopyFile, CreateDirectory, MoveFile, PatchFile};
 use agentbox_api::user::{ChangePassword, CreateTicket, CreateUser, Login, PatchUser};
 use agentbox_api_gateway::fuzzing::{parse_body, parse_frame};
@@ -30,6 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     check_body::<MoveFile>(bytes);
     check_body::<CopyFile>(bytes);
     check_body::<PatchFile>(bytes);
+    check_body::<StartExecution>(bytes);
     check_body::<CreateApiKey>(bytes);
     check_body::<CreateUser>(bytes);
     check_body::<PatchUser>(bytes);

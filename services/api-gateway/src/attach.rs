@@ -9,13 +9,14 @@
 //!   command that does not read stops the client. The gateway holds one message in each
 //!   direction, besides the buffers of the sockets.
 //! * I3. The command of a terminal ends with a socket that its client closes, and with the right to it. A
-//!   connection that is lost, and a gateway that stops, leave it for [`RESUME_TIME`] ([`pump::End`]). A
+//!   connection that is lost, and a gateway that stops, leave it for [`RESUME_TIME`] ([`end::End`]). A
 //!   socket of another execution ends nothing.
 //!
 //! Close codes: see [`close::Close`], and for clients [`attach`].
 
 mod client_message;
 mod close;
+mod end;
 mod parameters;
 mod protocol;
 mod pump;
@@ -108,23 +109,32 @@ fn box_size(size: TerminalSize) -> Size {
 }
 
 /// Attaches to an execution, and sends it the size of the client's terminal.
+///
+/// # Errors
+/// The error of the box, or the reason of its loss.
 async fn connect(
     gateway: &Gateway,
     location: &EnvironmentLocation,
-    attach: AttachExecution,
+    request: AttachExecution,
     size: Option<TerminalSize>,
 ) -> Result<(ExecutionSession, Attached), Error> {
-    let mut session = session::open(gateway, location, Operation::Attach(attach)).await?;
-    let first = tokio::time::timeout(ATTACH_DEADLINE, session.recv())
-        .await
-        .map_err(|_| Error::new(ErrorCode::Timeout, "the command did not answer in time"))??;
-    let Output::Attached(attached) = session::output(first)? else {
-        return Err(Error::internal());
+    let attached = async {
+        let mut session = session::open(gateway, location, Operation::Attach(request)).await?;
+        let first = tokio::time::timeout(ATTACH_DEADLINE, session.recv())
+            .await
+            .map_err(|_| Error::new(ErrorCode::Timeout, "the command did not answer in time"))??;
+        let Output::Attached(attached) = session::output(first)? else {
+            return Err(Error::internal());
+        };
+        if let Some(size) = size {
+            session.send(ToBox::Resize(size)).await?;
+        }
+        Ok((session, attached))
     };
-    if let Some(size) = size {
-        session.send(ToBox::Resize(size)).await?;
+    match attached.await {
+        Ok(attached) => Ok(attached),
+        Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
     }
-    Ok((session, attached))
 }
 
 /// A WebSocket handshake, except its answer.
@@ -274,15 +284,7 @@ pub(crate) async fn attach(
         // The connection that was lost may still look open.
         take_input: true,
     };
-    let connected = connect(&gateway, &location, request, size).await;
-    let (session, attached) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            return Err(box_loss::with_reason(&gateway, &location.id, error)
-                .await
-                .into());
-        }
-    };
+    let (session, attached) = connect(&gateway, &location, request, size).await?;
     let connected = Connected {
         gateway,
         principal,
@@ -329,15 +331,7 @@ pub(crate) async fn attach_execution(
         from,
         take_input: false,
     };
-    let connected = connect(&gateway, &location, request, None).await;
-    let (session, attached) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            return Err(box_loss::with_reason(&gateway, &location.id, error)
-                .await
-                .into());
-        }
-    };
+    let (session, attached) = connect(&gateway, &location, request, None).await?;
     let connected = Connected {
         gateway,
         principal,

@@ -11,6 +11,7 @@
 mod answer;
 mod body;
 mod events;
+mod form;
 mod input;
 pub(crate) mod memory;
 mod output;
@@ -40,6 +41,8 @@ use crate::stream::{StreamGrant, sse};
 use input::Input;
 use memory::{InputMemory, ResultMemory};
 
+#[cfg(fuzzing)]
+pub(crate) use form::parse as parse_form;
 pub(crate) use request::{
     check_command, command_line, command_size, decode_base64, timeout, total_size, user, variables,
     working_dir,
@@ -47,6 +50,8 @@ pub(crate) use request::{
 
 /// How long the exec-proxy may take to answer the first message of a session.
 pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of a form that are in memory at once: one frame of the body.
+const FORM_BUFFER: usize = 128 * 1024;
 /// Added to the command's own timeout: to start and kill the command, and to receive its output.
 const ANSWER_GRACE: Duration = Duration::from_secs(30);
 
@@ -103,7 +108,7 @@ pub(crate) async fn exec(
     request: Request,
 ) -> Answer<Response> {
     let is_streamed = wants_events(request.headers());
-    let (body, part) = body::read(&gateway, request).await?;
+    let (body, part) = body::read(&gateway, &principal.user, request).await?;
     if is_streamed && part.is_some() {
         return Err(Error::field(
             "Accept",
@@ -117,7 +122,8 @@ pub(crate) async fn exec(
     let session = gateway.begin_session(&principal, SessionKind::Exec)?;
     let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     let stdin = body.stdin.as_ref().or(body.stdin_base64.as_ref());
-    let size = stdin.map_or(0, String::len) + command_size(&body.command, body.env.iter());
+    let buffer = if part.is_some() { FORM_BUFFER } else { 0 };
+    let size = stdin.map_or(buffer, String::len) + command_size(&body.command, body.env.iter());
     let held = InputMemory::reserve(&gateway.results, &principal.user, size)?;
     let encoding = body.output_encoding;
     let mut command = request::command(body, timeout, gateway.config.max_exec_output_bytes)?;
@@ -125,8 +131,7 @@ pub(crate) async fn exec(
     audit::accept(&gateway, AuditAction::Exec, &location.id, words).await?;
     command.request.stream = is_streamed;
     command.request.stdin_follows |= part.is_some();
-    let idle = gateway.config.body_timeout();
-    let input = Input::new(command.stdin.take(), part, held, idle);
+    let input = Input::new(command.stdin.take(), part, held);
     let within = timeout + ANSWER_GRACE;
     if is_streamed {
         // Output is not collected.

@@ -5,7 +5,7 @@ use agentbox_contracts::exec::ToBox;
 use axum::http::{HeaderMap, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
-use crate::{attach, edge, files};
+use crate::{attach, edge, exec, files};
 
 /// Reads the body of a request.
 ///
@@ -57,4 +57,17 @@ pub fn parse_file_headers(value: &HeaderValue) -> Result<(), Error> {
         files::parse_headers(&headers)?;
     }
     Ok(())
+}
+
+/// Reads a form with the boundary `b`, whose body arrives in frames of at most `frame` bytes: the names
+/// and the contents of its parts.
+///
+/// # Errors
+/// As the answer to the request.
+pub fn parse_form(body: &[u8], frame: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|_| Error::internal())?;
+    runtime.block_on(exec::parse_form(body, frame))
 }

@@ -62,24 +62,26 @@ pub(super) fn exit(exit: &Exit) -> Message {
 
 /// The exit of an execution that has ended, as a shell reports it.
 pub(super) fn exit_of(execution: &Execution) -> Exit {
-    let signal = execution.signal.unwrap_or(SIGKILL);
-    let exit_code = match execution.status() {
-        ExecutionStatus::TimedOut => TIMED_OUT,
+    let status = execution.status();
+    let own = |otherwise| execution.exit_code.unwrap_or(otherwise);
+    let exit_code = match status {
         ExecutionStatus::FailedToStart if execution.status_reason.ends_with("not found") => {
-            NOT_FOUND
+            own(NOT_FOUND)
         }
-        ExecutionStatus::FailedToStart => NOT_EXECUTABLE,
-        ExecutionStatus::Signalled | ExecutionStatus::OomKilled => SIGNALLED + signal,
+        ExecutionStatus::FailedToStart => own(NOT_EXECUTABLE),
+        ExecutionStatus::TimedOut => TIMED_OUT,
+        ExecutionStatus::Signalled | ExecutionStatus::OomKilled => {
+            SIGNALLED + execution.signal.unwrap_or(SIGKILL)
+        }
         ExecutionStatus::Exited
         | ExecutionStatus::Starting
         | ExecutionStatus::Running
-        | ExecutionStatus::Lost => SIGNALLED + SIGKILL,
+        | ExecutionStatus::Lost => own(SIGNALLED + SIGKILL),
     };
     Exit {
-        // The process's own, if it has one.
-        exit_code: execution.exit_code.unwrap_or(exit_code),
-        timed_out: execution.status() == ExecutionStatus::TimedOut,
-        oom_killed: execution.status() == ExecutionStatus::OomKilled,
+        exit_code,
+        timed_out: status == ExecutionStatus::TimedOut,
+        oom_killed: status == ExecutionStatus::OomKilled,
         duration_ms: execution.duration_ms.unwrap_or(0),
     }
 }

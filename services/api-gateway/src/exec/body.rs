@@ -2,23 +2,22 @@
 //!
 //! Of a form the part `exec` is read, and its stdin is left to be streamed.
 
-use std::time::Duration;
-
 use agentbox_api::exec::ExecBody;
 use agentbox_contracts::error::{Error, ErrorCode};
-use axum::extract::multipart::{Multipart, MultipartError};
-use axum::extract::{DefaultBodyLimit, FromRequest, Request};
-use axum::http::{HeaderMap, header};
+use agentbox_contracts::ids::UserId;
+use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use super::form::{self, Form};
 use crate::edge::error::ApiError;
-use crate::edge::json::{self, LargeJson, MAX_COMMAND_BODY};
+use crate::edge::json::{self, BODIES, LargeJson, MAX_COMMAND_BODY};
+use crate::shares::Share;
 use crate::state::Gateway;
 
 /// The stdin of a form, which has not been read yet.
 pub(super) struct StdinPart {
-    form: Multipart,
+    form: Form,
 }
 
 /// Takes stdin piece by piece.
@@ -27,38 +26,11 @@ pub(super) trait StdinSink: Send {
     fn write(&mut self, bytes: Bytes) -> impl Future<Output = ()> + Send;
 }
 
-fn is_form(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("multipart/form-data"))
-}
-
-fn malformed(error: &MultipartError) -> Error {
-    Error::new(
-        ErrorCode::BadRequest,
-        format!("the body is not a form: {}", error.body_text()),
-    )
-}
-
 fn unexpected(name: Option<&str>, expected: &str) -> Error {
     Error::value(
         "body",
-        format_args!(
-            "must have the parts `exec` and `stdin`, in this order; `{expected}` is expected"
-        ),
+        format_args!("must have the parts `exec` and `stdin`, in this order; expected {expected}"),
         name.unwrap_or(""),
-    )
-}
-
-fn late(deadline: Duration) -> Error {
-    Error::new(
-        ErrorCode::RequestTimeout,
-        format!(
-            "the body must arrive within {} seconds, did not",
-            deadline.as_secs()
-        ),
     )
 }
 
@@ -68,25 +40,53 @@ fn late(deadline: Duration) -> Error {
 /// As [`LargeJson`], and [`ErrorCode::BadRequest`] for a malformed form.
 pub(super) async fn read(
     gateway: &Gateway,
+    user: &UserId,
     request: Request,
 ) -> Result<(ExecBody, Option<StdinPart>), ApiError> {
-    if !is_form(request.headers()) {
+    let Some(boundary) = form::boundary(request.headers())? else {
         let LargeJson(body) = LargeJson::from_request(request, gateway).await?;
         return Ok((body, None));
-    }
+    };
     let deadline = gateway.config.body_timeout();
-    let form = timeout(deadline, read_form(request)).await;
-    let (body, part) = form.map_err(|_| late(deadline))??;
+    let form = Form::new(request.into_body(), &boundary, deadline);
+    // Held until the part is parsed.
+    let share = gateway.bodies.take(user, 0);
+    let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+    let read = timeout(deadline, read_exec(form, &mut share)).await;
+    let (body, part) = read.map_err(|_| {
+        Error::new(
+            ErrorCode::RequestTimeout,
+            format!(
+                "the part `exec` must arrive within {} seconds, did not",
+                deadline.as_secs()
+            ),
+        )
+    })??;
     Ok((body, Some(part)))
 }
 
-async fn read_form(mut request: Request) -> Result<(ExecBody, StdinPart), Error> {
-    // Its stdin is streamed.
-    DefaultBodyLimit::disable().apply(&mut request);
-    let mut form = Multipart::from_request(request, &())
-        .await
-        .map_err(|error| Error::new(ErrorCode::BadRequest, error.body_text()))?;
-    let json = read_exec(&mut form).await?;
+/// Reads the part `exec`. `share` grows with it.
+async fn read_exec(
+    mut form: Form,
+    share: &mut Share<UserId>,
+) -> Result<(ExecBody, StdinPart), Error> {
+    let name = form.next_part().await?;
+    if name.as_deref() != Some("exec") {
+        return Err(unexpected(name.as_deref(), "`exec`"));
+    }
+    let mut json = Vec::new();
+    while let Some(chunk) = form.chunk().await? {
+        if json.len() + chunk.len() > MAX_COMMAND_BODY {
+            return Err(Error::new(
+                ErrorCode::PayloadTooLarge,
+                format!("the part `exec` must be at most {MAX_COMMAND_BODY} bytes, is larger"),
+            ));
+        }
+        share
+            .grow(chunk.len() as u64)
+            .map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+        json.extend_from_slice(&chunk);
+    }
     let body: ExecBody = json::parse(&json)?;
     for (field, value) in [("stdin", &body.stdin), ("stdin_base64", &body.stdin_base64)] {
         if value.is_some() {
@@ -99,73 +99,36 @@ async fn read_form(mut request: Request) -> Result<(ExecBody, StdinPart), Error>
     Ok((body, StdinPart { form }))
 }
 
-/// Reads the part `exec`.
-async fn read_exec(form: &mut Multipart) -> Result<Vec<u8>, Error> {
-    let field = form.next_field().await.map_err(|error| malformed(&error))?;
-    let mut field = field.ok_or_else(|| unexpected(None, "exec"))?;
-    if field.name() != Some("exec") {
-        return Err(unexpected(field.name(), "exec"));
-    }
-    let mut json = Vec::new();
-    while let Some(chunk) = field.chunk().await.map_err(|error| malformed(&error))? {
-        if json.len() + chunk.len() > MAX_COMMAND_BODY {
-            return Err(Error::new(
-                ErrorCode::PayloadTooLarge,
-                format!("the part `exec` must be at most {MAX_COMMAND_BODY} bytes, is larger"),
-            ));
-        }
-        json.extend_from_slice(&chunk);
-    }
-    Ok(json)
-}
-
 impl StdinPart {
-    /// Reads stdin piece by piece, and passes each to `sink`. The next one must arrive within `idle`.
+    /// Reads stdin piece by piece, and passes each to `sink`.
     ///
     /// # Errors
-    /// When the form is malformed or late.
-    pub(super) async fn copy_to(
-        mut self,
-        idle: Duration,
-        sink: &mut impl StdinSink,
-    ) -> Result<(), Error> {
-        let next = timeout(idle, self.form.next_field()).await;
-        let field = next
-            .map_err(|_| late(idle))?
-            .map_err(|error| malformed(&error))?;
-        let Some(mut field) = field else {
-            return Ok(());
-        };
-        if field.name() != Some("stdin") {
-            return Err(unexpected(field.name(), "stdin"));
+    /// When the form is malformed or late, or has other parts.
+    pub(super) async fn copy_to(mut self, sink: &mut impl StdinSink) -> Result<(), Error> {
+        let name = self.form.next_part().await?;
+        match name.as_deref() {
+            None => return Ok(()),
+            Some("stdin") => {}
+            other => return Err(unexpected(other, "`stdin`")),
         }
-        loop {
-            let chunk = timeout(idle, field.chunk()).await;
-            let chunk = chunk
-                .map_err(|_| late(idle))?
-                .map_err(|error| malformed(&error))?;
-            match chunk {
-                Some(bytes) => sink.write(bytes).await,
-                None => break,
-            }
+        while let Some(bytes) = self.form.chunk().await? {
+            sink.write(bytes).await;
         }
-        drop(field);
-        let next = timeout(idle, self.form.next_field()).await;
-        match next
-            .map_err(|_| late(idle))?
-            .map_err(|error| malformed(&error))?
-        {
-            Some(field) => Err(unexpected(field.name(), "the end of the body")),
+        match self.form.next_part().await? {
             None => Ok(()),
+            Some(name) => Err(unexpected(Some(&name), "the end")),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
 
     use super::*;
+    use crate::shares::Shares;
 
     impl StdinSink for Vec<u8> {
         async fn write(&mut self, bytes: Bytes) {
@@ -173,7 +136,7 @@ mod tests {
         }
     }
 
-    fn form(parts: &[(&str, &str)]) -> Request {
+    async fn read_all(parts: &[(&str, &str)]) -> Result<(ExecBody, Vec<u8>), Error> {
         let mut text = String::new();
         for (name, content) in parts {
             text.push_str(&format!(
@@ -181,19 +144,12 @@ mod tests {
             ));
         }
         text.push_str("--b--\r\n");
-        Request::builder()
-            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=b")
-            .body(Body::from(text))
-            .unwrap()
-    }
-
-    async fn read_all(parts: &[(&str, &str)]) -> Result<(ExecBody, Vec<u8>), Error> {
-        let request = form(parts);
-        assert!(is_form(request.headers()));
-        let (body, part) = read_form(request).await?;
+        let form = Form::new(Body::from(text), "b", Duration::from_secs(10));
+        let bodies = Shares::new(1 << 30, 1 << 30);
+        let mut share = bodies.take(&UserId::random(), 0).unwrap();
+        let (body, part) = read_exec(form, &mut share).await?;
         let mut stdin = Vec::new();
-        let idle = Duration::from_secs(10);
-        part.copy_to(idle, &mut stdin).await?;
+        part.copy_to(&mut stdin).await?;
         Ok((body, stdin))
     }
 
@@ -213,17 +169,15 @@ mod tests {
 
     #[tokio::test]
     async fn form_with_other_parts_is_refused() {
-        for (parts, begin) in [
-            (&[][..], "body: "),
-            (&[("stdin", "a"), EXEC][..], "body: "),
-            (&[EXEC, ("file", "a")][..], "body: "),
-            (&[EXEC, ("stdin", "a"), ("stdin", "b")][..], "body: "),
-            (&[("exec", "{")][..], "the body is not JSON"),
-            (
-                &[("exec", r#"{"command":["a"],"stdin":""}"#)][..],
-                "stdin: ",
-            ),
-        ] {
+        let table: [(&[(&str, &str)], &str); 6] = [
+            (&[], "body: "),
+            (&[("stdin", "a"), EXEC], "body: "),
+            (&[EXEC, ("file", "a")], "body: "),
+            (&[EXEC, ("stdin", "a"), ("stdin", "b")], "body: "),
+            (&[("exec", "{")], "the body is not JSON"),
+            (&[("exec", r#"{"command":["a"],"stdin":""}"#)], "stdin: "),
+        ];
+        for (parts, begin) in table {
             let error = read_all(parts).await.err().unwrap();
             assert!(error.message.starts_with(begin), "{parts:?}: {error}");
         }

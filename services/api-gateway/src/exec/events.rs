@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::input::Input;
-use super::{overdue, run};
+use super::{ANSWER_GRACE, overdue, run};
 use crate::box_loss;
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
@@ -115,7 +115,11 @@ impl Source for Events {
                 return None;
             }
             match timeout_at(self.deadline, self.receive()).await {
-                Ok(Ok(message)) => self.accept(message),
+                Ok(Ok(message)) => {
+                    // The client may have read slowly, and delayed the end.
+                    self.deadline = self.deadline.max(Instant::now() + ANSWER_GRACE);
+                    self.accept(message);
+                }
                 Ok(Err(error)) => {
                     let error =
                         box_loss::with_reason(&self.gateway, &self.environment, error).await;

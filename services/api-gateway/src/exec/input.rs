@@ -1,7 +1,5 @@
 //! The stdin that is sent to a command after its request.
 
-use std::time::Duration;
-
 use agentbox_bus::SessionSender;
 use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::ToBox;
@@ -15,8 +13,6 @@ use super::stdin_messages;
 pub(super) struct Input {
     source: Source,
     held: InputMemory,
-    /// How long the next part of a form may take to arrive.
-    idle: Duration,
 }
 
 enum Source {
@@ -28,24 +24,19 @@ enum Source {
 
 impl Input {
     /// A `part` is the stdin of a form, which has no `bytes`.
-    pub(super) fn new(
-        bytes: Option<Vec<u8>>,
-        part: Option<StdinPart>,
-        held: InputMemory,
-        idle: Duration,
-    ) -> Self {
+    pub(super) fn new(bytes: Option<Vec<u8>>, part: Option<StdinPart>, held: InputMemory) -> Self {
         let source = match (part, bytes) {
             (Some(part), _) => Source::Part(Box::new(part)),
             (None, Some(bytes)) => Source::Bytes(bytes),
             (None, None) => Source::Nothing,
         };
-        Self { source, held, idle }
+        Self { source, held }
     }
 
     /// Sends the command its stdin, then waits to be dropped: closing this half of the session before
     /// the result has arrived would kill the command. Returns only the error of a form.
     pub(super) async fn feed(self, mut to_box: SessionSender<ToBox>) -> Error {
-        let Self { source, held, idle } = self;
+        let Self { source, held } = self;
         let fed = match source {
             Source::Nothing => Ok(()),
             Source::Bytes(bytes) => {
@@ -54,7 +45,7 @@ impl Input {
                 Ok(())
             }
             Source::Part(part) => {
-                let fed = part.copy_to(idle, &mut to_box).await;
+                let fed = part.copy_to(&mut to_box).await;
                 if fed.is_ok() {
                     end(&mut to_box).await;
                 }

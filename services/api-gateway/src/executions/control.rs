@@ -20,7 +20,6 @@ use crate::box_loss;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
 use crate::edge::{Answer, Json, Query};
-use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
 use crate::state::Gateway;
@@ -47,7 +46,7 @@ pub(crate) async fn kill(gateway: &Gateway, location: &EnvironmentLocation, id: 
         id: id.to_owned(),
         purge: false,
     });
-    if let Err(error) = session::call(gateway, location, operation, OPEN_DEADLINE).await {
+    if let Err(error) = session::call(gateway, location, operation, ANSWER_DEADLINE).await {
         tracing::info!(error = %ErrorChain(&error), "the command of a closed terminal could not be killed at once");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentbox_api::execution::OutputQuery;
 use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::Error;
-use agentbox_contracts::executions::{Offsets, ReadOutput};
+use agentbox_contracts::executions::{Execution, Offsets, ReadOutput};
 use agentbox_contracts::logs::OutputStream;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -74,6 +74,27 @@ fn request(
     Ok((form, read))
 }
 
+/// Checks that the output does not end before the requested position.
+///
+/// # Errors
+/// [`agentbox_contracts::error::ErrorCode::Validation`]
+fn check_position(read: &ReadOutput, execution: &Execution) -> Result<(), Error> {
+    let from = read.from.unwrap_or_default();
+    for (is_read, from, written) in [
+        (read.stdout, from.stdout, execution.stdout_bytes),
+        (read.stderr, from.stderr, execution.stderr_bytes),
+    ] {
+        if is_read && from > written {
+            return Err(Error::value(
+                "from",
+                format_args!("must be at most {written}, the bytes of the stream"),
+                from,
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Read or follow the output
 ///
 /// With `stream` and without `follow`, returns the kept bytes of that stream as they were written.
@@ -103,6 +124,7 @@ pub(crate) async fn output(
     let share = gateway.begin_session(&principal, SessionKind::Output)?;
     audit::accept(&gateway, AuditAction::ReadOutput, &location.id, &[]).await?;
     let execution = status::read(&gateway, location.clone(), id.as_str(), Duration::ZERO).await?;
+    check_position(&read, &execution)?;
     let grant = StreamGrant::environment(Action::ReadOutput, &location);
     let from = read.from;
     let reader = Reader::new(gateway.clone(), location, execution, read);
@@ -174,6 +196,27 @@ mod tests {
             ("follow=true", Some("7")),
         ] {
             assert!(read(query, last).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn position_after_the_end_of_a_stream_is_refused() {
+        let execution = Execution {
+            stdout_bytes: 10,
+            stderr_bytes: 2,
+            ..Execution::default()
+        };
+        for (query, is_accepted) in [
+            ("follow=true&from=10-2", true),
+            ("follow=true&from=11-2", false),
+            ("follow=true&from=10-3", false),
+            ("stream=stdout&from=10", true),
+            ("stream=stderr&from=10", false),
+            ("stream=stdout&follow=true&from=10-99", true),
+        ] {
+            let (_, read) = read(query, None).unwrap();
+            let checked = check_position(&read, &execution);
+            assert_eq!(checked.is_ok(), is_accepted, "{query}");
         }
     }
 }

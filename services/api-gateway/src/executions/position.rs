@@ -6,11 +6,11 @@ use agentbox_contracts::error::Error;
 use agentbox_contracts::executions::Offsets;
 use axum::http::HeaderMap;
 
-pub(super) fn format(offsets: Offsets) -> String {
+pub(super) fn encode(offsets: Offsets) -> String {
     format!("{}-{}", offsets.stdout, offsets.stderr)
 }
 
-/// A number as [`format`] writes it: digits alone.
+/// A number as [`encode`] writes it: digits alone.
 fn number(text: &str) -> Option<u64> {
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
@@ -75,7 +75,7 @@ mod tests {
     fn position_reads_back_as_it_is_written() {
         for (stdout, stderr) in [(0, 0), (4096, 7), (u64::MAX, 1)] {
             let offsets = Offsets { stdout, stderr };
-            assert_eq!(parse("from", &format(offsets)), Ok(offsets));
+            assert_eq!(parse("from", &encode(offsets)), Ok(offsets));
         }
         for bad in [
             "",

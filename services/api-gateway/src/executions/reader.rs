@@ -4,8 +4,7 @@
 //!   at the offsets that were returned, and what is sent twice is dropped.
 //! * I2. When the environment has ended, the archive answers. If it does not know the execution, its
 //!   outcome is `lost`, with the reason of the environment's end.
-//! * I3. Output that cannot be read for [`RETRY_LIMIT`] ends with the error, in an ended environment after
-//!   [`ENDED_RETRY_LIMIT`].
+//! * I3. Output that cannot be read for [`RETRY_LIMIT`] ends with the error, or as in I2.
 
 use std::time::Duration;
 
@@ -24,8 +23,6 @@ use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
-/// The archive is written before the box is removed.
-const ENDED_RETRY_LIMIT: Duration = Duration::from_secs(15);
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Item {
@@ -106,15 +103,10 @@ impl Reader {
         if has_ended && error.code == ErrorCode::NotFound {
             return Ok(Some(self.lost()));
         }
-        let limit = match has_ended {
-            true => ENDED_RETRY_LIMIT,
-            false => RETRY_LIMIT,
-        };
-        match self.retry.pause(error, limit).await {
+        let is_temporary = self.retry.is_temporary(error.code);
+        match self.retry.pause(error, RETRY_LIMIT).await {
             Ok(()) => {}
-            Err(error) if has_ended && error.code != ErrorCode::Internal => {
-                return Ok(Some(self.lost()));
-            }
+            Err(_) if has_ended && is_temporary => return Ok(Some(self.lost())),
             Err(error) => return Err(error),
         }
         relocate(&self.gateway, &mut self.location).await?;

@@ -43,7 +43,8 @@ impl Retry {
         *self = Self::begun();
     }
 
-    fn is_temporary(&self, code: ErrorCode) -> bool {
+    /// Whether a failure with this code may pass.
+    pub(super) fn is_temporary(&self, code: ErrorCode) -> bool {
         match code {
             ErrorCode::BoxLost => true,
             ErrorCode::Unavailable

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_bus::Session;
+use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
@@ -37,12 +38,16 @@ fn late() -> Error {
 /// Opens a session for one operation. Of an environment that has ended, the archive answers.
 ///
 /// # Errors
-/// As [`agentbox_bus::Bus::open_session`].
+/// [`ErrorCode::NotRunning`] for one that has not started, and as [`agentbox_bus::Bus::open_session`].
 pub(crate) async fn open(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     operation: Operation,
 ) -> Result<ExecutionSession, Error> {
+    if location.status == Status::Pending {
+        // It may have no cluster yet.
+        location.clone().require_running()?;
+    }
     let open = Open {
         environment: location.id.clone(),
         owner: Some(location.owner.clone()),

@@ -85,7 +85,7 @@ impl Numbered {
         fn event(name: Option<&str>, after: Offsets, data: &impl Serialize) -> Event {
             // Plain data with string keys always serializes.
             let json = serde_json::to_string(data).unwrap_or_default();
-            let event = Event::default().id(position::format(after));
+            let event = Event::default().id(position::encode(after));
             let event = match name {
                 Some(name) => event.event(name),
                 None => event,
@@ -172,7 +172,7 @@ impl Encoder {
         }
         let sent = self.sent(stderr);
         let offset = *sent;
-        *sent += length as u64;
+        *sent = sent.saturating_add(length as u64);
         Some(Numbered {
             after: self.sent,
             data: Data::Output(OutputEvent {
