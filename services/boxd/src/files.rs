@@ -374,6 +374,27 @@ async fn relay_inputs(
     pending().await
 }
 
+/// The names of an archive's entries, up to the first that is refused or cannot be read.
+#[cfg(fuzzing)]
+pub fn unpacked_names(archive: agentbox_contracts::files::Archive, content: &[u8]) -> Vec<Vec<u8>> {
+    let mut reader = tar::Reader::new(compression::decoder(archive, content));
+    let mut accepted = Vec::new();
+    while let Ok(Some(entry)) = reader.next_entry() {
+        let Ok(names) = unpack::names(&entry.path) else {
+            break;
+        };
+        accepted.push(names.join(&b'/'));
+    }
+    accepted
+}
+
+#[cfg(fuzzing)]
+pub fn cursor_names(cursor: &[u8]) -> Option<Vec<Vec<u8>>> {
+    list::Cursor::parse(cursor)
+        .ok()
+        .map(list::Cursor::into_names)
+}
+
 fn failed(failure: Failure) -> FileOutput {
     FileOutput {
         output: Some(Output::Failed(failure.into())),

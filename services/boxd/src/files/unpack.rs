@@ -35,7 +35,8 @@ use super::location::{DEFAULT_DIRECTORY_MODE, create_parents, file_type, open_di
 use super::stop;
 use super::tar::{Entry, Kind, Reader, TarError};
 use directories::{Directories, set_directory_mode, times};
-use names::{check_target, names};
+use names::check_target;
+pub use names::names;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
