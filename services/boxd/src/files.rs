@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::MAX_CHUNK;
 use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
@@ -328,6 +329,7 @@ async fn relay_outputs(
         };
         let is_last = match &message.output {
             Some(Output::Done(()) | Output::Failed(_)) => true,
+            Some(Output::Data(data)) if data.len() > MAX_CHUNK => return End::Malformed,
             Some(_) => false,
             None => return End::Malformed,
         };
@@ -354,11 +356,11 @@ async fn relay_inputs(
     };
     let mut next = Some(first);
     while let Some(message) = next {
-        // The process ends early when the operation fails.
         if message.encoded_len() > MAX_FRAME_BYTES {
             return End::InputTooLarge;
         }
         let frame = Bytes::from(message.encode_to_vec());
+        // The process ends early when the operation fails.
         if process.send(frame).await.is_err() {
             return pending().await;
         }
