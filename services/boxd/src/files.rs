@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::MAX_CHUNK;
 use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
@@ -328,6 +329,7 @@ async fn relay_outputs(
         };
         let is_last = match &message.output {
             Some(Output::Done(()) | Output::Failed(_)) => true,
+            Some(Output::Data(data)) if data.len() > MAX_CHUNK => return End::Malformed,
             Some(_) => false,
             None => return End::Malformed,
         };
@@ -354,11 +356,11 @@ async fn relay_inputs(
     };
     let mut next = Some(first);
     while let Some(message) = next {
-        // The process ends early when the operation fails.
         if message.encoded_len() > MAX_FRAME_BYTES {
             return End::InputTooLarge;
         }
         let frame = Bytes::from(message.encode_to_vec());
+        // The process ends early when the operation fails.
         if process.send(frame).await.is_err() {
             return pending().await;
         }
@@ -372,6 +374,27 @@ async fn relay_inputs(
         let _ = process.get_mut().shutdown().await;
     }
     pending().await
+}
+
+/// The names of an archive's entries, up to the first that is refused or cannot be read.
+#[cfg(fuzzing)]
+pub fn unpacked_names(archive: agentbox_contracts::files::Archive, content: &[u8]) -> Vec<Vec<u8>> {
+    let mut reader = tar::Reader::new(compression::decoder(archive, content));
+    let mut accepted = Vec::new();
+    while let Ok(Some(entry)) = reader.next_entry() {
+        let Ok(names) = unpack::names(&entry.path) else {
+            break;
+        };
+        accepted.push(names.join(&b'/'));
+    }
+    accepted
+}
+
+#[cfg(fuzzing)]
+pub fn cursor_names(cursor: &[u8]) -> Option<Vec<Vec<u8>>> {
+    list::Cursor::parse(cursor)
+        .ok()
+        .map(list::Cursor::into_names)
 }
 
 fn failed(failure: Failure) -> FileOutput {

@@ -89,6 +89,16 @@ mod tests {
     }
 
     #[test]
+    fn processes_of_boxd_have_their_own_forms() {
+        assert_eq!(parse(&["boxd", "files"]), Ok(Invocation::Files));
+        let serve = Invocation::Serve {
+            settings_fd: 3,
+            command: vec![],
+        };
+        assert_eq!(parse(&["boxd", "serve", "3", "--"]), Ok(serve));
+    }
+
+    #[test]
     fn unknown_arguments_are_rejected() {
         for words in [
             &["boxd"][..],

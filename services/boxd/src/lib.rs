@@ -62,6 +62,21 @@ pub fn accepted_start(
     Some((spec.process.argv, spec.process.variables))
 }
 
+/// The names of an archive's entries as boxd would create them, up to the first that it refuses or
+/// cannot read, for the fuzz targets.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn unpacked_names(archive: agentbox_contracts::files::Archive, content: &[u8]) -> Vec<Vec<u8>> {
+    files::unpacked_names(archive, content)
+}
+
+/// The names of a listing's cursor, for the fuzz targets. `None` when boxd refuses it.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn cursor_names(cursor: &[u8]) -> Option<Vec<Vec<u8>>> {
+    files::cursor_names(cursor)
+}
+
 /// Runs the command line. The exit code is the main command's, 0 for a box that idled,
 /// 2 for a wrong command line and 125 when boxd itself failed.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -64,8 +64,9 @@ pub fn list(caller: &mut Caller, path: &[u8], request: &List) -> Result<()> {
         prefix: path.to_vec(),
         relative: Vec::new(),
     };
-    let after = cursor.0.as_slice();
-    let progress = page.add_directory(&directory, &mut names, after, depth.clamp(1, MAX_DEPTH))?;
+    let after = cursor.into_names();
+    let depth = depth.clamp(1, MAX_DEPTH);
+    let progress = page.add_directory(&directory, &mut names, &after, depth)?;
     let next_cursor = match progress {
         Progress::Complete => Bytes::new(),
         Progress::Full => Bytes::from(std::mem::take(&mut page.last)),
@@ -100,6 +101,11 @@ impl Cursor {
             return Err(Failure::new(ErrorCode::Validation, rule));
         }
         Ok(Self(names))
+    }
+
+    #[must_use]
+    pub fn into_names(self) -> Vec<Vec<u8>> {
+        self.0
     }
 }
 

@@ -10,6 +10,9 @@
 //! An existing file is replaced; an existing link only by a link. Set-uid, set-gid and sticky bits and
 //! owners are kept only when this process is root.
 
+mod directories;
+mod names;
+
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
@@ -18,9 +21,8 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::{Archive, Stored, Write};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
-    chownat, fchmod, fchown, futimens, linkat, mkdir, mkdirat, openat, statat, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fchown, futimens,
+    linkat, mkdir, mkdirat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -29,16 +31,14 @@ use super::caller::{Caller, Content, aborted};
 use super::compression::decoder;
 use super::digest::Digests;
 use super::failure::{Failure, OnPath as _, Result, shown};
-use super::location::{
-    DEFAULT_DIRECTORY_MODE, MAX_PATH_BYTES, create_parents, file_type, open_directory,
-};
+use super::location::{DEFAULT_DIRECTORY_MODE, create_parents, file_type, open_directory};
 use super::stop;
 use super::tar::{Entry, Kind, Reader, TarError};
+use directories::{Directories, set_directory_mode, times};
+use names::check_target;
+pub use names::names;
 
 const BUFFER_BYTES: usize = 64 * 1024;
-/// The most directories whose modes and times are set at the end. Those of further ones are set at
-/// once, so that their times are those of their last entry.
-const MAX_DELAYED: usize = 10_000;
 
 /// Answers `ready`, unpacks the content and answers `stored`.
 ///
@@ -58,7 +58,7 @@ pub fn unpack(caller: &mut Caller, path: &[u8], request: &Write, archive: Archiv
             root,
             path,
             is_root: geteuid().is_root(),
-            delayed: Vec::new(),
+            directories: Directories::default(),
             buffer: vec![0; BUFFER_BYTES],
         };
         unpacking.run(decoder(archive, source))
@@ -111,18 +111,11 @@ impl Read for Hashing<'_, '_> {
     }
 }
 
-/// A directory whose mode and time are set when its entries are complete.
-struct Delayed {
-    names: Vec<Vec<u8>>,
-    mode: u32,
-    modified: i64,
-}
-
 struct Unpacking<'path> {
     root: OwnedFd,
     path: &'path [u8],
     is_root: bool,
-    delayed: Vec<Delayed>,
+    directories: Directories,
     buffer: Vec<u8>,
 }
 
@@ -158,7 +151,7 @@ impl Unpacking<'_> {
                 Err(error) => return Err(unreadable(error.into())),
             }
         }
-        self.set_delayed()
+        self.directories.set_all(&self.root)
     }
 
     /// Opens the directory of an entry, one name after the other. Missing ones are created.
@@ -174,7 +167,7 @@ impl Unpacking<'_> {
         for parent in parents {
             directory = self.enter(entry, &directory, parent, true)?;
         }
-        Ok((directory, name))
+        Ok((directory, name.as_slice()))
     }
 
     fn enter(
@@ -224,12 +217,7 @@ impl Unpacking<'_> {
             Err(errno) => return Err(self.failed(entry, errno)),
         }
         self.set_owner(entry, directory, name)?;
-        if self.delayed.len() < MAX_DELAYED {
-            self.delayed.push(Delayed {
-                names: names.to_vec(),
-                mode,
-                modified: entry.modified,
-            });
+        if self.directories.add(names, mode, entry.modified) {
             return Ok(());
         }
         set_directory_mode(directory, name, mode).map_err(|errno| self.failed(entry, errno))
@@ -247,17 +235,9 @@ impl Unpacking<'_> {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = openat(directory, name, flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(opened.map_err(|errno| self.failed(entry, errno))?);
-        loop {
-            stop::check()?;
-            let count = match content.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(unreadable(error.into())),
-            };
-            file.write_all(&self.buffer[..count]).map_err(|error| {
-                self.failed(entry, Errno::from_io_error(&error).unwrap_or(Errno::IO))
-            })?;
+        if let Err(failure) = self.fill(entry, &mut file, content) {
+            let _ = unlinkat(directory, name, AtFlags::empty());
+            return Err(failure);
         }
         // By the descriptor: a process of the box may have put another file into its place.
         if let Some((owner, group)) = self.owner(entry) {
@@ -268,6 +248,21 @@ impl Unpacking<'_> {
         // Without its time the content is complete.
         let _ = futimens(&file, &times(entry.modified));
         Ok(())
+    }
+
+    fn fill(&mut self, entry: &Entry, file: &mut File, content: &mut impl Read) -> Result<()> {
+        loop {
+            stop::check()?;
+            let count = match content.read(&mut self.buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(error.into())),
+            };
+            file.write_all(&self.buffer[..count]).map_err(|error| {
+                self.failed(entry, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            })?;
+        }
     }
 
     fn symbolic_link(
@@ -376,98 +371,10 @@ impl Unpacking<'_> {
         }
     }
 
-    fn set_delayed(&mut self) -> Result<()> {
-        // The last first: a directory's own mode may forbid to enter it.
-        while let Some(delayed) = self.delayed.pop() {
-            let Some((name, parents)) = delayed.names.split_last() else {
-                continue;
-            };
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mut opened = open_directory(&self.root, b".");
-            for parent in parents {
-                opened = opened
-                    .and_then(|above| openat(&above, parent.as_slice(), flags, Mode::empty()));
-            }
-            // A process of the box has removed it.
-            let Ok(directory) = opened else { continue };
-            // Without its time the directory is complete.
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            let _ = utimensat(&directory, name.as_slice(), &times(delayed.modified), flags);
-            match set_directory_mode(&directory, name, delayed.mode) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(Failure::of(name, errno)),
-            }
-        }
-        Ok(())
-    }
-
     fn failed(&self, entry: &Entry, errno: Errno) -> Failure {
         let path = [self.path, b"/", entry.path.as_slice()].concat();
         Failure::of(&path, errno)
     }
-}
-
-/// Through a descriptor of the directory itself, which is never a link.
-fn set_directory_mode(directory: &OwnedFd, name: &[u8], mode: u32) -> rustix::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = openat(directory, name, flags, Mode::empty())?;
-    fchmod(opened, Mode::from_raw_mode(mode))
-}
-
-/// The time of the last change, for utimensat(2).
-fn times(seconds: i64) -> Timestamps {
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: 0,
-        },
-    }
-}
-
-/// The names of an entry's path, without `.` and empty ones.
-fn names(path: &[u8]) -> std::result::Result<Vec<Vec<u8>>, &'static str> {
-    if path.first() == Some(&b'/') {
-        return Err("has an absolute name");
-    }
-    if path.len() > MAX_PATH_BYTES || path.contains(&0) {
-        return Err("has a name that is too long or contains a NUL");
-    }
-    let mut names = Vec::new();
-    for name in path.split(|byte| *byte == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." => return Err("has a name with `..`"),
-            name => names.push(name.to_vec()),
-        }
-    }
-    Ok(names)
-}
-
-/// Checks the target of a symbolic link that is `depth` directories below the root.
-fn check_target(target: &[u8], depth: usize) -> std::result::Result<(), &'static str> {
-    if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH_BYTES {
-        return Err("is a link with an empty or malformed target");
-    }
-    if target.first() == Some(&b'/') {
-        return Err("is a link with an absolute target");
-    }
-    let (mut up, mut is_down) = (0, false);
-    for name in target.split(|byte| *byte == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." if is_down => return Err("is a link whose target has `..` after a name"),
-            b".." => up += 1,
-            _ => is_down = true,
-        }
-    }
-    if up > depth {
-        return Err("is a link that leaves the directory");
-    }
-    Ok(())
 }
 
 fn refused(entry: &Entry, rule: &str) -> Failure {
@@ -477,56 +384,4 @@ fn refused(entry: &Entry, rule: &str) -> Failure {
 
 fn unreadable(error: TarError) -> Failure {
     Failure::new(ErrorCode::ArchiveInvalid, format!("archive: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entry_name_that_leaves_the_directory_is_refused() {
-        let owned = |names: &[&str]| {
-            let bytes = names.iter().map(|name| name.as_bytes().to_vec());
-            Ok(bytes.collect::<Vec<_>>())
-        };
-        assert_eq!(names(b"a/b"), owned(&["a", "b"]));
-        assert_eq!(names(b"./a//b/./"), owned(&["a", "b"]));
-        assert_eq!(names(b"./"), owned(&[]));
-        assert_eq!(names(b"..a/b.."), owned(&["..a", "b.."]));
-        let long = vec![b'a'; MAX_PATH_BYTES + 1];
-        for path in [
-            &b"/a"[..],
-            b"..",
-            b"../a",
-            b"a/../b",
-            b"a/..",
-            b"a\0b",
-            &long,
-        ] {
-            assert!(names(path).is_err(), "{}", path.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn link_target_that_leaves_the_directory_is_refused() {
-        for (target, depth, allowed) in [
-            ("a", 0, true),
-            ("./a/b", 0, true),
-            ("../a", 1, true),
-            ("../../a", 2, true),
-            (".", 0, true),
-            ("..", 1, true),
-            ("..", 0, false),
-            ("../../a", 1, false),
-            ("./../a", 0, false),
-            ("a/..", 3, false),
-            ("a/../../..", 3, false),
-            ("/a", 3, false),
-            ("", 3, false),
-            ("a\0", 3, false),
-        ] {
-            let result = check_target(target.as_bytes(), depth);
-            assert_eq!(result.is_ok(), allowed, "{target} at {depth}");
-        }
-    }
 }

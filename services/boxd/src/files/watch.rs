@@ -5,14 +5,15 @@
 //! * I2. A new directory is watched and then listed, so that what was created in it before is reported.
 //!   Such a change may be reported twice.
 
+mod report;
+
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::file_output::Output;
-use agentbox_contracts::files::{ChangeKind, Changes, FileChange, Watch};
-use bytes::Bytes;
+use agentbox_contracts::files::{ChangeKind, Watch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
@@ -22,11 +23,10 @@ use super::caller::Caller;
 use super::failure::{Failure, OnPath as _, Result};
 use super::location::{MAX_PATH_BYTES, file_type};
 use super::stop;
+use report::Report;
 
 /// The most directories of one operation.
 const MAX_WATCHES: usize = 65_536;
-/// Changes are sent once they have this size, and when no more are there.
-const MESSAGE_BYTES: usize = 24 * 1024;
 /// Larger than one event.
 const EVENTS_BYTES: usize = 16 * 1024;
 /// How long the second event of a move is awaited.
@@ -45,18 +45,16 @@ pub fn watch(caller: &mut Caller, path: &[u8], request: &Watch) -> Result<()> {
         directories: HashMap::new(),
         root: path.to_vec(),
         moved_from: None,
-        changes: Vec::new(),
-        bytes: 0,
-        number: 0,
+        report: Report::default(),
         is_over: false,
     };
-    watching.add_root()?;
+    watching.add_root(caller)?;
     caller.send(Output::Ready(()))?;
     if !request.after.is_empty() {
-        watching.report(ChangeKind::Overflow, Vec::new(), None);
+        watching.report.add(ChangeKind::Overflow, Vec::new(), None);
     }
     loop {
-        watching.send(caller)?;
+        watching.report.send(caller)?;
         if watching.is_over {
             return Ok(());
         }
@@ -87,9 +85,7 @@ struct Watching {
     directories: HashMap<i32, Vec<u8>>,
     root: Vec<u8>,
     moved_from: Option<MovedFrom>,
-    changes: Vec<FileChange>,
-    bytes: usize,
-    number: u64,
+    report: Report,
     /// The watched path is gone.
     is_over: bool,
 }
@@ -103,12 +99,12 @@ struct Event {
 }
 
 impl Watching {
-    fn add_root(&mut self) -> Result<()> {
+    fn add_root(&mut self, caller: &mut Caller) -> Result<()> {
         let root = self.root.clone();
         let stat = statat(CWD, root.as_slice(), AtFlags::empty()).on(&root)?;
         self.add(&root, true)?;
         if self.recursive && file_type(&stat).is_dir() {
-            self.add_below(&root, false)?;
+            self.add_below(caller, &root, false)?;
         }
         Ok(())
     }
@@ -134,10 +130,10 @@ impl Watching {
         Ok(())
     }
 
-    /// Watches the directories below a watched one, without recursion. With `report`, what is there is
+    /// Watches the directories below a watched one, without recursion. With `is_new`, what is there is
     /// reported as created. A directory that is gone meanwhile, or that this user may not read, is left
     /// out.
-    fn add_below(&mut self, path: &[u8], report: bool) -> Result<()> {
+    fn add_below(&mut self, caller: &mut Caller, path: &[u8], is_new: bool) -> Result<()> {
         let mut pending = vec![path.to_vec()];
         while let Some(directory) = pending.pop() {
             stop::check()?;
@@ -156,8 +152,9 @@ impl Watching {
                 }
                 let below = joined(&directory, name);
                 let found = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW);
-                if report {
-                    self.report(ChangeKind::Created, below.clone(), None);
+                if is_new {
+                    self.report.add(ChangeKind::Created, below.clone(), None);
+                    self.send_if_full(caller)?;
                 }
                 if below.len() > MAX_PATH_BYTES
                     || !found.is_ok_and(|stat| file_type(&stat).is_dir())
@@ -206,17 +203,22 @@ impl Watching {
                 Err(errno) => return Err(Failure::of(&self.root, errno)),
             };
             for event in events {
-                if let Err(failure) = self.apply(event) {
+                if let Err(failure) = self.apply(caller, event) {
                     // Some directories are not watched: the caller must know before the end.
-                    self.report(ChangeKind::Overflow, Vec::new(), None);
-                    self.send(caller)?;
+                    self.report.add(ChangeKind::Overflow, Vec::new(), None);
+                    self.report.send(caller)?;
                     return Err(failure);
                 }
-                if self.bytes >= MESSAGE_BYTES {
-                    self.send(caller)?;
-                }
+                self.send_if_full(caller)?;
             }
         }
+    }
+
+    fn send_if_full(&mut self, caller: &mut Caller) -> Result<()> {
+        if self.report.is_full() {
+            return self.report.send(caller);
+        }
+        Ok(())
     }
 
     /// The events of one read.
@@ -238,15 +240,15 @@ impl Watching {
         }
     }
 
-    fn apply(&mut self, event: Event) -> Result<()> {
+    fn apply(&mut self, caller: &mut Caller, event: Event) -> Result<()> {
         let flags = event.flags;
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             self.end_move();
-            self.report(ChangeKind::Overflow, Vec::new(), None);
+            self.report.add(ChangeKind::Overflow, Vec::new(), None);
             // Directories may have been created meanwhile.
             let root = self.root.clone();
             return if self.recursive {
-                self.add_below(&root, false)
+                self.add_below(caller, &root, false)
             } else {
                 Ok(())
             };
@@ -279,41 +281,42 @@ impl Watching {
             });
         } else if flags.contains(ReadFlags::MOVED_TO) {
             let from = self.moved_from.take().map(|moved| moved.path);
-            self.report(ChangeKind::Moved, path.clone(), from.clone());
+            self.report
+                .add(ChangeKind::Moved, path.clone(), from.clone());
             if is_directory && self.recursive {
                 if let Some(from) = from {
                     self.rename_watches(&from, &path);
                 } else {
-                    self.add_new(&path)?;
+                    self.add_new(caller, &path)?;
                 }
             }
         } else if flags.contains(ReadFlags::CREATE) {
-            self.report(ChangeKind::Created, path.clone(), None);
+            self.report.add(ChangeKind::Created, path.clone(), None);
             if is_directory && self.recursive {
-                self.add_new(&path)?;
+                self.add_new(caller, &path)?;
             }
         } else if flags.contains(ReadFlags::DELETE) {
-            self.report(ChangeKind::Deleted, path, None);
+            self.report.add(ChangeKind::Deleted, path, None);
         } else if flags
             .intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT)
         {
             // The event of the directory above reports the others.
             if is_root && !self.is_over {
-                self.report(ChangeKind::Deleted, path, None);
+                self.report.add(ChangeKind::Deleted, path, None);
                 self.is_over = true;
             }
         } else if flags.contains(ReadFlags::MODIFY) {
-            self.report(ChangeKind::Modified, path, None);
+            self.report.add(ChangeKind::Modified, path, None);
         } else if flags.contains(ReadFlags::ATTRIB) {
-            self.report(ChangeKind::Attributes, path, None);
+            self.report.add(ChangeKind::Attributes, path, None);
         }
         Ok(())
     }
 
     /// Watches a new directory and what is in it already.
-    fn add_new(&mut self, path: &[u8]) -> Result<()> {
+    fn add_new(&mut self, caller: &mut Caller, path: &[u8]) -> Result<()> {
         match self.add(path, false) {
-            Ok(()) => self.add_below(path, true),
+            Ok(()) => self.add_below(caller, path, true),
             Err(failure) if failure.code == ErrorCode::QuotaExceeded => Err(failure),
             // It is gone, or this user may not read it.
             Err(_) => Ok(()),
@@ -334,7 +337,7 @@ impl Watching {
                 // The kernel may have removed it.
                 let _ = inotify::remove_watch(&self.inotify, watch);
             }
-            self.report(ChangeKind::Deleted, moved.path, None);
+            self.report.add(ChangeKind::Deleted, moved.path, None);
         }
     }
 
@@ -345,44 +348,6 @@ impl Watching {
                 *path = renamed;
             }
         }
-    }
-
-    /// Adds a change. The same change of the same path again is reported once.
-    fn report(&mut self, kind: ChangeKind, path: Vec<u8>, from: Option<Vec<u8>>) {
-        let is_repeated = self.changes.last().is_some_and(|last| {
-            last.kind == i32::from(kind) && last.path == path && kind != ChangeKind::Moved
-        });
-        if is_repeated {
-            return;
-        }
-        self.number += 1;
-        self.bytes += path.len() + from.as_ref().map_or(0, Vec::len) + 32;
-        self.changes.push(FileChange {
-            number: self.number,
-            kind: kind.into(),
-            path: path.into(),
-            from: from.map(Bytes::from),
-        });
-    }
-
-    /// Sends the changes in messages of a bounded size.
-    fn send(&mut self, caller: &mut Caller) -> Result<()> {
-        let mut message = Vec::new();
-        let mut bytes = 0;
-        for change in std::mem::take(&mut self.changes) {
-            bytes += change.path.len() + change.from.as_ref().map_or(0, Bytes::len) + 32;
-            message.push(change);
-            if bytes >= MESSAGE_BYTES {
-                bytes = 0;
-                let changes = std::mem::take(&mut message);
-                caller.send(Output::Changes(Changes { changes }))?;
-            }
-        }
-        self.bytes = 0;
-        if message.is_empty() {
-            return Ok(());
-        }
-        caller.send(Output::Changes(Changes { changes: message }))
     }
 }
 

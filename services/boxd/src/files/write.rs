@@ -304,7 +304,7 @@ fn keep_owner(file: &File, before: &Stat, path: &[u8]) -> Result<()> {
 
 /// Copies the extended attributes that this user can read and set.
 fn keep_attributes(file: &File, target: &Location) {
-    let open = |access| {
+    let open = |access: OFlags| {
         let flags = access | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(
             &target.directory,

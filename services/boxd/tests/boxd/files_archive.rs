@@ -1,10 +1,11 @@
 //! Directories as tar streams, and archives from anybody that are unpacked.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
+use agentbox_box_protocol::client::BoxClient;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{Archive, FileRequest, Read};
@@ -96,7 +97,6 @@ async fn other_programs_read_the_streams_and_theirs_are_unpacked() {
     for (archive, option) in [
         (Archive::Tar, "--no-auto-compress"),
         (Archive::TarGzip, "--gzip"),
-        (Archive::TarZstd, "--zstd"),
     ] {
         let (_, stream) = get(&client, &source, reading(archive)).await.unwrap();
         fs::write(boxd.path("stream"), stream).unwrap();
@@ -116,25 +116,28 @@ async fn other_programs_read_the_streams_and_theirs_are_unpacked() {
     }
 }
 
-/// Unpacks a hostile archive into `target`; returns the error word and message.
-async fn refused(entries: &[TarEntry<'_>]) -> (TestBox, String) {
-    let (boxd, client) = TestBox::idle().await;
+/// Unpacks a hostile archive into a new directory `target`; returns the message of its refusal.
+async fn refused(boxd: &TestBox, client: &BoxClient, entries: &[TarEntry<'_>]) -> String {
     let target = boxd.path("target");
+    if target.exists() {
+        fs::remove_dir_all(&target).unwrap();
+    }
     fs::create_dir(&target).unwrap();
     fs::write(boxd.path("outside"), "untouched").unwrap();
     symlink("../outside", target.join("existing-link")).unwrap();
     symlink("..", target.join("existing-directory-link")).unwrap();
     fs::write(target.join("existing"), "").unwrap();
-    let result = put(&client, &target, unpacking(Archive::Tar), &tar(entries)).await;
+    let result = put(client, &target, unpacking(Archive::Tar), &tar(entries)).await;
     let failed = result.unwrap_err();
     assert_eq!(failed.code, "archive_invalid", "{}", failed.message);
     assert_eq!(fs::read(boxd.path("outside")).unwrap(), b"untouched");
     assert!(!boxd.path("escaped").exists());
-    (boxd, failed.message)
+    failed.message
 }
 
 #[tokio::test]
 async fn hostile_entries_are_refused_by_name_and_write_nothing_outside() {
+    let (boxd, client) = TestBox::idle().await;
     let trailing = format!("dir/{}", "../".repeat(3));
     for entry in [
         tar_file("../escaped", b"x"),
@@ -165,7 +168,7 @@ async fn hostile_entries_are_refused_by_name_and_write_nothing_outside() {
             entry,
             tar_file("last", b"never"),
         ];
-        let (boxd, message) = refused(&entries).await;
+        let message = refused(&boxd, &client, &entries).await;
         assert!(message.contains(&name), "{message} of {name}");
         // Those before it stay.
         assert_eq!(fs::read(boxd.path("target/first")).unwrap(), b"kept");
@@ -175,11 +178,12 @@ async fn hostile_entries_are_refused_by_name_and_write_nothing_outside() {
 
 #[tokio::test]
 async fn archive_that_writes_through_its_own_link_is_refused() {
+    let (boxd, client) = TestBox::idle().await;
     for entries in [
         [tar_link(b'2', "link", "sub"), tar_file("link/file", b"x")],
         [tar_link(b'2', "link", "file"), tar_file("link", b"x")],
     ] {
-        let (_boxd, message) = refused(&entries).await;
+        let message = refused(&boxd, &client, &entries).await;
         assert!(message.contains("link"), "{message}");
     }
 }
@@ -219,14 +223,12 @@ async fn malformed_streams_are_refused() {
 }
 
 #[tokio::test]
-async fn decompression_bomb_takes_no_memory() {
+async fn decompression_bomb_does_not_grow_boxd() {
     let (boxd, client) = TestBox::idle().await;
     // After the archive's end, 256 MiB of zeros that compress to a few hundred KiB.
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(&tar(&[tar_file("file", b"x")])).unwrap();
-    for _ in 0..256 {
-        encoder.write_all(&vec![0; 1024 * 1024]).unwrap();
-    }
+    std::io::copy(&mut std::io::repeat(0).take(256 << 20), &mut encoder).unwrap();
     let bomb = encoder.finish().unwrap();
     let write = request(
         &boxd.path("target"),

@@ -1,6 +1,8 @@
 //! File operations of a test, and tar archives that no careful writer makes.
 
+use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use agentbox_box_protocol::client::BoxClient;
@@ -190,14 +192,34 @@ pub async fn page(client: &BoxClient, path: &Path, list: List) -> (Vec<Vec<u8>>,
 
 /// A directory of the box that every user may enter.
 pub fn open_directory(boxd: &TestBox, name: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = boxd.path(name);
-    std::fs::create_dir(&path).unwrap();
+    fs::create_dir(&path).unwrap();
     for directory in [boxd.dir.path(), &path] {
-        let mode = std::fs::Permissions::from_mode(0o777);
-        std::fs::set_permissions(directory, mode).unwrap();
+        let mode = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(directory, mode).unwrap();
     }
     path
+}
+
+/// No temporary file is left.
+pub fn assert_no_hidden_files(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(!name.as_bytes().starts_with(b".agentbox-"), "{name:?}");
+    }
+}
+
+/// The processes that boxd has started and not reaped.
+pub fn children(parent: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap();
+    tasks
+        .flat_map(|task| {
+            let children = task.unwrap().path().join("children");
+            let children = fs::read_to_string(children).unwrap();
+            let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            pids.collect::<Vec<i32>>()
+        })
+        .collect()
 }
 
 /// One entry of an archive: its type, name, link target, mode and content.

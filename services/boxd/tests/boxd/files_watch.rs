@@ -1,5 +1,6 @@
 //! Changes that a watch reports.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 
@@ -9,10 +10,14 @@ use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{ChangeKind, FileChange, Watch};
 
-use crate::files_support::{Call, failure, path_bytes, request};
-use crate::support::{TestBox, eventually, is_alive};
+use crate::files_support::{Call, children, failure, path_bytes, request};
+use crate::support::{TestBox, eventually};
 
-struct Watching(Call);
+struct Watching {
+    call: Call,
+    /// Received and not looked at yet.
+    pending: VecDeque<FileChange>,
+}
 
 impl Watching {
     async fn start(client: &BoxClient, path: &Path, recursive: bool, after: &str) -> Self {
@@ -24,20 +29,24 @@ impl Watching {
             .await
             .unwrap();
         assert_eq!(call.next().await, Output::Ready(()));
-        Self(call)
+        Self {
+            call,
+            pending: VecDeque::new(),
+        }
     }
 
     /// Reads changes until one has this kind and path.
     async fn until(&mut self, kind: ChangeKind, path: &Path) -> FileChange {
         loop {
-            let Output::Changes(changes) = self.0.next().await else {
-                panic!("other output before {kind:?} of {}", path.display());
-            };
-            for change in changes.changes {
+            while let Some(change) = self.pending.pop_front() {
                 if change.kind == i32::from(kind) && change.path == path_bytes(path) {
                     return change;
                 }
             }
+            let Output::Changes(changes) = self.call.next().await else {
+                panic!("other output before {kind:?} of {}", path.display());
+            };
+            self.pending.extend(changes.changes);
         }
     }
 }
@@ -73,7 +82,7 @@ async fn each_kind_of_change_is_reported() {
     // The end of the watched directory is the end of the operation.
     fs::remove_dir(&root).unwrap();
     watching.until(ChangeKind::Deleted, &root).await;
-    assert_eq!(watching.0.next().await, Output::Done(()));
+    assert_eq!(watching.call.next().await, Output::Done(()));
 }
 
 #[tokio::test]
@@ -113,22 +122,12 @@ async fn first_change_after_a_reconnect_is_an_overflow() {
 async fn watch_ends_with_its_caller() {
     let (boxd, client) = TestBox::idle().await;
     let mut watching = Watching::start(&client, boxd.dir.path(), true, "").await;
-    watching.0.send(Input::End(())).await;
-    assert_eq!(watching.0.next().await, Output::Done(()));
+    watching.call.send(Input::End(())).await;
+    assert_eq!(watching.call.next().await, Output::Done(()));
     let watching = Watching::start(&client, boxd.dir.path(), true, "").await;
-    let pid = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .find(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let parent = stat
-                .rsplit_once(") ")
-                .and_then(|(_, rest)| rest.split(' ').nth(1));
-            parent == Some(boxd.boxd_pid().to_string().as_str())
-        })
-        .unwrap();
     drop(watching);
-    eventually("the process ends", async || !is_alive(pid)).await;
+    let no_process = async || children(boxd.boxd_pid()).is_empty();
+    eventually("the processes end", no_process).await;
 }
 
 #[tokio::test]

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, XattrFlags, flock, getxattr, setxattr};
 use sha2::{Digest as _, Sha256};
 
-use crate::files::assert_no_hidden_files;
 use crate::files_support::{
-    Call, Failed, atomic, failure, get, open_directory, put, request, upload,
+    Call, Failed, assert_no_hidden_files, atomic, failure, get, open_directory, put, request,
+    upload,
 };
 use crate::support::{Setup, TestBox, eventually};
 

@@ -10,6 +10,8 @@
 mod executions;
 mod files;
 mod files_archive;
+mod files_change;
+mod files_process;
 mod files_support;
 mod files_watch;
 mod files_write;
