@@ -322,15 +322,19 @@ mod tests {
         assert_eq!((nohome.gid, nohome.home), (7, None));
     }
 
+    fn variable(name: &str, value: &str) -> (OsString, OsString) {
+        (name.into(), value.into())
+    }
+
     #[test]
     fn unnamed_uid_has_gid_zero_and_home_root() {
         let unnamed = user("4242").unwrap();
         assert_eq!((unnamed.uid, unnamed.gid), (4242, 0));
         assert_eq!((unnamed.groups.len(), unnamed.name.as_str()), (0, ""));
-        assert_eq!(unnamed.variables(), [("HOME".into(), "/".into())]);
+        assert_eq!(unnamed.variables(), [variable("HOME", "/")]);
         let variables = user("app").unwrap().variables();
-        assert_eq!(variables[0], ("HOME".into(), "/home/app".into()));
-        assert_eq!(variables[1], ("USER".into(), "app".into()));
+        let expected = [variable("HOME", "/home/app"), variable("USER", "app")];
+        assert_eq!(variables, expected);
     }
 
     #[test]
@@ -372,7 +376,7 @@ mod tests {
         let names = Names(accounts());
         assert_eq!(
             (names.user(1000), names.group(44)),
-            ("app".into(), "video".into())
+            ("app".to_owned(), "video".to_owned())
         );
         assert_eq!(
             (names.user(9), names.group(9)),

@@ -26,6 +26,8 @@ use super::stop;
 const MAX_LIMIT: usize = 10_000;
 /// The most levels of one listing.
 const MAX_DEPTH: usize = 128;
+/// The longest cursor: an entry of a directory with the longest path may be the last one of a page.
+const MAX_CURSOR_BYTES: usize = MAX_PATH_BYTES + 256;
 /// Entries are sent once they have this size: together with one more they fit into a frame.
 const MESSAGE_BYTES: usize = 32 * 1024;
 /// A bound for what one entry has besides its path and its link's target.
@@ -96,7 +98,7 @@ impl Cursor {
         let is_name = |name: &Vec<u8>| {
             !name.is_empty() && !name.contains(&0) && !matches!(name.as_slice(), b"." | b"..")
         };
-        if text.len() > MAX_PATH_BYTES || names.len() > MAX_DEPTH || !names.iter().all(is_name) {
+        if text.len() > MAX_CURSOR_BYTES || names.len() > MAX_DEPTH || !names.iter().all(is_name) {
             let rule = "cursor: must be the `next_cursor` of the page before";
             return Err(Failure::new(ErrorCode::Validation, rule));
         }
@@ -269,7 +271,7 @@ mod tests {
         let names = |names: &[&[u8]]| Ok(Cursor(names.iter().map(|name| name.to_vec()).collect()));
         assert_eq!(Cursor::parse(b""), names(&[]));
         assert_eq!(Cursor::parse(b"a/\xff\n"), names(&[b"a", b"\xff\n"]));
-        let long = vec![b'a'; MAX_PATH_BYTES + 1];
+        let long = vec![b'a'; MAX_CURSOR_BYTES + 1];
         let deep = [b"a".as_slice(); MAX_DEPTH + 1].join(&b'/');
         for text in [
             &b"/a"[..],

@@ -11,6 +11,7 @@ use agentbox_contracts::files::FileRequest;
 use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
@@ -26,6 +27,8 @@ use super::{change, copy, delete, list, read, relocate, stop, watch, write};
 /// When the standard streams cannot be used.
 pub fn run() -> io::Result<()> {
     stop::listen();
+    // Executed from /proc/self/exe the process would be named "exe". Cosmetic: errors are ignored.
+    let _ = prctl::set_name(c"boxd-files");
     // Modes are explicit everywhere.
     umask(Mode::empty());
     allow_open_files();

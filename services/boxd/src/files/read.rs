@@ -9,7 +9,7 @@ use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::{Archive, ByteRange, Opened, Part, Read};
 use bytes::Bytes;
 use chrono::DateTime;
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, fstatfs, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, fstatfs, openat, statat};
 
 use super::caller::Caller;
 use super::failure::{Failure, OnPath as _, Result};
@@ -27,7 +27,16 @@ const SYNTHETIC_FILE_SYSTEMS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x63
 /// As `open(2)`, `read(2)`; `Validation` for a device, a FIFO or a socket; `Conflict` when the file
 /// becomes shorter than the length that was announced.
 pub fn read(caller: &mut Caller, path: &[u8], request: &Read) -> Result<()> {
-    // Without waiting for the other end of a FIFO, and without taking a terminal.
+    // Opening a device may already have an effect.
+    let found = statat(CWD, path, AtFlags::empty()).on(path)?;
+    if !matches!(
+        file_type(&found),
+        FileType::RegularFile | FileType::Directory
+    ) {
+        return Err(not_regular(path));
+    }
+    // It may have been replaced: without waiting for the other end of a FIFO, and without taking a
+    // terminal.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(CWD, path, flags, Mode::empty()).on(path)?;
     let stat = fstat(&file).on(path)?;
@@ -89,8 +98,7 @@ pub fn read(caller: &mut Caller, path: &[u8], request: &Read) -> Result<()> {
 }
 
 /// The failure for a device, a FIFO or a socket.
-#[must_use]
-pub fn not_regular(path: &[u8]) -> Failure {
+fn not_regular(path: &[u8]) -> Failure {
     Failure::new(
         ErrorCode::Validation,
         format!(

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use agentbox_box_protocol::client::BoxClient;
@@ -61,8 +62,7 @@ async fn each_kind_of_change_is_reported() {
     fs::write(&file, "content").unwrap();
     assert_eq!(watching.until(ChangeKind::Created, &file).await.number, 1);
     watching.until(ChangeKind::Modified, &file).await;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(&file, mode).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     watching.until(ChangeKind::Attributes, &file).await;
     fs::rename(&file, root.join("new")).unwrap();
     let moved = watching.until(ChangeKind::Moved, &root.join("new")).await;
