@@ -89,11 +89,11 @@ pub(super) async fn mounts(boxd: &BoxClient) -> Outcome {
     let written = write(boxd, "", "/etc/hosts", in_place, hosts).await?;
     succeeds("/etc/hosts in place", written)?;
     has_content(boxd, "", "/etc/hosts", hosts).await?;
-    let delete = Operation::Delete(Delete { recursive: false });
-    let deleted = perform(boxd, "", "/etc/hosts", delete, None).await?;
-    fails("delete", deleted, ErrorCode::Busy)?;
     let shared = write(boxd, "", "/dev/shm/file", atomic(), "shared").await?;
     succeeds("/dev/shm", shared)?;
+    for path in ["/etc/hosts", "/dev/shm"] {
+        fails(path, delete(boxd, path).await?, ErrorCode::Busy)?;
+    }
     has_content(boxd, "", "/dev/shm/file", "shared").await
 }
 
@@ -134,6 +134,7 @@ pub async fn box_without_root_acts_as_no_other_user_and_writes_to_volumes_only<
     let make = Operation::MakeDirectory(MakeDirectory::default());
     let made = perform(&boxd, "", "/directory", make, None).await?;
     fails("a new directory", made, ErrorCode::ReadOnlyFilesystem)?;
+    fails("/tmp", delete(&boxd, "/tmp").await?, ErrorCode::Busy)?;
     // The two volumes are file systems of their own.
     let to = "/dev/shm/file";
     let relocate = Operation::Move(Move {
@@ -210,6 +211,12 @@ pub(super) async fn write(
 
 async fn read(boxd: &BoxClient, user: &str, path: &str) -> Answer<Vec<u8>> {
     read_as(boxd, user, path, Read::default()).await
+}
+
+/// Deletes a file, or a directory with its content.
+async fn delete(boxd: &BoxClient, path: &str) -> Answer<Vec<Output>> {
+    let operation = Operation::Delete(Delete { recursive: true });
+    perform(boxd, "", path, operation, None).await
 }
 
 /// Reads a file, or a directory as a tar stream.
