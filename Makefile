@@ -156,7 +156,7 @@ fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (
 	@bash deploy/local/packages.sh fuzz
 	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
-bench: build ## Measure create, exec and lists, and compare them with the runtime alone (ONLY=boxes, ONLY=lists, RUNTIME=kubernetes)
+bench: build ## Measure create, exec, lists and streams, and compare them with the runtime or NATS alone (ONLY=boxes, ONLY=lists, ONLY=streams, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest
 	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 

@@ -197,17 +197,22 @@ async fn raw_burst(raw: &dyn Raw, names: impl Iterator<Item = String>) -> Figure
     Samples::concurrent(results, wall).figure(raw.names().create)
 }
 
-/// Creates a box and measures the time from the request until the event that it runs. Also
-/// gives the id of a box that did not start, for its deletion.
+/// Creates a small box and measures the time until it runs; see [`start`].
 async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::Result<Duration>) {
-    let body = CreateEnvironment {
+    let resources = Resources {
+        cpu: "1".to_owned(),
+        memory: "64Mi".to_owned(),
+        storage: "64Mi".to_owned(),
+    };
+    start(client, &request(name, resources)).await
+}
+
+/// The request for a box that idles.
+pub fn request(name: &str, resources: Resources) -> CreateEnvironment {
+    CreateEnvironment {
         name: name.to_owned(),
         image: IMAGE.to_owned(),
-        resources: Resources {
-            cpu: "1".to_owned(),
-            memory: "64Mi".to_owned(),
-            storage: "64Mi".to_owned(),
-        },
+        resources,
         timeout: LIFETIME_S,
         idle_timeout: None,
         env: Default::default(),
@@ -218,9 +223,17 @@ async fn create(client: &Client, name: &str) -> (Option<EnvironmentId>, anyhow::
         node_selector: Default::default(),
         tolerations: Vec::new(),
         isolation: None,
-    };
+    }
+}
+
+/// Creates a box and measures the time from the request until the event that it runs. Also
+/// gives the id of a box that did not start, for its deletion.
+pub async fn start(
+    client: &Client,
+    body: &CreateEnvironment,
+) -> (Option<EnvironmentId>, anyhow::Result<Duration>) {
     let started = Instant::now();
-    let id = match client.create(&body).await {
+    let id = match client.create(body).await {
         Ok(made) => made.id,
         Err(error) => return (None, Err(error.into())),
     };
@@ -246,7 +259,7 @@ async fn exec(client: &Client, id: &EnvironmentId) -> anyhow::Result<Duration> {
 }
 
 /// Deletes a box. With `wait`, waits for its end, so that it does not slow the next sample.
-async fn delete(client: &Client, id: Option<EnvironmentId>, wait: bool) {
+pub async fn delete(client: &Client, id: Option<EnvironmentId>, wait: bool) {
     let Some(id) = id else { return };
     let deleted = async {
         client.delete(&id, true).await.context("deleting")?;

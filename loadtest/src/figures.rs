@@ -6,6 +6,8 @@ use std::time::Duration;
 use agentbox_testing::Runtime;
 use serde::Serialize;
 
+use crate::streams::Streams;
+
 /// The statistics of one case. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
@@ -113,15 +115,23 @@ pub struct Report {
     runtime: Runtime,
     processors: usize,
     figures: Vec<Figure>,
+    /// `None`: not measured.
+    streams: Option<Streams>,
 }
 
 impl Report {
-    pub fn new(target: String, runtime: Runtime, figures: Vec<Figure>) -> Self {
+    pub fn new(
+        target: String,
+        runtime: Runtime,
+        figures: Vec<Figure>,
+        streams: Option<Streams>,
+    ) -> Self {
         Self {
             target,
             runtime,
             processors: std::thread::available_parallelism().map_or(0, usize::from),
             figures,
+            streams,
         }
     }
 }
@@ -130,19 +140,21 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} processors, shared with the load generator; boxes on {}; `/ raw`: p50 divided by \
-             the p50 of the runtime alone",
+            "{} processors, shared with the load generator; boxes on {}",
             self.processors,
             match self.runtime {
                 Runtime::Containerd => "containerd",
                 Runtime::Kubernetes => "Kubernetes",
             }
         )?;
-        writeln!(
-            f,
-            "{:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7}",
-            "", "n", "failed", "p50 ms", "p95 ms", "p99 ms", "n/s", "/ raw"
-        )?;
+        if !self.figures.is_empty() {
+            writeln!(
+                f,
+                "`/ raw`: p50 divided by the p50 of the runtime alone\n\
+                 {:<46} {:>5} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7}",
+                "", "n", "failed", "p50 ms", "p95 ms", "p99 ms", "n/s", "/ raw"
+            )?;
+        }
         for figure in &self.figures {
             let raw = figure.raw.as_deref();
             let ratio = figure.p50_ms.zip(raw.and_then(|raw| raw.p50_ms));
@@ -152,7 +164,10 @@ impl fmt::Display for Report {
                 raw.line(f, &format!("  {}", raw.name), "")?;
             }
         }
-        Ok(())
+        match &self.streams {
+            Some(streams) => streams.fmt(f),
+            None => Ok(()),
+        }
     }
 }
 
@@ -180,7 +195,7 @@ mod tests {
         assert_eq!(figure.first_failure.as_deref(), Some("broken"));
         assert_eq!(figure.per_second.round(), 50.0);
         let figures = vec![figure.clone().compared_with(Some(figure))];
-        let text = Report::new("t".into(), Runtime::Kubernetes, figures).to_string();
+        let text = Report::new("t".into(), Runtime::Kubernetes, figures, None).to_string();
         assert!(text.contains("1.00"), "{text}");
         assert!(text.contains("boxes on Kubernetes"), "{text}");
     }

@@ -4,9 +4,11 @@
 //! it reports them with the numbers of samples and failures.
 
 mod boxes;
+mod bus;
 mod figures;
 mod lists;
 mod raw;
+mod streams;
 mod target;
 
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::figures::{Figure, Report};
 use crate::raw::Raw;
+use crate::streams::Streams;
 use crate::target::{Target, runtime_variable};
 
 /// Measures AgentBox. Starts a new system, unless AGENTBOX_URL, AGENTBOX_ADMIN_USERNAME and
@@ -43,6 +46,8 @@ enum Suite {
     Boxes,
     /// Lists of 100,000 environments.
     Lists,
+    /// Files and output of a GiB each.
+    Streams,
 }
 
 /// Measures, prints the table and writes the report.
@@ -55,7 +60,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     println!("measuring {description}");
     let measured = measure(&target, options.only).await;
     target.stop().await;
-    let report = Report::new(description, options.runtime, measured?);
+    let (figures, streams) = measured?;
+    let report = Report::new(description, options.runtime, figures, streams);
     print!("{report}");
     let path = &options.report;
     if let Some(directory) = path.parent() {
@@ -68,19 +74,30 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(target: &Target, only: Option<Suite>) -> anyhow::Result<Vec<Figure>> {
+async fn measure(
+    target: &Target,
+    only: Option<Suite>,
+) -> anyhow::Result<(Vec<Figure>, Option<Streams>)> {
+    let is_wanted = |suite: Suite| only.is_none_or(|only| only == suite);
     let mut figures = Vec::new();
-    if only != Some(Suite::Lists) {
+    let mut streams = None;
+    if is_wanted(Suite::Boxes) {
         let raw = connect_raw(target).await?;
         figures.extend(boxes::measure(&target.client, raw.as_deref()).await?);
     }
-    if only != Some(Suite::Boxes) {
+    if is_wanted(Suite::Lists) {
         match target.new_system() {
             Some(system) => figures.extend(lists::measure(system).await?),
             None => println!("lists are not measured: they need a new system"),
         }
     }
-    Ok(figures)
+    if is_wanted(Suite::Streams) {
+        match target.new_system() {
+            Some(system) => streams = Some(streams::measure(&target.client, system).await?),
+            None => println!("streams are not measured: they need a new system"),
+        }
+    }
+    Ok((figures, streams))
 }
 
 /// The target's runtime alone, if its path is known.

@@ -4,13 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use agentbox_bus::{Bus, BusConfig};
+use agentbox_bus::Bus;
 use agentbox_contracts::environment::rpc::{List, ListRequest};
 use agentbox_contracts::environment::{Status, Visibility};
-use agentbox_contracts::ids::{InstanceId, UserId};
+use agentbox_contracts::ids::UserId;
 use agentbox_testing::System;
 use anyhow::{Context as _, ensure};
 
+use crate::bus::connect;
 use crate::figures::{Figure, Samples};
 
 const ROWS: u64 = 100_000;
@@ -18,7 +19,6 @@ const BATCH: u64 = 10_000;
 const SAMPLES: usize = 200;
 const PAGE: u32 = 100;
 const DEADLINE: Duration = Duration::from_secs(10);
-const CALLER: &str = "api-gateway";
 
 /// # Errors
 /// When the rows cannot be written, or a list is not answered or is empty.
@@ -26,7 +26,7 @@ pub async fn measure(system: &System) -> anyhow::Result<Vec<Figure>> {
     let owner = UserId::random();
     println!("writing {ROWS} environments");
     insert(system, &owner).await?;
-    let bus = connect(system).await?;
+    let bus = connect(system, "api-gateway").await?;
     let mut figures = Vec::new();
     for (name, request) in cases(&owner) {
         figures.push(case(&bus, name, &request).await?);
@@ -72,20 +72,6 @@ async fn insert(system: &System, owner: &UserId) -> anyhow::Result<()> {
         postgres.execute(&[statement]).await?;
     }
     Ok(())
-}
-
-async fn connect(system: &System) -> anyhow::Result<Bus> {
-    let nats = system.nats.as_ref().context("a system without NATS")?;
-    let password = nats.passwords.get(CALLER).cloned().unwrap_or_default();
-    let config = BusConfig {
-        url: nats.url.clone(),
-        tls_ca: nats.tls_ca.clone(),
-        user: CALLER.to_owned(),
-        password,
-        service: CALLER,
-        instance: InstanceId::random(),
-    };
-    Ok(Bus::connect(config).await?)
 }
 
 fn cases(owner: &UserId) -> Vec<(&'static str, ListRequest)> {

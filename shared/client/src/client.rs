@@ -8,6 +8,7 @@ use agentbox_api::environment::{
 };
 use agentbox_api::event::EventBody;
 use agentbox_api::exec::{ExecBody, ExecReply};
+use agentbox_api::execution::{ExecutionBody, StartExecution};
 use agentbox_api::logs::LogsReply;
 use agentbox_api::user::{Login, LoginReply};
 use agentbox_contracts::environment::Status;
@@ -17,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::sse::Sse;
-use crate::{AttachSession, Error, EventStream, LogStream};
+use crate::{AttachSession, Error, EventStream, ExecutionOutput, LogStream};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The deadline of a response, or of the head of a streamed one.
@@ -173,6 +174,33 @@ impl Client {
         read(send(request.json(body)).await?).await
     }
 
+    /// Starts an execution.
+    ///
+    /// # Errors
+    /// As [`Client::login`].
+    pub async fn start_execution(
+        &self,
+        id: &EnvironmentId,
+        body: &StartExecution,
+    ) -> Result<ExecutionBody, Error> {
+        let request = self.request(Method::POST, &executions(id));
+        read(send(request.json(body)).await?).await
+    }
+
+    /// Follows the output of an execution, from its beginning to its end.
+    ///
+    /// # Errors
+    /// As [`Client::login`], before the stream begins.
+    pub async fn follow_output(
+        &self,
+        id: &EnvironmentId,
+        execution: &str,
+    ) -> Result<ExecutionOutput, Error> {
+        let path = format!("{}/{execution}/output", executions(id));
+        let request = self.stream(&path).query(&[("follow", "true")]);
+        Ok(ExecutionOutput(open(request).await?))
+    }
+
     /// The last `tail` lines of the main command; all kept lines when `None`.
     ///
     /// # Errors
@@ -215,7 +243,7 @@ impl Client {
         self.request_without_timeout(Method::GET, path)
     }
 
-    fn request_without_timeout(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request_without_timeout(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self
             .http
             .request(method, format!("{}/api/v1{path}", self.base));
@@ -226,12 +254,16 @@ impl Client {
     }
 }
 
-fn environment(id: &EnvironmentId) -> String {
+pub(crate) fn environment(id: &EnvironmentId) -> String {
     format!("/environments/{id}")
 }
 
 fn logs(id: &EnvironmentId) -> String {
     format!("{}/logs", environment(id))
+}
+
+fn executions(id: &EnvironmentId) -> String {
+    format!("{}/executions", environment(id))
 }
 
 fn tail_query(tail: Option<u64>) -> Vec<(&'static str, u64)> {
@@ -256,7 +288,7 @@ async fn open(request: RequestBuilder) -> Result<Sse, Error> {
     Ok(Sse::new(with_timeout("a stream", send(request)).await??))
 }
 
-async fn send(request: RequestBuilder) -> Result<Response, Error> {
+pub(crate) async fn send(request: RequestBuilder) -> Result<Response, Error> {
     let response = request.send().await?;
     let status = response.status();
     if status.is_success() {

@@ -1,6 +1,7 @@
-//! Followed streams: a log, or an environment's events.
+//! Followed streams: a log, the output of an execution, or an environment's events.
 
 use agentbox_api::event::EventBody;
+use agentbox_api::execution::{ExecutionBody, GapEvent, OutputEvent};
 use agentbox_api::logs::LogLine;
 
 use crate::Error;
@@ -60,6 +61,38 @@ impl EventStream {
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// The next item of an execution's followed output.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutputItem {
+    Output(OutputEvent),
+    /// Output that is no longer kept.
+    Gap(GapEvent),
+    /// The execution has ended; the last item.
+    End(Box<ExecutionBody>),
+}
+
+/// The output of an execution. Dropping it ends the stream, and not the execution.
+pub struct ExecutionOutput(pub(crate) Sse);
+
+impl ExecutionOutput {
+    /// The next item; `None` at the end.
+    ///
+    /// # Errors
+    /// As [`LogStream::next`].
+    pub async fn next(&mut self) -> Result<Option<OutputItem>, Error> {
+        while let Some(event) = self.0.next().await? {
+            let item = match event.name.as_deref() {
+                None => OutputItem::Output(serde_json::from_str(&event.data)?),
+                Some("gap") => OutputItem::Gap(serde_json::from_str(&event.data)?),
+                Some("end") => OutputItem::End(serde_json::from_str(&event.data)?),
+                Some(_) => continue,
+            };
+            return Ok(Some(item));
+        }
+        Ok(None)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The test suite that every driver passes. Each test is a function over a [`Subject`].
 //!
 //! A driver's tests call [`crate::conformance_tests`] with an expression that makes a subject, and
-//! each function becomes one test. The tests use only the two traits: the exit code and the last
-//! output of a box show what happens inside.
+//! each function becomes one test. The tests use only the two traits and boxd, through the driver's
+//! connector: the exit code, the last output, commands and files show what happens inside a box.
 //!
 //! * I1. A test removes every box that it created, also when it fails.
 //! * I2. Each wait has a deadline; none is a fixed pause.
@@ -10,11 +10,13 @@
 pub mod accounts;
 pub mod ending;
 pub mod executions;
+pub mod files;
 pub mod gvisor;
 pub mod hostile;
 pub mod life;
 pub mod limits;
 pub mod network;
+pub mod ports;
 pub mod session;
 pub mod start;
 
@@ -320,6 +322,7 @@ macro_rules! conformance_tests {
             ending: killed_box_keeps_its_unfinished_line,
             ending: missing_command_exits_127,
             executions: killed_box_keeps_its_executions,
+            executions: execution_outlives_its_connection_and_is_resumed,
             ending: box_that_cannot_execute_boxd_does_not_report_an_exit_of_its_command,
             ending: stop_with_grace_lets_the_command_exit,
             ending: stop_without_grace_kills_at_once,
@@ -332,6 +335,9 @@ macro_rules! conformance_tests {
             start: hosts_file_names_the_box_and_nothing_of_the_machine,
             start: shared_memory_has_the_size_of_the_memory_limit,
             start: read_only_root_has_a_writable_tmp_in_memory,
+            files: files_have_the_user_of_their_operation_and_replace_no_mount,
+            files: box_without_root_acts_as_no_other_user_and_writes_to_volumes_only,
+            ports: server_on_the_loopback_of_the_box_is_reached_and_listed,
             limits: memory_over_limit_is_oom_killed,
             limits: memory_bomb_ends_only_its_own_processes,
             limits: shared_memory_counts_as_memory,
@@ -383,6 +389,7 @@ macro_rules! account_tests {
         $crate::conformance_tests! { @each $subject;
             accounts: image_user_has_its_own_groups_and_not_those_of_root,
             accounts: variables_of_the_image_do_not_configure_boxd,
+            accounts: files_and_executions_of_a_user_need_no_program_of_the_image,
             accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
             accounts: entrypoint_of_the_image_runs_with_its_cmd_if_it_is_requested,
             accounts: image_without_a_command_fails_if_its_entrypoint_is_requested,
@@ -398,6 +405,7 @@ macro_rules! gvisor_tests {
             gvisor: command_on_gvisor_returns_its_exit_code,
             gvisor: command_on_gvisor_streams_stdin_and_stdout,
             gvisor: terminal_on_gvisor_has_size_and_control_keys,
+            gvisor: files_executions_and_ports_on_gvisor_work_as_elsewhere,
             gvisor: gvisor_boxes_are_killed_and_removed_repeatedly,
         }
     };

@@ -68,6 +68,32 @@ async fn malformed_line_is_an_error_and_other_events_are_skipped() {
 }
 
 #[tokio::test]
+async fn output_and_gaps_are_returned_until_the_end_of_the_execution() {
+    let end = r#"{"id":"exec-1","command":["true"],"user":"root","working_dir":"/","status":"exited",
+        "exit_code":0,"created_at":"2026-01-02T03:04:05Z","stdout_bytes":9,"stderr_bytes":0,
+        "tty":null,"labels":{}}"#;
+    let mut output = ExecutionOutput(stream(&[
+        "id: 2-0\ndata: {\"stream\":\"stdout\",\"data\":\"é\",\"offset\":0}\n\n",
+        "id: 9-0\nevent: gap\ndata: {\"stream\":\"stdout\",\"bytes\":7}\n\n",
+        "event: later\ndata: {}\n\n",
+        &format!("event: end\ndata: {}\n\n", end.replace('\n', "")),
+    ]));
+    let Some(OutputItem::Output(piece)) = output.next().await.unwrap() else {
+        panic!("the first item is no output");
+    };
+    assert_eq!((piece.data.as_deref(), piece.offset), (Some("é"), 0));
+    let Some(OutputItem::Gap(gap)) = output.next().await.unwrap() else {
+        panic!("the second item is no gap");
+    };
+    assert_eq!(gap.bytes, 7);
+    let Some(OutputItem::End(execution)) = output.next().await.unwrap() else {
+        panic!("the third item is no end");
+    };
+    assert_eq!(execution.stdout_bytes, 9);
+    assert_eq!(output.next().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn event_over_size_limit_is_an_error() {
     let mebibyte = "x".repeat(1 << 20);
     let mut follow = LogStream(stream(&[mebibyte.as_str(); 5]));

@@ -22,6 +22,7 @@ agentbox_runtime::conformance_tests! { @each init_container_subject();
     ending: missing_image_fails_by_name_within_seconds,
     ending: requested_user_runs_the_command,
     ending: read_only_root_refuses_writes,
+    files: files_have_the_user_of_their_operation_and_replace_no_mount,
     limits: memory_over_limit_is_oom_killed,
     hostile: capabilities_are_exactly_the_documented_ones,
     gvisor: command_on_gvisor_returns_its_exit_code,

@@ -7,8 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::exec;
-use super::{Subject, Violation, check};
+use agentbox_contracts::files::file_request::Operation;
+use agentbox_contracts::files::{Archive, MakeDirectory, Read};
+
+use super::session::{boxd_of, exec};
+use super::{Subject, Violation, check, executions, files};
 use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
 
 type Outcome = Result<(), Violation>;
@@ -130,6 +133,51 @@ pub async fn variables_of_the_image_do_not_configure_boxd<D: Runtime + BoxConnec
     check(code == 0 && output.trim() == "0:0 0 6", || {
         format!("{code}: {output}")
     })
+}
+
+/// The images have no shell, and no program that handles files.
+///
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn files_and_executions_of_a_user_need_no_program_of_the_image<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut idle = spec(s, "root");
+    idle.command = None;
+    s.run(&idle).await?;
+    let boxd = boxd_of(s, &idle).await?;
+    let make = Operation::MakeDirectory(MakeDirectory {
+        mode: Some(0o777),
+        parents: true,
+    });
+    let made = files::perform(&boxd, "", "/home/all", make, None).await?;
+    files::succeeds("a directory", made)?;
+    let path = "/home/all/file";
+    let written = files::write(&boxd, "alice", path, files::atomic(), "content").await?;
+    files::succeeds(path, written)?;
+    let found = files::stat(&boxd, path).await?;
+    check(
+        (found.uid, found.owner.as_str(), found.group.as_str()) == (1000, "alice", "alice"),
+        || format!("{found:?}"),
+    )?;
+    let as_tar = Read {
+        archive: Archive::Tar.into(),
+        ..Default::default()
+    };
+    let archive = files::read_as(&boxd, "alice", "/home/all", as_tar).await?;
+    let holds = |text: &[u8]| {
+        let archive = archive.as_deref().unwrap_or_default();
+        archive.windows(text.len()).any(|part| part == text)
+    };
+    check(
+        holds(b"ustar") && holds(b"file") && holds(b"content"),
+        || format!("{archive:?}"),
+    )?;
+    let run = executions::run_as(&boxd, "alice", &["/ids"]).await?;
+    let output = run.as_ref().map(|(_, output)| output.as_str());
+    check(output == Ok("1000:1000 50 1000\n"), || format!("{run:?}"))
 }
 
 /// The spec of a box of one of the images, with the image's command.

@@ -7,8 +7,8 @@ use agentbox_box_protocol::proto::{Empty, Resize, StartCommand, run_input::Input
 use agentbox_contracts::units::Bytes;
 use futures::future::try_join;
 
-use super::session::{Session, exec};
-use super::{Subject, TIMEOUT, Violation, check};
+use super::session::{Session, boxd_of, exec};
+use super::{Subject, TIMEOUT, Violation, check, executions, files, ports};
 use crate::{BoxConnector, BoxSpec, Runtime};
 
 type Outcome = Result<(), Violation>;
@@ -101,6 +101,20 @@ pub async fn terminal_on_gvisor_has_size_and_control_keys<D: Runtime + BoxConnec
     terminal.type_text("exit 7\n")?;
     let (_, code) = terminal.end().await?;
     check(code == 7, || format!("exit code {code}"))
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn files_executions_and_ports_on_gvisor_work_as_elsewhere<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let spec = on_gvisor(s.spec());
+    s.run(&spec).await?;
+    let boxd = boxd_of(s, &spec).await?;
+    files::users(&boxd).await?;
+    files::mounts(&boxd).await?;
+    ports::serve(&boxd).await?;
+    executions::resume(s, &spec).await
 }
 
 /// # Errors

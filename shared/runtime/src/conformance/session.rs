@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use agentbox_box_protocol::ERROR_CODE_METADATA;
 use agentbox_box_protocol::client::{BoxClient, connect};
 use agentbox_box_protocol::proto::{
     RunInput, RunOutput, StartCommand, run_input::Input, run_output::Output,
@@ -9,7 +10,7 @@ use agentbox_box_protocol::proto::{
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::ids::EnvironmentId;
 use futures::channel::mpsc::{UnboundedSender, unbounded};
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use super::{Subject, TIMEOUT, Violation};
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime};
@@ -29,13 +30,42 @@ pub(super) async fn boxd_of<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     spec: &BoxSpec,
 ) -> Result<BoxClient, Violation> {
-    let phase = s.first.get(&spec.id).await?.map(|observed| observed.phase);
+    boxd_through(&s.first, spec).await
+}
+
+/// As [`boxd_of`], through one of the drivers.
+///
+/// # Errors
+/// As [`boxd_of`].
+pub(super) async fn boxd_through<D: Runtime + BoxConnector>(
+    driver: &D,
+    spec: &BoxSpec,
+) -> Result<BoxClient, Violation> {
+    let phase = driver.get(&spec.id).await?.map(|observed| observed.phase);
     let Some(BoxPhase::Running { address, .. }) = phase else {
         return Err(failed(format!("the box does not run: {phase:?}")));
     };
-    let stream = s.first.connect(&spec.id, address).await?;
+    let stream = driver.connect(&spec.id, address).await?;
     let token = BoxToken::parse(&spec.boxd_token).map_err(failed)?;
     connect(stream, &token).await.map_err(failed)
+}
+
+/// Awaits an answer of boxd for at most [`TIMEOUT`].
+///
+/// # Errors
+/// The call's own, or after the deadline.
+pub(super) async fn in_time<T>(
+    call: impl Future<Output = Result<T, Violation>>,
+) -> Result<T, Violation> {
+    let answer = tokio::time::timeout(TIMEOUT, call).await;
+    answer.unwrap_or_else(|_| Err(failed(format!("boxd did not answer within {TIMEOUT:?}"))))
+}
+
+/// The error code for callers in a status of boxd; its message when it has none.
+pub(super) fn error_code(status: &Status) -> String {
+    let code = status.metadata().get(ERROR_CODE_METADATA);
+    let code = code.and_then(|code| code.to_str().ok());
+    code.unwrap_or(status.message()).to_owned()
 }
 
 /// One command and its streams.
