@@ -38,8 +38,8 @@ printf 'a,b\n1,2\n' | tee data.csv > project/data.csv
 
 /// What a page needs beyond the README's first program.
 const THEN: &str = r#"
-AGENTBOX_API_KEY=$(curl -s $API/api-keys -H "$AUTH" -H 'Content-Type: application/json' -d '{}' | jq -r .key)
-export ID TOKEN AGENTBOX_API_KEY
+KEY=$(curl -s $API/api-keys -H "$AUTH" -H 'Content-Type: application/json' -d '{}' | jq -r .key)
+export ID TOKEN KEY
 "#;
 
 static SYSTEM: OnceCell<System> = OnceCell::const_new();
