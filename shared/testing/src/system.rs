@@ -86,7 +86,7 @@ impl Options {
     /// Raises the gateway's rate limits for tests that do not test them.
     #[must_use]
     pub fn without_rate_limits(self) -> Self {
-        ["AUTH", "FAILED_LOGIN", "CREATE", "EXEC", "OTHER"]
+        ["AUTH", "FAILED_LOGIN", "CREATE", "EXEC", "FILES", "OTHER"]
             .iter()
             .fold(self, |options, category| {
                 let name = format!("AGENTBOX_RATE_LIMIT_{category}");

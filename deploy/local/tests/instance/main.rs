@@ -16,6 +16,7 @@ mod encryption;
 mod examples;
 mod existing;
 mod host;
+mod howto;
 mod images;
 mod kills;
 mod kubernetes;

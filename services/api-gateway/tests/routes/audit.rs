@@ -64,6 +64,14 @@ async fn every_change_and_every_access_to_a_box_has_one_entry() {
     expect_entry(&user, &ran, "exec", &id, "accepted").await;
     let read = caller.get(&format!("{path}/logs")).await;
     expect_entry(&user, &read, "read-logs", &id, "accepted").await;
+    let content = format!("{path}/files/content?path=/tmp/file");
+    let uploaded = caller.put(&content, &json!({})).await;
+    expect_entry(&user, &uploaded, "upload-file", &id, "accepted").await;
+    let downloaded = caller.get(&content).await;
+    expect_entry(&user, &downloaded, "download-file", &id, "accepted").await;
+    let deleted = format!("{path}/files?path=/tmp/file");
+    let deleted = caller.delete(&deleted).await;
+    expect_entry(&user, &deleted, "change-files", &id, "accepted").await;
     let ticket = json!({"environment_id": id, "action": "attach"});
     let ticket = caller.post("/auth/tickets", &ticket).await;
     expect_entry(&user, &ticket, "issue-ticket", &id, "ok").await;

@@ -1,15 +1,38 @@
 //! `/environments/{id}/files`: contents, conditions, lists, tickets and events.
 
-use reqwest::Method;
+mod archives;
+mod kinds;
+mod rights;
+mod transfers;
+mod watching;
+
+use reqwest::{Body, Method};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::support::answer::Answer;
-use crate::support::boxes::{OwnedEnvironment, idle};
-use crate::support::caller::{Caller, send};
+use crate::support::boxes::{OwnedEnvironment, idle, small};
+use crate::support::caller::{Caller, new_user, send};
 use crate::support::sse::Events;
 use crate::support::system::shared;
 
-/// A directory of the shared environment that no other test uses.
+static MODEST: OnceCell<OwnedEnvironment> = OnceCell::const_new();
+
+/// An environment shared by the tests below this module. It has less memory than their largest
+/// transfers.
+async fn modest() -> &'static OwnedEnvironment {
+    MODEST
+        .get_or_init(async || {
+            let user = new_user().await;
+            let mut body = small();
+            body["resources"] = json!({"cpu": "1", "memory": "128Mi", "storage": "1Gi"});
+            let id = user.caller.create_running(&body).await;
+            OwnedEnvironment { user, id }
+        })
+        .await
+}
+
+/// The name of a directory that no other test uses.
 fn directory() -> String {
     format!("/tmp/files-{:016x}", rand::random::<u64>())
 }
@@ -22,15 +45,28 @@ fn content(owned: &OwnedEnvironment, path: &str) -> String {
     files(owned, &format!("/content?path={path}"))
 }
 
+/// The metadata of a path, of a link itself.
+async fn metadata(owned: &OwnedEnvironment, path: &str) -> Value {
+    let path = files(owned, &format!("?path={path}&depth=0"));
+    owned.user.caller.get(&path).await.expect_status(200)
+}
+
+/// Runs a shell script, which must succeed, and returns its output.
+async fn run(owned: &OwnedEnvironment, script: &str) -> String {
+    let reply = owned.user.caller.sh(&owned.id, script).await;
+    assert_eq!(reply["exit_code"], 0, "{script}: {reply}");
+    reply["stdout"].as_str().unwrap().to_owned()
+}
+
 /// A request with headers.
 async fn request(
     caller: &Caller,
     method: Method,
     path: &str,
     headers: &[(&str, &str)],
-    body: &str,
+    body: impl Into<Body>,
 ) -> Answer {
-    let mut request = caller.request(method, path).body(body.to_owned());
+    let mut request = caller.request(method, path).body(body);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -38,7 +74,16 @@ async fn request(
 }
 
 async fn put(caller: &Caller, path: &str, body: &str) -> Answer {
-    request(caller, Method::PUT, path, &[], body).await
+    request(caller, Method::PUT, path, &[], body.to_owned()).await
+}
+
+/// Asserts the status of an answer, and its error unless `error` is empty.
+#[track_caller]
+fn expect(answer: &Answer, status: u16, error: &str, what: &str) {
+    assert_eq!(answer.status, status, "{what}: {}", answer.text);
+    if !error.is_empty() {
+        assert_eq!(answer.json()["error"], error, "{what}");
+    }
 }
 
 #[tokio::test]

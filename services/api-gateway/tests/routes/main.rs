@@ -36,5 +36,6 @@ mod ports;
 mod rate_limits;
 mod registries;
 mod revocation;
+mod streams;
 mod tickets;
 mod users;
