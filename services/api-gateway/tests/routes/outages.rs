@@ -1,8 +1,8 @@
 //! Outages of parts of the system: the errors, their delay, and the recovery. Each test has its
 //! own system with one replica of each service.
 
-mod executions;
 mod services;
+mod survival;
 
 use std::time::{Duration, Instant};
 

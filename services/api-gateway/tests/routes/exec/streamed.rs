@@ -170,7 +170,7 @@ async fn send_form(body: Vec<u8>, accept: &str) -> Answer {
 async fn stdin_of_a_form_has_any_size_and_is_read_as_the_command_reads_it() {
     let command = br#"{"command": ["sh", "-c", "sleep 1; wc -c"], "timeout": 60}"#;
     let long = vec![0xff; 16 * 1024 * 1024];
-    let answer = send_form(form(&[("exec", command), ("stdin", &long)]), "*/*").await;
+    let answer = send_form(form(&[("exec", &command[..]), ("stdin", &long[..])]), "*/*").await;
     let reply = answer.expect_status(200);
     assert_eq!(
         reply["stdout"].as_str().unwrap().trim(),
@@ -179,7 +179,7 @@ async fn stdin_of_a_form_has_any_size_and_is_read_as_the_command_reads_it() {
     // A command need not read it.
     let unread = br#"{"command": ["sh", "-c", "exit 3"]}"#;
     let some = vec![b'x'; 64 * 1024];
-    let answer = send_form(form(&[("exec", unread), ("stdin", &some)]), "*/*").await;
+    let answer = send_form(form(&[("exec", &unread[..]), ("stdin", &some[..])]), "*/*").await;
     assert_eq!(answer.expect_status(200)["exit_code"], 3);
 }
 

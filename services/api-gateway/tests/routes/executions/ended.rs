@@ -152,8 +152,9 @@ async fn expect_lost(caller: &Caller, body: &Value, end: impl AsyncFnOnce(&str, 
         assert_eq!(found[field], ended_record[field], "{field}: {found}");
     }
     let request = json!({"command": ["true"]});
-    let refused = caller.post(&format!("/environments/{id}/executions"), &request);
-    refused.await.expect_error(409, "environment_not_running");
+    let path = format!("/environments/{id}/executions");
+    let refused = caller.post(&path, &request).await;
+    refused.expect_error(409, "environment_not_running");
     reason
 }
 

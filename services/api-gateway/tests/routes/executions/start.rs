@@ -8,7 +8,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{mark, request};
-use crate::support::answer::Answer;
 use crate::support::boxes::{idle, small};
 use crate::support::caller::{new_user, send};
 use crate::support::socket::Socket;
@@ -130,11 +129,11 @@ async fn repeated_idempotency_key_answers_the_same_execution() {
     let caller = &idle.user.caller;
     let path = format!("/environments/{}/executions", idle.id);
     let mark = mark();
-    let send_with = async |key: &str, body: &str| -> Answer {
+    let send_with = |key: &str, body: &str| {
         let request = caller.request(Method::POST, &path);
         let request = request.header("idempotency-key", key);
         let request = request.header("content-type", "application/json");
-        send(request.body(body.to_owned())).await
+        send(request.body(body.to_owned()))
     };
     let text = format!(r#"{{"command": ["sleep", "2"], "labels": {{"mark": "{mark}"}}}}"#);
     // The same fields in another order.
