@@ -249,3 +249,36 @@ async fn blocking_command_waits_for_its_reader_who_gets_every_byte() {
     assert_eq!(received.missing, 0);
     assert_eq!(received.end["exit_code"], 0);
 }
+
+/// What a client has not read when its connection is lost is sent again.
+#[tokio::test]
+async fn stalled_reader_that_is_lost_resumes_a_blocking_command_without_a_gap() {
+    let idle = idle().await;
+    let caller = &idle.user.caller;
+    let body = json!({
+        "command": ["seq", "1", "2500000"],
+        "on_full": "block",
+        "keep_bytes": 65536,
+    });
+    let execution = caller.start(&idle.id, &body).await;
+    let mut stalled = execution.follow().await;
+    let mut events = stalled.take(2).await;
+    let path = format!("{}?wait=1", execution.path);
+    eventually("the command waits", async || {
+        let before = execution.get().await["stdout_bytes"].clone();
+        let after = caller.get(&path).await.expect_status(200);
+        assert_eq!(after["status"], "running", "{after}");
+        (after["stdout_bytes"] == before).then_some(())
+    })
+    .await;
+    drop(stalled);
+    let last = events[1].id.clone().unwrap();
+    events.extend(execution.resume(1, &last).await.read_to_end().await);
+    let received = Received::of(events);
+    assert_eq!(received.missing, 0);
+    assert!(
+        received.stdout == lines(2_500_000),
+        "{} bytes",
+        received.stdout.len()
+    );
+}
