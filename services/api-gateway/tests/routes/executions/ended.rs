@@ -184,8 +184,10 @@ async fn running_execution_is_lost_with_the_reason_of_its_environment() {
 #[tokio::test]
 async fn execution_in_a_killed_box_is_lost_without_an_invented_outcome() {
     let user = new_user().await;
-    let reason = expect_lost(&user.caller, &small(), async |_: &str, text: &str| {
+    let environment = small();
+    let reason = expect_lost(&user.caller, &environment, async |_: &str, text: &str| {
         kill_box_running(text);
-    });
-    assert!(reason.await.is_string());
+    })
+    .await;
+    assert!(reason.is_string());
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::caller::{Caller, send, send_with_retry};
+use super::eventually;
 use super::sse::{Event, Events};
 
 /// An execution that a test has started.
@@ -62,11 +63,13 @@ impl Execution {
 
     /// Waits until it has ended.
     pub async fn ended(&self) -> Value {
-        let path = format!("{}?wait=60", self.path);
-        let request = self.caller.request(Method::GET, &path);
-        let record = send_with_retry(request).await.expect_status(200);
-        assert!(!is_active(&record), "{record}");
-        record
+        let path = format!("{}?wait=30", self.path);
+        eventually("the execution has ended", async || {
+            let request = self.caller.request(Method::GET, &path);
+            let record = send_with_retry(request).await.expect_status(200);
+            (!is_active(&record)).then_some(record)
+        })
+        .await
     }
 
     /// The kept bytes of a stream.
