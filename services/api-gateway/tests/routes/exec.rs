@@ -1,5 +1,7 @@
 //! `POST /environments/{id}/exec`.
 
+mod streamed;
+
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;

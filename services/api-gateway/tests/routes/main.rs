@@ -23,6 +23,7 @@ mod environments;
 mod errors;
 mod events;
 mod exec;
+mod executions;
 mod expiry;
 mod files;
 mod health;

@@ -2,6 +2,7 @@
 //! own system with one replica of each service.
 
 mod services;
+mod survival;
 
 use std::time::{Duration, Instant};
 

@@ -135,6 +135,11 @@ async fn each_category_has_its_documented_limit_and_headers() {
         (user.caller.post("/environments", &json!({})).await, 20),
         (user.caller.post(&format!("{at}/exec"), &exec).await, 100),
         (user.caller.get(&format!("{at}/attach")).await, 100),
+        (
+            user.caller.post(&format!("{at}/executions"), &exec).await,
+            100,
+        ),
+        (user.caller.get(&format!("{at}/executions")).await, 200),
         (user.caller.get(&format!("{at}/files?path=/")).await, 1000),
         (
             user.caller.delete(&format!("{at}/files?path=/a")).await,

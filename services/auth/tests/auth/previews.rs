@@ -54,7 +54,8 @@ async fn preview_opens_with_its_own_secrets_only() {
     let auth = world.auth();
     let caller = auth.caller(Role::User).await;
     let environment = EnvironmentId::random();
-    let created = auth.preview(&caller.principal, &environment, false, 3600);
+    // The login ends after an hour, and a preview not after it.
+    let created = auth.preview(&caller.principal, &environment, false, 1800);
     let created = created.await.unwrap();
     let other = auth.preview(&caller.principal, &environment, false, 3600);
     let other = other.await.unwrap();

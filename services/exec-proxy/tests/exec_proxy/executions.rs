@@ -72,18 +72,31 @@ impl Executions {
         let _ = outputs.send(Ok(output(record("ended")))).await;
     }
 
+    /// Describes the next input; `None` at the end.
+    async fn describe(inputs: &mut Streaming<ExecutionInput>) -> Option<String> {
+        Some(match inputs.message().await.ok()??.input? {
+            execution_input::Input::End(()) => return None,
+            execution_input::Input::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            execution_input::Input::Resize(size) => format!("{}x{}", size.cols, size.rows),
+            execution_input::Input::Signal(name) => name,
+            execution_input::Input::TakeInput(()) => "take".into(),
+            execution_input::Input::Request(_) => "request".into(),
+        })
+    }
+
+    /// Describes all inputs in the name of the last output.
+    async fn repeat(mut inputs: Streaming<ExecutionInput>, outputs: Outputs<ExecutionOutput>) {
+        let mut all = Vec::new();
+        while let Some(text) = Self::describe(&mut inputs).await {
+            all.push(text);
+        }
+        let _ = outputs.send(Ok(output(record(all.join(" "))))).await;
+    }
+
     /// Describes each input in an output, until the end.
     async fn echo(mut inputs: Streaming<ExecutionInput>, outputs: Outputs<ExecutionOutput>) {
         let mut offset = 0;
-        while let Ok(Some(ExecutionInput { input: Some(input) })) = inputs.message().await {
-            let text = match input {
-                execution_input::Input::End(()) => break,
-                execution_input::Input::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                execution_input::Input::Resize(size) => format!("{}x{}", size.cols, size.rows),
-                execution_input::Input::Signal(name) => name,
-                execution_input::Input::TakeInput(()) => "take".into(),
-                execution_input::Input::Request(_) => "request".into(),
-            };
+        while let Some(text) = Self::describe(&mut inputs).await {
             let data = Bytes::from(text);
             let length = data.len();
             let _ = outputs.send(Ok(output(piece(offset, data)))).await;
@@ -126,7 +139,7 @@ impl Behaviour for Executions {
                 self.cancelled.store(true, Ordering::SeqCst);
                 return;
             }
-            Some(Operation::Stdin(_)) => return Self::echo(inputs, outputs).await,
+            Some(Operation::Stdin(_)) => return Self::repeat(inputs, outputs).await,
             Some(Operation::Get(get)) => match get.id.as_str() {
                 "unknown" => Err(Status::not_found("the message")),
                 "ended" => Err(Status::failed_precondition("the message")),
@@ -216,14 +229,18 @@ async fn inputs_of_an_attached_client_are_relayed_in_order() {
         ] {
             session.send(message).await.unwrap();
         }
-        if is_attach {
-            let attached = Attached {
-                has_input: true,
-                ..Attached::default()
-            };
-            let expected = sent(Output::Attached(attached));
-            assert_eq!(receive(&mut session).await, Some(expected));
+        if !is_attach {
+            let all = sent(record("data 80x24 SIGINT take"));
+            assert_eq!(receive(&mut session).await, Some(all));
+            assert_eq!(receive(&mut session).await, None);
+            continue;
         }
+        let attached = Attached {
+            has_input: true,
+            ..Attached::default()
+        };
+        let expected = sent(Output::Attached(attached));
+        assert_eq!(receive(&mut session).await, Some(expected));
         let mut offset = 0;
         for text in ["data", "80x24", "SIGINT", "take"] {
             let expected = sent(piece(offset, Bytes::from_static(text.as_bytes())));

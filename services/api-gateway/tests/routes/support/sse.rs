@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
 use super::answer::{Answer, check_head, header};
@@ -51,10 +51,19 @@ impl Event {
     }
 }
 
+/// The offset after the empty line that ends the first block.
+fn block_end(text: &str) -> Option<usize> {
+    let mut lines = text.match_indices('\n').map(|(at, _)| at + 1);
+    let empty = lines.find(|at| text[*at..].starts_with('\n'))?;
+    Some(empty + 1)
+}
+
 /// An open stream. Dropping it closes the connection.
 pub struct Events {
     response: reqwest::Response,
     buffer: String,
+    /// Bytes after it, the beginning of a character.
+    incomplete: Vec<u8>,
 }
 
 impl Events {
@@ -76,40 +85,71 @@ impl Events {
         path: &str,
         last: Option<u64>,
     ) -> Result<Self, Answer> {
-        let mut request = caller
-            .request_on(gateway, Method::GET, path)
-            .timeout(Duration::from_secs(600))
-            .header("accept", "text/event-stream");
+        let last = last.map(|last| last.to_string());
+        Self::open_after(caller, gateway, path, last.as_deref())
+            .await
+            .unwrap()
+    }
+
+    /// Opens a stream after the event with the id `last`. The outer error: the gateway cannot be
+    /// reached.
+    pub async fn open_after(
+        caller: &Caller,
+        gateway: usize,
+        path: &str,
+        last: Option<&str>,
+    ) -> Result<Result<Self, Answer>, reqwest::Error> {
+        let mut request = caller.request_on(gateway, Method::GET, path);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
-        let response = request.send().await.unwrap();
+        Self::send(request).await
+    }
+
+    /// Sends a request whose answer is a stream. The outer error: the gateway cannot be reached.
+    pub async fn send(request: RequestBuilder) -> Result<Result<Self, Answer>, reqwest::Error> {
+        let response = request
+            .timeout(Duration::from_secs(600))
+            .header("accept", "text/event-stream")
+            .send()
+            .await?;
         if response.status() != 200 {
-            return Err(Answer::read(response).await);
+            return Ok(Err(Answer::read(response).await));
         }
         let headers = response.headers();
         assert_eq!(header(headers, "content-type"), Some("text/event-stream"));
         check_head(200, headers);
-        Ok(Self {
+        Ok(Ok(Self {
             response,
             buffer: String::new(),
-        })
+            incomplete: Vec::new(),
+        }))
     }
 
     /// The next event or comment; `None` at the end of the stream.
     pub async fn next_block(&mut self) -> Option<Event> {
         loop {
-            if let Some(end) = self.buffer.find("\n\n") {
-                let rest = self.buffer.split_off(end + 2);
+            if let Some(end) = block_end(&self.buffer) {
+                let rest = self.buffer.split_off(end);
                 let block = std::mem::replace(&mut self.buffer, rest);
                 return Some(Event::parse(block.trim_end()));
             }
             let chunk = tokio::time::timeout(NEXT, self.response.chunk()).await;
             // A broken connection ends the stream too.
             let chunk = chunk.expect("the next event in time").ok().flatten()?;
-            // Tests write ASCII.
-            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
+            self.push(&chunk);
         }
+    }
+
+    fn push(&mut self, chunk: &[u8]) {
+        self.incomplete.extend_from_slice(chunk);
+        let complete = match std::str::from_utf8(&self.incomplete) {
+            Ok(text) => text.len(),
+            Err(error) => error.valid_up_to(),
+        };
+        let rest = self.incomplete.split_off(complete);
+        let text = String::from_utf8(std::mem::replace(&mut self.incomplete, rest));
+        self.buffer.push_str(&text.unwrap());
     }
 
     /// The next event, without comments.

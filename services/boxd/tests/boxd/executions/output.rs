@@ -69,7 +69,7 @@ async fn bytes_and_gaps_of_a_slow_reader_are_the_count() {
         ..command(&["head", "-c", "30000000", "/dev/zero"])
     };
     let id = started(&client, wanted).await;
-    let mut slow = follow(&client, &id, None).await;
+    let mut slow = follow(&client, &id, Some(Offsets::default())).await;
     let first = slow.next().await.unwrap();
     let received = match first {
         Some(Output::Output(piece)) => piece.data.len() as u64,
