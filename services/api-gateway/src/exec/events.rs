@@ -81,7 +81,7 @@ impl Events {
     async fn receive(&mut self) -> Result<FromBox, Error> {
         let message = tokio::select! {
             message = self.from_box.recv() => message?,
-            error = &mut self.feed => return Err(error),
+            refused = &mut self.feed => return Err(refused),
         };
         message.ok_or_else(run::lost)
     }

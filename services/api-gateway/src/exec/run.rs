@@ -56,7 +56,7 @@ pub(super) async fn run(
     // At the same time: a command may write output before it has read all of its stdin.
     tokio::select! {
         collected = collect(from_box, cap, memory) => collected,
-        error = input.feed(to_box) => Err(error),
+        refused = input.feed(to_box) => Err(refused),
     }
 }
 

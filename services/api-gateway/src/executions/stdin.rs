@@ -138,7 +138,7 @@ pub(crate) async fn write(
     let idle = gateway.config.body_timeout();
     let outcome = tokio::select! {
         message = from_box.recv() => message.and_then(session::execution),
-        error = feed(&mut to_box, body, idle) => Err(error),
+        refused = feed(&mut to_box, body, idle) => Err(refused),
         end = access.ended() => Err(ended(end)),
     };
     match outcome {
