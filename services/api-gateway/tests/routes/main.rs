@@ -37,6 +37,7 @@ mod ports;
 mod rate_limits;
 mod registries;
 mod revocation;
+mod running_executions;
 mod streams;
 mod tickets;
 mod users;
