@@ -149,7 +149,7 @@ pub(crate) async fn output(
     let from = read.from;
     let reader = Reader::new(gateway.clone(), location, execution, read);
     Ok(match form {
-        Form::Raw => raw::answer(gateway, principal, grant, share, reader).await?,
+        Form::Raw => raw::answer(gateway, principal, grant, share, reader, from.is_none()).await?,
         Form::Events => {
             let source = events::Events::new(reader, from.unwrap_or_default());
             sse::answer("output", gateway, principal, grant, share, source)

@@ -188,6 +188,8 @@ async fn reads_just_after_the_end_of_a_box_are_answered() {
     let user = new_user().await;
     let caller = &user.caller;
     let id = caller.create_running(&small()).await;
+    let ended = caller.start_sh(&id, "echo out").await;
+    assert_eq!(ended.ended().await["stdout_bytes"], 4);
     let text = format!("sleep 3{:06}", rand::random::<u16>());
     let execution = caller.start_sh(&id, &format!("exec {text}")).await;
     eventually("it runs", async || {
@@ -213,6 +215,8 @@ async fn reads_just_after_the_end_of_a_box_are_answered() {
         is_lost.then_some(())
     })
     .await;
+    // Its output ended with the box.
+    assert_eq!(ended.stdout().await, "");
 }
 
 #[tokio::test]
