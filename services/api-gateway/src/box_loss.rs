@@ -43,7 +43,15 @@ async fn wait_for_reason(
     Ok(has_reason.then_some(environment))
 }
 
-async fn reason(gateway: &Gateway, id: &EnvironmentId) -> Result<Option<Environment>, Error> {
+/// Waits until it is known why an environment has ended whose box cannot be reached. Returns the
+/// environment, or `None` if it still runs.
+///
+/// # Errors
+/// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
+pub(crate) async fn reason(
+    gateway: &Gateway,
+    id: &EnvironmentId,
+) -> Result<Option<Environment>, Error> {
     let read_record = lookup::read_record(gateway, id.clone());
     wait_for_reason(&gateway.routes, id, REASON_TIMEOUT, read_record).await
 }

@@ -11,6 +11,7 @@ use axum::Json;
 use axum::extract::State;
 use tokio::time::timeout;
 
+use super::retry::Retry;
 use super::session::{self, ANSWER_DEADLINE};
 use super::status::shown;
 use crate::edge::admit::{Admitted, Caller};
@@ -58,10 +59,38 @@ impl Page {
         }
         is_kept
     }
+
+    fn clear(&mut self) {
+        self.total = 0;
+        self.executions.clear();
+    }
 }
 
-/// Reads all executions into `page`. What the page holds is counted as memory of `user`.
+/// Reads all executions into `page`. What the page holds is counted as memory of `user`. Of an
+/// environment that has just ended, the archive answers.
 async fn read(
+    gateway: &Gateway,
+    mut location: EnvironmentLocation,
+    user: &UserId,
+    page: &mut Page,
+) -> Result<Vec<InputMemory>, Error> {
+    let mut retry = Retry::new();
+    loop {
+        let attempt = read_once(gateway, &location, user, page);
+        let error = match timeout(ANSWER_DEADLINE, attempt).await {
+            Ok(Ok(held)) => return Ok(held),
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(
+                ErrorCode::Timeout,
+                "the executions did not arrive in time; try again",
+            ),
+        };
+        page.clear();
+        retry.read_again(gateway, &mut location, error).await?;
+    }
+}
+
+async fn read_once(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     user: &UserId,
@@ -115,13 +144,7 @@ pub(crate) async fn list(
         executions: Vec::new(),
     };
     let _share = gateway.begin_session(&principal, SessionKind::Execution)?;
-    let reading = read(&gateway, &location, &principal.user, &mut page);
-    let _held = timeout(ANSWER_DEADLINE, reading).await.map_err(|_| {
-        Error::new(
-            ErrorCode::Timeout,
-            "the executions did not arrive in time; try again",
-        )
-    })??;
+    let _held = read(&gateway, location, &principal.user, &mut page).await?;
     Ok(Json(ExecutionList {
         executions: page.executions,
         total: page.total,

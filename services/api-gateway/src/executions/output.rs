@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use agentbox_api::execution::OutputQuery;
 use agentbox_contracts::audit::AuditAction;
+use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::Error;
-use agentbox_contracts::executions::{Execution, Offsets, ReadOutput};
+use agentbox_contracts::executions::{Execution, ExecutionStatus, Offsets, ReadOutput};
 use agentbox_contracts::logs::OutputStream;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -34,13 +35,18 @@ enum Form {
     Events,
 }
 
+/// What a request asks for.
+struct Wanted {
+    form: Form,
+    read: ReadOutput,
+    /// The parameter or header that has the position.
+    field: &'static str,
+}
+
 /// The request for the box. Of events, which report gaps, the default is the beginning; the bytes of a
 /// stream begin at the oldest kept one.
-fn request(
-    id: &str,
-    query: &OutputQuery,
-    headers: &HeaderMap,
-) -> Result<(Form, ReadOutput), Error> {
+fn request(id: &str, query: &OutputQuery, headers: &HeaderMap) -> Result<Wanted, Error> {
+    let mut field = "from";
     let stdout = query.stream != Some(OutputStream::Stderr);
     let stderr = query.stream != Some(OutputStream::Stdout);
     let form = match query.follow || query.stream.is_none() {
@@ -57,7 +63,10 @@ fn request(
             })
         }
         (Form::Events, from) => match position::last_event_id(headers)? {
-            Some(last) => Some(last),
+            Some(last) => {
+                field = position::LAST_EVENT_ID;
+                Some(last)
+            }
             None => Some(match from {
                 Some(text) => position::parse("from", text)?,
                 None => Offsets::default(),
@@ -71,14 +80,22 @@ fn request(
         from,
         follow: query.follow,
     };
-    Ok((form, read))
+    Ok(Wanted { form, read, field })
+}
+
+/// Whether the byte counts of an execution are those of a copy that was made before its box ended: a
+/// client may have received more.
+fn is_copied(execution: &Execution, environment: Status) -> bool {
+    let status = execution.status();
+    status == ExecutionStatus::Lost || (status.is_active() && environment != Status::Running)
 }
 
 /// Checks that the output does not end before the requested position.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`]
-fn check_position(read: &ReadOutput, execution: &Execution) -> Result<(), Error> {
+fn check_position(wanted: &Wanted, execution: &Execution) -> Result<(), Error> {
+    let read = &wanted.read;
     let from = read.from.unwrap_or_default();
     for (is_read, from, written) in [
         (read.stdout, from.stdout, execution.stdout_bytes),
@@ -86,7 +103,7 @@ fn check_position(read: &ReadOutput, execution: &Execution) -> Result<(), Error>
     ] {
         if is_read && from > written {
             return Err(Error::value(
-                "from",
+                wanted.field,
                 format_args!("must be at most {written}, the bytes of the stream"),
                 from,
             ));
@@ -119,17 +136,20 @@ pub(crate) async fn output(
     Query(query): Query<OutputQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let (form, read) = request(id.as_str(), &query, &headers)?;
+    let wanted = request(id.as_str(), &query, &headers)?;
     // A request beyond the limit has no entry in the audit trail.
     let share = gateway.begin_session(&principal, SessionKind::Output)?;
     audit::accept(&gateway, AuditAction::ReadOutput, &location.id, &[]).await?;
     let execution = status::read(&gateway, location.clone(), id.as_str(), Duration::ZERO).await?;
-    check_position(&read, &execution)?;
+    if !is_copied(&execution, location.status) {
+        check_position(&wanted, &execution)?;
+    }
+    let Wanted { form, read, .. } = wanted;
     let grant = StreamGrant::environment(Action::ReadOutput, &location);
     let from = read.from;
     let reader = Reader::new(gateway.clone(), location, execution, read);
     Ok(match form {
-        Form::Raw => raw::answer(gateway, principal, grant, share, reader).await?,
+        Form::Raw => raw::answer(gateway, principal, grant, share, reader, from.is_none()).await?,
         Form::Events => {
             let source = events::Events::new(reader, from.unwrap_or_default());
             sse::answer("output", gateway, principal, grant, share, source)
@@ -141,7 +161,7 @@ pub(crate) async fn output(
 mod tests {
     use super::*;
 
-    fn read(query: &str, last: Option<&str>) -> Result<(Form, ReadOutput), Error> {
+    fn read(query: &str, last: Option<&str>) -> Result<Wanted, Error> {
         let uri = format!("/x?{query}").parse().unwrap();
         let mut headers = HeaderMap::new();
         if let Some(last) = last {
@@ -186,7 +206,9 @@ mod tests {
                 at(5, 6),
             ),
         ] {
-            let (found, read) = read(query, last).unwrap();
+            let Wanted {
+                form: found, read, ..
+            } = read(query, last).unwrap();
             assert_eq!((found, read.from), (form, from), "{query}");
             assert_eq!((read.stdout, read.stderr), streams, "{query}");
         }
@@ -214,9 +236,29 @@ mod tests {
             ("stream=stderr&from=10", false),
             ("stream=stdout&follow=true&from=10-99", true),
         ] {
-            let (_, read) = read(query, None).unwrap();
-            let checked = check_position(&read, &execution);
+            let checked = check_position(&read(query, None).unwrap(), &execution);
             assert_eq!(checked.is_ok(), is_accepted, "{query}");
+        }
+        let resumed = read("follow=true", Some("11-2")).unwrap();
+        let error = check_position(&resumed, &execution).unwrap_err();
+        assert!(error.message.starts_with("Last-Event-ID: "), "{error}");
+    }
+
+    #[test]
+    fn byte_counts_are_final_unless_the_box_ended_after_they_were_copied() {
+        for (status, environment, expected) in [
+            (ExecutionStatus::Running, Status::Running, false),
+            (ExecutionStatus::Running, Status::Terminating, true),
+            (ExecutionStatus::Exited, Status::Terminating, false),
+            (ExecutionStatus::Exited, Status::Failed, false),
+            (ExecutionStatus::Lost, Status::Failed, true),
+        ] {
+            let execution = Execution {
+                status: status.into(),
+                ..Execution::default()
+            };
+            let found = is_copied(&execution, environment);
+            assert_eq!(found, expected, "{status:?} {environment:?}");
         }
     }
 }

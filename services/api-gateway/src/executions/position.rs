@@ -6,6 +6,9 @@ use agentbox_contracts::error::Error;
 use agentbox_contracts::executions::Offsets;
 use axum::http::HeaderMap;
 
+/// The header with the position, as errors name it.
+pub(super) const LAST_EVENT_ID: &str = "Last-Event-ID";
+
 pub(super) fn encode(offsets: Offsets) -> String {
     format!("{}-{}", offsets.stdout, offsets.stderr)
 }
@@ -58,12 +61,12 @@ pub(super) fn parse_offset(text: &str) -> Result<u64, Error> {
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`]
 pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<Offsets>, Error> {
-    let Some(value) = headers.get("last-event-id") else {
+    let Some(value) = headers.get(LAST_EVENT_ID) else {
         return Ok(None);
     };
     match value.to_str().unwrap_or("?").trim() {
         "" => Ok(None),
-        text => parse("Last-Event-ID", text).map(Some),
+        text => parse(LAST_EVENT_ID, text).map(Some),
     }
 }
 

@@ -4,11 +4,16 @@
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
 use tokio::time::{Instant, sleep};
 
+use crate::box_loss;
 use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
+
+/// How long a read is repeated that fails.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -81,6 +86,34 @@ impl Retry {
         tracing::debug!(error = %ErrorChain(&error), "an operation on an execution failed; it will be repeated");
         sleep(pause).await;
         Ok(())
+    }
+
+    /// Prepares the next attempt of an operation that only reads, and has failed. If the environment
+    /// has just ended, which its route may not show yet, the next attempt reads the archive.
+    ///
+    /// # Errors
+    /// `error`, if a repeat cannot help, or attempts have failed for [`READ_LIMIT`]; that the environment
+    /// no longer exists.
+    pub(super) async fn read_again(
+        &mut self,
+        gateway: &Gateway,
+        location: &mut EnvironmentLocation,
+        error: Error,
+    ) -> Result<(), Error> {
+        // Of an environment with another status the archive was read.
+        if error.code == ErrorCode::NotRunning && location.status == Status::Running {
+            match box_loss::reason(gateway, &location.id).await {
+                Ok(Some(environment)) => {
+                    *location = environment.into();
+                    return Ok(());
+                }
+                Err(error) if error.code == ErrorCode::NotFound => return Err(error),
+                // It runs as far as anyone knows.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        self.pause(error, READ_LIMIT).await?;
+        relocate(gateway, location).await
     }
 }
 

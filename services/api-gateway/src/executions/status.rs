@@ -11,7 +11,7 @@ use axum::extract::State;
 use tokio::time::Instant;
 
 use super::idempotency;
-use super::retry::{Retry, relocate};
+use super::retry::Retry;
 use super::session::{self, ANSWER_DEADLINE};
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
@@ -19,9 +19,6 @@ use crate::edge::{Answer, Query};
 use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
 use crate::state::Gateway;
-
-/// How long a read is repeated whose session breaks.
-const RETRY_LIMIT: Duration = Duration::from_secs(30);
 
 /// An execution as clients see it.
 pub(super) fn shown(execution: Execution) -> ExecutionBody {
@@ -43,8 +40,8 @@ pub(super) fn waiting_time(query: &WaitQuery) -> Result<Duration, Error> {
     Ok(Duration::from_secs(query.wait))
 }
 
-/// Reads an execution, at its end or after `wait`. Of an environment that ends meanwhile, the archive
-/// answers.
+/// Reads an execution, at its end or after `wait`. Of an environment that has just ended, or ends
+/// meanwhile, the archive answers.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::NotFound`], or that the environment cannot be reached.
@@ -64,9 +61,8 @@ pub(super) async fn read(
         });
         match session::call(gateway, &location, operation, left + ANSWER_DEADLINE).await {
             Ok(execution) => return Ok(execution),
-            Err(error) => retry.pause(error, RETRY_LIMIT).await?,
+            Err(error) => retry.read_again(gateway, &mut location, error).await?,
         }
-        relocate(gateway, &mut location).await?;
     }
 }
 

@@ -8,9 +8,10 @@
 //!   they reached. A reader that does not follow neither holds nor frees output.
 //! * I4. With `block` the last [`IN_FLIGHT_BYTES`] that were given to followers are kept too.
 //!   Bytes that were given may be lost on their way with a connection or with an exec-proxy:
-//!   at most the windows of HTTP/2 (128 KiB) and of the session (16 messages of 32 KiB), and
-//!   the socket buffers of the client's connection. So the only follower of an execution may
-//!   be lost at any time, and resumes where its client stands, without a gap.
+//!   the windows of HTTP/2 (128 KiB) and of the session (16 messages of 32 KiB), what the gateway
+//!   has not sent yet (less than 1 MiB), and what the client has received and not read. So the only
+//!   follower of an execution may be lost at any time, and resumes at what its client has read,
+//!   without a gap, unless the client's receive buffer is larger than the rest.
 //! * I5. When the command has ended, the rest of its output always has space: its end does not
 //!   depend on a reader.
 

@@ -12,7 +12,7 @@ use prost::Message as _;
 use super::TerminalSize;
 use crate::executions::ExecutionOutput;
 use crate::files::FileOutput;
-use crate::ids::{ExecId, InvalidId};
+use crate::ids::InvalidId;
 use crate::logs::{LogEntry, OutputStream};
 use crate::ports::{PortList, PortOutput};
 
@@ -39,8 +39,6 @@ pub enum ToBox {
 /// Exec-proxy to gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromBox {
-    /// The command has been started (attach only).
-    Started(ExecId),
     Stdout(Bytes),
     Stderr(Bytes),
     /// Ends an attach.
@@ -146,7 +144,6 @@ impl SessionMessage for FromBox {
     fn encode(self) -> Bytes {
         use wire::from_box::Content;
         let content = match self {
-            Self::Started(id) => Content::Started(id.to_string()),
             Self::Stdout(bytes) => Content::Stdout(bytes),
             Self::Stderr(bytes) => Content::Stderr(bytes),
             Self::Exit(exit) => Content::Exit(exit),
@@ -168,7 +165,6 @@ impl SessionMessage for FromBox {
         use wire::from_box::Content;
         let content = wire::FromBox::decode(body)?.content;
         Ok(match content.ok_or(MalformedMessage::Unknown)? {
-            Content::Started(id) => Self::Started(id.parse()?),
             Content::Stdout(bytes) => Self::Stdout(bytes),
             Content::Stderr(bytes) => Self::Stderr(bytes),
             Content::Exit(exit) => Self::Exit(exit),
@@ -216,7 +212,7 @@ mod wire {
     pub struct FromBox {
         #[prost(
             oneof = "from_box::Content",
-            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+            tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
         )]
         pub content: Option<from_box::Content>,
     }
@@ -224,8 +220,7 @@ mod wire {
     pub mod from_box {
         #[derive(Clone, PartialEq, prost::Oneof)]
         pub enum Content {
-            #[prost(string, tag = "1")]
-            Started(String),
+            // 1 is reserved: the id of an attached command.
             #[prost(bytes = "bytes", tag = "2")]
             Stdout(bytes::Bytes),
             #[prost(bytes = "bytes", tag = "3")]

@@ -57,7 +57,8 @@ fn ended(end: StreamEnd) -> Error {
     }
 }
 
-/// Answers when the first output has arrived; until then a failure is an error response.
+/// Answers when the first output has arrived; until then a failure is an error response. A reader that
+/// `begins_anywhere` gets what is kept, the others also an error if their first byte is not.
 ///
 /// # Errors
 /// When the output cannot be read, or is no longer kept.
@@ -67,18 +68,23 @@ pub(super) async fn answer(
     grant: StreamGrant,
     session: OpenSession,
     mut reader: Reader,
+    begins_anywhere: bool,
 ) -> Result<Response, Error> {
-    let first = reader.next().await?;
-    if let Item::Gap(gap) = first {
-        return Err(Error::value(
-            "from",
-            format_args!(
-                "must be at least {}, the oldest kept byte",
-                gap.offset.saturating_add(gap.bytes)
-            ),
-            gap.offset,
-        ));
-    }
+    let first = match reader.next().await? {
+        // An archive may have nothing of the stream.
+        Item::Gap(_) if begins_anywhere => reader.next().await?,
+        Item::Gap(gap) => {
+            return Err(Error::value(
+                "from",
+                format_args!(
+                    "must be at least {}, the oldest kept byte",
+                    gap.offset.saturating_add(gap.bytes)
+                ),
+                gap.offset,
+            ));
+        }
+        first => first,
+    };
     let stop = gateway.stream_stop_token();
     let download = Download {
         first: Some(first),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -179,6 +180,43 @@ async fn running_execution_is_lost_with_the_reason_of_its_environment() {
     let reasons = tokio::join!(expired, exited, forced);
     let expected = (json!("EXPIRED"), json!("EXITED"), json!("DELETED"));
     assert_eq!(reasons, expected);
+}
+
+/// The routes of the gateways still show a running environment when its box no longer answers.
+#[tokio::test]
+async fn reads_just_after_the_end_of_a_box_are_answered() {
+    let user = new_user().await;
+    let caller = &user.caller;
+    let id = caller.create_running(&small()).await;
+    let ended = caller.start_sh(&id, "echo out").await;
+    assert_eq!(ended.ended().await["stdout_bytes"], 4);
+    let text = format!("sleep 3{:06}", rand::random::<u16>());
+    let execution = caller.start_sh(&id, &format!("exec {text}")).await;
+    eventually("it runs", async || {
+        caller.has_process(&id, &text).await.then_some(())
+    })
+    .await;
+    kill_box_running(&text);
+    let path = execution.path.as_str();
+    let list_path = format!("/environments/{id}/executions");
+    let list_path = list_path.as_str();
+    eventually("the execution is lost", async || {
+        let reads = (0..caller.gateways()).map(|gateway| async move {
+            let record = caller.get_on(gateway, path);
+            tokio::join!(record, caller.get_on(gateway, list_path))
+        });
+        let mut is_lost = true;
+        for (record, list) in join_all(reads).await {
+            let record = record.expect_status(200);
+            let list = list.expect_status(200);
+            assert_eq!(list["executions"][0]["id"], record["id"], "{list}");
+            is_lost &= record["status"] == "lost" && list["executions"][0]["status"] == "lost";
+        }
+        is_lost.then_some(())
+    })
+    .await;
+    // Its output ended with the box.
+    assert_eq!(ended.stdout().await, "");
 }
 
 #[tokio::test]

@@ -56,6 +56,9 @@ async fn one_stream_is_its_bytes_from_any_offset() {
         ("stream=stdout&from=1-0", "from"),
         ("stream=stdin", "stream"),
         ("follow=true&from=4", "from"),
+        ("follow=true&from=5-4", "from"),
+        ("follow=true&stream=stderr&from=0-5", "from"),
+        ("follow=false&from=0-5", "from"),
         ("follow=1", "follow"),
         ("tail=5", "tail"),
     ] {
@@ -63,10 +66,12 @@ async fn one_stream_is_its_bytes_from_any_offset() {
         let message = answer.expect_error(400, "validation_failed");
         assert!(message.starts_with(field), "{query}: {message}");
     }
-    let request = caller.request(Method::GET, &execution.output("follow=true"));
-    let request = request.header("last-event-id", "yesterday");
-    let message = send(request).await.expect_error(400, "validation_failed");
-    assert!(message.starts_with("Last-Event-ID"), "{message}");
+    for last in ["yesterday", "5-4"] {
+        let request = caller.request(Method::GET, &execution.output("follow=true"));
+        let request = request.header("last-event-id", last);
+        let message = send(request).await.expect_error(400, "validation_failed");
+        assert!(message.starts_with("Last-Event-ID"), "{last}: {message}");
+    }
 }
 
 #[tokio::test]

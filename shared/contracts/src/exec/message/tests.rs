@@ -31,7 +31,6 @@ fn from_box() -> Vec<FromBox> {
         ..Exit::default()
     };
     vec![
-        FromBox::Started("exec-0123456789abcdef".parse().unwrap()),
         FromBox::Stdout(Bytes::from_static(b"\xff\x00")),
         FromBox::Stderr(Bytes::from_static(b"e")),
         FromBox::Exit(exit.clone()),
@@ -105,10 +104,10 @@ fn unknown_empty_and_malformed_messages_are_errors() {
         FromBox::decode(Bytes::from_static(&[0x12, 0x7f])),
         Err(MalformedMessage::Protobuf(_))
     ));
-    let foreign_id = wire::FromBox::from(wire::from_box::Content::Started("env-1".into()));
+    let reserved = Bytes::from_static(b"\x0a\x15exec-0123456789abcdef");
     assert!(matches!(
-        FromBox::decode(foreign_id.encode_to_vec().into()),
-        Err(MalformedMessage::Id(_))
+        FromBox::decode(reserved),
+        Err(MalformedMessage::Unknown)
     ));
 }
 
