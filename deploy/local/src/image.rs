@@ -11,7 +11,7 @@
 //!   own, and one directory that the next build removes.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -45,16 +45,6 @@ pub enum ImageError {
     Lock(#[from] LockError),
 }
 
-/// Whether images can be pulled from Docker Hub, by `AGENTBOX_IMAGES` or by a request to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Registry {
-    Reachable,
-    /// Requests fail at once.
-    Refused,
-    /// Requests time out.
-    TimedOut,
-}
-
 /// One image in the docker-archive format.
 #[derive(Clone, Debug)]
 pub struct Archive {
@@ -66,8 +56,8 @@ pub struct Archive {
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     pub(crate) archives: Vec<Archive>,
-    /// Whether containerd is configured to refuse pulls from Docker Hub, because they would
-    /// time out after a minute.
+    /// Whether containerd is configured to refuse pulls from Docker Hub, which is unreachable: a pull
+    /// would fail only when a name server or a connection times out.
     pub(crate) refuse_docker_hub: bool,
     /// A message for the person who starts the instance.
     pub(crate) notice: Option<&'static str>,
@@ -79,13 +69,13 @@ const RECIPES: [(&str, &str); 3] = [
     ("python", "docker.io/library/python:3.11-slim"),
 ];
 
-async fn probe_docker_hub() -> Registry {
+/// Whether images can be pulled from Docker Hub, by `AGENTBOX_IMAGES` or by a request to it.
+async fn is_docker_hub_reachable() -> bool {
     match std::env::var("AGENTBOX_IMAGES").as_deref() {
-        Ok("pull") => return Registry::Reachable,
-        Ok("build") => return Registry::Refused,
+        Ok("pull") => return true,
+        Ok("build") => return false,
         _ => {}
     }
-    let started = Instant::now();
     let status = Tool::new("curl")
         .args(["--silent", "--output", "/dev/null", "--max-time", "3"])
         .args([
@@ -95,11 +85,7 @@ async fn probe_docker_hub() -> Registry {
         ])
         .run()
         .await;
-    match status.as_deref().map(str::trim) {
-        Ok("200" | "401" | "429") => Registry::Reachable,
-        _ if started.elapsed() > Duration::from_secs(2) => Registry::TimedOut,
-        _ => Registry::Refused,
-    }
+    matches!(status.as_deref().map(str::trim), Ok("200" | "401" | "429"))
 }
 
 /// Builds the images that are required and not in the cache. `progress` receives a message
@@ -111,19 +97,20 @@ pub(crate) async fn provide(
     cache: &Path,
     mut progress: impl FnMut(String),
 ) -> Result<Images, ImageError> {
-    let docker_hub = probe_docker_hub().await;
+    let is_reachable = is_docker_hub_reachable().await;
     let mut archives = Vec::new();
     for (recipe, image) in RECIPES {
-        if docker_hub == Registry::Reachable && image != PAUSE {
+        if is_reachable && image != PAUSE {
             continue;
         }
         archives.push(archive(cache, recipe, image, &mut progress).await?);
     }
     Ok(Images {
         archives,
-        refuse_docker_hub: docker_hub == Registry::TimedOut,
-        notice: (docker_hub != Registry::Reachable).then_some(
-            "Docker Hub is unreachable: python:3.11-slim and busybox are built from Debian packages",
+        refuse_docker_hub: !is_reachable,
+        notice: (!is_reachable).then_some(
+            "Docker Hub is unreachable: python:3.11-slim and busybox are built from Debian packages, \
+             and other pulls from it are refused until the next start",
         ),
     })
 }

@@ -74,6 +74,8 @@ impl Instance {
             .arg("--dir")
             .arg(directory.path())
             .args(["supervise", "--until-stdin-ends"])
+            // Nothing is asked of, or pulled from, a registry outside.
+            .env("AGENTBOX_IMAGES", "build")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(stderr)
