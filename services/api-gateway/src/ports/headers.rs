@@ -262,6 +262,7 @@ mod tests {
         }
         for (offered, kept) in [
             ("Authorization, secret", vec![]),
+            ("Authorization, , secret", vec![]),
             (
                 "Authorization, secret, chat",
                 vec!["sec-websocket-protocol: chat"],
