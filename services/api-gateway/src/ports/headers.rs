@@ -278,6 +278,16 @@ mod tests {
     }
 
     #[test]
+    fn cookies_that_http2_has_split_are_one_header() {
+        let split = [
+            ("cookie", "a=1"),
+            ("cookie", "__Host-agentbox-preview=s"),
+            ("cookie", "b=2; c=3"),
+        ];
+        assert_eq!(in_box(&split, true), ["cookie: a=1; b=2; c=3"]);
+    }
+
+    #[test]
     fn headers_of_the_connection_and_of_earlier_proxies_are_replaced() {
         let headers = in_box(
             &[
