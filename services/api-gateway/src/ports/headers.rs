@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, EXPECT, HOST, STRICT_TRANSPORT_SECURITY,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, EXPECT, HOST,
+    STRICT_TRANSPORT_SECURITY, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -72,6 +72,10 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|token| token.parse().ok())
         .collect();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The length of the message is another one (RFC 9112, section 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
@@ -294,6 +298,7 @@ mod tests {
                 ("connection", "close, X-Hop"),
                 ("x-hop", "1"),
                 ("keep-alive", "timeout=5"),
+                ("content-length", "5"),
                 ("transfer-encoding", "chunked"),
                 ("expect", "100-continue"),
                 ("host", "api.example:8443"),
@@ -307,6 +312,8 @@ mod tests {
             false,
         );
         assert_eq!(headers, ["traceparent: 00-1-2-01", "accept: */*"]);
+        let sized = in_box(&[("content-length", "5")], false);
+        assert_eq!(sized, ["content-length: 5"]);
         let mut headers = in_box(&[("te", "trailers, deflate")], false);
         headers.sort();
         assert_eq!(headers, ["connection: te", "te: trailers"]);
