@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::cookies::remove_preview_cookie;
 use crate::principal::credential::{OWN_HEADER, remove_subprotocols};
+use crate::principal::signature::is_own_jwt;
 
 /// The beginning of AgentBox's own request headers, all of which stay here.
 const OWN_HEADERS: &str = "x-agentbox-";
@@ -96,7 +97,7 @@ pub(crate) fn to_box(
     if !keeps_authorization {
         headers.remove(AUTHORIZATION);
     }
-    remove_keys(headers);
+    remove_own_credential(headers);
     remove_subprotocols(headers);
     remove_preview_cookie(headers);
     let not_for_boxes: Vec<HeaderName> = headers
@@ -154,13 +155,13 @@ pub(crate) fn has_own_header(headers: &HeaderMap) -> bool {
     headers.contains_key(OWN_HEADER)
 }
 
-/// Removes API keys, also those that were sent by mistake.
-fn remove_keys(headers: &mut HeaderMap) {
-    let holds_key = headers.get_all(AUTHORIZATION).iter().any(|value| {
-        let token = value.as_bytes().rsplit(|byte| *byte == b' ').next();
-        token.is_some_and(|token| token.starts_with(KEY_PREFIX))
+/// Removes an API key or a token of AgentBox that was sent by mistake.
+fn remove_own_credential(headers: &mut HeaderMap) {
+    let is_own = headers.get_all(AUTHORIZATION).iter().any(|value| {
+        let mut words = value.as_bytes().split(u8::is_ascii_whitespace);
+        words.any(|word| word.starts_with(KEY_PREFIX) || is_own_jwt(word))
     });
-    if holds_key {
+    if is_own {
         headers.remove(AUTHORIZATION);
     }
 }
@@ -190,6 +191,9 @@ pub(super) fn from_box(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -247,6 +251,16 @@ mod tests {
             in_box(&[("authorization", "bearer agentbox_k")], true),
             none
         );
+        assert_eq!(
+            in_box(&[("authorization", "Bearer agentbox_k ")], true),
+            none
+        );
+        for (issuer, is_kept) in [("agentbox", false), ("of-the-app", true)] {
+            let claims = format!(r#"{{"iss":"{issuer}","aud":"agentbox-api","sub":"user-0"}}"#);
+            let token = format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+            let headers = in_box(&[("authorization", &token)], true);
+            assert_eq!(!headers.is_empty(), is_kept, "{issuer}");
+        }
         for own in ["x-agentbox-token", "X-Agentbox-Preview-Token"] {
             assert_eq!(in_box(&[(own, "secret")], true), none, "{own}");
         }
