@@ -150,7 +150,7 @@ mod tests {
             }
         };
         let pattern = "/environments/{id}/ports/{port}/{*path}";
-        let router = Router::new().route(pattern, any(handler));
+        let router: Router = Router::new().route(pattern, any(handler));
         let request = axum::http::Request::get(path);
         let request = request.body(Body::empty()).unwrap();
         let answer = router.oneshot(request).await.unwrap();
