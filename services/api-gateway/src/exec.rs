@@ -76,6 +76,14 @@ fn wants_events(headers: &HeaderMap) -> bool {
         .any(|range| range.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
+/// What the output of a command may take in memory besides its result.
+const fn session_kind(is_streamed: bool) -> SessionKind {
+    match is_streamed {
+        true => SessionKind::Output,
+        false => SessionKind::Exec,
+    }
+}
+
 fn overdue() -> Error {
     Error::new(
         ErrorCode::Timeout,
@@ -119,7 +127,7 @@ pub(crate) async fn exec(
     let timeout = request::check(&body, gateway.config.max_exec_timeout_s)?;
     let location = location.require_running()?;
     // A request beyond a limit has no entry in the audit trail.
-    let session = gateway.begin_session(&principal, SessionKind::Exec)?;
+    let session = gateway.begin_session(&principal, session_kind(is_streamed))?;
     let memory = ResultMemory::reserve(&gateway.results, &principal.user)?;
     let stdin = body.stdin.as_ref().or(body.stdin_base64.as_ref());
     let buffer = if part.is_some() { FORM_BUFFER } else { 0 };
@@ -165,6 +173,13 @@ pub(crate) async fn exec(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streamed_output_reserves_what_waits_for_its_client() {
+        let waiting = agentbox_bus::SESSION_WINDOW * MAX_CHUNK;
+        assert!(session_kind(true).bytes() > waiting as u64);
+        assert_eq!(session_kind(false), SessionKind::Exec);
+    }
 
     #[test]
     fn events_are_sent_to_clients_that_ask_for_them() {

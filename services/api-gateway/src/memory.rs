@@ -58,7 +58,7 @@ pub(crate) enum SessionKind {
     Start,
     /// A file operation, with or without content.
     Files,
-    /// The output of an execution, as bytes or as events.
+    /// The output of an execution, as bytes or as events; that of a command, as events.
     Output,
     /// Any other operation on executions.
     Execution,

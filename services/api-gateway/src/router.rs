@@ -183,7 +183,7 @@ pub(crate) fn router(gateway: Gateway, flood_limiter: &FloodLimiter) -> Router {
 fn previews(gateway: &Gateway, flood_limiter: &FloodLimiter, sampled: &SampledTraces) -> Router {
     flood_limiter
         .wrap(Router::new().fallback(serve))
-        .layer(middleware::from_fn(headers::check_size))
+        .layer(middleware::from_fn(headers::check))
         .layer(middleware::from_fn(slots::require_slot))
         .layer(from_fn_with_state(sampled.clone(), trace::trace))
         .with_state(gateway.clone())
@@ -231,7 +231,7 @@ fn api(gateway: &Gateway, flood_limiter: &FloodLimiter, sampled: &SampledTraces)
             .method_not_allowed_fallback(no_method),
     );
     router = router
-        .layer(middleware::from_fn(headers::check_size))
+        .layer(middleware::from_fn(headers::check))
         .layer(middleware::from_fn(slots::require_slot));
     let origins = &gateway.config.cors_origins;
     if !origins.is_empty() {

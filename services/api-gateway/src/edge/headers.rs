@@ -24,8 +24,13 @@ fn head_size(uri: &Uri, headers: &HeaderMap) -> usize {
             .sum::<usize>()
 }
 
-/// Refuses a head over HTTP/2 that is too large.
-pub(crate) async fn check_size(request: Request, next: Next) -> Response {
+/// Refuses a head over HTTP/2 that is too large, and one with several hosts (RFC 9112, section 3.2): a
+/// proxy may have decided by another one.
+pub(crate) async fn check(request: Request, next: Next) -> Response {
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let message = "Host: must be given once, is given several times";
+        return ApiError(Error::new(ErrorCode::BadRequest, message)).into_response();
+    }
     let size = head_size(request.uri(), request.headers());
     if request.version() < Version::HTTP_2 || size <= MAX_HTTP2_HEAD {
         return next.run(request).await;
@@ -92,7 +97,33 @@ pub(super) fn common_lines() -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use axum::middleware::from_fn;
+    use tower::ServiceExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn request_with_several_hosts_is_refused() {
+        let router: Router = Router::new()
+            .fallback(|| async { StatusCode::OK })
+            .layer(from_fn(check));
+        for (hosts, expected) in [
+            (0, StatusCode::OK),
+            (1, StatusCode::OK),
+            (2, StatusCode::BAD_REQUEST),
+        ] {
+            let mut request = Request::new(Body::empty());
+            for _ in 0..hosts {
+                let host = HeaderValue::from_static("api.example");
+                request.headers_mut().append(header::HOST, host);
+            }
+            let answer = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), expected, "{hosts}");
+        }
+    }
 
     #[test]
     fn size_of_a_head_counts_every_line() {

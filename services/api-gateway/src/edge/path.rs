@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::{ApiKeyId, EnvironmentId, ExecId, UserId};
-use axum::extract::{FromRequestParts, RawPathParams};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use axum::http::request::Parts;
 use utoipa::IntoParams;
 
@@ -75,9 +75,9 @@ pub(crate) struct Path<T>(pub T);
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::NotFound`] when it is not an id.
 pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
-    let parameters = RawPathParams::from_request_parts(parts, &())
-        .await
-        .map_err(|_| Error::not_found("resource"))?;
+    let Ok(parameters) = RawPathParams::from_request_parts(parts, &()).await else {
+        return first_as_sent(parts).ok_or_else(|| Error::not_found("resource"));
+    };
     let (name, value) = parameters
         .iter()
         .next()
@@ -89,6 +89,14 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))
+}
+
+/// The first parameter of a path that has another one which is not UTF-8: the rest of the path to a
+/// port may have any bytes.
+fn first_as_sent<T: FromStr>(parts: &Parts) -> Option<T> {
+    let pattern = parts.extensions.get::<MatchedPath>()?.as_str();
+    let at = pattern.split('/').position(|part| part.starts_with('{'))?;
+    parts.uri.path().split('/').nth(at)?.parse().ok()
 }
 
 /// Reads the parameter `execution` of a path. `None` when it is absent, or not an id.
@@ -118,6 +126,47 @@ impl FromRequestParts<Gateway> for ExecutionId {
         match execution(parts).await {
             Some(id) => Ok(Self(id)),
             None => Err(Error::not_found("execution").into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::{Body, to_bytes};
+    use axum::extract::Request;
+    use axum::routing::any;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// The environment in a path to a port, or the error.
+    async fn environment(path: &str) -> String {
+        let handler = |request: Request| async move {
+            let (mut parts, _) = request.into_parts();
+            match id::<EnvironmentId>(&mut parts).await {
+                Ok(id) => id.to_string(),
+                Err(error) => error.message,
+            }
+        };
+        let pattern = "/environments/{id}/ports/{port}/{*path}";
+        let router: Router = Router::new().route(pattern, any(handler));
+        let request = axum::http::Request::get(path);
+        let request = request.body(Body::empty()).unwrap();
+        let answer = router.oneshot(request).await.unwrap();
+        let body = to_bytes(answer.into_body(), 4096).await.unwrap();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn id_is_read_whatever_bytes_follow_it() {
+        let id = "env-0123456789abcdef";
+        for rest in ["80/a", "80/%20", "80/a%ff/b", "%ff/a"] {
+            let path = format!("/environments/{id}/ports/{rest}");
+            assert_eq!(environment(&path).await, id, "{path}");
+        }
+        for path in ["/environments/x/ports/80/a", "/environments/%ff/ports/80/a"] {
+            assert!(environment(path).await.ends_with(" not found"), "{path}");
         }
     }
 }

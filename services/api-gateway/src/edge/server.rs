@@ -56,7 +56,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Requests at once on one HTTP/2 connection.
 const MAX_HTTP2_STREAMS: u32 = 256;
-/// Bytes of a head over HTTP/2 that are read. [`super::headers::check_size`] accepts fewer, and
+/// Bytes of a head over HTTP/2 that are read. [`super::headers::check`] accepts fewer, and
 /// answers in the shape of every error.
 const MAX_HTTP2_HEAD: u32 = 64 * 1024;
 /// Bytes of one answer over HTTP/2 that wait for the client.

@@ -21,7 +21,7 @@ use agentbox_contracts::ports::{ConnectPort, PortOutput, port_output};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{CancellationToken, PollSender};
 use tracing::Instrument;
 
 use crate::exec::OPEN_DEADLINE;
@@ -104,6 +104,7 @@ fn start(
 ) -> PortStream {
     let (to_box, to_carry) = mpsc::channel(1);
     let (carried, from_box) = mpsc::channel(1);
+    let refused = CancellationToken::new();
     let carrier = carry(
         gateway.clone(),
         environment,
@@ -111,6 +112,7 @@ fn start(
         usage,
         to_carry,
         carried,
+        refused.clone(),
     );
     gateway
         .sockets
@@ -120,11 +122,12 @@ fn start(
         from_box,
         unread: Bytes::new(),
         has_ended: false,
+        refused,
     }
 }
 
 /// Carries the bytes of a connection until it ends. An item of `carried` without bytes is the end of
-/// what the port sends.
+/// what the port sends. Cancels `refused` when the connection ends because it is no longer allowed.
 async fn carry(
     gateway: Gateway,
     environment: EnvironmentId,
@@ -132,6 +135,7 @@ async fn carry(
     usage: Usage,
     to_carry: mpsc::Receiver<Bytes>,
     carried: mpsc::Sender<io::Result<Bytes>>,
+    refused: CancellationToken,
 ) {
     let Usage {
         user,
@@ -154,7 +158,10 @@ async fn carry(
         tokio::select! {
             () = &mut both => break,
             () = unused.closed() => break,
-            () = &mut ended => break,
+            () = &mut ended => {
+                refused.cancel();
+                break;
+            }
             end = access.lapsed() => {
                 // Meanwhile neither direction is polled.
                 let allowed = match end {
@@ -162,6 +169,7 @@ async fn carry(
                     None => access.allows().await,
                 };
                 if allowed.is_err() {
+                    refused.cancel();
                     break;
                 }
             }
@@ -229,6 +237,15 @@ pub(super) struct PortStream {
     from_box: mpsc::Receiver<io::Result<Bytes>>,
     unread: Bytes,
     has_ended: bool,
+    refused: CancellationToken,
+}
+
+impl PortStream {
+    /// Cancelled when the connection ends because its credential, its caller's right, its environment
+    /// or the gateway has ended.
+    pub(super) fn refused(&self) -> CancellationToken {
+        self.refused.clone()
+    }
 }
 
 impl AsyncRead for PortStream {
@@ -294,6 +311,7 @@ mod tests {
             from_box,
             unread: Bytes::new(),
             has_ended: false,
+            refused: CancellationToken::new(),
         };
         (stream, to_carry, carried)
     }

@@ -44,23 +44,21 @@ fn is_preview_cookie(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(PREVIEW_COOKIE.as_bytes())
 }
 
-/// Removes AgentBox's own cookie from a request.
+/// Removes AgentBox's own cookie from a request. The others become one header: HTTP/2 splits it, and
+/// HTTP/1 has only one (RFC 9113, section 8.2.3).
 pub(super) fn remove_preview_cookie(headers: &mut HeaderMap) {
-    let kept: Vec<Vec<u8>> = headers
+    let kept: Vec<&[u8]> = headers
         .get_all(COOKIE)
         .iter()
-        .map(|value| {
-            let kept: Vec<&[u8]> = parts(value)
-                .filter(|cookie| !is_preview_cookie(name_and_value(cookie).0))
-                .collect();
-            kept.join(&b"; "[..])
-        })
+        .flat_map(parts)
+        .filter(|cookie| !is_preview_cookie(name_and_value(cookie).0))
         .collect();
+    let kept = kept.join(&b"; "[..]);
     headers.remove(COOKIE);
-    for value in kept.iter().filter(|value| !value.is_empty()) {
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            headers.append(COOKIE, value);
-        }
+    if !kept.is_empty()
+        && let Ok(kept) = HeaderValue::from_bytes(&kept)
+    {
+        headers.insert(COOKIE, kept);
     }
 }
 

@@ -20,7 +20,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::connection::{self, PortStream, Usage};
@@ -61,6 +62,7 @@ pub(crate) async fn forward(
         Ok(stream) => stream,
         Err(error) => return Err(box_loss::with_reason(gateway, &location.id, error).await),
     };
+    let refused = stream.refused();
     let (parts, body) = request.into_parts();
     let mut sent = Request::new(body);
     *sent.method_mut() = parts.method;
@@ -84,7 +86,7 @@ pub(crate) async fn forward(
         }
         changed_to = answer.headers().get(UPGRADE).cloned();
         let server = hyper::upgrade::on(&mut answer);
-        let tunnel = tunnel(client, server, slot);
+        let tunnel = tunnel(client, server, slot, refused);
         gateway
             .sockets
             .spawn(tunnel.instrument(tracing::Span::current()));
@@ -156,20 +158,35 @@ fn spawn(gateway: &Gateway, connection: impl Future<Output = hyper::Result<()>> 
 
 /// Passes the bytes of another protocol in both directions, until both sides have ended or one of
 /// them is lost. `slot` keeps the place of the client's connection.
-async fn tunnel(client: OnUpgrade, server: OnUpgrade, slot: Option<Slot>) {
+async fn tunnel(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    slot: Option<Slot>,
+    refused: CancellationToken,
+) {
     let upgraded = tokio::try_join!(client, server);
     match upgraded {
         Ok((client, server)) => {
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            if let Err(error) = copy_bidirectional(&mut client, &mut server).await {
-                tracing::debug!(error = %ErrorChain(&error), "a connection to a port was lost");
-            }
+            copy(TokioIo::new(client), TokioIo::new(server), &refused).await;
         }
         Err(error) => {
             tracing::debug!(error = %ErrorChain(&error), "a protocol was not changed");
         }
     }
     drop(slot);
+}
+
+/// Copies in both directions until `refused`: a copy that waits for a client which does not read
+/// notices nothing else.
+async fn copy(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut server: impl AsyncRead + AsyncWrite + Unpin,
+    refused: &CancellationToken,
+) {
+    let copying = copy_bidirectional(&mut client, &mut server);
+    if let Some(Err(error)) = refused.run_until_cancelled(copying).await {
+        tracing::debug!(error = %ErrorChain(&error), "a connection to a port was lost");
+    }
 }
 
 /// The error of a request without an answer.
@@ -206,7 +223,31 @@ fn of_connection(error: &(dyn StdError + 'static)) -> Option<Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::timeout;
+
     use super::*;
+
+    #[tokio::test]
+    async fn refused_connection_ends_although_its_client_does_not_read() {
+        let (client, mut reader) = duplex(16);
+        let (server, mut port) = duplex(16);
+        let refused = CancellationToken::new();
+        let stop = refused.clone();
+        let copying = tokio::spawn(async move { copy(client, server, &stop).await });
+        // Until the copy waits for the client.
+        let full = Duration::from_millis(200);
+        while timeout(full, port.write_all(&[7; 1024])).await.is_ok() {}
+        assert!(!copying.is_finished());
+        refused.cancel();
+        let ended = timeout(Duration::from_secs(10), copying).await;
+        ended.expect("the copy ends").unwrap();
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.iter().all(|byte| *byte == 7) && !rest.is_empty());
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]

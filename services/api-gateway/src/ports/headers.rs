@@ -7,13 +7,14 @@
 use std::net::IpAddr;
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, EXPECT, HOST, STRICT_TRANSPORT_SECURITY,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, EXPECT, HOST,
+    STRICT_TRANSPORT_SECURITY, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::cookies::remove_preview_cookie;
 use crate::principal::credential::{OWN_HEADER, remove_subprotocols};
+use crate::principal::signature::is_own_jwt;
 
 /// The beginning of AgentBox's own request headers, all of which stay here.
 const OWN_HEADERS: &str = "x-agentbox-";
@@ -72,6 +73,10 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|token| token.parse().ok())
         .collect();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The length of the message is another one (RFC 9112, section 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
@@ -92,7 +97,7 @@ pub(crate) fn to_box(
     if !keeps_authorization {
         headers.remove(AUTHORIZATION);
     }
-    remove_keys(headers);
+    remove_own_credential(headers);
     remove_subprotocols(headers);
     remove_preview_cookie(headers);
     let not_for_boxes: Vec<HeaderName> = headers
@@ -150,13 +155,13 @@ pub(crate) fn has_own_header(headers: &HeaderMap) -> bool {
     headers.contains_key(OWN_HEADER)
 }
 
-/// Removes API keys, also those that were sent by mistake.
-fn remove_keys(headers: &mut HeaderMap) {
-    let holds_key = headers.get_all(AUTHORIZATION).iter().any(|value| {
-        let token = value.as_bytes().rsplit(|byte| *byte == b' ').next();
-        token.is_some_and(|token| token.starts_with(KEY_PREFIX))
+/// Removes an API key or a token of AgentBox that was sent by mistake.
+fn remove_own_credential(headers: &mut HeaderMap) {
+    let is_own = headers.get_all(AUTHORIZATION).iter().any(|value| {
+        let mut words = value.as_bytes().split(u8::is_ascii_whitespace);
+        words.any(|word| word.starts_with(KEY_PREFIX) || is_own_jwt(word))
     });
-    if holds_key {
+    if is_own {
         headers.remove(AUTHORIZATION);
     }
 }
@@ -186,6 +191,9 @@ pub(super) fn from_box(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -243,6 +251,16 @@ mod tests {
             in_box(&[("authorization", "bearer agentbox_k")], true),
             none
         );
+        assert_eq!(
+            in_box(&[("authorization", "Bearer agentbox_k ")], true),
+            none
+        );
+        for (issuer, is_kept) in [("agentbox", false), ("of-the-app", true)] {
+            let claims = format!(r#"{{"iss":"{issuer}","aud":"agentbox-api","sub":"user-0"}}"#);
+            let token = format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+            let headers = in_box(&[("authorization", &token)], true);
+            assert_eq!(!headers.is_empty(), is_kept, "{issuer}");
+        }
         for own in ["x-agentbox-token", "X-Agentbox-Preview-Token"] {
             assert_eq!(in_box(&[(own, "secret")], true), none, "{own}");
         }
@@ -262,6 +280,7 @@ mod tests {
         }
         for (offered, kept) in [
             ("Authorization, secret", vec![]),
+            ("Authorization, , secret", vec![]),
             (
                 "Authorization, secret, chat",
                 vec!["sec-websocket-protocol: chat"],
@@ -277,12 +296,23 @@ mod tests {
     }
 
     #[test]
+    fn cookies_that_http2_has_split_are_one_header() {
+        let split = [
+            ("cookie", "a=1"),
+            ("cookie", "__Host-agentbox-preview=s"),
+            ("cookie", "b=2; c=3"),
+        ];
+        assert_eq!(in_box(&split, true), ["cookie: a=1; b=2; c=3"]);
+    }
+
+    #[test]
     fn headers_of_the_connection_and_of_earlier_proxies_are_replaced() {
         let headers = in_box(
             &[
                 ("connection", "close, X-Hop"),
                 ("x-hop", "1"),
                 ("keep-alive", "timeout=5"),
+                ("content-length", "5"),
                 ("transfer-encoding", "chunked"),
                 ("expect", "100-continue"),
                 ("host", "api.example:8443"),
@@ -296,6 +326,8 @@ mod tests {
             false,
         );
         assert_eq!(headers, ["traceparent: 00-1-2-01", "accept: */*"]);
+        let sized = in_box(&[("content-length", "5")], false);
+        assert_eq!(sized, ["content-length: 5"]);
         let mut headers = in_box(&[("te", "trailers, deflate")], false);
         headers.sort();
         assert_eq!(headers, ["connection: te", "te: trailers"]);

@@ -17,7 +17,10 @@ pub(super) fn check(headers: &HeaderMap, method: &Method, host: &str) -> Result<
     let is_visit = matches!(*method, Method::GET | Method::HEAD)
         && text("sec-fetch-mode") == Some("navigate")
         && text("sec-fetch-dest") == Some("document");
-    let is_own_site = matches!(text("sec-fetch-site"), None | Some("same-origin" | "none"));
+    let site = text("sec-fetch-site");
+    // Browsers hide the origin (`null`) of a form of a page with `Referrer-Policy: no-referrer`.
+    let is_same_origin = site == Some("same-origin");
+    let is_from_no_page = matches!(site, None | Some("none"));
     let is_own_origin = headers.get_all(ORIGIN).iter().all(|origin| {
         let origin = origin.to_str().unwrap_or("");
         let address = ["https://", "http://"]
@@ -25,7 +28,7 @@ pub(super) fn check(headers: &HeaderMap, method: &Method, host: &str) -> Result<
             .find_map(|scheme| origin.strip_prefix(scheme));
         address.is_some_and(|address| address.eq_ignore_ascii_case(host))
     });
-    if is_visit || (is_own_site && is_own_origin) {
+    if is_visit || is_same_origin || (is_from_no_page && is_own_origin) {
         return Ok(());
     }
     Err(Error::new(
@@ -73,6 +76,8 @@ mod tests {
                 false,
             ),
             (Method::GET, "", ("", ""), Some("null"), false),
+            (Method::POST, "cross-site", visit, Some("null"), false),
+            (Method::POST, "same-origin", visit, Some("null"), true),
             (Method::GET, "", ("websocket", "websocket"), Some(own), true),
             (
                 Method::POST,

@@ -183,9 +183,11 @@ pub(crate) fn remove_subprotocols(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
+        // As in `subprotocols`: the token may be after an empty element.
+        .filter(|protocol| !protocol.is_empty())
     {
         let is_marker = protocol.eq_ignore_ascii_case("authorization");
-        if !is_token && !is_marker && !protocol.is_empty() && !protocol.starts_with(ENCODED) {
+        if !is_token && !is_marker && !protocol.starts_with(ENCODED) {
             kept.push(protocol);
         }
         is_token = is_marker;

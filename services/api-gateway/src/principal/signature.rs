@@ -14,6 +14,8 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::identity::rpc::{PublicKeys, Secret};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::rpc::Empty;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use parking_lot::RwLock;
@@ -98,6 +100,20 @@ fn key_id(token: &str) -> Option<String> {
     header.kid.filter(|_| header.alg == Algorithm::EdDSA)
 }
 
+/// Whether a text is one of our JWTs by its claims. Its signature is not checked.
+pub(crate) fn is_own_jwt(text: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Issued {
+        iss: String,
+        aud: String,
+    }
+    let claims = text.split(|byte| *byte == b'.').nth(1);
+    claims
+        .and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok())
+        .and_then(|json| serde_json::from_slice::<Issued>(&json).ok())
+        .is_some_and(|issued| issued.iss == ISSUER && issued.aud == AUDIENCE)
+}
+
 fn public_key(value: serde_json::Value) -> Option<(String, DecodingKey)> {
     let jwk: Jwk = serde_json::from_value(value).ok()?;
     let key = DecodingKey::from_jwk(&jwk).ok()?;
@@ -134,9 +150,7 @@ mod tests {
         }
 
         fn public(&self) -> (String, DecodingKey) {
-            use base64::Engine as _;
-            let x = base64::engine::general_purpose::URL_SAFE_NO_PAD
-                .encode(self.0.verifying_key().as_bytes());
+            let x = URL_SAFE_NO_PAD.encode(self.0.verifying_key().as_bytes());
             let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x, "kid": "k1", "alg": "EdDSA"});
             public_key(jwk).unwrap()
         }
@@ -178,6 +192,8 @@ mod tests {
         ] {
             assert_eq!(verify(&token, &key), Verdict::Forged, "{why}");
         }
+        assert!(is_own_jwt(good.as_bytes()));
+        assert!(!is_own_jwt(without("iss").as_bytes()));
         let (head, _) = good.rsplit_once('.').unwrap();
         assert_eq!(verify(&format!("{head}.AAAA"), &key), Verdict::Forged);
     }

@@ -18,6 +18,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
+use tokio::sync::Semaphore;
 
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
@@ -78,6 +79,8 @@ pub(super) struct Inner {
     pub(super) clusters: Clusters,
     pub(super) outbox: Outbox,
     pub(super) settings: Settings,
+    /// Bounds the changes that wait until their network policy is applied.
+    policy_changes: Semaphore,
 }
 
 fn not_found() -> Error {
@@ -97,6 +100,7 @@ impl Environments {
             clusters,
             outbox,
             settings,
+            policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
         }))
     }
 

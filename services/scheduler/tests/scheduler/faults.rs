@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
-use agentbox_contracts::environment::{Environment, Status, StatusReason};
+use agentbox_contracts::environment::rpc::{Delete, DeleteRequest, Patch, PatchRequest};
+use agentbox_contracts::environment::{Environment, NetworkPolicy, Status, StatusReason};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{
@@ -14,12 +14,16 @@ use agentbox_runtime::{
 };
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::support::cluster::{CALL, CLUSTER, World};
 use crate::support::scheduler::settings;
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// Calls of `apply_network_policy` that pass at once, unless a test takes their permits.
+const POLICIES: usize = 1024;
 
 /// A real driver that can be made unreachable, and whose `ensure` can be delayed.
 struct Gate {
@@ -29,6 +33,10 @@ struct Gate {
     ensures: Semaphore,
     /// Calls of `ensure` so far.
     ensure_calls: AtomicUsize,
+    /// One permit for each `apply_network_policy` at a time.
+    policies: Semaphore,
+    /// Calls of `apply_network_policy` so far.
+    policy_calls: AtomicUsize,
     /// Refreshes of the capacity that the closed gate has refused so far.
     refused_refreshes: AtomicUsize,
 }
@@ -40,6 +48,8 @@ impl Gate {
             is_closed: AtomicBool::new(false),
             ensures: Semaphore::new(ensures),
             ensure_calls: AtomicUsize::new(0),
+            policies: Semaphore::new(POLICIES),
+            policy_calls: AtomicUsize::new(0),
             refused_refreshes: AtomicUsize::new(0),
         })
     }
@@ -95,6 +105,8 @@ impl Runtime for Gate {
         spec: &BoxSpec,
         generation: i64,
     ) -> Result<PolicyApplication, RuntimeError> {
+        self.policy_calls.fetch_add(1, Ordering::SeqCst);
+        let _held = self.policies.acquire().await;
         self.pass()?.apply_network_policy(spec, generation).await
     }
 
@@ -328,5 +340,59 @@ async fn end_without_exec_proxy_waits_for_its_archive_for_a_limited_time() {
     let waited = chrono::Utc::now() - ended.ended_at.unwrap();
     assert!(waited >= chrono::TimeDelta::seconds(29), "{waited}");
     world.wait_for_box_removal(&created.id).await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_wait_for_their_cluster_are_bounded() {
+    const AT_ONCE: usize = 8;
+    const SENT: usize = 80;
+    let world = World::new().await;
+    let gate = Gate::new(world.driver.clone(), 8);
+    let replica = world.replica_with(gate.clone(), settings()).await;
+    let created = world.create(request("policies")).await;
+    world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
+    assert_eq!(gate.policies.forget_permits(POLICIES), POLICIES);
+    let refused = Arc::new(AtomicUsize::new(0));
+    let mut patches = JoinSet::new();
+    // A few at once, because each changes the same row.
+    for sent in (AT_ONCE..=SENT).step_by(AT_ONCE) {
+        for _ in 0..AT_ONCE {
+            let request = PatchRequest {
+                id: created.id.clone(),
+                name: None,
+                labels: None,
+                timeout_s: None,
+                idle_timeout_s: None,
+                network_policy: Some(NetworkPolicy::default()),
+            };
+            let (gateway, refused) = (world.gateway.clone(), refused.clone());
+            patches.spawn(async move {
+                let outcome = gateway.call::<Patch>(&request, CALL).await;
+                if outcome.is_err_and(|error| error.message.contains("too many changes")) {
+                    refused.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        eventually("the changes are stored", SOON, async || {
+            let waiting = gate.policy_calls.load(Ordering::SeqCst);
+            waiting + refused.load(Ordering::SeqCst) >= sent
+        })
+        .await;
+    }
+    assert!(refused.load(Ordering::SeqCst) > 0);
+    // Other requests are answered meanwhile.
+    assert_eq!(world.get(&created.id).await.status, Status::Running);
+    gate.policies.add_permits(POLICIES);
+    while patches.join_next().await.is_some() {}
+    eventually("the last policy is applied", SOON, async || {
+        let record = world.database.store.get(&created.id).await;
+        record
+            .unwrap()
+            .is_some_and(|record| !record.network_policy_pending)
+    })
+    .await;
     replica.stop().await;
 }
