@@ -110,9 +110,7 @@ pub fn read_output(directory: &Path) -> Vec<u8> {
 mod tests {
     use std::fs;
 
-    use agentbox_contracts::executions::{
-        Execution, ExecutionList, OutputPiece, execution_output,
-    };
+    use agentbox_contracts::executions::{Execution, ExecutionList, OutputPiece, execution_output};
 
     use super::*;
 
