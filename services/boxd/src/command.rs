@@ -21,6 +21,8 @@ use crate::user::User;
 pub const NOT_FOUND: i32 = 127;
 /// The exit code of shells for a program that cannot be executed.
 pub const NOT_EXECUTABLE: i32 = 126;
+/// How much of a program's or directory's name a message shows, in bytes.
+const MAX_SUBJECT_BYTES: usize = 1024;
 
 /// A command with its directory and its whole environment.
 pub struct CommandSpec {
@@ -47,9 +49,11 @@ pub struct StartError {
 
 impl StartError {
     fn new(exit_code: i32, subject: &OsStr, reason: &str) -> Self {
+        let mut subject = subject.to_string_lossy().into_owned();
+        subject.truncate(subject.floor_char_boundary(MAX_SUBJECT_BYTES));
         Self {
             exit_code,
-            message: format!("{}: {reason}", subject.to_string_lossy()),
+            message: format!("{subject}: {reason}"),
             code: None,
         }
     }
@@ -226,6 +230,15 @@ mod tests {
         assert_eq!(code(&format!("{root}/first"), ""), NOT_EXECUTABLE);
         let relative = command("./second/tool", "", Some(dir.path()));
         assert_eq!(relative.resolve(), Ok(PathBuf::from("./second/tool")));
+    }
+
+    #[test]
+    fn message_shows_the_beginning_of_a_long_program() {
+        let script = "é".repeat(60_000);
+        let error = command(&script, "/bin", None).resolve().unwrap_err();
+        assert!(error.message.starts_with("éé"));
+        assert!(error.message.ends_with(": not found"));
+        assert!(error.message.len() < MAX_SUBJECT_BYTES + 20);
     }
 
     #[test]

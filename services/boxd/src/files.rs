@@ -181,11 +181,14 @@ impl Files {
             variables: Variables::new(),
             user,
         };
-        let fault = |error: io::Error| {
-            Status::internal(format!("starting the file operation failed: {error}"))
+        let (own, streams) = match connection() {
+            Ok(connection) => connection,
+            Err(error) => return not_started(&error).map(Err),
         };
-        let (own, streams) = connection().map_err(fault)?;
-        let command = build_command(&spec, Path::new("/proc/self/exe"), streams).map_err(fault)?;
+        let command = match build_command(&spec, Path::new("/proc/self/exe"), streams) {
+            Ok(command) => command,
+            Err(error) => return not_started(&error).map(Err),
+        };
         match self.reaper.start(command).await {
             Ok(child) => Ok(Ok((child, own))),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
@@ -193,13 +196,22 @@ impl Files {
                     ErrorCode::UserNotAllowed,
                     "user: the environment does not permit to act as another user",
                 ))),
-                Some(Errno::EAGAIN | Errno::ENOMEM) => Ok(Err(Failure::new(
-                    ErrorCode::Unavailable,
-                    "the environment's limit of processes or of memory is reached",
-                ))),
-                _ => Err(fault(error)),
+                _ => not_started(&error).map(Err),
             },
         }
+    }
+}
+
+/// Why no process was started: a limit of the environment, or else a fault.
+fn not_started(error: &io::Error) -> Result<Failure, Status> {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => Ok(Failure::new(
+            ErrorCode::Unavailable,
+            "the environment's limit of processes, of memory or of file descriptors is reached",
+        )),
+        _ => Err(Status::internal(format!(
+            "starting the file operation failed: {error}"
+        ))),
     }
 }
 

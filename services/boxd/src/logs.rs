@@ -164,6 +164,11 @@ impl Log {
         self.state.lock().tee.write_execution(execution);
     }
 
+    /// Writes there that an execution was forgotten.
+    pub fn forget_execution(&self, id: &str) {
+        self.state.lock().tee.write_forgotten(id);
+    }
+
     /// Copies the rest of the log to boxd's stdout. Gives up after [`COPY_TIMEOUT`].
     pub async fn copy_rest(&self) {
         let deadline = Instant::now() + COPY_TIMEOUT;

@@ -141,7 +141,7 @@ fn split_timestamp(record: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&record[..space], &record[space + 1..]))
 }
 
-/// The newest record of each execution of a log.
+/// The newest record of each execution of a log, without those that boxd has forgotten.
 #[derive(Debug, Default)]
 struct Executions {
     by_id: HashMap<String, Execution>,
@@ -151,8 +151,14 @@ impl Collect for Executions {
     /// `2026-01-02T03:04:05.678901234Z execution 0a09...\n`
     fn push(&mut self, record: &[u8]) {
         let record = record.strip_suffix(b"\n").unwrap_or(record);
-        let text = split_timestamp(record).map(|(_, text)| text);
-        let Some(execution) = text.and_then(execution_text::decode) else {
+        let Some((_, text)) = split_timestamp(record) else {
+            return;
+        };
+        if let Some(forgotten) = execution_text::decode_forgotten(text) {
+            self.by_id.remove(forgotten);
+            return;
+        }
+        let Some(execution) = execution_text::decode(text) else {
             return;
         };
         if self.by_id.len() < MAX_EXECUTIONS || self.by_id.contains_key(&execution.id) {
@@ -254,5 +260,23 @@ mod tests {
                 execution("exec-2", 2, Some(3))
             ]
         );
+    }
+
+    #[test]
+    fn forgotten_execution_is_left_out() {
+        let mut executions = Executions::default();
+        for id in ["exec-1", "exec-2"] {
+            let record = Execution {
+                id: id.into(),
+                ..Execution::default()
+            };
+            let mut line = format!("{STAMP} ").into_bytes();
+            execution_text::encode(&mut line, &record);
+            executions.push(&line);
+        }
+        executions.push(format!("{STAMP} execution-forgotten exec-1\n").as_bytes());
+        let kept = executions.into_vec();
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept[0].id, "exec-2");
     }
 }

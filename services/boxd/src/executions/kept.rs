@@ -4,7 +4,7 @@
 //! * I1. At the limit the output of ended executions is dropped, that of the one that ended first
 //!   first. Then running executions with `drop` keep no more than they have, or [`MIN_KEPT`].
 //! * I2. Executions with `block` are not restricted: a command that waits for its reader holds at
-//!   most its own bound.
+//!   most its own bound. When it has ended, its output is dropped only while it has no follower.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,8 @@ impl KeptOutput {
         }
         let mut ended = self.ended.lock();
         while !self.fits(more) {
-            let Some(oldest) = ended.pop_front() else {
+            let oldest = ended.iter().position(is_droppable);
+            let Some(oldest) = oldest.and_then(|oldest| ended.remove(oldest)) else {
                 return false;
             };
             if let Some(output) = oldest.upgrade() {
@@ -71,4 +72,10 @@ impl KeptOutput {
             self.bytes.fetch_sub(before - after, Ordering::Relaxed);
         }
     }
+}
+
+fn is_droppable(output: &Weak<Output>) -> bool {
+    output
+        .upgrade()
+        .is_none_or(|output| !output.must_be_delivered())
 }

@@ -219,6 +219,12 @@ impl Output {
         self.state.lock().rings.iter_mut().for_each(Ring::shrink);
     }
 
+    /// With `block`: whether a follower is to get every byte.
+    #[must_use]
+    pub fn must_be_delivered(&self) -> bool {
+        self.on_full == OnFull::Block && !self.state.lock().followers.is_empty()
+    }
+
     /// Drops all kept output; readers get a gap.
     pub fn drop_kept(&self) {
         let mut state = self.state.lock();

@@ -84,7 +84,7 @@ impl Registry {
         let forgotten = executions.forget_surplus(self.max_kept);
         drop(executions);
         for execution in forgotten {
-            self.write(|journal| journal.forget(execution.id()));
+            self.record_forgotten(&execution);
         }
         Add::Added
     }
@@ -96,7 +96,7 @@ impl Registry {
             executions.by_number.remove(&number);
         }
         drop(executions);
-        self.write(|journal| journal.forget(execution.id()));
+        self.record_forgotten(execution);
     }
 
     /// All executions, the newest first.
@@ -111,6 +111,11 @@ impl Registry {
         let record = execution.record();
         self.log.write_execution(&record);
         self.write(|journal| journal.record(&record));
+    }
+
+    fn record_forgotten(&self, execution: &Execution) {
+        self.log.forget_execution(execution.id());
+        self.write(|journal| journal.forget(execution.id()));
     }
 
     /// Refuses new executions from now on.

@@ -37,7 +37,8 @@ impl Executions {
     }
 }
 
-/// Writes the output of one execution, and drops it: the directory is charged to the box too.
+/// Writes the output of one execution, and drops it: the directory is charged to the box too. A follower
+/// that is to get every byte finds the rest in boxd, or, once it has lost the connection, in the file.
 fn save(execution: &Execution, writer: &mut OutputWriter) -> io::Result<()> {
     let output = &execution.output;
     let ends = output.ends();
@@ -62,6 +63,48 @@ fn save(execution: &Execution, writer: &mut OutputWriter) -> io::Result<()> {
             }
         }
     }
-    output.drop_kept();
+    if !output.must_be_delivered() {
+        output.drop_kept();
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use agentbox_contracts::executions::{ExecutionStart, OnFull};
+    use agentbox_contracts::logs::OutputStream;
+
+    use super::super::kept::KeptOutput;
+    use super::super::spec::ExecutionSpec;
+    use super::*;
+    use crate::process::OutputStore as _;
+
+    #[test]
+    fn follower_of_block_has_no_gap_after_the_output_was_saved() {
+        let directory = tempfile::tempdir().unwrap();
+        for on_full in [OnFull::Drop, OnFull::Block] {
+            let start = ExecutionStart {
+                id: "exec-1".into(),
+                command: vec!["true".into()],
+                on_full: on_full.into(),
+                ..ExecutionStart::default()
+            };
+            let spec = ExecutionSpec::try_from(start).unwrap();
+            let execution = Execution::new(&spec, Arc::new(KeptOutput::new(1000)));
+            let output = &execution.output;
+            let written = output.read_into(OutputStream::Stdout, &mut [0; 3], |buffer| {
+                buffer.copy_from_slice(b"abc");
+                Ok(3)
+            });
+            assert!(matches!(written, Some(Ok(3))));
+            let mut positions = output.follow([true; 2], Begin::Oldest).unwrap().positions;
+            let mut writer = OutputWriter::create(directory.path()).unwrap();
+            save(&execution, &mut writer).unwrap();
+            let next = output.next(0, &mut positions, [3, 0], None);
+            let is_kept = matches!(next, Some(execution_output::Output::Output(_)));
+            assert_eq!(is_kept, on_full == OnFull::Block);
+        }
+    }
 }

@@ -2,6 +2,9 @@
 //!
 //! The copy grows under a hidden name beside its target and is renamed when it is complete. It has the
 //! modes and extended attributes of the original, and belongs to the user who copies.
+//!
+//! * I1. Another user's program gets no rights of the user who copies it: the set-uid bit is kept only
+//!   for the same owner, the set-gid bit only for the same group.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -166,7 +169,8 @@ impl Copying<'_> {
         let mode = Mode::from_raw_mode(0o600);
         let copy = File::from(openat(to, new, flags, mode).on(self.from)?);
         copy_content(&source, &copy, self.from)?;
-        fchmod(&copy, mode_of(&stat)).on(self.from)?;
+        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
+        fchmod(&copy, mode).on(self.from)?;
         copy_attributes(&source, &copy);
         Ok(())
     }
@@ -198,10 +202,23 @@ impl Copying<'_> {
                 self.entry(source.as_fd(), name, copy.as_fd(), name, level + 1)?;
             }
         }
-        fchmod(&copy, mode_of(&stat)).on(self.from)?;
+        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
+        fchmod(&copy, mode).on(self.from)?;
         copy_attributes(&source, &copy);
         Ok(())
     }
+}
+
+/// The mode of `original` for its copy.
+fn mode_for(copy: &Stat, original: &Stat) -> Mode {
+    let mut mode = mode_of(original);
+    if copy.st_uid != original.st_uid {
+        mode -= Mode::SUID;
+    }
+    if copy.st_gid != original.st_gid {
+        mode -= Mode::SGID;
+    }
+    mode
 }
 
 /// Copies the content; holes stay holes.

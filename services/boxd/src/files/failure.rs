@@ -60,7 +60,8 @@ pub fn shown(path: &[u8]) -> String {
 /// The error code and the rule of a kernel's error. `None`: a fault.
 fn rule_of(errno: Errno) -> Option<(ErrorCode, &'static str)> {
     Some(match errno {
-        Errno::NOENT => (ErrorCode::FileNotFound, "does not exist"),
+        // In `/proc`, of a process that has ended meanwhile.
+        Errno::NOENT | Errno::SRCH => (ErrorCode::FileNotFound, "does not exist"),
         Errno::NOTDIR => (
             ErrorCode::NotADirectory,
             "or a part of it is not a directory",
@@ -126,6 +127,7 @@ mod tests {
     fn kernel_errors_have_their_words() {
         for (errno, word) in [
             (Errno::NOENT, "file_not_found"),
+            (Errno::SRCH, "file_not_found"),
             (Errno::NOTDIR, "not_a_directory"),
             (Errno::ISDIR, "is_a_directory"),
             (Errno::EXIST, "already_exists"),

@@ -56,7 +56,7 @@ impl<'target> Temporary<'target> {
     ///
     /// # Errors
     /// As `rename(2)`: `EXIST` when there is a target that may not be replaced.
-    pub fn publish(mut self, replace: bool) -> rustix::io::Result<()> {
+    pub fn publish(&mut self, replace: bool) -> rustix::io::Result<()> {
         let directory = self.target.directory.as_fd();
         let target = self.target.name.as_slice();
         let name = match self.name.clone() {
@@ -74,17 +74,11 @@ impl<'target> Temporary<'target> {
         } else {
             let flags = RenameFlags::NOREPLACE;
             match renameat_with(directory, name.as_str(), directory, target, flags) {
-                // A file system without this flag: a hard link replaces nothing either. The
-                // hidden name is removed below.
+                // A file system without this flag: a hard link replaces nothing either.
                 Err(Errno::INVAL | Errno::NOSYS) => {
-                    linkat(
-                        directory,
-                        name.as_str(),
-                        directory,
-                        target,
-                        AtFlags::empty(),
-                    )?;
-                    return Ok(());
+                    let flags = AtFlags::empty();
+                    linkat(directory, name.as_str(), directory, target, flags)?;
+                    let _ = unlinkat(directory, name.as_str(), flags);
                 }
                 other => other?,
             }

@@ -12,6 +12,7 @@
 
 mod directories;
 mod names;
+mod owner;
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -21,8 +22,8 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::{Archive, Stored, Write};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fchown, futimens,
-    linkat, mkdir, mkdirat, openat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, futimens, linkat, mkdir,
+    mkdirat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -37,6 +38,7 @@ use super::tar::{Entry, Kind, Reader, TarError};
 use directories::{Directories, set_directory_mode, times};
 use names::check_target;
 pub use names::names;
+use owner::give;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -216,7 +218,7 @@ impl Unpacking<'_> {
             },
             Err(errno) => return Err(self.failed(entry, errno)),
         }
-        self.set_owner(entry, directory, name)?;
+        self.set_owner(entry, directory, name, FileType::Directory)?;
         if self.directories.add(names, mode, entry.modified) {
             return Ok(());
         }
@@ -276,7 +278,7 @@ impl Unpacking<'_> {
         self.make_free(entry, directory, name, true)?;
         symlinkat(entry.link.as_slice(), directory, name)
             .map_err(|errno| self.failed(entry, errno))?;
-        self.set_owner(entry, directory, name)
+        self.set_owner(entry, directory, name, FileType::Symlink)
     }
 
     fn hard_link(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
@@ -354,13 +356,17 @@ impl Unpacking<'_> {
         (self.is_root && is_id).then(|| (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)))
     }
 
-    fn set_owner(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
-        let Some((owner, group)) = self.owner(entry) else {
-            return Ok(());
-        };
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let result = chownat(directory, name, Some(owner), Some(group), flags);
-        self.ignore_foreign(entry, result)
+    fn set_owner(
+        &self,
+        entry: &Entry,
+        directory: &OwnedFd,
+        name: &[u8],
+        kind: FileType,
+    ) -> Result<()> {
+        match self.owner(entry) {
+            Some(owner) => self.ignore_foreign(entry, give(directory, name, kind, owner)),
+            None => Ok(()),
+        }
     }
 
     /// Ids that the environment does not have stay root's.

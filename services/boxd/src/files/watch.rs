@@ -35,7 +35,7 @@ const MOVE_PAIR_MS: u16 = 20;
 /// Answers `ready`, then changes, until the caller ends the operation or the path is deleted.
 ///
 /// # Errors
-/// As `inotify_add_watch(2)`; `QuotaExceeded` at the environment's limit of watches.
+/// As `inotify_add_watch(2)`; `Unavailable` at the environment's limit of watches.
 pub fn watch(caller: &mut Caller, path: &[u8], request: &Watch) -> Result<()> {
     let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
         .map_err(|errno| limit_reached(path, errno))?;
@@ -163,7 +163,7 @@ impl Watching {
                 }
                 match self.add(&below, false) {
                     Ok(()) => pending.push(below),
-                    Err(failure) if failure.code == ErrorCode::QuotaExceeded => {
+                    Err(failure) if failure.code == ErrorCode::Unavailable => {
                         return Err(failure);
                     }
                     Err(_) => {}
@@ -317,7 +317,7 @@ impl Watching {
     fn add_new(&mut self, caller: &mut Caller, path: &[u8]) -> Result<()> {
         match self.add(path, false) {
             Ok(()) => self.add_below(caller, path, true),
-            Err(failure) if failure.code == ErrorCode::QuotaExceeded => Err(failure),
+            Err(failure) if failure.code == ErrorCode::Unavailable => Err(failure),
             // It is gone, or this user may not read it.
             Err(_) => Ok(()),
         }
@@ -366,7 +366,7 @@ fn limit_reached(path: &[u8], errno: Errno) -> Failure {
     match errno {
         Errno::NOSPC | Errno::MFILE => Failure::at(
             path,
-            ErrorCode::QuotaExceeded,
+            ErrorCode::Unavailable,
             "cannot be watched: the environment's limit of inotify watches or instances is reached",
         ),
         other => Failure::of(path, other),
@@ -376,6 +376,15 @@ fn limit_reached(path: &[u8], errno: Errno) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A box must not name the code of a caller's quota: exec-proxy makes it a fault.
+    #[test]
+    fn limit_of_watches_is_no_fault_and_no_quota() {
+        for errno in [Errno::NOSPC, Errno::MFILE, Errno::NOMEM] {
+            let failure = limit_reached(b"/a", errno);
+            assert_eq!(failure.code, ErrorCode::Unavailable, "{errno}");
+        }
+    }
 
     #[test]
     fn path_is_below_a_directory_by_whole_names() {

@@ -106,7 +106,8 @@ fn replace(
         Err(Errno::BUSY) => return Err(mounted(target)),
         Err(errno) => return Err(Failure::of(&target.path, errno)),
     }
-    let stat = target.existing()?;
+    // By the descriptor: a process of the box may have taken the file away already.
+    let stat = fstat(&temporary.file).on(&target.path)?;
     drop(lock);
     Ok(Stored {
         created: before.is_none(),
@@ -149,9 +150,7 @@ fn write_in_place(
     drop(lock);
     if let Err(failure) = fill(caller, &mut file, digests, mode, path) {
         if before.is_none() {
-            // The file that this upload created.
-            let name = target.name.as_slice();
-            let _ = unlinkat(&target.directory, name, AtFlags::empty());
+            remove_created(target, &file);
         }
         return Err(failure);
     }
@@ -159,6 +158,16 @@ fn write_in_place(
         created: before.is_none(),
         etag: etag(&fstat(&file).on(path)?),
     })
+}
+
+/// Removes the file that an upload has created, unless another one has its name by now.
+fn remove_created(target: &Location, file: &File) {
+    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let present = target.stat().ok().flatten().map(identity);
+    if present.is_some() && present == fstat(file).ok().map(identity) {
+        let name = target.name.as_slice();
+        let _ = unlinkat(&target.directory, name, AtFlags::empty());
+    }
 }
 
 /// Writes the content to the opened file.
@@ -184,17 +193,17 @@ fn fill(
 
 /// The present file, if there is one, when it may be replaced and the conditions hold.
 fn checked(target: &Location, request: &Write) -> Result<Option<Stat>> {
-    let stat = target.stat()?;
-    let Some(found) = &stat else {
+    let absent = || {
         if request.if_match.is_empty() {
             return Ok(None);
         }
         let rule = "does not exist, and If-Match requires it";
-        return Err(Failure::at(
-            &target.path,
-            ErrorCode::PreconditionFailed,
-            rule,
-        ));
+        let code = ErrorCode::PreconditionFailed;
+        Err(Failure::at(&target.path, code, rule))
+    };
+    let stat = target.stat()?;
+    let Some(found) = &stat else {
+        return absent();
     };
     match file_type(found) {
         FileType::RegularFile => {}
@@ -213,8 +222,12 @@ fn checked(target: &Location, request: &Write) -> Result<Option<Stat>> {
         ));
     }
     let name = target.name.as_slice();
-    accessat(&target.directory, name, Access::WRITE_OK, AtFlags::empty()).on(&target.path)?;
-    Ok(stat)
+    match accessat(&target.directory, name, Access::WRITE_OK, AtFlags::empty()) {
+        Ok(()) => Ok(stat),
+        // It was deleted since.
+        Err(Errno::NOENT) => absent(),
+        Err(errno) => Err(Failure::of(&target.path, errno)),
+    }
 }
 
 fn exists(target: &Location) -> Failure {

@@ -64,6 +64,13 @@ impl Tee {
         let _ = self.flush(Instant::now() + WRITE_TIMEOUT);
     }
 
+    /// Writes that an execution was forgotten.
+    pub fn write_forgotten(&mut self, id: &str) {
+        execution_text::encode_forgotten(&mut self.text, id);
+        // As for a record.
+        let _ = self.flush(Instant::now() + WRITE_TIMEOUT);
+    }
+
     /// Copies the entries of `output` that are not copied yet. Returns `false` at the deadline, and
     /// `true` when none is left, or the log cannot be read or stdout not be written.
     pub fn copy(&mut self, output: &Output, deadline: Instant) -> bool {

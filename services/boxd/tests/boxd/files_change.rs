@@ -161,6 +161,34 @@ async fn copy_keeps_modes_links_and_holes_and_leaves_nothing_when_it_fails() {
 }
 
 #[tokio::test]
+async fn copy_of_another_users_program_has_no_set_uid_bit() {
+    let (boxd, client) = TestBox::idle().await;
+    let path = |name: &str| boxd.path(name);
+    fs::create_dir(path("tree")).unwrap();
+    for (name, owner, group, expected) in [
+        ("own", 0, 0, 0o6755),
+        ("foreign", 1234, 1234, 0o755),
+        ("group", 0, 1234, 0o4755),
+    ] {
+        let from = path("tree").join(name);
+        fs::write(&from, "").unwrap();
+        std::os::unix::fs::chown(&from, Some(owner), Some(group)).unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o6755)).unwrap();
+        let to = path(name);
+        perform(&client, copy_to(&from, &to, false, false))
+            .await
+            .unwrap();
+        let found = fs::metadata(&to).unwrap();
+        assert_eq!((found.uid(), found.gid()), (0, 0), "{name}");
+        assert_eq!(found.mode() & 0o7777, expected, "{name}");
+    }
+    let copy = copy_to(&path("tree"), &path("copy"), false, true);
+    perform(&client, copy).await.unwrap();
+    let found = fs::metadata(path("copy/foreign")).unwrap();
+    assert_eq!(found.mode() & 0o7777, 0o755);
+}
+
+#[tokio::test]
 async fn change_sets_mode_owner_and_group_of_the_target() {
     let (boxd, client) = TestBox::idle().await;
     fs::write(boxd.path("file"), "").unwrap();

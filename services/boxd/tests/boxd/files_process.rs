@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::Command;
 
 use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
@@ -117,6 +118,23 @@ async fn killed_process_is_reported_as_unavailable() {
     let failed = call.finish().await.unwrap_err();
     assert_eq!(failed.code, "unavailable");
     assert!(failed.message.contains("killed"), "{}", failed.message);
+}
+
+#[tokio::test]
+async fn operation_without_a_free_descriptor_is_unavailable() {
+    let (boxd, client) = TestBox::idle().await;
+    // Sets boxd's soft limit.
+    let limit = |files: &str| {
+        let mut prlimit = Command::new("prlimit");
+        let pid = boxd.boxd_pid().to_string();
+        prlimit.args(["--pid", &pid, &format!("--nofile={files}:")]);
+        assert!(prlimit.status().unwrap().success(), "{files}");
+    };
+    let stat = request(boxd.dir.path(), Operation::Stat(Stat::default()));
+    limit("3");
+    assert_eq!(failure(&client, stat.clone()).await, "unavailable");
+    limit("500");
+    perform(&client, stat).await.unwrap();
 }
 
 #[tokio::test]

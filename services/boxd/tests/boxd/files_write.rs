@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agentbox_box_protocol::client::BoxClient;
 use agentbox_contracts::files::file_input::Input;
@@ -322,6 +324,49 @@ async fn aborted_upload_leaves_nothing_and_an_unchanged_target() {
         })
         .await;
         assert_eq!(fs::read(directory.join("file")).unwrap(), b"before");
+    }
+}
+
+#[tokio::test]
+async fn aborted_upload_in_place_keeps_a_file_that_replaced_its_own() {
+    let (boxd, client) = TestBox::idle().await;
+    let path = boxd.path("file");
+    let write = request(&path, Operation::Write(in_place()));
+    let mut call = Call::open(&client, write).await.unwrap();
+    assert_eq!(call.next().await, Output::Ready(()));
+    fs::write(boxd.path("other"), "other").unwrap();
+    fs::rename(boxd.path("other"), &path).unwrap();
+    let Call {
+        inputs,
+        mut outputs,
+    } = call;
+    drop(inputs);
+    let last = outputs.message().await.unwrap().unwrap().output.unwrap();
+    assert!(matches!(last, Output::Failed(_)), "{last:?}");
+    assert_eq!(fs::read(&path).unwrap(), b"other");
+}
+
+#[tokio::test]
+async fn upload_whose_file_is_taken_away_at_once_is_stored() {
+    let (boxd, client) = TestBox::idle().await;
+    let path = boxd.path("inbox");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let consumer = {
+        let (path, is_over) = (path.clone(), Arc::clone(&is_over));
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = fs::remove_file(&path);
+            }
+        })
+    };
+    let mut results = Vec::new();
+    for _ in 0..300 {
+        results.push(put(&client, &path, atomic(), b"message").await);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    consumer.join().unwrap();
+    for result in results {
+        assert!(result.unwrap().etag.starts_with('"'));
     }
 }
 

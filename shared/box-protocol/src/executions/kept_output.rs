@@ -5,12 +5,14 @@
 //!
 //! * I1. The file has at most [`MAX_BYTES`], and no more than the directory has room for: its last
 //!   message may be incomplete.
-//! * I2. The reader does not trust the file: see [`super`]. It decodes one message at a time.
+//! * I2. The reader does not trust the file: see [`super`]. It decodes one message at a time, of at most
+//!   [`MAX_MESSAGE_BYTES`]: a decoded message may take a hundred times its encoded size.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
+use agentbox_contracts::exec::MAX_CHUNK;
 use agentbox_contracts::executions::ExecutionOutput;
 use bytes::Bytes;
 use prost::Message as _;
@@ -22,6 +24,8 @@ use super::open;
 const MAGIC: &[u8; 8] = b"abxexo1\n";
 /// The size limit of the file, in bytes.
 const MAX_BYTES: u64 = 8 * 1024 * 1024;
+/// The size limit of one message, in bytes: the longest piece of output, and what describes it.
+const MAX_MESSAGE_BYTES: usize = MAX_CHUNK + 1024;
 const FILE_NAME: &str = "execution-output";
 
 /// Writes the file.
@@ -77,7 +81,7 @@ impl Iterator for OutputReader {
 
     fn next(&mut self) -> Option<ExecutionOutput> {
         let length = prost::decode_length_delimiter(&mut self.rest).ok()?;
-        if length > self.rest.len() {
+        if length > self.rest.len().min(MAX_MESSAGE_BYTES) {
             self.rest.clear();
             return None;
         }
@@ -106,7 +110,7 @@ pub fn read_output(directory: &Path) -> Vec<u8> {
 mod tests {
     use std::fs;
 
-    use agentbox_contracts::executions::{OutputPiece, execution_output};
+    use agentbox_contracts::executions::{Execution, ExecutionList, OutputPiece, execution_output};
 
     use super::*;
 
@@ -154,6 +158,20 @@ mod tests {
             .unwrap()
             .len();
         assert!(size <= MAX_BYTES && size > MAX_BYTES - 40_000, "{size}");
+    }
+
+    #[test]
+    fn message_that_is_longer_than_boxds_is_not_decoded() {
+        let read = |message: ExecutionOutput| {
+            let content = message.encode_length_delimited_to_vec();
+            OutputReader::new(content).count()
+        };
+        assert_eq!(read(message(u64::MAX, MAX_CHUNK)), 1);
+        let list = execution_output::Output::Executions(ExecutionList {
+            executions: vec![Execution::default(); MAX_CHUNK],
+            is_last: false,
+        });
+        assert_eq!(read(ExecutionOutput { output: Some(list) }), 0);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The record of an execution as a line of text: `execution HEX`, the protobuf message in hexadecimal
 //! digits. boxd writes it to its standard output between the lines of [`super::text`], so that the
-//! container's log on Kubernetes has the executions of a box that has ended.
+//! container's log on Kubernetes has the executions of a box that has ended. `execution-forgotten ID` is
+//! the line of one that boxd has forgotten.
 
 use agentbox_contracts::executions::Execution;
 use prost::Message as _;
 
+use crate::executions::is_id;
+
 const PREFIX: &[u8] = b"execution ";
+const FORGOTTEN: &[u8] = b"execution-forgotten ";
 /// The size limit of the command, and of each other text, in bytes. The line is far shorter than the
 /// 16 KiB at which a container runtime cuts a line of the log.
 const TEXT_BYTES: usize = 1024;
@@ -30,6 +34,21 @@ pub fn decode(text: &[u8]) -> Option<Execution> {
         return None;
     }
     Execution::decode(hex::decode(digits).ok()?.as_slice()).ok()
+}
+
+/// Appends the line of an execution that boxd has forgotten, with its line feed.
+pub fn encode_forgotten(into: &mut Vec<u8>, id: &str) {
+    into.extend_from_slice(FORGOTTEN);
+    into.extend_from_slice(id.as_bytes());
+    into.push(b'\n');
+}
+
+/// The id in the line of an execution that was forgotten, without its line feed; `None` for another
+/// line.
+#[must_use]
+pub fn decode_forgotten(text: &[u8]) -> Option<&str> {
+    let id = std::str::from_utf8(text.strip_prefix(FORGOTTEN)?).ok()?;
+    is_id(id).then_some(id)
 }
 
 fn shortened(mut execution: Execution) -> Execution {
@@ -114,6 +133,22 @@ mod tests {
         assert_eq!(decoded.id, execution.id);
         assert!(!decoded.command.is_empty());
         assert!(decoded.labels.is_empty());
+    }
+
+    #[test]
+    fn forgotten_execution_has_a_line_of_its_own() {
+        let mut line = Vec::new();
+        encode_forgotten(&mut line, "exec-0123456789abcdef");
+        assert_eq!(line.pop(), Some(b'\n'));
+        assert_eq!(decode_forgotten(&line), Some("exec-0123456789abcdef"));
+        assert!(decode(&line).is_none() && text::decode(&line).is_none());
+        for text in [
+            &b"execution-forgotten "[..],
+            b"execution-forgotten a b",
+            b"",
+        ] {
+            assert_eq!(decode_forgotten(text), None);
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::variables;
 use agentbox_contracts::executions::execution_request::Operation;
-use agentbox_contracts::executions::{ExecutionStart, ExecutionStatus, GetExecution};
+use agentbox_contracts::executions::{
+    ExecutionStart, ExecutionStatus, GetExecution, Offsets, OnFull,
+};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -65,6 +67,30 @@ async fn output_of_the_execution_that_ended_first_is_dropped_beyond_the_total() 
         let finished = kept(&client, id).await;
         assert_eq!((finished.data[0].len(), finished.gaps[0]), (400_000, 0));
     }
+}
+
+#[tokio::test]
+async fn follower_of_an_ended_execution_with_block_gets_every_byte_at_the_total() {
+    let (_boxd, client) = bounded(variables::EXECUTIONS_OUTPUT_BYTES, "1000000").await;
+    let print = || command(&["head", "-c", "400000", "/dev/zero"]);
+    let blocking = ExecutionStart {
+        on_full: OnFull::Block.into(),
+        ..print()
+    };
+    let id = started(&client, blocking).await;
+    let follower = follow(&client, &id, Some(Offsets::default())).await;
+    let ended = get(&client, &id, 20_000).await.unwrap();
+    assert_eq!(status(&ended), ExecutionStatus::Exited);
+    let others = [run(&client, print()).await, run(&client, print()).await];
+    let finished = follower.finish().await;
+    assert_eq!((finished.data[0].len(), finished.gaps[0]), (400_000, 0));
+    assert_eq!(kept(&client, &others[1].id).await.data[0].len(), 400_000);
+    // Without a follower it is dropped like every other.
+    for _ in 0..3 {
+        run(&client, print()).await;
+    }
+    let dropped = kept(&client, &id).await;
+    assert_eq!((dropped.data[0].len(), dropped.gaps[0]), (0, 400_000));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use agentbox_box_protocol::output::execution_text;
 use agentbox_contracts::executions::execution_output::Output;
 use agentbox_contracts::executions::{Execution, ExecutionStatus, OutputPiece};
 
-use super::calls::{follow, run, script, start, status};
+use super::calls::{command, delete, follow, run, script, start, status};
 use crate::support::{Setup, TestBox, shell};
 
 fn head(id: &str, stdout_bytes: u64, stderr_bytes: u64) -> Output {
@@ -74,6 +74,35 @@ async fn output_is_saved_and_records_are_on_stdout_when_the_main_command_exits()
         (running.id, ExecutionStatus::Running),
     ];
     assert_eq!(records, expected);
+}
+
+#[tokio::test]
+async fn purge_is_on_stdout_after_the_record() {
+    let (mut boxd, client) = TestBox::start(Setup {
+        main: shell("until [ -e end ]; do sleep 0.05; done"),
+        stdout: Some(Stdio::piped()),
+        ..Setup::default()
+    })
+    .await;
+    let id = run(&client, command(&["true"])).await.id;
+    delete(&client, &id, true).await.unwrap();
+    std::fs::write(boxd.path("end"), "").unwrap();
+    let mut stdout = boxd.process.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout.read_to_end(&mut text).unwrap();
+        text
+    });
+    assert_eq!(boxd.exit_code().await, Some(0));
+    let text = reader.join().unwrap();
+    let mut lines = text.split(|byte| *byte == b'\n');
+    assert!(
+        lines
+            .by_ref()
+            .any(|line| execution_text::decode(line).is_some())
+    );
+    let forgotten = lines.find_map(execution_text::decode_forgotten);
+    assert_eq!(forgotten, Some(id.as_str()));
 }
 
 #[tokio::test]
