@@ -6,6 +6,7 @@ and the labels and the lifetime of that sandbox.
 """
 
 import base64
+import posixpath
 import shlex
 import time
 from collections.abc import Mapping
@@ -176,10 +177,10 @@ class AgentBoxBackend:
         return box
 
     async def _prepare(self, box: str, labels: dict[str, str], timeout: float) -> None:
+        await self.client.make_directory(box, DIRECTORY)
         # The lifetime of an environment counts from its creation.
         lifetime = ceil(time.time() - self._created[box] + timeout)
         await self.client.patch(box, labels=labels, timeout=lifetime)
-        await self.client.make_directory(box, DIRECTORY)
 
     async def release(self, sandbox: "AgentBoxSandbox") -> None:
         """Makes the environment of a sandbox idle. One that has ended is forgotten.
@@ -428,7 +429,7 @@ class AgentBoxFiles:
 
     async def _call(self, method: str, path: str, *arguments: Any, **options: Any) -> Any:
         self._sandbox.check()
-        absolute = path if path.startswith("/") else f"{DIRECTORY}/{path}"
+        absolute = posixpath.join(DIRECTORY, path)
         function = getattr(self._sandbox.client, method)
         try:
             return await function(self._sandbox.id, absolute, *arguments, **options)
