@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -99,6 +99,9 @@ test-connections: test-build ## Test the default limits of connections with 10,5
 	@ulimit -n 16384; AGENTBOX_TEST_CONNECTIONS=10500 cargo test --workspace --test routes -- --nocapture \
 	  --exact connections::connections_of_one_network_delay_no_other_network | tee /dev/stderr \
 	  | grep '^test result: ok. 1 passed' > /dev/null
+
+test-clients: build-local ## Run the public suites of inspect-ai, langchain, sandboxio and mini-swe-agent (ONLY=langchain)
+	@ONLY=$(ONLY) bash clients/suites/run.sh $(dir $(LOCAL)) $(TARGET)/clients
 
 check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI document, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings
