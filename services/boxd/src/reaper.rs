@@ -10,19 +10,23 @@
 //! * I3. A group is signalled only while its leader is not reaped: until then the kernel
 //!   cannot reuse its id.
 //! * I4. A start creates no thread.
+//! * I5. A process that is stopped (SIGSTOP) before it executes is killed after [`STOPPED_START`]. Its
+//!   user may do so once it has become that user, and nothing else is started or reaped meanwhile.
 
 use std::collections::HashMap;
 use std::io;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// The number of scans for a session's processes: a process that forks during one scan is
@@ -31,6 +35,11 @@ const SESSION_PASSES: usize = 3;
 /// The stack of each of boxd's threads, in bytes. Set explicitly: the default depends on an
 /// environment variable, which an image may set.
 pub const THREAD_STACK_BYTES: usize = 2 * 1024 * 1024;
+
+/// How long a start takes before its process is killed if it is stopped.
+const STOPPED_START: Duration = Duration::from_secs(2);
+/// How often a start that others wait for is looked at.
+const START_CHECK: Duration = Duration::from_secs(1);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +77,9 @@ pub struct Child {
 /// The children that are not reaped yet, by process id.
 type Children = Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>;
 
+/// The id of the thread that starts commands, and since when it starts the present one.
+type Starting = Mutex<Option<(Pid, Instant)>>;
+
 /// A command for the thread that starts commands.
 struct StartRequest {
     command: Command,
@@ -80,6 +92,7 @@ pub struct Reaper {
     /// Held for reading by starts and for writing by reaping: I2.
     gate: Arc<RwLock<()>>,
     children: Arc<Children>,
+    starting: Arc<Starting>,
     /// The number of waiting requests is bounded by the box's slots.
     requests: mpsc::Sender<StartRequest>,
 }
@@ -96,13 +109,16 @@ impl Reaper {
         let children = Arc::new(Children::default());
         let (requests, received) = mpsc::channel();
         let registered = Arc::clone(&children);
+        let starting = Arc::new(Starting::default());
+        let present = Arc::clone(&starting);
         thread::Builder::new()
             .name("boxd-start".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || start_requested(&received, &registered))?;
+            .spawn(move || start_requested(&received, &registered, &present))?;
         let this = Self {
             gate: Arc::default(),
             children,
+            starting,
             requests,
         };
         Ok((Arc::new(this), child_signals))
@@ -112,7 +128,7 @@ impl Reaper {
     pub async fn run(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
         loop {
             {
-                let _no_starts = self.gate.write().await;
+                let _no_starts = self.watching(self.gate.write()).await;
                 self.reap_all();
             }
             tokio::select! {
@@ -141,7 +157,7 @@ impl Reaper {
     /// # Errors
     /// As `fork(2)`, `execve(2)`.
     pub async fn start(&self, command: Command) -> io::Result<Child> {
-        let gate = Arc::clone(&self.gate).read_owned().await;
+        let gate = self.watching(Arc::clone(&self.gate).read_owned()).await;
         let (started, result) = oneshot::channel();
         let request = StartRequest {
             command,
@@ -150,7 +166,45 @@ impl Reaper {
         };
         let ended = || io::Error::other("the thread that starts commands has ended");
         self.requests.send(request).map_err(|_| ended())?;
-        result.await.unwrap_or_else(|_| Err(ended()))
+        let child = self.watching(result).await;
+        child.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Awaits something that waits for the present start.
+    async fn watching<T>(&self, waiting: impl Future<Output = T>) -> T {
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                done = &mut waiting => return done,
+                () = sleep(START_CHECK) => self.kill_stopped_start(),
+            }
+        }
+    }
+
+    /// Kills the process that is being started, if it is stopped.
+    fn kill_stopped_start(&self) {
+        // Held to the end: nothing is reaped meanwhile, because the thread keeps its gate.
+        let starting = self.starting.lock();
+        let Some((thread, since)) = *starting else {
+            return;
+        };
+        if since.elapsed() < STOPPED_START {
+            return;
+        }
+        // Orphans are children of another thread.
+        let path = format!("/proc/self/task/{thread}/children");
+        let Ok(listed) = std::fs::read_to_string(path) else {
+            return;
+        };
+        let children = self.children.lock();
+        for pid in listed.split_whitespace() {
+            let Ok(pid) = pid.parse::<i32>() else {
+                continue;
+            };
+            if !children.contains_key(&pid) && is_stopped(pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
     }
 
     /// Signals the process group of `leader`; `false` when the leader has ended.
@@ -180,14 +234,20 @@ impl Reaper {
 }
 
 /// Starts the requested commands, one after the other, until the reaper is dropped.
-fn start_requested(requests: &mpsc::Receiver<StartRequest>, children: &Children) {
+fn start_requested(
+    requests: &mpsc::Receiver<StartRequest>,
+    children: &Children,
+    starting: &Starting,
+) {
     for request in requests {
         let StartRequest {
             mut command,
             gate,
             started,
         } = request;
+        *starting.lock() = Some((gettid(), Instant::now()));
         let child = spawn(&mut command, children);
+        *starting.lock() = None;
         drop(gate);
         // The receiver may be gone; the child is registered and will be reaped.
         let _ = started.send(child);
@@ -203,6 +263,13 @@ fn spawn(command: &mut Command, children: &Children) -> io::Result<Child> {
     Ok(Child {
         pid: Pid::from_raw(pid),
         ended,
+    })
+}
+
+fn is_stopped(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+        fields.is_some_and(|fields| fields.starts_with(['T', 't']))
     })
 }
 

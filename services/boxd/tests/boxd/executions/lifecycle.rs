@@ -207,6 +207,28 @@ async fn command_runs_as_the_given_user() {
 }
 
 #[tokio::test]
+async fn user_who_stops_own_processes_does_not_stop_the_box() {
+    const USER: &str = "64399:64399";
+    let (_boxd, client) = TestBox::idle().await;
+    // As long as a test may take. The kernel leaves out the sender, and other users' processes.
+    let stop_all = "i=0; while [ $i -lt 3000000 ]; do kill -STOP -1; i=$((i+1)); done 2>/dev/null";
+    let of_user = |wanted: ExecutionStart| ExecutionStart {
+        user: USER.into(),
+        working_dir: "/".into(),
+        ..wanted
+    };
+    let stopping = start(&client, of_user(script(stop_all))).await.unwrap();
+    assert_eq!(status(&stopping), ExecutionStatus::Running);
+    // It is stopped before or after it executes.
+    let stopped = started(&client, of_user(command(&["true"]))).await;
+    let other = run(&client, command(&["true"])).await;
+    assert_eq!(status(&other), ExecutionStatus::Exited);
+    for id in [stopping.id, stopped] {
+        delete(&client, &id, false).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn command_gets_environment_stdin_bytes_and_one_pipe() {
     let (_boxd, client) = TestBox::idle().await;
     let wanted = ExecutionStart {
