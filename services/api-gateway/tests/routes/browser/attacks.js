@@ -6,6 +6,8 @@ const refused = () => REFUSED;
 const first = (target, ...names) =>
   new Promise((resolve) => names.forEach((name) => target.addEventListener(name, resolve, { once: true })));
 
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
 const fetched = (address, options) => fetch(address, options).then((answer) => answer.text()).then(
   (text) => text === "" ? REFUSED : text,
   refused,
@@ -29,10 +31,8 @@ const framed = async (address) => {
   frame.src = address;
   document.body.append(frame);
   await event;
-  // Messages that were sent before arrive before this one.
-  const last = first(window, "agentbox-last");
-  setTimeout(() => dispatchEvent(new Event("agentbox-last")), 200);
-  await last;
+  // The message of a frame in another process may arrive after the frame is loaded.
+  await pause(200);
   removeEventListener("message", note);
   return shown ? "shown" : REFUSED;
 };
@@ -72,7 +72,7 @@ const visited = async (address) => {
       other.close();
       return REFUSED;
     }
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await pause(50);
   }
   return other.document.documentElement.textContent;
 };

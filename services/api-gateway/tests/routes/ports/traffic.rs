@@ -68,7 +68,7 @@ async fn upload(site: &Site, pieces: usize) -> String {
     let content = (0..pieces).map(|number| Ok::<_, io::Error>(piece(number)));
     let answer = site
         .request(Method::PUT, "content")
-        .header("content-length", pieces * PIECE)
+        .header("content-length", (pieces * PIECE).to_string())
         .body(Body::wrap_stream(stream::iter(content)))
         .send()
         .await
