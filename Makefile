@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -102,6 +102,13 @@ test-connections: test-build ## Test the default limits of connections with 10,5
 
 test-clients: build-local ## Run the public suites of inspect-ai, langchain, sandboxio and mini-swe-agent (ONLY=langchain)
 	@ONLY=$(ONLY) bash clients/suites/run.sh $(dir $(LOCAL)) $(TARGET)/clients
+
+# One test at a time: each has a browser and boxes. A filter that matches no test must not pass.
+test-browser: test-build ## Test previews in Chromium, and 500 MiB through a port in each direction
+	@bash deploy/local/packages.sh browser
+	$(TARGET)/debug/agentbox-local prepare
+	@AGENTBOX_TEST_TRANSFER_MIB=500 cargo test --workspace --test routes -- --include-ignored --test-threads 1 \
+	  browser:: ports::traffic::large_bodies | tee /dev/stderr | grep '^test result: ok. [1-9]' > /dev/null
 
 check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI document, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -5,6 +5,7 @@
 #   bash packages.sh kubernetes  also those that a Kubernetes node requires
 #   bash packages.sh lint        also those that `make lint-api` requires
 #   bash packages.sh fuzz        also those that `make fuzz-parsers` requires
+#   bash packages.sh browser     also those that `make test-browser` requires
 #   bash packages.sh check       print in one line the packages that the built programs miss
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -66,6 +67,10 @@ fi
 
 if [ "${1:-}" = fuzz ]; then
   need g++ g++
+fi
+
+if [ "${1:-}" = browser ]; then
+  need chromium chromium
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

@@ -108,7 +108,7 @@ pub struct Config {
     /// Bytes of memory that this replica may use; the chart sets it to the container's limit. What the
     /// other bounds leave of it is for the buffers of commands, terminals and streams, at least 16 MiB.
     /// Beyond it they are refused with 503. One user gets at most as much as is left for the others.
-    #[arg(long, env = "AGENTBOX_MEMORY_LIMIT", default_value_t = 512 * 1024 * 1024)]
+    #[arg(long, env = "AGENTBOX_MEMORY_LIMIT", default_value_t = 1024 * 1024 * 1024)]
     pub memory_limit: u64,
 
     /// Bytes of commands' output that this replica holds for one user until it is read, at least

@@ -194,7 +194,7 @@ async fn send_failing_requests(caller: &Caller, id: &str, secrets: &mut Secrets)
             Method::POST,
             format!("/environments/{id}/exec"),
             json!({ "command": ["true"], "working_dir": format!("/{}", secrets.canary("a wrong directory")) }),
-            200,
+            400,
         ),
         (
             Method::GET,

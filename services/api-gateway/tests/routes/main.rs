@@ -17,6 +17,7 @@ mod api_keys;
 mod attach;
 mod audit;
 mod auth;
+mod browser;
 mod connections;
 mod cors;
 mod environments;

@@ -1,5 +1,7 @@
 //! Requests to ports of boxes, and previews.
 
+mod traffic;
+
 use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderMap;

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod boxes;
 pub mod caller;
 pub mod executions;
+pub mod site;
 pub mod socket;
 pub mod sse;
 pub mod streams;

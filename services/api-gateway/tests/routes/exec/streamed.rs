@@ -187,7 +187,8 @@ async fn stdin_of_a_form_has_any_size_and_is_read_as_the_command_reads_it() {
 async fn form_with_other_parts_returns_400() {
     let exec = &br#"{"command": ["cat"]}"#[..];
     let with_stdin = &br#"{"command": ["a"], "stdin": ""}"#[..];
-    let forms: [(&[(&str, &[u8])], &str); 6] = [
+    type Parts<'a> = &'a [(&'a str, &'a [u8])];
+    let forms: [(Parts, &str); 6] = [
         (&[], "validation_failed"),
         (&[("stdin", b"a"), ("exec", exec)], "validation_failed"),
         (&[("exec", exec), ("file", b"a")], "validation_failed"),

@@ -152,7 +152,7 @@ async fn stream_resumes_on_another_gateway_without_loss_or_repeat() {
         let last = events.last().and_then(|event| event.id.clone());
         let mut stream = match last {
             // In turn by the header and by the parameter.
-            Some(last) if events.len() % 2 == 0 => {
+            Some(last) if events.len().is_multiple_of(2) => {
                 let path = execution.output(&format!("follow=true&from={last}"));
                 Events::resume(caller, gateway, &path, None).await
             }

@@ -29,6 +29,15 @@ pub async fn shared() -> &'static System {
         .await
 }
 
+static DEFAULTS: OnceCell<System> = OnceCell::const_new();
+
+/// One replica of each service, with the default limits.
+pub async fn with_default_limits() -> &'static System {
+    DEFAULTS
+        .get_or_init(async || System::start(options()).await.unwrap())
+        .await
+}
+
 /// The lifetime of a login on [`short_lived`], in seconds.
 pub const TOKEN_S: u64 = 10;
 /// The lifetime of a ticket on [`short_lived`], in seconds.

@@ -1,0 +1,145 @@
+"""A server of a box: a page that reloads itself when its file changes, and what the tests ask of it.
+
+GET /                the page
+GET /received        the paths of all requests so far, one a line
+GET /headers         the head of the request
+GET /events          server-sent events: one at once, and one for each change of the page's file
+GET /live            a WebSocket with a message for each change of the page's file
+GET /together?N      the answer when N of these requests are open
+GET /content?PIECES  so many pieces of content
+PUT /content         the sum of the body
+"""
+import base64
+import hashlib
+import http.server
+import os
+import select
+import struct
+import threading
+
+PAGE = "/tmp/site/index.html"
+PIECE = 1 << 16
+DEADLINE = 60
+received = []
+meeting = threading.Condition()
+waiting = 0
+
+
+def modified():
+    return os.stat(PAGE).st_mtime_ns
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, body, content_type="text/plain", status=200):
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        received.append(self.path)
+        path, _, query = self.path.partition("?")
+        if path == "/":
+            with open(PAGE, "rb") as page:
+                self.answer(page.read(), "text/html")
+        elif path == "/received":
+            self.answer("\n".join(received).encode())
+        elif path == "/headers":
+            self.answer(f"{self.requestline}\n{self.headers}".encode())
+        elif path == "/events":
+            self.events()
+        elif path == "/live":
+            self.live()
+        elif path == "/together":
+            self.together(int(query))
+        elif path == "/content":
+            self.content(int(query))
+        elif path == "/own-cookie":
+            self.send_response(204)
+            self.send_header("Set-Cookie", "own=1; Domain=localhost; Path=/")
+            self.end_headers()
+        elif path == "/framed":
+            self.answer(b"<script>parent.postMessage('shown', '*')</script>", "text/html")
+        elif path == "/script.js":
+            self.answer(b"self.loaded = true;", "text/javascript")
+        elif path == "/picture.svg":
+            self.answer(b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>', "image/svg+xml")
+        else:
+            self.answer(b"not found", status=404)
+
+    def do_POST(self):
+        received.append(self.path)
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.answer(b"done")
+
+    def do_PUT(self):
+        left = int(self.headers["Content-Length"])
+        content = hashlib.sha256()
+        while left:
+            part = self.rfile.read(min(left, PIECE))
+            if not part:
+                return
+            content.update(part)
+            left -= len(part)
+        self.answer(content.hexdigest().encode())
+
+    def content(self, pieces):
+        self.send_response(200)
+        self.send_header("Content-Length", str(pieces * PIECE))
+        self.end_headers()
+        for number in range(pieces):
+            self.wfile.write(struct.pack("<Q", number) * (PIECE // 8))
+
+    def together(self, count):
+        global waiting
+        with meeting:
+            waiting += 1
+            meeting.notify_all()
+            met = meeting.wait_for(lambda: waiting >= count, DEADLINE)
+        self.answer(b"met" if met else b"alone")
+
+    def changes(self, seen):
+        """Yields at each change of the page after `seen`, until the client is gone."""
+        while True:
+            if select.select([self.connection], [], [], 0.05)[0] and not self.connection.recv(4096):
+                return
+            now = modified()
+            if now != seen:
+                seen = now
+                yield
+
+    def events(self):
+        seen = modified()
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b"data: begun\n\n")
+        for _ in self.changes(seen):
+            self.wfile.write(b"data: changed\n\n")
+
+    def live(self):
+        seen = modified()
+        self.close_connection = True
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        self.send_response(101)
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Sec-WebSocket-Accept", accept)
+        self.end_headers()
+        for _ in self.changes(seen):
+            self.wfile.write(b"\x81\x06reload")
+
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 256
+
+
+Server(("127.0.0.1", 8000), Site).serve_forever()
