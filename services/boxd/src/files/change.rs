@@ -3,12 +3,12 @@
 use agentbox_contracts::error::{ErrorCode, shortened};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::{Change, MakeDirectory, Stored};
-use rustix::fs::{Gid, Mode, Uid, chmod, chown, mkdir, stat};
+use rustix::fs::{Gid, Mode, OFlags, Uid, chmod, chown, fchmod, mkdirat, openat, stat};
 use rustix::io::Errno;
 
 use super::caller::Caller;
 use super::failure::{Failure, OnPath as _, Result};
-use super::location::{DEFAULT_DIRECTORY_MODE, create_parents, file_type};
+use super::location::{DEFAULT_DIRECTORY_MODE, Location, create_parents, file_type, split};
 use super::metadata::{Describer, PERMISSIONS};
 
 /// Creates a directory. One that exists, also through a link, is no failure and is not changed.
@@ -21,14 +21,13 @@ pub fn make_directory(caller: &mut Caller, path: &[u8], request: &MakeDirectory)
     }
     let mode = request.mode.map(permissions).transpose()?;
     let mode = mode.unwrap_or(Mode::from_raw_mode(DEFAULT_DIRECTORY_MODE));
-    let created = match mkdir(path, mode) {
-        Ok(()) => {
-            // mkdir(2) ignores the set-uid and set-gid bits, which chmod(2) sets.
-            if request.mode.is_some() {
-                chmod(path, mode).on(path)?;
-            }
-            true
-        }
+    let made = match split(path) {
+        Some(_) => make(&Location::of(path)?, mode, request.mode.is_some()),
+        // `/` and the like: it exists, or a part of it does not.
+        None => stat(path).and(Err(Errno::EXIST)),
+    };
+    let created = match made {
+        Ok(()) => true,
         Err(Errno::EXIST) if stat(path).is_ok_and(|found| file_type(&found).is_dir()) => false,
         Err(errno) => return Err(Failure::of(path, errno)),
     };
@@ -36,6 +35,24 @@ pub fn make_directory(caller: &mut Caller, path: &[u8], request: &MakeDirectory)
         created,
         etag: String::new(),
     }))
+}
+
+/// Creates a directory; with this mode exactly, if it is `exact`.
+fn make(location: &Location, mode: Mode, exact: bool) -> rustix::io::Result<()> {
+    let name = location.name.as_slice();
+    mkdirat(&location.directory, name, mode)?;
+    if !exact {
+        return Ok(());
+    }
+    // mkdir(2) ignores the set-uid and set-gid bits. The descriptor is never that of a link, which
+    // another user may have put into the place of the directory.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(&location.directory, name, flags, Mode::empty()) {
+        Ok(made) => fchmod(made, mode),
+        // The mode that mkdir(2) has set forbids it to this user.
+        Err(Errno::ACCESS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Changes a file, the target of a link, and answers its description.

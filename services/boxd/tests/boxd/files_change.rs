@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{Change, Copy, Delete, FileRequest, MakeDirectory, Move};
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with};
 
 use crate::files_support::{assert_no_hidden_files, failure, path_bytes, perform, request};
 use crate::support::TestBox;
@@ -61,6 +63,40 @@ async fn directories_are_created_with_mode_and_parents() {
     assert_eq!(code, "already_exists");
     let code = failure(&client, make(&boxd.path("file/x"), &with_parents)).await;
     assert_eq!(code, "not_a_directory");
+}
+
+#[tokio::test]
+async fn new_directory_that_becomes_a_link_does_not_change_its_target() {
+    let (boxd, client) = TestBox::idle().await;
+    let path = |name: &str| boxd.path(name);
+    fs::write(path("victim"), "").unwrap();
+    fs::set_permissions(path("victim"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("victim", path("bait")).unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let attacker = {
+        let (new, bait, is_over) = (path("new"), path("bait"), Arc::clone(&is_over));
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let exchange = RenameFlags::EXCHANGE;
+                if renameat_with(CWD, &new, CWD, &bait, exchange).is_ok() {
+                    fs::remove_dir(&bait).unwrap();
+                    fs::rename(&new, &bait).unwrap();
+                }
+            }
+        })
+    };
+    for _ in 0..300 {
+        let request = MakeDirectory {
+            mode: Some(0o777),
+            parents: false,
+        };
+        // Fails when it meets the link.
+        let _ = perform(&client, make(&path("new"), &request)).await;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    attacker.join().unwrap();
+    let found = fs::metadata(path("victim")).unwrap();
+    assert_eq!(found.mode() & 0o7777, 0o600);
 }
 
 #[tokio::test]
