@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn headers_of_the_connection_and_of_earlier_proxies_are_replaced() {
-        let headers = in_box(
+        let mut headers = in_box(
             &[
                 ("connection", "close, X-Hop"),
                 ("x-hop", "1"),
@@ -325,7 +325,8 @@ mod tests {
             ],
             false,
         );
-        assert_eq!(headers, ["traceparent: 00-1-2-01", "accept: */*"]);
+        headers.sort();
+        assert_eq!(headers, ["accept: */*", "traceparent: 00-1-2-01"]);
         let sized = in_box(&[("content-length", "5")], false);
         assert_eq!(sized, ["content-length: 5"]);
         let mut headers = in_box(&[("te", "trailers, deflate")], false);
