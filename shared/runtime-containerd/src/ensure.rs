@@ -192,7 +192,7 @@ impl Context {
                 message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
-        let policy = self.network_policy(spec);
+        let policy = spec.network_policy(self.config.default_allow_internet);
         self.states.save(lock, id, state).await?;
         let users = self.take_user_range(spec).await?;
         let owner = users.map_or(0, |range| range.first);

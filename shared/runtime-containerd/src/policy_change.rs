@@ -4,7 +4,7 @@
 //!   between, a restored box has the new policy, and the scheduler repeats the call.
 
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{BoxSpec, NetworkPolicy, PolicyApplication, RuntimeError};
+use agentbox_runtime::{BoxSpec, PolicyApplication, RuntimeError};
 
 use crate::context::Context;
 
@@ -16,12 +16,6 @@ fn not_running(id: &EnvironmentId) -> RuntimeError {
 }
 
 impl Context {
-    /// The network policy of a spec; the deployment's default when it has none.
-    pub fn network_policy(&self, spec: &BoxSpec) -> NetworkPolicy {
-        let requested = spec.isolation.network_policy.clone();
-        requested.unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet))
-    }
-
     /// Installs the rules of the spec's policy. They are in force when this returns, for packets of
     /// open connections too.
     pub async fn apply_network_policy(
@@ -45,7 +39,7 @@ impl Context {
         let Some(network) = state.network.clone().filter(|_| is_running) else {
             return Err(not_running(id));
         };
-        let policy = self.network_policy(spec);
+        let policy = spec.network_policy(self.config.default_allow_internet);
         state.generation = generation;
         state.policy = Some(policy.clone());
         self.states.save(&lock, id, &state).await?;

@@ -65,7 +65,7 @@ impl Context {
         let id = &spec.id;
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
-        let policy = self.network_policy(spec);
+        let policy = spec.network_policy(self.config.default_allow_internet);
         let state = self.claim(spec, generation, &policy).await?;
         let may_create = state.failure.is_none() && state.started_at.is_none() && !state.is_stopped;
         if may_create && self.needs_pod(id).await? {

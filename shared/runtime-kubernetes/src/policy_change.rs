@@ -95,12 +95,6 @@ async fn probe(ip: IpAddr, ports: ProbePorts) -> PolicyApplication {
 }
 
 impl Context {
-    /// The network policy of a spec; the deployment's default when it has none.
-    pub fn network_policy(&self, spec: &BoxSpec) -> NetworkPolicy {
-        let requested = spec.isolation.network_policy.clone();
-        requested.unwrap_or_else(|| NetworkPolicy::unspecified(self.config.default_allow_internet))
-    }
-
     /// Replaces the policy, and probes it for at most [`PROBE_DEADLINE`].
     pub async fn apply_network_policy(
         &self,
@@ -108,7 +102,7 @@ impl Context {
         generation: i64,
     ) -> Result<PolicyApplication, RuntimeError> {
         let id = &spec.id;
-        let new = self.network_policy(spec);
+        let new = spec.network_policy(self.config.default_allow_internet);
         let Some(before) = self.box_state(id).await? else {
             return Err(failure(id, "does not exist"));
         };

@@ -40,6 +40,15 @@ pub struct BoxSpec {
     pub image_credential: Option<RegistryCredential>,
 }
 
+impl BoxSpec {
+    /// The box's network policy; the deployment's default when the request has none.
+    #[must_use]
+    pub fn network_policy(&self, default_allow_internet: bool) -> NetworkPolicy {
+        let requested = self.isolation.network_policy.clone();
+        requested.unwrap_or_else(|| NetworkPolicy::unspecified(default_allow_internet))
+    }
+}
+
 /// The isolation that a request asks for, parsed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Isolation {
