@@ -18,7 +18,7 @@ use execution_request::Operation;
 use tonic::{Code, Status, Streaming};
 
 use crate::support::fake_box::{Behaviour, FakeBox, Outputs};
-use crate::support::gateway::ClientSession;
+use crate::support::gateway::receive;
 use crate::support::relay::Relay;
 use crate::support::{System, eventually, pattern};
 
@@ -185,13 +185,6 @@ fn sent(of: Output) -> FromBox {
     FromBox::Execution(output(of))
 }
 
-async fn receive(session: &mut ClientSession) -> Option<FromBox> {
-    tokio::time::timeout(DEADLINE, session.recv())
-        .await
-        .expect("no message in time")
-        .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn start_with_4_mib_of_environment_is_answered_with_the_execution() {
     let system = System::start().await;
@@ -206,8 +199,8 @@ async fn start_with_4_mib_of_environment_is_answered_with_the_execution() {
     let open = inside.open(execution(Operation::Start(start)));
     let mut session = system.gateway.open_as(&open).await.unwrap();
     let expected = sent(record((4 * 1024 * 1024).to_string()));
-    assert_eq!(receive(&mut session).await, Some(expected));
-    assert_eq!(receive(&mut session).await, None);
+    assert_eq!(receive(&mut session, DEADLINE).await, Some(expected));
+    assert_eq!(receive(&mut session, DEADLINE).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,8 +224,8 @@ async fn inputs_of_an_attached_client_are_relayed_in_order() {
         }
         if !is_attach {
             let all = sent(record("data 80x24 SIGINT take"));
-            assert_eq!(receive(&mut session).await, Some(all));
-            assert_eq!(receive(&mut session).await, None);
+            assert_eq!(receive(&mut session, DEADLINE).await, Some(all));
+            assert_eq!(receive(&mut session, DEADLINE).await, None);
             continue;
         }
         let attached = Attached {
@@ -240,15 +233,18 @@ async fn inputs_of_an_attached_client_are_relayed_in_order() {
             ..Attached::default()
         };
         let expected = sent(Output::Attached(attached));
-        assert_eq!(receive(&mut session).await, Some(expected));
+        assert_eq!(receive(&mut session, DEADLINE).await, Some(expected));
         let mut offset = 0;
         for text in ["data", "80x24", "SIGINT", "take"] {
             let expected = sent(piece(offset, Bytes::from_static(text.as_bytes())));
-            assert_eq!(receive(&mut session).await, Some(expected));
+            assert_eq!(receive(&mut session, DEADLINE).await, Some(expected));
             offset += text.len();
         }
-        assert_eq!(receive(&mut session).await, Some(sent(record("ended"))));
-        assert_eq!(receive(&mut session).await, None);
+        assert_eq!(
+            receive(&mut session, DEADLINE).await,
+            Some(sent(record("ended")))
+        );
+        assert_eq!(receive(&mut session, DEADLINE).await, None);
     }
 }
 
@@ -266,7 +262,7 @@ async fn every_byte_of_followed_output_arrives_once_across_lost_connections() {
     let reading = async {
         let mut content = Vec::new();
         loop {
-            match receive(&mut session).await {
+            match receive(&mut session, DEADLINE).await {
                 Some(FromBox::Execution(ExecutionOutput {
                     output: Some(Output::Output(piece)),
                 })) => {
@@ -306,7 +302,7 @@ async fn operation_that_takes_input_is_not_continued() {
     let attach = execution(Operation::Attach(AttachExecution::default()));
     let open = inside.open_at(relay.address, attach);
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    assert!(receive(&mut session).await.is_some());
+    assert!(receive(&mut session, DEADLINE).await.is_some());
     relay.disconnect();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost, "{error}");

@@ -19,7 +19,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status, Streaming};
 
 use crate::support::fake_box::{Behaviour, FakeBox, Outputs};
-use crate::support::gateway::ClientSession;
+use crate::support::gateway::receive;
 use crate::support::relay::Relay;
 use crate::support::{System, eventually, pattern};
 
@@ -162,19 +162,15 @@ fn sent(of: Output) -> FromBox {
     FromBox::File(output(of))
 }
 
-async fn receive(session: &mut ClientSession) -> Option<FromBox> {
-    tokio::time::timeout(DEADLINE, session.recv())
-        .await
-        .expect("no message in time")
-        .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn content_and_answers_are_relayed_in_order() {
     let system = System::start().await;
     let inside = FakeBox::start(Files::default()).await;
     let mut session = system.gateway.open_as(&inside.open(write())).await.unwrap();
-    assert_eq!(receive(&mut session).await, Some(sent(Output::Ready(()))));
+    assert_eq!(
+        receive(&mut session, DEADLINE).await,
+        Some(sent(Output::Ready(())))
+    );
     let content = pattern(5 * 1024 * 1024);
     // Longer than boxd accepts: it is split.
     for chunk in content.chunks(3 * MAX_CHUNK) {
@@ -187,11 +183,14 @@ async fn content_and_answers_are_relayed_in_order() {
         etag: format!("\"{}\"", content.len()),
     };
     assert_eq!(
-        receive(&mut session).await,
+        receive(&mut session, DEADLINE).await,
         Some(sent(Output::Stored(stored)))
     );
-    assert_eq!(receive(&mut session).await, Some(sent(Output::Done(()))));
-    assert_eq!(receive(&mut session).await, None);
+    assert_eq!(
+        receive(&mut session, DEADLINE).await,
+        Some(sent(Output::Done(())))
+    );
+    assert_eq!(receive(&mut session, DEADLINE).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +200,7 @@ async fn stalled_reader_stops_the_box_without_memory_growth_and_its_end_cancels_
     let inside = FakeBox::start(files.clone()).await;
     let open = inside.open(read("/endless"));
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    assert!(receive(&mut session).await.is_some());
+    assert!(receive(&mut session, DEADLINE).await.is_some());
     let before = system.proxy.peak_memory();
     // Blocked: no progress for a second.
     let mut last = (0, Instant::now());
@@ -218,7 +217,7 @@ async fn stalled_reader_stops_the_box_without_memory_growth_and_its_end_cancels_
     assert!(grown < 8 * 1024 * 1024, "{grown}");
     // It continues where it was stopped.
     for _ in 0..100 {
-        assert!(receive(&mut session).await.is_some());
+        assert!(receive(&mut session, DEADLINE).await.is_some());
     }
     assert!(!files.cancelled.load(Ordering::SeqCst));
     drop(session);
@@ -237,7 +236,7 @@ async fn closed_session_aborts_an_upload_and_a_silent_operation() {
         let is_upload = kind == write();
         let mut session = system.gateway.open_as(&inside.open(kind)).await.unwrap();
         if is_upload {
-            receive(&mut session).await;
+            receive(&mut session, DEADLINE).await;
         }
         session
             .send(ToBox::Data(Bytes::from_static(b"x")))
@@ -261,10 +260,10 @@ async fn failures_of_the_box_reach_the_gateway_with_their_codes() {
         .await
         .unwrap();
     assert_eq!(
-        receive(&mut session).await,
+        receive(&mut session, DEADLINE).await,
         Some(sent(failed("file_not_found")))
     );
-    assert_eq!(receive(&mut session).await, None);
+    assert_eq!(receive(&mut session, DEADLINE).await, None);
 
     let mut session = system
         .gateway
@@ -273,7 +272,7 @@ async fn failures_of_the_box_reach_the_gateway_with_their_codes() {
         .unwrap();
     let Some(FromBox::File(FileOutput {
         output: Some(Output::Failed(failure)),
-    })) = receive(&mut session).await
+    })) = receive(&mut session, DEADLINE).await
     else {
         panic!("not a failure");
     };
@@ -304,17 +303,20 @@ async fn lost_box_ends_a_transfer_and_a_dead_kept_connection_does_not_fail_the_n
         let open = inside.open_at(relay.address, stat("/file"));
         let mut session = system.gateway.open_as(&open).await.unwrap();
         assert!(matches!(
-            receive(&mut session).await,
+            receive(&mut session, DEADLINE).await,
             Some(FromBox::File(FileOutput {
                 output: Some(Output::Metadata(_))
             }))
         ));
-        assert_eq!(receive(&mut session).await, Some(sent(Output::Done(()))));
+        assert_eq!(
+            receive(&mut session, DEADLINE).await,
+            Some(sent(Output::Done(())))
+        );
         relay.disconnect();
     }
     let open = inside.open_at(relay.address, read("/endless"));
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    receive(&mut session).await;
+    receive(&mut session, DEADLINE).await;
     relay.disconnect();
     let error = loop {
         match session.recv().await {

@@ -16,7 +16,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
 
 use crate::support::fake_box::{Behaviour, FakeBox, Outputs};
-use crate::support::gateway::ClientSession;
+use crate::support::gateway::receive;
 use crate::support::{System, eventually, pattern};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -94,20 +94,13 @@ fn sent(of: Output) -> FromBox {
     FromBox::Port(output(of))
 }
 
-async fn receive(session: &mut ClientSession) -> Option<FromBox> {
-    tokio::time::timeout(DEADLINE, session.recv())
-        .await
-        .expect("no message in time")
-        .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_flow_both_ways_and_the_box_may_send_after_the_callers_end() {
     let system = System::start().await;
     let inside = FakeBox::start(Ports::default()).await;
     let open = inside.open(connect(7));
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    let connected = receive(&mut session).await;
+    let connected = receive(&mut session, DEADLINE).await;
     assert_eq!(connected, Some(sent(Output::Connected(()))));
     let bytes = pattern(4 * 1024 * 1024);
     let (mut sender, mut receiver) = session.split();
@@ -145,7 +138,7 @@ async fn closed_session_closes_the_connection() {
     let inside = FakeBox::start(ports.clone()).await;
     let open = inside.open(connect(7));
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    receive(&mut session).await;
+    receive(&mut session, DEADLINE).await;
     drop(session);
     eventually("the connection is closed", DEADLINE, async || {
         ports.closed.load(Ordering::SeqCst)
@@ -181,7 +174,7 @@ async fn listening_ports_are_one_message_and_an_endless_list_is_refused() {
             continue;
         }
         let expected = FromBox::Ports(list(listening));
-        assert_eq!(receive(&mut session).await, Some(expected));
-        assert_eq!(receive(&mut session).await, None);
+        assert_eq!(receive(&mut session, DEADLINE).await, Some(expected));
+        assert_eq!(receive(&mut session, DEADLINE).await, None);
     }
 }

@@ -23,6 +23,14 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 pub type ClientSession = Session<ToBox, FromBox>;
 
+/// The next message; panics when none arrives `within` the time.
+pub async fn receive(session: &mut ClientSession, within: Duration) -> Option<FromBox> {
+    tokio::time::timeout(within, session.recv())
+        .await
+        .expect("no message in time")
+        .unwrap()
+}
+
 pub struct Gateway {
     pub bus: Bus,
     scheduler: Bus,
