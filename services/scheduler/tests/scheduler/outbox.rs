@@ -23,6 +23,10 @@ use tokio_util::sync::CancellationToken;
 use crate::support::scheduler::{bus, shared_bus};
 use crate::support::{concurrently, creation, database, eventually, request};
 
+/// The connections of a publisher that works beside the test. A publisher alone can use all of a
+/// pool, and a statement that waits for a connection for 2 s fails.
+const PUBLISHER: u32 = 2;
+
 async fn step(store: &Store, before: Record, event: LifecycleEvent) -> Record {
     let now = Utc::now();
     let state = transition(now, &before.state(), &event).unwrap();
@@ -109,8 +113,8 @@ async fn two_publishers_publish_each_event_once_and_in_order() {
     let database = database().await;
     let (one, two) = (shared_bus().await, shared_bus().await);
     let shutdown = CancellationToken::new();
-    let (outbox_one, relay_one) = outbox(database.store.clone(), one.clone());
-    let (outbox_two, relay_two) = outbox(database.store.clone(), two);
+    let (outbox_one, relay_one) = outbox(database.replica(PUBLISHER).await, one.clone());
+    let (outbox_two, relay_two) = outbox(database.replica(PUBLISHER).await, two);
     let relays = [relay_one, relay_two].map(|relay| tokio::spawn(relay.run(shutdown.clone())));
     // Both are woken for every environment, so they compete for each.
     let wake = |id: &EnvironmentId| {
@@ -133,19 +137,19 @@ async fn killed_publishers_rows_are_published_by_another_and_stored_once() {
     let database = database().await;
     let bus = shared_bus().await;
     let shutdown = CancellationToken::new();
-    let start = || -> (Outbox, tokio::task::JoinHandle<()>) {
-        let (outbox, relay) = outbox(database.store.clone(), bus.clone());
+    let start = async || -> (Outbox, tokio::task::JoinHandle<()>) {
+        let (outbox, relay) = outbox(database.replica(PUBLISHER).await, bus.clone());
         (outbox, tokio::spawn(relay.run(shutdown.clone())))
     };
     let ids = concurrently(30, async |_| {
         // Each lifecycle has a publisher that is killed during it.
-        let (outbox, relay) = start();
+        let (outbox, relay) = start().await;
         let id = run_lifecycle(&database.store, |id| outbox.wake(id)).await;
         relay.abort();
         id
     })
     .await;
-    let (_, survivor) = start();
+    let (_, survivor) = start().await;
     for id in &ids {
         assert_eq!(event_kinds(&bus, id).await, LIFECYCLE, "{id}");
     }

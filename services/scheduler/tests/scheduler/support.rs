@@ -50,6 +50,14 @@ pub fn secret(byte: u8) -> MasterSecret {
 }
 
 impl Database {
+    /// The store of another replica, which has `connections` of its own.
+    pub async fn replica(&self, connections: u32) -> Store {
+        let connection = agentbox_database::connect(&self.url, "scheduler", connections)
+            .await
+            .unwrap();
+        Store::new(connection, secret(1))
+    }
+
     pub async fn execute(&self, sql: &str) {
         use sea_orm::ConnectionTrait as _;
         self.connection.execute_unprepared(sql).await.unwrap();
