@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentbox_metrics::{Counter, Gauge, Histogram, Label, NO_LABELS, Unit};
+use agentbox_metrics::{Counter, Gauge, GaugeSet, Histogram, Label, NO_LABELS, Unit};
 
 agentbox_metrics::metrics! {
     static BUILD_INFO: Gauge<2> = Gauge::new(
@@ -14,6 +14,15 @@ agentbox_metrics::metrics! {
             Label::bounded("version", "the version of the build"),
         ],
         "1, with the service and its version as labels",
+    );
+    static UNREADY: GaugeSet<1> = GaugeSet::new(
+        "agentbox_unready",
+        Unit::Count,
+        [Label::bounded(
+            "component",
+            "a part of the service, such as `bus`, `database` or `clusters`",
+        )],
+        "1 when the component is not ready, and with it the service, else 0",
     );
     static SPANS_EXPORTED: Counter = Counter::new(
         "agentbox_spans_exported_total",
@@ -59,6 +68,15 @@ agentbox_metrics::metrics! {
 pub(crate) fn describe(service: &'static str) {
     agentbox_metrics::describe(METRICS);
     BUILD_INFO.set(1.0, [service, env!("CARGO_PKG_VERSION")]);
+}
+
+/// `components`: with whether each is ready.
+pub(crate) fn readiness(components: &[(&'static str, bool)]) {
+    let unready = |is_ready: bool| if is_ready { 0.0 } else { 1.0 };
+    let series = components
+        .iter()
+        .map(|(name, is_ready)| ([(*name).to_owned()], unready(*is_ready)));
+    UNREADY.replace(series.collect());
 }
 
 pub(crate) fn spans_exported(count: usize) {
