@@ -34,7 +34,7 @@ if ! difference=$(diff <(echo "$in_code") <(echo "$on_page")); then
 fi
 
 # docs/metrics.md lists the metrics of the sources, and no others.
-defined=$(git grep -hoE '"agentbox_[a-z0-9_]+"' -- '*metrics.rs' | tr -d '"' | sort -u)
+defined=$(git grep -hoE '"agentbox_[a-z0-9_]+"' -- '*metrics.rs' ':!*/tests/*' | tr -d '"' | sort -u)
 described=$(sed -nE 's/^\| `(agentbox_[a-z0-9_]+)`.*/\1/p' docs/metrics.md | sort -u)
 if ! difference=$(diff <(echo "$defined") <(echo "$described")); then
   printf '%s\n  %s\n' "$difference" \

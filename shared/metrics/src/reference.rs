@@ -158,7 +158,7 @@ fn problem(line: &str, documented: &BTreeMap<&str, Documented<'_>>) -> Option<St
     let (name, rest) = line.split_at(end);
     let histogram = ["_bucket", "_sum", "_count"]
         .iter()
-        .find_map(|suffix| name.strip_suffix(suffix))
+        .find_map(|suffix| name.strip_suffix(*suffix))
         .and_then(|name| documented.get(name))
         .filter(|metric| metric.kind == Kind::Histogram.as_str());
     let Some(metric) = documented.get(name).or(histogram) else {
