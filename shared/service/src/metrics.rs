@@ -15,15 +15,6 @@ agentbox_metrics::metrics! {
         ],
         "1, with the service and its version as labels",
     );
-    static UNREADY: GaugeSet<1> = GaugeSet::new(
-        "agentbox_unready",
-        Unit::Count,
-        [Label::bounded(
-            "component",
-            "a part of the service, such as `bus`, `database` or `clusters`",
-        )],
-        "1 when the component is not ready, and with it the service, else 0",
-    );
     static SPANS_EXPORTED: Counter = Counter::new(
         "agentbox_spans_exported_total",
         Unit::Count,
@@ -63,20 +54,17 @@ agentbox_metrics::metrics! {
         [],
         "Open file descriptors of the process",
     );
+    static UNREADY: GaugeSet<1> = GaugeSet::new(
+        "agentbox_unready",
+        Unit::Count,
+        [Label::bounded("component", "a component of `/health/ready`")],
+        "1 for each component that is not ready; no series while all are",
+    );
 }
 
 pub(crate) fn describe(service: &'static str) {
     agentbox_metrics::describe(METRICS);
     BUILD_INFO.set(1.0, [service, env!("CARGO_PKG_VERSION")]);
-}
-
-/// `components`: with whether each is ready.
-pub(crate) fn readiness(components: &[(&'static str, bool)]) {
-    let unready = |is_ready: bool| if is_ready { 0.0 } else { 1.0 };
-    let series = components
-        .iter()
-        .map(|(name, is_ready)| ([(*name).to_owned()], unready(*is_ready)));
-    UNREADY.replace(series.collect());
 }
 
 pub(crate) fn spans_exported(count: usize) {
@@ -90,6 +78,11 @@ pub(crate) fn spans_dropped(reason: &'static str, count: usize) {
 
 pub(crate) fn statement_ended(operation: String, table: String, took: Duration) {
     STATEMENT_DURATION.record(took.as_secs_f64(), [operation, table]);
+}
+
+/// Reports which components are not ready.
+pub(crate) fn unready(components: impl Iterator<Item = &'static str>) {
+    UNREADY.replace(components.map(|name| ([name.to_owned()], 1.0)).collect());
 }
 
 /// Measures this process. What cannot be read keeps its last value.

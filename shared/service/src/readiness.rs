@@ -48,15 +48,6 @@ impl Readiness {
         self.lock().insert("shutdown", Some("stopping".to_owned()));
     }
 
-    /// Every component, and whether it is ready.
-    pub(crate) fn components(&self) -> Vec<(&'static str, bool)> {
-        let components = self.lock();
-        components
-            .iter()
-            .map(|(name, reason)| (*name, reason.is_none()))
-            .collect()
-    }
-
     /// The components that are not ready, with the reasons. Empty when all are ready.
     #[must_use]
     pub fn reasons(&self) -> BTreeMap<&'static str, String> {
