@@ -50,7 +50,9 @@ known=$(
   git grep -hoE '^name = "agentbox-[a-z-]+"' -- '*Cargo.toml' | sed -E 's/^name = "(.*)"$/\1/; s/-/_/g'
 )
 used=$(git grep -noP '(?<![\w:.])agentbox_[a-z0-9_]*[a-z0-9]\b(?!:)' -- deploy/observability deploy/helm 'docs/*.md' ':!docs/metrics.md' ':!docs/decisions')
-unknown=$(awk -F: -v known="$known" 'BEGIN { split(known, names, "\n"); for (i in names) is_known[names[i]] } !($NF in is_known)' <<< "$used")
+unknown=$(known=$known awk -F: '
+  BEGIN { split(ENVIRON["known"], names, "\n"); for (i in names) is_known[names[i]] }
+  NF && !($NF in is_known)' <<< "$used")
 if [ -n "$unknown" ]; then
   printf '%s\n  %s\n' "$unknown" 'docs/metrics.md has no such metric' >&2
   status=1
