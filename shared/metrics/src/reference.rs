@@ -164,13 +164,10 @@ fn problem(line: &str, documented: &BTreeMap<&str, Documented<'_>>) -> Option<St
     let Some(metric) = documented.get(name).or(histogram) else {
         return Some("unknown metric".to_owned());
     };
-    let labels = match rest
+    let labels = rest
         .strip_prefix('{')
         .and_then(|rest| rest.rsplit_once('}'))
-    {
-        Some((labels, _)) => labels,
-        None => "",
-    };
+        .map_or("", |(labels, _)| labels);
     let mut found = 0;
     for label in labels.split("\",").filter(|label| !label.is_empty()) {
         let Some((label, value)) = label.split_once("=\"") else {
