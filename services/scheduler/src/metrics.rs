@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Status, StatusReason};
+use agentbox_contracts::pool::{MissReason, PoolUse};
 
 const TRANSITIONS: &str = "agentbox_environment_transitions_total";
 const START_SECONDS: &str = "agentbox_environment_start_seconds";
@@ -15,10 +16,16 @@ const ARCHIVES_ABANDONED: &str = "agentbox_archives_given_up_total";
 const ORPHANS: &str = "agentbox_orphans_removed_total";
 const ROWS_PURGED: &str = "agentbox_rows_purged_total";
 const ROWS_UNREADABLE: &str = "agentbox_rows_unreadable_total";
+const POOL_REQUESTS: &str = "agentbox_pool_requests_total";
+const POOL_BOXES: &str = "agentbox_pool_boxes";
+const POOL_TARGET: &str = "agentbox_pool_target_boxes";
+const POOL_START_FAILURES: &str = "agentbox_pool_start_failures_total";
 
 /// Describes the metrics to the recorder. To be called once, at start.
 pub fn describe() {
-    use metrics::{Unit, describe_counter as counter, describe_histogram as histogram};
+    use metrics::{
+        Unit, describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram,
+    };
     counter!(
         TRANSITIONS,
         "Environments that entered a status, by status and reason"
@@ -56,6 +63,16 @@ pub fn describe() {
     counter!(
         ROWS_UNREADABLE,
         "Rows that a periodic task skipped because it could not read them"
+    );
+    counter!(
+        POOL_REQUESTS,
+        "Environments created of a pool's image, by pool and outcome: hit, or the reason of the miss"
+    );
+    gauge!(POOL_BOXES, "Boxes of a warm pool, by pool and status");
+    gauge!(POOL_TARGET, "Boxes that a warm pool keeps ready, by pool");
+    counter!(
+        POOL_START_FAILURES,
+        "Starts of boxes that a warm pool retries, by pool"
     );
 }
 
@@ -103,4 +120,23 @@ pub fn rows_unreadable(rows: u64) {
 
 pub fn rows_purged(rows: u64) {
     metrics::counter!(ROWS_PURGED).increment(rows);
+}
+
+pub fn pool_requested(pool: &PoolUse) {
+    let outcome = pool.reason.map_or("hit", MissReason::as_str);
+    metrics::counter!(POOL_REQUESTS, "pool" => pool.name.clone(), "outcome" => outcome)
+        .increment(1);
+}
+
+pub fn pool_boxes(pool: &str, status: &'static str, boxes: u32) {
+    metrics::gauge!(POOL_BOXES, "pool" => pool.to_owned(), "status" => status)
+        .set(f64::from(boxes));
+}
+
+pub fn pool_target(pool: &str, target: u32) {
+    metrics::gauge!(POOL_TARGET, "pool" => pool.to_owned()).set(f64::from(target));
+}
+
+pub fn pool_start_failed(pool: &str) {
+    metrics::counter!(POOL_START_FAILURES, "pool" => pool.to_owned()).increment(1);
 }

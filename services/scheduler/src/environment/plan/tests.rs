@@ -19,6 +19,7 @@ fn intent(status: Status) -> Intent {
         grace: Duration::from_secs(10),
         box_removed: false,
         network_policy_pending: false,
+        claim: None,
         last_error: None,
     }
 }
