@@ -268,6 +268,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
 pub fn example_spec(change: impl FnOnce(&mut BoxSpec)) -> BoxSpec {
     let mut spec = BoxSpec {
         id: EnvironmentId::random(),
+        warm: false,
         owner: UserId::random(),
         image: "busybox".to_owned(),
         command: None,
