@@ -72,6 +72,18 @@ pub enum Ending {
     Evicted { message: String },
 }
 
+/// A box that was created warm, and its claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// The main command that its image names, for a claim with `use_entrypoint`; empty: none that can
+    /// be run.
+    pub entrypoint: Vec<String>,
+    /// Identifies the claim; `None`: nobody has claimed the box.
+    pub claim: Option<String>,
+    /// boxd has what the claim gives the box.
+    pub is_configured: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoxState {
     /// The highest generation that `ensure` was given.
@@ -93,6 +105,8 @@ pub struct BoxState {
     /// The network policy in force while it runs.
     #[serde(default)]
     pub policy: Option<NetworkPolicy>,
+    #[serde(default)]
+    pub warm: Option<Warm>,
 }
 
 impl BoxState {
@@ -107,7 +121,13 @@ impl BoxState {
             ending: None,
             network: None,
             policy: None,
+            warm: None,
         }
+    }
+
+    /// Whether it waits for a claim, or for the end of one.
+    pub fn awaits_claim(&self) -> bool {
+        self.warm.as_ref().is_some_and(|warm| !warm.is_configured)
     }
 }
 
