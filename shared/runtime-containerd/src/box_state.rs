@@ -362,6 +362,20 @@ mod tests {
         assert_eq!(store.ids().await.unwrap(), []);
     }
 
+    #[test]
+    fn state_of_an_older_version_awaits_no_claim() {
+        let json = r#"{"generation":1,"created_at":"2026-01-02T03:04:05Z","step":"starting"}"#;
+        let mut state: BoxState = serde_json::from_str(json).unwrap();
+        assert!(!state.awaits_claim());
+        state.warm = Some(Warm::default());
+        assert!(state.awaits_claim());
+        state.warm = Some(Warm {
+            is_configured: true,
+            ..Warm::default()
+        });
+        assert!(!state.awaits_claim());
+    }
+
     #[tokio::test]
     async fn lock_is_exclusive_after_its_file_was_removed() {
         let dir = tempfile::tempdir().unwrap();
