@@ -50,7 +50,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// then its variables and its main command. It keeps its id, token, address and hostname. `address`
     /// is that of the warm box in its last observation as `Running`.
     ///
-    /// Neither starts the box again nor asks the cluster. The caller has matched everything that is
+    /// Neither starts the box again nor asks the cluster; a driver that keeps the generation there alone
+    /// does not compare it. The caller has matched everything that is
     /// fixed when a box is created: image, resources, isolation except the network policy, and where
     /// the cluster enforces network policies, that policy too.
     ///
@@ -98,4 +99,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn watch(&self) -> Result<ChangeStream, RuntimeError>;
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError>;
+
+    /// The digest of the content that a new box of this image would have without a pull; `None` when the
+    /// cluster does not have the image, or its driver cannot know it.
+    async fn image_digest(&self, _image: &str) -> Result<Option<String>, RuntimeError> {
+        Ok(None)
+    }
 }
