@@ -114,7 +114,6 @@ impl Context {
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
-        self.firewall.replace(id, &network, &policy).await?;
         let boxd = SocketAddr::new(network.address.into(), DEFAULT_PORT);
         let connection = async {
             let stream = TcpStream::connect(boxd)
@@ -126,7 +125,12 @@ impl Context {
                 .map_err(|error| io_failure("connect", &error))?;
             Ok(stream)
         };
-        configure_claimed(connection, spec, Some(&entrypoint), self.claim_deadline()).await?;
+        let prepared = async {
+            let replaced = self.firewall.replace(id, &network, &policy).await;
+            replaced.map_err(RuntimeError::from)
+        };
+        let within = self.claim_deadline();
+        configure_claimed(connection, prepared, spec, Some(&entrypoint), within).await?;
         if !was_configured {
             if let Some(warm) = state.warm.as_mut() {
                 warm.is_configured = true;

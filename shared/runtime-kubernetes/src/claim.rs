@@ -94,8 +94,10 @@ impl Context {
 
     async fn configure(&self, spec: &BoxSpec, address: SocketAddr) -> Result<(), RuntimeError> {
         let within = Duration::from_millis(self.config.connect_deadline_ms);
+        let connection = self.dial(&spec.id, address);
+        let prepared = std::future::ready(Ok(()));
         // The commands of images are not known on Kubernetes.
-        configure_claimed(self.dial(&spec.id, address), spec, None, within).await
+        configure_claimed(connection, prepared, spec, None, within).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentbox_box_protocol::client::{ConfigureError, configure};
+use agentbox_box_protocol::client::{ConfigureError, configure, connect};
 use agentbox_box_protocol::proto::ConfigureRequest;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_box_protocol::variables;
@@ -27,14 +27,22 @@ fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
     }
 }
 
-/// Gives a warm boxd the owner, the variables and the main command of `spec`, within the deadline.
-/// `connection` connects to it; `entrypoint` is the main command of its image, if the driver knows it.
+fn unanswered(within: Duration) -> RuntimeError {
+    RuntimeError::Unreachable(format!("its boxd did not answer within {within:?}"))
+}
+
+/// Gives a warm boxd the owner, the variables and the main command of `spec`. `connection` connects to
+/// it; meanwhile `prepared` makes what must be in force before boxd has the command. `entrypoint` is the
+/// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected,
+/// and again that until it answers.
 ///
 /// # Errors
 /// [`RuntimeError::NotClaimable`] when boxd refuses, or the command of the image is unknown or none;
-/// [`RuntimeError::Unreachable`] when boxd does not answer within the deadline; the connection's error.
+/// [`RuntimeError::Unreachable`] when boxd does not answer within the deadline; the error of
+/// `connection` or of `prepared`.
 pub async fn configure_claimed<S: BoxStream>(
     connection: impl Future<Output = Result<S, RuntimeError>>,
+    prepared: impl Future<Output = Result<(), RuntimeError>>,
     spec: &BoxSpec,
     entrypoint: Option<&[String]>,
     within: Duration,
@@ -47,28 +55,33 @@ pub async fn configure_claimed<S: BoxStream>(
     }
     let token = BoxToken::parse(&spec.boxd_token)
         .map_err(|error| RuntimeError::NotClaimable(error.to_string()))?;
-    let request = request(spec, entrypoint);
-    let configured = async {
-        let stream = connection.await?;
-        configure(stream, &token, request)
-            .await
-            .map_err(|error| match error {
-                ConfigureError::Refused(message) => RuntimeError::NotClaimable(message),
-                other => RuntimeError::Unreachable(ErrorChain(&other).to_string()),
-            })
+    let connected = async {
+        let connecting = async {
+            let stream = connection.await?;
+            connect(stream, &token)
+                .await
+                .map_err(|error| RuntimeError::Unreachable(ErrorChain(&error).to_string()))
+        };
+        let in_time = tokio::time::timeout(within, connecting).await;
+        in_time.unwrap_or_else(|_| Err(unanswered(within)))
     };
-    tokio::time::timeout(within, configured)
-        .await
-        .unwrap_or_else(|_| {
-            Err(RuntimeError::Unreachable(format!(
-                "its boxd did not answer within {within:?}"
-            )))
-        })
+    let (client, ()) = tokio::try_join!(connected, prepared)?;
+    let configuring = configure(client, request(spec, entrypoint));
+    match tokio::time::timeout(within, configuring).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(ConfigureError::Refused(message))) => Err(RuntimeError::NotClaimable(message)),
+        Ok(Err(error @ ConfigureError::Unanswered(_))) => {
+            Err(RuntimeError::Unreachable(error.to_string()))
+        }
+        Err(_) => Err(unanswered(within)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
     use crate::conformance::example_spec;
@@ -113,11 +126,30 @@ mod tests {
         let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
         let (ours, _theirs) = tokio::io::duplex(1 << 16);
         let within = Duration::from_millis(20);
-        let outcome = configure_claimed(async { Ok(ours) }, &spec, None, within).await;
+        let ready = async { Ok(()) };
+        let outcome = configure_claimed(async { Ok(ours) }, ready, &spec, None, within).await;
         assert!(
             matches!(outcome, Err(RuntimeError::Unreachable(_))),
             "{outcome:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn failed_preparation_is_reported_and_boxd_gets_nothing() {
+        let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let failed = async { Err(RuntimeError::Unavailable("no rules".to_owned())) };
+        let within = Duration::from_secs(10);
+        let outcome = configure_claimed(async { Ok(ours) }, failed, &spec, None, within).await;
+        assert!(
+            matches!(outcome, Err(RuntimeError::Unavailable(_))),
+            "{outcome:?}"
+        );
+        let mut sent = Vec::new();
+        theirs.read_to_end(&mut sent).await.unwrap();
+        // At most the first message of TLS.
+        let text = String::from_utf8_lossy(&sent);
+        assert!(!text.contains(spec.owner.as_str()), "{text}");
     }
 
     #[tokio::test]
@@ -127,7 +159,9 @@ mod tests {
         for entrypoint in [None, Some(none)] {
             let (ours, _theirs) = tokio::io::duplex(1);
             let within = Duration::from_secs(1);
-            let outcome = configure_claimed(async { Ok(ours) }, &spec, entrypoint, within).await;
+            let ready = async { Ok(()) };
+            let outcome =
+                configure_claimed(async { Ok(ours) }, ready, &spec, entrypoint, within).await;
             assert!(
                 matches!(outcome, Err(RuntimeError::NotClaimable(_))),
                 "{outcome:?}"

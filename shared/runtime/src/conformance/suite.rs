@@ -90,8 +90,8 @@ macro_rules! conformance_tests {
     };
 }
 
-/// Tests of [`conformance_tests`] for claimed boxes: those whose outcome a claim could change. The
-/// subject is [`claiming`](crate::conformance::Subject::claiming).
+/// Tests of [`conformance_tests`](crate::conformance_tests) for claimed boxes: those whose outcome a
+/// claim could change. The subject is [`claiming`](crate::conformance::Subject::claiming).
 #[macro_export]
 macro_rules! claimed_box_tests {
     ($subject:expr) => {
@@ -121,7 +121,7 @@ macro_rules! claimed_box_tests {
     };
 }
 
-/// As [`conformance_tests`], for a cluster with the images of
+/// As [`conformance_tests`](crate::conformance_tests), for a cluster with the images of
 /// [`crate::conformance::accounts::images`].
 #[macro_export]
 macro_rules! account_tests {
@@ -137,7 +137,7 @@ macro_rules! account_tests {
     };
 }
 
-/// As [`conformance_tests`], for boxes on gVisor.
+/// As [`conformance_tests`](crate::conformance_tests), for boxes on gVisor.
 #[macro_export]
 macro_rules! gvisor_tests {
     ($subject:expr) => {
