@@ -112,7 +112,7 @@ pub enum MissReason {
     NodeSelector,
     /// It tolerates taints.
     Tolerations,
-    /// Its main command is the image's.
+    /// Its main command is the image's, which the cluster does not support.
     Entrypoint,
     /// It has another network policy, which the cluster cannot change without a new box.
     NetworkPolicy,

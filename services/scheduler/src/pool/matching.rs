@@ -55,8 +55,6 @@ pub fn mismatch(
         Some(MissReason::NodeSelector)
     } else if !request.tolerations.is_empty() {
         Some(MissReason::Tolerations)
-    } else if request.use_entrypoint {
-        Some(MissReason::Entrypoint)
     } else {
         None
     }
@@ -66,17 +64,24 @@ fn policy(isolation: Option<&Isolation>) -> Option<&NetworkPolicy> {
     isolation?.network_policy.as_ref()
 }
 
-/// Whether a box of `pool` on a cluster with this driver can get the network policy of `request`.
+/// Why a box of `pool` on a cluster with this driver cannot be given what `request` asks for. What is
+/// given by objects of the cluster is fixed there.
 #[must_use]
-pub fn accepts_policy(driver: DriverKind, request: &EnvironmentRequest, pool: &PoolSpec) -> bool {
+pub fn driver_mismatch(
+    driver: DriverKind,
+    request: &EnvironmentRequest,
+    pool: &PoolSpec,
+) -> Option<MissReason> {
     let asked = policy(request.isolation.as_ref());
+    // The boxes of a pool have another owner than those that it would open the box to.
+    let is_internal = asked.is_some_and(|policy| policy.allow_cluster_internal);
     match driver {
-        DriverKind::Containerd => true,
-        // The boxes of a pool have another owner than those that it would open the box to.
-        DriverKind::Kubernetes => {
-            asked == policy(pool.isolation.as_ref())
-                && asked.is_none_or(|policy| !policy.allow_cluster_internal)
+        DriverKind::Containerd => None,
+        DriverKind::Kubernetes if request.use_entrypoint => Some(MissReason::Entrypoint),
+        DriverKind::Kubernetes if is_internal || asked != policy(pool.isolation.as_ref()) => {
+            Some(MissReason::NetworkPolicy)
         }
+        DriverKind::Kubernetes => None,
     }
 }
 
@@ -89,28 +94,26 @@ pub fn claimable_clusters<'a>(
     pool: &PoolSpec,
     clusters: impl IntoIterator<Item = &'a Cluster>,
 ) -> Result<Vec<String>, MissReason> {
-    let (accepting, refusing): (Vec<&Cluster>, Vec<&Cluster>) = clusters
-        .into_iter()
-        .filter(|cluster| {
-            pool.cluster
-                .as_ref()
-                .is_none_or(|name| *name == cluster.name)
-                && cluster.registries.allow(&request.image)
-                && cluster.runtime().is_some()
-                && cluster.capacity.current().is_some()
-        })
-        .partition(|cluster| accepts_policy(cluster.driver, request, pool));
-    if accepting.is_empty() {
-        return Err(if refusing.is_empty() {
-            MissReason::Empty
-        } else {
-            MissReason::NetworkPolicy
-        });
+    let reachable = clusters.into_iter().filter(|cluster| {
+        let is_named = |name: &String| *name == cluster.name;
+        pool.cluster.as_ref().is_none_or(is_named)
+            && cluster.registries.allow(&request.image)
+            && cluster.runtime().is_some()
+            && cluster.capacity.current().is_some()
+    });
+    let mut names = Vec::new();
+    let mut refusal = MissReason::Empty;
+    for cluster in reachable {
+        match driver_mismatch(cluster.driver, request, pool) {
+            None => names.push(cluster.name.clone()),
+            Some(reason) => refusal = reason,
+        }
     }
-    Ok(accepting
-        .into_iter()
-        .map(|cluster| cluster.name.clone())
-        .collect())
+    if names.is_empty() {
+        Err(refusal)
+    } else {
+        Ok(names)
+    }
 }
 
 #[cfg(test)]
