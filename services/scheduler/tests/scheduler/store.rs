@@ -4,6 +4,7 @@ mod activity;
 mod expiry;
 mod policy;
 mod quota;
+mod warm_boxes;
 
 use std::time::Duration;
 

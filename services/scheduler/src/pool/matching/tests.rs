@@ -163,7 +163,7 @@ fn network_policy_is_part_of_the_match_on_kubernetes_only() {
     };
     let with = |isolation: Option<Isolation>| request(move |r| r.isolation = isolation);
     let pool_with = |isolation| pool("python", move |spec| spec.isolation = isolation).spec;
-    let same_command = |mut request: EnvironmentRequest| {
+    let with_entrypoint = |mut request: EnvironmentRequest| {
         request.command = None;
         request.use_entrypoint = true;
         request
@@ -187,7 +187,7 @@ fn network_policy_is_part_of_the_match_on_kubernetes_only() {
             Some(MissReason::NetworkPolicy),
         ),
         (
-            same_command(with(None)),
+            with_entrypoint(with(None)),
             pool_with(None),
             Some(MissReason::Entrypoint),
         ),
