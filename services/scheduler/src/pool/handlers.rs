@@ -1,6 +1,7 @@
 //! The RPCs about pools.
 
 use agentbox_contracts::error::Error;
+use agentbox_contracts::labels::is_dns_label;
 use agentbox_contracts::pool::rpc::{
     DeletePoolRequest, GetPoolRequest, ListPoolsReply, ListPoolsRequest, SetPoolReply,
     SetPoolRequest,
@@ -93,6 +94,9 @@ impl Pools {
     /// # Errors
     /// `NotFound`; `Unavailable` without a database.
     pub async fn get(&self, request: GetPoolRequest) -> Result<Pool, Error> {
+        if !is_dns_label(&request.name) {
+            return Err(not_found());
+        }
         self.store.pool(&request.name).await?.ok_or_else(not_found)
     }
 
@@ -117,6 +121,9 @@ impl Pools {
     /// # Errors
     /// `NotFound`; `Conflict` for a pool of the configuration; `Unavailable` without a database.
     pub async fn delete(&self, request: DeletePoolRequest) -> Result<Empty, Error> {
+        if !is_dns_label(&request.name) {
+            return Err(not_found());
+        }
         let deleted = self
             .store
             .delete_pool(&request.name, PoolSource::Api)
