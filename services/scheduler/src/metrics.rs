@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Status, StatusReason};
+use agentbox_contracts::pool::{MissReason, PoolUse};
 use agentbox_metrics::{Counter, Gauge, GaugeSet, Histogram, Label, NO_LABELS, Unit};
 use agentbox_runtime::Capacity;
 use agentbox_runtime::metrics::{Stage, stage_completed};
@@ -16,6 +17,7 @@ const OWNER: Label = Label::bounded(
     "owner",
     "the id of one of the users who have reserved the most CPU, `other` for the rest",
 );
+const POOL: Label = Label::bounded("pool", "the name of a warm pool");
 const RESOURCE_STATE: Label = Label::one_of("state", &["total", "available"]);
 
 agentbox_metrics::metrics! {
@@ -138,6 +140,39 @@ agentbox_metrics::metrics! {
         [CLUSTER, RESOURCE_STATE],
         "Memory of a cluster in its last answer: all, and what no box has reserved",
     );
+    static POOL_REQUESTS: Counter<2> = Counter::new(
+        "agentbox_pool_requests_total",
+        Unit::Count,
+        [
+            POOL,
+            Label::one_of(
+                "outcome",
+                &[
+                    "hit", "resources", "runtime_class", "security_context", "node_selector", "tolerations",
+                    "entrypoint", "network_policy", "empty", "claim_failed",
+                ],
+            ),
+        ],
+        "Environments created of a pool's image: hit, or the reason of the miss",
+    );
+    static POOL_BOXES: GaugeSet<2> = GaugeSet::new(
+        "agentbox_pool_boxes",
+        Unit::Count,
+        [POOL, Label::one_of("status", &["starting", "ready", "draining"])],
+        "Boxes of a warm pool, on the replica that reconciles the pools",
+    );
+    static POOL_TARGET: GaugeSet<1> = GaugeSet::new(
+        "agentbox_pool_target_boxes",
+        Unit::Count,
+        [POOL],
+        "Boxes that a warm pool keeps ready, on the replica that reconciles the pools",
+    );
+    static POOL_START_FAILURES: Counter<1> = Counter::new(
+        "agentbox_pool_start_failures_total",
+        Unit::Count,
+        [POOL],
+        "Starts of boxes that failed and that a warm pool retries",
+    );
     static ARCHIVES_ABANDONED: Counter = Counter::new(
         "agentbox_archives_given_up_total",
         Unit::Count,
@@ -180,11 +215,18 @@ pub fn admitted(requested: DateTime<Utc>, now: DateTime<Utc>) {
     stage_completed(Stage::Admitted, between(requested, now));
 }
 
-/// Records that an environment runs since `now`, whose box was created from `begun` on, if that is
-/// known.
-pub fn started(requested: DateTime<Utc>, begun: Option<DateTime<Utc>>, now: DateTime<Utc>) {
-    if let Some(begun) = begun {
-        stage_completed(Stage::Queued, between(requested, begun));
+/// Records that an environment runs since `now`: in a warm box that it has claimed, or in a box that was
+/// created from `begun` on, if that is known.
+pub fn started(
+    requested: DateTime<Utc>,
+    is_claimed: bool,
+    begun: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) {
+    match begun {
+        _ if is_claimed => stage_completed(Stage::Claimed, between(requested, now)),
+        Some(begun) => stage_completed(Stage::Queued, between(requested, begun)),
+        None => {}
     }
     stage_completed(Stage::Running, between(requested, now));
 }
@@ -290,6 +332,39 @@ pub fn rows_unreadable(rows: u64) {
 
 pub fn rows_purged(rows: u64) {
     ROWS_PURGED.add(rows, NO_LABELS);
+}
+
+pub fn pool_requested(pool: &PoolUse) {
+    let outcome = pool.reason.map_or("hit", MissReason::as_str);
+    POOL_REQUESTS.add(1, [pool.name.clone(), outcome.to_owned()]);
+}
+
+/// The boxes of one warm pool.
+pub struct PoolSize {
+    pub pool: String,
+    /// By status.
+    pub boxes: [(&'static str, u32); 3],
+    pub target: u32,
+}
+
+/// Reports the boxes of all pools. None: this replica does not reconcile them.
+pub fn pools(sizes: &[PoolSize]) {
+    let boxes = sizes.iter().flat_map(|size| {
+        let series = size.boxes.iter();
+        series.map(move |(status, count)| {
+            let labels = [size.pool.clone(), (*status).to_owned()];
+            (labels, f64::from(*count))
+        })
+    });
+    POOL_BOXES.replace(boxes.collect());
+    let targets = sizes
+        .iter()
+        .map(|size| ([size.pool.clone()], f64::from(size.target)));
+    POOL_TARGET.replace(targets.collect());
+}
+
+pub fn pool_start_failed(pool: &str) {
+    POOL_START_FAILURES.add(1, [pool.to_owned()]);
 }
 
 #[cfg(test)]

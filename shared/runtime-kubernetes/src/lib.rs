@@ -20,7 +20,7 @@
 //! * [`context`] has the configuration, the connections and the caches.
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
 //! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
-//! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
 //! * [`stages`] measures.
 //! * [`driver`] implements the traits.
 //!
@@ -29,6 +29,7 @@
 mod blocked;
 mod box_state;
 mod capacity;
+mod claim;
 mod cluster;
 mod config;
 mod context;

@@ -14,6 +14,7 @@
 
 pub mod address_ranges;
 pub mod bounds;
+mod claim;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;
@@ -32,6 +33,7 @@ mod runtime;
 mod spec;
 pub mod start_failure;
 
+pub use claim::configure_claimed;
 pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};

@@ -17,13 +17,15 @@ pub enum Stage {
     Sandbox,
     /// From the sandbox until boxd answered. On Kubernetes with the pull of the image.
     Started,
-    /// From the request until the environment was running.
+    /// From the request until the environment was running in a warm box that it has claimed.
+    Claimed,
+    /// From the request until the environment was running, in a warm box or not.
     Running,
 }
 
 impl Stage {
     const ALL: &'static [&'static str] = &[
-        "queued", "admitted", "pulled", "sandbox", "started", "running",
+        "queued", "admitted", "pulled", "sandbox", "started", "claimed", "running",
     ];
 
     const fn as_str(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Stage {
             Self::Pulled => "pulled",
             Self::Sandbox => "sandbox",
             Self::Started => "started",
+            Self::Claimed => "claimed",
             Self::Running => "running",
         }
     }
@@ -46,7 +49,8 @@ agentbox_metrics::metrics! {
         "Duration of a stage of a create: queued (from the request until the creation of the box began), \
          admitted (from the request until capacity was reserved), pulled (the pull of the image, if there \
          was one; not measured on Kubernetes), sandbox, started (from the sandbox until boxd answered; on \
-         Kubernetes with the pull), running (from the request until the environment ran)",
+         Kubernetes with the pull), claimed (from the request until the environment ran in a warm box), running \
+         (from the request until the environment ran, in a warm box or not)",
     );
 }
 
@@ -71,8 +75,8 @@ mod tests {
 
     #[test]
     fn every_stage_is_a_value_of_the_label() {
-        use Stage::{Admitted, Pulled, Queued, Running, Sandbox, Started};
-        let stages = [Queued, Admitted, Pulled, Sandbox, Started, Running];
+        use Stage::{Admitted, Claimed, Pulled, Queued, Running, Sandbox, Started};
+        let stages = [Queued, Admitted, Pulled, Sandbox, Started, Claimed, Running];
         assert_eq!(stages.map(Stage::as_str), Stage::ALL);
     }
 }

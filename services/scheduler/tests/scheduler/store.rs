@@ -5,6 +5,7 @@ mod expiry;
 mod policy;
 mod quota;
 mod statistics;
+mod warm_boxes;
 
 use std::time::Duration;
 
